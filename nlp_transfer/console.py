@@ -1,0 +1,84 @@
+"""What a user sees while something runs: lines, tables and progress, from the main process alone.
+
+Everything goes to standard error, so that standard output holds results and can be piped.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(*lines: str) -> None:
+    """Prints lines; one that starts with `warning:` stands out."""
+    if is_main():
+        for line in lines:
+            console.print(line, style="yellow" if line.startswith("warning:") else None, markup=False)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    if not is_main():
+        return
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console.print(table)
+
+
+def show_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """One row a metric, one column a split."""
+    splits = list(metrics)
+    names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
+    show_table("metrics", ["", *splits], [[name, *(metrics[split].get(name, "") for split in splits)] for name in names])
+
+
+class Steps:
+    """Progress over a known number of steps, with loss, rate and time left; a line now and then where there is no
+    terminal."""
+
+    EVERY = 30.0  # seconds between two lines without a terminal
+
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
+        self.title, self.total, self.done = title, total, done
+        self.started, self.done_before = time.monotonic(), done
+        self.spoken = self.started
+        self.bar = None
+        if is_main() and console.is_terminal:
+            self.bar = Progress(
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"), console=console, transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(title, total=total, completed=done, note="")
+
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        self.done += steps
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, note=note)
+        elif now - self.spoken >= self.EVERY:
+            self.spoken = now
+            rate = (self.done - self.done_before) / (now - self.started)
+            left = (self.total - self.done) / max(rate, 1e-9)
+            say(f"{self.title}: {self.done}/{self.total}, {left / 60:.1f} minutes left{', ' if note else ''}{note}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

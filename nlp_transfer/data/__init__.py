@@ -1,0 +1,1 @@
+"""Checked, named splits -> tokens -> windows of batches."""

@@ -1,0 +1,164 @@
+"""Named splits: read, checked together, and made where they are not given.
+
+A split made here is stratified and seeded, and rows with the same input (or of the same group) never stand in two.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from nlp_transfer.config import DataConfig
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources import read_rows
+from nlp_transfer.sources.rows import Rows
+
+
+class Readable(Protocol):
+    """What reading needs to know of a task."""
+
+    def columns(self) -> list[str]: ...
+    def check(self, rows: Rows, problems: Problems) -> None: ...
+    def keys(self, rows: Rows) -> list[str]: ...
+    def strata(self, rows: Rows) -> np.ndarray: ...
+
+
+TaskType = TypeVar("TaskType", bound=Readable)
+
+
+@dataclass
+class Splits:
+    """`train` and, where there are such, `validation` and `test`; `notes` are for the user, none of them fatal."""
+
+    rows: dict[str, Rows]
+    notes: list[str] = field(default_factory=list)
+
+    def provenance(self) -> dict[str, str]:
+        """Path to sha256 of every file that was read, and `hub:` source to revision."""
+        found: dict[str, str] = {}
+        for rows in self.rows.values():
+            found |= rows.hashes
+            if rows.revision:
+                found[f"hub:{rows.files[0]}"] = rows.revision
+        return found
+
+
+def read_splits(
+    data: DataConfig, task: TaskType, fit: Callable[[Rows, Problems], TaskType], seed: int
+) -> tuple[Splits, TaskType]:
+    """Every split of a run, checked, and the task with what it learned from train (its labels).
+
+    Args:
+        fit: learns from train what the other splits are checked against.
+
+    Raises:
+        UserError: anything is wrong with any of the splits; all problems are listed together.
+    """
+    if data.train is None:
+        raise UserError("data.train: is required and was not given")
+    problems = Problems("data")
+    given: dict[str, Rows] = {}
+    for role in ("train", "validation", "test"):
+        source = getattr(data, role)
+        if source is not None:
+            try:
+                given[role] = read_rows(source, role, data, [*task.columns(), *filter(None, [data.group])])
+            except UserError as error:
+                problems.extend(line.removeprefix("  - ") for line in str(error).splitlines())
+    if "train" in given:
+        task = fit(given["train"], problems)
+    for rows in given.values():
+        task.check(rows, problems)
+    problems.raise_if_any()
+    splits = Splits(given)
+    keys = {role: task.keys(rows) for role, rows in given.items()}
+    splits.notes += describe_repeats(keys)
+    for role, share in (("test", data.test_share), ("validation", data.validation_share)):
+        if role in given or share == 0:
+            continue
+        train = splits.rows["train"]
+        rest, part = split_off(train, share, task.strata(train), task.keys(train), data.group, seed)
+        if len(part) == 0:
+            raise UserError(
+                f"data.{role}_share: {share} of {len(train)} rows leaves no row for {role}; allowed: a larger share, 0, or a "
+                f"file as data.{role}"
+            )
+        splits.rows |= {"train": train.select(rest), role: train.select(part)}
+        splits.notes.append(f"{role}: {len(part)} rows set aside from train (stratified, seed {seed})")
+    return splits, task
+
+
+def describe_repeats(keys: dict[str, list[str]]) -> list[str]:
+    """Notes on inputs that stand twice in a split, and warnings on inputs that stand in two given splits."""
+    notes = []
+    for role, texts in keys.items():
+        repeated = len(texts) - len(set(texts))
+        if repeated:
+            notes.append(f"{role}: {repeated} of {len(texts)} rows repeat the input of another row")
+    roles = list(keys)
+    for i, first in enumerate(roles):
+        for second in roles[i + 1 :]:
+            known = set(keys[first])
+            leaked = sum(text in known for text in keys[second])
+            if leaked:
+                notes.append(
+                    f"warning: {leaked} of {len(keys[second])} rows of {second} have an input that also stands in {first}; "
+                    f"figures on {second} will be too good"
+                )
+    return notes
+
+
+def split_off(
+    rows: Rows, share: float, strata: np.ndarray, keys: Sequence[str], group: str | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (int64, ascending) of the rows that stay and of the rows set aside.
+
+    Whole units are moved: rows with the same key or the same value in column `group` belong to one unit. In each stratum
+    units are taken in random order while that brings the stratum nearer to `share`; a stratum's last unit stays.
+
+    Args:
+        strata: int array of shape (rows,), the class of each row for stratification.
+    """
+    unit_of = _units(keys, rows.columns[group] if group else None)
+    members: dict[int, list[int]] = {}
+    for row, unit in enumerate(unit_of):
+        members.setdefault(int(unit), []).append(row)
+    by_stratum: dict[int, list[list[int]]] = {}
+    for unit_rows in members.values():
+        stratum = Counter(strata[unit_rows].tolist()).most_common(1)[0][0]
+        by_stratum.setdefault(stratum, []).append(unit_rows)
+    generator = np.random.default_rng(seed)
+    taken: list[int] = []
+    owed = 0.0  # what rounding left over is carried on, so that many tiny classes together still give their share
+    for stratum in sorted(by_stratum):
+        units = by_stratum[stratum]
+        size = sum(map(len, units))
+        aim = size * share + owed
+        got = 0
+        for position in generator.permutation(len(units))[:-1]:
+            unit_rows = units[position]
+            if abs(got + len(unit_rows) - aim) < abs(got - aim):
+                taken += unit_rows
+                got += len(unit_rows)
+        owed = aim - got
+    aside = np.sort(np.array(taken, dtype=np.int64))
+    return np.setdiff1d(np.arange(len(rows)), aside), aside
+
+
+def _units(keys: Sequence[str], groups: Sequence[object] | None) -> np.ndarray:
+    """A number for each row, equal where rows must stay together (connected through key or group)."""
+    # Numbered by first appearance: Python's hashes differ from process to process, and a split must not.
+    numbers: dict[str, int] = {}
+    by_key = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+    if groups is None:
+        return by_key
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    _, by_group = np.unique([str(value) for value in groups], return_inverse=True)
+    size = by_key.max() + 1 + by_group.max() + 1
+    links = coo_matrix((np.ones(len(keys)), (by_key, by_key.max() + 1 + by_group)), shape=(size, size))
+    _, component = connected_components(links, directed=False)
+    return np.asarray(component)[by_key]

@@ -1,0 +1,106 @@
+"""Optimiser windows: which rows one optimiser step sees, over all processes, and how they are cut.
+
+The plan of an epoch depends on the seed and the epoch alone. Where a run stands is therefore two integers, epoch and
+window, and going on from there costs the same at step 10 and at step 10 million. A window is planned whole and only then
+cut by process and micro-batch, so 1 x 32, 4 x 8 and 2 processes x 16 see the same rows in the same step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+BUCKET = 50  # windows whose rows are sorted by length together: little padding, and still well mixed
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Row indices for one process. With `counted` false the rows only keep the processes in step: their loss is zero."""
+
+    rows: np.ndarray
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """How the rows of a split become optimiser windows.
+
+    `lengths` is int64 of shape (rows,); `batch_size` counts rows a process and micro-batch, `batch_tokens` (which beats
+    it) padded tokens.
+    """
+
+    lengths: np.ndarray
+    batch_size: int
+    accumulation: int = 1
+    processes: int = 1
+    batch_tokens: int | None = None
+    seed: int = 0
+
+    def windows(self, epoch: int) -> list[np.ndarray]:
+        """Row indices (int64) of each window of an epoch; every row stands in exactly one. The last window may be short."""
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(len(self.lengths))
+        share = self.accumulation * self.processes
+        if self.batch_tokens is None:
+            size = self.batch_size * share
+            windows = [
+                chunk
+                for start in range(0, len(order), size * BUCKET)
+                for chunk in _chunks(self._sorted(order[start : start + size * BUCKET]), size)
+            ]
+        else:
+            windows = []
+            rows_a_bucket = max(1, int(self.batch_tokens * share * BUCKET / max(1.0, float(self.lengths.mean()))))
+            for start in range(0, len(order), rows_a_bucket):
+                windows += self._by_tokens(self._sorted(order[start : start + rows_a_bucket]), self.batch_tokens * share)
+        # A short window stays last: in the middle of an epoch its larger steps would depend on the shuffle.
+        short = [windows.pop()] if len(windows) > 1 and len(windows[-1]) < len(windows[0]) else []
+        return [windows[i] for i in generator.permutation(len(windows))] + short
+
+    def _sorted(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(self.lengths[rows], kind="stable")]
+
+    def _by_tokens(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
+        """Rows sorted by length, cut where the longest times the number of rows would pass the budget."""
+        windows, start = [], 0
+        for end in range(1, len(rows) + 1):
+            if end == len(rows) or int(self.lengths[rows[end]]) * (end + 1 - start) > budget:
+                windows.append(rows[start:end])
+                start = end
+        return windows
+
+    def steps(self, epochs: float) -> int:
+        """Optimiser steps in `epochs`, at least one; a fraction of an epoch is rounded up to whole windows."""
+        whole = int(epochs)
+        total = sum(len(self.windows(epoch)) for epoch in range(whole)) if self.batch_tokens else whole * self._fixed()
+        if epochs > whole:
+            total += int(np.ceil((epochs - whole) * len(self.windows(whole))))
+        return max(1, total)
+
+    def _fixed(self) -> int:
+        size = self.batch_size * self.accumulation * self.processes
+        return -(-len(self.lengths) // size)
+
+    def cut(self, window: np.ndarray, process: int) -> list[MicroBatch]:
+        """The micro-batches of one process; every process gets the same number, so that none waits for another."""
+        share = self.accumulation * self.processes
+        parts = [window[i::share] for i in range(min(share, -(-len(window) // self.processes) * self.processes))]
+        mine = parts[process :: self.processes]
+        return [MicroBatch(part) if len(part) else MicroBatch(window[:1], counted=False) for part in mine]
+
+    def from_window(self, epoch: int, window: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(epoch, window, rows) from a position on, epoch after epoch, without end."""
+        while True:
+            windows = self.windows(epoch)
+            for index in range(window, len(windows)):
+                yield epoch, index, windows[index]
+            epoch, window = epoch + 1, 0
+
+
+def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def inference_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Row indices in batches of similar length, the longest first: what would not fit in memory shows at once."""
+    return _chunks(np.argsort(-lengths, kind="stable"), batch_size)

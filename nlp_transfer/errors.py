@@ -1,0 +1,55 @@
+"""What goes wrong on the user's side: one error type, and a list that collects problems so that all are shown at once."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+SHOWN = 20
+
+
+class UserError(ValueError):
+    """Something the user can put right: a setting, a file, a row.
+
+    The message says what was found, where, what is allowed and what to do. The command line prints it without a
+    traceback and ends with exit status 2.
+    """
+
+
+class Problems:
+    """Collects messages; `raise_if_any` shows the first twenty and counts the rest.
+
+    Counting goes on after twenty, storing does not: ten million broken rows cost no memory.
+    """
+
+    def __init__(self, heading: str = "") -> None:
+        self.heading = heading
+        self.messages: list[str] = []
+        self.count = 0
+
+    def add(self, message: str) -> None:
+        self.count += 1
+        if len(self.messages) < SHOWN:
+            self.messages.append(message)
+
+    def extend(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            self.add(message)
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.heading}: {self.count} problem{'s' if self.count > 1 else ''}"] if self.heading else []
+        lines += [f"  - {message}" for message in self.messages]
+        if self.count > len(self.messages):
+            lines.append(f"  ... and {self.count - len(self.messages)} more")
+        return "\n".join(lines)
+
+    def raise_if_any(self) -> None:
+        if self:
+            raise UserError(str(self))
+
+
+def did_you_mean(word: object, known: Sequence[str]) -> str:
+    """A suggestion such as ` (did you mean 'lora'?)`, or nothing when no known word is near."""
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""

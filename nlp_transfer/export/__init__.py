@@ -1,0 +1,1 @@
+"""Save, model card, and loading what was saved."""

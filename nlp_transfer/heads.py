@@ -1,0 +1,110 @@
+"""A deeper classification head on any encoder, as a model type of its own.
+
+No family has a place for such a head. Saved under a family's class it would load without a word, with random weights;
+under a model type of its own, plain transformers refuses it by name, and `import nlp_transfer` makes the Auto classes and
+`pipeline` know it.
+"""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from nlp_transfer.config import Count, Settings, Share
+from nlp_transfer.head_type import MODEL_TYPE
+
+
+class HeadConfig(Settings):
+    """A head of the toolkit's own: pooling, hidden layers with GELU and dropout, and the output layer."""
+
+    hidden: Annotated[list[Count], Field(max_length=8)] = []
+    """Sizes of the hidden layers; none: a single linear layer."""
+    dropout: Share = 0.1
+    """Dropout before each linear layer."""
+    pooling: Literal["cls", "mean", "max"] = "mean"
+    """How token vectors become one: the first token's, or the mean or maximum over real tokens."""
+
+
+class EncoderHeadConfig(PretrainedConfig):
+    """The encoder's configuration as a dict, and the shape of the head."""
+
+    model_type = MODEL_TYPE
+
+    encoder: dict[str, Any] | None = None
+    pooling: str = "mean"
+    hidden: list[int] | None = None
+    head_dropout: float = 0.1
+
+    def __init__(self, **kwargs: Any) -> None:
+        # With encoder=None this is the empty configuration that transformers builds to find defaults.
+        own = {name: kwargs.pop(name, getattr(type(self), name)) for name in ("encoder", "pooling", "hidden", "head_dropout")}
+        super().__init__(**kwargs)
+        for name, value in own.items():
+            setattr(self, name, value)
+
+    def encoder_config(self) -> PretrainedConfig:
+        fields = dict(self.encoder or {})
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
+    """Token states (rows, tokens, width) to one vector a row (rows, width); `mask` is 1 where a token is real."""
+    if how == "cls":
+        return states[:, 0]
+    real = mask[..., None].to(states.dtype)
+    if how == "mean":
+        return (states * real).sum(1) / real.sum(1).clamp(min=1)
+    return states.masked_fill(real == 0, torch.finfo(states.dtype).min).amax(1)
+
+
+class EncoderHeadForSequenceClassification(PreTrainedModel):
+    """Encoder -> pooling -> hidden layers -> logits of shape (rows, labels)."""
+
+    config_class = EncoderHeadConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: EncoderHeadConfig) -> None:
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder_config())
+        sizes = [self.encoder.config.hidden_size, *(config.hidden or []), config.num_labels]
+        layers: list[nn.Module] = []
+        for i, (width, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            layers += [nn.GELU()] if i else []
+            layers += [nn.Dropout(config.head_dropout), nn.Linear(width, after)]
+        self.classifier = nn.Sequential(*layers)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **inputs: Any
+    ) -> SequenceClassifierOutput:
+        """Logits for token ids of shape (rows, tokens). Losses are the task's business, so labels are not taken."""
+        inputs.pop("return_dict", None)
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        mask = attention_mask if attention_mask is not None else torch.ones(states.shape[:2], device=states.device)
+        return SequenceClassifierOutput(logits=self.classifier(pool(states, mask, self.config.pooling)))
+
+
+def attach_head(encoder: PreTrainedModel, head: HeadConfig, **overrides: Any) -> EncoderHeadForSequenceClassification:
+    """A new head on a loaded encoder; `overrides` (`id2label`, `problem_type` ...) go into the configuration."""
+    fields = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}  # a local path
+    config = EncoderHeadConfig(
+        encoder=fields, pooling=head.pooling, hidden=list(head.hidden), head_dropout=head.dropout,
+        pad_token_id=getattr(encoder.config, "pad_token_id", None), **overrides,
+    )  # fmt: skip
+    model = EncoderHeadForSequenceClassification(config)
+    model.encoder = encoder
+    model.new_parameters = frozenset(  # type: ignore[assignment]
+        {name for name, _ in model.named_parameters() if name.startswith("classifier.")}
+        | {f"encoder.{name}" for name in getattr(encoder, "new_parameters", ())}
+    )
+    return model

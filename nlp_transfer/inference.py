@@ -1,0 +1,207 @@
+"""Answers for whole splits, for lists of texts and for files of any size; batches are sorted by length."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_transfer.config import DataConfig
+from nlp_transfer.console import Steps
+from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.windows import inference_batches
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources import check_columns
+from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.sources.tables import Batch, read_table
+from nlp_transfer.tasks import Arrays, Task
+
+WINDOW = 2048  # rows that are read, sorted by length and answered together when a file is streamed
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context in which a model of fp32 weights computes in `precision`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def answer(
+    model: nn.Module,
+    task: Task,
+    table: TokenTable,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    part: tuple[int, int] = (0, 1),
+    progress: Steps | None = None,
+) -> tuple[Arrays, np.ndarray, dict[str, float]]:
+    """Answers for the rows of a table, with the row indices they belong to and the summed plain losses.
+
+    Args:
+        part: (process, processes); a process answers every n-th batch, so that each row is answered exactly once.
+
+    Returns:
+        Answers by name, in the order of the int64 row indices; losses are sums by term, empty where rows have no targets.
+    """
+    device = next(model.parameters()).device
+    batches = inference_batches(table.lengths, batch_size)[part[0] :: part[1]]
+    answers: list[Arrays] = []
+    sums: dict[str, float] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for indices in batches:
+                batch = {name: tensor.to(device) for name, tensor in table.batch(indices).items()}
+                with autocast(device, precision):
+                    outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+                answers.append(task.predict(outputs))
+                if "labels" in batch:
+                    for name, value in task.loss(outputs, batch).items():
+                        sums[name] = sums.get(name, 0.0) + float(value)
+                if progress is not None:
+                    progress.advance()
+    finally:
+        model.train(was_training)
+    rows = np.concatenate([*batches, np.zeros(0, np.int64)])
+    merged = {name: np.concatenate([part[name] for part in answers]) for name in (answers[0] if answers else {})}
+    return merged, rows, sums
+
+
+def gather(parts: list[tuple[Arrays, np.ndarray, dict[str, float]]], rows: int) -> tuple[Arrays, dict[str, float]]:
+    """What the processes answered, in row order.
+
+    Every row must have been answered exactly once: metrics over padded or lost rows would be wrong without a sign.
+    """
+    indices = np.concatenate([part[1] for part in parts])
+    assert len(indices) == rows and len(np.unique(indices)) == rows, f"{len(indices)} answers for {rows} rows"
+    order = np.argsort(indices)
+    filled = [part for part in parts if part[0]]
+    answers = {name: np.concatenate([part[0][name] for part in filled])[order] for name in filled[0][0]}
+    sums: dict[str, float] = {}
+    for _, _, losses in parts:
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return answers, sums
+
+
+def score(
+    model: nn.Module, task: Task, table: TokenTable, accelerator: Any, batch_size: int = 32, precision: str = "fp32"
+) -> tuple[dict[str, float], Arrays]:
+    """Metrics over a whole table, `loss` among them, and its answers; the same in every process."""
+    from accelerate.utils import gather_object
+
+    progress = None
+    if accelerator.is_main_process:
+        progress = Steps("evaluating", -(-len(table) // batch_size) // accelerator.num_processes or 1)
+    part = (accelerator.process_index, accelerator.num_processes)
+    try:
+        own = answer(model, task, table, batch_size, precision, part, progress)
+    finally:
+        if progress is not None:
+            progress.close()
+    answers, sums = gather(gather_object([own]) if accelerator.num_processes > 1 else [own], len(table))
+    targets = dict(table.dense)
+    metrics = task.metrics(answers, targets)
+    counts = task.counts({name: torch.from_numpy(values) for name, values in targets.items()})
+    metrics["loss"] = sum(value / counts[name] for name, value in sums.items())
+    return metrics, answers
+
+
+class Predictor:
+    """A saved model ready to answer. Made by `load_predictor`.
+
+    >>> predictor = load_predictor("runs/reviews")            # doctest: +SKIP
+    >>> predictor(["a gem", "two hours I want back"])         # doctest: +SKIP
+    [{'prediction': 'positive', 'probability': 0.98}, {'prediction': 'negative', 'probability': 0.97}]
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        batch_size: int = 32,
+        precision: str = "fp32",
+    ) -> None:
+        self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
+        self.batch_size, self.precision = batch_size, precision
+
+    def __call__(self, texts: Iterable[str | tuple[str, str]], probabilities: bool = False) -> list[dict[str, Any]]:
+        """An answer a text (or a pair of texts), in order.
+
+        Raises:
+            UserError: a text is empty or no text, or pairs are wanted and single texts are given.
+        """
+        names = self.task.input_columns()
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        for i, row in enumerate(rows):
+            if len(row) != len(names):
+                raise UserError(f"item {i}: found {len(row)} text(s); this model takes {len(names)} ({', '.join(names)})")
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        if not rows:
+            return []
+        described = self.answer_columns(from_columns(columns, "texts"), probabilities)
+        return [dict(zip(described, values, strict=True)) for values in zip(*described.values(), strict=True)]
+
+    def answer_columns(self, rows: Rows, probabilities: bool = False) -> dict[str, list[Any]]:
+        """Answers as columns of text and numbers, in row order."""
+        return self.task.describe(self._answer(rows, targets=False)[0], probabilities)
+
+    def answer_targets(self, rows: Rows) -> tuple[Arrays, Arrays]:
+        """Answers, and what they should be, in row order."""
+        answers, table = self._answer(rows, targets=True)
+        return answers, dict(table.dense)
+
+    def _answer(self, rows: Rows, targets: bool) -> tuple[Arrays, TokenTable]:
+        problems = Problems()
+        self.task.check(rows, problems, targets)
+        problems.raise_if_any()
+        fill = self.task.fill(self.tokenizer)
+        table = encode_rows(rows, lambda columns: self.task.encode(columns, self.tokenizer, targets), fill)
+        own = answer(self.model, self.task, table, self.batch_size, self.precision)
+        return gather([own], len(rows))[0], table
+
+    def predict_batches(self, path: Path, data: DataConfig, probabilities: bool = False) -> Iterator[dict[str, list[Any]]]:
+        """The file's rows in windows, each with its answers as further columns. Memory does not grow with the file.
+
+        Raises:
+            UserError: a row cannot be answered, or the file already has a column of that name.
+        """
+        for batch in read_table(path, data, WINDOW):
+            described = self.answer_columns(self._rows(batch, path, self.task.input_columns()), probabilities)
+            if clash := [name for name in described if name in batch.columns]:
+                raise UserError(f"{path}: has a column {clash[0]!r} already, which the answer would overwrite; rename it")
+            yield batch.columns | described
+
+    def evaluate_file(self, path: Path, data: DataConfig, part: tuple[int, int] = (0, 1)) -> tuple[Arrays, Arrays, np.ndarray]:
+        """Answers, targets and row numbers (from 0) for this process's share of a file's windows."""
+        answers: list[Arrays] = []
+        targets: list[Arrays] = []
+        numbers: list[np.ndarray] = []
+        problems = Problems(str(path))
+        seen = 0
+        for i, batch in enumerate(read_table(path, data, WINDOW)):
+            rows = self._rows(batch, path, self.task.columns())
+            self.task.check(rows, problems)
+            if i % part[1] == part[0] and not problems:
+                found, wanted = self.answer_targets(rows)
+                answers.append(found)
+                targets.append(wanted)
+                numbers.append(seen + np.arange(len(rows)))
+            seen += len(rows)
+        problems.raise_if_any()
+        join = [_concatenate(parts) for parts in (answers, targets)]
+        return join[0], join[1], np.concatenate([*numbers, np.zeros(0, np.int64)])
+
+    def _rows(self, batch: Batch, path: Path, wanted: list[str]) -> Rows:
+        check_columns(list(batch.columns), wanted, str(path))
+        return from_columns({name: batch.columns[name] for name in wanted}, str(path), batch.first)
+
+
+def _concatenate(parts: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}

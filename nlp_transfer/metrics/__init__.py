@@ -1,0 +1,206 @@
+"""Metrics that come with the package: computed locally, with nothing to download.
+
+`compute_label_metrics` and `compute_regression_metrics` take the arrays of a whole split. `load` and `label_metrics`
+give `evaluate.Metric` objects to use with other code. Importing this package imports none of the libraries behind it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import tempfile
+import uuid
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import evaluate
+    import numpy as np
+
+__all__ = [
+    "compute_label_metrics",
+    "compute_regression_metrics",
+    "higher_is_better",
+    "label_metrics",
+    "load",
+    "load_hub_metric",
+    "names",
+]
+
+_CLASSES = {
+    "accuracy": ("classification", "Accuracy"),
+    "precision": ("classification", "Precision"),
+    "recall": ("classification", "Recall"),
+    "f1": ("classification", "F1"),
+    "mcc": ("classification", "MatthewsCorrelation"),
+    "auc": ("classification", "RocAuc"),
+    "pearson": ("regression", "Pearson"),
+    "spearman": ("regression", "Spearman"),
+    "mse": ("regression", "MeanSquaredError"),
+}
+_MULTILABEL = ("accuracy", "precision", "recall", "f1")
+_SINGLE_LABEL = (*_MULTILABEL, "mcc")
+_REGRESSION = ("pearson", "spearman", "mse")
+
+_HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "precision_micro": True,
+    "precision_macro": True,
+    "precision_weighted": True,
+    "recall_micro": True,
+    "recall_macro": True,
+    "recall_weighted": True,
+    "f1_micro": True,
+    "f1_macro": True,
+    "f1_weighted": True,
+    "mcc": True,
+    "auc": True,
+    "pearson": True,
+    "spearman": True,
+    "mse": False,
+    "loss": False,
+}
+
+
+def names() -> list[str]:
+    """The names that `load` knows, sorted."""
+    return sorted(_CLASSES)
+
+
+def load(name: str, config_name: str | None = None) -> evaluate.Metric:
+    """A metric of this package, which keeps its rows in memory and shares nothing with other instances.
+
+    `evaluate` creates an empty directory for it in its own cache.
+
+    Args:
+        name: one of `names()`.
+        config_name: `"multilabel"` for labels given as rows of 0 and 1; None for one label per row, and for numbers.
+
+    Raises:
+        ValueError: the name is not known, or the metric has no such config; the message lists the known ones.
+    """
+    return _load(name, config_name, cache_dir=None)
+
+
+def label_metrics(multilabel: bool) -> evaluate.CombinedEvaluations:
+    """All metrics that compare labels with labels, combined into one object with `add_batch` and `compute`.
+
+    `auc` is not among them, because it compares scores with labels; `mcc` is among them for a single label only.
+    """
+    import evaluate
+
+    config_name = "multilabel" if multilabel else None
+    return evaluate.combine([load(name, config_name) for name in (_MULTILABEL if multilabel else _SINGLE_LABEL)])
+
+
+def compute_label_metrics(
+    predictions: np.ndarray, references: np.ndarray, scores: np.ndarray | None = None, multilabel: bool = False
+) -> dict[str, float]:
+    """All classification metrics of a whole split.
+
+    Args:
+        predictions: integers of shape `(rows,)`, the label ids; multi-label: 0 or 1, shape `(rows, num_labels)`.
+        references: as `predictions`.
+        scores: floats of shape `(rows, num_labels)`, one for each label id, the higher the more likely (probabilities
+            or logits). For two labels also `(rows,)`, the score of id 1. Without scores there is no `auc`.
+        multilabel: whether a row can have any number of labels.
+
+    Returns:
+        The value of each key that `accuracy`, `precision`, `recall`, `f1`, `mcc` (single label only) and `auc` have.
+        An undefined value is left out: `auc` when the references have one label only, or when a score is not finite.
+
+    Raises:
+        ValueError: no rows, a wrong shape or dtype, or a label id out of range.
+
+    See `nlp_transfer.metrics.classification` for the averages.
+    """
+    config_name = "multilabel" if multilabel else None
+    values = _compute(
+        _MULTILABEL if multilabel else _SINGLE_LABEL, config_name, predictions=predictions, references=references
+    )
+    if scores is not None:
+        values |= _compute(["auc"], config_name, prediction_scores=scores, references=references)
+    return values
+
+
+def compute_regression_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """All regression metrics of a whole split.
+
+    Args:
+        predictions: numbers of shape `(rows,)`.
+        references: numbers of shape `(rows,)`.
+
+    Returns:
+        `pearson` and `spearman` (-1 to 1) and `mse` (0 and above). An undefined value is left out: the correlation with
+        a constant, and everything when an input is not finite.
+
+    Raises:
+        ValueError: no rows, or a wrong shape.
+    """
+    return _compute(_REGRESSION, None, predictions=predictions, references=references)
+
+
+def load_hub_metric(name: str, *, allow_foreign_code: bool) -> evaluate.EvaluationModule:
+    """A metric from the Hugging Face Hub. Needs the network, and runs Python code that is not part of this package.
+
+    Args:
+        name: what `evaluate.load` takes, such as `"rouge"` or `"user/metric"`.
+        allow_foreign_code: whether that code may be downloaded and run.
+
+    Raises:
+        ValueError: `allow_foreign_code` is False.
+    """
+    if not allow_foreign_code:
+        raise ValueError(
+            f"metric {name!r} was asked for from the Hugging Face Hub; a hub metric is Python code written by others, "
+            "which is downloaded and run on this machine. Read that code first; if you trust it, allow it with "
+            f"allow_foreign_code=True. Metrics that need no such permission: {', '.join(names())}"
+        )
+    import evaluate
+
+    return evaluate.load(name)
+
+
+def higher_is_better(key: str) -> bool:
+    """Whether a higher value of `key` means a better model. Knows the keys of all metrics, and `loss`.
+
+    Raises:
+        ValueError: the key is not known; the message lists the known ones.
+    """
+    if key not in _HIGHER_IS_BETTER:
+        raise ValueError(_unknown("metric key", key, _HIGHER_IS_BETTER))
+    return _HIGHER_IS_BETTER[key]
+
+
+def _load(name: str, config_name: str | None, cache_dir: str | None) -> evaluate.Metric:
+    if name not in _CLASSES:
+        raise ValueError(_unknown("metric", name, names()))
+    module, class_name = _CLASSES[name]
+    metric_class = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
+    return metric_class(
+        config_name=config_name,
+        keep_in_memory=True,
+        cache_dir=cache_dir,
+        experiment_id=f"{name}-{uuid.uuid4().hex}",
+    )
+
+
+def _compute(metric_names: Iterable[str], config_name: str | None, **inputs: Any) -> dict[str, float]:
+    """The defined values of several metrics.
+
+    `Metric._compute` is called in place of `Metric.compute`, which copies the inputs into an Arrow table value by value
+    in Python. That table serves rows that arrive in batches or from several processes; here the arrays are complete.
+    """
+    values: dict[str, float] = {}
+    # A metric creates its cache directory even when it keeps everything in memory.
+    with tempfile.TemporaryDirectory() as cache_dir:
+        for name in metric_names:
+            values |= _load(name, config_name, cache_dir)._compute(**inputs)
+    return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def _unknown(what: str, word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"there is no {what} {word!r}{hint}; known: {', '.join(known)}"

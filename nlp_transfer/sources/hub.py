@@ -1,0 +1,60 @@
+"""Data sets on the hub, through `datasets`. Only named here, so that local runs never import it."""
+
+import re
+from typing import Any
+
+from nlp_transfer.errors import UserError, did_you_mean
+from nlp_transfer.sources.rows import Rows, from_columns
+
+
+def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[str]) -> Rows:
+    """The `wanted` columns of a split; the split is the role's (train, validation, test) unless the source names one.
+
+    Class ids of a `ClassLabel` column become their names, so that labels read the same wherever they come from.
+
+    Raises:
+        UserError: the data set, the configuration, the split or a column is not there, or the hub cannot be reached.
+    """
+    import datasets
+
+    split = match["split"] or role
+    try:
+        data = datasets.load_dataset(match["id"], match["config"], split=split, revision=match["revision"])
+    except Exception as error:  # the hub, the network, the parser and the data set itself each have their own
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"data.{role}: cannot load {source!r} (split {split!r}): {first}; allowed: a file or folder that exists, or a "
+            "hub id as ORG/NAME, ORG/NAME:CONFIG or ORG/NAME:CONFIG#SPLIT"
+        ) from error
+    missing = [name for name in wanted if name not in data.column_names]
+    if missing:
+        known = data.column_names
+        raise UserError(
+            f"data.{role}: {source} has no column {missing[0]!r}{did_you_mean(missing[0], known)}; found: {', '.join(known)}"
+        )
+    columns = name_classes({name: list(data[name]) for name in wanted}, data.features)
+    rows = from_columns(columns, source)
+    return Rows(rows.columns, rows.files, rows.file_of, rows.position, {}, _commit(data))
+
+
+def name_classes(columns: dict[str, list[Any]], features: Any) -> dict[str, list[Any]]:
+    """Ids of `ClassLabel` columns (alone or in a list) as names; -1, the hub's mark for no label, as None."""
+    import datasets
+
+    named = dict(columns)
+    for name, values in columns.items():
+        feature = features[name]
+        if isinstance(feature, datasets.ClassLabel):
+            named[name] = [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
+        inner = getattr(feature, "feature", None)
+        if isinstance(inner, datasets.ClassLabel):
+            named[name] = [None if ids is None else [inner.int2str(i) for i in ids] for ids in values]
+    return named
+
+
+def _commit(data: Any) -> str | None:
+    """The revision that was really read, as the builder's download record has it (`...@<40 hex digits>/file`)."""
+    for url in getattr(data.info, "download_checksums", None) or {}:
+        if found := re.search(r"@([0-9a-f]{40})/", url):
+            return found[1]
+    return None

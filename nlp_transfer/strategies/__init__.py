@@ -1,0 +1,183 @@
+"""The second of two protocols: a strategy says how the knowledge in a checkpoint moves to the task.
+
+Every hook does nothing by default, so a strategy is the few hooks in which it differs from full fine-tuning.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlp_transfer import registry
+from nlp_transfer.config import Settings, validate
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.errors import Problems, UserError
+
+Tables = dict[str, TokenTable]
+Losses = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: data, so that it can be written into a checkpoint and gone on with.
+
+    Each phase prepares the model anew for several processes, since parameters that are set free after that would not be
+    synchronised.
+    """
+
+    name: str = "train"
+    split: str = "train"
+    """The table whose rows are trained on."""
+    trainable: tuple[str, ...] | None = None
+    """Names of the parameters that are trained; None: those that are set free already."""
+    epochs: float | None = None
+    """Passes over the rows; None: what the training settings say."""
+    learning_rate_scale: float = 1.0
+    """Factor on the learning rate."""
+    keep_optimizer: bool = True
+    """Whether the optimiser's moments of parameters trained before are carried over, by name."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a strategy may look at when it decides about the next phase."""
+
+    model: nn.Module
+    tables: Tables
+    history: list[dict[str, Any]]
+    """Validation metrics so far, the oldest first."""
+    predict: Callable[[TokenTable], dict[str, Any]]
+    """Answers for a table, whole, in its row order."""
+
+
+@dataclass
+class Group:
+    """Parameters that share a rate; `learning_rate_scale` is a factor on the run's learning rate."""
+
+    names: list[str]
+    weight_decay: float
+    learning_rate_scale: float = 1.0
+
+
+@dataclass
+class State:
+    """What a strategy knows between phases. JSON, so that a checkpoint holds it."""
+
+    finished: list[str] = field(default_factory=list)
+    """Names of the phases that are done."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """The strategy's own notes."""
+
+
+class Strategy(Settings):
+    """How the knowledge moves. Full fine-tuning is what remains when no hook is changed."""
+
+    def learning_rate(self, model: nn.Module) -> float:
+        """A good peak rate for `learning_rate: auto`.
+
+        Wide models want small steps: the rates that published recipes settle on for encoders of width 384, 768 and 1024
+        fall roughly with the square of the width.
+        """
+        width = getattr(model.config, "hidden_size", None) or 768
+        return float(f"{min(5e-4, 5e-5 * (768 / width) ** 2.5):.1e}")
+
+    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Freeze, adapt, add modules. Runs once, before anything is trained."""
+        return model
+
+    def prepare_data(self, tables: Tables, model: PreTrainedModel) -> Tables:
+        """Encode once, sample, mix. Runs once, after `wrap`."""
+        return tables
+
+    def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
+        """The groups for the optimiser; given are one with weight decay and one without."""
+        return groups
+
+    def next_phase(self, state: State, view: View) -> Phase | None:
+        """The phase after those in `state.finished`, or None when training is done. No phase at all is allowed."""
+        return None if state.finished else Phase()
+
+    def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
+        """The task's summed losses by term, and perhaps more; a term the task does not count is divided by rows."""
+        return losses
+
+    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        """A model that anyone can load. What is the strategy's own (an adapter) is written into `folder`."""
+        return model
+
+    def document(self) -> dict[str, Any]:
+        """The strategy as JSON, its name among the settings; `strategy_from` reads it back."""
+        name = type(self).__module__.rpartition(".")[2]
+        return {"name": name, **self.model_dump(mode="json", exclude_defaults=True)}
+
+
+class Combined(Strategy):
+    """Several strategies as one: `wrap` from left to right, `unwrap` from right to left. One may own the phases."""
+
+    parts: tuple[Strategy, ...]
+
+    def learning_rate(self, model: nn.Module) -> float:
+        own = [part for part in self.parts if type(part).learning_rate is not Strategy.learning_rate]
+        return (own or self.parts)[0].learning_rate(model)
+
+    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+        for part in self.parts:
+            model = part.wrap(model)
+        return model
+
+    def prepare_data(self, tables: Tables, model: PreTrainedModel) -> Tables:
+        for part in self.parts:
+            tables = part.prepare_data(tables, model)
+        return tables
+
+    def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
+        for part in self.parts:
+            groups = part.param_groups(model, groups)
+        return groups
+
+    def next_phase(self, state: State, view: View) -> Phase | None:
+        owners = [part for part in self.parts if type(part).next_phase is not Strategy.next_phase]
+        return (owners or self.parts)[0].next_phase(state, view)
+
+    def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
+        for part in self.parts:
+            losses = part.loss(losses, outputs, batch, model)
+        return losses
+
+    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        for part in reversed(self.parts):
+            model = part.unwrap(model, folder)
+        return model
+
+
+def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Strategy:
+    """The strategy that a document names; a list is folded into one.
+
+    Raises:
+        UserError: a name is unknown, a setting is wrong, or two of a list would both decide about phases.
+    """
+    if isinstance(document, Mapping):
+        return _single(document, "strategy")
+    parts = tuple(_single(part, f"strategy.{i}") for i, part in enumerate(document))
+    if not parts:
+        raise UserError(f"strategy: the list is empty; known: {', '.join(registry.names('strategy'))}")
+    owners = [part.document()["name"] for part in parts if type(part).next_phase is not Strategy.next_phase]
+    if len(owners) > 1:
+        raise UserError(f"strategy: {' and '.join(owners)} both decide what is trained when; allowed: one of them")
+    return parts[0] if len(parts) == 1 else Combined(parts=parts)
+
+
+def _single(document: Mapping[str, Any], place: str) -> Strategy:
+    name = document.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"{place}.name: is required; known: {', '.join(registry.names('strategy'))}")
+    problems = Problems()
+    settings = {key: value for key, value in document.items() if key != "name"}
+    strategy = validate(registry.load("strategy", name), settings, problems, place)
+    if strategy is None:
+        raise UserError("\n".join(problems.messages))
+    return strategy

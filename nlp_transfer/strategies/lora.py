@@ -1,0 +1,99 @@
+"""LoRA: pretrained weights stay fixed, and low-rank updates of the linear layers are trained beside them.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", 2106.09685. All linear layers are adapted by default,
+which Dettmers et al. 2023, 2305.14314, found to matter more than the rank.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlp_transfer.config import Count, Share
+from nlp_transfer.errors import UserError, did_you_mean
+from nlp_transfer.models import Layers, find_layers, linear_layers, new_parameters
+from nlp_transfer.strategies import Strategy
+
+ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wqkv)$")
+
+
+class Lora(Strategy):
+    """Trains low-rank updates and the head. The updates are merged into the model that is saved; they are also saved
+    alone, as `adapter/`."""
+
+    r: Count = 16
+    """Rank of the updates."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Scale of the updates, divided by the rank; null: twice the rank."""
+    dropout: Share = 0.0
+    """Dropout before the updates."""
+    target_modules: Literal["all", "attention"] | list[str] = "all"
+    """Which linear layers of the encoder are adapted: all, those that make queries, keys and values, or a list of names."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained as well."""
+
+    def learning_rate(self, model: nn.Module) -> float:
+        """The updates start at zero and bear far larger steps than pretrained weights."""
+        width = getattr(model.config, "hidden_size", None) or 768
+        return 2e-3 if width <= 512 else 5e-4
+
+    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Adds the updates.
+
+        What the checkpoint did not have, and the head as a whole, is trained and kept with the adapter: peft by itself
+        knows only heads called `classifier` or `score`, and would leave other new weights fixed at random.
+        """
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        layers = find_layers(model)
+        config = LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha or 2 * self.r,
+            lora_dropout=self.dropout,
+            bias=self.bias,
+            target_modules=self._targets(model, layers),
+            modules_to_save=modules_to_save(model, layers),
+            task_type=TaskType.SEQ_CLS,
+        )
+        adapted = get_peft_model(model, config)
+        for adapter in adapted.peft_config.values():
+            adapter.base_model_name_or_path = adapter.base_model_name_or_path or None
+        return adapted
+
+    def _targets(self, model: nn.Module, layers: Layers) -> str:
+        """A pattern of full module paths, so that no layer of the head with the same name is adapted by mistake."""
+        known = list(linear_layers(model, layers))
+        if isinstance(self.target_modules, list):
+            chosen = [name for name in known for wanted in self.target_modules if name == wanted or name.endswith("." + wanted)]
+            for wanted in self.target_modules:
+                if not any(name == wanted or name.endswith("." + wanted) for name in known):
+                    raise UserError(
+                        f"strategy.target_modules: the layers have no linear module {wanted!r}{did_you_mean(wanted, known)}; "
+                        f"known: {', '.join(known)}"
+                    )
+        else:
+            chosen = [name for name in known if self.target_modules == "all" or ATTENTION.search(name)]
+        return rf"{re.escape(layers.prefix)}\.\d+\.({'|'.join(re.escape(name) for name in chosen)})"
+
+    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        """Saves `adapter/` and merges: W + alpha/r * BA in every adapted layer."""
+        adapter = folder / "adapter"
+        model.save_pretrained(str(adapter))  # no config.json: beside an adapter it would make loaders take it for a model
+        (adapter / "README.md").unlink(missing_ok=True)  # peft's template; the run's card describes the adapter
+        return model.merge_and_unload()
+
+
+def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
+    """Paths of the smallest set of modules that hold the head and every new parameter outside the adapted layers."""
+    owners: list[str] = []
+    for name, _ in model.named_parameters():
+        depth = layers.depth_of(name)
+        outside = not name.startswith(layers.encoder + ".")
+        if outside or (depth == layers.depth + 1 and name in new_parameters(model)):
+            owner = name.split(".")[0] if outside else name.rpartition(".")[0]
+            if owner not in owners:
+                owners.append(owner)
+    return owners

@@ -1,0 +1,41 @@
+"""Partial fine-tuning: the lowest layers stay as they were pretrained, those above and the head are trained.
+
+Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", 1911.03090: a quarter of the layers
+is enough for most of the quality.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlp_transfer.errors import UserError
+from nlp_transfer.models import find_layers, freeze, new_parameters
+from nlp_transfer.strategies import Strategy
+
+
+class Partial(Strategy):
+    """Fixes the embeddings and the lowest layers. Parameters that the checkpoint did not have are always trained."""
+
+    frozen_layers: Annotated[int, Field(ge=0)] | Literal["all", "half"] = "half"
+    """How many of the lowest layers are fixed, the embeddings with them; `all`: the whole encoder."""
+
+    def learning_rate(self, model: nn.Module) -> float:
+        """A head alone starts from random weights and bears larger steps than pretrained layers."""
+        return 1e-3 if self.frozen_layers == "all" else super().learning_rate(model)
+
+    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Raises a UserError where the model has fewer layers, or shares one set of weights among them."""
+        layers = find_layers(model)
+        wanted = {"all": layers.depth, "half": layers.depth // 2}.get(str(self.frozen_layers), self.frozen_layers)
+        if int(wanted) > layers.depth:
+            raise UserError(f"strategy.frozen_layers: found {wanted}; allowed: 0 to {layers.depth}, the layers of this model, or all")
+        if layers.shared and self.frozen_layers not in ("all", 0):
+            raise UserError(
+                f"strategy.frozen_layers: found {self.frozen_layers!r}; a {model.config.model_type} model shares one set of "
+                "weights among its layers; allowed: 0 or all"
+            )
+        names = {name for name, _ in model.named_parameters() if layers.depth_of(name) <= int(wanted)}
+        freeze(model, names - new_parameters(model))
+        return model

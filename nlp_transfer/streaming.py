@@ -1,0 +1,191 @@
+"""Whole files through a saved model: rows are read, answered and written window by window."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlp_transfer.config import DataConfig, TrainingConfig, validate
+from nlp_transfer.console import Steps, say, show_metrics
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.export.save import load_predictor, write_json
+from nlp_transfer.inference import Predictor
+from nlp_transfer.sources import read_rows
+from nlp_transfer.sources.rows import Rows
+from nlp_transfer.sources.tables import ENDINGS, check_ending
+from nlp_transfer.sources.wheels import is_wheel
+from nlp_transfer.tasks import task_from
+from nlp_transfer.training.device import make_accelerator
+
+WRITABLE = ENDINGS
+Columns = dict[str, list[Any]]
+
+
+def predict_file(
+    model: str, source: Path, output: Path, settings: dict[str, Any], probabilities: bool, batch_size: int, precision: str
+) -> None:
+    """Writes the input's columns and the answers to `output`, whole or not at all.
+
+    Raises:
+        UserError: model, input or output cannot be used.
+    """
+    check_ending(source)
+    if not source.is_file():
+        raise UserError(f"--input: there is no file {source}")
+    if output.suffix.lower() not in WRITABLE:
+        raise UserError(f"--output: found the ending {output.suffix!r}; allowed: {', '.join(WRITABLE)}")
+    if output.exists() and output.samefile(source):
+        raise UserError(f"--output: {output} is the input; name another file")
+    data = _data_settings(settings)
+    predictor = _with_task(load_predictor(model, batch_size, precision), settings)
+    rows = 0
+    with replacing(output) as part, Steps("predicting", _guess_rows(source)) as progress:
+        with Writer(part, output.suffix.lower()) as writer:
+            for columns in predictor.predict_batches(source, data, probabilities):
+                writer.write(columns)
+                count = len(next(iter(columns.values())))
+                rows += count
+                progress.advance(f"{rows} rows", count)
+    say(f"{rows} rows are in {output}")
+
+
+def evaluate_source(model: str, settings: dict[str, Any], batch_size: int, precision: str) -> dict[str, float]:
+    """Metrics of a saved model on `data.test`; several processes share the work and all get the same figures."""
+    from accelerate.utils import gather_object
+
+    data = _data_settings(settings)
+    if data.test is None:
+        raise UserError("--data.test: is required and was not given")
+    predictor = _with_task(load_predictor(model, batch_size, precision), settings)
+    accelerator = make_accelerator(TrainingConfig(), "fp32")
+    predictor.model.to(accelerator.device)
+    part = (accelerator.process_index, accelerator.num_processes)
+    path = Path(data.test) if isinstance(data.test, str) and not is_wheel(data.test) else None
+    if path is not None and path.is_file():
+        own = predictor.evaluate_file(path, data, part)
+    else:
+        own = _evaluate_rows(predictor, read_rows(data.test, "test", data, predictor.task.columns()), part)
+    parts = gather_object([own]) if accelerator.num_processes > 1 else [own]
+    order = np.argsort(np.concatenate([part[2] for part in parts]))
+    joined = []
+    for kind in (0, 1):
+        filled = [part[kind] for part in parts if part[kind]]
+        joined.append({name: np.concatenate([part[name] for part in filled])[order] for name in filled[0]})
+    figures = predictor.task.metrics(joined[0], joined[1])
+    accelerator.end_training()
+    return {"rows": len(order), **figures}
+
+
+def _evaluate_rows(predictor: Predictor, rows: Rows, part: tuple[int, int]) -> Any:
+    """A source that is read whole (a folder, a glob, a hub id): a share of its rows for each process."""
+    problems = Problems("data")
+    predictor.task.check(rows, problems)
+    problems.raise_if_any()
+    mine = np.arange(part[0], len(rows), part[1])
+    answers, targets = predictor.answer_targets(rows.select(mine))
+    return answers, targets, mine
+
+
+def print_figures(figures: dict[str, float], output: Path | None) -> None:
+    """A table for people on standard error, JSON for programs on standard output."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    show_metrics({"test": figures})
+    print(json.dumps(figures))
+    if output is not None:
+        try:
+            write_json(output, figures)
+        except OSError as error:
+            raise UserError(f"--output: {output} cannot be written: {error}") from error
+
+
+def _data_settings(settings: dict[str, Any]) -> DataConfig:
+    problems = Problems("settings")
+    data = validate(DataConfig, settings.get("data", {}), problems, "data")
+    problems.raise_if_any()
+    assert data is not None
+    return data
+
+
+def _with_task(predictor: Predictor, settings: dict[str, Any]) -> Predictor:
+    """Other column names than those the model was trained with, say."""
+    if settings.get("task"):
+        predictor.task = task_from(predictor.task.document() | settings["task"])
+    return predictor
+
+
+def _guess_rows(path: Path) -> int:
+    """Rows of a file from its size and its first lines, for the progress bar alone."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    return max(1, int(path.stat().st_size / max(1, len(start)) * max(1, start.count(b"\n"))))
+
+
+@contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A file beside `output` that takes its place when all went well, and is removed when not."""
+    part = output.with_name(f".part-{output.name}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise UserError(f"--output: {output} cannot be written: {error}") from error
+    try:
+        yield part
+        os.replace(part, output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Writer:
+    """Columns to a file, batch after batch; the format is the ending's."""
+
+    def __init__(self, path: Path, ending: str) -> None:
+        self.ending = ending
+        self.names: list[str] = []
+        self.parquet: Any = None
+        self.path = path
+        self.file = None if ending == ".parquet" else path.open("w", encoding="utf-8", newline="")
+
+    def write(self, columns: Columns) -> None:
+        rows = zip(*columns.values(), strict=True)
+        if self.ending == ".parquet":
+            self._write_parquet(columns)
+            return
+        assert self.file is not None
+        if self.ending == ".jsonl":
+            for row in rows:
+                self.file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=str) + "\n")
+        elif self.ending == ".txt":
+            self.file.writelines(f"{answer}\n" for answer in columns["prediction"])
+        else:
+            writer = csv.writer(self.file, delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\n")
+            if not self.names:
+                self.names = list(columns)
+                writer.writerow(self.names)
+            writer.writerows(rows)
+
+    def _write_parquet(self, columns: Columns) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table(columns) if self.parquet is None else pa.table(columns, schema=self.parquet.schema)
+        if self.parquet is None:
+            self.parquet = pq.ParquetWriter(self.path, table.schema)
+        self.parquet.write_table(table)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.parquet is not None:
+            self.parquet.close()
+        if self.file is not None:
+            self.file.close()
+
+

@@ -1,0 +1,91 @@
+"""What every task over one text or a pair of texts shares: its input columns, their checks, tokens and the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_transfer.config import Count, TrainingConfig
+from nlp_transfer.errors import Problems
+from nlp_transfer.heads import HeadConfig, attach_head
+from nlp_transfer.models import Checkpoint, dropout_overrides
+from nlp_transfer.sources.rows import Rows
+from nlp_transfer.tasks import Task
+
+
+class TextTask(Task):
+    """A text, or a pair of texts, in; an answer of fixed shape out."""
+
+    max_length: Count | None = None
+    """Longest input in tokens; null: 512, or the checkpoint's limit where that is smaller."""
+    text: str = "text"
+    """The column with the text."""
+    text_pair: str | None = None
+    """The column with the second text, for pairs."""
+    label: str = "label"
+    """The column with the answer."""
+    head: HeadConfig | None = None
+    """A deeper head (`hidden`, `dropout`, `pooling`); null: the one of the checkpoint's own family."""
+
+    def input_columns(self) -> list[str]:
+        return [self.text] if self.text_pair is None else [self.text, self.text_pair]
+
+    def target_columns(self) -> list[str]:
+        return [self.label]
+
+    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
+        for name in self.input_columns():
+            for row, cell in enumerate(rows.columns[name]):
+                if not isinstance(cell, str):
+                    found = "nothing" if cell is None else f"{cell!r} ({type(cell).__name__})"
+                    problems.add(f"{rows.where(row)}, column {name!r}: found {found}; allowed: text")
+                elif not cell.strip():
+                    problems.add(f"{rows.where(row)}, column {name!r}: the cell is empty; allowed: text")
+        if targets:
+            self.check_targets(rows, problems)
+
+    def check_targets(self, rows: Rows, problems: Problems) -> None:
+        """Adds every answer that cannot be used."""
+        raise NotImplementedError
+
+    def keys(self, rows: Rows) -> list[str]:
+        texts = [rows.columns[name] for name in self.input_columns()]
+        return ["\0".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True)]
+
+    def encode(
+        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
+    ) -> tuple[dict[str, Any], int]:
+        texts = [columns[name] for name in self.input_columns()]
+        encoded = tokenizer(*texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
+        limit = self.max_length or 512
+        long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
+        features = {name: list(encoded[name]) for name in self.fill(tokenizer) if name in encoded}
+        if long:  # only these are encoded again: the share truncated is known, and short rows cost nothing
+            shorter = [[cells[row] for row in long] for cells in texts]
+            again = tokenizer(*shorter, truncation=True, max_length=limit, padding=False, return_attention_mask=False)
+            for name, values in features.items():
+                for row, ids in zip(long, again[name], strict=True):
+                    values[row] = ids
+        if targets:
+            features["labels"] = self.encode_targets(columns[self.label])
+        return features, len(long)
+
+    def encode_targets(self, cells: list[Any]) -> Any:
+        """The answers as a dense array."""
+        raise NotImplementedError
+
+    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        names = tokenizer.model_input_names
+        fill = {"input_ids": tokenizer.pad_token_id}
+        return fill | ({"token_type_ids": tokenizer.pad_token_type_id} if "token_type_ids" in names else {})
+
+    def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
+        dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
+        answers = self.head_fields()
+        if self.head is None:
+            return checkpoint.load(AutoModelForSequenceClassification, **dropout, **answers)
+        return attach_head(checkpoint.load(AutoModel, **dropout), self.head, **answers)
+
+    def head_fields(self) -> dict[str, Any]:
+        """Configuration fields that say what the head answers: `id2label`, `label2id`, `problem_type`."""
+        raise NotImplementedError

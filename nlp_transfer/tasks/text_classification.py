@@ -1,0 +1,117 @@
+"""One label of several for a text or a pair of texts."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.errors import Problems
+from nlp_transfer.metrics import compute_label_metrics
+from nlp_transfer.sources.rows import Rows
+from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks._labels import (
+    balance,
+    check_labels,
+    check_weight_names,
+    label_fields,
+    label_ids,
+    label_text,
+    sort_labels,
+    weight_vector,
+)
+from nlp_transfer.tasks._text import TextTask
+
+
+class TextClassification(TextTask):
+    """Each row has exactly one label."""
+
+    best_metric: ClassVar[str] = "accuracy"
+
+    labels: list[str] | None = None
+    """The labels in their order; null: those in train, numbers by value and words by alphabet."""
+
+    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        check_weight_names(training, self.labels, problems)
+
+    def fit(self, train: Rows, problems: Problems) -> Self:
+        found = Counter(filter(None, map(label_text, train.columns[self.label])))
+        if self.labels is None:
+            # A cell that says nan is a lost value far more often than a class; named in `labels` it is a class.
+            found = Counter({label: count for label, count in found.items() if label.lower() != "nan"})
+        labels = self.labels or sort_labels(found)
+        if len(labels) == 1:
+            problems.add(f"train, column {self.label!r}: every row has the label {labels[0]!r}; allowed: at least two different labels")
+        for label in labels:
+            if found[label] == 1:
+                row = [label_text(cell) for cell in train.columns[self.label]].index(label)
+                problems.add(
+                    f"{train.where(row)}, column {self.label!r}: the only row with the label {label!r}; allowed: two rows or "
+                    "more of each label (one row can be learned from or held out, not both)"
+                )
+        return self.model_copy(update={"labels": labels})
+
+    def check_targets(self, rows: Rows, problems: Problems) -> None:
+        check_labels(rows, self.label, self.labels or [], problems)
+
+    def strata(self, rows: Rows) -> np.ndarray:
+        return self.encode_targets(rows.columns[self.label])
+
+    def encode_targets(self, cells: list[Any]) -> np.ndarray:
+        """Label ids, int64 of shape (rows,)."""
+        ids = label_ids(self.labels or [])
+        return np.array([ids[label_text(cell)] for cell in cells], np.int64)
+
+    def head_fields(self) -> dict[str, Any]:
+        return label_fields(self.labels or [], "single_label_classification")
+
+    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
+        weights = None
+        if training.class_weights == "balanced":
+            frequency = np.bincount(train.dense["labels"], minlength=len(self.labels or []))
+            weights = torch.tensor(len(train) / (len(frequency) * np.maximum(frequency, 1)), dtype=torch.float32)
+        elif isinstance(training.class_weights, Mapping):
+            weights = weight_vector(training.class_weights, self.labels or [])
+        return LossOptions(training.label_smoothing, weights)
+
+    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
+        """Rows, and for the loss the sum of their weights."""
+        labels = batch["labels"]
+        weights = options.class_weights
+        items = float(len(labels)) if weights is None else float(weights[labels.cpu()].sum())
+        return {"rows": float(len(labels)), "cross_entropy": items}
+
+    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
+        """Summed cross-entropy over logits of shape (rows, labels), computed in fp32."""
+        logits = outputs.logits.float()
+        weights = None if options.class_weights is None else options.class_weights.to(logits.device)
+        labels = batch["labels"]
+        rowwise = F.cross_entropy(logits, labels, reduction="none", label_smoothing=options.label_smoothing)
+        return {"cross_entropy": (rowwise if weights is None else rowwise * weights[labels]).sum()}
+
+    def predict(self, outputs: Any) -> Arrays:
+        """`prediction` int64 (rows,) and `scores` float32 (rows, labels), which sum to 1."""
+        scores = outputs.logits.float().softmax(-1).cpu().numpy()
+        return {"prediction": scores.argmax(-1), "scores": scores}
+
+    def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
+        labels = self.labels or []
+        columns: dict[str, list[Any]] = {
+            "prediction": [labels[i] for i in answers["prediction"]],
+            "probability": answers["scores"].max(-1).astype(float).tolist(),
+        }
+        if probabilities:
+            columns |= {f"probability:{label}": answers["scores"][:, i].astype(float).tolist() for i, label in enumerate(labels)}
+        return columns
+
+    def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
+        return compute_label_metrics(answers["prediction"], targets["labels"], answers["scores"])
+
+    def report(self, train: Rows) -> list[str]:
+        return balance(Counter(label_text(cell) for cell in train.columns[self.label]), len(train))
+
+

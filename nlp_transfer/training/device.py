@@ -1,0 +1,68 @@
+"""Device, precision and processes: what Accelerate is told, and why."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.errors import UserError
+
+NO_FP16 = ("deberta-v2",)  # attention scores of DeBERTa-v2/v3 overflow in fp16 and turn into NaN
+
+
+def has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def resolve_precision(asked: str, model_type: str) -> tuple[str, str]:
+    """The precision (fp32, bf16, fp16) and the reason for it.
+
+    Raises:
+        UserError: fp16 is asked for where it cannot work.
+    """
+    if asked == "fp16" and not torch.cuda.is_available():
+        raise UserError("training.precision: found fp16; this machine has no CUDA GPU; allowed: auto, bf16, fp32")
+    if asked == "fp16" and model_type in NO_FP16:
+        raise UserError(f"training.precision: found fp16; {model_type} overflows in fp16; allowed: auto, bf16, fp32")
+    if asked != "auto":
+        return asked, "asked for"
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU computes in bf16"
+        if model_type in NO_FP16:
+            return "fp32", f"the GPU has no bf16, and {model_type} overflows in fp16"
+        return "fp16", "the GPU has no bf16"
+    if torch.backends.mps.is_available():
+        return "fp32", "bf16 is not proven on this device"
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return "bf16", "the CPU has instructions for bf16"
+    return "fp32", "the CPU has no instructions for bf16"
+
+
+def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path | None = None) -> Accelerator:
+    """An Accelerator for this process.
+
+    Raises:
+        UserError: a launcher started several processes and they do not work together, or a tracker is not installed.
+    """
+    # One process may run several jobs in turn, with different precisions; Accelerate keeps the first one's otherwise.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    try:
+        accelerator = Accelerator(
+            cpu=not has_accelerator(),  # without this, plain torchrun on CPUs would start unrelated jobs
+            mixed_precision="no" if precision == "fp32" else precision,
+            log_with=training.trackers or None,
+            project_dir=str(output_dir) if output_dir else None,
+        )
+    except ValueError as error:
+        raise UserError(f"training.trackers: found {training.trackers}: {error}") from error
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"the launcher started {launched} processes, but {accelerator.num_processes} work together; on CPUs use "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
+        )
+    return accelerator
