@@ -22,14 +22,14 @@ _PLACES = {
     "Task": "tasks",
     "Trainer": "training",
     "TrainingConfig": "config",
-    "TrainingFailed": "training",
+    "TrainingError": "training",
     "UserError": "errors",
     "fine_tune": "fine_tune",
     "load_predictor": "export.save",
     "recipe": "cli",
 }
 
-__all__ = sorted(_PLACES)
+__all__ = list(_PLACES)
 
 register()
 
@@ -70,4 +70,4 @@ if TYPE_CHECKING:
     from nlp_transfer.strategies import Strategy as Strategy
     from nlp_transfer.tasks import Task as Task
     from nlp_transfer.training import Trainer as Trainer
-    from nlp_transfer.training import TrainingFailed as TrainingFailed
+    from nlp_transfer.training import TrainingError as TrainingError

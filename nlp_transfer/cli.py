@@ -25,7 +25,7 @@ class SettingsHelp(click.Command):
         with formatter.section("Settings, by their dotted name"):
             formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in settings_help()])
         for kind in ("task", "strategy"):
-            formatter.write_text(f"{kind}.name: {', '.join(registry.names(kind))}")  # type: ignore[arg-type]
+            formatter.write_text(f"{kind}.name: {', '.join(registry.names(kind))}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,7 +87,9 @@ def _only(arguments: Sequence[str], parts: tuple[str, ...]) -> dict[str, Any]:
 
     document, _ = merge({}, parse_overrides(arguments))
     if unknown := sorted(set(document) - set(parts)):
-        raise UserError(f"--{unknown[0]}: not a setting of this command; allowed: {', '.join(f'--{part}.NAME' for part in parts)}")
+        raise UserError(
+            f"--{unknown[0]}: not a setting of this command; allowed: {', '.join(f'--{part}.NAME' for part in parts)}"
+        )
     return document
 
 
@@ -99,7 +101,9 @@ def recipe(config: Any, arguments: Sequence[str] | None = None) -> Any:
         from nlp_transfer.console import say
         from nlp_transfer.fine_tune import fine_tune
 
-        document, notes = merge(config.model_dump(exclude_unset=True), parse_overrides(sys.argv[1:] if arguments is None else arguments))
+        document, notes = merge(
+            config.model_dump(exclude_unset=True), parse_overrides(sys.argv[1:] if arguments is None else arguments)
+        )
         say(*notes)
         return fine_tune(document)
 

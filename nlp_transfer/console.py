@@ -53,6 +53,7 @@ class Steps:
         self.title, self.total, self.done = title, total, done
         self.started, self.done_before = time.monotonic(), done
         self.spoken = self.started
+        self.text = ""
         self.bar = None
         if is_main() and console.is_terminal:
             self.bar = Progress(
@@ -62,16 +63,20 @@ class Steps:
             self.bar.start()
             self.task = self.bar.add_task(title, total=total, completed=done, note="")
 
-    def advance(self, note: str = "", steps: int = 1) -> None:
+    def note(self, text: str) -> None:
+        """What is shown beside the progress from now on."""
+        self.text = text
+
+    def advance(self, steps: int = 1) -> None:
         self.done += steps
         now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, note=note)
+            self.bar.update(self.task, completed=self.done, note=self.text)
         elif now - self.spoken >= self.EVERY:
             self.spoken = now
             rate = (self.done - self.done_before) / (now - self.started)
-            left = (self.total - self.done) / max(rate, 1e-9)
-            say(f"{self.title}: {self.done}/{self.total}, {left / 60:.1f} minutes left{', ' if note else ''}{note}")
+            left = max(0.0, self.total - self.done) / max(rate, 1e-9)
+            say(f"{self.title}: {self.done}/{self.total}, {_duration(left)} left{', ' if self.text else ''}{self.text}")
 
     def close(self) -> None:
         if self.bar is not None:
@@ -82,3 +87,7 @@ class Steps:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"

@@ -5,6 +5,7 @@ under a model type of its own, plain transformers refuses it by name, and `impor
 `pipeline` know it.
 """
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -73,7 +74,7 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
         self.encoder = AutoModel.from_config(config.encoder_config())
         sizes = [self.encoder.config.hidden_size, *(config.hidden or []), config.num_labels]
         layers: list[nn.Module] = []
-        for i, (width, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (width, after) in enumerate(pairwise(sizes)):
             layers += [nn.GELU()] if i else []
             layers += [nn.Dropout(config.head_dropout), nn.Linear(width, after)]
         self.classifier = nn.Sequential(*layers)

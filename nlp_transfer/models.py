@@ -90,7 +90,9 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"model: {self.source.name} cannot be loaded: {_first_line(error)}") from error
         if set(report["missing_keys"]) >= {name for name, _ in model.named_parameters()}:
-            raise UserError(f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is it another family?")
+            raise UserError(
+                f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is it another family?"
+            )
         mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
         model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)
         return model
@@ -136,7 +138,7 @@ def find_layers(model: nn.Module) -> Layers:
         UserError: the model has no stack that can be recognised.
     """
     encoder = getattr(model, "base_model_prefix", "")
-    config = model.config
+    config: Any = model.config
     if isinstance(getattr(config, "encoder", None), dict):  # the toolkit's own head around an encoder
         config = model.get_submodule(encoder).config
     count = getattr(config, "num_hidden_layers", 0)
@@ -145,7 +147,9 @@ def find_layers(model: nn.Module) -> Layers:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted and name.startswith(f"{encoder}."):
             return Layers(encoder, name, wanted, shared and wanted < count)
-    raise UserError(f"model: the layers of a {getattr(config, 'model_type', 'model')} cannot be told apart; allowed: BERT-family encoders")
+    raise UserError(
+        f"model: the layers of a {getattr(config, 'model_type', 'model')} cannot be told apart; allowed: BERT-family encoders"
+    )
 
 
 def linear_layers(model: nn.Module, layers: Layers) -> Iterator[str]:
@@ -188,6 +192,6 @@ def forbid_new_parameters(model: nn.Module, source: str) -> None:
     """Raises a UserError when a model that should be complete had weights drawn at random."""
     if missing := sorted(new_parameters(model)):
         raise UserError(
-            f"model: {source} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}; it is no fine-tuned "
-            "model. Fine-tune it first: nlp-transfer train"
+            f"model: {source} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}; it is no "
+            "fine-tuned model. Fine-tune it first: nlp-transfer train"
         )

@@ -41,12 +41,12 @@ def resolve(config: RunConfig | Document | str | Path | None = None, **settings:
     raw |= {name: value.document() for name, value in own.items()}
     plain = {name: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for name, value in raw.items()}
     checked = validate(RunConfig, plain, problems)
-    task = own.get("task") or _build(task_from, plain.get("task"), problems)
-    strategy = own.get("strategy") or _build(strategy_from, plain.get("strategy", "full"), problems)
+    task: Any = own.get("task") or _build(task_from, plain.get("task"), problems)
+    strategy: Any = own.get("strategy") or _build(strategy_from, plain.get("strategy", "full"), problems)
     if checked is not None:
         _check_together(checked, task, problems)
     problems.raise_if_any()
-    assert checked is not None and isinstance(task, Task) and isinstance(strategy, Strategy)
+    assert checked is not None
     return Run(checked, task, strategy)
 
 
@@ -78,7 +78,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems) ->
         problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
     if data.validation is None and data.validation_share + data.test_share >= 1:
         problems.add(
-            f"data.validation_share: found {data.validation_share} beside test_share {data.test_share}; allowed: less than 1 together"
+            f"data.validation_share: found {data.validation_share} beside test_share {data.test_share}; allowed: together below 1"
         )
     if training.best_metric is not None:
         try:

@@ -21,7 +21,9 @@ class RunFolder:
     def check(self) -> None:
         """Raises a UserError when a run may not be written here; nothing is created."""
         if (self.path / "result.json").exists():
-            raise UserError(f"output_dir: {self.path} already holds a finished run; give another output_dir, or remove the folder")
+            raise UserError(
+                f"output_dir: {self.path} already holds a finished run; give another output_dir, or remove the folder"
+            )
         if not self.unfinished:
             clash = [name for name in OWN if (self.path / name).exists()]
             if clash:
@@ -42,7 +44,9 @@ class RunFolder:
         """
         if self.unfinished:
             before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-            problems = Problems(f"output_dir: {self.path} holds an unfinished run with other settings; finish it, or give another output_dir")
+            problems = Problems(
+                f"output_dir: {self.path} holds an unfinished run with other settings; finish it, or give another output_dir"
+            )
             for name, old, new in differences(before or {}, document):
                 problems.add(f"{name}: {old!r} before, {new!r} now")
             problems.raise_if_any()

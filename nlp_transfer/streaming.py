@@ -44,13 +44,13 @@ def predict_file(
     data = _data_settings(settings)
     predictor = _with_task(load_predictor(model, batch_size, precision), settings)
     rows = 0
-    with replacing(output) as part, Steps("predicting", _guess_rows(source)) as progress:
-        with Writer(part, output.suffix.lower()) as writer:
-            for columns in predictor.predict_batches(source, data, probabilities):
-                writer.write(columns)
-                count = len(next(iter(columns.values())))
-                rows += count
-                progress.advance(f"{rows} rows", count)
+    progress = Steps("predicting", _guess_rows(source))
+    with replacing(output) as part, progress, Writer(part, output.suffix.lower()) as writer:
+        for columns in predictor.predict_batches(source, data, probabilities):
+            writer.write(columns)
+            count = len(next(iter(columns.values())))
+            rows += count
+            progress.advance(count)
     say(f"{rows} rows are in {output}")
 
 
@@ -187,5 +187,3 @@ class Writer:
             self.parquet.close()
         if self.file is not None:
             self.file.close()
-
-

@@ -4,13 +4,13 @@ A split made here is stratified and seeded, and rows with the same input (or of 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
-from nlp_transfer.config import DataConfig
+from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows
@@ -20,6 +20,8 @@ class Readable(Protocol):
     """What reading needs to know of a task."""
 
     def columns(self) -> list[str]: ...
+    def fit(self, train: Rows, problems: Problems) -> Self: ...
+    def check_settings(self, training: TrainingConfig, problems: Problems) -> None: ...
     def check(self, rows: Rows, problems: Problems) -> None: ...
     def keys(self, rows: Rows) -> list[str]: ...
     def strata(self, rows: Rows) -> np.ndarray: ...
@@ -45,13 +47,8 @@ class Splits:
         return found
 
 
-def read_splits(
-    data: DataConfig, task: TaskType, fit: Callable[[Rows, Problems], TaskType], seed: int
-) -> tuple[Splits, TaskType]:
+def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed: int) -> tuple[Splits, TaskType]:
     """Every split of a run, checked, and the task with what it learned from train (its labels).
-
-    Args:
-        fit: learns from train what the other splits are checked against.
 
     Raises:
         UserError: anything is wrong with any of the splits; all problems are listed together.
@@ -68,7 +65,8 @@ def read_splits(
             except UserError as error:
                 problems.extend(line.removeprefix("  - ") for line in str(error).splitlines())
     if "train" in given:
-        task = fit(given["train"], problems)
+        task = task.fit(given["train"], problems)
+        task.check_settings(training, problems)  # settings may name labels, which are known only now
     for rows in given.values():
         task.check(rows, problems)
     problems.raise_if_any()

@@ -5,6 +5,7 @@ window, and going on from there costs the same at step 10 and at step 10 million
 cut by process and micro-batch, so 1 x 32, 4 x 8 and 2 processes x 16 see the same rows in the same step.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,16 @@ class MicroBatch:
 
     rows: np.ndarray
     counted: bool = True
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rows (int64) of one optimiser step, over all processes: window `index` of `of` in its epoch."""
+
+    epoch: int
+    index: int
+    of: int
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -69,17 +80,18 @@ class WindowPlan:
                 start = end
         return windows
 
+    @property
+    def windows_in_epoch(self) -> int:
+        """Windows of the first epoch; with a token budget others may have a few more or less."""
+        size = self.batch_size * self.accumulation * self.processes
+        return len(self.windows(0)) if self.batch_tokens else -(-len(self.lengths) // size)
+
     def steps(self, epochs: float) -> int:
         """Optimiser steps in `epochs`, at least one; a fraction of an epoch is rounded up to whole windows."""
         whole = int(epochs)
-        total = sum(len(self.windows(epoch)) for epoch in range(whole)) if self.batch_tokens else whole * self._fixed()
-        if epochs > whole:
-            total += int(np.ceil((epochs - whole) * len(self.windows(whole))))
-        return max(1, total)
-
-    def _fixed(self) -> int:
-        size = self.batch_size * self.accumulation * self.processes
-        return -(-len(self.lengths) // size)
+        fixed = whole * self.windows_in_epoch
+        total = sum(len(self.windows(epoch)) for epoch in range(whole)) if self.batch_tokens else fixed
+        return max(1, total + math.ceil(round((epochs - whole) * self.windows_in_epoch, 6)))
 
     def cut(self, window: np.ndarray, process: int) -> list[MicroBatch]:
         """The micro-batches of one process; every process gets the same number, so that none waits for another."""
@@ -88,13 +100,13 @@ class WindowPlan:
         mine = parts[process :: self.processes]
         return [MicroBatch(part) if len(part) else MicroBatch(window[:1], counted=False) for part in mine]
 
-    def from_window(self, epoch: int, window: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(epoch, window, rows) from a position on, epoch after epoch, without end."""
+    def windows_from(self, epoch: int, index: int) -> Iterator[Window]:
+        """The windows from a position on, epoch after epoch, without end."""
         while True:
             windows = self.windows(epoch)
-            for index in range(window, len(windows)):
-                yield epoch, index, windows[index]
-            epoch, window = epoch + 1, 0
+            for i in range(index, len(windows)):
+                yield Window(epoch, i, len(windows), windows[i])
+            epoch, index = epoch + 1, 0
 
 
 def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from nlp_transfer.sources import HUB_MODEL
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task, task_name
 
+WITHOUT = "Without `import nlp_transfer` transformers refuses the model; `encoder/` is the plain encoder alone."
 SHOWN = ("accuracy", "f1_macro", "f1_micro", "mcc", "auc", "pearson", "spearman", "mse")
 
 
@@ -49,10 +50,13 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
             for name, value in figures.items()
         ] or None,
     )  # fmt: skip
+    labels = getattr(task, "labels", None)
+    example = '{"text": "some text", "text_pair": "another"}' if getattr(task, "text_pair", None) else '"some text"'
     lines = [
         f"# {plain_text(title)}",
         "",
-        f"A {task_name(task).replace('_', ' ')} model, made from {code(base)} by {strategy_label(result['strategy'])} fine-tuning.",
+        f"A {task_name(task).replace('_', ' ')} model made from {code(data_name(base))}.",
+        f"Strategy: {strategy_label(result['strategy'])}.",
         "",
         "## Use",
         "",
@@ -61,15 +65,15 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         "from transformers import pipeline",
         "",
         'classify = pipeline("text-classification", "path/or/id")',
-        f"print(classify({'{' + chr(34) + 'text' + chr(34) + ': ..., ' + chr(34) + 'text_pair' + chr(34) + ': ...}' if getattr(task, 'text_pair', None) else chr(34) + 'some text' + chr(34)}))",
+        f"print(classify({example}))",
         "```",
         "",
-        *([] if result["plain"] else ["Without `import nlp_transfer` transformers refuses the model; `encoder/` is the plain encoder alone.", ""]),
+        *([] if result["plain"] else [WITHOUT, ""]),
         "## Data",
         "",
         f"- train: {code(names[0])}, " + ", ".join(f"{count} rows for {split}" for split, count in data["rows"].items()),
         f"- test: {code(data_name(data['test']))}" if "test" in data["rows"] else "- no test split was given",
-        *([f"- labels: {', '.join(code(label) for label in task.labels)}"] if getattr(task, "labels", None) else []),
+        *([f"- labels: {', '.join(map(code, labels))}"] if labels else []),
         "",
         f"## Figures ({scored})",
         "",

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
 from nlp_transfer.inference import Predictor
@@ -53,7 +54,9 @@ def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base:
     }
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path, probe: dict[str, torch.Tensor]) -> PreTrainedModel:
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path, probe: dict[str, torch.Tensor]
+) -> PreTrainedModel:
     """Writes the model folder and gives back the model as it was read again from there.
 
     Args:
@@ -71,7 +74,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task:
             model.encoder.save_pretrained(part / "encoder")
             tokenizer.save_pretrained(part / "encoder")
     write_json(part / RECORD, record(task, is_plain(model)))
-    again = load_model(part)
+    again: Any = load_model(part)
     try:
         _compare(model, again, probe, part)
     except RuntimeError:
@@ -81,7 +84,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task:
     return again.to(next(model.parameters()).device)
 
 
-def check_adapter(folder: Path, checkpoint: Checkpoint, task: Task, model: PreTrainedModel, probe: dict[str, torch.Tensor]) -> None:
+def check_adapter(
+    folder: Path, checkpoint: Checkpoint, task: Task, model: PreTrainedModel, probe: dict[str, torch.Tensor]
+) -> None:
     """Puts the labels beside an adapter, then loads it on its base and compares with the merged model.
 
     Raises:
@@ -133,8 +138,6 @@ def load_adapter(folder: Path) -> PreTrainedModel:
     task = task_from(saved["settings"])
     base = find_model(saved["base"]["model"])
     checkpoint = Checkpoint.open(ModelSource(base.name, base.path, base.revision or saved["base"]["revision"]))
-    from nlp_transfer.config import TrainingConfig
-
     with quiet():
         model = task.build_model(checkpoint, TrainingConfig())
         merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
@@ -154,16 +157,19 @@ def load_predictor(model: str | Path, batch_size: int = 32, precision: str = "fp
     path = Path(model).expanduser()
     if (path / "adapter_config.json").is_file():
         saved = read_record(path) or {}
-        adapted = load_adapter(path)
+        adapted: Any = load_adapter(path)
         source = find_model(saved["base"]["model"])
-        return Predictor(adapted.to(device), Checkpoint.open(source).tokenizer, task_from(saved["settings"]), batch_size, precision)
+        return Predictor(
+            adapted.to(device), Checkpoint.open(source).tokenizer, task_from(saved["settings"]), batch_size, precision
+        )
     checkpoint = Checkpoint.open(find_model(str(model)))
-    saved = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
-    task = task_from(saved["settings"]) if saved else task_for_config(checkpoint)
+    found = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
+    task = task_from(found["settings"]) if found else task_for_config(checkpoint)
     check_schema(task, checkpoint)
     if task.max_length is None:
         task = task.model_copy(update={"max_length": min(512, checkpoint.max_length)})
-    return Predictor(load_checkpoint(checkpoint).to(device), checkpoint.tokenizer, task, batch_size, precision)
+    whole: Any = load_checkpoint(checkpoint)
+    return Predictor(whole.to(device), checkpoint.tokenizer, task, batch_size, precision)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

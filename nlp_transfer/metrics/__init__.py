@@ -116,9 +116,7 @@ def compute_label_metrics(
     See `nlp_transfer.metrics.classification` for the averages.
     """
     config_name = "multilabel" if multilabel else None
-    values = _compute(
-        _MULTILABEL if multilabel else _SINGLE_LABEL, config_name, predictions=predictions, references=references
-    )
+    values = _compute(_MULTILABEL if multilabel else _SINGLE_LABEL, config_name, predictions=predictions, references=references)
     if scores is not None:
         values |= _compute(["auc"], config_name, prediction_scores=scores, references=references)
     return values

@@ -48,9 +48,7 @@ class _LabelMetric(evaluate.Metric):
         _check_same_shape("predictions", predicted, true)
         return predicted, true
 
-    def _averages(
-        self, key: str, score: Callable[..., float], predictions: ArrayLike, references: ArrayLike
-    ) -> dict[str, float]:
+    def _averages(self, key: str, score: Callable[..., float], predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
         predicted, true = self._arrays(predictions, references)
         labels = None
         if predicted.ndim == 2 and predicted.shape[1] == 1:
@@ -218,6 +216,4 @@ def _check_same_shape(name: str, array: NDArray[Any], references: NDArray[Any]) 
 
 def _check_config(metric: evaluate.Metric, known: tuple[str, ...]) -> None:
     if metric.config_name not in known:
-        raise ValueError(
-            f"{type(metric).__name__} has no config {metric.config_name!r}; known configs: {', '.join(known)}"
-        )
+        raise ValueError(f"{type(metric).__name__} has no config {metric.config_name!r}; known configs: {', '.join(known)}")

@@ -16,7 +16,9 @@ from nlp_transfer.sources import wheels
 from nlp_transfer.sources.rows import Rows, concatenate, from_columns
 from nlp_transfer.sources.tables import ENDINGS, choose_encoding, read_table, undecodable
 
-HUB_DATA = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$")
+HUB_DATA = re.compile(
+    r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
+)
 HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
 
 
@@ -134,7 +136,13 @@ def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return Rows(columns, names, np.arange(len(files), dtype=np.int32), np.zeros(len(files), np.int64), {str(folder.resolve()): digest.hexdigest()})
+    return Rows(
+        columns,
+        names,
+        np.arange(len(files), dtype=np.int32),
+        np.zeros(len(files), np.int64),
+        {str(folder.resolve()): digest.hexdigest()},
+    )
 
 
 def _from_object(source: Any, role: str, wanted: list[str]) -> Rows:

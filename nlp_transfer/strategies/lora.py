@@ -4,9 +4,10 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", 2106.09685
 which Dettmers et al. 2023, 2305.14314, found to matter more than the rank.
 """
 
+import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import nn
@@ -51,16 +52,14 @@ class Lora(Strategy):
         layers = find_layers(model)
         config = LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha or 2 * self.r,
+            lora_alpha=self.alpha or 2 * self.r,  # type: ignore[arg-type]  # a fraction works as well
             lora_dropout=self.dropout,
             bias=self.bias,
             target_modules=self._targets(model, layers),
             modules_to_save=modules_to_save(model, layers),
             task_type=TaskType.SEQ_CLS,
         )
-        adapted = get_peft_model(model, config)
-        for adapter in adapted.peft_config.values():
-            adapter.base_model_name_or_path = adapter.base_model_name_or_path or None
+        adapted: Any = get_peft_model(model, config)
         return adapted
 
     def _targets(self, model: nn.Module, layers: Layers) -> str:
@@ -83,7 +82,12 @@ class Lora(Strategy):
         adapter = folder / "adapter"
         model.save_pretrained(str(adapter))  # no config.json: beside an adapter it would make loaders take it for a model
         (adapter / "README.md").unlink(missing_ok=True)  # peft's template; the run's card describes the adapter
-        return model.merge_and_unload()
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        if Path(settings["base_model_name_or_path"] or "").exists():
+            settings["base_model_name_or_path"] = None  # a path on this machine means nothing, and tells something, elsewhere
+            (adapter / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
+        merged: Any = model
+        return merged.merge_and_unload()
 
 
 def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:

@@ -30,7 +30,9 @@ class Partial(Strategy):
         layers = find_layers(model)
         wanted = {"all": layers.depth, "half": layers.depth // 2}.get(str(self.frozen_layers), self.frozen_layers)
         if int(wanted) > layers.depth:
-            raise UserError(f"strategy.frozen_layers: found {wanted}; allowed: 0 to {layers.depth}, the layers of this model, or all")
+            raise UserError(
+                f"strategy.frozen_layers: found {wanted}; allowed: 0 to {layers.depth}, the layers of this model, or all"
+            )
         if layers.shared and self.frozen_layers not in ("all", 0):
             raise UserError(
                 f"strategy.frozen_layers: found {self.frozen_layers!r}; a {model.config.model_type} model shares one set of "

@@ -150,5 +150,3 @@ def task_from(document: Mapping[str, Any], problems: Problems | None = None) -> 
     if task is None:
         raise UserError("\n".join(own.messages))
     return task
-
-

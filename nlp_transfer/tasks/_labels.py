@@ -71,7 +71,9 @@ def check_weight_names(training: TrainingConfig, labels: list[str] | None, probl
         return
     for name in weights:
         if name not in labels:
-            problems.add(f"training.class_weights: there is no label {name!r}{did_you_mean(name, labels)}; known: {shorten(labels)}")
+            problems.add(
+                f"training.class_weights: there is no label {name!r}{did_you_mean(name, labels)}; known: {shorten(labels)}"
+            )
     if missing := [label for label in labels if label not in weights]:
         problems.add(f"training.class_weights: no weight is given for {shorten(missing)}; give one for every label")
 

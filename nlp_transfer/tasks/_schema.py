@@ -1,5 +1,7 @@
 """The label schema of a saved model: read from a configuration, and checked where two places speak of it."""
 
+from typing import Any
+
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.tasks import Task, task_from
@@ -9,7 +11,7 @@ TASK_OF_PROBLEM = {"multi_label_classification": "multi_label", "regression": "r
 
 def task_for_config(checkpoint: Checkpoint) -> Task:
     """The task of a classifier saved elsewhere, as far as its configuration tells: its kind and its labels."""
-    config = checkpoint.config
+    config: Any = checkpoint.config
     name = TASK_OF_PROBLEM.get(config.problem_type or "", "text_classification")
     if name == "text_classification" and config.num_labels == 1:
         name = "regression"
@@ -22,9 +24,10 @@ def check_schema(task: Task, checkpoint: Checkpoint) -> None:
     labels = getattr(task, "labels", None)
     if not labels:
         return
-    configured = [checkpoint.config.id2label.get(i) for i in range(checkpoint.config.num_labels)]
+    config: Any = checkpoint.config
+    configured = [config.id2label.get(i) for i in range(config.num_labels)]
     if configured != labels:
         raise UserError(
-            f"{checkpoint.source.name}: config.json has the labels {configured[:5]}..., nlp_transfer.json {labels[:5]}...; one of "
-            "the files was changed, and answers would carry wrong names"
+            f"{checkpoint.source.name}: config.json has the labels {configured[:5]}..., nlp_transfer.json {labels[:5]}...; "
+            "one of the files was changed, and answers would carry wrong names"
         )

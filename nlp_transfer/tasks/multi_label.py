@@ -52,7 +52,9 @@ class MultiLabel(TextTask):
         found = Counter(label for cell in train.columns[self.label] for label in self.split_cell(cell))
         labels = self.labels or sort_labels(found)
         if not labels:
-            problems.add(f"train, column {self.label!r}: no row has a label; allowed: labels joined by {self.separator!r} or in a list")
+            problems.add(
+                f"train, column {self.label!r}: no row has a label; allowed: labels joined by {self.separator!r} or in a list"
+            )
         for label in labels:
             if 0 < found[label] == len(train):
                 problems.add(f"train, column {self.label!r}: every row has the label {label!r}; there is nothing to tell apart")
@@ -63,8 +65,8 @@ class MultiLabel(TextTask):
         for row, cell in enumerate(rows.columns[self.label]):
             if cell is not None and not isinstance(cell, (str, list, tuple)):
                 problems.add(
-                    f"{rows.where(row)}, column {self.label!r}: found {cell!r} ({type(cell).__name__}); allowed: a list of labels or "
-                    f"text joined by {self.separator!r}"
+                    f"{rows.where(row)}, column {self.label!r}: found {cell!r} ({type(cell).__name__}); allowed: a list of "
+                    f"labels or text joined by {self.separator!r}"
                 )
                 continue
             for label in self.split_cell(cell):

@@ -80,4 +80,6 @@ class Regression(TextTask):
 
     def report(self, train: Rows) -> list[str]:
         values = self.encode_targets(train.columns[self.label])
-        return [f"{self.label}: from {values.min():g} to {values.max():g}, mean {values.mean():.3g}, deviation {values.std():.3g}"]
+        return [
+            f"{self.label}: from {values.min():g} to {values.max():g}, mean {values.mean():.3g}, deviation {values.std():.3g}"
+        ]

@@ -45,7 +45,9 @@ class TextClassification(TextTask):
             found = Counter({label: count for label, count in found.items() if label.lower() != "nan"})
         labels = self.labels or sort_labels(found)
         if len(labels) == 1:
-            problems.add(f"train, column {self.label!r}: every row has the label {labels[0]!r}; allowed: at least two different labels")
+            problems.add(
+                f"train, column {self.label!r}: every row has the label {labels[0]!r}; allowed: at least two different labels"
+            )
         for label in labels:
             if found[label] == 1:
                 row = [label_text(cell) for cell in train.columns[self.label]].index(label)
@@ -113,5 +115,3 @@ class TextClassification(TextTask):
 
     def report(self, train: Rows) -> list[str]:
         return balance(Counter(label_text(cell) for cell in train.columns[self.label]), len(train))
-
-

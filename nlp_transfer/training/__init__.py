@@ -1,5 +1,5 @@
 """The visible loop on Accelerate, optimisers, checkpoints."""
 
-from nlp_transfer.training.loop import Trainer, TrainingFailed
+from nlp_transfer.training.loop import Trainer, TrainingError
 
-__all__ = ["Trainer", "TrainingFailed"]
+__all__ = ["Trainer", "TrainingError"]

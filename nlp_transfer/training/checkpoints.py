@@ -1,8 +1,8 @@
 """Checkpoints: written beside, synced, renamed, with a manifest of hashes. safetensors and JSON, nothing is unpickled.
 
-    checkpoints/
-      step-120/      model.safetensors, optimizer.safetensors, [average.safetensors], state.json, manifest.json
-      last, best     small files with the name of a folder
+checkpoints/
+  step-120/      model.safetensors, optimizer.safetensors, [average.safetensors], state.json, manifest.json
+  last, best     small files with the name of a folder
 """
 
 import json
@@ -65,7 +65,7 @@ def pointed(folder: Path, name: str) -> str | None:
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are all there with their hashes, and notes on those that were passed over."""
-    notes = []
+    notes: list[str] = []
     steps = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
     for path in sorted(steps, key=lambda path: -int(path.name.removeprefix("step-"))):
         broken = what_is_broken(path)

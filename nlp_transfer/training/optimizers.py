@@ -1,7 +1,6 @@
 """AdamW over named groups, its schedule, and state kept by parameter name so that it survives a change of phase."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -64,28 +63,28 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def _named_states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    for group in optimizer.param_groups:
-        yield from zip(group["names"], group["params"], strict=True)
-
-
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's tensors as `NAME/exp_avg` and so on."""
     return {
         f"{name}/{key}": torch.as_tensor(value)
-        for name, parameter in _named_states(optimizer)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]) -> None:
     """Puts back what `state_by_name` gave; parameters that are not in it start fresh."""
-    for name, parameter in _named_states(optimizer):
-        own = {key.removeprefix(name + "/"): value for key, value in saved.items() if key.startswith(name + "/")}
-        if own:
-            optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in own.items()
-            }
+    own: dict[str, dict[str, torch.Tensor]] = {}
+    for path, value in saved.items():
+        name, _, key = path.rpartition("/")
+        own.setdefault(name, {})[key] = value
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in own.get(name, {}).items():
+                # Fused kernels count steps on the device, the others on the CPU.
+                device = parameter.device if key != "step" or group["fused"] else "cpu"
+                optimizer.state[parameter][key] = value.to(device, copy=True)
 
 
 class MovingAverage:

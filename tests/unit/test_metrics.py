@@ -71,9 +71,9 @@ def evaluate_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def auc(references: Any, scores: Any, multilabel: bool = False) -> float:
-    return metrics.load("auc", "multilabel" if multilabel else None)._compute(
-        prediction_scores=scores, references=references
-    )["auc"]
+    return metrics.load("auc", "multilabel" if multilabel else None)._compute(prediction_scores=scores, references=references)[
+        "auc"
+    ]
 
 
 def test_single_label_values() -> None:
@@ -118,9 +118,7 @@ def test_multilabel_ratios_without_any_label_are_zero(columns: int) -> None:
     assert found == {key: float(key == "accuracy") for key in MULTILABEL}
 
 
-@pytest.mark.parametrize(
-    ("predictions", "references"), [([1, 1, 1], [1, 1, 1]), ([0, 0, 0], [0, 1, 1]), ([0, 1, 1], [0, 0, 0])]
-)
+@pytest.mark.parametrize(("predictions", "references"), [([1, 1, 1], [1, 1, 1]), ([0, 0, 0], [0, 1, 1]), ([0, 1, 1], [0, 0, 0])])
 def test_mcc_of_one_label_is_zero(predictions: list[int], references: list[int]) -> None:
     assert metrics.compute_label_metrics(np.array(predictions), np.array(references))["mcc"] == 0.0
 
@@ -167,9 +165,7 @@ def test_undefined_auc_is_left_out() -> None:
     assert math.isnan(auc([0, 1], [0.1, math.nan]))
 
 
-@pytest.mark.parametrize(
-    ("predictions", "references"), [([2.0, 2.0], [1.0, 3.0]), ([1.0, 3.0], [2.0, 2.0]), ([1.0], [2.0])]
-)
+@pytest.mark.parametrize(("predictions", "references"), [([2.0, 2.0], [1.0, 3.0]), ([1.0, 3.0], [2.0, 2.0]), ([1.0], [2.0])])
 def test_undefined_correlation_is_left_out(predictions: list[float], references: list[float]) -> None:
     for name in ("pearson", "spearman"):
         value = metrics.load(name)._compute(predictions=predictions, references=references)[name]
@@ -197,9 +193,7 @@ def test_values_are_python_floats() -> None:
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_combined_label_metrics_agree(multilabel: bool) -> None:
     predictions, references, expected = (
-        (MULTILABEL_PREDICTIONS, MULTILABEL_REFERENCES, MULTILABEL)
-        if multilabel
-        else (PREDICTIONS, REFERENCES, SINGLE_LABEL)
+        (MULTILABEL_PREDICTIONS, MULTILABEL_REFERENCES, MULTILABEL) if multilabel else (PREDICTIONS, REFERENCES, SINGLE_LABEL)
     )
     combined = metrics.label_metrics(multilabel)
     assert combined.compute(predictions=predictions, references=references) == pytest.approx(expected)
@@ -243,9 +237,7 @@ def test_interleaved_computations_do_not_mix() -> None:
     assert right.experiment_id != wrong.experiment_id
 
 
-def test_whole_split_functions_leave_no_files(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evaluate_cache: Path
-) -> None:
+def test_whole_split_functions_leave_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evaluate_cache: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -307,9 +299,7 @@ def test_keys_are_distinct_and_have_a_direction() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(
-        ValueError, match=r"no metric 'acuracy' \(did you mean 'accuracy'\?\); known: accuracy, auc, f1"
-    ):
+    with pytest.raises(ValueError, match=r"no metric 'acuracy' \(did you mean 'accuracy'\?\); known: accuracy, auc, f1"):
         metrics.load("acuracy")
     with pytest.raises(ValueError, match="no metric 'zzz'; known: accuracy"):
         metrics.load("zzz")

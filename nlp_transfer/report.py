@@ -1,0 +1,126 @@
+"""What a run says of itself: what was resolved, `config.yaml`, the figures of training, the records at the end."""
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlp_transfer.data.splits import Splits
+from nlp_transfer.errors import UserError
+from nlp_transfer.export.card import write_card
+from nlp_transfer.export.save import RECORD, record, versions, write_json
+from nlp_transfer.models import Checkpoint, count_parameters
+from nlp_transfer.resolve import Run
+from nlp_transfer.run_folder import RunFolder
+from nlp_transfer.sources.wheels import is_wheel
+from nlp_transfer.tasks import Task
+from nlp_transfer.training.keeper import Position
+from nlp_transfer.training.loop import Trainer
+
+FEW_STEPS = 100
+
+
+def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
+    """What was chosen automatically, and how much there is to do."""
+    steps, plan = trainer.total_steps(), trainer.plan()
+    trainable, total = count_parameters(trainer.model)
+    rows = plan.batch_size * plan.accumulation * plan.processes
+    size = f"about {plan.batch_tokens * plan.accumulation * plan.processes} tokens" if plan.batch_tokens else f"{rows} rows"
+    processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
+    lines = [
+        f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})",
+        f"precision {trainer.precision} ({reason}), learning rate {trainer.learning_rate():g}, {trainer.epochs():g} epochs, "
+        f"{steps} steps of {size}, {processes} on {trainer.accelerator.device}",
+    ]
+    if steps < FEW_STEPS:
+        lines.append(
+            f"warning: only {steps} optimiser steps; fine-tuning with so few often ends far from its best. More epochs or a "
+            "smaller batch help (Mosbach et al. 2021, 2006.04884)"
+        )
+    return lines
+
+
+def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkpoint, splits: Splits) -> dict[str, Any]:
+    """`config.yaml`: nothing is left to be resolved, so running it again repeats the run.
+
+    Raises:
+        UserError: the settings come from such a document, and a file or revision is not the one it was made with.
+    """
+    config = run.config
+    training = config.training.model_dump() | {
+        "precision": trainer.precision, "learning_rate": trainer.learning_rate(), "epochs": trainer.epochs(),
+    }  # fmt: skip
+    provenance: dict[str, Any] = {"files": splits.provenance(), "versions": versions()}
+    if checkpoint.revision:
+        provenance["model_revision"] = checkpoint.revision
+    _check_provenance(config.provenance, provenance)
+    return {
+        "model": _absolute(config.model),
+        "data": {name: _absolute(getattr(config.data, name)) for name in sorted(config.data.model_fields_set)},
+        "task": task.document(),
+        "strategy": run.strategy.document(),
+        "training": training,
+        "output_dir": str(Path(config.output_dir).expanduser().absolute()),
+        "provenance": provenance,
+    }
+
+
+def _absolute(value: Any) -> Any:
+    """A source as a document can hold it: local paths whole, objects in memory by what they were."""
+    if isinstance(value, str) and not is_wheel(value) and Path(value).expanduser().exists():
+        return str(Path(value).expanduser().absolute())
+    plain = isinstance(value, (str, int, float, list, dict, type(None)))
+    return value if plain else f"<{type(value).__name__} of {len(value)} rows in memory>"
+
+
+def _check_provenance(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for path, digest in before.get("files", {}).items():
+        found = now["files"].get(path, digest)
+        if found != digest:
+            raise UserError(
+                f"provenance: {path} is not the file that this document was resolved with (its sha256 is {found[:12]}..., "
+                f"recorded is {digest[:12]}...); restore the file, or remove `provenance` to train on the new one"
+            )
+    wanted = before.get("model_revision")
+    if wanted and wanted != now.get("model_revision"):
+        raise UserError(
+            f"provenance: the model is at revision {now.get('model_revision')}, recorded is {wanted}; name it as ID@{wanted}"
+        )
+
+
+def training_figures(position: Position, parameters: tuple[int, int], memory: int) -> dict[str, Any]:
+    """`seconds` is the whole of training with its evaluations; the rate is that of optimiser steps alone."""
+    return {
+        "seconds": round(position.seconds, 3),
+        "step_seconds": round(position.step_seconds, 3),
+        "steps": position.step,
+        "best_step": position.best_step,
+        "examples": position.examples,
+        "tokens": position.tokens,
+        "examples_per_second": round(position.examples / max(position.step_seconds, 1e-9), 3),
+        "trainable_parameters": parameters[0],
+        "total_parameters": parameters[1],
+        "peak_memory_bytes": memory,
+    }
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU's memory where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def finish(folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: dict[str, Any], splits: Splits) -> None:
+    """The card and the records; `result.json` comes last, since it is what says that the run is finished."""
+    model = folder.path / "model"
+    write_json(model / RECORD, record(task, result["plain"], result["metrics"]))
+    rows = {name: len(part) for name, part in splits.rows.items()}
+    write_card(
+        model, task, result, {"train": run.config.data.train, "test": run.config.data.test, "rows": rows}, document["training"]
+    )
+    write_json(folder.path / "result.json", result)
+    folder.clear_checkpoints()
