@@ -2,7 +2,7 @@
 
     python recipes/bbc_news.py
 
-Expect a test accuracy of about 0.98 on the 20 % of documents set aside, after about 4 minutes on two CPU cores.
+Expect a test accuracy of about 0.98 on the 445 documents set aside, after about 3 minutes on two CPU cores.
 """
 
 from nlp_transfer import DataConfig, RunConfig, TrainingConfig, recipe
@@ -14,7 +14,7 @@ config = RunConfig(
         test_share=0.2,
         encoding=["utf-8", "cp1252"],  # one document was saved on Windows: its pound sign is no UTF-8
     ),
-    task={"name": "text_classification", "max_length": 192},
+    task={"name": "text_classification", "max_length": 128},  # the topic of an article shows in its first lines
     training=TrainingConfig(epochs=3, batch_size=16, attention_dropout=0.0),
     output_dir="runs/bbc_news",
 )
