@@ -39,6 +39,8 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 def show_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
     """One row a metric, one column a split."""
     splits = list(metrics)
+    if not splits:
+        return
     names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
     show_table("metrics", ["", *splits], [[name, *(metrics[split].get(name, "") for split in splits)] for name in names])
 

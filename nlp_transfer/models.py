@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,8 +59,11 @@ class Checkpoint:
 
     @property
     def revision(self) -> str | None:
-        """The commit that was really loaded, for a hub id."""
-        return getattr(self.config, "_commit_hash", None) or self.source.revision
+        """The commit that was really loaded, for a hub id: the cache keeps each file below its commit's name."""
+        if self.source.is_folder:
+            return None
+        cached = try_to_load_from_cache(self.source.path, "config.json", revision=self.source.revision)
+        return Path(cached).parent.name if isinstance(cached, str) else self.source.revision
 
     @property
     def max_length(self) -> int:

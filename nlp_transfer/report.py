@@ -36,7 +36,7 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
     ]
     if steps < FEW_STEPS:
         lines.append(
-            f"warning: only {steps} optimiser steps; fine-tuning with so few often ends far from its best. More epochs or a "
+            f"warning: few optimiser steps ({steps}); fine-tuning with so few often ends far from its best. More epochs or a "
             "smaller batch help (Mosbach et al. 2021, 2006.04884)"
         )
     return lines

@@ -18,8 +18,9 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
     import datasets
 
     split = match["split"] or role
+    revision = _commit(match["id"], match["revision"])
     try:
-        data = datasets.load_dataset(match["id"], match["config"], split=split, revision=match["revision"])
+        data = datasets.load_dataset(match["id"], match["config"], split=split, revision=revision)
     except Exception as error:  # the hub, the network, the parser and the data set itself each have their own
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -34,7 +35,7 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
         )
     columns = name_classes({name: list(data[name]) for name in wanted}, data.features)
     rows = from_columns(columns, source)
-    return Rows(rows.columns, rows.files, rows.file_of, rows.position, {}, _commit(data))
+    return Rows(rows.columns, rows.files, rows.file_of, rows.position, {}, revision)
 
 
 def name_classes(columns: dict[str, list[Any]], features: Any) -> dict[str, list[Any]]:
@@ -52,9 +53,11 @@ def name_classes(columns: dict[str, list[Any]], features: Any) -> dict[str, list
     return named
 
 
-def _commit(data: Any) -> str | None:
-    """The revision that was really read, as the builder's download record has it (`...@<40 hex digits>/file`)."""
-    for url in getattr(data.info, "download_checksums", None) or {}:
-        if found := re.search(r"@([0-9a-f]{40})/", url):
-            return found[1]
-    return None
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that a revision is at; the data is then read at exactly that one."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha
+    except Exception:  # offline, or no such data set: loading finds it in the cache, or says what is wrong
+        return revision

@@ -1,0 +1,203 @@
+"""The whole job through the command's own code: train, evaluate, predict, again, and in every format."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer.cli import cli
+from tests.conftest import sentiment_rows, write_csv
+
+NUMBERS = ("seconds", "steps", "examples", "tokens", "examples_per_second", "trainable_parameters", "total_parameters")
+
+
+def command(*arguments: object) -> None:
+    cli([str(argument) for argument in arguments], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Path], sentiment: dict[str, Path]) -> Path:
+    """A finished run of a model that has learned its task."""
+    folder = tmp_path_factory.mktemp("run")
+    document = {
+        "model": str(tiny["bert"]),
+        "data": {"train": str(sentiment["train"]), "test": str(sentiment["test"])},
+        "task": {"name": "text_classification", "text": "text", "label": "label"},
+        "training": {"epochs": 30, "batch_size": 16, "learning_rate": 5e-3, "precision": "fp32", "warmup": 5},
+        "output_dir": str(folder / "first"),
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(document))
+    command("train", folder / "run.yaml")
+    return folder / "first"
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return found
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {"model", "result.json", "config.yaml", "log.jsonl"}
+    result = result_of(run)
+    assert result["task"]["name"] == "text_classification"
+    assert result["strategy"] == {"name": "full"}
+    assert result["plain"] is True
+    assert result["seed"] == 0
+    assert result["metrics"]["test"]["accuracy"] >= 0.9, "a tiny model learns which words are good"
+    assert {"accuracy", "f1_macro", "f1_micro", "f1_weighted", "mcc", "auc", "loss"} <= set(result["metrics"]["validation"])
+    for name in NUMBERS:
+        assert isinstance(result["train"][name], (int, float)), name
+        assert result["train"][name] > 0, name
+    assert result["train"]["peak_memory_bytes"] > 50e6
+    assert result["versions"]["torch"].startswith("2.")
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert {"step", "epoch", "loss", "learning_rate", "grad_norm"} <= set(steps[0])
+    assert [line["step"] for line in steps] == sorted({line["step"] for line in steps})
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    saved = json.loads((run / "model/nlp_transfer.json").read_text())
+    assert saved["labels"] == ["negative", "positive"]
+    assert saved["max_length"] == 64
+    assert saved["metrics"] == result["metrics"]
+
+
+def test_the_card_can_be_read_by_the_hub(run: Path) -> None:
+    card = ModelCard.load(run / "model/README.md")
+    results = {entry.metric_type: entry.metric_value for entry in card.data.eval_results}
+    assert results["accuracy"] == pytest.approx(result_of(run)["metrics"]["test"]["accuracy"], abs=1e-6)
+    assert card.data.pipeline_tag == "text-classification"
+    assert "pipeline(" in card.text
+    assert str(run.parent) not in card.content
+
+
+def test_the_same_command_again_is_refused_and_touches_nothing(run: Path) -> None:
+    before = fingerprint(run)
+    with pytest.raises(UserError, match="finished run"):
+        command("train", run.parent / "run.yaml")
+    assert fingerprint(run) == before
+
+
+def test_the_resolved_config_repeats_the_run(run: Path) -> None:
+    again = run.parent / "again"
+    command("train", run / "config.yaml", "--output_dir", again)
+    assert result_of(again)["metrics"] == result_of(run)["metrics"]
+    first, second = (load_file(folder / "model/model.safetensors") for folder in (run, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_resolved_config_refuses_changed_data(run: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load((run / "config.yaml").read_text())
+    path = document["data"]["test"]
+    document["provenance"]["files"][path] = "0" * 64
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(UserError, match="is not the file that this document was resolved with"):
+        command("train", tmp_path / "config.yaml", "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_gives_the_figures_of_the_run(run: Path, sentiment: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    command("evaluate", run, "--data.test", sentiment["test"], "--output", run.parent / "figures.json")
+    printed = json.loads(capsys.readouterr().out)
+    expected = result_of(run)["metrics"]["test"]
+    assert printed == json.loads((run.parent / "figures.json").read_text())
+    assert printed["rows"] == 40
+    for name in ("accuracy", "f1_macro", "mcc", "auc"):
+        assert printed[name] == pytest.approx(expected[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_predict_keeps_rows_and_columns_in_every_format(run: Path, tmp_path: Path, ending: str) -> None:
+    rows = [(f"n{i}", text, label) for i, (text, label) in enumerate(sentiment_rows(70, seed=5))]
+    data = Dataset.from_list([dict(zip(("id", "text", "gold"), row, strict=True)) for row in rows])
+    source, output = tmp_path / f"in{ending}", tmp_path / f"out{ending}"
+    write = {".csv": data.to_csv, ".jsonl": data.to_json, ".parquet": data.to_parquet}
+    if ending == ".tsv":
+        data.to_csv(source, sep="\t")
+    else:
+        write[ending](source)
+    command("predict", run / "model", "--input", source, "--output", output, "--probabilities")
+    found = read(output)
+    assert list(found[0]) == ["id", "text", "gold", "prediction", "probability", "probability:negative", "probability:positive"]
+    assert [(row["id"], row["text"], row["gold"]) for row in found] == rows
+    assert sum(row["prediction"] == row["gold"] for row in found) >= 60
+    direct = load_predictor(run)([row[1] for row in rows])
+    for row, answer in zip(found, direct, strict=True):
+        assert row["prediction"] == answer["prediction"]
+        assert float(row["probability"]) == pytest.approx(answer["probability"], abs=1e-6)
+        assert float(row[f"probability:{row['prediction']}"]) == pytest.approx(float(row["probability"]), abs=1e-9)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        return list(pq.read_table(path).to_pylist())
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in file]
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+def test_predict_plain_text_over_several_windows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlp_transfer.inference.WINDOW", 16)
+    texts = [text for text, _ in sentiment_rows(50, seed=9)]
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    command("predict", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_text().splitlines() == [row["prediction"] for row in load_predictor(run)(texts)]
+
+
+def test_python_takes_frames_datasets_and_folders(tiny: dict[str, Path], tmp_path: Path) -> None:
+    import pandas as pd
+
+    rows = sentiment_rows(60)
+    frame = pd.DataFrame(rows[:40], columns=["text", "label"])
+    for text, label in rows[40:]:
+        folder = tmp_path / "classes" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{hashlib.md5(text.encode()).hexdigest()}.txt").write_text(text)
+    held_out = Dataset.from_pandas(frame.iloc[:8])
+    run = fine_tune(
+        model=tiny["bert"].as_posix(),
+        data={"train": frame, "validation": held_out, "test": tmp_path / "classes"},
+        task="text_classification",
+        strategy=["lora"],
+        training={"max_steps": 3},
+        output_dir=tmp_path / "run",
+    )
+    assert run.metrics.keys() == {"validation", "test"}
+    assert (run.output_dir / "adapter/adapter_model.safetensors").is_file()
+    assert {answer["prediction"] for answer in run.predictor()(["a good film", "an awful plot"])} <= {"negative", "positive"}
+
+
+def test_pairs_and_regression_and_multi_label(tiny: dict[str, Path], tmp_path: Path) -> None:
+    texts = [text for text, _ in sentiment_rows(48)]
+    tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(48)]
+    pairs = [(texts[i], texts[-i - 1], i / 10, tags[i]) for i in range(48)]
+    path = write_csv(tmp_path / "pairs.csv", pairs, ("first", "second", "score", "tags"))
+    for task, column, metric in (("regression", "score", "mse"), ("multi_label", "tags", "f1_macro")):
+        run = fine_tune(
+            model=str(tiny["bert"]),
+            data={"train": str(path), "test": str(path)},
+            task={"name": task, "text": "first", "text_pair": "second", "label": column},
+            training={"max_steps": 3},
+            output_dir=str(tmp_path / task),
+        )
+        assert metric in run.metrics["test"]
+        output = tmp_path / f"{task}.csv"
+        command("predict", run.output_dir, "--input", path, "--output", output)
+        assert [row["first"] for row in read(output)] == [pair[0] for pair in pairs]
+        assert all(isinstance(answer["prediction"], (float, str)) for answer in run.predictor()([(texts[0], texts[1])]))

@@ -1,0 +1,56 @@
+"""Every recipe opens with its command, the figure to expect and the time, and runs (here on a tiny model and few rows)."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from nlp_transfer import RunConfig, recipe
+from nlp_transfer.resolve import resolve
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_recipes() -> None:
+    assert {path.stem for path in RECIPES} >= {"bbc_news", "movie_reviews", "text_classification"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_opens_with_command_figure_and_time(path: Path) -> None:
+    text = load(path).__doc__ or ""
+    assert f"python recipes/{path.name}" in text
+    assert re.search(r"Expect .*accuracy of about 0\.\d\d", text), "the figure to expect"
+    assert re.search(r"about \d+ minutes", text), "the time it takes"
+    assert f"recipes/{path.name}" in (ROOT / "README.md").read_text(), "the README lists it"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs(path: Path, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    config = load(path).config
+    assert isinstance(config, RunConfig)
+    strategy = resolve(config).strategy
+    overrides = {
+        "model": tiny["bert"],
+        "data.train": sentiment["train"],
+        "data.validation": "null",
+        "task.text": "text",
+        "task.max_length": 32,
+        "training.max_steps": 2,
+        "output_dir": tmp_path / "run",
+    }
+    run = recipe(config, [part for name, value in overrides.items() for part in (f"--{name}", str(value))])
+    assert run.result["strategy"] == strategy.document()
+    assert run.result["train"]["steps"] == 2
+    assert (run.output_dir / "model/config.json").is_file()
