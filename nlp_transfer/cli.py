@@ -58,8 +58,9 @@ def train(ctx: click.Context, file: Path, allow_hub_metrics: bool) -> None:
 @click.pass_context
 def evaluate(ctx: click.Context, model: str, output: Path | None, batch_size: int, precision: str) -> None:
     """Score MODEL (a run folder, a model folder or a hub id) on --data.test FILE; figures go to standard output."""
-    from nlp_transfer.streaming import evaluate_source, print_figures
+    from nlp_transfer.streaming import check_figures_file, evaluate_source, print_figures
 
+    check_figures_file(output)
     figures = evaluate_source(model, _only(ctx.args, ("data", "task")), batch_size, precision)
     print_figures(figures, output)
 

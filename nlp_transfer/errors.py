@@ -10,8 +10,12 @@ class UserError(ValueError):
     """Something the user can put right: a setting, a file, a row.
 
     The message says what was found, where, what is allowed and what to do. The command line prints it without a
-    traceback and ends with exit status 2.
+    traceback and ends with exit status 2. `problems` holds the single messages where several were collected.
     """
+
+    def __init__(self, message: str, problems: "Problems | None" = None) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class Problems:
@@ -34,11 +38,22 @@ class Problems:
         for message in messages:
             self.add(message)
 
+    def absorb(self, error: UserError) -> None:
+        """Takes over what another check found: each of its messages, and the count of those it did not keep."""
+        if error.problems is None:
+            self.add(str(error))
+            return
+        self.extend(error.problems.messages)
+        self.count += error.problems.count - len(error.problems.messages)
+
     def __bool__(self) -> bool:
         return self.count > 0
 
     def __str__(self) -> str:
-        lines = [f"{self.heading}: {self.count} problem{'s' if self.count > 1 else ''}"] if self.heading else []
+        if self.count == 1 and not self.heading:
+            return self.messages[0]
+        counted = f"{self.count} problem{'s' if self.count > 1 else ''}"
+        lines = [f"{self.heading}: {counted}" if self.heading else counted]
         lines += [f"  - {message}" for message in self.messages]
         if self.count > len(self.messages):
             lines.append(f"  ... and {self.count - len(self.messages)} more")
@@ -46,7 +61,7 @@ class Problems:
 
     def raise_if_any(self) -> None:
         if self:
-            raise UserError(str(self))
+            raise UserError(str(self), self)
 
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:

@@ -112,10 +112,11 @@ def fine_tune(
 
 
 def _set_max_length(task: Task, checkpoint: Checkpoint) -> Task:
+    least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(task.input_columns()) > 1) + 1
     limit = checkpoint.max_length
-    if task.max_length is not None and task.max_length > limit:
+    if task.max_length is not None and not least <= task.max_length <= limit:
         raise UserError(
-            f"task.max_length: found {task.max_length}; allowed: up to {limit}, the limit of {checkpoint.source.name}"
+            f"task.max_length: found {task.max_length}; allowed: {least} to {limit}, the limits of {checkpoint.source.name}"
         )
     return task.model_copy(update={"max_length": task.max_length or min(512, limit)})
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,6 +54,12 @@ class Checkpoint:
             tokenizer = AutoTokenizer.from_pretrained(self.source.path, revision=self.source.revision)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"model: {self.source.name} has no tokenizer that can be loaded: {_first_line(error)}") from error
+        # For some families transformers makes a tokenizer without any words where the files are missing.
+        if len(tokenizer) < getattr(self.config, "vocab_size", 0) / 2:
+            raise UserError(
+                f"model: {self.source.name} has no tokenizer that fits: it knows {len(tokenizer)} tokens, the model "
+                f"{self.config.vocab_size}; allowed: a model with its tokenizer's files beside it"
+            )
         if tokenizer.pad_token_id is None:
             raise UserError(f"model: the tokenizer of {self.source.name} has no padding token; allowed: a BERT-family model")
         return tokenizer
@@ -92,7 +99,7 @@ class Checkpoint:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"model: {self.source.name} cannot be loaded: {_first_line(error)}") from error
         if set(report["missing_keys"]) >= {name for name, _ in model.named_parameters()}:
             raise UserError(

@@ -34,6 +34,8 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
         f"precision {trainer.precision} ({reason}), learning rate {trainer.learning_rate():g}, {trainer.epochs():g} epochs, "
         f"{steps} steps of {size}, {processes} on {trainer.accelerator.device}",
     ]
+    if smoothing := trainer.task.label_smoothing(trainer.training):
+        lines.append(f"label smoothing {smoothing:g}")
     if steps < FEW_STEPS:
         lines.append(
             f"warning: few optimiser steps ({steps}); fine-tuning with so few often ends far from its best. More epochs or a "
@@ -50,6 +52,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     """
     config = run.config
     training = config.training.model_dump() | {
+        "label_smoothing": trainer.task.label_smoothing(config.training),
         "precision": trainer.precision, "learning_rate": trainer.learning_rate(), "epochs": trainer.epochs(),
     }  # fmt: skip
     provenance: dict[str, Any] = {"files": splits.provenance(), "versions": versions()}

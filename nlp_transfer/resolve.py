@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.config import Document, RunConfig, read_document, validate
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.metrics import higher_is_better
+from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.strategies import Strategy, strategy_from
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks import Task, task_from, task_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def _build(build: Any, document: Any, problems: Problems) -> Any:
     try:
         return build(document)
     except UserError as error:
-        problems.extend(str(error).splitlines())
+        problems.absorb(error)
         return None
 
 
@@ -80,10 +79,32 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems) ->
         problems.add(
             f"data.validation_share: found {data.validation_share} beside test_share {data.test_share}; allowed: together below 1"
         )
-    if training.best_metric is not None:
-        try:
-            higher_is_better(training.best_metric)
-        except ValueError as error:
-            problems.add(f"training.best_metric: {error}")
+    _check_trackers(training.trackers, problems)
     if task is not None:
+        _check_best_metric(training.best_metric, task, problems)
         task.check_settings(training, problems)
+
+
+def _check_best_metric(asked: str | None, task: Task, problems: Problems) -> None:
+    known = [*task.metric_names(), "loss"]
+    if asked is not None and asked not in known:
+        problems.add(
+            f"training.best_metric: found {asked!r}, which {task_name(task)} does not compute{did_you_mean(asked, known)}; "
+            f"allowed: {', '.join(known)}"
+        )
+
+
+def _check_trackers(asked: list[str], problems: Problems) -> None:
+    """Accelerate leaves out trackers that are not installed without a word."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    installed = sorted(str(name) for name in get_available_trackers())
+    for name in asked:
+        if name not in known:
+            problems.add(f"training.trackers: found {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
+        elif name not in installed:
+            problems.add(
+                f"training.trackers: found {name!r}, which is not installed; install it, or use one of those that are: "
+                f"{', '.join(installed) or 'none'}"
+            )

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from nlp_transfer.config import read_document, shorten
 from nlp_transfer.errors import Problems, UserError
 
 OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "checkpoints")
@@ -20,6 +21,12 @@ class RunFolder:
 
     def check(self) -> None:
         """Raises a UserError when a run may not be written here; nothing is created."""
+        try:
+            self._check()
+        except OSError as error:  # a name that is too long, say
+            raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}; allowed: another folder") from None
+
+    def _check(self) -> None:
         if (self.path / "result.json").exists():
             raise UserError(
                 f"output_dir: {self.path} already holds a finished run; give another output_dir, or remove the folder"
@@ -30,7 +37,10 @@ class RunFolder:
                 raise UserError(f"output_dir: {self.path} already holds {', '.join(clash)}; give another output_dir")
         existing = next((folder for folder in (self.path, *self.path.absolute().parents) if folder.exists()), Path("/"))
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f"output_dir: {self.path} cannot be written: {existing} is no folder that this user may write in")
+            raise UserError(
+                f"output_dir: {self.path} cannot be written: {existing} is no folder that this user may write in; allowed: a "
+                "folder that can be created or written"
+            )
 
     @property
     def unfinished(self) -> bool:
@@ -43,12 +53,12 @@ class RunFolder:
             UserError: other settings than before, or the folder cannot be created.
         """
         if self.unfinished:
-            before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+            before = read_document(self.path / "config.yaml")
             problems = Problems(
                 f"output_dir: {self.path} holds an unfinished run with other settings; finish it, or give another output_dir"
             )
-            for name, old, new in differences(before or {}, document):
-                problems.add(f"{name}: {old!r} before, {new!r} now")
+            for name, old, new in differences(before, document):
+                problems.add(f"{name}: {shorten(old)} before, {shorten(new)} now")
             problems.raise_if_any()
             return
         try:

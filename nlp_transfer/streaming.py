@@ -4,9 +4,9 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -17,12 +17,11 @@ from nlp_transfer.export.save import load_predictor, write_json
 from nlp_transfer.inference import Predictor
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.sources.tables import ENDINGS, check_ending
+from nlp_transfer.sources.tables import ENDINGS
 from nlp_transfer.sources.wheels import is_wheel
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import task_from, task_name
 from nlp_transfer.training.device import make_accelerator
 
-WRITABLE = ENDINGS
 Columns = dict[str, list[Any]]
 
 
@@ -34,13 +33,7 @@ def predict_file(
     Raises:
         UserError: model, input or output cannot be used.
     """
-    check_ending(source)
-    if not source.is_file():
-        raise UserError(f"--input: there is no file {source}")
-    if output.suffix.lower() not in WRITABLE:
-        raise UserError(f"--output: found the ending {output.suffix!r}; allowed: {', '.join(WRITABLE)}")
-    if output.exists() and output.samefile(source):
-        raise UserError(f"--output: {output} is the input; name another file")
+    _check_files(source, output, probabilities)
     data = _data_settings(settings)
     predictor = _with_task(load_predictor(model, batch_size, precision), settings)
     rows = 0
@@ -54,13 +47,31 @@ def predict_file(
     say(f"{rows} rows are in {output}")
 
 
+def _check_files(source: Path, output: Path, probabilities: bool) -> None:
+    """Raises a UserError for what would only show after the model was loaded, or after all the work."""
+    problems = Problems()
+    if source.suffix.lower() not in ENDINGS:
+        problems.add(f"--input: found the ending {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}")
+    elif not source.is_file():
+        problems.add(f"--input: there is no file {source}; allowed: a file that exists ({', '.join(ENDINGS)})")
+    if output.suffix.lower() not in ENDINGS:
+        problems.add(f"--output: found the ending {output.suffix!r} of {output}; allowed: {', '.join(ENDINGS)}")
+    elif output.is_dir():
+        problems.add(f"--output: {output} is a folder; allowed: a file ({', '.join(ENDINGS)})")
+    elif output.exists() and source.exists() and output.samefile(source):
+        problems.add(f"--output: {output} is the input; allowed: another file")
+    if probabilities and output.suffix.lower() == ".txt":
+        problems.add("--probabilities: a .txt file holds the predictions alone; allowed: an --output with columns, such as .csv")
+    problems.raise_if_any()
+
+
 def evaluate_source(model: str, settings: dict[str, Any], batch_size: int, precision: str) -> dict[str, float]:
     """Metrics of a saved model on `data.test`; several processes share the work and all get the same figures."""
     from accelerate.utils import gather_object
 
     data = _data_settings(settings)
     if data.test is None:
-        raise UserError("--data.test: is required and was not given")
+        raise UserError("--data.test: is required and was not given; allowed: a file, a folder or another source of data")
     predictor = _with_task(load_predictor(model, batch_size, precision), settings)
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     predictor.model.to(accelerator.device)
@@ -91,6 +102,16 @@ def _evaluate_rows(predictor: Predictor, rows: Rows, part: tuple[int, int]) -> A
     return answers, targets, mine
 
 
+def check_figures_file(output: Path | None) -> None:
+    """Raises a UserError for what would only show after all the work."""
+    if output is None:
+        return
+    if output.suffix.lower() != ".json":
+        raise UserError(f"--output: found the ending {output.suffix!r} of {output}; allowed: .json")
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"--output: {output} cannot be written; allowed: a .json file in a folder that exists")
+
+
 def print_figures(figures: dict[str, float], output: Path | None) -> None:
     """A table for people on standard error, JSON for programs on standard output."""
     if os.environ.get("RANK", "0") != "0":
@@ -113,9 +134,26 @@ def _data_settings(settings: dict[str, Any]) -> DataConfig:
 
 
 def _with_task(predictor: Predictor, settings: dict[str, Any]) -> Predictor:
-    """Other column names than those the model was trained with, say."""
-    if settings.get("task"):
-        predictor.task = task_from(predictor.task.document() | settings["task"])
+    """Other column names than those the model was trained with, say; what its weights were made for stays.
+
+    Raises:
+        UserError: a setting is unknown or wrong, or would make the model another one.
+    """
+    before = predictor.task
+    problems = Problems()
+    for name, value in {"name": task_name(before), "labels": getattr(before, "labels", None)}.items():
+        asked = settings.get("task", {}).get(name, value)
+        if asked != value:
+            problems.add(f"--task.{name}: found {asked!r}; allowed: {value!r}, which the model was trained for")
+    problems.raise_if_any()
+    task = task_from(before.document() | settings.get("task", {}))
+    if task.max_length and before.max_length and task.max_length > before.max_length:
+        problems.add(
+            f"--task.max_length: found {task.max_length}; allowed: up to {before.max_length}, which the model was trained with"
+        )
+    task.check_settings(TrainingConfig(), problems)
+    problems.raise_if_any()
+    predictor.task = task
     return predictor
 
 
@@ -128,18 +166,24 @@ def _guess_rows(path: Path) -> int:
 
 @contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """A file beside `output` that takes its place when all went well, and is removed when not."""
+    """A file beside `output` that takes its place when all went well, and is removed when not, with the folders made for it."""
     part = output.with_name(f".part-{output.name}")
+    made = [folder for folder in output.parents if not folder.exists()]
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    except OSError as error:
-        raise UserError(f"--output: {output} cannot be written: {error}") from error
-    try:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
+        except OSError as error:
+            raise UserError(f"--output: {output} cannot be written: {error}; allowed: a file in a writable folder") from error
         yield part
         os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        for folder in made:
+            with suppress(OSError):  # it was not made, or something else lies in it by now
+                folder.rmdir()
+        raise
 
 
 class Writer:
@@ -153,28 +197,51 @@ class Writer:
         self.file = None if ending == ".parquet" else path.open("w", encoding="utf-8", newline="")
 
     def write(self, columns: Columns) -> None:
-        rows = zip(*columns.values(), strict=True)
-        if self.ending == ".parquet":
-            self._write_parquet(columns)
-            return
-        assert self.file is not None
         if self.ending == ".jsonl":
-            for row in rows:
-                self.file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=str) + "\n")
+            self._write_jsonl(columns)
         elif self.ending == ".txt":
-            self.file.writelines(f"{answer}\n" for answer in columns["prediction"])
+            self._text().writelines(f"{answer}\n" for answer in columns["prediction"])
         else:
-            writer = csv.writer(self.file, delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\n")
-            if not self.names:
-                self.names = list(columns)
-                writer.writerow(self.names)
-            writer.writerows(rows)
+            first = not self.names
+            self.names = self.names or list(columns)
+            if late := [name for name in columns if name not in self.names]:
+                raise UserError(
+                    f"--output: {self.ending} needs the same columns in all rows, and {late[0]!r} comes only after the first "
+                    "rows of the input; allowed: .jsonl"
+                )
+            ordered = {name: columns[name] for name in self.names}  # a late JSON key may stand elsewhere
+            if self.ending == ".parquet":
+                self._write_parquet(ordered)
+            else:
+                self._write_csv(ordered, header=first)
+
+    def _text(self) -> TextIO:
+        assert self.file is not None
+        return self.file
+
+    def _write_jsonl(self, columns: Columns) -> None:
+        for row in zip(*columns.values(), strict=True):
+            # JSON has no NaN, which is how tables write a missing number.
+            cells = (None if isinstance(cell, float) and cell != cell else cell for cell in row)
+            self._text().write(json.dumps(dict(zip(columns, cells, strict=True)), ensure_ascii=False, default=str) + "\n")
+
+    def _write_csv(self, columns: Columns, header: bool) -> None:
+        writer = csv.writer(self._text(), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\n")
+        if header:
+            writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow(json.dumps(cell, ensure_ascii=False) if isinstance(cell, (list, dict)) else cell for cell in row)
 
     def _write_parquet(self, columns: Columns) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.table(columns) if self.parquet is None else pa.table(columns, schema=self.parquet.schema)
+        try:
+            table = pa.table(columns) if self.parquet is None else pa.table(columns, schema=self.parquet.schema)
+        except pa.ArrowException as error:
+            raise UserError(
+                f"--output: a .parquet column has one type, and the input's has several ({error}); allowed: .jsonl"
+            ) from error
         if self.parquet is None:
             self.parquet = pq.ParquetWriter(self.path, table.schema)
         self.parquet.write_table(table)

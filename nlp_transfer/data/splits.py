@@ -22,7 +22,7 @@ class Readable(Protocol):
     def columns(self) -> list[str]: ...
     def fit(self, train: Rows, problems: Problems) -> Self: ...
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None: ...
-    def check(self, rows: Rows, problems: Problems) -> None: ...
+    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None: ...
     def keys(self, rows: Rows) -> list[str]: ...
     def strata(self, rows: Rows) -> np.ndarray: ...
 
@@ -60,15 +60,17 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
     for role in ("train", "validation", "test"):
         source = getattr(data, role)
         if source is not None:
+            group = [data.group] if data.group and role == "train" else []  # only train is split
             try:
-                given[role] = read_rows(source, role, data, [*task.columns(), *filter(None, [data.group])])
+                given[role] = read_rows(source, role, data, [*task.columns(), *group])
             except UserError as error:
-                problems.extend(line.removeprefix("  - ") for line in str(error).splitlines())
+                problems.absorb(error)
     if "train" in given:
         task = task.fit(given["train"], problems)
         task.check_settings(training, problems)  # settings may name labels, which are known only now
+        _check_group(given["train"], data.group, problems)
     for rows in given.values():
-        task.check(rows, problems)
+        task.check(rows, problems, targets="train" in given)  # without train its labels are not known
     problems.raise_if_any()
     splits = Splits(given)
     keys = {role: task.keys(rows) for role, rows in given.items()}
@@ -86,6 +88,12 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
         splits.rows |= {"train": train.select(rest), role: train.select(part)}
         splits.notes.append(f"{role}: {len(part)} rows set aside from train (stratified, seed {seed})")
     return splits, task
+
+
+def _check_group(train: Rows, group: str | None, problems: Problems) -> None:
+    for row, value in enumerate(train.columns[group] if group else ()):
+        if value is None or not str(value).strip():
+            problems.add(f"{train.where(row)}, column {group!r}: the cell is empty; allowed: the group of the row")
 
 
 def describe_repeats(keys: dict[str, list[str]]) -> list[str]:

@@ -14,11 +14,16 @@ import uuid
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from nlp_transfer.errors import UserError
+
 if TYPE_CHECKING:
     import evaluate
     import numpy as np
 
 __all__ = [
+    "LABEL_KEYS",
+    "MULTILABEL_KEYS",
+    "REGRESSION_KEYS",
     "compute_label_metrics",
     "compute_regression_metrics",
     "higher_is_better",
@@ -61,6 +66,11 @@ _HIGHER_IS_BETTER = {
     "mse": False,
     "loss": False,
 }
+
+# The keys of `compute_label_metrics` (single label, multi-label) and of `compute_regression_metrics`.
+REGRESSION_KEYS = _REGRESSION
+LABEL_KEYS = tuple(key for key in _HIGHER_IS_BETTER if key not in (*_REGRESSION, "loss"))
+MULTILABEL_KEYS = tuple(key for key in LABEL_KEYS if key != "mcc")
 
 
 def names() -> list[str]:
@@ -147,17 +157,21 @@ def load_hub_metric(name: str, *, allow_foreign_code: bool) -> evaluate.Evaluati
         allow_foreign_code: whether that code may be downloaded and run.
 
     Raises:
-        ValueError: `allow_foreign_code` is False.
+        UserError: `allow_foreign_code` is False, or there is no such metric, or it cannot be downloaded.
     """
     if not allow_foreign_code:
-        raise ValueError(
-            f"metric {name!r} was asked for from the Hugging Face Hub; a hub metric is Python code written by others, "
-            "which is downloaded and run on this machine. Read that code first; if you trust it, allow it with "
-            f"allow_foreign_code=True. Metrics that need no such permission: {', '.join(names())}"
+        raise UserError(
+            f"training.hub_metrics: metric {name!r} was asked for from the Hugging Face Hub; a hub metric is Python code written "
+            "by others, which is downloaded and run on this machine. Read that code first; if you trust it, allow it with "
+            "allow_foreign_code=True (on the command line: --allow-hub-metrics). Metrics that need no such permission: "
+            f"{', '.join(names())}"
         )
     import evaluate
 
-    return evaluate.load(name)
+    try:
+        return evaluate.load(name)
+    except Exception as error:  # the hub, the network and the metric's own code each have their own
+        raise UserError(f"training.hub_metrics: cannot load {name!r} from the hub: {error}") from error
 
 
 def higher_is_better(key: str) -> bool:

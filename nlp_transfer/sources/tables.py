@@ -3,6 +3,7 @@
 Cells of CSV and TSV files are text and stay text: nothing here turns `NA` into a missing value or `1` into a number.
 """
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.config import DataConfig, shorten
+from nlp_transfer.errors import Problems, UserError, did_you_mean
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 
@@ -50,36 +51,44 @@ def read_table(path: Path, data: DataConfig, size: int = 10_000) -> Iterator[Bat
     """
     ending = check_ending(path)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty; allowed: a table with at least one row")
-    if ending == ".parquet":
-        yield from _read_parquet(path, size)
-        return
+        near = did_you_mean(path.name, _siblings(path))
+        raise UserError(f"{path}: there is no such file{near}; allowed: a file that exists")
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty; allowed: a table with at least one row")
+        yield from _read_parquet(path, size) if ending == ".parquet" else _read_text(path, ending, data, size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _siblings(path: Path) -> list[str]:
+    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
     problems = Problems(str(path))
     encoding = choose_encoding(path, data)
     records = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _jsonl_records, ".txt": _text_records}[ending]
     columns: dict[str, list[Any]] = {}
-    first = expected = 0
+    first = length = position = 0
     for position, record in records(path, data, encoding, problems):
-        if not columns:
-            first, expected = position, position
-            columns = {name: [] for name in record}
-        if position == expected and not problems:
-            length = expected - first
-            for name in record.keys() - columns.keys():  # JSON objects may bring a key late: earlier rows lack it
-                columns[name] = [None] * length
-            for name, values in columns.items():
-                values.append(record.get(name))
-            expected += 1
-        if expected - first == size:
+        if problems:
+            continue  # the rest is read for its problems alone
+        first = first or position
+        if not record.keys() <= columns.keys():
+            for name in record:  # JSON objects may bring a key late: earlier rows lack it
+                columns.setdefault(name, [None] * length)
+        for name, values in columns.items():
+            values.append(record.get(name))
+        length += 1
+        if length == size:
             yield Batch(columns, first)
             columns = {name: [] for name in columns}
-            first = expected
+            first = length = 0
     problems.raise_if_any()
-    if expected == 0:
-        raise UserError(f"{path}: has a header but no rows" if ending in (".csv", ".tsv") else f"{path}: has no rows")
-    if expected > first:
+    if position == 0:
+        raise UserError(f"{path}: has {'a header but ' * (ending in ('.csv', '.tsv'))}no rows; allowed: one row or more")
+    if length:
         yield Batch(columns, first)
 
 
@@ -90,15 +99,7 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
         UserError: an encoding has no such name, or no encoding of a list decodes the file.
     """
     given = [data.encoding] if isinstance(data.encoding, str) else data.encoding
-    # A byte order mark is no part of the first column's name.
-    names = ["utf-8-sig" if name.lower() in ("utf-8", "utf8") else name for name in given]
-    for name in names:
-        try:
-            "".encode(name)
-        except LookupError:
-            raise UserError(
-                f"data.encoding: there is no encoding {name!r}; common ones: utf-8, cp1252, latin-1, utf-16"
-            ) from None
+    names = [_normalised(name) for name in given]
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"\xff\xfe", b"\xfe\xff") and names == ["utf-8-sig"]:
@@ -116,6 +117,17 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
     raise UserError(f"{path}: is in none of the encodings given in data.encoding: {', '.join(given)}")
 
 
+def _normalised(name: str) -> str:
+    try:
+        "".encode(name)  # a name such as rot13 is known, but encodes no text
+        known = codecs.lookup(name).name
+    except (LookupError, ValueError):
+        raise UserError(
+            f"data.encoding: there is no encoding {name!r}; allowed: an encoding of text, such as utf-8, cp1252, latin-1, utf-16"
+        ) from None
+    return "utf-8-sig" if known == "utf-8" else known  # a byte order mark is no part of the first column's name
+
+
 def undecodable(text: str) -> str | None:
     """The first byte that `surrogateescape` kept instead of a character, as text, or None where all was decoded."""
     for character in text:
@@ -126,7 +138,8 @@ def undecodable(text: str) -> str | None:
 
 def _lines(path: Path, encoding: str, newline: str | None) -> Any:
     # Undecodable bytes are carried along as lone surrogates, so that each can be reported with its row and column.
-    errors = "surrogateescape" if encoding.lower().startswith(("utf-8", "ascii")) else "strict"
+    # In encodings of two bytes and more there is no going on after a broken one.
+    errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
     return path.open(encoding=encoding, errors=errors, newline=newline)
 
 
@@ -146,9 +159,7 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, problems: Problems
         try:
             header = data.columns or next(reader, [])
             position = 0 if data.columns else 1
-            twice = sorted({name for name in header if header.count(name) > 1})
-            if twice:
-                raise UserError(f"{path}: column {twice[0]!r} stands twice in the header; give each column its own name")
+            _check_header(path, header, encoding)
             for cells in reader:
                 position += 1
                 if not cells:  # a blank line
@@ -165,12 +176,29 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, problems: Problems
                         problems.add(_encoding_problem(path, position, name, byte, encoding))
                 yield position, dict(zip(header, cells, strict=True))
         except csv.Error as error:
-            raise UserError(
-                f"{path}, row {position + 1} (line {reader.line_num}): {error}; a quote that is not closed or stands "
-                "inside a cell must be doubled, or set data.quoting: none"
-            ) from None
+            problems.add(
+                f"{path}, row {position + 1} (up to line {reader.line_num}): {error}; allowed: quotes that are closed, and "
+                "doubled inside a quoted cell; if quotes are ordinary characters, set data.quoting: none"
+            )
         except UnicodeError as error:
-            raise UserError(f"{path}, row {position + 1}: {error}; set data.encoding") from None
+            problems.add(_undecoded(path, position, error))
+
+
+def _undecoded(path: Path, position: int, error: UnicodeError) -> str:
+    # Files are decoded in blocks, so the bytes stand in this row or somewhat below it.
+    return f"{path}, at or after row {position + 1}: {error}; set data.encoding to the file's encoding"
+
+
+def _check_header(path: Path, header: list[str], encoding: str) -> None:
+    problems = Problems()
+    if not header:
+        problems.add(f"{path}, row 1: the line is blank; allowed: a header with the names of the columns")
+    for name in dict.fromkeys(header):
+        if header.count(name) > 1:
+            problems.add(f"{path}: column {name!r} stands twice in the header; allowed: each name once")
+        if byte := undecodable(name):
+            problems.add(_encoding_problem(path, 1, name, byte, encoding))
+    problems.raise_if_any()
 
 
 def _jsonl_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -190,11 +218,25 @@ def _jsonl_records(path: Path, data: DataConfig, encoding: str, problems: Proble
                     problems.add(f"{path}, row {position}: is not JSON ({error})")
                     continue
                 if not isinstance(record, dict):
-                    problems.add(f"{path}, row {position}: found {type(record).__name__}; allowed: an object, {{...}}")
+                    problems.add(
+                        f"{path}, row {position}: found {shorten(record)} ({type(record).__name__}); allowed: an object, {{...}}"
+                    )
+                    continue
+                if "\\ud" in line.lower() and (half := _half_character(record)):
+                    problems.add(f"{path}, row {position}: found {half}, half of a character; allowed: both halves or none")
                     continue
                 yield position, record
         except UnicodeError as error:
-            raise UserError(f"{path}, row {position + 1}: {error}; set data.encoding") from None
+            problems.add(_undecoded(path, position, error))
+
+
+def _half_character(record: dict[str, Any]) -> str | None:
+    r"""The first surrogate without its partner, such as `\ud83d`: JSON can spell it, but no file can hold it."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return ascii(error.object[error.start])[1:-1]
+    return None
 
 
 def _text_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -206,7 +248,7 @@ def _text_records(path: Path, data: DataConfig, encoding: str, problems: Problem
                     problems.add(_encoding_problem(path, position, "text", byte, encoding))
                 yield position, {"text": line.rstrip("\n")}
         except UnicodeError as error:
-            raise UserError(f"{path}, row {position + 1}: {error}; set data.encoding") from None
+            problems.add(_undecoded(path, position, error))
 
 
 def _read_parquet(path: Path, size: int) -> Iterator[Batch]:
@@ -215,11 +257,12 @@ def _read_parquet(path: Path, size: int) -> Iterator[Batch]:
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        if file.metadata.num_rows == 0:
+            raise UserError(f"{path}: has no rows; allowed: one row or more")
+        _check_header(path, file.schema_arrow.names, "utf-8")
+        first = 1
+        for batch in file.iter_batches(batch_size=size):
+            yield Batch(batch.to_pydict(), first)
+            first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error})") from None
-    if file.metadata.num_rows == 0:
-        raise UserError(f"{path}: has no rows")
-    first = 1
-    for batch in file.iter_batches(batch_size=size):
-        yield Batch(batch.to_pydict(), first)
-        first += batch.num_rows

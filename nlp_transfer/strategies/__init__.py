@@ -4,7 +4,7 @@ Every hook does nothing by default, so a strategy is the few hooks in which it d
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from nlp_transfer import registry
 from nlp_transfer.config import Settings, validate
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.models import find_layers
 
 Tables = dict[str, TokenTable]
 Losses = dict[str, torch.Tensor]
@@ -157,6 +158,20 @@ class Combined(Strategy):
         return [part.document() for part in self.parts]
 
 
+def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Group]:
+    """The groups with the pooler and the head, which no pretraining has fitted to the task, set apart at another rate."""
+    try:
+        layers = find_layers(model)
+    except UserError:  # an unknown family: it still trains, at one rate
+        return groups
+    split = []
+    for group in groups:
+        head = [name for name in group.names if layers.depth_of(name) > layers.depth]
+        body = [name for name in group.names if layers.depth_of(name) <= layers.depth]
+        split += [replace(group, names=body), replace(group, names=head, learning_rate_scale=group.learning_rate_scale * factor)]
+    return split
+
+
 def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Strategy:
     """The strategy that a document names; a list is folded into one.
 
@@ -177,10 +192,11 @@ def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> 
 def _single(document: Mapping[str, Any], place: str) -> Strategy:
     name = document.get("name")
     if not isinstance(name, str):
-        raise UserError(f"{place}.name: is required; known: {', '.join(registry.names('strategy'))}")
+        found = "is required" if name is None else f"found {name!r}"
+        raise UserError(f"{place}.name: {found}; known: {', '.join(registry.names('strategy'))}")
     problems = Problems()
     settings = {key: value for key, value in document.items() if key != "name"}
     strategy = validate(registry.load("strategy", name), settings, problems, place)
-    if strategy is None:
-        raise UserError("\n".join(problems.messages))
+    problems.raise_if_any()
+    assert strategy is not None
     return strategy

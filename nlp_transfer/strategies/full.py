@@ -4,8 +4,19 @@ Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", 181
 Mosbach et al. 2021, 2006.04884.
 """
 
-from nlp_transfer.strategies import Strategy
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from nlp_transfer.strategies import Group, Strategy, scale_head
 
 
 class Full(Strategy):
-    """No hook is changed."""
+    """Everything moves; the pooler and the head, which have to be learned, faster than what is pretrained."""
+
+    head_scale: Annotated[float, Field(gt=0)] = 10.0
+    """Factor on the learning rate of the pooler and the head."""
+
+    def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
+        return scale_head(model, groups, self.head_scale)

@@ -31,7 +31,7 @@ class Lora(Strategy):
     """Scale of the updates, divided by the rank; null: twice the rank."""
     dropout: Share = 0.0
     """Dropout before the updates."""
-    target_modules: Literal["all", "attention"] | list[str] = "all"
+    target_modules: Literal["all", "attention"] | Annotated[list[str], Field(min_length=1)] = "all"
     """Which linear layers of the encoder are adapted: all, those that make queries, keys and values, or a list of names."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained as well."""

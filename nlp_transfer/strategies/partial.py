@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import find_layers, freeze, new_parameters
-from nlp_transfer.strategies import Strategy
+from nlp_transfer.strategies import Group, Strategy, scale_head
 
 
 class Partial(Strategy):
@@ -24,6 +24,10 @@ class Partial(Strategy):
     def learning_rate(self, model: nn.Module) -> float:
         """A head alone starts from random weights and bears larger steps than pretrained layers."""
         return 1e-3 if self.frozen_layers == "all" else super().learning_rate(model)
+
+    def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
+        """As in full fine-tuning the head learns faster than pretrained layers, where any of those are trained."""
+        return groups if self.frozen_layers == "all" else scale_head(model, groups, 10.0)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where the model has fewer layers, or shares one set of weights among them."""

@@ -63,6 +63,10 @@ class Task(Settings, ABC):
         """All columns of a row to be learned from or scored."""
         return [*self.input_columns(), *self.target_columns()]
 
+    def metric_names(self) -> list[str]:
+        """What `metrics` can give, so that a `training.best_metric` which never comes is refused before training."""
+        return [self.best_metric]
+
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         """Adds what cannot be asked of this task (class weights for a regression, say)."""
 
@@ -96,9 +100,13 @@ class Task(Settings, ABC):
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         """The checkpoint with a head for this task; its configuration carries the labels."""
 
+    def label_smoothing(self, training: TrainingConfig) -> float:
+        """The smoothing that training asks for; auto: none, unless the task knows better."""
+        return 0.0 if isinstance(training.label_smoothing, str) else training.label_smoothing
+
     def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
         """The weights and the smoothing that training asks for."""
-        return LossOptions(label_smoothing=training.label_smoothing)
+        return LossOptions(self.label_smoothing(training))
 
     @abstractmethod
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
@@ -135,18 +143,19 @@ def task_name(task: Task) -> str:
     return type(task).__module__.rpartition(".")[2]
 
 
-def task_from(document: Mapping[str, Any], problems: Problems | None = None) -> Task:
+def task_from(document: Mapping[str, Any]) -> Task:
     """The task that a document names, its settings checked.
 
     Raises:
-        UserError: the name is unknown or a setting is wrong (added to `problems` where these are given, and an
-            UserError is raised all the same when nothing can be built).
+        UserError: the name is unknown or settings are wrong; all problems are listed.
     """
-    own = Problems("task")
+    name = document.get("name")
+    if not isinstance(name, str):
+        found = "is required" if name is None else f"found {name!r}"
+        raise UserError(f"task.name: {found}; known: {', '.join(registry.names('task'))}")
+    problems = Problems()
     settings = {key: value for key, value in document.items() if key != "name"}
-    if not isinstance(document.get("name"), str):
-        raise UserError(f"task.name: is required; known: {', '.join(registry.names('task'))}")
-    task = validate(registry.load("task", document["name"]), settings, own, "task")
-    if task is None:
-        raise UserError("\n".join(own.messages))
+    task: Task | None = validate(registry.load("task", name), settings, problems, "task")
+    problems.raise_if_any()
+    assert task is not None
     return task

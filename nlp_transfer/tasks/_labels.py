@@ -2,22 +2,42 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from nlp_transfer.config import TrainingConfig
+from nlp_transfer.config import shorten as shorten_value
 from nlp_transfer.errors import Problems, did_you_mean
 from nlp_transfer.sources.rows import Rows
 
 
 def label_text(cell: Any) -> str | None:
     """A label as text, or None where the cell holds none. 1, 1.0 and "1" are the same label; text is stripped."""
-    if cell is None or (isinstance(cell, float) and cell != cell):
+    if cell is None or isinstance(cell, (list, tuple, dict, bytes)) or (isinstance(cell, float) and cell != cell):
         return None
     if isinstance(cell, float) and cell.is_integer():  # an integer column with a gap in it arrives as floats
         return str(int(cell))
     return str(cell).strip() or None
+
+
+def _from_yaml(labels: Any) -> Any:
+    """Numbers as the text that cells with them have; what YAML made of an unquoted `no` is refused."""
+    if not isinstance(labels, list):
+        return labels
+    if truth := [label for label in labels if isinstance(label, bool)]:
+        raise ValueError(f"text, and {truth[0]} is none: YAML reads yes, no, on and off so, put quotes around them")
+    return [label_text(label) if isinstance(label, (int, float)) else label for label in labels]
+
+
+def _each_once(labels: list[str]) -> list[str]:
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"each label once, and {twice[0]!r} is given twice")
+    return labels
+
+
+LabelList = Annotated[list[str], Field(min_length=1), BeforeValidator(_from_yaml), AfterValidator(_each_once)]
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
@@ -47,16 +67,38 @@ def check_labels(rows: Rows, column: str, labels: list[str], problems: Problems)
     known = set(labels)
     for row, cell in enumerate(rows.columns[column]):
         label = label_text(cell)
+        where = f"{rows.where(row)}, column {column!r}"
         if label is None:
-            problems.add(f"{rows.where(row)}, column {column!r}: the label is missing; allowed: one of {shorten(labels)}")
+            problems.add(no_label(where, cell, f"one of {shorten(labels)}" if labels else "a label"))
         elif label not in known:
+            problems.add(unknown_label(where, label, labels))
+
+
+def check_taught(labels: list[str], found: "Counter[str]", problems: Problems) -> None:
+    """Adds labels of the schema that no row of train has: nothing would teach the model to give them."""
+    for label in labels:
+        if not found[label]:
             problems.add(
-                f"{rows.where(row)}, column {column!r}: the label {label!r} does not occur in train"
-                f"{did_you_mean(label, labels)}; allowed: {shorten(labels)}"
-                if label.lower() != "nan"
-                else f"{rows.where(row)}, column {column!r}: found {label!r}, a lost value; allowed: one of {shorten(labels)} "
-                "(if it is meant as a label, name it in task.labels)"
+                f"task.labels: no row of train has the label {label!r}{did_you_mean(label, sorted(found))}; "
+                f"found in train: {shorten(sort_labels(found))}"
             )
+
+
+def no_label(where: str, cell: Any, allowed: str) -> str:
+    """The message about a cell that holds no label."""
+    if cell is None or cell != cell or not str(cell).strip():
+        return f"{where}: the label is missing; allowed: {allowed}"
+    return f"{where}: found {shorten_value(cell)} ({type(cell).__name__}); allowed: {allowed}"
+
+
+def unknown_label(where: str, label: str, labels: list[str]) -> str:
+    """The message about a label that is not in the schema."""
+    if label.lower() == "nan":
+        return (
+            f"{where}: found {label!r}, a lost value; allowed: {shorten(labels)} (if it is meant as a label, name it in "
+            "task.labels)"
+        )
+    return f"{where}: the label {label!r} is not known{did_you_mean(label, labels)}; allowed: {shorten(labels)}"
 
 
 def shorten(labels: list[str], shown: int = 8) -> str:

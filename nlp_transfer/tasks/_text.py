@@ -27,6 +27,14 @@ class TextTask(Task):
     head: HeadConfig | None = None
     """A deeper head (`hidden`, `dropout`, `pooling`); null: the one of the checkpoint's own family."""
 
+    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        columns = {"task.text": self.text, "task.text_pair": self.text_pair, "task.label": self.label}
+        first: dict[str | None, str] = {None: ""}
+        for setting, column in columns.items():
+            if column is not None and column in first:
+                problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: a column of its own")
+            first.setdefault(column, setting)
+
     def input_columns(self) -> list[str]:
         return [self.text] if self.text_pair is None else [self.text, self.text_pair]
 

@@ -11,18 +11,22 @@ from torch.nn import functional as F
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.errors import Problems, did_you_mean
-from nlp_transfer.metrics import compute_label_metrics
+from nlp_transfer.errors import Problems
+from nlp_transfer.metrics import MULTILABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._labels import (
+    LabelList,
     balance,
+    check_taught,
     check_weight_names,
     label_fields,
     label_ids,
     label_text,
+    no_label,
     shorten,
     sort_labels,
+    unknown_label,
     weight_vector,
 )
 from nlp_transfer.tasks._text import TextTask
@@ -37,7 +41,7 @@ class MultiLabel(TextTask):
     """Between the labels of a cell, where a cell is not a list."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Probability from which a label is given."""
-    labels: list[str] | None = None
+    labels: LabelList | None = None
     """The labels in their order; null: those in train, by alphabet."""
 
     def split_cell(self, cell: Any) -> list[str]:
@@ -45,12 +49,17 @@ class MultiLabel(TextTask):
         parts = cell if isinstance(cell, (list, tuple)) else str(cell).split(self.separator) if cell is not None else []
         return [label for label in map(label_text, parts) if label]
 
+    def metric_names(self) -> list[str]:
+        return list(MULTILABEL_KEYS)
+
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        super().check_settings(training, problems)
         check_weight_names(training, self.labels, problems)
 
     def fit(self, train: Rows, problems: Problems) -> Self:
         found = Counter(label for cell in train.columns[self.label] for label in self.split_cell(cell))
         labels = self.labels or sort_labels(found)
+        check_taught(labels, found, problems)
         if not labels:
             problems.add(
                 f"train, column {self.label!r}: no row has a label; allowed: labels joined by {self.separator!r} or in a list"
@@ -61,20 +70,20 @@ class MultiLabel(TextTask):
         return self.model_copy(update={"labels": labels})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
-        known = set(self.labels or [])
+        labels = self.labels or []
+        known = set(labels)
+        allowed = f"a list of labels or text joined by {self.separator!r}"
         for row, cell in enumerate(rows.columns[self.label]):
+            where = f"{rows.where(row)}, column {self.label!r}"
             if cell is not None and not isinstance(cell, (str, list, tuple)):
-                problems.add(
-                    f"{rows.where(row)}, column {self.label!r}: found {cell!r} ({type(cell).__name__}); allowed: a list of "
-                    f"labels or text joined by {self.separator!r}"
-                )
+                problems.add(no_label(where, cell, allowed))
                 continue
+            for part in cell if isinstance(cell, (list, tuple)) else ():
+                if label_text(part) is None:
+                    problems.add(no_label(where, part, allowed))
             for label in self.split_cell(cell):
                 if label not in known:
-                    problems.add(
-                        f"{rows.where(row)}, column {self.label!r}: the label {label!r} does not occur in train"
-                        f"{did_you_mean(label, self.labels or [])}; allowed: {shorten(self.labels or [])}"
-                    )
+                    problems.add(unknown_label(where, label, labels))
 
     def strata(self, rows: Rows) -> np.ndarray:
         """The rarest label of each row: what a split is most likely to lose."""
@@ -103,7 +112,7 @@ class MultiLabel(TextTask):
             weights = torch.tensor((len(train) - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
         elif isinstance(training.class_weights, Mapping):
             weights = weight_vector(training.class_weights, self.labels or [])
-        return LossOptions(training.label_smoothing, weights)
+        return LossOptions(self.label_smoothing(training), weights)
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
         """Rows, and decisions (rows times labels)."""

@@ -1,28 +1,29 @@
 """A number for a text or a pair of texts."""
 
-import math
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.config import TrainingConfig, shorten
 from nlp_transfer.errors import Problems
-from nlp_transfer.metrics import compute_regression_metrics
+from nlp_transfer.metrics import REGRESSION_KEYS, compute_regression_metrics
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._text import TextTask
 
+LARGEST = float(np.finfo(np.float32).max)  # targets are float32
+
 
 def number(cell: Any) -> float | None:
-    """The finite number in a cell, or None."""
-    if isinstance(cell, bool):
+    """The finite number in a cell, or None. Python would also read 1_000, which in a table is more likely a slip."""
+    if isinstance(cell, bool) or "_" in str(cell):
         return None
     try:
         value = float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= LARGEST else None
 
 
 class Regression(TextTask):
@@ -30,10 +31,14 @@ class Regression(TextTask):
 
     best_metric: ClassVar[str] = "pearson"
 
+    def metric_names(self) -> list[str]:
+        return list(REGRESSION_KEYS)
+
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        super().check_settings(training, problems)
         if training.class_weights is not None:
             problems.add("training.class_weights: a regression has no classes; allowed: null")
-        if training.label_smoothing:
+        if self.label_smoothing(training):
             problems.add(f"training.label_smoothing: found {training.label_smoothing}; a regression has no labels; allowed: 0")
 
     def fit(self, train: Rows, problems: Problems) -> Self:
@@ -45,8 +50,10 @@ class Regression(TextTask):
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         for row, cell in enumerate(rows.columns[self.label]):
             if number(cell) is None:
-                found = "nothing" if cell is None or cell == "" else repr(cell)
-                problems.add(f"{rows.where(row)}, column {self.label!r}: found {found}; allowed: a finite number")
+                found = "nothing" if cell is None or cell == "" else shorten(cell)
+                problems.add(
+                    f"{rows.where(row)}, column {self.label!r}: found {found}; allowed: a finite number of at most {LARGEST:.2g}"
+                )
 
     def strata(self, rows: Rows) -> np.ndarray:
         """Tenths of the range by rank, so that a split sees small and large values alike."""

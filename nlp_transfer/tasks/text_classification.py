@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems
-from nlp_transfer.metrics import compute_label_metrics
+from nlp_transfer.metrics import LABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._labels import (
+    LabelList,
     balance,
     check_labels,
+    check_taught,
     check_weight_names,
     label_fields,
     label_ids,
@@ -26,16 +28,22 @@ from nlp_transfer.tasks._labels import (
 )
 from nlp_transfer.tasks._text import TextTask
 
+MANY_CLASSES = 10
+
 
 class TextClassification(TextTask):
     """Each row has exactly one label."""
 
     best_metric: ClassVar[str] = "accuracy"
 
-    labels: list[str] | None = None
+    labels: LabelList | None = None
     """The labels in their order; null: those in train, numbers by value and words by alphabet."""
 
+    def metric_names(self) -> list[str]:
+        return list(LABEL_KEYS)
+
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        super().check_settings(training, problems)
         check_weight_names(training, self.labels, problems)
 
     def fit(self, train: Rows, problems: Problems) -> Self:
@@ -44,6 +52,7 @@ class TextClassification(TextTask):
             # A cell that says nan is a lost value far more often than a class; named in `labels` it is a class.
             found = Counter({label: count for label, count in found.items() if label.lower() != "nan"})
         labels = self.labels or sort_labels(found)
+        check_taught(labels, found, problems)
         if len(labels) == 1:
             problems.add(
                 f"train, column {self.label!r}: every row has the label {labels[0]!r}; allowed: at least two different labels"
@@ -71,6 +80,12 @@ class TextClassification(TextTask):
     def head_fields(self) -> dict[str, Any]:
         return label_fields(self.labels or [], "single_label_classification")
 
+    def label_smoothing(self, training: TrainingConfig) -> float:
+        """With many classes there are few rows for each, and a network that is sure of every one of them generalises less
+        well (Müller et al. 2019, 1906.02629)."""
+        many = len(self.labels or []) >= MANY_CLASSES
+        return 0.1 if many and training.label_smoothing == "auto" else super().label_smoothing(training)
+
     def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
         weights = None
         if training.class_weights == "balanced":
@@ -78,7 +93,7 @@ class TextClassification(TextTask):
             weights = torch.tensor(len(train) / (len(frequency) * np.maximum(frequency, 1)), dtype=torch.float32)
         elif isinstance(training.class_weights, Mapping):
             weights = weight_vector(training.class_weights, self.labels or [])
-        return LossOptions(training.label_smoothing, weights)
+        return LossOptions(self.label_smoothing(training), weights)
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
         """Rows, and for the loss the sum of their weights."""

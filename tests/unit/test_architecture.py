@@ -1,0 +1,128 @@
+"""Who may import whom, read from the source with `ast`; and what must stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nlp_transfer
+
+ROOT = Path(nlp_transfer.__file__).parent
+PACKAGE = "nlp_transfer"
+
+
+def module_name(path: Path) -> str:
+    """`data.splits` for data/splits.py, `data` for data/__init__.py, an empty text for the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(source: str) -> set[str]:
+    """The package's own modules that a source imports anywhere, those inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            base = node.module or ""
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            modules = {name for name in inner if name.removeprefix(f"{PACKAGE}.") in MODULES}
+            found |= modules if modules == inner else modules | {base}
+    own = {name.removeprefix(PACKAGE).removeprefix(".") for name in found if name.split(".")[0] == PACKAGE}
+    unknown = own - set(MODULES) - {""}
+    assert not unknown, unknown
+    return own
+
+
+GRAPH = {name: imports(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+BASE = {"errors", "config", "registry", "head_type"}
+SOURCES = BASE | {"console", "sources", "sources.hub", "sources.rows", "sources.tables", "sources.wheels"}
+SHARED_DATA = {name for name in MODULES if name.split(".")[0] == "data"} | {"models", "heads"}
+METRICS = {"metrics", "metrics.classification", "metrics.regression"}
+CONCRETE = {name for name in MODULES if name.startswith(("tasks.", "strategies.")) and not name.split(".")[1].startswith("_")}
+SHARED_TASK_PARTS = {name for name in MODULES if name.startswith("tasks._")}
+PROTOCOLS = {"tasks", "strategies"}
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+def of(*rooms: str) -> list[str]:
+    """Every module of these rooms; a room that does not exist is an error, so that no rule is empty."""
+    found = [name for name in MODULES if room(name) in rooms]
+    assert {room(name) for name in found} == set(rooms)
+    return found
+
+
+def test_the_whole_package_was_read() -> None:
+    assert len(MODULES) > 40
+    assert sum(map(len, GRAPH.values())) > 100
+    assert len(CONCRETE) >= 6
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = (
+        "import nlp_transfer.config\nfrom nlp_transfer import registry\ndef f():\n    from nlp_transfer.errors import UserError\n"
+    )
+    assert imports(source) == {"config", "registry", "errors"}
+
+
+@pytest.mark.parametrize("name", of("errors", "config", "registry", "metrics", "head_type", "console"))
+def test_the_ground_floor_imports_errors_alone(name: str) -> None:
+    own = {other for other in MODULES if room(other) == room(name)}
+    late = {"heads"} if name == "head_type" else set()  # inside the functions that transformers calls back
+    assert GRAPH[name] <= {"errors"} | own | late
+
+
+@pytest.mark.parametrize("name", of("sources"))
+def test_sources_import_settings_and_errors(name: str) -> None:
+    assert GRAPH[name] <= SOURCES - {"registry", "head_type"}
+
+
+@pytest.mark.parametrize("name", of("data", "models", "heads"))
+def test_data_and_models_import_what_lies_below(name: str) -> None:
+    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS
+
+
+@pytest.mark.parametrize("name", of("tasks", "strategies"))
+def test_tasks_and_strategies_know_no_sibling_and_no_training(name: str) -> None:
+    own = {room(name)} | (SHARED_TASK_PARTS if room(name) == "tasks" else set())
+    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | own
+    assert not GRAPH[name] & CONCRETE
+
+
+@pytest.mark.parametrize("name", of("training", "inference", "export"))
+def test_training_and_the_like_know_the_protocols_alone(name: str) -> None:
+    own = {other for other in MODULES if room(other) in ("training", "inference", "export")}
+    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | PROTOCOLS | SHARED_TASK_PARTS | own
+    assert not GRAPH[name] & CONCRETE
+
+
+def test_no_module_names_a_concrete_task_or_strategy() -> None:
+    """They are found by name, so a new one is a new file and nothing else."""
+    assert {name: found & CONCRETE for name, found in GRAPH.items() if found & CONCRETE} == {}
+
+
+def test_only_the_way_in_imports_the_command_line() -> None:
+    assert {name for name, found in GRAPH.items() if "cli" in found} <= {"", "__main__"}
+    assert "cli" in GRAPH["__main__"]
+
+
+def test_nothing_imports_the_story_but_the_ways_in() -> None:
+    assert {name for name, found in GRAPH.items() if "fine_tune" in found} <= {"", "cli", "compare"}
+
+
+def test_import_stays_light() -> None:
+    """Help answers at once because none of these is loaded for it."""
+    heavy = "{'torch', 'transformers', 'pydantic', 'datasets', 'numpy', 'accelerate', 'peft'}"
+    program = f"import sys, nlp_transfer, nlp_transfer.cli; print(sorted({heavy} & set(sys.modules)), 'click' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "[] True"

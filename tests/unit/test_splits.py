@@ -1,0 +1,179 @@
+"""Splits: stratified, seeded, and nothing that belongs together is torn apart."""
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.data.splits import Splits, describe_repeats, read_splits, split_off
+from nlp_transfer.errors import UserError
+from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.tasks import task_from
+
+
+def frame(rows: int = 200, labels: str = "aaab", **more: list[Any]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"text": [f"text {i}" for i in range(rows)], "label": [labels[i % len(labels)] for i in range(rows)], **more}
+    )
+
+
+def split(data: DataConfig, seed: int = 0, **task: Any) -> Splits:
+    settings = {"name": "text_classification"} | task
+    return read_splits(data, task_from(settings), TrainingConfig(), seed)[0]
+
+
+def texts(rows: Rows) -> list[str]:
+    return rows.columns["text"]
+
+
+def test_shares_are_stratified_and_nothing_is_lost() -> None:
+    splits = split(DataConfig(train=frame(), validation_share=0.1, test_share=0.2))
+    assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 144, "test": 40, "validation": 16}
+    for rows in splits.rows.values():
+        assert Counter(rows.columns["label"])["b"] == len(rows) // 4
+    assert sorted(text for rows in splits.rows.values() for text in texts(rows)) == sorted(frame()["text"])
+    assert any("16 rows set aside from train" in note for note in splits.notes)
+
+
+def test_rows_keep_their_order_and_their_place() -> None:
+    train = split(DataConfig(train=frame())).rows["train"]
+    numbers = [int(text.split()[1]) for text in texts(train)]
+    assert numbers == sorted(numbers)
+    assert [train.where(i) for i in range(3)] == [f"data.train, row {number + 1}" for number in numbers[:3]]
+
+
+def test_seed_decides() -> None:
+    first, again, other = (texts(split(DataConfig(train=frame()), seed).rows["validation"]) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_share_of_zero_makes_no_split() -> None:
+    assert list(split(DataConfig(train=frame(), validation_share=0)).rows) == ["train"]
+
+
+def test_given_splits_are_left_whole() -> None:
+    splits = split(DataConfig(train=frame(40), validation=frame(8), test=frame(12), validation_share=0.5))
+    assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 40, "validation": 8, "test": 12}
+
+
+def test_same_text_never_stands_in_two_splits() -> None:
+    table = pd.DataFrame({"text": [f"text {i % 50}" for i in range(200)], "label": [str(i % 50 % 2) for i in range(200)]})
+    for seed in range(5):
+        splits = split(DataConfig(train=table, validation_share=0.2, test_share=0.2), seed)
+        parts = [set(texts(rows)) for rows in splits.rows.values()]
+        assert len(parts) == 3
+        assert sum(map(len, parts)) == 50
+    assert "train: 150 of 200 rows repeat the input of another row" in splits.notes
+
+
+def test_pairs_are_told_apart_by_both_texts() -> None:
+    rows = [(f"a{i % 20}", f"b{i % 10}", str(i % 2)) for i in range(120)]  # 20 different pairs
+    table = pd.DataFrame(rows, columns=["text", "other", "label"])
+    splits = split(DataConfig(train=table, validation_share=0.3), text_pair="other")
+    parts = [{*zip(rows.columns["text"], rows.columns["other"], strict=True)} for rows in splits.rows.values()]
+    assert len(parts) == 2
+    assert not parts[0] & parts[1]
+    assert sum(map(len, parts)) == 20
+
+
+def test_pairs_with_the_same_joined_text_are_different() -> None:
+    task = task_from({"name": "regression", "text_pair": "other"})
+    assert len(set(task.keys(from_columns({"text": ["a b", "a"], "other": ["c", "b c"]}, "t")))) == 2
+
+
+def test_groups_stay_together_and_so_do_their_texts() -> None:
+    generator = random.Random(0)
+    groups = [f"author {generator.randrange(40)}" for _ in range(300)]
+    words = [f"text {generator.randrange(280)}" for _ in range(300)]  # a few texts by two authors tie these together
+    table = pd.DataFrame({"text": words, "label": [str(i % 2) for i in range(300)], "by": groups})
+    table = table.drop_duplicates("text")
+    splits = split(DataConfig(train=table, validation_share=0.25, group="by"))
+    authors = [set(rows.columns["by"]) for rows in splits.rows.values()]
+    assert len(authors) == 2
+    assert not authors[0] & authors[1]
+    assert len(splits.rows["validation"]) > 20
+
+
+def test_text_by_two_groups_ties_them_together() -> None:
+    rows = from_columns({"by": ["a", "a", "b", "b", "c", "c"]}, "t")
+    keys = ["1", "2", "2", "3", "4", "5"]  # a and b share text 2
+    for seed in range(10):
+        kept, aside = split_off(rows, 0.4, np.zeros(6, np.int64), keys, "by", seed)
+        assert {*map(tuple, (kept.tolist(), aside.tolist()))} <= {(0, 1, 2, 3), (4, 5), (0, 1, 2, 3, 4, 5), ()}
+        assert sorted([*kept, *aside]) == list(range(6))
+
+
+def test_only_train_needs_the_group_column() -> None:
+    table = frame(40, by=[str(i % 10) for i in range(40)])
+    splits = split(DataConfig(train=table, test=frame(8), group="by", validation_share=0.2))
+    assert len(splits.rows["test"]) == 8
+    assert "by" not in splits.rows["test"].columns
+
+
+def test_many_tiny_classes_still_give_their_share() -> None:
+    rows = from_columns({"text": [str(i) for i in range(60)]}, "t")
+    kept, aside = split_off(rows, 0.1, np.arange(60) // 3, texts(rows), None, 0)
+    assert len(aside) == 6
+    assert set(np.arange(60)[kept] // 3) == set(range(20)), "each class keeps rows to learn from"
+
+
+def test_last_unit_of_a_class_stays_in_train() -> None:
+    rows = from_columns({"text": ["a", "b", "c"]}, "t")
+    kept, aside = split_off(rows, 0.99, np.array([0, 0, 1]), ["a", "b", "c"], None, 0)
+    assert (len(kept), len(aside)) == (2, 1)
+    assert 2 in kept
+
+
+def test_leaks_between_given_splits_are_counted() -> None:
+    notes = describe_repeats({"train": ["a", "b", "b"], "validation": ["c"], "test": ["b", "a", "b", "x", "c"]})
+    assert notes[0] == "train: 1 of 3 rows repeat the input of another row"
+    assert notes[1] == "test: 1 of 5 rows repeat the input of another row"
+    assert [note for note in notes if note.startswith("warning: 3 of 5 rows of test have an input that also stands in train")]
+    assert [
+        note for note in notes if note.startswith("warning: 1 of 5 rows of test have an input that also stands in validation")
+    ]
+    assert len(notes) == 4
+
+
+def test_clean_splits_have_nothing_to_say() -> None:
+    assert describe_repeats({"train": ["a", "b"], "test": ["c"]}) == []
+
+
+def test_leak_is_a_note_and_no_error() -> None:
+    splits = split(DataConfig(train=frame(40), test=frame(4), validation_share=0))
+    assert splits.notes == [
+        "warning: 4 of 4 rows of test have an input that also stands in train; figures on test will be too good"
+    ]
+
+
+def test_too_small_a_share_names_the_setting() -> None:
+    with pytest.raises(UserError, match=r"data\.test_share: 0\.001 of 40 rows leaves no row for test; allowed: a larger share"):
+        split(DataConfig(train=frame(40), test_share=0.001))
+
+
+PROGRAM = """
+import numpy as np
+from nlp_transfer.data.splits import split_off
+from nlp_transfer.sources.rows import from_columns
+words = [f"text {i * 7 % 40}" for i in range(100)]
+rows = from_columns({"text": words, "by": [f"author {i // 3}" for i in range(100)]}, "t")
+strata = np.arange(100) % 3
+for group in (None, "by"):
+    print(split_off(rows, 0.3, strata, words, group, 5)[1].tolist())
+"""
+
+
+def test_split_is_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's hashes of text differ from process to process."""
+    found = set()
+    for seed in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        found.add(subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 1
+    assert len(found.pop()) > 40
