@@ -40,8 +40,8 @@ def cli() -> None:
 @click.pass_context
 def train(ctx: click.Context, file: Path, allow_hub_metrics: bool) -> None:
     """Train as FILE (YAML) says. Any setting can be given by its dotted name: --training.epochs 5."""
-    from nlp_transfer.config import merge, parse_overrides, read_document
     from nlp_transfer.console import say
+    from nlp_transfer.document import merge, parse_overrides, read_document
 
     document, notes = merge(read_document(file), parse_overrides(ctx.args))
     say(*notes)
@@ -84,7 +84,7 @@ def predict(
 
 def _only(arguments: Sequence[str], parts: tuple[str, ...]) -> dict[str, Any]:
     """Dotted settings of some parts, as a document."""
-    from nlp_transfer.config import merge, parse_overrides
+    from nlp_transfer.document import merge, parse_overrides
 
     document, _ = merge({}, parse_overrides(arguments))
     if unknown := sorted(set(document) - set(parts)):
@@ -98,8 +98,8 @@ def recipe(config: Any, arguments: Sequence[str] | None = None) -> Any:
     """Runs a recipe: the settings are code, and the command line may override them as it does those of a file."""
 
     def run() -> Any:
-        from nlp_transfer.config import merge, parse_overrides
         from nlp_transfer.console import say
+        from nlp_transfer.document import merge, parse_overrides
         from nlp_transfer.fine_tune import fine_tune
 
         document, notes = merge(

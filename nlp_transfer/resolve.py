@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.config import Document, RunConfig, read_document, validate
+from nlp_transfer.config import Document, RunConfig, validate
+from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name

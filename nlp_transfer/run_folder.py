@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from nlp_transfer.config import read_document, shorten
+from nlp_transfer.config import shorten
+from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 
 OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "checkpoints")

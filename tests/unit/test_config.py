@@ -6,17 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer.config import (
-    DataConfig,
-    RunConfig,
-    TrainingConfig,
-    merge,
-    parse_overrides,
-    read_document,
-    settings_help,
-    shorten,
-    validate,
-)
+from nlp_transfer.config import DataConfig, RunConfig, TrainingConfig, settings_help, shorten, validate
+from nlp_transfer.document import merge, parse_overrides, read_document
 from nlp_transfer.errors import SHOWN, Problems, UserError, did_you_mean
 from nlp_transfer.resolve import resolve
 
