@@ -199,8 +199,11 @@ class Predictor:
         return join[0], join[1], np.concatenate([*numbers, np.zeros(0, np.int64)])
 
     def _rows(self, batch: Batch, path: Path, wanted: list[str]) -> Rows:
-        check_columns(list(batch.columns), wanted, str(path))
-        return from_columns({name: batch.columns[name] for name in wanted}, str(path), batch.first)
+        columns = batch.columns
+        if path.suffix.lower() == ".txt" and len(wanted) == 1:  # lines have no name: they are what the model reads
+            columns = {wanted[0]: columns["text"]}
+        check_columns(list(columns), wanted, str(path))
+        return from_columns({name: columns[name] for name in wanted}, str(path), batch.first)
 
 
 def _concatenate(parts: list[Arrays]) -> Arrays:

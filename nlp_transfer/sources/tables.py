@@ -160,11 +160,13 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, problems: Problems
             header = data.columns or next(reader, [])
             position = 0 if data.columns else 1
             _check_header(path, header, encoding)
+            blank: list[int] = []  # at the very end they are harmless, and editors like to leave some
             for cells in reader:
                 position += 1
-                if not cells:  # a blank line
-                    problems.add(f"{path}, row {position}: the line is blank; remove it")
+                if not cells:
+                    blank.append(position)
                     continue
+                _add_blank(path, blank, problems)
                 if len(cells) != len(header):
                     problems.add(
                         f"{path}, row {position}: found {len(cells)} cells; the header has {len(header)} "
@@ -182,6 +184,13 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, problems: Problems
             )
         except UnicodeError as error:
             problems.add(_undecoded(path, position, error))
+
+
+def _add_blank(path: Path, positions: list[int], problems: Problems) -> None:
+    """Blank lines that another row follows; they are taken off the list."""
+    for position in positions:
+        problems.add(f"{path}, row {position}: the line is blank; remove it")
+    positions.clear()
 
 
 def _undecoded(path: Path, position: int, error: UnicodeError) -> str:
@@ -205,10 +214,12 @@ def _jsonl_records(path: Path, data: DataConfig, encoding: str, problems: Proble
     with _lines(path, encoding, newline="\n") as file:
         position = 0
         try:
+            blank: list[int] = []
             for position, line in enumerate(file, start=1):
                 if not line.strip():
-                    problems.add(f"{path}, row {position}: the line is blank; remove it")
+                    blank.append(position)
                     continue
+                _add_blank(path, blank, problems)
                 if not line.isascii() and (byte := undecodable(line)):
                     problems.add(_encoding_problem(path, position, "", byte, encoding).replace(", column ''", ""))
                     continue

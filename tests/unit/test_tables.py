@@ -192,7 +192,7 @@ def test_encodings_are_tried_in_their_order(tmp_path: Path) -> None:
         ("a.csv", b"text,label\na,b\nc,\xff\n", "a.csv, row 3, column 'label': byte 0xff is not utf-8"),
         ("a.jsonl", '{"a": 1}\n{"a": }\n', "a.jsonl, row 2: is not JSON"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "a.jsonl, row 2: byte 0xff is not utf-8"),
-        ("a.jsonl", '{"a": 1}\n\n', "a.jsonl, row 2: the line is blank"),
+        ("a.jsonl", '{"a": 1}\n\n{"a": 2}\n', "a.jsonl, row 2: the line is blank"),
         ("a.jsonl", '{"a": 1}\n5\n', "a.jsonl, row 2: found 5 (int)"),
         ("a.jsonl", '{"a": "\\ud83c\\udf89"}\n{"a": ["\\udf89"]}\n', "a.jsonl, row 2: found \\udf89, half of a character"),
         ("a.txt", b"fine\n\xe9\n", "a.txt, row 2, column 'text': byte 0xe9 is not utf-8"),
@@ -248,3 +248,8 @@ def test_writer_puts_cells_under_their_column_whatever_the_order(tmp_path: Path)
 def test_writer_has_no_nan_in_json(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"n": [1.5, float("nan")]})
     assert path.read_text() == '{"n": 1.5}\n{"n": null}\n'
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "a\n1\n2\n\n\n"), ("a.jsonl", '{"a": "1"}\n{"a": "2"}\n\n \n')])
+def test_blank_lines_at_the_end_are_no_rows(name: str, content: str, tmp_path: Path) -> None:
+    assert read(save(tmp_path / name, content)) == {"a": ["1", "2"]}
