@@ -132,6 +132,9 @@ def guarded(run: Callable[[], Any]) -> Any:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+    finally:
+        if device := sys.modules.get("nlp_transfer.training.device"):
+            device.leave_group()
 
 
 def main() -> NoReturn:

@@ -24,7 +24,7 @@ from nlp_transfer.resolve import Run, resolve
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.sources import find_model
 from nlp_transfer.tasks import Task
-from nlp_transfer.training.device import make_accelerator, resolve_precision
+from nlp_transfer.training.device import finish_trackers, make_accelerator, resolve_precision
 from nlp_transfer.training.loop import Trainer
 
 
@@ -105,7 +105,7 @@ def fine_tune(
     if accelerator.is_main_process:
         report.finish(folder, run, task, result, document, splits)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    finish_trackers(accelerator)
     show_metrics(metrics)
     say(f"the model is in {folder.path / 'model'}")
     return FineTuned(folder.path, result)

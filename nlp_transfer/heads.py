@@ -61,6 +61,13 @@ def pool(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     return states.masked_fill(real == 0, torch.finfo(states.dtype).min).amax(1)
 
 
+def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
+    """The encoder without the family's own pooling, which would be kept, and never be trained."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    return encoder
+
+
 class EncoderHeadForSequenceClassification(PreTrainedModel):
     """Encoder -> pooling -> hidden layers -> logits of shape (rows, labels)."""
 
@@ -71,7 +78,7 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: EncoderHeadConfig) -> None:
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config.encoder_config())
+        self.encoder = without_pooler(AutoModel.from_config(config.encoder_config()))
         sizes = [self.encoder.config.hidden_size, *(config.hidden or []), config.num_labels]
         layers: list[nn.Module] = []
         for i, (width, after) in enumerate(pairwise(sizes)):
@@ -103,9 +110,9 @@ def attach_head(encoder: PreTrainedModel, head: HeadConfig, **overrides: Any) ->
         pad_token_id=getattr(encoder.config, "pad_token_id", None), **overrides,
     )  # fmt: skip
     model = EncoderHeadForSequenceClassification(config)
-    model.encoder = encoder
+    model.encoder = without_pooler(encoder)
     model.new_parameters = frozenset(  # type: ignore[assignment]
         {name for name, _ in model.named_parameters() if name.startswith("classifier.")}
-        | {f"encoder.{name}" for name in getattr(encoder, "new_parameters", ())}
+        | {f"encoder.{name}" for name in getattr(encoder, "new_parameters", ()) if not name.startswith("pooler.")}
     )
     return model

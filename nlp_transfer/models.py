@@ -188,6 +188,14 @@ def freeze(model: nn.Module, names: set[str]) -> None:
             parameter.requires_grad_(False)
 
 
+def enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Recomputes activations in the backward pass. Raises a UserError where the family cannot."""
+    base: Any = model
+    if not getattr(base, "supports_gradient_checkpointing", False):
+        raise UserError(f"training.gradient_checkpointing: a {base.config.model_type} model cannot; allowed: false")
+    base.gradient_checkpointing_enable({"use_reentrant": False})  # the reentrant kind loses gradients behind frozen layers
+
+
 def train_mode(model: nn.Module) -> None:
     """Training mode where something is trained; modules whose parameters are all fixed stay in evaluation mode.
 

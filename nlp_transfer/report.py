@@ -11,7 +11,7 @@ from nlp_transfer.data.splits import Splits
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.card import write_card
 from nlp_transfer.export.save import RECORD, record, versions, write_json
-from nlp_transfer.models import Checkpoint, count_parameters
+from nlp_transfer.models import Checkpoint, count_parameters, new_parameters
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.sources.wheels import is_wheel
@@ -29,8 +29,10 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
     rows = plan.batch_size * plan.accumulation * plan.processes
     size = f"about {plan.batch_tokens * plan.accumulation * plan.processes} tokens" if plan.batch_tokens else f"{rows} rows"
     processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
+    new = sorted(new_parameters(trainer.model))
     lines = [
-        f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})",
+        f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
+        + (f"; new, and so drawn at random: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
         f"precision {trainer.precision} ({reason}), learning rate {trainer.learning_rate():g}, {trainer.epochs():g} epochs, "
         f"{steps} steps of {size}, {processes} on {trainer.accelerator.device}",
     ]

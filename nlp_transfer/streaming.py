@@ -88,7 +88,6 @@ def evaluate_source(model: str, settings: dict[str, Any], batch_size: int, preci
         filled = [part[kind] for part in parts if part[kind]]
         joined.append({name: np.concatenate([part[name] for part in filled])[order] for name in filled[0]})
     figures = predictor.task.metrics(joined[0], joined[1])
-    accelerator.end_training()
     return {"rows": len(order), **figures}
 
 

@@ -66,3 +66,18 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
         )
     return accelerator
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Lets every tracker write out what it holds.
+
+    Accelerate's own `end_training` also takes the process group down, and the next run in these processes would fail.
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def leave_group() -> None:
+    """Takes the process group down, where there is one: called when the process is about to end."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -31,6 +31,8 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
     """Validation figures, the oldest first."""
     best: float | None = None
+    best_rank: list[float] = field(default_factory=list)
+    """The best value of the metric with the sign that makes more better, and minus its loss."""
     best_step: int = 0
     worse: int = 0
     """Evaluations since the best one."""

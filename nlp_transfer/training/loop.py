@@ -1,6 +1,5 @@
 """The training loop, readable from top to bottom."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -19,11 +18,12 @@ from nlp_transfer.console import Steps, say
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.inference import answer, gather, score
 from nlp_transfer.metrics import higher_is_better
-from nlp_transfer.models import train_mode
+from nlp_transfer.models import enable_gradient_checkpointing, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import LossOptions, Task
 from nlp_transfer.training.device import make_accelerator, resolve_precision
 from nlp_transfer.training.keeper import Keeper, Position
+from nlp_transfer.training.log import RunLog
 from nlp_transfer.training.optimizers import (
     MovingAverage,
     make_optimizer,
@@ -70,7 +70,10 @@ class Trainer:
         self.output_dir, self.describe = output_dir, describe
         self.best_metric = self.training.best_metric or task.best_metric
         self.keeper = Keeper(model, output_dir / "checkpoints" if output_dir else None, self.training.ema)
+        self.log = RunLog(self.accelerator, output_dir)
         self.position = Position()
+        if self.training.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
 
     def train(self) -> Position:
         """All phases, then the best weights; a run that was interrupted goes on where its last checkpoint was written."""
@@ -135,9 +138,8 @@ class Trainer:
                     logged.clear()
                     rows_a_second = at.examples / at.step_seconds
                     epoch = window.epoch + (window.index + 1) / window.of
-                    self._log(
-                        epoch=epoch, loss=mean, learning_rate=rate, grad_norm=float(norm), examples_per_second=rows_a_second
-                    )
+                    figures = {"epoch": epoch, "loss": mean, "learning_rate": rate, "grad_norm": float(norm)}
+                    self.log.write(at.step, **figures, examples_per_second=rows_a_second)
                     progress.note(f"loss {mean:.3f}, {rows_a_second:.0f} rows/s")
                 progress.advance()
                 evaluate = at.phase_step % evaluate_every == 0 or last
@@ -223,11 +225,13 @@ class Trainer:
             average.swap(self.model)
         value = metrics.get(self.best_metric, math.nan)  # undefined, as a correlation with a constant is, is never better
         at.history.append({"step": at.step, **metrics})
-        self._log(validation=metrics)
+        self.log.write(at.step, validation=metrics)
         sign = 1 if higher_is_better(self.best_metric) else -1
-        better = at.best is None or sign * value > sign * at.best
+        # On a small split many evaluations tie; of two that do, the one with the smaller loss is better.
+        rank = [sign * value if math.isfinite(value) else -math.inf, -metrics["loss"]]
+        better = at.best is None or rank > at.best_rank
         if better:
-            at.best, at.best_step, at.worse = value if math.isfinite(value) else -sign * 1e30, at.step, 0
+            at.best, at.best_rank, at.best_step, at.worse = value, rank, at.step, 0
         else:
             at.worse += 1
             at.stopped = self.training.early_stopping is not None and at.worse >= self.training.early_stopping
@@ -243,14 +247,6 @@ class Trainer:
             return gather([answer(self.model, self.task, table, self.training.batch_size * 2, self.precision)], len(table))[0]
 
         return View(self.model, self.tables, self.position.history, predict)
-
-    def _log(self, **fields: Any) -> None:
-        if not self.accelerator.is_main_process or self.output_dir is None:
-            return
-        with (self.output_dir / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.position.step, **fields}) + "\n")
-        validation = {f"validation/{name}": value for name, value in fields.pop("validation", {}).items()}
-        self.accelerator.log({f"train/{name}": value for name, value in fields.items()} | validation, step=self.position.step)
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

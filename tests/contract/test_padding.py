@@ -1,0 +1,39 @@
+"""An answer does not depend on what else is in the batch, nor on padding."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.tokens import encode_rows
+from nlp_transfer.errors import Problems
+from nlp_transfer.inference import answer
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import find_model
+from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.tasks import task_from
+from tests.conftest import sentiment_rows
+from tests.models import FAMILIES
+
+HEADS = [None, {"pooling": "cls"}, {"pooling": "mean"}, {"pooling": "max", "hidden": [8]}]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head["pooling"] if head else "family")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_equals_its_rows_one_by_one(family: str, head: dict[str, object] | None, tiny: dict[str, Path]) -> None:
+    pairs = sentiment_rows(12)
+    rows = from_columns({"text": [text for text, _ in pairs], "label": [label for _, label in pairs]}, "rows")
+    task = task_from({"name": "text_classification", "head": head}).fit(rows, Problems())
+    checkpoint = Checkpoint.open(find_model(str(tiny[family])))
+    torch.manual_seed(1)
+    model = task.build_model(checkpoint, TrainingConfig())
+    tokenizer = checkpoint.tokenizer
+    table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
+    assert len(set(table.lengths)) > 3, "rows of different length, or nothing is padded"
+    (together, order, _), (alone, one_by_one, _) = (answer(model, task, table, size) for size in (12, 1))
+    assert sorted(order) == sorted(one_by_one) == list(range(12))
+    scores = [found["scores"][np.argsort(rows)] for found, rows in ((together, order), (alone, one_by_one))]
+    assert np.abs(scores[0] - scores[1]).max() <= 1e-5
+    assert np.ptp(scores[0][:, 0]) > 1e-6, "answers that differ between rows"

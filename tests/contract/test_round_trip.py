@@ -1,0 +1,150 @@
+"""Train two steps, save, load in another process with plain transformers: the same answers, labels by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from nlp_transfer import fine_tune, load_predictor, registry
+from nlp_transfer.export.save import load_adapter
+from nlp_transfer.inference import Predictor
+from tests.conftest import sentiment_rows, write_csv
+from tests.models import FAMILIES
+
+DEEP = {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}}
+KINDS: dict[str, Any] = {
+    "pair": {"name": "text_classification", "text_pair": "other"},
+    "multi_label": {"name": "multi_label", "label": "tags"},
+    "regression": {"name": "regression", "label": "score"},
+}
+PLAIN = {
+    f"{family}-{strategy}": (family, strategy, "text_classification")
+    for family in FAMILIES
+    for strategy in registry.names("strategy")
+}
+PLAIN |= {f"bert-{kind}": ("bert", "full", task) for kind, task in KINDS.items()}
+HEADS = {f"deep-{strategy}": ("bert", strategy, DEEP) for strategy in STRATEGIES}
+HEADS |= {f"deep-{how}": ("roberta", "full", DEEP | {"head": {"pooling": how}}) for how in ("cls", "max")}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every family x every strategy, and every kind of task and head, trained for two steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    pairs = sentiment_rows(32)
+    tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(32)]
+    rows = [(text, pairs[-i - 1][0], label, tags[i], i % 5) for i, (text, label) in enumerate(pairs)]
+    source = write_csv(folder / "train.csv", rows, ("text", "other", "label", "tags", "score"))
+    for name, (family, strategy, task) in (PLAIN | HEADS).items():
+        frozen = {"frozen_layers": "all"} if (family, strategy) == ("albert", "partial") else {}
+        fine_tune(
+            model=str(tiny[family]),
+            data={"train": str(source), "validation_share": 0},
+            task=task,
+            strategy={"name": strategy, **frozen},
+            training={"max_steps": 2, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-2},
+            output_dir=str(folder / name),
+        )
+    return {name: folder / name for name in PLAIN | HEADS}
+
+
+def texts_of(name: str) -> list[tuple[str, ...]]:
+    texts = [text for text, _ in sentiment_rows(7, seed=3)]
+    return [(text, texts[-i - 1]) if name.endswith("pair") else (text,) for i, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def child(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What another process found that loaded all of them."""
+    folder = tmp_path_factory.mktemp("child")
+    jobs = {name: {"folder": str(run / "model"), "texts": texts_of(name)} for name, run in runs.items()}
+    plan = {"plain": {name: jobs[name] for name in PLAIN}, "deep": {name: jobs[name] for name in HEADS}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    script = Path(__file__).with_name("plain_child.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder / "plan.json"), str(folder / "found.json")],
+        env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, check=False, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+def logits_of(predictor: Predictor, texts: list[tuple[str, ...]]) -> torch.Tensor:
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    with torch.inference_mode():
+        found: torch.Tensor = predictor.model(**predictor.tokenizer(*columns, padding=True, return_tensors="pt")).logits
+    return found
+
+
+def test_every_family_and_strategy_is_there(runs: dict[str, Path]) -> None:
+    assert len(PLAIN) == len(FAMILIES) * len(STRATEGIES) + len(KINDS)
+    assert all((run / "result.json").is_file() for run in runs.values())
+
+
+@pytest.mark.parametrize("name", list(PLAIN | HEADS))
+def test_another_process_gives_the_same_logits(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
+    ours = logits_of(load_predictor(runs[name]), texts_of(name))
+    assert torch.allclose(ours, torch.tensor(child[name]["logits"]), atol=1e-5)
+    assert float(ours.std(0).max()) > 1e-6, "answers that differ between texts"
+
+
+@pytest.mark.parametrize("name", list(PLAIN | HEADS))
+def test_the_pipeline_gives_the_probabilities_of_predict(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
+    predictor = load_predictor(runs[name])
+    answers = predictor(texts_of(name), probabilities=True)
+    for answer, scores in zip(answers, child[name]["pipeline"], strict=True):
+        if name.endswith("regression"):
+            assert list(scores) == ["score"]
+            assert answer["prediction"] == pytest.approx(scores["score"], abs=1e-4)
+            continue
+        assert len(scores) == 2
+        for label, probability in scores.items():
+            assert answer[f"probability:{label}"] == pytest.approx(probability, abs=1e-4), label
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_a_deeper_head_is_refused_by_name_without_the_toolkit(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
+    assert "nlp_transfer_encoder_head" in child[name]["error"]
+    assert child[name]["encoder_missing"] == []
+    assert json.loads((runs[name] / "result.json").read_text())["plain"] is False
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN | HEADS if name.endswith("lora")])
+def test_an_adapter_answers_like_the_merged_model(name: str, runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+    adapter = runs[name] / "adapter"
+    assert sorted(path.name for path in adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "nlp_transfer.json",
+    ]
+    assert json.loads((adapter / "nlp_transfer.json").read_text())["labels"] == ["negative", "positive"]
+    merged = logits_of(load_predictor(runs[name]), texts_of(name))
+    ours = load_predictor(adapter)
+    assert torch.allclose(merged, logits_of(ours, texts_of(name)), atol=1e-5)
+    assert ours(texts_of(name))[0]["prediction"] in ("negative", "positive")
+    if name in PLAIN:
+        base = AutoModelForSequenceClassification.from_pretrained(tiny[PLAIN[name][0]], num_labels=2)
+        by_peft = PeftModel.from_pretrained(base, str(adapter)).eval()
+        assert torch.allclose(merged, logits_of(Predictor(by_peft, ours.tokenizer, ours.task), texts_of(name)), atol=1e-5)
+
+
+def test_merging_is_w_plus_ba(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+    from safetensors.torch import load_file
+
+    settings = json.loads((runs["bert-lora"] / "adapter/adapter_config.json").read_text())
+    adapter = load_file(runs["bert-lora"] / "adapter/adapter_model.safetensors")
+    base, merged = load_file(tiny["bert"] / "model.safetensors"), load_adapter(runs["bert-lora"] / "adapter").state_dict()
+    path = "encoder.layer.0.attention.self.query"
+    down, up = (adapter[f"base_model.model.bert.{path}.lora_{part}.weight"] for part in "AB")
+    expected = base[f"{path}.weight"] + up @ down * settings["lora_alpha"] / settings["r"]
+    assert torch.allclose(merged[f"bert.{path}.weight"], expected, atol=1e-6)
+    assert not torch.allclose(base[f"{path}.weight"], expected, atol=1e-6), "two steps have changed it"
+    assert settings["base_model_name_or_path"] is None, "no path of this machine"

@@ -1,0 +1,156 @@
+"""What every strategy promises, for every task and family: what is declared moves, and nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nlp_transfer import registry
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.errors import Problems
+from nlp_transfer.models import Checkpoint, find_layers, new_parameters, train_mode
+from nlp_transfer.sources import find_model
+from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.training import Trainer
+from tests.conftest import sentiment_rows
+from tests.models import FAMILIES
+
+TASKS: dict[str, dict[str, Any]] = {
+    "single": {"name": "text_classification"},
+    "pair": {"name": "text_classification", "text_pair": "other"},
+    "multi_label": {"name": "multi_label", "label": "tags"},
+    "regression": {"name": "regression", "label": "score"},
+    "deep": {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}},
+}
+STRATEGIES: dict[str, list[dict[str, Any]]] = {
+    "full": [{}],
+    "partial": [{"frozen_layers": 1}, {"frozen_layers": "all"}],
+    "lora": [{}, {"target_modules": "attention", "r": 2}],
+}
+CASES = [{"name": name, **settings} for name, many in STRATEGIES.items() for settings in many]
+Declared = Callable[[str, torch.nn.Module], bool]
+
+
+def declared(case: dict[str, Any], name: str, model: torch.nn.Module, new: frozenset[str]) -> bool:
+    """Whether a parameter should move, said here a second time and in other words than in the strategy."""
+    if case["name"] == "full":
+        return True
+    if case["name"] == "lora":
+        return "lora_" in name or "modules_to_save" in name
+    layers = find_layers(model)
+    frozen = layers.depth if case["frozen_layers"] == "all" else case["frozen_layers"]
+    return layers.depth_of(name) > frozen or name in new
+
+
+def rows_of(count: int = 24) -> Rows:
+    pairs = sentiment_rows(count)
+    return from_columns(
+        {
+            "text": [text for text, _ in pairs],
+            "other": [text for text, _ in reversed(pairs)],
+            "label": [label for _, label in pairs],
+            "tags": ["|".join(name for name, n in (("even", 2), ("third", 3)) if i % n == 0) for i in range(count)],
+            "score": [str(i % 5) for i in range(count)],
+        },
+        "rows",
+    )
+
+
+def prepare(checkpoint: Checkpoint, document: dict[str, Any], strategy: Strategy) -> tuple[Any, Task, TokenTable, frozenset[str]]:
+    rows, problems = rows_of(), Problems()
+    task = task_from(document).fit(rows, problems)
+    problems.raise_if_any()
+    tokenizer = checkpoint.tokenizer
+    table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
+    model = task.build_model(checkpoint, TrainingConfig())
+    new = new_parameters(model)
+    return strategy.wrap(model), task, table, new
+
+
+def check(checkpoint: Checkpoint, document: dict[str, Any], case: dict[str, Any]) -> None:
+    strategy = strategy_from(case)
+    model, task, table, new = prepare(checkpoint, document, strategy)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    training = TrainingConfig(max_steps=2, batch_size=12, precision="fp32", learning_rate=1e-2)
+    Trainer(model, task, {"train": table}, strategy=strategy, training=training).train()
+    should = {name for name in before if declared(case, name, model, new)}
+    moved = {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
+    trainable = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trainable == should
+    # Words and positions that no row holds get no gradient; each table moves all the same, in the rows that occur.
+    assert moved == should
+    assert should, "something must be learned"
+
+
+def test_every_registered_strategy_is_covered() -> None:
+    assert sorted(STRATEGIES) == registry.names("strategy")
+    assert {document["name"] for document in TASKS.values()} == set(registry.names("task"))
+    assert len(FAMILIES) == 9
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_declared_parameters_move_in_every_family(family: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
+    if family == "albert" and case.get("frozen_layers") == 1:
+        case = {"name": "partial", "frozen_layers": "all"}  # its layers share one set of weights
+    check(Checkpoint.open(find_model(str(tiny[family]))), TASKS["single"], case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+@pytest.mark.parametrize("task", list(TASKS))
+def test_only_the_declared_parameters_move_in_every_task(task: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
+    check(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS[task], case)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_deeper_head_leaves_no_parameter_without_gradient(family: str, tiny: dict[str, Path]) -> None:
+    check(Checkpoint.open(find_model(str(tiny[family]))), TASKS["deep"], {"name": "full"})
+
+
+def test_fixed_layers_run_in_evaluation_mode(tiny: dict[str, Path]) -> None:
+    strategy = strategy_from({"name": "partial", "frozen_layers": 1})
+    model, *_ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], strategy)
+    train_mode(model)
+    assert not model.bert.embeddings.training
+    assert not model.bert.embeddings.dropout.training
+    assert not model.bert.encoder.layer[0].attention.output.dropout.training
+    assert model.bert.encoder.layer[1].attention.output.dropout.training
+    assert model.classifier.training
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("bert", {"classifier"}),
+        ("distilbert", {"pre_classifier", "classifier"}),
+        ("roberta", {"classifier"}),
+        ("deberta-v2", {"pooler", "classifier"}),
+        ("modernbert", {"head", "classifier"}),
+        ("mpnet", {"classifier"}),
+    ],
+)
+def test_an_adapter_keeps_what_was_drawn_at_random(family: str, expected: set[str], tiny: dict[str, Path]) -> None:
+    model, *_ = prepare(Checkpoint.open(find_model(str(tiny[family]))), TASKS["single"], strategy_from({"name": "lora"}))
+    saved = set(model.peft_config["default"].modules_to_save) - {"score"}  # which peft adds for heads of another kind
+    assert saved == expected
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    assert not any(f"base_model.model.{name}" in frozen for name in new_parameters(model.get_base_model()))
+
+
+def test_an_adapter_keeps_a_pooler_that_the_checkpoint_lacks(tiny: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny["bert"], tmp_path / "bare")
+    weights = load_file(tmp_path / "bare/model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "bare/model.safetensors", {"format": "pt"})
+    model, *_ = prepare(Checkpoint.open(find_model(str(tmp_path / "bare"))), TASKS["single"], strategy_from({"name": "lora"}))
+    assert any("pooler" in name and value.requires_grad for name, value in model.named_parameters())

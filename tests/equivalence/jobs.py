@@ -1,0 +1,134 @@
+"""Jobs whose result must not depend on how the work is cut; run in this process, or in each of two by `python -m`.
+
+ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tests.equivalence.jobs CHECKPOINT OUTPUT
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlp_transfer import fine_tune
+from nlp_transfer.strategies import Phase, State, Strategy, View
+from nlp_transfer.streaming import evaluate_source
+from nlp_transfer.training import Trainer
+from tests.conftest import sentiment_rows, write_csv
+
+ROWS = 75  # windows of 32: two full ones, and a last one of 11 rows that two processes and four micro-batches cannot share evenly
+CASES: dict[str, dict[str, Any]] = {
+    "classification": {"task": "text_classification"},
+    "class_weights": {
+        "task": "text_classification",
+        "training": {"class_weights": {"negative": 3.0, "positive": 0.5}, "label_smoothing": 0.1},
+    },
+    "multi_label": {"task": {"name": "multi_label", "label": "tags"}},
+    "regression": {"task": {"name": "regression", "label": "score"}},
+    "lora": {"task": "text_classification", "strategy": "lora"},
+}
+
+
+class HeadThenAll(Strategy):
+    """Two phases: the head alone, then everything. What is set free late must be synchronised all the same."""
+
+    def next_phase(self, state: State, view: View) -> Phase | None:
+        names = [name for name, _ in view.model.named_parameters()]
+        head = tuple(name for name in names if name.startswith("classifier"))
+        phases = [Phase("head", trainable=head, epochs=1), Phase("all", trainable=tuple(names), epochs=2)]
+        return phases[len(state.finished)] if len(state.finished) < len(phases) else None
+
+
+def data(folder: Path) -> dict[str, str]:
+    """A table with targets of every kind: train, and a test file whose rows two processes cannot share evenly."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, (text, label) in enumerate(sentiment_rows(ROWS + 21)):
+        tags = "|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0)
+        rows.append((text, label, tags, i % 7))
+    header = ("text", "label", "tags", "score")
+    train, test = folder / "train.csv", folder / "test.csv"
+    if not test.exists():
+        write_csv(train, rows[:ROWS], header)
+        write_csv(test, rows[ROWS:], header)
+    return {"train": str(train), "test": str(test)}
+
+
+@contextmanager
+def gradients(steps: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
+    """The whole gradient before each of some optimiser steps, as one vector of fp64."""
+    found: dict[int, torch.Tensor] = {}
+    original = Trainer._stop_on_nan
+
+    def record(self: Trainer, norm: Any, loss: torch.Tensor, rows: Any) -> None:
+        if self.position.step in steps:
+            parts = [p.grad.flatten().double() for p in self.model.parameters() if p.grad is not None]
+            found[self.position.step] = torch.cat(parts).clone()
+        original(self, norm, loss, rows)
+
+    Trainer._stop_on_nan = record  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        Trainer._stop_on_nan = original  # type: ignore[method-assign]
+
+
+def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], output: Path, **training: Any) -> dict[str, Any]:
+    fixed = {"max_steps": 3, "precision": "fp32", "dropout": 0, "attention_dropout": 0, "max_grad_norm": 0, "learning_rate": 1e-3}
+    shares = {"validation_share": 0}
+    return {
+        "model": str(checkpoint),
+        "data": source | shares,
+        **case,
+        "training": fixed | case.get("training", {}) | training,
+        "output_dir": str(output),
+    }
+
+
+def gradient(checkpoint: Path, source: dict[str, str], name: str, output: Path, **cut: int) -> dict[int, torch.Tensor]:
+    """The gradients of the first step and of the short last window (step 2) of a case."""
+    with gradients((0, 2)) as found:
+        fine_tune(**settings(checkpoint, source, CASES[name], output / name, **cut))
+    return found
+
+
+def two_phases(checkpoint: Path, source: dict[str, str], output: Path, batch_size: int) -> dict[str, Any]:
+    """A run with early stopping and two phases; its figures and the weights of this process."""
+    case = {"task": "text_classification", "strategy": HeadThenAll()}
+    document = settings(checkpoint, source, case, output / "phases", batch_size=batch_size, max_steps=None, early_stopping=3)
+    document["data"] = {"train": source["train"], "validation": source["test"], "test": source["test"]}
+    kept: dict[str, torch.Tensor] = {}
+    original = Trainer.train
+
+    def train(self: Trainer) -> Any:
+        position = original(self)
+        kept.update({name: p.detach().clone() for name, p in self.model.named_parameters()})
+        return position
+
+    Trainer.train = train  # type: ignore[method-assign]
+    try:
+        run = fine_tune(**document)
+    finally:
+        Trainer.train = original  # type: ignore[method-assign]
+    return {"metrics": run.metrics, "steps": run.result["train"]["steps"], "weights": kept}
+
+
+def main(checkpoint: Path, output: Path) -> None:
+    """All jobs in one of two processes."""
+    assert os.environ["WORLD_SIZE"] == "2", "the launcher must start two processes"
+    rank = int(os.environ["RANK"])
+    source = data(output.parent / "data")
+    found: dict[str, Any] = {name: gradient(checkpoint, source, name, output, batch_size=16) for name in CASES}
+    assert torch.distributed.get_world_size() == 2, "the two processes must work together"
+    found["phases"] = two_phases(checkpoint, source, output, 16)
+    found["evaluate"] = evaluate_source(str(output / "phases"), {"data": {"test": source["test"]}}, 4, "fp32")
+    torch.save(found, output / f"rank-{rank}.pt")
+    if rank == 0:
+        (output / "done.json").write_text(json.dumps({"world_size": torch.distributed.get_world_size()}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,96 @@
+"""1 x 32, 4 x 8 and two processes x 16 are the same training: the same gradient, weights, rows and figures."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nlp_transfer.streaming import evaluate_source
+from tests.equivalence import jobs
+
+CLOSE = 1e-5
+
+
+def difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first - second).norm() / first.norm())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("equivalence")
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tiny: dict[str, Path]) -> dict[str, dict[int, torch.Tensor]]:
+    """Gradients of 1 x 32."""
+    source = jobs.data(folder / "data")
+    return {name: jobs.gradient(tiny["bert"], source, name, folder / "whole", batch_size=32) for name in jobs.CASES}
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path, tiny: dict[str, Path]) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    output = folder / "pair"
+    output.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command += ["-m", "tests.equivalence.jobs", str(tiny["bert"]), str(output)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((output / "done.json").read_text()) == {"world_size": 2}
+    return [torch.load(output / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_the_cases_reach_the_short_window(whole: dict[str, dict[int, torch.Tensor]]) -> None:
+    assert jobs.ROWS % 32 not in (0, 16)
+    assert all(set(found) == {0, 2} and found[0].norm() > 0 for found in whole.values())
+    assert len(whole) == 5
+
+
+@pytest.mark.parametrize("name", list(jobs.CASES))
+def test_accumulation_gives_the_same_gradient(
+    name: str, whole: dict[str, dict[int, torch.Tensor]], folder: Path, tiny: dict[str, Path]
+) -> None:
+    source = jobs.data(folder / "data")
+    cut = jobs.gradient(tiny["bert"], source, name, folder / "cut", batch_size=8, gradient_accumulation_steps=4)
+    for step, expected in whole[name].items():
+        assert difference(expected, cut[step]) <= CLOSE, f"step {step}"
+
+
+@pytest.mark.parametrize("name", list(jobs.CASES))
+def test_two_processes_give_the_same_gradient(
+    name: str, whole: dict[str, dict[int, torch.Tensor]], pair: list[dict[str, Any]]
+) -> None:
+    for rank in (0, 1):
+        for step, expected in whole[name].items():
+            assert difference(expected, pair[rank][name][step]) <= CLOSE, f"rank {rank}, step {step}"
+
+
+def test_parameters_set_free_late_are_synchronised(pair: list[dict[str, Any]], folder: Path, tiny: dict[str, Path]) -> None:
+    first, second = (found["phases"]["weights"] for found in pair)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    alone = jobs.two_phases(tiny["bert"], jobs.data(folder / "data"), folder / "alone", 32)
+    assert alone["steps"] == pair[0]["phases"]["steps"] == 9
+    for name, weight in alone["weights"].items():
+        assert torch.allclose(weight, first[name], atol=1e-5), name
+    for split, figures in alone["metrics"].items():
+        assert figures == pytest.approx(pair[0]["phases"]["metrics"][split], abs=1e-5)
+
+
+def test_two_processes_score_the_same_rows(pair: list[dict[str, Any]], folder: Path) -> None:
+    test = str(jobs.data(folder / "data")["test"])
+    alone = evaluate_source(str(folder / "pair/phases"), {"data": {"test": test}}, 4, "fp32")
+    assert alone["rows"] == 21
+    assert pair[0]["evaluate"] == pair[1]["evaluate"] == alone
+    recorded = json.loads((folder / "pair/phases/result.json").read_text())["metrics"]["test"]
+    assert alone["accuracy"] == pytest.approx(recorded["accuracy"], abs=1e-9)
