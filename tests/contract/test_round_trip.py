@@ -24,11 +24,8 @@ KINDS: dict[str, Any] = {
     "multi_label": {"name": "multi_label", "label": "tags"},
     "regression": {"name": "regression", "label": "score"},
 }
-PLAIN = {
-    f"{family}-{strategy}": (family, strategy, "text_classification")
-    for family in FAMILIES
-    for strategy in registry.names("strategy")
-}
+STRATEGIES = registry.names("strategy")
+PLAIN = {f"{family}-{name}": (family, name, "text_classification") for family in FAMILIES for name in STRATEGIES}
 PLAIN |= {f"bert-{kind}": ("bert", "full", task) for kind, task in KINDS.items()}
 HEADS = {f"deep-{strategy}": ("bert", strategy, DEEP) for strategy in STRATEGIES}
 HEADS |= {f"deep-{how}": ("roberta", "full", DEEP | {"head": {"pooling": how}}) for how in ("cls", "max")}
