@@ -25,7 +25,7 @@ _PLACES = {
     "TrainingError": "training",
     "UserError": "errors",
     "fine_tune": "fine_tune",
-    "load_predictor": "export.save",
+    "load_predictor": "export.load",
     "recipe": "cli",
 }
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from nlp_transfer.config import RunConfig as RunConfig
     from nlp_transfer.config import TrainingConfig as TrainingConfig
     from nlp_transfer.errors import UserError as UserError
-    from nlp_transfer.export.save import load_predictor as load_predictor
+    from nlp_transfer.export.load import load_predictor as load_predictor
     from nlp_transfer.fine_tune import FineTuned as FineTuned
     from nlp_transfer.fine_tune import fine_tune as fine_tune
     from nlp_transfer.inference import Predictor as Predictor

@@ -16,16 +16,31 @@ OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 class SettingsHelp(click.Command):
-    """A command whose help also lists every setting, read off the schema."""
+    """A command whose help also lists the settings it takes, read off the schema."""
+
+    parts: tuple[str, ...] = ("data", "task")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from nlp_transfer import registry
-        from nlp_transfer.config import settings_help
+        write_settings(formatter, self.parts)
 
-        with formatter.section("Settings, by their dotted name"):
-            formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in settings_help()])
-        for kind in ("task", "strategy"):
-            formatter.write_text(f"{kind}.name: {', '.join(registry.names(kind))}")
+
+class TrainHelp(SettingsHelp):
+    """With every setting of a run."""
+
+    parts = ()
+
+
+def write_settings(formatter: click.HelpFormatter, parts: tuple[str, ...] = ()) -> None:
+    """The settings of some parts of a run (all without), with their defaults."""
+    from nlp_transfer import registry
+    from nlp_transfer.config import settings_help
+
+    rows = [row for row in settings_help() if row[0] not in ("task", "strategy")]
+    rows += [(f"{kind}.name", "required", ", ".join(registry.names(kind))) for kind in registry.FOLDERS]
+    rows += [row for kind in registry.FOLDERS for row in registry.settings_of(kind)]
+    with formatter.section("Settings, by their dotted name"):
+        chosen = [row for row in rows if not parts or row[0].startswith(tuple(f"{part}." for part in parts))]
+        formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in chosen])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,7 +49,7 @@ def cli() -> None:
     """Fine-tune BERT-family models on text, from a data file to a saved, measured model."""
 
 
-@cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
+@cli.command(cls=TrainHelp, context_settings=OVERRIDES)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--allow-hub-metrics", is_flag=True, help="Let training.hub_metrics download and run foreign code.")
 @click.pass_context
@@ -50,7 +65,7 @@ def train(ctx: click.Context, file: Path, allow_hub_metrics: bool) -> None:
     fine_tune(document, allow_hub_metrics=allow_hub_metrics)
 
 
-@cli.command(context_settings=OVERRIDES)
+@cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("model")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this .json file.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -65,7 +80,7 @@ def evaluate(ctx: click.Context, model: str, output: Path | None, batch_size: in
     print_figures(figures, output)
 
 
-@cli.command(context_settings=OVERRIDES)
+@cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("model")
 @click.option("--input", "source", type=click.Path(path_type=Path), required=True, help="CSV, TSV, JSONL, Parquet or .txt.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Same formats; the ending decides.")
@@ -97,14 +112,19 @@ def _only(arguments: Sequence[str], parts: tuple[str, ...]) -> dict[str, Any]:
 def recipe(config: Any, arguments: Sequence[str] | None = None) -> Any:
     """Runs a recipe: the settings are code, and the command line may override them as it does those of a file."""
 
+    given = sys.argv[1:] if arguments is None else list(arguments)
+
     def run() -> Any:
+        if {"-h", "--help"} & set(given):
+            formatter = click.HelpFormatter(width=100)
+            write_settings(formatter)
+            click.echo(f"{sys.modules['__main__'].__doc__ or ''}\n{formatter.getvalue()}")
+            return None
         from nlp_transfer.console import say
         from nlp_transfer.document import merge, parse_overrides
         from nlp_transfer.fine_tune import fine_tune
 
-        document, notes = merge(
-            config.model_dump(exclude_unset=True), parse_overrides(sys.argv[1:] if arguments is None else arguments)
-        )
+        document, notes = merge(config.model_dump(exclude_unset=True), parse_overrides(given))
         say(*notes)
         return fine_tune(document)
 

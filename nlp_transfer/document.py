@@ -59,7 +59,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{name}: needs a value, such as --{name} VALUE")
             value = rest.pop(0)
-        pairs.append((name.replace("-", "_"), _parse_value(value)))
+        setting = name.split(".", 2)  # what comes third may be a label, and keeps its dashes
+        pairs.append((".".join([part.replace("-", "_") for part in setting[:2]] + setting[2:]), _parse_value(value)))
     return pairs
 
 

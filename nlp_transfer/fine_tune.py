@@ -16,7 +16,8 @@ from nlp_transfer.console import say, show_metrics
 from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.errors import UserError
-from nlp_transfer.export.save import check_adapter, is_plain, load_predictor, quiet, save_model, versions
+from nlp_transfer.export.load import load_predictor, quiet
+from nlp_transfer.export.save import check_adapter, is_plain, save_model, versions
 from nlp_transfer.inference import Predictor, score
 from nlp_transfer.metrics import load_hub_metric
 from nlp_transfer.models import Checkpoint, count_parameters
@@ -72,6 +73,7 @@ def fine_tune(
     say(*task.report(splits.rows["train"]), *splits.notes)
     task = _set_max_length(task, checkpoint)
     tables = _encode(splits, task, checkpoint)
+    _foreign_figures(foreign, {"prediction": tables["train"].dense["labels"]}, tables["train"])  # better now than after training
 
     precision, reason = resolve_precision(training.precision, checkpoint.config.model_type)
     accelerator = make_accelerator(training, precision, folder.path)
@@ -161,7 +163,16 @@ def _save(
 
 
 def _foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: TokenTable) -> dict[str, float]:
+    """Figures of hub metrics, as `METRIC/KEY`: some have a key that ours have too, and mean something else by it.
+
+    Raises:
+        UserError: a metric cannot be computed for this task, or gives something other than numbers.
+    """
     found: dict[str, float] = {}
     for metric in metrics:
-        found |= metric.compute(predictions=answers["prediction"], references=table.dense["labels"]) or {}
-    return {name: float(value) for name, value in found.items()}
+        try:
+            figures = metric.compute(predictions=answers["prediction"], references=table.dense["labels"])
+            found |= {f"{metric.name}/{key}": float(value) for key, value in figures.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"training.hub_metrics: {metric.name} cannot score this task: {error}") from error
+    return found

@@ -63,8 +63,9 @@ def pool(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
     """The encoder without the family's own pooling, which would be kept, and never be trained."""
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
+    bare: Any = encoder
+    if getattr(bare, "pooler", None) is not None:
+        bare.pooler = None
     return encoder
 
 

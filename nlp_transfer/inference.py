@@ -137,11 +137,13 @@ class Predictor:
         Raises:
             UserError: a text is empty or no text, or pairs are wanted and single texts are given.
         """
+        if isinstance(texts, str):
+            raise UserError(f"found one text, {texts[:40]!r}; allowed: a list of texts")
         names = self.task.input_columns()
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        for i, row in enumerate(rows):
+        for i, row in enumerate(rows, start=1):
             if len(row) != len(names):
-                raise UserError(f"item {i}: found {len(row)} text(s); this model takes {len(names)} ({', '.join(names)})")
+                raise UserError(f"texts, row {i}: found {len(row)} text(s); this model takes {len(names)} ({', '.join(names)})")
         columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         if not rows:
             return []

@@ -143,6 +143,22 @@ class Layers:
         return self.depth if parameter.removeprefix(self.encoder + ".").startswith("final_norm") else 0
 
 
+def encoder_config(model: nn.Module) -> Any:
+    """The family's configuration: the model's own, or that of the encoder below the toolkit's own head."""
+    config: Any = model.config
+    return config.encoder_config() if hasattr(config, "encoder_config") else config
+
+
+def encoder_type(config: Any) -> str:
+    """The family's name, also where the configuration is that of the toolkit's own head."""
+    return str((getattr(config, "encoder", None) or {}).get("model_type", config.model_type))
+
+
+def width(model: nn.Module) -> int:
+    """Size of a token's vector."""
+    return getattr(encoder_config(model), "hidden_size", None) or 768
+
+
 def find_layers(model: nn.Module) -> Layers:
     """The stack of layers of an encoder with a head.
 
@@ -150,9 +166,7 @@ def find_layers(model: nn.Module) -> Layers:
         UserError: the model has no stack that can be recognised.
     """
     encoder = getattr(model, "base_model_prefix", "")
-    config: Any = model.config
-    if isinstance(getattr(config, "encoder", None), dict):  # the toolkit's own head around an encoder
-        config = model.get_submodule(encoder).config
+    config = encoder_config(model)
     count = getattr(config, "num_hidden_layers", 0)
     shared = hasattr(config, "num_hidden_groups")  # ALBERT: few groups of weights serve all layers
     wanted = config.num_hidden_groups if shared else count
@@ -192,8 +206,10 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     """Recomputes activations in the backward pass. Raises a UserError where the family cannot."""
     base: Any = model
     if not getattr(base, "supports_gradient_checkpointing", False):
-        raise UserError(f"training.gradient_checkpointing: a {base.config.model_type} model cannot; allowed: false")
-    base.gradient_checkpointing_enable({"use_reentrant": False})  # the reentrant kind loses gradients behind frozen layers
+        family = base.config.model_type
+        raise UserError(f"training.gradient_checkpointing: found true; {family} models cannot recompute; allowed: false")
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # its older name
+    enable({"use_reentrant": False})  # the reentrant kind loses gradients behind frozen layers
 
 
 def train_mode(model: nn.Module) -> None:

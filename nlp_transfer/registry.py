@@ -3,7 +3,9 @@
 Listing names imports nothing, so `nlp-transfer --help` can show them; the one file that is asked for is imported late.
 """
 
+import ast
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,3 +33,35 @@ def load(kind: Kind, name: str) -> Any:
         raise UserError(f"{kind}.name: there is no {kind} {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
     module = importlib.import_module(f"nlp_transfer.{FOLDERS[kind]}.{name}")
     return getattr(module, name.title().replace("_", ""))
+
+
+def name_of(implementation: type) -> str:
+    """The name under which a class can be loaded; for one from elsewhere `module:Class`, which is recorded but not loaded:
+    a document from somewhere else must not be able to have code imported."""
+    package, _, stem = implementation.__module__.rpartition(".")
+    known = package in (f"nlp_transfer.{folder}" for folder in FOLDERS.values())
+    return stem if known else f"{implementation.__module__}:{implementation.__qualname__}"
+
+
+def settings_of(kind: Kind) -> list[tuple[str, str, str]]:
+    """(dotted name, default, help) of the settings of every task or strategy, read off the source without importing it."""
+    rows: dict[str, tuple[str, str, str]] = {}
+    for path in sorted((Path(__file__).parent / FOLDERS[kind]).glob("[!_]*.py")) + sorted(_shared(kind)):
+        for name, default, text in _fields(ast.parse(path.read_text(encoding="utf-8"))):
+            owner = "" if path.stem.startswith("_") else f"{path.stem}: "
+            rows.setdefault(f"{kind}.{name}", (f"{kind}.{name}", default, owner + text))
+    return list(rows.values())
+
+
+def _shared(kind: Kind) -> Iterator[Path]:
+    return (Path(__file__).parent / FOLDERS[kind]).glob("_[!_]*.py")
+
+
+def _fields(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """Name, default and docstring of the annotated fields of the classes in a file."""
+    for owner in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for field, after in zip(owner.body, owner.body[1:], strict=False):
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and documented and "ClassVar" not in ast.unparse(field.annotation):
+                default = "required" if field.value is None else ast.unparse(field.value)
+                yield ast.unparse(field.target), default, " ".join(str(after.value.value).split())  # type: ignore[attr-defined]

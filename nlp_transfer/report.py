@@ -10,10 +10,13 @@ import torch
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.card import write_card
-from nlp_transfer.export.save import RECORD, record, versions, write_json
+from nlp_transfer.export.load import RECORD
+from nlp_transfer.export.save import record, versions, write_json
 from nlp_transfer.models import Checkpoint, count_parameters, new_parameters
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import RunFolder
+from nlp_transfer.sources import HUB_DATA
+from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.keeper import Position
@@ -62,14 +65,23 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         provenance["model_revision"] = checkpoint.revision
     _check_provenance(config.provenance, provenance)
     return {
-        "model": _absolute(config.model),
-        "data": {name: _absolute(getattr(config.data, name)) for name in sorted(config.data.model_fields_set)},
+        "model": f"{checkpoint.source.path}@{checkpoint.revision}" if checkpoint.revision else _absolute(config.model),
+        "data": {name: _pinned(getattr(config.data, name), splits.rows.get(name)) for name in type(config.data).model_fields},
         "task": task.document(),
         "strategy": run.strategy.document(),
         "training": training,
         "output_dir": str(Path(config.output_dir).expanduser().absolute()),
         "provenance": provenance,
     }
+
+
+def _pinned(value: Any, rows: Rows | None) -> Any:
+    """A source at the revision that was read, where it is a hub id."""
+    match = HUB_DATA.match(value) if isinstance(value, str) and rows is not None and rows.revision else None
+    if match is None or rows is None:
+        return _absolute(value)
+    config, split = (f"{mark}{match[part]}" if match[part] else "" for mark, part in ((":", "config"), ("#", "split")))
+    return f"{match['id']}@{rows.revision}{config}{split}"
 
 
 def _absolute(value: Any) -> Any:
@@ -83,6 +95,8 @@ def _absolute(value: Any) -> Any:
 def _check_provenance(before: dict[str, Any], now: dict[str, Any]) -> None:
     for path, digest in before.get("files", {}).items():
         found = now["files"].get(path, digest)
+        if found != digest and path.startswith("hub:"):
+            raise UserError(f"provenance: {path} is at revision {found}, recorded is {digest}; name it as ID@{digest}")
         if found != digest:
             raise UserError(
                 f"provenance: {path} is not the file that this document was resolved with (its sha256 is {found[:12]}..., "

@@ -13,7 +13,8 @@ import numpy as np
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, say, show_metrics
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.export.save import load_predictor, write_json
+from nlp_transfer.export.load import load_predictor
+from nlp_transfer.export.save import write_json
 from nlp_transfer.inference import Predictor
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows
@@ -33,6 +34,8 @@ def predict_file(
     Raises:
         UserError: model, input or output cannot be used.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("predict: found several processes; allowed: one, since its rows are written in their order to one file")
     _check_files(source, output, probabilities)
     data = _data_settings(settings)
     predictor = _with_task(load_predictor(model, batch_size, precision), settings)
@@ -185,6 +188,17 @@ def replacing(output: Path) -> Iterator[Path]:
         raise
 
 
+class _UnixLines:
+    """csv quotes only the characters of its own line end. It is told both, so that a lone one in a cell is quoted; lines
+    themselves end in one character."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, line: str) -> int:
+        return self.file.write(line[:-2] + "\n")
+
+
 class Writer:
     """Columns to a file, batch after batch; the format is the ending's."""
 
@@ -225,7 +239,7 @@ class Writer:
             self._text().write(json.dumps(dict(zip(columns, cells, strict=True)), ensure_ascii=False, default=str) + "\n")
 
     def _write_csv(self, columns: Columns, header: bool) -> None:
-        writer = csv.writer(self._text(), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\n")
+        writer = csv.writer(_UnixLines(self._text()), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")
         if header:
             writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
@@ -236,10 +250,14 @@ class Writer:
         import pyarrow.parquet as pq
 
         try:
-            table = pa.table(columns) if self.parquet is None else pa.table(columns, schema=self.parquet.schema)
+            table = pa.table(columns, schema=None if self.parquet is None else self.parquet.schema)
+            if self.parquet is None:  # a column without a value so far has no type yet; sparse ones mostly hold text
+                text = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
+                table = table.cast(pa.schema(text))
         except pa.ArrowException as error:
             raise UserError(
-                f"--output: a .parquet column has one type, and the input's has several ({error}); allowed: .jsonl"
+                f"--output: a .parquet column has one type, and later rows do not fit that of the first ({error}); "
+                "allowed: .jsonl"
             ) from error
         if self.parquet is None:
             self.parquet = pq.ParquetWriter(self.path, table.schema)

@@ -2,7 +2,7 @@
 
     python recipes/movie_reviews.py
 
-Expect a test accuracy of about 0.8x on the 3,353 reviews set aside, after about N minutes on two CPU cores. That is 300
+Expect a test accuracy of about 0.8x on the 3,353 reviews set aside, after about N minutes on two CPU cores. That is 200
 steps; all of the data, and a better model, take an hour: --training.max_steps null --training.epochs 3
 """
 
@@ -17,7 +17,7 @@ config = RunConfig(
     ),
     task={"name": "text_classification", "max_length": 128},
     strategy={"name": "lora", "r": 16},
-    training=TrainingConfig(max_steps=300, attention_dropout=0.0),
+    training=TrainingConfig(max_steps=200, attention_dropout=0.0),
     output_dir="runs/movie_reviews",
 )
 

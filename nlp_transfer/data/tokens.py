@@ -25,6 +25,12 @@ class Ragged:
         values = np.fromiter((value for row in rows for value in row), np.int32, int(offsets[-1]))
         return cls(values, offsets)
 
+    @classmethod
+    def concatenate(cls, parts: "list[Ragged]") -> "Ragged":
+        starts = np.cumsum([0] + [len(part.values) for part in parts])
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate([np.zeros(1, np.int64), *offsets]))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -64,8 +70,9 @@ class TokenTable:
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """The rows at `indices`, padded to the longest of them, with their `attention_mask`."""
         batch = {name: torch.from_numpy(column.padded(indices, self.fill[name])) for name, column in self.ragged.items()}
-        columns = torch.arange(batch["input_ids"].shape[1])
-        batch["attention_mask"] = (columns < torch.from_numpy(self.lengths[indices])[:, None]).long()
+        offsets = self.ragged["input_ids"].offsets
+        lengths = torch.from_numpy(offsets[indices + 1] - offsets[indices])
+        batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
         return batch | self.targets(indices)
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
@@ -84,7 +91,7 @@ def encode_rows(
     Args:
         encode: columns to features (lists of ints are ragged columns, arrays dense ones) and the number of rows truncated.
     """
-    ragged: dict[str, list[list[int]]] = {}
+    ragged: dict[str, list[Ragged]] = {}
     dense: dict[str, list[np.ndarray]] = {}
     truncated = 0
     for columns in rows.batches(size):
@@ -94,9 +101,9 @@ def encode_rows(
             if isinstance(values, np.ndarray):
                 dense.setdefault(name, []).append(values)
             else:
-                ragged.setdefault(name, []).extend(values)
+                ragged.setdefault(name, []).append(Ragged.from_lists(values))  # flat at once: lists of ints are large
     return TokenTable(
-        {name: Ragged.from_lists(values) for name, values in ragged.items()},
+        {name: Ragged.concatenate(parts) for name, parts in ragged.items()},
         {name: np.concatenate(parts) for name, parts in dense.items()},
         fill,
         truncated,

@@ -95,9 +95,13 @@ class WindowPlan:
 
     def cut(self, window: np.ndarray, process: int) -> list[MicroBatch]:
         """The micro-batches of one process; every process gets the same number, so that none waits for another."""
-        share = self.accumulation * self.processes
-        parts = [window[i::share] for i in range(min(share, -(-len(window) // self.processes) * self.processes))]
-        mine = parts[process :: self.processes]
+        rows = -(-len(window) // self.processes)
+        number = min(self.accumulation, rows)
+        if self.batch_tokens is not None:  # rounding up may put a row too many into a micro-batch
+            fitting = max(1, self.batch_tokens // int(self.lengths[window].max()))
+            number = max(number, -(-rows // fitting))
+        share = number * self.processes
+        mine = [window[i::share] for i in range(process, share, self.processes)]
         return [MicroBatch(part) if len(part) else MicroBatch(window[:1], counted=False) for part in mine]
 
     def windows_from(self, epoch: int, index: int) -> Iterator[Window]:

@@ -6,7 +6,7 @@ Every hook does nothing by default, so a strategy is the few hooks in which it d
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from nlp_transfer import registry
 from nlp_transfer.config import Settings, validate
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.models import find_layers
+from nlp_transfer.models import find_layers, width
 
 Tables = dict[str, TokenTable]
 Losses = dict[str, torch.Tensor]
@@ -77,14 +77,16 @@ class State:
 class Strategy(Settings):
     """How the knowledge moves. Full fine-tuning is what remains when no hook is changed."""
 
+    chooses_parameters: ClassVar[bool] = False
+    """Whether `wrap` decides which parameters are trained; of a list of strategies at most one may."""
+
     def learning_rate(self, model: nn.Module) -> float:
         """A good peak rate for `learning_rate: auto`.
 
         Wide models want small steps: the rates that published recipes settle on for encoders of width 384, 768 and 1024
         fall roughly with the square of the width.
         """
-        width = getattr(model.config, "hidden_size", None) or 768
-        return float(f"{min(5e-4, 5e-5 * (768 / width) ** 2.5):.1e}")
+        return float(f"{min(5e-4, 5e-5 * (768 / width(model)) ** 2.5):.1e}")
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Freeze, adapt, add modules. Runs once, before anything is trained."""
@@ -112,8 +114,7 @@ class Strategy(Settings):
 
     def document(self) -> Any:
         """The strategy as JSON, its name among the settings; `strategy_from` reads it back."""
-        name = type(self).__module__.rpartition(".")[2]
-        return {"name": name, **self.model_dump(mode="json", exclude_defaults=True)}
+        return {"name": registry.name_of(type(self)), **self.model_dump(mode="json")}
 
 
 class Combined(Strategy):
@@ -168,7 +169,7 @@ def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Gro
     for group in groups:
         head = [name for name in group.names if layers.depth_of(name) > layers.depth]
         body = [name for name in group.names if layers.depth_of(name) <= layers.depth]
-        split += [replace(group, names=body), replace(group, names=head, learning_rate_scale=group.learning_rate_scale * factor)]
+        split += [replace(group, names=body), replace(group, names=head, learning_rate_scale=factor)]
     return split
 
 
@@ -183,6 +184,9 @@ def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> 
     parts = tuple(_single(part, f"strategy.{i}") for i, part in enumerate(document))
     if not parts:
         raise UserError(f"strategy: the list is empty; known: {', '.join(registry.names('strategy'))}")
+    choosers = [part.document()["name"] for part in parts if part.chooses_parameters]
+    if len(choosers) > 1:
+        raise UserError(f"strategy: {' and '.join(choosers)} both decide which parameters are trained; allowed: one of them")
     owners = [part.document()["name"] for part in parts if type(part).next_phase is not Strategy.next_phase]
     if len(owners) > 1:
         raise UserError(f"strategy: {' and '.join(owners)} both decide what is trained when; allowed: one of them")

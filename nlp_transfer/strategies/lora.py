@@ -7,7 +7,7 @@ which Dettmers et al. 2023, 2305.14314, found to matter more than the rank.
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.config import Count, Share
 from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.models import Layers, find_layers, linear_layers, new_parameters
+from nlp_transfer.models import Layers, find_layers, linear_layers, width
 from nlp_transfer.strategies import Strategy
 
 ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wqkv)$")
@@ -24,6 +24,8 @@ ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wq
 class Lora(Strategy):
     """Trains low-rank updates and the head. The updates are merged into the model that is saved; they are also saved
     alone, as `adapter/`."""
+
+    chooses_parameters: ClassVar[bool] = True
 
     r: Count = 16
     """Rank of the updates."""
@@ -38,14 +40,13 @@ class Lora(Strategy):
 
     def learning_rate(self, model: nn.Module) -> float:
         """The updates start at zero and bear far larger steps than pretrained weights."""
-        width = getattr(model.config, "hidden_size", None) or 768
-        return 2e-3 if width <= 512 else 5e-4
+        return 2e-3 if width(model) <= 512 else 5e-4
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Adds the updates.
 
-        What the checkpoint did not have, and the head as a whole, is trained and kept with the adapter: peft by itself
-        knows only heads called `classifier` or `score`, and would leave other new weights fixed at random.
+        The pooler and the head are trained as a whole and kept with the adapter: peft by itself knows only heads called
+        `classifier` or `score`, and would leave other new weights fixed at random.
         """
         from peft import LoraConfig, TaskType, get_peft_model
 
@@ -91,13 +92,15 @@ class Lora(Strategy):
 
 
 def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
-    """Paths of the smallest set of modules that hold the head and every new parameter outside the adapted layers."""
+    """Paths of the smallest set of modules that hold the pooler and the head, new or not.
+
+    A pooler that comes with a checkpoint was trained for another purpose, if at all: fixed, it costs accuracy.
+    """
     owners: list[str] = []
     for name, _ in model.named_parameters():
-        depth = layers.depth_of(name)
-        outside = not name.startswith(layers.encoder + ".")
-        if outside or (depth == layers.depth + 1 and name in new_parameters(model)):
-            owner = name.split(".")[0] if outside else name.rpartition(".")[0]
+        if layers.depth_of(name) > layers.depth:
+            inside = name.startswith(layers.encoder + ".")
+            owner = name.rpartition(".")[0] if inside else name.split(".")[0]
             if owner not in owners:
                 owners.append(owner)
     return owners

@@ -4,7 +4,7 @@ Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tu
 is enough for most of the quality.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -17,6 +17,8 @@ from nlp_transfer.strategies import Group, Strategy, scale_head
 
 class Partial(Strategy):
     """Fixes the embeddings and the lowest layers. Parameters that the checkpoint did not have are always trained."""
+
+    chooses_parameters: ClassVar[bool] = True
 
     frozen_layers: Annotated[int, Field(ge=0)] | Literal["all", "half"] = "half"
     """How many of the lowest layers are fixed, the embeddings with them; `all`: the whole encoder."""

@@ -135,12 +135,12 @@ class Task(Settings, ABC):
 
     def document(self) -> dict[str, Any]:
         """The task as JSON, its name among the settings; `task_from` reads it back."""
-        return {"name": task_name(self), **self.model_dump(mode="json", exclude_defaults=True)}
+        return {"name": task_name(self), **self.model_dump(mode="json")}
 
 
 def task_name(task: Task) -> str:
     """The name in a run's document: the file that implements the task."""
-    return type(task).__module__.rpartition(".")[2]
+    return registry.name_of(type(task))
 
 
 def task_from(document: Mapping[str, Any]) -> Task:

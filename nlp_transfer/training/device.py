@@ -17,16 +17,16 @@ def has_accelerator() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def resolve_precision(asked: str, model_type: str) -> tuple[str, str]:
+def resolve_precision(asked: str, model_type: str, setting: str = "training.precision") -> tuple[str, str]:
     """The precision (fp32, bf16, fp16) and the reason for it.
 
     Raises:
         UserError: fp16 is asked for where it cannot work.
     """
     if asked == "fp16" and not torch.cuda.is_available():
-        raise UserError("training.precision: found fp16; this machine has no CUDA GPU; allowed: auto, bf16, fp32")
+        raise UserError(f"{setting}: found fp16; this machine has no CUDA GPU; allowed: auto, bf16, fp32")
     if asked == "fp16" and model_type in NO_FP16:
-        raise UserError(f"training.precision: found fp16; {model_type} overflows in fp16; allowed: auto, bf16, fp32")
+        raise UserError(f"{setting}: found fp16; {model_type} overflows in fp16; allowed: auto, bf16, fp32")
     if asked != "auto":
         return asked, "asked for"
     if torch.cuda.is_available():
@@ -66,6 +66,11 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
         )
     return accelerator
+
+
+def inference_device() -> str:
+    """Where a saved model answers: this process's GPU, or the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def finish_trackers(accelerator: Accelerator) -> None:

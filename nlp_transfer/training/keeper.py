@@ -1,5 +1,6 @@
 """Where a run stands, and keeping it: checkpoints on optimiser steps, going on from the last one, the best weights."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from nlp_transfer.console import say
+from nlp_transfer.metrics import higher_is_better
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizers import MovingAverage
@@ -35,24 +37,47 @@ class Position:
     """The best value of the metric with the sign that makes more better, and minus its loss."""
     best_step: int = 0
     worse: int = 0
-    """Evaluations since the best one."""
+    """Evaluations of this phase since the best one."""
     stopped: bool = False
-    """Whether training was stopped early."""
+    """Whether the phase was stopped early."""
     touched: list[str] = field(default_factory=list)
     """Names of all parameters that any phase has trained."""
     average_steps: int = 0
     examples: int = 0
     tokens: int = 0
-    """Real tokens (no padding) that this process has trained on."""
+    """Real tokens (no padding), over all processes."""
     seconds: float = 0.0
     step_seconds: float = 0.0
 
+    def judge(self, metrics: dict[str, float], metric: str, patience: int | None) -> bool:
+        """Takes down an evaluation; true when it is the best so far. After `patience` that are not, the phase is stopped."""
+        value = metrics.get(metric, math.nan)  # undefined, as a correlation with a constant is, is never better
+        sign = 1 if higher_is_better(metric) else -1
+        # On a small split many evaluations tie; of two that do, the one with the smaller loss is better.
+        rank = [sign * value if math.isfinite(value) else -math.inf, -metrics["loss"]]
+        self.history.append({"step": self.step, **metrics})
+        better = self.best is None or rank > self.best_rank
+        if better:
+            self.best, self.best_rank, self.best_step, self.worse = value, rank, self.step, 0
+        else:
+            self.worse += 1
+            self.stopped = patience is not None and self.worse >= patience
+        say(
+            f"step {self.step}: validation {metric} {value:.4f}, loss {metrics['loss']:.4f}"
+            + (" (best so far)" if better else f" (best {self.best:.4f} at step {self.best_step})")
+            + (f"; no better for {self.worse} evaluations, so training stops" if self.stopped else "")
+        )
+        return better
+
 
 class Keeper:
-    """Keeps a run's weights, moments and position; in `folder` where there is one, else the best weights in memory."""
+    """Keeps a run's weights, moments and position; in `folder` where there is one, else the best weights in memory.
 
-    def __init__(self, model: nn.Module, folder: Path | None, ema: float | None) -> None:
-        self.model, self.folder, self.ema = model, folder, ema
+    Of several processes one writes, and all read.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path | None, ema: float | None, writes: bool = True) -> None:
+        self.model, self.folder, self.ema, self.writes = model, folder, ema, writes
         self.moments: Tensors = {}
         self.average: MovingAverage | None = None
         self._best: Tensors = {}
@@ -64,22 +89,27 @@ class Keeper:
         if folder is None:
             return Position()
         position = Position(**checkpoints.read_state(folder))
+        if position.best is not None and (broken := checkpoints.what_is_broken(self._best_folder(position))):
+            say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
+            position.best, position.best_step, position.worse = None, 0, 0
         self._put(checkpoints.read_tensors(folder, "model"))
         self.moments = checkpoints.read_tensors(folder, "optimizer")
         if self.ema:
-            self.average = MovingAverage(self.model, self.ema)
+            self.average = MovingAverage(self.ema)
             self.average.shadow = checkpoints.read_tensors(folder, "average")
             self.average.steps = position.average_steps
         say(f"going on from {folder} (step {position.step})")
         return position
 
     def keep(self, position: Position, best: bool) -> None:
-        """Writes a checkpoint. Called in the main process only, between two optimiser steps."""
+        """Writes a checkpoint. Called between two optimiser steps, in every process."""
         weights = self._weights(position)
         average = self.average.shadow if self.average else {}
         if self.folder is None:
             if best:
                 self._best = {name: tensor.clone() for name, tensor in (weights | average).items()}
+            return
+        if not self.writes:
             return
         position.average_steps = self.average.steps if self.average else 0
         tensors = {"model": weights, "optimizer": self.moments} | ({"average": average} if average else {})
@@ -92,10 +122,15 @@ class Keeper:
         elif self.folder is None:
             self._put(self._best)
         else:
-            name = checkpoints.pointed(self.folder, "best")
-            assert name is not None, "an evaluation that was best leaves a checkpoint"
-            path = self.folder / name
+            path = self._best_folder(position)
+            if broken := checkpoints.what_is_broken(path):
+                raise RuntimeError(f"{path}: the best weights cannot be restored: {broken}; start the run again to go on")
             self._put(checkpoints.read_tensors(path, "model") | checkpoints.read_tensors(path, "average"))
+
+    def _best_folder(self, position: Position) -> Path:
+        """By the position, not by the pointer file: that may be of a later checkpoint, which was passed over."""
+        assert self.folder is not None
+        return self.folder / f"step-{position.best_step}"
 
     def _weights(self, position: Position) -> Tensors:
         parameters = dict(self.model.named_parameters())

@@ -1,6 +1,8 @@
 """`log.jsonl` and the trackers: the same figures, from the main process alone."""
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,35 @@ class RunLog:
         self.accelerator = accelerator
         self.path = output_dir / "log.jsonl" if output_dir is not None and accelerator.is_main_process else None
 
+    def go_on_after(self, step: int) -> None:
+        """Drops the lines of later steps, which an interrupted run took and which are about to be taken again."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        part = self.path.with_name(f".part-{self.path.name}")
+        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(part, self.path)
+
     def write(self, step: int, **fields: Any) -> None:
         if self.path is None:
             return
+        validation = fields.pop("validation", {})
+        line = {"step": step, **_numbers(fields)} | ({"validation": _numbers(validation)} if validation else {})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **fields}) + "\n")
-        validation = {f"validation/{name}": value for name, value in fields.pop("validation", {}).items()}
-        self.accelerator.log({f"train/{name}": value for name, value in fields.items()} | validation, step=step)
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        figures = {f"train/{name}": value for name, value in fields.items()}
+        figures |= {f"validation/{name}": value for name, value in validation.items()}
+        self.accelerator.log(figures, step=step)
+
+
+def _numbers(figures: dict[str, float]) -> dict[str, float | None]:
+    """Figures as JSON can hold them: where gradients overflow, as they may in fp16, their norm is infinite."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; of one that was not written to its end, one after all others."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -14,10 +14,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import Steps, say
+from nlp_transfer.console import Steps
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.inference import answer, gather, score
-from nlp_transfer.metrics import higher_is_better
 from nlp_transfer.models import enable_gradient_checkpointing, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import LossOptions, Task
@@ -69,7 +68,8 @@ class Trainer:
         self.precision = {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
         self.output_dir, self.describe = output_dir, describe
         self.best_metric = self.training.best_metric or task.best_metric
-        self.keeper = Keeper(model, output_dir / "checkpoints" if output_dir else None, self.training.ema)
+        checkpoints = output_dir / "checkpoints" if output_dir else None
+        self.keeper = Keeper(model, checkpoints, self.training.ema, writes=self.accelerator.is_main_process)
         self.log = RunLog(self.accelerator, output_dir)
         self.position = Position()
         if self.training.gradient_checkpointing:
@@ -78,14 +78,17 @@ class Trainer:
     def train(self) -> Position:
         """All phases, then the best weights; a run that was interrupted goes on where its last checkpoint was written."""
         self.position = at = self.keeper.resume()
-        while not at.stopped:
+        self.log.go_on_after(at.step)
+        while True:
             if at.phase is None:
                 state = State(**at.strategy)
                 phase = self.strategy.next_phase(state, self._view())
                 at.strategy = asdict(state)
                 if phase is None:
                     break
-                at.phase, at.phase_step, at.epoch, at.window = asdict(phase), 0, 0, 0
+                at.phase, at.phase_step, at.epoch, at.window, at.worse, at.stopped = asdict(phase), 0, 0, 0, 0, False
+                if phase.trainable is None:
+                    at.phase["trainable"] = [name for name, p in self.model.named_parameters() if p.requires_grad]
             self._run_phase(Phase(**at.phase))
             at.strategy["finished"].append(at.phase["name"])
             at.phase = None
@@ -95,17 +98,18 @@ class Trainer:
     def _run_phase(self, phase: Phase) -> None:
         at, training, accelerator = self.position, self.training, self.accelerator
         table, plan, total = self.tables[phase.split], self.plan(phase), self.total_steps(phase)
-        if phase.trainable is not None:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name in phase.trainable)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in (phase.trainable or ()))
         self.model.to(accelerator.device)
         groups = named_groups(self.model, training, self.strategy)
         optimizer = make_optimizer(self.model, groups, self.learning_rate() * phase.learning_rate_scale)
         at.touched = sorted({*at.touched, *(name for group in groups for name in group.names)})
-        if phase.keep_optimizer or at.phase_step:
-            restore_state(optimizer, self.keeper.moments)
-        if training.ema and self.keeper.average is None:
-            self.keeper.average = MovingAverage(self.model, training.ema)
+        if not phase.keep_optimizer and at.phase_step == 0:
+            self.keeper.moments = {}
+        restore_state(optimizer, self.keeper.moments)
+        if training.ema:
+            self.keeper.average = self.keeper.average or MovingAverage(training.ema)
+            self.keeper.average.include(self.model)
         # Prepared anew for each phase: what is set free after wrapping would silently not be synchronised.
         model, prepared = accelerator.prepare(self.model, optimizer)
         options = self.task.loss_options(training, table)
@@ -129,6 +133,7 @@ class Trainer:
 
                 at.step, at.phase_step, at.epoch, at.window = at.step + 1, at.phase_step + 1, window.epoch, window.index + 1
                 at.examples += len(window.rows)
+                at.tokens += int(plan.lengths[window.rows].sum())
                 at.step_seconds += time.monotonic() - started
                 at.seconds = time.monotonic() - began
                 logged.append(loss)
@@ -146,11 +151,10 @@ class Trainer:
                 better = evaluate and "validation" in self.tables and self._evaluate()
                 due = at.step % training.checkpoint_every == 0 if training.checkpoint_every else evaluate and not last
                 if better or due:
-                    self.keeper.moments = state_by_name(optimizer)
-                    if accelerator.is_main_process:
-                        self.keeper.keep(at, better)
+                    self.keeper.moments |= state_by_name(optimizer)
+                    self.keeper.keep(at, better)
                     accelerator.wait_for_everyone()
-        self.keeper.moments = state_by_name(optimizer)
+        self.keeper.moments |= state_by_name(optimizer)
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         accelerator.free_memory()
 
@@ -174,7 +178,6 @@ class Trainer:
                 loss = torch.stack(parts).sum() * float(micro.counted)
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
-            self.position.tokens += int(batch["attention_mask"].sum()) * micro.counted
         return total
 
     def plan(self, phase: Phase | None = None) -> WindowPlan:
@@ -223,24 +226,8 @@ class Trainer:
         metrics, _ = score(self.model, self.task, self.tables["validation"], self.accelerator, batch_size, self.precision)
         if average is not None:
             average.swap(self.model)
-        value = metrics.get(self.best_metric, math.nan)  # undefined, as a correlation with a constant is, is never better
-        at.history.append({"step": at.step, **metrics})
         self.log.write(at.step, validation=metrics)
-        sign = 1 if higher_is_better(self.best_metric) else -1
-        # On a small split many evaluations tie; of two that do, the one with the smaller loss is better.
-        rank = [sign * value if math.isfinite(value) else -math.inf, -metrics["loss"]]
-        better = at.best is None or rank > at.best_rank
-        if better:
-            at.best, at.best_rank, at.best_step, at.worse = value, rank, at.step, 0
-        else:
-            at.worse += 1
-            at.stopped = self.training.early_stopping is not None and at.worse >= self.training.early_stopping
-        say(
-            f"step {at.step}: validation {self.best_metric} {value:.4f}, loss {metrics['loss']:.4f}"
-            + (" (best so far)" if better else f" (best {at.best:.4f} at step {at.best_step})")
-            + (f"; no better for {at.worse} evaluations, so training stops" if at.stopped else "")
-        )
-        return better
+        return at.judge(metrics, self.best_metric, self.training.early_stopping)
 
     def _view(self) -> View:
         def predict(table: Any) -> dict[str, Any]:

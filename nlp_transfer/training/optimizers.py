@@ -46,7 +46,7 @@ def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
 
     The warm-up reaches 1 in its last step and its first step is above 0, so no step is wasted on a rate of zero.
     """
-    warmup = math.ceil(training.warmup * total) if training.warmup < 1 else int(training.warmup)
+    warmup = math.ceil(round(training.warmup * total, 6)) if training.warmup < 1 else int(training.warmup)
     warmup = min(warmup, total)
     if step < warmup:
         return (step + 1) / warmup
@@ -90,10 +90,16 @@ def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tenso
 class MovingAverage:
     """An exponential moving average of the trainable weights (Polyak averaging); early steps weigh less."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, decay: float) -> None:
         self.decay = decay
         self.steps = 0
-        self.shadow = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self.shadow: dict[str, torch.Tensor] = {}
+
+    def include(self, model: nn.Module) -> None:
+        """Averages from now on also what has been set free since; its average starts at its weights."""
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name not in self.shadow:
+                self.shadow[name] = parameter.detach().clone()
 
     def update(self, model: nn.Module) -> None:
         self.steps += 1

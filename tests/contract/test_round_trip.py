@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from nlp_transfer import fine_tune, load_predictor, registry
-from nlp_transfer.export.save import load_adapter
+from nlp_transfer.export.load import open_adapter
 from nlp_transfer.inference import Predictor
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import FAMILIES
@@ -138,7 +138,7 @@ def test_merging_is_w_plus_ba(runs: dict[str, Path], tiny: dict[str, Path]) -> N
 
     settings = json.loads((runs["bert-lora"] / "adapter/adapter_config.json").read_text())
     adapter = load_file(runs["bert-lora"] / "adapter/adapter_model.safetensors")
-    base, merged = load_file(tiny["bert"] / "model.safetensors"), load_adapter(runs["bert-lora"] / "adapter").state_dict()
+    base, merged = load_file(tiny["bert"] / "model.safetensors"), open_adapter(runs["bert-lora"] / "adapter")[0].state_dict()
     path = "encoder.layer.0.attention.self.query"
     down, up = (adapter[f"base_model.model.bert.{path}.lora_{part}.weight"] for part in "AB")
     expected = base[f"{path}.weight"] + up @ down * settings["lora_alpha"] / settings["r"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nlp_transfer import registry
 from nlp_transfer.config import TrainingConfig
@@ -76,14 +77,27 @@ def check(checkpoint: Checkpoint, document: dict[str, Any], case: dict[str, Any]
     strategy = strategy_from(case)
     model, task, table, new = prepare(checkpoint, document, strategy)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    training = TrainingConfig(max_steps=2, batch_size=12, precision="fp32", learning_rate=1e-2)
-    Trainer(model, task, {"train": table}, strategy=strategy, training=training).train()
+    # Without decay: it would move what has a gradient of zero.
+    training = TrainingConfig(max_steps=2, batch_size=12, precision="fp32", learning_rate=1e-2, weight_decay=0)
+    learning: list[set[str]] = []
+
+    def look(*_: Any) -> None:
+        learning.append({name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0})
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        Trainer(model, task, {"train": table}, strategy=strategy, training=training).train()
+    finally:
+        handle.remove()
     should = {name for name in before if declared(case, name, model, new)}
     moved = {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
     trainable = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trainable == should
     # Words and positions that no row holds get no gradient; each table moves all the same, in the rows that occur.
     assert moved == should
+    # In the first step LoRA's A has none, since B is zero.
+    assert len(learning) == 2
+    assert learning[0] <= learning[1] == should
     assert should, "something must be learned"
 
 
@@ -126,7 +140,7 @@ def test_fixed_layers_run_in_evaluation_mode(tiny: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
-        ("bert", {"classifier"}),
+        ("bert", {"bert.pooler.dense", "classifier"}),
         ("distilbert", {"pre_classifier", "classifier"}),
         ("roberta", {"classifier"}),
         ("deberta-v2", {"pooler", "classifier"}),

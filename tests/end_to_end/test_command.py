@@ -55,7 +55,7 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {"model", "result.json", "config.yaml", "log.jsonl"}
     result = result_of(run)
     assert result["task"]["name"] == "text_classification"
-    assert result["strategy"] == {"name": "full"}
+    assert result["strategy"] == {"name": "full", "head_scale": 10.0}
     assert result["plain"] is True
     assert result["seed"] == 0
     assert result["metrics"]["test"]["accuracy"] >= 0.9, "a tiny model learns which words are good"

@@ -69,7 +69,8 @@ def test_models_and_data_by_hub_id(tmp_path: Path, tiny: dict[str, Path]) -> Non
     assert lines[2].startswith("refused: ")
     assert "tester/reviews:absent" in lines[2]
     resolved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert resolved["model"] == "tester/tiny"
+    assert resolved["model"] == f"tester/tiny@{revision}"
+    assert resolved["data"]["train"] == f"tester/reviews@{data_revision}"
     assert resolved["provenance"]["model_revision"] == revision
     assert resolved["provenance"]["files"]["hub:tester/reviews"] == data_revision
     assert json.loads((tmp_path / "run/result.json").read_text())["model"] == "tester/tiny"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nlp_transfer import fine_tune
+from nlp_transfer import fine_tune, inference
 from nlp_transfer.strategies import Phase, State, Strategy, View
 from nlp_transfer.streaming import evaluate_source
 from nlp_transfer.training import Trainer
@@ -78,6 +78,7 @@ def gradients(steps: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
 
 def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], output: Path, **training: Any) -> dict[str, Any]:
     fixed = {"max_steps": 3, "precision": "fp32", "dropout": 0, "attention_dropout": 0, "max_grad_norm": 0, "learning_rate": 1e-3}
+    fixed["logging_steps"] = 1
     shares = {"validation_share": 0}
     return {
         "model": str(checkpoint),
@@ -113,7 +114,43 @@ def two_phases(checkpoint: Path, source: dict[str, str], output: Path, batch_siz
         run = fine_tune(**document)
     finally:
         Trainer.train = original  # type: ignore[method-assign]
-    return {"metrics": run.metrics, "steps": run.result["train"]["steps"], "weights": kept}
+    counts = {name: run.result["train"][name] for name in ("steps", "examples", "tokens", "best_step")}
+    return {"metrics": run.metrics, **counts, "weights": kept}
+
+
+def stops_early(checkpoint: Path, source: dict[str, str], output: Path, batch_size: int) -> dict[str, int]:
+    """Steps of a run whose rate is too high to go on for long, and its best step."""
+    too_fast = {"max_steps": 40, "early_stopping": 2, "evaluate_every": 1, "learning_rate": 1e-2}
+    document = settings(checkpoint, source, {"task": "text_classification"}, output / "stops", batch_size=batch_size, **too_fast)
+    document["data"] = {"train": source["train"], "validation": source["test"]}
+    run = fine_tune(**document)
+    return {name: run.result["train"][name] for name in ("steps", "best_step")}
+
+
+def without_folder(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights of this process after training that writes nothing, the second of four evaluations having been the best."""
+    from nlp_transfer.training import loop
+    from tests.unit.test_training import make
+
+    figures = iter([0.5, 0.9, 0.6, 0.7])
+    original = loop.score
+    loop.score = lambda *_, **__: ({"accuracy": next(figures), "loss": 1.0}, {})
+    try:
+        trainer = make(checkpoint, evaluate_every=1)
+        assert trainer.train().best_step == 2
+    finally:
+        loop.score = original
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def evaluate(run: Path, source: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Figures of a saved model over a file that is read in windows of four rows, and over one that is read whole."""
+    inference.WINDOW = 4
+    by_glob = source["test"].replace("test.csv", "tes*.csv")
+    return {
+        how: evaluate_source(str(run), {"data": {"test": test}}, 4, "fp32")
+        for how, test in (("file", source["test"]), ("glob", by_glob))
+    }
 
 
 def main(checkpoint: Path, output: Path) -> None:
@@ -124,7 +161,9 @@ def main(checkpoint: Path, output: Path) -> None:
     found: dict[str, Any] = {name: gradient(checkpoint, source, name, output, batch_size=16) for name in CASES}
     assert torch.distributed.get_world_size() == 2, "the two processes must work together"
     found["phases"] = two_phases(checkpoint, source, output, 16)
-    found["evaluate"] = evaluate_source(str(output / "phases"), {"data": {"test": source["test"]}}, 4, "fp32")
+    found["stops"] = stops_early(checkpoint, source, output, 16)
+    found["without folder"] = without_folder(checkpoint)
+    found["evaluate"] = evaluate(output / "phases", source)
     torch.save(found, output / f"rank-{rank}.pt")
     if rank == 0:
         (output / "done.json").write_text(json.dumps({"world_size": torch.distributed.get_world_size()}))

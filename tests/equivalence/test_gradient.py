@@ -81,16 +81,50 @@ def test_parameters_set_free_late_are_synchronised(pair: list[dict[str, Any]], f
     assert all(torch.equal(first[name], second[name]) for name in first)
     alone = jobs.two_phases(tiny["bert"], jobs.data(folder / "data"), folder / "alone", 32)
     assert alone["steps"] == pair[0]["phases"]["steps"] == 9
+    for count in ("examples", "tokens", "best_step"):
+        assert alone[count] == pair[0]["phases"][count] == pair[1]["phases"][count] > 0, count
     for name, weight in alone["weights"].items():
         assert torch.allclose(weight, first[name], atol=1e-5), name
     for split, figures in alone["metrics"].items():
         assert figures == pytest.approx(pair[0]["phases"]["metrics"][split], abs=1e-5)
 
 
+def test_early_stopping_is_decided_alike(pair: list[dict[str, Any]], folder: Path, tiny: dict[str, Path]) -> None:
+    alone = jobs.stops_early(tiny["bert"], jobs.data(folder / "data"), folder / "alone", 32)
+    assert pair[0]["stops"] == pair[1]["stops"] == alone
+    assert 0 < alone["best_step"] == alone["steps"] - 2 < 38, "it has stopped early"
+
+
+def test_processes_that_keep_the_best_weights_in_memory_agree(pair: list[dict[str, Any]]) -> None:
+    first, second = (found["without folder"] for found in pair)
+    assert first.keys() == second.keys()
+    assert len(first) > 10
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", [*jobs.CASES, "phases"])
+def test_the_logs_say_the_same(
+    name: str, folder: Path, whole: dict[str, Any], pair: list[dict[str, Any]], tiny: dict[str, Path]
+) -> None:
+    """Loss, norm and rate; a rate that had moved with the number of processes would show here."""
+    alone = folder / ("alone" if name == "phases" else "whole")
+    if not alone.exists():
+        jobs.two_phases(tiny["bert"], jobs.data(folder / "data"), alone, 32)
+    logs = [list(map(json.loads, (base / name / "log.jsonl").read_text().splitlines())) for base in (alone, folder / "pair")]
+    logs = [[line for line in log if "loss" in line] for log in logs]
+    assert len(logs[0]) == len(logs[1]) == (9 if name == "phases" else 3)
+    for one, two in zip(*logs, strict=True):
+        for figure in ("step", "epoch", "learning_rate"):
+            assert one[figure] == two[figure], figure
+        for figure in ("loss", "grad_norm"):
+            assert one[figure] == pytest.approx(two[figure], rel=1e-4), figure
+
+
 def test_two_processes_score_the_same_rows(pair: list[dict[str, Any]], folder: Path) -> None:
     test = str(jobs.data(folder / "data")["test"])
     alone = evaluate_source(str(folder / "pair/phases"), {"data": {"test": test}}, 4, "fp32")
     assert alone["rows"] == 21
-    assert pair[0]["evaluate"] == pair[1]["evaluate"] == alone
+    for how in ("file", "glob"):
+        assert pair[0]["evaluate"][how] == pair[1]["evaluate"][how] == pytest.approx(alone, abs=1e-9), how
     recorded = json.loads((folder / "pair/phases/result.json").read_text())["metrics"]["test"]
     assert alone["accuracy"] == pytest.approx(recorded["accuracy"], abs=1e-9)

@@ -1,1 +1,161 @@
-"""Being written by the helper for contract and equivalence tests (11:36): please leave it to them."""
+"""A run that was interrupted and started again ends where an uninterrupted one does, to the bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nlp_transfer import UserError, fine_tune
+from nlp_transfer.strategies import Strategy
+from nlp_transfer.training import checkpoints, keeper
+from tests.conftest import sentiment_rows, write_csv
+from tests.equivalence.jobs import HeadThenAll
+
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"strategy": "lora"},
+    "ema": {"training": {"ema": 0.9}},
+    "phases": {"strategy": HeadThenAll},
+    "accumulation": {"training": {"gradient_accumulation_steps": 2, "batch_size": 4}},
+    "token budget": {"training": {"batch_tokens": 80}},
+    "no validation": {"data": {"validation_share": 0}},
+    "early stopping": {"training": {"epochs": 10, "early_stopping": 2, "evaluate_every": 3, "learning_rate": 3e-2}},
+}
+
+
+class Killed(Exception):  # noqa: N818  no error: what happens to a process
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", sentiment_rows(50))
+
+
+def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> Any:
+    strategy = case.get("strategy", "full")
+    return fine_tune(
+        model=str(checkpoint),
+        data={"train": str(source)} | case.get("data", {}),
+        task="text_classification",
+        strategy=strategy() if isinstance(strategy, type) and issubclass(strategy, Strategy) else strategy,
+        training={"epochs": 3, "batch_size": 8, "checkpoint_every": 2, "logging_steps": 1} | case.get("training", {}),
+        output_dir=str(output),
+    )
+
+
+def die_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """The process ends right after so many checkpoints."""
+    original, done = checkpoints.write_checkpoint, []
+
+    def write(*arguments: Any) -> Any:
+        done.append(original(*arguments))
+        if len(done) == writes:
+            raise Killed
+        return done[-1]
+
+    monkeypatch.setattr(keeper.checkpoints, "write_checkpoint", write)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    name: str, tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run(tiny["bert"], source, tmp_path / "straight", CASES[name])
+    with monkeypatch.context() as patch:
+        die_after(patch, 3)
+        with pytest.raises(Killed):
+            run(tiny["bert"], source, tmp_path / "broken", CASES[name])
+    assert not (tmp_path / "broken/result.json").exists()
+    step = json.loads(next((tmp_path / "broken/checkpoints").glob("step-*/state.json")).read_text())["step"]
+    assert 0 < step < straight.result["train"]["steps"]
+    assert name != "early stopping" or straight.result["train"]["steps"] < 60, "it has stopped early"
+    resumed = run(tiny["bert"], source, tmp_path / "broken", CASES[name])
+    assert resumed.metrics == straight.metrics
+    for count in ("steps", "examples", "tokens", "best_step"):
+        assert resumed.result["train"][count] == straight.result["train"][count], count
+    first, second = (load_file(folder / "model/model.safetensors") for folder in (straight.output_dir, resumed.output_dir))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    logs = [list(map(json.loads, (run.output_dir / "log.jsonl").read_text().splitlines())) for run in (straight, resumed)]
+    lines = [[{k: v for k, v in line.items() if k != "examples_per_second"} for line in log] for log in logs]
+    assert lines[0] == lines[1], "each step once, with the same figures"
+    assert len(lines[0]) > 5
+    assert not (resumed.output_dir / "checkpoints").exists(), "a finished run needs none"
+
+
+@pytest.fixture
+def unfinished(tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that ended after five checkpoints; two of them are kept, `best` and `last`."""
+    with monkeypatch.context() as patch:
+        die_after(patch, 5)
+        with pytest.raises(Killed):
+            run(tiny["bert"], source, tmp_path / "run", {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})
+    return tmp_path / "run"
+
+
+def test_best_and_last_are_kept_apart(unfinished: Path) -> None:
+    folder = unfinished / "checkpoints"
+    kept = {checkpoints.pointed(folder, "best"), checkpoints.pointed(folder, "last")}
+    assert {path.name for path in folder.glob("step-*")} == kept
+    assert checkpoints.pointed(folder, "last") == "step-10"
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "missing file", "no manifest", "half written"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    damage: str, tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4):
+        tensors = {"model": {"w": torch.full((9,), float(step))}}
+        checkpoints.write_checkpoint(folder, step, tensors, {"step": step}, best=step == 2)
+    newest = folder / "step-4"
+    if damage == "flipped byte":
+        content = bytearray((newest / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (newest / "model.safetensors").write_bytes(bytes(content))
+    elif damage == "missing file":
+        (newest / "model.safetensors").unlink()
+    elif damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    else:
+        newest.rename(folder / ".part-4")
+    whole, notes = checkpoints.newest_whole(folder)
+    assert whole == folder / "step-2"
+    assert torch.equal(checkpoints.read_tensors(folder / "step-2", "model")["w"], torch.full((9,), 2.0))
+    assert (len(notes) == 1 and str(newest) in notes[0]) or damage == "half written"
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    unfinished: Path, tiny: dict[str, Path], source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (unfinished / "checkpoints/step-10/optimizer.safetensors").unlink()
+    left = [path.name for path in (unfinished / "checkpoints").glob("step-*") if path.name != "step-10"]
+    assert len(left) == 1
+    finished = run(tiny["bert"], source, unfinished, {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})
+    shown = capsys.readouterr().err
+    assert "step-10 is passed over: optimizer.safetensors is missing" in shown
+    assert f"going on from {unfinished / 'checkpoints' / left[0]}" in shown
+    assert finished.result["train"]["steps"] == 18
+
+
+def test_a_run_whose_best_weights_are_lost_says_so_and_finds_others(
+    unfinished: Path, tiny: dict[str, Path], source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = checkpoints.pointed(unfinished / "checkpoints", "best")
+    assert best != "step-10"
+    (unfinished / f"checkpoints/{best}/model.safetensors").unlink()
+    finished = run(tiny["bert"], source, unfinished, {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})
+    shown = capsys.readouterr().err
+    assert "are lost: model.safetensors is missing" in shown
+    assert "(step 10)" in shown
+    assert finished.result["train"]["best_step"] > 10
+
+
+def test_other_settings_are_refused_and_named(unfinished: Path, tiny: dict[str, Path], source: Path) -> None:
+    before = sorted(path.name for path in unfinished.rglob("*"))
+    with pytest.raises(UserError, match=r"training\.batch_size: 8 before, 4 now"):
+        run(tiny["bert"], source, unfinished, {"training": {"batch_size": 4, "learning_rate": 1e-9, "evaluate_every": 2}})
+    assert sorted(path.name for path in unfinished.rglob("*")) == before

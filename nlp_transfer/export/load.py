@@ -1,0 +1,124 @@
+"""Loading what was saved: run folders, model folders, adapters, hub ids."""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.errors import UserError
+from nlp_transfer.inference import Predictor
+from nlp_transfer.models import Checkpoint, encoder_type, forbid_new_parameters
+from nlp_transfer.sources import ModelSource, find_model
+from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks._schema import check_schema, task_for_config
+from nlp_transfer.training.device import inference_device, resolve_precision
+
+RECORD = "nlp_transfer.json"
+
+
+def load_predictor(model: str | Path, batch_size: int = 32, precision: str = "fp32") -> Predictor:
+    """A run folder, a model folder, an adapter folder or a hub id, ready to answer.
+
+    A classifier that was not saved by this toolkit works too: its labels are those in its configuration, its input
+    column is `text`.
+
+    Raises:
+        UserError: there is no such model, its labels contradict each other, or it cannot compute in this precision.
+    """
+    device = inference_device()
+    path = Path(model).expanduser()
+    whole: Any
+    if (path / "adapter_config.json").is_file():
+        whole, checkpoint, task = open_adapter(path)
+    else:
+        checkpoint = Checkpoint.open(find_model(str(model)))
+        found = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
+        task = task_from(found["settings"]) if found else task_for_config(checkpoint)
+        check_schema(task, checkpoint)
+        whole = load_checkpoint(checkpoint)
+    resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
+    if task.max_length is None:
+        task = task.model_copy(update={"max_length": min(512, checkpoint.max_length)})
+    return Predictor(whole.to(device), checkpoint.tokenizer, task, batch_size, precision)
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """A saved classifier, its head included.
+
+    Raises:
+        UserError: it cannot be loaded, or weights are missing: a head would be drawn at random without a word.
+    """
+    return load_checkpoint(Checkpoint.open(ModelSource(str(folder), str(folder))))
+
+
+def load_checkpoint(checkpoint: Checkpoint) -> PreTrainedModel:
+    with quiet():
+        model = checkpoint.load(AutoModelForSequenceClassification)
+    forbid_new_parameters(model, checkpoint.source.name)
+    return model
+
+
+def open_adapter(folder: Path) -> tuple[PreTrainedModel, Checkpoint, Task]:
+    """An `adapter/` merged into the base it was trained on, that base, and the task.
+
+    Raises:
+        UserError: it has no record of its base and labels.
+    """
+    from peft import PeftModel
+
+    saved = read_record(folder)
+    if saved is None or "base" not in saved:
+        raise UserError(f"{folder}: is an adapter without its {RECORD}, which says on what base it belongs")
+    task = task_from(saved["settings"])
+    base = find_model(saved["base"]["model"])
+    checkpoint = Checkpoint.open(ModelSource(base.name, base.path, base.revision or saved["base"]["revision"]))
+    with quiet():
+        model = task.build_model(checkpoint, TrainingConfig())
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merged, checkpoint, task
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The folder's `nlp_transfer.json`, or None where there is none."""
+    try:
+        saved: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / RECORD}: cannot be read ({error})") from error
+    if not isinstance(saved, dict) or "settings" not in saved:
+        raise UserError(f"{folder / RECORD}: found no `settings`; is it a file of this toolkit?")
+    return saved
+
+
+def _hub_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return read_record(Path(hf_hub_download(checkpoint.source.path, RECORD, revision=checkpoint.revision)).parent)
+    except EntryNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars, advice and deprecations that transformers prints around loading and saving."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
