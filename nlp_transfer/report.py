@@ -60,7 +60,8 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         "label_smoothing": trainer.task.label_smoothing(config.training),
         "precision": trainer.precision, "learning_rate": trainer.learning_rate(), "epochs": trainer.epochs(),
     }  # fmt: skip
-    provenance: dict[str, Any] = {"files": splits.provenance(), "versions": versions()}
+    processes = trainer.accelerator.num_processes  # another number cuts windows otherwise: to go on, it must be the same
+    provenance: dict[str, Any] = {"files": splits.provenance(), "versions": versions(), "processes": processes}
     if checkpoint.revision:
         provenance["model_revision"] = checkpoint.revision
     _check_provenance(config.provenance, provenance)

@@ -17,6 +17,7 @@ from nlp_transfer import registry
 from nlp_transfer.config import Settings, TrainingConfig, validate
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.metrics import higher_is_better
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.sources.rows import Rows
 
@@ -128,6 +129,10 @@ class Task(Settings, ABC):
     @abstractmethod
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         """Figures over a whole split; undefined ones are left out."""
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether more of a figure is better; a task with figures of its own says so for them."""
+        return higher_is_better(metric)
 
     @abstractmethod
     def report(self, train: Rows) -> list[str]:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from nlp_transfer.console import say
-from nlp_transfer.metrics import higher_is_better
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizers import MovingAverage
@@ -49,10 +48,10 @@ class Position:
     seconds: float = 0.0
     step_seconds: float = 0.0
 
-    def judge(self, metrics: dict[str, float], metric: str, patience: int | None) -> bool:
+    def judge(self, metrics: dict[str, float], metric: str, higher: bool, patience: int | None) -> bool:
         """Takes down an evaluation; true when it is the best so far. After `patience` that are not, the phase is stopped."""
         value = metrics.get(metric, math.nan)  # undefined, as a correlation with a constant is, is never better
-        sign = 1 if higher_is_better(metric) else -1
+        sign = 1 if higher else -1
         # On a small split many evaluations tie; of two that do, the one with the smaller loss is better.
         rank = [sign * value if math.isfinite(value) else -math.inf, -metrics["loss"]]
         self.history.append({"step": self.step, **metrics})
@@ -81,6 +80,17 @@ class Keeper:
         self.moments: Tensors = {}
         self.average: MovingAverage | None = None
         self._best: Tensors = {}
+        self._before: Tensors = {}
+
+    def begin(self, position: Position, names: list[str]) -> None:
+        """Takes down what a phase trains.
+
+        What no phase has trained before is kept as it is: should the best evaluation turn out to lie before this phase, a
+        mix of its weights and later ones would be a model that nobody has scored.
+        """
+        if position.touched:
+            self._before |= self._copy(set(names) - set(position.touched))
+        position.touched = sorted({*position.touched, *names})
 
     def resume(self) -> Position:
         """The position of the newest whole checkpoint, its weights put back; a fresh one where there is none."""
@@ -92,6 +102,8 @@ class Keeper:
         if position.best is not None and (broken := checkpoints.what_is_broken(self._best_folder(position))):
             say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
             position.best, position.best_step, position.worse = None, 0, 0
+        if position.best is not None:
+            self._before = self._copy(set(position.touched) - set(checkpoints.read_tensors(self._best_folder(position), "model")))
         self._put(checkpoints.read_tensors(folder, "model"))
         self.moments = checkpoints.read_tensors(folder, "optimizer")
         if self.ema:
@@ -120,12 +132,13 @@ class Keeper:
         if position.best is None:
             self._put(self.average.shadow if self.average else {})
         elif self.folder is None:
-            self._put(self._best)
+            self._put(self._before | self._best)
         else:
             path = self._best_folder(position)
             if broken := checkpoints.what_is_broken(path):
                 raise RuntimeError(f"{path}: the best weights cannot be restored: {broken}; start the run again to go on")
-            self._put(checkpoints.read_tensors(path, "model") | checkpoints.read_tensors(path, "average"))
+            best = checkpoints.read_tensors(path, "model") | checkpoints.read_tensors(path, "average")
+            self._put(self._before | best)
 
     def _best_folder(self, position: Position) -> Path:
         """By the position, not by the pointer file: that may be of a later checkpoint, which was passed over."""
@@ -135,6 +148,9 @@ class Keeper:
     def _weights(self, position: Position) -> Tensors:
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name].detach() for name in position.touched}
+
+    def _copy(self, names: set[str]) -> Tensors:
+        return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters() if name in names}
 
     def _put(self, weights: Tensors) -> None:
         parameters = dict(self.model.named_parameters())

@@ -103,7 +103,7 @@ class Trainer:
         self.model.to(accelerator.device)
         groups = named_groups(self.model, training, self.strategy)
         optimizer = make_optimizer(self.model, groups, self.learning_rate() * phase.learning_rate_scale)
-        at.touched = sorted({*at.touched, *(name for group in groups for name in group.names)})
+        self.keeper.begin(at, [name for group in groups for name in group.names])
         if not phase.keep_optimizer and at.phase_step == 0:
             self.keeper.moments = {}
         restore_state(optimizer, self.keeper.moments)
@@ -114,6 +114,7 @@ class Trainer:
         model, prepared = accelerator.prepare(self.model, optimizer)
         options = self.task.loss_options(training, table)
         evaluate_every = training.evaluate_every or plan.windows_in_epoch
+        train_mode(self.model)
         began, logged = time.monotonic() - at.seconds, []
         with Steps("training" if phase.name == "train" else f"training ({phase.name})", total, at.phase_step) as progress:
             for window in plan.windows_from(at.epoch, at.window):
@@ -122,7 +123,6 @@ class Trainer:
                 started = time.monotonic()
                 seed_step(training.seed, at.step, accelerator.process_index)
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
-                train_mode(self.model)
                 loss = self._backward(model, table, window, plan, options)
                 norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
                 self._stop_on_nan(norm, loss, window.rows)
@@ -135,7 +135,6 @@ class Trainer:
                 at.examples += len(window.rows)
                 at.tokens += int(plan.lengths[window.rows].sum())
                 at.step_seconds += time.monotonic() - started
-                at.seconds = time.monotonic() - began
                 logged.append(loss)
                 last = at.phase_step == total
                 if at.step % training.logging_steps == 0 or last:
@@ -150,6 +149,7 @@ class Trainer:
                 evaluate = at.phase_step % evaluate_every == 0 or last
                 better = evaluate and "validation" in self.tables and self._evaluate()
                 due = at.step % training.checkpoint_every == 0 if training.checkpoint_every else evaluate and not last
+                at.seconds = time.monotonic() - began
                 if better or due:
                     self.keeper.moments |= state_by_name(optimizer)
                     self.keeper.keep(at, better)
@@ -204,7 +204,11 @@ class Trainer:
         if not isinstance(self.training.learning_rate, str):
             return self.training.learning_rate
         plan = self.plan()
-        rows = plan.batch_size * plan.accumulation * plan.processes
+        rows = (
+            (plan.batch_tokens / plan.lengths.mean() if plan.batch_tokens else plan.batch_size)
+            * plan.accumulation
+            * plan.processes
+        )
         return float(f"{self.strategy.learning_rate(self.model) * min(2.0, max(0.5, math.sqrt(rows / 32))):.2g}")
 
     def _stop_on_nan(self, norm: Any, loss: torch.Tensor, rows: np.ndarray) -> None:
@@ -226,8 +230,9 @@ class Trainer:
         metrics, _ = score(self.model, self.task, self.tables["validation"], self.accelerator, batch_size, self.precision)
         if average is not None:
             average.swap(self.model)
+        train_mode(self.model)
         self.log.write(at.step, validation=metrics)
-        return at.judge(metrics, self.best_metric, self.training.early_stopping)
+        return at.judge(metrics, self.best_metric, self.task.higher_is_better(self.best_metric), self.training.early_stopping)
 
     def _view(self) -> View:
         def predict(table: Any) -> dict[str, Any]:

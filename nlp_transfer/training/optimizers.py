@@ -98,7 +98,9 @@ class MovingAverage:
     def include(self, model: nn.Module) -> None:
         """Averages from now on also what has been set free since; its average starts at its weights."""
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and name not in self.shadow:
+            if name in self.shadow:  # read from a checkpoint it is on the CPU
+                self.shadow[name] = self.shadow[name].to(parameter.device)
+            elif parameter.requires_grad:
                 self.shadow[name] = parameter.detach().clone()
 
     def update(self, model: nn.Module) -> None:

@@ -28,7 +28,7 @@ def test_a_batch_equals_its_rows_one_by_one(family: str, head: dict[str, object]
     task = task_from({"name": "text_classification", "head": head}).fit(rows, Problems())
     checkpoint = Checkpoint.open(find_model(str(tiny[family])))
     torch.manual_seed(1)
-    model = task.build_model(checkpoint, TrainingConfig())
+    model = task.build_model(checkpoint, TrainingConfig()).eval()
     tokenizer = checkpoint.tokenizer
     table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
     assert len(set(table.lengths)) > 3, "rows of different length, or nothing is padded"
@@ -36,4 +36,8 @@ def test_a_batch_equals_its_rows_one_by_one(family: str, head: dict[str, object]
     assert sorted(order) == sorted(one_by_one) == list(range(12))
     scores = [found["scores"][np.argsort(rows)] for found, rows in ((together, order), (alone, one_by_one))]
     assert np.abs(scores[0] - scores[1]).max() <= 1e-5
-    assert np.ptp(scores[0][:, 0]) > 1e-6, "answers that differ between rows"
+    batches = [np.arange(12), *np.arange(12)[:, None]]
+    with torch.inference_mode():
+        logits = [model(**{k: v for k, v in table.batch(rows).items() if k != "labels"}).logits for rows in batches]
+    assert (logits[0] - torch.cat(logits[1:])).abs().max() <= 1e-5
+    assert logits[0].std(0).max() > 1e-6, "answers that differ between rows"

@@ -78,7 +78,7 @@ def gradients(steps: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
 
 def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], output: Path, **training: Any) -> dict[str, Any]:
     fixed = {"max_steps": 3, "precision": "fp32", "dropout": 0, "attention_dropout": 0, "max_grad_norm": 0, "learning_rate": 1e-3}
-    fixed["logging_steps"] = 1
+    fixed |= {"logging_steps": 1, "seed": 1}  # the labels in seed 0's first window balance, and little but rounding is left
     shares = {"validation_share": 0}
     return {
         "model": str(checkpoint),

@@ -51,6 +51,12 @@ def pair(folder: Path, tiny: dict[str, Path]) -> list[dict[str, Any]]:
     return [torch.load(output / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.fixture(scope="module")
+def phases(folder: Path, tiny: dict[str, Path]) -> dict[str, Any]:
+    """Two phases in one process."""
+    return jobs.two_phases(tiny["bert"], jobs.data(folder / "data"), folder / "whole", 32)
+
+
 def test_the_cases_reach_the_short_window(whole: dict[str, dict[int, torch.Tensor]]) -> None:
     assert jobs.ROWS % 32 not in (0, 16)
     assert all(set(found) == {0, 2} and found[0].norm() > 0 for found in whole.values())
@@ -76,10 +82,10 @@ def test_two_processes_give_the_same_gradient(
             assert difference(expected, pair[rank][name][step]) <= CLOSE, f"rank {rank}, step {step}"
 
 
-def test_parameters_set_free_late_are_synchronised(pair: list[dict[str, Any]], folder: Path, tiny: dict[str, Path]) -> None:
+def test_parameters_set_free_late_are_synchronised(pair: list[dict[str, Any]], phases: dict[str, Any]) -> None:
     first, second = (found["phases"]["weights"] for found in pair)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    alone = jobs.two_phases(tiny["bert"], jobs.data(folder / "data"), folder / "alone", 32)
+    alone = phases
     assert alone["steps"] == pair[0]["phases"]["steps"] == 9
     for count in ("examples", "tokens", "best_step"):
         assert alone[count] == pair[0]["phases"][count] == pair[1]["phases"][count] > 0, count
@@ -104,14 +110,13 @@ def test_processes_that_keep_the_best_weights_in_memory_agree(pair: list[dict[st
 
 @pytest.mark.parametrize("name", [*jobs.CASES, "phases"])
 def test_the_logs_say_the_same(
-    name: str, folder: Path, whole: dict[str, Any], pair: list[dict[str, Any]], tiny: dict[str, Path]
+    name: str, folder: Path, whole: dict[str, Any], phases: dict[str, Any], pair: list[dict[str, Any]]
 ) -> None:
     """Loss, norm and rate; a rate that had moved with the number of processes would show here."""
-    alone = folder / ("alone" if name == "phases" else "whole")
-    if not alone.exists():
-        jobs.two_phases(tiny["bert"], jobs.data(folder / "data"), alone, 32)
-    logs = [list(map(json.loads, (base / name / "log.jsonl").read_text().splitlines())) for base in (alone, folder / "pair")]
-    logs = [[line for line in log if "loss" in line] for log in logs]
+    logs = []
+    for base in ("whole", "pair"):
+        lines = map(json.loads, (folder / base / name / "log.jsonl").read_text().splitlines())
+        logs.append([line for line in lines if "loss" in line])
     assert len(logs[0]) == len(logs[1]) == (9 if name == "phases" else 3)
     for one, two in zip(*logs, strict=True):
         for figure in ("step", "epoch", "learning_rate"):

@@ -1,0 +1,42 @@
+"""The model that is saved is the one that was scored best, also where the best lies in a phase before the last."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nlp_transfer import fine_tune
+from nlp_transfer.strategies import Phase, State, Strategy, View
+from tests.conftest import sentiment_rows, write_csv
+
+
+class GoodThenRuinous(Strategy):
+    """Trains the head, then everything at a rate that ruins it."""
+
+    def next_phase(self, state: State, view: View) -> Phase | None:
+        names = [name for name, _ in view.model.named_parameters()]
+        head = tuple(name for name in names if name.startswith("classifier"))
+        phases = [
+            Phase("head", trainable=head, epochs=2),
+            Phase("all", trainable=tuple(names), epochs=2, learning_rate_scale=300),
+        ]
+        return phases[len(state.finished)] if len(state.finished) < len(phases) else None
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_best_of_an_earlier_phase_is_restored_whole(ema: float | None, tiny: dict[str, Path], tmp_path: Path) -> None:
+    run = fine_tune(
+        model=str(tiny["bert"]),
+        data={"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(80)))},
+        task="text_classification",
+        strategy=GoodThenRuinous(),
+        training={"batch_size": 16, "precision": "fp32", "learning_rate": 1e-2, "best_metric": "loss", "ema": ema},
+        output_dir=tmp_path / "run",
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["validation"]["loss"] for line in lines if "validation" in line}
+    best = run.result["train"]["best_step"]
+    assert best < max(losses), "the last evaluation must be worse, or nothing is restored"
+    assert losses[best] == min(losses.values())
+    assert best <= 10, "the best lies in the first phase"
+    assert run.metrics["validation"]["loss"] == pytest.approx(losses[best], abs=1e-6)
