@@ -48,13 +48,13 @@ def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> A
 
 
 def die_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
-    """The process ends right after so many checkpoints."""
+    """The process ends some steps after so many checkpoints, where it would write the next."""
     original, done = checkpoints.write_checkpoint, []
 
     def write(*arguments: Any) -> Any:
-        done.append(original(*arguments))
         if len(done) == writes:
             raise Killed
+        done.append(original(*arguments))
         return done[-1]
 
     monkeypatch.setattr(keeper.checkpoints, "write_checkpoint", write)
