@@ -2,8 +2,8 @@
 
     python recipes/movie_reviews.py
 
-Expect a test accuracy of about 0.8x on the 3,353 reviews set aside, after about N minutes on two CPU cores. That is 200
-steps; all of the data, and a better model, take an hour: --training.max_steps null --training.epochs 3
+Expect a test accuracy of about 0.84 on the 3,353 reviews set aside, after about 8 minutes on two CPU cores. That is 200
+steps, a fifth of the reviews; all of them three times: --training.max_steps null --training.epochs 3
 """
 
 from nlp_transfer import DataConfig, RunConfig, TrainingConfig, recipe
