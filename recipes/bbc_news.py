@@ -2,7 +2,7 @@
 
     python recipes/bbc_news.py
 
-Expect a test accuracy of about 0.98 on the 445 documents set aside, after about 3 minutes on two CPU cores.
+Expect a test accuracy of about 0.98 on the 445 documents set aside, after about 5 minutes on two CPU cores.
 """
 
 from nlp_transfer import DataConfig, RunConfig, TrainingConfig, recipe
