@@ -18,11 +18,12 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
     export PATH="$VIRTUAL_ENV/bin:$PATH"
 fi
 
-# What was installed is written down, so that a second run starts at once and downloads nothing.
+# What was installed is written down, so that a second run starts at once and downloads nothing. The tools of `dev` come on top
+# of what everyone needs: where they are installed, nothing is missing without them either.
 stamp="$VIRTUAL_ENV/.nlp_transfer-installed"
-wanted="$PWD [$extras] $(cat pyproject.toml constraints.txt | python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+wanted="$PWD $(cat pyproject.toml constraints.txt | python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
+if [ "$(cat "$stamp-dev" 2>/dev/null)" != "$wanted" ] && [ "$(cat "$stamp-$extras" 2>/dev/null)" != "$wanted" ]; then
     echo "installing the pinned versions (a few minutes the first time)"
     python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extras:+[$extras]}"
-    printf '%s' "$wanted" >"$stamp"
+    printf '%s' "$wanted" >"$stamp-$extras"
 fi
