@@ -17,7 +17,7 @@ from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import Steps
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.inference import answer, gather, score
-from nlp_transfer.models import enable_gradient_checkpointing, train_mode
+from nlp_transfer.models import enable_gradient_checkpointing, encoder_type, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import LossOptions, Task
 from nlp_transfer.training.device import make_accelerator, resolve_precision
@@ -63,7 +63,7 @@ class Trainer:
     ) -> None:
         self.model, self.task, self.tables = model, task, tables
         self.strategy, self.training = strategy or Strategy(), training or TrainingConfig()
-        precision, _ = resolve_precision(self.training.precision, str(getattr(model.config, "model_type", "")))
+        precision, _ = resolve_precision(self.training.precision, encoder_type(model.config))
         self.accelerator = accelerator or make_accelerator(self.training, precision, output_dir)
         self.precision = {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
         self.output_dir, self.describe = output_dir, describe
