@@ -23,9 +23,11 @@ _PLACES = {
     "Trainer": "training",
     "TrainingConfig": "config",
     "TrainingError": "training",
+    "Translator": "translator",
     "UserError": "errors",
     "fine_tune": "fine_tune",
     "load_predictor": "export.load",
+    "load_translator": "export.load",
     "recipe": "cli",
 }
 
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from nlp_transfer.config import TrainingConfig as TrainingConfig
     from nlp_transfer.errors import UserError as UserError
     from nlp_transfer.export.load import load_predictor as load_predictor
+    from nlp_transfer.export.load import load_translator as load_translator
     from nlp_transfer.fine_tune import FineTuned as FineTuned
     from nlp_transfer.fine_tune import fine_tune as fine_tune
     from nlp_transfer.inference import Predictor as Predictor
@@ -71,3 +74,4 @@ if TYPE_CHECKING:
     from nlp_transfer.tasks import Task as Task
     from nlp_transfer.training import Trainer as Trainer
     from nlp_transfer.training import TrainingError as TrainingError
+    from nlp_transfer.translator import Translator as Translator

@@ -97,6 +97,23 @@ def predict(
     predict_file(model, source, output, _only(ctx.args, ("data", "task")), probabilities, batch_size, precision)
 
 
+@cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
+@click.argument("model")
+@click.option("--input", "source", type=click.Path(path_type=Path), required=True, help="CSV, TSV, JSONL, Parquet or .txt.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Same formats; the ending decides.")
+@click.option("--beams", type=click.IntRange(min=1), help="Hypotheses of the beam search; 1: greedy.  [default: the model's]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.pass_context
+def translate(
+    ctx: click.Context, model: str, source: Path, output: Path, beams: int | None, batch_size: int, precision: str
+) -> None:
+    """Translate every row of a file with MODEL; rows keep their order, and empty ones stay empty."""
+    from nlp_transfer.streaming import translate_file
+
+    translate_file(model, source, output, _only(ctx.args, ("data", "task")), batch_size, precision, beams)
+
+
 def _only(arguments: Sequence[str], parts: tuple[str, ...]) -> dict[str, Any]:
     """Dotted settings of some parts, as a document."""
     from nlp_transfer.document import merge, parse_overrides

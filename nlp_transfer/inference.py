@@ -16,9 +16,9 @@ from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import check_columns
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.sources.rows import Rows, from_columns, unfold
 from nlp_transfer.sources.tables import Batch, read_table
-from nlp_transfer.tasks import Arrays, Task
+from nlp_transfer.tasks import Arrays, Items, Task
 
 WINDOW = 2048  # rows that are read, sorted by length and answered together when a file is streamed
 
@@ -38,19 +38,22 @@ def answer(
     precision: str = "fp32",
     part: tuple[int, int] = (0, 1),
     progress: Steps | None = None,
-) -> tuple[Arrays, np.ndarray, dict[str, float]]:
+    chosen: np.ndarray | None = None,
+) -> tuple[Arrays, np.ndarray, Items]:
     """Answers for the rows of a table, with the row indices they belong to and the summed plain losses.
 
     Args:
         part: (process, processes); a process answers every n-th batch, so that each row is answered exactly once.
+        chosen: bool of shape (rows,): rows that need a whole answer (`Task.answer`); None: all.
 
     Returns:
-        Answers by name, in the order of the int64 row indices; losses are sums by term, empty where rows have no targets.
+        Answers by name, in the order of the int64 row indices; losses are sums and counts by term, empty where rows have no
+        targets.
     """
     device = next(model.parameters()).device
     batches = inference_batches(table.lengths, batch_size)[part[0] :: part[1]]
     answers: list[Arrays] = []
-    sums: dict[str, float] = {}
+    items: Items = {}
     was_training = model.training
     model.eval()
     try:
@@ -58,21 +61,25 @@ def answer(
             for indices in batches:
                 batch = {name: tensor.to(device) for name, tensor in table.batch(indices).items()}
                 with autocast(device, precision):
-                    outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-                answers.append(task.predict(outputs))
-                if "labels" in batch:
-                    for name, value in task.loss(outputs, batch).items():
-                        sums[name] = sums.get(name, 0.0) + float(value)
+                    found, losses = task.answer(model, batch, None if chosen is None else chosen[indices])
+                answers.append(found)
+                _add(items, losses)
                 if progress is not None:
                     progress.advance()
     finally:
         model.train(was_training)
     rows = np.concatenate([*batches, np.zeros(0, np.int64)])
     merged = {name: np.concatenate([part[name] for part in answers]) for name in (answers[0] if answers else {})}
-    return merged, rows, sums
+    return merged, rows, items
 
 
-def gather(parts: list[tuple[Arrays, np.ndarray, dict[str, float]]], rows: int) -> tuple[Arrays, dict[str, float]]:
+def _add(items: Items, more: Items) -> None:
+    for name, (value, count) in more.items():
+        before = items.get(name, (0.0, 0.0))
+        items[name] = (before[0] + value, before[1] + count)
+
+
+def gather(parts: list[tuple[Arrays, np.ndarray, Items]], rows: int) -> tuple[Arrays, Items]:
     """What the processes answered, in row order.
 
     Every row must have been answered exactly once: metrics over padded or lost rows would be wrong without a sign.
@@ -82,33 +89,40 @@ def gather(parts: list[tuple[Arrays, np.ndarray, dict[str, float]]], rows: int) 
     order = np.argsort(indices)
     filled = [part for part in parts if part[0]]
     answers = {name: np.concatenate([part[0][name] for part in filled])[order] for name in filled[0][0]}
-    sums: dict[str, float] = {}
+    items: Items = {}
     for _, _, losses in parts:
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return answers, sums
+        _add(items, losses)
+    return answers, items
 
 
 def score(
-    model: nn.Module, task: Task, table: TokenTable, accelerator: Any, batch_size: int = 32, precision: str = "fp32"
+    model: nn.Module,
+    task: Task,
+    table: TokenTable,
+    accelerator: Any,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    draft: bool = False,
 ) -> tuple[dict[str, float], Arrays]:
-    """Metrics over a whole table, `loss` among them, and its answers; the same in every process."""
+    """Metrics over a whole table, `loss` among them, and its answers; the same in every process.
+
+    `draft` is for scores while training: where answers are costly, only some rows get one (`Task.partly`).
+    """
     from accelerate.utils import gather_object
 
     progress = None
     if accelerator.is_main_process:
         progress = Steps("evaluating", -(-len(table) // batch_size) // accelerator.num_processes or 1)
     part = (accelerator.process_index, accelerator.num_processes)
+    chosen = task.partly(len(table)) if draft else None
     try:
-        own = answer(model, task, table, batch_size, precision, part, progress)
+        own = answer(model, task, table, batch_size, precision, part, progress, chosen)
     finally:
         if progress is not None:
             progress.close()
-    answers, sums = gather(gather_object([own]) if accelerator.num_processes > 1 else [own], len(table))
-    targets = dict(table.dense)
-    metrics = task.metrics(answers, targets)
-    counts = task.counts({name: torch.from_numpy(values) for name, values in targets.items()})
-    metrics["loss"] = sum(value / counts[name] for name, value in sums.items())
+    answers, items = gather(gather_object([own]) if accelerator.num_processes > 1 else [own], len(table))
+    metrics = task.metrics(answers, table.references)
+    metrics["loss"] = sum(value / count for value, count in items.values())
     return metrics, answers
 
 
@@ -157,16 +171,21 @@ class Predictor:
     def answer_targets(self, rows: Rows) -> tuple[Arrays, Arrays]:
         """Answers, and what they should be, in row order."""
         answers, table = self._answer(rows, targets=True)
-        return answers, dict(table.dense)
+        return answers, table.references
 
     def _answer(self, rows: Rows, targets: bool) -> tuple[Arrays, TokenTable]:
         problems = Problems()
         self.task.check(rows, problems, targets)
         problems.raise_if_any()
-        fill = self.task.fill(self.tokenizer)
-        table = encode_rows(rows, lambda columns: self.task.encode(columns, self.tokenizer, targets), fill)
+        table = self.encode(rows, targets)
         own = answer(self.model, self.task, table, self.batch_size, self.precision)
         return gather([own], len(rows))[0], table
+
+    def encode(self, rows: Rows, targets: bool = False) -> TokenTable:
+        """Rows that were checked as tokens."""
+        return encode_rows(
+            rows, lambda columns: self.task.encode(columns, self.tokenizer, targets), self.task.fill(self.tokenizer)
+        )
 
     def predict_batches(self, path: Path, data: DataConfig, probabilities: bool = False) -> Iterator[dict[str, list[Any]]]:
         """The file's rows in windows, each with its answers as further columns. Memory does not grow with the file.
@@ -201,11 +220,21 @@ class Predictor:
         return join[0], join[1], np.concatenate([*numbers, np.zeros(0, np.int64)])
 
     def _rows(self, batch: Batch, path: Path, wanted: list[str]) -> Rows:
-        columns = batch.columns
-        if path.suffix.lower() == ".txt" and len(wanted) == 1:  # lines have no name: they are what the model reads
-            columns = {wanted[0]: columns["text"]}
-        check_columns(list(columns), wanted, str(path))
-        return from_columns({name: columns[name] for name in wanted}, str(path), batch.first)
+        return from_columns(pick_columns(batch, path, wanted), str(path), batch.first)
+
+
+def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[Any]]:
+    """The `wanted` columns of a file's batch.
+
+    Raises:
+        UserError: one is missing.
+    """
+    columns = batch.columns
+    if path.suffix.lower() == ".txt" and len(wanted) == 1:  # lines have no name: they are what the model reads
+        columns = {wanted[0]: columns["text"]}
+    columns = unfold(columns, wanted)
+    check_columns(list(columns), wanted, str(path))
+    return {name: columns[name] for name in wanted}
 
 
 def _concatenate(parts: list[Arrays]) -> Arrays:

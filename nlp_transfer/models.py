@@ -50,15 +50,13 @@ class Checkpoint:
         Raises:
             UserError: there is none beside the model.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.source.path, revision=self.source.revision)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"model: {self.source.name} has no tokenizer that can be loaded: {_first_line(error)}") from error
+        tokenizer = load_tokenizer(self.source)
         # For some families transformers makes a tokenizer without any words where the files are missing.
-        if len(tokenizer) < getattr(self.config, "vocab_size", 0) / 2:
+        config = encoder_config(self.config)
+        if len(tokenizer) < getattr(config, "vocab_size", 0) / 2:
             raise UserError(
                 f"model: {self.source.name} has no tokenizer that fits: it knows {len(tokenizer)} tokens, the model "
-                f"{self.config.vocab_size}; allowed: a model with its tokenizer's files beside it"
+                f"{config.vocab_size}; allowed: a model with its tokenizer's files beside it"
             )
         if tokenizer.pad_token_id is None:
             raise UserError(f"model: the tokenizer of {self.source.name} has no padding token; allowed: a BERT-family model")
@@ -75,9 +73,10 @@ class Checkpoint:
     @property
     def max_length(self) -> int:
         """Longest input in tokens: the smaller of what the tokenizer says and the position table holds."""
-        positions = getattr(self.config, "max_position_embeddings", None) or 512
+        config = encoder_config(self.config)
+        positions = getattr(config, "max_position_embeddings", None) or 512
         # RoBERTa's kind numbers positions from padding_idx + 1 on, and so keeps two for nothing.
-        if self.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
             positions -= 2
         return int(min(self.tokenizer.model_max_length, positions))
 
@@ -110,6 +109,22 @@ class Checkpoint:
         return model
 
 
+def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, or that in a folder inside it.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.path, revision=source.revision, subfolder=folder
+        )
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError) as error:
+        inside = f" in {folder}/" if folder else ""
+        raise UserError(f"model: {source.name} has no tokenizer that can be loaded{inside}: {_first_line(error)}") from error
+    return tokenizer
+
+
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
@@ -127,63 +142,100 @@ def new_parameters(model: nn.Module) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Layers:
-    """A model's layers in order. `prefix` is the module path of the stack, `depth` the number of separate layers in it."""
+    """A model's layers in order. `encoder` is the module path of the encoder, `prefix` that of its stack of layers, `depth` the
+    number of separate layers in it.
+
+    `outside` are names of parameters that the encoder uses and that are called otherwise: embeddings shared with a decoder.
+    `decoder` is the module path of a decoder's stack of layers, where the checkpoint brought one.
+    """
 
     encoder: str
     prefix: str
     depth: int
     shared: bool
+    outside: frozenset[str] = frozenset()
+    decoder: str | None = None
 
     def depth_of(self, parameter: str) -> int:
-        """0: embeddings and what belongs to all layers; 1 to `depth`: a layer; `depth` + 1: pooler and head."""
+        """0: embeddings and what belongs to all layers; 1 to `depth`: a layer; `depth` + 1: pooler, head and decoder."""
+        if parameter in self.outside:
+            return 0
         if not parameter.startswith(self.encoder + ".") or "pooler" in parameter.removeprefix(self.encoder):
             return self.depth + 1
         if parameter.startswith(self.prefix + "."):
             return int(parameter.removeprefix(self.prefix + ".").split(".")[0]) + 1
-        return self.depth if parameter.removeprefix(self.encoder + ".").startswith("final_norm") else 0
+        return self.depth if parameter.removeprefix(self.encoder + ".").startswith("final_") else 0
 
 
-def encoder_config(model: nn.Module) -> Any:
-    """The family's configuration: the model's own, or that of the encoder below the toolkit's own head."""
-    config: Any = model.config
-    return config.encoder_config() if hasattr(config, "encoder_config") else config
+def encoder_config(config: Any) -> Any:
+    """The family's configuration: the model's own, or that of the encoder below the toolkit's own head or beside a decoder."""
+    if hasattr(config, "encoder_config"):
+        return config.encoder_config()
+    inner = getattr(config, "encoder", None)
+    return inner if isinstance(inner, PretrainedConfig) else config
 
 
 def encoder_type(config: Any) -> str:
-    """The family's name, also where the configuration is that of the toolkit's own head."""
-    return str((getattr(config, "encoder", None) or {}).get("model_type", config.model_type))
+    """The family's name, also where the configuration is that of the toolkit's own head or of an encoder-decoder."""
+    return str(encoder_config(config).model_type)
 
 
 def width(model: nn.Module) -> int:
     """Size of a token's vector."""
-    return getattr(encoder_config(model), "hidden_size", None) or 768
+    return getattr(encoder_config(model.config), "hidden_size", None) or 768
+
+
+def has_decoder(model: nn.Module) -> bool:
+    """Whether the model writes text: an encoder with a decoder."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def find_layers(model: nn.Module) -> Layers:
-    """The stack of layers of an encoder with a head.
+    """The stack of layers of an encoder with a head, or with a decoder.
 
     Raises:
         UserError: the model has no stack that can be recognised.
     """
-    encoder = getattr(model, "base_model_prefix", "")
-    config = encoder_config(model)
+    whole: Any = model
+    config = encoder_config(model.config)
     count = getattr(config, "num_hidden_layers", 0)
     shared = hasattr(config, "num_hidden_groups")  # ALBERT: few groups of weights serve all layers
     wanted = config.num_hidden_groups if shared else count
+    encoder = _path(model, whole.get_encoder()) if has_decoder(model) else getattr(model, "base_model_prefix", "")
+    prefix = _stack(model, encoder, wanted)
+    if prefix is None:
+        raise UserError(
+            f"model: the layers of a {getattr(config, 'model_type', 'model')} cannot be told apart; allowed: BERT-family encoders"
+        )
+    if not has_decoder(model):
+        return Layers(encoder, prefix, wanted, shared and wanted < count)
+    inner = {id(parameter) for parameter in whole.get_encoder().parameters()}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in inner}
+    decoder = _path(model, whole.get_decoder())
+    drawn = any(name.startswith(f"{decoder}.") for name in new_parameters(model))
+    outside = frozenset(name for name in names if not name.startswith(f"{encoder}."))
+    return Layers(encoder, prefix, wanted, shared and wanted < count, outside, None if drawn else _stack(model, decoder))
+
+
+def _path(model: nn.Module, part: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is part)
+
+
+def _stack(model: nn.Module, below: str, length: int | None = None) -> str | None:
+    """The path of the first list of modules below a path, of that length where one is given."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted and name.startswith(f"{encoder}."):
-            return Layers(encoder, name, wanted, shared and wanted < count)
-    raise UserError(
-        f"model: the layers of a {getattr(config, 'model_type', 'model')} cannot be told apart; allowed: BERT-family encoders"
-    )
+        if isinstance(module, nn.ModuleList) and name.startswith(f"{below}.") and length in (None, len(module)):
+            return name
+    return None
 
 
 def linear_layers(model: nn.Module, layers: Layers) -> Iterator[str]:
-    """Module paths of the linear projections inside the stack, relative to their layer, each once."""
+    """Module paths of the linear projections inside the stacks, relative to their layer, each once."""
     seen: set[str] = set()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.startswith(layers.prefix + "."):
-            inner = name.removeprefix(layers.prefix + ".").partition(".")[2]
+        stack = next((stack for stack in (layers.prefix, layers.decoder) if stack and name.startswith(stack + ".")), None)
+        if isinstance(module, nn.Linear) and stack:
+            inner = name.removeprefix(stack + ".").partition(".")[2]
             if inner not in seen:
                 seen.add(inner)
                 yield inner

@@ -87,6 +87,8 @@ def _pinned(value: Any, rows: Rows | None) -> Any:
 
 def _absolute(value: Any) -> Any:
     """A source as a document can hold it: local paths whole, objects in memory by what they were."""
+    if isinstance(value, dict):
+        return {name: _absolute(inner) for name, inner in value.items()}
     if isinstance(value, str) and not is_wheel(value) and Path(value).expanduser().exists():
         return str(Path(value).expanduser().absolute())
     plain = isinstance(value, (str, int, float, list, dict, type(None)))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,10 +21,11 @@ from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import ENDINGS
 from nlp_transfer.sources.wheels import is_wheel
-from nlp_transfer.tasks import task_from, task_name
 from nlp_transfer.training.device import make_accelerator
+from nlp_transfer.translator import Translator, translates
 
 Columns = dict[str, list[Any]]
+LINE_END = re.compile(r"[\r\n]+")
 
 
 def predict_file(
@@ -34,15 +36,36 @@ def predict_file(
     Raises:
         UserError: model, input or output cannot be used.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("predict: found several processes; allowed: one, since its rows are written in their order to one file")
     _check_files(source, output, probabilities)
     data = _data_settings(settings)
-    predictor = _with_task(load_predictor(model, batch_size, precision), settings)
+    predictor = load_predictor(model, batch_size, precision, settings.get("task"))
+    if translates(predictor.task):
+        raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
+    _write_all(source, output, "predicting", predictor.predict_batches(source, data, probabilities))
+
+
+def translate_file(
+    model: str, source: Path, output: Path, settings: dict[str, Any], batch_size: int, precision: str, beams: int | None
+) -> None:
+    """Writes the input's columns and a column `translation` to `output`, whole or not at all; .txt has a line a text.
+
+    Raises:
+        UserError: model, input or output cannot be used.
+    """
+    _check_files(source, output)
+    data = _data_settings(settings)
+    asked = settings.get("task", {}) | ({"beams": beams} if beams else {})
+    translator = Translator(load_predictor(model, batch_size, precision, asked))
+    _write_all(source, output, "translating", translator.translate_batches(source, data))
+    if translator.in_pieces:
+        say(f"{translator.in_pieces} texts were longer than any in training and were translated in pieces")
+
+
+def _write_all(source: Path, output: Path, title: str, batches: Iterator[Columns]) -> None:
     rows = 0
-    progress = Steps("predicting", _guess_rows(source))
+    progress = Steps(title, _guess_rows(source))
     with replacing(output) as part, progress, Writer(part, output.suffix.lower()) as writer:
-        for columns in predictor.predict_batches(source, data, probabilities):
+        for columns in batches:
             writer.write(columns)
             count = len(next(iter(columns.values())))
             rows += count
@@ -50,8 +73,10 @@ def predict_file(
     say(f"{rows} rows are in {output}")
 
 
-def _check_files(source: Path, output: Path, probabilities: bool) -> None:
+def _check_files(source: Path, output: Path, probabilities: bool = False) -> None:
     """Raises a UserError for what would only show after the model was loaded, or after all the work."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("found several processes; allowed: one, since rows are written in their order to one file")
     problems = Problems()
     if source.suffix.lower() not in ENDINGS:
         problems.add(f"--input: found the ending {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}")
@@ -75,7 +100,7 @@ def evaluate_source(model: str, settings: dict[str, Any], batch_size: int, preci
     data = _data_settings(settings)
     if data.test is None:
         raise UserError("--data.test: is required and was not given; allowed: a file, a folder or another source of data")
-    predictor = _with_task(load_predictor(model, batch_size, precision), settings)
+    predictor = load_predictor(model, batch_size, precision, settings.get("task"))
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     predictor.model.to(accelerator.device)
     part = (accelerator.process_index, accelerator.num_processes)
@@ -135,30 +160,6 @@ def _data_settings(settings: dict[str, Any]) -> DataConfig:
     return data
 
 
-def _with_task(predictor: Predictor, settings: dict[str, Any]) -> Predictor:
-    """Other column names than those the model was trained with, say; what its weights were made for stays.
-
-    Raises:
-        UserError: a setting is unknown or wrong, or would make the model another one.
-    """
-    before = predictor.task
-    problems = Problems()
-    for name, value in {"name": task_name(before), "labels": getattr(before, "labels", None)}.items():
-        asked = settings.get("task", {}).get(name, value)
-        if asked != value:
-            problems.add(f"--task.{name}: found {asked!r}; allowed: {value!r}, which the model was trained for")
-    problems.raise_if_any()
-    task = task_from(before.document() | settings.get("task", {}))
-    if task.max_length and before.max_length and task.max_length > before.max_length:
-        problems.add(
-            f"--task.max_length: found {task.max_length}; allowed: up to {before.max_length}, which the model was trained with"
-        )
-    task.check_settings(TrainingConfig(), problems)
-    problems.raise_if_any()
-    predictor.task = task
-    return predictor
-
-
 def _guess_rows(path: Path) -> int:
     """Rows of a file from its size and its first lines, for the progress bar alone."""
     with path.open("rb") as file:
@@ -213,7 +214,8 @@ class Writer:
         if self.ending == ".jsonl":
             self._write_jsonl(columns)
         elif self.ending == ".txt":
-            self._text().writelines(f"{answer}\n" for answer in columns["prediction"])
+            answers = columns["translation"] if "translation" in columns else columns["prediction"]
+            self._text().writelines(LINE_END.sub(" ", str(answer)) + "\n" for answer in answers)  # a line a row, whatever it says
         else:
             first = not self.names
             self.names = self.names or list(columns)

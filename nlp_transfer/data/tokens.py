@@ -1,7 +1,7 @@
 """Tokens in flat arrays: a column of ragged rows is one array of values and one of offsets, so a batch is a slice away."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,21 +51,29 @@ class Ragged:
 class TokenTable:
     """The encoded rows of a split: ragged token columns and dense columns (labels: int64, or float32 per label).
 
-    `fill` names the padding value of each ragged column. `truncated` counts the rows that lost tokens.
+    `fill` names the padding value of each ragged column. `truncated` counts the rows that lost tokens. `texts` are columns
+    (objects) that no model sees: what answers are compared with where that is not a number.
     """
 
     ragged: dict[str, Ragged]
     dense: dict[str, np.ndarray]
     fill: dict[str, int]
     truncated: int = 0
+    texts: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ragged["input_ids"])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens in each row, special tokens counted; int64 of shape (rows,)."""
-        return self.ragged["input_ids"].lengths
+        """Tokens in each row, of both sides where the target is tokens too, special tokens counted; int64 of shape (rows,)."""
+        own = self.ragged["input_ids"].lengths
+        return own + self.ragged["labels"].lengths if "labels" in self.ragged else own
+
+    @property
+    def references(self) -> dict[str, np.ndarray]:
+        """What answers are scored against, by column."""
+        return self.dense | self.texts
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """The rows at `indices`, padded to the longest of them, with their `attention_mask`."""
@@ -73,11 +81,14 @@ class TokenTable:
         offsets = self.ragged["input_ids"].offsets
         lengths = torch.from_numpy(offsets[indices + 1] - offsets[indices])
         batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
-        return batch | self.targets(indices)
+        return batch | {name: torch.from_numpy(column[indices]) for name, column in self.dense.items()}
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """The dense columns alone: enough to count loss items before any forward pass."""
-        return {name: torch.from_numpy(column[indices]) for name, column in self.dense.items()}
+        """The labels and dense columns alone: enough to count loss items before any forward pass."""
+        targets = {name: torch.from_numpy(column[indices]) for name, column in self.dense.items()}
+        if "labels" in self.ragged:
+            targets["labels"] = torch.from_numpy(self.ragged["labels"].padded(indices, self.fill["labels"]))
+        return targets
 
 
 Features = Mapping[str, Any]
@@ -89,17 +100,19 @@ def encode_rows(
     """All rows through a task's `encode`, `size` at a time.
 
     Args:
-        encode: columns to features (lists of ints are ragged columns, arrays dense ones) and the number of rows truncated.
+        encode: columns to features (lists of ints are ragged columns, arrays dense ones, arrays of objects texts) and the
+            number of rows truncated.
     """
     ragged: dict[str, list[Ragged]] = {}
     dense: dict[str, list[np.ndarray]] = {}
+    texts: dict[str, list[np.ndarray]] = {}
     truncated = 0
     for columns in rows.batches(size):
         features, cut = encode(columns)
         truncated += cut
         for name, values in features.items():
             if isinstance(values, np.ndarray):
-                dense.setdefault(name, []).append(values)
+                (texts if values.dtype == object else dense).setdefault(name, []).append(values)
             else:
                 ragged.setdefault(name, []).append(Ragged.from_lists(values))  # flat at once: lists of ints are large
     return TokenTable(
@@ -107,4 +120,5 @@ def encode_rows(
         {name: np.concatenate(parts) for name, parts in dense.items()},
         fill,
         truncated,
+        {name: np.concatenate(parts) for name, parts in texts.items()},
     )

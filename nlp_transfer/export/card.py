@@ -18,6 +18,8 @@ def data_name(source: Any) -> str:
     """How a card names a source: hub ids and wheels in full, local files without their folders."""
     if source is None:
         return "a part of the training rows"
+    if isinstance(source, Mapping):
+        return " and ".join(data_name(file) for file in source.values())
     if not isinstance(source, str):
         return f"a {type(source).__name__} in memory"
     return source if is_wheel(source) or not Path(source).exists() else Path(source).name

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,60 +11,96 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, encoder_type, forbid_new_parameters
 from nlp_transfer.sources import ModelSource, find_model
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
 from nlp_transfer.training.device import inference_device, resolve_precision
+from nlp_transfer.translator import Translator
 
 RECORD = "nlp_transfer.json"
 
 
-def load_predictor(model: str | Path, batch_size: int = 32, precision: str = "fp32") -> Predictor:
+def load_predictor(
+    model: str | Path, batch_size: int = 32, precision: str = "fp32", settings: Mapping[str, Any] | None = None
+) -> Predictor:
     """A run folder, a model folder, an adapter folder or a hub id, ready to answer.
 
-    A classifier that was not saved by this toolkit works too: its labels are those in its configuration, its input
-    column is `text`.
+    A classifier or a translation model that was not saved by this toolkit works too: its labels are those in its
+    configuration, its input column is `text` (`source`).
+
+    Args:
+        settings: of the task, in place of those it was saved with: other column names, say, or languages.
 
     Raises:
-        UserError: there is no such model, its labels contradict each other, or it cannot compute in this precision.
+        UserError: there is no such model, its labels contradict each other, it cannot compute in this precision, or a
+            setting would make it another model.
     """
     device = inference_device()
     path = Path(model).expanduser()
     whole: Any
     if (path / "adapter_config.json").is_file():
-        whole, checkpoint, task = open_adapter(path)
+        whole, checkpoint, task = open_adapter(path, settings)
     else:
         checkpoint = Checkpoint.open(find_model(str(model)))
         found = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
-        task = task_from(found["settings"]) if found else task_for_config(checkpoint)
+        task = _changed(task_from(found["settings"]) if found else task_for_config(checkpoint), settings).restore(checkpoint)
         check_schema(task, checkpoint)
-        whole = load_checkpoint(checkpoint)
+        whole = load_checkpoint(checkpoint, task.auto_class())
     resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
-    if task.max_length is None:
-        task = task.model_copy(update={"max_length": min(512, checkpoint.max_length)})
     return Predictor(whole.to(device), checkpoint.tokenizer, task, batch_size, precision)
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """A saved classifier, its head included.
+def load_translator(
+    model: str | Path, batch_size: int = 32, precision: str = "fp32", settings: Mapping[str, Any] | None = None
+) -> Translator:
+    """Like `load_predictor`, for a translation model: a function from texts to texts.
+
+    Raises:
+        UserError: as there; or the model does not translate.
+    """
+    return Translator(load_predictor(model, batch_size, precision, settings))
+
+
+def _changed(before: Task, settings: Mapping[str, Any] | None) -> Task:
+    """The task with other settings; what the weights were made for stays."""
+    asked = dict(settings or {})
+    problems = Problems()
+    made_for = {"name": task_name(before), **{name: getattr(before, name, None) for name in ("labels", "architecture")}}
+    for name, value in made_for.items():
+        if asked.get(name, value) != value:
+            problems.add(f"--task.{name}: found {asked[name]!r}; allowed: {value!r}, which the model was trained for")
+    problems.raise_if_any()
+    task = task_from(before.document() | asked)
+    if task.max_length and before.max_length and task.max_length > before.max_length:
+        problems.add(
+            f"--task.max_length: found {task.max_length}; allowed: up to {before.max_length}, which the model was trained with"
+        )
+    task.check_settings(TrainingConfig(), problems)
+    problems.raise_if_any()
+    return task
+
+
+def load_model(folder: Path, auto_class: Any = AutoModelForSequenceClassification) -> PreTrainedModel:
+    """A saved model, its head included.
 
     Raises:
         UserError: it cannot be loaded, or weights are missing: a head would be drawn at random without a word.
     """
-    return load_checkpoint(Checkpoint.open(ModelSource(str(folder), str(folder))))
+    return load_checkpoint(Checkpoint.open(ModelSource(str(folder), str(folder))), auto_class)
 
 
-def load_checkpoint(checkpoint: Checkpoint) -> PreTrainedModel:
+def load_checkpoint(checkpoint: Checkpoint, auto_class: Any) -> PreTrainedModel:
+    """Raises a UserError where weights are missing."""
     with quiet():
-        model = checkpoint.load(AutoModelForSequenceClassification)
+        model = checkpoint.load(auto_class)
     forbid_new_parameters(model, checkpoint.source.name)
     return model
 
 
-def open_adapter(folder: Path) -> tuple[PreTrainedModel, Checkpoint, Task]:
+def open_adapter(folder: Path, settings: Mapping[str, Any] | None = None) -> tuple[PreTrainedModel, Checkpoint, Task]:
     """An `adapter/` merged into the base it was trained on, that base, and the task.
 
     Raises:
@@ -75,9 +111,10 @@ def open_adapter(folder: Path) -> tuple[PreTrainedModel, Checkpoint, Task]:
     saved = read_record(folder)
     if saved is None or "base" not in saved:
         raise UserError(f"{folder}: is an adapter without its {RECORD}, which says on what base it belongs")
-    task = task_from(saved["settings"])
+    task = _changed(task_from(saved["settings"]), settings)
     base = find_model(saved["base"]["model"])
     checkpoint = Checkpoint.open(ModelSource(base.name, base.path, base.revision or saved["base"]["revision"]))
+    task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
         model = task.build_model(checkpoint, TrainingConfig())
         merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()

@@ -17,7 +17,9 @@ from nlp_transfer.models import Checkpoint
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task, task_name
 
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "scikit-learn", "tokenizers", "numpy")
+PACKAGES = (
+    "torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "scikit-learn", "tokenizers", "sacrebleu", "numpy",
+)  # fmt: skip
 TOLERANCE = 1e-3  # a merged or reloaded model may differ by rounding, not by more
 
 
@@ -64,11 +66,12 @@ def save_model(
         with quiet():
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
+            task.save_parts(part)
             if isinstance(model, EncoderHeadForSequenceClassification):
                 model.encoder.save_pretrained(part / "encoder")
                 tokenizer.save_pretrained(part / "encoder")
         write_json(part / RECORD, record(task, is_plain(model)))
-        again: Any = load_model(part)
+        again: Any = load_model(part, task.auto_class())
         _compare(model, again, probe, part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -89,6 +92,7 @@ def check_adapter(
     name = str(Path(checkpoint.source.path).absolute()) if local else checkpoint.source.name
     base = {"model": name, "revision": checkpoint.revision}
     write_json(folder / RECORD, record(task, is_plain(model), base=base))
+    task.save_parts(folder)
     _compare(model, open_adapter(folder)[0], probe, folder)
 
 

@@ -1,7 +1,7 @@
 """Metrics that come with the package: computed locally, with nothing to download.
 
-`compute_label_metrics` and `compute_regression_metrics` take the arrays of a whole split. `load` and `label_metrics`
-give `evaluate.Metric` objects to use with other code. Importing this package imports none of the libraries behind it.
+`compute_label_metrics`, `compute_regression_metrics` and `compute_translation_metrics` take the answers of a whole split.
+`load` and `label_metrics` give `evaluate.Metric` objects to use with other code. Importing this package imports none of the libraries behind it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ __all__ = [
     "REGRESSION_KEYS",
     "compute_label_metrics",
     "compute_regression_metrics",
+    "compute_translation_metrics",
     "higher_is_better",
     "label_metrics",
     "load",
     "load_hub_metric",
     "names",
+    "translation_signatures",
 ]
 
 _CLASSES = {
@@ -43,10 +45,14 @@ _CLASSES = {
     "pearson": ("regression", "Pearson"),
     "spearman": ("regression", "Spearman"),
     "mse": ("regression", "MeanSquaredError"),
+    "bleu": ("translation", "Bleu"),
+    "chrf": ("translation", "Chrf"),
+    "ter": ("translation", "Ter"),
 }
 _MULTILABEL = ("accuracy", "precision", "recall", "f1")
 _SINGLE_LABEL = (*_MULTILABEL, "mcc")
 _REGRESSION = ("pearson", "spearman", "mse")
+_TRANSLATION = ("bleu", "chrf", "ter")
 
 _HIGHER_IS_BETTER = {
     "accuracy": True,
@@ -64,12 +70,16 @@ _HIGHER_IS_BETTER = {
     "pearson": True,
     "spearman": True,
     "mse": False,
+    "bleu": True,
+    "chrf": True,
+    "ter": False,
+    "token_accuracy": True,
     "loss": False,
 }
 
 # The keys of `compute_label_metrics` (single label, multi-label) and of `compute_regression_metrics`.
 REGRESSION_KEYS = _REGRESSION
-LABEL_KEYS = tuple(key for key in _HIGHER_IS_BETTER if key not in (*_REGRESSION, "loss"))
+LABEL_KEYS = tuple(key for key in _HIGHER_IS_BETTER if key.startswith(("accuracy", "precision", "recall", "f1", "mcc", "auc")))
 MULTILABEL_KEYS = tuple(key for key in LABEL_KEYS if key != "mcc")
 
 
@@ -85,7 +95,8 @@ def load(name: str, config_name: str | None = None) -> evaluate.Metric:
 
     Args:
         name: one of `names()`.
-        config_name: `"multilabel"` for labels given as rows of 0 and 1; None for one label per row, and for numbers.
+        config_name: `"multilabel"` for labels given as rows of 0 and 1, and for translations the target's language; None for
+            one label per row, for numbers, and for languages with spaces between words.
 
     Raises:
         ValueError: the name is not known, or the metric has no such config; the message lists the known ones.
@@ -147,6 +158,38 @@ def compute_regression_metrics(predictions: np.ndarray, references: np.ndarray) 
         ValueError: no rows, or a wrong shape.
     """
     return _compute(_REGRESSION, None, predictions=predictions, references=references)
+
+
+def compute_translation_metrics(
+    predictions: list[str], references: list[str], language: str | None = None, brief: bool = False
+) -> dict[str, float]:
+    """All translation metrics of a whole split.
+
+    Args:
+        predictions: detokenised, cased texts.
+        references: as `predictions`, one for each.
+        language: the target's code, which decides how words are split; None: by spaces and punctuation.
+        brief: `bleu` and `chrf` alone, without their intervals, as they are wanted often while training.
+
+    Returns:
+        `bleu`, `chrf` (chrF++) and `ter`, from 0 to 100, each with its 95 % bootstrap interval: `bleu_low`, `bleu_high` ...
+
+    Raises:
+        ValueError: no texts, or not as many of both.
+    """
+    inputs: dict[str, Any] = {"predictions": predictions, "references": references}
+    if brief:
+        return _compute(("bleu", "chrf"), language, **inputs)
+    from nlp_transfer.metrics.translation import RESAMPLES
+
+    return _compute(_TRANSLATION, language, **inputs, resamples=RESAMPLES)
+
+
+def translation_signatures(language: str | None = None) -> dict[str, str]:
+    """sacreBLEU's signatures of `bleu`, `chrf` and `ter` as `compute_translation_metrics` computes them."""
+    from nlp_transfer.metrics.translation import RESAMPLES, signatures
+
+    return signatures(language, RESAMPLES)
 
 
 def load_hub_metric(name: str, *, allow_foreign_code: bool) -> evaluate.EvaluationModule:

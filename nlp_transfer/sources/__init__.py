@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.sources import wheels
-from nlp_transfer.sources.rows import Rows, concatenate, from_columns
+from nlp_transfer.sources.aligned import read_aligned
+from nlp_transfer.sources.rows import TRANSLATION, Rows, concatenate, from_columns, unfold
 from nlp_transfer.sources.tables import ENDINGS, choose_encoding, read_table, undecodable
 
 HUB_DATA = re.compile(
@@ -87,6 +88,8 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
         UserError: the source cannot be found or read, or has not all of the wanted columns.
     """
     wanted = list(dict.fromkeys(wanted))
+    if isinstance(source, Mapping):
+        return read_aligned(source, role, data, wanted)
     if not isinstance(source, str):
         return _from_object(source, role, wanted)
     if wheels.is_wheel(source):
@@ -126,12 +129,13 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     first = None
     for batch in read_table(path, data):
+        found = unfold(batch.columns, wanted)
         if first is None:
             first = batch.first
-            check_columns(list(batch.columns), wanted, f"data.{role}: {path}")
+            check_columns(list(found), wanted, f"data.{role}: {path}")
         length = len(batch)
         for name, values in columns.items():
-            values.extend(batch.columns.get(name, [None] * length))
+            values.extend(found.get(name, [None] * length))
     rows = from_columns(columns, str(path), first or 1)
     return Rows(rows.columns, rows.files, rows.file_of, rows.position, {str(path.resolve()): wheels.sha256_of(path)})
 
@@ -170,18 +174,22 @@ def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
 def _from_object(source: Any, role: str, wanted: list[str]) -> Rows:
     """A pandas DataFrame or a datasets.Dataset."""
     names = [str(name) for name in (source.column_names if hasattr(source, "column_names") else source.columns)]
-    check_columns(names, wanted, f"data.{role}")
     if len(source) == 0:
         raise UserError(f"data.{role}: has no rows")
-    columns = {}
-    for name in wanted:
-        values = source[name]
-        columns[name] = [_plain(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+    cells = {TRANSLATION: _cells(source, TRANSLATION)} if names.count(TRANSLATION) == 1 else {}
+    columns = unfold(cells, [name for name in wanted if name not in names])
+    check_columns([*names, *(name for name in columns if name not in names)], wanted, f"data.{role}")
+    columns = {name: columns[name] if name in columns else _cells(source, name) for name in wanted}
     if hasattr(source, "features"):
         from nlp_transfer.sources.hub import name_classes
 
         columns = name_classes(columns, source.features)
     return from_columns(columns, f"data.{role}")
+
+
+def _cells(source: Any, name: str) -> list[Any]:
+    values = source[name]
+    return [_plain(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
 def _plain(value: Any) -> Any:

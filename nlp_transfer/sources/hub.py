@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.sources.rows import TRANSLATION, Rows, from_columns, unfold
 
 
 def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[str]) -> Rows:
@@ -27,13 +27,16 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
             f"data.{role}: cannot load {source!r} (split {split!r}): {first}; allowed: a file or folder that exists, or a "
             "hub id as ORG/NAME, ORG/NAME:CONFIG or ORG/NAME:CONFIG#SPLIT"
         ) from error
-    missing = [name for name in wanted if name not in data.column_names]
+    columns = {name: list(data[name]) for name in data.column_names if name in wanted or name == TRANSLATION}
+    columns = unfold(columns, wanted)
+    missing = [name for name in wanted if name not in columns]
     if missing:
-        known = data.column_names
+        languages = getattr(data.features.get(TRANSLATION), "languages", None) or ()
+        known = [*data.column_names, *languages]
         raise UserError(
             f"data.{role}: {source} has no column {missing[0]!r}{did_you_mean(missing[0], known)}; found: {', '.join(known)}"
         )
-    columns = name_classes({name: list(data[name]) for name in wanted}, data.features)
+    columns = name_classes({name: columns[name] for name in wanted}, data.features)
     rows = from_columns(columns, source)
     return Rows(rows.columns, rows.files, rows.file_of, rows.position, {}, revision)
 
@@ -44,7 +47,7 @@ def name_classes(columns: dict[str, list[Any]], features: Any) -> dict[str, list
 
     named = dict(columns)
     for name, values in columns.items():
-        feature = features[name]
+        feature = features.get(name)  # a side of a `translation` column has no feature of its own
         if isinstance(feature, datasets.ClassLabel):
             named[name] = [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
         inner = getattr(feature, "feature", None)

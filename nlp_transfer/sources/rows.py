@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+TRANSLATION = "translation"  # the column in which data sets on the hub keep {"en": ..., "de": ...}
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -63,3 +65,10 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         np.concatenate([part.position for part in parts]),
         {name: digest for part in parts for name, digest in part.hashes.items()},
     )
+
+
+def unfold(columns: dict[str, list[Any]], wanted: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns, and those `wanted` ones that stand inside the cells of a column `translation`: texts by language."""
+    cells = columns.get(TRANSLATION, [])
+    inside = [name for name in wanted if name not in columns and any(isinstance(cell, dict) and name in cell for cell in cells)]
+    return columns | {name: [cell.get(name) if isinstance(cell, dict) else None for cell in cells] for name in inside}

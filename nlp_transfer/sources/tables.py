@@ -42,6 +42,15 @@ def check_ending(path: Path) -> str:
     return ending
 
 
+def read_lines(path: Path, data: DataConfig) -> list[str]:
+    """The lines of a text file with any ending.
+
+    Raises:
+        UserError: the file is missing or empty, or bytes are not in the given encoding.
+    """
+    return [line for batch in _read(path, ".txt", data, 10_000) for line in batch.columns["text"]]
+
+
 def read_table(path: Path, data: DataConfig, size: int = 10_000) -> Iterator[Batch]:
     """The table's rows in batches of at most `size`.
 
@@ -49,7 +58,10 @@ def read_table(path: Path, data: DataConfig, size: int = 10_000) -> Iterator[Bat
         UserError: the file is missing or empty, a line cannot be parsed, or bytes are not in the given encoding; broken
             rows of a file are listed together.
     """
-    ending = check_ending(path)
+    yield from _read(path, check_ending(path), data, size)
+
+
+def _read(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
     if not path.is_file():
         near = did_you_mean(path.name, _siblings(path))
         raise UserError(f"{path}: there is no such file{near}; allowed: a file that exists")
@@ -251,13 +263,14 @@ def _half_character(record: dict[str, Any]) -> str | None:
 
 
 def _text_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _lines(path, encoding, newline=None) as file:
+    # A lone carriage return ends no line: as every other tool counts them, lines end in \n, perhaps after \r.
+    with _lines(path, encoding, newline="\n") as file:
         position = 0
         try:
             for position, line in enumerate(file, start=1):
                 if not line.isascii() and (byte := undecodable(line)):
                     problems.add(_encoding_problem(path, position, "text", byte, encoding))
-                yield position, {"text": line.rstrip("\n")}
+                yield position, {"text": line.removesuffix("\n").removesuffix("\r")}
         except UnicodeError as error:
             problems.add(_undecoded(path, position, error))
 

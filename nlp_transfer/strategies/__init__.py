@@ -16,7 +16,9 @@ from nlp_transfer import registry
 from nlp_transfer.config import Settings, validate
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.models import find_layers, width
+from nlp_transfer.models import find_layers, has_decoder, width
+
+DECODER_SCALE = 3.0
 
 Tables = dict[str, TokenTable]
 Losses = dict[str, torch.Tensor]
@@ -160,11 +162,17 @@ class Combined(Strategy):
 
 
 def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Group]:
-    """The groups with the pooler and the head, which no pretraining has fitted to the task, set apart at another rate."""
+    """The groups with the pooler and the head, which no pretraining has fitted to the task, set apart at another rate.
+
+    Of an encoder-decoder that is a decoder with new parts, at `DECODER_SCALE` at most; one that came trained learns as all
+    the rest does.
+    """
     try:
         layers = find_layers(model)
     except UserError:  # an unknown family: it still trains, at one rate
         return groups
+    if has_decoder(model):
+        factor = 1.0 if layers.decoder else min(factor, DECODER_SCALE)
     split = []
     for group in groups:
         head = [name for name in group.names if layers.depth_of(name) > layers.depth]

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.config import Count, Share
 from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.models import Layers, find_layers, linear_layers, width
+from nlp_transfer.models import Layers, find_layers, has_decoder, linear_layers, width
 from nlp_transfer.strategies import Strategy
 
-ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wqkv)$")
+ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wqkv|Attention\.[qkv])$")
 
 
 class Lora(Strategy):
@@ -58,9 +58,11 @@ class Lora(Strategy):
             bias=self.bias,
             target_modules=self._targets(model, layers),
             modules_to_save=modules_to_save(model, layers),
-            task_type=TaskType.SEQ_CLS,
+            task_type=TaskType.SEQ_2_SEQ_LM if has_decoder(model) else TaskType.SEQ_CLS,
         )
+        tied = tied_parameters(model)
         adapted: Any = get_peft_model(model, config)
+        tie_again(adapted.base_model.model, tied)
         return adapted
 
     def _targets(self, model: nn.Module, layers: Layers) -> str:
@@ -76,7 +78,8 @@ class Lora(Strategy):
                     )
         else:
             chosen = [name for name in known if self.target_modules == "all" or ATTENTION.search(name)]
-        return rf"{re.escape(layers.prefix)}\.\d+\.({'|'.join(re.escape(name) for name in chosen)})"
+        stacks = "|".join(re.escape(stack) for stack in (layers.prefix, layers.decoder) if stack)
+        return rf"({stacks})\.\d+\.({'|'.join(re.escape(name) for name in chosen)})"
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Saves `adapter/` and merges: W + alpha/r * BA in every adapted layer."""
@@ -92,15 +95,46 @@ class Lora(Strategy):
 
 
 def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
-    """Paths of the smallest set of modules that hold the pooler and the head, new or not.
+    """Paths of the smallest set of modules that hold the pooler and the head, new or not, or a decoder that is new.
 
-    A pooler that comes with a checkpoint was trained for another purpose, if at all: fixed, it costs accuracy.
+    A pooler that comes with a checkpoint was trained for another purpose, if at all: fixed, it costs accuracy. Of a decoder
+    its parts are named: peft goes by the end of a path, and inside a BERT decoder something is called `decoder` too.
     """
+    if layers.decoder:
+        return []
     owners: list[str] = []
-    for name, _ in model.named_parameters():
-        if layers.depth_of(name) > layers.depth:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and layers.depth_of(name) > layers.depth:
             inside = name.startswith(layers.encoder + ".")
-            owner = name.rpartition(".")[0] if inside else name.split(".")[0]
+            parts = name.split(".")
+            owner = name.rpartition(".")[0] if inside else ".".join(parts[:2] if parts[0] == "decoder" else parts[:1])
             if owner not in owners:
                 owners.append(owner)
     return owners
+
+
+def tied_parameters(model: nn.Module) -> list[list[str]]:
+    """Names of parameters that are one and the same, such as a decoder's input and output embeddings."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [same for same in names.values() if len(same) > 1]
+
+
+def tie_again(model: nn.Module, tied: list[list[str]]) -> None:
+    """peft copies each module that is kept whole by itself, and so would train, and save, two versions of what was one."""
+    for first, *others in tied:
+        for name in others:
+            owner, _, attribute = name.rpartition(".")
+            setattr(
+                _trained(model, owner), attribute, getattr(_trained(model, first.rpartition(".")[0]), first.rpartition(".")[2])
+            )
+
+
+def _trained(model: Any, path: str) -> Any:
+    """The module at a path, in the copy that is trained where peft made one."""
+    for part in path.split("."):
+        model = getattr(model, part)
+        if hasattr(model, "modules_to_save"):
+            model = model.modules_to_save["default"]
+    return model

@@ -7,11 +7,12 @@ train, such as the labels, so a task saved as JSON is complete: it encodes, pred
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer import registry
 from nlp_transfer.config import Settings, TrainingConfig, validate
@@ -19,10 +20,12 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import higher_is_better
 from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import ModelSource
 from nlp_transfer.sources.rows import Rows
 
 Batch = Mapping[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]
+Items = dict[str, tuple[float, float]]  # by loss term: its sum, and the items it is a sum over
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,30 @@ class Task(Settings, ABC):
     def strata(self, rows: Rows) -> np.ndarray:
         """int64 of shape (rows,): the class of each row for a stratified split."""
 
+    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+        """A copy that fits the checkpoint: the longest input is settled, and what else depends on its tokenizer.
+
+        Raises:
+            UserError: a setting does not go with the checkpoint.
+        """
+        least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(self.input_columns()) > 1) + 1
+        limit = checkpoint.max_length
+        if self.max_length is not None and not least <= self.max_length <= limit:
+            raise UserError(
+                f"task.max_length: found {self.max_length}; allowed: {least} to {limit}, the limits of {checkpoint.source.name}"
+            )
+        return self._with_length(checkpoint)
+
+    def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
+        """A copy as `prepare` left it, for a model that was saved; `save_parts` wrote into `parts`, or beside the checkpoint."""
+        return self._with_length(checkpoint)
+
+    def _with_length(self, checkpoint: Checkpoint) -> Self:
+        return self.model_copy(update={"max_length": self.max_length or min(512, checkpoint.max_length)})
+
+    def save_parts(self, folder: Path) -> None:
+        """Writes into a model's folder what of the task is no JSON."""
+
     @abstractmethod
     def encode(
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
@@ -96,6 +123,10 @@ class Task(Settings, ABC):
     @abstractmethod
     def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         """The padding value of each ragged column."""
+
+    def auto_class(self) -> Any:
+        """The Auto class that loads what `build_model` gives."""
+        return AutoModelForSequenceClassification
 
     @abstractmethod
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
@@ -117,10 +148,28 @@ class Task(Settings, ABC):
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
         """Sums (fp32, shape ()) by named term; the names are those of `counts`."""
 
-    @abstractmethod
     def predict(self, outputs: Any) -> Arrays:
         """Outputs to answers, compact arrays with a row each: enough to score and to describe them, never whole logits of
-        a sequence."""
+        a sequence. A task whose answers take more than one forward pass overrides `answer` instead."""
+        raise NotImplementedError
+
+    def answer(self, model: Any, batch: Batch, chosen: np.ndarray | None = None) -> tuple[Arrays, Items]:
+        """Answers for a batch, and where it has labels its plain losses with their counts.
+
+        Args:
+            chosen: bool of shape (rows,): the rows that need a whole answer, in drafts while training; None: all, at its best.
+        """
+        outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        return self.predict(outputs), self.items(outputs, batch) if "labels" in batch else {}
+
+    def items(self, outputs: Any, batch: Batch) -> Items:
+        """The plain losses of a batch with their counts."""
+        counts = self.counts(batch)
+        return {name: (float(value), counts[name]) for name, value in self.loss(outputs, batch).items()}
+
+    def partly(self, rows: int) -> np.ndarray | None:
+        """bool of shape (rows,): those of a split that get a whole answer while training, where one is costly; None: all."""
+        return None
 
     @abstractmethod
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
@@ -129,6 +178,14 @@ class Task(Settings, ABC):
     @abstractmethod
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         """Figures over a whole split; undefined ones are left out."""
+
+    def remarks(self, answers: Arrays, targets: Arrays) -> list[str]:
+        """Lines for the user about a split that was scored whole."""
+        return []
+
+    def signatures(self) -> dict[str, str]:
+        """How figures were computed, by metric, for those where conventions differ: part of `result.json`."""
+        return {}
 
     def higher_is_better(self, metric: str) -> bool:
         """Whether more of a figure is better; a task with figures of its own says so for them."""

@@ -10,8 +10,10 @@ TASK_OF_PROBLEM = {"multi_label_classification": "multi_label", "regression": "r
 
 
 def task_for_config(checkpoint: Checkpoint) -> Task:
-    """The task of a classifier saved elsewhere, as far as its configuration tells: its kind and its labels."""
+    """The task of a model saved elsewhere, as far as its configuration tells: its kind and its labels."""
     config: Any = checkpoint.config
+    if config.is_encoder_decoder:
+        return task_from({"name": "translation"})
     name = TASK_OF_PROBLEM.get(config.problem_type or "", "text_classification")
     if name == "text_classification" and config.num_labels == 1:
         name = "regression"

@@ -227,7 +227,8 @@ class Trainer:
         if average is not None:
             average.swap(self.model)
         batch_size = self.training.batch_size * 2
-        metrics, _ = score(self.model, self.task, self.tables["validation"], self.accelerator, batch_size, self.precision)
+        table = self.tables["validation"]
+        metrics, _ = score(self.model, self.task, table, self.accelerator, batch_size, self.precision, draft=True)
         if average is not None:
             average.swap(self.model)
         train_mode(self.model)

@@ -52,6 +52,8 @@ def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
         return (step + 1) / warmup
     if training.schedule == "constant":
         return 1.0
+    if training.schedule == "inverse_sqrt":  # Vaswani et al. 2017, 1706.03762
+        return math.sqrt(max(1, warmup) / (step + 1))
     left = (total - step) / max(1, total - warmup)
     return left if training.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
 

@@ -43,9 +43,9 @@ def imports(source: str) -> set[str]:
 GRAPH = {name: imports(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 BASE = {"errors", "config", "registry", "head_type"}
-SOURCES = BASE | {"console", "sources", "sources.hub", "sources.rows", "sources.tables", "sources.wheels"}
-SHARED_DATA = {name for name in MODULES if name.split(".")[0] == "data"} | {"models", "heads"}
-METRICS = {"metrics", "metrics.classification", "metrics.regression"}
+SOURCES = BASE | {"console"} | {name for name in MODULES if name.split(".")[0] == "sources"}
+SHARED_DATA = {name for name in MODULES if name.split(".")[0] in ("data", "seq2seq")} | {"models", "heads"}
+METRICS = {"metrics", "metrics.classification", "metrics.regression", "metrics.translation"}
 CONCRETE = {name for name in MODULES if name.startswith(("tasks.", "strategies.")) and not name.split(".")[1].startswith("_")}
 SHARED_TASK_PARTS = {name for name in MODULES if name.startswith("tasks._")}
 PROTOCOLS = {"tasks", "strategies"}
@@ -87,7 +87,7 @@ def test_sources_import_settings_and_errors(name: str) -> None:
     assert GRAPH[name] <= SOURCES - {"registry", "head_type"}
 
 
-@pytest.mark.parametrize("name", of("data", "models", "heads"))
+@pytest.mark.parametrize("name", of("data", "models", "heads", "seq2seq"))
 def test_data_and_models_import_what_lies_below(name: str) -> None:
     assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS
 
@@ -99,9 +99,9 @@ def test_tasks_and_strategies_know_no_sibling_and_no_training(name: str) -> None
     assert not GRAPH[name] & CONCRETE
 
 
-@pytest.mark.parametrize("name", of("training", "inference", "export"))
+@pytest.mark.parametrize("name", of("training", "inference", "translator", "export"))
 def test_training_and_the_like_know_the_protocols_alone(name: str) -> None:
-    own = {other for other in MODULES if room(other) in ("training", "inference", "export")}
+    own = {other for other in MODULES if room(other) in ("training", "inference", "translator", "export")}
     assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | PROTOCOLS | SHARED_TASK_PARTS | own
     assert not GRAPH[name] & CONCRETE
 

@@ -1,0 +1,44 @@
+"""Two line-aligned text files, one for each side of a translation: line n of one belongs to line n of the other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlp_transfer.config import DataConfig
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources.rows import Rows
+from nlp_transfer.sources.tables import read_lines
+from nlp_transfer.sources.wheels import sha256_of
+
+SIDES = ("source", "target")
+
+
+def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: list[str]) -> Rows:
+    """The lines of `files["source"]` and `files["target"]` as the two `wanted` columns, in that order; any ending will do.
+
+    Raises:
+        UserError: a file is missing or broken, or the numbers of lines differ; a task with other columns than two.
+    """
+    if len(wanted) != len(SIDES):
+        raise UserError(
+            f"data.{role}: found two line-aligned files, which give a source and a target; this task needs the columns "
+            f"{', '.join(wanted)}; allowed: a table with these columns"
+        )
+    problems = Problems(f"data.{role}")
+    paths = {side: Path(files[side]).expanduser() for side in SIDES}
+    columns: dict[str, list[Any]] = {}
+    for side, name in zip(SIDES, wanted, strict=True):
+        try:
+            columns[name] = read_lines(paths[side], data)
+        except UserError as error:
+            problems.absorb(error)
+    if len(columns) == len(SIDES) and len(set(map(len, columns.values()))) > 1:
+        counts = ", ".join(f"{paths[side]} has {len(columns[name])} lines" for side, name in zip(SIDES, wanted, strict=True))
+        problems.add(f"{counts}; allowed: as many in both, line n of one belonging to line n of the other")
+    problems.raise_if_any()
+    length = len(columns[wanted[0]])
+    together = " + ".join(str(path) for path in paths.values())
+    hashes = {str(path.resolve()): sha256_of(path) for path in paths.values()}
+    return Rows(columns, [together], np.zeros(length, np.int32), np.arange(1, length + 1), hashes)

@@ -1,0 +1,297 @@
+"""A text in one language to the same text in another."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from torch.nn import functional as F
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_transfer.config import Count, Name, TrainingConfig
+from nlp_transfer.console import say
+from nlp_transfer.data.pairs import check_sides, describe_pairs
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.metrics import compute_translation_metrics, translation_signatures
+from nlp_transfer.models import Checkpoint, dropout_overrides, load_tokenizer
+from nlp_transfer.seq2seq.build import build_encoder_decoder, build_seq2seq, open_decoder, set_special_tokens
+from nlp_transfer.seq2seq.generate import generate
+from nlp_transfer.seq2seq.sides import IGNORED, Sides
+from nlp_transfer.seq2seq.tokenizers import LEAST, train_tokenizer, warn_of_losses
+from nlp_transfer.sources import ModelSource
+from nlp_transfer.sources.rows import Rows
+from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, Items, LossOptions, Task
+
+TARGET_FOLDER = "target_tokenizer"
+HEAD_START = 8  # tokens added to a source's length before the ratio: short texts vary more
+SAMPLE = 2000  # pairs from which lengths are measured
+SHOWN = 3
+
+
+class Translation(Task):
+    """Learned from pairs of texts; answers are texts."""
+
+    best_metric: ClassVar[str] = "token_accuracy"
+
+    max_length: Count | None = None
+    """Longest source, and longest target, in tokens; null: 512, or the checkpoint's limit where that is smaller."""
+    source: str = "source"
+    """The column with the text to be translated."""
+    target: str = "target"
+    """The column with its translation."""
+    source_language: str | None = None
+    """The code of the source's language, in the words of a multilingual checkpoint (`en_XX`, `eng_Latn`)."""
+    target_language: str | None = None
+    """The code of the target's language; also decides how sacreBLEU splits words (zh, ja, ko have no spaces)."""
+    architecture: Literal["encoder_decoder", "seq2seq"] | None = None
+    """`encoder_decoder`: a BERT-family encoder and a decoder; `seq2seq`: a checkpoint that is both already (Marian, T5, mBART,
+    M2M100, NLLB); null: what the checkpoint is."""
+    decoder: Name = "encoder"
+    """encoder_decoder: `encoder` starts the decoder from the encoder's weights, `new` at random; or a model to take it from."""
+    decoder_layers: Count | None = None
+    """encoder_decoder: layers of the decoder; null: half the encoder's, or all of the model given as `decoder`."""
+    warm_start: bool = True
+    """Whether pretrained weights are used; false: the same shape from random weights, to compare with."""
+    target_tokenizer: Name | None = None
+    """encoder_decoder: `train` makes one from the target side, `source` shares the encoder's, or a model to take it from;
+    null: that of the model given as `decoder`, else `train`."""
+    target_vocabulary: Annotated[int, Field(ge=LEAST)] | None = None
+    """Tokens of a trained target tokenizer; null: 8,000, from 100,000 pairs on 16,000, from a million on 32,000."""
+    prefix: str = ""
+    """What stands before every source text, such as T5's `translate English to German: `."""
+    beams: Count = 5
+    """Hypotheses of the beam search; 1: greedy."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a hypothesis' score is divided: above 1 favours longer ones."""
+    translated_rows: Annotated[int, Field(ge=0)] = 200
+    """Validation rows that are translated, greedily, at each evaluation while training; at the end all are."""
+    length_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Longest target allowed, in tokens, for each token of source + 8; null: what train shows, and a quarter more."""
+    longest_source: Count | None = None
+    """Longer texts are translated in pieces; null: the longest of train, in tokens, and half more."""
+
+    _sides: Sides | None = PrivateAttr(None)
+
+    def input_columns(self) -> list[str]:
+        return [self.source]
+
+    def target_columns(self) -> list[str]:
+        return [self.target]
+
+    def metric_names(self) -> list[str]:
+        return ["token_accuracy", "bleu", "chrf"]
+
+    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        if self.source == self.target:
+            problems.add(f"task.target: found {self.target!r}, which is task.source as well; allowed: a column of its own")
+        if training.class_weights is not None:
+            problems.add("training.class_weights: a translation has no classes; allowed: null")
+        if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
+            problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
+        if self.architecture == "seq2seq":
+            given = {name: getattr(self, name) for name in ("decoder_layers", "target_tokenizer", "target_vocabulary")}
+            given |= {"decoder": self.decoder} if self.decoder != "encoder" else {}
+            for name, value in given.items():
+                if value is not None:
+                    problems.add(f"task.{name}: found {value!r}; a seq2seq checkpoint has its own; leave it out")
+
+    def fit(self, train: Rows, problems: Problems) -> Self:
+        return self
+
+    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
+        check_sides(rows, self.source, self.target if targets else None, problems)
+
+    def keys(self, rows: Rows) -> list[str]:
+        return [str(cell).strip() for cell in rows.columns[self.source]]
+
+    def strata(self, rows: Rows) -> np.ndarray:
+        return np.zeros(len(rows), np.int64)
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+        """With the target's tokenizer, trained where that is asked for, and the lengths that train shows."""
+        kind = "seq2seq" if checkpoint.config.is_encoder_decoder else "encoder_decoder"
+        if self.architecture not in (None, kind):
+            what = "is an encoder-decoder already" if kind == "seq2seq" else "is an encoder alone"
+            raise UserError(f"task.architecture: found {self.architecture}; {checkpoint.source.name} {what}; allowed: {kind}")
+        task = super().prepare(checkpoint, train).model_copy(update={"architecture": kind})
+        task.check_settings(TrainingConfig(), problems := Problems())  # some settings are for one architecture alone
+        problems.raise_if_any()
+        if kind == "seq2seq":
+            task._sides = task._seq2seq_sides(checkpoint)
+        else:
+            target = task._choose_target(checkpoint, train)
+            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
+        return task._measure(train)
+
+    def _seq2seq_sides(self, checkpoint: Checkpoint) -> Sides:
+        return Sides.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
+
+    def _choose_target(self, checkpoint: Checkpoint, train: Rows) -> PreTrainedTokenizerBase:
+        borrowed = self.decoder not in ("encoder", "new")
+        wanted = self.target_tokenizer or (self.decoder if borrowed else "train")
+        texts = [str(cell).strip() for cell in train.columns[self.target]]
+        if wanted == "train":
+            size = self.target_vocabulary or (8000 if len(texts) < 100_000 else 16_000 if len(texts) < 1_000_000 else 32_000)
+            trained = train_tokenizer(texts, size)
+            say(f"target tokenizer: {len(trained):,} tokens, trained on the {len(texts):,} targets of train")
+            return trained
+        tokenizer = checkpoint.tokenizer if wanted == "source" else open_decoder(wanted).tokenizer
+        warn_of_losses(tokenizer, wanted, texts[:SAMPLE])
+        return tokenizer
+
+    def _measure(self, train: Rows) -> Self:
+        """How long targets get: `generate` by itself stops at 20 tokens, or far too late."""
+        chosen = train.select(np.unique(np.linspace(0, len(train) - 1, SAMPLE).astype(np.int64)))
+        features, _ = self.encode(chosen.columns, self.sides.source)
+        source, target = (np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels"))
+        ratio = float(np.quantile(target / (source + HEAD_START), 0.999)) * 1.25
+        longest = max(16, math.ceil(float(np.quantile(source, 0.999)) * 1.5))
+        return self.model_copy(
+            update={
+                "length_ratio": self.length_ratio or round(ratio, 3),
+                "longest_source": min(self.longest_source or longest, self.max_length or 512),
+            }
+        )
+
+    @property
+    def sides(self) -> Sides:
+        """The tokenizers of source and target."""
+        assert self._sides is not None, "prepare, or restore, gives a task its tokenizers"
+        return self._sides
+
+    def save_parts(self, folder: Path) -> None:
+        """The target's tokenizer: one folder has room for one `tokenizer.json`, which is the source's."""
+        if not self.sides.own_format:
+            self.sides.target.save_pretrained(folder / TARGET_FOLDER)
+
+    def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
+        task = super().restore(checkpoint)
+        if self.architecture == "encoder_decoder":
+            target = load_tokenizer(parts or checkpoint.source, TARGET_FOLDER)
+        elif checkpoint.config.model_type == "encoder-decoder":  # made elsewhere: its one tokenizer serves both sides
+            target = checkpoint.tokenizer
+        else:
+            task._sides = task._seq2seq_sides(checkpoint)
+            return task
+        task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
+        return task
+
+    def encode(
+        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
+    ) -> tuple[dict[str, Any], int]:
+        limit = self.max_length or 512
+        sources = [str(cell).strip() for cell in columns[self.source]]
+        ids, cut = self.sides.source_ids(sources, limit)
+        features: dict[str, Any] = {"input_ids": ids}
+        if targets:
+            references = [str(cell).strip() for cell in columns[self.target]]
+            labels, also = self.sides.target_ids(references, limit)
+            cut |= also
+            features |= {"labels": labels, "decoder_input_ids": self.sides.decoder_ids(labels)}
+            features |= {"references": _texts(references), "sources": _texts(sources)}
+        return features, len(cut)
+
+    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.sides.pad}
+
+    def auto_class(self) -> Any:
+        return AutoModelForSeq2SeqLM
+
+    def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
+        sides = self.sides
+        if sides.own_format:
+            dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
+            model: Any = build_seq2seq(checkpoint, self.warm_start, **dropout)
+            set_special_tokens(model, sides.start, sides.end, sides.pad, sides.forced)
+        else:
+            model = build_encoder_decoder(
+                checkpoint, self.decoder, self.decoder_layers, sides.target, self.target_tokenizer == "source",
+                self.warm_start, training.dropout, training.attention_dropout,
+            )  # fmt: skip
+        # For those who call `generate` without this toolkit: it would stop at 20 tokens.
+        model.generation_config.max_length = None
+        model.generation_config.max_new_tokens = self._limit(self.longest_source or 512)
+        model.generation_config.num_beams = self.beams
+        return model
+
+    def _limit(self, source_tokens: int) -> int:
+        """The most tokens of a target, by its source's."""
+        return min(self.max_length or 512, math.ceil((self.length_ratio or 2.0) * (source_tokens + HEAD_START)))
+
+    def label_smoothing(self, training: TrainingConfig) -> float:
+        """0.1 unless asked otherwise (Vaswani et al. 2017, 1706.03762)."""
+        return 0.1 if training.label_smoothing == "auto" else super().label_smoothing(training)
+
+    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
+        """Rows, and the target tokens by which the loss is divided."""
+        labels = batch["labels"]
+        return {"rows": float(len(labels)), "cross_entropy": float((labels != IGNORED).sum())}
+
+    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
+        """Summed cross-entropy over logits of shape (rows, target tokens, vocabulary), computed in fp32."""
+        logits, labels = outputs.logits, batch["labels"]
+        real = labels != IGNORED
+        total = F.cross_entropy(logits[real].float(), labels[real], reduction="sum", label_smoothing=options.label_smoothing)
+        return {"cross_entropy": total}
+
+    def partly(self, rows: int) -> np.ndarray | None:
+        chosen = np.zeros(rows, bool)
+        chosen[np.linspace(0, rows - 1, min(rows, self.translated_rows)).astype(np.int64)] = True
+        return chosen
+
+    def answer(self, model: Any, batch: Batch, chosen: np.ndarray | None = None) -> tuple[Arrays, Items]:
+        """`prediction` (objects, rows): translations, None for rows that are not `chosen`; where the targets are known also
+        `right` and `of`, how many of their tokens are the likeliest ones."""
+        rows = len(batch["input_ids"])
+        answers: Arrays = {"prediction": np.full(rows, None, object)}
+        items: Items = {}
+        if "labels" in batch:
+            outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            items = self.items(outputs, batch)
+            real = batch["labels"] != IGNORED
+            answers["right"] = ((outputs.logits.argmax(-1) == batch["labels"]) & real).sum(1).cpu().numpy()
+            answers["of"] = real.sum(1).cpu().numpy()
+        which = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
+        if len(which):
+            ids, mask = (batch[name][torch.from_numpy(which)] for name in ("input_ids", "attention_mask"))
+            limits = torch.tensor([self._limit(int(tokens)) for tokens in mask.sum(1)], device=ids.device)
+            beams = self.beams if chosen is None else 1
+            answers["prediction"][which] = self.sides.decode(generate(model, ids, mask, limits, beams, self.length_penalty))
+        return answers, items
+
+    def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
+        return {"translation": answers["prediction"].tolist()}
+
+    def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
+        """`token_accuracy`, and the figures of `compute_translation_metrics` over the rows that were translated."""
+        figures = {"token_accuracy": float(answers["right"].sum() / answers["of"].sum())}
+        done = np.array([text is not None for text in answers["prediction"]])
+        if done.any():
+            found, wanted = (part[done].tolist() for part in (answers["prediction"], targets["references"]))
+            figures |= compute_translation_metrics(found, wanted, self.target_language, brief=not done.all())
+        return figures
+
+    def remarks(self, answers: Arrays, targets: Arrays) -> list[str]:
+        """A few sources with their translations and references."""
+        lines = []
+        for row in np.linspace(0, len(targets["references"]) - 1, SHOWN).astype(np.int64):
+            lines.append(f"source:      {targets['sources'][row]}")
+            lines.append(f"translation: {answers['prediction'][row]}")
+            lines.append(f"reference:   {targets['references'][row]}\n")
+        return lines
+
+    def signatures(self) -> dict[str, str]:
+        return translation_signatures(self.target_language)
+
+    def report(self, train: Rows) -> list[str]:
+        return describe_pairs(train, self.source, self.target)
+
+
+def _texts(cells: list[str]) -> np.ndarray:
+    """Objects of shape (rows,)."""
+    array = np.empty(len(cells), object)
+    array[:] = cells
+    return array
