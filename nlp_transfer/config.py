@@ -66,7 +66,7 @@ class DataConfig(Settings):
             return str(value)
         if isinstance(value, str) and value.strip():
             return value
-        if isinstance(value, Mapping) and set(value) == {"source", "target"} and all(value.values()):
+        if isinstance(value, Mapping) and set(value) == {"source", "target"} and all(map(_names_a_file, value.values())):
             return {side: str(path) for side, path in value.items()}
         raise ValueError(
             "a path or glob, a hub id, pypi:NAME==VERSION#PATH, {source: FILE, target: FILE}; in Python also a DataFrame or a "
@@ -79,6 +79,10 @@ class DataConfig(Settings):
         if value is not None and value in '\r\n"\0':
             raise ValueError("a character that is no line end and no quote, such as ;")
         return value
+
+
+def _names_a_file(value: Any) -> bool:
+    return isinstance(value, Path) or (isinstance(value, str) and bool(value.strip()))
 
 
 class TrainingConfig(Settings):
@@ -112,6 +116,8 @@ class TrainingConfig(Settings):
     """Dropout inside attention; null: the checkpoint's own. Above 0 it keeps CPUs off the fast attention kernel."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How attention is computed; auto: eager for short rows in bf16 on CPUs, else what transformers takes (sdpa)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     evaluate_every: Count | None = None
@@ -197,6 +203,7 @@ def _explain(error: ValidationError, schema: type[Settings], prefix: str) -> lis
 
 PLAIN_WORDS = {
     "a valid string": "text",
+    "a valid integer": "a whole number",
     "a valid dictionary": "settings by name",
     "a valid ": "a ",
     "String should have": "text of",
@@ -211,7 +218,7 @@ def _reason(kind: str, message: str, owner: type[Settings]) -> str:
     if kind == "invalid_key":
         return "names of settings"
     plain = message.removeprefix("Value error, ").removeprefix("Input should be ")
-    plain = plain.split(", unable to parse")[0].split(" after validation")[0]
+    plain = plain.split(", unable to ")[0].split(" after validation")[0]
     for pydantic, ours in PLAIN_WORDS.items():
         plain = plain.replace(pydantic, ours)
     return plain
@@ -221,6 +228,12 @@ def shorten(value: Any, most: int = 120) -> str:
     """A value as a message shows it: a table or a long list must not fill the screen."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}... ({type(value).__name__})"
+
+
+def with_type(value: Any, most: int = 120) -> str:
+    """A value as a message shows it where it is of the wrong kind."""
+    text = repr(value)
+    return f"{text[:most]}{'...' if len(text) > most else ''} ({type(value).__name__})"
 
 
 def _place(location: tuple[int | str, ...], schema: type[Settings]) -> tuple[str, type[Settings]]:

@@ -37,12 +37,19 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def show_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """One row a metric, one column a split."""
+    """One row a metric, one column a split; the ends of a metric's interval stand beside it."""
     splits = list(metrics)
     if not splits:
         return
     names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
-    show_table("metrics", ["", *splits], [[name, *(metrics[split].get(name, "") for split in splits)] for name in names])
+    own = [name for name in names if not name.endswith(("_low", "_high")) or name.rpartition("_")[0] not in names]
+    show_table("metrics", ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in own])
+
+
+def _with_interval(figures: Mapping[str, float], name: str) -> object:
+    if f"{name}_low" not in figures:
+        return figures.get(name, "")
+    return f"{figures[name]:.2f} ({figures[f'{name}_low']:.2f} to {figures[f'{name}_high']:.2f})"
 
 
 class Steps:

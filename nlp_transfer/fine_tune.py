@@ -106,10 +106,11 @@ def fine_tune(
         metrics[split] |= _foreign_figures(foreign, answers, tables[split])
     if metrics:
         say(*task.remarks(answers, tables[split].references))
+    signatures = task.signatures()
     result = {
         "task": document["task"], "strategy": document["strategy"], "model": run.config.model, "seed": training.seed,
         "plain": is_plain(model), "metrics": metrics, "train": report.training_figures(position, parameters, memory),
-        "versions": versions(), **({"signatures": task.signatures()} if task.signatures() else {}),
+        "versions": versions(), **({"signatures": signatures} if metrics and signatures else {}),
     }  # fmt: skip
     if accelerator.is_main_process:
         report.finish(folder, run, task, result, document, splits)

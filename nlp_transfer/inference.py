@@ -16,7 +16,7 @@ from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import check_columns
-from nlp_transfer.sources.rows import Rows, from_columns, unfold
+from nlp_transfer.sources.rows import Rows, from_columns, names_of, unfold
 from nlp_transfer.sources.tables import Batch, read_table
 from nlp_transfer.tasks import Arrays, Items, Task
 
@@ -51,7 +51,7 @@ def answer(
         targets.
     """
     device = next(model.parameters()).device
-    batches = inference_batches(table.lengths, batch_size)[part[0] :: part[1]]
+    batches = inference_batches(table.order, batch_size)[part[0] :: part[1]]
     answers: list[Arrays] = []
     items: Items = {}
     was_training = model.training
@@ -233,7 +233,7 @@ def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[
     if path.suffix.lower() == ".txt" and len(wanted) == 1:  # lines have no name: they are what the model reads
         columns = {wanted[0]: columns["text"]}
     columns = unfold(columns, wanted)
-    check_columns(list(columns), wanted, str(path))
+    check_columns(names_of(columns), wanted, str(path))
     return {name: columns[name] for name in wanted}
 
 

@@ -17,8 +17,8 @@ from nlp_transfer.sources import ModelSource
 
 # The names under which the families keep their dropout rates.
 HIDDEN_DROPOUT = (
-    "hidden_dropout_prob", "dropout", "pooler_dropout", "classifier_dropout", "seq_classif_dropout", "embedding_dropout",
-    "mlp_dropout", "classifier_dropout_prob",
+    "hidden_dropout_prob", "dropout", "dropout_rate", "pooler_dropout", "classifier_dropout", "seq_classif_dropout",
+    "embedding_dropout", "mlp_dropout", "classifier_dropout_prob",
 )  # fmt: skip
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 
@@ -73,12 +73,17 @@ class Checkpoint:
     @property
     def max_length(self) -> int:
         """Longest input in tokens: the smaller of what the tokenizer says and the position table holds."""
+        return int(min(self.tokenizer.model_max_length, self.positions))
+
+    @property
+    def positions(self) -> int:
+        """Tokens that the position table holds; 512 where there is none."""
         config = encoder_config(self.config)
         positions = getattr(config, "max_position_embeddings", None) or 512
         # RoBERTa's kind numbers positions from padding_idx + 1 on, and so keeps two for nothing.
         if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
             positions -= 2
-        return int(min(self.tokenizer.model_max_length, positions))
+        return int(positions)
 
     def load(self, auto_class: Any, **overrides: Any) -> PreTrainedModel:
         """The model with `overrides` put into its configuration, in fp32; what the checkpoint lacks is new.
@@ -115,6 +120,8 @@ def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizer
     Raises:
         UserError: there is none, or it cannot be loaded.
     """
+    if folder and source.is_folder and not Path(source.path, folder).is_dir():
+        raise UserError(f"model: {source.name} has no folder {folder}/, which was saved with it; copy the model whole")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, subfolder=folder
@@ -126,7 +133,8 @@ def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizer
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, float]:
@@ -188,6 +196,11 @@ def width(model: nn.Module) -> int:
 def has_decoder(model: nn.Module) -> bool:
     """Whether the model writes text: an encoder with a decoder."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def has_new_decoder(model: nn.Module) -> bool:
+    """Whether the model writes text by a decoder that no checkpoint brought whole."""
+    return has_decoder(model) and bool(new_parameters(model))
 
 
 def find_layers(model: nn.Module) -> Layers:

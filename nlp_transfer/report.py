@@ -36,7 +36,8 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
     lines = [
         f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
         + (f"; new, and so drawn at random: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
-        f"precision {trainer.precision} ({reason}), learning rate {trainer.learning_rate():g}, {trainer.epochs():g} epochs, "
+        f"precision {trainer.precision} ({reason}), {trainer.attention} attention",
+        f"learning rate {trainer.learning_rate():g}, {trainer.epochs():g} epochs, "
         f"{steps} steps of {size}, {processes} on {trainer.accelerator.device}",
     ]
     if smoothing := trainer.task.label_smoothing(trainer.training):
@@ -58,7 +59,8 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     config = run.config
     training = config.training.model_dump() | {
         "label_smoothing": trainer.task.label_smoothing(config.training),
-        "precision": trainer.precision, "learning_rate": trainer.learning_rate(), "epochs": trainer.epochs(),
+        "precision": trainer.precision, "attention": trainer.attention,
+        "learning_rate": trainer.learning_rate(), "epochs": trainer.epochs(),
     }  # fmt: skip
     processes = trainer.accelerator.num_processes  # another number cuts windows otherwise: to go on, it must be the same
     provenance: dict[str, Any] = {"files": splits.provenance(), "versions": versions(), "processes": processes}

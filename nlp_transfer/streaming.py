@@ -21,11 +21,12 @@ from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import ENDINGS
 from nlp_transfer.sources.wheels import is_wheel
+from nlp_transfer.tasks import task_name
 from nlp_transfer.training.device import make_accelerator
-from nlp_transfer.translator import Translator, translates
+from nlp_transfer.translator import Translator, check_aligned, translates
 
 Columns = dict[str, list[Any]]
-LINE_END = re.compile(r"[\r\n]+")
+LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # whatever some reader takes for the end of a line
 
 
 def predict_file(
@@ -54,8 +55,12 @@ def translate_file(
     """
     _check_files(source, output)
     data = _data_settings(settings)
-    asked = settings.get("task", {}) | ({"beams": beams} if beams else {})
-    translator = Translator(load_predictor(model, batch_size, precision, asked))
+    predictor = load_predictor(model, batch_size, precision, settings.get("task"))
+    if not translates(predictor.task):
+        raise UserError(f"{model}: is a {task_name(predictor.task)} model, which does not translate; use nlp-transfer predict")
+    if beams:
+        predictor.task = predictor.task.model_copy(update={"beams": beams})
+    translator = Translator(predictor)
     _write_all(source, output, "translating", translator.translate_batches(source, data))
     if translator.in_pieces:
         say(f"{translator.in_pieces} texts were longer than any in training and were translated in pieces")
@@ -78,6 +83,11 @@ def _check_files(source: Path, output: Path, probabilities: bool = False) -> Non
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("found several processes; allowed: one, since rows are written in their order to one file")
     problems = Problems()
+    for option, path in (("--input", source), ("--output", output)):
+        try:
+            path.exists()
+        except OSError as error:  # a name that is too long, say
+            raise UserError(f"{option}: {path} is no file: {error.strerror}; allowed: a file ({', '.join(ENDINGS)})") from error
     if source.suffix.lower() not in ENDINGS:
         problems.add(f"--input: found the ending {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}")
     elif not source.is_file():
@@ -101,11 +111,13 @@ def evaluate_source(model: str, settings: dict[str, Any], batch_size: int, preci
     if data.test is None:
         raise UserError("--data.test: is required and was not given; allowed: a file, a folder or another source of data")
     predictor = load_predictor(model, batch_size, precision, settings.get("task"))
+    check_aligned(data, predictor.task, problems := Problems())
+    problems.raise_if_any()
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     predictor.model.to(accelerator.device)
     part = (accelerator.process_index, accelerator.num_processes)
     path = Path(data.test) if isinstance(data.test, str) and not is_wheel(data.test) else None
-    if path is not None and path.is_file():
+    if path is not None and os.path.isfile(path):
         own = predictor.evaluate_file(path, data, part)
     else:
         own = _evaluate_rows(predictor, read_rows(data.test, "test", data, predictor.task.columns()), part)

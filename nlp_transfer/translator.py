@@ -1,26 +1,39 @@
 """Texts of any length through a saved translation model: empty ones stay empty, long ones go in pieces, order is kept."""
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nlp_transfer.config import DataConfig, shorten
+from nlp_transfer.config import DataConfig, with_type
 from nlp_transfer.data.windows import inference_batches
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.inference import Predictor, autocast, pick_columns
-from nlp_transfer.seq2seq.pieces import pieces_of
+from nlp_transfer.seq2seq.pieces import join, pieces_of
 from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.sources.tables import read_table
 
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 WINDOW = 1024  # rows that are read, sorted by length and translated together when a file is streamed
+ENCODED = 1 << 18  # characters whose tokens are counted together, and a thousandth of it for each text
 PADDED = 1 << 14  # source tokens times beams in a batch, about: long texts go few at a time
 
 
 def translates(task: Any) -> bool:
     """Whether the answers of a task are texts in another language."""
     return hasattr(type(task), "sides")
+
+
+def check_aligned(data: DataConfig, task: Any, problems: Problems) -> None:
+    """Adds two line-aligned files as data of a task that learns no translation: a side has no labels."""
+    for role in ("train", "validation", "test"):
+        if isinstance(getattr(data, role), Mapping) and not translates(task):
+            problems.add(
+                f"data.{role}: found two line-aligned files, which only translation learns from; allowed: a table with the "
+                f"columns {', '.join(task.columns())}"
+            )
 
 
 class Translator:
@@ -32,12 +45,18 @@ class Translator:
     """
 
     def __init__(self, predictor: Predictor) -> None:
-        """Raises a UserError where the model does something else than to translate."""
+        """Raises a UserError where the model does something else than to translate, or has no room for a text."""
         task: Any = predictor.task
         if not translates(task):
             raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `predict` for it")
         self.predictor, self.task = predictor, task
+        self.longest = min(task.longest_source or task.max_length, task.max_length)
         self.in_pieces = 0
+        if (taken := self._lengths([""])[0]) >= self.longest:
+            raise UserError(
+                f"task.longest_source: found {self.longest}, and the prefix and the special tokens alone are {taken}; allowed: "
+                f"{taken + 1} or more"
+            )
 
     def __call__(self, texts: Iterable[str]) -> list[str]:
         """A translation a text, in order; one that is empty, or spaces alone, stays as it is.
@@ -46,31 +65,45 @@ class Translator:
         sentences where that is possible, and their pieces translated one by one.
 
         Raises:
-            UserError: an entry is no text.
+            UserError: an entry is no text, or has half of a character.
         """
         if isinstance(texts, str):
             raise UserError(f"found one text, {texts[:40]!r}; allowed: a list of texts")
         texts = list(texts)
         for i, text in enumerate(texts, start=1):
             if not isinstance(text, str):
-                raise UserError(f"texts, row {i}: found {shorten(text)} ({type(text).__name__}); allowed: text")
-        cut = [self._cut(text) for text in texts]
+                raise UserError(f"texts, row {i}: found {with_type(text)}; allowed: text")
+            if half := HALF_CHARACTER.search(text):
+                raise UserError(f"texts, row {i}: found {half.group()!a}, half of a character; allowed: both halves or none")
+        plain = [text.strip() for text in texts]
+        cut = [
+            pieces_of(text, self.longest, self._lengths) if tokens > self.longest else [(text, "")] * bool(text)
+            for text, tokens in zip(plain, self._lengths(plain), strict=True)
+        ]
         self.in_pieces += sum(len(pieces) > 1 for pieces in cut)
         answers = iter(self._translate([piece for pieces in cut for piece, _ in pieces]))
         return [
-            "".join(next(answers) + gap for _, gap in pieces) if pieces else text for text, pieces in zip(texts, cut, strict=True)
+            join(pieces, [next(answers) for _ in pieces]) if pieces else text for text, pieces in zip(texts, cut, strict=True)
         ]
 
-    def _cut(self, text: str) -> list[tuple[str, str]]:
-        limit = self.task.longest_source or self.task.max_length
-        plain = text.strip()
-        # A token is a byte at least, nearly always: short texts need no tokenizer to know that they fit.
-        if len(plain.encode("utf-8", "replace")) + 8 <= limit:
-            return [(plain, "")] if plain else []
-        return pieces_of(plain, limit, self._length)
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as the model sees it."""
+        counts: list[int] = []
+        start = 0
+        for end in self._ends(texts):
+            counts += [len(ids) for ids in self.task.sides.source_ids(list(texts[start:end]), 1 << 30)[0]]
+            start = end
+        return counts
 
-    def _length(self, text: str) -> int:
-        return len(self.task.sides.source_ids([text], 1 << 30)[0][0])
+    @staticmethod
+    def _ends(texts: Sequence[str]) -> Iterator[int]:
+        """Where to end one call of the tokenizer and to begin the next."""
+        size = 0
+        for i, text in enumerate(texts, start=1):
+            size += len(text) + ENCODED // 1000
+            if size >= ENCODED or i == len(texts):
+                yield i
+                size = 0
 
     def _translate(self, texts: list[str]) -> list[str]:
         """Texts of at most the longest length, in batches of similar length."""
@@ -109,8 +142,5 @@ class Translator:
             cells = ["" if cell is None else cell for cell in pick_columns(batch, path, [name])[name]]
             for i, cell in enumerate(cells):
                 if not isinstance(cell, str):
-                    raise UserError(
-                        f"{path}, row {batch.first + i}, column {name!r}: found {shorten(cell)} ({type(cell).__name__}); "
-                        "allowed: text"
-                    )
+                    raise UserError(f"{path}, row {batch.first + i}, column {name!r}: found {with_type(cell)}; allowed: text")
             yield batch.columns | {"translation": self(cells)}

@@ -1,9 +1,14 @@
 """Checks of parallel texts: sides that are missing, the same, or of lengths that do not belong together."""
 
+from statistics import median
+
+from nlp_transfer.config import with_type
 from nlp_transfer.errors import Problems
 from nlp_transfer.sources.rows import Rows
 
 MOST_ALIKE = 0.5  # a share of identical sides above this is a mistake in the columns
+FEW = 100  # ... of fewer pairs (the last ones of a long file, say) all have to be, and there must be as many as LEAST_PAIRS
+LEAST_PAIRS = 8
 MOST_RATIO = 3.0  # one side this many times as long as the other is suspicious
 LEAST_CHARACTERS = 30  # ... unless both are short
 SHOWN = 3
@@ -14,14 +19,14 @@ def check_sides(rows: Rows, source: str, target: str | None, problems: Problems)
     for name in filter(None, (source, target)):
         for row, cell in enumerate(rows.columns[name]):
             if not isinstance(cell, str):
-                found = "nothing" if cell is None else f"{cell!r} ({type(cell).__name__})"
+                found = "nothing" if cell is None else with_type(cell)
                 problems.add(f"{rows.where(row)}, column {name!r}: found {found}; allowed: text")
             elif not cell.strip():
                 problems.add(f"{rows.where(row)}, column {name!r}: this side is empty; allowed: text, or remove the pair")
-    if target is None or not len(rows):
+    if target is None or len(rows) < LEAST_PAIRS:
         return
     alike = _alike(rows, source, target)
-    if len(alike) > MOST_ALIKE * len(rows):
+    if len(alike) > MOST_ALIKE * len(rows) and (len(rows) >= FEW or len(alike) == len(rows)):
         problems.add(
             f"{rows.where(alike[0])}: source and target are the same text here and in {len(alike)} of {len(rows)} pairs; "
             f"allowed: a translation (columns {source!r} and {target!r}; is one of them the wrong file or column?)"
@@ -34,22 +39,27 @@ def describe_pairs(rows: Rows, source: str, target: str) -> list[str]:
     lengths = [[len(text) for text in side] for side in sides]
     means = [sum(side) / max(1, len(side)) for side in lengths]
     lines = [f"{len(rows)} pairs, {means[0]:.0f} characters a source and {means[1]:.0f} a target on average"]
-    usual = means[1] / max(1.0, means[0])  # scripts differ: Chinese says in one character what takes English four
+    ratios = [max(1, other) / max(1, one) for one, other in zip(*lengths, strict=True)]
+    usual = median(ratios or [1.0])  # scripts differ: Chinese says in one character what takes English four
     odd = [
         row
-        for row, (one, other) in enumerate(zip(*lengths, strict=True))
-        if max(one, other) >= LEAST_CHARACTERS and not usual / MOST_RATIO <= max(1, other) / max(1, one) <= usual * MOST_RATIO
+        for row, ratio in enumerate(ratios)
+        if max(lengths[0][row], lengths[1][row]) >= LEAST_CHARACTERS and not usual / MOST_RATIO <= ratio <= usual * MOST_RATIO
     ]
     twice = len(rows) - len(set(zip(*sides, strict=True)))
     for what, found in (("have the same text on both sides", _alike(rows, source, target)), ("differ oddly in length", odd)):
         if found:
             places = "; ".join(rows.where(row) for row in found[:SHOWN])
-            lines.append(f"warning: {len(found)} pairs {what}: {places}{' ...' if len(found) > SHOWN else ''}")
+            lines.append(f"warning: {len(found)} of {len(rows)} pairs {what}: {places}{' ...' if len(found) > SHOWN else ''}")
     if twice:
-        lines.append(f"{twice} pairs stand in it more than once")
+        lines.append(f"{twice} of {len(rows)} pairs repeat another one")
     return lines
 
 
 def _alike(rows: Rows, source: str, target: str) -> list[int]:
     pairs = zip(rows.columns[source], rows.columns[target], strict=True)
-    return [row for row, (one, other) in enumerate(pairs) if str(one).strip() == str(other).strip()]
+    return [row for row, (one, other) in enumerate(pairs) if _text(one) == _text(other) != ""]
+
+
+def _text(cell: object) -> str:
+    return cell.strip() if isinstance(cell, str) else ""

@@ -71,6 +71,14 @@ class TokenTable:
         return own + self.ragged["labels"].lengths if "labels" in self.ragged else own
 
     @property
+    def order(self) -> np.ndarray:
+        """Rows of similar value pad each other little; int64 of shape (rows,). With two sides the longer one decides first."""
+        if "labels" not in self.ragged:
+            return self.lengths
+        longer = np.maximum(self.ragged["input_ids"].lengths, self.ragged["labels"].lengths)
+        return longer * (int(self.lengths.max(initial=0)) + 1) + self.lengths
+
+    @property
     def references(self) -> dict[str, np.ndarray]:
         """What answers are scored against, by column."""
         return self.dense | self.texts

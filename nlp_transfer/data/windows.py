@@ -37,7 +37,7 @@ class WindowPlan:
     """How the rows of a split become optimiser windows.
 
     `lengths` is int64 of shape (rows,); `batch_size` counts rows a process and micro-batch, `batch_tokens` (which beats
-    it) padded tokens.
+    it) padded tokens. Rows of similar `order` (int64, rows) stand together; by default that is their length.
     """
 
     lengths: np.ndarray
@@ -46,6 +46,7 @@ class WindowPlan:
     processes: int = 1
     batch_tokens: int | None = None
     seed: int = 0
+    order: np.ndarray | None = None
 
     def windows(self, epoch: int) -> list[np.ndarray]:
         """Row indices (int64) of each window of an epoch; every row stands in exactly one. The last window may be short."""
@@ -69,16 +70,18 @@ class WindowPlan:
         return [windows[i] for i in generator.permutation(len(windows))] + short
 
     def _sorted(self, rows: np.ndarray) -> np.ndarray:
-        return rows[np.argsort(self.lengths[rows], kind="stable")]
+        order = self.lengths if self.order is None else self.order
+        return rows[np.argsort(order[rows], kind="stable")]
 
     def _by_tokens(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
-        """Rows sorted by length, cut where the longest times the number of rows would pass the budget."""
-        windows, start = [], 0
-        for end in range(1, len(rows) + 1):
-            if end == len(rows) or int(self.lengths[rows[end]]) * (end + 1 - start) > budget:
+        """Sorted rows, cut where the longest times the number of rows would pass the budget."""
+        windows, start, longest = [], 0, 0
+        for end, length in enumerate(self.lengths[rows].tolist()):
+            longest = max(longest, length)
+            if end > start and longest * (end + 1 - start) > budget:
                 windows.append(rows[start:end])
-                start = end
-        return windows
+                start, longest = end, length
+        return [*windows, rows[start:]]
 
     @property
     def windows_in_epoch(self) -> int:

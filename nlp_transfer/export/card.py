@@ -6,12 +6,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from nlp_transfer.export.markdown import code, plain_text, row
+from nlp_transfer.export.usage import task_part
 from nlp_transfer.sources import HUB_MODEL
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task, task_name
 
-WITHOUT = "Without `import nlp_transfer` transformers refuses the model; `encoder/` is the plain encoder alone."
-SHOWN = ("accuracy", "f1_macro", "f1_micro", "mcc", "auc", "pearson", "spearman", "mse")
+SHOWN = ("accuracy", "f1_macro", "f1_micro", "mcc", "auc", "pearson", "spearman", "mse", "bleu", "chrf", "ter")
 
 
 def data_name(source: Any) -> str:
@@ -34,26 +35,27 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         training: the resolved training settings.
     """
     base = str(result["model"])
+    part = task_part(task, result["plain"])
     names = [data_name(data["train"])]
     scored = "test" if result["metrics"].get("test") else "validation"
-    figures = {name: value for name, value in result["metrics"].get(scored, {}).items() if name in SHOWN}
+    figures = result["metrics"].get(scored, {})
     title = f"{Path(base.partition('#')[2] or base).parts[-1] if not HUB_MODEL.match(base) else base}, fine-tuned"
     card = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=part.pipeline_tag,
+        language=part.languages or None,
         tags=["nlp_transfer", task_name(task), str(strategy_label(result["strategy"]))],
         base_model=base if HUB_MODEL.match(base) and not Path(base).exists() else None,
         model_name=title,
         eval_results=[
             EvalResult(
-                task_type="text-classification", dataset_type="local", dataset_name=names[0], dataset_split=scored,
+                task_type=part.pipeline_tag, dataset_type="local", dataset_name=names[0], dataset_split=scored,
                 metric_type=name, metric_value=round(value, 6), metric_name=name,
             )
-            for name, value in figures.items()
+            for name, value in figures.items() if name in SHOWN
         ] or None,
     )  # fmt: skip
     labels = getattr(task, "labels", None)
-    example = '{"text": "some text", "text_pair": "another"}' if getattr(task, "text_pair", None) else '"some text"'
     lines = [
         f"# {plain_text(title)}",
         "",
@@ -62,52 +64,46 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         "",
         "## Use",
         "",
-        "```python",
-        *([] if result["plain"] else ["import nlp_transfer  # makes the Auto classes know this head", ""]),
-        "from transformers import pipeline",
-        "",
-        'classify = pipeline("text-classification", "path/or/id")',
-        f"print(classify({example}))",
-        "```",
-        "",
-        *([] if result["plain"] else [WITHOUT, ""]),
+        *part.usage,
         "## Data",
         "",
         f"- train: {code(names[0])}, " + ", ".join(f"{count} rows for {split}" for split, count in data["rows"].items()),
         f"- test: {code(data_name(data['test']))}" if "test" in data["rows"] else "- no test split was given",
         *([f"- labels: {', '.join(map(code, labels))}"] if labels else []),
         "",
-        f"## Figures ({scored})",
+        f"## Figures ({scored})" if figures else "## Figures",
         "",
-        "| metric | value |",
-        "|---|---|",
-        *(f"| {name} | {value:.4f} |" for name, value in result["metrics"].get(scored, {}).items()),
-        "",
+        *_figures(figures, result.get("signatures", {}), part.figures),
         "## Settings",
         "",
         *(f"- {name}: {code(str(value))}" for name, value in training.items() if value not in (None, [], {})),
-        f"- longest input: {task.max_length} tokens",
+        *part.settings,
         f"- seed {result['seed']}; {', '.join(f'{name} {number}' for name, number in result['versions'].items())}",
         "",
         "## Limits",
         "",
-        "The figures hold for text like that of the data above. Longer inputs are cut at the length given. Nothing was measured "
-        "about other languages, other domains or fairness between groups.",
+        part.limits,
         "",
-    ]  # fmt: skip
+    ]
     ModelCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n".join(lines)).save(folder / "README.md")
+
+
+def _figures(figures: Mapping[str, float], signatures: Mapping[str, str], remarks: list[str]) -> list[str]:
+    """A table, with 95 % intervals where there are such, and how the figures were computed."""
+    if not figures:
+        return ["No split was scored.", ""]
+    ends = {name: [f"{name}_{end}" for end in ("low", "high")] for name in figures if f"{name}_low" in figures}
+    shown = {name: value for name, value in figures.items() if not any(name in pair for pair in ends.values())}
+    head = ["metric", "value", *(["95 % interval"] if ends else [])]
+    lines = [row(head), "|---" * len(head) + "|"]
+    for name, value in shown.items():
+        digits = 2 if name in ends else 4
+        interval = " to ".join(f"{figures[end]:.{digits}f}" for end in ends.get(name, []))
+        lines.append(row([name, f"{value:.{digits}f}", *([interval] if ends else [])]))
+    used = [f"- {name}: {code(signature)}" for name, signature in signatures.items() if name in figures]
+    return [*lines, "", *(remarks if used else []), *([*used, ""] if used else [])]
 
 
 def strategy_label(strategy: Any) -> str:
     parts = strategy if isinstance(strategy, list) else [strategy]
     return " + ".join(str(part["name"]) for part in parts)
-
-
-def plain_text(text: str) -> str:
-    """A user's words in Markdown: what would be markup is shown as it stands."""
-    return "".join(f"\\{mark}" if mark in "\\`*_{}[]<>#|!" else mark for mark in " ".join(text.split()))
-
-
-def code(text: str) -> str:
-    """A user's words as code; a back-tick in them would end it."""
-    return f"`{' '.join(text.split()).replace('`', chr(39))}`"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,12 +42,13 @@ def load_predictor(
     device = inference_device()
     path = Path(model).expanduser()
     whole: Any
-    if (path / "adapter_config.json").is_file():
+    if os.path.isfile(path / "adapter_config.json"):
         whole, checkpoint, task = open_adapter(path, settings)
     else:
         checkpoint = Checkpoint.open(find_model(str(model)))
         found = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
-        task = _changed(task_from(found["settings"]) if found else task_for_config(checkpoint), settings).restore(checkpoint)
+        before = task_from(found["settings"]) if found else task_for_config(checkpoint)
+        task = _changed(before, settings, checkpoint.max_length).restore(checkpoint)
         check_schema(task, checkpoint)
         whole = load_checkpoint(checkpoint, task.auto_class())
     resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
@@ -64,7 +66,7 @@ def load_translator(
     return Translator(load_predictor(model, batch_size, precision, settings))
 
 
-def _changed(before: Task, settings: Mapping[str, Any] | None) -> Task:
+def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None = None) -> Task:
     """The task with other settings; what the weights were made for stays."""
     asked = dict(settings or {})
     problems = Problems()
@@ -74,10 +76,9 @@ def _changed(before: Task, settings: Mapping[str, Any] | None) -> Task:
             problems.add(f"--task.{name}: found {asked[name]!r}; allowed: {value!r}, which the model was trained for")
     problems.raise_if_any()
     task = task_from(before.document() | asked)
-    if task.max_length and before.max_length and task.max_length > before.max_length:
-        problems.add(
-            f"--task.max_length: found {task.max_length}; allowed: up to {before.max_length}, which the model was trained with"
-        )
+    limit = before.max_length or most  # a model from elsewhere does not say with what it was trained
+    if task.max_length and limit and task.max_length > limit:
+        problems.add(f"--task.max_length: found {task.max_length}; allowed: up to {limit}, which the model was trained with")
     task.check_settings(TrainingConfig(), problems)
     problems.raise_if_any()
     return task

@@ -1,7 +1,8 @@
 """Metrics that come with the package: computed locally, with nothing to download.
 
 `compute_label_metrics`, `compute_regression_metrics` and `compute_translation_metrics` take the answers of a whole split.
-`load` and `label_metrics` give `evaluate.Metric` objects to use with other code. Importing this package imports none of the libraries behind it.
+`load` and `label_metrics` give `evaluate.Metric` objects to use with other code. Importing this package imports none of the
+libraries behind it.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ _HIGHER_IS_BETTER = {
     "token_accuracy": True,
     "loss": False,
 }
+_HIGHER_IS_BETTER |= {f"{key}_{end}": _HIGHER_IS_BETTER[key] for key in _TRANSLATION for end in ("low", "high")}
 
 # The keys of `compute_label_metrics` (single label, multi-label) and of `compute_regression_metrics`.
 REGRESSION_KEYS = _REGRESSION

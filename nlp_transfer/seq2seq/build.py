@@ -5,6 +5,7 @@ brings most of the gain, a warm-started decoder a little. Kasai et al. 2021, 200
 is as good as two deep ones, and answers much faster.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     BertLMHeadModel,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,6 +29,7 @@ from nlp_transfer.models import Checkpoint, dropout_overrides, freeze, new_param
 from nlp_transfer.seq2seq.tokenizers import end_token, start_token
 from nlp_transfer.sources import find_model
 
+DECODERS = "a BERT, RoBERTa, XLM-RoBERTa or ELECTRA checkpoint, `encoder` or `new`"
 # What some families call the parts of a layer that BERT, and so the decoder, calls otherwise.
 OTHER_NAMES = (
     ("transformer.layer.", "encoder.layer."), (".attention.q_lin.", ".attention.self.query."),
@@ -72,9 +75,9 @@ def build_encoder_decoder(
     else:
         part = _decoder_from(decoder, decoder_layers, target, hidden_dropout, attention_dropout, warm_start)
         new = set(new_parameters(part))
+    check_cross_attention(part, decoder)
     config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, part.config)
     model = EncoderDecoderModel(config=config, encoder=encoder, decoder=part)
-    check_cross_attention(model, decoder)
     # The pooler is of no use here. It stays, since every program that loads the model makes one, but is never trained.
     freeze(model, {name for name, _ in encoder.named_parameters(prefix="encoder") if ".pooler." in name})
     set_special_tokens(model, start_token(target), end_token(target), int(target.pad_token_id or 0))
@@ -86,13 +89,23 @@ def build_encoder_decoder(
     return model
 
 
-def build_seq2seq(checkpoint: Checkpoint, warm_start: bool, **overrides: Any) -> PreTrainedModel:
-    """A model that is an encoder-decoder already (Marian, T5, mBART, M2M100 ...).
+def build_whole(
+    checkpoint: Checkpoint, warm_start: bool, hidden_dropout: float | None, attention_dropout: float | None
+) -> PreTrainedModel:
+    """A model that is an encoder-decoder already: Marian, T5, mBART, M2M100 ..., or one that was made by this toolkit.
 
     Raises:
         UserError: it is none, or weights are missing.
     """
-    model = checkpoint.load(AutoModelForSeq2SeqLM, **overrides)
+    overrides: dict[str, Any] = {}
+    for side in ("encoder", "decoder"):
+        if isinstance(part := getattr(checkpoint.config, side, None), PretrainedConfig):  # two families under one roof
+            overrides[side] = copy.deepcopy(part)
+            overrides[side].update(dropout_overrides(part, hidden_dropout, attention_dropout))
+    overrides |= dropout_overrides(checkpoint.config, hidden_dropout, attention_dropout)
+    # Layers that are skipped at random leave parameters without gradient, and several processes would wait for those forever.
+    always = {name: 0.0 for name in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(checkpoint.config, name)}
+    model = checkpoint.load(AutoModelForSeq2SeqLM, **always, **overrides)
     if missing := sorted(new_parameters(model)):
         raise UserError(f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}; it is no whole model")
     if not warm_start:
@@ -100,6 +113,10 @@ def build_seq2seq(checkpoint: Checkpoint, warm_start: bool, **overrides: Any) ->
         model = AutoModelForSeq2SeqLM.from_config(model.config)
         model.generation_config = generation
         model.new_parameters = frozenset(name for name, _ in model.named_parameters())
+    # Positions that are computed are parameters in some families, though none that could be trained.
+    computed = {f"{path}.weight" for path, module in model.named_modules() if "Sinusoidal" in type(module).__name__}
+    pooler = {name for name, _ in model.named_parameters() if name.startswith("encoder.pooler.")}
+    freeze(model, computed | pooler)
     return model
 
 
@@ -151,7 +168,7 @@ def _decoder_from(
     try:
         model = opened.load(AutoModelForCausalLM, **changes)
     except UserError as error:
-        raise UserError(f"task.decoder: {source} cannot be a decoder: {error}") from error
+        raise UserError(f"task.decoder: {str(error).removeprefix('model: ')}; allowed: {DECODERS}") from error
     if warm_start:
         return model
     model = AutoModelForCausalLM.from_config(model.config)
@@ -159,9 +176,25 @@ def _decoder_from(
     return model
 
 
-def open_decoder(source: str) -> Checkpoint:
-    """The checkpoint that a decoder, or a target tokenizer, comes from."""
-    return Checkpoint.open(find_model(source))
+def open_decoder(source: str, setting: str = "decoder") -> Checkpoint:
+    """The checkpoint that a decoder, or a target tokenizer, comes from.
+
+    Raises:
+        UserError: there is none; the message names the `setting`.
+    """
+    try:
+        return Checkpoint.open(find_model(source))
+    except UserError as error:
+        raise UserError(f"task.{setting}: {str(error).removeprefix('model: ')}") from error
+
+
+def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of such a checkpoint. Raises a UserError as `open_decoder` does."""
+    try:
+        return open_decoder(source, setting).tokenizer
+    except UserError as error:
+        plain = str(error).removeprefix("model: ").removeprefix(f"task.{setting}: ")
+        raise UserError(f"task.{setting}: {plain}") from error
 
 
 def copy_layers(encoder: PreTrainedModel, decoder: PreTrainedModel, same_vocabulary: bool) -> frozenset[str]:
@@ -201,10 +234,7 @@ def _in_terms_of_bert(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, 
 def check_cross_attention(model: nn.Module, decoder: str) -> None:
     """Raises a UserError where no decoder layer can attend to the encoder: such a model would train, and translate nothing."""
     if not any("crossattention" in name or "cross_attn" in name for name, _ in model.named_parameters()):
-        raise UserError(
-            f"task.decoder: {decoder} has no cross-attention, so it would not see the source; allowed: a BERT, RoBERTa, "
-            "XLM-RoBERTa or ELECTRA checkpoint, `encoder` or `new`"
-        )
+        raise UserError(f"task.decoder: {decoder} has no cross-attention, so it would not see the source; allowed: {DECODERS}")
 
 
 def set_special_tokens(model: Any, start: int, end: int, pad: int, forced: int | None = None) -> None:

@@ -6,6 +6,13 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from nlp_transfer.seq2seq.sides import Sides
+
+# Values at which settings for sampling say nothing; None would be filled in again from the model's own.
+SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(
+    ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+)
+
 
 class LengthLimit(LogitsProcessor):
     """Ends a row when it reaches its own limit.
@@ -27,24 +34,44 @@ class LengthLimit(LogitsProcessor):
         return torch.where(over[:, None], ended, scores)
 
 
+def set_search(settings: Any, beams: int, length_penalty: float) -> None:
+    """Makes generation settings those of a greedy or a beam search, whatever a checkpoint brought.
+
+    What belongs to sampling goes, and with one beam what belongs to several: transformers refuses to save such a mixture. The
+    stop that counts on a batch's longest length goes as well.
+    """
+    settings.num_beams, settings.do_sample = beams, False
+    settings.length_penalty = length_penalty if beams > 1 else 1.0
+    settings.early_stopping = beams > 1 and settings.early_stopping is True
+    for name, neutral in SAMPLING.items():
+        setattr(settings, name, neutral)
+
+
 def generate(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, limits: torch.Tensor, beams: int, length_penalty: float
+    model: Any,
+    sides: Sides,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    limits: torch.Tensor,
+    beams: int,
+    length_penalty: float,
 ) -> torch.Tensor:
-    """Target ids, int64 of shape (rows, longest), filled up with the padding token.
+    """Target ids, int64 of shape (rows, longest), from the decoder's start on, filled up with padding or with ends.
 
     Args:
+        sides: knows the target's language, which may be another one than the model was saved with.
         input_ids, attention_mask: int64 of shape (rows, tokens).
         limits: int64 of shape (rows,), the most tokens of each row, the end among them.
         beams: 1 is greedy.
     """
     settings = copy.deepcopy(model.generation_config)
+    set_search(settings, beams, length_penalty)
     settings.max_length, settings.max_new_tokens = None, int(limits.max())
-    settings.num_beams, settings.do_sample = beams, False
-    settings.length_penalty = length_penalty if beams > 1 else None
-    settings.early_stopping = None if beams == 1 else settings.early_stopping
-    end = settings.eos_token_id[0] if isinstance(settings.eos_token_id, list) else settings.eos_token_id
+    model.generation_config.max_length = None  # transformers would fill it in again, and say at each batch that there are two
+    if sides.own_format:
+        settings.decoder_start_token_id, settings.forced_bos_token_id = sides.start, sides.forced
     found: torch.Tensor = model.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings,
-        logits_processor=LogitsProcessorList([LengthLimit(limits, beams, end)]),
+        logits_processor=LogitsProcessorList([LengthLimit(limits, beams, sides.end)]),
     )  # fmt: skip
     return found

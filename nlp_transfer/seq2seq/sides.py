@@ -6,11 +6,15 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from nlp_transfer.models import Checkpoint
+from nlp_transfer.config import shorten
+from nlp_transfer.errors import UserError
+from nlp_transfer.models import Checkpoint, load_tokenizer
 from nlp_transfer.seq2seq.tokenizers import end_token, language_prefix, set_languages, start_token, target_token
+from nlp_transfer.sources import ModelSource
 
 PLAIN: dict[str, Any] = {"padding": False, "return_attention_mask": False, "verbose": False}
 IGNORED = -100  # a label that stands for padding
+TARGET_FOLDER = "target_tokenizer"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,20 @@ class Sides:
         forced = code if code is not None and written[0] == code else None
         return cls(tokenizer, tokenizer, True, start, end_token(tokenizer), forced, prefix)
 
+    def check_room(self, limit: int, longest: int | None) -> None:
+        """Raises a UserError where the prefix and the special tokens leave no token for a text."""
+        taken = len(self.source_ids([""], 1 << 30)[0][0])
+        if self.prefix and taken >= limit:
+            raise UserError(
+                f"task.prefix: found {shorten(self.prefix)}, {taken} tokens with the special ones, of at most {limit}; allowed: "
+                "one that leaves room for a text"
+            )
+        if longest is not None and taken >= longest:
+            raise UserError(
+                f"task.longest_source: found {longest}, and the prefix and the special tokens alone are {taken}; allowed: "
+                f"{taken + 1} or more"
+            )
+
     @property
     def pad(self) -> int:
         """The target's padding."""
@@ -78,6 +96,40 @@ class Sides:
         return [[self.start, *tokens[:-1]] for tokens in labels]
 
     def decode(self, ids: torch.Tensor) -> list[str]:
-        """Ids of shape (rows, tokens), as generated, to texts."""
-        found = self.target.batch_decode(ids.cpu().tolist(), skip_special_tokens=True)
+        """Ids of shape (rows, tokens), as generated, to texts.
+
+        The start, the language and what follows the end go here: a tokenizer need not know that they are no text. Spaces stay
+        as they were learned, also before French punctuation, which some tokenizers would put right as if it were English.
+        """
+        found = self.target.batch_decode(
+            [self._written(row) for row in ids.cpu().tolist()], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return [text.strip() for text in found]
+
+    def _written(self, row: list[int]) -> list[int]:
+        written = row[2:] if row[1:2] == [self.forced] else row[1:]
+        return written[: written.index(self.end)] if self.end in written else written
+
+
+def own_target(checkpoint: Checkpoint, parts: ModelSource | None = None) -> PreTrainedTokenizerBase:
+    """The target's tokenizer of a saved encoder-decoder: beside it in `target_tokenizer/`, or the only one it has.
+
+    Args:
+        parts: where that folder is, if not beside the checkpoint.
+
+    Raises:
+        UserError: the folder is missing or damaged, or its tokenizer is not the one that the decoder was made for.
+    """
+    words = getattr(getattr(checkpoint.config, "decoder", None), "vocab_size", None)  # an adapter's base has no decoder
+    try:
+        target = load_tokenizer(parts or checkpoint.source, TARGET_FOLDER)
+    except UserError:
+        if words != len(checkpoint.tokenizer):
+            raise
+        return checkpoint.tokenizer  # made elsewhere: it serves both sides
+    if words not in (None, len(target)):
+        raise UserError(
+            f"model: {checkpoint.source.name} has a decoder of {words} tokens, and in {TARGET_FOLDER}/ a tokenizer of "
+            f"{len(target)}; one of the two was changed"
+        )
+    return target

@@ -1,6 +1,7 @@
 """Target tokenizers: trained on the target side, or taken from a checkpoint; and language codes of multilingual ones."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
@@ -13,26 +14,30 @@ from nlp_transfer.errors import UserError, did_you_mean
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 LEAST = 3 + 256  # special tokens and bytes
+LANGUAGE_CODE = re.compile(r"[a-z]{2,4}_[A-Z][A-Za-z]{1,3}")  # en_XX, eng_Latn
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocabulary` tokens (Sennrich et al. 2016, 1508.07909; over bytes, Radford et al. 2019).
+def train_tokenizer(texts: Sequence[str], vocabulary: int | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `vocabulary` tokens (Sennrich et al. 2016, 1508.07909; over bytes, Radford et al. 2019); None:
+    8,000, from 100,000 texts on 16,000, from a million on 32,000.
 
     Every text of any script comes back as it was, cased and with its accents: what has no token of its own is spelt in
     bytes, so nothing is unknown.
     """
+    usual = 8000 if len(texts) < 100_000 else 16_000 if len(texts) < 1_000_000 else 32_000
     tokenizer = Tokenizer(BPE())
     # A space before the first word makes it the same token as inside a sentence; decoding takes it off again.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD, START, END], show_progress=False,
+        vocab_size=vocabulary or usual, special_tokens=[PAD, START, END], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
     )
+    say(f"target tokenizer: {tokenizer.get_vocab_size():,} tokens, trained on the {len(texts):,} targets of train")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END,
         clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
@@ -64,7 +69,7 @@ def set_languages(tokenizer: Any, source: str | None, target: str | None) -> Non
     """Tells a multilingual tokenizer its languages (mBART, M2M100, NLLB); others have none to tell.
 
     Raises:
-        UserError: it needs languages that are not given, does not know one, or has no place for those that are given.
+        UserError: it needs languages that are not given, or does not know one.
     """
     known = language_codes(tokenizer)
     for setting, language in (("source_language", source), ("target_language", target)):
@@ -88,8 +93,8 @@ def language_codes(tokenizer: Any) -> list[str]:
         return []
     if codes := getattr(tokenizer, "lang_code_to_token", None):  # M2M100
         return sorted(codes)
-    special = getattr(tokenizer, "extra_special_tokens", None) or getattr(tokenizer, "additional_special_tokens", [])
-    return sorted({str(token) for token in special} - set(map(str, tokenizer.SPECIAL_TOKENS_ATTRIBUTES)) - {"<mask>"})
+    special = {str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []}
+    return sorted(token for token in special if LANGUAGE_CODE.fullmatch(token)) or sorted(special)
 
 
 def language_prefix(tokenizer: Any, target: str | None) -> str:
@@ -120,7 +125,7 @@ def warn_of_losses(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[st
     unknown, changed, example = 0, 0, ""
     for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True):
         unknown += tokenizer.unk_token_id in ids
-        back = str(tokenizer.decode(ids, skip_special_tokens=True))
+        back = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         if "".join(back.split()) != "".join(text.split()):
             changed += 1
             example = example or f"{text[:60]!r} comes back as {back[:60]!r}"

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.aligned import read_aligned
-from nlp_transfer.sources.rows import TRANSLATION, Rows, concatenate, from_columns, unfold
+from nlp_transfer.sources.rows import TRANSLATION, Rows, concatenate, from_columns, names_of, unfold
 from nlp_transfer.sources.tables import ENDINGS, choose_encoding, read_table, undecodable
 
 HUB_DATA = re.compile(
@@ -110,9 +111,9 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
 
 
 def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list[str]) -> Rows:
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # unlike pathlib's, it knows that a name which is too long is none
         return _select_columns(_read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
-    files = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
+    files = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else [path]
     if not files:
         raise UserError(f"data.{role}: no file matches {source!r}; allowed: a glob that names files ({', '.join(ENDINGS)})")
     problems, parts = Problems(f"data.{role}"), []
@@ -132,7 +133,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
         found = unfold(batch.columns, wanted)
         if first is None:
             first = batch.first
-            check_columns(list(found), wanted, f"data.{role}: {path}")
+            check_columns(names_of(found), wanted, f"data.{role}: {path}")
         length = len(batch)
         for name, values in columns.items():
             values.extend(found.get(name, [None] * length))
@@ -178,7 +179,7 @@ def _from_object(source: Any, role: str, wanted: list[str]) -> Rows:
         raise UserError(f"data.{role}: has no rows")
     cells = {TRANSLATION: _cells(source, TRANSLATION)} if names.count(TRANSLATION) == 1 else {}
     columns = unfold(cells, [name for name in wanted if name not in names])
-    check_columns([*names, *(name for name in columns if name not in names)], wanted, f"data.{role}")
+    check_columns([*names, *(name for name in names_of(columns) if name not in names)], wanted, f"data.{role}")
     columns = {name: columns[name] if name in columns else _cells(source, name) for name in wanted}
     if hasattr(source, "features"):
         from nlp_transfer.sources.hub import name_classes

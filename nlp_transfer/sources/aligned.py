@@ -21,6 +21,11 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
     Raises:
         UserError: a file is missing or broken, or the numbers of lines differ; a task with other columns than two.
     """
+    if len(wanted) != len(SIDES) and data.group in wanted:
+        raise UserError(
+            f"data.group: found {data.group!r}, but line-aligned files (data.{role}) have no column beside source and target; "
+            "allowed: null, or a table with such a column"
+        )
     if len(wanted) != len(SIDES):
         raise UserError(
             f"data.{role}: found two line-aligned files, which give a source and a target; this task needs the columns "
@@ -28,6 +33,8 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
         )
     problems = Problems(f"data.{role}")
     paths = {side: Path(files[side]).expanduser() for side in SIDES}
+    if len({str(path.absolute()) for path in paths.values()}) == 1:
+        raise UserError(f"data.{role}: {paths['source']} is given for both sides; allowed: a file for each")
     columns: dict[str, list[Any]] = {}
     for side, name in zip(SIDES, wanted, strict=True):
         try:

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.sources.rows import TRANSLATION, Rows, from_columns, unfold
+from nlp_transfer.sources.rows import TRANSLATION, Rows, from_columns, names_of, unfold
 
 
 def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[str]) -> Rows:
@@ -31,8 +31,7 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
     columns = unfold(columns, wanted)
     missing = [name for name in wanted if name not in columns]
     if missing:
-        languages = getattr(data.features.get(TRANSLATION), "languages", None) or ()
-        known = [*data.column_names, *languages]
+        known = list(dict.fromkeys([*data.column_names, *names_of(columns)]))
         raise UserError(
             f"data.{role}: {source} has no column {missing[0]!r}{did_you_mean(missing[0], known)}; found: {', '.join(known)}"
         )

@@ -72,3 +72,9 @@ def unfold(columns: dict[str, list[Any]], wanted: Sequence[str]) -> dict[str, li
     cells = columns.get(TRANSLATION, [])
     inside = [name for name in wanted if name not in columns and any(isinstance(cell, dict) and name in cell for cell in cells)]
     return columns | {name: [cell.get(name) if isinstance(cell, dict) else None for cell in cells] for name in inside}
+
+
+def names_of(columns: dict[str, list[Any]]) -> list[str]:
+    """What `unfold` can be asked for: the columns, and the languages inside the cells of a column `translation`."""
+    cells = (cell for cell in columns.get(TRANSLATION, []) if isinstance(cell, dict))
+    return list(dict.fromkeys([*columns, *(str(language) for cell in cells for language in cell)]))

@@ -62,12 +62,15 @@ def read_table(path: Path, data: DataConfig, size: int = 10_000) -> Iterator[Bat
 
 
 def _read(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
-    if not path.is_file():
-        near = did_you_mean(path.name, _siblings(path))
-        raise UserError(f"{path}: there is no such file{near}; allowed: a file that exists")
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; allowed: a file")
+        if not path.is_file():
+            near = did_you_mean(path.name, _siblings(path))
+            raise UserError(f"{path}: there is no such file{near}; allowed: a file that exists")
         if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty; allowed: a table with at least one row")
+            least = "text, a line or more" if ending == ".txt" else "a table with at least one row"
+            raise UserError(f"{path}: the file is empty; allowed: {least}")
         yield from _read_parquet(path, size) if ending == ".parquet" else _read_text(path, ending, data, size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error

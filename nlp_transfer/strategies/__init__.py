@@ -18,7 +18,7 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.models import find_layers, has_decoder, width
 
-DECODER_SCALE = 3.0
+DECODER_SCALE = 3.0  # a new decoder is a deep network with much to learn: faster than pretrained layers, slower than a head
 
 Tables = dict[str, TokenTable]
 Losses = dict[str, torch.Tensor]

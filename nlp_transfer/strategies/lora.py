@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.config import Count, Share
 from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.models import Layers, find_layers, has_decoder, linear_layers, width
-from nlp_transfer.strategies import Strategy
+from nlp_transfer.models import Layers, find_layers, has_decoder, has_new_decoder, linear_layers, width
+from nlp_transfer.strategies import DECODER_SCALE, Strategy
 
 ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wqkv|Attention\.[qkv])$")
 
@@ -39,7 +39,9 @@ class Lora(Strategy):
     """Which biases are trained as well."""
 
     def learning_rate(self, model: nn.Module) -> float:
-        """The updates start at zero and bear far larger steps than pretrained weights."""
+        """The updates start at zero and bear far larger steps than pretrained weights; a new decoder, trained whole, does not."""
+        if has_new_decoder(model):
+            return super().learning_rate(model) * DECODER_SCALE
         return 2e-3 if width(model) <= 512 else 5e-4
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:

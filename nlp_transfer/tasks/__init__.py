@@ -148,6 +148,10 @@ class Task(Settings, ABC):
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
         """Sums (fp32, shape ()) by named term; the names are those of `counts`."""
 
+    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+        """Further figures of a training step for the log: sums (shape ()), each with the loss term whose count divides it."""
+        return {}
+
     def predict(self, outputs: Any) -> Arrays:
         """Outputs to answers, compact arrays with a row each: enough to score and to describe them, never whole logits of
         a sequence. A task whose answers take more than one forward pass overrides `answer` instead."""

@@ -12,20 +12,19 @@ from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.config import Count, Name, TrainingConfig
-from nlp_transfer.console import say
 from nlp_transfer.data.pairs import check_sides, describe_pairs
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import compute_translation_metrics, translation_signatures
-from nlp_transfer.models import Checkpoint, dropout_overrides, load_tokenizer
-from nlp_transfer.seq2seq.build import build_encoder_decoder, build_seq2seq, open_decoder, set_special_tokens
-from nlp_transfer.seq2seq.generate import generate
-from nlp_transfer.seq2seq.sides import IGNORED, Sides
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.seq2seq.build import build_encoder_decoder, build_whole, open_decoder, open_tokenizer, set_special_tokens
+from nlp_transfer.seq2seq.generate import generate, set_search
+from nlp_transfer.seq2seq.sides import IGNORED, TARGET_FOLDER, Sides, own_target
 from nlp_transfer.seq2seq.tokenizers import LEAST, train_tokenizer, warn_of_losses
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, Items, LossOptions, Task
 
-TARGET_FOLDER = "target_tokenizer"
+MADE_HERE = "encoder-decoder"  # the family of models made from an encoder and a decoder
 HEAD_START = 8  # tokens added to a source's length before the ratio: short texts vary more
 SAMPLE = 2000  # pairs from which lengths are measured
 SHOWN = 3
@@ -45,7 +44,7 @@ class Translation(Task):
     source_language: str | None = None
     """The code of the source's language, in the words of a multilingual checkpoint (`en_XX`, `eng_Latn`)."""
     target_language: str | None = None
-    """The code of the target's language; also decides how sacreBLEU splits words (zh, ja, ko have no spaces)."""
+    """The code of the target's language; also decides how sacreBLEU splits words (zh, ja, ko, th ...)."""
     architecture: Literal["encoder_decoder", "seq2seq"] | None = None
     """`encoder_decoder`: a BERT-family encoder and a decoder; `seq2seq`: a checkpoint that is both already (Marian, T5, mBART,
     M2M100, NLLB); null: what the checkpoint is."""
@@ -91,12 +90,21 @@ class Translation(Task):
             problems.add("training.class_weights: a translation has no classes; allowed: null")
         if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
             problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
+        if self.target_vocabulary is not None and self._target_from() != "train" and self.architecture != "seq2seq":
+            problems.add(
+                f"task.target_vocabulary: found {self.target_vocabulary}, but the target's tokenizer is not trained; it is from "
+                f"{self._target_from()!r}; allowed: null, or task.target_tokenizer: train"
+            )
         if self.architecture == "seq2seq":
-            given = {name: getattr(self, name) for name in ("decoder_layers", "target_tokenizer", "target_vocabulary")}
-            given |= {"decoder": self.decoder} if self.decoder != "encoder" else {}
-            for name, value in given.items():
-                if value is not None:
-                    problems.add(f"task.{name}: found {value!r}; a seq2seq checkpoint has its own; leave it out")
+            self._check_whole(problems)
+
+    def _check_whole(self, problems: Problems) -> None:
+        """Adds settings of a decoder to be made, where the checkpoint brings one."""
+        given = {name: getattr(self, name) for name in ("decoder_layers", "target_tokenizer", "target_vocabulary")}
+        given |= {"decoder": self.decoder} if self.decoder != "encoder" else {}
+        for name, value in given.items():
+            if value is not None:
+                problems.add(f"task.{name}: found {value!r}; a seq2seq checkpoint has its own; leave it out")
 
     def fit(self, train: Rows, problems: Problems) -> Self:
         return self
@@ -112,35 +120,52 @@ class Translation(Task):
 
     def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
         """With the target's tokenizer, trained where that is asked for, and the lengths that train shows."""
-        kind = "seq2seq" if checkpoint.config.is_encoder_decoder else "encoder_decoder"
+        whole = bool(checkpoint.config.is_encoder_decoder)
+        kind = "seq2seq" if whole and checkpoint.config.model_type != MADE_HERE else "encoder_decoder"
         if self.architecture not in (None, kind):
             what = "is an encoder-decoder already" if kind == "seq2seq" else "is an encoder alone"
             raise UserError(f"task.architecture: found {self.architecture}; {checkpoint.source.name} {what}; allowed: {kind}")
         task = super().prepare(checkpoint, train).model_copy(update={"architecture": kind})
-        task.check_settings(TrainingConfig(), problems := Problems())  # some settings are for one architecture alone
+        problems = Problems()
+        if whole:
+            task._check_whole(problems)
         problems.raise_if_any()
         if kind == "seq2seq":
             task._sides = task._seq2seq_sides(checkpoint)
+        elif whole:  # it was made so before, and goes on learning
+            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, own_target(checkpoint), self.prefix)
         else:
+            task = task._fit_decoder(self.max_length)
             target = task._choose_target(checkpoint, train)
             task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
+        task.sides.check_room(task.max_length or 512, self.longest_source)
         return task._measure(train)
+
+    def _fit_decoder(self, asked: int | None) -> Self:
+        """A copy whose longest target the decoder has positions for."""
+        if self.decoder in ("encoder", "new"):
+            return self
+        positions = open_decoder(self.decoder).positions
+        if asked is not None and asked > positions:
+            raise UserError(f"task.max_length: found {asked}; allowed: up to {positions}, the limit of {self.decoder}")
+        return self.model_copy(update={"max_length": min(self.max_length or 512, positions)})
 
     def _seq2seq_sides(self, checkpoint: Checkpoint) -> Sides:
         return Sides.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
 
     def _choose_target(self, checkpoint: Checkpoint, train: Rows) -> PreTrainedTokenizerBase:
-        borrowed = self.decoder not in ("encoder", "new")
-        wanted = self.target_tokenizer or (self.decoder if borrowed else "train")
+        wanted = self._target_from()
         texts = [str(cell).strip() for cell in train.columns[self.target]]
         if wanted == "train":
-            size = self.target_vocabulary or (8000 if len(texts) < 100_000 else 16_000 if len(texts) < 1_000_000 else 32_000)
-            trained = train_tokenizer(texts, size)
-            say(f"target tokenizer: {len(trained):,} tokens, trained on the {len(texts):,} targets of train")
-            return trained
-        tokenizer = checkpoint.tokenizer if wanted == "source" else open_decoder(wanted).tokenizer
+            return train_tokenizer(texts, self.target_vocabulary)
+        setting = "target_tokenizer" if self.target_tokenizer else "decoder"
+        tokenizer = checkpoint.tokenizer if wanted == "source" else open_tokenizer(wanted, setting)
         warn_of_losses(tokenizer, wanted, texts[:SAMPLE])
         return tokenizer
+
+    def _target_from(self) -> str:
+        """Where the target's tokenizer comes from: `train`, `source` or a model."""
+        return self.target_tokenizer or (self.decoder if self.decoder not in ("encoder", "new") else "train")
 
     def _measure(self, train: Rows) -> Self:
         """How long targets get: `generate` by itself stops at 20 tokens, or far too late."""
@@ -169,14 +194,11 @@ class Translation(Task):
 
     def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
         task = super().restore(checkpoint)
-        if self.architecture == "encoder_decoder":
-            target = load_tokenizer(parts or checkpoint.source, TARGET_FOLDER)
-        elif checkpoint.config.model_type == "encoder-decoder":  # made elsewhere: its one tokenizer serves both sides
-            target = checkpoint.tokenizer
+        if MADE_HERE in (checkpoint.config.model_type, str(self.architecture).replace("_", "-")):
+            target = own_target(checkpoint, parts)
+            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         else:
             task._sides = task._seq2seq_sides(checkpoint)
-            return task
-        task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         return task
 
     def encode(
@@ -202,9 +224,8 @@ class Translation(Task):
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         sides = self.sides
-        if sides.own_format:
-            dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
-            model: Any = build_seq2seq(checkpoint, self.warm_start, **dropout)
+        if checkpoint.config.is_encoder_decoder:
+            model: Any = build_whole(checkpoint, self.warm_start, training.dropout, training.attention_dropout)
             set_special_tokens(model, sides.start, sides.end, sides.pad, sides.forced)
         else:
             model = build_encoder_decoder(
@@ -214,7 +235,7 @@ class Translation(Task):
         # For those who call `generate` without this toolkit: it would stop at 20 tokens.
         model.generation_config.max_length = None
         model.generation_config.max_new_tokens = self._limit(self.longest_source or 512)
-        model.generation_config.num_beams = self.beams
+        set_search(model.generation_config, self.beams, self.length_penalty)
         return model
 
     def _limit(self, source_tokens: int) -> int:
@@ -237,6 +258,10 @@ class Translation(Task):
         total = F.cross_entropy(logits[real].float(), labels[real], reduction="sum", label_smoothing=options.label_smoothing)
         return {"cross_entropy": total}
 
+    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+        """`token_accuracy`: the share of target tokens that are the likeliest ones after the target's beginning."""
+        return {"token_accuracy": (_right(outputs, batch).sum(), "cross_entropy")}
+
     def partly(self, rows: int) -> np.ndarray | None:
         chosen = np.zeros(rows, bool)
         chosen[np.linspace(0, rows - 1, min(rows, self.translated_rows)).astype(np.int64)] = True
@@ -251,15 +276,15 @@ class Translation(Task):
         if "labels" in batch:
             outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
             items = self.items(outputs, batch)
-            real = batch["labels"] != IGNORED
-            answers["right"] = ((outputs.logits.argmax(-1) == batch["labels"]) & real).sum(1).cpu().numpy()
-            answers["of"] = real.sum(1).cpu().numpy()
+            answers["right"] = _right(outputs, batch).sum(1).cpu().numpy()
+            answers["of"] = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
         which = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
         if len(which):
             ids, mask = (batch[name][torch.from_numpy(which)] for name in ("input_ids", "attention_mask"))
             limits = torch.tensor([self._limit(int(tokens)) for tokens in mask.sum(1)], device=ids.device)
             beams = self.beams if chosen is None else 1
-            answers["prediction"][which] = self.sides.decode(generate(model, ids, mask, limits, beams, self.length_penalty))
+            found = generate(model, self.sides, ids, mask, limits, beams, self.length_penalty)
+            answers["prediction"][which] = self.sides.decode(found)
         return answers, items
 
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
@@ -288,6 +313,12 @@ class Translation(Task):
 
     def report(self, train: Rows) -> list[str]:
         return describe_pairs(train, self.source, self.target)
+
+
+def _right(outputs: Any, batch: Batch) -> torch.Tensor:
+    """bool of shape (rows, target tokens): where the likeliest token is the right one; padding is never right."""
+    right: torch.Tensor = outputs.logits.argmax(-1) == batch["labels"]
+    return right
 
 
 def _texts(cells: list[str]) -> np.ndarray:

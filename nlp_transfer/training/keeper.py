@@ -13,6 +13,8 @@ from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizers import MovingAverage
 
+FEW = 4  # further figures that are shown beside the one that decides
+
 
 @dataclass
 class Position:
@@ -61,8 +63,10 @@ class Position:
         else:
             self.worse += 1
             self.stopped = patience is not None and self.worse >= patience
+        others = {name: figure for name, figure in metrics.items() if name not in (metric, "loss")}
+        shown = "".join(f", {name} {figure:.4g}" for name, figure in others.items() if len(others) <= FEW)
         say(
-            f"step {self.step}: validation {metric} {value:.4f}, loss {metrics['loss']:.4f}"
+            f"step {self.step}: validation {metric} {value:.4f}, loss {metrics['loss']:.4f}{shown}"
             + (" (best so far)" if better else f" (best {self.best:.4f} at step {self.best_step})")
             + (f"; no better for {self.worse} evaluations, so training stops" if self.stopped else "")
         )

@@ -20,7 +20,7 @@ from nlp_transfer.inference import answer, gather, score
 from nlp_transfer.models import enable_gradient_checkpointing, encoder_type, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import LossOptions, Task
-from nlp_transfer.training.device import make_accelerator, resolve_precision
+from nlp_transfer.training.device import choose_attention, make_accelerator, resolve_precision
 from nlp_transfer.training.keeper import Keeper, Position
 from nlp_transfer.training.log import RunLog
 from nlp_transfer.training.optimizers import (
@@ -66,6 +66,8 @@ class Trainer:
         precision, _ = resolve_precision(self.training.precision, encoder_type(model.config))
         self.accelerator = accelerator or make_accelerator(self.training, precision, output_dir)
         self.precision = {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+        length = float(tables["train"].ragged["input_ids"].lengths.mean()) if "train" in tables else 0.0
+        self.attention = choose_attention(self.training.attention, model, self.accelerator.device, self.precision, length)
         self.output_dir, self.describe = output_dir, describe
         self.best_metric = self.training.best_metric or task.best_metric
         checkpoints = output_dir / "checkpoints" if output_dir else None
@@ -123,9 +125,9 @@ class Trainer:
                 started = time.monotonic()
                 seed_step(training.seed, at.step, accelerator.process_index)
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
-                loss = self._backward(model, table, window, plan, options)
+                found = self._backward(model, table, window, plan, options)
                 norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
-                self._stop_on_nan(norm, loss, window.rows)
+                self._stop_on_nan(norm, found["loss"], window.rows)
                 prepared.step()
                 prepared.zero_grad()
                 if self.keeper.average is not None:
@@ -135,16 +137,19 @@ class Trainer:
                 at.examples += len(window.rows)
                 at.tokens += int(plan.lengths[window.rows].sum())
                 at.step_seconds += time.monotonic() - started
-                logged.append(loss)
+                logged.append(found)
                 last = at.phase_step == total
                 if at.step % training.logging_steps == 0 or last:
-                    mean = float(accelerator.reduce(torch.stack(logged).mean(), "sum"))
+                    watched = {
+                        name: float(accelerator.reduce(torch.stack([step[name] for step in logged]).mean(), "sum"))
+                        for name in found
+                    }
                     logged.clear()
                     rows_a_second = at.examples / at.step_seconds
                     epoch = window.epoch + (window.index + 1) / window.of
-                    figures = {"epoch": epoch, "loss": mean, "learning_rate": rate, "grad_norm": float(norm)}
+                    figures = {"epoch": epoch, **watched, "learning_rate": rate, "grad_norm": float(norm)}
                     self.log.write(at.step, **figures, examples_per_second=rows_a_second)
-                    progress.note(f"loss {mean:.3f}, {rows_a_second:.0f} rows/s")
+                    progress.note(f"loss {watched['loss']:.3f}, {rows_a_second:.0f} rows/s")
                 progress.advance()
                 evaluate = at.phase_step % evaluate_every == 0 or last
                 better = evaluate and "validation" in self.tables and self._evaluate()
@@ -158,8 +163,10 @@ class Trainer:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         accelerator.free_memory()
 
-    def _backward(self, model: nn.Module, table: Any, window: Window, plan: WindowPlan, options: LossOptions) -> torch.Tensor:
-        """The gradient of one optimiser window, and this process's part of its loss.
+    def _backward(
+        self, model: nn.Module, table: Any, window: Window, plan: WindowPlan, options: LossOptions
+    ) -> dict[str, torch.Tensor]:
+        """The gradient of one optimiser window, and this process's part of its `loss` and of what the task watches.
 
         Losses are sums. Each term is divided by its own count over the whole window and all processes, which is known
         beforehand, so the gradient does not depend on how the window is cut. Accelerate averages gradients over processes,
@@ -168,7 +175,7 @@ class Trainer:
         accelerator = self.accelerator
         counts = self.task.counts(table.targets(window.rows), options)
         micros = plan.cut(window.rows, accelerator.process_index)
-        total = torch.zeros((), device=accelerator.device)
+        found = {"loss": torch.zeros((), device=accelerator.device)}
         for i, micro in enumerate(micros):
             batch = {name: tensor.to(accelerator.device) for name, tensor in table.batch(micro.rows).items()}
             with nullcontext() if i == len(micros) - 1 else accelerator.no_sync(model):
@@ -177,14 +184,19 @@ class Trainer:
                 parts = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]
                 loss = torch.stack(parts).sum() * float(micro.counted)
                 accelerator.backward(loss * accelerator.num_processes)
-            total += loss.detach()
-        return total
+            found["loss"] += loss.detach()
+            for name, (value, term) in self.task.watch(outputs, batch).items():
+                share = value.detach().float() / counts[term] * float(micro.counted)
+                found[name] = found[name] + share if name in found else share
+        return found
 
     def plan(self, phase: Phase | None = None) -> WindowPlan:
         """How the rows of a phase become optimiser windows."""
         training, table = self.training, self.tables[(phase or Phase()).split]
         accumulation, processes = training.gradient_accumulation_steps, self.accelerator.num_processes
-        return WindowPlan(table.lengths, training.batch_size, accumulation, processes, training.batch_tokens, training.seed)
+        return WindowPlan(
+            table.lengths, training.batch_size, accumulation, processes, training.batch_tokens, training.seed, table.order
+        )
 
     def epochs(self, phase: Phase | None = None) -> float:
         """Passes over the rows; auto: 3, or as many as make 300 steps, at most 20 (2006.04884 trains small sets longer)."""

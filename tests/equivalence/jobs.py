@@ -5,6 +5,7 @@ ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tests.equivalence.jobs CH
 
 import json
 import os
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,16 @@ from typing import Any
 
 import torch
 
-from nlp_transfer import fine_tune, inference
+from nlp_transfer import DataConfig, TrainingConfig, fine_tune, inference, load_predictor
+from nlp_transfer.inference import score
+from nlp_transfer.sources import read_rows
 from nlp_transfer.strategies import Phase, State, Strategy, View
 from nlp_transfer.streaming import evaluate_source
+from nlp_transfer.tasks.translation import Translation
 from nlp_transfer.training import Trainer
+from nlp_transfer.training.device import make_accelerator
 from tests.conftest import sentiment_rows, write_csv
+from tests.models import WORDS
 
 ROWS = 75  # windows of 32: two full ones, and a last one of 11 rows that two processes and four micro-batches cannot share evenly
 CASES: dict[str, dict[str, Any]] = {
@@ -29,7 +35,9 @@ CASES: dict[str, dict[str, Any]] = {
     "multi_label": {"task": {"name": "multi_label", "label": "tags"}},
     "regression": {"task": {"name": "regression", "label": "score"}},
     "lora": {"task": "text_classification", "strategy": "lora"},
+    "translation": {"task": {"name": "translation", "source": "original", "target": "translated", "beams": 2}},
 }
+BUDGET = 1000  # padded tokens of both sides in a window, instead of rows
 
 
 class HeadThenAll(Strategy):
@@ -48,13 +56,22 @@ def data(folder: Path) -> dict[str, str]:
     rows = []
     for i, (text, label) in enumerate(sentiment_rows(ROWS + 21)):
         tags = "|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0)
-        rows.append((text, label, tags, i % 7))
-    header = ("text", "label", "tags", "score")
+        rows.append((text, label, tags, i % 7, *sides(i)))
+    header = ("text", "label", "tags", "score", "original", "translated")
     train, test = folder / "train.csv", folder / "test.csv"
     if not test.exists():
         write_csv(train, rows[:ROWS], header)
         write_csv(test, rows[ROWS:], header)
     return {"train": str(train), "test": str(test)}
+
+
+def sides(row: int) -> tuple[str, str]:
+    """A long source with a short target, or in one row of four a short source with a long target of its words backwards."""
+    generator = random.Random(row)
+    long, short = generator.randint(14, 24), generator.randint(1, 3)
+    source, target = (short, long) if generator.random() < 0.25 else (long, short)
+    words = generator.choices(WORDS, k=source)
+    return " ".join(words), " ".join((words[::-1] * target)[:target])
 
 
 @contextmanager
@@ -94,6 +111,24 @@ def gradient(checkpoint: Path, source: dict[str, str], name: str, output: Path, 
     with gradients((0, 2)) as found:
         fine_tune(**settings(checkpoint, source, CASES[name], output / name, **cut))
     return found
+
+
+@contextmanager
+def mean_of_means(micro_batches: int) -> Iterator[None]:
+    """What must not be: each micro-batch is averaged over its own target tokens, and the averages are averaged."""
+    loss, counts = Translation.loss, Translation.counts
+
+    def own_mean(self: Any, outputs: Any, batch: Any, *options: Any) -> dict[str, torch.Tensor]:
+        return {name: value / counts(self, batch)[name] for name, value in loss(self, outputs, batch, *options).items()}
+
+    def means(self: Any, batch: Any, *_: Any) -> dict[str, float]:
+        return counts(self, batch) | {"cross_entropy": float(micro_batches)}
+
+    Translation.loss, Translation.counts = own_mean, means  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Translation.loss, Translation.counts = loss, counts  # type: ignore[method-assign]
 
 
 def two_phases(checkpoint: Path, source: dict[str, str], output: Path, batch_size: int) -> dict[str, Any]:
@@ -153,6 +188,19 @@ def evaluate(run: Path, source: dict[str, str]) -> dict[str, dict[str, float]]:
     }
 
 
+def learn(checkpoint: Path, source: dict[str, str], output: Path) -> None:
+    """A translation model that has learned enough for its answers to differ from row to row."""
+    fine_tune(**settings(checkpoint, source, CASES["translation"], output, max_steps=100, learning_rate=5e-3))
+
+
+def drafts(run: Path, source: dict[str, str]) -> dict[str, float]:
+    """Figures of a saved translation model as they are computed while training: some rows are translated, not all."""
+    predictor = load_predictor(run, settings={"translated_rows": 6})
+    rows = read_rows(source["test"], "test", DataConfig(), predictor.task.columns())
+    accelerator = make_accelerator(TrainingConfig(), "fp32")
+    return score(predictor.model, predictor.task, predictor.encode(rows, targets=True), accelerator, 4, draft=True)[0]
+
+
 def main(checkpoint: Path, output: Path) -> None:
     """All jobs in one of two processes."""
     assert os.environ["WORLD_SIZE"] == "2", "the launcher must start two processes"
@@ -163,7 +211,9 @@ def main(checkpoint: Path, output: Path) -> None:
     found["phases"] = two_phases(checkpoint, source, output, 16)
     found["stops"] = stops_early(checkpoint, source, output, 16)
     found["without folder"] = without_folder(checkpoint)
-    found["evaluate"] = evaluate(output / "phases", source)
+    found["token budget"] = gradient(checkpoint, source, "translation", output / "budget", batch_tokens=BUDGET // 2)
+    found["evaluate"] = {name: evaluate(output.parent / name, source) for name in ("pair/phases", "learned")}
+    found["drafts"] = drafts(output.parent / "learned", source)
     torch.save(found, output / f"rank-{rank}.pt")
     if rank == 0:
         (output / "done.json").write_text(json.dumps({"world_size": torch.distributed.get_world_size()}))

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from nlp_transfer.streaming import evaluate_source
+from nlp_transfer.training import Trainer
 from tests.equivalence import jobs
 
 CLOSE = 1e-5
@@ -34,7 +36,14 @@ def whole(folder: Path, tiny: dict[str, Path]) -> dict[str, dict[int, torch.Tens
 
 
 @pytest.fixture(scope="module")
-def pair(folder: Path, tiny: dict[str, Path]) -> list[dict[str, Any]]:
+def learned(folder: Path, tiny: dict[str, Path]) -> Path:
+    """A translation model, trained in one process."""
+    jobs.learn(tiny["bert"], jobs.data(folder / "data"), folder / "learned")
+    return folder / "learned"
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path, learned: Path, tiny: dict[str, Path]) -> list[dict[str, Any]]:
     """What each of two processes found."""
     output = folder / "pair"
     output.mkdir()
@@ -60,7 +69,7 @@ def phases(folder: Path, tiny: dict[str, Path]) -> dict[str, Any]:
 def test_the_cases_reach_the_short_window(whole: dict[str, dict[int, torch.Tensor]]) -> None:
     assert jobs.ROWS % 32 not in (0, 16)
     assert all(set(found) == {0, 2} and found[0].norm() > 0 for found in whole.values())
-    assert len(whole) == 5
+    assert len(whole) == 6
 
 
 @pytest.mark.parametrize("name", list(jobs.CASES))
@@ -80,6 +89,57 @@ def test_two_processes_give_the_same_gradient(
     for rank in (0, 1):
         for step, expected in whole[name].items():
             assert difference(expected, pair[rank][name][step]) <= CLOSE, f"rank {rank}, step {step}"
+
+
+def test_a_translation_is_averaged_over_the_target_tokens_of_the_window(
+    whole: dict[str, dict[int, torch.Tensor]], folder: Path, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is that of one plain mean over all of them, here taken in one pass."""
+    expected: list[torch.Tensor] = []
+    original = Trainer._backward
+
+    def backward(self: Trainer, model: Any, table: Any, window: Any, *rest: Any) -> Any:
+        batch = table.batch(window.rows)
+        labels = batch.pop("labels")
+        logits = model(**batch).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, label_smoothing=0.1)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        expected.append(torch.cat([part.flatten().double() for part in torch.autograd.grad(loss, parameters)]))
+        return original(self, model, table, window, *rest)
+
+    monkeypatch.setattr(Trainer, "_backward", backward)
+    source = jobs.data(folder / "data")
+    found = jobs.gradient(tiny["bert"], source, "translation", folder / "plain", batch_size=8, gradient_accumulation_steps=4)
+    assert len(expected) == 3
+    for step in (0, 2):
+        assert difference(expected[step], found[step]) <= CLOSE, f"step {step}"
+        assert difference(expected[step], whole["translation"][step]) <= CLOSE, f"step {step}"
+
+
+def test_a_mean_of_means_would_be_another_gradient(
+    whole: dict[str, dict[int, torch.Tensor]], folder: Path, tiny: dict[str, Path]
+) -> None:
+    """So the tests above would notice one: lengths of targets differ enough between micro-batches."""
+    source, found = jobs.data(folder / "data"), {}
+    for micro_batches in (1, 4):
+        cut = {"batch_size": 32 // micro_batches, "gradient_accumulation_steps": micro_batches}
+        with jobs.mean_of_means(micro_batches):
+            output = folder / f"means-{micro_batches}"
+            found[micro_batches] = jobs.gradient(tiny["bert"], source, "translation", output, **cut)
+    for step, expected in whole["translation"].items():
+        assert difference(expected, found[1][step]) <= CLOSE, "the mean of a single one is the right one"
+        assert difference(expected, found[4][step]) > 1000 * CLOSE, f"step {step}"
+
+
+def test_a_token_budget_gives_the_same_gradient(pair: list[dict[str, Any]], folder: Path, tiny: dict[str, Path]) -> None:
+    source = jobs.data(folder / "data")
+    one = jobs.gradient(tiny["bert"], source, "translation", folder / "budget", batch_tokens=jobs.BUDGET)
+    cut = {"batch_tokens": jobs.BUDGET // 4, "gradient_accumulation_steps": 4}
+    four = jobs.gradient(tiny["bert"], source, "translation", folder / "budget-cut", **cut)
+    for step, expected in one.items():
+        assert difference(expected, four[step]) <= CLOSE, f"step {step}"
+        for rank in (0, 1):
+            assert difference(expected, pair[rank]["token budget"][step]) <= CLOSE, f"rank {rank}, step {step}"
 
 
 def test_parameters_set_free_late_are_synchronised(pair: list[dict[str, Any]], phases: dict[str, Any]) -> None:
@@ -121,15 +181,31 @@ def test_the_logs_say_the_same(
     for one, two in zip(*logs, strict=True):
         for figure in ("step", "epoch", "learning_rate"):
             assert one[figure] == two[figure], figure
-        for figure in ("loss", "grad_norm"):
+        watched = {"translation": ("token_accuracy",)}.get(name, ())
+        for figure in ("loss", "grad_norm", *watched):
             assert one[figure] == pytest.approx(two[figure], rel=1e-4), figure
 
 
-def test_two_processes_score_the_same_rows(pair: list[dict[str, Any]], folder: Path) -> None:
+FIGURES = {"pair/phases": ["accuracy"], "learned": ["token_accuracy", "bleu", "chrf", "ter"]}
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_two_processes_score_the_same_rows(name: str, pair: list[dict[str, Any]], folder: Path) -> None:
     test = str(jobs.data(folder / "data")["test"])
-    alone = evaluate_source(str(folder / "pair/phases"), {"data": {"test": test}}, 4, "fp32")
+    alone = evaluate_source(str(folder / name), {"data": {"test": test}}, 4, "fp32")
     assert alone["rows"] == 21
     for how in ("file", "glob"):
-        assert pair[0]["evaluate"][how] == pair[1]["evaluate"][how] == pytest.approx(alone, abs=1e-9), how
-    recorded = json.loads((folder / "pair/phases/result.json").read_text())["metrics"]["test"]
-    assert alone["accuracy"] == pytest.approx(recorded["accuracy"], abs=1e-9)
+        found = pair[0]["evaluate"][name][how]
+        assert found == pair[1]["evaluate"][name][how] == pytest.approx(alone, abs=1e-9), how
+    recorded = json.loads((folder / name / "result.json").read_text())["metrics"]["test"]
+    for figure in FIGURES[name]:
+        assert alone[figure] == pytest.approx(recorded[figure], abs=1e-9) != 0, figure
+
+
+def test_two_processes_translate_the_same_rows_while_training(pair: list[dict[str, Any]], learned: Path, folder: Path) -> None:
+    alone = jobs.drafts(learned, jobs.data(folder / "data"))
+    assert set(alone) == {"token_accuracy", "bleu", "chrf", "loss"}, "some rows, so in brief"
+    whole = json.loads((learned / "result.json").read_text())["metrics"]["test"]
+    assert alone["token_accuracy"] == pytest.approx(whole["token_accuracy"], abs=1e-9), "over all rows"
+    assert alone["chrf"] != pytest.approx(whole["chrf"]), "over six of them"
+    assert pair[0]["drafts"] == pair[1]["drafts"] == pytest.approx(alone, abs=1e-6)

@@ -23,6 +23,10 @@ CASES: dict[str, dict[str, Any]] = {
     "token budget": {"training": {"batch_tokens": 80}},
     "no validation": {"data": {"validation_share": 0}},
     "early stopping": {"training": {"epochs": 10, "early_stopping": 2, "evaluate_every": 3, "learning_rate": 3e-2}},
+    "translation": {
+        "task": {"name": "translation", "source": "text", "target": "translated", "translated_rows": 3, "beams": 2},
+        "training": {"ema": 0.9, "evaluate_every": 3, "schedule": "inverse_sqrt", "dropout": 0.1},
+    },
 }
 
 
@@ -32,7 +36,8 @@ class Killed(Exception):  # noqa: N818  no error: what happens to a process
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", sentiment_rows(50))
+    rows = [(text, label, " ".join(text.split()[i % 4 :: -1])) for i, (text, label) in enumerate(sentiment_rows(50))]
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", rows, ("text", "label", "translated"))
 
 
 def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> Any:
@@ -40,7 +45,7 @@ def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> A
     return fine_tune(
         model=str(checkpoint),
         data={"train": str(source)} | case.get("data", {}),
-        task="text_classification",
+        task=case.get("task", "text_classification"),
         strategy=strategy() if isinstance(strategy, type) and issubclass(strategy, Strategy) else strategy,
         training={"epochs": 3, "batch_size": 8, "checkpoint_every": 2, "logging_steps": 1} | case.get("training", {}),
         output_dir=str(output),
@@ -83,6 +88,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     lines = [[{k: v for k, v in line.items() if k != "examples_per_second"} for line in log] for log in logs]
     assert lines[0] == lines[1], "each step once, with the same figures"
     assert len(lines[0]) > 5
+    assert name != "translation" or {"bleu", "chrf"} <= set(lines[0][-1]["validation"]), "some rows are translated on the way"
     assert not (resumed.output_dir / "checkpoints").exists(), "a finished run needs none"
 
 

@@ -1,6 +1,10 @@
 """What is saved is what was trained, says so truthfully, and is refused where two files contradict each other."""
 
+import ast
+import contextlib
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.export.card import write_card
 from nlp_transfer.export.save import save_model, write_json
+from nlp_transfer.export.usage import language_code
 from nlp_transfer.tasks.text_classification import TextClassification
+from tests.conftest import write_csv
+from tests.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 
 
 @pytest.fixture
@@ -95,3 +102,112 @@ def test_a_card_shows_odd_words_as_they_stand(tmp_path: Path) -> None:
     assert "`a'b`, `|c| # d`, `<script>`" in text
     assert "`x: {y}: 'z'.csv`" in text
     assert "\n# d" not in text
+
+
+def blocks(card: ModelCard) -> list[str]:
+    """The card's code."""
+    return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+
+
+def printed(code: str, folder: Path, text: str = "some text") -> str:
+    """What a card's code prints for a model that lies in `folder`."""
+    assert "path/or/id" in code
+    assert "some text" in code
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(code.replace("path/or/id", str(folder)).replace("some text", text), {})
+    return output.getvalue()
+
+
+def test_the_code_of_a_card_runs(saved: Path) -> None:
+    card = ModelCard.load(saved / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert card.data.language is None
+    (code,) = blocks(card)
+    (answer,) = ast.literal_eval(printed(code, saved))
+    assert answer["label"] in ("negative", "positive")
+    assert "## Figures\n\nNo split was scored.\n" in card.text
+
+
+TRANSLATORS = ["bert", "marian", "marian-multilingual"]
+
+
+@pytest.fixture(scope="module")
+def translators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of both architectures that know some pairs by heart, and one of a family that wants the language in its input."""
+    folder = tmp_path_factory.mktemp("translators")
+    pairs = str(write_csv(folder / "pairs.csv", list(PAIRS), ("source", "target")))
+    given = {"bert": {"source_language": "eng_Latn", "target_language": "de-DE"}} | {
+        name: languages(name) for name in TRANSLATORS[1:]
+    }
+    for name in TRANSLATORS:
+        fine_tune(
+            model=str(save_tiny_seq2seq(name, folder / name)),
+            data={"train": pairs, "validation": pairs},
+            task={"name": "translation", "beams": 2, "length_penalty": 0.8, **given[name]},
+            training={
+                "max_steps": 60, "evaluate_every": 60, "learning_rate": 1e-2, "label_smoothing": 0, "dropout": 0,
+                "attention_dropout": 0, "precision": "fp32",
+            },
+            output_dir=folder / f"{name}-run",
+        )  # fmt: skip
+    return {name: folder / f"{name}-run" for name in TRANSLATORS}
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_both_ways_of_a_card_to_translate_run_and_agree(name: str, translators: dict[str, Path]) -> None:
+    card = ModelCard.load(translators[name] / "model/README.md")
+    assert card.data.pipeline_tag == "translation"
+    ours, plain = blocks(card)
+    assert "nlp_transfer" not in plain
+    assert "pipeline" not in ours + plain, "transformers has none for translation"
+    assert ("target_tokenizer" in plain) == (name == "bert")
+    assert ('">>de<< some text"' in plain) == (name == "marian-multilingual")
+    for source, _ in PAIRS[:3]:
+        found = printed(plain, translators[name] / "model", source)
+        assert found == printed(ours, translators[name] / "model", source)
+        assert len(ast.literal_eval(found)[0]) > 3
+
+
+def test_a_card_of_a_translation_shows_figures_with_intervals_and_signatures(translators: dict[str, Path]) -> None:
+    card = ModelCard.load(translators["bert"] / "model/README.md")
+    result = json.loads((translators["bert"] / "result.json").read_text())
+    figures = result["metrics"]["validation"]
+    assert set(result["signatures"]) == {"bleu", "chrf", "ter"}
+    for name, signature in result["signatures"].items():
+        value, low, high = (figures[f"{name}{end}"] for end in ("", "_low", "_high"))
+        assert f"| {name} | {value:.2f} | {low:.2f} to {high:.2f} |\n" in card.text
+        assert f"- {name}: `{signature}`\n" in card.text
+    assert f"| token_accuracy | {figures['token_accuracy']:.4f} |  |\n" in card.text
+    assert "_low" not in card.text
+    assert {entry.metric_name: entry.metric_value for entry in card.data.eval_results or []} == pytest.approx(
+        {name: figures[name] for name in ("bleu", "chrf", "ter")}, abs=1e-6
+    )
+
+
+def test_a_card_of_a_translation_says_how_it_was_made(translators: dict[str, Path]) -> None:
+    model = translators["bert"] / "model"
+    text, settings = (model / "README.md").read_text(), json.loads((model / "nlp_transfer.json").read_text())["settings"]
+    assert "- architecture: encoder_decoder\n" in text
+    assert "- languages: `eng_Latn` to `de-DE`\n" in text
+    assert "- beams: 2, length penalty 0.8\n" in text
+    assert f"- longest source and longest target: {settings['max_length']} tokens each;" in text
+    assert f"at most {settings['length_ratio']:g} tokens for each of its source's and of 8 more" in text
+    assert f"texts of more than {settings['longest_source']} tokens in pieces" in text
+    assert "- architecture: seq2seq\n" in (translators["marian"] / "model/README.md").read_text()
+
+
+def test_a_card_names_the_languages_that_are_sure(translators: dict[str, Path]) -> None:
+    found = {name: ModelCard.load(run / "model/README.md").data.language for name, run in translators.items()}
+    assert found == {"bert": ["eng", "de"], "marian": None, "marian-multilingual": ["de"]}
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("en", "en"), ("en_XX", "en"), ("EN-us", "en"), ("zh_CN", "zh"), ("eng_Latn", "eng"), ("zho_Hans", "zho"),
+        ("cmn_Hant", "cmn"), ("German", None), ("xx", None), ("qqq", None), ("", None), ("mul", None), ("latin", None),
+    ],
+)  # fmt: skip
+def test_language_codes_are_those_of_iso_639(language: str, expected: str | None) -> None:
+    assert language_code(language) == expected

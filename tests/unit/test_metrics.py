@@ -53,6 +53,9 @@ REGRESSION_REFERENCES = np.array([1.0, 2.0, 4.0, 3.0])
 REGRESSION_PREDICTIONS = np.array([1.0, 2.0, 3.0, 5.0])
 REGRESSION = {"pearson": 4.5 / math.sqrt(8.75 * 5), "spearman": 1 - 6 * 2 / (4 * 15), "mse": (0 + 0 + 1 + 4) / 4}
 
+TEXTS = ["the cat sat on the mat", "a dog ran under the tree"]
+TRANSLATION = {"bleu": 100.0, "chrf": 100.0, "ter": 0.0}  # of texts that are their own references
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +190,7 @@ def test_values_are_python_floats() -> None:
     scores = np.linspace(0, 1, 18).reshape(6, 3)
     found = metrics.compute_label_metrics(PREDICTIONS, REFERENCES, scores)
     found |= metrics.compute_regression_metrics(REGRESSION_PREDICTIONS, REGRESSION_REFERENCES)
+    found |= metrics.compute_translation_metrics(TEXTS, TEXTS)
     assert {type(value) for value in found.values()} == {float}
 
 
@@ -243,6 +247,8 @@ def test_whole_split_functions_leave_no_files(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     metrics.compute_label_metrics(PREDICTIONS, REFERENCES)
     metrics.compute_regression_metrics(REGRESSION_PREDICTIONS, REGRESSION_REFERENCES)
+    metrics.compute_translation_metrics(TEXTS, TEXTS, "de")
+    metrics.translation_signatures("de")
     assert not list(temporary.iterdir())
     assert not evaluate_cache.exists()
 
@@ -281,25 +287,35 @@ def test_wrong_regression_inputs(predictions: Any, references: Any) -> None:
 
 
 def test_every_name_loads() -> None:
-    assert metrics.names() == ["accuracy", "auc", "f1", "mcc", "mse", "pearson", "precision", "recall", "spearman"]
+    known = "accuracy auc bleu chrf f1 mcc mse pearson precision recall spearman ter"
+    assert metrics.names() == known.split()
     for name in metrics.names():
         assert isinstance(metrics.load(name), evaluate.Metric)
 
 
 def test_keys_are_distinct_and_have_a_direction() -> None:
-    inputs = {"predictions": [0, 1], "references": [0, 1], "prediction_scores": [0.1, 0.9]}
+    numbers = {"predictions": [0, 1], "references": [0, 1], "prediction_scores": [0.1, 0.9]}
+    texts = {"predictions": TEXTS, "references": TEXTS}
     keys: list[str] = []
     for name in metrics.names():
         metric = metrics.load(name)
+        inputs = texts if name in TRANSLATION else numbers
         keys += metric.compute(**{column: inputs[column] for column in metric._feature_names()})
     assert len(keys) == len(set(keys))
-    assert set(keys) == {*SINGLE_LABEL, *REGRESSION, "auc"}
-    assert {key for key in keys if not metrics.higher_is_better(key)} == {"mse"}
+    assert set(keys) == {*SINGLE_LABEL, *REGRESSION, *TRANSLATION, "auc"}
+    assert {key for key in keys if not metrics.higher_is_better(key)} == {"mse", "ter"}
     assert not metrics.higher_is_better("loss")
+    assert metrics.higher_is_better("token_accuracy")
+
+
+def test_the_ends_of_an_interval_have_its_metrics_direction() -> None:
+    keys = metrics.compute_translation_metrics(TEXTS, TEXTS)
+    assert set(keys) == {f"{key}{end}" for key in TRANSLATION for end in ("", "_low", "_high")}
+    assert {key for key in keys if not metrics.higher_is_better(key)} == {"ter", "ter_low", "ter_high"}
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"no metric 'acuracy' \(did you mean 'accuracy'\?\); known: accuracy, auc, f1"):
+    with pytest.raises(ValueError, match=r"no metric 'acuracy' \(did you mean 'accuracy'\?\); known: accuracy, auc, bleu, chrf"):
         metrics.load("acuracy")
     with pytest.raises(ValueError, match="no metric 'zzz'; known: accuracy"):
         metrics.load("zzz")
@@ -335,7 +351,7 @@ def test_hub_metric_is_refused_without_permission(monkeypatch: pytest.MonkeyPatc
 
 
 def test_import_is_cheap() -> None:
-    heavy = {"evaluate", "datasets", "sklearn", "scipy", "torch"}
+    heavy = {"evaluate", "datasets", "sklearn", "scipy", "torch", "sacrebleu"}
     code = f"import sys, nlp_transfer.metrics; print(*{heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

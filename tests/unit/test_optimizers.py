@@ -33,10 +33,30 @@ def factors(total: int, **settings: Any) -> list[float]:
         ({"schedule": "linear", "warmup": 0.2}, [1, 1, 0.75, 0.5, 0.25]),
         ({"schedule": "cosine", "warmup": 0}, [1, 0.9045, 0.6545, 0.3455, 0.0955]),
         ({"schedule": "linear", "warmup": 50}, [0.2, 0.4, 0.6, 0.8, 1]),
+        ({"schedule": "inverse_sqrt", "warmup": 0}, [1, 0.7071, 0.5774, 0.5, 0.4472]),
+        ({"schedule": "inverse_sqrt", "warmup": 2}, [0.5, 1, 0.8165, 0.7071, 0.6325]),
+        ({"schedule": "inverse_sqrt", "warmup": 0.4}, [0.5, 1, 0.8165, 0.7071, 0.6325]),
+        ({"schedule": "inverse_sqrt", "warmup": 50}, [0.2, 0.4, 0.6, 0.8, 1]),
     ],
 )
 def test_schedules(settings: dict[str, Any], expected: list[float]) -> None:
     assert factors(5, **settings) == expected
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(400, 400), (0.1, 400), (0, 1), (1, 1)])
+def test_the_inverse_root_falls_from_the_end_of_the_warmup(warmup: float, steps: int) -> None:
+    training = TrainingConfig(schedule="inverse_sqrt", warmup=warmup)
+    rate = {step: rate_factor(step - 1, 4000, training) for step in range(1, 4001)}  # counted from 1
+    assert rate[steps] == max(rate.values()) == 1
+    assert all(rate[step] == pytest.approx(step / steps) for step in range(1, steps + 1))
+    for times in (4, 9):  # four times the steps: half the rate
+        assert rate[times * steps] == pytest.approx(1 / times**0.5)
+    assert all(rate[step] > rate[step + 1] > 0 for step in range(steps, 4000))
+
+
+def test_the_inverse_root_does_not_depend_on_the_number_of_steps() -> None:
+    short, long = (factors(total, schedule="inverse_sqrt", warmup=3) for total in (6, 600))
+    assert short == long[:6]
 
 
 def small() -> nn.Module:

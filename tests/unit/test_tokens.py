@@ -1,6 +1,7 @@
 """Tokens in flat arrays give the batches that a tokenizer's own padding gives."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,67 @@ def test_a_batch_is_padded_to_its_own_longest_row_and_masked() -> None:
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
     assert set(table.targets(np.array([2]))) == {"labels"}
     assert table.lengths.tolist() == [3, 2, 4]
+
+
+def test_labels_that_are_tokens() -> None:
+    ids, labels = Ragged.from_lists([[2, 7, 3], [2, 3], [2, 8, 9, 3]]), Ragged.from_lists([[5, 1], [5, 6, 6, 6, 1], [1]])
+    decoder = Ragged.from_lists([[0, 5], [0, 5, 6, 6, 6], [0]])
+    fill = {"input_ids": 0, "labels": -100, "decoder_input_ids": 9}
+    table = TokenTable({"input_ids": ids, "labels": labels, "decoder_input_ids": decoder}, {}, fill)
+    assert table.lengths.tolist() == [3 + 2, 2 + 5, 4 + 1], "source and target, and the decoder's input not once more"
+    batch = table.batch(np.array([1, 0]))
+    assert batch["labels"].tolist() == [[5, 6, 6, 6, 1], [5, 1, -100, -100, -100]]
+    assert batch["decoder_input_ids"].tolist() == [[0, 5, 6, 6, 6], [0, 5, 9, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]], "the source's"
+    targets = table.targets(np.array([2, 0]))
+    assert set(targets) == {"labels"}
+    assert targets["labels"].tolist() == [[1, -100], [5, 1]]
+    assert targets["labels"].dtype == torch.int64
+
+
+def test_rows_are_ordered_by_the_longer_side_and_then_by_both() -> None:
+    """A batch is padded to the longest source and to the longest target, each for itself."""
+    sides = [(3, 3), (2, 5), (4, 1), (5, 1), (1, 4), (5, 5), (3, 1)]
+    ids, labels = (Ragged.from_lists([[7] * row[side] for row in sides]) for side in (0, 1))
+    table = TokenTable({"input_ids": ids, "labels": labels}, {}, {"input_ids": 0, "labels": -100})
+    ordered = [sides[row] for row in np.argsort(table.order, kind="stable")]
+    assert ordered == [(3, 1), (3, 3), (4, 1), (1, 4), (5, 1), (2, 5), (5, 5)]
+    alone = TokenTable({"input_ids": ids}, {}, {"input_ids": 0})
+    assert alone.order.tolist() == alone.lengths.tolist()
+
+
+def test_lengths_are_the_source_alone_without_a_target() -> None:
+    table = TokenTable({"input_ids": Ragged.from_lists([[2, 7, 3], [2, 3]])}, {}, {"input_ids": 0})
+    assert table.lengths.tolist() == [3, 2]
+    assert table.targets(np.array([0])) == {}
+    assert table.references == {}
+
+
+def test_dense_targets_are_counted_and_scored() -> None:
+    ids, extra = Ragged.from_lists([[2, 3], [2, 7, 3]]), {"labels": np.array([4, 8])}
+    table = TokenTable({"input_ids": ids}, extra, {"input_ids": 0}, texts={"sources": np.array(["a", "b"], object)})
+    assert table.lengths.tolist() == [2, 3]
+    assert table.targets(np.array([1, 0]))["labels"].tolist() == [8, 4]
+    assert set(table.references) == {"labels", "sources"}
+
+
+def test_texts_are_kept_for_scoring_and_seen_by_no_model() -> None:
+    rows = from_columns({"text": [f"text {i}" for i in range(7)]}, "rows")
+
+    def encode(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], int]:
+        texts = np.array(columns["text"], object)
+        ids = [[2, *map(ord, text[-1]), 3] for text in texts]
+        return {"input_ids": ids, "references": texts, "score": np.array([float(text[-1]) for text in texts])}, 1
+
+    table = encode_rows(rows, encode, {"input_ids": 0}, size=3)
+    assert set(table.texts) == {"references"}
+    assert set(table.dense) == {"score"}
+    assert table.texts["references"].dtype == object
+    assert table.references["references"].tolist() == [f"text {i}" for i in range(7)], "pieces in their order"
+    assert table.references["score"].tolist() == list(range(7))
+    assert table.truncated == 3, "one a piece"
+    assert set(table.batch(np.array([6, 0]))) == {"input_ids", "attention_mask", "score"}
+    assert set(table.targets(np.array([6]))) == {"score"}
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

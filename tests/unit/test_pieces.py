@@ -1,0 +1,198 @@
+"""Long texts in pieces: nothing is lost, everything fits, sentences stay whole where they can, and it takes no time."""
+
+import re
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from nlp_transfer.seq2seq.pieces import join, pieces_of
+
+SPECIAL = 2  # tokens that every text has beside its own
+
+
+class Counter:
+    """Tokens of texts: one a word, one a character, or something between; and how much it was asked."""
+
+    def __init__(self, token: str) -> None:
+        self.token = re.compile(token, re.DOTALL)
+        self.calls = self.characters = 0
+
+    def __call__(self, texts: Sequence[str]) -> list[int]:
+        self.calls += 1
+        self.characters += sum(map(len, texts))
+        return [sum(1 for _ in self.token.finditer(text)) + SPECIAL for text in texts]
+
+
+WORDS, CHARACTERS, PARTS = r"\S+", r"\S", r"\w{1,4}|[^\w\s]"
+
+
+def cut(text: str, limit: int, token: str = WORDS) -> list[str]:
+    return [piece for piece, _ in pieces_of(text, limit, Counter(token))]
+
+
+def test_a_text_that_fits_stays_as_it_is() -> None:
+    assert pieces_of("One. Two.\nThree.", 5, Counter(WORDS)) == [("One. Two.\nThree.", "")]
+
+
+def test_sentences_are_preferred() -> None:
+    text = 'A dog ran. "Where to?" he asked!  The cat (it was red.) And then… Nothing'
+    assert pieces_of(text, 7, Counter(WORDS)) == [
+        ("A dog ran.", " "),
+        ('"Where to?" he asked!', "  "),
+        ("The cat (it was red.)", " "),
+        ("And then…", " "),
+        ("Nothing", ""),
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\n\n \n", "\u2029"])
+def test_line_ends_end_sentences_and_come_back(end: str) -> None:
+    text = f"a heading{end}the first line of it{end}and another one"
+    assert pieces_of(text, 7, Counter(WORDS)) == [("a heading", end), ("the first line of it", end), ("and another one", "")]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("我走了。他来了！？「好。」然后我们回家。", ["我走了。", "他来了！？", "「好。」", "然后我们回家。"]),
+        ("مرحبا؟ كيف حالك اليوم۔ جيد", ["مرحبا؟", "كيف حالك اليوم۔", "جيد"]),
+        ("वह गया। फिर वह सो गया॥ अब", ["वह गया।", "फिर वह सो गया॥", "अब"]),
+    ],
+)
+def test_sentences_of_other_scripts(text: str, pieces: list[str]) -> None:
+    assert cut(text, 16, CHARACTERS) == pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        (
+            "It is 3.14 or so, see a.b.c for more. Then it ends there",
+            ["It is 3.14 or so, see a.b.c for more.", "Then it ends there"],
+        ),
+        (
+            "Some of it, e.g. the dog, is here. The rest of it is not",
+            ["Some of it, e.g. the dog, is here.", "The rest of it is not"],
+        ),
+        ("A book by J. R. R. Tolkien was there. And it was read", ["A book by J. R. R. Tolkien was there.", "And it was read"]),
+        ("wait for it . . . . . now. here. it comes at last", ["wait for it .", ". . . . now.", "here.", "it comes at last"]),
+    ],
+)
+def test_not_every_dot_ends_a_sentence(text: str, pieces: list[str]) -> None:
+    assert cut(text, 11) == pieces
+
+
+def test_long_sentences_are_cut_between_words_and_there_at_a_comma() -> None:
+    assert cut("one two three four five six seven eight", 5) == ["one two three", "four five six", "seven eight"]
+    assert cut("one two three four, five six seven eight nine ten", 8) == ["one two three four,", "five six seven eight nine ten"]
+    assert cut("one, two three four five six seven eight", 8) == ["one, two three four five six", "seven eight"]
+
+
+def test_scripts_without_spaces_are_cut_at_their_commas_and_else_anywhere() -> None:
+    assert cut("我们去商店，买了很多东西，回家", 10, CHARACTERS) == ["我们去商店，", "买了很多东西，", "回家"]
+    pieces = cut("漢字" * 50, 12, CHARACTERS)
+    assert "".join(pieces) == "漢字" * 50
+    assert max(map(len, pieces)) <= 10
+    assert len(pieces) <= 13
+
+
+def test_accents_and_joined_emoji_stay_with_their_character() -> None:
+    family, accent = "👨‍👩‍👧‍👦", "e\u0301\u0323"
+    for mark in (family, accent, "👍🏽", "क्षि", "❤️"):
+        pieces = cut(mark * 30, 10 + SPECIAL, r"(?s).")
+        assert len(pieces) > 1
+        assert "".join(pieces) == mark * 30
+        assert all(not re.match("[\u0300-\u036f\u200d\ufe0f\U0001f3fb-\U0001f3ff]", piece) for piece in pieces)
+        assert not any(piece.endswith("\u200d") for piece in pieces)
+
+
+def test_a_run_of_nothing_but_accents_is_cut_all_the_same() -> None:
+    pieces = cut("a" + "\u0301" * 1000, 12, r"(?s).")
+    assert "".join(pieces) == "a" + "\u0301" * 1000
+    assert max(map(len, pieces)) <= 10
+
+
+def test_a_character_that_does_not_fit_stays_whole() -> None:
+    assert cut("ab c", SPECIAL, CHARACTERS) == ["a", "b", "c"]
+
+
+def test_words_that_are_more_tokens_together_are_parted_again() -> None:
+    def lengths(texts: Sequence[str]) -> list[int]:  # each space is a token as well
+        return [len(text.split()) + text.count(" ") + SPECIAL for text in texts]
+
+    pieces = [piece for piece, _ in pieces_of("a b c d e f g h i j", 7, lengths)]
+    assert " ".join(pieces) == "a b c d e f g h i j"
+    assert max(lengths(pieces)) <= 7
+    assert len(pieces) < 10
+
+
+TEXT = st.text(
+    st.one_of(
+        st.sampled_from(list("ab. ,!?\n\r\t\"'…。，！」 \u2028\u3000\u200d\u0301")),
+        st.characters(exclude_categories=["Cs"]),
+    ),
+    max_size=200,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXT, limit=st.integers(SPECIAL + 1, 20), token=st.sampled_from([WORDS, CHARACTERS, PARTS]))
+def test_any_text_comes_back_whole_and_in_order(text: str, limit: int, token: str) -> None:
+    lengths = Counter(token)
+    pieces = pieces_of(text, limit, lengths)
+    if lengths([text])[0] <= limit:
+        assert pieces == [(text, "")]
+        return
+    assert "".join(piece + gap for piece, gap in pieces) == text.strip()
+    assert all(piece and piece == piece.strip() and not gap.strip() for piece, gap in pieces)
+    for piece, tokens in zip(pieces, lengths([piece for piece, _ in pieces]), strict=True):
+        assert tokens <= limit or len(piece[0]) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXT, limit=st.integers(SPECIAL + 1, 12))
+def test_pieces_that_come_back_as_they_are_make_the_text_again(text: str, limit: int) -> None:
+    lengths = Counter(CHARACTERS)
+    assume(lengths([text])[0] > limit)
+    pieces = pieces_of(text, limit, lengths)
+    assert join(pieces, [piece for piece, _ in pieces]) == text.strip()
+
+
+def test_scripts_with_and_without_spaces_are_joined_as_they_are_written() -> None:
+    chinese, english = ["我走了。", "他来了。"], ["I am going.", "He came."]
+    assert join([(chinese[0], ""), (chinese[1], "")], english) == "I am going. He came."
+    assert join([(english[0], " "), (english[1], "")], chinese) == "我走了。他来了。"
+    assert join([(english[0], "\n"), (english[1], "")], chinese) == "我走了。\n他来了。"
+    assert join([(english[0], "  "), (english[1], "")], ["Ich gehe.", "Er kam."]) == "Ich gehe.  Er kam."
+    assert join([("aaaa", ""), ("bbbb", "")], ["cccc", "dddd"]) == "ccccdddd"
+    assert join([(english[0], " "), (english[1], "")], ["", ""]) == " "
+
+
+LONG = {
+    "words": ("word " * 50_000, WORDS),
+    "different words": (" ".join(map(str, range(40_000))), WORDS),
+    "sentences": ("A dog runs. " * 20_000, WORDS),
+    "one word": ("x" * 250_000, CHARACTERS),
+    "no spaces": ("漢字。" * 80_000, CHARACTERS),
+    "dots": ("." * 250_000, CHARACTERS),
+    "dots and spaces": (". " * 120_000, CHARACTERS),
+    "quotes": ('."' * 120_000, CHARACTERS),
+    "spaces": ("a " + " " * 250_000 + "b" * 30, CHARACTERS),
+    "line ends": ("a\n" * 100_000, CHARACTERS),
+    "accents": ("e" + "\u0301" * 250_000, CHARACTERS),
+    "commas": ("，" * 250_000, CHARACTERS),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_work_grows_with_the_text_alone(name: str) -> None:
+    """The tokenizer sees each character a few times, however long the text is; and nothing else takes its time squared."""
+    text, token = LONG[name]
+    lengths = Counter(token)
+    pieces = pieces_of(text, 50, lengths)
+    assert lengths.calls <= 20
+    assert lengths.characters <= 10 * len(text)
+    assert "".join(piece + gap for piece, gap in pieces) == text.strip()
+    assert max(lengths([piece for piece, _ in pieces])) <= 50
