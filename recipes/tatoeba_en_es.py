@@ -3,8 +3,8 @@ side. Model and data come out of Python wheels, so no hub is needed.
 
     python recipes/tatoeba_en_es.py
 
-Expect a test BLEU of about 20.0 (sacreBLEU, cased) on the pairs set aside, after about 20 minutes on two CPU cores. That is
-half of the pairs, once; all of them ten times: --training.max_steps null --training.epochs 10
+Expect a test BLEU of about 29 (sacreBLEU, cased; chrF++ about 49) on the 1,409 pairs set aside, after about 14 minutes on two
+CPU cores. That is half of the pairs, once; all of them ten times: --training.max_steps null --training.epochs 10
 The same model from random weights: --task.warm_start false
 """
 

@@ -137,7 +137,7 @@ TOKENIZERS: dict[str, Callable[[Path], PreTrainedTokenizerBase]] = {
 
 
 def _config(family: str, tokenizer: Any) -> PretrainedConfig:
-    size = {"vocab_size": len(tokenizer) + (8 if family == "m2m100" else 0)}
+    size: dict[str, Any] = {"vocab_size": len(tokenizer) + (8 if family == "m2m100" else 0)}
     if family == "t5":
         return T5Config(
             **size, d_model=WIDTH, d_kv=16, num_heads=2, d_ff=64, num_layers=1, num_decoder_layers=1,

@@ -111,11 +111,12 @@ class Sides:
         return written[: written.index(self.end)] if self.end in written else written
 
 
-def own_target(checkpoint: Checkpoint, parts: ModelSource | None = None) -> PreTrainedTokenizerBase:
+def own_target(checkpoint: Checkpoint, parts: ModelSource | None = None, ours: bool = False) -> PreTrainedTokenizerBase:
     """The target's tokenizer of a saved encoder-decoder: beside it in `target_tokenizer/`, or the only one it has.
 
     Args:
         parts: where that folder is, if not beside the checkpoint.
+        ours: whether the model is known to be saved by this toolkit, and so to have the folder.
 
     Raises:
         UserError: the folder is missing or damaged, or its tokenizer is not the one that the decoder was made for.
@@ -124,7 +125,7 @@ def own_target(checkpoint: Checkpoint, parts: ModelSource | None = None) -> PreT
     try:
         target = load_tokenizer(parts or checkpoint.source, TARGET_FOLDER)
     except UserError:
-        if words != len(checkpoint.tokenizer):
+        if ours or words != len(checkpoint.tokenizer):
             raise
         return checkpoint.tokenizer  # made elsewhere: it serves both sides
     if words not in (None, len(target)):

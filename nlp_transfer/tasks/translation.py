@@ -195,7 +195,7 @@ class Translation(Task):
     def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
         task = super().restore(checkpoint)
         if MADE_HERE in (checkpoint.config.model_type, str(self.architecture).replace("_", "-")):
-            target = own_target(checkpoint, parts)
+            target = own_target(checkpoint, parts, ours=self.architecture is not None)
             task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         else:
             task._sides = task._seq2seq_sides(checkpoint)

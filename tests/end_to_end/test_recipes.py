@@ -9,6 +9,7 @@ import pytest
 
 from nlp_transfer import RunConfig, recipe
 from nlp_transfer.resolve import resolve
+from tests.conftest import sentiment_rows, write_csv
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
@@ -24,14 +25,17 @@ def load(path: Path) -> ModuleType:
 
 
 def test_there_are_recipes() -> None:
-    assert {path.stem for path in RECIPES} >= {"bbc_news", "movie_reviews", "text_classification"}
+    assert {path.stem for path in RECIPES} >= {
+        "bbc_news", "movie_reviews", "text_classification", "tatoeba_en_es", "translation",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_opens_with_command_figure_and_time(path: Path) -> None:
     text = load(path).__doc__ or ""
     assert f"python recipes/{path.name}" in text
-    assert re.search(r"Expect .*accuracy of about 0\.\d\d", text), "the figure to expect"
+    figure = r"BLEU of about \d\d?" if load(path).config.task["name"] == "translation" else r"accuracy of about 0\.\d\d"
+    assert re.search(rf"Expect .*{figure}", text), "the figure to expect"
     assert re.search(r"about \d+ minutes", text), "the time it takes"
     assert f"recipes/{path.name}" in (ROOT / "README.md").read_text(), "the README lists it"
 
@@ -41,15 +45,21 @@ def test_a_recipe_runs(path: Path, tiny: dict[str, Path], sentiment: dict[str, P
     config = load(path).config
     assert isinstance(config, RunConfig)
     strategy = resolve(config).strategy
-    overrides = {
+    overrides: dict[str, object] = {
         "model": tiny["bert"],
-        "data.train": sentiment["train"],
         "data.validation": "null",
-        "task.text": "text",
+        "data.columns": "null",
         "task.max_length": 32,
         "training.max_steps": 2,
         "output_dir": tmp_path / "run",
     }
+    if config.task["name"] == "translation":
+        names = (config.task["source"], config.task["target"])
+        rows = [(text, text[::-1]) for text, _ in sentiment_rows(40)]
+        overrides |= {"data.train": write_csv(tmp_path / "pairs.csv", rows, names), "data.quoting": "minimal"}
+        overrides |= {"data.validation_share": 0.2, "data.test": "null", "data.test_share": 0.2}
+    else:
+        overrides |= {"data.train": sentiment["train"], "task.text": "text"}
     run = recipe(config, [part for name, value in overrides.items() for part in (f"--{name}", str(value))])
     assert run.result["strategy"] == strategy.document()
     assert run.result["train"]["steps"] == 2

@@ -151,7 +151,7 @@ SETTINGS = [
     Case("infinite", ("training.learning_rate: found inf", "finite"), settings={"training.learning_rate": float("inf")}),
     Case(
         "unknown choice",
-        ("training.schedule: found 'step'", "'linear', 'cosine' or 'constant'"),
+        ("training.schedule: found 'step'", "'linear', 'cosine', 'inverse_sqrt' or 'constant'"),
         settings={"training.schedule": "step"},
     ),
     Case("training is null", ("training: found None", "allowed: settings by name (epochs, "), settings={"training": None}),
