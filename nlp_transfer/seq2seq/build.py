@@ -38,7 +38,8 @@ OTHER_NAMES = (
     (".ffn.lin1.", ".intermediate.dense."), (".ffn.lin2.", ".output.dense."), (".output_layer_norm.", ".output.LayerNorm."),
     (".attention.attn.q.", ".attention.self.query."), (".attention.attn.k.", ".attention.self.key."),
     (".attention.attn.v.", ".attention.self.value."), (".attention.attn.o.", ".attention.output.dense."),
-    (".attention.LayerNorm.", ".attention.output.LayerNorm."),
+    (".attention.LayerNorm.", ".attention.output.LayerNorm."), (".self.query_proj.", ".self.query."),
+    (".self.key_proj.", ".self.key."), (".self.value_proj.", ".self.value."),
 )  # fmt: skip
 
 

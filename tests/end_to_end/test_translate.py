@@ -387,3 +387,29 @@ def test_data_and_models_by_hub_id(run: Path, tiny: dict[str, Path], tmp_path: P
     assert {"bleu", "chrf", "token_accuracy"} <= result["metrics"]["test"].keys()
     assert (tmp_path / "run/model/target_tokenizer/tokenizer.json").is_file()
     assert not (tmp_path / "other").exists()
+
+
+def test_training_goes_on_from_a_saved_run(run: Path, tmp_path: Path) -> None:
+    """Its weights and both of its tokenizers are taken over: with a rate of next to nothing it translates as before."""
+    ratio = json.loads((run / "model/nlp_transfer.json").read_text(encoding="utf-8"))["settings"]["length_ratio"]
+    settings: dict[str, Any] = {
+        "model": str(run),
+        "data": {"train": str(write_pairs(tmp_path / "pairs.jsonl")), "validation_share": 0},
+        "task": {"name": "translation", "beams": 2, "length_ratio": ratio},
+        "training": {"max_steps": 1, "precision": "fp32", "learning_rate": 1e-12},
+        "output_dir": str(tmp_path / "more"),
+    }
+    more = fine_tune(settings).output_dir
+    target = "model/target_tokenizer/tokenizer.json"
+    assert (more / target).read_bytes() == (run / target).read_bytes()
+    first, second = (load_translator(folder)(ENGLISH[:6]) for folder in (run, more))
+    assert first == second
+    assert len(set(first)) > 1
+    with pytest.raises(UserError, match=r"task.decoder_layers: found 1; .* has its own"):
+        fine_tune(settings | {"task": {"name": "translation", "decoder_layers": 1}, "output_dir": str(tmp_path / "other")})
+
+
+def write_pairs(path: Path) -> Path:
+    rows = [json.dumps({"source": one, "target": other}, ensure_ascii=False) for one, other in PAIRS]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
