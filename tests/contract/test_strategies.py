@@ -26,6 +26,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "pair": {"name": "text_classification", "text_pair": "other"},
     "multi_label": {"name": "multi_label", "label": "tags"},
     "regression": {"name": "regression", "label": "score"},
+    "translation": {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300},
     "deep": {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}},
 }
 STRATEGIES: dict[str, list[dict[str, Any]]] = {
@@ -39,6 +40,8 @@ Declared = Callable[[str, torch.nn.Module], bool]
 
 def declared(case: dict[str, Any], name: str, model: torch.nn.Module, new: frozenset[str]) -> bool:
     """Whether a parameter should move, said here a second time and in other words than in the strategy."""
+    if name.startswith("encoder.pooler."):
+        return False  # a decoder looks at all states, never at the pooled one
     if case["name"] == "full":
         return True
     if case["name"] == "lora":
@@ -66,6 +69,7 @@ def prepare(checkpoint: Checkpoint, document: dict[str, Any], strategy: Strategy
     rows, problems = rows_of(), Problems()
     task = task_from(document).fit(rows, problems)
     problems.raise_if_any()
+    task = task.prepare(checkpoint, rows)
     tokenizer = checkpoint.tokenizer
     table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
     model = task.build_model(checkpoint, TrainingConfig())
