@@ -52,11 +52,7 @@ class Translator:
         self.predictor, self.task = predictor, task
         self.longest = min(task.longest_source or task.max_length, task.max_length)
         self.in_pieces = 0
-        if (taken := self._lengths([""])[0]) >= self.longest:
-            raise UserError(
-                f"task.longest_source: found {self.longest}, and the prefix and the special tokens alone are {taken}; allowed: "
-                f"{taken + 1} or more"
-            )
+        task.sides.check_room(1 << 30, self.longest)
 
     def __call__(self, texts: Iterable[str]) -> list[str]:
         """A translation a text, in order; one that is empty, or spaces alone, stays as it is.
