@@ -8,9 +8,9 @@ from typing import Any
 from nlp_transfer.config import Document, RunConfig, validate
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError, did_you_mean
+from nlp_transfer.sources.aligned import check_no_aligned
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name
-from nlp_transfer.translator import check_aligned
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems) ->
     if task is not None:
         _check_best_metric(training.best_metric, task, problems)
         task.check_settings(training, problems)
-        check_aligned(data, task, problems)
+        if not task.aligned:
+            check_no_aligned(data, task.columns(), problems)
 
 
 def _check_best_metric(asked: str | None, task: Task, problems: Problems) -> None:

@@ -18,12 +18,13 @@ from nlp_transfer.export.load import load_predictor
 from nlp_transfer.export.save import write_json
 from nlp_transfer.inference import Predictor
 from nlp_transfer.sources import read_rows
+from nlp_transfer.sources.aligned import check_no_aligned
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import ENDINGS
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import task_name
 from nlp_transfer.training.device import make_accelerator
-from nlp_transfer.translator import Translator, check_aligned, translates
+from nlp_transfer.translator import Translator, translates
 
 Columns = dict[str, list[Any]]
 LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # whatever some reader takes for the end of a line
@@ -111,8 +112,9 @@ def evaluate_source(model: str, settings: dict[str, Any], batch_size: int, preci
     if data.test is None:
         raise UserError("--data.test: is required and was not given; allowed: a file, a folder or another source of data")
     predictor = load_predictor(model, batch_size, precision, settings.get("task"))
-    check_aligned(data, predictor.task, problems := Problems())
-    problems.raise_if_any()
+    if not predictor.task.aligned:
+        check_no_aligned(data, predictor.task.columns(), problems := Problems())
+        problems.raise_if_any()
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     predictor.model.to(accelerator.device)
     part = (accelerator.process_index, accelerator.num_processes)

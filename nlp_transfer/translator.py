@@ -1,7 +1,7 @@
 """Texts of any length through a saved translation model: empty ones stay empty, long ones go in pieces, order is kept."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from nlp_transfer.config import DataConfig, with_type
 from nlp_transfer.data.windows import inference_batches
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import UserError
 from nlp_transfer.inference import Predictor, autocast, pick_columns
 from nlp_transfer.seq2seq.pieces import join, pieces_of
 from nlp_transfer.sources.rows import from_columns
@@ -24,16 +24,6 @@ PADDED = 1 << 14  # source tokens times beams in a batch, about: long texts go f
 def translates(task: Any) -> bool:
     """Whether the answers of a task are texts in another language."""
     return hasattr(type(task), "sides")
-
-
-def check_aligned(data: DataConfig, task: Any, problems: Problems) -> None:
-    """Adds two line-aligned files as data of a task that learns no translation: a side has no labels."""
-    for role in ("train", "validation", "test"):
-        if isinstance(getattr(data, role), Mapping) and not translates(task):
-            problems.add(
-                f"data.{role}: found two line-aligned files, which only translation learns from; allowed: a table with the "
-                f"columns {', '.join(task.columns())}"
-            )
 
 
 class Translator:

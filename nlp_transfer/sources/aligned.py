@@ -15,6 +15,16 @@ from nlp_transfer.sources.wheels import sha256_of
 SIDES = ("source", "target")
 
 
+def check_no_aligned(data: DataConfig, columns: list[str], problems: Problems) -> None:
+    """Adds two line-aligned files as data of a task that learns no translation: a side has no labels."""
+    for role in ("train", "validation", "test"):
+        if isinstance(getattr(data, role), Mapping):
+            problems.add(
+                f"data.{role}: found two line-aligned files, which only translation learns from; allowed: a table with the "
+                f"columns {', '.join(columns)}"
+            )
+
+
 def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: list[str]) -> Rows:
     """The lines of `files["source"]` and `files["target"]` as the two `wanted` columns, in that order; any ending will do.
 

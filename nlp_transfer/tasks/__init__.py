@@ -52,6 +52,9 @@ class Task(Settings, ABC):
     best_metric: ClassVar[str]
     """The validation metric that decides which weights are best, unless the user names another."""
 
+    aligned: ClassVar[bool] = False
+    """Whether two line-aligned files, a source and a target, can be its data."""
+
     max_length: int | None = None
     """Longest input in tokens; null: 512, or the checkpoint's limit where that is smaller."""
 

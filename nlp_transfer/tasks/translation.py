@@ -34,6 +34,7 @@ class Translation(Task):
     """Learned from pairs of texts; answers are texts."""
 
     best_metric: ClassVar[str] = "token_accuracy"
+    aligned: ClassVar[bool] = True
 
     max_length: Count | None = None
     """Longest source, and longest target, in tokens; null: 512, or the checkpoint's limit where that is smaller."""
