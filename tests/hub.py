@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,3 +117,14 @@ def serve(root: Path) -> Iterator[tuple[str, Hub]]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def environment(address: str, cache: Path) -> dict[str, str]:
+    """What a child process needs to take the hub at `address` for the real one."""
+    return os.environ | {
+        "HF_ENDPOINT": address,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }

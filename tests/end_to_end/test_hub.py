@@ -1,7 +1,6 @@
 """Models and data by hub id, against a hub on the loopback interface, through the real command in one process of its own."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from tests.conftest import sentiment_rows, write_csv
-from tests.hub import serve
+from tests.hub import environment, serve
 
 CHILD = """
 import sys
@@ -50,15 +49,9 @@ def test_models_and_data_by_hub_id(tmp_path: Path, tiny: dict[str, Path]) -> Non
     tuned = root / "models/tester/tuned"
     shutil.copytree(_fine_tuned(tmp_path, tiny, data), tuned)
     with serve(root) as (address, hub):
-        environment = os.environ | {
-            "HF_ENDPOINT": address,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
+        around = environment(address, tmp_path / "cache")
         done = subprocess.run(
-            [sys.executable, "-c", CHILD], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", CHILD], cwd=tmp_path, env=around, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         revision = hub.commit("models", "tester/tiny")

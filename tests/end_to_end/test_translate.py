@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from transformers import EncoderDecoderModel
 from nlp_transfer import UserError, fine_tune, load_translator
 from nlp_transfer.cli import cli
 from nlp_transfer.translator import Translator
-from tests.hub import serve
+from tests.hub import environment, serve
 from tests.models import WORDS
 from tests.seq2seq_models import PAIRS
 
@@ -367,15 +366,9 @@ def test_data_and_models_by_hub_id(run: Path, tiny: dict[str, Path], tmp_path: P
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     (tmp_path / "in.txt").write_text("\n".join(["", *ENGLISH[:5]]) + "\n")
     with serve(root) as (address, hub):
-        environment = os.environ | {
-            "HF_ENDPOINT": address,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
+        around = environment(address, tmp_path / "cache")
         done = subprocess.run(
-            [sys.executable, "-c", CHILD], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", CHILD], cwd=tmp_path, env=around, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
     answers, refused = done.stdout.splitlines()
