@@ -14,6 +14,8 @@ from nlp_transfer.head_type import register
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AdapterSet": "export.adapters",
+    "Comparison": "compare",
     "DataConfig": "config",
     "FineTuned": "fine_tune",
     "Predictor": "inference",
@@ -25,7 +27,9 @@ _PLACES = {
     "TrainingError": "training",
     "Translator": "translator",
     "UserError": "errors",
+    "compare": "compare",
     "fine_tune": "fine_tune",
+    "load_adapters": "export.adapters",
     "load_predictor": "export.load",
     "load_translator": "export.load",
     "recipe": "cli",
@@ -61,10 +65,14 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from nlp_transfer.cli import recipe as recipe
+    from nlp_transfer.compare import Comparison as Comparison
+    from nlp_transfer.compare import compare as compare
     from nlp_transfer.config import DataConfig as DataConfig
     from nlp_transfer.config import RunConfig as RunConfig
     from nlp_transfer.config import TrainingConfig as TrainingConfig
     from nlp_transfer.errors import UserError as UserError
+    from nlp_transfer.export.adapters import AdapterSet as AdapterSet
+    from nlp_transfer.export.adapters import load_adapters as load_adapters
     from nlp_transfer.export.load import load_predictor as load_predictor
     from nlp_transfer.export.load import load_translator as load_translator
     from nlp_transfer.fine_tune import FineTuned as FineTuned

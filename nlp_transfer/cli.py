@@ -114,6 +114,55 @@ def translate(
     translate_file(model, source, output, _only(ctx.args, ("data", "task")), batch_size, precision, beams)
 
 
+class CompareHelp(TrainHelp):
+    """With flags that take several values."""
+
+    several = ("--strategies", "--seeds", "--shots", "--rates")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from nlp_transfer.comparison.flags import expand
+
+        return super().parse_args(ctx, expand(args, self.several))
+
+
+@cli.command(cls=CompareHelp, context_settings=OVERRIDES)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--strategies",
+    multiple=True,
+    required=True,
+    metavar="NAME ...",
+    help="The first is the one to compare with. Also '{name: partial, frozen_layers: all}', and several joined by +.",
+)
+@click.option(
+    "--seeds", multiple=True, default=("0", "1", "2"), metavar="SEED ...", help="Each with every strategy.  [default: 0 1 2]"
+)
+@click.option("--shots", multiple=True, metavar="K ...", help="Rows of each label to learn from, or all; a learning curve.")
+@click.option("--rates", multiple=True, metavar="FACTOR ...", help="On each strategy's own learning rate; validation decides.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder.  [default: output_dir of FILE with -comparison]")
+@click.option("--keep-models", is_flag=True, help="Keep the model of each run, not its answers alone.")
+@click.option("--verbose", is_flag=True, help="Show what each run prints.")
+@click.pass_context
+def compare(
+    ctx: click.Context, file: Path, strategies: tuple[str, ...], seeds: tuple[str, ...], shots: tuple[str, ...],
+    rates: tuple[str, ...], output: Path | None, keep_models: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Fine-tune with several strategies and seeds, measure, and say which strategy to take.
+
+    FILE stands before the flags. Called again, what is finished is not run again.
+    """
+    from nlp_transfer.console import say
+    from nlp_transfer.document import merge, parse_overrides, read_document
+
+    document, notes = merge(read_document(file), parse_overrides(ctx.args))
+    say(*notes)
+    from nlp_transfer.compare import compare as run
+
+    done = run(document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)  # type: ignore[arg-type]
+    if done.failed:
+        sys.exit(1)
+
+
 def _only(arguments: Sequence[str], parts: tuple[str, ...]) -> dict[str, Any]:
     """Dotted settings of some parts, as a document."""
     from nlp_transfer.document import merge, parse_overrides

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nlp_transfer.errors import Problems, did_you_mean
 
@@ -42,10 +42,15 @@ class DataConfig(Settings):
     """Like `train`; null: a share of train is set aside (`validation_share`)."""
     test: Any = None
     """Like `train`; null: none, unless `test_share` is set."""
+    unlabelled: Any = None
+    """Like `train`, without answers: rows that a strategy may label by itself, or copy a teacher on."""
     validation_share: Share = 0.1
     """Share of train used for validation where `validation` is null; 0: none, and then no early stopping."""
     test_share: Share = 0.0
     """Share of train set aside for testing where `test` is null; stratified and seeded."""
+    shots: Count | None = None
+    """Rows of each label kept of train, after the other splits were set aside; drawn with the seed, and a smaller draw is part
+    of a larger one. Numbers to learn are drawn by tenths of their range, rows of several labels by their rarest. Null: all."""
     group: str | None = None
     """A column: rows with the same value in it never stand in two splits that are made here."""
     encoding: Name | Annotated[list[Name], Field(min_length=1)] = "utf-8"
@@ -57,7 +62,7 @@ class DataConfig(Settings):
     quoting: Literal["minimal", "none"] = "minimal"
     """`minimal`: a quoted cell may hold separators and line ends; `none`: quotes are ordinary characters."""
 
-    @field_validator("train", "validation", "test")
+    @field_validator("train", "validation", "test", "unlabelled")
     @classmethod
     def _is_a_source(cls, value: Any) -> Any:
         if value is None or hasattr(value, "columns") or hasattr(value, "column_names"):
@@ -85,6 +90,25 @@ def _names_a_file(value: Any) -> bool:
     return isinstance(value, Path) or (isinstance(value, str) and bool(value.strip()))
 
 
+class AugmentConfig(Settings):
+    """Shares of the words of a training text that are changed, drawn anew at each step."""
+
+    drop: Share = 0.0
+    """Words left out."""
+    swap: Share = 0.0
+    """Words that change places with a neighbour."""
+    mask: Share = 0.0
+    """Words that become the mask token."""
+    replace: Share = 0.0
+    """Words that become another one, drawn from train as often as it stands there."""
+
+    @model_validator(mode="after")
+    def _leaves_words(self) -> "AugmentConfig":
+        if self.drop + self.mask + self.replace >= 1:
+            raise ValueError("drop, mask and replace together below 1")
+        return self
+
+
 class TrainingConfig(Settings):
     epochs: Positive | Literal["auto"] = "auto"
     """Passes over train; auto: 3, and more on small data until 300 optimiser steps are reached, at most 20."""
@@ -110,6 +134,13 @@ class TrainingConfig(Settings):
     """Share of the target spread evenly over all classes; auto: 0.1 from ten classes on, else 0."""
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
     """`balanced`: the inverse of a class's frequency; or a weight for each label by name."""
+    focal_gamma: Annotated[float, Field(ge=0)] | None = None
+    """Focal loss: what the model is already sure of counts less, the less the larger this is (2 is usual); null: it does not."""
+    oversample: Literal["balanced"] | Annotated[float, Field(gt=0, le=1)] | None = None
+    """Rows of rare classes are repeated in each epoch. `balanced`: every class stands as often as the largest; a number tempers
+    that, as the exponent of the ratio (0.5: its root); null: each row once."""
+    augment: AugmentConfig | None = None
+    """Shares of the words of training texts to `drop`, `swap`, `mask` or `replace`, such as {drop: 0.1}; null: none."""
     dropout: Share | None = None
     """Dropout of the hidden layers; null: the checkpoint's own."""
     attention_dropout: Share | None = None
@@ -198,7 +229,9 @@ def _explain(error: ValidationError, schema: type[Settings], prefix: str) -> lis
             lines = found.setdefault(name, [f"{name}: found {shorten(detail['input'])}; allowed: {reason}"])
             if reason not in lines[0]:
                 lines[0] += f", or {reason}"
-    return [line for lines in found.values() for line in lines]
+    # Where settings or a word may stand, settings that are wrong are also no such word: what is wrong inside says enough.
+    inner = {name for name in found if any(other.startswith(f"{name}.") for other in found)}
+    return [line for name, lines in found.items() if name not in inner for line in lines]
 
 
 PLAIN_WORDS = {
@@ -241,6 +274,8 @@ def _place(location: tuple[int | str, ...], schema: type[Settings]) -> tuple[str
     names: list[str] = []
     owner = schema
     for part in location:
+        if part == owner.__name__ or str(part).startswith("literal["):  # a member of a union
+            continue
         names.append(str(part))
         field = owner.model_fields.get(str(part))
         nested = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]

@@ -4,6 +4,7 @@
 after it. So the registration waits: it runs when transformers loads its tables of Auto classes, or at once if it has.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
@@ -14,24 +15,13 @@ from typing import Any
 MODEL_TYPE = "nlp_transfer_encoder_head"
 
 
-def _register_config() -> None:
-    from transformers import AutoConfig
-
-    from nlp_transfer.heads import EncoderHeadConfig
-
-    AutoConfig.register(MODEL_TYPE, EncoderHeadConfig, exist_ok=True)
+def _register() -> None:
+    """Imports the classes, which register themselves at the end of their module. Where that is what loads transformers, it is
+    half way through; then nothing happens here, and it registers them when it comes to its end."""
+    importlib.import_module("nlp_transfer.heads")
 
 
-def _register_model() -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    from nlp_transfer.heads import EncoderHeadConfig, EncoderHeadForSequenceClassification
-
-    _register_config()
-    AutoModelForSequenceClassification.register(EncoderHeadConfig, EncoderHeadForSequenceClassification, exist_ok=True)
-
-
-WAITING: dict[str, Callable[[], None]] = {"transformers.models.auto.modeling_auto": _register_model}
+WAITING: dict[str, Callable[[], None]] = {"transformers.models.auto.modeling_auto": _register}
 
 
 class _AfterImport(MetaPathFinder):

@@ -5,13 +5,15 @@ under a model type of its own, plain transformers refuses it by name, and `impor
 `pipeline` know it.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlp_transfer.config import Count, Settings, Share
@@ -27,6 +29,10 @@ class HeadConfig(Settings):
     """Dropout before each linear layer."""
     pooling: Literal["cls", "mean", "max"] = "mean"
     """How token vectors become one: the first token's, or the mean or maximum over real tokens."""
+    layers: Literal["last", "mix"] = "last"
+    """Whose vectors: the last layer's, or a learned mix of all layers' (Peters et al. 2018, 1802.05365)."""
+    normalize: bool = False
+    """Scale the vector to length 1, so that directions alone count."""
 
 
 class EncoderHeadConfig(PretrainedConfig):
@@ -38,10 +44,13 @@ class EncoderHeadConfig(PretrainedConfig):
     pooling: str = "mean"
     hidden: list[int] | None = None
     head_dropout: float = 0.1
+    layers: str = "last"
+    normalize: bool = False
 
     def __init__(self, **kwargs: Any) -> None:
         # With encoder=None this is the empty configuration that transformers builds to find defaults.
-        own = {name: kwargs.pop(name, getattr(type(self), name)) for name in ("encoder", "pooling", "hidden", "head_dropout")}
+        names = ("encoder", "pooling", "hidden", "head_dropout", "layers", "normalize")
+        own = {name: kwargs.pop(name, getattr(type(self), name)) for name in names}
         super().__init__(**kwargs)
         for name, value in own.items():
             setattr(self, name, value)
@@ -69,6 +78,13 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
+@dataclass
+class EncoderHeadOutput(SequenceClassifierOutput):
+    """`logits` of shape (rows, labels), and the `embedding` (rows, width) that the classifier saw."""
+
+    embedding: torch.Tensor | None = None
+
+
 class EncoderHeadForSequenceClassification(PreTrainedModel):
     """Encoder -> pooling -> hidden layers -> logits of shape (rows, labels)."""
 
@@ -86,6 +102,8 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
             layers += [nn.GELU()] if i else []
             layers += [nn.Dropout(config.head_dropout), nn.Linear(width, after)]
         self.classifier = nn.Sequential(*layers)
+        if config.layers == "mix":  # the embeddings count as a layer; all weigh the same at first
+            self.mix = nn.Parameter(torch.zeros(self.encoder.config.num_hidden_layers + 1))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -94,26 +112,50 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     def forward(
-        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **inputs: Any
-    ) -> SequenceClassifierOutput:
-        """Logits for token ids of shape (rows, tokens). Losses are the task's business, so labels are not taken."""
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pooled: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> EncoderHeadOutput:
+        """Logits for token ids of shape (rows, tokens), or for what `pooled_states` made of them before. Losses are the task's
+        business, so labels are not taken."""
         inputs.pop("return_dict", None)
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        vectors = self.pooled_states(input_ids, attention_mask, **inputs) if pooled is None else pooled
+        if self.config.layers == "mix":
+            vectors = (self.mix.softmax(0)[:, None] * vectors).sum(1)
+        embedding = F.normalize(vectors, dim=-1) if self.config.normalize else vectors
+        return EncoderHeadOutput(logits=self.classifier(embedding), embedding=embedding)
+
+    def pooled_states(
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **inputs: Any
+    ) -> torch.Tensor:
+        """A vector a row (rows, width); with `layers: mix` one a layer, the embeddings first: (rows, layers + 1, width)."""
+        mix = self.config.layers == "mix"
+        inputs.pop("output_hidden_states", None)  # peft passes it on, whatever it is
+        found = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=mix, **inputs)
+        states = found.last_hidden_state
         mask = attention_mask if attention_mask is not None else torch.ones(states.shape[:2], device=states.device)
-        return SequenceClassifierOutput(logits=self.classifier(pool(states, mask, self.config.pooling)))
+        how = self.config.pooling
+        return torch.stack([pool(layer, mask, how) for layer in found.hidden_states], 1) if mix else pool(states, mask, how)
 
 
 def attach_head(encoder: PreTrainedModel, head: HeadConfig, **overrides: Any) -> EncoderHeadForSequenceClassification:
     """A new head on a loaded encoder; `overrides` (`id2label`, `problem_type` ...) go into the configuration."""
     fields = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}  # a local path
     config = EncoderHeadConfig(
-        encoder=fields, pooling=head.pooling, hidden=list(head.hidden), head_dropout=head.dropout,
+        encoder=fields, pooling=head.pooling, hidden=list(head.hidden), head_dropout=head.dropout, layers=head.layers,
+        normalize=head.normalize,
         pad_token_id=getattr(encoder.config, "pad_token_id", None), **overrides,
     )  # fmt: skip
     model = EncoderHeadForSequenceClassification(config)
     model.encoder = without_pooler(encoder)
     model.new_parameters = frozenset(  # type: ignore[assignment]
-        {name for name, _ in model.named_parameters() if name.startswith("classifier.")}
+        {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
         | {f"encoder.{name}" for name in getattr(encoder, "new_parameters", ()) if not name.startswith("pooler.")}
     )
     return model
+
+
+AutoConfig.register(MODEL_TYPE, EncoderHeadConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(EncoderHeadConfig, EncoderHeadForSequenceClassification, exist_ok=True)

@@ -16,7 +16,7 @@ from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import check_columns
-from nlp_transfer.sources.rows import Rows, from_columns, names_of, unfold
+from nlp_transfer.sources.rows import Rows, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import Batch, read_table
 from nlp_transfer.tasks import Arrays, Items, Task
 
@@ -108,22 +108,35 @@ def score(
 
     `draft` is for scores while training: where answers are costly, only some rows get one (`Task.partly`).
     """
+    chosen = task.partly(len(table)) if draft else None
+    answers, items = answer_all(model, task, table, accelerator, batch_size, precision, chosen)
+    metrics = task.metrics(answers, table.references)
+    metrics["loss"] = sum(value / count for value, count in items.values())
+    return metrics, answers
+
+
+def answer_all(
+    model: nn.Module,
+    task: Task,
+    table: TokenTable,
+    accelerator: Any,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    chosen: np.ndarray | None = None,
+) -> tuple[Arrays, Items]:
+    """Answers for a whole table in row order and its plain losses, the work shared by all processes; the same in each."""
     from accelerate.utils import gather_object
 
     progress = None
     if accelerator.is_main_process:
         progress = Steps("evaluating", -(-len(table) // batch_size) // accelerator.num_processes or 1)
     part = (accelerator.process_index, accelerator.num_processes)
-    chosen = task.partly(len(table)) if draft else None
     try:
         own = answer(model, task, table, batch_size, precision, part, progress, chosen)
     finally:
         if progress is not None:
             progress.close()
-    answers, items = gather(gather_object([own]) if accelerator.num_processes > 1 else [own], len(table))
-    metrics = task.metrics(answers, table.references)
-    metrics["loss"] = sum(value / count for value, count in items.values())
-    return metrics, answers
+    return gather(gather_object([own]) if accelerator.num_processes > 1 else [own], len(table))
 
 
 class Predictor:
@@ -229,10 +242,7 @@ def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[
     Raises:
         UserError: one is missing.
     """
-    columns = batch.columns
-    if path.suffix.lower() == ".txt" and len(wanted) == 1:  # lines have no name: they are what the model reads
-        columns = {wanted[0]: columns["text"]}
-    columns = unfold(columns, wanted)
+    columns = unfold(lines_as(batch.columns, path.suffix, wanted), wanted)
     check_columns(names_of(columns), wanted, str(path))
     return {name: columns[name] for name in wanted}
 

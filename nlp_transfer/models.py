@@ -296,3 +296,17 @@ def forbid_new_parameters(model: nn.Module, source: str) -> None:
             f"model: {source} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}; it is no "
             "fine-tuned model. Fine-tune it first: nlp-transfer train"
         )
+
+
+def merge_adapter(model: Any) -> PreTrainedModel:
+    """A model with its adapter's updates in its own weights, and no trace of peft.
+
+    What was trained as a whole loses its wrapper first: some methods would leave it there, or take it for a layer.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[module.active_adapter])
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from nlp_transfer.data.splits import Splits
+from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.card import write_card
-from nlp_transfer.export.load import RECORD
+from nlp_transfer.export.load import RECORD, read_record
 from nlp_transfer.export.save import record, versions, write_json
 from nlp_transfer.models import Checkpoint, count_parameters, new_parameters
 from nlp_transfer.resolve import Run
@@ -37,16 +38,39 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
         f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
         + (f"; new, and so drawn at random: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
         f"precision {trainer.precision} ({reason}), {trainer.attention} attention",
+    ]
+    if not trainer.strategy.takes_steps():
+        return [*lines, f"no step is taken: what is needed is computed from train, on {trainer.accelerator.device}"]
+    lines += [
         f"learning rate {trainer.learning_rate():g}, {trainer.epochs():g} epochs, "
         f"{steps} steps of {size}, {processes} on {trainer.accelerator.device}",
     ]
     if smoothing := trainer.task.label_smoothing(trainer.training):
         lines.append(f"label smoothing {smoothing:g}")
+    lines += _weighing_lines(trainer, plan)
     if steps < FEW_STEPS:
         lines.append(
             f"warning: few optimiser steps ({steps}); fine-tuning with so few often ends far from its best. More epochs or a "
             "smaller batch help (Mosbach et al. 2021, 2006.04884)"
         )
+    return lines
+
+
+def _weighing_lines(trainer: Trainer, plan: WindowPlan) -> list[str]:
+    """What makes rows or words count otherwise than they stand in train."""
+    training, lines = trainer.training, []
+    if training.focal_gamma:
+        lines.append(f"focal loss, gamma {training.focal_gamma:g}")
+    if plan.repeats is not None:
+        lines.append(f"oversampling: {plan.rows_in_epoch:,} rows an epoch instead of {len(plan.lengths):,}")
+        if training.class_weights == "balanced":
+            lines.append(
+                "warning: training.oversample and training.class_weights: balanced both make up for rare classes, which then "
+                "count for more than the others; one of them is enough"
+            )
+    if training.augment is not None and trainer.augment is not None:
+        shares = {name: value for name, value in training.augment.model_dump().items() if value}
+        lines.append(f"augmentation, shares of words: {', '.join(f'{name} {value:g}' for name, value in shares.items())}")
     return lines
 
 
@@ -114,10 +138,12 @@ def _check_provenance(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def training_figures(position: Position, parameters: tuple[int, int], memory: int) -> dict[str, Any]:
-    """`seconds` is the whole of training with its evaluations; the rate is that of optimiser steps alone."""
+def training_figures(position: Position, parameters: tuple[int, int], memory: int, preparation: float = 0.0) -> dict[str, Any]:
+    """`seconds` is the whole of training with its evaluations, and what the strategy prepared for it (`preparation_seconds`:
+    loading, caching features); the rate is that of optimiser steps alone."""
     return {
-        "seconds": round(position.seconds, 3),
+        "seconds": round(position.seconds + preparation, 3),
+        "preparation_seconds": round(preparation, 3),
         "step_seconds": round(position.step_seconds, 3),
         "steps": position.step,
         "best_step": position.best_step,
@@ -141,7 +167,9 @@ def peak_memory() -> int:
 def finish(folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: dict[str, Any], splits: Splits) -> None:
     """The card and the records; `result.json` comes last, since it is what says that the run is finished."""
     model = folder.path / "model"
-    write_json(model / RECORD, record(task, result["plain"], result["metrics"]))
+    before = read_record(model) or {}  # of an adapter it says on what base it belongs
+    kept = {name: before[name] for name in ("base", "merges") if name in before}
+    write_json(model / RECORD, record(task, result["plain"], result["metrics"]) | kept)
     rows = {name: len(part) for name, part in splits.rows.items()}
     write_card(
         model, task, result, {"train": run.config.data.train, "test": run.config.data.test, "rows": rows}, document["training"]

@@ -11,7 +11,7 @@ from nlp_transfer.config import shorten
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 
-OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "checkpoints")
+OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "checkpoints", "biases.safetensors", "tasks", "shared")
 
 
 class RunFolder:

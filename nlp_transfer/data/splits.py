@@ -15,11 +15,14 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows
 
+UNLABELLED = "unlabelled"
+
 
 class Readable(Protocol):
     """What reading needs to know of a task."""
 
     def columns(self) -> list[str]: ...
+    def input_columns(self) -> list[str]: ...
     def fit(self, train: Rows, problems: Problems) -> Self: ...
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None: ...
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None: ...
@@ -32,7 +35,7 @@ TaskType = TypeVar("TaskType", bound=Readable)
 
 @dataclass
 class Splits:
-    """`train` and, where there are such, `validation` and `test`; `notes` are for the user, none of them fatal."""
+    """`train` and, where there are such, `validation`, `test` and `unlabelled`; `notes` are for the user, none of them fatal."""
 
     rows: dict[str, Rows]
     notes: list[str] = field(default_factory=list)
@@ -57,21 +60,23 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
         raise UserError("data.train: is required and was not given")
     problems = Problems("data")
     given: dict[str, Rows] = {}
-    for role in ("train", "validation", "test"):
+    for role in ("train", "validation", "test", UNLABELLED):
         source = getattr(data, role)
         if source is not None:
             group = [data.group] if data.group and role == "train" else []  # only train is split
+            wanted = task.input_columns() if role == UNLABELLED else task.columns()
             try:
-                given[role] = read_rows(source, role, data, [*task.columns(), *group])
+                given[role] = read_rows(source, role, data, [*wanted, *group])
             except UserError as error:
                 problems.absorb(error)
     if "train" in given:
         task = task.fit(given["train"], problems)
         task.check_settings(training, problems)  # settings may name labels, which are known only now
         _check_group(given["train"], data.group, problems)
-    for rows in given.values():
-        task.check(rows, problems, targets="train" in given)  # without train its labels are not known
+    for role, rows in given.items():
+        task.check(rows, problems, targets="train" in given and role != UNLABELLED)  # without train its labels are not known
     problems.raise_if_any()
+    unlabelled = given.pop(UNLABELLED, None)
     splits = Splits(given)
     keys = {role: task.keys(rows) for role, rows in given.items()}
     splits.notes += describe_repeats(keys)
@@ -87,7 +92,56 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
             )
         splits.rows |= {"train": train.select(rest), role: train.select(part)}
         splits.notes.append(f"{role}: {len(part)} rows set aside from train (stratified, seed {seed})")
+    if data.shots is not None:
+        _draw_shots(splits, data.shots, task, seed)
+    if unlabelled is not None:
+        _add_unlabelled(splits, unlabelled, task)
     return splits, task
+
+
+def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> None:
+    train = splits.rows["train"]
+    strata = task.strata(train)
+    kept = draw_shots(strata, shots, seed)
+    splits.rows["train"] = train.select(kept)
+    fewer = int((np.unique(strata, return_counts=True)[1] < shots).sum())
+    splits.notes.append(
+        f"train: {len(kept)} of {len(train)} rows kept, {shots} of each label (drawn with seed {seed})"
+        + (f"; {fewer} label{'s have' if fewer > 1 else ' has'} fewer" if fewer else "")
+    )
+
+
+def draw_shots(strata: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Indices (int64, ascending) of `shots` rows of each stratum, all rows of one that has fewer.
+
+    Each stratum is put in an order that the seed alone decides, and its first rows are taken: the draw of 8 is part of that
+    of 16.
+
+    Args:
+        strata: int array of shape (rows,).
+    """
+    drawn = [np.zeros(0, np.int64)]
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
+        generator = np.random.default_rng([seed, int(stratum) + 1])  # -1 is the stratum of rows without a label
+        drawn.append(generator.permutation(rows)[:shots])
+    return np.sort(np.concatenate(drawn))
+
+
+def _add_unlabelled(splits: Splits, rows: Rows, task: Readable) -> None:
+    """Rows without answers, each text once, and none that stands in another split: its answer is known or will be asked for."""
+    known = {key for part in splits.rows.values() for key in task.keys(part)}
+    first: dict[str, int] = {}
+    for row, key in enumerate(task.keys(rows)):
+        if key not in known:
+            first.setdefault(key, row)
+    if not first:
+        raise UserError(f"data.unlabelled: each of its {len(rows)} rows stands in another split; allowed: other texts as well")
+    splits.rows[UNLABELLED] = rows.select(np.array(list(first.values()), np.int64))
+    if len(first) < len(rows):
+        splits.notes.append(
+            f"{UNLABELLED}: {len(rows) - len(first)} of {len(rows)} rows left out, which repeat another or stand in another split"
+        )
 
 
 def _check_group(train: Rows, group: str | None, problems: Problems) -> None:

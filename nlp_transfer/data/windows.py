@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nlp_transfer.data.repeats import Repeats
+
 BUCKET = 50  # windows whose rows are sorted by length together: little padding, and still well mixed
+BLUR = 0.25  # share by which lengths are blurred before sorting where rows are repeated
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class WindowPlan:
     """How the rows of a split become optimiser windows.
 
     `lengths` is int64 of shape (rows,); `batch_size` counts rows a process and micro-batch, `batch_tokens` (which beats
-    it) padded tokens. Rows of similar `order` (int64, rows) stand together; by default that is their length.
+    it) padded tokens. Rows of similar `order` (int64, rows) stand together; by default that is their length. `repeats` says
+    which rows stand more than once in an epoch.
     """
 
     lengths: np.ndarray
@@ -47,31 +51,36 @@ class WindowPlan:
     batch_tokens: int | None = None
     seed: int = 0
     order: np.ndarray | None = None
+    repeats: Repeats | None = None
 
     def windows(self, epoch: int) -> list[np.ndarray]:
-        """Row indices (int64) of each window of an epoch; every row stands in exactly one. The last window may be short."""
+        """Row indices (int64) of each window of an epoch; every row stands in exactly one, or as often as `repeats` says. The
+        last window may be short."""
         generator = np.random.default_rng([self.seed, epoch])
-        order = generator.permutation(len(self.lengths))
+        order = generator.permutation(len(self.lengths) if self.repeats is None else self.repeats.rows(generator))
         share = self.accumulation * self.processes
         if self.batch_tokens is None:
             size = self.batch_size * share
             windows = [
                 chunk
                 for start in range(0, len(order), size * BUCKET)
-                for chunk in _chunks(self._sorted(order[start : start + size * BUCKET]), size)
+                for chunk in _chunks(self._sorted(order[start : start + size * BUCKET], generator), size)
             ]
         else:
             windows = []
             rows_a_bucket = max(1, int(self.batch_tokens * share * BUCKET / max(1.0, float(self.lengths.mean()))))
             for start in range(0, len(order), rows_a_bucket):
-                windows += self._by_tokens(self._sorted(order[start : start + rows_a_bucket]), self.batch_tokens * share)
+                bucket = self._sorted(order[start : start + rows_a_bucket], generator)
+                windows += self._by_tokens(bucket, self.batch_tokens * share)
         # A short window stays last: in the middle of an epoch its larger steps would depend on the shuffle.
         short = [windows.pop()] if len(windows) > 1 and len(windows[-1]) < len(windows[0]) else []
         return [windows[i] for i in generator.permutation(len(windows))] + short
 
-    def _sorted(self, rows: np.ndarray) -> np.ndarray:
-        order = self.lengths if self.order is None else self.order
-        return rows[np.argsort(order[rows], kind="stable")]
+    def _sorted(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        order = (self.lengths if self.order is None else self.order)[rows]
+        if self.repeats is not None:  # by length alone the copies of a row would meet in one window
+            order = order * generator.uniform(1 - BLUR, 1 + BLUR, len(rows))
+        return rows[np.argsort(order, kind="stable")]
 
     def _by_tokens(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
         """Sorted rows, cut where the longest times the number of rows would pass the budget."""
@@ -84,10 +93,15 @@ class WindowPlan:
         return [*windows, rows[start:]]
 
     @property
+    def rows_in_epoch(self) -> int:
+        """Rows of an epoch, a repeated one as often as it stands in it."""
+        return len(self.lengths) if self.repeats is None else len(self.repeats)
+
+    @property
     def windows_in_epoch(self) -> int:
         """Windows of the first epoch; with a token budget others may have a few more or less."""
         size = self.batch_size * self.accumulation * self.processes
-        return len(self.windows(0)) if self.batch_tokens else -(-len(self.lengths) // size)
+        return len(self.windows(0)) if self.batch_tokens else -(-self.rows_in_epoch // size)
 
     def steps(self, epochs: float) -> int:
         """Optimiser steps in `epochs`, at least one; a fraction of an epoch is rounded up to whole windows."""

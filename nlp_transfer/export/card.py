@@ -35,13 +35,14 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         training: the resolved training settings.
     """
     base = str(result["model"])
-    part = task_part(task, result["plain"])
+    adapter = (folder / "adapter_config.json").is_file()
+    part = task_part(task, result["plain"], adapter)
     names = [data_name(data["train"])]
     scored = "test" if result["metrics"].get("test") else "validation"
     figures = result["metrics"].get(scored, {})
     title = f"{Path(base.partition('#')[2] or base).parts[-1] if not HUB_MODEL.match(base) else base}, fine-tuned"
     card = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag=part.pipeline_tag,
         language=part.languages or None,
         tags=["nlp_transfer", task_name(task), str(strategy_label(result["strategy"]))],

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.inference import Predictor
-from nlp_transfer.models import Checkpoint, encoder_type, forbid_new_parameters
+from nlp_transfer.models import Checkpoint, encoder_type, forbid_new_parameters, merge_adapter
 from nlp_transfer.sources import ModelSource, find_model
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
@@ -42,8 +42,8 @@ def load_predictor(
     device = inference_device()
     path = Path(model).expanduser()
     whole: Any
-    if os.path.isfile(path / "adapter_config.json"):
-        whole, checkpoint, task = open_adapter(path, settings)
+    if adapter := find_adapter(path):
+        whole, checkpoint, task = open_adapter(adapter, settings)
     else:
         checkpoint = Checkpoint.open(find_model(str(model)))
         found = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
@@ -101,25 +101,39 @@ def load_checkpoint(checkpoint: Checkpoint, auto_class: Any) -> PreTrainedModel:
     return model
 
 
-def open_adapter(folder: Path, settings: Mapping[str, Any] | None = None) -> tuple[PreTrainedModel, Checkpoint, Task]:
-    """An `adapter/` merged into the base it was trained on, that base, and the task.
+def find_adapter(path: Path) -> Path | None:
+    """The folder of an adapter: the path itself, or `model/` in a run whose adapter could not be merged."""
+    return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "adapter_config.json")), None)
+
+
+def adapter_record(folder: Path) -> dict[str, Any]:
+    """The record of an adapter. Raises a UserError where it does not say on what base the adapter belongs."""
+    saved = read_record(folder)
+    if saved is None or "base" not in saved:
+        raise UserError(f"{folder}: is an adapter without its {RECORD}, which says on what base it belongs")
+    return saved
+
+
+def open_adapter(
+    folder: Path, settings: Mapping[str, Any] | None = None, merge: bool = True
+) -> tuple[PreTrainedModel, Checkpoint, Task]:
+    """An adapter on the base it was trained on, by default merged into it where its kind can be; that base, and the task.
 
     Raises:
         UserError: it has no record of its base and labels.
     """
     from peft import PeftModel
 
-    saved = read_record(folder)
-    if saved is None or "base" not in saved:
-        raise UserError(f"{folder}: is an adapter without its {RECORD}, which says on what base it belongs")
+    saved = adapter_record(folder)
     task = _changed(task_from(saved["settings"]), settings)
     base = find_model(saved["base"]["model"])
     checkpoint = Checkpoint.open(ModelSource(base.name, base.path, base.revision or saved["base"]["revision"]))
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
         model = task.build_model(checkpoint, TrainingConfig())
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    return merged, checkpoint, task
+        adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        whole: PreTrainedModel = merge_adapter(adapted) if merge and saved.get("merges", True) else adapted
+    return whole, checkpoint, task
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.load import RECORD, load_model, open_adapter, quiet
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
 from nlp_transfer.models import Checkpoint
@@ -30,7 +31,14 @@ def versions() -> dict[str, str]:
 
 def is_plain(model: PreTrainedModel) -> bool:
     """Whether transformers loads the model by itself."""
-    return not isinstance(model, EncoderHeadForSequenceClassification)
+    return not isinstance(model, EncoderHeadForSequenceClassification) and not is_adapted(model)
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether the model is a base below an adapter that could not be merged."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -80,6 +88,20 @@ def save_model(
     return again.to(next(model.parameters()).device)
 
 
+def save_adapted(adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
+    """Makes the model folder of an adapter that cannot be merged, and gives back the model as it is loaded from there.
+
+    It holds the adapter and no config.json, so that nothing takes it for a model whose head is to be drawn at random.
+    """
+    part = folder.with_name(f".part-{folder.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(adapter, part)
+    with quiet():
+        tokenizer.save_pretrained(part)
+    os.replace(part, folder)
+    return open_adapter(folder)[0]
+
+
 def check_adapter(
     folder: Path, checkpoint: Checkpoint, task: Task, model: PreTrainedModel, probe: dict[str, torch.Tensor]
 ) -> None:
@@ -91,13 +113,13 @@ def check_adapter(
     local = checkpoint.source.is_folder and not is_wheel(checkpoint.source.name)
     name = str(Path(checkpoint.source.path).absolute()) if local else checkpoint.source.name
     base = {"model": name, "revision": checkpoint.revision}
-    write_json(folder / RECORD, record(task, is_plain(model), base=base))
+    write_json(folder / RECORD, record(task, is_plain(model), base=base) | {"merges": not is_adapted(model)})
     task.save_parts(folder)
     _compare(model, open_adapter(folder)[0], probe, folder)
 
 
 def _compare(model: PreTrainedModel, again: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
-    inputs = {name: tensor for name, tensor in probe.items() if name != "labels"}
+    inputs = model_inputs(probe)
     device = next(model.parameters()).device
     with torch.inference_mode():
         wanted = model.eval()(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()

@@ -9,6 +9,10 @@ from nlp_transfer.tasks import Task
 from nlp_transfer.translator import translates
 
 WITHOUT = "Without `import nlp_transfer` transformers refuses the model; `encoder/` is the plain encoder alone."
+ADAPTER = (
+    "This is an adapter that cannot be merged into the model it was trained on: it needs that model, which `nlp_transfer.json` "
+    "names as `base`, and peft."
+)
 # ISO 639-1. Codes of three letters are those that NLLB translates, and Mandarin as Tatoeba and Marian call it.
 TWO_LETTERS = frozenset(
     "aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu "
@@ -31,13 +35,40 @@ class TaskPart:
     languages: list[str] = field(default_factory=list)
 
 
-def task_part(task: Task, plain: bool) -> TaskPart:
-    """What depends on the task. `plain`: transformers loads the model by itself."""
-    return _translation(task) if translates(task) else _classification(task, plain)
+def task_part(task: Task, plain: bool, adapter: bool = False) -> TaskPart:
+    """What depends on the task.
+
+    Args:
+        plain: transformers loads the model by itself.
+        adapter: the model is an adapter that cannot be merged into its base.
+    """
+    return _translation(task) if translates(task) else _classification(task, plain, adapter)
 
 
-def _classification(task: Task, plain: bool) -> TaskPart:
+def _classification(task: Task, plain: bool, adapter: bool) -> TaskPart:
     example = '{"text": "some text", "text_pair": "another"}' if getattr(task, "text_pair", None) else '"some text"'
+    usage = _adapter(task) if adapter else _pipeline(example, plain)
+    return TaskPart(
+        pipeline_tag="text-classification",
+        usage=usage,
+        settings=[f"- longest input: {task.max_length} tokens"],
+        limits="The figures hold for text like that of the data above. Longer inputs are cut at the length given. Nothing was "
+        "measured about other languages, other domains or fairness between groups.",
+    )
+
+
+def _adapter(task: Task) -> list[str]:
+    example = '("some text", "another")' if getattr(task, "text_pair", None) else '"some text"'
+    lines = [
+        "from nlp_transfer import load_predictor",
+        "",
+        'classify = load_predictor("path/to/this/folder")',
+        f"print(classify([{example}]))",
+    ]
+    return [*python(lines), ADAPTER, ""]
+
+
+def _pipeline(example: str, plain: bool) -> list[str]:
     lines = [
         *([] if plain else ["import nlp_transfer  # makes the Auto classes know this head", ""]),
         "from transformers import pipeline",
@@ -45,13 +76,7 @@ def _classification(task: Task, plain: bool) -> TaskPart:
         'classify = pipeline("text-classification", "path/or/id")',
         f"print(classify({example}))",
     ]
-    return TaskPart(
-        pipeline_tag="text-classification",
-        usage=[*python(lines), *([] if plain else [WITHOUT, ""])],
-        settings=[f"- longest input: {task.max_length} tokens"],
-        limits="The figures hold for text like that of the data above. Longer inputs are cut at the length given. Nothing was "
-        "measured about other languages, other domains or fairness between groups.",
-    )
+    return [*python(lines), *([] if plain else [WITHOUT, ""])]
 
 
 def _translation(task: Any) -> TaskPart:

@@ -15,7 +15,7 @@ from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.aligned import read_aligned
-from nlp_transfer.sources.rows import TRANSLATION, Rows, concatenate, from_columns, names_of, unfold
+from nlp_transfer.sources.rows import TRANSLATION, Rows, concatenate, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import ENDINGS, choose_encoding, read_table, undecodable
 
 HUB_DATA = re.compile(
@@ -130,7 +130,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     first = None
     for batch in read_table(path, data):
-        found = unfold(batch.columns, wanted)
+        found = unfold(lines_as(batch.columns, path.suffix, wanted), wanted)
         if first is None:
             first = batch.first
             check_columns(names_of(found), wanted, f"data.{role}: {path}")

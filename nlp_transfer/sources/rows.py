@@ -67,6 +67,11 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     )
 
 
+def lines_as(columns: dict[str, list[Any]], ending: str, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of a file; lines have no name, so in a .txt file they are the one column that is wanted."""
+    return {wanted[0]: columns["text"]} if ending.lower() == ".txt" and len(wanted) == 1 else columns
+
+
 def unfold(columns: dict[str, list[Any]], wanted: Sequence[str]) -> dict[str, list[Any]]:
     """The columns, and those `wanted` ones that stand inside the cells of a column `translation`: texts by language."""
     cells = columns.get(TRANSLATION, [])

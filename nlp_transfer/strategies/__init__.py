@@ -13,15 +13,41 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer import registry
-from nlp_transfer.config import Settings, validate
-from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.config import Settings, TrainingConfig, validate
+from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.models import find_layers, has_decoder, width
+from nlp_transfer.heads import HeadConfig
+from nlp_transfer.models import Checkpoint, find_layers, has_decoder, width
+from nlp_transfer.sources.rows import Rows
+from nlp_transfer.tasks import Objective, Task
 
 DECODER_SCALE = 3.0  # a new decoder is a deep network with much to learn: faster than pretrained layers, slower than a head
 
 Tables = dict[str, TokenTable]
 Losses = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What there is to learn: a task, its rows as tokens by split, and what they were made from.
+
+    A strategy's `prepare_data` gives back another one: with other tables, a task of several tasks, further objectives.
+    """
+
+    task: Task
+    tables: Tables
+    rows: dict[str, Rows]
+    checkpoint: Checkpoint
+    training: TrainingConfig
+    device: torch.device
+    precision: str = "fp32"
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    """What a phase can name as its `objective` in place of the task."""
+
+    def encode(self, rows: Rows, targets: bool = True) -> TokenTable:
+        """Rows that were checked, as the model's tokens."""
+        tokenizer = self.checkpoint.tokenizer
+        return encode_rows(rows, lambda columns: self.task.encode(columns, tokenizer, targets), self.task.fill(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,14 @@ class Phase:
     """Factor on the learning rate."""
     keep_optimizer: bool = True
     """Whether the optimiser's moments of parameters trained before are carried over, by name."""
+    patience: int | None = None
+    """Evaluations without improvement after which the phase ends; None: what the training settings say."""
+    evaluate: bool = True
+    """Whether validation is scored while this is trained; where the head is not trained yet that would mean nothing."""
+    objective: str | None = None
+    """What is learned: a name in `Job.objectives`; None: the task."""
+    also: dict[str, Any] | None = None
+    """Rows of another table that join in with answers of the strategy's own: `{split, rows, labels}`, all of them JSON."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +89,10 @@ class View:
     """Validation metrics so far, the oldest first."""
     predict: Callable[[TokenTable], dict[str, Any]]
     """Answers for a table, whole, in its row order."""
+    epochs: float = 0.0
+    """Passes over train that the training settings ask for; of a fixed number of steps, as many as these make."""
+    windows_in_epoch: int = 0
+    """Optimiser steps in one pass over train."""
 
 
 @dataclass
@@ -90,13 +128,21 @@ class Strategy(Settings):
         """
         return float(f"{min(5e-4, 5e-5 * (768 / width(model)) ** 2.5):.1e}")
 
+    def preferred_head(self) -> HeadConfig | None:
+        """The head used where the task's settings name none; None: the family's own."""
+        return None
+
+    def takes_steps(self) -> bool:
+        """Whether anything is trained by gradients."""
+        return True
+
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Freeze, adapt, add modules. Runs once, before anything is trained."""
         return model
 
-    def prepare_data(self, tables: Tables, model: PreTrainedModel) -> Tables:
-        """Encode once, sample, mix. Runs once, after `wrap`."""
-        return tables
+    def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
+        """Encode once, sample, mix. Runs once, after `wrap`. What is saved in the end is scored on the tables as they were."""
+        return job
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """The groups for the optimiser; given are one with weight decay and one without."""
@@ -114,6 +160,10 @@ class Strategy(Settings):
         """A model that anyone can load. What is the strategy's own (an adapter) is written into `folder`."""
         return model
 
+    def further_jobs(self, model: nn.Module) -> dict[str, tuple[Job, PreTrainedModel]]:
+        """What is learned beside the run's own task, by name, with the model for it: each is scored and saved by itself."""
+        return {}
+
     def document(self) -> Any:
         """The strategy as JSON, its name among the settings; `strategy_from` reads it back."""
         return {"name": registry.name_of(type(self)), **self.model_dump(mode="json")}
@@ -128,15 +178,21 @@ class Combined(Strategy):
         own = [part for part in self.parts if type(part).learning_rate is not Strategy.learning_rate]
         return (own or self.parts)[0].learning_rate(model)
 
+    def preferred_head(self) -> HeadConfig | None:
+        return next((head for head in (part.preferred_head() for part in self.parts) if head), None)
+
+    def takes_steps(self) -> bool:
+        return all(part.takes_steps() for part in self.parts)
+
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         for part in self.parts:
             model = part.wrap(model)
         return model
 
-    def prepare_data(self, tables: Tables, model: PreTrainedModel) -> Tables:
+    def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
         for part in self.parts:
-            tables = part.prepare_data(tables, model)
-        return tables
+            job = part.prepare_data(job, model)
+        return job
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         for part in self.parts:
@@ -156,6 +212,9 @@ class Combined(Strategy):
         for part in reversed(self.parts):
             model = part.unwrap(model, folder)
         return model
+
+    def further_jobs(self, model: nn.Module) -> dict[str, tuple[Job, PreTrainedModel]]:
+        return {name: further for part in self.parts for name, further in part.further_jobs(model).items()}
 
     def document(self) -> Any:
         return [part.document() for part in self.parts]

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from nlp_transfer import registry
 from nlp_transfer.config import Settings, TrainingConfig, validate
-from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.data.repeats import Repeats
+from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.heads import HeadConfig
 from nlp_transfer.metrics import higher_is_better
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.sources import ModelSource
@@ -30,16 +32,27 @@ Items = dict[str, tuple[float, float]]  # by loss term: its sum, and the items i
 
 @dataclass(frozen=True)
 class LossOptions:
-    """How training weighs items; the plain loss, with which splits are scored, has neither.
+    """How training weighs items; the plain loss, with which splits are scored, does not.
 
-    `class_weights` is float32 of shape (labels,).
+    `class_weights` is float32 of shape (labels,). `focal_gamma` above 0 makes it the focal loss (Lin et al. 2017, 1708.02002);
+    items are counted as for the plain one.
     """
 
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
+    focal_gamma: float = 0.0
 
 
 PLAIN_LOSS = LossOptions()
+
+
+class Objective(Protocol):
+    """What the loop needs of anything that is learned; a task is more than that."""
+
+    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions: ...
+    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]: ...
+    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]: ...
+    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]: ...
 
 
 class Task(Settings, ABC):
@@ -117,6 +130,10 @@ class Task(Settings, ABC):
     def save_parts(self, folder: Path) -> None:
         """Writes into a model's folder what of the task is no JSON."""
 
+    def prefer_head(self, head: HeadConfig | None) -> Self:
+        """A copy with this head, where the task has a choice of heads and its settings name none."""
+        return self
+
     @abstractmethod
     def encode(
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
@@ -143,6 +160,17 @@ class Task(Settings, ABC):
         """The weights and the smoothing that training asks for."""
         return LossOptions(self.label_smoothing(training))
 
+    def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
+        """What `training.oversample` evens out: the class of each row (int64, (rows,), -1 for none) and how many rows there are
+        of each class (int64, (classes,)); None: rows have no classes."""
+        return None
+
+    def repeats(self, training: TrainingConfig, table: TokenTable) -> Repeats | None:
+        """How often each row stands in an epoch, where training asks for that and rows have classes."""
+        found = self.classes(table) if training.oversample else None
+        power = 1.0 if isinstance(training.oversample, str) else training.oversample
+        return Repeats(*found, power) if found and power else None
+
     @abstractmethod
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
         """Items by loss term, from the targets alone, so known before any forward pass. `rows` is always among them."""
@@ -166,7 +194,7 @@ class Task(Settings, ABC):
         Args:
             chosen: bool of shape (rows,): the rows that need a whole answer, in drafts while training; None: all, at its best.
         """
-        outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        outputs = model(**model_inputs(batch))
         return self.predict(outputs), self.items(outputs, batch) if "labels" in batch else {}
 
     def items(self, outputs: Any, batch: Batch) -> Items:

@@ -125,6 +125,21 @@ def weight_vector(weights: Mapping[str, float], labels: list[str]) -> torch.Tens
     return torch.tensor([weights[label] for label in labels], dtype=torch.float32)
 
 
+def check_no_classes(training: TrainingConfig, what: str, problems: Problems) -> None:
+    """Adds settings that are about classes, for a task that has none."""
+    for name in ("class_weights", "focal_gamma", "oversample"):
+        if (value := getattr(training, name)) is not None:
+            problems.add(f"training.{name}: found {shorten_value(value)}; {what} has no classes; allowed: null")
+
+
+def focal_factor(log_probability: torch.Tensor, gamma: float) -> torch.Tensor:
+    """(1 - p) ** gamma for log p of any shape: little where p is near 1.
+
+    Below gamma 1 its slope has no bound there, so what rounds to 0 is held constant.
+    """
+    return (-torch.expm1(log_probability)).clamp(min=torch.finfo(log_probability.dtype).tiny) ** gamma
+
+
 def balance(counts: "Counter[str | None]", rows: int) -> list[str]:
     """The distribution of labels in a line, with a warning when the largest is ten times the smallest."""
     ordered = counts.most_common()

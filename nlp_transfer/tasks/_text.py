@@ -1,7 +1,7 @@
 """What every task over one text or a pair of texts shares: its input columns, their checks, tokens and the model."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, Self
 
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,8 +24,9 @@ class TextTask(Task):
     """The column with the second text, for pairs."""
     label: str = "label"
     """The column with the answer."""
-    head: HeadConfig | None = None
-    """A deeper head (`hidden`, `dropout`, `pooling`); null: the one of the checkpoint's own family."""
+    head: HeadConfig | Literal["family"] | None = None
+    """A deeper head (`hidden`, `dropout`, `pooling`, `layers`, `normalize`); family: the one of the checkpoint's own family;
+    null: what the strategy works best with, for most of them the family's."""
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         columns = {"task.text": self.text, "task.text_pair": self.text_pair, "task.label": self.label}
@@ -90,9 +91,12 @@ class TextTask(Task):
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
         answers = self.head_fields()
-        if self.head is None:
+        if self.head is None or self.head == "family":
             return checkpoint.load(AutoModelForSequenceClassification, **dropout, **answers)
         return attach_head(checkpoint.load(AutoModel, **dropout), self.head, **answers)
+
+    def prefer_head(self, head: HeadConfig | None) -> Self:
+        return self.model_copy(update={"head": head}) if head is not None and self.head is None else self
 
     def head_fields(self) -> dict[str, Any]:
         """Configuration fields that say what the head answers: `id2label`, `label2id`, `problem_type`."""

@@ -20,6 +20,7 @@ from nlp_transfer.tasks._labels import (
     balance,
     check_taught,
     check_weight_names,
+    focal_factor,
     label_fields,
     label_ids,
     label_text,
@@ -87,7 +88,10 @@ class MultiLabel(TextTask):
 
     def strata(self, rows: Rows) -> np.ndarray:
         """The rarest label of each row: what a split is most likely to lose."""
-        hot = self.encode_targets(rows.columns[self.label])
+        return self._rarest(self.encode_targets(rows.columns[self.label]))
+
+    @staticmethod
+    def _rarest(hot: np.ndarray) -> np.ndarray:
         frequency = hot.sum(0)
         rarity = np.where(hot > 0, frequency, np.inf)
         return np.where(hot.any(1), rarity.argmin(1), -1).astype(np.int64)
@@ -112,7 +116,13 @@ class MultiLabel(TextTask):
             weights = torch.tensor((len(train) - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
         elif isinstance(training.class_weights, Mapping):
             weights = weight_vector(training.class_weights, self.labels or [])
-        return LossOptions(self.label_smoothing(training), weights)
+        return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)
+
+    def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
+        """The rarest label of each row and how many rows have each label, as repeat factors are taken for data with many
+        labels a row (Gupta et al. 2019, 1908.03195). A row without any is never repeated."""
+        hot = table.dense.get("labels")
+        return None if hot is None else (self._rarest(hot), hot.sum(0).astype(np.int64))
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
         """Rows, and decisions (rows times labels)."""
@@ -123,6 +133,12 @@ class MultiLabel(TextTask):
         logits = outputs.logits.float()
         wanted = batch["labels"] * (1 - options.label_smoothing) + options.label_smoothing / 2
         weights = None if options.class_weights is None else options.class_weights.to(logits.device)
+        if options.focal_gamma:
+            log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
+            given = wanted if weights is None else wanted * weights
+            gamma = options.focal_gamma
+            terms = given * focal_factor(log_p, gamma) * log_p + (1 - wanted) * focal_factor(log_q, gamma) * log_q
+            return {"binary_cross_entropy": -terms.sum()}
         return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weights, reduction="sum")}
 
     def predict(self, outputs: Any) -> Arrays:

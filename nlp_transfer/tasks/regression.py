@@ -10,6 +10,7 @@ from nlp_transfer.errors import Problems
 from nlp_transfer.metrics import REGRESSION_KEYS, compute_regression_metrics
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks._labels import check_no_classes
 from nlp_transfer.tasks._text import TextTask
 
 LARGEST = float(np.finfo(np.float32).max)  # targets are float32
@@ -36,8 +37,7 @@ class Regression(TextTask):
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
-        if training.class_weights is not None:
-            problems.add("training.class_weights: a regression has no classes; allowed: null")
+        check_no_classes(training, "a regression", problems)
         if self.label_smoothing(training):
             problems.add(f"training.label_smoothing: found {training.label_smoothing}; a regression has no labels; allowed: 0")
 

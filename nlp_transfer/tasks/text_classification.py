@@ -20,6 +20,7 @@ from nlp_transfer.tasks._labels import (
     check_labels,
     check_taught,
     check_weight_names,
+    focal_factor,
     label_fields,
     label_ids,
     label_text,
@@ -93,7 +94,11 @@ class TextClassification(TextTask):
             weights = torch.tensor(len(train) / (len(frequency) * np.maximum(frequency, 1)), dtype=torch.float32)
         elif isinstance(training.class_weights, Mapping):
             weights = weight_vector(training.class_weights, self.labels or [])
-        return LossOptions(self.label_smoothing(training), weights)
+        return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)
+
+    def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
+        labels = table.dense.get("labels")
+        return None if labels is None else (labels, np.bincount(labels, minlength=len(self.labels or [])))
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
         """Rows, and for the loss the sum of their weights."""
@@ -103,11 +108,21 @@ class TextClassification(TextTask):
         return {"rows": float(len(labels)), "cross_entropy": items}
 
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Summed cross-entropy over logits of shape (rows, labels), computed in fp32."""
+        """Summed cross-entropy over logits of shape (rows, labels), computed in fp32.
+
+        The focal factor stands at each class's own term: at the label's alone it would undo label smoothing, since a label
+        given with certainty would then cost nothing.
+        """
         logits = outputs.logits.float()
         weights = None if options.class_weights is None else options.class_weights.to(logits.device)
         labels = batch["labels"]
-        rowwise = F.cross_entropy(logits, labels, reduction="none", label_smoothing=options.label_smoothing)
+        if options.focal_gamma:
+            log_p = logits.log_softmax(-1)
+            terms = -focal_factor(log_p, options.focal_gamma) * log_p
+            own = terms.gather(-1, labels[:, None]).squeeze(-1)
+            rowwise = (1 - options.label_smoothing) * own + options.label_smoothing * terms.mean(-1)
+        else:
+            rowwise = F.cross_entropy(logits, labels, reduction="none", label_smoothing=options.label_smoothing)
         return {"cross_entropy": (rowwise if weights is None else rowwise * weights[labels]).sum()}
 
     def predict(self, outputs: Any) -> Arrays:

@@ -23,6 +23,7 @@ from nlp_transfer.seq2seq.tokenizers import LEAST, train_tokenizer, warn_of_loss
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, Items, LossOptions, Task
+from nlp_transfer.tasks._labels import check_no_classes
 
 MADE_HERE = "encoder-decoder"  # the family of models made from an encoder and a decoder
 HEAD_START = 8  # tokens added to a source's length before the ratio: short texts vary more
@@ -87,8 +88,9 @@ class Translation(Task):
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         if self.source == self.target:
             problems.add(f"task.target: found {self.target!r}, which is task.source as well; allowed: a column of its own")
-        if training.class_weights is not None:
-            problems.add("training.class_weights: a translation has no classes; allowed: null")
+        check_no_classes(training, "a translation", problems)
+        if training.augment is not None:
+            problems.add("training.augment: a changed source would no longer mean what its target says; allowed: null")
         if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
             problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
         if self.target_vocabulary is not None and self._target_from() != "train" and self.architecture != "seq2seq":
@@ -127,10 +129,10 @@ class Translation(Task):
             what = "is an encoder-decoder already" if kind == "seq2seq" else "is an encoder alone"
             raise UserError(f"task.architecture: found {self.architecture}; {checkpoint.source.name} {what}; allowed: {kind}")
         task = super().prepare(checkpoint, train).model_copy(update={"architecture": kind})
-        problems = Problems()
         if whole:
+            problems = Problems()
             task._check_whole(problems)
-        problems.raise_if_any()
+            problems.raise_if_any()
         if kind == "seq2seq":
             task._sides = task._seq2seq_sides(checkpoint)
         elif whole:  # it was made so before, and goes on learning
@@ -175,12 +177,8 @@ class Translation(Task):
         source, target = (np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels"))
         ratio = float(np.quantile(target / (source + HEAD_START), 0.999)) * 1.25
         longest = max(16, math.ceil(float(np.quantile(source, 0.999)) * 1.5))
-        return self.model_copy(
-            update={
-                "length_ratio": self.length_ratio or round(ratio, 3),
-                "longest_source": min(self.longest_source or longest, self.max_length or 512),
-            }
-        )
+        most = min(self.longest_source or longest, self.max_length or 512)
+        return self.model_copy(update={"length_ratio": self.length_ratio or round(ratio, 3), "longest_source": most})
 
     @property
     def sides(self) -> Sides:
@@ -195,7 +193,7 @@ class Translation(Task):
 
     def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
         task = super().restore(checkpoint)
-        if MADE_HERE in (checkpoint.config.model_type, str(self.architecture).replace("_", "-")):
+        if checkpoint.config.model_type == MADE_HERE or self.architecture == "encoder_decoder":
             target = own_target(checkpoint, parts, ours=self.architecture is not None)
             task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         else:

@@ -103,6 +103,22 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     return accelerator
 
 
+def release_model(accelerator: Accelerator, model: torch.nn.Module, own_forward: Any = None) -> None:
+    """Takes back what `accelerator.prepare` did to a model, so that it can be prepared once more.
+
+    Accelerate leaves a mark on the model that it was prepared. With that mark the next call does nothing: the next phase
+    would compute in fp32, whatever the precision is.
+
+    Args:
+        own_forward: what the model had as `forward` in place of its class's, before it was prepared.
+    """
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(model).pop(name, None)
+    if own_forward is not None:
+        model.forward = own_forward
+    accelerator.free_memory()
+
+
 def inference_device() -> str:
     """Where a saved model answers: this process's GPU, or the CPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

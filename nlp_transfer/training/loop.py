@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from torch import nn
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import Steps
+from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.data.windows import Window, WindowPlan
-from nlp_transfer.inference import answer, gather, score
+from nlp_transfer.inference import answer_all, score
 from nlp_transfer.models import enable_gradient_checkpointing, encoder_type, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
-from nlp_transfer.tasks import LossOptions, Task
-from nlp_transfer.training.device import choose_attention, make_accelerator, resolve_precision
+from nlp_transfer.tasks import LossOptions, Objective, Task
+from nlp_transfer.training.device import choose_attention, make_accelerator, release_model, resolve_precision
 from nlp_transfer.training.keeper import Keeper, Position
 from nlp_transfer.training.log import RunLog
 from nlp_transfer.training.optimizers import (
@@ -32,6 +33,8 @@ from nlp_transfer.training.optimizers import (
     set_rate,
     state_by_name,
 )
+
+Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]  # a batch, its rows, the step
 
 
 class TrainingError(RuntimeError):
@@ -47,6 +50,8 @@ class Trainer:
         accelerator: knows the device, the precision and the other processes; null: made from the training settings.
         output_dir: for `checkpoints/` and `log.jsonl`; null: nothing is written, and nothing can be gone on with.
         describe: row indices of train to text, for the message about rows that break the loss.
+        objectives: what a phase of the strategy may name in place of the task.
+        augment: changes the batches of train in a phase that learns the task; null: they stay as they are.
     """
 
     def __init__(
@@ -60,6 +65,8 @@ class Trainer:
         accelerator: Accelerator | None = None,
         output_dir: Path | None = None,
         describe: Callable[[np.ndarray], str] = str,
+        objectives: Mapping[str, Objective] | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.model, self.task, self.tables = model, task, tables
         self.strategy, self.training = strategy or Strategy(), training or TrainingConfig()
@@ -68,12 +75,14 @@ class Trainer:
         self.precision = {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
         length = float(tables["train"].ragged["input_ids"].lengths.mean()) if "train" in tables else 0.0
         self.attention = choose_attention(self.training.attention, model, self.accelerator.device, self.precision, length)
-        self.output_dir, self.describe = output_dir, describe
+        self.output_dir, self.describe, self.objectives = output_dir, describe, dict(objectives or {})
+        self.augment = augment
         self.best_metric = self.training.best_metric or task.best_metric
         checkpoints = output_dir / "checkpoints" if output_dir else None
         self.keeper = Keeper(model, checkpoints, self.training.ema, writes=self.accelerator.is_main_process)
         self.log = RunLog(self.accelerator, output_dir)
         self.position = Position()
+        self._joined: tuple[Phase, TokenTable] | None = None
         if self.training.gradient_checkpointing:
             enable_gradient_checkpointing(model)
 
@@ -83,9 +92,9 @@ class Trainer:
         self.log.go_on_after(at.step)
         while True:
             if at.phase is None:
-                state = State(**at.strategy)
+                state, began = State(**at.strategy), time.monotonic()
                 phase = self.strategy.next_phase(state, self._view())
-                at.strategy = asdict(state)
+                at.strategy, at.seconds = asdict(state), at.seconds + time.monotonic() - began
                 if phase is None:
                     break
                 at.phase, at.phase_step, at.epoch, at.window, at.worse, at.stopped = asdict(phase), 0, 0, 0, 0, False
@@ -99,7 +108,9 @@ class Trainer:
 
     def _run_phase(self, phase: Phase) -> None:
         at, training, accelerator = self.position, self.training, self.accelerator
-        table, plan, total = self.tables[phase.split], self.plan(phase), self.total_steps(phase)
+        table, plan, total = self.table_of(phase), self.plan(phase), self.total_steps(phase)
+        augment = self.augment if phase.split == "train" and phase.objective is None else None
+        objective = self.objectives[phase.objective] if phase.objective else self.task
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in (phase.trainable or ()))
         self.model.to(accelerator.device)
@@ -113,8 +124,9 @@ class Trainer:
             self.keeper.average = self.keeper.average or MovingAverage(training.ema)
             self.keeper.average.include(self.model)
         # Prepared anew for each phase: what is set free after wrapping would silently not be synchronised.
+        own_forward = vars(self.model).get("forward")
         model, prepared = accelerator.prepare(self.model, optimizer)
-        options = self.task.loss_options(training, table)
+        options = objective.loss_options(training, table)
         evaluate_every = training.evaluate_every or plan.windows_in_epoch
         train_mode(self.model)
         began, logged = time.monotonic() - at.seconds, []
@@ -125,9 +137,10 @@ class Trainer:
                 started = time.monotonic()
                 seed_step(training.seed, at.step, accelerator.process_index)
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
-                found = self._backward(model, table, window, plan, options)
+                found = self._backward(model, objective, table, window, plan, options, augment)
                 norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
-                self._stop_on_nan(norm, found["loss"], window.rows)
+                own = window.rows[window.rows < len(self.tables["train"])] if phase.objective is None else window.rows[:0]
+                self._stop_on_nan(norm, found["loss"], own)
                 prepared.step()
                 prepared.zero_grad()
                 if self.keeper.average is not None:
@@ -152,7 +165,7 @@ class Trainer:
                     progress.note(f"loss {watched['loss']:.3f}, {rows_a_second:.0f} rows/s")
                 progress.advance()
                 evaluate = at.phase_step % evaluate_every == 0 or last
-                better = evaluate and "validation" in self.tables and self._evaluate()
+                better = evaluate and phase.evaluate and "validation" in self.tables and self._evaluate(phase.patience)
                 due = at.step % training.checkpoint_every == 0 if training.checkpoint_every else evaluate and not last
                 at.seconds = time.monotonic() - began
                 if better or due:
@@ -160,12 +173,12 @@ class Trainer:
                     self.keeper.keep(at, better)
                     accelerator.wait_for_everyone()
         self.keeper.moments |= state_by_name(optimizer)
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        accelerator.free_memory()
+        release_model(accelerator, self.model, own_forward)
 
     def _backward(
-        self, model: nn.Module, table: Any, window: Window, plan: WindowPlan, options: LossOptions
-    ) -> dict[str, torch.Tensor]:
+        self, model: nn.Module, objective: Objective, table: Any, window: Window, plan: WindowPlan, options: LossOptions,
+        augment: Augment | None,
+    ) -> dict[str, torch.Tensor]:  # fmt: skip
         """The gradient of one optimiser window, and this process's part of its `loss` and of what the task watches.
 
         Losses are sums. Each term is divided by its own count over the whole window and all processes, which is known
@@ -173,43 +186,67 @@ class Trainer:
         hence the factor.
         """
         accelerator = self.accelerator
-        counts = self.task.counts(table.targets(window.rows), options)
+        counts = objective.counts(table.targets(window.rows), options)
         micros = plan.cut(window.rows, accelerator.process_index)
         found = {"loss": torch.zeros((), device=accelerator.device)}
         for i, micro in enumerate(micros):
-            batch = {name: tensor.to(accelerator.device) for name, tensor in table.batch(micro.rows).items()}
+            rows = table.batch(micro.rows)
+            if augment is not None:
+                rows = augment(rows, micro.rows, self.position.step)
+            batch = {name: tensor.to(accelerator.device) for name, tensor in rows.items()}
             with nullcontext() if i == len(micros) - 1 else accelerator.no_sync(model):
-                outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-                terms = self.strategy.loss(self.task.loss(outputs, batch, options), outputs, batch, self.model)
+                outputs = model(**model_inputs(batch))
+                terms = self.strategy.loss(objective.loss(outputs, batch, options), outputs, batch, self.model)
                 parts = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]
                 loss = torch.stack(parts).sum() * float(micro.counted)
                 accelerator.backward(loss * accelerator.num_processes)
             found["loss"] += loss.detach()
-            for name, (value, term) in self.task.watch(outputs, batch).items():
+            for name, (value, term) in objective.watch(outputs, batch).items():
                 share = value.detach().float() / counts[term] * float(micro.counted)
                 found[name] = found[name] + share if name in found else share
         return found
 
+    def table_of(self, phase: Phase) -> TokenTable:
+        """The rows of a phase, with those that join in under answers of the strategy's own."""
+        table, also = self.tables[phase.split], phase.also
+        if also is None:
+            return table
+        if self._joined is not None and self._joined[0] == phase:
+            return self._joined[1]
+        labels = table.dense["labels"]
+        more = self.tables[also["split"]].select(np.array(also["rows"], np.int64))
+        answers = np.array(also["labels"], labels.dtype).reshape(-1, *labels.shape[1:])
+        joined = TokenTable.concatenate([table, replace(more, dense=more.dense | {"labels": answers})])
+        self._joined = phase, joined
+        return joined
+
     def plan(self, phase: Phase | None = None) -> WindowPlan:
         """How the rows of a phase become optimiser windows."""
-        training, table = self.training, self.tables[(phase or Phase()).split]
+        phase = phase or Phase()
+        training, table = self.training, self.table_of(phase)
         accumulation, processes = training.gradient_accumulation_steps, self.accelerator.num_processes
+        repeats = self.task.repeats(training, table) if phase.objective is None else None
         return WindowPlan(
-            table.lengths, training.batch_size, accumulation, processes, training.batch_tokens, training.seed, table.order
-        )
+            table.lengths, training.batch_size, accumulation, processes, training.batch_tokens, training.seed, table.order,
+            repeats,
+        )  # fmt: skip
 
     def epochs(self, phase: Phase | None = None) -> float:
         """Passes over the rows; auto: 3, or as many as make 300 steps, at most 20 (2006.04884 trains small sets longer)."""
         phase = phase or Phase()
         steps_an_epoch = self.plan(phase).windows_in_epoch
-        if self.training.max_steps:
+        if self.training.max_steps and phase.epochs is None:
             return self.training.max_steps / steps_an_epoch
         asked = phase.epochs or self.training.epochs
         return min(20, max(3, math.ceil(300 / steps_an_epoch))) if isinstance(asked, str) else asked
 
     def total_steps(self, phase: Phase | None = None) -> int:
-        """Optimiser steps of a phase."""
-        return self.training.max_steps or self.plan(phase).steps(self.epochs(phase))
+        """Optimiser steps of a phase; one that names its own epochs takes `max_steps` at most."""
+        most = self.training.max_steps
+        if most and (phase is None or phase.epochs is None):
+            return most
+        steps = self.plan(phase).steps(self.epochs(phase))
+        return min(steps, most) if most else steps
 
     def learning_rate(self) -> float:
         """The peak rate; auto: the strategy's, which is for 32 rows a step, times the root of the batch's ratio to that."""
@@ -233,25 +270,46 @@ class Trainer:
                 "fp32 may help; checkpoints are from before this step"
             )
 
-    def _evaluate(self) -> bool:
+    def _evaluate(self, patience: int | None) -> bool:
         """Scores validation; true when these are the best weights so far."""
         at, average = self.position, self.keeper.average
         if average is not None:
             average.swap(self.model)
-        batch_size = self.training.batch_size * 2
-        table = self.tables["validation"]
-        metrics, _ = score(self.model, self.task, table, self.accelerator, batch_size, self.precision, draft=True)
+        metrics, decides, higher = self._score_validation()
         if average is not None:
             average.swap(self.model)
         train_mode(self.model)
         self.log.write(at.step, validation=metrics)
-        return at.judge(metrics, self.best_metric, self.task.higher_is_better(self.best_metric), self.training.early_stopping)
+        patience = patience or self.training.early_stopping
+        return at.judge(metrics, decides, higher, patience)
+
+    def _score_validation(self) -> tuple[dict[str, float], str, bool]:
+        """Figures, which of them decides, and whether more of it is better.
+
+        Where several tasks are learned that is the mean of their own best metrics, unless the settings name one.
+        """
+        settings = (self.accelerator, self.training.batch_size * 2, self.precision)
+        metrics, _ = score(self.model, self.task, self.tables["validation"], *settings, draft=True)
+        further = self.strategy.further_jobs(self.model)
+        decisive = [(self.task, metrics[self.task.best_metric])] if self.task.best_metric in metrics else []
+        for name, (job, model) in further.items():
+            if "validation" in job.tables:
+                figures, _ = score(model, job.task, job.tables["validation"], *settings, draft=True)
+                metrics |= {f"{name}/{key}": value for key, value in figures.items()}
+                decisive.append((job.task, figures.get(job.task.best_metric, math.nan)))
+        if not further or self.training.best_metric:
+            return metrics, self.best_metric, self.task.higher_is_better(self.best_metric)
+        signs = [1 if task.higher_is_better(task.best_metric) else -1 for task, _ in decisive]
+        mean = sum(sign * value for sign, (_, value) in zip(signs, decisive, strict=True)) / len(decisive)
+        return metrics | {"mean": mean}, "mean", True
 
     def _view(self) -> View:
         def predict(table: Any) -> dict[str, Any]:
-            return gather([answer(self.model, self.task, table, self.training.batch_size * 2, self.precision)], len(table))[0]
+            self.model.to(self.accelerator.device)
+            return answer_all(self.model, self.task, table, self.accelerator, self.training.batch_size * 2, self.precision)[0]
 
-        return View(self.model, self.tables, self.position.history, predict)
+        sizes = (self.epochs(), self.plan().windows_in_epoch) if "train" in self.tables else ()
+        return View(self.model, self.tables, self.position.history, predict, *sizes)
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

@@ -59,10 +59,10 @@ def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Sets every group's rate and gives back that of the first."""
+    """Sets every group's rate and gives back the run's own, on which each group's is a factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
+    return float(optimizer.defaults["lr"] * factor)
 
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -11,11 +11,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from nlp_transfer import registry
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.errors import Problems
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.models import Checkpoint, find_layers, new_parameters, train_mode
 from nlp_transfer.sources import find_model
 from nlp_transfer.sources.rows import Rows, from_columns
-from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.strategies import Job, Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.training import Trainer
 from tests.conftest import sentiment_rows
@@ -32,9 +32,21 @@ TASKS: dict[str, dict[str, Any]] = {
 STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "full": [{}],
     "partial": [{"frozen_layers": 1}, {"frozen_layers": "all"}],
+    "features": [{"cache": "none"}],
     "lora": [{}, {"target_modules": "attention", "r": 2}],
+    "bitfit": [{}, {"normalisation": True}],
+    "layerwise_lr": [{}],
+    "l2_sp": [{}],
+    "gradual_unfreezing": [{}],
+    "distill": [{"student_layers": 1}],
+    "few_shot": [{}],
+    "prototypes": [{}],
+    "zero_shot": [{}],
+    "peft": [{}, {"type": "LN_TUNING"}],
 }
 CASES = [{"name": name, **settings} for name, many in STRATEGIES.items() for settings in many]
+NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "translation", "deep"))
+NOT_FOR |= dict.fromkeys(("few_shot", "features"), ("translation",))
 Declared = Callable[[str, torch.nn.Module], bool]
 
 
@@ -42,8 +54,18 @@ def declared(case: dict[str, Any], name: str, model: torch.nn.Module, new: froze
     """Whether a parameter should move, said here a second time and in other words than in the strategy."""
     if name.startswith("encoder.pooler."):
         return False  # a decoder looks at all states, never at the pooled one
-    if case["name"] == "full":
+    if case["name"] in ("full", "layerwise_lr", "l2_sp", "gradual_unfreezing", "distill", "few_shot"):
         return True
+    if case["name"] in ("prototypes", "zero_shot"):
+        return False
+    if case["name"] == "features":
+        return not name.startswith("encoder.")
+    if case["name"] == "bitfit":
+        above = name.split(".")[0] in ("classifier", "pre_classifier", "pooler", "head", "decoder") or ".pooler." in name
+        norm = case.get("normalisation", False) and "norm" in name.lower()
+        return above or norm or name in new or name.endswith(".bias")
+    if case["name"] == "peft":
+        return "ia3_l" in name or "ln_tuning_layers" in name or "modules_to_save" in name
     if case["name"] == "lora":
         return "lora_" in name or "modules_to_save" in name
     layers = find_layers(model)
@@ -69,7 +91,7 @@ def prepare(checkpoint: Checkpoint, document: dict[str, Any], strategy: Strategy
     rows, problems = rows_of(), Problems()
     task = task_from(document).fit(rows, problems)
     problems.raise_if_any()
-    task = task.prepare(checkpoint, rows)
+    task = task.prepare(checkpoint, rows).prefer_head(strategy.preferred_head())
     tokenizer = checkpoint.tokenizer
     table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
     model = task.build_model(checkpoint, TrainingConfig())
@@ -80,9 +102,12 @@ def prepare(checkpoint: Checkpoint, document: dict[str, Any], strategy: Strategy
 def check(checkpoint: Checkpoint, document: dict[str, Any], case: dict[str, Any]) -> None:
     strategy = strategy_from(case)
     model, task, table, new = prepare(checkpoint, document, strategy)
-    before = {name: value.clone() for name, value in model.named_parameters()}
     # Without decay: it would move what has a gradient of zero.
     training = TrainingConfig(max_steps=2, batch_size=12, precision="fp32", learning_rate=1e-2, weight_decay=0)
+    job = Job(task, {"train": table}, {"train": rows_of()}, checkpoint, training, torch.device("cpu"))
+    if case["name"] in ("few_shot", "prototypes", "zero_shot"):
+        job = strategy.prepare_data(job, model)
+    before = {name: value.clone() for name, value in model.named_parameters()}
     learning: list[set[str]] = []
 
     def look(*_: Any) -> None:
@@ -90,7 +115,7 @@ def check(checkpoint: Checkpoint, document: dict[str, Any], case: dict[str, Any]
 
     handle = register_optimizer_step_pre_hook(look)
     try:
-        Trainer(model, task, {"train": table}, strategy=strategy, training=training).train()
+        Trainer(model, task, job.tables, strategy=strategy, training=training, objectives=job.objectives).train()
     finally:
         handle.remove()
     should = {name for name in before if declared(case, name, model, new)}
@@ -99,14 +124,16 @@ def check(checkpoint: Checkpoint, document: dict[str, Any], case: dict[str, Any]
     assert trainable == should
     # Words and positions that no row holds get no gradient; each table moves all the same, in the rows that occur.
     assert moved == should
+    assert bool(should) == strategy.takes_steps(), "something must be learned"
+    if case["name"] == "few_shot":
+        assert learning.pop(0) == learning.pop(0) == {name for name in should if not name.startswith("classifier.")}
     # In the first step LoRA's A has none, since B is zero.
-    assert len(learning) == 2
-    assert learning[0] <= learning[1] == should
-    assert should, "something must be learned"
+    assert len(learning) == 2 * strategy.takes_steps()
+    assert not learning or learning[0] <= learning[1] == should
 
 
-def test_every_registered_strategy_is_covered() -> None:
-    assert sorted(STRATEGIES) == registry.names("strategy")
+def test_every_registered_task_is_covered() -> None:
+    assert set(STRATEGIES) < set(registry.names("strategy"))  # all of them go through test_matrix.py
     assert {document["name"] for document in TASKS.values()} == set(registry.names("task"))
     assert len(FAMILIES) == 9
 
@@ -116,12 +143,26 @@ def test_every_registered_strategy_is_covered() -> None:
 def test_only_the_declared_parameters_move_in_every_family(family: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
     if family == "albert" and case.get("frozen_layers") == 1:
         case = {"name": "partial", "frozen_layers": "all"}  # its layers share one set of weights
+    if family == "albert" and case["name"] in ("layerwise_lr", "gradual_unfreezing"):
+        with pytest.raises(UserError, match=r"albert model shares one set of weights .* allowed: another strategy"):
+            check(Checkpoint.open(find_model(str(tiny[family]))), TASKS["single"], case)
+        return
+    if family == "modernbert" and case == {"name": "bitfit"}:
+        case = {"name": "bitfit", "normalisation": True}  # it has no biases
     check(Checkpoint.open(find_model(str(tiny[family]))), TASKS["single"], case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 @pytest.mark.parametrize("task", list(TASKS))
 def test_only_the_declared_parameters_move_in_every_task(task: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
+    if task == "translation" and case["name"] == "distill":
+        with pytest.raises(UserError, match=r"strategy\.name: found distill, .* allowed here: tasks that answer with labels"):
+            check(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS[task], case)
+        return
+    if case["name"] in NOT_FOR and task in NOT_FOR[case["name"]]:
+        with pytest.raises(UserError, match=rf"found {case['name']}.* allowed"):
+            check(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS[task], case)
+        return
     check(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS[task], case)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import DataConfig, TrainingConfig, fine_tune, inference, load_predictor
 from nlp_transfer.inference import score
@@ -33,8 +34,19 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"class_weights": {"negative": 3.0, "positive": 0.5}, "label_smoothing": 0.1},
     },
     "multi_label": {"task": {"name": "multi_label", "label": "tags"}},
+    "focal": {
+        "task": "text_classification",
+        "training": {"focal_gamma": 2.0, "class_weights": {"negative": 3.0, "positive": 0.5}, "label_smoothing": 0.1},
+    },
+    "oversample": {"task": {"name": "multi_label", "label": "tags"}, "training": {"oversample": "balanced", "focal_gamma": 1.0}},
+    "augment": {
+        "task": "text_classification",
+        "training": {"augment": {"drop": 0.2, "swap": 0.2, "mask": 0.2, "replace": 0.2}},
+    },
     "regression": {"task": {"name": "regression", "label": "score"}},
     "lora": {"task": "text_classification", "strategy": "lora"},
+    "l2_sp": {"task": "text_classification", "strategy": {"name": "l2_sp", "alpha": 0.1, "beta": 10}},
+    "distill": {"task": "text_classification", "training": {"class_weights": {"negative": 3.0, "positive": 0.5}}},
     "translation": {"task": {"name": "translation", "source": "original", "target": "translated", "beams": 2}},
 }
 BUDGET = 1000  # padded tokens of both sides in a window, instead of rows
@@ -108,9 +120,26 @@ def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], out
 
 def gradient(checkpoint: Path, source: dict[str, str], name: str, output: Path, **cut: int) -> dict[int, torch.Tensor]:
     """The gradients of the first step and of the short last window (step 2) of a case."""
+    case = CASES[name] | (taught(checkpoint, source) if name == "distill" else {})
     with gradients((0, 2)) as found:
-        fine_tune(**settings(checkpoint, source, CASES[name], output / name, **cut))
+        fine_tune(**settings(checkpoint, source, case, output / name, **cut))
     return found
+
+
+def taught(checkpoint: Path, source: dict[str, str]) -> dict[str, Any]:
+    """A teacher whose answers differ from text to text, made once, and rows that have nothing but its answers."""
+    folder = Path(source["train"]).parent
+    if not (folder / "teacher/config.json").exists():
+        torch.manual_seed(5)
+        names = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, **names)
+        torch.nn.init.normal_(model.classifier.weight)
+        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder / "teacher")
+        write_csv(folder / "unlabelled.csv", [(text,) for text, _ in sentiment_rows(ROWS + 41)[ROWS + 21 :]], ("text",))
+        model.save_pretrained(folder / "teacher")
+    rows = source | {"unlabelled": str(folder / "unlabelled.csv"), "validation_share": 0}
+    strategy = {"name": "distill", "teacher": str(folder / "teacher"), "student_layers": 1, "hidden": 1.0, "alpha": 0.3}
+    return {"data": rows, "strategy": strategy}
 
 
 @contextmanager
@@ -131,10 +160,14 @@ def mean_of_means(micro_batches: int) -> Iterator[None]:
         Translation.loss, Translation.counts = loss, counts  # type: ignore[method-assign]
 
 
-def two_phases(checkpoint: Path, source: dict[str, str], output: Path, batch_size: int) -> dict[str, Any]:
-    """A run with early stopping and two phases; its figures and the weights of this process."""
-    case = {"task": "text_classification", "strategy": HeadThenAll()}
-    document = settings(checkpoint, source, case, output / "phases", batch_size=batch_size, max_steps=None, early_stopping=3)
+PHASES: dict[str, Any] = {"phases": HeadThenAll(), "gradual": {"name": "gradual_unfreezing"}}
+
+
+def in_phases(checkpoint: Path, source: dict[str, str], name: str, output: Path, batch_size: int) -> dict[str, Any]:
+    """A run with early stopping and several phases; its figures and the weights of this process."""
+    case = {"task": "text_classification", "strategy": PHASES[name]}
+    longer = {"max_steps": None, "epochs": 3, "early_stopping": 3}
+    document = settings(checkpoint, source, case, output / name, batch_size=batch_size, **longer)
     document["data"] = {"train": source["train"], "validation": source["test"], "test": source["test"]}
     kept: dict[str, torch.Tensor] = {}
     original = Trainer.train
@@ -208,7 +241,7 @@ def main(checkpoint: Path, output: Path) -> None:
     source = data(output.parent / "data")
     found: dict[str, Any] = {name: gradient(checkpoint, source, name, output, batch_size=16) for name in CASES}
     assert torch.distributed.get_world_size() == 2, "the two processes must work together"
-    found["phases"] = two_phases(checkpoint, source, output, 16)
+    found |= {name: in_phases(checkpoint, source, name, output, 16) for name in PHASES}
     found["stops"] = stops_early(checkpoint, source, output, 16)
     found["without folder"] = without_folder(checkpoint)
     found["token budget"] = gradient(checkpoint, source, "translation", output / "budget", batch_tokens=BUDGET // 2)

@@ -1,10 +1,6 @@
 """1 x 32, 4 x 8 and two processes x 16 are the same training: the same gradient, weights, rows and figures."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ from torch.nn import functional as F
 from nlp_transfer.streaming import evaluate_source
 from nlp_transfer.training import Trainer
 from tests.equivalence import jobs
+from tests.processes import launch_pair
 
 CLOSE = 1e-5
 
@@ -47,29 +44,23 @@ def pair(folder: Path, learned: Path, tiny: dict[str, Path]) -> list[dict[str, A
     """What each of two processes found."""
     output = folder / "pair"
     output.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command += ["-m", "tests.equivalence.jobs", str(tiny["bert"]), str(output)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    jobs.taught(tiny["bert"], jobs.data(folder / "data"))  # before both could make it
+    launch_pair("tests.equivalence.jobs", tiny["bert"], output)
     assert json.loads((output / "done.json").read_text()) == {"world_size": 2}
     return [torch.load(output / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def phases(folder: Path, tiny: dict[str, Path]) -> dict[str, Any]:
-    """Two phases in one process."""
-    return jobs.two_phases(tiny["bert"], jobs.data(folder / "data"), folder / "whole", 32)
+def phases(folder: Path, tiny: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Several phases in one process."""
+    source = jobs.data(folder / "data")
+    return {name: jobs.in_phases(tiny["bert"], source, name, folder / "whole", 32) for name in jobs.PHASES}
 
 
 def test_the_cases_reach_the_short_window(whole: dict[str, dict[int, torch.Tensor]]) -> None:
     assert jobs.ROWS % 32 not in (0, 16)
     assert all(set(found) == {0, 2} and found[0].norm() > 0 for found in whole.values())
-    assert len(whole) == 6
+    assert len(whole) >= 9
 
 
 @pytest.mark.parametrize("name", list(jobs.CASES))
@@ -98,14 +89,14 @@ def test_a_translation_is_averaged_over_the_target_tokens_of_the_window(
     expected: list[torch.Tensor] = []
     original = Trainer._backward
 
-    def backward(self: Trainer, model: Any, table: Any, window: Any, *rest: Any) -> Any:
+    def backward(self: Trainer, model: Any, objective: Any, table: Any, window: Any, *rest: Any) -> Any:
         batch = table.batch(window.rows)
         labels = batch.pop("labels")
         logits = model(**batch).logits
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, label_smoothing=0.1)
         parameters = [p for p in model.parameters() if p.requires_grad]
         expected.append(torch.cat([part.flatten().double() for part in torch.autograd.grad(loss, parameters)]))
-        return original(self, model, table, window, *rest)
+        return original(self, model, objective, table, window, *rest)
 
     monkeypatch.setattr(Trainer, "_backward", backward)
     source = jobs.data(folder / "data")
@@ -142,17 +133,18 @@ def test_a_token_budget_gives_the_same_gradient(pair: list[dict[str, Any]], fold
             assert difference(expected, pair[rank]["token budget"][step]) <= CLOSE, f"rank {rank}, step {step}"
 
 
-def test_parameters_set_free_late_are_synchronised(pair: list[dict[str, Any]], phases: dict[str, Any]) -> None:
-    first, second = (found["phases"]["weights"] for found in pair)
+@pytest.mark.parametrize("job", list(jobs.PHASES))
+def test_parameters_set_free_late_are_synchronised(job: str, pair: list[dict[str, Any]], phases: dict[str, Any]) -> None:
+    first, second = (found[job]["weights"] for found in pair)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    alone = phases
-    assert alone["steps"] == pair[0]["phases"]["steps"] == 9
+    alone = phases[job]
+    assert alone["steps"] == pair[0][job]["steps"] == 9
     for count in ("examples", "tokens", "best_step"):
-        assert alone[count] == pair[0]["phases"][count] == pair[1]["phases"][count] > 0, count
+        assert alone[count] == pair[0][job][count] == pair[1][job][count] > 0, count
     for name, weight in alone["weights"].items():
         assert torch.allclose(weight, first[name], atol=1e-5), name
     for split, figures in alone["metrics"].items():
-        assert figures == pytest.approx(pair[0]["phases"]["metrics"][split], abs=1e-5)
+        assert figures == pytest.approx(pair[0][job]["metrics"][split], abs=1e-5)
 
 
 def test_early_stopping_is_decided_alike(pair: list[dict[str, Any]], folder: Path, tiny: dict[str, Path]) -> None:
@@ -168,7 +160,7 @@ def test_processes_that_keep_the_best_weights_in_memory_agree(pair: list[dict[st
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", [*jobs.CASES, "phases"])
+@pytest.mark.parametrize("name", [*jobs.CASES, *jobs.PHASES])
 def test_the_logs_say_the_same(
     name: str, folder: Path, whole: dict[str, Any], phases: dict[str, Any], pair: list[dict[str, Any]]
 ) -> None:
@@ -177,7 +169,7 @@ def test_the_logs_say_the_same(
     for base in ("whole", "pair"):
         lines = map(json.loads, (folder / base / name / "log.jsonl").read_text().splitlines())
         logs.append([line for line in lines if "loss" in line])
-    assert len(logs[0]) == len(logs[1]) == (9 if name == "phases" else 3)
+    assert len(logs[0]) == len(logs[1]) == (9 if name in jobs.PHASES else 3)
     for one, two in zip(*logs, strict=True):
         for figure in ("step", "epoch", "learning_rate"):
             assert one[figure] == two[figure], figure

@@ -19,8 +19,12 @@ CASES: dict[str, dict[str, Any]] = {
     "lora": {"strategy": "lora"},
     "ema": {"training": {"ema": 0.9}},
     "phases": {"strategy": HeadThenAll},
+    "gradual unfreezing": {"strategy": "gradual_unfreezing"},
+    "l2_sp": {"strategy": {"name": "l2_sp", "alpha": 1.0}},
     "accumulation": {"training": {"gradient_accumulation_steps": 2, "batch_size": 4}},
     "token budget": {"training": {"batch_tokens": 80}},
+    "augment": {"training": {"augment": {"drop": 0.2, "swap": 0.2, "mask": 0.2, "replace": 0.2}, "dropout": 0.1}},
+    "oversample": {"task": {"name": "text_classification", "label": "rare"}, "training": {"oversample": 0.5, "focal_gamma": 2.0}},
     "no validation": {"data": {"validation_share": 0}},
     "early stopping": {"training": {"epochs": 10, "early_stopping": 2, "evaluate_every": 3, "learning_rate": 3e-2}},
     "translation": {
@@ -36,8 +40,11 @@ class Killed(Exception):  # noqa: N818  no error: what happens to a process
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [(text, label, " ".join(text.split()[i % 4 :: -1])) for i, (text, label) in enumerate(sentiment_rows(50))]
-    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", rows, ("text", "label", "translated"))
+    rows = [
+        (text, label, " ".join(text.split()[i % 4 :: -1]), "rare" if i % 5 == 0 else label)
+        for i, (text, label) in enumerate(sentiment_rows(50))
+    ]
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", rows, ("text", "label", "translated", "rare"))
 
 
 def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> Any:
@@ -90,6 +97,27 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     assert len(lines[0]) > 5
     assert name != "translation" or {"bleu", "chrf"} <= set(lines[0][-1]["validation"]), "some rows are translated on the way"
     assert not (resumed.output_dir / "checkpoints").exists(), "a finished run needs none"
+
+
+@pytest.mark.parametrize("writes", [1, 2, 4, 6])
+def test_layers_that_are_set_free_one_by_one_go_on_in_the_middle_of_any_phase(
+    writes: int, tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 steps: three in each of the three first phases, nine in the last; a checkpoint after each second step."""
+    case = {"strategy": ["gradual_unfreezing", "layerwise_lr"], "training": {"evaluate_every": 2}}
+    straight = run(tiny["bert"], source, tmp_path / "straight", case)
+    with monkeypatch.context() as patch:
+        die_after(patch, writes)
+        with pytest.raises(Killed):
+            run(tiny["bert"], source, tmp_path / "broken", case)
+    folder = tmp_path / "broken/checkpoints"
+    state = json.loads((folder / str(checkpoints.pointed(folder, "last")) / "state.json").read_text())
+    assert len(state["strategy"]["finished"]) == min(3, (state["step"] - 1) // 3)
+    resumed = run(tiny["bert"], source, tmp_path / "broken", case)
+    assert resumed.metrics == straight.metrics
+    assert straight.result["train"]["steps"] == resumed.result["train"]["steps"] == 18
+    first, second = (load_file(folder / "model/model.safetensors") for folder in (straight.output_dir, resumed.output_dir))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.fixture

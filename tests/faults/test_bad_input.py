@@ -209,6 +209,34 @@ SETTINGS = [
         {"task.name": "regression", "training.class_weights": "balanced"},
     ),
     Case(
+        "focal loss for a regression",
+        ("training.focal_gamma: found 2.0; a regression has no classes", "allowed: null"),
+        {"train.csv": SCORES},
+        {"task.name": "regression", "training.focal_gamma": 2.0},
+    ),
+    Case(
+        "oversampling for a regression",
+        ("training.oversample: found 'balanced'; a regression has no classes", "allowed: null"),
+        {"train.csv": SCORES},
+        {"task.name": "regression", "training.oversample": "balanced"},
+    ),
+    Case("negative gamma", ("training.focal_gamma", "found -1", "0"), settings={"training.focal_gamma": -1}),
+    Case(
+        "oversampling beyond balance",
+        ("training.oversample: found 1.5; allowed: 'balanced'", "less than or equal to 1"),
+        settings={"training.oversample": 1.5},
+    ),
+    Case(
+        "augmentation that leaves nothing",
+        ("training.augment: found {'drop': 0.5, 'mask': 0.5}", "drop, mask and replace together below 1"),
+        settings={"training.augment": {"drop": 0.5, "mask": 0.5}},
+    ),
+    Case(
+        "unknown augmentation",
+        ("training.augment.dorp: unknown setting (did you mean 'drop'?)",),
+        settings={"training.augment": {"dorp": 0.5}},
+    ),
+    Case(
         "label smoothing for a regression",
         ("training.label_smoothing: found 0.1", "a regression has no labels"),
         {"train.csv": SCORES},

@@ -293,8 +293,18 @@ SETTINGS = [
     ),
     Case(
         "class weights",
-        ("training.class_weights: a translation has no classes", "allowed: null"),
+        ("training.class_weights: found 'balanced'; a translation has no classes", "allowed: null"),
         settings={"training.class_weights": "balanced"},
+    ),
+    Case(
+        "oversampling and focal loss",
+        ("training.focal_gamma: found 2.0; a translation has no classes", "training.oversample: found 0.5; a translation"),
+        settings={"training.focal_gamma": 2.0, "training.oversample": 0.5},
+    ),
+    Case(
+        "augmented sources",
+        ("training.augment: a changed source would no longer mean what its target says", "allowed: null"),
+        settings={"training.augment": {"drop": 0.1}},
     ),
     Case(
         "unknown best_metric",

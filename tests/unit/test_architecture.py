@@ -47,6 +47,7 @@ SOURCES = BASE | {"console"} | {name for name in MODULES if name.split(".")[0] =
 SHARED_DATA = {name for name in MODULES if name.split(".")[0] in ("data", "seq2seq")} | {"models", "heads"}
 METRICS = {"metrics", "metrics.classification", "metrics.regression", "metrics.translation"}
 CONCRETE = {name for name in MODULES if name.startswith(("tasks.", "strategies.")) and not name.split(".")[1].startswith("_")}
+SHARED_STRATEGY_PARTS = {name for name in MODULES if name.startswith("strategies._")}
 SHARED_TASK_PARTS = {name for name in MODULES if name.startswith("tasks._")}
 PROTOCOLS = {"tasks", "strategies"}
 
@@ -87,14 +88,15 @@ def test_sources_import_settings_and_errors(name: str) -> None:
     assert GRAPH[name] <= SOURCES - {"registry", "head_type"}
 
 
-@pytest.mark.parametrize("name", of("data", "models", "heads", "seq2seq"))
+@pytest.mark.parametrize("name", of("data", "models", "heads", "features", "seq2seq"))
 def test_data_and_models_import_what_lies_below(name: str) -> None:
     assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS
 
 
 @pytest.mark.parametrize("name", of("tasks", "strategies"))
 def test_tasks_and_strategies_know_no_sibling_and_no_training(name: str) -> None:
-    own = {room(name)} | (SHARED_TASK_PARTS if room(name) == "tasks" else set())
+    # A strategy may put several tasks together, by their protocol; a task knows no strategy.
+    own = {"tasks"} | SHARED_TASK_PARTS if room(name) == "tasks" else PROTOCOLS | {"features"} | SHARED_STRATEGY_PARTS
     assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | own
     assert not GRAPH[name] & CONCRETE
 
@@ -104,6 +106,14 @@ def test_training_and_the_like_know_the_protocols_alone(name: str) -> None:
     own = {other for other in MODULES if room(other) in ("training", "inference", "translator", "export")}
     assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | PROTOCOLS | SHARED_TASK_PARTS | own
     assert not GRAPH[name] & CONCRETE
+
+
+@pytest.mark.parametrize("name", of("compare", "comparison"))
+def test_comparing_knows_no_concrete_task_and_no_command_line(name: str) -> None:
+    assert "cli" not in GRAPH[name]
+    assert name == "compare" or "compare" not in GRAPH[name]
+    assert not GRAPH[name] & CONCRETE
+    assert name == "comparison.server" or "fine_tune" not in GRAPH[name], "what looks at runs must not need what makes them"
 
 
 def test_no_module_names_a_concrete_task_or_strategy() -> None:
@@ -117,7 +127,7 @@ def test_only_the_way_in_imports_the_command_line() -> None:
 
 
 def test_nothing_imports_the_story_but_the_ways_in() -> None:
-    assert {name for name, found in GRAPH.items() if "fine_tune" in found} <= {"", "cli", "compare"}
+    assert {name for name, found in GRAPH.items() if "fine_tune" in found} <= {"", "cli", "comparison.server"}
 
 
 def test_import_stays_light() -> None:

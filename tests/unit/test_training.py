@@ -438,6 +438,19 @@ def test_the_moving_average_includes_what_a_later_phase_sets_free(tiny: dict[str
     assert not torch.equal(weights_of(trainer.model)[word], steps[-1][word])
 
 
+def test_every_phase_computes_in_the_precision_asked_for(tiny: dict[str, Path]) -> None:
+    """Accelerate prepares a model once: had its mark stayed, the second phase would compute in fp32."""
+    trainer = make(tiny["bert"], Two(), precision="bf16", max_steps=2)
+    seen: list[torch.dtype] = []
+    trainer.model.classifier.register_forward_hook(
+        lambda module, _, output: seen.append(output.dtype) if module.training else None
+    )
+    trainer.train()
+    assert len(seen) == 4
+    assert set(seen) == {torch.bfloat16}
+    assert "forward" not in vars(trainer.model), "and the model is as it was"
+
+
 def test_moments_are_carried_by_name_through_a_phase_that_does_not_train_them(tiny: dict[str, Path]) -> None:
     class HeadBodyHead(Strategy):
         def next_phase(self, state: State, view: View) -> Phase | None:

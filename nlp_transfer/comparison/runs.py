@@ -1,0 +1,163 @@
+"""The runs of a comparison in its folder: which are done, which are not, and one at a time to a process that does them."""
+
+import contextlib
+import json
+import os
+import pickle
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlp_transfer.comparison.figures import Scored
+from nlp_transfer.config import Document
+from nlp_transfer.errors import UserError
+from nlp_transfer.export.save import write_json
+
+OUTCOME, ANSWERS, LOG = "outcome.json", "answers.npz", "log.txt"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: with a result, as not possible (the reason is for the user to read), or with a crash."""
+
+    folder: Path
+    result: dict[str, Any] | None = None
+    model_bytes: int = 0
+    stored_bytes: int = 0
+    impossible: str = ""
+    failed: str = ""
+
+    def figure(self, split: str, metric: str) -> float | None:
+        metrics: dict[str, dict[str, float]] = (self.result or {}).get("metrics", {})
+        return metrics.get(split, {}).get(metric)
+
+    def scored(self, split: str) -> Scored:
+        """Answers and references of a split, as they were kept."""
+        found: dict[str, dict[str, np.ndarray]] = {"answer": {}, "reference": {}}
+        with np.load(self.folder / ANSWERS) as arrays:
+            for path in arrays.files:
+                owner, kind, name = path.split("/", 2)
+                if owner == split:
+                    found[kind][name] = arrays[path]
+        return Scored(found["answer"], found["reference"])
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """How the run in a folder ended, or None: it has not been begun, or not been finished."""
+    try:
+        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if not outcome.get("done"):
+        return Outcome(folder, impossible=outcome.get("impossible", ""), failed=outcome.get("failed", ""))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Outcome(folder, result, outcome["model_bytes"], outcome["stored_bytes"])
+
+
+class Server:
+    """The process that forks for each run; see `nlp_transfer.comparison.server`."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        self.verbose = verbose
+        self.process: subprocess.Popen[bytes] | None = None
+        self.errors: Any = None
+
+    def run(self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any]) -> Outcome:
+        """One run to its end. What an earlier attempt left unfinished is gone on with. `notes`: JSON for its folder, by name."""
+        folder = Path(document["output_dir"])
+        if (folder / "result.json").exists():  # finished, but killed before its answers were written: they are lost
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTCOME).unlink(missing_ok=True)
+        for name, note in notes.items():
+            write_json(folder / name, note)
+        code = self._ask(pickle.dumps({"document": document, "rate": rate, "keep_models": keep_models}), folder / LOG)
+        outcome = read_outcome(folder)
+        if outcome is None:  # it could not even say why: killed, for memory most often
+            reason = f"the process was ended by signal {-code}" if code < 0 else f"the process ended with status {code}"
+            outcome = Outcome(folder, failed=reason + (" (often: no memory left)" if code == -9 else ""))
+            write_json(folder / OUTCOME, {"failed": outcome.failed})
+        return outcome
+
+    def _ask(self, job: bytes, log: Path) -> int:
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        shown = log.stat().st_size if log.exists() else 0
+        try:
+            process.stdin.write(len(job).to_bytes(8, "big") + job)
+            process.stdin.flush()
+            while not select.select([process.stdout], [], [], 0.2)[0]:
+                shown = self._show(log, shown)
+        except BrokenPipeError:
+            pass
+        self._show(log, shown)
+        reply = process.stdout.readline()
+        if not reply:
+            self.errors.seek(0)
+            lines = self.errors.read().decode(errors="replace").strip().splitlines()
+            self.close()
+            raise RuntimeError(f"the process for the runs has ended: {lines[-1] if lines else 'without a word'}")
+        return int(reply)
+
+    def _show(self, log: Path, shown: int) -> int:
+        if not self.verbose or not log.exists():
+            return shown
+        with log.open("rb") as file:
+            file.seek(shown)
+            text = file.read()
+        sys.stderr.write(text.decode(errors="replace"))
+        sys.stderr.flush()
+        return shown + len(text)
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        if self.process is None:
+            self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # no terminal, so that nobody colours what goes into a log
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "nlp_transfer.comparison.server"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+        return self.process
+
+    def close(self) -> None:
+        """Ends the process, and a run that is still under way."""
+        if self.process is not None:
+            for stream in (self.process.stdin, self.process.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()  # type: ignore[union-attr]
+            self.process.wait()
+            self.errors.close()
+            self.process = None
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Any:
+    """A comparison's folder, for one process alone.
+
+    Raises:
+        UserError: another one works in it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"--output: another comparison is being run in {folder}; wait for it, or give another folder") from None
+    except PermissionError as error:
+        raise UserError(f"--output: {folder} cannot be written: {error.strerror}; allowed: another folder") from None

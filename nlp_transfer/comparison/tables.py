@@ -1,0 +1,110 @@
+"""The table on the screen, and as CSV and JSON."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.comparison.advice import show, show_bytes, show_seconds
+from nlp_transfer.comparison.plan import shots_text
+from nlp_transfer.comparison.rows import Measured, Row
+from nlp_transfer.export.save import write_json
+
+HEADS = ("trained", "time", "memory", "stored")
+
+
+def heads(measured: Measured, with_shots: bool, brief: bool = False) -> list[str]:
+    shots = ["a label"] if with_shots else []
+    if brief:
+        return ["strategy", *shots, measured.metric, "interval", "p", "time", "stored"]
+    return ["strategy", *shots, f"{measured.metric} ({measured.split})", "95 % interval", "to the first", "p", *HEADS]
+
+
+def cells(row: Row, with_shots: bool, brief: bool = False) -> list[str]:
+    """A row as text, with a dash for what was not measured; `brief`: what fits on a narrow screen."""
+    whole = _cells(row, with_shots)
+    columns = len(whole) - 4 - len(HEADS)
+    return [*whole[: columns + 2], whole[columns + 3], whole[-3], whole[-1]] if brief else whole
+
+
+def _cells(row: Row, with_shots: bool) -> list[str]:
+    shots = [shots_text(row.shots)] if with_shots else []
+    name = row.label + (f" ({row.rate:g} x rate)" if row.rate != 1 else "")
+    if row.mean is None:
+        return [name, *shots, "-", "-", "-", "-", *["-"] * len(HEADS)]
+    difference = (
+        ""
+        if row.difference is None
+        else f"{signed(row.difference)} ({interval(row.difference_low, row.difference_high, signed)})"
+    )
+    return [
+        name, *shots, show(row.mean), interval(row.low, row.high, show), difference, "" if row.p is None else show_p(row.p),
+        f"{row.trainable_parameters:,}", show_seconds(row.seconds or 0), show_bytes(row.peak_memory_bytes or 0),
+        show_bytes(row.stored_bytes or 0),
+    ]  # fmt: skip
+
+
+def signed(value: float) -> str:
+    return ("+" if value >= 0 else "-") + show(abs(value))
+
+
+def interval(low: float | None, high: float | None, text: Any) -> str:
+    return "-" if low is None or high is None else f"{text(low)} to {text(high)}"
+
+
+def show_p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def notes(measured: Measured, seeds: Sequence[int], with_shots: bool) -> list[str]:
+    """What must be known to read the table."""
+    first = measured.rows[0].label
+    over = f"rows of {measured.split} and seeds" if len(seeds) > 1 else f"rows of {measured.split} (there is one seed)"
+    lines = [
+        f"means over seeds {', '.join(map(str, seeds))}; 95 % intervals by bootstrap over {over}",
+        f"p of a paired test against {first}",
+    ]
+    if measured.split == "validation":
+        lines.append(
+            "there is no test split, so figures are of validation, which also decided which weights were kept: they are too good"
+        )
+    lines += [
+        f"{row.label}{f', {shots_text(row.shots)} a label' if with_shots else ''}: {row.note}"
+        for row in measured.rows
+        if row.note
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def write_tables(folder: Path, measured: Measured, seeds: Sequence[int]) -> None:
+    """`comparison.csv`, a line a row, and `comparison.json`, which holds all there is."""
+    documents = [asdict(row) for row in measured.rows]
+    metrics = list(
+        dict.fromkeys(f"{split}.{name}" for row in measured.rows for split, figures in row.metrics.items() for name in figures)
+    )
+    plain = [name for name in documents[0] if name != "metrics"]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*("strategy" if name == "label" else name for name in plain), "metric", "split", *metrics])
+    for row, document in zip(measured.rows, documents, strict=True):
+        values = [shots_text(row.shots), " ".join(map(str, row.seeds))]
+        own = [values[0] if name == "shots" else values[1] if name == "seeds" else document[name] for name in plain]
+        figures = [row.metrics.get(split, {}).get(name) for split, _, name in (metric.partition(".") for metric in metrics)]
+        writer.writerow([*own, measured.metric, measured.split, *figures])
+    write_text(folder / "comparison.csv", text.getvalue())
+    write_json(
+        folder / "comparison.json",
+        {
+            "metric": measured.metric, "split": measured.split, "higher_is_better": measured.higher, "seeds": list(seeds),
+            "rows": documents, "advice": measured.advice,
+        },
+    )  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(text, encoding="utf-8", newline="")
+    os.replace(part, path)

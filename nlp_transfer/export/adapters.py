@@ -1,0 +1,129 @@
+"""Several adapters beside one base: many tasks in the memory of one encoder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nlp_transfer.errors import Problems, UserError, did_you_mean
+from nlp_transfer.export.load import adapter_record, find_adapter, open_adapter
+from nlp_transfer.inference import Predictor
+from nlp_transfer.sources import find_model
+from nlp_transfer.training.device import inference_device
+
+
+class AdapterSet:
+    """Predictors by name that share the weights of one base. Made by `load_adapters`.
+
+    >>> adapters = load_adapters("google-bert/bert-base-uncased", {"reviews": "runs/reviews"})  # doctest: +SKIP
+    >>> adapters.predictor("reviews")(["a gem"])                                                # doctest: +SKIP
+    [{'prediction': 'positive', 'probability': 0.98}]
+    """
+
+    def __init__(self, predictors: Mapping[str, Predictor]) -> None:
+        self._predictors = dict(predictors)
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters' names, in the order in which they were given."""
+        return list(self._predictors)
+
+    def predictor(self, name: str) -> Predictor:
+        """The base with the adapter of this name and its own head. Any number of them can be used in turn.
+
+        Raises:
+            UserError: there is no such adapter.
+        """
+        if name not in self._predictors:
+            raise UserError(f"adapters: there is no {name!r}{did_you_mean(name, self.names)}; known: {', '.join(self.names)}")
+        return self._predictors[name]
+
+    def parameters(self) -> int:
+        """Numbers held in memory: those of the base once, and those of each adapter and head."""
+        models = [predictor.model for predictor in self._predictors.values()]
+        stored = {t.untyped_storage().data_ptr(): t.numel() for model in models for t in _tensors(model).values()}
+        return sum(stored.values())
+
+
+def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int = 32, precision: str = "fp32") -> AdapterSet:
+    """One base and the adapters that were trained on it, each a run folder or an `adapter/` folder, by a name of your choice.
+
+    The adapters stay beside the base and are not merged. They may be of different kinds, for different tasks and labels; the
+    head and whatever else an adapter trained whole is its own. What a kind changes in the base itself is kept apart.
+
+    Args:
+        base: the base as the runs named it: a hub id, a folder, pypi:NAME==VERSION#PATH.
+
+    Raises:
+        UserError: an adapter cannot be found, or belongs on another base; all such problems are listed.
+    """
+    if not adapters:
+        raise UserError("adapters: none were given; allowed: run folders by name, such as {'reviews': 'runs/reviews'}")
+    problems = Problems()
+    folders: dict[str, Path] = {}
+    wanted, revision = _identity(base)
+    for name, place in adapters.items():
+        try:
+            folders[name] = _folder(name, Path(place).expanduser())
+            found = adapter_record(folders[name])["base"]
+            own, own_revision = _identity(found["model"], found["revision"])
+        except UserError as error:
+            problems.absorb(error)
+            continue
+        revision = revision or own_revision  # where none was given, all must have the same
+        if (own, own_revision) != (wanted, revision):
+            problems.add(
+                f"adapters.{name}: {place} was trained on {_say(own, own_revision)}; the base is {_say(wanted, revision)}; "
+                "allowed: adapters of one base"
+            )
+    problems.raise_if_any()
+    device = inference_device()
+    shared: dict[str, torch.Tensor] = {}
+    predictors = {}
+    for name, folder in folders.items():
+        opened, checkpoint, task = open_adapter(folder, merge=False)
+        whole: Any = opened
+        whole.to(device)
+        _share(whole, shared)
+        predictors[name] = Predictor(whole, checkpoint.tokenizer, task, batch_size, precision)
+    return AdapterSet(predictors)
+
+
+def _folder(name: str, path: Path) -> Path:
+    found = find_adapter(path) or find_adapter(path / "adapter")
+    if found is None:
+        raise UserError(
+            f"adapters.{name}: found no adapter in {path}; allowed: the folder of a run whose strategy is lora or peft, or an "
+            "adapter/ folder"
+        )
+    return found
+
+
+def _identity(model: str, revision: str | None = None) -> tuple[str, str | None]:
+    """What tells one base from another: a folder's real path, or a name with the revision that it was given."""
+    source = find_model(model)
+    if source.is_folder and not model.startswith("pypi:"):
+        return str(Path(source.path).resolve()), None
+    return source.path if not source.is_folder else model, source.revision or revision
+
+
+def _say(name: str, revision: str | None) -> str:
+    return f"{name}@{revision}" if revision else name
+
+
+def _share(model: Any, shared: dict[str, torch.Tensor]) -> None:
+    """Puts the tensors in `shared` in place of the model's own where they are the same, and adds what is new.
+
+    Compared by value: some kinds of adapters change weights of the base when they are put on it.
+    """
+    for name, tensor in _tensors(model.get_base_model()).items():
+        place = name.replace(".base_layer", "").replace(".original_module", "")
+        known = shared.setdefault(place, tensor.data)
+        if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known, tensor):
+            tensor.data = known
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())

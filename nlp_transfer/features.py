@@ -1,0 +1,307 @@
+"""What a fixed part of a model makes of each row: computed once in evaluation mode, kept, and played back while training.
+
+A cut says where the fixed part ends. Above it everything runs as ever, dropout and all, so training on cached features is
+training on live ones, without the forward pass that would give the same states in every epoch.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from nlp_transfer.config import shorten
+from nlp_transfer.console import Steps, say
+from nlp_transfer.data.tokens import Ragged, TokenTable, model_inputs
+from nlp_transfer.data.windows import inference_batches
+from nlp_transfer.errors import UserError
+from nlp_transfer.heads import EncoderHeadForSequenceClassification, pool
+from nlp_transfer.models import find_layers, has_decoder
+
+Where = Literal["auto", "memory", "disk"]
+IN_MEMORY = 2**30  # bytes; what takes more is kept in a file
+TOLERANCE = 1e-4
+BATCH = 64
+
+
+def cache_folder() -> Path:
+    """Where features are kept on disk: `nlp_transfer/features` below the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "nlp_transfer" / "features"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The end of the fixed part: below layer `depth` (counted from 0), or with None after the whole encoder."""
+
+    depth: int | None = None
+
+    @property
+    def column(self) -> str:
+        """The name under which a batch carries what was cached."""
+        return "pooled" if self.depth is None else "states"
+
+
+def cache_tables(
+    model: PreTrainedModel,
+    tables: dict[str, TokenTable],
+    cut: Cut,
+    device: torch.device,
+    precision: str = "fp32",
+    where: Where = "auto",
+) -> dict[str, TokenTable]:
+    """The tables with what the fixed part makes of their rows, float32: by row (rows, width), or by token.
+
+    Several processes share the work. With `where` disk (auto: from a gigabyte on) it is kept in a memory-mapped file named by
+    a fingerprint of the weights below the cut, the tokens and the precision, so another run with the same finds it there.
+    """
+    model.eval().to(device)
+    return {name: replace(table, cached={cut.column: _cached(model, table, cut, device, precision, where, name)})
+            for name, table in tables.items()}  # fmt: skip
+
+
+def _cached(
+    model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device, precision: str, where: Where, name: str
+) -> np.ndarray | Ragged:
+    shape = _shape(model, table, cut, device)
+    size = int(np.prod(shape)) * 4
+    tokens = table.ragged["input_ids"]
+    if where == "memory" or (where == "auto" and size <= IN_MEMORY):
+        values = np.empty(shape, np.float32)
+        _fill(values, model, table, cut, device, precision, name)
+    else:
+        path = cache_folder() / f"{_fingerprint(model, table, cut, precision)}.npy"
+        if not path.exists():
+            _write(path, shape, lambda values: _fill(values, model, table, cut, device, precision, name))
+        else:
+            say(f"{name}: features found in {path}")
+        values = np.load(path, mmap_mode="r")
+    return values if cut.depth is None else Ragged(values, tokens.offsets)
+
+
+def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
+    """A whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        fill(values)
+        values.flush()
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"strategy.cache: {path.parent} cannot be written: {error.strerror}; allowed: memory") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _shape(model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device) -> tuple[int, ...]:
+    found = _states(model, table, np.arange(min(1, len(table))), cut, device, "fp32")
+    rows = len(table) if cut.depth is None else len(table.ragged["input_ids"].values)
+    return (rows, *found.shape[1:])
+
+
+def _fill(
+    values: np.ndarray, model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device, precision: str, name: str
+) -> None:
+    """Every row's states, put where they belong."""
+    offsets = table.ragged["input_ids"].offsets
+    for rows, states in in_batches(table, lambda own: _states(model, table, own, cut, device, precision), f"encoding {name}"):
+        if cut.depth is None:
+            values[rows] = states
+        else:
+            values[np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])] = states
+
+
+def in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: str) -> Iterator[tuple[np.ndarray, Any]]:
+    """What `compute` makes of row indices (int64), batch after batch of rows of similar length, until all rows were there.
+
+    Each process computes a share and all get the whole, so the results are pickled on their way.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+    batches = inference_batches(table.order, BATCH)
+    with Steps(title, -(-len(batches) // world)) as progress:
+        for first in range(0, len(batches), world):
+            own = batches[first + rank] if first + rank < len(batches) else None
+            parts: list[Any] = [(own, None if own is None else compute(own))]
+            if world > 1:
+                parts, own_part = [None] * world, parts[0]
+                torch.distributed.all_gather_object(parts, own_part)
+            yield from ((rows, found) for rows, found in parts if rows is not None)
+            progress.advance()
+
+
+def _states(model: Any, table: TokenTable, rows: np.ndarray, cut: Cut, device: torch.device, precision: str) -> np.ndarray:
+    """float32: a vector (or one for each layer) a row, or the states of all tokens of the rows, one after the other."""
+    batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
+    inputs = {name: batch[name] for name in (*table.ragged, "attention_mask")}
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        if cut.depth is not None:
+            states = _entering(model, cut.depth, inputs)
+            return states[inputs["attention_mask"].bool()].float().cpu().numpy()
+        if isinstance(model, EncoderHeadForSequenceClassification):
+            return model.pooled_states(**inputs).float().cpu().numpy()
+        states = _base(model)(**inputs).last_hidden_state
+        how = getattr(model.config, "classifier_pooling", "cls")  # ModernBERT has a choice; all others take the first token
+        return pool(states, inputs["attention_mask"], how).float().cpu().numpy()
+
+
+class _Reached(Exception):  # noqa: N818  no error
+    """Ends a forward pass where the states have been seen."""
+
+
+def _entering(model: nn.Module, depth: int, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """States (rows, tokens, width) that enter a layer; the layers above are not run."""
+    seen: list[torch.Tensor] = []
+
+    def look(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.append(arguments[0] if arguments else named["hidden_states"])
+        raise _Reached
+
+    handle = _layers(model)[depth].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        model(**inputs)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    return list(model.get_submodule(find_layers(model).prefix))  # type: ignore[call-overload]
+
+
+def _base(model: Any) -> Any:
+    return getattr(model, model.base_model_prefix)
+
+
+def replay(model: PreTrainedModel, cut: Cut) -> None:
+    """From now on a forward pass that is given cached states starts at the cut; without them all runs as before.
+
+    Names of parameters stay. `run_live` undoes it.
+
+    Raises:
+        UserError: the model writes text: its decoder looks at the states of all tokens.
+    """
+    if has_decoder(model):
+        raise UserError("strategy.cache: a translation model cannot be trained on cached features; allowed: none")
+    undo: list[Callable[[], None]] = []
+    given: dict[str, torch.Tensor] = {}
+    if cut.depth is None and isinstance(model, EncoderHeadForSequenceClassification):
+        return  # its forward takes what was pooled
+
+    def take(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if cut.column in named:
+            given["states"] = named.pop(cut.column)
+        return arguments, named
+
+    undo.append(model.register_forward_pre_hook(take, with_kwargs=True).remove)
+    undo.append(model.register_forward_hook(lambda *_: given.clear(), always_call=True).remove)
+    if cut.depth is None:
+        undo.append(_swap_forward(_base(model), lambda live: _whole(_base(model), given, live)))
+    else:
+        layers = _layers(model)
+        for layer in layers[: cut.depth]:
+            undo.append(_swap_forward(layer, lambda live: _skipped(given, live)))
+
+        def put(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if "states" not in given:
+                return arguments, named
+            return ((given["states"], *arguments[1:]), named) if arguments else ((), named | {"hidden_states": given["states"]})
+
+        undo.append(layers[cut.depth].register_forward_pre_hook(put, with_kwargs=True).remove)
+
+    model.undo_replay = undo  # type: ignore[assignment]
+
+
+def run_live(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as it was before `replay`."""
+    for step in getattr(model, "undo_replay", []):
+        step()
+    model.undo_replay = []  # type: ignore[assignment]
+    return model
+
+
+def _swap_forward(module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+    module.forward = make(module.forward)
+    return lambda: delattr(module, "forward")
+
+
+def _whole(base: Any, given: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
+    """An encoder whose only token is the cached vector."""
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        if "states" not in given:
+            return live(*arguments, **named)
+        states = given["states"][:, None]
+        pooler = getattr(base, "pooler", None)
+        if pooler is None:
+            return BaseModelOutputWithPooling(last_hidden_state=states)
+        if isinstance(pooler, nn.Linear):  # ALBERT's, whose activation lies beside it
+            return BaseModelOutputWithPooling(
+                last_hidden_state=states, pooler_output=base.pooler_activation(pooler(states[:, 0]))
+            )
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooler(states))
+
+    return forward
+
+
+def _skipped(given: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer that is passed by; it is below the cut, and what it would give is replaced there."""
+    returned: list[type] = []
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        if "states" not in given or not returned:
+            found = live(*arguments, **named)
+            returned[:] = [type(found)]
+            return found
+        states = arguments[0] if arguments else named["hidden_states"]
+        return (states, None) if returned[0] is tuple else states
+
+    return forward
+
+
+def check_replay(model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device) -> None:
+    """Compares logits from cached states with live ones on a few rows.
+
+    Raises:
+        UserError: they differ: the family does not run as the cut supposes.
+    """
+    live = replace(table.select(np.arange(min(4, len(table)))), cached={})
+    few = cache_tables(model, {"probe": live}, cut, device, where="memory")["probe"]
+    with torch.inference_mode():
+        found = []
+        for part in (live, few):
+            inputs = {name: tensor.to(device) for name, tensor in model_inputs(part.batch(np.arange(len(few)))).items()}
+            found.append(model(**inputs).logits.float())
+    difference = float((found[0] - found[1]).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(found[0].abs().max())) + (0 if device.type == "cpu" else 1e-2):
+        raise UserError(
+            f"strategy.cache: {model.config.model_type} models give other logits from cached features than live (they differ by "
+            f"{shorten(difference)}); allowed: none"
+        )
+
+
+def _fingerprint(model: nn.Module, table: TokenTable, cut: Cut, precision: str) -> str:
+    """A name for what would be computed: equal weights, tokens and settings have the same."""
+    layers = find_layers(model)
+    depth = layers.depth if cut.depth is None else cut.depth
+    digest = hashlib.sha256(repr((cut, precision, torch.__version__, str(getattr(model, "config", "")))).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        if layers.depth_of(name) <= depth:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    for name, column in sorted(table.ragged.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(column.values).tobytes())
+        digest.update(column.offsets.tobytes())
+    return digest.hexdigest()[:32]

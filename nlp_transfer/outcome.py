@@ -1,0 +1,92 @@
+"""What a run leaves: a model that was saved, read again and scored; and the same for what was learned beside its own task."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from nlp_transfer.console import show_metrics
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.errors import UserError
+from nlp_transfer.export.load import RECORD, quiet
+from nlp_transfer.export.save import check_adapter, is_adapted, is_plain, record, save_adapted, save_model, write_json
+from nlp_transfer.inference import score
+from nlp_transfer.run_folder import RunFolder
+from nlp_transfer.strategies import Job, Strategy
+from nlp_transfer.tasks import Arrays
+
+
+def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerator: Accelerator) -> Any:
+    """The model that anyone can load, as read again from `model/`. Only the main process leaves files."""
+    if not accelerator.is_main_process:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            return strategy.unwrap(model, Path(elsewhere))
+    shutil.rmtree(folder.path / "model", ignore_errors=True)
+    with quiet():
+        plain = strategy.unwrap(model, folder.path)
+    if is_adapted(plain):
+        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
+        return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
+    saved = save_model(plain, job.checkpoint.tokenizer, job.task, folder.path / "model", _probe(job))
+    if (folder.path / "adapter").is_dir():
+        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
+    return saved
+
+
+def _probe(job: Job) -> dict[str, Any]:
+    return job.tables["train"].batch(np.arange(min(4, len(job.tables["train"]))))
+
+
+def score_splits(
+    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any]
+) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
+    """Figures and answers of validation and test, where there are such."""
+    metrics: dict[str, dict[str, float]] = {}
+    answers: dict[str, Arrays] = {}
+    for split in [name for name in ("validation", "test") if name in job.tables]:
+        table = job.tables[split]
+        metrics[split], answers[split] = score(model, job.task, table, accelerator, job.training.batch_size * 2)
+        metrics[split] |= foreign_figures(foreign, answers[split], table)
+    return metrics, answers
+
+
+def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelerator: Accelerator) -> dict[str, Any]:
+    """Saves and scores what was learned beside the run's own task, each as `tasks/NAME/model/`."""
+    found = {}
+    for name, (job, learned) in jobs.items():
+        model, place = learned, folder.path / "tasks" / name / "model"
+        if accelerator.is_main_process:
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            model = save_model(model, job.checkpoint.tokenizer, job.task, place, _probe(job))
+        metrics, _ = score_splits(job, model, accelerator, [])
+        found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
+        show_metrics({f"{name}: {split}": figures for split, figures in metrics.items()})
+        if accelerator.is_main_process:
+            write_json(place / RECORD, record(job.task, is_plain(model), metrics))
+    return {"tasks": found} if found else {}
+
+
+def right_answers(table: TokenTable) -> dict[str, np.ndarray]:
+    """What a perfect model would answer: texts where there are such, else label ids or numbers."""
+    found = table.references
+    return {"prediction": found["references"] if "references" in found else found["labels"]}
+
+
+def foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: TokenTable) -> dict[str, float]:
+    """Figures of hub metrics, as `METRIC/KEY`: some have a key that ours have too, and mean something else by it.
+
+    Raises:
+        UserError: a metric cannot be computed for this task, or gives something other than numbers.
+    """
+    found: dict[str, float] = {}
+    for metric in metrics:
+        try:
+            figures = metric.compute(predictions=answers["prediction"], references=right_answers(table)["prediction"])
+            found |= {f"{metric.name}/{key}": float(value) for key, value in figures.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"training.hub_metrics: {metric.name} cannot score this task: {error}") from error
+    return found

@@ -1,0 +1,78 @@
+"""Heads of a single layer that are computed, not trained: fitted on what the layer sees of each row."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nlp_transfer.data.tokens import TokenTable, model_inputs
+from nlp_transfer.data.windows import inference_batches
+from nlp_transfer.errors import UserError
+
+
+def last_linear(model: Any, setting: str) -> nn.Linear:
+    """The layer that makes the logits.
+
+    Raises:
+        UserError: the head has hidden layers, which nothing would have trained. `setting` says what asks for a single one.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if getattr(model.config, "hidden", None):
+        raise UserError(
+            f"{setting}, which fits a single layer, beside task.head.hidden {model.config.hidden}; allowed: no hidden layers"
+        )
+    return layers[-1]
+
+
+def layer_inputs(model: nn.Module, layer: nn.Module, table: TokenTable, batch_size: int = 256) -> np.ndarray:
+    """float32 of shape (rows, width): what the layer sees of each row, in evaluation mode."""
+    device = next(model.parameters()).device
+    found: list[np.ndarray] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu().numpy()))
+    batches = inference_batches(table.order, batch_size)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for rows in batches:
+                model(**{name: tensor.to(device) for name, tensor in model_inputs(table.batch(rows)).items()})
+    finally:
+        handle.remove()
+    values = np.empty((len(table), found[0].shape[-1]), np.float32)
+    values[np.concatenate(batches)] = np.concatenate(found)
+    return values
+
+
+def set_layer(layer: nn.Linear, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Puts in weights of shape (labels, width) and a bias of shape (labels,).
+
+    Where the layer has no bias of its own it gets none, which is right only if the bias is the same for all labels.
+    """
+    with torch.no_grad():
+        layer.weight.copy_(torch.as_tensor(weight))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.as_tensor(bias))
+
+
+def fit_logistic_regression(model: nn.Module, table: TokenTable, regularization: float = 1.0) -> None:
+    """Fits the last layer by scikit-learn's logistic regression; for several labels a row one for each label."""
+    from sklearn.linear_model import LogisticRegression
+
+    layer = last_linear(model, "strategy.classifier: found logistic_regression")
+    inputs, labels = layer_inputs(model, layer, table).astype(np.float64), table.dense["labels"]
+
+    def fit(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fitted = LogisticRegression(C=1 / regularization, max_iter=2000).fit(inputs, wanted)
+        return fitted.coef_, fitted.intercept_
+
+    if labels.ndim == 2:
+        parts = [fit(column.astype(int)) for column in labels.T]
+        set_layer(layer, np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+        return
+    weight, bias = fit(labels)
+    known = np.unique(labels)
+    if len(known) == 2 and len(weight) == 1:  # two classes have one vector; half of it each way gives the same probabilities
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    whole = np.zeros((layer.out_features, layer.in_features)), np.full(layer.out_features, -1e4)  # a class without rows: never
+    whole[0][known], whole[1][known] = weight, bias
+    set_layer(layer, *whole)

@@ -1,0 +1,112 @@
+"""Teachers: finished models whose answers another one learns."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from nlp_transfer.data.tokens import encode_rows, model_inputs
+from nlp_transfer.errors import UserError
+from nlp_transfer.features import in_batches
+from nlp_transfer.heads import pool
+from nlp_transfer.models import Checkpoint, new_parameters, width
+from nlp_transfer.sources import find_model
+from nlp_transfer.strategies import Job
+from nlp_transfer.tasks import Task
+
+SETTING = "strategy.teacher"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A finished model. `order` says at which place (int64, (labels,)) each of the student's labels stands among its own."""
+
+    name: str
+    model: Any
+    checkpoint: Checkpoint
+    order: np.ndarray
+
+    @classmethod
+    def open(cls, source: str, student: PreTrainedModel) -> "Teacher":
+        """Raises a UserError where there is no such model, where it was not fine-tuned, or where its labels are others."""
+        try:
+            checkpoint = Checkpoint.open(find_model(source))
+            model = checkpoint.load(AutoModelForSequenceClassification)
+        except UserError as error:
+            raise UserError(f"{SETTING}: {str(error).removeprefix('model: ')}") from error
+        if missing := sorted(new_parameters(model)):
+            raise UserError(f"{SETTING}: {source} has no weights for {missing[0]}; allowed: a model that was fine-tuned")
+        return cls(source, model.eval(), checkpoint, _label_order(source, model.config, student.config))
+
+    def answer(self, job: Job, split: str, layers: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits for the rows of a split, float32 (rows, labels), in the student's order of labels; with `layers` also as many
+        states of its own, spread evenly over its depth, averaged over tokens, of length 1: float32 (rows, layers, width).
+
+        The rows are cut into the teacher's tokens, as long as those that it was trained with.
+        """
+        task: Task = job.task.model_copy(update={"max_length": self._max_length()}).restore(self.checkpoint)
+        tokenizer = self.checkpoint.tokenizer
+        table = encode_rows(job.rows[split], partial(task.encode, tokenizer=tokenizer, targets=False), task.fill(tokenizer))
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.precision)
+
+        def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+            inputs = {name: tensor.to(job.device) for name, tensor in model_inputs(table.batch(rows)).items()}
+            with torch.inference_mode(), torch.autocast(job.device.type, dtype=dtype, enabled=dtype is not None):
+                outputs = self.model(**inputs, **({"output_hidden_states": True} if layers else {}))
+            logits = outputs.logits.float().cpu().numpy()[:, self.order]
+            if not layers:
+                return logits, None
+            return logits, layer_directions(outputs, inputs["attention_mask"], layers).cpu().numpy()
+
+        self.model.to(job.device)
+        logits = np.empty((len(table), len(self.order)), np.float32)
+        states = np.empty((len(table), layers, width(self.model)), np.float32) if layers else None
+        for rows, (found, directions) in in_batches(table, compute, f"asking {self.name} about {split}"):
+            logits[rows] = found
+            if states is not None:
+                states[rows] = directions
+        return logits, states
+
+    def _max_length(self) -> int | None:
+        """What the teacher was trained with, where a file beside it says so; null: what its tokenizer takes, at most 512."""
+        record = Path(self.checkpoint.source.path, "nlp_transfer.json")
+        if not record.is_file():
+            return None
+        try:
+            found = dict(json.loads(record.read_text(encoding="utf-8"))).get("max_length")
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{SETTING}: {record} cannot be read ({error})") from error
+        return found if isinstance(found, int) else None
+
+
+def layer_directions(outputs: Any, mask: torch.Tensor, layers: int) -> torch.Tensor:
+    """States of `layers` layers spread evenly over those of a model, the last one among them, averaged over the real tokens and
+    scaled to length 1: float32 (rows, layers, width). `mask` (rows, tokens) is 1 where a token is real."""
+    depth = len(outputs.hidden_states) - 1  # the embeddings stand first
+    chosen = [outputs.hidden_states[round(i * depth / layers)] for i in range(1, layers + 1)]
+    return torch.nn.functional.normalize(torch.stack([pool(states.float(), mask, "mean") for states in chosen], 1), dim=-1)
+
+
+def _label_order(source: str, teacher: Any, student: Any) -> np.ndarray:
+    """Raises a UserError where the labels, or what is learned about them, are not the same."""
+    if teacher.problem_type and teacher.problem_type != student.problem_type:
+        raise UserError(
+            f"{SETTING}: {source} was made for {teacher.problem_type}, the student learns {student.problem_type}"
+            "; allowed: the same"
+        )
+    wanted, found = ([str(config.id2label[i]) for i in range(config.num_labels)] for config in (student, teacher))
+    if student.problem_type == "regression" and len(found) == 1:
+        return np.zeros(1, np.int64)  # its only output is called after a column
+    missing, more = [name for name in wanted if name not in found], [name for name in found if name not in wanted]
+    if missing or more:
+        parts = [f"{what} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
+                 for what, names in (("does not know", missing), ("also knows", more)) if names]  # fmt: skip
+        raise UserError(
+            f"{SETTING}: {source} {' and '.join(parts)}; allowed: a teacher with the labels of the task, in any order"
+        )
+    return np.array([found.index(name) for name in wanted], np.int64)

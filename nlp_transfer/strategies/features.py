@@ -1,0 +1,80 @@
+"""Feature extraction: the encoder is a fixed function, run once over each row; only the head on top of it is trained.
+
+Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", 1903.05987; the learned mix
+of layers (`task.head.layers: mix`) is that of Peters et al. 2018, "Deep contextualized word representations", 1802.05365.
+"""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlp_transfer.config import Positive
+from nlp_transfer.errors import UserError
+from nlp_transfer.features import Cut, run_live
+from nlp_transfer.heads import HeadConfig
+from nlp_transfer.models import find_layers, freeze, has_decoder
+from nlp_transfer.strategies import Job, Phase, State, Strategy, View
+from nlp_transfer.strategies._frozen import on_cached_features
+from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear
+
+
+class Features(Strategy):
+    """Trains a head on what the encoder gave once. Epochs cost next to nothing, and the encoder stays as it was."""
+
+    chooses_parameters: ClassVar[bool] = True
+
+    classifier: Literal["trained", "logistic_regression"] = "trained"
+    """How the head is fitted: by gradient steps, or a single layer by scikit-learn's logistic regression."""
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"
+    """Where features are kept; auto: in memory up to a gigabyte, else in a file that other runs find again; none: nowhere, the
+    encoder runs in every epoch."""
+    regularization: Positive = 1.0
+    """Strength of logistic regression's L2 penalty: the inverse of scikit-learn's `C`."""
+
+    def learning_rate(self, model: nn.Module) -> float:
+        """A single layer is convex, and a deeper head small: both bear far larger steps than an encoder."""
+        return 1e-2
+
+    def preferred_head(self) -> HeadConfig:
+        """Pooled over all tokens: the first token's vector, which the families' heads take, means little before fine-tuning."""
+        return HeadConfig(pooling="mean")
+
+    def takes_steps(self) -> bool:
+        return self.classifier == "trained"
+
+    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Fixes the encoder; its pooler, if the head uses one, belongs to the head.
+
+        Raises:
+            UserError: the model writes text, or its head has hidden layers where a logistic regression is asked for.
+        """
+        if has_decoder(model):
+            raise UserError(
+                "strategy.name: found features, which gives one vector a row, and a decoder looks at all tokens; allowed for "
+                "translation: {name: partial, frozen_layers: all}"
+            )
+        if self.classifier == "logistic_regression":
+            last_linear(model, "strategy.classifier: found logistic_regression")
+        layers = find_layers(model)
+        freeze(model, {name for name, _ in model.named_parameters() if layers.depth_of(name) <= layers.depth})
+        if self.classifier == "logistic_regression":
+            freeze(model, {name for name, _ in model.named_parameters()})
+        return model
+
+    def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
+        labels = job.tables["train"].dense["labels"]
+        if self.classifier == "logistic_regression" and labels.ndim == 1 and labels.dtype != np.int64:
+            raise UserError("strategy.classifier: found logistic_regression; a regression has no classes; allowed: trained")
+        return job if self.cache == "none" else on_cached_features(job, model, Cut(), self.cache)
+
+    def next_phase(self, state: State, view: View) -> Phase | None:
+        if self.classifier == "trained":
+            return super().next_phase(state, view)
+        fit_logistic_regression(view.model, view.tables["train"], self.regularization)
+        return None
+
+    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        return run_live(model)

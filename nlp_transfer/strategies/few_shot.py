@@ -1,0 +1,112 @@
+"""Few rows with labels: the encoder learns from comparing rows with each other, of which there are far more than rows.
+
+Tunstall et al. 2022, "Efficient Few-Shot Learning Without Prompts" (SetFit), 2209.11055: pairs of rows, alike where they share
+a label, then a logistic regression. Here groups of rows are compared all with all, so that a text is encoded once for many
+pairs, and by default a softmax over the group stands in for SetFit's squared errors (Khosla et al. 2020, 2004.11362).
+"""
+
+import math
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlp_transfer.config import Positive
+from nlp_transfer.errors import UserError
+from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
+from nlp_transfer.models import has_decoder
+from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
+from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear
+from nlp_transfer.strategies._means import write_prototypes
+from nlp_transfer.strategies._pairs import Comparison, GroupTable
+
+TEXTS = 4000  # by default as many are encoded for comparison, or each row four times
+PAIRS_SCALE = 0.25  # of the learning rate: at the full one vectors forget what they were pretrained for
+
+
+class FewShot(Strategy):
+    """Contrastive tuning of the encoder on groups of train's rows (phase `pairs`; a row of a batch is a group there), then a
+    head on its vectors: trained with the encoder, from the nearest means on, or fitted by logistic regression."""
+
+    compare: Literal["contrastive", "cosine"] = "contrastive"
+    """How rows are compared: by picking rows alike out of a group, or by the squared error of cosines, as in SetFit."""
+    temperature: Positive = 0.07
+    """Contrastive: what cosines are divided by."""
+    group: Annotated[int, Field(ge=4, le=256)] | Literal["auto"] = "auto"
+    """Rows that are compared all with all; auto: as many as make 64 texts a process and micro-batch, from 4 to 32."""
+    epochs: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """How often each row is compared in a group, 0: never; auto: until 4000 texts were encoded, at most 10 times and at least
+    once."""
+    classifier: Literal["trained", "logistic_regression"] = "trained"
+    """The head: trained together with the encoder, for `training.epochs`, starting from the mean vector of each label; or a
+    logistic regression on the vectors."""
+    regularization: Positive = 0.1
+    """Strength of logistic regression's L2 penalty: the inverse of scikit-learn's `C`. Vectors are of length 1."""
+
+    def preferred_head(self) -> HeadConfig:
+        """The mean over all tokens, of length 1: cosines are what is learned, and what the head should see."""
+        return HeadConfig(pooling="mean", normalize=True)
+
+    def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
+        return scale_head(model, groups, 10.0)
+
+    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Raises a UserError where the model writes text, or gives no vector of a text to compare, or a head of hidden layers is
+        asked to be a logistic regression."""
+        if has_decoder(model):
+            raise UserError("strategy.name: found few_shot beside answers that are texts; allowed: a task with labels or numbers")
+        if not isinstance(model, EncoderHeadForSequenceClassification):
+            raise UserError(
+                "task.head: found family; few_shot compares the vectors of whole texts, and a family's head sees what its pooler "
+                "makes of the first token; allowed: null, or one such as {pooling: mean, normalize: true}"
+            )
+        if self.classifier == "logistic_regression":
+            last_linear(model, "strategy.classifier: found logistic_regression")
+            if model.config.problem_type == "regression":
+                raise UserError("strategy.classifier: found logistic_regression; numbers are no classes; allowed: trained")
+        return model
+
+    def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
+        """Adds the table of groups.
+
+        Raises:
+            UserError: averaged weights are asked for, which nothing could fit a logistic regression to before the end.
+        """
+        if self.classifier == "logistic_regression" and job.training.ema is not None:
+            raise UserError(
+                f"training.ema: found {job.training.ema}; few_shot fits its logistic regression to the weights as they were "
+                "trained last; allowed: null, or strategy.classifier: trained"
+            )
+        table = job.tables["train"]
+        size = min(32, max(4, 64 // job.training.batch_size)) if isinstance(self.group, str) else self.group
+        size = min(size, len(table))
+        epochs = min(10.0, max(1.0, TEXTS / len(table))) if isinstance(self.epochs, str) else self.epochs
+        groups = GroupTable.over(table, math.ceil(epochs * len(table) / size), size, job.training.seed)
+        pairs = {"pairs": Comparison(self.compare, self.temperature)}
+        return replace(job, tables=job.tables | {"pairs": groups}, objectives=job.objectives | pairs)
+
+    def next_phase(self, state: State, view: View) -> Phase | None:
+        model, train = view.model, view.tables["train"]
+        if not state.finished and len(view.tables["pairs"]):
+            encoder = tuple(name for name, _ in model.named_parameters() if not name.startswith("classifier."))
+            return Phase(
+                "pairs",
+                "pairs",
+                trainable=encoder,
+                epochs=1.0,
+                learning_rate_scale=PAIRS_SCALE,
+                evaluate=False,
+                objective="pairs",
+            )
+        if self.classifier == "logistic_regression":
+            fit_logistic_regression(model, train, self.regularization)
+            return None
+        if "train" in state.finished:
+            return None
+        labelled = train.dense["labels"].ndim == 2 or train.dense["labels"].dtype == np.int64
+        if labelled and not getattr(model.config, "hidden", None):
+            write_prototypes(model, train, "strategy.name: found few_shot")
+        return Phase("train", trainable=tuple(name for name, _ in model.named_parameters()), keep_optimizer=False)

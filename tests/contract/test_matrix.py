@@ -1,0 +1,156 @@
+"""Every strategy with every task: saved and read again elsewhere, interrupted, shared by two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nlp_transfer import UserError, fine_tune, load_predictor, load_translator
+from nlp_transfer.training import checkpoints, keeper
+from tests.contract.matrix_jobs import CUT, TWICE, run
+from tests.contract.test_round_trip import logits_of
+from tests.processes import launch_pair
+from tests.strategies import CASES, COMPUTED, IMPOSSIBLE, document, files, rows_of
+
+
+def name_of(case: tuple[str, str]) -> str:
+    return "-".join(case)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("matrix")
+
+
+class Runs(dict[tuple[str, str], dict[str, Any]]):
+    """Uninterrupted runs by this process alone, made when they are first asked for."""
+
+    def __init__(self, checkpoint: Path, folder: Path) -> None:
+        super().__init__()
+        self.checkpoint, self.folder = checkpoint, folder
+
+    def __missing__(self, case: tuple[str, str]) -> dict[str, Any]:
+        self[case] = run(case, self.checkpoint, self.folder, self.folder / "one" / name_of(case), **CUT)
+        return self[case]
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path, tiny: dict[str, Path]) -> Runs:
+    return Runs(tiny["bert"], folder)
+
+
+def texts_of(task: str) -> list[tuple[str, ...]]:
+    rows = rows_of(7, seed=3)
+    return [(str(row[0]), str(row[1])) if task == "pair" else (str(row[0]),) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def child(straight: Runs, folder: Path) -> dict[str, Any]:
+    """What another process, and plain transformers where that is promised, made of all that was saved."""
+    jobs: dict[str, Any] = {"plain": {}, "deep": {}}
+    for case in CASES:
+        if case[1] != "translation":
+            place = folder / "one" / name_of(case) / "model"
+            kind = "plain" if straight[case]["result"]["plain"] else "deep"
+            jobs[kind][name_of(case)] = {"folder": str(place), "texts": texts_of(case[1])}
+    (folder / "plan.json").write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("plain_child.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder / "plan.json"), str(folder / "found.json")],
+        env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, check=False, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_what_is_declared_moves_and_nothing_else(case: tuple[str, str], straight: Runs) -> None:
+    found = straight[case]
+    moved = {name for name, value in found["weights"].items() if not torch.equal(value, found["before"][name])}
+    computed = {name for name in moved if name.startswith("classifier.")} if case[0] in COMPUTED else set()
+    assert moved - computed == found["trained"] - computed
+    assert moved or case[0] in COMPUTED, "something was learned"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] != "translation"], ids=name_of)
+def test_another_process_answers_the_same(case: tuple[str, str], straight: Runs, child: dict[str, Any], folder: Path) -> None:
+    ours = logits_of(load_predictor(folder / "one" / name_of(case)), texts_of(case[1]))
+    assert torch.allclose(ours, torch.tensor(child[name_of(case)]["logits"]), atol=1e-5)
+    assert float(ours.std(0).max()) > 1e-7, "answers that differ between texts"
+    assert straight[case]["result"]["metrics"]["test"], "and it was scored"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] == "translation"], ids=name_of)
+def test_a_translation_model_translates(case: tuple[str, str], straight: Runs, folder: Path) -> None:
+    assert straight[case]["result"]["train"]["steps"] > 0
+    assert len(load_translator(folder / "one" / name_of(case))([text for (text,) in texts_of("single")])) == 7
+
+
+@pytest.mark.parametrize("case", sorted(IMPOSSIBLE), ids=name_of)
+def test_what_a_strategy_cannot_do_it_says(case: tuple[str, str], tiny: dict[str, Path], folder: Path) -> None:
+    output = folder / "impossible" / name_of(case)
+    with pytest.raises(UserError, match="allowed"):
+        fine_tune(**document(*case, tiny["bert"], files(folder / "data"), output, folder))
+    assert not output.exists()
+
+
+class Killed(Exception):  # noqa: N818  no error: what happens to a process
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] == "single"], ids=name_of)
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    case: tuple[str, str], straight: Runs, tiny: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, written = folder / "killed" / name_of(case), []
+    original = checkpoints.write_checkpoint
+
+    def write(*arguments: Any) -> Any:
+        if len(written) == 2:
+            raise Killed
+        written.append(original(*arguments))
+        return written[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper.checkpoints, "write_checkpoint", write)
+        try:
+            run(case, tiny["bert"], folder, output, checkpoint_every=1, **CUT)
+        except Killed:
+            assert not (output / "result.json").exists()
+    if straight[case]["result"]["train"]["steps"] > 2:
+        assert len(written) == 2
+        again = run(case, tiny["bert"], folder, output, checkpoint_every=1, **CUT)
+        for name, value in straight[case]["weights"].items():
+            assert torch.equal(value, again["weights"][name]), name
+        assert again["result"]["metrics"] == straight[case]["result"]["metrics"]
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path, tiny: dict[str, Path]) -> list[dict[Any, Any]]:
+    """What two processes found that share the work; each its own."""
+    files(folder / "data")
+    launch_pair("tests.contract.matrix_jobs", tiny["bert"], folder)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", TWICE, ids=name_of)
+def test_two_processes_learn_what_one_does(
+    case: tuple[str, str], straight: Runs, pair: list[dict[Any, Any]], folder: Path
+) -> None:
+    one, first, second = straight[case], pair[0][case], pair[1][case]
+    assert first["result"]["train"]["steps"] == one["result"]["train"]["steps"]
+    assert first["result"]["metrics"] == second["result"]["metrics"]
+    for name in one["weights"]:
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+    # Adam makes steps of full size of gradients that are nothing but rounding, so weights are compared by how far they went.
+    way = sum(float((value - one["before"][name]).square().sum()) for name, value in one["weights"].items())
+    apart = sum(float((value - first["weights"][name]).square().sum()) for name, value in one["weights"].items())
+    assert apart**0.5 <= 0.03 * way**0.5
+    for split, figures in one["result"]["metrics"].items():
+        assert first["result"]["metrics"][split]["loss"] == pytest.approx(figures["loss"], rel=1e-2)

@@ -1,0 +1,169 @@
+"""A whole comparison through the real command: what it leaves, going on after a stop, runs that fail or are not possible."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tests.conftest import sentiment_rows, write_csv
+
+BASE = [sys.executable, "-m", "nlp_transfer", "compare"]
+
+
+def write_run(folder: Path, tiny: dict[str, Path], family: str = "bert", **training: Any) -> Path:
+    rows = sentiment_rows(100)
+    write_csv(folder / "train.csv", rows[:60])
+    write_csv(folder / "test.csv", rows[60:])
+    settings = {"max_steps": 4, "batch_size": 8, "precision": "fp32", **training}
+    document = {
+        "model": str(tiny[family]),
+        "data": {"train": "train.csv", "test": "test.csv"},
+        "task": "text_classification",
+        "training": settings,
+        "output_dir": "out",
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(document))
+    return folder / "out-comparison"
+
+
+def command(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*BASE, "run.yaml", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def stamps(out: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
+
+
+def test_a_comparison_is_stopped_and_goes_on(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """Killed with its whole group in the second run; what is done is not repeated, and seeds can be added."""
+    out = write_run(tmp_path, tiny)
+    asked = ["--strategies", "full", "lora", "--seeds", "0"]
+    slow = ["--training.max_steps", "4"]
+    process = subprocess.Popen([*BASE, "run.yaml", *asked, *slow], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    while not (out / "runs/full-all-0/outcome.json").exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    while not (out / "runs/lora-all-0").exists():
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = stamps(out)
+    assert list(before) == ["full-all-0"]
+
+    done = command(tmp_path, *asked, "1", *slow)
+    assert done.returncode == 0, done.stderr
+    after = stamps(out)
+    assert set(after) == {"full-all-0", "lora-all-0", "full-all-1", "lora-all-1"}
+    assert after["full-all-0"] == before["full-all-0"]
+    assert "run 1 of 4: full, seed 0: is done" in done.stderr
+    assert "run 2 of 4: lora, seed 0" in done.stderr
+    assert "step " not in done.stderr, "what runs print goes into their logs"
+    assert "accuracy" in (out / "runs/lora-all-1/log.txt").read_text()
+
+    for name in after:
+        left = {path.name for path in (out / "runs" / name).iterdir()}
+        assert left == {"result.json", "config.yaml", "log.jsonl", "log.txt", "answers.npz", "outcome.json", "strategy.json"}
+    sizes = json.loads((out / "runs/lora-all-1/outcome.json").read_text())
+    assert sizes["stored_bytes"] > 0
+    assert sizes["model_bytes"] != sizes["stored_bytes"], "the adapter is what must be stored"
+    with np.load(out / "runs/full-all-0/answers.npz") as one, np.load(out / "runs/lora-all-0/answers.npz") as other:
+        for split in ("validation", "test"):
+            assert np.array_equal(one[f"{split}/reference/labels"], other[f"{split}/reference/labels"])
+            right = (one[f"{split}/answer/prediction"] == one[f"{split}/reference/labels"]).mean()
+            result = json.loads((out / "runs/full-all-0/result.json").read_text())
+            assert right == result["metrics"][split]["accuracy"]
+    whole = json.loads((out / "comparison.json").read_text())
+    assert [row["label"] for row in whole["rows"]] == ["full", "lora"]
+    assert whole["rows"][1]["seeds"] == [0, 1]
+    assert whole["advice"] in " ".join(done.stderr.split())
+    assert len(pd.read_csv(out / "comparison.csv")) == 2
+    assert "<svg" in (out / "comparison.html").read_text()
+
+    again = command(tmp_path, *asked, *slow, "--training.weight_decay", "0.5")
+    assert again.returncode == 2
+    assert "training.weight_decay: 0.01 before, 0.5 now" in again.stderr
+    assert stamps(out) == after
+
+
+def test_shots_rates_and_what_is_not_possible(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """ALBERT shares its layers, so some of them cannot be fixed: a row says so, and the others go on."""
+    out = write_run(tmp_path, tiny, "albert")
+    done = command(
+        tmp_path,
+        "--strategies",
+        "full",
+        "{name: partial, frozen_layers: 1}",
+        "--seeds",
+        "1",
+        "--shots",
+        "4",
+        "all",
+        "--rates",
+        "1",
+        "10",
+    )
+    assert done.returncode == 0, done.stderr
+    names = {"full-4-1", "full-4-1-10", "full-all-1", "full-all-1-10"}
+    assert set(stamps(out)) == names
+    rates = [
+        yaml.safe_load((out / "runs" / name / "config.yaml").read_text())["training"]["learning_rate"] for name in sorted(names)
+    ]
+    assert rates[1] == pytest.approx(10 * rates[0])
+    assert rates[3] == pytest.approx(10 * rates[2])
+    assert "8 of 54 rows kept, 4 of each label" in (out / "runs/full-4-1/log.txt").read_text()
+    rows = json.loads((out / "comparison.json").read_text())["rows"]
+    assert [(row["label"], row["shots"]) for row in rows] == [
+        ("full", 4),
+        ("partial(frozen_layers=1)", 4),
+        ("full", None),
+        ("partial(frozen_layers=1)", None),
+    ]
+    assert rows[1]["mean"] is None
+    assert rows[1]["note"].startswith("not possible: strategy.frozen_layers: found 1; a albert model shares one set")
+    figures = {
+        rate: json.loads((out / "runs" / name / "result.json").read_text())["metrics"]["validation"]["accuracy"]
+        for rate, name in ((1.0, "full-all-1"), (10.0, "full-all-1-10"))
+    }
+    assert figures[rows[2]["rate"]] == max(figures.values())
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """A folder stands where one run's answers must be written: it ends with a traceback, and is repeated by the next call."""
+    out = write_run(tmp_path, tiny)
+    (out / "runs/full-all-0/answers.npz").mkdir(parents=True)
+    done = command(tmp_path, "--strategies", "full", "lora", "--seeds", "0")
+    assert done.returncode == 1
+    assert "failed: IsADirectoryError" in done.stderr
+    assert "Traceback" in (out / "runs/full-all-0/log.txt").read_text()
+    assert "Traceback" not in done.stderr
+    found = json.loads((out / "comparison.json").read_text())["rows"]
+    assert found[0]["mean"] is None
+    assert found[0]["note"].startswith("seed 0 failed: IsADirectoryError")
+    assert found[1]["mean"] is not None
+    before = stamps(out)["lora-all-0"]
+    again = command(tmp_path, "--strategies", "full", "lora", "--seeds", "0")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((out / "comparison.json").read_text())["rows"][0]["mean"] is not None
+    assert stamps(out)["lora-all-0"] == before
+
+
+def test_bad_settings_end_it_before_the_first_run(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    out = write_run(tmp_path, tiny)
+    done = command(tmp_path, "--strategies", "full", "loro", "--seeds", "x")
+    assert done.returncode == 2
+    assert "strategy.name: there is no strategy 'loro'" in done.stderr
+    assert "--seeds: found 'x'" in done.stderr
+    write_csv(tmp_path / "test.csv", [("a text", "neither")])
+    done = command(tmp_path, "--strategies", "full", "--seeds", "0")
+    assert done.returncode == 2
+    assert "the label 'neither' is not known" in done.stderr
+    assert not out.exists()

@@ -1,0 +1,525 @@
+"""Comparing: what is asked for, the statistics, the advice, the plots."""
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nlp_transfer import UserError
+from nlp_transfer.comparison import drawing
+from nlp_transfer.comparison.advice import Candidate, advise, show_bytes, show_seconds
+from nlp_transfer.comparison.figures import Figure, Scored, row_draws
+from nlp_transfer.comparison.flags import expand
+from nlp_transfer.comparison.page import write_page
+from nlp_transfer.comparison.plan import make_plan, read_strategies
+from nlp_transfer.comparison.rows import Measured, Row
+from nlp_transfer.comparison.statistics import Runs, compare_runs, estimate, measure
+from nlp_transfer.comparison.tables import write_tables
+from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.data.splits import draw_shots, read_splits
+from nlp_transfer.errors import Problems
+from nlp_transfer.tasks import Task, task_from
+
+CLASSES: Task = task_from({"name": "text_classification"})
+LABELS: Task = task_from({"name": "multi_label", "label": "labels"})
+NUMBERS: Task = task_from({"name": "regression"})
+
+# What is asked for
+
+
+def test_flags_take_what_follows_up_to_the_next_flag() -> None:
+    given = ["run.yaml", "--seeds", "0", "1", "--training.epochs", "5", "--shots=8", "all", "--verbose"]
+    wanted = ["run.yaml", "--seeds=0", "--seeds=1", "--training.epochs", "5", "--shots=8", "--shots=all", "--verbose"]
+    assert expand(given, ("--seeds", "--shots")) == wanted
+    with pytest.raises(UserError, match="--seeds: needs a value"):
+        expand(["--seeds", "--shots", "1"], ("--seeds", "--shots"))
+
+
+def test_strategies_are_names_mappings_and_sums() -> None:
+    problems = Problems()
+    items = ["lora", "{name: partial, frozen_layers: all}", "full+lora", ["full", {"name": "lora", "r": 2}], "{name: lora, r: 8}"]
+    ways = read_strategies(items, {"name": "lora", "r": 4, "alpha": 3.0}, problems)
+    assert not problems
+    assert [way.label for way in ways] == ["lora", "partial(frozen_layers=all)", "full+lora", "full+lora(r=2)", "lora(r=8)"]
+    assert ways[0].document == {"name": "lora", "r": 4, "alpha": 3.0}, "the file's own settings"
+    assert ways[1].document == {"name": "partial", "frozen_layers": "all"}
+    assert ways[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
+    assert ways[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "those given here win"
+
+
+def test_a_long_label_is_shortened_and_stays_the_same() -> None:
+    item = {"name": "lora", "target_modules": ["attention.self.query", "attention.self.value"], "r": 8}
+    first, again = (read_strategies([thing], None, Problems())[0].label for thing in (item, dict(reversed(item.items()))))
+    assert first == again
+    assert re.fullmatch(r"lora\([0-9a-f]{6}\)", first)
+
+
+def document(**more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "data": {"train": "train.csv"}, "task": {"name": "text_classification"}, **more}
+
+
+def test_a_plan_counts_its_runs() -> None:
+    plan, runs = make_plan(document(), ["full", "lora"], [0, 1, 2], [8, "all"], [0.3, 1, 3])
+    assert plan.runs == 2 * 2 * (3 + 2)
+    assert [run.strategy.document()["name"] for run in runs] == ["full", "lora"]
+    assert plan.shots == [8, None]
+    jobs = plan.first_jobs()
+    assert [job.name for job in jobs] == ["full-8-0", "lora-8-0"]
+    assert plan.document(jobs[1], Path("out"))["data"] == {"train": "train.csv", "shots": 8}
+    assert make_plan(document(data={"train": "a.csv", "shots": 4}), ["full"], [0], None, None)[0].shots == [4]
+
+
+def test_every_problem_is_told_at_once() -> None:
+    raw = document(training={"epochs": -1, "learning_rate": 1e-3}, data={"train": "a.csv", "validation_share": 0})
+    with pytest.raises(UserError) as caught:
+        make_plan(raw, ["full", "loro", "{name: lora, r: 0}", "full"], [0, 0, -1], ["8", "x"], [1, 0])
+    message = str(caught.value)
+    for part in (
+        "--strategies: found 'full' twice",
+        "--strategies loro: strategy.name: there is no strategy 'loro'",
+        "(did you mean 'lora'?)",
+        "--strategies lora(r=0): strategy.r: found 0; allowed:",
+        "--seeds: found 0 twice",
+        "--seeds: found -1; allowed: whole numbers from 0",
+        "--shots: found 'x'; allowed: whole numbers from 1 and all",
+        "--rates: found 0; allowed: numbers above 0",
+        "--rates: validation decides which is best, and there is none",
+        "--rates: are factors on each strategy's own rate; found training.learning_rate 0.001; allowed: auto",
+    ):
+        assert part in message, part
+    assert message.count("training.epochs: found -1") == 1, "a problem of the document is told once"
+
+
+@pytest.mark.parametrize(
+    ("strategies", "seeds", "part"),
+    [
+        ([], [0], "--strategies: found []"),
+        ("full", [0], "--strategies: found 'full'"),
+        (["full"], [], "--seeds: found []"),
+        (["{r: 4}"], [0], "--strategies: found '{r: 4}'"),
+        (["full"], [True], "--seeds: found True"),
+    ],
+)
+def test_empty_and_wrong_lists(strategies: Any, seeds: Any, part: str) -> None:
+    with pytest.raises(UserError, match=re.escape(part)):
+        make_plan(document(), strategies, seeds, None, None)
+
+
+# Shots
+
+
+def test_shots_are_nested_and_seeded() -> None:
+    strata = np.array([0] * 50 + [1] * 30 + [-1] * 3)
+    eight, sixteen = draw_shots(strata, 8, 1), draw_shots(strata, 16, 1)
+    assert set(eight) < set(sixteen)
+    assert np.bincount(strata[eight] + 1).tolist() == [3, 8, 8], "all rows of a label that has fewer"
+    assert np.array_equal(eight, np.sort(eight))
+    assert np.array_equal(eight, draw_shots(strata, 8, 1))
+    assert not np.array_equal(eight, draw_shots(strata, 8, 2))
+
+
+def shots_of(task: dict[str, Any], cells: list[Any], shots: int | None, column: str = "label") -> Any:
+    frame = pd.DataFrame({"text": [f"text {i}" for i in range(len(cells))], column: cells})
+    data = DataConfig(train=frame, validation_share=0.2, test_share=0.1, shots=shots)
+    return read_splits(data, task_from(task), TrainingConfig(), 0)[0]
+
+
+def test_shots_leave_the_other_splits_alone() -> None:
+    cells = ["a", "b", "c", "c"] * 25
+    whole, few = (shots_of({"name": "text_classification"}, cells, shots) for shots in (None, 5))
+    for split in ("validation", "test"):
+        assert whole.rows[split].columns == few.rows[split].columns
+    labels = few.rows["train"].columns["label"]
+    assert {label: labels.count(label) for label in "abc"} == {"a": 5, "b": 5, "c": 5}
+    assert any(note == "train: 15 of 72 rows kept, 5 of each label (drawn with seed 0)" for note in few.notes), few.notes
+    more = shots_of({"name": "text_classification"}, cells, 30)
+    assert any(note.endswith("; 2 labels have fewer") for note in more.notes), more.notes
+
+
+def test_shots_of_numbers_and_of_several_labels() -> None:
+    values = shots_of({"name": "regression"}, [float(i) for i in range(100)], 2).rows["train"].columns["label"]
+    assert len(values) == 20
+    assert min(values) < 15
+    assert max(values) > 85
+    cells = (
+        shots_of({"name": "multi_label", "label": "labels"}, ["x", "x|y", "x", ""] * 25, 3, "labels")
+        .rows["train"]
+        .columns["labels"]
+    )
+    assert {cell: cells.count(cell) for cell in set(cells)} == {"x": 3, "x|y": 3, "": 3}
+
+
+# Statistics
+
+
+def classified(right: np.ndarray, classes: int = 3, seed: int = 0) -> Scored:
+    """A run that is right on these rows."""
+    generator = np.random.default_rng(seed)
+    labels = np.random.default_rng(99).integers(classes, size=len(right))
+    wrong = (labels + generator.integers(1, classes, size=len(right))) % classes
+    prediction = np.where(right, labels, wrong)
+    scores = np.eye(classes)[prediction].astype(np.float32)
+    return Scored({"prediction": prediction, "scores": scores}, {"labels": labels})
+
+
+def several(seed: int, rows: int = 60) -> Scored:
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((rows, 4)) < 0.3).astype(np.float32)
+    scores = np.clip(labels * 0.4 + generator.random((rows, 4)) * 0.6, 0, 1).astype(np.float32)
+    return Scored({"prediction": scores > 0.5, "scores": scores}, {"labels": labels})
+
+
+def numeric(seed: int, rows: int = 60) -> Scored:
+    labels = np.random.default_rng(5).normal(100, 1, rows).astype(np.float32)
+    return Scored({"prediction": labels + np.random.default_rng(seed).normal(0, 1, rows).astype(np.float32)}, {"labels": labels})
+
+
+AVERAGES = [f"{kind}_{average}" for kind in ("precision", "recall", "f1") for average in ("micro", "macro", "weighted")]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "make"),
+    [
+        *((CLASSES, metric, "classes") for metric in ["accuracy", *AVERAGES]),
+        *((LABELS, metric, "several") for metric in ["accuracy", *AVERAGES]),
+        (NUMBERS, "mse", "numbers"),
+        (NUMBERS, "pearson", "numbers"),
+    ],
+)
+def test_fast_figures_are_the_metric_itself_on_the_rows_drawn(task: Task, metric: str, make: str) -> None:
+    maker: Any = {
+        "classes": lambda seed: classified(np.random.default_rng(seed).random(60) < 0.6, 9, seed),
+        "several": several,
+        "numbers": numeric,
+    }[make]
+    run, other = maker(1), maker(2)
+    figure = Figure(task, metric, [run, other])
+    assert figure.fast
+    figure.draws = 4
+    slow = [
+        task.metrics({name: array[rows] for name, array in run.answers.items()}, {"labels": run.references["labels"][rows]})[
+            metric
+        ]
+        for rows in row_draws(60, 4, 3)
+    ]
+    assert figure.value(run) == pytest.approx(task.metrics(run.answers, run.references)[metric])
+    np.testing.assert_allclose(figure.replicates(run, 3), slow, rtol=1e-6, atol=1e-9)
+    swapped = figure.swapped(run, Scored(other.answers, run.references), 0)
+    figure.columns = lambda _: None  # type: ignore[assignment,method-assign,return-value]
+    np.testing.assert_allclose(swapped, figure.swapped(run, Scored(other.answers, run.references), 0), rtol=1e-5, atol=1e-9)
+
+
+def test_other_figures_are_computed_by_the_task() -> None:
+    run = classified(np.random.default_rng(0).random(40) < 0.7)
+    figure = Figure(CLASSES, "mcc", [run])
+    assert not figure.fast
+    assert figure.draws == 200
+    figure.draws = 3
+    for value, rows in zip(figure.replicates(run, 0), row_draws(40, 3, 0), strict=True):
+        assert value == pytest.approx(
+            CLASSES.metrics(
+                {"prediction": run.answers["prediction"][rows]} | {"scores": run.answers["scores"][rows]},
+                {"labels": run.references["labels"][rows]},
+            )["mcc"]
+        )
+
+
+def test_strategies_share_the_rows_drawn() -> None:
+    right = np.random.default_rng(0).random(200) < 0.8
+    first, same = classified(right, seed=1), classified(right, seed=2)
+    figure = Figure(CLASSES, "accuracy", [first, same])
+    assert np.array_equal(figure.replicates(first, 0), figure.replicates(same, 0))
+    found = compare_runs(Runs(figure, {0: first, 1: first}, True), Runs(figure, {0: same, 1: same}, True))
+    assert found is not None
+    assert (found.estimate.value, found.estimate.low, found.estimate.high, found.p) == (0, 0, 0, 1)
+
+
+def test_strategies_without_common_seeds_have_no_difference() -> None:
+    run = classified(np.ones(20, bool))
+    figure = Figure(CLASSES, "accuracy", [run])
+    assert compare_runs(Runs(figure, {0: run}, True), Runs(figure, {1: run}, True)) is None
+
+
+def simulate(generator: np.random.Generator, rows: int, seeds: int, by_row: float, by_seed: float, noise: float) -> np.ndarray:
+    """bool (seeds, rows): right or not, with an easiness of rows and of seeds, and what belongs to both."""
+    easiness = generator.normal(0.8, by_row, (1, rows)) + generator.normal(0, by_seed, (seeds, 1))
+    return easiness + generator.normal(0, noise, (seeds, rows)) > 0
+
+
+SITUATIONS = [(3, 1.0, 0.0, 0.3), (3, 0.3, 0.0, 1.0), (3, 0.5, 0.3, 0.5), (5, 0.5, 0.3, 0.5), (1, 1.0, 0.0, 0.3)]
+
+
+@pytest.mark.parametrize(("seeds", "by_row", "by_seed", "noise"), SITUATIONS)
+def test_intervals_cover_the_true_figure(seeds: int, by_row: float, by_seed: float, noise: float) -> None:
+    """In every mixture of what varies; the expected coverage is 95 %, less some for few and skewed seeds."""
+    generator = np.random.default_rng(17)
+    truth = NormalDist().cdf(0.8 / math.hypot(by_row, by_seed, noise))
+    covered, trials, rows = 0, 300, 150
+    draws = np.stack([np.bincount(drawn, minlength=rows) for drawn in row_draws(rows, 300, 0)]) / rows
+    for _ in range(trials):
+        right = simulate(generator, rows, seeds, by_row, by_seed, noise).astype(float)
+        found = estimate(right.mean(1), right @ draws.T)
+        covered += found.low <= truth <= found.high
+    assert 0.89 <= covered / trials <= 1
+
+
+def test_one_seed_says_less_than_the_interval_over_several() -> None:
+    """The spread of seeds widens the interval; the bounds of a metric cut it."""
+    draws = np.tile(np.linspace(0.79, 0.81, 100), (3, 1))
+    alike = estimate(np.array([0.8, 0.8, 0.8]), draws)
+    apart = estimate(np.array([0.6, 0.8, 1.0]), draws + np.array([[-0.2], [0.0], [0.2]]), (0.0, 1.0))
+    assert apart.high - apart.low > 5 * (alike.high - alike.low)
+    assert apart.high == 1.0
+    assert alike.by_seeds < 1e-20 < apart.by_seeds
+
+
+def test_p_values_are_uniform_where_there_is_no_difference() -> None:
+    generator = np.random.default_rng(3)
+    found = []
+    for _ in range(150):
+        rows = generator.random(400)
+        pair = [classified(rows * 0.5 + generator.random(400) * 0.5 < 0.6) for _ in range(2)]
+        figure = Figure(CLASSES, "accuracy", pair)
+        figure.draws = 199
+        runs = [Runs(figure, {0: one}, True) for one in pair]
+        difference = compare_runs(*runs)
+        assert difference is not None
+        found.append(difference.p)
+    for level in (0.05, 0.2, 0.5, 0.8):
+        share = np.mean(np.array(found) <= level)
+        assert level - 0.17 <= share <= level + 0.06, (level, share)  # differences are whole rows, so ties make p larger
+
+
+@pytest.mark.parametrize(("by_seed", "noise"), [(0.0, 1.0), (0.4, 0.5)])
+def test_lucky_seeds_do_not_pass_for_a_better_strategy(by_seed: float, noise: float) -> None:
+    generator = np.random.default_rng(4)
+    alarms, on_rows = [], []
+    for _ in range(80):
+        rows = 150
+        pair = [simulate(generator, rows, 3, 0.0, by_seed, noise) for _ in range(2)]
+        scored = [[classified(right) for right in one] for one in pair]
+        figure = Figure(CLASSES, "accuracy", scored[0])
+        figure.draws = 199
+        difference = compare_runs(*(Runs(figure, dict(enumerate(one)), True) for one in scored))
+        assert difference is not None
+        alarms.append(difference.p < 0.05)
+        on_rows.append(difference.p_rows < 0.05)
+    assert np.mean(alarms) <= 0.1
+    if by_seed:
+        assert np.mean(on_rows) > 0.3, "which a test that holds the runs fixed cannot give"
+
+
+def test_a_real_difference_is_found() -> None:
+    generator = np.random.default_rng(5)
+    easy = generator.random(500)
+    good, bad = ([classified((easy + generator.normal(0, 0.1, 500)) < level) for _ in range(3)] for level in (0.9, 0.8))
+    figure = Figure(CLASSES, "accuracy", [*good, *bad])
+    runs = [Runs(figure, dict(enumerate(one)), True) for one in (good, bad)]
+    found = compare_runs(*runs)
+    assert found is not None
+    assert found.p < 0.01
+    assert 0.04 < found.estimate.low < found.estimate.value < found.estimate.high < 0.16
+    assert found.estimate.value == pytest.approx(measure(runs[0]).value - measure(runs[1]).value)
+
+
+# Advice
+
+
+def of(
+    label: str,
+    value: float,
+    seconds: float,
+    p: float | None = None,
+    p_rows: float | None = None,
+    stored: int = 10**8,
+    seeds: int = 3,
+) -> Candidate:
+    return Candidate(label, value, seconds, stored, p, p_rows, seeds)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "begins", "holds", "lacks"),
+    [
+        (
+            [of("full", 0.8, 100, 0.001, 0.001), of("lora", 0.9, 150)],
+            "Take lora: it is the best (accuracy 0.900 on test)",
+            ["every other is measurably worse"],
+            ["first", "seed"],
+        ),
+        ([of("full", 0.9, 100), of("lora", 0.8, 50, 0.001, 0.001)], "Take full", ["no other is better than the first, full"], []),
+        (
+            [of("full", 0.9, 100), of("lora", 0.895, 50, 0.4, 0.4, stored=10**6)],
+            "Take lora: at accuracy 0.895",
+            ["cannot be told from the best, full (0.900, p 0.4)", "50 s, 1.0 MB against 1.7 min, 100 MB"],
+            [],
+        ),
+        (
+            [of("full", 0.89, 100, 0.3, 0.3), of("lora", 0.9, 50)],
+            "Take lora: it is the best by mean",
+            ["the cheapest (50 s, 100 MB)", "full (0.890, p 0.3)", "no other is measurably better than the first, full"],
+            [],
+        ),
+        (
+            [of("full", 0.9, 50), of("lora", 0.895, 50, 0.4, 0.4, stored=10**6)],
+            "Take lora",
+            ["50 s, 1.0 MB against 50 s, 100 MB"],
+            [],
+        ),
+        (
+            [of("full", 0.5, 20, 0.24, 0.001), of("lora", 0.8, 30, seeds=3)],
+            "Take lora: it is the best by mean",
+            [
+                "with 3 seeds the lead of lora over full (0.500, p 0.24) is not certain",
+                "no other is measurably better than the first",
+            ],
+            [],
+        ),
+        (
+            [of("full", 0.8, 100, 0.001, 0.001, seeds=1), of("lora", 0.9, 150, seeds=1)],
+            "Take lora",
+            ["with one seed the intervals cover the rows of test alone"],
+            [],
+        ),
+        ([of("full", 0.9, 100)], "Only full was measured (accuracy 0.900 on test)", ["nothing to compare it with"], []),
+        ([of("full", 0.9, 100), of("lora", 0.8, 50)], "Take lora", ["no common seeds"], []),
+        ([], "No strategy gave figures", [], []),
+    ],
+)
+def test_advice_follows_from_the_figures(candidates: list[Candidate], begins: str, holds: list[str], lacks: list[str]) -> None:
+    said = advise(candidates, "accuracy", True, "test")
+    assert said.startswith(begins), said
+    assert said.endswith(".")
+    for part in holds:
+        assert part in said, said
+    for part in lacks:
+        assert part not in said, said
+
+
+def test_advice_where_less_is_better() -> None:
+    said = advise([of("full", 0.5, 100), of("lora", 0.9, 50, 0.001, 0.001)], "mse", False, "validation")
+    assert said.startswith("Take full: it is the best (mse 0.500 on validation)")
+
+
+def test_sizes_and_times_in_words() -> None:
+    assert [show_bytes(size) for size in (12, 4_500, 90_900_000, 1.2e9)] == ["12 B", "4.5 kB", "90.9 MB", "1.2 GB"]
+    assert [show_seconds(seconds) for seconds in (0.5, 2, 45, 60, 600, 7200)] == [
+        "0.5 s",
+        "2 s",
+        "45 s",
+        "1 min",
+        "10 min",
+        "2 h",
+    ]
+
+
+# What is written
+
+
+def rows_of(strategies: int, shots: list[int | None]) -> list[Row]:
+    generator = np.random.default_rng(0)
+    names = ["full", "lora", "partial(frozen_layers=all)", "layerwise_lr+full <&>", *(f"strategy_{i}" for i in range(20))][
+        :strategies
+    ]
+    return [
+        Row(
+            name,
+            points,
+            [0, 1],
+            float(mean := 0.6 + generator.random() * 0.3),
+            mean - 0.02,
+            mean + 0.03,
+            0.01,
+            -0.02,
+            0.04,
+            0.3,
+            None,
+            None,
+            1000,
+            float(generator.choice([0.4, 3.0, 900.0])),
+            10**9,
+            10**8,
+            10**6,
+            metrics={"test": {"accuracy": mean}},
+        )
+        for points in shots
+        for name in names
+    ]
+
+
+def measured(strategies: int = 13, shots: list[int | None] | None = None) -> Measured:
+    shots = shots or [8, 16, 64, 256, None]
+    rows = [*rows_of(strategies, shots), *(Row("distill", points, note="not possible: <no> unlabelled rows") for points in shots)]
+    return Measured(rows, "Take lora: a < b.", "accuracy", "test", True)
+
+
+def boxes(picture: ET.Element) -> list[tuple[float, float, float, float]]:
+    """Left, top, right and bottom of each text that lies flat, at a generous width a letter."""
+    found = []
+    for node in picture.iter("{http://www.w3.org/2000/svg}text"):
+        if node.get("transform"):
+            continue
+        x, y, width = float(node.get("x", 0)), float(node.get("y", 0)), 6.6 * len(node.text or "")
+        left = {"start": x, "middle": x - width / 2, "end": x - width}[node.get("text-anchor", "start")]
+        found.append((left, y - 9, left + width, y + 3))
+    return found
+
+
+@pytest.mark.parametrize(("strategies", "shots"), [(13, None), (2, [8, None]), (1, [None])])
+def test_the_page_stands_by_itself_and_its_labels_do_not_overlap(
+    tmp_path: Path, strategies: int, shots: list[int | None] | None
+) -> None:
+    write_page(tmp_path / "page.html", measured(strategies, shots), [0, 1])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert set(re.findall(r"https?://[^\"' <]+", page)) <= {"http://www.w3.org/2000/svg"}
+    assert "Take lora: a &lt; b." in page
+    assert "not possible: &lt;no&gt; unlabelled rows" in page
+    pictures = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert len(pictures) == (2 if shots == [None] else 3)
+    for text in pictures:
+        picture = ET.fromstring(text)
+        _, _, width, height = map(float, str(picture.get("viewBox")).split())
+        found = boxes(picture)
+        assert len(found) > 3
+        for left, top, right, bottom in found:
+            assert left >= 0
+            assert top >= 0
+            assert right <= width
+            assert bottom <= height
+        for i, one in enumerate(found):
+            for other in found[i + 1 :]:
+                apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+                assert apart, (one, other)
+        for node in picture.iter("{http://www.w3.org/2000/svg}circle"):
+            assert 0 <= float(node.get("cx", -1)) <= width
+            assert 0 <= float(node.get("cy", -1)) <= height
+
+
+def test_labels_are_spread_within_their_column() -> None:
+    places = drawing.spread([5, 5, 5, 100, 99], 10, 0, 100)
+    assert places == [*sorted(places[:3]), 100, 90]
+    assert min(abs(a - b) for i, a in enumerate(places) for b in places[i + 1 :]) >= 10
+    assert (
+        drawing.spread([3.0] * 5, 50, 0, 100) == [0.0, 25.0, 50.0, 75.0, 100.0]
+        or max(drawing.spread([3.0] * 5, 50, 0, 100)) <= 100
+    )
+
+
+def test_tables_hold_every_row(tmp_path: Path) -> None:
+    write_tables(tmp_path, measured(), [0, 1])
+    table = pd.read_csv(tmp_path / "comparison.csv")
+    assert len(table) == 14 * 5
+    assert {"strategy", "shots", "mean", "low", "high", "difference", "p", "seconds", "stored_bytes", "test.accuracy"} <= set(
+        table
+    )
+    assert table[table.strategy == "distill"]["mean"].isna().all()
+    whole = json.loads((tmp_path / "comparison.json").read_text())
+    assert whole["advice"] == "Take lora: a < b."
+    assert whole["rows"][0]["metrics"]["test"]["accuracy"] == whole["rows"][0]["mean"]

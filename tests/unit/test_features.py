@@ -1,0 +1,197 @@
+"""Cached features are the live ones, in every family and at every depth; a fixed encoder stays as it was."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nlp_transfer import features, fine_tune, load_predictor
+from nlp_transfer.errors import UserError
+from nlp_transfer.features import Cut, cache_tables, check_replay, replay, run_live
+from nlp_transfer.models import Checkpoint, find_layers
+from nlp_transfer.sources import find_model
+from nlp_transfer.strategies import strategy_from
+from tests.contract.test_strategies import TASKS, prepare
+from tests.models import FAMILIES
+
+CPU = torch.device("cpu")
+MIX = {"name": "text_classification", "head": {"layers": "mix", "pooling": "max"}}
+FAMILY = TASKS["single"] | {"head": "family"}
+HEADS = {"family": FAMILY, "deep": TASKS["deep"], "mix": MIX}
+
+
+def make(folder: Path, task: dict[str, Any], strategy: dict[str, Any]) -> Any:
+    model, _, table, _ = prepare(Checkpoint.open(find_model(str(folder))), task, strategy_from(strategy))
+    return model.eval(), table
+
+
+def logits(model: Any, table: Any, rows: np.ndarray) -> torch.Tensor:
+    batch = {name: value for name, value in table.batch(rows).items() if name != "labels"}
+    found: torch.Tensor = model(**batch).logits
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", list(HEADS))
+def test_logits_from_cached_vectors_are_the_live_ones(family: str, head: str, tiny: dict[str, Path]) -> None:
+    model, table = make(tiny[family], HEADS[head], {"name": "features"})
+    rows = np.array([5, 0, 11, 7])
+    live = logits(model, table, rows)
+    replay(model, Cut())
+    cached = cache_tables(model, {"train": table}, Cut(), CPU)["train"]
+    calls: list[int] = []
+    handle = model.get_submodule(find_layers(model).prefix)[0].register_forward_hook(lambda *_: calls.append(1))
+    assert torch.allclose(logits(model, cached, rows), live, atol=1e-5)
+    assert not calls, "no layer of the encoder ran"
+    assert torch.allclose(logits(model, table, rows), live, atol=1e-5), "without cached vectors the encoder runs as ever"
+    handle.remove()
+    run_live(model)
+    assert torch.allclose(logits(model, table, rows), live, atol=1e-6)
+    assert cached.lengths.tolist() == table.lengths.tolist(), "windows are planned as for live rows"
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "albert"])  # whose layers share their weights
+def test_logits_from_cached_states_of_a_lower_layer_are_the_live_ones(family: str, tiny: dict[str, Path]) -> None:
+    model, table = make(tiny[family], TASKS["single"], {"name": "partial", "frozen_layers": 1})
+    rows = np.array([5, 0, 11, 7])
+    live = logits(model, table, rows)
+    replay(model, Cut(1))
+    check_replay(model, table, Cut(1), CPU)
+    cached = cache_tables(model, {"train": table}, Cut(1), CPU)["train"]
+    with torch.no_grad():  # so that only the cached states can still give the right answer
+        for parameter in model.get_submodule(find_layers(model).prefix)[0].parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert torch.allclose(logits(model, cached, rows), live, atol=1e-5)
+    assert not torch.allclose(logits(model, table, rows), live, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "task"),
+    [
+        ({"name": "features"}, "text_classification"),
+        ({"name": "features"}, {"name": "multi_label", "label": "tags"}),
+        ({"name": "features"}, {"name": "regression", "label": "score"}),
+        ({"name": "features"}, {"name": "text_classification", "head": {"hidden": [16], "layers": "mix"}}),
+        ({"name": "partial", "frozen_layers": 1}, "text_classification"),
+        ({"name": "partial", "frozen_layers": "all"}, {"name": "text_classification", "text_pair": "other"}),
+    ],
+)
+def test_training_on_cached_features_is_training_on_live_ones(
+    strategy: dict[str, Any], task: Any, tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    from tests.conftest import sentiment_rows, write_csv
+
+    pairs = sentiment_rows(60)
+    tags = ("even", "odd|even", "")
+    rows = [(text, pairs[-i - 1][0], label, tags[i % 3], i % 5) for i, (text, label) in enumerate(pairs)]
+    source = write_csv(tmp_path / "train.csv", rows, ("text", "other", "label", "tags", "score"))
+    found = {}
+    for cache in ("none", "memory", "disk"):
+        run = fine_tune(
+            model=str(tiny["bert"]), data={"train": str(source), "validation_share": 0.2}, task=task,
+            strategy=strategy | {"cache": cache}, output_dir=str(tmp_path / cache),
+            training={"epochs": 3, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-2, "logging_steps": 1},
+        )  # fmt: skip
+        found[cache] = {name: value.clone() for name, value in load_predictor(run.output_dir).model.named_parameters()}
+        assert run.result["train"]["steps"] == 9
+    for cache in ("memory", "disk"):
+        for name, value in found["none"].items():
+            assert torch.allclose(value, found[cache][name], atol=1e-5), (cache, name)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_file_of_features_is_found_again_only_by_what_would_be_the_same(
+    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, table = make(tiny["bert"], FAMILY, {"name": "features"})
+    computed: list[str] = []
+    original = features._fill
+    monkeypatch.setattr(features, "_fill", lambda *arguments: (computed.append(arguments[-1]), original(*arguments)))
+
+    def cache(table: Any, precision: str = "fp32") -> Any:
+        return cache_tables(model, {"train": table}, Cut(), CPU, precision, "disk")["train"].cached["pooled"]
+
+    first = cache(table)
+    assert isinstance(first, np.memmap)
+    assert np.array_equal(first, cache(table))
+    assert len(computed) == 1
+    cache(table.select(np.arange(10)))
+    cache(table, "bf16")
+    assert len(computed) == 3
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[0, 0] += 1e-3
+    assert not np.array_equal(first, cache(table))
+    assert len(computed) == 4
+    with torch.no_grad():
+        model.classifier.weight.add_(1.0)
+    cache(table)
+    assert len(computed) == 4, "the head above the cut does not matter"
+
+
+def test_a_half_written_file_is_no_cache(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, table = make(tiny["bert"], FAMILY, {"name": "features"})
+
+    def fails(values: np.ndarray, *_: Any) -> None:
+        values[:3] = 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "_fill", fails)
+    with pytest.raises(KeyboardInterrupt):
+        cache_tables(model, {"train": table}, Cut(), CPU, "fp32", "disk")
+    assert list(features.cache_folder().iterdir()) == []
+
+
+def test_a_logistic_regression_is_scikit_learns(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    run = fine_tune(
+        model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "test": str(sentiment["test"]), "validation_share": 0},
+        task="text_classification", strategy={"name": "features", "classifier": "logistic_regression", "regularization": 0.5},
+        training={"precision": "fp32"}, output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert run.result["train"]["steps"] == 0
+    predictor = run.predictor()
+    vectors, labels = {}, {}
+    for split, path in sentiment.items():
+        lines = [line.rsplit(",", 1) for line in path.read_text().splitlines()[1:]]
+        inputs = predictor.tokenizer([text for text, _ in lines], padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            vectors[split] = predictor.model.pooled_states(**inputs).numpy()
+        labels[split] = [label for _, label in lines]
+    theirs = LogisticRegression(C=2.0, max_iter=2000).fit(vectors["train"].astype(np.float64), labels["train"])
+    answers = [line.rsplit(",", 1)[0] for line in sentiment["test"].read_text().splitlines()[1:]]
+    ours = predictor(answers, probabilities=True)
+    wanted = theirs.predict_proba(vectors["test"].astype(np.float64))
+    for answer, row in zip(ours, wanted, strict=True):
+        assert answer["probability:negative"] == pytest.approx(row[0], abs=2e-3)
+        assert answer["probability:positive"] == pytest.approx(row[1], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "task", "training", "message"),
+    [
+        ({"classifier": "logistic_regression"}, {"name": "regression", "label": "score"}, {}, "a regression has no classes"),
+        ({"classifier": "logistic_regression"}, TASKS["deep"], {}, "task.head.hidden"),
+        ({}, TASKS["translation"], {}, "frozen_layers: all"),
+        ({}, TASKS["single"], {"augment": {"drop": 0.1}}, "training.augment"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    strategy: dict[str, Any], task: dict[str, Any], training: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    from tests.conftest import sentiment_rows, write_csv
+
+    rows = [(text, text[::-1], label, i) for i, (text, label) in enumerate(sentiment_rows(20))]
+    source = write_csv(tmp_path / "train.csv", rows, ("text", "other", "label", "score"))
+    with pytest.raises(UserError, match=message):
+        fine_tune(
+            model=str(tiny["bert"]), data={"train": str(source)}, task=task, strategy={"name": "features"} | strategy,
+            training=training, output_dir=str(tmp_path / "run"),
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()

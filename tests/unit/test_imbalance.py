@@ -1,0 +1,231 @@
+"""Rare classes: the focal loss, and rows that stand more than once in an epoch."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from nlp_transfer import fine_tune
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.repeats import Repeats
+from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.windows import WindowPlan
+from nlp_transfer.tasks import PLAIN_LOSS, LossOptions
+from nlp_transfer.tasks.multi_label import MultiLabel
+from nlp_transfer.tasks.text_classification import TextClassification
+from tests.conftest import sentiment_rows, write_csv
+
+ONE = TextClassification(labels=["a", "b", "c", "d"])
+SEVERAL = MultiLabel(labels=["a", "b", "c", "d"])
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 4.0])
+
+
+def batch_of(task: Any, rows: int = 12) -> tuple[Any, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(rows, 4, generator=generator) * 3).requires_grad_()
+    if task is ONE:
+        return SimpleNamespace(logits=logits), {"labels": torch.randint(0, 4, (rows,), generator=generator)}
+    return SimpleNamespace(logits=logits), {"labels": (torch.rand(rows, 4, generator=generator) < 0.4).float()}
+
+
+def direct(task: Any, logits: torch.Tensor, labels: torch.Tensor, options: LossOptions) -> torch.Tensor:
+    """The focal loss item by item, from probabilities."""
+    gamma, smoothing, total = options.focal_gamma, options.label_smoothing, torch.zeros((), dtype=torch.float64)
+    weights = torch.ones(4) if options.class_weights is None else options.class_weights
+    for row, label in zip(logits.double(), labels, strict=True):
+        for c in range(4):
+            if task is ONE:
+                p = row.exp()[c] / row.exp().sum()
+                wanted = (1 - smoothing) * float(label == c) + smoothing / 4
+                total = total - weights[label] * wanted * (1 - p) ** gamma * p.log()
+            else:
+                p = 1 / (1 + (-row[c]).exp())
+                wanted = float(label[c]) * (1 - smoothing) + smoothing / 2
+                total = total - weights[c] * wanted * (1 - p) ** gamma * p.log()
+                total = total - (1 - wanted) * p**gamma * (1 - p).log()
+    return total
+
+
+@pytest.mark.parametrize("task", [ONE, SEVERAL], ids=["one label", "several"])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["", "weights"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_focal_loss_and_its_gradient(task: Any, gamma: float, weights: torch.Tensor | None, smoothing: float) -> None:
+    options = LossOptions(smoothing, weights, gamma)
+    outputs, batch = batch_of(task)
+    (found,) = task.loss(outputs, batch, options).values()
+    expected = direct(task, outputs.logits, batch["labels"], options)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    gradients = [torch.autograd.grad(value, outputs.logits)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    plain = task.loss(outputs, batch, LossOptions(smoothing, weights))
+    assert float(found) < float(*plain.values())
+    assert task.counts(batch, options) == task.counts(batch, LossOptions(smoothing, weights)), "items are counted as before"
+
+
+@pytest.mark.parametrize("task", [ONE, SEVERAL], ids=["one label", "several"])
+@pytest.mark.parametrize("gamma", [None, 0.0])
+def test_without_gamma_it_is_the_plain_loss_to_the_bit(task: Any, gamma: float | None) -> None:
+    outputs, batch = batch_of(task)
+    table = TokenTable({"input_ids": Ragged.from_lists([[1]] * 12)}, {"labels": batch["labels"].numpy()}, {"input_ids": 0})
+    options = task.loss_options(TrainingConfig(focal_gamma=gamma), table)
+    (found,) = task.loss(outputs, batch, options).values()
+    logits, labels = outputs.logits, batch["labels"]
+    plain = F.cross_entropy if task is ONE else F.binary_cross_entropy_with_logits
+    if task is ONE:
+        assert torch.equal(found, plain(logits, labels, reduction="none").sum())
+    else:
+        assert torch.equal(found, plain(logits, labels, reduction="sum"))
+
+
+@pytest.mark.parametrize("task", [ONE, SEVERAL], ids=["one label", "several"])
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
+def test_certain_answers_have_finite_gradients(task: Any, gamma: float) -> None:
+    logits = torch.tensor([[200.0, -200.0, -200.0, -200.0]] * 2, requires_grad=True)
+    labels = torch.tensor([0, 1]) if task is ONE else torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 1.0, 1.0]])
+    (loss,) = task.loss(SimpleNamespace(logits=logits), {"labels": labels}, LossOptions(0.0, None, gamma)).values()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad[0].any(), "what is right and certain teaches nothing"
+    assert logits.grad[1].any()
+
+
+def test_scores_stay_plain() -> None:
+    assert PLAIN_LOSS.focal_gamma == 0
+    outputs, batch = batch_of(ONE)
+    found = ONE.items(outputs, batch)["cross_entropy"][0]
+    assert found == pytest.approx(float(F.cross_entropy(outputs.logits, batch["labels"], reduction="sum")), rel=1e-6)
+
+
+def epoch_rows(plan: WindowPlan, epoch: int) -> np.ndarray:
+    return np.concatenate(plan.windows(epoch))
+
+
+def plan_of(classes: np.ndarray, power: float, frequency: np.ndarray | None = None, **cut: Any) -> WindowPlan:
+    lengths = np.random.default_rng(1).integers(3, 40, len(classes))
+    found = np.bincount(classes[classes >= 0]) if frequency is None else frequency
+    return WindowPlan(lengths, **{"batch_size": 8, "seed": 3} | cut, repeats=Repeats(classes, found, power))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(-1, 5), min_size=1, max_size=80).filter(lambda classes: max(classes) >= 0),
+    st.floats(0.05, 1),
+    st.sampled_from([{}, {"batch_tokens": 120}, {"accumulation": 2, "processes": 2}]),
+)
+def test_every_row_stands_in_every_epoch(classes: list[int], power: float, cut: dict[str, int]) -> None:
+    array = np.array(classes)
+    plan = plan_of(array, power, **cut)
+    frequency = Counter(classes)
+    most = max(count for label, count in frequency.items() if label >= 0)
+    for epoch in (0, 1):
+        times = Counter(epoch_rows(plan, epoch).tolist())
+        assert set(times) == set(range(len(classes))), "each row"
+        assert sum(times.values()) == plan.rows_in_epoch
+        for label, count in frequency.items():
+            own = [times[row] for row in np.flatnonzero(array == label)]
+            expected = count if label < 0 else count * (most / count) ** power
+            assert abs(sum(own) - expected) <= 0.5 + 1e-9
+            assert max(own) - min(own) <= 1, "no row of a class stands much oftener than another"
+    if not cut.get("batch_tokens"):
+        assert plan.windows_in_epoch == len(plan.windows(0)) == len(plan.windows(5))
+
+
+def test_balanced_is_balanced_and_a_root_is_between() -> None:
+    classes = np.repeat([0, 1, 2], [100, 30, 4])
+    for power, expected in ((1.0, [100, 100, 100]), (0.5, [100, 55, 20])):
+        assert np.bincount(classes[epoch_rows(plan_of(classes, power), 0)]).tolist() == expected
+
+
+def test_which_rows_are_repeated_changes_and_is_evened_out() -> None:
+    classes = np.repeat([0, 1], [90, 60])  # each of the sixty once, and half of them twice
+    plan = plan_of(classes, 1.0)
+    epochs = [Counter(epoch_rows(plan, epoch).tolist()) for epoch in range(40)]
+    twice = [frozenset(row for row, times in epoch.items() if times == 2) for epoch in epochs]
+    assert {len(rows) for rows in twice} == {30}
+    assert len(set(twice)) == 40
+    times = np.array([sum(epoch[row] for epoch in epochs) for row in range(90, 150)]) / 40
+    assert times.mean() == pytest.approx(1.5)
+    assert abs(times - 1.5).max() < 0.35, "each of them in its turn"
+
+
+def test_a_position_is_still_two_integers_and_cutting_changes_nothing() -> None:
+    classes = np.repeat([0, 1, 2], [100, 30, 4])
+    plan, cut = plan_of(classes, 1.0, batch_size=32), plan_of(classes, 1.0, batch_size=8, accumulation=2, processes=2)
+    through = list(islice(plan.windows_from(0, 0), 30))
+    later = list(islice(cut.windows_from(through[13].epoch, through[13].index), 10))
+    for one, two in zip(through[13:23], later, strict=True):
+        assert (one.epoch, one.index, one.of) == (two.epoch, two.index, two.of)
+        assert np.array_equal(one.rows, two.rows)
+        parts = [micro.rows for process in (0, 1) for micro in cut.cut(two.rows, process) if micro.counted]
+        assert sorted(np.concatenate(parts).tolist()) == sorted(one.rows.tolist())
+
+
+def test_copies_of_a_row_do_not_all_meet_in_one_window() -> None:
+    classes = np.repeat([0, 1], [400, 4])
+    plan = plan_of(classes, 1.0, batch_size=32)
+    windows = plan.windows(0)
+    for row in range(400, 404):
+        most = max(int((window == row).sum()) for window in windows)
+        assert most <= 25, "a hundred copies, by length alone they would fill three windows"
+
+
+def test_lengths_still_stand_together() -> None:
+    classes = np.repeat([0, 1], [900, 300])
+    plan = plan_of(classes, 1.0, batch_size=32)
+    padded = sum(int(plan.lengths[window].max()) * len(window) for window in plan.windows(0))
+    shuffled = np.random.default_rng(0).permutation(epoch_rows(plan, 0))
+    mixed = sum(int(plan.lengths[part].max()) * len(part) for part in np.split(shuffled[:1792], 56))
+    assert padded < 0.75 * mixed
+
+
+def test_a_row_of_several_labels_is_repeated_as_its_rarest_asks() -> None:
+    hot = np.zeros((40, 4), np.float32)
+    hot[:30, 0] = 1  # thirty rows of a, ten of which have b too, and three of these d
+    hot[:10, 1] = 1
+    hot[:3, 3] = 1
+    hot[30:35, 2] = 1  # five of c; five rows have no label
+    table = TokenTable({"input_ids": Ragged.from_lists([[1]] * 40)}, {"labels": hot}, {"input_ids": 0})
+    repeats = SEVERAL.repeats(TrainingConfig(oversample="balanced"), table)
+    assert repeats is not None
+    times = Counter(repeats.rows(np.random.default_rng(0)).tolist())
+    assert [times[row] for row in (0, 1, 2)] == [10] * 3, "30 rows of a, 3 of d"
+    assert [times[row] for row in range(3, 10)] == [3] * 7
+    assert [times[row] for row in range(10, 30)] == [1] * 20
+    assert [times[row] for row in range(30, 35)] == [6] * 5
+    assert [times[row] for row in range(35, 40)] == [1] * 5
+    assert SEVERAL.repeats(TrainingConfig(), table) is None
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = sentiment_rows(80)
+    kept = [row for row in rows if row[1] == "negative"] + [row for row in rows if row[1] == "positive"][:8]
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", kept)
+
+
+def test_a_run_says_what_it_does(uneven: Path, tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fine_tune(
+        model=str(tiny["bert"]), data={"train": str(uneven), "validation_share": 0}, task="text_classification",
+        training={
+            "oversample": "balanced", "focal_gamma": 2, "class_weights": "balanced", "epochs": 2, "batch_size": 8,
+            "augment": {"drop": 0.1, "mask": 0.2},
+        },
+        output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    assert "oversampling: 80 rows an epoch instead of 48" in said
+    assert "focal loss, gamma 2" in said
+    assert "warning: training.oversample and training.class_weights: balanced both make up for rare classes" in said
+    assert "augmentation, shares of words: drop 0.1, mask 0.2" in said
+    assert run.result["train"]["steps"] == 20, "two epochs of eighty rows"
+    assert run.result["train"]["examples"] == 160

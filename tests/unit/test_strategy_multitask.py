@@ -1,0 +1,164 @@
+"""Several tasks on one encoder: how rows are mixed and weighed, what is shared, what is saved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.errors import UserError
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import find_model
+from nlp_transfer.strategies import Strategy
+from nlp_transfer.strategies._mixed import MixedObjective, MixedTable, split_batch
+from tests.conftest import sentiment_rows, write_csv
+from tests.contract.test_strategies import TASKS, prepare
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    pairs = sentiment_rows(120)
+    found = {}
+    for name, rows in {
+        "own": [(text, label) for text, label in pairs[:64]],
+        "tags": [(text, ("even|third", "", "even", "third")[i % 4]) for i, (text, _) in enumerate(pairs[:40])],
+        "score": [(text, pairs[-i - 1][0], i % 5) for i, (text, _) in enumerate(pairs[:24])],
+        "test": [(text, label) for text, label in pairs[80:]],
+    }.items():
+        header = ("text", "other", "label") if name == "score" else ("text", "label")
+        found[name] = str(write_csv(tmp_path / f"{name}.csv", rows, header))
+    return found
+
+
+def document(files: dict[str, str], tiny: dict[str, Path], output: Path, **settings: Any) -> dict[str, Any]:
+    share = {"validation_share": 0.2}
+    regression = {"name": "regression", "text_pair": "other"}
+    others = [
+        {"name": "tags", "data": {"train": files["tags"]} | share, "task": {"name": "multi_label"}},
+        {"name": "score", "data": {"train": files["score"]} | share, "task": regression},
+    ]
+    return {
+        "model": str(tiny["bert"]), "data": {"train": files["own"], "test": files["test"], "validation_share": 0.2},
+        "task": "text_classification", "strategy": {"name": "multitask", "tasks": others} | settings,
+        "training": {"epochs": 2, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-3}, "output_dir": str(output),
+    }  # fmt: skip
+
+
+def tables(tiny: dict[str, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
+    made = {name: prepare(checkpoint, TASKS[name], Strategy())[1:3] for name in ("single", "multi_label", "regression")}
+    return {name: task for name, (task, _) in made.items()}, {name: table for name, (_, table) in made.items()}
+
+
+def test_a_mixed_table_holds_every_row_and_its_own_columns(tiny: dict[str, Path]) -> None:
+    _, parts = tables(tiny)
+    mixed = MixedTable.of(parts, {"single": 1.0, "multi_label": 2.5, "regression": 1.0})
+    assert len(mixed) == 24 + 60 + 24
+    seen = {name: np.bincount(mixed.row[mixed.owner == i], minlength=24) for i, name in enumerate(parts)}
+    assert set(seen["single"].tolist()) == {1}
+    assert set(seen["multi_label"].tolist()) == {2, 3}
+    rows = np.array([100, 3, 40, 7])
+    batch = split_batch(mixed.batch(rows))
+    assert torch.equal(batch["single"]["input_ids"], parts["single"].batch(np.array([3, 7]))["input_ids"])
+    assert torch.equal(batch["regression"]["labels"], parts["regression"].batch(np.array([100 - 84]))["labels"])
+    assert mixed.lengths[100] == parts["regression"].lengths[16]
+
+
+def test_a_task_weighs_by_its_rows_and_its_weight(tiny: dict[str, Path]) -> None:
+    """The loss of a window is that of all rows in one mean, times the weights."""
+    tasks, parts = tables(tiny)
+    objective = MixedObjective(tasks, {"regression": 3.0})
+    mixed = MixedTable.of(parts)
+    options = objective.loss_options(TrainingConfig(), mixed)
+    rows = np.array([0, 1, 2, 30, 60, 61])  # three of single, one of multi_label, two of regression
+    batch = mixed.batch(rows)
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"single": (3, 2), "multi_label": (1, 2), "regression": (2, 1)}
+    outputs: dict[str, Any] = {
+        name: type("Outputs", (), {"logits": torch.randn(size, generator=generator)})() for name, size in sizes.items()
+    }
+    outputs["unused"] = torch.zeros(())
+    counts = objective.counts(mixed.targets(rows), options)
+    losses = objective.loss(outputs, batch, options)
+    total = sum(value / counts.get(name, counts["rows"]) for name, value in losses.items())
+    means = {}
+    for name, part in split_batch(batch).items():
+        term, value = next(iter(tasks[name].loss(outputs[name], part).items()))
+        means[name] = value / tasks[name].counts(part)[term]
+    wanted = (3 * means["single"] + 1 * means["multi_label"] + 2 * 3.0 * means["regression"]) / 6
+    assert float(total) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_each_task_is_saved_plain_on_the_same_encoder(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+    run = fine_tune(**document(files, tiny, tmp_path / "run"))
+    result = json.loads((run.output_dir / "result.json").read_text())
+    assert set(result["tasks"]) == {"tags", "score"}
+    assert all(part["plain"] for part in result["tasks"].values())
+    assert "f1_macro" in result["tasks"]["tags"]["metrics"]["validation"]
+    assert "pearson" in result["tasks"]["score"]["metrics"]["validation"]
+    folders = {"own": run.output_dir / "model"} | {name: run.output_dir / "tasks" / name / "model" for name in ("tags", "score")}
+    models = {name: AutoModelForSequenceClassification.from_pretrained(folder) for name, folder in folders.items()}
+    encoder = AutoModel.from_pretrained(run.output_dir / "shared" / "encoder")
+    start = AutoModel.from_pretrained(tiny["bert"])
+    weights = encoder.state_dict()
+    moved = [name for name, value in start.state_dict().items() if not torch.equal(value, weights[name])]
+    assert len(moved) > 20
+    for name, model in models.items():
+        assert all(torch.equal(value, weights[key]) for key, value in model.bert.state_dict().items()), name
+        head = load_file(run.output_dir / "shared" / f"{name}.safetensors")
+        assert torch.equal(head["classifier.weight"], model.classifier.weight)
+    assert models["tags"].config.id2label == {0: "even", 1: "third"}
+    assert len(load_predictor(folders["score"])([("a good film", "a bad film")])) == 1
+    scored = [line for line in (run.output_dir / "log.jsonl").read_text().splitlines() if "validation" in line]
+    assert all('"mean"' in line and '"score/pearson"' in line for line in scored)
+
+
+def test_soft_sharing_ties_encoders_that_differ(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+    distance = {}
+    for tie in (0.001, 10.0):
+        run = fine_tune(**document(files, tiny, tmp_path / str(tie), sharing="soft", tie=tie))
+        own, other = (
+            AutoModelForSequenceClassification.from_pretrained(run.output_dir / place).bert.state_dict()
+            for place in ("model", "tasks/tags/model")
+        )
+        distance[tie] = sum(float((own[name] - other[name]).float().square().sum()) for name in own)
+        assert not (run.output_dir / "shared").exists()
+    assert 0 < distance[10.0] < distance[0.001] / 2
+
+
+def test_a_high_temperature_samples_all_tasks_alike(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+    from nlp_transfer.strategies.multitask import Multitask
+
+    strategy = Multitask(**{key: value for key, value in document(files, tiny, tmp_path)["strategy"].items() if key != "name"})
+    _, parts = tables(tiny)
+    few = {"single": parts["single"], "regression": parts["regression"].select(np.arange(6))}
+    by_size = strategy._mix(few)
+    alike = strategy.model_copy(update={"temperature": 1e6})._mix(few)
+    assert np.bincount(by_size.owner).tolist() == [24, 6]
+    assert np.bincount(alike.owner).tolist() == [24, 24]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": []}, "strategy.tasks"),
+        ({"weights": {"nobody": 2}}, "there is no task 'nobody'; known: own, tags, score"),
+        ({"tasks": [{"name": "own", "data": {"train": "x.csv"}, "task": "regression"}]}, "'own' stands twice"),
+        ({"tasks": [{"name": "a", "data": {"train": "none.csv"}, "task": "regression"}]}, r"(?s)strategy\.tasks, a: .*none\.csv"),
+        ({"tasks": [{"name": "a", "data": {"train": "none.csv"}, "task": "regresion"}]}, "did you mean 'regression'"),
+        ({"tasks": [{"name": "a", "data": {"train": "x.csv"}, "task": {"name": "regression", "tetx": 1}}]}, "unknown setting"),
+        ({"tasks": [{"name": "../a", "data": {"train": "x.csv"}, "task": "regression"}]}, "strategy.tasks"),
+    ],
+)
+def test_mistakes_are_named(
+    change: dict[str, Any], message: str, files: dict[str, str], tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        fine_tune(**document(files, tiny, tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,111 @@
+"""Self-training: which rows join in, under which labels; rounds; what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nlp_transfer import fine_tune
+from nlp_transfer.errors import UserError
+from nlp_transfer.strategies import strategy_from
+from nlp_transfer.strategies.self_training import SelfTraining
+from tests.conftest import sentiment_rows, write_csv
+
+
+def scores_of(sure: list[tuple[int, float]], classes: int = 2) -> dict[str, np.ndarray]:
+    """Answers of which each gives a class a probability, and the others the rest."""
+    scores = np.array([[p if c == label else (1 - p) / (classes - 1) for c in range(classes)] for label, p in sure])
+    return {"scores": scores.astype(np.float32), "prediction": scores.argmax(1)}
+
+
+def test_the_surest_rows_of_each_class_join_in_by_the_shares_of_train() -> None:
+    answers = scores_of([(0, 0.9), (0, 0.8), (0, 0.95), (0, 0.99), (1, 0.7), (1, 0.9), (1, 0.6), (1, 0.8)])
+    taught = np.array([0, 0, 0, 1])  # three quarters are of class 0
+    rows, labels = SelfTraining(rounds=2, confidence=0).choose(answers, taught, 1)
+    assert rows.tolist() == [0, 2, 3, 5], "of 8 rows half in the first of two rounds: 3 of class 0, 1 of class 1"
+    assert labels.tolist() == [0, 0, 0, 1]
+    assert labels.dtype == taught.dtype
+    rows, _ = SelfTraining(rounds=2, confidence=0).choose(answers, taught, 2)
+    assert rows.tolist() == [0, 1, 2, 3, 5, 7], "all of class 0, two of class 1"
+
+
+def test_a_class_of_which_the_model_is_less_sure_has_a_lower_threshold() -> None:
+    answers = scores_of([(0, 1.0), (0, 1.0), (0, 0.7), (1, 0.6), (1, 0.6), (1, 0.6)])
+    settings = {"rounds": 1, "confidence": 0.85, "balance": False}
+    rows, labels = SelfTraining(**settings).choose(answers, np.array([0, 1]), 1)
+    # Class 0 is given 0.9 on average and class 1 0.6: the thresholds are 0.85 and 0.57.
+    assert rows.tolist() == [0, 1, 3, 4, 5]
+    assert labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_without_balance_the_surest_join_in_whatever_their_class() -> None:
+    answers = scores_of([(0, 0.9), (0, 0.95), (1, 0.6), (1, 0.7)])
+    rows, _ = SelfTraining(rounds=2, confidence=0, balance=False).choose(answers, np.array([0, 1]), 1)
+    assert rows.tolist() == [0, 1]
+
+
+def test_of_several_labels_the_least_sure_decision_counts() -> None:
+    scores = np.array([[0.99, 0.02], [0.97, 0.45], [0.03, 0.98], [0.01, 0.02]], np.float32)
+    taught = np.array([[1, 0], [0, 1], [0, 0], [1, 1]], np.float32)
+    answers = {"scores": scores, "prediction": scores >= 0.5}
+    rows, labels = SelfTraining(rounds=1, confidence=0.9).choose(answers, taught, 1)
+    assert rows.tolist() == [0, 2, 3]
+    assert labels.tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert labels.dtype == taught.dtype
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """A few labelled rows; many texts without labels, some of which stand in train or test."""
+    rows = sentiment_rows(160)
+    write_csv(tmp_path / "train.csv", rows[:32])
+    write_csv(tmp_path / "test.csv", rows[32:72])
+    (tmp_path / "more.txt").write_text("\n".join(text for text, _ in (*rows[64:], *rows[:4], *rows[150:])) + "\n")
+    return {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv"), "unlabelled": str(tmp_path / "more.txt")}
+
+
+def run(files: dict[str, Any], tiny: dict[str, Path], output: Path, task: Any = "text_classification", **settings: Any) -> Any:
+    return fine_tune(
+        model=str(tiny["bert"]), data=files | {"validation_share": 0}, task=task,
+        strategy={"name": "self_training"} | settings, output_dir=str(output),
+        training={"epochs": 2, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-3, "logging_steps": 1},
+    )  # fmt: skip
+
+
+def test_rounds_learn_from_more_and_more_rows(
+    files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(files, tiny, tmp_path / "run", rounds=2, confidence=0)
+    said = capsys.readouterr().err
+    assert "unlabelled: 22 of 110 rows left out" in said  # 8 of test, 4 of train, 10 twice
+    assert "round 1 of 2" in said
+    assert "round 2 of 2" in said
+    steps = found.result["train"]["steps"]
+    assert steps > 2 * (2 + 2 + 2), "later rounds have more windows"
+    assert found.result["train"]["examples"] > 3 * 2 * 32
+
+
+def test_nothing_joins_in_where_the_model_is_sure_of_nothing(
+    files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
+    found = run(files, tiny, tmp_path / "run")
+    assert "sure of no unlabelled row" in capsys.readouterr().err
+    assert found.result["train"]["steps"] == 4
+
+
+def test_what_it_needs_is_named(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.unlabelled: is required by self_training"):
+        run({name: files[name] for name in ("train", "test")}, tiny, tmp_path / "run")
+    rows = [(text, i) for i, (text, _) in enumerate(sentiment_rows(20))]
+    numbers = write_csv(tmp_path / "numbers.csv", rows)
+    with pytest.raises(UserError, match="answers of a regression have no probability"):
+        run(files | {"train": str(numbers), "test": str(numbers)}, tiny, tmp_path / "run", "regression")
+    inside = files | {"unlabelled": files["test"]}
+    with pytest.raises(UserError, match=r"data\.unlabelled: each of its 40 rows stands in another split"):
+        run(inside, tiny, tmp_path / "run")
+    with pytest.raises(UserError, match="both decide what is trained when"):
+        strategy_from([{"name": "self_training"}, {"name": "gradual_unfreezing"}])
+    assert not (tmp_path / "run").exists()

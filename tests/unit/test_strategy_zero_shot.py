@@ -1,0 +1,149 @@
+"""Labels described in words: nothing of their rows is learned from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.errors import UserError
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import find_model
+from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.strategies import Job
+from nlp_transfer.strategies.zero_shot import ZeroShot, entailments, fit_answers
+from nlp_transfer.tasks import task_from
+from tests.conftest import sentiment_rows, write_csv
+
+WORDS = {"negative": "bad awful dull", "positive": "good great bright"}
+HOW = {"labels": WORDS, "template": "{}"}
+
+
+def run(folder: Path, model: Path, flip: bool = False, task: dict[str, Any] | None = None, **strategy: Any) -> Any:
+    pairs = sentiment_rows(24)
+    other = {"negative": "positive", "positive": "negative"}
+    rows = [(text, other[label] if flip else label, "positive" if i % 2 else "negative|positive" if i % 3 else "", i % 5)
+            for i, (text, label) in enumerate(pairs)]  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    source = write_csv(folder / "train.csv", rows, ("text", "label", "tags", "score"))
+    return fine_tune(
+        model=str(model), data={"train": str(source), "validation_share": 0.25}, strategy={"name": "zero_shot", **strategy},
+        task=task or {"name": "text_classification"}, training={"precision": "fp32"}, output_dir=str(folder / "run"),
+    )  # fmt: skip
+
+
+def vectors(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
+    """Unit vectors of texts, one at a time, so that nothing is padded."""
+    found = [model.encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
+    return F.normalize(torch.stack(found), dim=-1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_logits_are_scaled_cosines_with_the_descriptions(several: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
+    task = {"name": "multi_label", "label": "tags"} if several else {"name": "text_classification"}
+    done = run(tmp_path / "a", tiny["bert"], task=task, **HOW, scale=7.0, similarity=0.4)
+    assert done.result["train"]["steps"] == 0
+    predictor = load_predictor(tmp_path / "a/run")
+    texts = ["a good film", "the bad plot was dull"]
+    with torch.inference_mode():
+        logits = predictor.model(**predictor.tokenizer(texts, padding=True, return_tensors="pt")).logits
+        seen = vectors(predictor.model, predictor.tokenizer, texts)
+        expected = seen @ vectors(predictor.model, predictor.tokenizer, list(WORDS.values())).T
+    assert torch.allclose(logits, 7 * (expected - 0.4 * several), atol=1e-4)
+
+
+def test_labels_of_rows_are_not_learned_from(tiny: dict[str, Path], tmp_path: Path) -> None:
+    run(tmp_path / "a", tiny["bert"], **HOW)
+    run(tmp_path / "b", tiny["bert"], flip=True, **HOW)
+    one, two = (load_predictor(tmp_path / name / "run").model.state_dict() for name in "ab")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_label_without_words_is_described_by_its_name() -> None:
+    strategy = ZeroShot(labels={"b": "sunny weather"})
+    assert strategy.sentences(["lost_card", "b"]) == ["This text is about lost card.", "This text is about sunny weather."]
+
+
+def entailer(tiny: Path, folder: Path, labels: list[str]) -> Path:
+    """A tiny model with drawn weights that says it was fine-tuned on entailment."""
+    names = dict(enumerate(labels))
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, id2label=names, label2id={v: k for k, v in names.items()})
+    model.classifier.weight.data.mul_(20)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("labels", [["contradiction", "neutral", "ENTAILMENT"], ["entailment", "not_entailment"]])
+def test_every_text_is_judged_with_every_description(labels: list[str], tiny: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(find_model(str(entailer(tiny["bert"], tmp_path / "nli", labels))))
+    texts, words = [text for text, _ in sentiment_rows(9)], ["bad awful", "good", "the dog ran"]
+    rows = from_columns({"text": texts}, "rows")
+    job = Job(task_from({"name": "text_classification"}), {}, {}, checkpoint, TrainingConfig(), torch.device("cpu"))
+    found = entailments(job, rows, words)
+    judge = checkpoint.load(AutoModelForSequenceClassification).eval()
+    chosen = [[label.lower() for label in labels].index("entailment"), 0 if len(labels) == 3 else 1]
+    with torch.inference_mode():
+        for i, text in enumerate(texts):
+            for j, sentence in enumerate(words):
+                alone = judge(**checkpoint.tokenizer(text, sentence, return_tensors="pt")).logits[0]
+                assert torch.allclose(found[i, j], alone[chosen], atol=1e-5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_layer_learns_the_answers_of_entailment(several: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
+    source = entailer(tiny["bert"], tmp_path / "nli", ["entailment", "neutral", "contradiction"])
+    task = {"name": "multi_label", "label": "tags"} if several else {"name": "text_classification"}
+    run(tmp_path / "a", source, task=task, by="entailment", **HOW)
+    predictor = load_predictor(tmp_path / "a/run")
+    judge, tokenizer = AutoModelForSequenceClassification.from_pretrained(source).eval(), predictor.tokenizer
+    texts = [text for text, _ in sentiment_rows(24)]
+    with torch.inference_mode():
+        answers = torch.stack(
+            [judge(**tokenizer(texts, [words] * 24, padding=True, return_tensors="pt")).logits for words in WORDS.values()], 1
+        )
+        wanted = (answers[..., 0] - answers[..., 2]).sigmoid() if several else answers[..., 0].softmax(-1)
+        logits = predictor.model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    given = logits.sigmoid() if several else logits.softmax(-1)
+    assert torch.allclose(given, wanted, atol=5e-3)
+    assert not several or float((wanted - 0.5).abs().min()) > 0.01, "answers that a layer has to learn"
+
+
+def test_answers_that_a_layer_can_give_are_fitted_exactly() -> None:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(40, 3)).astype(np.float32)
+    weight, bias = generator.normal(size=(4, 3)), generator.normal(size=4)
+    answers = torch.from_numpy(inputs @ weight.T + bias).softmax(-1)
+    found = fit_answers(inputs, answers, several=False, penalty=1e-9)
+    assert np.allclose(found[0] - found[0].mean(0), weight - weight.mean(0), atol=1e-2)
+    assert np.allclose(found[1] - found[1].mean(), bias - bias.mean(), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "task", "message"),
+    [
+        (
+            {"labels": {"positiv": "good"}},
+            {},
+            r"strategy.labels: there is no label 'positiv' \(did you mean 'positive'\?\)",
+        ),
+        ({"template": "about"}, {}, r"strategy.template: found 'about'; allowed: .*one \{\}"),
+        ({"by": "entailment"}, {}, "strategy.by: found entailment; .* answers LABEL_0, LABEL_1; allowed: a model that was fine"),
+        ({}, {"head": "family"}, "task.head: found family; .* allowed: null, or"),
+        ({}, {"head": {"normalize": False}}, "task.head: found normalize false, layers last; .* allowed: normalize true"),
+        ({}, {"head": {"hidden": [8], "normalize": True}}, r"beside task.head.hidden \[8\]; allowed: no hidden layers"),
+        ({}, {"name": "regression", "label": "score"}, "found zero_shot beside answers that are numbers; allowed: a task"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(
+    settings: dict[str, Any], task: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "a", tiny["bert"], task={"name": "text_classification"} | task, **settings)
+    assert not (tmp_path / "a/run").exists()
