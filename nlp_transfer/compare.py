@@ -162,7 +162,11 @@ def _described(value: Any) -> Any:
 def _jobs(plan: Plan) -> list[Job]:
     """Every run there may be: at each rate for the first seed, and for the others at the one that will have been chosen."""
     return [
-        Job(way, shots, seed, rate) for seed in plan.seeds for shots in plan.shots for way in plan.ways for rate in plan.rates
+        Job(way, shots, seed, rate)
+        for seed in plan.seeds
+        for shots in plan.shots
+        for way in plan.ways
+        for rate in plan.rates_of(way)
     ]
 
 
@@ -188,7 +192,7 @@ class _Runner:
             for shots in self.plan.shots:
                 for way in self.plan.ways:
                     known = chosen.get((way.label, shots, self.plan.seeds[0]))
-                    rates = self.plan.rates if known is None else [known[0].rate]
+                    rates = self.plan.rates_of(way) if known is None else [known[0].rate]
                     ended = [(job, self.one(job)) for job in (Job(way, shots, seed, rate) for rate in rates)]
                     chosen[way.label, shots, seed] = best = max(ended, key=self.rank)
                     if len(rates) > 1 and best[1].result is not None:

@@ -26,7 +26,7 @@ from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.training.device import finish_trackers, make_accelerator, resolve_precision
+from nlp_transfer.training.device import choose_attention, finish_trackers, make_accelerator, resolve_precision
 from nlp_transfer.training.loop import Trainer
 from nlp_transfer.translator import Translator
 
@@ -92,9 +92,11 @@ def fine_tune(
     began = time.monotonic()
     with quiet():
         model = run.strategy.wrap(task.build_model(checkpoint, training))
+        length = float(tables["train"].ragged["input_ids"].lengths.mean())
+        choose_attention(training.attention, model, accelerator.device, precision, length)
         prepared = run.strategy.prepare_data(job, model)
     trainer = Trainer(
-        model, prepared.task, prepared.tables, strategy=run.strategy, training=training, accelerator=accelerator,
+        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, accelerator=accelerator,
         output_dir=folder.path, describe=lambda rows: _describe(splits, rows), objectives=prepared.objectives,
         augment=augment,
     )  # fmt: skip
@@ -143,5 +145,6 @@ def _encode(splits: Splits, task: Task, checkpoint: Checkpoint) -> dict[str, Tok
 
 
 def _describe(splits: Splits, indices: np.ndarray) -> str:
+    own = indices[indices < len(splits.rows["train"])]  # a strategy may have added rows that stand in no file
     more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return "; ".join(splits.rows["train"].where(int(row)) for row in indices[:5]) + more
+    return "; ".join(splits.rows["train"].where(int(row)) for row in own[:5]) + more

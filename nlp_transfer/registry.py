@@ -32,7 +32,7 @@ def load(kind: Kind, name: str) -> Any:
     if name not in known:
         raise UserError(f"{kind}.name: there is no {kind} {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
     module = importlib.import_module(f"nlp_transfer.{FOLDERS[kind]}.{name}")
-    return getattr(module, name.title().replace("_", ""))
+    return getattr(module, _class_name(name))
 
 
 def name_of(implementation: type) -> str:
@@ -45,21 +45,28 @@ def name_of(implementation: type) -> str:
 
 def settings_of(kind: Kind) -> list[tuple[str, str, str]]:
     """(dotted name, default, help) of the settings of every task or strategy, read off the source without importing it."""
-    rows: dict[str, tuple[str, str, str]] = {}
+    rows: list[tuple[str, str, str]] = []
     for path in sorted((Path(__file__).parent / FOLDERS[kind]).glob("[!_]*.py")) + sorted(_shared(kind)):
-        for name, default, text in _fields(ast.parse(path.read_text(encoding="utf-8"))):
-            owner = "" if path.stem.startswith("_") else f"{path.stem}: "
-            rows.setdefault(f"{kind}.{name}", (f"{kind}.{name}", default, owner + text))
-    return list(rows.values())
+        shared = path.stem.startswith("_")
+        known = {name for name, _, _ in rows} if shared else set()
+        owner = None if shared else _class_name(path.stem)
+        for name, default, text in _fields(ast.parse(path.read_text(encoding="utf-8")), owner):
+            if f"{kind}.{name}" not in known:
+                rows.append((f"{kind}.{name}", default, text if shared else f"{path.stem}: {text}"))
+    return rows
+
+
+def _class_name(name: str) -> str:
+    return name.title().replace("_", "")
 
 
 def _shared(kind: Kind) -> Iterator[Path]:
     return (Path(__file__).parent / FOLDERS[kind]).glob("_[!_]*.py")
 
 
-def _fields(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """Name, default and docstring of the annotated fields of the classes in a file."""
-    for owner in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+def _fields(tree: ast.Module, only: str | None) -> Iterator[tuple[str, str, str]]:
+    """Name, default and docstring of the annotated fields of the classes in a file, or of the one that is named."""
+    for owner in (node for node in tree.body if isinstance(node, ast.ClassDef) and only in (None, node.name)):
         for field, after in zip(owner.body, owner.body[1:], strict=False):
             documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and documented and "ClassVar" not in ast.unparse(field.annotation):

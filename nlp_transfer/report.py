@@ -81,8 +81,8 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         UserError: the settings come from such a document, and a file or revision is not the one it was made with.
     """
     config = run.config
-    training = config.training.model_dump() | {
-        "label_smoothing": trainer.task.label_smoothing(config.training),
+    training = trainer.training.model_dump() | {
+        "label_smoothing": trainer.task.label_smoothing(trainer.training),
         "precision": trainer.precision, "attention": trainer.attention,
         "learning_rate": trainer.learning_rate(), "epochs": trainer.epochs(),
     }  # fmt: skip

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class Way:
 
     label: str
     document: Any
+    takes_steps: bool = True
+    """Whether a learning rate makes a difference."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,11 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        return len(self.ways) * len(self.shots) * (len(self.rates) + len(self.seeds) - 1)
+        return sum(len(self.shots) * (len(self.rates_of(way)) + len(self.seeds) - 1) for way in self.ways)
+
+    def rates_of(self, way: Way) -> list[float]:
+        """The factors that are tried on a strategy's rate."""
+        return self.rates if way.takes_steps else [1.0]
 
 
 def shots_text(shots: int | None) -> str:
@@ -104,7 +110,8 @@ def make_plan(
         _check_rates(raw, problems)
     runs = _resolve_all(raw, plan, problems)
     problems.raise_if_any()
-    return plan, runs
+    ways = [replace(way, takes_steps=run.strategy.takes_steps()) for way, run in zip(plan.ways, runs, strict=True)]
+    return replace(plan, ways=ways), runs
 
 
 def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:

@@ -2,11 +2,10 @@
 
 A figure that was measured on some rows with some seeds would have been another one on other rows and with other seeds. Rows are
 resampled (Efron and Tibshirani 1993, "An Introduction to the Bootstrap"), the same ones for every strategy, so that differences
-are paired. Seeds are resampled too, one fewer than there are, which makes the variance right for few of them (Rao and Wu 1988,
-"Resampling inference with complex survey data"). But a bootstrap of three seeds knows no tails, so its draws give the shape of
-the interval alone. Its width adds, as squares, what rows do (their bootstrap variance and the normal quantile) and what seeds do
-(their own variance and the quantile of Student's t). What belongs to a row with a seed stands in both, which errs on the safe
-side, as resampling both at once does (Owen 2007, "The pigeonhole bootstrap").
+are paired; they give the interval its shape. Seeds are too few for that: a bootstrap of three knows no tails. So the interval's
+width adds, as squares, what rows do (their bootstrap variance and the normal quantile) and what seeds do (their own variance and
+the quantile of Student's t). What belongs to a row with a seed stands in both, which errs on the safe side, as resampling both at
+once does (Owen 2007, "The pigeonhole bootstrap").
 """
 
 from collections.abc import Mapping
@@ -74,9 +73,7 @@ def estimate(values: np.ndarray, replicates: np.ndarray, bounds: tuple[float, fl
         return Estimate(value, min(value, float(low)), max(value, float(high)), by_rows, 0.0)
     by_seeds = float(np.var(values, ddof=1)) / seeds
     half = half_width(1 - LEVEL, by_rows, by_seeds, seeds)
-    generator = np.random.default_rng([3, seeds, draws])
-    chosen = generator.integers(seeds, size=(seeds - 1, draws))
-    low, high = np.quantile(replicates[chosen, np.arange(draws)].mean(0), ends)
+    low, high = np.quantile(replicates.mean(0), ends)
     below, above = max(0.0, value - float(low)), max(0.0, float(high) - value)
     share = below / (below + above) if below + above > 0 else 0.5
     low, high = np.clip([value - 2 * half * share, value + 2 * half * (1 - share)], *bounds)

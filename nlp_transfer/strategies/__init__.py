@@ -31,7 +31,8 @@ Losses = dict[str, torch.Tensor]
 class Job:
     """What there is to learn: a task, its rows as tokens by split, and what they were made from.
 
-    A strategy's `prepare_data` gives back another one: with other tables, a task of several tasks, further objectives.
+    A strategy's `prepare_data` gives back another one: with other tables, further objectives, training settings whose `auto`
+    it knows better.
     """
 
     task: Task
@@ -136,6 +137,10 @@ class Strategy(Settings):
         """Whether anything is trained by gradients."""
         return True
 
+    def owns_phases(self) -> bool:
+        """Whether `next_phase` is this strategy's own; of a list of strategies at most one may have such a one."""
+        return type(self).next_phase is not Strategy.next_phase
+
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Freeze, adapt, add modules. Runs once, before anything is trained."""
         return model
@@ -200,7 +205,7 @@ class Combined(Strategy):
         return groups
 
     def next_phase(self, state: State, view: View) -> Phase | None:
-        owners = [part for part in self.parts if type(part).next_phase is not Strategy.next_phase]
+        owners = [part for part in self.parts if part.owns_phases()]
         return (owners or self.parts)[0].next_phase(state, view)
 
     def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
@@ -254,7 +259,7 @@ def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> 
     choosers = [part.document()["name"] for part in parts if part.chooses_parameters]
     if len(choosers) > 1:
         raise UserError(f"strategy: {' and '.join(choosers)} both decide which parameters are trained; allowed: one of them")
-    owners = [part.document()["name"] for part in parts if type(part).next_phase is not Strategy.next_phase]
+    owners = [part.document()["name"] for part in parts if part.owns_phases()]
     if len(owners) > 1:
         raise UserError(f"strategy: {' and '.join(owners)} both decide what is trained when; allowed: one of them")
     return parts[0] if len(parts) == 1 else Combined(parts=parts)

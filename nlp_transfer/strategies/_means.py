@@ -41,33 +41,51 @@ def nearest_mean(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np
         inputs: float64 of shape (rows, width).
         labels: int64 of shape (rows,). A label without rows is never answered.
     """
-    rows = np.bincount(labels, minlength=count)
-    sums = np.zeros((count, inputs.shape[1]))
-    np.add.at(sums, labels, inputs)
-    means = sums / np.maximum(rows, 1)[:, None]
+    rows, means = _means(inputs, labels, count)
     scale = _scale(inputs, labels, means, rows)
     bias = np.where(rows > 0, -scale * (means**2).sum(1), -NEVER)
     return 2 * scale * means, bias
 
 
-def _scale(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> float:
-    """The scale under which train is likeliest, each row judged by means that leave it out: with it in, all look near."""
-    from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
+def answered(inputs: np.ndarray, labels: np.ndarray, count: int) -> float:
+    """The share of rows whose nearest mean is that of their label, each judged by means that leave it out."""
+    rows, means = _means(inputs, labels, count)
+    distances, own = _left_out(inputs, labels, means, rows)
+    return float((distances.argmin(1) == own).mean()) if len(own) else 0.0
 
+
+def _means(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each label, int64 (count,), and their mean, float64 (count, width)."""
+    rows = np.bincount(labels, minlength=count)
+    sums = np.zeros((count, inputs.shape[1]))
+    np.add.at(sums, labels, inputs)
+    return rows, sums / np.maximum(rows, 1)[:, None]
+
+
+def _left_out(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distances (judged rows, labels with rows) to the means, the own one without the row itself, and the place of the
+    own one: with a row in it, a mean looks near. Rows that are alone with their label are not judged."""
     distances = (inputs**2).sum(1)[:, None] - 2 * inputs @ means.T + (means**2).sum(1)
     judged = np.flatnonzero(rows[labels] > 1)
     others = rows[labels][judged]
     distances, own = distances[judged][:, rows > 0], (np.cumsum(rows > 0) - 1)[labels[judged]]
-    places = np.arange(len(judged)), own
-    distances[places] *= (others / (others - 1)) ** 2  # x - (n m - x) / (n - 1) = (x - m) n / (n - 1)
-    size = float(distances.mean()) if len(judged) else 0.0
+    distances[np.arange(len(judged)), own] *= (others / (others - 1)) ** 2  # x - (n m - x) / (n - 1) = (x - m) n / (n - 1)
+    return distances, own
+
+
+def _scale(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> float:
+    """The scale under which train is likeliest, each row judged by means that leave it out."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    distances, own = _left_out(inputs, labels, means, rows)
+    size = float(distances.mean()) if len(own) else 0.0
     if size <= 0:
         return 1.0
 
     def unlikely(log_scale: float) -> float:
         logits = -np.exp(log_scale) / size * distances
-        return float((logsumexp(logits, axis=1) - logits[places]).mean())
+        return float((logsumexp(logits, axis=1) - logits[np.arange(len(own)), own]).mean())
 
     found = minimize_scalar(unlikely, bounds=(np.log(1e-3), np.log(SHARPEST)), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x)) / size

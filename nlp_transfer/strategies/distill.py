@@ -61,6 +61,9 @@ class Distill(Strategy):
             raise ValueError("a teacher, or student_layers, or both")
         return self
 
+    def owns_phases(self) -> bool:
+        return self.teacher is not None
+
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """As in full fine-tuning the head learns faster than pretrained layers."""
         return head_apart(model, groups)

@@ -42,6 +42,9 @@ class Features(Strategy):
         """Pooled over all tokens: the first token's vector, which the families' heads take, means little before fine-tuning."""
         return HeadConfig(pooling="mean")
 
+    def owns_phases(self) -> bool:
+        return not self.takes_steps()
+
     def takes_steps(self) -> bool:
         return self.classifier == "trained"
 

@@ -7,29 +7,37 @@ pairs, and by default a softmax over the group stands in for SetFit's squared er
 
 import math
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.config import Positive
+from nlp_transfer.config import Positive, TrainingConfig
+from nlp_transfer.console import say
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.models import has_decoder
+from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
-from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear
-from nlp_transfer.strategies._means import write_prototypes
+from nlp_transfer.strategies._depth import plain_name
+from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear, layer_inputs
+from nlp_transfer.strategies._means import answered, write_prototypes
 from nlp_transfer.strategies._pairs import Comparison, GroupTable
+from nlp_transfer.strategies._words import in_words
 
 TEXTS = 4000  # by default as many are encoded for comparison, or each row four times
+CLEAR = 0.5  # share of train that means answer, from which on comparing rows makes vectors worse rather than better
+STEPS = 200  # optimiser steps that few rows are trained for, where the settings do not say
 PAIRS_SCALE = 0.25  # of the learning rate: at the full one vectors forget what they were pretrained for
 
 
 class FewShot(Strategy):
-    """Contrastive tuning of the encoder on groups of train's rows (phase `pairs`; a row of a batch is a group there), then a
-    head on its vectors: trained with the encoder, from the nearest means on, or fitted by logistic regression."""
+    """Contrastive tuning of the encoder on groups of train's rows, where vectors need it (phase `pairs`; a row of a batch is a
+    group there), then a head on its vectors: trained with the encoder, from the nearest means on, or fitted by logistic
+    regression."""
 
     compare: Literal["contrastive", "cosine"] = "contrastive"
     """How rows are compared: by picking rows alike out of a group, or by the squared error of cosines, as in SetFit."""
@@ -38,13 +46,22 @@ class FewShot(Strategy):
     group: Annotated[int, Field(ge=4, le=256)] | Literal["auto"] = "auto"
     """Rows that are compared all with all; auto: as many as make 64 texts a process and micro-batch, from 4 to 32."""
     epochs: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """How often each row is compared in a group, 0: never; auto: until 4000 texts were encoded, at most 10 times and at least
-    once."""
+    """How often each row is compared in a group, 0: never; auto: not at all where the nearest means answer half of train already
+    (each row left out in turn), as they do on models of whole sentences; else until 4000 texts were encoded, at most 10 times
+    and at least once."""
+    learn_labels: bool = True
+    """Whether each label's words are a row of train too, where a row is a single text and labels are words."""
+    labels: dict[str, str] = {}
+    """What labels mean, in words; others are described by their names, with spaces for underscores."""
     classifier: Literal["trained", "logistic_regression"] = "trained"
     """The head: trained together with the encoder, for `training.epochs`, starting from the mean vector of each label; or a
     logistic regression on the vectors."""
     regularization: Positive = 0.1
     """Strength of logistic regression's L2 penalty: the inverse of scikit-learn's `C`. Vectors are of length 1."""
+
+    def learning_rate(self, model: nn.Module) -> float:
+        """A head that starts from the means needs smaller steps than one that starts at random."""
+        return 0.7 * super().learning_rate(model)
 
     def preferred_head(self) -> HeadConfig:
         """The mean over all tokens, of length 1: cosines are what is learned, and what the head should see."""
@@ -80,18 +97,51 @@ class FewShot(Strategy):
                 f"training.ema: found {job.training.ema}; few_shot fits its logistic regression to the weights as they were "
                 "trained last; allowed: null, or strategy.classifier: trained"
             )
+        job = replace(job, training=self._settled(job), tables=job.tables | {"train": self._with_labels(job)})
         table = job.tables["train"]
         size = min(32, max(4, 64 // job.training.batch_size)) if isinstance(self.group, str) else self.group
         size = min(size, len(table))
-        epochs = min(10.0, max(1.0, TEXTS / len(table))) if isinstance(self.epochs, str) else self.epochs
+        epochs = self._passes(job, model, table) if isinstance(self.epochs, str) else self.epochs
         groups = GroupTable.over(table, math.ceil(epochs * len(table) / size), size, job.training.seed)
         pairs = {"pairs": Comparison(self.compare, self.temperature)}
         return replace(job, tables=job.tables | {"pairs": groups}, objectives=job.objectives | pairs)
 
+    def _passes(self, job: Job, model: PreTrainedModel, table: TokenTable) -> float:
+        labels = table.dense["labels"]
+        if labels.dtype == np.int64 and not getattr(model.config, "hidden", None):
+            model.to(job.device)  # type: ignore[arg-type]
+            layer = last_linear(model, "")
+            share = answered(layer_inputs(model, layer, table).astype(np.float64), labels, layer.out_features)
+            if share >= CLEAR:
+                say(f"the nearest class means answer {share:.0%} of train already, so no rows are compared before")
+                return 0.0
+        return min(10.0, max(1.0, TEXTS / len(table)))
+
+    def _settled(self, job: Job) -> TrainingConfig:
+        """The training settings, with what is `auto` for other strategies as it is good here: steps enough, but fewer, since the
+        head starts near its place; and targets as they are, since logits of vectors of length 1 never get extreme."""
+        training, steps = job.training, max(1, len(job.tables["train"]) // job.training.batch_size)
+        better: dict[str, Any] = {"epochs": float(min(20, max(3, math.ceil(STEPS / steps)))), "label_smoothing": 0.0}
+        return training.model_copy(update={name: value for name, value in better.items() if getattr(training, name) == "auto"})
+
+    def _with_labels(self, job: Job) -> TokenTable:
+        """Train, and a row for each label whose description has a letter in it."""
+        table, task = job.tables["train"], job.task
+        names: list[str] = getattr(task, "labels", None) or []
+        words = in_words(names, self.labels, "strategy.labels")
+        rows = [(text, name) for text, name in zip(words, names, strict=True) if any(letter.isalpha() for letter in text)]
+        if not self.learn_labels or len(task.input_columns()) > 1 or not rows:
+            return table
+        columns: dict[str, list[Any]] = {task.input_columns()[0]: [text for text, _ in rows]}
+        columns[task.target_columns()[0]] = [name if table.dense["labels"].ndim == 1 else [name] for _, name in rows]
+        return TokenTable.concatenate([table, job.encode(from_columns(columns, "strategy.labels"))])
+
     def next_phase(self, state: State, view: View) -> Phase | None:
         model, train = view.model, view.tables["train"]
+        # Settled once: what a phase fixes looks no different later from what another strategy has fixed.
+        free = state.memory.setdefault("free", [name for name, parameter in model.named_parameters() if parameter.requires_grad])
         if not state.finished and len(view.tables["pairs"]):
-            encoder = tuple(name for name, _ in model.named_parameters() if not name.startswith("classifier."))
+            encoder = tuple(name for name in free if not plain_name(name).startswith("classifier."))
             return Phase(
                 "pairs",
                 "pairs",
@@ -109,4 +159,4 @@ class FewShot(Strategy):
         labelled = train.dense["labels"].ndim == 2 or train.dense["labels"].dtype == np.int64
         if labelled and not getattr(model.config, "hidden", None):
             write_prototypes(model, train, "strategy.name: found few_shot")
-        return Phase("train", trainable=tuple(name for name, _ in model.named_parameters()), keep_optimizer=False)
+        return Phase("train", trainable=tuple(free), keep_optimizer=False)

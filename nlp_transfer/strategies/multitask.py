@@ -93,6 +93,11 @@ class Multitask(Strategy):
         for name in ("augment", "oversample"):
             if getattr(job.training, name, None) is not None:
                 raise UserError(f"training.{name}: does not go with strategy multitask; allowed: null")
+        if hasattr(model, "peft_config"):
+            raise UserError(
+                "strategy: multitask beside an adapter, which belongs to one head; allowed beside multitask: strategies that "
+                "train the model's own weights"
+            )
         names = [self.OWN, *(further.name for further in self.tasks)]
         if unknown := [name for name in self.weights if name not in names]:
             raise UserError(f"strategy.weights: there is no task {unknown[0]!r}; known: {', '.join(names)}")

@@ -17,12 +17,13 @@ from nlp_transfer.config import Positive
 from nlp_transfer.console import Steps
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
-from nlp_transfer.errors import UserError, did_you_mean
+from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.models import Checkpoint, forbid_new_parameters, freeze, has_decoder
 from nlp_transfer.sources.rows import Rows, from_columns
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
 from nlp_transfer.strategies._linear import last_linear, layer_inputs, set_layer
+from nlp_transfer.strategies._words import in_words
 
 BATCH = 64
 
@@ -98,12 +99,7 @@ class ZeroShot(Strategy):
         Raises:
             UserError: words are given for a label that does not exist.
         """
-        for label in self.labels:
-            if label not in labels:
-                raise UserError(
-                    f"strategy.labels: there is no label {label!r}{did_you_mean(label, labels)}; known: {', '.join(labels)}"
-                )
-        return [self.template.replace("{}", self.labels.get(label, label.replace("_", " ").strip())) for label in labels]
+        return [self.template.replace("{}", words) for words in in_words(labels, self.labels, "strategy.labels")]
 
     def _from_embeddings(self, job: Job, model: Any, sentences: list[str], several: bool) -> None:
         alone = job.task.model_copy(update={"text_pair": None})

@@ -111,8 +111,10 @@ class Trainer:
         table, plan, total = self.table_of(phase), self.plan(phase), self.total_steps(phase)
         augment = self.augment if phase.split == "train" and phase.objective is None else None
         objective = self.objectives[phase.objective] if phase.objective else self.task
+        names = set(phase.trainable or ())
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in (phase.trainable or ()))
+            parameter.requires_grad_(name in names)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.model.to(accelerator.device)
         groups = named_groups(self.model, training, self.strategy)
         optimizer = make_optimizer(self.model, groups, self.learning_rate() * phase.learning_rate_scale)
@@ -138,7 +140,7 @@ class Trainer:
                 seed_step(training.seed, at.step, accelerator.process_index)
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
                 found = self._backward(model, objective, table, window, plan, options, augment)
-                norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
+                norm = accelerator.clip_grad_norm_(trained, training.max_grad_norm or math.inf)
                 own = window.rows[window.rows < len(self.tables["train"])] if phase.objective is None else window.rows[:0]
                 self._stop_on_nan(norm, found["loss"], own)
                 prepared.step()
@@ -314,4 +316,9 @@ class Trainer:
 
 def seed_step(seed: int, step: int, process: int) -> None:
     """Dropout in a step depends on the run's seed, the step and the process alone, so no generator has to be saved."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
+    number = int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
+    torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks after every kind of device, for half a millisecond
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(number)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)

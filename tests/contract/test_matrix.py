@@ -1,9 +1,5 @@
 """Every strategy with every task: saved and read again elsewhere, interrupted, shared by two processes."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ from nlp_transfer import UserError, fine_tune, load_predictor, load_translator
 from nlp_transfer.training import checkpoints, keeper
 from tests.contract.matrix_jobs import CUT, TWICE, run
 from tests.contract.test_round_trip import logits_of
-from tests.processes import launch_pair
+from tests.processes import in_child, launch_pair
 from tests.strategies import CASES, COMPUTED, IMPOSSIBLE, document, files, rows_of
 
 
@@ -58,15 +54,7 @@ def child(straight: Runs, folder: Path) -> dict[str, Any]:
             place = folder / "one" / name_of(case) / "model"
             kind = "plain" if straight[case]["result"]["plain"] else "deep"
             jobs[kind][name_of(case)] = {"folder": str(place), "texts": texts_of(case[1])}
-    (folder / "plan.json").write_text(json.dumps(jobs))
-    script = Path(__file__).with_name("plain_child.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder / "plan.json"), str(folder / "found.json")],
-        env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, check=False, cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return found
+    return in_child(Path(__file__).with_name("plain_child.py"), jobs, folder)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

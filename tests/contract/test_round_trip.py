@@ -1,9 +1,6 @@
 """Train two steps, save, load in another process with plain transformers: the same answers, labels by name."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from nlp_transfer.export.load import open_adapter
 from nlp_transfer.inference import Predictor
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import FAMILIES
+from tests.processes import in_child
 
 DEEP = {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}}
 KINDS: dict[str, Any] = {
@@ -64,15 +62,7 @@ def child(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("child")
     jobs = {name: {"folder": str(run / "model"), "texts": texts_of(name)} for name, run in runs.items()}
     plan = {"plain": {name: jobs[name] for name in PLAIN}, "deep": {name: jobs[name] for name in HEADS}}
-    (folder / "plan.json").write_text(json.dumps(plan))
-    script = Path(__file__).with_name("plain_child.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder / "plan.json"), str(folder / "found.json")],
-        env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, check=False, cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return found
+    return in_child(Path(__file__).with_name("plain_child.py"), plan, folder)
 
 
 def logits_of(predictor: Predictor, texts: list[tuple[str, ...]]) -> torch.Tensor:

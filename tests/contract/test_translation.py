@@ -1,9 +1,6 @@
 """Translation in every family: learned to the letter, saved, and the same in another process and without this toolkit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
 from tests.conftest import write_csv
+from tests.processes import in_child
 from tests.seq2seq_models import PAIRS, SCRIPTS, TRANSLATION, languages, save_tiny_seq2seq
 
 LEARNED = [*TRANSLATION, "marian-multilingual"]
@@ -72,15 +70,7 @@ def child(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     for family, run in runs.items():
         prefix = ">>de<< " if family == "marian-multilingual" else ""
         plan[family] = {"run": str(run), "texts": SOURCES, "prefixed": [prefix + text for text in SOURCES]}
-    (folder / "plan.json").write_text(json.dumps(plan))
-    script = Path(__file__).with_name("plain_translation_child.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder / "plan.json"), str(folder / "found.json")],
-        env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, check=False, cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return found
+    return in_child(Path(__file__).with_name("plain_translation_child.py"), plan, folder)
 
 
 def up_to_end(ids: list[int], end: int) -> list[int]:

@@ -73,6 +73,8 @@ def test_a_plan_counts_its_runs() -> None:
     jobs = plan.first_jobs()
     assert [job.name for job in jobs] == ["full-8-0", "lora-8-0"]
     assert plan.document(jobs[1], Path("out"))["data"] == {"train": "train.csv", "shots": 8}
+    fixed = make_plan(document(), ["full", "prototypes"], [0, 1, 2], None, [0.3, 1, 3])[0]
+    assert fixed.runs == (3 + 2) + 3, "nothing is trained by gradients, so no rate is tried"
     assert make_plan(document(data={"train": "a.csv", "shots": 4}), ["full"], [0], None, None)[0].shots == [4]
 
 
@@ -267,7 +269,7 @@ def test_intervals_cover_the_true_figure(seeds: int, by_row: float, by_seed: flo
         right = simulate(generator, rows, seeds, by_row, by_seed, noise).astype(float)
         found = estimate(right.mean(1), right @ draws.T)
         covered += found.low <= truth <= found.high
-    assert 0.89 <= covered / trials <= 1
+    assert 0.9 <= covered / trials <= 1
 
 
 def test_one_seed_says_less_than_the_interval_over_several() -> None:

@@ -12,10 +12,15 @@ import torch
 from torch.nn import functional as F
 
 from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.errors import UserError
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import find_model
+from nlp_transfer.strategies import Job, strategy_from
 from nlp_transfer.strategies._pairs import Comparison, GroupTable, similarity
 from tests.conftest import sentiment_rows, write_csv
+from tests.contract.test_strategies import prepare
 
 
 def table_of(labels: np.ndarray, seed: int = 0) -> TokenTable:
@@ -181,12 +186,50 @@ def test_every_task_goes_through_both_phases(
             run(tmp_path, tiny["bert"], task, classifier=classifier)
         return
     done = run(tmp_path, tiny["bert"], task, classifier=classifier)
-    pairs, head = 5, 9  # 36 rows: twice in groups of 4 make 18, of which 4 a step; then 4 rows a step
+    # 36 rows, and one for each label: twice in groups of 4 make 19 (18 of numbers), of which 4 a step; then 4 rows a step.
+    pairs, head = 5, 9 if task["name"] == "regression" else 10
     assert done.result["train"]["steps"] == pairs + (head if classifier == "trained" else 0)
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert min(line["step"] for line in log if "validation" in line) > pairs if classifier == "trained" else True
     answers = load_predictor(tmp_path / "run")(["a good film", "the bad plot was dull"])
     assert all(answer["prediction"] is not None for answer in answers)
+
+
+def prepared(strategy: dict[str, Any], task: dict[str, Any], tiny: dict[str, Path], **training: Any) -> Job:
+    checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
+    few_shot = strategy_from({"name": "few_shot"} | strategy)
+    model, fitted, table, _ = prepare(checkpoint, task, few_shot)
+    job = Job(fitted, {"train": table}, {}, checkpoint, TrainingConfig(**training), torch.device("cpu"))
+    return few_shot.prepare_data(job, model)
+
+
+def test_labels_in_words_are_rows_of_train(tiny: dict[str, Path]) -> None:
+    single = {"name": "text_classification"}
+    table = prepared({"labels": {"negative": "bad"}}, single, tiny).tables["train"]
+    tokenizer = Checkpoint.open(find_model(str(tiny["bert"]))).tokenizer
+    assert len(table) == 24 + 2
+    last = table.batch(np.array([24, 25]))
+    assert last["labels"].tolist() == [0, 1]
+    assert last["input_ids"][0].tolist() == tokenizer("bad")["input_ids"]
+    assert last["input_ids"][1].tolist() == tokenizer("positive")["input_ids"]
+    several = prepared({}, {"name": "multi_label", "label": "tags"}, tiny).tables["train"]
+    assert several.dense["labels"][24:].tolist() == [[1, 0], [0, 1]]
+    for strategy, task in (
+        ({"learn_labels": False}, single),
+        ({}, single | {"text_pair": "other"}),
+        ({}, {"name": "regression", "label": "score"}),
+        ({}, single | {"label": "score"}),  # 0 to 4: no words
+    ):
+        assert len(prepared(strategy, task, tiny).tables["train"]) == 24, (strategy, task)
+    with pytest.raises(UserError, match=r"strategy\.labels: there is no label 'negativ' \(did you mean 'negative'\?\)"):
+        prepared({"labels": {"negativ": "bad"}}, single, tiny)
+
+
+def test_what_is_automatic_is_settled_for_few_rows_and_the_rest_is_kept(tiny: dict[str, Path]) -> None:
+    training = prepared({}, {"name": "text_classification"}, tiny, batch_size=4).training
+    assert (training.epochs, training.label_smoothing) == (20, 0)  # 24 rows and 2 labels: 6 steps a pass
+    training = prepared({}, {"name": "text_classification"}, tiny, epochs=2, label_smoothing=0.2).training
+    assert (training.epochs, training.label_smoothing) == (2, 0.2)
 
 
 @pytest.mark.parametrize(

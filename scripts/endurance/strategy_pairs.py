@@ -1,0 +1,52 @@
+"""Every two strategies as a list, in both orders, on a tiny model: each pair works, and its model is read again, or it is refused
+with a message; none crashes.
+
+    python -m scripts.endurance.strategy_pairs        # about 5 minutes on one core
+
+Prints a line a pair and ends with status 1 if one crashed.
+"""
+
+import contextlib
+import io
+import shutil
+import sys
+import tempfile
+import traceback
+from itertools import permutations
+from pathlib import Path
+
+from nlp_transfer import UserError, fine_tune, load_predictor, registry
+from tests.models import save_tiny
+from tests.strategies import document, files, settings_of
+
+TASK = "single"
+
+
+def main() -> int:
+    folder = Path(tempfile.mkdtemp())
+    checkpoint, source = save_tiny("bert", folder / "bert"), files(folder / "data")
+    crashed = 0
+    for first, second in permutations(registry.names("strategy"), 2):
+        output = folder / "run"
+        shutil.rmtree(output, ignore_errors=True)
+        run = document(first, TASK, checkpoint, source, output, folder)
+        run["strategy"] = [settings_of(name, TASK, checkpoint, source, folder) for name in (first, second)]
+        run["data"]["unlabelled"] = source["unlabelled"]
+        run["task"] = {"name": "text_classification"}
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                fine_tune(**run)
+                load_predictor(output)(["a good film"])
+            found = "works"
+        except UserError as error:
+            found = f"refused: {' '.join(str(error).split())}"
+        except Exception:
+            crashed += 1
+            found = f"CRASHED: {traceback.format_exc()}"
+        print(f"{first} + {second}: {found}", flush=True)
+    shutil.rmtree(folder)
+    return 1 if crashed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
