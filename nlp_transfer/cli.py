@@ -122,7 +122,14 @@ class CompareHelp(TrainHelp):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         from nlp_transfer.comparison.flags import expand
 
-        return super().parse_args(ctx, expand(args, self.several))
+        try:
+            return super().parse_args(ctx, expand(args, self.several))
+        except click.MissingParameter as error:
+            if error.param is None or error.param.name != "file":
+                raise
+            raise click.UsageError(
+                "Missing argument 'FILE', which stands before the flags: nlp-transfer compare FILE --strategies NAME ...", ctx
+            ) from None
 
 
 @cli.command(cls=CompareHelp, context_settings=OVERRIDES)

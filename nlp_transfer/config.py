@@ -7,9 +7,9 @@ file that implements the named one is imported late and validates its own part w
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from nlp_transfer.errors import Problems, did_you_mean
 
@@ -31,6 +31,23 @@ class Settings(BaseModel):
         arbitrary_types_allowed=True,
         coerce_numbers_to_str=True,  # a column may be called 2024, and YAML reads that as a number
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts with true as with 1, so that `shots: true` would be one row."""
+        leaves = _leaves(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bool) and {int, float} & leaves and not {bool, Any} & leaves:
+            raise ValueError("a number")
+        return value
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types in an annotation, out of unions and the like."""
+    if get_origin(annotation) is Literal:
+        return set()
+    inner = get_args(annotation)
+    return set().union(*map(_leaves, inner)) if inner else {annotation}
 
 
 class DataConfig(Settings):
@@ -221,7 +238,9 @@ def _explain(error: ValidationError, schema: type[Settings], prefix: str) -> lis
         name = ".".join(filter(None, [prefix, path]))
         if detail["type"] == "extra_forbidden":
             known = sorted(owner.model_fields)
-            found[name] = [f"{name}: unknown setting{did_you_mean(path.split('.')[-1], known)}; known here: {', '.join(known)}"]
+            found[name] = [
+                f"{name}: unknown setting{did_you_mean(path.split('.')[-1], known)}; known here: {', '.join(known) or 'none'}"
+            ]
         elif detail["type"] == "missing":
             found[name] = [f"{name}: is required and was not given"]
         else:
@@ -240,6 +259,7 @@ PLAIN_WORDS = {
     "a valid dictionary": "settings by name",
     "a valid ": "a ",
     "String should have": "text of",
+    "String should match pattern": "text that matches",
     "List should have": "a list of",
 }
 
@@ -277,6 +297,8 @@ def _place(location: tuple[int | str, ...], schema: type[Settings]) -> tuple[str
         if part == owner.__name__ or str(part).startswith("literal["):  # a member of a union
             continue
         names.append(str(part))
+        if isinstance(part, int):  # a place in a list of settings
+            continue
         field = owner.model_fields.get(str(part))
         nested = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         inner = next((kind for kind in nested if isinstance(kind, type) and issubclass(kind, Settings)), None)

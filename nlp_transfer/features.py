@@ -4,8 +4,10 @@ A cut says where the fixed part ends. Above it everything runs as ever, dropout 
 training on live ones, without the forward pass that would give the same states in every epoch.
 """
 
+import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +80,7 @@ def _cached(
         _fill(values, model, table, cut, device, precision, name)
     else:
         path = cache_folder() / f"{_fingerprint(model, table, cut, precision)}.npy"
-        if not path.exists():
+        if not _agree(path.exists()):
             _write(path, shape, lambda values: _fill(values, model, table, cut, device, precision, name))
         else:
             say(f"{name}: features found in {path}")
@@ -86,11 +88,20 @@ def _cached(
     return values if cut.depth is None else Ragged(values, tokens.offsets)
 
 
+def _agree(found: bool) -> bool:
+    """What the first process found: all must go the same way, since together they compute or read."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return found
+    said = [found]
+    torch.distributed.broadcast_object_list(said, 0)
+    return said[0]
+
+
 def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
     """A whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
         fill(values)
         values.flush()
@@ -98,7 +109,8 @@ def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None
     except OSError as error:
         raise UserError(f"strategy.cache: {path.parent} cannot be written: {error.strerror}; allowed: memory") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # where there can be no folder, there is no part of a file
+            part.unlink(missing_ok=True)
 
 
 def _shape(model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device) -> tuple[int, ...]:

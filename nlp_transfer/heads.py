@@ -78,6 +78,17 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
+class LayerMix(nn.Module):
+    """A learned average over layers: (rows, layers, width) to (rows, width)."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers))
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return (self.weight.softmax(0)[:, None] * vectors).sum(1)
+
+
 @dataclass
 class EncoderHeadOutput(SequenceClassifierOutput):
     """`logits` of shape (rows, labels), and the `embedding` (rows, width) that the classifier saw."""
@@ -103,7 +114,7 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
             layers += [nn.Dropout(config.head_dropout), nn.Linear(width, after)]
         self.classifier = nn.Sequential(*layers)
         if config.layers == "mix":  # the embeddings count as a layer; all weigh the same at first
-            self.mix = nn.Parameter(torch.zeros(self.encoder.config.num_hidden_layers + 1))
+            self.mix = LayerMix(self.encoder.config.num_hidden_layers + 1)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -123,7 +134,7 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
         inputs.pop("return_dict", None)
         vectors = self.pooled_states(input_ids, attention_mask, **inputs) if pooled is None else pooled
         if self.config.layers == "mix":
-            vectors = (self.mix.softmax(0)[:, None] * vectors).sum(1)
+            vectors = self.mix(vectors)
         embedding = F.normalize(vectors, dim=-1) if self.config.normalize else vectors
         return EncoderHeadOutput(logits=self.classifier(embedding), embedding=embedding)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.config import Document, RunConfig, validate
+from nlp_transfer.data.splits import check_shares
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.sources.aligned import check_no_aligned
@@ -72,15 +73,10 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems) ->
     data, training = config.data, config.training
     if data.train is None:
         problems.add("data.train: is required and was not given")
-    if data.test is not None and data.test_share:
-        problems.add(f"data.test_share: found {data.test_share} beside data.test; allowed: one of the two")
+    check_shares(data, problems)
     has_validation = data.validation is not None or data.validation_share > 0
     if training.early_stopping and not has_validation:
         problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
-    if data.validation is None and data.validation_share + data.test_share >= 1:
-        problems.add(
-            f"data.validation_share: found {data.validation_share} beside test_share {data.test_share}; allowed: together below 1"
-        )
     _check_trackers(training.trackers, problems)
     if task is not None:
         _check_best_metric(training.best_metric, task, problems)

@@ -19,6 +19,7 @@ from nlp_transfer.comparison.figures import Scored
 from nlp_transfer.config import Document
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
+from nlp_transfer.run_folder import OWN
 
 OUTCOME, ANSWERS, LOG = "outcome.json", "answers.npz", "log.txt"
 
@@ -149,15 +150,21 @@ def claimed(folder: Path) -> Any:
     """A comparison's folder, for one process alone.
 
     Raises:
-        UserError: another one works in it, or it cannot be written.
+        UserError: another one works in it, it is a run's, or it cannot be written.
     """
     from filelock import FileLock, Timeout
 
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
+        if clash := [name for name in OWN if (folder / name).exists()]:
+            raise UserError(f"--output: {folder} already holds {', '.join(clash)} of a run; allowed: another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise UserError(f"--output: another comparison is being run in {folder}; wait for it, or give another folder") from None
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"--output: {folder} cannot be written: {error.strerror}; allowed: another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -122,8 +122,10 @@ def keep_what_is_needed(run: FineTuned, keep_models: bool) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder, the model card aside."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
+    """Bytes of all files in a folder, the model card aside, and the encoder alone where the whole model holds it as well."""
+    spare = folder / "encoder"
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md" and spare not in path.parents]
+    return sum(path.stat().st_size for path in files)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
     if data.train is None:
         raise UserError("data.train: is required and was not given")
     problems = Problems("data")
+    check_shares(data, problems)
     given: dict[str, Rows] = {}
     for role in ("train", "validation", "test", UNLABELLED):
         source = getattr(data, role)
@@ -97,6 +98,16 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
     if unlabelled is not None:
         _add_unlabelled(splits, unlabelled, task)
     return splits, task
+
+
+def check_shares(data: DataConfig, problems: Problems) -> None:
+    """Adds what makes it unclear which rows are tested on, and shares that leave nothing to learn from."""
+    if data.test is not None and data.test_share:
+        problems.add(f"data.test_share: found {data.test_share} beside data.test; allowed: one of the two")
+    if data.validation is None and data.validation_share + data.test_share >= 1:
+        problems.add(
+            f"data.validation_share: found {data.validation_share} beside test_share {data.test_share}; allowed: together below 1"
+        )
 
 
 def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> None:

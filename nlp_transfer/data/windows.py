@@ -41,7 +41,8 @@ class WindowPlan:
 
     `lengths` is int64 of shape (rows,); `batch_size` counts rows a process and micro-batch, `batch_tokens` (which beats
     it) padded tokens. Rows of similar `order` (int64, rows) stand together; by default that is their length. `repeats` says
-    which rows stand more than once in an epoch.
+    which rows stand more than once in an epoch. Phases of training, counted from 0, have orders of their own: where each is a
+    part of an epoch, all would see the same rows.
     """
 
     lengths: np.ndarray
@@ -52,11 +53,12 @@ class WindowPlan:
     seed: int = 0
     order: np.ndarray | None = None
     repeats: Repeats | None = None
+    phase: int = 0
 
     def windows(self, epoch: int) -> list[np.ndarray]:
         """Row indices (int64) of each window of an epoch; every row stands in exactly one, or as often as `repeats` says. The
         last window may be short."""
-        generator = np.random.default_rng([self.seed, epoch])
+        generator = np.random.default_rng([self.seed, epoch, self.phase] if self.phase else [self.seed, epoch])
         order = generator.permutation(len(self.lengths) if self.repeats is None else self.repeats.rows(generator))
         share = self.accumulation * self.processes
         if self.batch_tokens is None:

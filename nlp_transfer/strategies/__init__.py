@@ -6,7 +6,7 @@ Every hook does nothing by default, so a strategy is the few hooks in which it d
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -94,6 +94,8 @@ class View:
     """Passes over train that the training settings ask for; of a fixed number of steps, as many as these make."""
     windows_in_epoch: int = 0
     """Optimiser steps in one pass over train."""
+    max_steps: int | None = None
+    """The fixed number of steps that the settings ask for, which beats passes."""
 
 
 @dataclass
@@ -137,6 +139,10 @@ class Strategy(Settings):
         """Whether anything is trained by gradients."""
         return True
 
+    def place(self) -> Literal["any", "first", "alone"]:
+        """Where it may stand in a list of strategies: one that makes another model comes before those that look at it."""
+        return "any"
+
     def owns_phases(self) -> bool:
         """Whether `next_phase` is this strategy's own; of a list of strategies at most one may have such a one."""
         return type(self).next_phase is not Strategy.next_phase
@@ -171,7 +177,8 @@ class Strategy(Settings):
 
     def document(self) -> Any:
         """The strategy as JSON, its name among the settings; `strategy_from` reads it back."""
-        return {"name": registry.name_of(type(self)), **self.model_dump(mode="json")}
+        settings = self.model_dump(mode="json", fallback=lambda value: f"<{type(value).__name__} of {len(value)} rows in memory>")
+        return {"name": registry.name_of(type(self)), **settings}
 
 
 class Combined(Strategy):
@@ -249,16 +256,27 @@ def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> 
     """The strategy that a document names; a list is folded into one.
 
     Raises:
-        UserError: a name is unknown, a setting is wrong, or two of a list would both decide about phases.
+        UserError: a name is unknown or stands twice, a setting is wrong, or two of a list would both decide about phases.
     """
     if isinstance(document, Mapping):
         return _single(document, "strategy")
     parts = tuple(_single(part, f"strategy.{i}") for i, part in enumerate(document))
     if not parts:
         raise UserError(f"strategy: the list is empty; known: {', '.join(registry.names('strategy'))}")
+    names = [registry.name_of(type(part)) for part in parts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"strategy: {twice[0]} stands twice; allowed: each once")
     choosers = [part.document()["name"] for part in parts if part.chooses_parameters]
     if len(choosers) > 1:
         raise UserError(f"strategy: {' and '.join(choosers)} both decide which parameters are trained; allowed: one of them")
+    for i, part in enumerate(parts):
+        if part.place() == "alone" and len(parts) > 1:
+            raise UserError(f"strategy.{i}: {part.document()['name']} cannot be combined with others; allowed: it alone")
+        if part.place() == "first" and i > 0:
+            raise UserError(
+                f"strategy.{i}: {part.document()['name']} with these settings makes another model, which those before it would "
+                "not know; allowed: as the first of the list"
+            )
     owners = [part.document()["name"] for part in parts if part.owns_phases()]
     if len(owners) > 1:
         raise UserError(f"strategy: {' and '.join(owners)} both decide what is trained when; allowed: one of them")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
 from nlp_transfer.features import Cut, Where, cache_tables, check_replay, replay
 from nlp_transfer.strategies import Job
@@ -20,6 +21,8 @@ def on_cached_features(job: Job, model: PreTrainedModel, cut: Cut, where: Where)
             "strategy.cache: features are computed once, and training.augment changes the texts in every epoch; allowed: none, "
             "or training.augment: null"
         )
+    if any(type(table) is not TokenTable for table in job.tables.values()):
+        raise UserError("strategy.cache: another strategy of the list has tables of its own, which are not cached; allowed: none")
     replay(model, cut)
     check_replay(model, job.tables["train"], cut, job.device)
     used = {name: table for name, table in job.tables.items() if name != "test"}  # test is scored once, on what was saved

@@ -9,6 +9,7 @@ from torch import nn
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
+from nlp_transfer.models import new_parameters
 
 
 def last_linear(model: Any, setting: str) -> nn.Linear:
@@ -21,6 +22,14 @@ def last_linear(model: Any, setting: str) -> nn.Linear:
     if getattr(model.config, "hidden", None):
         raise UserError(
             f"{setting}, which fits a single layer, beside task.head.hidden {model.config.hidden}; allowed: no hidden layers"
+        )
+    last = {id(parameter) for parameter in layers[-1].parameters()}
+    new = new_parameters(model)
+    inner = [name for name, parameter in model.named_parameters() if name in new and id(parameter) not in last]
+    if inner:
+        raise UserError(
+            f"{setting}, which fits a single layer; below it {inner[0]} is new to the checkpoint and would stay at random; "
+            "allowed: task.head: null, which has a single layer"
         )
     return layers[-1]
 
@@ -66,7 +75,11 @@ def fit_logistic_regression(model: nn.Module, table: TokenTable, regularization:
         return fitted.coef_, fitted.intercept_
 
     if labels.ndim == 2:
-        parts = [fit(column.astype(int)) for column in labels.T]
+        none = np.zeros((1, inputs.shape[1]))  # a label that all rows have, or none of them
+        parts = [
+            fit(column.astype(int)) if 0 < column.sum() < len(column) else (none, np.array([1e4 if column[0] else -1e4]))
+            for column in labels.T
+        ]
         set_layer(layer, np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
         return
     weight, bias = fit(labels)

@@ -77,4 +77,4 @@ def _describe(model: Any, kept: list[int], shared: bool) -> None:
         model.config.encoder = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
     if hasattr(model, "mix"):  # a weight for each layer, the embeddings being the first
         with torch.no_grad():
-            model.mix = nn.Parameter(model.mix[[0, *(i + 1 for i in kept)]].clone())
+            model.mix.weight = nn.Parameter(model.mix.weight[[0, *(i + 1 for i in kept)]].clone())

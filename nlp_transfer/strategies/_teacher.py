@@ -36,6 +36,7 @@ class Teacher:
         """Raises a UserError where there is no such model, where it was not fine-tuned, or where its labels are others."""
         try:
             checkpoint = Checkpoint.open(find_model(source))
+            _ = checkpoint.tokenizer  # whether there is one is seen here, where the setting is named
             model = checkpoint.load(AutoModelForSequenceClassification)
         except UserError as error:
             raise UserError(f"{SETTING}: {str(error).removeprefix('model: ')}") from error
@@ -52,7 +53,7 @@ class Teacher:
         task: Task = job.task.model_copy(update={"max_length": self._max_length()}).restore(self.checkpoint)
         tokenizer = self.checkpoint.tokenizer
         table = encode_rows(job.rows[split], partial(task.encode, tokenizer=tokenizer, targets=False), task.fill(tokenizer))
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(job.precision)
+        dtype = torch.bfloat16 if job.precision == "bf16" else None  # in fp16 a teacher of another family may overflow
 
         def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             inputs = {name: tensor.to(job.device) for name, tensor in model_inputs(table.batch(rows)).items()}

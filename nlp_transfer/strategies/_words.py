@@ -13,7 +13,6 @@ def in_words(labels: Sequence[str], given: Mapping[str, str], setting: str) -> l
     """
     for name in given:
         if name not in labels:
-            raise UserError(
-                f"{setting}: there is no label {name!r}{did_you_mean(name, labels)}; known: {', '.join(labels[:8])} ..."
-            )
+            known = f"{', '.join(labels[:8])}{' ...' if len(labels) > 8 else ''}"
+            raise UserError(f"{setting}: there is no label {name!r}{did_you_mean(name, labels)}; known: {known}")
     return [given.get(label) or " ".join(label.replace("_", " ").split()) or label for label in labels]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from nlp_transfer.config import Count, Name, Positive, TrainingConfig, shorten
+from nlp_transfer.config import Count, Name, Positive, Settings, TrainingConfig, shorten
 from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
@@ -60,6 +60,9 @@ class Distill(Strategy):
         if self.teacher is None and self.student_layers is None:
             raise ValueError("a teacher, or student_layers, or both")
         return self
+
+    def place(self) -> Literal["any", "first", "alone"]:
+        return "first" if self.student_layers is not None else "any"
 
     def owns_phases(self) -> bool:
         return self.teacher is not None
@@ -109,8 +112,9 @@ class Distill(Strategy):
             return job
         for name in ("augment", "oversample"):
             if value := getattr(job.training, name):
+                shown = value.model_dump(exclude_defaults=True) if isinstance(value, Settings) else value
                 raise UserError(
-                    f"training.{name}: found {shorten(value)}; teachers are asked once, about each text as it is; allowed beside "
+                    f"training.{name}: found {shorten(shown)}; teachers are asked once, about each text as it is; allowed beside "
                     "strategy.teacher: null"
                 )
         splits = [split for split in ("train", UNLABELLED) if split in job.tables]

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.config import Positive, TrainingConfig
+from nlp_transfer.config import Name, Positive, TrainingConfig
 from nlp_transfer.console import say
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
@@ -51,7 +51,7 @@ class FewShot(Strategy):
     and at least once."""
     learn_labels: bool = True
     """Whether each label's words are a row of train too, where a row is a single text and labels are words."""
-    labels: dict[str, str] = {}
+    labels: dict[str, Name] = {}
     """What labels mean, in words; others are described by their names, with spaces for underscores."""
     classifier: Literal["trained", "logistic_regression"] = "trained"
     """The head: trained together with the encoder, for `training.epochs`, starting from the mean vector of each label; or a
@@ -75,6 +75,8 @@ class FewShot(Strategy):
         asked to be a logistic regression."""
         if has_decoder(model):
             raise UserError("strategy.name: found few_shot beside answers that are texts; allowed: a task with labels or numbers")
+        if hasattr(model, "peft_config"):
+            raise UserError("strategy: found an adapter before few_shot; allowed: few_shot first, then the adapter")
         if not isinstance(model, EncoderHeadForSequenceClassification):
             raise UserError(
                 "task.head: found family; few_shot compares the vectors of whole texts, and a family's head sees what its pooler "
@@ -90,8 +92,14 @@ class FewShot(Strategy):
         """Adds the table of groups.
 
         Raises:
-            UserError: averaged weights are asked for, which nothing could fit a logistic regression to before the end.
+            UserError: averaged weights are asked for, which nothing could fit a logistic regression to before the end; or a part
+                of the model below the vectors was run before, once.
         """
+        if job.tables["train"].cached:
+            raise UserError(
+                "strategy: few_shot behind a strategy that keeps what the encoder gave once, whose vectors no comparison could "
+                "change; allowed: one of the two, or strategy.cache: none"
+            )
         if self.classifier == "logistic_regression" and job.training.ema is not None:
             raise UserError(
                 f"training.ema: found {job.training.ema}; few_shot fits its logistic regression to the weights as they were "
@@ -140,8 +148,8 @@ class FewShot(Strategy):
         model, train = view.model, view.tables["train"]
         # Settled once: what a phase fixes looks no different later from what another strategy has fixed.
         free = state.memory.setdefault("free", [name for name, parameter in model.named_parameters() if parameter.requires_grad])
-        if not state.finished and len(view.tables["pairs"]):
-            encoder = tuple(name for name in free if not plain_name(name).startswith("classifier."))
+        encoder = tuple(name for name in free if not plain_name(name).startswith("classifier."))
+        if not state.finished and len(view.tables["pairs"]) and encoder:
             return Phase(
                 "pairs",
                 "pairs",

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from nlp_transfer.config import Count
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import has_decoder, new_parameters
-from nlp_transfer.strategies import Group, Phase, State, Strategy, View, scale_head
+from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
 from nlp_transfer.strategies._depth import HEAD_SCALE, separate_layers
 
 
@@ -42,11 +42,19 @@ class GradualUnfreezing(Strategy):
             )
         return model
 
+    def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
+        """Raises a UserError where a plateau is waited for without validation."""
+        if self.by == "plateau" and "validation" not in job.tables:
+            raise UserError(
+                "strategy.by: found plateau; there is no validation that could show one; allowed: epoch, or data.validation, or "
+                "data.validation_share above 0"
+            )
+        return job
+
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         return scale_head(model, groups, HEAD_SCALE)
 
     def next_phase(self, state: State, view: View) -> Phase | None:
-        """Raises a UserError where a plateau is waited for without validation."""
         if "phases" not in state.memory:
             # Settled once, while all that may ever be trained is still free: what a phase fixes looks no different later.
             state.memory["phases"] = self._phases(view)
@@ -73,11 +81,6 @@ class GradualUnfreezing(Strategy):
         early = [{"name": "head", "depth": depth + 1}, *({"name": f"layer {i} and above", "depth": i} for i in freed)]
         last = {"name": "all", "depth": 0}
         if self.by == "plateau":
-            if "validation" not in view.tables:
-                raise UserError(
-                    "strategy.by: found plateau; there is no validation that could show one; allowed: epoch, or "
-                    "data.validation, or data.validation_share above 0"
-                )
             return [{**phase, "epochs": None} for phase in [*early, last]]
         windows = view.windows_in_epoch
         steps = max(1, round(view.epochs * windows))

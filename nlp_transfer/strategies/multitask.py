@@ -5,6 +5,7 @@ Caruana 1997, "Multitask Learning"; Liu et al. 2019, "Multi-Task Deep Neural Net
 pull between them, as in Duong et al. 2015, "Low Resource Dependency Parsing: Cross-lingual Parameter Sharing".
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,13 @@ from nlp_transfer.console import say
 from nlp_transfer.data.splits import UNLABELLED, read_splits
 from nlp_transfer.data.tokens import encode_rows
 from nlp_transfer.errors import UserError
-from nlp_transfer.models import has_decoder, new_parameters
-from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View, scale_head
+from nlp_transfer.models import find_layers, has_decoder, new_parameters
+from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
+from nlp_transfer.strategies._depth import HEAD_SCALE
 from nlp_transfer.strategies._mixed import MixedObjective, MixedTable, route
 from nlp_transfer.tasks import task_from
+
+FURTHER = re.compile(r"^further\.[^.]+\.")  # before the names of another task's parameters
 
 
 class Further(Settings):
@@ -72,8 +76,20 @@ class Multitask(Strategy):
             raise ValueError(f"names that differ, also from {cls.OWN!r}, the run's own task; {twice[0]!r} stands twice")
         return value
 
+    def place(self) -> Literal["any", "first", "alone"]:
+        return "alone"
+
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        return scale_head(model, groups, 10.0)
+        """As in full fine-tuning the heads learn faster; with soft sharing the other tasks' encoders stand beside the own one."""
+        layers = find_layers(model)
+
+        def is_head(name: str) -> bool:
+            return layers.depth_of(FURTHER.sub("", name)) > layers.depth
+
+        split = [(replace(group, names=[n for n in group.names if not is_head(n)]),
+                  replace(group, names=[n for n in group.names if is_head(n)], learning_rate_scale=HEAD_SCALE))
+                 for group in groups]  # fmt: skip
+        return [group for pair in split for group in pair]
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where the model writes text: a decoder is no head."""
@@ -154,7 +170,7 @@ class Multitask(Strategy):
         table: Any = view.tables["train"]
         rows = sum(len(part) for part in table.tables.values())
         # With a temperature rows stand several times in the table; the budget is what one pass over each row would take.
-        return Phase(objective="mixed", epochs=view.epochs * rows / len(table))
+        return Phase(objective="mixed", epochs=None if view.max_steps else view.epochs * rows / len(table))
 
     def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
         if self.sharing == "hard":

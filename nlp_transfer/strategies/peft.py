@@ -213,7 +213,7 @@ class Peft(Strategy):
             chosen = known
         found: Document = {}
         if numbers is not None:
-            numbers = [numbers] if isinstance(numbers, int) else list(numbers)
+            numbers = list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
             if outside := [n for n in numbers if not isinstance(n, int) or not 0 <= n < layers.depth]:
                 raise UserError(
                     f"strategy.settings.layers_to_transform: found {outside[0]!r}; allowed: 0 to {layers.depth - 1}, the layers "

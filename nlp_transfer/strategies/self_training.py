@@ -52,6 +52,11 @@ class SelfTraining(Strategy):
         """Raises a UserError where there is nothing to label."""
         if "unlabelled" not in job.tables:
             raise UserError("data.unlabelled: is required by self_training and was not given; allowed: a file of texts")
+        if self.restart and job.training.ema is not None:
+            raise UserError(
+                f"training.ema: found {job.training.ema}; self_training begins each round anew, and the average would hold the "
+                "round before; allowed: null, or strategy.restart: false"
+            )
         if self.restart:
             free = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
             model.first_weights = free  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from nlp_transfer.config import Positive
+from nlp_transfer.config import Name, Positive
 from nlp_transfer.console import Steps
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
@@ -43,7 +43,7 @@ class ZeroShot(Strategy):
     """How fit is judged: by the cosine of the vectors of text and description, for encoders of whole sentences; or by an
     entailment (NLI) checkpoint, whose answers for the texts of train and of `data.unlabelled` a linear layer on its encoder
     then learns to give, so that each text is read once and not once for each label."""
-    labels: dict[str, str] = {}
+    labels: dict[str, Name] = {}
     """What labels mean, in words; others are described by their names, with spaces for underscores."""
     template: Annotated[str, AfterValidator(_has_gap)] = "This text is about {}."
     """The sentence that words are put into."""

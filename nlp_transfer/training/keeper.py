@@ -37,8 +37,10 @@ class Position:
     best_rank: list[float] = field(default_factory=list)
     """The best value of the metric with the sign that makes more better, and minus its loss."""
     best_step: int = 0
+    phase_rank: list[float] = field(default_factory=list)
+    """The best rank in this phase: what was reached before does not decide when it is stopped."""
     worse: int = 0
-    """Evaluations of this phase since the best one."""
+    """Evaluations of this phase since its best one."""
     stopped: bool = False
     """Whether the phase was stopped early."""
     touched: list[str] = field(default_factory=list)
@@ -59,7 +61,9 @@ class Position:
         self.history.append({"step": self.step, **metrics})
         better = self.best is None or rank > self.best_rank
         if better:
-            self.best, self.best_rank, self.best_step, self.worse = value, rank, self.step, 0
+            self.best, self.best_rank, self.best_step = value, rank, self.step
+        if not self.phase_rank or rank > self.phase_rank:
+            self.phase_rank, self.worse = rank, 0
         else:
             self.worse += 1
             self.stopped = patience is not None and self.worse >= patience
@@ -105,7 +109,7 @@ class Keeper:
         position = Position(**checkpoints.read_state(folder))
         if position.best is not None and (broken := checkpoints.what_is_broken(self._best_folder(position))):
             say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
-            position.best, position.best_step, position.worse = None, 0, 0
+            position.best, position.best_step, position.phase_rank, position.worse = None, 0, [], 0
         if position.best is not None:
             self._before = self._copy(set(position.touched) - set(checkpoints.read_tensors(self._best_folder(position), "model")))
         self._put(checkpoints.read_tensors(folder, "model"))

@@ -97,7 +97,8 @@ class Trainer:
                 at.strategy, at.seconds = asdict(state), at.seconds + time.monotonic() - began
                 if phase is None:
                     break
-                at.phase, at.phase_step, at.epoch, at.window, at.worse, at.stopped = asdict(phase), 0, 0, 0, 0, False
+                at.phase, at.phase_step, at.epoch, at.window = asdict(phase), 0, 0, 0
+                at.phase_rank, at.worse, at.stopped = [], 0, False
                 if phase.trainable is None:
                     at.phase["trainable"] = [name for name, p in self.model.named_parameters() if p.requires_grad]
             self._run_phase(Phase(**at.phase))
@@ -230,7 +231,7 @@ class Trainer:
         repeats = self.task.repeats(training, table) if phase.objective is None else None
         return WindowPlan(
             table.lengths, training.batch_size, accumulation, processes, training.batch_tokens, training.seed, table.order,
-            repeats,
+            repeats, len(self.position.strategy.get("finished", [])),
         )  # fmt: skip
 
     def epochs(self, phase: Phase | None = None) -> float:
@@ -293,7 +294,7 @@ class Trainer:
         settings = (self.accelerator, self.training.batch_size * 2, self.precision)
         metrics, _ = score(self.model, self.task, self.tables["validation"], *settings, draft=True)
         further = self.strategy.further_jobs(self.model)
-        decisive = [(self.task, metrics[self.task.best_metric])] if self.task.best_metric in metrics else []
+        decisive = [(self.task, metrics.get(self.task.best_metric, math.nan))]
         for name, (job, model) in further.items():
             if "validation" in job.tables:
                 figures, _ = score(model, job.task, job.tables["validation"], *settings, draft=True)
@@ -310,8 +311,8 @@ class Trainer:
             self.model.to(self.accelerator.device)
             return answer_all(self.model, self.task, table, self.accelerator, self.training.batch_size * 2, self.precision)[0]
 
-        sizes = (self.epochs(), self.plan().windows_in_epoch) if "train" in self.tables else ()
-        return View(self.model, self.tables, self.position.history, predict, *sizes)
+        epochs, windows = (self.epochs(), self.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
+        return View(self.model, self.tables, self.position.history, predict, epochs, windows, self.training.max_steps)
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

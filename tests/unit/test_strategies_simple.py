@@ -347,18 +347,13 @@ def test_all_phases_together_take_the_steps_that_were_asked_for(steps: int, tiny
 
 
 def test_a_plateau_ends_a_phase(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    """With a rate at which nothing changes, each phase ends after its second evaluation that is no better."""
+    """With a rate at which nothing changes, each phase ends after two evaluations that are no better than its first."""
     plateau = {"name": "gradual_unfreezing", "by": "plateau", "patience": 2}
     still = run(tiny["bert"], tmp_path / "run", sentiment, plateau, max_steps=None, epochs=9, learning_rate=1e-12)
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     evaluations = sum("validation" in line for line in lines)
-    assert 8 <= evaluations <= 4 * 2 + still.result["train"]["best_step"] // 6 < 36, "4 phases of 9 epochs would make 36"
+    assert 4 * 3 <= evaluations < 30, "4 phases of 9 epochs would make 36"
     assert still.result["train"]["steps"] == 6 * evaluations
-
-
-def test_a_plateau_needs_validation(view: View) -> None:
-    with pytest.raises(UserError, match=r"strategy\.by: found plateau; there is no validation"):
-        strategy_from({"name": "gradual_unfreezing", "by": "plateau"}).next_phase(State(), view)
 
 
 def test_an_encoder_decoder_that_came_trained_has_no_head() -> None:

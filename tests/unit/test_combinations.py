@@ -1,0 +1,163 @@
+"""Strategies beside each other and beside settings: what goes together works, and the rest is refused before training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer.data.tokens import Ragged
+from nlp_transfer.data.windows import WindowPlan
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import find_model
+from nlp_transfer.strategies import strategy_from
+from nlp_transfer.strategies._linear import fit_logistic_regression
+from nlp_transfer.training.keeper import Position
+from tests.contract.test_strategies import TASKS, prepare
+from tests.strategies import document, files
+
+
+def run(name: str, tiny: dict[str, Path], folder: Path, strategy: Any = None, family: str = "bert", **training: Any) -> Any:
+    """A run of a strategy, or of a list of them."""
+    asked = document(name, "single", tiny[family], files(folder / "data"), folder / "run", folder, **training)
+    asked["task"] = {"name": "text_classification"}
+    return fine_tune(**asked | ({} if strategy is None else {"strategy": strategy}))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (["lora", "multitask"], r"strategy\.1"),
+        (["l2_sp", {"name": "distill", "student_layers": 1}], r"strategy\.1: distill .* as the first of the list"),
+        (
+            [{"name": "features", "cache": "memory"}, "few_shot"],
+            "few_shot behind a strategy that keeps what the encoder gave once",
+        ),
+        (["few_shot", {"name": "features", "cache": "memory"}], "tables of its own"),
+        (["lora", "few_shot"], "few_shot first, then the adapter"),
+        (["self_training", "gradual_unfreezing"], "both decide what is trained when"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(strategy: Any, message: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    several = {"name": "multitask", "tasks": [{"name": "a", "data": {"train": "a.csv"}, "task": "regression"}]}
+    strategy = [several if part == "multitask" else part for part in strategy]
+    with pytest.raises(UserError, match=message):
+        run("full", tiny, tmp_path, strategy)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        ["few_shot", {"name": "partial", "frozen_layers": "all"}],
+        [{"name": "features", "cache": "none"}, "few_shot"],
+        ["few_shot", "lora"],
+        ["features", {"name": "distill", "teacher": "TEACHER"}],
+        [{"name": "distill", "student_layers": 1}, "l2_sp", "layerwise_lr"],
+    ],
+)
+def test_what_can_be_combined_works(strategy: list[Any], tiny: dict[str, Path], tmp_path: Path) -> None:
+    from tests.strategies import teacher
+
+    place = str(teacher(tiny["bert"], "single", tmp_path))
+    known = [part | {"teacher": place} if isinstance(part, dict) and "teacher" in part else part for part in strategy]
+    found = run("full", tiny, tmp_path, known)
+    assert found.result["train"]["steps"] > 0
+    assert load_predictor(tmp_path / "run")(["a good film"])[0]["prediction"] in ("negative", "positive")
+
+
+def test_rounds_that_begin_anew_refuse_an_average_of_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.ema: found 0\.9; .* allowed: null, or strategy\.restart: false"):
+        run("self_training", tiny, tmp_path, ema=0.9)
+
+
+def test_patience_looks_at_the_phase_and_the_best_weights_at_the_run() -> None:
+    at = Position()
+    for accuracy in (0.5, 0.9):
+        assert at.judge({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
+    at.phase_rank, at.worse, at.stopped = [], 0, False  # the next phase, which begins anew
+    for accuracy in (0.4, 0.6, 0.7):
+        assert not at.judge({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
+        assert not at.stopped, "it gets better all the time"
+    assert not at.judge({"accuracy": 0.65, "loss": 1.0}, "accuracy", True, 1)
+    assert at.stopped
+    assert at.best == 0.9
+
+
+def test_phases_have_orders_of_their_own() -> None:
+    plans = [WindowPlan(np.full(64, 5), 8, phase=phase) for phase in (0, 1, 2)]
+    first = [sorted(np.concatenate(plan.windows(0)[:2]).tolist()) for plan in plans]
+    assert first[0] != first[1] != first[2] != first[0]
+    assert all(sorted(np.concatenate(plan.windows(0)).tolist()) == list(range(64)) for plan in plans)
+
+
+def test_several_tasks_take_the_steps_asked_for_and_data_in_memory(tiny: dict[str, Path], tmp_path: Path) -> None:
+    source = files(tmp_path / "data")
+    frame = pd.read_csv(source["train"])
+    other = {"name": "more", "data": {"train": frame, "validation_share": 0}, "task": {"name": "regression", "label": "score"}}
+    found = run("full", tiny, tmp_path, {"name": "multitask", "tasks": [other], "temperature": 5}, max_steps=7)
+    assert found.result["train"]["steps"] == 7
+    assert "DataFrame of 32 rows in memory" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_with_soft_sharing_only_heads_learn_faster(tiny: dict[str, Path]) -> None:
+    from nlp_transfer.strategies import Group
+
+    other = {"name": "more", "data": {"train": "a.csv"}, "task": {"name": "regression"}}
+    strategy = strategy_from({"name": "multitask", "sharing": "soft", "tasks": [other]})
+    model, *_ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], strategy)
+    names = ["bert.encoder.layer.0.output.dense.weight", "classifier.weight"]
+    groups = strategy.param_groups(model, [Group([*names, *(f"further.more.{name}" for name in names)], 0.01)])
+    rates = {name: group.learning_rate_scale for group in groups for name in group.names}
+    assert rates == {name: 10.0 if "classifier" in name else 1.0 for name in rates}
+    assert len(rates) == 4
+
+
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "deberta-v2"])
+def test_a_computed_head_leaves_no_layer_at_random(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    source = files(tmp_path / "data")
+    for strategy in ({"name": "features", "classifier": "logistic_regression"}, {"name": "prototypes"}):
+        with pytest.raises(UserError, match=r"is new to the checkpoint and would stay at random; allowed: task\.head: null"):
+            fine_tune(
+                model=str(tiny[family]), data={"train": source["train"]}, strategy=strategy, output_dir=str(tmp_path / "run"),
+                task={"name": "text_classification", "head": "family"},
+            )  # fmt: skip
+
+
+def test_a_label_that_all_rows_have_is_no_obstacle_to_a_logistic_regression(tiny: dict[str, Path]) -> None:
+    strategy = strategy_from({"name": "features", "classifier": "logistic_regression"})
+    model, _, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["multi_label"], strategy)
+    table.dense["labels"][:, 1] = 1
+    fit_logistic_regression(model, table)
+    with torch.inference_mode():
+        rows = np.arange(len(table))
+        batch = {name: value for name, value in table.batch(rows).items() if name != "labels"}
+        vectors = model.eval().pooled_states(**batch).numpy().astype(np.float64)
+        scores = model(**batch).logits.sigmoid().numpy()
+    assert (scores[:, 1] > 0.999).all()
+    theirs = LogisticRegression(max_iter=2000).fit(vectors, table.dense["labels"][:, 0]).predict_proba(vectors)[:, 1]
+    np.testing.assert_allclose(scores[:, 0], theirs, atol=1e-3)
+
+
+def test_a_learned_mix_of_layers_is_trained_and_kept_beside_an_adapter(tiny: dict[str, Path], tmp_path: Path) -> None:
+    source = files(tmp_path / "data")
+    fine_tune(
+        model=str(tiny["bert"]), data={"train": source["train"], "validation_share": 0}, strategy="lora",
+        task={"name": "text_classification", "head": {"layers": "mix"}}, output_dir=str(tmp_path / "run"),
+        training={"max_steps": 3, "learning_rate": 1e-2, "precision": "fp32"},
+    )  # fmt: skip
+    weights = load_predictor(tmp_path / "run").model.mix.weight
+    assert float(weights.detach().abs().min()) > 0
+    assert torch.equal(load_predictor(tmp_path / "run/adapter").model.mix.weight, weights)
+
+
+def test_rows_of_different_length_are_selected() -> None:
+    rows = [[1, 2, 3], [], [4], [5, 6]]
+    found = Ragged.from_lists(rows).select(np.array([3, 0, 0, 1]))
+    assert [found.values[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)] == [
+        [5, 6], [1, 2, 3], [1, 2, 3], [],
+    ]  # fmt: skip
