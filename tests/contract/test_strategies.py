@@ -39,7 +39,7 @@ STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "l2_sp": [{}],
     "gradual_unfreezing": [{}],
     "distill": [{"student_layers": 1}],
-    "few_shot": [{}],
+    "few_shot": [{"epochs": 10}],
     "prototypes": [{}],
     "zero_shot": [{}],
     "peft": [{}, {"type": "LN_TUNING"}],
