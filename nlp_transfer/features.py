@@ -25,11 +25,12 @@ from nlp_transfer.data.tokens import Ragged, TokenTable, model_inputs
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, pool
-from nlp_transfer.models import find_layers, has_decoder
+from nlp_transfer.models import encoder_config, find_layers, has_decoder
 
 Where = Literal["auto", "memory", "disk"]
 IN_MEMORY = 2**30  # bytes; what takes more is kept in a file
 TOLERANCE = 1e-4
+OF_THE_HEAD = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path")  # fields that features do not depend on
 BATCH = 64
 
 
@@ -303,11 +304,13 @@ def check_replay(model: PreTrainedModel, table: TokenTable, cut: Cut, device: to
         )
 
 
-def _fingerprint(model: nn.Module, table: TokenTable, cut: Cut, precision: str) -> str:
-    """A name for what would be computed: equal weights, tokens and settings have the same."""
-    layers = find_layers(model)
+def _fingerprint(model: PreTrainedModel, table: TokenTable, cut: Cut, precision: str) -> str:
+    """A name for what would be computed: equal weights, tokens and settings have the same, whatever the labels are."""
+    layers, config = find_layers(model), model.config
     depth = layers.depth if cut.depth is None else cut.depth
-    digest = hashlib.sha256(repr((cut, precision, torch.__version__, str(getattr(model, "config", "")))).encode())
+    pooled = [getattr(config, name, None) for name in ("classifier_pooling", "pooling", "layers")]
+    encoder = {key: value for key, value in encoder_config(config).to_dict().items() if key not in OF_THE_HEAD}
+    digest = hashlib.sha256(repr((cut, precision, torch.__version__, pooled, sorted(encoder.items()))).encode())
     for name, parameter in sorted(model.named_parameters()):
         if layers.depth_of(name) <= depth:
             digest.update(name.encode())
