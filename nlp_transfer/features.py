@@ -25,7 +25,7 @@ from nlp_transfer.data.tokens import Ragged, TokenTable, model_inputs
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, pool
-from nlp_transfer.models import encoder_config, find_layers, has_decoder
+from nlp_transfer.models import autocast, encoder_config, find_layers, has_decoder
 
 Where = Literal["auto", "memory", "disk"]
 IN_MEMORY = 2**30  # bytes; what takes more is kept in a file
@@ -89,9 +89,14 @@ def _cached(
     return values if cut.depth is None else Ragged(values, tokens.offsets)
 
 
+def _together() -> bool:
+    """Whether other processes work beside this one."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _agree(found: bool) -> bool:
     """What the first process found: all must go the same way, since together they compute or read."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _together():
         return found
     said = [found]
     torch.distributed.broadcast_object_list(said, 0)
@@ -137,7 +142,7 @@ def in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: s
 
     Each process computes a share and all get the whole, so the results are pickled on their way.
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    distributed = _together()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     batches = inference_batches(table.order, BATCH)
     with Steps(title, -(-len(batches) // world)) as progress:
@@ -155,8 +160,7 @@ def _states(model: Any, table: TokenTable, rows: np.ndarray, cut: Cut, device: t
     """float32: a vector (or one for each layer) a row, or the states of all tokens of the rows, one after the other."""
     batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
     inputs = {name: batch[name] for name in (*table.ragged, "attention_mask")}
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    with torch.inference_mode(), autocast(device, precision):
         if cut.depth is not None:
             states = _entering(model, cut.depth, inputs)
             return states[inputs["attention_mask"].bool()].float().cpu().numpy()

@@ -1,7 +1,6 @@
 """Answers for whole splits, for lists of texts and for files of any size; batches are sorted by length."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,13 @@ from nlp_transfer.console import Steps
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.models import autocast
 from nlp_transfer.sources import check_columns
 from nlp_transfer.sources.rows import Rows, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import Batch, read_table
 from nlp_transfer.tasks import Arrays, Items, Task
 
 WINDOW = 2048  # rows that are read, sorted by length and answered together when a file is streamed
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context in which a model of fp32 weights computes in `precision`."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def answer(

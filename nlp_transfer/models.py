@@ -1,6 +1,7 @@
 """Checkpoints: load one with a head, know its layers in order, and which of its parameters are new."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -310,3 +311,10 @@ def merge_adapter(model: Any) -> PreTrainedModel:
             model.set_submodule(name, module.modules_to_save[module.active_adapter])
     merged: PreTrainedModel = model.merge_and_unload()
     return merged
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context in which a model of fp32 weights computes in `precision`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)

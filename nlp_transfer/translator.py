@@ -10,7 +10,8 @@ import torch
 from nlp_transfer.config import DataConfig, with_type
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
-from nlp_transfer.inference import Predictor, autocast, pick_columns
+from nlp_transfer.inference import Predictor, pick_columns
+from nlp_transfer.models import autocast
 from nlp_transfer.seq2seq.pieces import join, pieces_of
 from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.sources.tables import read_table

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
-from nlp_transfer.models import new_parameters
+from nlp_transfer.models import freeze, has_decoder, new_parameters
 
 
 def last_linear(model: Any, setting: str) -> nn.Linear:
@@ -32,6 +33,19 @@ def last_linear(model: Any, setting: str) -> nn.Linear:
             "allowed: task.head: null, which has a single layer"
         )
     return layers[-1]
+
+
+def fix_for_computed_head(model: PreTrainedModel, setting: str) -> None:
+    """Fixes everything, where a last layer can be computed whose answers are labels.
+
+    Raises:
+        UserError: the answer is a text or a number, or the head is not a single layer that nothing else has to be trained for.
+    """
+    if has_decoder(model) or model.config.problem_type == "regression":
+        answer = "texts" if has_decoder(model) else "numbers"
+        raise UserError(f"{setting} beside answers that are {answer}; allowed: a task with labels")
+    last_linear(model, setting)
+    freeze(model, {name for name, _ in model.named_parameters()})
 
 
 def layer_inputs(model: nn.Module, layer: nn.Module, table: TokenTable, batch_size: int = 256) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions, Task
 
 UNUSED = "unused"
@@ -133,7 +133,7 @@ def route(models: dict[str, Any]) -> Callable[..., Any]:
         found: dict[str, Any] = {}
         for name, part in parts.items():
             run = live if models[name] is first else models[name]
-            found[name] = run(**{key: value for key, value in part.items() if key != "labels"})
+            found[name] = run(**model_inputs(part))
         idle = [p for name, model in models.items() if name not in parts for p in model.parameters() if p.requires_grad]
         found[UNUSED] = sum((0 * p.sum() for p in idle), start=torch.zeros((), device=first.device))
         return found

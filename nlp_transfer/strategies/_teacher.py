@@ -14,7 +14,7 @@ from nlp_transfer.data.tokens import encode_rows, model_inputs
 from nlp_transfer.errors import UserError
 from nlp_transfer.features import in_batches
 from nlp_transfer.heads import pool
-from nlp_transfer.models import Checkpoint, new_parameters, width
+from nlp_transfer.models import Checkpoint, autocast, new_parameters, width
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
@@ -53,11 +53,11 @@ class Teacher:
         task: Task = job.task.model_copy(update={"max_length": self._max_length()}).restore(self.checkpoint)
         tokenizer = self.checkpoint.tokenizer
         table = encode_rows(job.rows[split], partial(task.encode, tokenizer=tokenizer, targets=False), task.fill(tokenizer))
-        dtype = torch.bfloat16 if job.precision == "bf16" else None  # in fp16 a teacher of another family may overflow
+        precision = "bf16" if job.precision == "bf16" else "fp32"  # in fp16 a teacher of another family may overflow
 
         def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             inputs = {name: tensor.to(job.device) for name, tensor in model_inputs(table.batch(rows)).items()}
-            with torch.inference_mode(), torch.autocast(job.device.type, dtype=dtype, enabled=dtype is not None):
+            with torch.inference_mode(), autocast(job.device, precision):
                 outputs = self.model(**inputs, **({"output_hidden_states": True} if layers else {}))
             logits = outputs.logits.float().cpu().numpy()[:, self.order]
             if not layers:

@@ -22,7 +22,7 @@ from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.models import has_decoder
 from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
-from nlp_transfer.strategies._depth import plain_name
+from nlp_transfer.strategies._depth import HEAD_SCALE, plain_name
 from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear, layer_inputs
 from nlp_transfer.strategies._means import answered, write_prototypes
 from nlp_transfer.strategies._pairs import Comparison, GroupTable
@@ -68,7 +68,7 @@ class FewShot(Strategy):
         return HeadConfig(pooling="mean", normalize=True)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        return scale_head(model, groups, 10.0)
+        return scale_head(model, groups, HEAD_SCALE)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where the model writes text, or gives no vector of a text to compare, or a head of hidden layers is

@@ -15,6 +15,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.features import Cut, run_live
 from nlp_transfer.models import find_layers, freeze, new_parameters
 from nlp_transfer.strategies import Group, Job, Strategy, scale_head
+from nlp_transfer.strategies._depth import HEAD_SCALE
 from nlp_transfer.strategies._frozen import on_cached_features
 
 
@@ -35,7 +36,7 @@ class Partial(Strategy):
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """As in full fine-tuning the head learns faster than pretrained layers, where any of those are trained."""
-        return groups if self.frozen_layers == "all" else scale_head(model, groups, 10.0)
+        return groups if self.frozen_layers == "all" else scale_head(model, groups, HEAD_SCALE)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where the model has fewer layers, or shares one set of weights among them."""

@@ -8,11 +8,9 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from nlp_transfer.errors import UserError
 from nlp_transfer.heads import HeadConfig
-from nlp_transfer.models import freeze, has_decoder
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
-from nlp_transfer.strategies._linear import last_linear
+from nlp_transfer.strategies._linear import fix_for_computed_head
 from nlp_transfer.strategies._means import write_prototypes
 
 SETTING = "strategy.name: found prototypes"
@@ -37,11 +35,7 @@ class Prototypes(Strategy):
         Raises:
             UserError: the answer is a text or a number, or the head has hidden layers, which nothing would train.
         """
-        if has_decoder(model) or model.config.problem_type == "regression":
-            answer = "texts" if has_decoder(model) else "numbers"
-            raise UserError(f"{SETTING} beside answers that are {answer}; allowed: a task with labels")
-        last_linear(model, SETTING)
-        freeze(model, {name for name, _ in model.named_parameters()})
+        fix_for_computed_head(model, SETTING)
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:

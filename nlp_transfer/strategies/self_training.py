@@ -18,6 +18,7 @@ from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import has_decoder
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
+from nlp_transfer.strategies._depth import HEAD_SCALE
 
 
 class SelfTraining(Strategy):
@@ -36,7 +37,7 @@ class SelfTraining(Strategy):
     """Begin each round from the weights that the first one began with; else go on from those of the round before."""
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        return scale_head(model, groups, 10.0)
+        return scale_head(model, groups, HEAD_SCALE)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where answers come without a probability."""

@@ -19,10 +19,10 @@ from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
-from nlp_transfer.models import Checkpoint, forbid_new_parameters, freeze, has_decoder
+from nlp_transfer.models import Checkpoint, forbid_new_parameters
 from nlp_transfer.sources.rows import Rows, from_columns
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
-from nlp_transfer.strategies._linear import last_linear, layer_inputs, set_layer
+from nlp_transfer.strategies._linear import fix_for_computed_head, last_linear, layer_inputs, set_layer
 from nlp_transfer.strategies._words import in_words
 
 BATCH = 64
@@ -65,10 +65,7 @@ class ZeroShot(Strategy):
         Raises:
             UserError: the answer is a text or a number, or the head is not a single layer over vectors of length 1.
         """
-        if has_decoder(model) or model.config.problem_type == "regression":
-            answer = "texts" if has_decoder(model) else "numbers"
-            raise UserError(f"strategy.name: found zero_shot beside answers that are {answer}; allowed: a task with labels")
-        last_linear(model, "strategy.name: found zero_shot")
+        fix_for_computed_head(model, "strategy.name: found zero_shot")
         if self.by == "embedding":
             if not isinstance(model, EncoderHeadForSequenceClassification):
                 raise UserError(
@@ -80,7 +77,6 @@ class ZeroShot(Strategy):
                     f"task.head: found normalize {str(model.config.normalize).lower()}, layers {model.config.layers}; cosines "
                     "are those of vectors of length 1, and a mix of layers must be trained; allowed: normalize true, layers last"
                 )
-        freeze(model, {name for name, _ in model.named_parameters()})
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:

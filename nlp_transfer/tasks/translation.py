@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from nlp_transfer.config import Count, Name, TrainingConfig
 from nlp_transfer.data.pairs import check_sides, describe_pairs
+from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import compute_translation_metrics, translation_signatures
 from nlp_transfer.models import Checkpoint
@@ -273,7 +274,7 @@ class Translation(Task):
         answers: Arrays = {"prediction": np.full(rows, None, object)}
         items: Items = {}
         if "labels" in batch:
-            outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            outputs = model(**model_inputs(batch))
             items = self.items(outputs, batch)
             answers["right"] = _right(outputs, batch).sum(1).cpu().numpy()
             answers["of"] = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
