@@ -19,6 +19,7 @@ _PLACES = {
     "DataConfig": "config",
     "FineTuned": "fine_tune",
     "Predictor": "inference",
+    "Pushed": "export.push",
     "RunConfig": "config",
     "Strategy": "strategies",
     "Task": "tasks",
@@ -32,6 +33,7 @@ _PLACES = {
     "load_adapters": "export.adapters",
     "load_predictor": "export.load",
     "load_translator": "export.load",
+    "push": "export.push",
     "recipe": "cli",
 }
 
@@ -75,6 +77,8 @@ if TYPE_CHECKING:
     from nlp_transfer.export.adapters import load_adapters as load_adapters
     from nlp_transfer.export.load import load_predictor as load_predictor
     from nlp_transfer.export.load import load_translator as load_translator
+    from nlp_transfer.export.push import Pushed as Pushed
+    from nlp_transfer.export.push import push as push
     from nlp_transfer.fine_tune import FineTuned as FineTuned
     from nlp_transfer.fine_tune import fine_tune as fine_tune
     from nlp_transfer.inference import Predictor as Predictor

@@ -1,5 +1,6 @@
 """nlp-transfer: the command line. Nothing heavy is imported before a command runs, so that help answers at once."""
 
+import io
 import os
 import sys
 import traceback
@@ -11,7 +12,9 @@ import click
 
 from nlp_transfer import __version__
 from nlp_transfer.errors import UserError
+from nlp_transfer.secrets import guard_output, redact
 
+CONTEXT = {"help_option_names": ["-h", "--help"]}
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -43,7 +46,25 @@ def write_settings(formatter: click.HelpFormatter, parts: tuple[str, ...] = ()) 
         formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in chosen])
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def how_to_train(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say how a run is carried out, not what it is: they are in no document."""
+    flags = (
+        click.option(
+            "--resume",
+            type=click.Choice(["auto", "must", "never"]),
+            default="auto",
+            show_default=True,
+            help="Go on with an unfinished run in output_dir: where there is one, in any case, or in no case.",
+        ),
+        click.option("--allow-hub-metrics", is_flag=True, help="Let training.hub_metrics download and run foreign code."),
+        click.option("--push-to", metavar="USER/NAME", help="Push the finished run to a hub; a new repository is private."),
+    )
+    for flag in reversed(flags):
+        command = flag(command)
+    return command
+
+
+@click.group(context_settings=CONTEXT)
 @click.version_option(__version__)
 def cli() -> None:
     """Fine-tune BERT-family models on text, from a data file to a saved, measured model."""
@@ -51,18 +72,29 @@ def cli() -> None:
 
 @cli.command(cls=TrainHelp, context_settings=OVERRIDES)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--allow-hub-metrics", is_flag=True, help="Let training.hub_metrics download and run foreign code.")
+@how_to_train
 @click.pass_context
-def train(ctx: click.Context, file: Path, allow_hub_metrics: bool) -> None:
+def train(ctx: click.Context, file: Path, **how: Any) -> None:
     """Train as FILE (YAML) says. Any setting can be given by its dotted name: --training.epochs 5."""
-    from nlp_transfer.console import say
-    from nlp_transfer.document import merge, parse_overrides, read_document
+    from nlp_transfer.document import read_document
 
-    document, notes = merge(read_document(file), parse_overrides(ctx.args))
-    say(*notes)
+    _train(read_document(file), ctx.args, how)
+
+
+def _train(document: Any, arguments: Sequence[str], how: dict[str, Any]) -> Any:
+    merged = _merged(document, arguments)
     from nlp_transfer.fine_tune import fine_tune
 
-    fine_tune(document, allow_hub_metrics=allow_hub_metrics)
+    return fine_tune(merged, **how)
+
+
+def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
+    from nlp_transfer.console import say
+    from nlp_transfer.document import merge, parse_overrides
+
+    merged, notes = merge(document, parse_overrides(arguments))
+    say(*notes)
+    return merged
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
@@ -114,6 +146,27 @@ def translate(
     translate_file(model, source, output, _only(ctx.args, ("data", "task")), batch_size, precision, beams)
 
 
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="USER/NAME")
+@click.option(
+    "--public", is_flag=True, help="Make a new repository public; else it is private. One that is there stays as it is."
+)
+@click.option("--revision", metavar="BRANCH", help="Push to this branch; made from main if it is not there.  [default: main]")
+@click.option("--create-pr", is_flag=True, help="Propose the change as a pull request.")
+@click.option("--tag", help="Give the pushed commit this new tag.")
+@click.option("--adapter", is_flag=True, help="Push the adapter of a run in place of the merged model.")
+@click.option("--message", help="Of the commit.")
+def push(model: Path, repository: str, **how: Any) -> None:
+    """Push MODEL (a run folder, a model folder or an adapter folder) to a hub, all of it or nothing.
+
+    The token is HF_TOKEN, or that of `hf auth login`.
+    """
+    from nlp_transfer.export.push import push as send
+
+    print(send(model, repository, **how).url)
+
+
 class CompareHelp(TrainHelp):
     """With flags that take several values."""
 
@@ -158,11 +211,9 @@ def compare(
 
     FILE stands before the flags. Called again, what is finished is not run again.
     """
-    from nlp_transfer.console import say
-    from nlp_transfer.document import merge, parse_overrides, read_document
+    from nlp_transfer.document import read_document
 
-    document, notes = merge(read_document(file), parse_overrides(ctx.args))
-    say(*notes)
+    document = _merged(read_document(file), ctx.args)
     from nlp_transfer.compare import compare as run
 
     done = run(document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)  # type: ignore[arg-type]
@@ -182,44 +233,54 @@ def _only(arguments: Sequence[str], parts: tuple[str, ...]) -> dict[str, Any]:
     return document
 
 
-def recipe(config: Any, arguments: Sequence[str] | None = None) -> Any:
-    """Runs a recipe: the settings are code, and the command line may override them as it does those of a file."""
+def recipe(
+    config: Any, arguments: Sequence[str] | None = None, *, strategies: Sequence[Any] = (), seeds: Sequence[int] = (0, 1, 2)
+) -> Any:
+    """Runs a recipe: the settings are code, and the command line may override them as it does those of a file.
+
+    Args:
+        config: a RunConfig.
+        arguments: null: those of the process.
+        strategies: where there are some, they are compared, each with each of the `seeds`.
+    """
+
+    @click.command(cls=TrainHelp, context_settings=OVERRIDES | CONTEXT, help=sys.modules["__main__"].__doc__)
+    @how_to_train
+    @click.pass_context
+    def run(ctx: click.Context, **how: Any) -> Any:
+        document = config.model_dump(exclude_unset=True)
+        if not strategies:
+            return _train(document, ctx.args, how)
+        from nlp_transfer.compare import compare
+
+        return compare(_merged(document, ctx.args), strategies, seeds)
 
     given = sys.argv[1:] if arguments is None else list(arguments)
-
-    def run() -> Any:
-        if {"-h", "--help"} & set(given):
-            formatter = click.HelpFormatter(width=100)
-            write_settings(formatter)
-            click.echo(f"{sys.modules['__main__'].__doc__ or ''}\n{formatter.getvalue()}")
-            return None
-        from nlp_transfer.console import say
-        from nlp_transfer.document import merge, parse_overrides
-        from nlp_transfer.fine_tune import fine_tune
-
-        document, notes = merge(config.model_dump(exclude_unset=True), parse_overrides(given))
-        say(*notes)
-        return fine_tune(document)
-
-    return guarded(run)
+    return guarded(lambda: run.main(given, standalone_mode=False))
 
 
 def guarded(run: Callable[[], Any]) -> Any:
     """Ends the process as the contract says: 2 and a message for what the user can put right, 1 and a traceback for a
-    crash."""
+    crash, 128 and the signal's number where one arrived. Nothing secret is printed from here on."""
+    guard_output()
     try:
         return run()
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            click.echo(f"error: {error}", err=True)
+            click.echo(redact(f"error: {error}"), err=True)
         sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(redact(shown.getvalue()), err=True, nl=False)
         sys.exit(2)
-    except (click.exceptions.Exit, click.Abort) as error:
-        sys.exit(getattr(error, "exit_code", 1))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort) as error:
+        cause = error.__cause__ or error  # click turns an interrupt into its own error
+        if str(cause) and os.environ.get("RANK", "0") == "0":
+            click.echo(f"interrupted: {cause}", err=True)
+        sys.exit(getattr(cause, "status", 130))
     except BrokenPipeError:
         sys.exit(141)
     except Exception:

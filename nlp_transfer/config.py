@@ -171,7 +171,11 @@ class TrainingConfig(Settings):
     evaluate_every: Count | None = None
     """Optimiser steps between evaluations; null: after each epoch."""
     checkpoint_every: Count | None = None
-    """Optimiser steps between checkpoints; null: at each evaluation."""
+    """Optimiser steps between checkpoints; null: at each evaluation. Every 15 minutes there is one in any case."""
+    keep_checkpoints: Count = 2
+    """How many of the newest checkpoints are kept while a run goes on, beside the best weights."""
+    process_timeout: Count = 1800
+    """Seconds that one of several processes waits for the others before the run is given up."""
     early_stopping: Count | None = None
     """Evaluations without improvement after which training stops; null: never. The best weights are kept anyway."""
     best_metric: str | None = None
@@ -221,7 +225,7 @@ SettingsType = TypeVar("SettingsType", bound=Settings)
 def validate(schema: type[SettingsType], raw: Any, problems: Problems, prefix: str = "") -> SettingsType | None:
     """The typed settings, or None with every problem added to `problems`, each under its dotted name."""
     if not isinstance(raw, Mapping):
-        problems.add(f"{prefix or 'the document'}: found {raw!r}; allowed: settings by name")
+        problems.add(f"{prefix or 'the document'}: found {shorten(raw)}; allowed: settings by name")
         return None
     try:
         return schema.model_validate(dict(raw))

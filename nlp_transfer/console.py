@@ -1,6 +1,6 @@
 """What a user sees while something runs: lines, tables and progress, from the main process alone.
 
-Everything goes to standard error, so that standard output holds results and can be piped.
+Everything goes to standard error, so that standard output holds results and can be piped. Secrets are hidden in all of it.
 """
 
 import os
@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from nlp_transfer.secrets import redact
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -22,17 +25,17 @@ def say(*lines: str) -> None:
     """Prints lines; one that starts with `warning:` stands out."""
     if is_main():
         for line in lines:
-            console.print(line, style="yellow" if line.startswith("warning:") else None, markup=False)
+            console.print(redact(line), style="yellow" if line.startswith("warning:") else None, markup=False)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     if not is_main():
         return
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    table = Table(title=Text(redact(title)), title_justify="left")
+    for i, name in enumerate(columns):  # as texts, since words in square brackets would be markup
+        table.add_column(Text(redact(name)), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else Text(redact(str(cell))) for cell in row))
     console.print(table)
 
 
@@ -59,22 +62,22 @@ class Steps:
     EVERY = 30.0  # seconds between two lines without a terminal
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
-        self.title, self.total, self.done = title, total, done
+        self.title, self.total, self.done = redact(title), total, done
         self.started, self.done_before = time.monotonic(), done
         self.spoken = self.started
         self.text = ""
         self.bar = None
         if is_main() and console.is_terminal:
             self.bar = Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"), console=console, transient=True,
+                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False), console=console, transient=True,
             )  # fmt: skip
             self.bar.start()
-            self.task = self.bar.add_task(title, total=total, completed=done, note="")
+            self.task = self.bar.add_task(self.title, total=total, completed=done, note="")
 
     def note(self, text: str) -> None:
         """What is shown beside the progress from now on."""
-        self.text = text
+        self.text = redact(text)
 
     def advance(self, steps: int = 1) -> None:
         self.done += steps

@@ -1,6 +1,6 @@
 """The raw document that describes a run: read from YAML, with overrides by dotted name merged in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +8,36 @@ import yaml
 
 from nlp_transfer.config import Document, shorten
 from nlp_transfer.errors import UserError
+from nlp_transfer.sources.reading import SURROGATE, kind_of, read_start
+
+MAX_BYTES = 10 * 2**20  # of a file of settings
+MAX_VALUES = 1_000_000  # once each alias (*name) stands for what it names
+MAX_DEPTH = 50  # of settings inside each other
+TOO_DEEP = f"this is nested more than {MAX_DEPTH} deep; allowed: at most {MAX_DEPTH}"
+MAX_NUMBER = 1000  # characters of one that is no text
 
 
 def read_document(path: str | Path) -> Document:
     """The raw document in a YAML file.
 
     Raises:
-        UserError: the file is missing, is no YAML, or holds something other than settings by name.
+        UserError: the file is missing, too large, no file or no YAML, or holds something other than settings by name.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if kind := kind_of(path):
+            raise UserError(f"{path}: cannot be read as a YAML file (is {kind}); give a file that describes the run")
+        content = read_start(path, MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes; allowed: a YAML file of at most that many")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give a YAML file that describes the run") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a YAML file ({error})") from None
     try:
         document = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-13-45 is a ValueError
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"{shorten(document)} ({type(document).__name__})"
@@ -34,16 +46,97 @@ def read_document(path: str | Path) -> Document:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe loading that refuses a key given twice, which YAML loaders otherwise settle silently."""
+    """Safe loading that refuses a key given twice, which YAML loaders otherwise settle silently; and documents that grow while
+    they are read, hold themselves, or hold what no file can."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH + 1:
+            raise yaml.composer.ComposerError(None, None, TOO_DEEP, self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        _Measure().of(node)
+        return self.construct_document(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError):  # whatever Python says to !!bool maybe
+            kind = node.tag.rpartition(":")[2]
+            raise _refusal(node, f"found {shorten(node.value)}, which cannot be read as {kind}") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`; what is taken over may be given again
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int)) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
-            seen.add(key if isinstance(key, (str, int)) else None)
+            if not isinstance(key, Hashable):
+                raise _refusal(key_node, f"found {shorten(key)} as a key; allowed: a name")
+            if key in seen:
+                raise _refusal(key_node, f"{key!r} is given twice")
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _as_text(loader: _StrictLoader, node: yaml.ScalarNode) -> str:
+    return node.value
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:value", _as_text)  # a lone = is text
+
+
+def _refusal(node: yaml.Node, why: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, why, node.start_mark)
+
+
+class _Measure:
+    """How many values a node stands for and how deep it goes, with every alias written out."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[int, int] | None] = {}
+
+    def of(self, node: yaml.Node) -> tuple[int, int]:
+        if id(node) in self.known:
+            found = self.known[id(node)]
+            if found is None:
+                raise _refusal(node, "this value holds itself, by an alias")
+            return found
+        self.known[id(node)] = None
+        values, depth = 1, 0
+        if isinstance(node, yaml.ScalarNode):
+            _check_scalar(node)
+        else:
+            for part in node.value:
+                for inner in part if isinstance(part, tuple) else (part,):
+                    more, below = self.of(inner)
+                    values, depth = values + more, max(depth, below + 1)
+        if values > MAX_VALUES:
+            raise _refusal(node, f"this stands for more than {MAX_VALUES:,} values, aliases counted each time; allowed: fewer")
+        if depth > MAX_DEPTH:
+            raise _refusal(node, TOO_DEEP)
+        self.known[id(node)] = values, depth
+        return values, depth
+
+
+def _check_scalar(node: yaml.ScalarNode) -> None:
+    if half := SURROGATE.search(node.value):
+        raise _refusal(node, f"found {half.group()!a}, half of a character; allowed: the character itself")
+    if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
+        raise _refusal(
+            node, f"found a number of {len(node.value):,} characters; allowed: at most {MAX_NUMBER:,}, or quotes around it"
+        )
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
@@ -59,6 +152,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{name}: needs a value, such as --{name} VALUE")
             value = rest.pop(0)
+        if not all(name.split(".")):
+            raise UserError(f"--{name}: a part of the name is empty; allowed: a dotted name, such as --training.epochs 5")
         setting = name.split(".", 2)  # what comes third may be a label, and keeps its dashes
         pairs.append((".".join([part.replace("-", "_") for part in setting[:2]] + setting[2:]), _parse_value(value)))
     return pairs
@@ -68,7 +163,7 @@ def _parse_value(text: str) -> Any:
     """Numbers, booleans, null, lists and mappings as YAML reads them; anything else is text as it stands."""
     try:
         value = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError):
         return text
     bracketed = isinstance(value, (list, dict)) and text.lstrip().startswith(("[", "{"))  # "- " and "a: b" are text here
     quoted = isinstance(value, str) and text.lstrip().startswith(('"', "'"))
@@ -97,7 +192,7 @@ def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Doc
             place[_index(place, last, name)] = value
             continue
         if last == "name" and place.get("name") not in (None, value):
-            dropped = sorted(key for key in place if key != "name")
+            dropped = sorted(str(key) for key in place if key != "name")
             notes.append(f"{name} changed from {place['name']} to {value}; dropped its settings: {', '.join(dropped) or 'none'}")
             place.clear()
         place[last] = value
@@ -119,8 +214,10 @@ def _enter(place: Any, path: list[str], name: str) -> Any:
 
 
 def _index(items: list[Any], text: str, name: str) -> int:
-    if not text.isdigit() or int(text) >= len(items):
-        raise UserError(f"--{name}: found {text!r}; allowed: a position from 0 to {len(items) - 1}")
+    positions = [str(position) for position in range(len(items))]
+    if text not in positions:
+        allowed = f"a position from 0 to {len(items) - 1}" if items else "no position: the list is empty"
+        raise UserError(f"--{name}: found {text!r}; allowed: {allowed}")
     return int(text)
 
 

@@ -2,8 +2,11 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 SHOWN = 20
+LONGEST = 2000  # characters of one message: what was found may be a cell of megabytes
+SUGGESTED = 100  # characters of a word, and a thousand words: comparing longer ones takes too long
 
 
 class UserError(ValueError):
@@ -14,7 +17,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, problems: "Problems | None" = None) -> None:
-        super().__init__(message)
+        super().__init__(brief(message) if problems is None else message)
         self.problems = problems
 
 
@@ -32,7 +35,7 @@ class Problems:
     def add(self, message: str) -> None:
         self.count += 1
         if len(self.messages) < SHOWN:
-            self.messages.append(message)
+            self.messages.append(brief(message))
 
     def extend(self, messages: Iterable[str]) -> None:
         for message in messages:
@@ -64,7 +67,15 @@ class Problems:
             raise UserError(str(self), self)
 
 
+def brief(message: str) -> str:
+    """A message that can be read: of a long one the beginning and the end."""
+    return message if len(message) <= LONGEST else f"{message[: LONGEST * 3 // 4]} ... {message[-LONGEST // 4 :]}"
+
+
 def did_you_mean(word: object, known: Sequence[str]) -> str:
     """A suggestion such as ` (did you mean 'lora'?)`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    if len(str(word)) > SUGGESTED:
+        return ""
+    short = [name for name in islice(known, 10 * SUGGESTED) if len(name) <= SUGGESTED]
+    near = difflib.get_close_matches(str(word), short, n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -11,23 +11,25 @@ from accelerate.utils import set_seed
 
 from nlp_transfer import report
 from nlp_transfer.config import Document, RunConfig
-from nlp_transfer.console import say, show_metrics
+from nlp_transfer.console import is_main, say, show_metrics
 from nlp_transfer.data.augment import make_augmenter
 from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.export.load import load_predictor, load_translator, quiet
+from nlp_transfer.export.push import check_push, push_run
 from nlp_transfer.export.save import is_plain, versions
 from nlp_transfer.inference import Predictor
 from nlp_transfer.metrics import load_hub_metric
 from nlp_transfer.models import Checkpoint, count_parameters
 from nlp_transfer.outcome import finish_further, foreign_figures, right_answers, save, score_splits
-from nlp_transfer.resolve import resolve
-from nlp_transfer.run_folder import RunFolder
+from nlp_transfer.resolve import Run, resolve
+from nlp_transfer.run_folder import Resume, RunFolder
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
 from nlp_transfer.training.device import choose_attention, finish_trackers, make_accelerator, resolve_precision
 from nlp_transfer.training.loop import Trainer
+from nlp_transfer.training.signals import Signals
 from nlp_transfer.translator import Translator
 
 
@@ -58,23 +60,43 @@ class FineTuned:
 
 
 def fine_tune(
-    config: RunConfig | Document | str | Path | None = None, *, allow_hub_metrics: bool = False, **settings: Any
+    config: RunConfig | Document | str | Path | None = None,
+    *,
+    resume: Resume = "auto",
+    allow_hub_metrics: bool = False,
+    push_to: str | None = None,
+    **settings: Any,
 ) -> FineTuned:
     """Fine-tunes a checkpoint on text and leaves a saved, measured model in `output_dir`.
 
     Args:
         config: a YAML file, a document or typed settings; `settings` (model=, data=, task=, strategy=, training=,
             output_dir=) win over it. `data` may hold pandas DataFrames and datasets.Dataset objects.
+        resume: `auto` goes on with an unfinished run in `output_dir` or begins one; `must` only goes on, `never` only begins.
         allow_hub_metrics: lets `training.hub_metrics` download and run foreign code.
+        push_to: USER/NAME on a hub: whether the token may push there is asked first, and the finished run is pushed. Where the
+            push fails the run is finished all the same.
 
     Raises:
         UserError: something in the settings or the data is wrong; all problems are listed and nothing is left behind.
-        TrainingError: the loss is not a number.
+        TrainingError: the loss is not a number, or memory does not suffice.
+        DiskFullError: there was no room for a checkpoint or the model for ten minutes.
+        Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is kept. It is a KeyboardInterrupt.
     """
     run = resolve(config, **settings)
+    with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
+        folder.check()
+        if push_to and is_main():
+            check_push(push_to)
+        done = _tell(run, folder, signals, allow_hub_metrics)
+    if push_to and is_main():
+        push_run(done.output_dir, push_to)
+    return done
+
+
+def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool) -> FineTuned:
+    """The story itself, in a folder that it may write in."""
     training = run.config.training
-    folder = RunFolder(run.config.output_dir)
-    folder.check()
     foreign = [load_hub_metric(name, allow_foreign_code=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
 
@@ -98,7 +120,7 @@ def fine_tune(
     trainer = Trainer(
         model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, accelerator=accelerator,
         output_dir=folder.path, describe=lambda rows: _describe(splits, rows), objectives=prepared.objectives,
-        augment=augment,
+        augment=augment, signals=signals,
     )  # fmt: skip
     say(*report.resolved_lines(trainer, reason))
     document = report.resolved_document(run, task, trainer, checkpoint, splits)

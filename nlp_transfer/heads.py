@@ -13,18 +13,26 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from nlp_transfer.config import Count, Settings, Share
+from nlp_transfer.config import Count, Settings, Share, shorten, validate
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.head_type import MODEL_TYPE
 
 
 class HeadConfig(Settings):
     """A head of the toolkit's own: pooling, hidden layers with GELU and dropout, and the output layer."""
 
-    hidden: Annotated[list[Count], Field(max_length=8)] = []
-    """Sizes of the hidden layers; none: a single linear layer."""
+    hidden: Annotated[list[Annotated[Count, Field(le=8192)]], Field(max_length=8)] = []
+    """Sizes of the hidden layers, up to 8,192 each; none: a single linear layer."""
     dropout: Share = 0.1
     """Dropout before each linear layer."""
     pooling: Literal["cls", "mean", "max"] = "mean"
@@ -52,11 +60,26 @@ class EncoderHeadConfig(PretrainedConfig):
         names = ("encoder", "pooling", "hidden", "head_dropout", "layers", "normalize")
         own = {name: kwargs.pop(name, getattr(type(self), name)) for name in names}
         super().__init__(**kwargs)
+        self._check(own)
         for name, value in own.items():
             setattr(self, name, value)
 
+    @staticmethod
+    def _check(own: dict[str, Any]) -> None:
+        """Raises a ValueError where a file's fields are none that this head can have."""
+        shape = {"dropout" if name == "head_dropout" else name: value for name, value in own.items() if name != "encoder"}
+        problems = Problems()
+        validate(HeadConfig, shape | {"hidden": own["hidden"] or []}, problems, "config.json")
+        encoder = own["encoder"]
+        known = encoder is None or (isinstance(encoder, dict) and encoder.get("model_type") in set(CONFIG_MAPPING) - {MODEL_TYPE})
+        if not known:
+            problems.add(f"config.json.encoder: found {shorten(encoder)}; allowed: the configuration of an encoder")
+        problems.raise_if_any()
+
     def encoder_config(self) -> PretrainedConfig:
         fields = dict(self.encoder or {})
+        if not fields:
+            raise UserError("model: config.json has no `encoder`, the configuration of the encoder below the head")
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
@@ -106,7 +129,7 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: EncoderHeadConfig) -> None:
         super().__init__(config)
-        self.encoder = without_pooler(AutoModel.from_config(config.encoder_config()))
+        self.encoder = without_pooler(AutoModel.from_config(config.encoder_config(), trust_remote_code=False))
         sizes = [self.encoder.config.hidden_size, *(config.hidden or []), config.num_labels]
         layers: list[nn.Module] = []
         for i, (width, after) in enumerate(pairwise(sizes)):

@@ -10,10 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.config import DataConfig
-from nlp_transfer.console import Steps
+from nlp_transfer.console import Steps, say
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.memory import give_back, is_out_of_memory
 from nlp_transfer.models import autocast
 from nlp_transfer.sources import check_columns
 from nlp_transfer.sources.rows import Rows, from_columns, lines_as, names_of, unfold
@@ -44,24 +45,39 @@ def answer(
         targets.
     """
     device = next(model.parameters()).device
-    batches = inference_batches(table.order, batch_size)[part[0] :: part[1]]
     answers: list[Arrays] = []
+    done: list[np.ndarray] = []
     items: Items = {}
+
+    def take(indices: np.ndarray) -> None:
+        try:
+            batch = {name: tensor.to(device) for name, tensor in table.batch(indices).items()}
+            with autocast(device, precision):
+                found, losses = task.answer(model, batch, None if chosen is None else chosen[indices])
+        except Exception as error:
+            if len(indices) == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            answers.append(found)
+            done.append(indices)
+            _add(items, losses)
+            return
+        give_back()
+        say(f"warning: out of memory with {len(indices)} rows at a time; they are answered in two parts")
+        for half in np.array_split(indices, 2):
+            take(half)
+
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for indices in batches:
-                batch = {name: tensor.to(device) for name, tensor in table.batch(indices).items()}
-                with autocast(device, precision):
-                    found, losses = task.answer(model, batch, None if chosen is None else chosen[indices])
-                answers.append(found)
-                _add(items, losses)
+            for indices in inference_batches(table.order, batch_size)[part[0] :: part[1]]:
+                take(indices)
                 if progress is not None:
                     progress.advance()
     finally:
         model.train(was_training)
-    rows = np.concatenate([*batches, np.zeros(0, np.int64)])
+    rows = np.concatenate([*done, np.zeros(0, np.int64)])
     merged = {name: np.concatenate([part[name] for part in answers]) for name in (answers[0] if answers else {})}
     return merged, rows, items
 

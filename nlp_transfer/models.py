@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.errors import UserError
 from nlp_transfer.sources import ModelSource
+from nlp_transfer.trust import FAULTS, check_model, check_weights, load_configuration, load_tokenizer, weight_files, why
 
 # The names under which the families keep their dropout rates.
 HIDDEN_DROPOUT = (
@@ -36,13 +36,10 @@ class Checkpoint:
         """Reads the configuration.
 
         Raises:
-            UserError: it cannot be found or read, or its model type is unknown.
+            UserError: it cannot be found or read, its model type is unknown, or it brings code or points out of its folder.
         """
-        try:
-            config = AutoConfig.from_pretrained(source.path, revision=source.revision)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"model: {source.name} cannot be opened: {_first_line(error)}") from error
-        return cls(source, config)
+        check_model(source)
+        return cls(source, load_configuration(source))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -92,20 +89,27 @@ class Checkpoint:
         Raises:
             UserError: the family has no such head, or the weights cannot be read.
         """
-        config = AutoConfig.from_pretrained(self.source.path, revision=self.source.revision)
+        config = load_configuration(self.source)
         for name, value in overrides.items():
             setattr(config, name, value)
+        files = weight_files(self.source)
         try:
+            with torch.device("meta"):
+                check_weights(self.source, auto_class.from_config(config, trust_remote_code=False))
             model, report = auto_class.from_pretrained(
                 self.source.path,
                 config=config,
                 revision=self.source.revision,
+                trust_remote_code=False,
+                weights_only=True,  # of a pickle; safetensors are taken where there are such
                 dtype=torch.float32,  # by default the dtype on disk is taken, and a checkpoint kept in fp16 trains badly
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"model: {self.source.name} cannot be loaded: {_first_line(error)}") from error
+        except UserError:
+            raise
+        except FAULTS as error:
+            raise UserError(f"model: {self.source.name} cannot be loaded: {why(error, files)}") from error
         if set(report["missing_keys"]) >= {name for name, _ in model.named_parameters()}:
             raise UserError(
                 f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is it another family?"
@@ -113,29 +117,6 @@ class Checkpoint:
         mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
         model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)
         return model
-
-
-def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, or that in a folder inside it.
-
-    Raises:
-        UserError: there is none, or it cannot be loaded.
-    """
-    if folder and source.is_folder and not Path(source.path, folder).is_dir():
-        raise UserError(f"model: {source.name} has no folder {folder}/, which was saved with it; copy the model whole")
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.path, revision=source.revision, subfolder=folder
-        )
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, ImportError) as error:
-        inside = f" in {folder}/" if folder else ""
-        raise UserError(f"model: {source.name} has no tokenizer that can be loaded{inside}: {_first_line(error)}") from error
-    return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, float]:

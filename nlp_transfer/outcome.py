@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from accelerate import Accelerator
 
 from nlp_transfer.console import show_metrics
 from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.disk import patiently
 from nlp_transfer.errors import UserError
-from nlp_transfer.export.load import RECORD, quiet
-from nlp_transfer.export.save import check_adapter, is_adapted, is_plain, record, save_adapted, save_model, write_json
+from nlp_transfer.export.load import quiet
+from nlp_transfer.export.save import add_to_record, check_adapter, is_adapted, is_plain, save_adapted, save_model
 from nlp_transfer.inference import score
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.strategies import Job, Strategy
@@ -30,7 +32,8 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
     if is_adapted(plain):
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
-    saved = save_model(plain, job.checkpoint.tokenizer, job.task, folder.path / "model", _probe(job))
+    place = folder.path / "model"
+    saved = patiently(lambda: save_model(plain, job.checkpoint.tokenizer, job.task, place, _probe(job)), "the model", place)
     if (folder.path / "adapter").is_dir():
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
     return saved
@@ -61,12 +64,12 @@ def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelera
         if accelerator.is_main_process:
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
-            model = save_model(model, job.checkpoint.tokenizer, job.task, place, _probe(job))
+            model = patiently(partial(save_model, model, job.checkpoint.tokenizer, job.task, place, _probe(job)), name, place)
         metrics, _ = score_splits(job, model, accelerator, [])
         found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
         show_metrics({f"{name}: {split}": figures for split, figures in metrics.items()})
         if accelerator.is_main_process:
-            write_json(place / RECORD, record(job.task, is_plain(model), metrics))
+            add_to_record(place, {"metrics": metrics})
     return {"tasks": found} if found else {}
 
 

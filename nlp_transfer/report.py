@@ -11,11 +11,12 @@ from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.card import write_card
-from nlp_transfer.export.load import RECORD, read_record
-from nlp_transfer.export.save import record, versions, write_json
+from nlp_transfer.export.load import RECORD
+from nlp_transfer.export.save import add_to_record, versions, write_json
 from nlp_transfer.models import Checkpoint, count_parameters, new_parameters
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import RunFolder
+from nlp_transfer.secrets import clean
 from nlp_transfer.sources import HUB_DATA
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.wheels import is_wheel
@@ -28,7 +29,7 @@ FEW_STEPS = 100
 
 def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
     """What was chosen automatically, and how much there is to do."""
-    steps, plan = trainer.total_steps(), trainer.plan()
+    steps, plan = trainer.budget.steps(), trainer.budget.plan()
     trainable, total = count_parameters(trainer.model)
     rows = plan.batch_size * plan.accumulation * plan.processes
     size = f"about {plan.batch_tokens * plan.accumulation * plan.processes} tokens" if plan.batch_tokens else f"{rows} rows"
@@ -42,7 +43,7 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
     if not trainer.strategy.takes_steps():
         return [*lines, f"no step is taken: what is needed is computed from train, on {trainer.accelerator.device}"]
     lines += [
-        f"learning rate {trainer.learning_rate():g}, {trainer.epochs():g} epochs, "
+        f"learning rate {trainer.budget.learning_rate():g}, {trainer.budget.epochs():g} epochs, "
         f"{steps} steps of {size}, {processes} on {trainer.accelerator.device}",
     ]
     if smoothing := trainer.task.label_smoothing(trainer.training):
@@ -75,7 +76,7 @@ def _weighing_lines(trainer: Trainer, plan: WindowPlan) -> list[str]:
 
 
 def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkpoint, splits: Splits) -> dict[str, Any]:
-    """`config.yaml`: nothing is left to be resolved, so running it again repeats the run.
+    """`config.yaml`: nothing is left to be resolved, so running it again repeats the run. Secrets are left out.
 
     Raises:
         UserError: the settings come from such a document, and a file or revision is not the one it was made with.
@@ -84,14 +85,14 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     training = trainer.training.model_dump() | {
         "label_smoothing": trainer.task.label_smoothing(trainer.training),
         "precision": trainer.precision, "attention": trainer.attention,
-        "learning_rate": trainer.learning_rate(), "epochs": trainer.epochs(),
+        "learning_rate": trainer.budget.learning_rate(), "epochs": trainer.budget.epochs(),
     }  # fmt: skip
     processes = trainer.accelerator.num_processes  # another number cuts windows otherwise: to go on, it must be the same
     provenance: dict[str, Any] = {"files": splits.provenance(), "versions": versions(), "processes": processes}
     if checkpoint.revision:
         provenance["model_revision"] = checkpoint.revision
     _check_provenance(config.provenance, provenance)
-    return {
+    document = {
         "model": f"{checkpoint.source.path}@{checkpoint.revision}" if checkpoint.revision else _absolute(config.model),
         "data": {name: _pinned(getattr(config.data, name), splits.rows.get(name)) for name in type(config.data).model_fields},
         "task": task.document(),
@@ -100,6 +101,8 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         "output_dir": str(Path(config.output_dir).expanduser().absolute()),
         "provenance": provenance,
     }
+    cleaned: dict[str, Any] = clean(document)
+    return cleaned
 
 
 def _pinned(value: Any, rows: Rows | None) -> Any:
@@ -165,14 +168,11 @@ def peak_memory() -> int:
 
 
 def finish(folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: dict[str, Any], splits: Splits) -> None:
-    """The card and the records; `result.json` comes last, since it is what says that the run is finished."""
-    model = folder.path / "model"
-    before = read_record(model) or {}  # of an adapter it says on what base it belongs
-    kept = {name: before[name] for name in ("base", "merges") if name in before}
-    write_json(model / RECORD, record(task, result["plain"], result["metrics"]) | kept)
+    """The card and the records, also of an adapter; `result.json` comes last, since it is what says that the run is finished."""
     rows = {name: len(part) for name, part in splits.rows.items()}
-    write_card(
-        model, task, result, {"train": run.config.data.train, "test": run.config.data.test, "rows": rows}, document["training"]
-    )
+    sources = {name: clean(getattr(run.config.data, name)) for name in ("train", "test")}
+    for part in [folder.path / name for name in ("model", "adapter") if (folder.path / name / RECORD).is_file()]:
+        add_to_record(part, {"metrics": result["metrics"]})
+        write_card(part, task, clean(result), {**sources, "rows": rows}, document["training"])
     write_json(folder.path / "result.json", result)
     folder.clear_checkpoints()

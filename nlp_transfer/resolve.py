@@ -43,7 +43,8 @@ def resolve(config: RunConfig | Document | str | Path | None = None, **settings:
     raw |= {name: value.document() for name, value in own.items()}
     plain = {name: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for name, value in raw.items()}
     checked = validate(RunConfig, plain, problems)
-    task: Any = own.get("task") or _build(task_from, plain.get("task"), problems)
+    asked = plain.get("task")
+    task: Any = own.get("task") or _build(task_from, None if isinstance(asked, list) else asked, problems)
     strategy: Any = own.get("strategy") or _build(strategy_from, plain.get("strategy", "full"), problems)
     if checked is not None:
         _check_together(checked, task, problems)

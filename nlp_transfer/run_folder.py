@@ -3,25 +3,55 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
+from filelock import FileLock, Timeout
 
 from nlp_transfer.config import shorten
+from nlp_transfer.console import say
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 
+Resume = Literal["auto", "must", "never"]
+
+LOCK = ".lock"
+WINDOW = ("training.batch_size", "training.batch_tokens", "training.gradient_accumulation_steps", "provenance.processes")
+HOW = tuple(
+    f"training.{name}" for name in ("checkpoint_every", "keep_checkpoints", "process_timeout", "logging_steps", "trackers")
+)
+"""Settings that change nothing of what is learned."""
 OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "checkpoints", "biases.safetensors", "tasks", "shared")
 
 
 class RunFolder:
-    """`output_dir` of a run: new, unfinished (then it is gone on with) or finished (then it is refused)."""
+    """`output_dir` of a run: new, unfinished (then it is gone on with) or finished (then it is refused).
 
-    def __init__(self, path: str) -> None:
+    While it is entered no other process can begin or go on in it.
+
+    Args:
+        resume: `auto`: go on where a run is unfinished, else begin; `must`, `never`: only the one, or only the other.
+    """
+
+    def __init__(self, path: str, resume: Resume = "auto") -> None:
         self.path = Path(path).expanduser()
+        self.resume = resume
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            if not self.unfinished:
+                (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
 
     def check(self) -> None:
         """Raises a UserError when a run may not be written here; nothing is created."""
+        if self.resume not in get_args(Resume):
+            raise UserError(f"resume: found {self.resume!r}; allowed: {', '.join(get_args(Resume))}")
         try:
             self._check()
         except OSError as error:  # a name that is too long, say
@@ -31,6 +61,13 @@ class RunFolder:
         if (self.path / "result.json").exists():
             raise UserError(
                 f"output_dir: {self.path} already holds a finished run; give another output_dir, or remove the folder"
+            )
+        if self.resume == "must" and not self.unfinished:
+            raise UserError(f"resume: found must; {self.path} holds no unfinished run; allowed: auto, or another output_dir")
+        if self.resume == "never" and self.unfinished:
+            raise UserError(
+                f"resume: found never; {self.path} holds an unfinished run; remove the folder to begin anew, or give another "
+                "output_dir; auto goes on with it"
             )
         if not self.unfinished:
             clash = [name for name in OWN if (self.path / name).exists()]
@@ -48,31 +85,68 @@ class RunFolder:
         return (self.path / "config.yaml").is_file() and not (self.path / "result.json").exists()
 
     def begin(self, document: dict[str, Any]) -> None:
-        """Creates the folder and writes `config.yaml`; where a run is unfinished its settings must be the same.
+        """Creates and locks the folder and writes `config.yaml`; where a run is unfinished its settings must be the same.
 
         Raises:
-            UserError: other settings than before, or the folder cannot be created.
+            UserError: other settings than before, another process is at work there, or the folder cannot be created.
         """
-        if self.unfinished:
-            before = read_document(self.path / "config.yaml")
-            problems = Problems(
-                f"output_dir: {self.path} holds an unfinished run with other settings; finish it, or give another output_dir"
-            )
-            for name, old, new in differences(before, document):
-                problems.add(f"{name}: {shorten(old)} before, {shorten(new)} now")
-            problems.raise_if_any()
-            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._claim()
+            if self.unfinished:
+                self._compare(read_document(self.path / "config.yaml"), document)
+                return
             part = self.path / ".part-config.yaml"
             part.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
             os.replace(part, self.path / "config.yaml")
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written: {error}") from error
 
+    def _claim(self) -> None:
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"output_dir: another process is at work in {self.path}; wait until it ends, or give another output_dir"
+            ) from None
+        except NotImplementedError:  # some network file systems have no locks
+            say(f"warning: {self.path} is on a file system without locks; nothing keeps a second run out of it")
+            return
+        self._lock = lock
+        self._check()  # the process that held it may have finished the run
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        problems = Problems(
+            f"output_dir: {self.path} holds an unfinished run with other settings; finish it, or give another output_dir"
+        )
+        found = differences(before, now)
+        if _window(before) == _window(now):  # however it is cut, each optimiser step sees the same rows
+            changed = [f"{name} {old} before, {new} now" for name, old, new in found if name in WINDOW]
+            say(*(f"{line}; each step sees the same rows" for line in changed))
+            found = [one for one in found if one[0] not in WINDOW]
+        for name, old, new in found:
+            if name in HOW:
+                continue
+            if name.startswith("provenance.versions."):
+                say(f"warning: {name.rpartition('.')[2]} {old} before, {new} now; figures may differ in their last digits")
+            else:
+                problems.add(f"{name}: {shorten(old)} before, {shorten(new)} now")
+        problems.raise_if_any()
+
     def clear_checkpoints(self) -> None:
         """A finished run needs none: `model/` holds its best weights."""
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def _window(document: dict[str, Any]) -> tuple[bool, Any]:
+    """What an optimiser step sees: whether tokens are counted, and how much of them or of rows in all."""
+    try:
+        training, processes = document["training"], document["provenance"]["processes"]
+        tokens = training["batch_tokens"]
+        return tokens is not None, (tokens or training["batch_size"]) * training["gradient_accumulation_steps"] * processes
+    except (KeyError, TypeError):
+        return False, None
 
 
 def differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -19,6 +19,7 @@ from nlp_transfer.export.save import write_json
 from nlp_transfer.inference import Predictor
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.aligned import check_no_aligned
+from nlp_transfer.sources.reading import kind_of, read_start
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import ENDINGS
 from nlp_transfer.sources.wheels import is_wheel
@@ -91,8 +92,10 @@ def _check_files(source: Path, output: Path, probabilities: bool = False) -> Non
             raise UserError(f"{option}: {path} is no file: {error.strerror}; allowed: a file ({', '.join(ENDINGS)})") from error
     if source.suffix.lower() not in ENDINGS:
         problems.add(f"--input: found the ending {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}")
-    elif not source.is_file():
+    elif not source.exists():
         problems.add(f"--input: there is no file {source}; allowed: a file that exists ({', '.join(ENDINGS)})")
+    elif kind := kind_of(source):
+        problems.add(f"--input: {source} is {kind}; allowed: a file ({', '.join(ENDINGS)})")
     if output.suffix.lower() not in ENDINGS:
         problems.add(f"--output: found the ending {output.suffix!r} of {output}; allowed: {', '.join(ENDINGS)}")
     elif output.is_dir():
@@ -176,8 +179,10 @@ def _data_settings(settings: dict[str, Any]) -> DataConfig:
 
 def _guess_rows(path: Path) -> int:
     """Rows of a file from its size and its first lines, for the progress bar alone."""
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
+    try:
+        start = read_start(path, 1 << 16)
+    except OSError:  # reading says what is wrong
+        return 1
     return max(1, int(path.stat().st_size / max(1, len(start)) * max(1, start.count(b"\n"))))
 
 
@@ -270,7 +275,7 @@ class Writer:
             if self.parquet is None:  # a column without a value so far has no type yet; sparse ones mostly hold text
                 text = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
                 table = table.cast(pa.schema(text))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"--output: a .parquet column has one type, and later rows do not fit that of the first ({error}); "
                 "allowed: .jsonl"

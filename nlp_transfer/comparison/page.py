@@ -57,11 +57,11 @@ def write_page(path: Path, measured: Measured, seeds: Sequence[int]) -> None:
     if with_shots and any(curves):
         body += ["<h2>With more rows</h2>", learning_curves([curve for curve in curves if curve], title, show)]
     whole = "\n".join(body)
-    write_text(
-        path,
+    page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{whole}\n</body></html>\n",
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{whole}\n</body></html>\n"
     )
+    write_text(path, page.encode(errors="replace").decode())  # a flag's bytes need not be UTF-8
 
 
 def _labels(measured: Measured) -> list[str]:

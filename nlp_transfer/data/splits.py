@@ -220,16 +220,21 @@ def split_off(
 
 def _units(keys: Sequence[str], groups: Sequence[object] | None) -> np.ndarray:
     """A number for each row, equal where rows must stay together (connected through key or group)."""
-    # Numbered by first appearance: Python's hashes differ from process to process, and a split must not.
-    numbers: dict[str, int] = {}
-    by_key = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+    by_key = _numbered(keys)
     if groups is None:
         return by_key
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    _, by_group = np.unique([str(value) for value in groups], return_inverse=True)
+    by_group = _numbered([str(value) for value in groups])
     size = by_key.max() + 1 + by_group.max() + 1
     links = coo_matrix((np.ones(len(keys)), (by_key, by_key.max() + 1 + by_group)), shape=(size, size))
     _, component = connected_components(links, directed=False)
     return np.asarray(component)[by_key]
+
+
+def _numbered(values: Sequence[str]) -> np.ndarray:
+    """int64 of shape (values,): equal values have the same number, in the order of their first appearance. (Hashes differ from
+    process to process, and a split must not; an array of the texts would take the room of the longest for each.)"""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)

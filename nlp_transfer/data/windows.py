@@ -112,13 +112,15 @@ class WindowPlan:
         total = sum(len(self.windows(epoch)) for epoch in range(whole)) if self.batch_tokens else fixed
         return max(1, total + math.ceil(round((epochs - whole) * self.windows_in_epoch, 6)))
 
-    def cut(self, window: np.ndarray, process: int) -> list[MicroBatch]:
-        """The micro-batches of one process; every process gets the same number, so that none waits for another."""
+    def cut(self, window: np.ndarray, process: int, pieces: int = 1) -> list[MicroBatch]:
+        """The micro-batches of one process, each in `pieces` where it has as many rows; every process gets the same number, so
+        that none waits for another."""
         rows = -(-len(window) // self.processes)
         number = min(self.accumulation, rows)
         if self.batch_tokens is not None:  # rounding up may put a row too many into a micro-batch
             fitting = max(1, self.batch_tokens // int(self.lengths[window].max()))
             number = max(number, -(-rows // fitting))
+        number = min(number * pieces, rows)
         share = number * self.processes
         mine = [window[i::share] for i in range(process, share, self.processes)]
         return [MicroBatch(part) if len(part) else MicroBatch(window[:1], counted=False) for part in mine]

@@ -6,8 +6,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from nlp_transfer.export.markdown import code, plain_text, row
-from nlp_transfer.export.usage import task_part
+from nlp_transfer.export.load import read_record
+from nlp_transfer.export.markdown import code, one_line, plain_text, row
+from nlp_transfer.export.usage import ADAPTER, UNMERGED, task_part
 from nlp_transfer.sources import HUB_MODEL
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task, task_name
@@ -36,7 +37,8 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     """
     base = str(result["model"])
     adapter = (folder / "adapter_config.json").is_file()
-    part = task_part(task, result["plain"], adapter)
+    merges = (read_record(folder) or {}).get("merges", True)
+    part = task_part(task, result["plain"], (ADAPTER if merges else f"{ADAPTER} {UNMERGED}") if adapter else "")
     names = [data_name(data["train"])]
     scored = "test" if result["metrics"].get("test") else "validation"
     figures = result["metrics"].get(scored, {})
@@ -45,12 +47,12 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         library_name="peft" if adapter else "transformers",
         pipeline_tag=part.pipeline_tag,
         language=part.languages or None,
-        tags=["nlp_transfer", task_name(task), str(strategy_label(result["strategy"]))],
-        base_model=base if HUB_MODEL.match(base) and not Path(base).exists() else None,
-        model_name=title,
+        tags=["nlp_transfer", task_name(task), one_line(strategy_label(result["strategy"]))],
+        base_model=_hub_id(base),
+        model_name=one_line(title),
         eval_results=[
             EvalResult(
-                task_type=part.pipeline_tag, dataset_type="local", dataset_name=names[0], dataset_split=scored,
+                task_type=part.pipeline_tag, dataset_type="local", dataset_name=one_line(names[0]), dataset_split=scored,
                 metric_type=name, metric_value=round(value, 6), metric_name=name,
             )
             for name, value in figures.items() if name in SHOWN
@@ -61,7 +63,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         f"# {plain_text(title)}",
         "",
         f"A {task_name(task).replace('_', ' ')} model made from {code(data_name(base))}.",
-        f"Strategy: {strategy_label(result['strategy'])}.",
+        f"Strategy: {code(strategy_label(result['strategy']))}.",
         "",
         "## Use",
         "",
@@ -87,6 +89,12 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         "",
     ]
     ModelCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n".join(lines)).save(folder / "README.md")
+
+
+def _hub_id(base: str) -> str | None:
+    """The base as a card may name it: an id on a hub, without the revision."""
+    match = HUB_MODEL.match(base)
+    return match["id"] if match and not Path(base).expanduser().exists() else None
 
 
 def _figures(figures: Mapping[str, float], signatures: Mapping[str, str], remarks: list[str]) -> list[str]:

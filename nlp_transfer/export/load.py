@@ -1,25 +1,26 @@
 """Loading what was saved: run folders, model folders, adapters, hub ids."""
 
 import contextlib
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.config import TrainingConfig, shorten
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, encoder_type, forbid_new_parameters, merge_adapter
-from nlp_transfer.sources import ModelSource, find_model
+from nlp_transfer.sources import HUB_MODEL, ModelSource, find_model
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
 from nlp_transfer.training.device import inference_device, resolve_precision
 from nlp_transfer.translator import Translator
+from nlp_transfer.trust import ADAPTER_WEIGHTS, FAULTS, check_adapter, read_json, why
 
 RECORD = "nlp_transfer.json"
 
@@ -42,7 +43,7 @@ def load_predictor(
     device = inference_device()
     path = Path(model).expanduser()
     whole: Any
-    if adapter := find_adapter(path):
+    if adapter := find_adapter(path) or hub_adapter(str(model)):
         whole, checkpoint, task = open_adapter(adapter, settings)
     else:
         checkpoint = Checkpoint.open(find_model(str(model)))
@@ -70,6 +71,8 @@ def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None 
     """The task with other settings; what the weights were made for stays."""
     asked = dict(settings or {})
     problems = Problems()
+    if before.max_length is not None and most is not None and not 1 <= before.max_length <= most:
+        raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {most}, the limits of its model")
     made_for = {"name": task_name(before), **{name: getattr(before, name, None) for name in ("labels", "architecture")}}
     for name, value in made_for.items():
         if asked.get(name, value) != value:
@@ -106,11 +109,35 @@ def find_adapter(path: Path) -> Path | None:
     return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "adapter_config.json")), None)
 
 
+def hub_adapter(model: str) -> Path | None:
+    """The folder into which an adapter on a hub was downloaded; None where the model is something else."""
+    match = HUB_MODEL.match(model)
+    if match is None or "/" not in model or os.path.exists(Path(model).expanduser()):
+        return None
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        hf_hub_download(match["id"], "adapter_config.json", revision=match["revision"])
+        hf_hub_download(match["id"], RECORD, revision=match["revision"])
+        return Path(snapshot_download(match["id"], revision=match["revision"]))
+    except (OSError, ValueError):  # it is no adapter of this toolkit; or it cannot be read, which is said where it is opened
+        return None
+
+
 def adapter_record(folder: Path) -> dict[str, Any]:
     """The record of an adapter. Raises a UserError where it does not say on what base the adapter belongs."""
     saved = read_record(folder)
     if saved is None or "base" not in saved:
         raise UserError(f"{folder}: is an adapter without its {RECORD}, which says on what base it belongs")
+    base = saved["base"]
+    model, revision = (base.get("model"), base.get("revision")) if isinstance(base, dict) else (None, None)
+    if not isinstance(model, str) or not isinstance(revision, (str, NoneType)):
+        raise UserError(f"{folder / RECORD}: found base: {shorten(base)}; allowed: the name of a model, and its revision or null")
+    if model.startswith((".", "~")) or ".." in Path(model).parts:
+        raise UserError(
+            f"{folder / RECORD}: the base is {shorten(model)}, a place that depends on who looks for it; allowed: a hub id, "
+            "pypi:NAME==VERSION#PATH, or the whole path of a model's folder"
+        )
     return saved
 
 
@@ -120,32 +147,38 @@ def open_adapter(
     """An adapter on the base it was trained on, by default merged into it where its kind can be; that base, and the task.
 
     Raises:
-        UserError: it has no record of its base and labels.
+        UserError: it has no record of its base and labels, or its files are broken or ask for what is no part of it.
     """
     from peft import PeftModel
 
     saved = adapter_record(folder)
-    task = _changed(task_from(saved["settings"]), settings)
+    check_adapter(folder)
     base = find_model(saved["base"]["model"])
     checkpoint = Checkpoint.open(ModelSource(base.name, base.path, base.revision or saved["base"]["revision"]))
+    task = _changed(task_from(saved["settings"]), settings, checkpoint.max_length)
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
         model = task.build_model(checkpoint, TrainingConfig())
-        adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        try:
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        except FAULTS as error:
+            files = [path for name in ADAPTER_WEIGHTS if (path := folder / name).is_file()]
+            raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, files)}") from error
         whole: PreTrainedModel = merge_adapter(adapted) if merge and saved.get("merges", True) else adapted
     return whole, checkpoint, task
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The folder's `nlp_transfer.json`, or None where there is none."""
-    try:
-        saved: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """The folder's `nlp_transfer.json`, or None where there is none.
+
+    Raises:
+        UserError: it cannot be read, or holds no settings of a task.
+    """
+    if not os.path.lexists(folder / RECORD):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / RECORD}: cannot be read ({error})") from error
-    if not isinstance(saved, dict) or "settings" not in saved:
-        raise UserError(f"{folder / RECORD}: found no `settings`; is it a file of this toolkit?")
+    saved = read_json(folder / RECORD)
+    if not isinstance(saved.get("settings"), dict):
+        raise UserError(f"{folder / RECORD}: found no `settings` of a task; is it a file of this toolkit?")
     return saved
 
 

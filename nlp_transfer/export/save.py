@@ -12,9 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.export.load import RECORD, load_model, open_adapter, quiet
+from nlp_transfer.disk import patiently, sync, sync_all
+from nlp_transfer.export.load import RECORD, load_model, open_adapter, quiet, read_record
+from nlp_transfer.export.probe import make_probe
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
 from nlp_transfer.models import Checkpoint
+from nlp_transfer.secrets import clean
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task, task_name
 
@@ -57,6 +60,11 @@ def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base:
     }
 
 
+def add_to_record(folder: Path, fields: dict[str, Any]) -> None:
+    """Puts more into the record that stands in a folder already."""
+    write_json(folder / RECORD, (read_record(folder) or {}) | fields)
+
+
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path, probe: dict[str, torch.Tensor]
 ) -> PreTrainedModel:
@@ -81,9 +89,11 @@ def save_model(
         write_json(part / RECORD, record(task, is_plain(model)))
         again: Any = load_model(part, task.auto_class())
         _compare(model, again, probe, part)
+        add_to_record(part, {"probe": make_probe(again, part)})
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    sync_all(part)  # checkpoints are removed soon after
     os.replace(part, folder)
     return again.to(next(model.parameters()).device)
 
@@ -115,7 +125,9 @@ def check_adapter(
     base = {"model": name, "revision": checkpoint.revision}
     write_json(folder / RECORD, record(task, is_plain(model), base=base) | {"merges": not is_adapted(model)})
     task.save_parts(folder)
-    _compare(model, open_adapter(folder)[0], probe, folder)
+    again = open_adapter(folder)[0]
+    _compare(model, again, probe, folder)
+    add_to_record(folder, {"probe": make_probe(again, folder)})
 
 
 def _compare(model: PreTrainedModel, again: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
@@ -130,7 +142,14 @@ def _compare(model: PreTrainedModel, again: PreTrainedModel, probe: dict[str, to
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a whole file or none. A NaN is refused: JSON has no word for it, and readers elsewhere stop at it."""
+    """Writes a whole file or none, without secrets. A NaN is refused: JSON has no word for it, and readers elsewhere stop at
+    it."""
     part = path.with_name(f".part-{path.name}")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(clean(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write() -> None:
+        part.write_text(text, encoding="utf-8")
+        sync(part)
+
+    patiently(write, path.name, path.parent)
     os.replace(part, path)

@@ -9,10 +9,8 @@ from nlp_transfer.tasks import Task
 from nlp_transfer.translator import translates
 
 WITHOUT = "Without `import nlp_transfer` transformers refuses the model; `encoder/` is the plain encoder alone."
-ADAPTER = (
-    "This is an adapter that cannot be merged into the model it was trained on: it needs that model, which `nlp_transfer.json` "
-    "names as `base`, and peft."
-)
+UNMERGED = "It cannot be merged into that model."
+ADAPTER = "This is an adapter. It needs the model it was trained on, which `nlp_transfer.json` names as `base`, and peft."
 # ISO 639-1. Codes of three letters are those that NLLB translates, and Mandarin as Tatoeba and Marian call it.
 TWO_LETTERS = frozenset(
     "aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu "
@@ -35,19 +33,19 @@ class TaskPart:
     languages: list[str] = field(default_factory=list)
 
 
-def task_part(task: Task, plain: bool, adapter: bool = False) -> TaskPart:
+def task_part(task: Task, plain: bool, adapter: str = "") -> TaskPart:
     """What depends on the task.
 
     Args:
         plain: transformers loads the model by itself.
-        adapter: the model is an adapter that cannot be merged into its base.
+        adapter: what is to be said of an adapter without its base, where the card describes one.
     """
-    return _translation(task) if translates(task) else _classification(task, plain, adapter)
+    return _translation(task, adapter) if translates(task) else _classification(task, plain, adapter)
 
 
-def _classification(task: Task, plain: bool, adapter: bool) -> TaskPart:
+def _classification(task: Task, plain: bool, adapter: str) -> TaskPart:
     example = '{"text": "some text", "text_pair": "another"}' if getattr(task, "text_pair", None) else '"some text"'
-    usage = _adapter(task) if adapter else _pipeline(example, plain)
+    usage = _adapter(task, adapter) if adapter else _pipeline(example, plain)
     return TaskPart(
         pipeline_tag="text-classification",
         usage=usage,
@@ -57,15 +55,15 @@ def _classification(task: Task, plain: bool, adapter: bool) -> TaskPart:
     )
 
 
-def _adapter(task: Task) -> list[str]:
+def _adapter(task: Task, adapter: str) -> list[str]:
     example = '("some text", "another")' if getattr(task, "text_pair", None) else '"some text"'
     lines = [
         "from nlp_transfer import load_predictor",
         "",
-        'classify = load_predictor("path/to/this/folder")',
+        'classify = load_predictor("path/or/id")',
         f"print(classify([{example}]))",
     ]
-    return [*python(lines), ADAPTER, ""]
+    return [*python(lines), adapter, ""]
 
 
 def _pipeline(example: str, plain: bool) -> list[str]:
@@ -79,17 +77,18 @@ def _pipeline(example: str, plain: bool) -> list[str]:
     return [*python(lines), *([] if plain else [WITHOUT, ""])]
 
 
-def _translation(task: Any) -> TaskPart:
+def _translation(task: Any, adapter: str) -> TaskPart:
     own = [
         "from nlp_transfer import load_translator",
         "",
         'translate = load_translator("path/or/id")',
         'print(translate(["some text"]))',
     ]
+    plain = ["With plain transformers:", "", *python(_plain_translation(task))]
     languages = [str(language) for language in (task.source_language, task.target_language) if language]
     return TaskPart(
         pipeline_tag="translation",
-        usage=[*python(own), "With plain transformers:", "", *python(_plain_translation(task))],
+        usage=[*python(own), *([adapter, ""] if adapter else plain)],
         settings=[
             f"- architecture: {task.architecture}",
             *([f"- languages: {' to '.join(map(code, languages))}"] if languages else []),

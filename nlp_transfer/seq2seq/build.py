@@ -66,7 +66,7 @@ def build_encoder_decoder(
     dropout = dropout_overrides(checkpoint.config, hidden_dropout, attention_dropout)
     encoder = checkpoint.load(AutoModel, **dropout)
     if not warm_start:
-        encoder = AutoModel.from_config(encoder.config)
+        encoder = AutoModel.from_config(encoder.config, trust_remote_code=False)
         encoder.new_parameters = frozenset(name for name, _ in encoder.named_parameters())
     if decoder in ("encoder", "new"):
         part, copied = _decoder_like(encoder, checkpoint.max_length, decoder_layers, target), frozenset[str]()
@@ -111,7 +111,7 @@ def build_whole(
         raise UserError(f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}; it is no whole model")
     if not warm_start:
         generation = model.generation_config
-        model = AutoModelForSeq2SeqLM.from_config(model.config)
+        model = AutoModelForSeq2SeqLM.from_config(model.config, trust_remote_code=False)
         model.generation_config = generation
         model.new_parameters = frozenset(name for name, _ in model.named_parameters())
     # Positions that are computed are parameters in some families, though none that could be trained.
@@ -172,7 +172,7 @@ def _decoder_from(
         raise UserError(f"task.decoder: {str(error).removeprefix('model: ')}; allowed: {DECODERS}") from error
     if warm_start:
         return model
-    model = AutoModelForCausalLM.from_config(model.config)
+    model = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
     model.new_parameters = frozenset(name for name, _ in model.named_parameters())
     return model
 

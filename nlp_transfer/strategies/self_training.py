@@ -17,8 +17,8 @@ from nlp_transfer.config import Count, Positive, Share
 from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import has_decoder
-from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
-from nlp_transfer.strategies._depth import HEAD_SCALE
+from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
+from nlp_transfer.strategies._depth import head_apart
 
 
 class SelfTraining(Strategy):
@@ -29,7 +29,7 @@ class SelfTraining(Strategy):
     confidence: Share = 0.5
     """Probability from which an answer may be learned from, in the class of which the model is surest; in the others the
     threshold is lower, by how sure it is of them on average."""
-    share: Positive = 1.0
+    share: Positive = 0.4
     """Share of the unlabelled rows that the last round may learn from; earlier rounds may in proportion, the surest first."""
     balance: bool = True
     """Keep the classes' shares as they are in train: of each class only so many rows join in. Else all sure rows do."""
@@ -37,7 +37,8 @@ class SelfTraining(Strategy):
     """Begin each round from the weights that the first one began with; else go on from those of the round before."""
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        return scale_head(model, groups, HEAD_SCALE)
+        """As in full fine-tuning the head learns faster, unless another strategy of a list has set its rate."""
+        return head_apart(model, groups)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where answers come without a probability."""

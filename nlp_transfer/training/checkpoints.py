@@ -15,43 +15,72 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nlp_transfer.disk import sync, sync_all
 from nlp_transfer.sources.wheels import sha256_of
 
 Tensors = dict[str, torch.Tensor]
 
 
-def write_checkpoint(folder: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], best: bool) -> Path:
-    """Writes `step-N` whole or not at all, points `last` (and `best`) at it, and removes what nothing points at."""
+def write_checkpoint(
+    folder: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], best: bool, number: int = 1
+) -> Path:
+    """Writes `step-N` whole or not at all, points `last` (and `best`) at it, and removes what nothing needs any more: all but
+    the newest `number` and the best weights that each of them knows (`best_step` in its state)."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step}"
     part = folder / f".part-{step}"
-    shutil.rmtree(part, ignore_errors=True)
+    remove_parts(folder)
     part.mkdir()
-    for name, values in tensors.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, part / f"{name}.safetensors")
-    (part / "state.json").write_text(json.dumps(state))
-    hashes = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
-    (part / "manifest.json").write_text(json.dumps(hashes, indent=1))
-    for path in part.iterdir():
-        _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
+    try:
+        for name, values in tensors.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, part / f"{name}.safetensors")
+        (part / "state.json").write_text(json.dumps(state))
+        hashes = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
+        (part / "manifest.json").write_text(json.dumps(hashes, indent=1))
+        sync_all(part)
+    except Exception:
+        shutil.rmtree(part, ignore_errors=True)  # on a full disk it would only be in the way
+        raise
+    if target.exists():  # in the way, since a folder cannot be renamed onto another
+        os.replace(target, folder / f".part-old-{step}")
     os.replace(part, target)
-    _sync(folder)
     point(folder, "last", target.name)
     if best:
         point(folder, "best", target.name)
-    keep = {pointed(folder, "last"), pointed(folder, "best")}
-    for path in folder.glob("step-*"):
-        if path.name not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+    sync(folder)
+    kept = _steps(folder)[:number]
+    kept += [f"step-{best_step}" for name in kept if (best_step := _best_step(folder / name))]
+    for name in set(_steps(folder)) - {*kept, pointed(folder, "best"), pointed(folder, "last")}:
+        os.replace(folder / name, folder / f".part-{name}")  # gone at once: half a folder would look like a damaged checkpoint
+    remove_parts(folder)
     return target
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what an interrupted write or removal left."""
+    for path in folder.glob(".part-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _steps(folder: Path) -> list[str]:
+    """Names of the checkpoints, the newest first."""
+    names = [path.name for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(names, key=lambda name: -int(name.removeprefix("step-")))
+
+
+def _best_step(path: Path) -> int:
+    """The step of the best weights that a checkpoint knows; 0 where it cannot be read, or knows none."""
+    try:
+        return int(read_state(path).get("best_step", 0))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
 
 
 def point(folder: Path, name: str, target: str) -> None:
     """Makes the pointer file `name` say `target`, atomically."""
     part = folder / f".{name}"
     part.write_text(target)
-    _sync(part)
+    sync(part)
     os.replace(part, folder / name)
 
 
@@ -66,8 +95,7 @@ def pointed(folder: Path, name: str) -> str | None:
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are all there with their hashes, and notes on those that were passed over."""
     notes: list[str] = []
-    steps = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    for path in sorted(steps, key=lambda path: -int(path.name.removeprefix("step-"))):
+    for path in (folder / name for name in _steps(folder)):
         broken = what_is_broken(path)
         if broken is None:
             return path, notes
@@ -78,9 +106,11 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
 def what_is_broken(path: Path) -> str | None:
     """A reason not to trust a checkpoint, or None."""
     try:
-        hashes = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return "its manifest is missing or unreadable"
+        hashes = dict(json.loads((path / "manifest.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return "manifest.json is missing or unreadable"
+    if "state.json" not in hashes:
+        return "manifest.json does not name state.json"
     for name, digest in hashes.items():
         if not (path / name).is_file():
             return f"{name} is missing"
@@ -101,11 +131,3 @@ def read_tensors(path: Path, name: str) -> Tensors:
 def read_state(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
     return state
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,12 +1,15 @@
 """Device, precision and processes: what Accelerate is told, and why."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_transfer.config import TrainingConfig
@@ -89,6 +92,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
         accelerator = Accelerator(
             cpu=not has_accelerator(),  # without this, plain torchrun on CPUs would start unrelated jobs
             mixed_precision="no" if precision == "fp32" else precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=training.process_timeout))],
             log_with=training.trackers or None,
             project_dir=str(output_dir) if output_dir else None,
         )
@@ -117,6 +121,23 @@ def release_model(accelerator: Accelerator, model: torch.nn.Module, own_forward:
     if own_forward is not None:
         model.forward = own_forward
     accelerator.free_memory()
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Dropout in a step depends on the run's seed, the step and the process alone, so no generator has to be saved."""
+    number = int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
+    torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks after every kind of device, for half a millisecond
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(number)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an exchange between processes failed, since one has ended or does not answer."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def inference_device() -> str:

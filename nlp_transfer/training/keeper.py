@@ -1,6 +1,7 @@
 """Where a run stands, and keeping it: checkpoints on optimiser steps, going on from the last one, the best weights."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from nlp_transfer.console import say
+from nlp_transfer.disk import patiently
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizers import MovingAverage
@@ -43,6 +45,12 @@ class Position:
     """Evaluations of this phase since its best one."""
     stopped: bool = False
     """Whether the phase was stopped early."""
+    unjudged: bool = False
+    """Whether the evaluation after this step is still to be done."""
+    pieces: int = 1
+    """Into how many pieces micro-batches are cut, because memory did not suffice for whole ones."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """The state of fp16's loss scale."""
     touched: list[str] = field(default_factory=list)
     """Names of all parameters that any phase has trained."""
     average_steps: int = 0
@@ -81,10 +89,15 @@ class Keeper:
     """Keeps a run's weights, moments and position; in `folder` where there is one, else the best weights in memory.
 
     Of several processes one writes, and all read.
+
+    Args:
+        number: the newest so many checkpoints are kept, and the best weights that each of them knows.
     """
 
-    def __init__(self, model: nn.Module, folder: Path | None, ema: float | None, writes: bool = True) -> None:
-        self.model, self.folder, self.ema, self.writes = model, folder, ema, writes
+    def __init__(self, model: nn.Module, folder: Path | None, ema: float | None, writes: bool = True, number: int = 2) -> None:
+        self.model, self.folder, self.ema, self.writes, self.number = model, folder, ema, writes, number
+        self.written = -1
+        """Step of the newest checkpoint."""
         self.moments: Tensors = {}
         self.average: MovingAverage | None = None
         self._best: Tensors = {}
@@ -107,6 +120,7 @@ class Keeper:
         if folder is None:
             return Position()
         position = Position(**checkpoints.read_state(folder))
+        self.written = position.step
         if position.best is not None and (broken := checkpoints.what_is_broken(self._best_folder(position))):
             say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
             position.best, position.best_step, position.phase_rank, position.worse = None, 0, [], 0
@@ -121,19 +135,28 @@ class Keeper:
         say(f"going on from {folder} (step {position.step})")
         return position
 
-    def keep(self, position: Position, best: bool) -> None:
-        """Writes a checkpoint. Called between two optimiser steps, in every process."""
+    def keep(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
+        """Writes a checkpoint. Called between two optimiser steps, in every process.
+
+        Raises:
+            DiskFullError: there was no room for it, and `give_up` or ten minutes ended the wait.
+        """
         weights = self._weights(position)
         average = self.average.shadow if self.average else {}
         if self.folder is None:
             if best:
                 self._best = {name: tensor.clone() for name, tensor in (weights | average).items()}
             return
+        self.written = position.step
         if not self.writes:
             return
         position.average_steps = self.average.steps if self.average else 0
         tensors = {"model": weights, "optimizer": self.moments} | ({"average": average} if average else {})
-        checkpoints.write_checkpoint(self.folder, position.step, tensors, asdict(position), best)
+        folder, state = self.folder, asdict(position)
+        patiently(
+            lambda: checkpoints.write_checkpoint(folder, position.step, tensors, state, best, self.number),
+            f"the checkpoint of step {position.step}", folder, give_up,
+        )  # fmt: skip
 
     def restore_best(self, position: Position) -> None:
         """Puts the weights of the best evaluation into the model; without validation the last ones (or their average)."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from nlp_transfer.disk import patiently
+
 
 class RunLog:
     """Appends a line a call; figures of validation are nested in the file and prefixed in trackers."""
@@ -16,11 +18,12 @@ class RunLog:
         self.accelerator = accelerator
         self.path = output_dir / "log.jsonl" if output_dir is not None and accelerator.is_main_process else None
 
-    def go_on_after(self, step: int) -> None:
-        """Drops the lines of later steps, which an interrupted run took and which are about to be taken again."""
+    def go_on_after(self, step: int, judged: bool = True) -> None:
+        """Drops the lines of later steps, which an interrupted run took and which are about to be taken again; unless `judged`,
+        the evaluation after `step` too."""
         if self.path is None or not self.path.exists():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _place_of(line) <= (step, judged)]
         part = self.path.with_name(f".part-{self.path.name}")
         part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         os.replace(part, self.path)
@@ -30,11 +33,20 @@ class RunLog:
             return
         validation = fields.pop("validation", {})
         line = {"step": step, **_numbers(fields)} | ({"validation": _numbers(validation)} if validation else {})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._append(self.path, json.dumps(line, allow_nan=False) + "\n")
         figures = {f"train/{name}": value for name, value in fields.items()}
         figures |= {f"validation/{name}": value for name, value in validation.items()}
         self.accelerator.log(figures, step=step)
+
+    def _append(self, path: Path, line: str) -> None:
+        size = path.stat().st_size if path.exists() else 0
+
+        def write() -> None:
+            with path.open("ab") as file:
+                file.truncate(size)  # what a full disk left of the line
+                file.write(line.encode())
+
+        patiently(write, "log.jsonl", path.parent)
 
 
 def _numbers(figures: dict[str, float]) -> dict[str, float | None]:
@@ -42,9 +54,10 @@ def _numbers(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; of one that was not written to its end, one after all others."""
+def _place_of(line: str) -> tuple[float, bool]:
+    """The step of a line, and whether it is of an evaluation; of one that was not written to its end, after all others."""
     try:
-        return float(json.loads(line)["step"])
+        found = json.loads(line)
+        return float(found["step"]), "validation" in found
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return math.inf, True

@@ -1,10 +1,11 @@
 """The training loop, readable from top to bottom."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,23 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import Steps
-from nlp_transfer.data.tokens import TokenTable, model_inputs
+from nlp_transfer.console import Steps, say
+from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.data.windows import Window, WindowPlan
-from nlp_transfer.inference import answer_all, score
+from nlp_transfer.inference import answer_all
+from nlp_transfer.memory import give_back, is_out_of_memory
 from nlp_transfer.models import enable_gradient_checkpointing, encoder_type, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import LossOptions, Objective, Task
-from nlp_transfer.training.device import choose_attention, make_accelerator, release_model, resolve_precision
+from nlp_transfer.training.budget import Budget
+from nlp_transfer.training.device import (
+    choose_attention,
+    is_lost_process,
+    make_accelerator,
+    release_model,
+    resolve_precision,
+    seed_step,
+)
 from nlp_transfer.training.keeper import Keeper, Position
 from nlp_transfer.training.log import RunLog
 from nlp_transfer.training.optimizers import (
@@ -33,12 +43,17 @@ from nlp_transfer.training.optimizers import (
     set_rate,
     state_by_name,
 )
+from nlp_transfer.training.signals import Interrupted, Signals
+from nlp_transfer.training.validation import score_validation
+
+CHECKPOINT_SECONDS = 900.0  # a checkpoint is written at least this often, however long an epoch is
 
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]  # a batch, its rows, the step
 
 
 class TrainingError(RuntimeError):
-    """The loss is not a number; the message names the step and the rows."""
+    """Training cannot go on: the loss is not a number, memory does not suffice, another process is gone. The message names the
+    step, and what to do."""
 
 
 class Trainer:
@@ -52,6 +67,7 @@ class Trainer:
         describe: row indices of train to text, for the message about rows that break the loss.
         objectives: what a phase of the strategy may name in place of the task.
         augment: changes the batches of train in a phase that learns the task; null: they stay as they are.
+        signals: entered by the caller; null: signals do what they do in Python.
     """
 
     def __init__(
@@ -67,6 +83,7 @@ class Trainer:
         describe: Callable[[np.ndarray], str] = str,
         objectives: Mapping[str, Objective] | None = None,
         augment: Augment | None = None,
+        signals: Signals | None = None,
     ) -> None:
         self.model, self.task, self.tables = model, task, tables
         self.strategy, self.training = strategy or Strategy(), training or TrainingConfig()
@@ -76,20 +93,36 @@ class Trainer:
         length = float(tables["train"].ragged["input_ids"].lengths.mean()) if "train" in tables else 0.0
         self.attention = choose_attention(self.training.attention, model, self.accelerator.device, self.precision, length)
         self.output_dir, self.describe, self.objectives = output_dir, describe, dict(objectives or {})
-        self.augment = augment
+        self.augment, self.signals = augment, signals or Signals()
+        self.budget = Budget(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
         self.best_metric = self.training.best_metric or task.best_metric
         checkpoints = output_dir / "checkpoints" if output_dir else None
-        self.keeper = Keeper(model, checkpoints, self.training.ema, writes=self.accelerator.is_main_process)
+        kept = self.training.keep_checkpoints
+        self.keeper = Keeper(model, checkpoints, self.training.ema, self.accelerator.is_main_process, kept)
         self.log = RunLog(self.accelerator, output_dir)
         self.position = Position()
-        self._joined: tuple[Phase, TokenTable] | None = None
+        self._kept = time.monotonic()
         if self.training.gradient_checkpointing:
             enable_gradient_checkpointing(model)
 
     def train(self) -> Position:
         """All phases, then the best weights; a run that was interrupted goes on where its last checkpoint was written."""
+        try:
+            return self._train()
+        except Exception as error:
+            if not is_lost_process(error):
+                raise
+            raise TrainingError(
+                f"step {self.position.step + 1}: another process has ended, or did not answer for "
+                f"{self.training.process_timeout} seconds (training.process_timeout): {error}. The same command goes on from the "
+                f"checkpoint of step {max(self.keeper.written, 0)}"
+            ) from error
+
+    def _train(self) -> Position:
         self.position = at = self.keeper.resume()
-        self.log.go_on_after(at.step)
+        self.log.go_on_after(at.step, not at.unjudged)
+        if at.scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(at.scaler)
         while True:
             if at.phase is None:
                 state, began = State(**at.strategy), time.monotonic()
@@ -109,7 +142,8 @@ class Trainer:
 
     def _run_phase(self, phase: Phase) -> None:
         at, training, accelerator = self.position, self.training, self.accelerator
-        table, plan, total = self.table_of(phase), self.plan(phase), self.total_steps(phase)
+        finished = len(at.strategy["finished"])
+        table, plan, total = self.budget.table(phase), self.budget.plan(phase, finished), self.budget.steps(phase, finished)
         augment = self.augment if phase.split == "train" and phase.objective is None else None
         objective = self.objectives[phase.objective] if phase.objective else self.task
         names = set(phase.trainable or ())
@@ -118,7 +152,7 @@ class Trainer:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.model.to(accelerator.device)
         groups = named_groups(self.model, training, self.strategy)
-        optimizer = make_optimizer(self.model, groups, self.learning_rate() * phase.learning_rate_scale)
+        optimizer = make_optimizer(self.model, groups, self.budget.learning_rate() * phase.learning_rate_scale)
         self.keeper.begin(at, [name for group in groups for name in group.names])
         if not phase.keep_optimizer and at.phase_step == 0:
             self.keeper.moments = {}
@@ -133,17 +167,21 @@ class Trainer:
         evaluate_every = training.evaluate_every or plan.windows_in_epoch
         train_mode(self.model)
         began, logged = time.monotonic() - at.seconds, []
-        with Steps("training" if phase.name == "train" else f"training ({phase.name})", total, at.phase_step) as progress:
+        title = "training" if phase.name == "train" else f"training ({phase.name})"
+        with Steps(title, total, at.phase_step) as progress, self.signals.held():
+            if at.unjudged and self._judge(phase):
+                self._keep(optimizer, True)
             for window in plan.windows_from(at.epoch, at.window):
                 if at.phase_step >= total or at.stopped:
                     break
                 started = time.monotonic()
-                seed_step(training.seed, at.step, accelerator.process_index)
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
-                found = self._backward(model, objective, table, window, plan, options, augment)
+                found = self._gradient(model, objective, table, window, plan, options, augment)
                 norm = accelerator.clip_grad_norm_(trained, training.max_grad_norm or math.inf)
-                own = window.rows[window.rows < len(self.tables["train"])] if phase.objective is None else window.rows[:0]
-                self._stop_on_nan(norm, found["loss"], own)
+                broken, stop, long_ago = self._agree(norm, found["loss"])
+                if broken:
+                    own = window.rows[window.rows < len(self.tables["train"])] if phase.objective is None else window.rows[:0]
+                    self._stop_on_nan(norm, found["loss"], own, optimizer)
                 prepared.step()
                 prepared.zero_grad()
                 if self.keeper.average is not None:
@@ -168,15 +206,42 @@ class Trainer:
                     progress.note(f"loss {watched['loss']:.3f}, {rows_a_second:.0f} rows/s")
                 progress.advance()
                 evaluate = at.phase_step % evaluate_every == 0 or last
-                better = evaluate and phase.evaluate and "validation" in self.tables and self._evaluate(phase.patience)
-                due = at.step % training.checkpoint_every == 0 if training.checkpoint_every else evaluate and not last
+                at.unjudged = evaluate and phase.evaluate and "validation" in self.tables
+                better = at.unjudged and not stop and self._judge(phase)
+                due = at.step % training.checkpoint_every == 0 if training.checkpoint_every else evaluate
                 at.seconds = time.monotonic() - began
-                if better or due:
-                    self.keeper.moments |= state_by_name(optimizer)
-                    self.keeper.keep(at, better)
-                    accelerator.wait_for_everyone()
+                stop = stop or (self.signals.received is not None and accelerator.num_processes == 1)
+                if better or due or last or long_ago or stop:
+                    self._keep(optimizer, better)
+                if stop:
+                    raise Interrupted(self.signals.received or signal.SIGTERM, self._how_to_go_on())
         self.keeper.moments |= state_by_name(optimizer)
         release_model(accelerator, self.model, own_forward)
+
+    def _gradient(self, model: nn.Module, objective: Objective, table: Any, window: Window, plan: WindowPlan, *more: Any) -> Any:
+        """`_backward`, and where memory does not suffice for it the same window again in smaller pieces."""
+        at, processes = self.position, self.accelerator.num_processes
+        while True:
+            seed_step(self.training.seed, at.step, self.accelerator.process_index)
+            try:
+                return self._backward(model, objective, table, window, plan, *more)
+            except Exception as error:  # the error holds the tensors; they go with it
+                if not is_out_of_memory(error):
+                    raise
+                rows = max(len(micro.rows) for micro in plan.cut(window.rows, self.accelerator.process_index, at.pieces))
+                if rows == 1 or processes > 1:  # others have begun to exchange gradients, and would wait
+                    smaller = "half the training.batch_size and twice its gradient_accumulation_steps, "
+                    raise TrainingError(
+                        f"step {at.step + 1}: out of memory with {rows} rows at a time; {smaller if rows > 1 else ''}a shorter "
+                        "task.max_length or training.gradient_checkpointing help"
+                    ) from error
+            at.pieces *= 2
+            self.model.zero_grad(set_to_none=True)
+            give_back()
+            say(
+                f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; from now on {-(-rows // 2)}. Each "
+                "optimiser step sees the same rows as before"
+            )
 
     def _backward(
         self, model: nn.Module, objective: Objective, table: Any, window: Window, plan: WindowPlan, options: LossOptions,
@@ -190,7 +255,7 @@ class Trainer:
         """
         accelerator = self.accelerator
         counts = objective.counts(table.targets(window.rows), options)
-        micros = plan.cut(window.rows, accelerator.process_index)
+        micros = plan.cut(window.rows, accelerator.process_index, self.position.pieces)
         found = {"loss": torch.zeros((), device=accelerator.device)}
         for i, micro in enumerate(micros):
             rows = table.batch(micro.rows)
@@ -209,117 +274,77 @@ class Trainer:
                 found[name] = found[name] + share if name in found else share
         return found
 
-    def table_of(self, phase: Phase) -> TokenTable:
-        """The rows of a phase, with those that join in under answers of the strategy's own."""
-        table, also = self.tables[phase.split], phase.also
-        if also is None:
-            return table
-        if self._joined is not None and self._joined[0] == phase:
-            return self._joined[1]
-        labels = table.dense["labels"]
-        more = self.tables[also["split"]].select(np.array(also["rows"], np.int64))
-        answers = np.array(also["labels"], labels.dtype).reshape(-1, *labels.shape[1:])
-        joined = TokenTable.concatenate([table, replace(more, dense=more.dense | {"labels": answers})])
-        self._joined = phase, joined
-        return joined
-
-    def plan(self, phase: Phase | None = None) -> WindowPlan:
-        """How the rows of a phase become optimiser windows."""
-        phase = phase or Phase()
-        training, table = self.training, self.table_of(phase)
-        accumulation, processes = training.gradient_accumulation_steps, self.accelerator.num_processes
-        repeats = self.task.repeats(training, table) if phase.objective is None else None
-        return WindowPlan(
-            table.lengths, training.batch_size, accumulation, processes, training.batch_tokens, training.seed, table.order,
-            repeats, len(self.position.strategy.get("finished", [])),
-        )  # fmt: skip
-
-    def epochs(self, phase: Phase | None = None) -> float:
-        """Passes over the rows; auto: 3, or as many as make 300 steps, at most 20 (2006.04884 trains small sets longer)."""
-        phase = phase or Phase()
-        steps_an_epoch = self.plan(phase).windows_in_epoch
-        if self.training.max_steps and phase.epochs is None:
-            return self.training.max_steps / steps_an_epoch
-        asked = phase.epochs or self.training.epochs
-        return min(20, max(3, math.ceil(300 / steps_an_epoch))) if isinstance(asked, str) else asked
-
-    def total_steps(self, phase: Phase | None = None) -> int:
-        """Optimiser steps of a phase; one that names its own epochs takes `max_steps` at most."""
-        most = self.training.max_steps
-        if most and (phase is None or phase.epochs is None):
-            return most
-        steps = self.plan(phase).steps(self.epochs(phase))
-        return min(steps, most) if most else steps
-
-    def learning_rate(self) -> float:
-        """The peak rate; auto: the strategy's, which is for 32 rows a step, times the root of the batch's ratio to that."""
-        if not isinstance(self.training.learning_rate, str):
-            return self.training.learning_rate
-        plan = self.plan()
-        rows = (
-            (plan.batch_tokens / plan.lengths.mean() if plan.batch_tokens else plan.batch_size)
-            * plan.accumulation
-            * plan.processes
-        )
-        return float(f"{self.strategy.learning_rate(self.model) * min(2.0, max(0.5, math.sqrt(rows / 32))):.2g}")
-
-    def _stop_on_nan(self, norm: Any, loss: torch.Tensor, rows: np.ndarray) -> None:
+    def _agree(self, norm: Any, loss: torch.Tensor) -> tuple[bool, bool, bool]:
+        """What holds for all processes when it does for one: the loss is broken; a signal came; it is time for a checkpoint."""
         # In fp16 gradients may overflow: the scaler skips such steps by itself, only the loss must be a number.
         values = loss if self.precision == "fp16" else torch.as_tensor(norm).to(loss.device) + loss
-        if not bool(torch.isfinite(values)):
-            raise TrainingError(
-                f"step {self.position.step + 1}: the loss or its gradient is not a number (loss {float(loss)}, gradient norm "
-                f"{float(norm)}). Its rows: {self.describe(rows)}. A smaller training.learning_rate or training.precision "
-                "fp32 may help; checkpoints are from before this step"
-            )
+        long_ago = self.accelerator.is_main_process and time.monotonic() - self._kept > CHECKPOINT_SECONDS
+        own = torch.tensor([float(self.signals.received is not None), float(long_ago)], device=loss.device)
+        flags = torch.cat([(~torch.isfinite(values)).float().reshape(1), own])
+        if self.accelerator.num_processes > 1:
+            flags = self.accelerator.reduce(flags, "sum")
+        broken, stop, late = flags.tolist()
+        return broken > 0, stop > 0, late > 0
+
+    def _stop_on_nan(self, norm: Any, loss: torch.Tensor, rows: np.ndarray, optimizer: torch.optim.Optimizer) -> None:
+        if self.keeper.written != self.position.step:
+            self._keep(optimizer, False)
+        raise TrainingError(
+            f"step {self.position.step + 1}: the loss or its gradient is not a number (loss {float(loss)}, gradient norm "
+            f"{float(norm)}). Its rows: {self.describe(rows)}. A smaller training.learning_rate or training.precision fp32 may "
+            "help; checkpoints are from before this step"
+        )
+
+    def _keep(self, optimizer: torch.optim.Optimizer, best: bool) -> None:
+        """A checkpoint, or where nothing is written the best weights in memory."""
+        scaler = self.accelerator.scaler
+        self.position.scaler = dict(scaler.state_dict()) if scaler is not None else {}
+        self.keeper.moments |= state_by_name(optimizer)
+        self.keeper.keep(self.position, best, give_up=lambda: self.signals.received is not None)
+        self._kept = time.monotonic()
+        self.accelerator.wait_for_everyone()
+
+    def _how_to_go_on(self) -> str:
+        kept = f"step {self.position.step} is kept; the same command goes on from there"
+        return kept if self.output_dir is not None else "nothing is kept: there is no output folder"
+
+    def _judge(self, phase: Phase) -> bool:
+        """Evaluates; true when these are the best weights so far. What a signal breaks off is done when the run goes on."""
+        try:
+            better = self._evaluate(phase.patience)
+        except Interrupted:
+            return False
+        self.position.unjudged = False
+        return better
 
     def _evaluate(self, patience: int | None) -> bool:
         """Scores validation; true when these are the best weights so far."""
         at, average = self.position, self.keeper.average
         if average is not None:
             average.swap(self.model)
-        metrics, decides, higher = self._score_validation()
-        if average is not None:
-            average.swap(self.model)
-        train_mode(self.model)
+        try:
+            with self.signals.held(self.accelerator.num_processes > 1):  # several must not part while they evaluate
+                metrics, decides, higher = score_validation(
+                    self.model,
+                    self.task,
+                    self.tables["validation"],
+                    self.strategy,
+                    self.training,
+                    self.accelerator,
+                    self.precision,
+                )
+        finally:
+            if average is not None:
+                average.swap(self.model)
+            train_mode(self.model)
         self.log.write(at.step, validation=metrics)
         patience = patience or self.training.early_stopping
         return at.judge(metrics, decides, higher, patience)
-
-    def _score_validation(self) -> tuple[dict[str, float], str, bool]:
-        """Figures, which of them decides, and whether more of it is better.
-
-        Where several tasks are learned that is the mean of their own best metrics, unless the settings name one.
-        """
-        settings = (self.accelerator, self.training.batch_size * 2, self.precision)
-        metrics, _ = score(self.model, self.task, self.tables["validation"], *settings, draft=True)
-        further = self.strategy.further_jobs(self.model)
-        decisive = [(self.task, metrics.get(self.task.best_metric, math.nan))]
-        for name, (job, model) in further.items():
-            if "validation" in job.tables:
-                figures, _ = score(model, job.task, job.tables["validation"], *settings, draft=True)
-                metrics |= {f"{name}/{key}": value for key, value in figures.items()}
-                decisive.append((job.task, figures.get(job.task.best_metric, math.nan)))
-        if not further or self.training.best_metric:
-            return metrics, self.best_metric, self.task.higher_is_better(self.best_metric)
-        signs = [1 if task.higher_is_better(task.best_metric) else -1 for task, _ in decisive]
-        mean = sum(sign * value for sign, (_, value) in zip(signs, decisive, strict=True)) / len(decisive)
-        return metrics | {"mean": mean}, "mean", True
 
     def _view(self) -> View:
         def predict(table: Any) -> dict[str, Any]:
             self.model.to(self.accelerator.device)
             return answer_all(self.model, self.task, table, self.accelerator, self.training.batch_size * 2, self.precision)[0]
 
-        epochs, windows = (self.epochs(), self.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
+        epochs, windows = (self.budget.epochs(), self.budget.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
         return View(self.model, self.tables, self.position.history, predict, epochs, windows, self.training.max_steps)
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Dropout in a step depends on the run's seed, the step and the process alone, so no generator has to be saved."""
-    number = int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
-    torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks after every kind of device, for half a millisecond
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed(number)
-    elif torch.backends.mps.is_available():
-        torch.mps.manual_seed(number)

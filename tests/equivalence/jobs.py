@@ -90,19 +90,19 @@ def sides(row: int) -> tuple[str, str]:
 def gradients(steps: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
     """The whole gradient before each of some optimiser steps, as one vector of fp64."""
     found: dict[int, torch.Tensor] = {}
-    original = Trainer._stop_on_nan
+    original = Trainer._agree
 
-    def record(self: Trainer, norm: Any, loss: torch.Tensor, rows: Any) -> None:
+    def record(self: Trainer, norm: Any, loss: torch.Tensor) -> Any:
         if self.position.step in steps:
             parts = [p.grad.flatten().double() for p in self.model.parameters() if p.grad is not None]
             found[self.position.step] = torch.cat(parts).clone()
-        original(self, norm, loss, rows)
+        return original(self, norm, loss)
 
-    Trainer._stop_on_nan = record  # type: ignore[method-assign]
+    Trainer._agree = record  # type: ignore[method-assign]
     try:
         yield found
     finally:
-        Trainer._stop_on_nan = original  # type: ignore[method-assign]
+        Trainer._agree = original  # type: ignore[method-assign]
 
 
 def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], output: Path, **training: Any) -> dict[str, Any]:
@@ -197,17 +197,17 @@ def stops_early(checkpoint: Path, source: dict[str, str], output: Path, batch_si
 
 def without_folder(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Weights of this process after training that writes nothing, the second of four evaluations having been the best."""
-    from nlp_transfer.training import loop
+    from nlp_transfer.training import validation
     from tests.unit.test_training import make
 
     figures = iter([0.5, 0.9, 0.6, 0.7])
-    original = loop.score
-    loop.score = lambda *_, **__: ({"accuracy": next(figures), "loss": 1.0}, {})
+    original = validation.score
+    validation.score = lambda *_, **__: ({"accuracy": next(figures), "loss": 1.0}, {})
     try:
         trainer = make(checkpoint, evaluate_every=1)
         assert trainer.train().best_step == 2
     finally:
-        loop.score = original
+        validation.score = original
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 

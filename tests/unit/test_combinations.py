@@ -161,3 +161,27 @@ def test_rows_of_different_length_are_selected() -> None:
     assert [found.values[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)] == [
         [5, 6], [1, 2, 3], [1, 2, 3], [],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("strategy", "head"),
+    [
+        (["features", "self_training"], 1.0),
+        ([{"name": "partial", "frozen_layers": "all"}, "self_training"], 1.0),
+        (["self_training"], 10.0),
+        (["lora", "self_training"], 1.0),
+    ],
+)
+def test_a_head_that_has_a_rate_of_its_own_gets_no_second_factor(
+    strategy: list[Any], head: float, tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    """Where the head alone is trained, the rate is one for heads already."""
+    from nlp_transfer.strategies import Group
+
+    whole = strategy_from([{"name": part} if isinstance(part, str) else part for part in strategy])
+    model, *_ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], whole)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = whole.param_groups(model, [Group(names, 0.01)])
+    rates = {name: group.learning_rate_scale for group in groups for name in group.names}
+    assert sorted(rates) == sorted(names)
+    assert {rate for name, rate in rates.items() if "classifier" in name} == {head}

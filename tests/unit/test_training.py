@@ -24,7 +24,7 @@ from nlp_transfer.sources import find_model
 from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
 from nlp_transfer.tasks import task_from
-from nlp_transfer.training import Trainer, loop
+from nlp_transfer.training import Trainer, validation
 from nlp_transfer.training.log import RunLog
 from tests.conftest import sentiment_rows
 from tests.golden import record
@@ -173,8 +173,8 @@ def test_auto_epochs_make_at_least_300_steps_of_small_data(rows: int, epochs: in
     many = np.arange(rows) % len(table)
     ids = type(table.ragged["input_ids"]).from_lists([[2, 3]] * rows)
     trainer.tables["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
-    assert trainer.epochs() == epochs
-    assert trainer.total_steps() == epochs * math.ceil(rows / 64)
+    assert trainer.budget.epochs() == epochs
+    assert trainer.budget.steps() == epochs * math.ceil(rows / 64)
 
 
 # --- what stops it ----------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float], losses: l
         place = len(seen) - 1
         return {"accuracy": accuracies[place], "loss": losses[place] if losses else 1.0}, {}
 
-    monkeypatch.setattr(loop, "score", score)
+    monkeypatch.setattr(validation, "score", score)
     return seen
 
 
@@ -304,7 +304,7 @@ def test_label_smoothing_is_in_the_loss_that_is_trained(tiny: dict[str, Path], t
     trainer = make(tiny["bert"], output=tmp_path, max_steps=1, label_smoothing=0.2, dropout=0.0, attention_dropout=0.0)
     with torch.no_grad():
         trainer.model.get_parameter("classifier.weight").mul_(100)  # new weights are so small that smoothing hardly shows
-    rows = trainer.plan().windows(0)[0]
+    rows = trainer.budget.plan().windows(0)[0]
     batch = trainer.tables["train"].batch(rows)
     labels = batch.pop("labels")
     with torch.inference_mode():

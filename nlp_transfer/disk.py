@@ -1,0 +1,73 @@
+"""Disks that are full, and that lose power: wait for room rather than lose what was learned, and see that it has arrived."""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from nlp_transfer.console import say
+
+T = TypeVar("T")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+IN_TEXT = re.compile(r"os error (28|122)\b|No space left on device|Disk quota exceeded")  # safetensors' error has no number
+PAUSE, LONGEST = 5.0, 600.0  # seconds between two tries, and in all
+
+
+class DiskFullError(RuntimeError):
+    """Nothing more can be written, and nobody made room in time."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether something could not be written for want of room."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    return IN_TEXT.search(str(error)) is not None
+
+
+def patiently(write: Callable[[], T], what: str, where: object, give_up: Callable[[], bool] = bool) -> T:
+    """`write()`, again and again while the disk is full; it must begin anew each time.
+
+    Args:
+        what: what is written, for messages.
+        where: its place.
+        give_up: asked while waiting; true: raise at once.
+
+    Raises:
+        DiskFullError: there was no room for ten minutes.
+    """
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            return write()
+        except Exception as error:
+            if not is_full(error):
+                raise
+            reason = str(error)
+        waited = time.monotonic() - began
+        if waited > LONGEST or give_up():
+            raise DiskFullError(
+                f"{where}: the disk is full, so {what} was not written ({reason}). Make room and start the same command again"
+            )
+        if not told:
+            told = True
+            say(f"warning: {where}: the disk is full; waiting for room to write {what}, {LONGEST / 60:.0f} minutes at most")
+        time.sleep(PAUSE)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the list of a folder's entries, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """`sync` of all that is in a folder, and of the folder."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)

@@ -1,0 +1,79 @@
+"""A few logits and hashes of the weights, kept beside a model: whoever has a copy can see that it is whole and answers alike.
+
+The ids are made up, not taken from the data: what is published must not tell what a model was trained on.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from nlp_transfer.errors import UserError
+from nlp_transfer.models import has_decoder
+
+ROWS, LENGTH, SHOWN = 2, 8, 8
+TOLERANCE = 1e-3  # another machine rounds otherwise; damage is larger
+WEIGHTS = "*.safetensors"
+
+
+def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    """What is recorded of a model that was just read from `folder`: `input_ids` (2 rows of 8; `decoder_input_ids` where it
+    writes), up to 8 `logits` a row, rounded, and the sha256 of each file of weights."""
+    any_model: Any = model
+    words = any_model.get_input_embeddings().weight.shape[0]
+    inputs = {"input_ids": _spread(words, ROWS * LENGTH).view(ROWS, LENGTH)}
+    if has_decoder(model):
+        inputs["decoder_input_ids"] = _spread(any_model.get_output_embeddings().weight.shape[0], ROWS * LENGTH).view(ROWS, LENGTH)
+    return {
+        **{name: ids.tolist() for name, ids in inputs.items()},
+        "logits": [[round(value, 6) for value in row] for row in _logits(model, inputs).tolist()],
+        "weights": {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob(WEIGHTS))},
+    }
+
+
+def check_probe(model: PreTrainedModel, probe: dict[str, Any], folder: Path) -> None:
+    """Compares a model read from `folder` with what was recorded of it.
+
+    Raises:
+        UserError: the weights are other ones, or the model answers otherwise.
+    """
+    for name, digest in probe.get("weights", {}).items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing; copy the model again, whole")
+        if sha256_of(folder / name) != digest:
+            raise UserError(
+                f"{folder / name}: is not the file that was saved (its sha256 differs from the one recorded); copy it again, "
+                "or save the model again"
+            )
+    inputs: dict[str, torch.Tensor] = {
+        name: torch.tensor(probe[name]) for name in ("input_ids", "decoder_input_ids") if name in probe
+    }
+    wanted, found = torch.tensor(probe["logits"]), _logits(model, inputs)
+    difference = float((wanted - found).abs().max()) if wanted.shape == found.shape else float("nan")
+    if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+        raise UserError(
+            f"{folder}: the model does not give the logits recorded when it was saved (they differ by {difference:g}); its "
+            "configuration or a library is another one than then"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _spread(words: int, count: int) -> torch.Tensor:
+    """Ids from the whole of the vocabulary, in no order, the same each time."""
+    return torch.tensor([(i * 7919 + 11) % words for i in range(count)])
+
+
+def _logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of shape (rows, up to 8). Of a vocabulary the last token's logarithms of probabilities, in which every word has a share."""
+    any_model: Any = model.eval()
+    device = next(model.parameters()).device
+    given = {name: ids.to(device) for name, ids in inputs.items()}
+    with torch.inference_mode():
+        logits = any_model(**given, attention_mask=torch.ones_like(given["input_ids"])).logits.float().cpu()
+    return logits[:, -1].log_softmax(-1)[:, :SHOWN] if logits.dim() == 3 else logits[:, :SHOWN]

@@ -1,0 +1,182 @@
+"""What all readers share: regular files alone, text in the encoding asked for, rows of bounded length."""
+
+import codecs
+import os
+import re
+import stat
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from nlp_transfer.config import DataConfig
+from nlp_transfer.errors import UserError, did_you_mean
+
+MAX_ROW = 2**24  # characters of one row, or of one file of a class folder
+SURROGATE = re.compile("[\ud800-\udfff]")
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
+LOOKED_AT = 1000  # neighbours among which a mistyped name is looked for
+
+
+def at_home(text: str) -> Path:
+    """The path with `~` resolved; `~` and a name that no user has stay as they are."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def kind_of(path: Path) -> str | None:
+    """What stands at `path` in place of a regular file, such as `a pipe`; None where it is one, or a link to one.
+
+    Raises:
+        OSError: there is nothing, or it cannot be looked at.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except ValueError:  # a NUL, say: nothing can have such a name
+        raise FileNotFoundError(path) from None
+    return None if kind == stat.S_IFREG else KINDS.get(kind, "a device")
+
+
+def check_regular(path: Path) -> None:
+    """Raises a UserError where `path` is no regular file: a pipe or a device may never end.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    try:
+        kind = kind_of(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise UserError(
+                f"{path}: is a link to {os.readlink(path)}, which is not there; allowed: a file that exists"
+            ) from None
+        near = did_you_mean(path.name, _siblings(path))
+        raise UserError(f"{path}: there is no such file{near}; allowed: a file that exists") from None
+    if kind:
+        raise UserError(f"{path}: is {kind}; allowed: a file")
+
+
+def _siblings(path: Path) -> list[str]:
+    return [entry.name for entry in islice(path.parent.iterdir(), LOOKED_AT)] if path.parent.is_dir() else []
+
+
+def state_of(path: Path) -> tuple[int, ...]:
+    """What tells whether a file was changed between two looks at it; empty where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, before: tuple[int, ...]) -> None:
+    """Raises a UserError where the file is no longer the one that it was: its rows and its hash would not belong together."""
+    if state_of(path) != before:
+        raise UserError(f"{path}: was changed while it was read; allowed: a file that stays as it is. Try again")
+
+
+def read_start(path: Path, most: int) -> bytes:
+    """At most `most` bytes of a file. Of one without any, nothing is read: what the system makes up while it is read, such as
+    /proc/kmsg, has no size, and may have no end."""
+    if path.stat().st_size == 0:
+        return b""
+    with path.open("rb") as file:
+        return file.read(most)
+
+
+class RowTooLongError(Exception):
+    """More than `MAX_ROW` characters, and the row has not ended."""
+
+    def __str__(self) -> str:
+        return f"is longer than {MAX_ROW:,} characters; allowed: at most that many in a row"
+
+
+class Lines:
+    """The lines of a text file. `length` counts the characters handed out; whoever knows where a row ends sets it back to 0.
+
+    Raises:
+        RowTooLongError: a row has no end, so that it would fill the memory.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.length = 0
+
+    def __iter__(self) -> "Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self.file.readline(MAX_ROW + 1)
+        self.length += len(line)
+        if self.length > MAX_ROW:
+            raise RowTooLongError
+        if not line:
+            raise StopIteration
+        return line
+
+
+def open_text(path: Path, encoding: str, newline: str | None) -> TextIO:
+    """A text file whose undecodable bytes are carried along as lone surrogates, so that each can be reported with its row and
+    column. In encodings of two bytes and more there is no going on after a broken one."""
+    errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    return path.open(encoding=encoding, errors=errors, newline=newline)
+
+
+def choose_encoding(path: Path, data: DataConfig) -> str:
+    """The encoding to read `path` with: the only one given, or the first of the list that decodes the whole file.
+
+    Raises:
+        UserError: an encoding has no such name, or no encoding of a list decodes the file.
+        OSError: the file cannot be read.
+    """
+    given = [data.encoding] if isinstance(data.encoding, str) else data.encoding
+    names = [_normalised(name) for name in given]
+    if names == ["utf-8-sig"]:
+        _check_no_utf16(path)
+    if len(names) == 1:
+        return names[0]
+    for name in names:
+        try:
+            with path.open(encoding=name) as file:
+                while file.read(1 << 20):
+                    pass
+            return name
+        except UnicodeError:
+            continue
+    raise UserError(f"{path}: is in none of the encodings given in data.encoding: {', '.join(given)}")
+
+
+def _check_no_utf16(path: Path) -> None:
+    """UTF-16 of plain English is valid UTF-8 as well, with a NUL beside each letter."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: starts with the mark of UTF-16, read as utf-8; set data.encoding: utf-16")
+    even, odd = set(start[::2]), set(start[1::2])
+    for name, zeros, letters in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
+        if len(start) >= 8 and zeros == {0} and 0 not in letters:
+            raise UserError(f"{path}: looks like UTF-16 without a mark, read as utf-8; set data.encoding: {name}")
+
+
+def _normalised(name: str) -> str:
+    try:
+        "".encode(name)  # a name such as rot13 is known, but encodes no text
+        known = codecs.lookup(name).name
+    except (LookupError, ValueError):
+        raise UserError(
+            f"data.encoding: there is no encoding {name!r}; allowed: an encoding of text, such as utf-8, cp1252, latin-1, utf-16"
+        ) from None
+    return "utf-8-sig" if known == "utf-8" else known  # a byte order mark is no part of the first column's name
+
+
+def undecoded(text: str, encoding: str) -> str | None:
+    """What `text` holds that is no character, as a message says it, or None: a byte that is not in the encoding, or half of a
+    character, which a few encodings can spell."""
+    found = None if text.isascii() else SURROGATE.search(text)
+    if found is None:
+        return None
+    code = ord(found.group())
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"byte 0x{code - 0xDC00:02x} is not {encoding.removesuffix('-sig')}"
+    return f"{found.group()!a} is half of a character"

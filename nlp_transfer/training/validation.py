@@ -1,0 +1,37 @@
+"""Figures of validation while training, and which of them decides."""
+
+import math
+
+from accelerate import Accelerator
+from torch import nn
+
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.inference import score
+from nlp_transfer.strategies import Strategy
+from nlp_transfer.tasks import Task
+
+
+def score_validation(
+    model: nn.Module, task: Task, table: TokenTable, strategy: Strategy, training: TrainingConfig, accelerator: Accelerator,
+    precision: str,
+) -> tuple[dict[str, float], str, bool]:  # fmt: skip
+    """Figures, which of them decides, and whether more of it is better.
+
+    Where several tasks are learned that is the mean of their own best metrics, unless the settings name one.
+    """
+    settings = (accelerator, training.batch_size * 2, precision)
+    metrics, _ = score(model, task, table, *settings, draft=True)
+    further = strategy.further_jobs(model)
+    decisive = [(task, metrics.get(task.best_metric, math.nan))]
+    for name, (job, learned) in further.items():
+        if "validation" in job.tables:
+            figures, _ = score(learned, job.task, job.tables["validation"], *settings, draft=True)
+            metrics |= {f"{name}/{key}": value for key, value in figures.items()}
+            decisive.append((job.task, figures.get(job.task.best_metric, math.nan)))
+    if not further or training.best_metric:
+        best = training.best_metric or task.best_metric
+        return metrics, best, task.higher_is_better(best)
+    signs = [1 if task.higher_is_better(task.best_metric) else -1 for task, _ in decisive]
+    mean = sum(sign * value for sign, (_, value) in zip(signs, decisive, strict=True)) / len(decisive)
+    return metrics | {"mean": mean}, "mean", True

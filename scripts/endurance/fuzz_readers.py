@@ -1,0 +1,146 @@
+"""A hundred thousand hostile inputs for what reads files, wheels and settings: each is read right, or refused with a message.
+
+    python -m scripts.endurance.fuzz_readers                       # all of them, about 15 minutes on one core
+    python -m scripts.endurance.fuzz_readers --part files --inputs 5000 --seed 1
+    python -m scripts.endurance.fuzz_readers --part files --only 4711   # one input again, with its traceback
+
+An input must return or raise UserError within 5 seconds of computing (120 on the clock), with a message that names the file or
+the setting, take no more than 1 GB, and write nothing outside of its folder (`tests/fuzz` says the rest). Ends with status 1 if
+one does not. Inputs run in worker processes that are replaced after some thousands; one that dies or hangs is a violation as
+well.
+"""
+
+import argparse
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SHARES = {"files": 0.6, "wheels": 0.15, "settings": 0.25}
+CHUNK = 5000  # inputs a worker
+SILENCE = 300.0  # seconds without a word from a worker, after which it is ended
+MEMORY = 2**30  # bytes that a worker may grow by
+
+
+@dataclass
+class Tally:
+    """What all workers said."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "none")
+    peak: int = 0
+    done: int = 0
+
+
+def memory() -> int:
+    """Peak memory of this process in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def work(part: str, seed: str, first: int, last: int) -> None:
+    """In a worker: a line of JSON an input."""
+    from importlib import import_module
+
+    from tests.fuzz.cases import Place, ViolationError
+
+    make = import_module(f"tests.fuzz.{part}").make
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        place = Place(Path(folder) / "place")
+        before = None
+        for i in range(first, last):
+            started = time.monotonic()
+            try:
+                kind, outcome = place.try_one(make, f"{part}:{seed}:{i}")
+            except ViolationError as error:
+                kind, outcome = "violation", str(error)
+                if last == first + 1:
+                    traceback.print_exc()
+            seconds = time.monotonic() - started
+            peak = memory()
+            before = before or peak  # with what the first input imported
+            if peak - before > MEMORY and outcome in ("returned", "refused"):
+                kind, outcome, before = "violation", f"{kind}: memory grew by {(peak - before) >> 20} MiB", peak
+            print(json.dumps([i, kind, outcome, round(seconds, 3), peak]), flush=True)
+        os.chdir("/")
+
+
+def watch(part: str, seed: str, first: int, last: int, tally: Tally) -> None:
+    """One worker after the other until all inputs from `first` to `last` were tried."""
+    while first < last:
+        command = [sys.executable, "-m", "scripts.endurance.fuzz_readers", "--part", part, "--seed", seed]
+        end = min(last, first + CHUNK)
+        worker = subprocess.Popen(
+            [*command, "--work", str(first), str(end)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        first = listen(worker, part, first, end, tally)
+
+
+def listen(worker: "subprocess.Popen[str]", part: str, first: int, end: int, tally: Tally) -> int:
+    """Takes over what a worker says; the first input that the next one has to try."""
+    assert worker.stdout is not None
+    while first < end:
+        heard = select.select([worker.stdout], [], [], SILENCE)[0]
+        line = worker.stdout.readline() if heard else ""
+        if not line:
+            worker.kill()
+            why = f"ended with {worker.wait()}" if heard else f"said nothing for {SILENCE:.0f} seconds"
+            tally.violations.append(f"{part} {first}: the worker {why}: {worker.stderr.read()[-500:] if worker.stderr else ''}")
+            return first + 1
+        i, kind, outcome, seconds, peak = json.loads(line)
+        tally.done, first = tally.done + 1, i + 1
+        tally.counts[f"{part}: {kind}", outcome if kind != "violation" else "violation"] += 1
+        tally.slowest = max(tally.slowest, (seconds, f"{part} {i} ({kind})"))
+        tally.peak = max(tally.peak, peak)
+        if kind == "violation":
+            tally.violations.append(f"{part} {i}: {outcome}")
+            print(f"VIOLATION {part} {i}: {outcome}", flush=True)
+        if tally.done % 5000 == 0:
+            print(f"{tally.done:,} inputs, {len(tally.violations)} violations", flush=True)
+    worker.stdout.read()  # it has said all, and ends
+    worker.wait()
+    return first
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--part", choices=[*SHARES, "all"], default="all")
+    parser.add_argument("--only", type=int, help="this input alone, in this process")
+    parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only is not None or given.work:
+        work(given.part, given.seed, *(given.work or (given.only, given.only + 1)))
+        return 0
+    tally, started = Tally(), time.monotonic()
+    for part, share in SHARES.items():
+        if given.part in (part, "all"):
+            watch(part, given.seed, 0, round(given.inputs * share) if given.part == "all" else given.inputs, tally)
+    for (kind, outcome), count in sorted(tally.counts.items()):
+        print(f"{count:>8,}  {outcome:9}  {kind}")
+    seconds, (longest, which) = time.monotonic() - started, tally.slowest
+    print(
+        f"{tally.done:,} inputs in {seconds:.0f} seconds; slowest: {which}, {longest:.2f} s; peak memory {tally.peak >> 20} MiB"
+    )
+    print(f"{len(tally.violations)} violations (again: --part PART --seed {given.seed} --only NUMBER)")
+    for text in tally.violations:
+        print(f"  {text[:1000]}")
+    return 1 if tally.violations or not tally.done else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""Pushes and loads again by id, in a process of its own that takes a hub on the loopback interface for the real one.
+
+Called with a folder; prints the name of each step that was taken.
+"""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.hub import Fault, Hub, environment, serve
+
+ANN, BEA = "hf_" + "AnnsOwnToken" * 3, "hf_" + "BeasOwnToken" * 3
+BATCH = ["a good film", "the awful plot was dull"]
+
+
+def status(address: str, token: str | None = None) -> int:
+    request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    """Exit status of the command in this process, and what it printed as the error."""
+    import contextlib
+    import io
+
+    from nlp_transfer.cli import main
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        sys.argv = ["nlp-transfer", *arguments]
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+    raise AssertionError("the command always ends with a status")
+
+
+def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    return [(a["prediction"], round(a["probability"], 5)) for a in one] == [
+        (b["prediction"], round(b["probability"], 5)) for b in other
+    ]
+
+
+def train_and_push(folder: Path, hub: Hub, address: str) -> None:
+    """`train --push-to`: a private repository; what is loaded by id answers as the run does."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    from nlp_transfer import load_predictor
+
+    ended, said = command("train", str(folder / "run.yaml"), "--push-to", "ann/reviews")
+    assert ended == 0, said
+    assert ANN not in said
+    found = hub.repository("ann/reviews")
+    assert [commit.title for commit in found.history()] == ["Push model with nlp_transfer", "initial commit"]
+    assert found.private
+    assert status(f"{address}/api/models/ann/reviews") == 401
+    assert status(f"{address}/api/models/ann/reviews", BEA) == 404
+    assert status(f"{address}/api/models/ann/reviews", ANN) == 200
+    assert set(found.files()) == {
+        ".gitattributes", "README.md", "config.json", "model.safetensors", "nlp_transfer.json", "tokenizer.json",
+        "tokenizer_config.json", "training/config.yaml", "training/result.json",
+    }  # fmt: skip
+    assert not any(str(folder).encode() in content for content in found.files().values())
+    card = found.files()["README.md"].decode()
+    assert "type: accuracy" in card.split("---")[1]
+    assert 'pipeline("text-classification", "ann/reviews")' in card
+    wanted = load_predictor(folder / "run")(BATCH)
+    assert same(load_predictor("ann/reviews")(BATCH), wanted)
+    classify = pipeline("text-classification", "ann/reviews")
+    assert [answer["label"] for answer in classify(BATCH)] == [answer["prediction"] for answer in wanted]
+    AutoModelForSequenceClassification.from_pretrained("ann/reviews")
+    assert len(AutoTokenizer.from_pretrained("ann/reviews")) > 10
+
+
+def unchanged(folder: Path, hub: Hub, address: str) -> None:
+    """The same push again makes no commit; a tag is set all the same."""
+    head, asked = hub.commit("models", "ann/reviews"), len(hub.asked)
+    ended, said = command("push", str(folder / "run/model"), "ann/reviews", "--tag", "v1")
+    assert ended == 0, said
+    assert "nothing is new" in said
+    assert hub.commit("models", "ann/reviews") == head
+    assert hub.repository("ann/reviews").tags == {"v1": head}
+    assert not any(part in call for call in hub.asked[asked:] for part in ("/commit/", "/preupload/", "PUT ", "batch"))
+
+
+def changed(folder: Path, hub: Hub, address: str) -> None:
+    """What has changed is sent alone, and what belonged to another model before is deleted."""
+    from nlp_transfer import push
+
+    before = hub.repository("ann/reviews").files()
+    old = {
+        "pytorch_model.bin": b"old",
+        "model-00001-of-00002.safetensors": b"old",
+        "encoder/config.json": b"{}",
+        "vocab.txt": b"a",
+    }
+    kept = {"LICENSE": b"mine", "onnx/model.onnx": b"mine", "notes/model.safetensors": b"mine", "plot.png": b"mine"}
+    hub.seed("lab/reviews", {**before, **old, **kept, "README.md": b"# old"})
+    asked = len(hub.asked)
+    pushed = push(folder / "run", "lab/reviews", message="A better one")
+    assert not pushed.private
+    assert pushed.changed
+    files = hub.repository("lab/reviews").files()
+    assert not set(old) & set(files)
+    assert {name: files[name] for name in kept} == kept
+    assert files["README.md"] == before["README.md"].replace(b'"ann/reviews"', b'"lab/reviews"')
+    assert hub.repository("lab/reviews").history()[0].title == "A better one"
+    assert not any("PUT " in call for call in hub.asked[asked:])
+
+
+def visibility(folder: Path, hub: Hub, address: str) -> None:
+    """Public where asked for; that of a repository that is there stays, and is said."""
+    ended, said = command("push", str(folder / "run"), "ann/open", "--public")
+    assert (ended, hub.repository("ann/open").private) == (0, False), said
+    assert status(f"{address}/ann/open/resolve/main/config.json") == 200
+    ended, said = command("push", str(folder / "run"), "ann/reviews", "--public")
+    assert (ended, hub.repository("ann/reviews").private) == (0, True), said
+    assert "is private, and stays so" in " ".join(said.split())
+    ended, said = command("push", str(folder / "run"), "ann/open")
+    assert (ended, hub.repository("ann/open").private) == (0, False), said
+    assert "exists and is public; that stays as it is" in " ".join(said.split())
+
+
+def adapter(folder: Path, hub: Hub, address: str) -> None:
+    """The adapter alone, with the tokenizer: on its base, which the hub has, it answers as the merged model."""
+    from peft import AutoPeftModelForSequenceClassification
+
+    from nlp_transfer import load_predictor, push
+
+    push(folder / "run", "ann/adapter", adapter=True)
+    files = hub.repository("ann/adapter").files()
+    assert "adapter_model.safetensors" in files
+    assert "tokenizer.json" in files
+    assert "config.json" not in files
+    assert b'"model": "ann/tiny"' in files["nlp_transfer.json"]
+    assert same(load_predictor("ann/adapter")(BATCH), load_predictor(folder / "run")(BATCH))
+    assert push(folder / "run/adapter", "ann/adapter").changed is False
+    with_peft = AutoPeftModelForSequenceClassification.from_pretrained("ann/adapter", num_labels=2)
+    assert with_peft.num_labels == 2
+
+
+def branch_and_pull_request(folder: Path, hub: Hub, address: str) -> None:
+    from nlp_transfer import load_predictor, push
+
+    pushed = push(folder / "run", "ann/branches", revision="dev", tag="v1")
+    found = hub.repository("ann/branches")
+    assert set(found.files()) == {".gitattributes"}
+    assert found.branches["dev"] == pushed.commit == found.tags["v1"]
+    for revision in ("dev", "v1", pushed.commit):
+        assert same(load_predictor(f"ann/branches@{revision}")(BATCH), load_predictor(folder / "run")(BATCH))
+    proposed = push(folder / "run", "bea/hers", create_pr=True)
+    hers = hub.repository("bea/hers")
+    assert hers.pulls == {"refs/pr/1": proposed.commit}
+    assert set(hers.files()) == {".gitattributes", "note.txt"}
+    assert "model.safetensors" in hers.files("refs/pr/1")
+    updated = push(folder / "run", "ann/branches", revision="main", create_pr=True, message="Take it over")
+    assert updated.revision == "refs/pr/1"
+
+
+def translation(folder: Path, hub: Hub, address: str) -> None:
+    """Both tokenizers, and configurations without the paths of this machine."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from nlp_transfer import fine_tune, load_translator, push
+
+    lines = (folder / "train.txt").read_text().splitlines()
+    (folder / "train.back").write_text("\n".join(line[::-1] for line in lines) + "\n")
+    run = fine_tune(
+        model=str(folder / "tiny"),
+        data={"train": {"source": str(folder / "train.txt"), "target": str(folder / "train.back")}},
+        task={"name": "translation", "target_vocabulary": 300, "target_language": "de", "max_length": 12, "beams": 1},
+        training={"max_steps": 2, "evaluate_every": 2},
+        output_dir=str(folder / "translation"),
+    )
+    push(run.output_dir, "ann/translation")
+    files = hub.repository("ann/translation").files()
+    assert "target_tokenizer/tokenizer.json" in files
+    assert not any(str(folder).encode() in content for content in files.values())
+    assert load_translator("ann/translation")(BATCH) == run.translator()(BATCH)
+    AutoModelForSeq2SeqLM.from_pretrained("ann/translation")
+    AutoTokenizer.from_pretrained("ann/translation", subfolder="target_tokenizer")
+
+
+def own_head(folder: Path, hub: Hub, address: str) -> None:
+    """A head of this toolkit, whose folder has a plain encoder inside; and large files in parts."""
+    from nlp_transfer import fine_tune, load_predictor, push
+
+    run = fine_tune(
+        model=str(folder / "tiny"),
+        data={"train": str(folder / "train.csv")},
+        task={"name": "text_classification", "head": {"hidden": [8]}},
+        training={"max_steps": 2},
+        output_dir=str(folder / "head"),
+    )
+    hub.part_size = 30_000
+    push(run.output_dir, "ann/head")
+    hub.part_size = None
+    assert sum(call.startswith("PUT /upload") and call.count("/") == 3 for call in hub.asked) >= 4
+    assert "encoder/model.safetensors" in hub.repository("ann/head").files()
+    assert same(load_predictor("ann/head")(BATCH), run.predictor()(BATCH))
+
+
+def refused_before_training(folder: Path, hub: Hub, address: str) -> None:
+    before = set(hub.repositories)
+    for name, words in (("bea/reviews", "bea is not the token's"), ("nothing", "USER/NAME")):
+        ended, said = command("train", str(folder / "run.yaml"), "--output_dir", str(folder / "never"), "--push-to", name)
+        assert ended == 2
+        assert words in said
+        assert not (folder / "never").exists()
+    assert set(hub.repositories) == before
+
+
+def failed_after_training(folder: Path, hub: Hub, address: str) -> None:
+    """The run is finished, and the message has the command that pushes it later."""
+    output = folder / "later"
+    hub.faults = [Fault("500", "/preupload/")]
+    ended, said = command("train", str(folder / "run.yaml"), "--output_dir", str(output), "--push-to", "ann/later")
+    assert ended == 2
+    assert "the run is finished and lies whole in" in said
+    assert f"nlp-transfer push {output} ann/later" in said
+    assert (output / "result.json").is_file()
+    assert ("models", "ann/later") not in hub.repositories
+    hub.faults = []
+    ended, said = command("push", str(output), "ann/later")
+    assert ended == 0, said
+    assert "model.safetensors" in hub.repository("ann/later").files()
+
+
+STEPS: list[Callable[[Path, Hub, str], None]] = [
+    train_and_push, unchanged, changed, visibility, adapter, branch_and_pull_request, translation, own_head,
+    refused_before_training, failed_after_training,
+]  # fmt: skip
+
+
+def run(folder: Path) -> None:
+    with serve() as (address, hub):
+        os.environ.clear()
+        os.environ.update(environment(address, folder / "cache") | {"HF_TOKEN": ANN})
+        from nlp_transfer.export import retries
+
+        retries.sleep = lambda seconds: None  # type: ignore[assignment]
+        hub.user(ANN, "ann", orgs={"lab": "admin"})
+        hub.user(BEA, "bea")
+        base = folder / "tiny"
+        hub.seed("ann/tiny", {file.name: file.read_bytes() for file in base.iterdir()})
+        hub.seed("bea/hers", {"note.txt": b"hers"})
+        for step in STEPS:
+            step(folder, hub, address)
+            print(step.__name__, flush=True)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

@@ -1,0 +1,53 @@
+"""Pushing to a hub and loading from it by id, through the real command and the real client."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from nlp_transfer import fine_tune
+from tests.conftest import sentiment_rows, write_csv
+from tests.end_to_end.push_child import STEPS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_what_is_pushed_is_loaded_by_its_id(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    shutil.copytree(tiny["bert"], tmp_path / "tiny")
+    rows = sentiment_rows(60)
+    write_csv(tmp_path / "train.csv", rows[:40])
+    write_csv(tmp_path / "test.csv", rows[40:])
+    (tmp_path / "train.txt").write_text("\n".join(text for text, _ in rows) + "\n")
+    document = {
+        "model": "ann/tiny",
+        "data": {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv")},
+        "task": "text_classification",
+        "strategy": {"name": "lora", "r": 2},
+        "training": {"max_steps": 8, "learning_rate": 0.02},
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    line = [sys.executable, "-m", "tests.end_to_end.push_child", str(tmp_path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.split() == [step.__name__ for step in STEPS]
+
+
+@pytest.mark.parametrize(("rank", "done"), [("0", ["check", "train", "push"]), ("1", ["train"])])
+def test_one_of_several_processes_asks_and_pushes(
+    rank: str, done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Path], sentiment: dict[str, Path]
+) -> None:
+    module, calls = sys.modules[fine_tune.__module__], []
+    monkeypatch.setattr(module, "check_push", lambda name: calls.append("check"))
+    monkeypatch.setattr(module, "_tell", lambda *_: calls.append("train") or SimpleNamespace(output_dir=tmp_path))
+    monkeypatch.setattr(module, "push_run", lambda folder, name: calls.append("push"))
+    monkeypatch.setenv("RANK", rank)
+    data = {"train": str(sentiment["train"])}
+    fine_tune(
+        model=str(tiny["bert"]), data=data, task="text_classification", output_dir=str(tmp_path / "run"), push_to="ann/reviews"
+    )
+    assert calls == done

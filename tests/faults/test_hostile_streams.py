@@ -1,0 +1,163 @@
+"""Input files of `predict` and `translate` that break in the middle: exit status 2, the row named, and no output left behind."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from nlp_transfer import fine_tune, streaming
+from nlp_transfer.sources import tables
+from nlp_transfer.streaming import Writer
+from nlp_transfer.translator import Translator
+from tests.faults.test_bad_input import command, listing
+from tests.seq2seq_models import PAIRS
+
+WINDOW = 4  # rows answered at once here, so that few rows are several windows
+ROWS = [pair[0] for pair in PAIRS[:12]]
+
+
+@pytest.fixture(scope="module")
+def models(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier and a translator; what they answer does not matter."""
+    folder = tmp_path_factory.mktemp("models")
+    AutoModelForSequenceClassification.from_pretrained(tiny["bert"], num_labels=2).save_pretrained(folder / "predict")
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(folder / "predict")
+    for side in (0, 1):
+        (folder / f"train.{side}").write_text("".join(f"{pair[side]}\n" for pair in PAIRS[:16]))
+    run = fine_tune(
+        model=str(tiny["bert"]),
+        data={"train": {"source": str(folder / "train.0"), "target": str(folder / "train.1")}, "validation_share": 0.25},
+        task={"name": "translation", "source": "text", "target_vocabulary": 300},
+        training={"max_steps": 1, "precision": "fp32"},
+        output_dir=folder / "run",
+    )
+    (run.output_dir / "model").rename(folder / "translate")
+    return folder
+
+
+@pytest.fixture
+def place(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with both models, in which a file is read in windows of a few rows."""
+    for name in ("predict", "translate"):
+        shutil.copytree(models / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nlp_transfer.inference.WINDOW", WINDOW)
+    monkeypatch.setattr("nlp_transfer.translator.WINDOW", WINDOW)
+    monkeypatch.setattr(Translator, "__call__", lambda self, texts: list(texts))  # reading is what is tried here
+    return tmp_path
+
+
+def lines(at: int, broken: bytes, form: str = "{}\n", head: str = "") -> bytes:
+    """The good rows with one after `at` of them."""
+    good = [form.format(text).encode() for text in ROWS]
+    return b"".join([head.encode(), *good[:at], broken, *good[at:]])
+
+
+def json_lines(at: int, broken: bytes) -> bytes:
+    good = [json.dumps({"text": text}).encode() + b"\n" for text in ROWS]
+    return b"".join([*good[:at], broken, *good[at:]])
+
+
+def broken_parquet(path: Path) -> None:
+    pq.write_table(
+        pa.table({"text": ROWS}), path, row_group_size=4, compression="none", use_dictionary=False, write_statistics=False
+    )
+    data = path.read_bytes()
+    path.write_bytes(data.replace(ROWS[9].encode(), b"\xff" * len(ROWS[9].encode()), 1))
+
+
+def put(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("in.csv", put("in.csv", lines(9, b"a,b\n", head="text\n")), "row 11: found 2 cells"),
+    ("in.csv", put("in.csv", lines(9, b'"open\n', head="text\n")), "in.csv, row 11"),
+    ("in.csv", put("in.csv", lines(9, b"caf\xe9\n", head="text\n")), "row 11, column 'text': byte 0xe9 is not utf-8"),
+    ("in.csv", put("in.csv", lines(9, b"\n", head="text\n")), "row 11: the line is blank"),
+    ("in.csv", put("in.csv", lines(9, b"x" * 9000 + b"\n", head="text\n")), "row 11 (up to line 10): is longer than 5,000"),
+    ("in.jsonl", put("in.jsonl", json_lines(9, b"{text\n")), "row 10: is not JSON"),
+    ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": "a", "text": "b"}\n')), "row 10: the key 'text' stands twice"),
+    ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": 5}\n')), "row 10, column 'text': found 5 (int)"),
+    ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": ' + b"[" * 200 + b"]" * 200 + b"}\n")), "row 10: lists and objects"),
+    ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": "\\ud800"}\n')), "row 10: found \\ud800, half of a character"),
+    ("in.txt", put("in.txt", lines(9, b"caf\xe9\n")), "row 10, column 'text': byte 0xe9"),
+    ("in.txt", put("in.txt", lines(9, b"x" * 9000 + b"\n")), "row 10: is longer than 5,000"),
+    ("in.parquet", lambda folder: broken_parquet(folder / "in.parquet"), "cannot be read as Parquet"),
+    ("in.csv", lambda folder: os.mkfifo(folder / "in.csv"), "--input: in.csv is a pipe"),
+    ("in.txt", lambda folder: (folder / "in.txt").symlink_to("/dev/zero"), "--input: in.txt is a device"),
+    ("in.csv", lambda folder: (folder / "in.csv").mkdir(), "--input: in.csv is a folder"),
+    ("in.csv", lambda folder: (folder / "in.csv").symlink_to("in.csv"), "--input: there is no file in.csv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("does", ["predict", "translate"])
+@pytest.mark.parametrize("output", ["new/out.jsonl", "out.parquet"])
+def test_broken_input_leaves_no_output(
+    does: str, output: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nlp_transfer.sources.reading.MAX_ROW", 5000)
+    for name, make, says in BROKEN:
+        make(place)
+        before = listing(place) if (place / name).is_file() and not (place / name).is_symlink() else None
+        status = command(does, does, "--input", name, "--output", output)
+        said = capfd.readouterr().err
+        assert (status, says in said, "Traceback" in said) == (2, True, False), f"{name}, {says}: {said}"
+        assert not (place / output).parent.joinpath(Path(output).name).exists()
+        assert not list(place.glob("**/.part-*"))
+        assert before is None or listing(place) == before
+        path = place / name
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@pytest.mark.parametrize("does", ["predict", "translate"])
+@pytest.mark.parametrize("how", ["vanishes", "cannot be opened"])
+def test_input_that_is_there_and_then_is_not(
+    does: str, how: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (place / "in.csv").write_bytes(lines(0, b"", head="text\n"))
+    true = tables.check_regular
+
+    def gone(path: Path) -> None:
+        true(path)
+        path.unlink()
+
+    def closed(*arguments: object, **named: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    if how == "vanishes":
+        monkeypatch.setattr(tables, "check_regular", gone)
+    else:
+        monkeypatch.setattr(streaming, "read_start", closed)
+        monkeypatch.setattr(tables, "open_text", closed)
+    assert command(does, does, "--input", "in.csv", "--output", "out.csv") == 2
+    assert "in.csv: cannot be read (" in capfd.readouterr().err
+    assert not (place / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"a": [2**70]}, "too large"),
+        ({"a": [1], "b": ["x"]}, ""),
+        ({"a": [[1, "x"]]}, "parquet"),
+        ({"a": [{"b": 1}, 5]}, "parquet"),
+    ],
+    ids=["huge", "good", "mixed list", "mixed"],
+)
+def test_values_that_parquet_has_no_place_for(columns: dict[str, list[Any]], says: str, tmp_path: Path) -> None:
+    from nlp_transfer.errors import UserError
+
+    with Writer(tmp_path / "a.parquet", ".parquet") as writer:
+        if not says:
+            writer.write(columns)
+            return
+        with pytest.raises(UserError, match=r"allowed: \.jsonl"):
+            writer.write(columns)

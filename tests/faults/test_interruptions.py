@@ -1,0 +1,519 @@
+"""What happens to a run from outside: signals, a full disk, too little memory, damaged checkpoints, a second run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nlp_transfer import UserError, disk, fine_tune
+from nlp_transfer.training import checkpoints, loop, validation
+from nlp_transfer.training.loop import Trainer, TrainingError
+from nlp_transfer.training.signals import Interrupted, Signals
+from tests.conftest import sentiment_rows, write_csv
+
+STRATEGIES = ["full", "lora", "gradual_unfreezing"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
+
+
+@pytest.fixture
+def run(tiny: dict[str, Path], source: Path, tmp_path: Path) -> Callable[..., Any]:
+    def begin(name: str, *, strategy: str = "full", resume: Any = "auto", **training: Any) -> Any:
+        settings = {"epochs": 3, "batch_size": 8, "checkpoint_every": 5, "evaluate_every": 3, "logging_steps": 1} | training
+        return fine_tune(
+            model=str(tiny["bert"]), data={"train": str(source)}, task="text_classification", strategy=strategy,
+            training=settings, output_dir=str(tmp_path / name), resume=resume,
+        )  # fmt: skip
+
+    return begin
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], Any], times: int = 1) -> None:
+    """Does something in the middle of an optimiser step, before its gradient is computed."""
+    original, left = loop.seed_step, [times]
+
+    def seed(seed: int, at: int, process: int) -> None:
+        original(seed, at, process)
+        if at == step and left[0]:
+            left[0] -= 1
+            what()
+
+    monkeypatch.setattr(loop, "seed_step", seed)
+
+
+def same_model(one: Any, other: Any) -> bool:
+    first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def steps_of(folder: Path) -> list[tuple[int, bool]]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [(line["step"], "validation" in line) for line in lines]
+
+
+# --- signals
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 8), (signal.SIGTERM, 17)])
+def test_a_signal_ends_a_run_after_its_step_and_the_run_goes_on(
+    strategy: str, number: signal.Signals, step: int, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    straight = run("straight", strategy=strategy)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Interrupted, match=rf"step {step + 1} is kept; the same command goes on") as caught:
+            run("broken", strategy=strategy)
+    assert caught.value.status == 128 + number
+    assert signal.getsignal(number) is before, "the handler of the caller is back"
+    assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == f"step-{step + 1}"
+    resumed = run("broken", strategy=strategy)
+    assert resumed.metrics == straight.metrics
+    assert same_model(straight, resumed)
+    assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
+
+
+def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_when_the_run_goes_on(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    straight = run("straight", ema=0.9, early_stopping=9)
+    original = validation.score
+
+    def score(*arguments: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "score", score)
+        with pytest.raises(Interrupted, match="step 3 is kept"):
+            run("broken", ema=0.9, early_stopping=9)
+    state = json.loads((tmp_path / "broken/checkpoints/step-3/state.json").read_text())
+    assert state["unjudged"]
+    assert state["history"] == []
+    resumed = run("broken", ema=0.9, early_stopping=9)
+    assert resumed.metrics == straight.metrics
+    assert same_model(straight, resumed)
+    assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
+
+
+def test_a_signal_before_the_first_step_ends_a_run_at_once(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = Trainer.train
+
+    def train(self: Trainer) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", train)
+        with pytest.raises(Interrupted):
+            run("broken")
+    assert not (tmp_path / "broken/checkpoints").exists()
+    assert run("broken").result["train"]["steps"] == 18
+
+
+def test_signals_are_left_alone_outside_the_main_thread(run: Callable[..., Any]) -> None:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(run("threaded", max_steps=2)))
+    thread.start()
+    thread.join()
+    assert found[0].result["train"]["steps"] == 2
+
+
+SECOND = """
+import os, signal
+from nlp_transfer.training.signals import Signals
+with Signals() as signals, signals.held():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(signals.received, flush=True)
+    os.kill(os.getpid(), signal.{name})
+    print("still here", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("name", "launched", "status"), [("SIGINT", "1", 130), ("SIGTERM", "1", 143), ("SIGINT", "2", 0)])
+def test_a_second_signal_ends_a_process_at_once(name: str, launched: str, status: int) -> None:
+    """Where a launcher passes on what the terminal has sent already, a second one that follows at once does not count."""
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND.format(name=name)], capture_output=True, text=True, check=False,
+        env=os.environ | {"WORLD_SIZE": launched},
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ("15\n" if status else "15\nstill here\n")
+    assert "once more to leave at once" in done.stderr
+
+
+def test_where_it_is_held_a_signal_waits_to_be_looked_for() -> None:
+    with Signals() as signals:
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.received == signal.SIGTERM
+            with pytest.raises(Interrupted), signals.held(False):
+                pytest.fail("what may be broken off does not even begin")
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            signals.look()
+
+
+# --- memory and numbers
+
+
+class Small:
+    """A device that holds so many rows."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int, error: Callable[[], BaseException]) -> None:
+        self.seen: list[int] = []
+        original = Trainer._backward
+
+        def backward(trainer: Trainer, model: Any, *more: Any) -> Any:
+            def forward(*arguments: Any, **inputs: Any) -> Any:
+                count = len(inputs["input_ids"])
+                if count > rows:
+                    raise error()
+                self.seen.append(count)
+                return model(*arguments, **inputs)
+
+            return original(trainer, forward, *more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Trainer, "_backward", backward)
+
+
+ERRORS: dict[str, Callable[[], BaseException]] = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cpu": lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    "python": MemoryError,
+}
+
+
+@pytest.mark.parametrize("name", list(ERRORS))
+def test_out_of_memory_cuts_the_micro_batches_and_changes_nothing_else(
+    name: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = {"dropout": 0, "attention_dropout": 0, "precision": "fp32", "max_steps": 6}
+    straight = run("straight", **still)
+    with monkeypatch.context() as patch:
+        device = Small(patch, 2, ERRORS[name])
+        cut = run("cut", **still)
+    shown = capsys.readouterr().err
+    assert "step 1: out of memory with 8 rows at a time; from now on 4" in shown
+    assert "step 1: out of memory with 4 rows at a time; from now on 2" in shown
+    assert shown.count("out of memory") == 2, "it is remembered"
+    assert max(device.seen) == 2
+    assert cut.result["train"]["steps"] == 6
+    first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (straight, cut))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
+
+
+def test_how_micro_batches_were_cut_is_remembered_when_a_run_goes_on(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        Small(patch, 4, MemoryError)
+        straight = run("straight")
+        at_step(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run("broken")
+    capsys.readouterr()
+    resumed = run("broken")
+    assert "out of memory" not in capsys.readouterr().err
+    assert same_model(straight, resumed)
+
+
+def test_too_little_memory_for_one_row_is_said(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    Small(monkeypatch, 0, MemoryError)
+    with pytest.raises(TrainingError, match=r"step 1: out of memory with 1 rows at a time; a shorter task\.max_length"):
+        run("broken")
+
+
+def test_evaluation_takes_smaller_batches_where_memory_is_short(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nlp_transfer.tasks.text_classification import TextClassification
+
+    straight = run("straight", max_steps=3, precision="fp32")
+    original, seen = TextClassification.answer, []
+
+    def answer(self: Any, model: Any, batch: Any, chosen: Any) -> Any:
+        if len(batch["input_ids"]) > 2:
+            raise MemoryError
+        seen.append(len(batch["input_ids"]))
+        return original(self, model, batch, chosen)
+
+    monkeypatch.setattr(TextClassification, "answer", answer)
+    cut = run("cut", max_steps=3, precision="fp32")
+    assert "out of memory" in capsys.readouterr().err
+    assert set(seen) <= {1, 2}
+    assert cut.metrics["validation"]["accuracy"] == straight.metrics["validation"]["accuracy"]
+    assert cut.metrics["validation"]["loss"] == pytest.approx(straight.metrics["validation"]["loss"], rel=1e-5)
+
+
+def test_a_broken_loss_leaves_the_last_good_state(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    straight = run("straight")
+    original = Trainer._backward
+
+    def backward(self: Trainer, *arguments: Any) -> Any:
+        found = original(self, *arguments)
+        return found | {"loss": found["loss"] * (float("nan") if self.position.step == 7 else 1)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_backward", backward)
+        with pytest.raises(TrainingError, match=r"step 8: the loss or its gradient is not a number.*row \d+"):
+            run("broken")
+    assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == "step-7"
+    resumed = run("broken")
+    assert same_model(straight, resumed), "nothing of the broken step is in what was kept"
+
+
+# --- disk
+
+
+def full(times: int, where: str = "state.json") -> Callable[..., Any]:
+    """Writing fails so often, as it does on a full disk."""
+    original, left = Path.write_text, [times]
+
+    def write(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self.name == where and left[0]:
+            left[0] -= 1
+            original(self, "ha")
+            raise OSError(28, "No space left on device")
+        return original(self, *arguments, **more)
+
+    return write
+
+
+def test_a_run_waits_for_room_on_the_disk(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = run("straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full(3))
+        patch.setattr(disk, "PAUSE", 0.0)
+        waited = run("waited")
+    assert capsys.readouterr().err.count("the disk is full; waiting for room to write the checkpoint of step 3") == 1
+    assert same_model(straight, waited)
+
+
+@pytest.mark.parametrize("ended_by", ["time", "signal"])
+def test_where_no_room_is_made_the_checkpoint_before_is_left_whole(
+    ended_by: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    straight = run("straight")
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: patch.setattr(Path, "write_text", full(10**9)))
+        patch.setattr(disk, "PAUSE", 0.0)
+        patch.setattr(disk, "LONGEST", 0.0 if ended_by == "time" else 600.0)
+        if ended_by == "signal":
+            patch.setattr(disk, "say", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(disk.DiskFullError, match=r"the disk is full, so the checkpoint of step 6 was not written"):
+            run("broken")
+    folder = tmp_path / "broken/checkpoints"
+    assert not list(folder.glob(".part*"))
+    assert checkpoints.newest_whole(folder) == (folder / "step-5", [])
+    assert same_model(straight, run("broken"))
+
+
+def test_every_form_in_which_a_full_disk_shows() -> None:
+    from safetensors import SafetensorError
+
+    assert disk.is_full(OSError(28, "x"))
+    assert disk.is_full(OSError(122, "x"))
+    assert disk.is_full(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not disk.is_full(OSError(13, "Permission denied"))
+    assert not disk.is_full(RuntimeError("os error 280"))
+    with pytest.raises(PermissionError):
+        disk.patiently(lambda: (_ for _ in ()).throw(PermissionError(13, "no")), "x", "y")
+
+
+# --- checkpoints
+
+
+@pytest.fixture
+def unfinished(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    with monkeypatch.context() as patch:
+        at_step(patch, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run("broken", ema=0.9)
+    return tmp_path / "broken/checkpoints"
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "flipped": lambda path: path.write_bytes(
+        path.read_bytes()[:-2] + bytes([path.read_bytes()[-2] ^ 4]) + path.read_bytes()[-1:]
+    ),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+def test_whatever_is_damaged_in_the_newest_checkpoint_the_run_ends_as_it_would_have(
+    unfinished: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    straight = run("straight", ema=0.9)
+    files = sorted(path.name for path in (unfinished / "step-13").iterdir())
+    assert files == ["average.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    for file in files:
+        for damage, do in DAMAGES.items():
+            again = tmp_path / "again"
+            shutil.copytree(tmp_path / "broken", again)
+            config = again / "config.yaml"
+            config.write_text(config.read_text().replace(str(tmp_path / "broken"), str(again)))
+            do(again / "checkpoints/step-13" / file)
+            capsys.readouterr()
+            resumed = run("again", ema=0.9)
+            shown = capsys.readouterr().err
+            assert f"{again / 'checkpoints/step-13'} is passed over: {file} is" in shown or (
+                file == "manifest.json" and damage == "flipped" and "step-13 is passed over" in shown
+            ), (file, damage, shown)
+            assert f"going on from {again / 'checkpoints/step-10'}" in shown
+            assert same_model(straight, resumed), (file, damage)
+            shutil.rmtree(again)
+
+
+def test_the_newest_checkpoints_are_kept_and_what_each_holds_for_best(tmp_path: Path) -> None:
+    tensors = {"model": {"w": torch.zeros(1)}}
+    for step, best in [(1, 1), (2, 1), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6)]:
+        checkpoints.write_checkpoint(tmp_path, step, tensors, {"step": step, "best_step": best}, step == best, number=2)
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["best", "last", "step-6", "step-7"]
+    checkpoints.write_checkpoint(tmp_path, 8, tensors, {"step": 8, "best_step": 8}, True, number=3)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-6", "step-7", "step-8"]
+    checkpoints.write_checkpoint(tmp_path, 9, tensors, {"step": 9, "best_step": 8}, False, number=1)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-8", "step-9"]
+
+
+# --- the folder
+
+
+def test_resume_says_whether_a_run_may_begin_or_go_on(unfinished: Path, run: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"found must; .* holds no unfinished run"):
+        run("new", resume="must")
+    assert not (unfinished.parent.parent / "new").exists()
+    with pytest.raises(UserError, match=r"found never; .* holds an unfinished run"):
+        run("broken", resume="never", ema=0.9)
+    with pytest.raises(UserError, match="allowed: auto, must, never"):
+        run("new", resume="sometimes")
+    assert run("broken", resume="must", ema=0.9).result["train"]["steps"] == 18
+    with pytest.raises(UserError, match="already holds a finished run"):
+        run("broken", resume="must", ema=0.9)
+
+
+def test_two_runs_never_work_in_one_folder(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(UserError) as caught:
+            run("one", max_steps=2)
+        refused.append(str(caught.value))
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, second)
+        assert run("one", max_steps=2).result["train"]["steps"] == 2
+    assert len(refused) == 1
+    assert "another process is at work in" in refused[0]
+    assert not (tmp_path / "one/.lock").exists()
+
+
+def test_a_run_goes_on_with_windows_cut_otherwise(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    still = {"dropout": 0, "attention_dropout": 0, "precision": "fp32"}
+    straight = run("straight", **still)
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run("broken", **still)
+    with pytest.raises(UserError, match=r"training\.batch_size: 8 before, 4 now"):
+        run("broken", **still, batch_size=4)
+    capsys.readouterr()
+    resumed = run("broken", **still, batch_size=4, gradient_accumulation_steps=2)
+    assert "training.batch_size 8 before, 4 now; each step sees the same rows" in capsys.readouterr().err
+    assert resumed.result["train"]["steps"] == 18
+    first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (straight, resumed))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_other_versions_of_a_package_are_said_and_do_not_stop_a_run(
+    unfinished: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = unfinished.parent / "config.yaml"
+    text = config.read_text()
+    assert f"torch: {torch.__version__}" in text
+    config.write_text(text.replace(f"torch: {torch.__version__}", "torch: 1.0.0"))
+    assert run("broken", ema=0.9).result["train"]["steps"] == 18
+    assert f"warning: torch 1.0.0 before, {torch.__version__} now" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_is_done_again_stands_once_in_the_log(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A signal breaks the evaluation off; it is done; and then the process is lost before its next checkpoint."""
+    straight = run("straight", learning_rate=1e-9)
+    original = validation.score
+    with monkeypatch.context() as patch:
+        at_step(
+            patch, 5, lambda: patch.setattr(validation, "score", lambda *a, **b: os.kill(os.getpid(), 15) or original(*a, **b))
+        )
+        with pytest.raises(Interrupted, match="step 6 is kept"):
+            run("broken", learning_rate=1e-9)
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: (_ for _ in ()).throw(ZeroDivisionError))
+        with pytest.raises(ZeroDivisionError):
+            run("broken", learning_rate=1e-9)
+    assert (6, True) in steps_of(tmp_path / "broken")
+    assert (tmp_path / "broken/checkpoints/step-6").is_dir()
+    assert same_model(straight, run("broken", learning_rate=1e-9))
+    assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
+
+
+def test_the_model_and_the_log_wait_for_room_as_well(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from transformers import BertForSequenceClassification
+
+    straight = run("straight", max_steps=4)
+    original, left = BertForSequenceClassification.save_pretrained, [2]
+    opened, tries = Path.open, [2]
+
+    def save(self: Any, folder: Any, *arguments: Any, **more: Any) -> Any:
+        original(self, folder, *arguments, **more)
+        if left[0]:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+
+    def open_(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self.name == "log.jsonl" and tries[0]:
+            tries[0] -= 1
+            with opened(self, "ab") as file:
+                file.write(b'{"half a li')
+            raise OSError(28, "No space left on device")
+        return opened(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "PAUSE", 0.0)
+        patch.setattr(BertForSequenceClassification, "save_pretrained", save)
+        patch.setattr(Path, "open", open_)
+        waited = run("waited", max_steps=4)
+    shown = capsys.readouterr().err
+    assert "waiting for room to write the model" in shown
+    assert "waiting for room to write log.jsonl" in shown
+    assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "waited")
+    assert same_model(straight, waited)

@@ -1,0 +1,34 @@
+"""Lets this very process push to a hub on the loopback interface. What is loaded by id needs a process of its own: then
+`environment` says how, since huggingface_hub reads most of it when it is imported."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from nlp_transfer.export import retries
+from tests.hub.server import serve
+from tests.hub.store import Hub
+
+TOKEN = "hf_" + "AnnsOwnToken" * 3
+
+
+@contextmanager
+def connected(folder: Path) -> Iterator[tuple[Hub, list[float]]]:
+    """A hub that `ann` may write to with TOKEN, and the seconds that were waited: nothing is waited for here."""
+    waits: list[float] = []
+    with serve() as (address, hub), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", address)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-login"))
+        patch.setattr(retries, "sleep", waits.append)
+        patch.setenv("HF_TOKEN", TOKEN)
+        hub.user(TOKEN, "ann", orgs={"lab": "write", "library": "read"})
+        try:
+            yield hub, waits
+        finally:
+            close_session()

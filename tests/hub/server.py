@@ -1,0 +1,308 @@
+"""The hub's calls over HTTP, on the loopback interface."""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub import writing
+from tests.hub.faults import AFTER, Fault
+from tests.hub.store import Hub, RefusedError, Repository, User
+
+ID = r"(?P<id>[\w.-]+/[\w.-]+)"
+REPOSITORY = rf"/api/(?P<kind>models|datasets)/{ID}"
+ROUTES = [
+    (method, re.compile(pattern + "$"), name)
+    for method, pattern, name in [
+        ("GET", "/api/whoami-v2", "whoami"),
+        ("POST", "/api/validate-yaml", "validate"),
+        ("POST", "/api/repos/create", "create"),
+        ("DELETE", "/api/repos/delete", "delete"),
+        ("GET", REPOSITORY + r"(/revision/(?P<revision>[^/]+))?", "info"),
+        ("GET", REPOSITORY + r"/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
+        ("POST", REPOSITORY + r"/paths-info/(?P<revision>[^/]+)", "paths"),
+        ("GET", REPOSITORY + "/refs", "refs"),
+        ("GET", REPOSITORY + r"/commits/(?P<revision>[^/]+)", "commits"),
+        ("POST", REPOSITORY + r"/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("POST", REPOSITORY + r"/commit/(?P<revision>[^/]+)", "commit"),
+        ("POST|DELETE", REPOSITORY + r"/branch/(?P<revision>[^/]+)", "branch"),
+        ("POST|DELETE", REPOSITORY + r"/tag/(?P<revision>[^/]+)", "tag"),
+        ("POST", rf"/(?P<data>datasets/)?{ID}\.git/info/lfs/objects/batch", "batch"),
+        ("POST", rf"/(?P<data>datasets/)?{ID}\.git/info/lfs/objects/verify", "verify"),
+        ("PUT|POST", r"/upload/(?P<oid>[0-9a-f]{64})(/(?P<part>\d+))?", "upload"),
+        ("GET|HEAD", rf"/(?P<data>datasets/)?{ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "file"),
+    ]
+]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request: found in ROUTES, answered by the method of that name, spoiled by a fault where one strikes."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    hub: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+
+    def answer(self) -> None:
+        parts = urlsplit(self.path)
+        self.query = parse_qs(parts.query)
+        call = f"{self.command} {unquote(parts.path)}"
+        with self.hub.lock:
+            self.hub.asked.append(call)
+            self.fault = next(filter(None, (fault.strikes(call) for fault in self.hub.faults)), None)
+        kind = self.fault.kind if self.fault else ""
+        if kind == "cut-request":
+            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            self.cut()
+            return
+        try:
+            body = self.body()
+        except (ConnectionError, TimeoutError):
+            return
+        if kind == "slow" and self.fault:
+            time.sleep(self.fault.seconds)
+        try:
+            with self.hub.lock:
+                if self.fault and kind not in (*AFTER, "slow", "corrupt", "rival"):
+                    self.refuse(self.fault)
+                status, content, headers = self.route(parts.path, body)
+        except RefusedError as refused:
+            status, content, headers = self.error(refused)
+        try:
+            self.send(status, content, headers, kind)
+        except ConnectionError:
+            self.close_connection = True
+
+    def body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        found = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            found += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
+
+    def route(self, path: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        self.token, self.sent = token, body
+        for methods, pattern, name in ROUTES:
+            found = pattern.match(path)
+            if found and re.fullmatch(methods, self.command):
+                part = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
+                part.setdefault("kind", "datasets" if part.get("data") else "models")
+                # A token that is not known is refused where a right is needed; storage has its own signed addresses.
+                user = self.hub.who(token)
+                answer = getattr(self, f"on_{name}")(part, user)
+                return answer if isinstance(answer, tuple) else (200, json.dumps(answer).encode(), {})
+        raise RefusedError(404, "Not found", "RepoNotFound")
+
+    def refuse(self, fault: Fault) -> None:
+        if fault.kind == "401" and self.headers.get("Authorization"):
+            self.hub.users.pop(self.headers["Authorization"].removeprefix("Bearer "), None)
+            raise RefusedError(401, "Invalid credentials in Authorization header")
+        words = {"409": "Another operation is in progress", "429": "Too Many Requests"}
+        raise RefusedError(int(fault.kind), words.get(fault.kind, "Internal Error"))
+
+    def error(self, refused: RefusedError) -> tuple[int, bytes, dict[str, str]]:
+        headers = {"X-Error-Message": refused.message}
+        if refused.code:
+            headers["X-Error-Code"] = refused.code
+        if refused.status == 429 and self.fault and self.fault.retry_after is not None:
+            headers["Retry-After"] = str(self.fault.retry_after)
+        more = dict(refused.more)
+        if "url" in more:
+            more["url"] = f"http://{self.headers['Host']}/{more['url']}"
+        if "commit" in more:
+            headers["X-Repo-Commit"] = more.pop("commit")
+        return refused.status, json.dumps({"error": refused.message} | more).encode(), headers
+
+    def send(self, status: int, content: bytes, headers: dict[str, str], kind: str) -> None:
+        if kind == "drop":
+            self.cut()
+            return
+        if kind == "500-after":
+            status, content, headers = 500, b'{"error": "Internal Error"}', {}
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json"} | headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2] if kind == "cut-answer" else content)
+        if kind == "cut-answer":
+            self.wfile.flush()
+            self.cut()
+
+    def cut(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    # Each of these gives what is sent as JSON, or (status, content, headers).
+
+    def on_whoami(self, _: dict[str, str], user: User | None) -> Any:
+        if user is None:
+            raise RefusedError(401, "Invalid username or password.")
+        return user.document()
+
+    def on_validate(self, _: dict[str, str], __: User | None) -> Any:
+        return writing.check_card(json.loads(self.sent)["content"])
+
+    def on_create(self, _: dict[str, str], user: User | None) -> Any:
+        made = self.hub.create(json.loads(self.sent), user)
+        return {"url": f"http://{self.headers['Host']}/{made.name}", "name": made.name}
+
+    def on_delete(self, _: dict[str, str], user: User | None) -> Any:
+        body = json.loads(self.sent)
+        name, kind = f"{body.get('organization') or (user and user.name)}/{body['name']}", f"{body.get('type') or 'model'}s"
+        self.hub.write(kind, name, user)
+        del self.hub.repositories[kind, name]
+        return {}
+
+    def on_info(self, part: dict[str, str], user: User | None) -> Any:
+        found = self.hub.read(part["kind"], part["id"], user)
+        commit = found.find(part.get("revision", "main"))
+        siblings = [
+            {"rfilename": path, "size": len(blob.content), "blobId": blob.oid}
+            | (
+                {"lfs": {"sha256": blob.sha256, "size": len(blob.content), "pointerSize": len(blob.pointer)}}
+                if blob.large
+                else {}
+            )
+            for path, blob in commit.files.items()
+        ]
+        return {"id": found.name, "sha": commit.sha, "private": found.private, "siblings": siblings}
+
+    def on_tree(self, part: dict[str, str], user: User | None) -> Any:
+        files = self.hub.read(part["kind"], part["id"], user).find(part["revision"]).files
+        below = f"{part['path']}/" if "path" in part else ""
+        return [blob.entry(path) for path, blob in files.items() if path.startswith(below)]
+
+    def on_paths(self, part: dict[str, str], user: User | None) -> Any:
+        files = self.hub.read(part["kind"], part["id"], user).find(part["revision"]).files
+        asked = parse_qs(self.sent.decode()).get("paths", [])
+        return [blob.entry(path) for path, blob in files.items() if path in asked]
+
+    def on_refs(self, part: dict[str, str], user: User | None) -> Any:
+        found = self.hub.read(part["kind"], part["id"], user)
+
+        def shown(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
+            return [{"name": name.removeprefix(prefix), "ref": prefix + name.removeprefix(prefix), "targetCommit": sha}
+                    for name, sha in names.items()]  # fmt: skip
+
+        refs = {"branches": shown(found.branches, "refs/heads/"), "converts": [], "tags": shown(found.tags, "refs/tags/")}
+        return refs | ({"pullRequests": shown(found.pulls, "refs/pr/")} if "include_prs" in self.query else {})
+
+    def on_commits(self, part: dict[str, str], user: User | None) -> Any:
+        history = self.hub.read(part["kind"], part["id"], user).history(part["revision"])
+        day = "2020-01-01T00:00:00.000Z"
+        return [{"id": one.sha, "title": one.title, "message": one.description, "date": day, "authors": []} for one in history]
+
+    def on_preupload(self, part: dict[str, str], user: User | None) -> Any:
+        found = self.writable(part, user)
+        return writing.preupload(found, part["revision"], json.loads(self.sent))
+
+    def on_commit(self, part: dict[str, str], user: User | None) -> Any:
+        found = self.writable(part, user)
+        kind = self.fault.kind if self.fault else ""
+        made = writing.commit(
+            self.hub, found, part["revision"], self.sent, "create_pr" in self.query, kind == "corrupt", kind == "rival"
+        )
+        address = f"http://{self.headers['Host']}/{found.name}"
+        pull = next((name for name, sha in found.pulls.items() if sha == made.sha), None)
+        more = {"pullRequestUrl": f"{address}/discussions/{pull.removeprefix('refs/pr/')}"} if pull else {}
+        return {"success": True, "commitOid": made.sha, "commitUrl": f"{address}/commit/{made.sha}"} | more
+
+    def writable(self, part: dict[str, str], user: User | None) -> Repository:
+        """Anyone who can read may open a pull request."""
+        if "create_pr" in self.query and user is not None and user.role != "read":
+            return self.hub.read(part["kind"], part["id"], user)
+        return self.hub.write(part["kind"], part["id"], user)
+
+    def on_branch(self, part: dict[str, str], user: User | None) -> Any:
+        found = self.hub.write(part["kind"], part["id"], user)
+        start = json.loads(self.sent or b"{}").get("startingPoint", "main")
+        return writing.move(found.branches, part["revision"], found.find(start).sha, self.command == "DELETE")
+
+    def on_tag(self, part: dict[str, str], user: User | None) -> Any:
+        found = self.hub.write(part["kind"], part["id"], user)
+        if self.command == "DELETE":
+            return writing.move(found.tags, part["revision"], "", True)
+        return writing.move(found.tags, json.loads(self.sent)["tag"], found.find(part["revision"]).sha, False)
+
+    def on_batch(self, part: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.read(part["kind"], part["id"], user)
+        if user is None or user.role == "read":
+            raise RefusedError(403, "You don't have the rights to upload here")
+        return writing.batch(self.hub, repository, f"http://{self.headers['Host']}", json.loads(self.sent))
+
+    def on_verify(self, part: dict[str, str], user: User | None) -> Any:
+        self.hub.read(part["kind"], part["id"], user)
+        body = json.loads(self.sent)
+        if len(self.hub.stored.get(body["oid"], b"")) != body["size"]:
+            raise RefusedError(422, "the object has another size")
+        self.hub.verified.add(body["oid"])
+        return {}
+
+    def on_upload(self, part: dict[str, str], _: User | None) -> Any:
+        broken = self.fault is not None and self.fault.kind == "corrupt"
+        etag = writing.upload(self.hub, part["oid"], part.get("part"), self.command, self.sent, broken)
+        return 200, b"", {"ETag": etag}
+
+    def on_file(self, part: dict[str, str], user: User | None) -> Any:
+        commit = self.hub.read(part["kind"], part["id"], user).find(part["revision"])
+        blob = commit.files.get(part["path"])
+        if blob is None:
+            raise RefusedError(404, "Entry not found", "EntryNotFound", commit=commit.sha)
+        etag = blob.sha256 if blob.large else hashlib.sha1(blob.content).hexdigest()
+        headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{etag}"', "Content-Type": "application/octet-stream"}
+        return 200, blob.content, headers
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that went away is what the faults are about
+
+
+@contextmanager
+def serve(root: Path | None = None) -> Iterator[tuple[str, Hub]]:
+    """The address of a running hub, and the hub."""
+    hub = Hub(root)
+    server = Server(("127.0.0.1", 0), type("HandlerOfOne", (Handler,), {"hub": hub}))
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def environment(address: str, cache: Path) -> dict[str, str]:
+    """What a child process needs to take the hub at `address` for the real one."""
+    return {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | {
+        "HF_ENDPOINT": address,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }

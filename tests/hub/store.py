@@ -1,0 +1,231 @@
+"""What a hub remembers: users and their rights, repositories, commits, large files."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+LARGE = (".safetensors", ".bin", ".parquet", ".model", ".png")
+FIRST = {".gitattributes": "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE).encode()}
+
+
+class RefusedError(Exception):
+    """An answer other than 200: its status, the code and the message that the real hub gives."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **more: Any) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.more = status, message, code, more
+
+
+@dataclass
+class User:
+    """Whom a token belongs to. `role` is the token's: read, write or fineGrained (then `scopes` maps names to rights)."""
+
+    name: str
+    role: str = "write"
+    orgs: dict[str, str] = field(default_factory=dict)
+    scopes: dict[str, list[str]] = field(default_factory=dict)
+    blind: bool = False
+    """A token that is not shown private repositories."""
+
+    def document(self) -> dict[str, Any]:
+        """What whoami-v2 answers."""
+        token: dict[str, Any] = {"displayName": "test", "role": self.role}
+        if self.role == "fineGrained":
+            scoped = [{"entity": {"name": name, "type": "user"}, "permissions": rights} for name, rights in self.scopes.items()]
+            token["fineGrained"] = {"global": [], "scoped": scoped}
+        return {
+            "type": "user",
+            "name": self.name,
+            "orgs": [{"type": "org", "name": name, "roleInOrg": role} for name, role in self.orgs.items()],
+            "auth": {"type": "access_token", "accessToken": token},
+        }
+
+    def reads(self, repository: str) -> bool:
+        """Whether private repositories of this name are shown."""
+        return not self.blind and repository.split("/")[0] in (self.name, *self.orgs)
+
+    def writes(self, repository: str) -> bool:
+        namespace = repository.split("/")[0]
+        if self.role == "fineGrained":
+            return any("repo.write" in self.scopes.get(name, []) for name in (namespace, repository))
+        member = namespace == self.name or self.orgs.get(namespace) in ("contributor", "write", "admin")
+        return self.role == "write" and member
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file's content as it is stored, and whether it lies in the store of large files."""
+
+    content: bytes
+    large: bool
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def pointer(self) -> bytes:
+        """What git itself keeps."""
+        if not self.large:
+            return self.content
+        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n".encode()
+
+    @property
+    def oid(self) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(self.pointer) + self.pointer).hexdigest()
+
+    def entry(self, path: str) -> dict[str, Any]:
+        """As a listing shows it."""
+        found: dict[str, Any] = {"type": "file", "path": path, "size": len(self.content), "oid": self.oid}
+        if self.large:
+            found["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
+        return found
+
+
+@dataclass(frozen=True)
+class Commit:
+    sha: str
+    parent: str | None
+    title: str
+    files: Mapping[str, Blob]
+    description: str = ""
+
+
+class Repository:
+    """Commits, and names that point to them."""
+
+    def __init__(self, kind: str, name: str, private: bool, files: Mapping[str, Blob]) -> None:
+        self.kind, self.name, self.private = kind, name, private
+        self.commits: dict[str, Commit] = {}
+        self.branches: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+        self.pulls: dict[str, str] = {}
+        self.branches["main"] = self.add(None, "initial commit", files).sha
+
+    def add(self, parent: str | None, title: str, files: Mapping[str, Blob], description: str = "") -> Commit:
+        """A commit that no name points to yet."""
+        digest = hashlib.sha1(json.dumps([self.name, parent, title, len(self.commits)]).encode())
+        for path, blob in sorted(files.items()):
+            digest.update(path.encode() + blob.oid.encode())
+        made = Commit(digest.hexdigest(), parent, title, dict(files), description)
+        self.commits[made.sha] = made
+        return made
+
+    def find(self, revision: str) -> Commit:
+        """The commit of a branch, a tag, a pull request or a hash."""
+        sha = self.branches.get(revision) or self.tags.get(revision) or self.pulls.get(revision) or revision
+        if sha not in self.commits:
+            raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return self.commits[sha]
+
+    def files(self, revision: str = "main") -> dict[str, bytes]:
+        return {path: blob.content for path, blob in self.find(revision).files.items()}
+
+    def history(self, revision: str = "main") -> list[Commit]:
+        """From the newest back to the first."""
+        found: list[Commit] = [self.find(revision)]
+        while found[-1].parent is not None:
+            found.append(self.commits[found[-1].parent])
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """All that a visitor could see, to compare with later."""
+        refs = {f"{kind}/{name}": sha for kind in ("branches", "tags", "pulls") for name, sha in getattr(self, kind).items()}
+        return {"private": self.private} | {ref: self.files(sha) for ref, sha in refs.items()}
+
+
+class Hub:
+    """Repositories by (kind, name). Folders `root/models/USER/NAME` and `root/datasets/USER/NAME` are public ones.
+
+    `asked` keeps what was requested, as `METHOD /path`; `large_from` and `part_size` decide how files are sent.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root
+        self.asked: list[str] = []
+        self.users: dict[str, User] = {}
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.stored: dict[str, bytes] = {}
+        """Large files by the hash that they were announced with."""
+        self.verified: set[str] = set()
+        self.part_size: int | None = None
+        self.faults: list[Any] = []
+        self.lock = RLock()
+
+    def user(self, token: str, name: str, role: str = "write", **more: Any) -> User:
+        """A new token, and whom it belongs to."""
+        self.users[token] = User(name, role, **more)
+        return self.users[token]
+
+    def who(self, token: str | None) -> User | None:
+        """Raises RefusedError where a token was given and is not known."""
+        if token is None:
+            return None
+        if token not in self.users:
+            raise RefusedError(401, "Invalid credentials in Authorization header")
+        return self.users[token]
+
+    def known(self, kind: str, name: str) -> Repository | None:
+        found = self.repositories.get((kind, name))
+        folder = self.root / kind / name if self.root and name else None
+        if found is None and folder is not None and folder.is_dir():
+            files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+            blobs = {path: Blob(file.read_bytes(), path.endswith(LARGE)) for path, file in files.items()}
+            found = self.repositories[kind, name] = Repository(kind, name, False, blobs)
+        return found
+
+    def repository(self, name: str, kind: str = "models") -> Repository:
+        """Raises KeyError where there is none."""
+        found = self.known(kind, name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def commit(self, kind: str, name: str) -> str:
+        """The revision that a repository is at."""
+        return self.repository(name, kind).branches["main"]
+
+    def read(self, kind: str, name: str, user: User | None) -> Repository:
+        """For a visitor; what he may not read is not there for him."""
+        found = self.known(kind, name)
+        if found is None or (found.private and not (user and user.reads(name))):
+            raise RefusedError(404 if user else 401, "Repository not found", "RepoNotFound")
+        return found
+
+    def write(self, kind: str, name: str, user: User | None) -> Repository:
+        found = self.read(kind, name, user)
+        if user is None:
+            raise RefusedError(401, "Invalid username or password.")
+        if not user.writes(name):
+            raise RefusedError(403, "You don't have the rights to write to this repository")
+        return found
+
+    def create(self, body: Mapping[str, Any], user: User | None) -> Repository:
+        if user is None:
+            raise RefusedError(401, "Invalid username or password.")
+        name = f"{body.get('organization') or user.name}/{body['name']}"
+        kind = f"{body.get('type') or 'model'}s"
+        if not user.writes(name):
+            raise RefusedError(
+                403, f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{name.split("/")[0]}"'
+            )
+        if self.known(kind, name):
+            raise RefusedError(409, f"You already created this {kind[:-1]} repo", url=name)
+        blobs = {path: Blob(content, False) for path, content in FIRST.items()}
+        made = self.repositories[kind, name] = Repository(kind, name, body.get("visibility") == "private", blobs)
+        return made
+
+    def seed(self, name: str, files: Mapping[str, bytes], private: bool = False) -> Repository:
+        """A repository that was there before."""
+        blobs = {path: Blob(content, path.endswith(LARGE)) for path, content in (FIRST | dict(files)).items()}
+        made = self.repositories["models", name] = Repository("models", name, private, blobs)
+        return made
+
+    def wrote(self) -> list[str]:
+        """Calls that could have changed something."""
+        writes = ("repos/create", "repos/delete", "/preupload/", "/info/lfs/", "/commit/", "/branch/", "/tag/", "/upload/")
+        return [call for call in self.asked if not call.startswith(("GET", "HEAD")) and any(part in call for part in writes)]
