@@ -37,13 +37,14 @@ class RunFolder:
         self.path = Path(path).expanduser()
         self.resume = resume
         self._lock: FileLock | None = None
+        self._own_lock = False  # the file was not there before
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            if not self.unfinished:
+            if self._own_lock or not self.unfinished:
                 (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
@@ -103,7 +104,9 @@ class RunFolder:
             raise UserError(f"output_dir: {self.path} cannot be written: {error}") from error
 
     def _claim(self) -> None:
-        lock = FileLock(self.path / LOCK)
+        place = self.path / LOCK
+        self._own_lock = not place.exists()
+        lock = FileLock(place)
         try:
             lock.acquire(timeout=0)
         except Timeout:

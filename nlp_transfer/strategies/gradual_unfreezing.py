@@ -3,6 +3,8 @@
 Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", 1801.06146: what is pretrained moves
 only when the head above it has ceased to be random, so that less of it is forgotten. Their whole recipe also has rates that
 fall with depth: [gradual_unfreezing, layerwise_lr].
+
+With ten labelled rows a class (Banking77, TREC; MiniLM) it was not measurably better than plain full fine-tuning.
 """
 
 from typing import Any, ClassVar, Literal

@@ -3,6 +3,8 @@
 Li et al. 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", 1802.01483. The penalty is
 alpha/2 |w - w0|^2 over pretrained weights and beta/2 |w|^2 over those that are new. It takes the place of weight decay, which
 would pull pretrained weights towards zero at the same time and is therefore off for all that is penalised.
+
+With ten labelled rows a class (Banking77, TREC; MiniLM) it was not measurably better than plain full fine-tuning.
 """
 
 from collections.abc import Mapping

@@ -2,6 +2,8 @@
 
 Howard and Ruder 2018, "Universal Language Model Fine-tuning", 1801.06146 (discriminative fine-tuning); for BERT-like models
 Clark et al. 2020 (ELECTRA), 2003.10555, and Zhang et al. 2021, 2006.05987.
+
+With ten labelled rows a class (Banking77, TREC; MiniLM) it was a little better than plain full fine-tuning, not measurably so.
 """
 
 from dataclasses import replace

@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal ended the run; `status` is what the process should end with."""
 
     def __init__(self, number: int, message: str = "") -> None:
-        super().__init__(message or f"interrupted by {signal.Signals(number).name}")
+        super().__init__(message or f"by {signal.Signals(number).name}")
         self.number = number
         self.status = 128 + number
 

@@ -45,6 +45,10 @@ class Tally:
     peak: int = 0
     done: int = 0
 
+    def add(self, violation: str) -> None:
+        self.violations.append(violation)
+        print(f"VIOLATION {violation}", flush=True)
+
 
 def memory() -> int:
     """Peak memory of this process in bytes."""
@@ -98,7 +102,7 @@ def listen(worker: "subprocess.Popen[str]", part: str, first: int, end: int, tal
         if not line:
             worker.kill()
             why = f"ended with {worker.wait()}" if heard else f"said nothing for {SILENCE:.0f} seconds"
-            tally.violations.append(f"{part} {first}: the worker {why}: {worker.stderr.read()[-500:] if worker.stderr else ''}")
+            tally.add(f"{part} {first}: the worker {why}: {worker.stderr.read()[-500:] if worker.stderr else ''}")
             return first + 1
         i, kind, outcome, seconds, peak = json.loads(line)
         tally.done, first = tally.done + 1, i + 1
@@ -106,8 +110,7 @@ def listen(worker: "subprocess.Popen[str]", part: str, first: int, end: int, tal
         tally.slowest = max(tally.slowest, (seconds, f"{part} {i} ({kind})"))
         tally.peak = max(tally.peak, peak)
         if kind == "violation":
-            tally.violations.append(f"{part} {i}: {outcome}")
-            print(f"VIOLATION {part} {i}: {outcome}", flush=True)
+            tally.add(f"{part} {i}: {outcome}")
         if tally.done % 5000 == 0:
             print(f"{tally.done:,} inputs, {len(tally.violations)} violations", flush=True)
     worker.stdout.read()  # it has said all, and ends

@@ -114,7 +114,7 @@ def document(given: argparse.Namespace, case: str, processes: int, output: Path)
         "strategy": settings.get("strategy", {"name": "full"}), "output_dir": str(output),
         "training": {
             "max_steps": given.steps, "batch_size": 8 // processes, "checkpoint_every": 4, "evaluate_every": given.steps // 3,
-            "logging_steps": 1, "process_timeout": 60,
+            "logging_steps": 1, "process_timeout": 20,
         },
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
     python scripts/endurance/stream_predict.py [ROWS]
 
 Makes a tiny model and two files, of 20,000 and of ROWS rows (default 1,000,000), and prints the peak memory of the command on
-each. About 15 minutes on two CPU cores at the default.
+each. A few minutes at the default.
 """
 
 import csv

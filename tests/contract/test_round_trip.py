@@ -109,6 +109,7 @@ def test_a_deeper_head_is_refused_by_name_without_the_toolkit(name: str, runs: d
 def test_an_adapter_answers_like_the_merged_model(name: str, runs: dict[str, Path], tiny: dict[str, Path]) -> None:
     adapter = runs[name] / "adapter"
     assert sorted(path.name for path in adapter.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "nlp_transfer.json",

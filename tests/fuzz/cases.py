@@ -105,6 +105,8 @@ class Place:
             return kind, outcome
         except ViolationError as error:
             raise ViolationError(f"{kind}: {error}") from error
+        except OSError as error:
+            raise ViolationError(f"{kind}: the input itself could not be made: {error}") from error
         finally:
             _remove(self.inner)
 

@@ -193,7 +193,7 @@ def odd_path(rng: random.Random, folder: Path) -> Case:
     name = odd_text(rng, 3).replace("/", "")[:150] or "x"
     raw = os.fsencode(str(folder)) + b"/" + rng.choice([b"", b"\xff", b"-", b"~"]) + name.encode()
     path = os.fsdecode(raw) + rng.choice([".csv", ".csv", "/", "", ".CsV"])
-    exists = rng.random() < 0.6 and "\0" not in path and not path.endswith("/")
+    exists = rng.random() < 0.6 and "\0" not in path and not path.endswith(("/", "/.", "/.."))
     if exists:
         Path(path).write_text("text\na\n")
     source = path if rng.random() < 0.8 else rng.choice([
