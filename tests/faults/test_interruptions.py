@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -517,3 +518,22 @@ def test_the_model_and_the_log_wait_for_room_as_well(
     assert "waiting for room to write log.jsonl" in shown
     assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "waited")
     assert same_model(straight, waited)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = run("straight", max_steps=6)
+    real, asked = time.time, [0]
+
+    def back() -> float:
+        asked[0] += 1
+        return real() - 3600.0 * asked[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", back)
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run("back", max_steps=6)
+        resumed = run("back", max_steps=6)
+    assert same_model(straight, resumed)
+    assert resumed.result["train"]["seconds"] >= 0
+    assert resumed.result["train"]["examples_per_second"] > 0

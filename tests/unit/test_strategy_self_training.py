@@ -22,17 +22,17 @@ def scores_of(sure: list[tuple[int, float]], classes: int = 2) -> dict[str, np.n
 def test_the_surest_rows_of_each_class_join_in_by_the_shares_of_train() -> None:
     answers = scores_of([(0, 0.9), (0, 0.8), (0, 0.95), (0, 0.99), (1, 0.7), (1, 0.9), (1, 0.6), (1, 0.8)])
     taught = np.array([0, 0, 0, 1])  # three quarters are of class 0
-    rows, labels = SelfTraining(rounds=2, confidence=0).choose(answers, taught, 1)
+    rows, labels = SelfTraining(rounds=2, confidence=0, share=1).choose(answers, taught, 1)
     assert rows.tolist() == [0, 2, 3, 5], "of 8 rows half in the first of two rounds: 3 of class 0, 1 of class 1"
     assert labels.tolist() == [0, 0, 0, 1]
     assert labels.dtype == taught.dtype
-    rows, _ = SelfTraining(rounds=2, confidence=0).choose(answers, taught, 2)
+    rows, _ = SelfTraining(rounds=2, confidence=0, share=1).choose(answers, taught, 2)
     assert rows.tolist() == [0, 1, 2, 3, 5, 7], "all of class 0, two of class 1"
 
 
 def test_a_class_of_which_the_model_is_less_sure_has_a_lower_threshold() -> None:
     answers = scores_of([(0, 1.0), (0, 1.0), (0, 0.7), (1, 0.6), (1, 0.6), (1, 0.6)])
-    settings = {"rounds": 1, "confidence": 0.85, "balance": False}
+    settings = {"rounds": 1, "confidence": 0.85, "balance": False, "share": 1}
     rows, labels = SelfTraining(**settings).choose(answers, np.array([0, 1]), 1)
     # Class 0 is given 0.9 on average and class 1 0.6: the thresholds are 0.85 and 0.57.
     assert rows.tolist() == [0, 1, 3, 4, 5]
@@ -41,7 +41,7 @@ def test_a_class_of_which_the_model_is_less_sure_has_a_lower_threshold() -> None
 
 def test_without_balance_the_surest_join_in_whatever_their_class() -> None:
     answers = scores_of([(0, 0.9), (0, 0.95), (1, 0.6), (1, 0.7)])
-    rows, _ = SelfTraining(rounds=2, confidence=0, balance=False).choose(answers, np.array([0, 1]), 1)
+    rows, _ = SelfTraining(rounds=2, confidence=0, share=1, balance=False).choose(answers, np.array([0, 1]), 1)
     assert rows.tolist() == [0, 1]
 
 
