@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.windows import WindowPlan
+from nlp_transfer.disk import patiently
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.card import write_card
 from nlp_transfer.export.load import RECORD
@@ -173,6 +175,7 @@ def finish(folder: RunFolder, run: Run, task: Task, result: dict[str, Any], docu
     sources = {name: clean(getattr(run.config.data, name)) for name in ("train", "test")}
     for part in [folder.path / name for name in ("model", "adapter") if (folder.path / name / RECORD).is_file()]:
         add_to_record(part, {"metrics": result["metrics"]})
-        write_card(part, task, clean(result), {**sources, "rows": rows}, document["training"])
+        card = partial(write_card, part, task, clean(result), {**sources, "rows": rows}, document["training"])
+        patiently(card, "the model card", part)
     write_json(folder.path / "result.json", result)
     folder.clear_checkpoints()

@@ -25,7 +25,8 @@ class RunLog:
             return
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _place_of(line) <= (step, judged)]
         part = self.path.with_name(f".part-{self.path.name}")
-        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        text = "".join(f"{line}\n" for line in kept)
+        patiently(lambda: part.write_text(text, encoding="utf-8"), "log.jsonl", self.path.parent)
         os.replace(part, self.path)
 
     def write(self, step: int, **fields: Any) -> None:

@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -165,7 +166,7 @@ class Torture:
         self.folder = Path(given.work) / f"{case}-{processes}"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        self.log = self.folder / "said.txt"
+        self.log = Path(tempfile.gettempdir()) / f"kill_runs-{os.getpid()}-{case}-{processes}.txt"  # not on a disk that is filled
         with Path(given.train).open(newline="", encoding="utf-8") as file:
             rows = [row for row, _ in zip(csv.DictReader(file), range(given.rows), strict=False)]
         with (self.folder / "train.csv").open("w", newline="", encoding="utf-8") as file:
