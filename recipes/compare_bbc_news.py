@@ -2,7 +2,7 @@
 
     python recipes/compare_bbc_news.py
 
-Expect test accuracies of about 0.93 from 40 labelled articles, intervals too wide to tell most of them apart, one sentence of
+Expect a test accuracy of about 0.93 for each from 40 labelled articles, intervals too wide to tell them apart, one sentence of
 advice that says so, and a page with plots, after about 8 minutes on one CPU core.
 """
 
