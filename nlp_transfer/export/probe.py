@@ -3,7 +3,6 @@
 The ids are made up, not taken from the data: what is published must not tell what a model was trained on.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import has_decoder
+from nlp_transfer.sources.wheels import sha256_of
 
 ROWS, LENGTH, SHOWN = 2, 8, 8
 TOLERANCE = 1e-3  # another machine rounds otherwise; damage is larger
@@ -57,11 +57,6 @@ def check_probe(model: PreTrainedModel, probe: dict[str, Any], folder: Path) -> 
             f"{folder}: the model does not give the logits recorded when it was saved (they differ by {difference:g}); its "
             "configuration or a library is another one than then"
         )
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _spread(words: int, count: int) -> torch.Tensor:

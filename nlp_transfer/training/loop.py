@@ -95,7 +95,6 @@ class Trainer:
         self.output_dir, self.describe, self.objectives = output_dir, describe, dict(objectives or {})
         self.augment, self.signals = augment, signals or Signals()
         self.budget = Budget(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
-        self.best_metric = self.training.best_metric or task.best_metric
         checkpoints = output_dir / "checkpoints" if output_dir else None
         kept = self.training.keep_checkpoints
         self.keeper = Keeper(model, checkpoints, self.training.ema, self.accelerator.is_main_process, kept)
@@ -319,19 +318,13 @@ class Trainer:
 
     def _evaluate(self, patience: int | None) -> bool:
         """Scores validation; true when these are the best weights so far."""
-        at, average = self.position, self.keeper.average
+        at, average, table = self.position, self.keeper.average, self.tables["validation"]
         if average is not None:
             average.swap(self.model)
         try:
             with self.signals.held(self.accelerator.num_processes > 1):  # several must not part while they evaluate
                 metrics, decides, higher = score_validation(
-                    self.model,
-                    self.task,
-                    self.tables["validation"],
-                    self.strategy,
-                    self.training,
-                    self.accelerator,
-                    self.precision,
+                    self.model, self.task, table, self.strategy, self.training, self.accelerator, self.precision
                 )
         finally:
             if average is not None:

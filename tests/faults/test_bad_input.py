@@ -1,6 +1,7 @@
 """Bad input, through the command's own code path: exit status 2, a message that says where, what and what is allowed, and
 nothing left behind."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -878,10 +879,11 @@ def put(path: Path, content: Any) -> None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def prepare(case: Case) -> None:
-    document = good_run()
+def prepare(case: Case, document: dict[str, Any] | None = None) -> None:
+    """Writes `run.yaml`, a good document (null: `good_run`) with the case's settings in it, and the case's files."""
+    document = copy.deepcopy(document or good_run())
     for name, value in case.settings.items():
-        set_dotted(document, name, value)
+        set_dotted(document, name, copy.deepcopy(value) if isinstance(value, (dict, list)) else value)
     Path("run.yaml").write_text(yaml.safe_dump(document))
     for name, content in case.files.items():
         put(Path(name), content)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.conftest import sentiment_rows
@@ -22,9 +21,8 @@ from tests.faults.test_bad_input import (
     Case,
     command,
     finished_run,
-    good_run,
     listing,
-    put,
+    prepare,
     row,
     set_dotted,
 )
@@ -622,15 +620,6 @@ def place(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         shutil.copytree(folder, name)
     Path("train.csv").write_text(CSV)
     return tmp_path
-
-
-def prepare(case: Case) -> None:
-    document = copy.deepcopy(good_run())
-    for name, value in case.settings.items():
-        set_dotted(document, name, copy.deepcopy(value) if isinstance(value, (dict, list)) else value)
-    Path("run.yaml").write_text(yaml.safe_dump(document))
-    for name, content in case.files.items():
-        put(Path(name), content)
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id.replace(" ", "-"))

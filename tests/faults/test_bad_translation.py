@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import fine_tune
-from tests.faults.test_bad_input import GONE, Case, command, listing, put, set_dotted
+from tests.faults.test_bad_input import GONE, Case, command, listing, prepare
 from tests.models import save_tiny
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 
@@ -719,18 +718,9 @@ def good_run(folder: Path = Path()) -> dict[str, Any]:
     }
 
 
-def prepare(case: Case) -> None:
-    document = good_run()
-    for name, value in case.settings.items():
-        set_dotted(document, name, value)
-    Path("run.yaml").write_text(yaml.safe_dump(document))
-    for name, content in case.files.items():
-        put(Path(name), content)
-
-
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id.replace(" ", "-"))
 def test_mistake_is_named_and_leaves_nothing(case: Case, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    prepare(case)
+    prepare(case, good_run())
     before = listing(place)
     status = command(*case.arguments)
     out, said = capfd.readouterr()
@@ -751,7 +741,7 @@ def test_the_table_is_whole() -> None:
 
 def test_the_good_run_trains_and_translates(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What the cases spoil is whole, and so each of them shows its own mistake."""
-    prepare(Case("good", ()))
+    prepare(Case("good", ()), good_run())
     assert command("train", "run.yaml") == 0, capfd.readouterr().err
     assert command(*translate(model="run")) == 0, capfd.readouterr().err
     assert len(Path("answers.txt").read_text().splitlines()) == 1
