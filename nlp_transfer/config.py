@@ -78,6 +78,9 @@ class DataConfig(Settings):
     """Separator of CSV files; null: a comma, and a tab for .tsv."""
     quoting: Literal["minimal", "none"] = "minimal"
     """`minimal`: a quoted cell may hold separators and line ends; `none`: quotes are ordinary characters."""
+    token_cache: Literal["auto", "disk", "none"] = "auto"
+    """Whether the tokens of a split are kept in the cache folder, for the next run with the same rows, tokenizer and task;
+    auto: those of 2,000 rows or more."""
 
     @field_validator("train", "validation", "test", "unlabelled")
     @classmethod
@@ -131,8 +134,9 @@ class TrainingConfig(Settings):
     """Passes over train; auto: 3, and more on small data until 300 optimiser steps are reached, at most 20."""
     max_steps: Count | None = None
     """Optimiser steps; beats `epochs`."""
-    batch_size: Count = 32
-    """Rows a process and micro-batch."""
+    batch_size: Count | Literal["auto"] = 32
+    """Rows a process and micro-batch; auto: as many as fit in memory, with 32 times `gradient_accumulation_steps` rows a process
+    and step however they are cut."""
     batch_tokens: Count | None = None
     """Padded tokens a process and micro-batch (translation: of both sides); beats `batch_size`."""
     gradient_accumulation_steps: Count = 1
@@ -166,6 +170,9 @@ class TrainingConfig(Settings):
     """auto: bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """How attention is computed; auto: eager for short rows in bf16 on CPUs, else what transformers takes (sdpa)."""
+    kernels: Literal["auto", "fast", "plain"] = "auto"
+    """fast: on CPUs the toolkit's own dropout, attention and linear layers, embedding rows moved only when they occur, and of the
+    last layer only what is read; plain: PyTorch's. auto: fast on CPUs."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     evaluate_every: Count | None = None
@@ -190,6 +197,12 @@ class TrainingConfig(Settings):
     """Optimiser steps between two lines of log.jsonl."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of splits, order, new weights and dropout."""
+
+    @property
+    def rows(self) -> int:
+        """`batch_size` as a number, which it is as soon as the model is known."""
+        assert isinstance(self.batch_size, int), "fit_batch was not called"
+        return self.batch_size
 
 
 class RunConfig(Settings):

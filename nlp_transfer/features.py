@@ -25,6 +25,7 @@ from nlp_transfer.data.tokens import Ragged, TokenTable, model_inputs
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, pool
+from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models import autocast, encoder_config, find_layers, has_decoder
 
 Where = Literal["auto", "memory", "disk"]
@@ -160,7 +161,7 @@ def _states(model: Any, table: TokenTable, rows: np.ndarray, cut: Cut, device: t
     """float32: a vector (or one for each layer) a row, or the states of all tokens of the rows, one after the other."""
     batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
     inputs = {name: batch[name] for name in (*table.ragged, "attention_mask")}
-    with torch.inference_mode(), autocast(device, precision):
+    with torch.inference_mode(), autocast(device, precision), FastFunctions():  # as in training: cached is what is computed live
         if cut.depth is not None:
             states = _entering(model, cut.depth, inputs)
             return states[inputs["attention_mask"].bool()].float().cpu().numpy()

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from nlp_transfer.config import Document, RunConfig
 from nlp_transfer.console import is_main, say, show_metrics
 from nlp_transfer.data.augment import make_augmenter
 from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.token_cache import Keep
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.export.load import load_predictor, load_translator, quiet
 from nlp_transfer.export.push import check_push, push_run
 from nlp_transfer.export.save import is_plain, versions
@@ -28,8 +28,10 @@ from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
 from nlp_transfer.training.device import choose_attention, finish_trackers, make_accelerator, resolve_precision
+from nlp_transfer.training.fitting import fit_batch
 from nlp_transfer.training.loop import Trainer
 from nlp_transfer.training.signals import Signals
+from nlp_transfer.training.stepping import resolve_kernels
 from nlp_transfer.translator import Translator
 
 
@@ -104,18 +106,20 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     splits, task = read_splits(run.config.data, run.task, training, training.seed)
     say(*task.report(splits.rows["train"]), *splits.notes)
     task = task.prepare(checkpoint, splits.rows["train"]).prefer_head(run.strategy.preferred_head())
-    tables = _encode(splits, task, checkpoint)
+    tables = _encode(splits, task, checkpoint, run.config.data.token_cache)
     foreign_figures(foreign, right_answers(tables["train"]), tables["train"])  # better now than after training
     augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
 
     precision, reason = resolve_precision(training.precision, checkpoint.config.model_type)
     accelerator = make_accelerator(training, precision, folder.path)
-    job = Job(task, tables, splits.rows, checkpoint, training, accelerator.device, precision)
     began = time.monotonic()
     with quiet():
         model = run.strategy.wrap(task.build_model(checkpoint, training))
         length = float(tables["train"].ragged["input_ids"].lengths.mean())
-        choose_attention(training.attention, model, accelerator.device, precision, length)
+        kernels, _ = resolve_kernels(training, accelerator.device)
+        choose_attention(training.attention, model, accelerator.device, precision, length, kernels == "fast")
+        training = fit_batch(model, tables["train"], training, accelerator, precision)
+        job = Job(task, tables, splits.rows, checkpoint, training, accelerator.device, precision)
         prepared = run.strategy.prepare_data(job, model)
     trainer = Trainer(
         model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, accelerator=accelerator,
@@ -154,12 +158,11 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     return FineTuned(folder.path, result, answers, {split: tables[split].references for split in answers})
 
 
-def _encode(splits: Splits, task: Task, checkpoint: Checkpoint) -> dict[str, TokenTable]:
+def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, keep: Keep) -> dict[str, TokenTable]:
     tokenizer = checkpoint.tokenizer
     tables = {}
     for name, rows in splits.rows.items():
-        encode = partial(task.encode, tokenizer=tokenizer, targets=name != UNLABELLED)
-        table = encode_rows(rows, encode, task.fill(tokenizer))
+        table = task.table(rows, tokenizer, keep, name != UNLABELLED, name)
         cut = f", {table.truncated / len(table):.1%} of rows cut to {task.max_length} tokens" if table.truncated else ""
         say(f"{name}: {len(table)} rows, {table.lengths.mean():.0f} tokens a row on average{cut}")
         tables[name] = table

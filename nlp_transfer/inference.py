@@ -1,6 +1,7 @@
 """Answers for whole splits, for lists of texts and for files of any size; batches are sorted by length."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_transfer.config import DataConfig
 from nlp_transfer.console import Steps, say
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.data.windows import inference_batches
+from nlp_transfer.data.windows import inference_batches, token_batches
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.memory import give_back, is_out_of_memory
+from nlp_transfer.kernels.first_token import first_token_only, last_layer
+from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.memory import give_back, is_out_of_memory, keep_freed_memory
 from nlp_transfer.models import autocast
 from nlp_transfer.sources import check_columns
 from nlp_transfer.sources.rows import Rows, from_columns, lines_as, names_of, unfold
@@ -22,13 +25,27 @@ from nlp_transfer.sources.tables import Batch, read_table
 from nlp_transfer.tasks import Arrays, Items, Task
 
 WINDOW = 2048  # rows that are read, sorted by length and answered together when a file is streamed
+CPU_TOKENS = 512  # padded tokens in a batch for each thread: what a layer makes of more of them leaves the core's caches
+GPU_TOKENS = 1 << 15  # enough to keep a GPU busy; a batch that does not fit in its memory is answered in parts
+ROWS = 32  # in a batch where answers are written word by word
+
+
+def batches_of(table: TokenTable, device: torch.device, batch_size: int | None = None) -> list[np.ndarray]:
+    """Row indices (int64) in batches of similar length, the longest first.
+
+    Args:
+        batch_size: rows in a batch; null: as many as the device computes best at once.
+    """
+    if batch_size is None and "labels" not in table.ragged:
+        return token_batches(table.lengths, CPU_TOKENS * torch.get_num_threads() if device.type == "cpu" else GPU_TOKENS)
+    return inference_batches(table.order, batch_size or ROWS)
 
 
 def answer(
     model: nn.Module,
     task: Task,
     table: TokenTable,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     precision: str = "fp32",
     part: tuple[int, int] = (0, 1),
     progress: Steps | None = None,
@@ -37,6 +54,7 @@ def answer(
     """Answers for the rows of a table, with the row indices they belong to and the summed plain losses.
 
     Args:
+        batch_size: rows in a batch; null: as many as the device computes best at once.
         part: (process, processes); a process answers every n-th batch, so that each row is answered exactly once.
         chosen: bool of shape (rows,): rows that need a whole answer (`Task.answer`); None: all.
 
@@ -70,8 +88,8 @@ def answer(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for indices in inference_batches(table.order, batch_size)[part[0] :: part[1]]:
+        with torch.inference_mode(), answering(model, device):
+            for indices in batches_of(table, device, batch_size)[part[0] :: part[1]]:
                 take(indices)
                 if progress is not None:
                     progress.advance()
@@ -80,6 +98,17 @@ def answer(
     rows = np.concatenate([*done, np.zeros(0, np.int64)])
     merged = {name: np.concatenate([part[name] for part in answers]) for name in (answers[0] if answers else {})}
     return merged, rows, items
+
+
+@contextmanager
+def answering(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Around forward passes that nothing but answers is wanted from."""
+    with ExitStack() as stack:
+        if device.type == "cpu":
+            keep_freed_memory()
+            stack.enter_context(first_token_only(last_layer(model)))
+            stack.enter_context(FastFunctions())
+        yield
 
 
 def _add(items: Items, more: Items) -> None:
@@ -109,7 +138,7 @@ def score(
     task: Task,
     table: TokenTable,
     accelerator: Any,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     precision: str = "fp32",
     draft: bool = False,
 ) -> tuple[dict[str, float], Arrays]:
@@ -129,7 +158,7 @@ def answer_all(
     task: Task,
     table: TokenTable,
     accelerator: Any,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     precision: str = "fp32",
     chosen: np.ndarray | None = None,
 ) -> tuple[Arrays, Items]:
@@ -138,7 +167,8 @@ def answer_all(
 
     progress = None
     if accelerator.is_main_process:
-        progress = Steps("evaluating", -(-len(table) // batch_size) // accelerator.num_processes or 1)
+        batches = len(batches_of(table, accelerator.device, batch_size))
+        progress = Steps("evaluating", batches // accelerator.num_processes or 1)
     part = (accelerator.process_index, accelerator.num_processes)
     try:
         own = answer(model, task, table, batch_size, precision, part, progress, chosen)
@@ -161,7 +191,7 @@ class Predictor:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         task: Task,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         precision: str = "fp32",
     ) -> None:
         self.model, self.tokenizer, self.task = model.eval(), tokenizer, task

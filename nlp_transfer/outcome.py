@@ -51,7 +51,7 @@ def score_splits(
     answers: dict[str, Arrays] = {}
     for split in [name for name in ("validation", "test") if name in job.tables]:
         table = job.tables[split]
-        metrics[split], answers[split] = score(model, job.task, table, accelerator, job.training.batch_size * 2)
+        metrics[split], answers[split] = score(model, job.task, table, accelerator)
         metrics[split] |= foreign_figures(foreign, answers[split], table)
     return metrics, answers
 

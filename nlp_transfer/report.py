@@ -40,7 +40,7 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
     lines = [
         f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
         + (f"; new, and so drawn at random: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
-        f"precision {trainer.precision} ({reason}), {trainer.attention} attention",
+        f"precision {trainer.precision} ({reason}), {trainer.attention} attention, {trainer.kernels} kernels",
     ]
     if not trainer.strategy.takes_steps():
         return [*lines, f"no step is taken: what is needed is computed from train, on {trainer.accelerator.device}"]
@@ -86,7 +86,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     config = run.config
     training = trainer.training.model_dump() | {
         "label_smoothing": trainer.task.label_smoothing(trainer.training),
-        "precision": trainer.precision, "attention": trainer.attention,
+        "precision": trainer.precision, "attention": trainer.attention, "kernels": trainer.kernels,
         "learning_rate": trainer.budget.learning_rate(), "epochs": trainer.budget.epochs(),
     }  # fmt: skip
     processes = trainer.accelerator.num_processes  # another number cuts windows otherwise: to go on, it must be the same

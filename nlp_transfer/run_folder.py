@@ -17,8 +17,9 @@ Resume = Literal["auto", "must", "never"]
 
 LOCK = ".lock"
 WINDOW = ("training.batch_size", "training.batch_tokens", "training.gradient_accumulation_steps", "provenance.processes")
-HOW = tuple(
-    f"training.{name}" for name in ("checkpoint_every", "keep_checkpoints", "process_timeout", "logging_steps", "trackers")
+HOW = (
+    *(f"training.{name}" for name in ("checkpoint_every", "keep_checkpoints", "process_timeout", "logging_steps", "trackers")),
+    "data.token_cache",
 )
 """Settings that change nothing of what is learned."""
 OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "checkpoints", "biases.safetensors", "tasks", "shared")

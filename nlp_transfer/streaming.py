@@ -32,7 +32,7 @@ LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # whatever some 
 
 
 def predict_file(
-    model: str, source: Path, output: Path, settings: dict[str, Any], probabilities: bool, batch_size: int, precision: str
+    model: str, source: Path, output: Path, settings: dict[str, Any], probabilities: bool, batch_size: int | None, precision: str
 ) -> None:
     """Writes the input's columns and the answers to `output`, whole or not at all.
 
@@ -41,14 +41,14 @@ def predict_file(
     """
     _check_files(source, output, probabilities)
     data = _data_settings(settings)
-    predictor = load_predictor(model, batch_size, precision, settings.get("task"))
+    predictor = _open(model, settings, batch_size, precision)
     if translates(predictor.task):
         raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
     _write_all(source, output, "predicting", predictor.predict_batches(source, data, probabilities))
 
 
 def translate_file(
-    model: str, source: Path, output: Path, settings: dict[str, Any], batch_size: int, precision: str, beams: int | None
+    model: str, source: Path, output: Path, settings: dict[str, Any], batch_size: int | None, precision: str, beams: int | None
 ) -> None:
     """Writes the input's columns and a column `translation` to `output`, whole or not at all; .txt has a line a text.
 
@@ -57,7 +57,7 @@ def translate_file(
     """
     _check_files(source, output)
     data = _data_settings(settings)
-    predictor = load_predictor(model, batch_size, precision, settings.get("task"))
+    predictor = _open(model, settings, batch_size, precision)
     if not translates(predictor.task):
         raise UserError(f"{model}: is a {task_name(predictor.task)} model, which does not translate; use nlp-transfer predict")
     if beams:
@@ -66,6 +66,13 @@ def translate_file(
     _write_all(source, output, "translating", translator.translate_batches(source, data))
     if translator.in_pieces:
         say(f"{translator.in_pieces} texts were longer than any in training and were translated in pieces")
+
+
+def _open(model: str, settings: dict[str, Any], batch_size: int | None, precision: str) -> Predictor:
+    predictor = load_predictor(model, batch_size, precision, settings.get("task"))
+    if precision == "auto":
+        say(f"computing in {predictor.precision}, which this machine does fastest; --precision fp32 is the most exact")
+    return predictor
 
 
 def _write_all(source: Path, output: Path, title: str, batches: Iterator[Columns]) -> None:
@@ -107,14 +114,14 @@ def _check_files(source: Path, output: Path, probabilities: bool = False) -> Non
     problems.raise_if_any()
 
 
-def evaluate_source(model: str, settings: dict[str, Any], batch_size: int, precision: str) -> dict[str, float]:
+def evaluate_source(model: str, settings: dict[str, Any], batch_size: int | None, precision: str) -> dict[str, float]:
     """Metrics of a saved model on `data.test`; several processes share the work and all get the same figures."""
     from accelerate.utils import gather_object
 
     data = _data_settings(settings)
     if data.test is None:
         raise UserError("--data.test: is required and was not given; allowed: a file, a folder or another source of data")
-    predictor = load_predictor(model, batch_size, precision, settings.get("task"))
+    predictor = _open(model, settings, batch_size, precision)
     if not predictor.task.aligned:
         check_no_aligned(data, predictor.task.columns(), problems := Problems())
         problems.raise_if_any()

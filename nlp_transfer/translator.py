@@ -19,6 +19,7 @@ from nlp_transfer.sources.tables import read_table
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 WINDOW = 1024  # rows that are read, sorted by length and translated together when a file is streamed
 ENCODED = 1 << 18  # characters whose tokens are counted together, and a thousandth of it for each text
+ROWS = 64  # in a batch, if not said otherwise: those that are finished leave it
 PADDED = 1 << 14  # source tokens times beams in a batch, about: long texts go few at a time
 
 
@@ -110,7 +111,7 @@ class Translator:
 
     def _batches(self, lengths: Any) -> Iterable[Any]:
         """At most `batch_size` rows, fewer of long ones: beams multiply what is in memory."""
-        for indices in inference_batches(lengths, self.predictor.batch_size):
+        for indices in inference_batches(lengths, self.predictor.batch_size or ROWS):
             rows = max(1, PADDED // (int(lengths[indices].max()) * self.task.beams))
             for start in range(0, len(indices), rows):
                 yield indices[start : start + rows]

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AlbertConfig,
     AutoModel,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     DebertaV2Config,
@@ -15,6 +16,7 @@ from transformers import (
     ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     XLMRobertaConfig,
@@ -55,6 +57,12 @@ def _config(family: str) -> PretrainedConfig:
         ),
     }  # fmt: skip
     return configs[family]()
+
+
+def tiny_classifier(family: str) -> PreTrainedModel:
+    """A sequence classifier with random weights."""
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(_config(family))
+    return model
 
 
 FAMILIES = ["bert", "distilbert", "roberta", "xlm-roberta", "electra", "deberta-v2", "albert", "mpnet", "modernbert"]

@@ -193,28 +193,29 @@ def split_off(
         strata: int array of shape (rows,), the class of each row for stratification.
     """
     unit_of = _units(keys, rows.columns[group] if group else None)
-    members: dict[int, list[int]] = {}
-    for row, unit in enumerate(unit_of):
-        members.setdefault(int(unit), []).append(row)
-    by_stratum: dict[int, list[list[int]]] = {}
-    for unit_rows in members.values():
-        stratum = Counter(strata[unit_rows].tolist()).most_common(1)[0][0]
-        by_stratum.setdefault(stratum, []).append(unit_rows)
+    # Arrays in place of a list for each unit: of a large corpus nearly every row is one.
+    order = np.argsort(unit_of, kind="stable")
+    starts = np.flatnonzero(np.diff(unit_of[order], prepend=-1))
+    ends = np.append(starts[1:], len(order))
+    by_place = np.argsort(order[starts])  # units in the order of their first rows
+    starts, ends = starts[by_place], ends[by_place]
+    stratum_of = strata[order[starts]]
+    for unit in np.flatnonzero(ends - starts > 1):
+        stratum_of[unit] = Counter(strata[order[starts[unit] : ends[unit]]].tolist()).most_common(1)[0][0]
+    grouped = np.argsort(stratum_of, kind="stable")
     generator = np.random.default_rng(seed)
-    taken: list[int] = []
+    taken: list[np.ndarray] = [np.zeros(0, np.int64)]
     owed = 0.0  # what rounding left over is carried on, so that many tiny classes together still give their share
-    for stratum in sorted(by_stratum):
-        units = by_stratum[stratum]
-        size = sum(map(len, units))
-        aim = size * share + owed
+    for units in np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1):
+        sizes = (ends - starts)[units].tolist()
+        aim = sum(sizes) * share + owed
         got = 0
-        for position in generator.permutation(len(units))[:-1]:
-            unit_rows = units[position]
-            if abs(got + len(unit_rows) - aim) < abs(got - aim):
-                taken += unit_rows
-                got += len(unit_rows)
+        for position in generator.permutation(len(units))[:-1].tolist():
+            if abs(got + sizes[position] - aim) < abs(got - aim):
+                taken.append(order[starts[units[position]] : ends[units[position]]])
+                got += sizes[position]
         owed = aim - got
-    aside = np.sort(np.array(taken, dtype=np.int64))
+    aside = np.sort(np.concatenate(taken))
     return np.setdiff1d(np.arange(len(rows)), aside), aside
 
 
@@ -237,4 +238,4 @@ def _numbered(values: Sequence[str]) -> np.ndarray:
     """int64 of shape (values,): equal values have the same number, in the order of their first appearance. (Hashes differ from
     process to process, and a split must not; an array of the texts would take the room of the longest for each.)"""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
+    return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64, len(values))

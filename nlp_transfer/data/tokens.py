@@ -1,12 +1,16 @@
 """Tokens in flat arrays: a column of ragged rows is one array of values and one of offsets, so a batch is a slice away."""
 
-from collections.abc import Callable, Iterable, Mapping
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from nlp_transfer.data.growing import GrowingRagged, in_memory
 from nlp_transfer.sources.rows import Rows
 
 
@@ -14,7 +18,8 @@ from nlp_transfer.sources.rows import Rows
 class Ragged:
     """Rows of different length. `values` is int32 of shape (all values,), `offsets` int64 of shape (rows + 1,).
 
-    Cached states are kept so too: `values` is then float32 of shape (all tokens, width).
+    Cached states are kept so too: `values` is then float32 of shape (all tokens, width). Both arrays may be read-only: values
+    that are all the same take the room of one, and those of a table that was kept on disk lie in a file.
     """
 
     values: np.ndarray
@@ -25,8 +30,7 @@ class Ragged:
         rows = list(rows)
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        values = np.fromiter((value for row in rows for value in row), np.int32, int(offsets[-1]))
-        return cls(values, offsets)
+        return cls(np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])), offsets)
 
     @classmethod
     def concatenate(cls, parts: "list[Ragged]") -> "Ragged":
@@ -36,6 +40,12 @@ class Ragged:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> list[int]:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        found: list[int] = self.values[self.offsets[row] : self.offsets[row + 1]].tolist()
+        return found
 
     @property
     def lengths(self) -> np.ndarray:
@@ -153,33 +163,105 @@ def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 Features = Mapping[str, Any]
+Encode = Callable[[dict[str, list[Any]]], tuple[Features, int]]
 
 
-def encode_rows(
-    rows: Rows, encode: Callable[[dict[str, list[Any]]], tuple[Features, int]], fill: dict[str, int], size: int = 1000
-) -> TokenTable:
-    """All rows through a task's `encode`, `size` at a time.
+def blocks_of(rows: Rows, encode: Encode, size: int = 1000) -> Iterator[tuple[dict[str, Ragged], dict[str, np.ndarray], int]]:
+    """All rows through a task's `encode`, `size` at a time: ragged columns, arrays, and the number of rows truncated.
 
     Args:
-        encode: columns to features (lists of ints are ragged columns, arrays dense ones, arrays of objects texts) and the
-            number of rows truncated.
+        encode: columns to features (lists of ints, or `Ragged`, are ragged columns, arrays dense ones, arrays of objects texts)
+            and the number of rows truncated.
     """
-    ragged: dict[str, list[Ragged]] = {}
-    dense: dict[str, list[np.ndarray]] = {}
-    texts: dict[str, list[np.ndarray]] = {}
-    truncated = 0
     for columns in rows.batches(size):
         features, cut = encode(columns)
+        arrays = {name: values for name, values in features.items() if isinstance(values, np.ndarray)}
+        lists = {name: values for name, values in features.items() if name not in arrays}  # flat at once: lists of ints are large
+        yield {name: v if isinstance(v, Ragged) else Ragged.from_lists(v) for name, v in lists.items()}, arrays, cut
+
+
+def encode_rows(rows: Rows, encode: Encode, fill: dict[str, int], size: int = 1000) -> TokenTable:
+    """The table of all rows, in memory; the arguments are those of `blocks_of`, and the padding values of the table."""
+    growing: dict[str, GrowingRagged] = {}
+    found: dict[str, list[np.ndarray]] = {}
+    truncated = 0
+    for ragged, arrays, cut in blocks_of(rows, encode, size):
         truncated += cut
-        for name, values in features.items():
-            if isinstance(values, np.ndarray):
-                (texts if values.dtype == object else dense).setdefault(name, []).append(values)
-            else:
-                ragged.setdefault(name, []).append(Ragged.from_lists(values))  # flat at once: lists of ints are large
+        for name, column in ragged.items():
+            growing.setdefault(name, GrowingRagged(io.BytesIO())).add(column.values, column.offsets)
+        for name, values in arrays.items():
+            found.setdefault(name, []).append(values)
+    arrays = {name: np.concatenate(parts) for name, parts in found.items()}
     return TokenTable(
-        {name: Ragged.concatenate(parts) for name, parts in ragged.items()},
-        {name: np.concatenate(parts) for name, parts in dense.items()},
+        share_offsets({name: Ragged(in_memory(column), column.offsets()) for name, column in growing.items()}),
+        {name: values for name, values in arrays.items() if values.dtype != object},
         fill,
         truncated,
-        {name: np.concatenate(parts) for name, parts in texts.items()},
+        {name: values for name, values in arrays.items() if values.dtype == object},
     )
+
+
+def share_offsets(columns: dict[str, Ragged]) -> dict[str, Ragged]:
+    """The columns; those whose rows are as long as the first one's take its offsets, which are then kept once."""
+    first = next(iter(columns.values()), None)
+    if first is None:
+        return columns
+    same = {name: np.array_equal(column.offsets, first.offsets) for name, column in columns.items()}
+    return {name: Ragged(column.values, first.offsets) if same[name] else column for name, column in columns.items()}
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], names: Iterable[str], limit: int
+) -> tuple[dict[str, Ragged], int]:
+    """What a tokenizer makes of texts, or of pairs of texts, at most `limit` tokens a row, and how many rows were cut.
+
+    Args:
+        texts: one list, or two of the same length.
+        names: the columns wanted; those that the tokenizer does not give are left out.
+    """
+    if _plain_backend(tokenizer):
+        return _by_backend(tokenizer, texts, names, limit)
+    encoded = tokenizer(*texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
+    long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
+    columns = {name: list(encoded[name]) for name in names if name in encoded}
+    if long:  # only these are encoded again: the share truncated is known, and short rows cost nothing
+        shorter = [[cells[row] for row in long] for cells in texts]
+        again = tokenizer(*shorter, truncation=True, max_length=limit, padding=False, return_attention_mask=False)
+        for name, values in columns.items():
+            for row, ids in zip(long, again[name], strict=True):
+                values[row] = ids
+    return {name: Ragged.from_lists(values) for name, values in columns.items()}, len(long)
+
+
+def _plain_backend(tokenizer: Any) -> bool:
+    """Whether a call of the tokenizer is a call of its backend, with nothing of a family's own before or after it."""
+    from transformers import TokenizersBackend
+
+    kind = type(tokenizer)
+    own = any(hasattr(tokenizer, name) for name in ("_switch_to_input_mode", "_switch_to_target_mode"))
+    return isinstance(tokenizer, TokenizersBackend) and kind._encode_plus is TokenizersBackend._encode_plus and not own
+
+
+def _by_backend(tokenizer: Any, texts: Sequence[list[str]], names: Iterable[str], limit: int) -> tuple[dict[str, Ragged], int]:
+    """The same by the backend alone: its ids become flat arrays with no dictionary a row in between, and no offsets into the
+    texts are worked out. What is beyond `limit` tells which rows were cut, so that none is encoded twice."""
+    from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+
+    tokenizer.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, TruncationStrategy.LONGEST_FIRST, limit, 0, None, None)
+    backend = tokenizer.backend_tokenizer
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    rows = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
+    cut = sum(1 for row in rows if len(row) >= limit and row.overflowing)
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    columns = {}
+    for name in names:
+        if name == "input_ids":
+            values = chain.from_iterable(row.ids for row in rows)
+        elif name == "token_type_ids" and name in tokenizer.model_input_names:
+            values = chain.from_iterable(row.type_ids for row in rows)
+        else:
+            continue
+        columns[name] = Ragged(np.fromiter(values, np.int32, int(offsets[-1])), offsets)
+    return columns, cut

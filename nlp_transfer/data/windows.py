@@ -141,3 +141,14 @@ def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
 def inference_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Row indices in batches of similar length, the longest first: what would not fit in memory shows at once."""
     return _chunks(np.argsort(-lengths, kind="stable"), batch_size)
+
+
+def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """The same with as many rows in a batch as `tokens` allow, padding counted; a row that is longer stands alone."""
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, tokens // max(1, int(lengths[order[start]])))  # the first row is the longest
+        batches.append(order[start : start + size])
+        start += size
+    return batches

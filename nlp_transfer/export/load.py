@@ -26,7 +26,7 @@ RECORD = "nlp_transfer.json"
 
 
 def load_predictor(
-    model: str | Path, batch_size: int = 32, precision: str = "fp32", settings: Mapping[str, Any] | None = None
+    model: str | Path, batch_size: int | None = None, precision: str = "fp32", settings: Mapping[str, Any] | None = None
 ) -> Predictor:
     """A run folder, a model folder, an adapter folder or a hub id, ready to answer.
 
@@ -34,6 +34,8 @@ def load_predictor(
     configuration, its input column is `text` (`source`).
 
     Args:
+        batch_size: rows in a batch; null: as many as the device computes best at once.
+        precision: fp32, bf16, fp16, or auto: what this machine computes fastest.
         settings: of the task, in place of those it was saved with: other column names, say, or languages.
 
     Raises:
@@ -52,12 +54,12 @@ def load_predictor(
         task = _changed(before, settings, checkpoint.max_length).restore(checkpoint)
         check_schema(task, checkpoint)
         whole = load_checkpoint(checkpoint, task.auto_class())
-    resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
+    precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
     return Predictor(whole.to(device), checkpoint.tokenizer, task, batch_size, precision)
 
 
 def load_translator(
-    model: str | Path, batch_size: int = 32, precision: str = "fp32", settings: Mapping[str, Any] | None = None
+    model: str | Path, batch_size: int | None = None, precision: str = "fp32", settings: Mapping[str, Any] | None = None
 ) -> Translator:
     """Like `load_predictor`, for a translation model: a function from texts to texts.
 

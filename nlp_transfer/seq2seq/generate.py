@@ -1,16 +1,34 @@
 """Generation: greedy or beam search in which every row has its own longest length, so that no row depends on its batch."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import EncoderDecoderCache, LogitsProcessor, LogitsProcessorList
+from transformers.generation import logits_process
 
+from nlp_transfer.seq2seq.search import search
 from nlp_transfer.seq2seq.sides import Sides
 
 # Values at which settings for sampling say nothing; None would be filled in again from the model's own.
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(
     ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+)
+
+# Processors of scores that look at each row by itself: the batch may shrink below them.
+ROW_BY_ROW = (
+    logits_process.ExponentialDecayLengthPenalty,
+    logits_process.ForcedBOSTokenLogitsProcessor,
+    logits_process.ForcedEOSTokenLogitsProcessor,
+    logits_process.InfNanRemoveLogitsProcessor,
+    logits_process.MinLengthLogitsProcessor,
+    logits_process.MinNewTokensLengthLogitsProcessor,
+    logits_process.NoRepeatNGramLogitsProcessor,
+    logits_process.RepetitionPenaltyLogitsProcessor,
+    logits_process.SequenceBiasLogitsProcessor,  # that of words that are never written is one of these
+    logits_process.SuppressTokensLogitsProcessor,
+    logits_process.SuppressTokensAtBeginLogitsProcessor,
 )
 
 
@@ -32,6 +50,10 @@ class LengthLimit(LogitsProcessor):
         ended = torch.full_like(scores, -torch.inf)
         ended[:, self.end] = 0.0
         return torch.where(over[:, None], ended, scores)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Only these of the rows x beams (int64) are left."""
+        self.limits = self.limits[rows]
 
 
 def set_search(settings: Any, beams: int, length_penalty: float) -> None:
@@ -67,11 +89,20 @@ def generate(
     settings = copy.deepcopy(model.generation_config)
     set_search(settings, beams, length_penalty)
     settings.max_length, settings.max_new_tokens = None, int(limits.max())
+    settings.use_cache, settings.cache_implementation = True, None  # what `search` works with, whatever a checkpoint says
     model.generation_config.max_length = None  # transformers would fill it in again, and say at each batch that there are two
     if sides.own_format:
         settings.decoder_start_token_id, settings.forced_bos_token_id = sides.start, sides.forced
+    limit = LengthLimit(limits, beams, sides.end)
     found: torch.Tensor = model.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings,
-        logits_processor=LogitsProcessorList([LengthLimit(limits, beams, sides.end)]),
+        logits_processor=LogitsProcessorList([limit]), custom_generate=partial(_search, limit=limit, fill=sides.pad),
     )  # fmt: skip
     return found
+
+
+def _search(model: Any, input_ids: torch.Tensor, limit: LengthLimit, fill: int, **given: Any) -> torch.Tensor:
+    """Called by `generate` in place of its own loops, with what it prepared for them."""
+    assert isinstance(given["past_key_values"], EncoderDecoderCache), "the kind of cache that every translation model gets"
+    alone = all(processor is limit or isinstance(processor, ROW_BY_ROW) for processor in given["logits_processor"])
+    return search(model, input_ids, keep=limit.keep if alone else None, fill=fill, **given)

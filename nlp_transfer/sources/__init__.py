@@ -33,6 +33,7 @@ from nlp_transfer.sources.tables import ENDINGS, read_table
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
 )
+SHARED = 5000  # different cells of a column, up to which equal ones are kept once
 HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
 
 
@@ -151,6 +152,7 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
 
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    known: dict[str, dict[str, str]] = {name: {} for name in wanted}
     first = None
     before = state_of(path)
     for batch in read_table(path, data):
@@ -160,11 +162,21 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
             check_columns(names_of(found), wanted, f"data.{role}: {path}")
         length = len(batch)
         for name, values in columns.items():
-            values.extend(found.get(name, [None] * length))
+            cells = found.get(name, [None] * length)
+            if name in known:
+                cells = share(cells, known[name])
+                if len(known[name]) > SHARED:  # hardly any two are equal, as texts are
+                    del known[name]
+            values.extend(cells)
     digest = wheels.sha256_of(path)
     check_unchanged(path, before)
     rows = from_columns(columns, str(path), first or 1)
     return Rows(rows.columns, rows.files, rows.file_of, rows.position, {str(path.resolve()): digest})
+
+
+def share(cells: list[Any], known: dict[str, str]) -> list[Any]:
+    """The cells, equal words being one object: a million labels take the room of the few different ones."""
+    return [known.setdefault(cell, cell) if type(cell) is str else cell for cell in cells]
 
 
 def _read_class_folders(folder: Path, data: DataConfig) -> Rows:

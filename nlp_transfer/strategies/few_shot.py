@@ -107,7 +107,7 @@ class FewShot(Strategy):
             )
         job = replace(job, training=self._settled(job), tables=job.tables | {"train": self._with_labels(job)})
         table = job.tables["train"]
-        size = min(32, max(4, 64 // job.training.batch_size)) if isinstance(self.group, str) else self.group
+        size = min(32, max(4, 64 // job.training.rows)) if isinstance(self.group, str) else self.group
         size = min(size, len(table))
         epochs = self._passes(job, model, table) if isinstance(self.epochs, str) else self.epochs
         groups = GroupTable.over(table, math.ceil(epochs * len(table) / size), size, job.training.seed)
@@ -128,7 +128,7 @@ class FewShot(Strategy):
     def _settled(self, job: Job) -> TrainingConfig:
         """The training settings, with what is `auto` for other strategies as it is good here: steps enough, but fewer, since the
         head starts near its place; and targets as they are, since logits of vectors of length 1 never get extreme."""
-        training, steps = job.training, max(1, len(job.tables["train"]) // job.training.batch_size)
+        training, steps = job.training, max(1, len(job.tables["train"]) // job.training.rows)
         better: dict[str, Any] = {"epochs": float(min(20, max(3, math.ceil(STEPS / steps)))), "label_smoothing": 0.0}
         return training.model_copy(update={name: value for name, value in better.items() if getattr(training, name) == "auto"})
 

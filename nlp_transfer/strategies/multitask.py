@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 from nlp_transfer.config import DataConfig, Document, Positive, Settings
 from nlp_transfer.console import say
 from nlp_transfer.data.splits import UNLABELLED, read_splits
-from nlp_transfer.data.tokens import encode_rows
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import find_layers, has_decoder, new_parameters
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
@@ -156,7 +155,7 @@ class Multitask(Strategy):
         tokenizer, tables = job.checkpoint.tokenizer, {}
         for name, rows in splits.rows.items():
             if name != UNLABELLED:
-                tables[name] = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
+                tables[name] = task.table(rows, tokenizer, further.data.token_cache, name=f"{further.name}: {name}")
                 say(f"{further.name}: {name}: {len(rows)} rows")
         return Job(task, tables, splits.rows, job.checkpoint, job.training, job.device, job.precision)
 

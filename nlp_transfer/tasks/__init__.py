@@ -7,6 +7,7 @@ train, such as the labels, so a task saved as JSON is complete: it encodes, pred
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from nlp_transfer import registry
 from nlp_transfer.config import Settings, TrainingConfig, validate
 from nlp_transfer.data.repeats import Repeats
+from nlp_transfer.data.token_cache import Keep, kept_table, may_keep
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import HeadConfig
@@ -143,6 +145,20 @@ class Task(Settings, ABC):
     @abstractmethod
     def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         """The padding value of each ragged column."""
+
+    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+        """All that `encode` depends on beside the rows and this package's code, as JSON: with equal ones equal rows give equal
+        features. None: it cannot be told, and tokens are not kept on disk."""
+        return None
+
+    def table(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, keep: Keep, targets: bool = True, name: str = "rows"
+    ) -> TokenTable:
+        """Rows that were checked as the model's tokens; with `keep` as in `kept_table`, perhaps read where they were kept."""
+        ours = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]  # other code may change any time
+        encode = partial(self.encode, tokenizer=tokenizer, targets=targets)
+        decides = self.encoding(tokenizer) if ours and may_keep(rows, keep) else None
+        return kept_table(rows, encode, self.fill(tokenizer), decides and decides | {"targets": targets}, keep, name)
 
     def auto_class(self) -> Any:
         """The Auto class that loads what `build_model` gives."""

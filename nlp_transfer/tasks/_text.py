@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.config import Count, TrainingConfig
+from nlp_transfer.data.token_cache import of_tokenizer
+from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.errors import Problems
 from nlp_transfer.heads import HeadConfig, attach_head
 from nlp_transfer.models import Checkpoint, dropout_overrides
@@ -65,19 +67,16 @@ class TextTask(Task):
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
     ) -> tuple[dict[str, Any], int]:
         texts = [columns[name] for name in self.input_columns()]
-        encoded = tokenizer(*texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
-        limit = self.max_length or 512
-        long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
-        features = {name: list(encoded[name]) for name in self.fill(tokenizer) if name in encoded}
-        if long:  # only these are encoded again: the share truncated is known, and short rows cost nothing
-            shorter = [[cells[row] for row in long] for cells in texts]
-            again = tokenizer(*shorter, truncation=True, max_length=limit, padding=False, return_attention_mask=False)
-            for name, values in features.items():
-                for row, ids in zip(long, again[name], strict=True):
-                    values[row] = ids
+        ids, cut = tokenize(tokenizer, texts, self.fill(tokenizer), self.max_length or 512)
+        features: dict[str, Any] = {**ids}
         if targets:
             features["labels"] = self.encode_targets(columns[self.label])
-        return features, len(long)
+        return features, cut
+
+    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+        told = of_tokenizer(tokenizer)
+        settings = {name: value for name, value in self.document().items() if name != "head"}  # strategies differ in it
+        return None if told is None else {"task": settings, "tokenizer": told}
 
     def encode_targets(self, cells: list[Any]) -> Any:
         """The answers as a dense array."""

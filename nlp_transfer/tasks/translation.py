@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from nlp_transfer.config import Count, Name, TrainingConfig
 from nlp_transfer.data.pairs import check_sides, describe_pairs
+from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import compute_translation_metrics, translation_signatures
@@ -215,6 +216,12 @@ class Translation(Task):
             features |= {"labels": labels, "decoder_input_ids": self.sides.decoder_ids(labels)}
             features |= {"references": _texts(references), "sources": _texts(sources)}
         return features, len(cut)
+
+    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+        sides = self.sides
+        told = [of_tokenizer(sides.source), of_tokenizer(sides.target)]
+        tokens = [sides.own_format, sides.start, sides.end, sides.forced, sides.prefix]
+        return None if None in told else {"task": self.document(), "tokenizers": told, "tokens": tokens}
 
     def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.sides.pad}

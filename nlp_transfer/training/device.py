@@ -49,7 +49,7 @@ def resolve_precision(asked: str, model_type: str, setting: str = "training.prec
     return "fp32", "the CPU has no instructions for bf16"
 
 
-def choose_attention(asked: str, model: Any, device: torch.device, precision: str, length: float) -> str:
+def choose_attention(asked: str, model: Any, device: torch.device, precision: str, length: float, fast: bool = False) -> str:
     """Sets the way in which a model computes attention, and gives back its name: `sdpa`, `eager` or another of transformers'.
 
     PyTorch's fused attention in bf16 on CPUs costs many times the plain products for short rows (64 x 15 tokens: 28 ms
@@ -57,11 +57,12 @@ def choose_attention(asked: str, model: Any, device: torch.device, precision: st
 
     Args:
         length: tokens of a row, on average.
+        fast: whether the toolkit's own kernel takes the place of PyTorch's.
 
     Raises:
         UserError: the family has no such attention.
     """
-    short = device.type == "cpu" and precision == "bf16" and length <= SHORT
+    short = device.type == "cpu" and precision == "bf16" and length <= SHORT and not fast
     wanted = ("eager" if short else "") if asked == "auto" else asked
     inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
     if inner is None:
@@ -121,6 +122,13 @@ def release_model(accelerator: Accelerator, model: torch.nn.Module, own_forward:
     if own_forward is not None:
         model.forward = own_forward
     accelerator.free_memory()
+
+
+def on_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch where the model is. To a GPU it is copied while that still computes what it was given before."""
+    if device.type == "cuda":
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

@@ -1,6 +1,5 @@
 """The training loop, readable from top to bottom."""
 
-import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -28,10 +27,12 @@ from nlp_transfer.training.device import (
     choose_attention,
     is_lost_process,
     make_accelerator,
+    on_device,
     release_model,
     resolve_precision,
     seed_step,
 )
+from nlp_transfer.training.fitting import fit_batch
 from nlp_transfer.training.keeper import Keeper, Position
 from nlp_transfer.training.log import RunLog
 from nlp_transfer.training.optimizers import (
@@ -44,6 +45,7 @@ from nlp_transfer.training.optimizers import (
     state_by_name,
 )
 from nlp_transfer.training.signals import Interrupted, Signals
+from nlp_transfer.training.stepping import Stepper, resolve_kernels
 from nlp_transfer.training.validation import score_validation
 
 CHECKPOINT_SECONDS = 900.0  # a checkpoint is written at least this often, however long an epoch is
@@ -90,8 +92,13 @@ class Trainer:
         precision, _ = resolve_precision(self.training.precision, encoder_type(model.config))
         self.accelerator = accelerator or make_accelerator(self.training, precision, output_dir)
         self.precision = {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+        if "train" in tables:
+            self.training = fit_batch(model, tables["train"], self.training, self.accelerator, self.precision)
         length = float(tables["train"].ragged["input_ids"].lengths.mean()) if "train" in tables else 0.0
-        self.attention = choose_attention(self.training.attention, model, self.accelerator.device, self.precision, length)
+        self.kernels, _ = resolve_kernels(self.training, self.accelerator.device)
+        self.attention = choose_attention(
+            self.training.attention, model, self.accelerator.device, self.precision, length, self.kernels == "fast"
+        )
         self.output_dir, self.describe, self.objectives = output_dir, describe, dict(objectives or {})
         self.augment, self.signals = augment, signals or Signals()
         self.budget = Budget(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
@@ -148,7 +155,6 @@ class Trainer:
         names = set(phase.trainable or ())
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.model.to(accelerator.device)
         groups = named_groups(self.model, training, self.strategy)
         optimizer = make_optimizer(self.model, groups, self.budget.learning_rate() * phase.learning_rate_scale)
@@ -162,6 +168,8 @@ class Trainer:
         # Prepared anew for each phase: what is set free after wrapping would silently not be synchronised.
         own_forward = vars(self.model).get("forward")
         model, prepared = accelerator.prepare(self.model, optimizer)
+        fast = self.kernels == "fast"
+        self.stepper = Stepper(self.model, prepared, accelerator, training, self.strategy, phase, fast)
         options = objective.loss_options(training, table)
         evaluate_every = training.evaluate_every or plan.windows_in_epoch
         train_mode(self.model)
@@ -176,13 +184,12 @@ class Trainer:
                 started = time.monotonic()
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
                 found = self._gradient(model, objective, table, window, plan, options, augment)
-                norm = accelerator.clip_grad_norm_(trained, training.max_grad_norm or math.inf)
+                norm = self.stepper.norm()
                 broken, stop, long_ago = self._agree(norm, found["loss"])
                 if broken:
                     own = window.rows[window.rows < len(self.tables["train"])] if phase.objective is None else window.rows[:0]
                     self._stop_on_nan(norm, found["loss"], own, optimizer)
-                prepared.step()
-                prepared.zero_grad()
+                self.stepper.step()
                 if self.keeper.average is not None:
                     self.keeper.average.update(self.model)
 
@@ -214,6 +221,7 @@ class Trainer:
                     self._keep(optimizer, better)
                 if stop:
                     raise Interrupted(self.signals.received or signal.SIGTERM, self._how_to_go_on())
+        self.stepper.settle()
         self.keeper.moments |= state_by_name(optimizer)
         release_model(accelerator, self.model, own_forward)
 
@@ -235,7 +243,7 @@ class Trainer:
                         "task.max_length or training.gradient_checkpointing help"
                     ) from error
             at.pieces *= 2
-            self.model.zero_grad(set_to_none=True)
+            self.stepper.drop()
             give_back()
             say(
                 f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; from now on {-(-rows // 2)}. Each "
@@ -260,8 +268,8 @@ class Trainer:
             rows = table.batch(micro.rows)
             if augment is not None:
                 rows = augment(rows, micro.rows, self.position.step)
-            batch = {name: tensor.to(accelerator.device) for name, tensor in rows.items()}
-            with nullcontext() if i == len(micros) - 1 else accelerator.no_sync(model):
+            batch = on_device(rows, accelerator.device)
+            with self.stepper.computing(), nullcontext() if i == len(micros) - 1 else accelerator.no_sync(model):
                 outputs = model(**model_inputs(batch))
                 terms = self.strategy.loss(objective.loss(outputs, batch, options), outputs, batch, self.model)
                 parts = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]
@@ -319,6 +327,7 @@ class Trainer:
     def _evaluate(self, patience: int | None) -> bool:
         """Scores validation; true when these are the best weights so far."""
         at, average, table = self.position, self.keeper.average, self.tables["validation"]
+        self.stepper.settle()
         if average is not None:
             average.swap(self.model)
         try:
@@ -337,7 +346,7 @@ class Trainer:
     def _view(self) -> View:
         def predict(table: Any) -> dict[str, Any]:
             self.model.to(self.accelerator.device)
-            return answer_all(self.model, self.task, table, self.accelerator, self.training.batch_size * 2, self.precision)[0]
+            return answer_all(self.model, self.task, table, self.accelerator, precision=self.precision)[0]
 
         epochs, windows = (self.budget.epochs(), self.budget.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
         return View(self.model, self.tables, self.position.history, predict, epochs, windows, self.training.max_steps)

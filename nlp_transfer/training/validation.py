@@ -20,13 +20,12 @@ def score_validation(
 
     Where several tasks are learned that is the mean of their own best metrics, unless the settings name one.
     """
-    settings = (accelerator, training.batch_size * 2, precision)
-    metrics, _ = score(model, task, table, *settings, draft=True)
+    metrics, _ = score(model, task, table, accelerator, precision=precision, draft=True)
     further = strategy.further_jobs(model)
     decisive = [(task, metrics.get(task.best_metric, math.nan))]
     for name, (job, learned) in further.items():
         if "validation" in job.tables:
-            figures, _ = score(learned, job.task, job.tables["validation"], *settings, draft=True)
+            figures, _ = score(learned, job.task, job.tables["validation"], accelerator, precision=precision, draft=True)
             metrics |= {f"{name}/{key}": value for key, value in figures.items()}
             decisive.append((job.task, figures.get(job.task.best_metric, math.nan)))
     if not further or training.best_metric:

@@ -131,7 +131,7 @@ def test_predict_keeps_rows_and_columns_in_every_format(run: Path, tmp_path: Pat
         data.to_csv(source, sep="\t")
     else:
         write[ending](source)
-    command("predict", run / "model", "--input", source, "--output", output, "--probabilities")
+    command("predict", run / "model", "--input", source, "--output", output, "--probabilities", "--precision", "fp32")
     found = read(output)
     assert list(found[0]) == ["id", "text", "gold", "prediction", "probability", "probability:negative", "probability:positive"]
     assert [(row["id"], row["text"], row["gold"]) for row in found] == rows
@@ -156,7 +156,7 @@ def test_predict_plain_text_over_several_windows(run: Path, tmp_path: Path, monk
     monkeypatch.setattr("nlp_transfer.inference.WINDOW", 16)
     texts = [text for text, _ in sentiment_rows(50, seed=9)]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
-    command("predict", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    command("predict", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--precision", "fp32")
     assert (tmp_path / "out.txt").read_text().splitlines() == [row["prediction"] for row in load_predictor(run)(texts)]
 
 

@@ -226,7 +226,8 @@ def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], capfd: pyt
 def test_a_model_translates_every_kind_of_text(run: Path, tmp_path: Path) -> None:
     """The same in a file, in a list and one after the other in a generator; blank ones stay, and answers differ."""
     rows = [{"source": text} for text in TEXTS]
-    command("translate", run, "--input", write(tmp_path / "in.jsonl", rows), "--output", tmp_path / "out.jsonl")
+    source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    command("translate", run, "--input", source, "--output", output, "--precision", "fp32")
     found = [row["translation"] for row in read(tmp_path / "out.jsonl")]
     translate = load_translator(run)
     assert translate(TEXTS) == translate(iter(TEXTS)) == translate(tuple(TEXTS)) == found
@@ -337,7 +338,7 @@ from nlp_transfer.cli import cli
 from nlp_transfer.errors import UserError
 
 cli(["train", "run.yaml"], standalone_mode=False)
-cli(["translate", "tester/tuned", "--input", "in.txt", "--output", "out.jsonl"], standalone_mode=False)
+cli(["translate", "tester/tuned", "--input", "in.txt", "--output", "out.jsonl", "--precision", "fp32"], standalone_mode=False)
 print(len(load_translator("tester/tuned")(["the dog", ""])))
 try:
     cli(["train", "run.yaml", "--task.target", "fr", "--output_dir", "other"], standalone_mode=False)

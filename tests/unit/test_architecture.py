@@ -91,7 +91,12 @@ def test_sources_import_settings_and_errors(name: str) -> None:
 
 @pytest.mark.parametrize("name", of("data", "models", "heads", "trust", "features", "seq2seq"))
 def test_data_and_models_import_what_lies_below(name: str) -> None:
-    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS
+    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | set(of("kernels"))
+
+
+@pytest.mark.parametrize("name", of("kernels"))
+def test_kernels_know_one_another_alone(name: str) -> None:
+    assert {other for other in GRAPH[name] if room(other) != "kernels"} <= {"head_type"}
 
 
 @pytest.mark.parametrize("name", of("tasks", "strategies"))
@@ -104,7 +109,7 @@ def test_tasks_and_strategies_know_no_sibling_and_no_training(name: str) -> None
 
 @pytest.mark.parametrize("name", of("training", "inference", "translator", "export"))
 def test_training_and_the_like_know_the_protocols_alone(name: str) -> None:
-    own = {other for other in MODULES if room(other) in ("training", "inference", "translator", "export")}
+    own = {other for other in MODULES if room(other) in ("training", "inference", "translator", "export", "kernels")}
     assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | PROTOCOLS | SHARED_TASK_PARTS | own
     assert not GRAPH[name] & CONCRETE
 

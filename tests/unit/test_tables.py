@@ -18,6 +18,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.tables import ENDINGS, read_table
 from nlp_transfer.streaming import Writer
+from tests.conftest import write_csv
 
 CELLS = [
     "NA",
@@ -253,3 +254,11 @@ def test_writer_has_no_nan_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "content"), [("a.csv", "a\n1\n2\n\n\n"), ("a.jsonl", '{"a": "1"}\n{"a": "2"}\n\n \n')])
 def test_blank_lines_at_the_end_are_no_rows(name: str, content: str, tmp_path: Path) -> None:
     assert read(save(tmp_path / name, content)) == {"a": ["1", "2"]}
+
+
+def test_equal_labels_are_kept_once(tmp_path: Path) -> None:
+    """Long columns of few words take room for these few; columns of many different texts are left as they are."""
+    rows = [(f"text {i}", f"label {i % 3}") for i in range(25_000)]
+    read = read_rows(str(write_csv(tmp_path / "many.csv", rows)), "train", DataConfig(), ["text", "label"])
+    assert [*zip(read.columns["text"], read.columns["label"], strict=True)] == rows
+    assert len({id(label) for label in read.columns["label"]}) == 3

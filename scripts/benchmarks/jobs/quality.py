@@ -1,0 +1,57 @@
+"""Whole trainings on Banking77: test accuracy here and with transformers' Trainer at the same settings."""
+
+from typing import Any
+
+from jobs.common import Setting
+from protocol import Answer, Worker
+from tables import interval, megabytes, spread
+
+ABOUT = """All of Banking77's training rows, and its own test rows; accuracy is the mean over the seeds with its 95 % interval
+(Student's t: of three seeds it is wide). Ours are default settings. The Trainer has our learning rate, epochs, schedule,
+warm-up, label smoothing, weight decay, batch size and precision, with batches of similar length; what it does not have is our
+higher rate for pooler and head. Seconds are those of training; loading and encoding are not among them."""
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    data = setting.data("banking77")
+    short = {"max_steps": 3} if setting.quick else {}
+    found: dict[str, list[Answer]] = {}
+    workers: dict[float | None, tuple[Worker, Worker]] = {}
+    try:
+        for dropout in (None, 0.0):
+            title = "dropout of the checkpoint" if dropout is None else "attention dropout 0"
+            ours = setting.worker(
+                f"quality, here, {title}", "ours_whole.py", model=data["model"], max_length=128,
+                data={"train": data["files"]["train"], "test": data["files"]["test"], "validation_share": 0},
+                training=short | ({} if dropout is None else {"attention_dropout": dropout}),
+            )  # fmt: skip
+            theirs = setting.worker(
+                f"quality, Trainer, {title}", "transformers_whole.py", model=data["model"], max_length=128, batch_size=32,
+                train=data["files"]["train"], scored=data["files"]["test"], attention_dropout=dropout, attention="eager",
+            )  # fmt: skip
+            workers[dropout] = ours, theirs
+        for seed in range(setting.repeats):
+            for ours, theirs in workers.values():
+                mine = ours.turn(seed=seed)
+                chosen = mine.pop("chosen")
+                other = theirs.turn(seed=seed, **chosen, **short)
+                for worker, answer in ((ours, mine), (theirs, other)):
+                    found.setdefault(worker.name, []).append(answer)
+                    print(f"  seed {seed}  {worker.name}: {answer['accuracy']:.4f}, {answer['seconds']:.1f} s", flush=True)
+    finally:
+        for pair in workers.values():
+            for worker in pair:
+                worker.close()
+    rows = [
+        {
+            "side": name.removeprefix("quality, "),
+            "accuracy, mean (95 % interval)": interval([answer["accuracy"] for answer in answers]),
+            "seconds": spread([answer["seconds"] for answer in answers]),
+            "steps": answers[0]["steps"],
+            "peak memory, MB": megabytes(answers),
+        }
+        for name, answers in found.items()
+    ]
+    title = f"Banking77, batch 32, seeds 0 to {setting.repeats - 1}"
+    return {"about": ABOUT, "tables": [{"title": title, "rows": rows, "digits": 4}], "notes": [f"settings: {chosen}"],
+            "turns": found}  # fmt: skip

@@ -1,0 +1,50 @@
+"""Steps of translation training: tokens a second here and with transformers' Seq2SeqTrainer."""
+
+from pathlib import Path
+from typing import Any
+
+from jobs.common import Setting
+from protocol import Worker, take_turns
+from tables import megabytes, ratios, spread
+
+SETTINGS = {"batch_size": 64, "learning_rate": 5e-4, "warmup": 200}
+ABOUT = """The same encoder-decoder, vocabulary, rows and settings ({settings}, label smoothing 0.1, no attention dropout),
+bf16, batches of similar length. Time is that of whole cycles from one optimiser step to another; tokens are those of both
+sides, no padding counted. The Seq2SeqTrainer takes the kind of attention that is faster for it, eager or sdpa. `loss` is that
+of training in the last turn, over as many steps as a turn has; both sides have then seen as many rows, not the same ones."""
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    columns = list(setting.translation_columns)
+    train = str(Path(setting.translation or "") / "train.jsonl")
+    steps = setting.steps or (2 if setting.quick else 50)
+    with setting.worker("prepare translation", "prepare_translation.py") as worker:
+        folder = str(setting.out / "data" / "translation")
+        data = worker.turn(model=setting.model, train=train, columns=columns, folder=folder)
+    common = {"steps": steps, "training": SETTINGS}
+    workers: list[Worker] = []
+    try:
+        workers.append(setting.worker(
+            "translation, here", "ours_translation_training.py", model=setting.model, train=train, columns=columns, **common,
+        ))  # fmt: skip
+        for kind in ("eager", "sdpa"):
+            workers.append(setting.worker(
+                f"translation, Seq2SeqTrainer, {kind}", "transformers_translation_training.py", model=data["model"],
+                rows=data["rows"], attention=kind, **common,
+            ))  # fmt: skip
+        found = take_turns(workers, setting.repeats, {"warmup": 1 if setting.quick else 3, "steps": steps})
+    finally:
+        for worker in workers:
+            worker.close()
+    mine = [answer["tokens_per_second"] for answer in found[workers[0].name]]
+    rows = []
+    for name, answers in found.items():
+        speed = [answer["tokens_per_second"] for answer in answers]
+        rows.append({
+            "side": name.removeprefix("translation, "), "tokens/s": spread(speed),
+            "rows/s": spread([value / data["mean_tokens"] for value in speed]),
+            "here / side": None if name == workers[0].name else ratios(mine, speed),
+            "loss": answers[-1].get("loss"), "peak memory, MB": megabytes(answers),
+        })  # fmt: skip
+    title = f"Batch {SETTINGS['batch_size']}, {data['mean_tokens']:.0f} tokens a pair"
+    return {"about": ABOUT.format(settings=SETTINGS), "tables": [{"title": title, "rows": rows}], "turns": found}

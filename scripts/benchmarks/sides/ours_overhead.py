@@ -1,0 +1,62 @@
+"""Our training step taken apart: forward, backward, optimiser, and what is left of the cycle."""
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from protocol import Channel
+from sides.clock import Turns
+
+channel = Channel()
+settings = channel.settings
+story: Any = importlib.import_module("nlp_transfer.fine_tune")
+loop: Any = importlib.import_module("nlp_transfer.training.loop")
+spent = dict.fromkeys(("forward", "backward", "optimiser"), 0.0)
+snapshots: list[dict[str, float]] = []
+
+
+def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[name] += time.perf_counter() - began
+
+    return call
+
+
+class Watched(story.Trainer):
+    """The trainer that `fine_tune` makes, its parts timed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        began: list[float] = []
+        self.model.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
+        self.model.register_forward_hook(lambda *_: spent.update(forward=spent["forward"] + time.perf_counter() - began.pop()))
+        self.accelerator.backward = timed("backward", self.accelerator.backward)
+        turns = Turns(channel, lambda: count(turns))
+
+
+def count(turns: Turns) -> tuple[int, int, int]:
+    """Called at the beginning of what counts in a turn and at its end: the parts are those between."""
+    snapshots.append(dict(spent))
+    if len(snapshots) == 2:
+        before, after = snapshots
+        turns.more = {name: after[name] - before[name] for name in spent}
+        snapshots.clear()
+    return 0, 0, 0
+
+
+story.Trainer = Watched
+# The norm of the gradient and clipping belong to the optimiser's part.
+loop.Stepper.norm = timed("optimiser", loop.Stepper.norm)
+loop.Stepper.step = timed("optimiser", loop.Stepper.step)
+story.fine_tune(
+    model=settings["model"], data={"train": settings["train"], "validation_share": 0},
+    task={"name": "text_classification", "text": "text", "label": "label", "max_length": settings["max_length"]},
+    training={"max_steps": 10**6, "checkpoint_every": 10**9, "schedule": "constant", "warmup": 0, "learning_rate": 1e-5,
+              "batch_size": settings["batch_size"]},
+    output_dir=settings["folder"],
+)  # fmt: skip

@@ -1,0 +1,76 @@
+"""Our side where a turn is a whole training: `fine_tune`, with the figures of its test split or until a figure is reached."""
+
+import gc
+import importlib
+import shutil
+from typing import Any
+
+import yaml
+from protocol import Channel
+from sides.clock import Stopwatch
+
+channel = Channel()
+settings = channel.settings
+story: Any = importlib.import_module("nlp_transfer.fine_tune")
+trainers: list[Any] = []
+
+
+class Watched(story.Trainer):
+    """The trainer that `fine_tune` makes, in sight."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        trainers.append(self)
+
+
+story.Trainer = Watched
+
+
+class ReachedError(Exception):
+    """Ends a training whose figure is good enough."""
+
+
+def turn(request: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy, seconds and steps; with a `target`, those of the first evaluation that reaches it (None: none does)."""
+    target, folder = request.get("target"), settings["folder"]
+    shutil.rmtree(folder, ignore_errors=True)
+    trainers.clear()
+    gc.collect()  # the last turn's model must not count in this one's peak
+
+    def look(_: int) -> None:
+        history = trainers[-1].position.history if trainers else []
+        if target is not None and history and history[-1]["accuracy"] >= target:
+            raise ReachedError
+
+    watch, result = Stopwatch(look), {}
+    try:
+        run = story.fine_tune(
+            model=settings["model"], data=settings["data"] | request.get("data", {}),
+            task={"name": "text_classification", "text": "text", "label": "label", "max_length": settings["max_length"]},
+            strategy=settings.get("strategy", {"name": "full"}),
+            training=settings.get("training", {}) | request.get("training", {}) | {"seed": request["seed"]}, output_dir=folder,
+        )  # fmt: skip
+        result = run.result
+    except ReachedError:
+        pass
+    finally:
+        watch.stop()
+    if target is None:
+        with open(f"{folder}/config.yaml", encoding="utf-8") as file:
+            training = yaml.safe_load(file)["training"]
+        chosen = {name: training[name] for name in ("learning_rate", "epochs", "label_smoothing", "precision")}
+        whole = result["train"]["seconds"]
+        return {"accuracy": result["metrics"]["test"]["accuracy"], "steps": result["train"]["steps"], "whole_seconds": whole,
+                "seconds": whole - result["train"]["preparation_seconds"], "chosen": chosen}  # fmt: skip
+    history = trainers[-1].position.history
+    reached = next((one for one in history if one["accuracy"] >= target), None)
+    evaluated = {one["step"] for one in history}
+    return {
+        "accuracy": (reached or history[-1])["accuracy"],
+        "steps": reached and reached["step"],
+        "seconds": reached and watch.seconds(reached["step"], evaluated),
+        "all_seconds": watch.seconds(len(watch.times), evaluated),
+    }
+
+
+channel.serve(turn)

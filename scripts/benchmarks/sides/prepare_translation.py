@@ -1,0 +1,41 @@
+"""Builds a translation model that has learned nothing yet, and its rows as tokens, for sides that cannot build it themselves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from protocol import Channel
+
+from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.data.splits import read_splits
+from nlp_transfer.export.load import quiet
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import find_model
+from nlp_transfer.tasks import task_from
+
+channel = Channel()
+
+
+def turn(request: dict[str, Any]) -> dict[str, Any]:
+    training = TrainingConfig(attention_dropout=0.0)
+    task: Any = task_from({"name": "translation", "source": request["columns"][0], "target": request["columns"][1]})
+    checkpoint = Checkpoint.open(find_model(request["model"]))
+    splits, task = read_splits(DataConfig(train=request["train"], validation_share=0), task, training, 0)
+    rows = splits.rows["train"]
+    task = task.prepare(checkpoint, rows)
+    folder = Path(request["folder"])
+    with quiet():
+        task.build_model(checkpoint, training).save_pretrained(folder / "model")
+    checkpoint.tokenizer.save_pretrained(folder / "model")
+    tokens: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for columns in rows.batches(1000):
+        features, _ = task.encode(columns, checkpoint.tokenizer)
+        for name, values in tokens.items():
+            values.extend([[int(value) for value in row] for row in features[name]])
+    path = folder / "rows.json"
+    path.write_text(json.dumps(tokens), encoding="utf-8")
+    both = [len(a) + len(b) for a, b in zip(tokens["input_ids"], tokens["labels"], strict=True)]
+    return {"model": str(folder / "model"), "rows": str(path), "mean_tokens": sum(both) / len(both)}
+
+
+channel.serve(turn)

@@ -1,0 +1,37 @@
+"""How fast this machine multiplies matrices of a model's own shapes: what a training step could do at most."""
+
+import time
+from typing import Any
+
+import torch
+from protocol import Channel
+
+channel = Channel()
+settings = channel.settings
+torch.set_num_threads(settings["threads"])
+hidden, inner, tokens = settings["hidden"], settings["inner"], settings["tokens"]
+# (columns in, columns out, how often in a layer): query, key, value, output; then the two of the feed-forward part.
+SHAPES = [(hidden, hidden, 4), (hidden, inner, 1), (inner, hidden, 1)]
+
+
+def rate(dtype: torch.dtype, seconds: float) -> float:
+    """GFLOP/s over one layer's products, repeated for about so many seconds; the best half of the repeats counts."""
+    operands = [(torch.randn(tokens, a, dtype=dtype), torch.randn(b, a, dtype=dtype), n) for a, b, n in SHAPES]
+    work = sum(2 * tokens * a * b * n for a, b, n in SHAPES)
+    taken: list[float] = []
+    while sum(taken) < seconds or len(taken) < 4:
+        began = time.perf_counter()
+        for left, right, times in operands:
+            for _ in range(times):
+                torch.nn.functional.linear(left, right)
+        taken.append(time.perf_counter() - began)
+    best = sorted(taken)[: -(-len(taken) // 2)]
+    return work * len(best) / sum(best) / 1e9
+
+
+def turn(request: dict[str, Any]) -> dict[str, float]:
+    with torch.inference_mode():
+        return {name: rate(getattr(torch, name), request["seconds"]) for name in ("bfloat16", "float32")}
+
+
+channel.serve(turn)

@@ -1,0 +1,73 @@
+"""A batch size that is found by itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from nlp_transfer import fine_tune
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.training import fitting
+from nlp_transfer.training.device import make_accelerator
+from tests.conftest import sentiment_rows, write_csv
+from tests.models import tiny_classifier
+
+
+def table(rows: int, tokens: int) -> TokenTable:
+    ids = Ragged.from_lists([[2, *[7] * (tokens - 2), 3]] * rows)
+    return TokenTable({"input_ids": ids}, {"labels": np.zeros(rows, np.int64)}, {"input_ids": 0})
+
+
+def fitted(monkeypatch: pytest.MonkeyPatch, free: float, tokens: int = 20, **settings: Any) -> tuple[int, int]:
+    monkeypatch.setattr(fitting, "free_memory", lambda device: free)
+    training = TrainingConfig(batch_size="auto", **settings)
+    model = tiny_classifier("bert")
+    found = fitting.fit_batch(model, table(5, tokens), training, make_accelerator(training, "fp32"), "fp32")
+    assert not model.training or all(module.training for module in model.modules())
+    return found.rows, found.gradient_accumulation_steps
+
+
+def test_all_rows_of_a_step_at_once_where_memory_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fitted(monkeypatch, 1e12, gradient_accumulation_steps=4) == (128, 1)
+    assert fitted(monkeypatch, 1e12) == (32, 1)
+
+
+def test_less_memory_or_longer_rows_make_smaller_pieces_of_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    for free, tokens in ((1e8, 20), (4e6, 20), (4e6, 60), (1, 60)):
+        size, pieces = fitted(monkeypatch, free, tokens, gradient_accumulation_steps=2)
+        assert size * pieces == 64
+        sizes.append(size)
+    assert sizes[0] == 64 > sizes[1] > sizes[2] > sizes[3] == 1
+
+
+def test_a_number_stays_as_it_is() -> None:
+    training = TrainingConfig(batch_size=7)
+    assert (
+        fitting.fit_batch(tiny_classifier("bert"), table(5, 9), training, make_accelerator(training, "fp32"), "fp32") is training
+    )
+
+
+def test_a_run_records_what_was_found_and_learns_as_with_any_cut(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Path]
+) -> None:
+    data = {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(80))), "validation_share": 0}
+    losses = []
+    for free, size in ((1e12, 32), (3e6, None)):
+        monkeypatch.setattr(fitting, "free_memory", lambda device, free=free: free)
+        run = fine_tune(
+            model=str(tiny["bert"]), data=data, task="text_classification", output_dir=str(tmp_path / str(size)),
+            training={
+                "batch_size": "auto", "max_steps": 5, "dropout": 0.0, "attention_dropout": 0.0, "precision": "fp32",
+                "logging_steps": 1,
+            },
+        )  # fmt: skip
+        found = yaml.safe_load((run.output_dir / "config.yaml").read_text())["training"]
+        assert found["batch_size"] == size or (size is None and found["batch_size"] < 32)
+        assert found["batch_size"] * found["gradient_accumulation_steps"] == 32
+        losses.append([json.loads(line)["loss"] for line in (run.output_dir / "log.jsonl").read_text().splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

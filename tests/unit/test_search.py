@@ -1,0 +1,106 @@
+"""Searches over a shrinking batch find what the loops inside `generate` find."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessorList
+
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.seq2seq.generate import LengthLimit, generate, set_search
+from nlp_transfer.sources import find_model
+from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.tasks import task_from
+from tests.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
+
+LIMITS = torch.tensor([5, 14, 9, 3, 12, 1, 11, 7, 4, 13, 6, 10])
+LENGTHS = [3, 7, 5, 9, 4, 8, 6, 3, 9, 5, 7, 4]
+SETTINGS: list[dict[str, Any]] = [
+    {"beams": 1},
+    {"beams": 4},
+    {"beams": 4, "early_stopping": True},
+    {"beams": 3, "length_penalty": 2.0},
+    {"beams": 3, "length_penalty": 0.0},
+    {"beams": 2, "no_repeat_ngram_size": 2},
+    {"beams": 2, "encoder_no_repeat_ngram_size": 1},
+]
+FAMILIES = ["bert", *SEQ2SEQ]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
+    """An untrained model of each family, with the two sides of its task."""
+    found = {}
+    for family in FAMILIES:
+        folder = save_tiny_seq2seq(family, tmp_path_factory.mktemp("tiny") / family)
+        found[family] = _build(family, folder)
+    return found
+
+
+def _build(family: str, folder: Path) -> tuple[Any, Any]:
+    train = from_columns({"source": [one for one, _ in PAIRS], "target": [other for _, other in PAIRS]}, "train")
+    checkpoint = Checkpoint.open(find_model(str(folder)))
+    task: Any = task_from({"name": "translation", **languages(family)}).prepare(checkpoint, train)
+    torch.manual_seed(3)
+    model: Any = task.build_model(checkpoint, TrainingConfig()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from the near-ties of small random weights
+            parameter.mul_(2.0 if parameter.dim() > 1 else 1.0)
+    return model, task.sides
+
+
+def _inputs(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    return torch.randint(5, 30, mask.shape, generator=generator) * mask, mask
+
+
+def _up_to_end(row: list[int], end: int) -> list[int]:
+    """What follows the end is filling; some families begin with what others end with."""
+    return row[: row.index(end, 1) + 1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(f"{k}={v}" for k, v in settings.items()))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_is_found_as_by_transformers(
+    family: str, settings: dict[str, Any], built: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sides = built[family]
+    kept: list[int] = []
+    keep = LengthLimit.keep
+    monkeypatch.setattr(LengthLimit, "keep", lambda limit, rows: (kept.append(len(rows)), keep(limit, rows)))
+    different, early = set(), 0
+    for pull in (1.05, 1.2, 2.5):  # towards the end, the stronger the longer a target is: few would end by themselves
+        found, wanted = _both(model, sides, settings, pull)
+        assert found == wanted
+        different |= {tuple(row) for row in found}
+        early += sum(1 < len(row) - 1 < limit for row, limit in zip(found, LIMITS.tolist(), strict=True))
+    assert len(different) > 4
+    assert early, "a row that ended by itself"
+    assert bool(kept) == ("encoder_no_repeat_ngram_size" not in settings), "a processor that holds the sources of all rows"
+
+
+def _both(model: Any, sides: Any, settings: dict[str, Any], pull: float) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids that the toolkit finds, and those that transformers finds by itself."""
+    own = dict(settings)
+    beams, penalty = own.pop("beams"), own.pop("length_penalty", 1.0)
+    before = model.generation_config
+    model.generation_config = copy.deepcopy(before)
+    model.generation_config.update(**own, exponential_decay_length_penalty=(1, pull))
+    plain = copy.deepcopy(model.generation_config)
+    set_search(plain, beams, penalty)
+    plain.max_length, plain.max_new_tokens = None, int(LIMITS.max())
+    if sides.own_format:
+        plain.decoder_start_token_id, plain.forced_bos_token_id = sides.start, sides.forced
+    processors = LogitsProcessorList([LengthLimit(LIMITS, beams, sides.end)])
+    ids, mask = _inputs(model)
+    try:
+        with torch.inference_mode():
+            found = generate(model, sides, ids, mask, LIMITS, beams, penalty)
+            wanted = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, logits_processor=processors)
+    finally:
+        model.generation_config = before
+    return tuple([_up_to_end(row, sides.end) for row in ids.tolist()] for ids in (found, wanted))  # type: ignore[return-value]
