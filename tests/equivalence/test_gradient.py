@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from nlp_transfer.streaming import evaluate_source
-from nlp_transfer.training import Trainer
+from nlp_transfer.training.gradient import WindowGradient
 from tests.equivalence import jobs
 from tests.processes import launch_pair
 
@@ -87,18 +87,19 @@ def test_a_translation_is_averaged_over_the_target_tokens_of_the_window(
 ) -> None:
     """The gradient is that of one plain mean over all of them, here taken in one pass."""
     expected: list[torch.Tensor] = []
-    original = Trainer._backward
+    original = WindowGradient.backward
 
-    def backward(self: Trainer, model: Any, objective: Any, table: Any, window: Any, *rest: Any) -> Any:
-        batch = table.batch(window.rows)
+    def backward(self: WindowGradient, window: Any, at: Any) -> Any:
+        model = self.model
+        batch = self.table.batch(window.rows)
         labels = batch.pop("labels")
         logits = model(**batch).logits
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, label_smoothing=0.1)
         parameters = [p for p in model.parameters() if p.requires_grad]
         expected.append(torch.cat([part.flatten().double() for part in torch.autograd.grad(loss, parameters)]))
-        return original(self, model, objective, table, window, *rest)
+        return original(self, window, at)
 
-    monkeypatch.setattr(Trainer, "_backward", backward)
+    monkeypatch.setattr(WindowGradient, "backward", backward)
     source = jobs.data(folder / "data")
     found = jobs.gradient(tiny["bert"], source, "translation", folder / "plain", batch_size=8, gradient_accumulation_steps=4)
     assert len(expected) == 3

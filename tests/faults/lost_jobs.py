@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from nlp_transfer import fine_tune
-from nlp_transfer.training import loop
+from nlp_transfer.training import gradient
 from nlp_transfer.training.loop import TrainingError
 from nlp_transfer.training.signals import Interrupted
 
@@ -29,15 +29,15 @@ def run(checkpoint: str, source: str, output: Path, **training: Any) -> Any:
 
 def at_step(step: int, what: Any, rank: int = 1) -> Any:
     """Does something in one process, in the middle of a step; gives back how to stop doing it."""
-    original = loop.seed_step
+    original = gradient.seed_step
 
     def seed(number: int, at: int, process: int) -> None:
         original(number, at, process)
         if at == step and rank == RANK:
             what()
 
-    loop.seed_step = seed
-    return lambda: setattr(loop, "seed_step", original)
+    gradient.seed_step = seed
+    return lambda: setattr(gradient, "seed_step", original)
 
 
 def both_stop(checkpoint: str, source: str, folder: Path) -> None:

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from nlp_transfer import UserError, disk, fine_tune
-from nlp_transfer.training import checkpoints, loop, validation
+from nlp_transfer.training import checkpoints, gradient, validation
+from nlp_transfer.training.gradient import WindowGradient
 from nlp_transfer.training.loop import Trainer, TrainingError
 from nlp_transfer.training.signals import Interrupted, Signals
 from tests.conftest import sentiment_rows, write_csv
@@ -43,7 +44,7 @@ def run(tiny: dict[str, Path], source: Path, tmp_path: Path) -> Callable[..., An
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], Any], times: int = 1) -> None:
     """Does something in the middle of an optimiser step, before its gradient is computed."""
-    original, left = loop.seed_step, [times]
+    original, left = gradient.seed_step, [times]
 
     def seed(seed: int, at: int, process: int) -> None:
         original(seed, at, process)
@@ -51,7 +52,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], Any],
             left[0] -= 1
             what()
 
-    monkeypatch.setattr(loop, "seed_step", seed)
+    monkeypatch.setattr(gradient, "seed_step", seed)
 
 
 def same_model(one: Any, other: Any) -> bool:
@@ -177,9 +178,11 @@ class Small:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int, error: Callable[[], BaseException]) -> None:
         self.seen: list[int] = []
-        original = Trainer._backward
+        original = WindowGradient.backward
 
-        def backward(trainer: Trainer, model: Any, *more: Any) -> Any:
+        def backward(computed: WindowGradient, *more: Any) -> Any:
+            model = computed.model
+
             def forward(*arguments: Any, **inputs: Any) -> Any:
                 count = len(inputs["input_ids"])
                 if count > rows:
@@ -187,9 +190,13 @@ class Small:
                 self.seen.append(count)
                 return model(*arguments, **inputs)
 
-            return original(trainer, forward, *more)  # type: ignore[arg-type]
+            computed.model = forward  # type: ignore[assignment]
+            try:
+                return original(computed, *more)
+            finally:
+                computed.model = model
 
-        monkeypatch.setattr(Trainer, "_backward", backward)
+        monkeypatch.setattr(WindowGradient, "backward", backward)
 
 
 ERRORS: dict[str, Callable[[], BaseException]] = {
@@ -266,14 +273,14 @@ def test_a_broken_loss_leaves_the_last_good_state(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     straight = run("straight")
-    original = Trainer._backward
+    original = WindowGradient.backward
 
-    def backward(self: Trainer, *arguments: Any) -> Any:
-        found = original(self, *arguments)
-        return found | {"loss": found["loss"] * (float("nan") if self.position.step == 7 else 1)}
+    def backward(self: WindowGradient, window: Any, at: Any) -> Any:
+        found = original(self, window, at)
+        return found | {"loss": found["loss"] * (float("nan") if at.step == 7 else 1)}
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_backward", backward)
+        patch.setattr(WindowGradient, "backward", backward)
         with pytest.raises(TrainingError, match=r"step 8: the loss or its gradient is not a number.*row \d+"):
             run("broken")
     assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == "step-7"

@@ -252,22 +252,22 @@ def test_what_it_cannot_do_is_refused(
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
     stop: int, classifier: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nlp_transfer.training import loop
+    from nlp_transfer.training import gradient
 
     settings = {"checkpoint_every": 1}
     run(tmp_path / "whole", tiny["bert"], training=settings, classifier=classifier)
-    plain = loop.seed_step
+    plain = gradient.seed_step
 
     def fail(seed: int, step: int, process: int) -> None:
         if step == stop:
             raise KeyboardInterrupt
         plain(seed, step, process)
 
-    monkeypatch.setattr(loop, "seed_step", fail)
+    monkeypatch.setattr(gradient, "seed_step", fail)
     if classifier == "trained" or stop < 5:
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut", tiny["bert"], training=settings, classifier=classifier)
-    monkeypatch.setattr(loop, "seed_step", plain)
+    monkeypatch.setattr(gradient, "seed_step", plain)
     run(tmp_path / "cut", tiny["bert"], training=settings, classifier=classifier)
     one, two = (load_predictor(tmp_path / name / "run").model.state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)

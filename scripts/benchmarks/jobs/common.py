@@ -29,6 +29,7 @@ class Setting:
     translation_columns: Sequence[str] = ("source", "target")
     translation_model: str | None = None
     run: str | None = None
+    shape: str | None = None
     peers: dict[str, str] = field(default_factory=dict)
     prepared: dict[str, Answer] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -42,6 +43,10 @@ class Setting:
 
     def data(self, name: str) -> Answer:
         """A data set's files and figures; read once."""
+        if self.shape and self.model != (made := str(self.out / "shapes" / self.shape)):
+            with self.worker("shape", "shapes.py") as worker:
+                worker.turn(shape=self.shape, tokenizer=self.model, folder=made)
+            self.model = made
         if name not in self.prepared:
             with self.worker("prepare", "prepare.py") as worker:
                 self.prepared[name] = worker.turn(model=self.model, folder=str(self.out / "data" / name), **self._request(name))

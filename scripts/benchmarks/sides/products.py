@@ -1,10 +1,12 @@
 """How fast this machine multiplies matrices of a model's own shapes: what a training step could do at most."""
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
 from protocol import Channel
+from sides.clock import finish_device
 
 channel = Channel()
 settings = channel.settings
@@ -16,7 +18,9 @@ SHAPES = [(hidden, hidden, 4), (hidden, inner, 1), (inner, hidden, 1)]
 
 def rate(dtype: torch.dtype, seconds: float) -> float:
     """GFLOP/s over one layer's products, repeated for about so many seconds; the best half of the repeats counts."""
-    operands = [(torch.randn(tokens, a, dtype=dtype), torch.randn(b, a, dtype=dtype), n) for a, b, n in SHAPES]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    new: Any = partial(torch.randn, dtype=dtype, device=device)
+    operands = [(new(tokens, a), new(b, a), n) for a, b, n in SHAPES]
     work = sum(2 * tokens * a * b * n for a, b, n in SHAPES)
     taken: list[float] = []
     while sum(taken) < seconds or len(taken) < 4:
@@ -24,6 +28,7 @@ def rate(dtype: torch.dtype, seconds: float) -> float:
         for left, right, times in operands:
             for _ in range(times):
                 torch.nn.functional.linear(left, right)
+        finish_device()
         taken.append(time.perf_counter() - began)
     best = sorted(taken)[: -(-len(taken) // 2)]
     return work * len(best) / sum(best) / 1e9

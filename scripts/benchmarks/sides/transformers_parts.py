@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import (
     AutoConfig,
@@ -70,10 +71,11 @@ def make_trainer(settings: dict[str, Any], model: Any, table: Encoded, **more: A
             "length_column_name": "length",
             "dataloader_num_workers": settings.get("loader_workers", 0),
             "dataloader_persistent_workers": settings.get("loader_workers", 0) > 0,
-            "dataloader_pin_memory": False,
+            "dataloader_pin_memory": torch.cuda.is_available(),
         }
     evaluation = {name: more.pop(name) for name in ("eval_dataset", "compute_metrics", "callbacks") if name in more}
+    arguments |= {"use_cpu": not torch.cuda.is_available(), **more}
     return Trainer(
-        model, TrainingArguments(settings["folder"], use_cpu=True, **(arguments | more)), train_dataset=table.rows,
+        model, TrainingArguments(settings["folder"], **arguments), train_dataset=table.rows,
         data_collator=default_data_collator if table.padded else DataCollatorWithPadding(table.tokenizer), **evaluation,
     )  # fmt: skip
