@@ -18,6 +18,7 @@ from nlp_transfer.data.augment import Augmenter, WordTable, make_augmenter
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.strategies import Phase, State, Strategy, View
 from nlp_transfer.training import Trainer
+from nlp_transfer.training.gradient import WindowGradient
 from tests.unit.test_training import make
 
 TEXTS = ["unbelievable stories never entertain anybody", "walking talks walked", "a", "story, stories; storytelling!"] * 3
@@ -283,13 +284,13 @@ def test_only_training_batches_of_the_task_are_changed(tiny: dict[str, Path], mo
         seen.append((step, rows.tolist()))
         return batch
 
-    original: Callable[..., Any] = Trainer._backward
+    original: Callable[..., Any] = WindowGradient.backward
 
-    def backward(self: Trainer, model: Any, objective: Any, table: Any, window: Any, *rest: Any) -> Any:
+    def backward(self: WindowGradient, window: Any, at: Any) -> Any:
         windows.append(sorted(window.rows.tolist()))
-        return original(self, model, objective, table, window, *rest)
+        return original(self, window, at)
 
-    monkeypatch.setattr(Trainer, "_backward", backward)
+    monkeypatch.setattr(WindowGradient, "backward", backward)
     trainer.augment = change
     trainer.train()
     assert len(windows) == 4
