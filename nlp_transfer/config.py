@@ -169,7 +169,7 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """How attention is computed; auto: what transformers takes (sdpa); with plain kernels eager for short rows in bf16 on CPUs."""
+    """How attention is computed. auto: what transformers takes (sdpa); with plain kernels eager for short rows on bf16 CPUs."""
     kernels: Literal["auto", "fast", "plain"] = "auto"
     """fast: on CPUs the toolkit's own dropout, attention and linear layers, embedding rows moved only when they occur, and of the
     last layer only what is read; plain: PyTorch's. auto: fast on CPUs."""
