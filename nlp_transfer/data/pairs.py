@@ -2,9 +2,12 @@
 
 from statistics import median
 
+import numpy as np
+
 from nlp_transfer.config import with_type
 from nlp_transfer.errors import Problems
 from nlp_transfer.sources.rows import Rows
+from nlp_transfer.sources.texts import fingerprints
 
 MOST_ALIKE = 0.5  # a share of identical sides above this is a mistake in the columns
 FEW = 100  # ... of fewer pairs (the last ones of a long file, say) all have to be, and there must be as many as LEAST_PAIRS
@@ -35,8 +38,7 @@ def check_sides(rows: Rows, source: str, target: str | None, problems: Problems)
 
 def describe_pairs(rows: Rows, source: str, target: str) -> list[str]:
     """What a user wants to know of pairs before training: their sizes, and warnings about those that look wrong."""
-    sides = [[str(cell).strip() for cell in rows.columns[name]] for name in (source, target)]
-    lengths = [[len(text) for text in side] for side in sides]
+    lengths = [[len(str(cell).strip()) for cell in rows.columns[name]] for name in (source, target)]
     means = [sum(side) / max(1, len(side)) for side in lengths]
     lines = [f"{len(rows)} pairs, {means[0]:.0f} characters a source and {means[1]:.0f} a target on average"]
     ratios = [max(1, other) / max(1, one) for one, other in zip(*lengths, strict=True)]
@@ -46,7 +48,8 @@ def describe_pairs(rows: Rows, source: str, target: str) -> list[str]:
         for row, ratio in enumerate(ratios)
         if max(lengths[0][row], lengths[1][row]) >= LEAST_CHARACTERS and not usual / MOST_RATIO <= ratio <= usual * MOST_RATIO
     ]
-    twice = len(rows) - len(set(zip(*sides, strict=True)))
+    pairs = zip(rows.columns[source], rows.columns[target], strict=True)
+    twice = len(rows) - len(np.unique(fingerprints("\0".join(str(cell).strip() for cell in pair) for pair in pairs)))
     for what, found in (("have the same text on both sides", _alike(rows, source, target)), ("differ oddly in length", odd)):
         if found:
             places = "; ".join(rows.where(row) for row in found[:SHOWN])

@@ -4,7 +4,7 @@ A split made here is stratified and seeded, and rows with the same input (or of 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
 
@@ -14,6 +14,7 @@ from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows
+from nlp_transfer.sources.texts import fingerprints
 
 UNLABELLED = "unlabelled"
 
@@ -26,7 +27,7 @@ class Readable(Protocol):
     def fit(self, train: Rows, problems: Problems) -> Self: ...
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None: ...
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None: ...
-    def keys(self, rows: Rows) -> list[str]: ...
+    def keys(self, rows: Rows) -> Iterable[str]: ...
     def strata(self, rows: Rows) -> np.ndarray: ...
 
 
@@ -79,19 +80,20 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
     problems.raise_if_any()
     unlabelled = given.pop(UNLABELLED, None)
     splits = Splits(given)
-    keys = {role: task.keys(rows) for role, rows in given.items()}
+    keys = {role: fingerprints(task.keys(rows)) for role, rows in given.items()}
     splits.notes += describe_repeats(keys)
     for role, share in (("test", data.test_share), ("validation", data.validation_share)):
         if role in given or share == 0:
             continue
         train = splits.rows["train"]
-        rest, part = split_off(train, share, task.strata(train), task.keys(train), data.group, seed)
+        rest, part = split_off(train, share, task.strata(train), keys["train"], data.group, seed)
         if len(part) == 0:
             raise UserError(
                 f"data.{role}_share: {share} of {len(train)} rows leaves no row for {role}; allowed: a larger share, 0, or a "
                 f"file as data.{role}"
             )
         splits.rows |= {"train": train.select(rest), role: train.select(part)}
+        keys |= {"train": keys["train"][rest], role: keys["train"][part]}
         splits.notes.append(f"{role}: {len(part)} rows set aside from train (stratified, seed {seed})")
     if data.shots is not None:
         _draw_shots(splits, data.shots, task, seed)
@@ -141,14 +143,13 @@ def draw_shots(strata: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 def _add_unlabelled(splits: Splits, rows: Rows, task: Readable) -> None:
     """Rows without answers, each text once, and none that stands in another split: its answer is known or will be asked for."""
-    known = {key for part in splits.rows.values() for key in task.keys(part)}
-    first: dict[str, int] = {}
-    for row, key in enumerate(task.keys(rows)):
-        if key not in known:
-            first.setdefault(key, row)
-    if not first:
+    known = np.concatenate([fingerprints(task.keys(part)) for part in splits.rows.values()])
+    keys = fingerprints(task.keys(rows))
+    new = np.flatnonzero(~np.isin(keys, known))
+    first = np.sort(new[np.unique(keys[new], return_index=True)[1]])
+    if not len(first):
         raise UserError(f"data.unlabelled: each of its {len(rows)} rows stands in another split; allowed: other texts as well")
-    splits.rows[UNLABELLED] = rows.select(np.array(list(first.values()), np.int64))
+    splits.rows[UNLABELLED] = rows.select(first)
     if len(first) < len(rows):
         splits.notes.append(
             f"{UNLABELLED}: {len(rows) - len(first)} of {len(rows)} rows left out, which repeat another or stand in another split"
@@ -161,18 +162,22 @@ def _check_group(train: Rows, group: str | None, problems: Problems) -> None:
             problems.add(f"{train.where(row)}, column {group!r}: the cell is empty; allowed: the group of the row")
 
 
-def describe_repeats(keys: dict[str, list[str]]) -> list[str]:
-    """Notes on inputs that stand twice in a split, and warnings on inputs that stand in two given splits."""
+def describe_repeats(keys: dict[str, np.ndarray]) -> list[str]:
+    """Notes on inputs that stand twice in a split, and warnings on inputs that stand in two given splits.
+
+    Args:
+        keys: of shape (rows,) by split, equal where inputs are equal.
+    """
     notes = []
-    for role, texts in keys.items():
-        repeated = len(texts) - len(set(texts))
+    for role, own in keys.items():
+        ordered = np.sort(own)
+        repeated = int((ordered[1:] == ordered[:-1]).sum())
         if repeated:
-            notes.append(f"{role}: {repeated} of {len(texts)} rows repeat the input of another row")
+            notes.append(f"{role}: {repeated} of {len(own)} rows repeat the input of another row")
     roles = list(keys)
     for i, first in enumerate(roles):
         for second in roles[i + 1 :]:
-            known = set(keys[first])
-            leaked = sum(text in known for text in keys[second])
+            leaked = int(np.isin(keys[second], keys[first]).sum())
             if leaked:
                 notes.append(
                     f"warning: {leaked} of {len(keys[second])} rows of {second} have an input that also stands in {first}; "
@@ -182,7 +187,7 @@ def describe_repeats(keys: dict[str, list[str]]) -> list[str]:
 
 
 def split_off(
-    rows: Rows, share: float, strata: np.ndarray, keys: Sequence[str], group: str | None, seed: int
+    rows: Rows, share: float, strata: np.ndarray, keys: np.ndarray, group: str | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (int64, ascending) of the rows that stay and of the rows set aside.
 
@@ -191,6 +196,7 @@ def split_off(
 
     Args:
         strata: int array of shape (rows,), the class of each row for stratification.
+        keys: of shape (rows,).
     """
     unit_of = _units(keys, rows.columns[group] if group else None)
     # Arrays in place of a list for each unit: of a large corpus nearly every row is one.
@@ -215,11 +221,12 @@ def split_off(
                 taken.append(order[starts[units[position]] : ends[units[position]]])
                 got += sizes[position]
         owed = aim - got
-    aside = np.sort(np.concatenate(taken))
-    return np.setdiff1d(np.arange(len(rows)), aside), aside
+    is_aside = np.zeros(len(rows), bool)
+    is_aside[np.concatenate(taken)] = True
+    return np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
 
 
-def _units(keys: Sequence[str], groups: Sequence[object] | None) -> np.ndarray:
+def _units(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
     """A number for each row, equal where rows must stay together (connected through key or group)."""
     by_key = _numbered(keys)
     if groups is None:
@@ -227,15 +234,17 @@ def _units(keys: Sequence[str], groups: Sequence[object] | None) -> np.ndarray:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    by_group = _numbered([str(value) for value in groups])
+    by_group = _numbered(fingerprints(str(value) for value in groups))
     size = by_key.max() + 1 + by_group.max() + 1
     links = coo_matrix((np.ones(len(keys)), (by_key, by_key.max() + 1 + by_group)), shape=(size, size))
     _, component = connected_components(links, directed=False)
     return np.asarray(component)[by_key]
 
 
-def _numbered(values: Sequence[str]) -> np.ndarray:
-    """int64 of shape (values,): equal values have the same number, in the order of their first appearance. (Hashes differ from
-    process to process, and a split must not; an array of the texts would take the room of the longest for each.)"""
-    numbers: dict[str, int] = {}
-    return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64, len(values))
+def _numbered(values: np.ndarray) -> np.ndarray:
+    """int64 of shape (values,): the place of the first value that is equal."""
+    order = np.argsort(values, kind="stable")
+    begins = np.flatnonzero(np.append(True, values[order[1:]] != values[order[:-1]]))  # where other values do
+    numbers = np.empty(len(values), np.int64)
+    numbers[order] = np.repeat(order[begins], np.diff(begins, append=len(values)))
+    return numbers

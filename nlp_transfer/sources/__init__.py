@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from io import BytesIO, TextIOWrapper
@@ -29,6 +29,7 @@ from nlp_transfer.sources.reading import (
 )
 from nlp_transfer.sources.rows import TRANSLATION, Rows, concatenate, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import ENDINGS, read_table
+from nlp_transfer.sources.texts import GrowingColumn
 
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
@@ -151,7 +152,7 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
 
 
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
-    columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    columns = {name: GrowingColumn() for name in wanted}
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
     first = None
     before = state_of(path)
@@ -161,16 +162,16 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
             first = batch.first
             check_columns(names_of(found), wanted, f"data.{role}: {path}")
         length = len(batch)
-        for name, values in columns.items():
+        for name, column in columns.items():
             cells = found.get(name, [None] * length)
             if name in known:
                 cells = share(cells, known[name])
                 if len(known[name]) > SHARED:  # hardly any two are equal, as texts are
                     del known[name]
-            values.extend(cells)
+            column.extend(cells)
     digest = wheels.sha256_of(path)
     check_unchanged(path, before)
-    rows = from_columns(columns, str(path), first or 1)
+    rows = from_columns({name: column.done() for name, column in columns.items()}, str(path), first or 1)
     return Rows(rows.columns, rows.files, rows.file_of, rows.position, {str(path.resolve()): digest})
 
 
@@ -227,10 +228,10 @@ def _from_object(source: Any, role: str, wanted: list[str]) -> Rows:
     names = [str(name) for name in (source.column_names if hasattr(source, "column_names") else source.columns)]
     if len(source) == 0:
         raise UserError(f"data.{role}: has no rows")
-    cells = {TRANSLATION: _cells(source, TRANSLATION)} if names.count(TRANSLATION) == 1 else {}
-    columns = unfold(cells, [name for name in wanted if name not in names])
-    check_columns([*names, *(name for name in names_of(columns) if name not in names)], wanted, f"data.{role}")
-    columns = {name: columns[name] if name in columns else _cells(source, name) for name in wanted}
+    cells = {TRANSLATION: list(_cells(source, TRANSLATION))} if names.count(TRANSLATION) == 1 else {}
+    inside = unfold(cells, [name for name in wanted if name not in names])
+    check_columns([*names, *(name for name in names_of(inside) if name not in names)], wanted, f"data.{role}")
+    columns = {name: inside[name] if name in inside else _cells(source, name) for name in wanted}
     if hasattr(source, "features"):
         from nlp_transfer.sources.hub import name_classes
 
@@ -238,7 +239,11 @@ def _from_object(source: Any, role: str, wanted: list[str]) -> Rows:
     return from_columns(columns, f"data.{role}")
 
 
-def _cells(source: Any, name: str) -> list[Any]:
+def _cells(source: Any, name: str) -> Sequence[Any]:
+    if hasattr(source, "select_columns"):
+        from nlp_transfer.sources.hub import column_of
+
+        return column_of(source, name, _plain)
     values = source[name]
     return [_plain(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 

@@ -1,6 +1,6 @@
 """Two line-aligned text files, one for each side of a translation: line n of one belongs to line n of the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources.reading import at_home, check_unchanged, state_of
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import read_lines
+from nlp_transfer.sources.texts import GrowingColumn
 from nlp_transfer.sources.wheels import sha256_of
 
 SIDES = ("source", "target")
@@ -45,13 +46,16 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
     paths = {side: at_home(files[side]) for side in SIDES}
     if len({str(path.absolute()) for path in paths.values()}) == 1:
         raise UserError(f"data.{role}: {paths['source']} is given for both sides; allowed: a file for each")
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, Sequence[Any]] = {}
     hashes: dict[str, str] = {}
     for side, name in zip(SIDES, wanted, strict=True):
         path = paths[side]
         try:
             before = state_of(path)
-            columns[name] = read_lines(path, data)
+            column = GrowingColumn()
+            for lines in read_lines(path, data):
+                column.extend(lines)
+            columns[name] = column.done()
             hashes[str(path.resolve())] = sha256_of(path)
             check_unchanged(path, before)
         except UserError as error:

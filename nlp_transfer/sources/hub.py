@@ -1,10 +1,12 @@
 """Data sets on the hub, through `datasets`. Only named here, so that local runs never import it."""
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.sources.rows import TRANSLATION, Rows, from_columns, names_of, unfold
+from nlp_transfer.sources.rows import BLOCK, TRANSLATION, Rows, from_columns, names_of, unfold
+from nlp_transfer.sources.texts import GrowingColumn
 
 
 def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[str]) -> Rows:
@@ -27,20 +29,31 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
             f"data.{role}: cannot load {source!r} (split {split!r}): {first}; allowed: a file or folder that exists, or a "
             "hub id as ORG/NAME, ORG/NAME:CONFIG or ORG/NAME:CONFIG#SPLIT"
         ) from error
-    columns = {name: list(data[name]) for name in data.column_names if name in wanted or name == TRANSLATION}
-    columns = unfold(columns, wanted)
-    missing = [name for name in wanted if name not in columns]
+    cells = {TRANSLATION: list(data[TRANSLATION])} if TRANSLATION in data.column_names else {}
+    inside = unfold(cells, [name for name in wanted if name not in data.column_names])
+    missing = [name for name in wanted if name not in data.column_names and name not in inside]
     if missing:
-        known = list(dict.fromkeys([*data.column_names, *names_of(columns)]))
+        known = list(dict.fromkeys([*data.column_names, *names_of(inside)]))
         raise UserError(
             f"data.{role}: {source} has no column {missing[0]!r}{did_you_mean(missing[0], known)}; found: {', '.join(known)}"
         )
-    columns = name_classes({name: columns[name] for name in wanted}, data.features)
+    columns = {name: inside[name] if name in inside else column_of(data, name) for name in wanted}
+    columns = name_classes(columns, data.features)
     rows = from_columns(columns, source)
     return Rows(rows.columns, rows.files, rows.file_of, rows.position, {}, revision)
 
 
-def name_classes(columns: dict[str, list[Any]], features: Any) -> dict[str, list[Any]]:
+def column_of(data: Any, name: str, plain: Callable[[Any], Any] = lambda cell: cell) -> Sequence[Any]:
+    """The cells of a column of a `datasets.Dataset`, which lies on disk, without ever having all of its texts in memory."""
+    column = GrowingColumn()
+    alone = data.select_columns([name])
+    for start in range(0, len(data), BLOCK):
+        values = alone[start : start + BLOCK][name]
+        column.extend(plain(value) for value in (values.tolist() if hasattr(values, "tolist") else values))
+    return column.done()
+
+
+def name_classes(columns: Mapping[str, Sequence[Any]], features: Any) -> dict[str, Sequence[Any]]:
     """Ids of `ClassLabel` columns (alone or in a list) as names; -1, the hub's mark for no label, as None."""
     import datasets
 

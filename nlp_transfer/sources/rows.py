@@ -1,11 +1,14 @@
 """Rows in memory, each of which knows where it came from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from nlp_transfer.sources.texts import GrowingColumn, Texts
+
+BLOCK = 10_000  # rows that are copied at once
 TRANSLATION = "translation"  # the column in which data sets on the hub keep {"en": ..., "de": ...}
 
 
@@ -13,12 +16,12 @@ TRANSLATION = "translation"  # the column in which data sets on the hub keep {"e
 class Rows:
     """Named columns of equal length, and for each row the file and the position in it.
 
-    `columns` holds Python values as the source gave them. `file_of` (int32) points into `files`; `position` (int64) is
-    the row as a person counts it: in CSV and TSV the header is row 1, elsewhere the first row is row 1; 0 means that the
-    file is the row.
+    `columns` holds Python values as the source gave them, in lists, or long texts in a file (`Texts`). `file_of` (int32)
+    points into `files`; `position` (int64) is the row as a person counts it: in CSV and TSV the header is row 1, elsewhere
+    the first row is row 1; 0 means that the file is the row.
     """
 
-    columns: dict[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]]
     files: list[str]
     file_of: np.ndarray
     position: np.ndarray
@@ -35,15 +38,18 @@ class Rows:
 
     def select(self, indices: np.ndarray) -> "Rows":
         """The rows at `indices` (int), in that order."""
-        columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        columns = {
+            name: values.select(indices) if isinstance(values, Texts) else [values[i] for i in indices]
+            for name, values in self.columns.items()
+        }
         return Rows(columns, self.files, self.file_of[indices], self.position[indices], self.hashes, self.revision)
 
     def batches(self, size: int) -> Iterator[dict[str, list[Any]]]:
         for start in range(0, len(self), size):
-            yield {name: values[start : start + size] for name, values in self.columns.items()}
+            yield {name: list(values[start : start + size]) for name, values in self.columns.items()}
 
 
-def from_columns(columns: dict[str, list[Any]], name: str, first: int = 1) -> Rows:
+def from_columns(columns: Mapping[str, Sequence[Any]], name: str, first: int = 1) -> Rows:
     """Rows of one source whose positions count up from `first`."""
     length = len(next(iter(columns.values()), []))
     return Rows(columns, [name], np.zeros(length, np.int32), np.arange(first, first + length))
@@ -53,13 +59,14 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     """The rows of several sources with the same columns, one after the other."""
     if len(parts) == 1:
         return parts[0]
-    columns: dict[str, list[Any]] = {name: [] for name in parts[0].columns}
+    columns = {name: GrowingColumn() for name in parts[0].columns}
     for part in parts:
-        for name, values in columns.items():
-            values.extend(part.columns[name])
+        for block in part.batches(BLOCK):
+            for name, cells in block.items():
+                columns[name].extend(cells)
     offsets = np.cumsum([0] + [len(part.files) for part in parts[:-1]])
     return Rows(
-        columns,
+        {name: column.done() for name, column in columns.items()},
         [name for part in parts for name in part.files],
         np.concatenate([part.file_of + offset for part, offset in zip(parts, offsets, strict=True)]).astype(np.int32),
         np.concatenate([part.position for part in parts]),

@@ -53,13 +53,14 @@ def check_ending(path: Path) -> str:
     return ending
 
 
-def read_lines(path: Path, data: DataConfig) -> list[str]:
-    """The lines of a text file with any ending.
+def read_lines(path: Path, data: DataConfig) -> Iterator[list[str]]:
+    """The lines of a text file with any ending, in blocks.
 
     Raises:
         UserError: the file is missing or empty, or bytes are not in the given encoding.
     """
-    return [line for batch in _read(path, ".txt", data, 10_000) for line in batch.columns["text"]]
+    for batch in _read(path, ".txt", data, 10_000):
+        yield batch.columns["text"]
 
 
 def read_table(path: Path, data: DataConfig, size: int = 10_000) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ train, such as the labels, so a task saved as JSON is complete: it encodes, pred
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ class Task(Settings, ABC):
         """Adds every cell that cannot be used, with file, row and column."""
 
     @abstractmethod
-    def keys(self, rows: Rows) -> list[str]:
+    def keys(self, rows: Rows) -> Iterable[str]:
         """The input of each row as one text: equal keys never stand in two splits."""
 
     @abstractmethod

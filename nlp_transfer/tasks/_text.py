@@ -1,6 +1,6 @@
 """What every task over one text or a pair of texts shares: its input columns, their checks, tokens and the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -59,9 +59,9 @@ class TextTask(Task):
         """Adds every answer that cannot be used."""
         raise NotImplementedError
 
-    def keys(self, rows: Rows) -> list[str]:
+    def keys(self, rows: Rows) -> Iterator[str]:
         texts = [rows.columns[name] for name in self.input_columns()]
-        return ["\0".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True)]
+        return ("\0".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True))
 
     def encode(
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
@@ -78,7 +78,7 @@ class TextTask(Task):
         settings = {name: value for name, value in self.document().items() if name != "head"}  # strategies differ in it
         return None if told is None else {"task": settings, "tokenizer": told}
 
-    def encode_targets(self, cells: list[Any]) -> Any:
+    def encode_targets(self, cells: Sequence[Any]) -> Any:
         """The answers as a dense array."""
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
 """Any number of labels for a text or a pair of texts, none included."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -96,7 +96,7 @@ class MultiLabel(TextTask):
         rarity = np.where(hot > 0, frequency, np.inf)
         return np.where(hot.any(1), rarity.argmin(1), -1).astype(np.int64)
 
-    def encode_targets(self, cells: list[Any]) -> np.ndarray:
+    def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """float32 of shape (rows, labels), 1 where a row has the label."""
         ids = label_ids(self.labels or [])
         hot = np.zeros((len(cells), len(ids)), np.float32)

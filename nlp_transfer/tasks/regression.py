@@ -1,5 +1,6 @@
 """A number for a text or a pair of texts."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -60,7 +61,7 @@ class Regression(TextTask):
         values = self.encode_targets(rows.columns[self.label])
         return np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64)
 
-    def encode_targets(self, cells: list[Any]) -> np.ndarray:
+    def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """float32 of shape (rows,)."""
         return np.array([number(cell) for cell in cells], np.float32)
 

@@ -1,7 +1,7 @@
 """One label of several for a text or a pair of texts."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -73,7 +73,7 @@ class TextClassification(TextTask):
     def strata(self, rows: Rows) -> np.ndarray:
         return self.encode_targets(rows.columns[self.label])
 
-    def encode_targets(self, cells: list[Any]) -> np.ndarray:
+    def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """Label ids, int64 of shape (rows,)."""
         ids = label_ids(self.labels or [])
         return np.array([ids[label_text(cell)] for cell in cells], np.int64)

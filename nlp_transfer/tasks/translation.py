@@ -1,7 +1,7 @@
 """A text in one language to the same text in another."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -117,8 +117,8 @@ class Translation(Task):
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
         check_sides(rows, self.source, self.target if targets else None, problems)
 
-    def keys(self, rows: Rows) -> list[str]:
-        return [str(cell).strip() for cell in rows.columns[self.source]]
+    def keys(self, rows: Rows) -> Iterator[str]:
+        return (str(cell).strip() for cell in rows.columns[self.source])
 
     def strata(self, rows: Rows) -> np.ndarray:
         return np.zeros(len(rows), np.int64)
@@ -175,7 +175,7 @@ class Translation(Task):
     def _measure(self, train: Rows) -> Self:
         """How long targets get: `generate` by itself stops at 20 tokens, or far too late."""
         chosen = train.select(np.unique(np.linspace(0, len(train) - 1, SAMPLE).astype(np.int64)))
-        features, _ = self.encode(chosen.columns, self.sides.source)
+        features, _ = self.encode(next(chosen.batches(SAMPLE)), self.sides.source)
         source, target = (np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels"))
         ratio = float(np.quantile(target / (source + HEAD_START), 0.999)) * 1.25
         longest = max(16, math.ceil(float(np.quantile(source, 0.999)) * 1.5))

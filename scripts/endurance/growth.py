@@ -4,9 +4,10 @@
 
 For each number of rows (default 10,000, 100,000 and 1,000,000; 0: none): seconds and CPU seconds of reading, checking and
 splitting a CSV file, and of making its tokens, twice, since the second time they are found in the cache; and the peak memory
-above that of an empty process. For each number of steps (default 10 and 10,000): a tiny run is killed after its checkpoint of
-that step, and the same command is given again; going on is what it does from there, the imports left out, until a batch enters
-the model.
+above that of an empty process, without and with the files that are mapped (the system takes those pages back when it needs
+them). Linux alone tells the two apart. For each number of steps (default 10 and 10,000): a tiny run is killed after its
+checkpoint of that step, and the same command is given again; going on is what it does from there, the imports left out, until a
+batch enters the model.
 
 What must hold, for exit status 0: the rate of rows does not fall to less than half from the smallest number to the largest, and
 going on costs no more than twice as much. Every measurement is a process of its own; the cache is an empty folder.
@@ -17,11 +18,11 @@ import csv
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.conftest import sentiment_rows, write_csv
 from tests.models import save_tiny
 
 ROOT = Path(__file__).parents[2]
+FIELDS = ("RssAnon", "VmRSS")
 LABELS, DEADLINE = 20, 3600.0
 os.environ.pop("TOKENIZERS_PARALLELISM", None)  # set for tests, which are small
 
@@ -52,6 +54,21 @@ def sentiment_words() -> list[str]:
     return sorted({word for text, _ in sentiment_rows(200) for word in text.split()})
 
 
+class Memory(threading.Thread):
+    """Watches the peak of this process's memory in MiB: its own, and with the files that are mapped."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.own = self.all = 0.0
+
+    def run(self) -> None:
+        while True:
+            with open("/proc/self/status") as file:
+                kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in file) if name in FIELDS}
+            self.own, self.all = max(self.own, kib["RssAnon"] / 1024), max(self.all, kib["VmRSS"] / 1024)
+            time.sleep(0.005)
+
+
 def measure_rows(model: str, file: str) -> None:
     """In a process of its own: prints figures as JSON."""
     import importlib
@@ -61,16 +78,18 @@ def measure_rows(model: str, file: str) -> None:
     run = story.resolve(settings)
     checkpoint = story.Checkpoint.open(story.find_model(model))
     assert checkpoint.tokenizer.is_fast
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = Memory()
+    memory.start()
+    time.sleep(0.1)
+    before = memory.own, memory.all
     marks = [(time.monotonic(), time.process_time())]
     splits, task = story.read_splits(run.config.data, run.task, run.config.training, 0)
     marks.append((time.monotonic(), time.process_time()))
     task = task.prepare(checkpoint, splits.rows["train"])
     tables = story._encode(splits, task, checkpoint, "auto")
     marks.append((time.monotonic(), time.process_time()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures = {
-        "rows": sum(map(len, tables.values())), "peak": (peak - before) / 1024,
+        "rows": sum(map(len, tables.values())), "own": memory.own - before[0], "all": memory.all - before[1],
         "read": marks[1][0] - marks[0][0], "read_cpu": marks[1][1] - marks[0][1],
         "encode": marks[2][0] - marks[1][0], "encode_cpu": marks[2][1] - marks[1][1],
     }  # fmt: skip
@@ -123,7 +142,7 @@ def killed_at(config: Path, output: Path, step: int) -> None:
 
 
 def growth_with_rows(counts: list[int], model: str, folder: Path) -> bool:
-    heads = f"{'rows':>10}  {'cache':<6} {'read':>8} {'CPU':>7} {'tokens':>9} {'CPU':>7} {'peak memory':>12}"
+    heads = f"{'rows':>10}  {'cache':<6} {'read':>8} {'CPU':>7} {'tokens':>9} {'CPU':>7} {'peak memory':>12} {'and mapped':>13}"
     print(f"{heads} {'microseconds a row':>20}")
     spent: dict[str, list[float]] = {"empty": [], "filled": []}
     for count in counts:
@@ -135,7 +154,7 @@ def growth_with_rows(counts: list[int], model: str, folder: Path) -> bool:
             by_count.append((found["read_cpu"] + found["encode_cpu"]) / count)
             print(
                 f"{count:>10,}  {state:<6} {found['read']:>6.1f} s {found['read_cpu']:>5.1f} s {found['encode']:>7.2f} s "
-                f"{found['encode_cpu']:>5.2f} s {found['peak']:>8.0f} MiB {1e6 * by_count[-1]:>20.1f}",
+                f"{found['encode_cpu']:>5.2f} s {found['own']:>8.0f} MiB {found['all']:>9.0f} MiB {1e6 * by_count[-1]:>20.1f}",
                 flush=True,
             )
         file.unlink()

@@ -14,6 +14,7 @@ from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.data.splits import Splits, describe_repeats, read_splits, split_off
 from nlp_transfer.errors import UserError
 from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.sources.texts import fingerprints
 from nlp_transfer.tasks import task_from
 
 
@@ -104,7 +105,7 @@ def test_text_by_two_groups_ties_them_together() -> None:
     rows = from_columns({"by": ["a", "a", "b", "b", "c", "c"]}, "t")
     keys = ["1", "2", "2", "3", "4", "5"]  # a and b share text 2
     for seed in range(10):
-        kept, aside = split_off(rows, 0.4, np.zeros(6, np.int64), keys, "by", seed)
+        kept, aside = split_off(rows, 0.4, np.zeros(6, np.int64), np.array(keys), "by", seed)
         assert {*map(tuple, (kept.tolist(), aside.tolist()))} <= {(0, 1, 2, 3), (4, 5), (0, 1, 2, 3, 4, 5), ()}
         assert sorted([*kept, *aside]) == list(range(6))
 
@@ -118,14 +119,14 @@ def test_only_train_needs_the_group_column() -> None:
 
 def test_many_tiny_classes_still_give_their_share() -> None:
     rows = from_columns({"text": [str(i) for i in range(60)]}, "t")
-    kept, aside = split_off(rows, 0.1, np.arange(60) // 3, texts(rows), None, 0)
+    kept, aside = split_off(rows, 0.1, np.arange(60) // 3, fingerprints(texts(rows)), None, 0)
     assert len(aside) == 6
     assert set(np.arange(60)[kept] // 3) == set(range(20)), "each class keeps rows to learn from"
 
 
 def test_last_unit_of_a_class_stays_in_train() -> None:
     rows = from_columns({"text": ["a", "b", "c"]}, "t")
-    kept, aside = split_off(rows, 0.99, np.array([0, 0, 1]), ["a", "b", "c"], None, 0)
+    kept, aside = split_off(rows, 0.99, np.array([0, 0, 1]), np.arange(3), None, 0)
     assert (len(kept), len(aside)) == (2, 1)
     assert 2 in kept
 
@@ -161,11 +162,12 @@ PROGRAM = """
 import numpy as np
 from nlp_transfer.data.splits import split_off
 from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.sources.texts import fingerprints
 words = [f"text {i * 7 % 40}" for i in range(100)]
 rows = from_columns({"text": words, "by": [f"author {i // 3}" for i in range(100)]}, "t")
 strata = np.arange(100) % 3
 for group in (None, "by"):
-    print(split_off(rows, 0.3, strata, words, group, 5)[1].tolist())
+    print(split_off(rows, 0.3, strata, fingerprints(words), group, 5)[1].tolist())
 """
 
 
