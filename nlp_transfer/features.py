@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +122,7 @@ def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None
 
 
 def _shape(model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device) -> tuple[int, ...]:
-    found = _states(model, table, np.arange(min(1, len(table))), cut, device, "fp32")
+    found = _states(model, table, np.arange(min(1, len(table))), cut, device, "fp32", FastFunctions())
     rows = len(table) if cut.depth is None else len(table.ragged["input_ids"].values)
     return (rows, *found.shape[1:])
 
@@ -131,7 +132,9 @@ def _fill(
 ) -> None:
     """Every row's states, put where they belong."""
     offsets = table.ragged["input_ids"].offsets
-    for rows, states in in_batches(table, lambda own: _states(model, table, own, cut, device, precision), f"encoding {name}"):
+    # The ways of training, since cached is what is computed live; one context, so that weights are cast once.
+    compute = partial(_states, model, table, cut=cut, device=device, precision=precision, functions=FastFunctions())
+    for rows, states in in_batches(table, compute, f"encoding {name}"):
         if cut.depth is None:
             values[rows] = states
         else:
@@ -157,11 +160,13 @@ def in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: s
             progress.advance()
 
 
-def _states(model: Any, table: TokenTable, rows: np.ndarray, cut: Cut, device: torch.device, precision: str) -> np.ndarray:
+def _states(
+    model: Any, table: TokenTable, rows: np.ndarray, cut: Cut, device: torch.device, precision: str, functions: FastFunctions
+) -> np.ndarray:
     """float32: a vector (or one for each layer) a row, or the states of all tokens of the rows, one after the other."""
     batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
     inputs = {name: batch[name] for name in (*table.ragged, "attention_mask")}
-    with torch.inference_mode(), autocast(device, precision), FastFunctions():  # as in training: cached is what is computed live
+    with torch.inference_mode(), autocast(device, precision), functions:
         if cut.depth is not None:
             states = _entering(model, cut.depth, inputs)
             return states[inputs["attention_mask"].bool()].float().cpu().numpy()

@@ -27,11 +27,10 @@ from nlp_transfer.run_folder import Resume, RunFolder
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.training.device import choose_attention, finish_trackers, make_accelerator, resolve_precision
-from nlp_transfer.training.fitting import fit_batch
+from nlp_transfer.training.choices import choose
+from nlp_transfer.training.device import finish_trackers
 from nlp_transfer.training.loop import Trainer
 from nlp_transfer.training.signals import Signals
-from nlp_transfer.training.stepping import resolve_kernels
 from nlp_transfer.translator import Translator
 
 
@@ -110,23 +109,19 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     foreign_figures(foreign, right_answers(tables["train"]), tables["train"])  # better now than after training
     augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
 
-    precision, reason = resolve_precision(training.precision, checkpoint.config.model_type)
-    accelerator = make_accelerator(training, precision, folder.path)
     began = time.monotonic()
     with quiet():
         model = run.strategy.wrap(task.build_model(checkpoint, training))
-        length = float(tables["train"].ragged["input_ids"].lengths.mean())
-        kernels, _ = resolve_kernels(training, accelerator.device)
-        choose_attention(training.attention, model, accelerator.device, precision, length, kernels == "fast")
-        training = fit_batch(model, tables["train"], training, accelerator, precision)
-        job = Job(task, tables, splits.rows, checkpoint, training, accelerator.device, precision)
+        choices = choose(model, tables["train"], training, folder.path)
+        accelerator = choices.accelerator
+        job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)
         prepared = run.strategy.prepare_data(job, model)
     trainer = Trainer(
-        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, accelerator=accelerator,
+        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, choices=choices,
         output_dir=folder.path, describe=lambda rows: _describe(splits, rows), objectives=prepared.objectives,
         augment=augment, signals=signals,
     )  # fmt: skip
-    say(*report.resolved_lines(trainer, reason))
+    say(*report.resolved_lines(trainer))
     document = report.resolved_document(run, task, trainer, checkpoint, splits)
     if accelerator.is_main_process:
         folder.begin(document)

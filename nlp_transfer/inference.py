@@ -48,7 +48,7 @@ def answer(
     batch_size: int | None = None,
     precision: str = "fp32",
     part: tuple[int, int] = (0, 1),
-    progress: Steps | None = None,
+    title: str | None = None,
     chosen: np.ndarray | None = None,
 ) -> tuple[Arrays, np.ndarray, Items]:
     """Answers for the rows of a table, with the row indices they belong to and the summed plain losses.
@@ -56,6 +56,7 @@ def answer(
     Args:
         batch_size: rows in a batch; null: as many as the device computes best at once.
         part: (process, processes); a process answers every n-th batch, so that each row is answered exactly once.
+        title: of the progress that is shown; null: none is.
         chosen: bool of shape (rows,): rows that need a whole answer (`Task.answer`); None: all.
 
     Returns:
@@ -87,9 +88,11 @@ def answer(
 
     was_training = model.training
     model.eval()
+    batches = batches_of(table, device, batch_size)[part[0] :: part[1]]
     try:
-        with torch.inference_mode(), answering(model, device):
-            for indices in batches_of(table, device, batch_size)[part[0] :: part[1]]:
+        with torch.inference_mode(), answering(model, device), ExitStack() as stack:
+            progress = stack.enter_context(Steps(title, len(batches))) if title else None
+            for indices in batches:
                 take(indices)
                 if progress is not None:
                     progress.advance()
@@ -165,16 +168,9 @@ def answer_all(
     """Answers for a whole table in row order and its plain losses, the work shared by all processes; the same in each."""
     from accelerate.utils import gather_object
 
-    progress = None
-    if accelerator.is_main_process:
-        batches = len(batches_of(table, accelerator.device, batch_size))
-        progress = Steps("evaluating", batches // accelerator.num_processes or 1)
     part = (accelerator.process_index, accelerator.num_processes)
-    try:
-        own = answer(model, task, table, batch_size, precision, part, progress, chosen)
-    finally:
-        if progress is not None:
-            progress.close()
+    title = "evaluating" if accelerator.is_main_process else None
+    own = answer(model, task, table, batch_size, precision, part, title, chosen)
     return gather(gather_object([own]) if accelerator.num_processes > 1 else [own], len(table))
 
 

@@ -29,7 +29,7 @@ from nlp_transfer.training.loop import Trainer
 FEW_STEPS = 100
 
 
-def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
+def resolved_lines(trainer: Trainer) -> list[str]:
     """What was chosen automatically, and how much there is to do."""
     steps, plan = trainer.budget.steps(), trainer.budget.plan()
     trainable, total = count_parameters(trainer.model)
@@ -40,7 +40,7 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
     lines = [
         f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
         + (f"; new, and so drawn at random: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
-        f"precision {trainer.precision} ({reason}), {trainer.attention} attention, {trainer.kernels} kernels",
+        *_choice_lines(trainer),
     ]
     if not trainer.strategy.takes_steps():
         return [*lines, f"no step is taken: what is needed is computed from train, on {trainer.accelerator.device}"]
@@ -56,6 +56,17 @@ def resolved_lines(trainer: Trainer, reason: str) -> list[str]:
             f"warning: few optimiser steps ({steps}); fine-tuning with so few often ends far from its best. More epochs or a "
             "smaller batch help (Mosbach et al. 2021, 2006.04884)"
         )
+    return lines
+
+
+def _choice_lines(trainer: Trainer) -> list[str]:
+    """How the run computes, and why: a line a choice."""
+    choices, training = trainer.choices, trainer.training
+    found = {"precision": choices.precision, "attention": choices.attention, "kernels": choices.kernels}
+    lines = [f"{name} {value} ({choices.reasons[name]})" for name, value in found.items()]
+    if "batch_size" in choices.reasons and training.batch_tokens is None:
+        pieces = f", {training.gradient_accumulation_steps} accumulated" if training.gradient_accumulation_steps > 1 else ""
+        lines.append(f"batch size {training.rows}{pieces} ({choices.reasons['batch_size']})")
     return lines
 
 
@@ -86,7 +97,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     config = run.config
     training = trainer.training.model_dump() | {
         "label_smoothing": trainer.task.label_smoothing(trainer.training),
-        "precision": trainer.precision, "attention": trainer.attention, "kernels": trainer.kernels,
+        "precision": trainer.choices.precision, "attention": trainer.choices.attention, "kernels": trainer.choices.kernels,
         "learning_rate": trainer.budget.learning_rate(), "epochs": trainer.budget.epochs(),
     }  # fmt: skip
     processes = trainer.accelerator.num_processes  # another number cuts windows otherwise: to go on, it must be the same

@@ -10,14 +10,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
 
 NO_FP16 = ("deberta-v2",)  # attention scores of DeBERTa-v2/v3 overflow in fp16 and turn into NaN
-
-SHORT = 160  # tokens
 
 
 def has_accelerator() -> bool:
@@ -47,38 +44,6 @@ def resolve_precision(asked: str, model_type: str, setting: str = "training.prec
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "bf16", "the CPU has instructions for bf16"
     return "fp32", "the CPU has no instructions for bf16"
-
-
-def choose_attention(asked: str, model: Any, device: torch.device, precision: str, length: float, fast: bool = False) -> str:
-    """Sets the way in which a model computes attention, and gives back its name: `sdpa`, `eager` or another of transformers'.
-
-    PyTorch's fused attention in bf16 on CPUs costs many times the plain products for short rows (64 x 15 tokens: 28 ms
-    against 4.5 ms forward and back, 16 x 128: 39 against 14); from about 200 tokens on it is the faster one.
-
-    Args:
-        length: tokens of a row, on average.
-        fast: whether the toolkit's own kernel takes the place of PyTorch's.
-
-    Raises:
-        UserError: the family has no such attention.
-    """
-    short = device.type == "cpu" and precision == "bf16" and length <= SHORT and not fast
-    wanted = ("eager" if short else "") if asked == "auto" else asked
-    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
-    if inner is None:
-        return "its own"
-    try:
-        if wanted:
-            inner.set_attn_implementation(wanted)
-    except (ValueError, ImportError) as error:
-        if asked != "auto":
-            raise UserError(f"training.attention: found {asked}: {error}") from error
-        wanted = ""
-    found = str(inner.config._attn_implementation)
-    for module in inner.modules():  # inside an encoder-decoder configurations are copies, which the outermost does not reach
-        if isinstance(config := getattr(module, "config", None), PretrainedConfig) and wanted:
-            config._attn_implementation = found = wanted
-    return found
 
 
 def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path | None = None) -> Accelerator:

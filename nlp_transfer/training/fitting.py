@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import say
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.models import autocast
 
@@ -23,14 +22,14 @@ PARAMETER = 18  # bytes for each trained parameter: gradient, two moments, a cop
 
 def fit_batch(
     model: nn.Module, table: TokenTable, training: TrainingConfig, accelerator: Accelerator, precision: str
-) -> TrainingConfig:
-    """Settings in which `batch_size` is a number.
+) -> tuple[TrainingConfig, str]:
+    """Settings in which `batch_size` is a number, and the reason for it.
 
     A step sees 32 rows times `gradient_accumulation_steps`, whatever fits at once; they are cut into as few micro-batches as
     memory allows. How much that is, is told by what a forward pass of the longest rows leaves behind for the backward pass.
     """
-    if not isinstance(training.batch_size, str):
-        return training
+    if training.batch_tokens is not None:
+        return training.model_copy(update={"batch_size": ROWS}), "training.batch_tokens beats it"
     total = ROWS * training.gradient_accumulation_steps
     model.to(accelerator.device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -42,8 +41,8 @@ def fit_batch(
         fitting = int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
     size = next(rows for rows in range(min(total, fitting), 0, -1) if total % rows == 0)  # a step stays what it is to the row
     pieces = total // size
-    say(f"batch size {size}, {pieces} accumulated: a step sees {total} rows a process")
-    return training.model_copy(update={"batch_size": size, "gradient_accumulation_steps": pieces})
+    reason = "all rows of a step fit in memory" if size == total else f"what fits in memory of a step's {total} rows"
+    return training.model_copy(update={"batch_size": size, "gradient_accumulation_steps": pieces}), reason
 
 
 def free_memory(device: torch.device) -> int:

@@ -15,18 +15,12 @@ from torch import nn
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import Steps
 from nlp_transfer.inference import answer_all
-from nlp_transfer.models import enable_gradient_checkpointing, encoder_type, train_mode
+from nlp_transfer.models import enable_gradient_checkpointing, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import Objective, Task
 from nlp_transfer.training.budget import Budget
-from nlp_transfer.training.device import (
-    choose_attention,
-    is_lost_process,
-    make_accelerator,
-    release_model,
-    resolve_precision,
-)
-from nlp_transfer.training.fitting import fit_batch
+from nlp_transfer.training.choices import Choices, choose
+from nlp_transfer.training.device import is_lost_process, release_model
 from nlp_transfer.training.gradient import Augment, TrainingError, WindowGradient
 from nlp_transfer.training.keeper import Keeper, Position
 from nlp_transfer.training.log import RunLog
@@ -40,7 +34,7 @@ from nlp_transfer.training.optimizers import (
     state_by_name,
 )
 from nlp_transfer.training.signals import Interrupted, Signals
-from nlp_transfer.training.stepping import Stepper, resolve_kernels
+from nlp_transfer.training.stepping import Stepper
 from nlp_transfer.training.validation import score_validation
 
 CHECKPOINT_SECONDS = 900.0  # a checkpoint is written at least this often, however long an epoch is
@@ -53,6 +47,7 @@ class Trainer:
         tables: `train`, and `validation` where there is one.
         strategy: null: full fine-tuning.
         accelerator: knows the device, the precision and the other processes; null: made from the training settings.
+        choices: made already for this model, with the accelerator; `training` holds the numbers then. null: made here.
         output_dir: for `checkpoints/` and `log.jsonl`; null: nothing is written, and nothing can be gone on with.
         describe: row indices of train to text, for the message about rows that break the loss.
         objectives: what a phase of the strategy may name in place of the task.
@@ -69,6 +64,7 @@ class Trainer:
         strategy: Strategy | None = None,
         training: TrainingConfig | None = None,
         accelerator: Accelerator | None = None,
+        choices: Choices | None = None,
         output_dir: Path | None = None,
         describe: Callable[[np.ndarray], str] = str,
         objectives: Mapping[str, Objective] | None = None,
@@ -77,16 +73,10 @@ class Trainer:
     ) -> None:
         self.model, self.task, self.tables = model, task, tables
         self.strategy, self.training = strategy or Strategy(), training or TrainingConfig()
-        precision, _ = resolve_precision(self.training.precision, encoder_type(model.config))
-        self.accelerator = accelerator or make_accelerator(self.training, precision, output_dir)
-        self.precision = {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
-        if "train" in tables:
-            self.training = fit_batch(model, tables["train"], self.training, self.accelerator, self.precision)
-        length = float(tables["train"].ragged["input_ids"].lengths.mean()) if "train" in tables else 0.0
-        self.kernels, _ = resolve_kernels(self.training, self.accelerator.device)
-        self.attention = choose_attention(
-            self.training.attention, model, self.accelerator.device, self.precision, length, self.kernels == "fast"
-        )
+        if choices is None:
+            choices = choose(model, tables.get("train"), self.training, output_dir, accelerator)
+            self.training = choices.training
+        self.choices, self.accelerator, self.precision = choices, choices.accelerator, choices.precision
         self.output_dir, self.describe, self.objectives = output_dir, describe, dict(objectives or {})
         self.augment, self.signals = augment, signals or Signals()
         self.budget = Budget(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
@@ -156,7 +146,7 @@ class Trainer:
         # Prepared anew for each phase: what is set free after wrapping would silently not be synchronised.
         own_forward = vars(self.model).get("forward")
         model, prepared = accelerator.prepare(self.model, optimizer)
-        fast = self.kernels == "fast"
+        fast = self.choices.kernels == "fast"
         self.stepper = Stepper(self.model, prepared, accelerator, training, self.strategy, phase, fast)
         gradient = WindowGradient(
             model, self.model, objective, self.strategy, table, plan, objective.loss_options(training, table), augment,

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.errors import UserError
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.memory import keep_freed_memory
@@ -17,21 +16,6 @@ from nlp_transfer.strategies import Combined, Phase, Strategy
 from nlp_transfer.training.rows import RowwiseTable
 
 LARGE = 2048  # rows; smaller tables are moved as a whole, which costs little
-
-
-def resolve_kernels(training: TrainingConfig, device: torch.device) -> tuple[str, str]:
-    """`fast` or `plain`, and the reason for it.
-
-    Raises:
-        UserError: fast is asked for where it cannot be.
-    """
-    if training.kernels == "fast" and training.gradient_checkpointing:
-        raise UserError("training.kernels: found fast; with training.gradient_checkpointing; allowed: auto, plain")
-    if training.kernels != "auto":
-        return training.kernels, "asked for"
-    if training.gradient_checkpointing:
-        return "plain", "gradient checkpointing repeats the forward pass out of their reach"
-    return ("fast", "the toolkit's own on CPUs") if device.type == "cpu" else ("plain", "PyTorch's own are good on this device")
 
 
 class Stepper:
@@ -52,6 +36,7 @@ class Stepper:
         self.tables: list[RowwiseTable] = []
         self.layer: nn.Module | None = None
         self.functions: FastFunctions | None = None
+        self.factor = torch.ones(())  # on the gradient, so that its norm keeps within the limit; found by `norm`
         inner = optimizer.optimizer
         answer_alone = phase.objective is None and not _has_loss(strategy)  # else any token and any weight may be read
         if fast and answer_alone:

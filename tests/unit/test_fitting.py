@@ -12,6 +12,7 @@ from nlp_transfer import fine_tune
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.training import fitting
+from nlp_transfer.training.choices import choose
 from nlp_transfer.training.device import make_accelerator
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import tiny_classifier
@@ -26,8 +27,9 @@ def fitted(monkeypatch: pytest.MonkeyPatch, free: float, tokens: int = 20, **set
     monkeypatch.setattr(fitting, "free_memory", lambda device: free)
     training = TrainingConfig(batch_size="auto", **settings)
     model = tiny_classifier("bert")
-    found = fitting.fit_batch(model, table(5, tokens), training, make_accelerator(training, "fp32"), "fp32")
+    found, reason = fitting.fit_batch(model, table(5, tokens), training, make_accelerator(training, "fp32"), "fp32")
     assert not model.training or all(module.training for module in model.modules())
+    assert ("all rows" in reason) == (found.gradient_accumulation_steps == 1)
     return found.rows, found.gradient_accumulation_steps
 
 
@@ -47,9 +49,16 @@ def test_less_memory_or_longer_rows_make_smaller_pieces_of_the_same_step(monkeyp
 
 def test_a_number_stays_as_it_is() -> None:
     training = TrainingConfig(batch_size=7)
-    assert (
-        fitting.fit_batch(tiny_classifier("bert"), table(5, 9), training, make_accelerator(training, "fp32"), "fp32") is training
-    )
+    found = choose(tiny_classifier("bert"), table(5, 9), training)
+    assert found.training is training
+    assert "batch_size" not in found.reasons
+
+
+def test_a_budget_of_tokens_leaves_a_step_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "free_memory", lambda device: 1.0)
+    found = choose(tiny_classifier("bert"), table(5, 9), TrainingConfig(batch_size="auto", batch_tokens=64)).training
+    assert (found.batch_tokens, found.gradient_accumulation_steps) == (64, 1)
+    assert isinstance(found.batch_size, int)
 
 
 def test_a_run_records_what_was_found_and_learns_as_with_any_cut(

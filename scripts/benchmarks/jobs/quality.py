@@ -9,39 +9,35 @@ from tables import interval, megabytes, spread
 ABOUT = """All of Banking77's training rows, and its own test rows; accuracy is the mean over the seeds with its 95 % interval
 (Student's t: of three seeds it is wide). Ours are default settings. The Trainer has our learning rate, epochs, schedule,
 warm-up, label smoothing, weight decay, batch size and precision, with batches of similar length; what it does not have is our
-higher rate for pooler and head. Seconds are those of training; loading and encoding are not among them."""
+higher rate for pooler and head. Dropout is the checkpoint's on both sides. Seconds are those of training; loading and encoding
+are not among them."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
     data = setting.data("banking77")
     short = {"max_steps": 3} if setting.quick else {}
     found: dict[str, list[Answer]] = {}
-    workers: dict[float | None, tuple[Worker, Worker]] = {}
+    workers: list[Worker] = []
     try:
-        for dropout in (None, 0.0):
-            title = "dropout of the checkpoint" if dropout is None else "attention dropout 0"
-            ours = setting.worker(
-                f"quality, here, {title}", "ours_whole.py", model=data["model"], max_length=128,
-                data={"train": data["files"]["train"], "test": data["files"]["test"], "validation_share": 0},
-                training=short | ({} if dropout is None else {"attention_dropout": dropout}),
-            )  # fmt: skip
-            theirs = setting.worker(
-                f"quality, Trainer, {title}", "transformers_whole.py", model=data["model"], max_length=128, batch_size=32,
-                train=data["files"]["train"], scored=data["files"]["test"], attention_dropout=dropout, attention="eager",
-            )  # fmt: skip
-            workers[dropout] = ours, theirs
+        workers.append(setting.worker(
+            "quality, here", "ours_whole.py", model=data["model"], max_length=128, training=short,
+            data={"train": data["files"]["train"], "test": data["files"]["test"], "validation_share": 0},
+        ))  # fmt: skip
+        workers.append(setting.worker(
+            "quality, Trainer", "transformers_whole.py", model=data["model"], max_length=128, batch_size=32,
+            train=data["files"]["train"], scored=data["files"]["test"], attention_dropout=None, attention="eager",
+        ))  # fmt: skip
+        ours, theirs = workers
         for seed in range(setting.repeats):
-            for ours, theirs in workers.values():
-                mine = ours.turn(seed=seed)
-                chosen = mine.pop("chosen")
-                other = theirs.turn(seed=seed, **chosen, **short)
-                for worker, answer in ((ours, mine), (theirs, other)):
-                    found.setdefault(worker.name, []).append(answer)
-                    print(f"  seed {seed}  {worker.name}: {answer['accuracy']:.4f}, {answer['seconds']:.1f} s", flush=True)
+            mine = ours.turn(seed=seed)
+            chosen = mine.pop("chosen")
+            other = theirs.turn(seed=seed, **chosen, **short)
+            for worker, answer in ((ours, mine), (theirs, other)):
+                found.setdefault(worker.name, []).append(answer)
+                print(f"  seed {seed}  {worker.name}: {answer['accuracy']:.4f}, {answer['seconds']:.1f} s", flush=True)
     finally:
-        for pair in workers.values():
-            for worker in pair:
-                worker.close()
+        for worker in workers:
+            worker.close()
     rows = [
         {
             "side": name.removeprefix("quality, "),

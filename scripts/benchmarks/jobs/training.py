@@ -11,6 +11,7 @@ DATA: dict[str, dict[str, Any]] = {
     "banking77": {"title": "Banking77", "batch_size": 32, "max_length": 128, "steps": 50},
     "bbc": {"title": "BBC News", "batch_size": 16, "max_length": 256, "steps": 27},
 }
+SMALL = {"batch_size": 4, "max_length": 32, "steps": 3}  # a trial of models of a usual size must not take an hour either
 ABOUT = """Each side trains the same rows of the same checkpoint in a process of its own, and takes turns of so many optimiser
 steps with the others; warm-up steps at the beginning of a turn do not count. Time is that of whole cycles from one optimiser
 step to another, the preparation of batches included. Rows a second are real tokens a second divided by the mean tokens of a
@@ -25,7 +26,7 @@ DYNAMIC = "Trainer, fp32, batches padded to their longest row"
 def run(setting: Setting) -> dict[str, Any]:
     tables, notes, raw = [], [], {}
     for name in setting.data_sets:
-        job = DATA[name]
+        job = DATA[name] | (SMALL if setting.quick else {})
         rows, more, raw[name] = _compare(setting, name, job)
         tables.append({"title": f"{job['title']}, batch {job['batch_size']}, at most {job['max_length']} tokens", "rows": rows})
         notes += more
@@ -34,7 +35,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 def _compare(setting: Setting, name: str, job: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
     data = setting.data(name)
-    steps = setting.steps or (3 if setting.quick else job["steps"])
+    steps = setting.steps or job["steps"]
     common = {"train": data["files"]["train"], "max_length": job["max_length"], "batch_size": job["batch_size"]}
 
     def peer(title: str, **settings: Any) -> Worker:

@@ -7,10 +7,10 @@ from typing import Any
 
 from protocol import Channel
 from sides.clock import Turns
+from sides.watched import watch
 
 channel = Channel()
 settings = channel.settings
-story: Any = importlib.import_module("nlp_transfer.fine_tune")
 loop: Any = importlib.import_module("nlp_transfer.training.loop")
 spent = dict.fromkeys(("forward", "backward", "optimiser"), 0.0)
 snapshots: list[dict[str, float]] = []
@@ -27,16 +27,13 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class Watched(story.Trainer):
-    """The trainer that `fine_tune` makes, its parts timed."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        began: list[float] = []
-        self.model.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
-        self.model.register_forward_hook(lambda *_: spent.update(forward=spent["forward"] + time.perf_counter() - began.pop()))
-        self.accelerator.backward = timed("backward", self.accelerator.backward)
-        turns = Turns(channel, lambda: count(turns))
+def look(trainer: Any) -> None:
+    """Times the trainer's parts."""
+    began: list[float] = []
+    trainer.model.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
+    trainer.model.register_forward_hook(lambda *_: spent.update(forward=spent["forward"] + time.perf_counter() - began.pop()))
+    trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)
+    turns = Turns(channel, lambda: count(turns))
 
 
 def count(turns: Turns) -> tuple[int, int, int]:
@@ -49,11 +46,10 @@ def count(turns: Turns) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-story.Trainer = Watched
 # The norm of the gradient and clipping belong to the optimiser's part.
 loop.Stepper.norm = timed("optimiser", loop.Stepper.norm)
 loop.Stepper.step = timed("optimiser", loop.Stepper.step)
-story.fine_tune(
+watch(look)(
     model=settings["model"], data={"train": settings["train"], "validation_share": 0},
     task={"name": "text_classification", "text": "text", "label": "label", "max_length": settings["max_length"]},
     training={"max_steps": 10**6, "checkpoint_every": 10**9, "schedule": "constant", "warmup": 0, "learning_rate": 1e-5,

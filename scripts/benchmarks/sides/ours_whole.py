@@ -1,29 +1,36 @@
 """Our side where a turn is a whole training: `fine_tune`, with the figures of its test split or until a figure is reached."""
 
 import gc
-import importlib
 import shutil
+import time
 from typing import Any
 
 import yaml
 from protocol import Channel
 from sides.clock import Stopwatch
+from sides.watched import watch
+
+from nlp_transfer.strategies import strategy_from
 
 channel = Channel()
 settings = channel.settings
-story: Any = importlib.import_module("nlp_transfer.fine_tune")
+strategy = settings.get("strategy", {"name": "full"})
 trainers: list[Any] = []
+fine_tune = watch(trainers.append)
+prepared: list[float] = []
+kind: Any = type(strategy_from(strategy))
+prepare_data = kind.prepare_data
 
 
-class Watched(story.Trainer):
-    """The trainer that `fine_tune` makes, in sight."""
+def timed(*args: Any) -> Any:
+    """What a strategy computes before the first step belongs to its training."""
+    began = time.perf_counter()
+    job = prepare_data(*args)
+    prepared.append(time.perf_counter() - began)
+    return job
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        trainers.append(self)
 
-
-story.Trainer = Watched
+kind.prepare_data = timed
 
 
 class ReachedError(Exception):
@@ -44,10 +51,10 @@ def turn(request: dict[str, Any]) -> dict[str, Any]:
 
     watch, result = Stopwatch(look), {}
     try:
-        run = story.fine_tune(
+        run = fine_tune(
             model=settings["model"], data=settings["data"] | request.get("data", {}),
             task={"name": "text_classification", "text": "text", "label": "label", "max_length": settings["max_length"]},
-            strategy=settings.get("strategy", {"name": "full"}),
+            strategy=strategy,
             training=settings.get("training", {}) | request.get("training", {}) | {"seed": request["seed"]}, output_dir=folder,
         )  # fmt: skip
         result = run.result
@@ -68,8 +75,8 @@ def turn(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "accuracy": (reached or history[-1])["accuracy"],
         "steps": reached and reached["step"],
-        "seconds": reached and watch.seconds(reached["step"], evaluated),
-        "all_seconds": watch.seconds(len(watch.times), evaluated),
+        "seconds": reached and prepared[-1] + watch.seconds(reached["step"], evaluated),
+        "all_seconds": prepared[-1] + watch.seconds(len(watch.times), evaluated),
     }
 
 

@@ -1,8 +1,13 @@
-"""Reading prepared files with Python alone."""
+"""What needs Python alone: reading prepared files, and turns of translating one."""
 
 import csv
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from protocol import Channel
 
 
 def texts_of(path: str, most: int | None = None, column: str = "text") -> list[str]:
@@ -16,3 +21,18 @@ def pairs_of(path: str, source: str, target: str, most: int | None = None) -> tu
     with Path(path).open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file if line.strip()][:most]
     return [row[source] for row in rows], [row[target] for row in rows]
+
+
+def serve_translations(channel: Channel, translate: Callable[[list[str]], list[str]]) -> None:
+    """Turns in which all rows of the side's file are translated; a few are before the first turn."""
+    settings = channel.settings
+    texts, _ = pairs_of(settings["test"], *settings["columns"], settings.get("rows"))
+    translate(texts[:8])
+
+    def turn(_: dict[str, Any]) -> dict[str, Any]:
+        began = time.perf_counter()
+        found = translate(texts)
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "rows_per_second": len(texts) / seconds, "translations": found}
+
+    channel.serve(turn)

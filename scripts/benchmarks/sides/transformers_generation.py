@@ -1,12 +1,10 @@
 """Translations by plain `generate`: batches in the order of the file, each padded to its longest row."""
 
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from protocol import Channel
-from sides.plain import pairs_of
+from sides.plain import serve_translations
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -19,7 +17,6 @@ model = AutoModelForSeq2SeqLM.from_pretrained(settings["model"], **dtype).eval()
 tokenizer = AutoTokenizer.from_pretrained(settings["model"])
 target = Path(settings["model"]) / "target_tokenizer"
 writer = AutoTokenizer.from_pretrained(target) if target.is_dir() else tokenizer
-texts, _ = pairs_of(settings["test"], *settings["columns"], settings.get("rows"))
 
 
 def translate(rows: list[str]) -> list[str]:
@@ -32,14 +29,4 @@ def translate(rows: list[str]) -> list[str]:
     return found
 
 
-translate(texts[:8])
-
-
-def turn(_: dict[str, Any]) -> dict[str, Any]:
-    began = time.perf_counter()
-    found = translate(texts)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "rows_per_second": len(texts) / seconds, "translations": found}
-
-
-channel.serve(turn)
+serve_translations(channel, translate)

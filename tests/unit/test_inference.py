@@ -1,0 +1,87 @@
+"""How answers are computed: planned once, in the precision that was asked for, with weights that are cast once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nlp_transfer import features, fine_tune, inference, load_predictor
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.features import Cut, cache_tables
+from nlp_transfer.inference import answer_all
+from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import find_model
+from nlp_transfer.strategies import Strategy
+from nlp_transfer.training.device import make_accelerator
+from tests.contract.test_strategies import TASKS, prepare
+
+CPU_ALONE = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU another precision is chosen")
+
+
+def made(tiny: dict[str, Path]) -> tuple[Any, Any, Any]:
+    model, task, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], Strategy())
+    return model, task, table
+
+
+def test_batches_are_planned_once_and_progress_counts_them(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task, table = made(tiny)
+    plans: list[int] = []
+    shown: list[Any] = []
+    batches_of, steps = inference.batches_of, inference.Steps
+
+    def plan(*arguments: Any) -> list[np.ndarray]:
+        found = batches_of(*arguments)
+        plans.append(len(found))
+        return found
+
+    class Seen(steps):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            shown.append(self)
+
+    monkeypatch.setattr(inference, "batches_of", plan)
+    monkeypatch.setattr(inference, "Steps", Seen)
+    accelerator = make_accelerator(TrainingConfig(), "fp32")
+    answer_all(model.to(accelerator.device), task, table, accelerator, batch_size=5)
+    assert plans == [-(-len(table) // 5)]
+    assert [(bar.title, bar.total, bar.done) for bar in shown] == [("evaluating", plans[0], plans[0])]
+
+
+def test_a_cache_casts_the_weights_once(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, table = made(tiny)
+    used: list[FastFunctions] = []
+
+    class Seen(FastFunctions):
+        def __enter__(self) -> Any:
+            used.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(features, "FastFunctions", Seen)
+    monkeypatch.setattr(features, "BATCH", 3)
+    cache_tables(model, {"train": table}, Cut(), torch.device("cpu"), "bf16")
+    assert len(used) == 1 + -(-len(table) // 3), "one row for the shape, then every batch"
+    assert len(set(map(id, used))) == 2
+    assert used[-1].copies._copies, "weights were cast"
+
+
+@CPU_ALONE
+def test_auto_takes_the_precision_of_this_machine(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fine_tune(
+        model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "validation_share": 0}, task="text_classification",
+        training={"max_steps": 3, "precision": "fp32"}, output_dir=tmp_path / "run",
+    )  # fmt: skip
+    texts = ["a good film", "an awful plot", "the dull story was not quite bad but the music was slow and cold"]
+    found = {}
+    for name, able in (("default", True), ("fp32", False), ("bf16", True)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        predictor = load_predictor(run.output_dir, **({} if name == "default" else {"precision": "auto"}))  # type: ignore[arg-type]
+        assert predictor.precision == ("fp32" if name == "default" else name)
+        found[name] = np.array([one["probability:positive"] for one in predictor(texts, probabilities=True)])
+    assert np.array_equal(found["fp32"], found["default"])
+    assert 0 < np.abs(found["bf16"] - found["fp32"]).max() < 0.01
