@@ -1,12 +1,10 @@
 """nlp-transfer: the command line. Nothing heavy is imported before a command runs, so that help answers at once."""
 
-import gc
 import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,10 +12,18 @@ import click
 
 from nlp_transfer import __version__
 from nlp_transfer.errors import UserError
+from nlp_transfer.importing import importing
 from nlp_transfer.secrets import guard_output, redact
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+PROCESSES = click.option(
+    "--processes",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Share the file among this many, each with the model and an even share of the cores: for CPUs with many cores.",
+)
 
 
 class SettingsHelp(click.Command):
@@ -85,22 +91,10 @@ def train(ctx: click.Context, file: Path, **how: Any) -> None:
 
 def _train(document: Any, arguments: Sequence[str], how: dict[str, Any]) -> Any:
     merged = _merged(document, arguments)
-    with _importing():
+    with importing():
         from nlp_transfer.fine_tune import fine_tune
 
     return fine_tune(merged, **how)
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Around heavy imports: what they make stays, and looking through it for garbage again and again takes a fifth of their
-    time. It is not looked through later either."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
@@ -120,8 +114,7 @@ def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
 @click.pass_context
 def evaluate(ctx: click.Context, model: str, output: Path | None, batch_size: int | None, precision: str) -> None:
     """Score MODEL (a run folder, a model folder or a hub id) on --data.test FILE; figures go to standard output."""
-    with _importing():
-        from nlp_transfer.streaming import check_figures_file, evaluate_source, print_figures
+    from nlp_transfer.streaming import check_figures_file, evaluate_source, print_figures
 
     check_figures_file(output)
     figures = evaluate_source(model, _only(ctx.args, ("data", "task")), batch_size, precision)
@@ -135,15 +128,16 @@ def evaluate(ctx: click.Context, model: str, output: Path | None, batch_size: in
 @click.option("--probabilities", is_flag=True, help="Add a column for each label: probability:LABEL.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@PROCESSES
 @click.pass_context
 def predict(
-    ctx: click.Context, model: str, source: Path, output: Path, probabilities: bool, batch_size: int | None, precision: str
-) -> None:
+    ctx: click.Context, model: str, source: Path, output: Path, probabilities: bool, batch_size: int | None, precision: str,
+    processes: int,
+) -> None:  # fmt: skip
     """Answer every row of a file with MODEL; rows keep their order and their columns."""
-    with _importing():
-        from nlp_transfer.streaming import predict_file
+    from nlp_transfer.streaming import predict_file
 
-    predict_file(model, source, output, _only(ctx.args, ("data", "task")), probabilities, batch_size, precision)
+    predict_file(model, source, output, _only(ctx.args, ("data", "task")), probabilities, batch_size, precision, processes)
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
@@ -153,15 +147,16 @@ def predict(
 @click.option("--beams", type=click.IntRange(min=1), help="Hypotheses of the beam search; 1: greedy.  [default: the model's]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@PROCESSES
 @click.pass_context
 def translate(
-    ctx: click.Context, model: str, source: Path, output: Path, beams: int | None, batch_size: int | None, precision: str
-) -> None:
+    ctx: click.Context, model: str, source: Path, output: Path, beams: int | None, batch_size: int | None, precision: str,
+    processes: int,
+) -> None:  # fmt: skip
     """Translate every row of a file with MODEL; rows keep their order, and empty ones stay empty."""
-    with _importing():
-        from nlp_transfer.streaming import translate_file
+    from nlp_transfer.streaming import translate_file
 
-    translate_file(model, source, output, _only(ctx.args, ("data", "task")), batch_size, precision, beams)
+    translate_file(model, source, output, _only(ctx.args, ("data", "task")), batch_size, precision, beams, processes)
 
 
 @cli.command()

@@ -235,17 +235,16 @@ class Predictor:
             rows, lambda columns: self.task.encode(columns, self.tokenizer, targets), self.task.fill(self.tokenizer)
         )
 
-    def predict_batches(self, path: Path, data: DataConfig, probabilities: bool = False) -> Iterator[dict[str, list[Any]]]:
-        """The file's rows in windows, each with its answers as further columns. Memory does not grow with the file.
+    def answer_batch(self, batch: Batch, path: Path, probabilities: bool = False) -> dict[str, list[Any]]:
+        """The answers for one window of a file, as further columns.
 
         Raises:
             UserError: a row cannot be answered, or the file already has a column of that name.
         """
-        for batch in read_table(path, data, WINDOW):
-            described = self.answer_columns(self._rows(batch, path, self.task.input_columns()), probabilities)
-            if clash := [name for name in described if name in batch.columns]:
-                raise UserError(f"{path}: has a column {clash[0]!r} already, which the answer would overwrite; rename it")
-            yield batch.columns | described
+        described = self.answer_columns(self._rows(batch, path, self.task.input_columns()), probabilities)
+        if clash := [name for name in described if name in batch.columns]:
+            raise UserError(f"{path}: has a column {clash[0]!r} already, which the answer would overwrite; rename it")
+        return described
 
     def evaluate_file(self, path: Path, data: DataConfig, part: tuple[int, int] = (0, 1)) -> tuple[Arrays, Arrays, np.ndarray]:
         """Answers, targets and row numbers (from 0) for this process's share of a file's windows."""

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from nlp_transfer.config import DataConfig, with_type
+from nlp_transfer.config import with_type
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
 from nlp_transfer.inference import Predictor, pick_columns
 from nlp_transfer.models import autocast
 from nlp_transfer.seq2seq.pieces import join, pieces_of
 from nlp_transfer.sources.rows import from_columns
-from nlp_transfer.sources.tables import read_table
+from nlp_transfer.sources.tables import Batch
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 WINDOW = 1024  # rows that are read, sorted by length and translated together when a file is streamed
@@ -116,19 +116,17 @@ class Translator:
             for start in range(0, len(indices), rows):
                 yield indices[start : start + rows]
 
-    def translate_batches(self, path: Path, data: DataConfig) -> Iterator[dict[str, list[Any]]]:
-        """The file's rows in windows, each with its `translation`; a cell that is missing is taken as an empty text. Memory
-        does not grow with the file.
+    def translate_batch(self, batch: Batch, path: Path) -> dict[str, list[Any]]:
+        """The column `translation` of one window of a file; texts that are empty or missing stay empty.
 
         Raises:
             UserError: a cell is no text, or the file has such a column already.
         """
         name = self.task.source
-        for batch in read_table(path, data, WINDOW):
-            if "translation" in batch.columns:
-                raise UserError(f"{path}: has a column 'translation' already, which the answer would overwrite; rename it")
-            cells = ["" if cell is None else cell for cell in pick_columns(batch, path, [name])[name]]
-            for i, cell in enumerate(cells):
-                if not isinstance(cell, str):
-                    raise UserError(f"{path}, row {batch.first + i}, column {name!r}: found {with_type(cell)}; allowed: text")
-            yield batch.columns | {"translation": self(cells)}
+        if "translation" in batch.columns:
+            raise UserError(f"{path}: has a column 'translation' already, which the answer would overwrite; rename it")
+        cells = ["" if cell is None else cell for cell in pick_columns(batch, path, [name])[name]]
+        for i, cell in enumerate(cells):
+            if not isinstance(cell, str):
+                raise UserError(f"{path}, row {batch.first + i}, column {name!r}: found {with_type(cell)}; allowed: text")
+        return {"translation": self(cells)}

@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import fine_tune, streaming
 from nlp_transfer.sources import tables
-from nlp_transfer.streaming import Writer
 from nlp_transfer.translator import Translator
+from nlp_transfer.writing import Writer
 from tests.faults.test_bad_input import command, listing
 from tests.seq2seq_models import PAIRS
 

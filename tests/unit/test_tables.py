@@ -17,7 +17,7 @@ from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.tables import ENDINGS, read_table
-from nlp_transfer.streaming import Writer
+from nlp_transfer.writing import Writer
 from tests.conftest import write_csv
 
 CELLS = [

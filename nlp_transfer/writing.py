@@ -1,0 +1,123 @@
+"""A file that answers are written to, batch after batch, whole or not at all."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from nlp_transfer.errors import UserError
+
+Columns = dict[str, list[Any]]
+LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # whatever some reader takes for the end of a line
+
+
+@contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A file beside `output` that takes its place when all went well, and is removed when not, with the folders made for it."""
+    part = output.with_name(f".part-{output.name}")
+    made = [folder for folder in output.parents if not folder.exists()]
+    try:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
+        except OSError as error:
+            raise UserError(f"--output: {output} cannot be written: {error}; allowed: a file in a writable folder") from error
+        yield part
+        os.replace(part, output)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        for folder in made:
+            with suppress(OSError):  # it was not made, or something else lies in it by now
+                folder.rmdir()
+        raise
+
+
+class _UnixLines:
+    """csv quotes only the characters of its own line end. It is told both, so that a lone one in a cell is quoted; lines
+    themselves end in one character."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, line: str) -> int:
+        return self.file.write(line[:-2] + "\n")
+
+
+class Writer:
+    """Columns to a file, batch after batch; the format is the ending's."""
+
+    def __init__(self, path: Path, ending: str) -> None:
+        self.ending = ending
+        self.names: list[str] = []
+        self.parquet: Any = None
+        self.path = path
+        self.file = None if ending == ".parquet" else path.open("w", encoding="utf-8", newline="")
+
+    def write(self, columns: Columns) -> None:
+        if self.ending == ".jsonl":
+            self._write_jsonl(columns)
+        elif self.ending == ".txt":
+            answers = columns["translation"] if "translation" in columns else columns["prediction"]
+            self._text().writelines(LINE_END.sub(" ", str(answer)) + "\n" for answer in answers)  # a line a row, whatever it says
+        else:
+            first = not self.names
+            self.names = self.names or list(columns)
+            if late := [name for name in columns if name not in self.names]:
+                raise UserError(
+                    f"--output: {self.ending} needs the same columns in all rows, and {late[0]!r} comes only after the first "
+                    "rows of the input; allowed: .jsonl"
+                )
+            ordered = {name: columns[name] for name in self.names}  # a late JSON key may stand elsewhere
+            if self.ending == ".parquet":
+                self._write_parquet(ordered)
+            else:
+                self._write_csv(ordered, header=first)
+
+    def _text(self) -> TextIO:
+        assert self.file is not None
+        return self.file
+
+    def _write_jsonl(self, columns: Columns) -> None:
+        for row in zip(*columns.values(), strict=True):
+            # JSON has no NaN, which is how tables write a missing number.
+            cells = (None if isinstance(cell, float) and cell != cell else cell for cell in row)
+            self._text().write(json.dumps(dict(zip(columns, cells, strict=True)), ensure_ascii=False, default=str) + "\n")
+
+    def _write_csv(self, columns: Columns, header: bool) -> None:
+        writer = csv.writer(_UnixLines(self._text()), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")
+        if header:
+            writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow(json.dumps(cell, ensure_ascii=False) if isinstance(cell, (list, dict)) else cell for cell in row)
+
+    def _write_parquet(self, columns: Columns) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pa.table(columns, schema=None if self.parquet is None else self.parquet.schema)
+            if self.parquet is None:  # a column without a value so far has no type yet; sparse ones mostly hold text
+                text = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
+                table = table.cast(pa.schema(text))
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise UserError(
+                f"--output: a .parquet column has one type, and later rows do not fit that of the first ({error}); "
+                "allowed: .jsonl"
+            ) from error
+        if self.parquet is None:
+            self.parquet = pq.ParquetWriter(self.path, table.schema)
+        self.parquet.write_table(table)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.parquet is not None:
+            self.parquet.close()
+        if self.file is not None:
+            self.file.close()

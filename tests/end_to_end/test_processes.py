@@ -1,0 +1,81 @@
+"""Files answered by two processes, each with a real model: the bytes and the errors of one process."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from nlp_transfer import UserError, fine_tune
+from nlp_transfer.answers import Answers
+from nlp_transfer.inference import WINDOW
+from nlp_transfer.translator import WINDOW as TRANSLATOR_WINDOW
+from tests.conftest import sentiment_rows, write_csv
+from tests.end_to_end.test_translate import ENGLISH, command, make_loud, train
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlp_transfer.workers.cores", lambda: 2)
+
+
+def test_two_processes_predict_what_one_does(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = fine_tune(
+        model=str(tiny["bert"]),
+        data={"train": str(sentiment["train"])},
+        task={"name": "text_classification"},
+        training={"max_steps": 2},
+        output_dir=str(tmp_path / "run"),
+    )
+    rows = [(i, text, "") for i, (text, _) in enumerate(sentiment_rows(2 * WINDOW + 300, seed=2))]
+    source = write_csv(tmp_path / "in.csv", rows, ("id", "text", "note"))
+    capfd.readouterr()
+    outputs = []
+    for processes in (1, 2):
+        outputs.append(tmp_path / f"{processes}/out.jsonl")
+        how = ("--output", outputs[-1], "--processes", processes, "--probabilities")
+        command("predict", run.output_dir, "--input", source, *how)
+    one, two = (output.read_bytes() for output in outputs)
+    assert one == two
+    assert [json.loads(line)["id"] for line in one.splitlines()] == [str(row[0]) for row in rows]
+    said = capfd.readouterr().err
+    assert said.count("answering with 2 processes, 1 thread each\n") == 1
+    assert said.count("computing in") == 2  # once a command
+    assert said.count(f"{len(rows)} rows are in") == 2
+    assert [path.name for path in outputs[1].parent.iterdir()] == ["out.jsonl"]
+
+
+def test_two_processes_refuse_what_one_does(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """The first row that cannot be translated stands in the second window, and another one in the third."""
+    run = train(tmp_path / "first", tiny["bert"])
+    make_loud(run / "model")
+    cells: list[object] = [ENGLISH[i % len(ENGLISH)] for i in range(2 * TRANSLATOR_WINDOW + 10)]
+    cells[TRANSLATOR_WINDOW + 4], cells[-1] = 7, ["no", "text"]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"source": cell}) + "\n" for cell in cells))
+    messages: list[str] = []
+    for processes in (1, 2):
+        with pytest.raises(UserError) as error:
+            command(
+                "translate", run, "--input", source, "--output", tmp_path / "new/out.txt", "--beams", 1, "--processes", processes
+            )
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert f"in.jsonl, row {TRANSLATOR_WINDOW + 5}, column 'source': found 7 (int)" in messages[0]
+    assert not (tmp_path / "new").exists()
+    assert not multiprocessing.active_children()
+
+
+def test_more_processes_than_cores_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "in.csv", [("a dog",)], ("text",))
+    for name in ("predict", "translate"):
+        with pytest.raises(UserError, match="--processes: found 3; this machine has 2 cores; allowed: 1 to 2"):
+            command(name, "no-model", "--input", source, "--output", tmp_path / "out.csv", "--processes", 3)
+
+
+def test_a_gpu_is_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlp_transfer.answers.inference_device", lambda: "cuda:0")
+    with pytest.raises(UserError, match=r"--processes: found 2; this machine computes on a GPU \(cuda:0\).*; allowed: 1"):
+        Answers("no-model", tmp_path / "in.csv", {}, None, "fp32", processes=2)
