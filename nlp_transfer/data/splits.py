@@ -96,9 +96,9 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
         keys |= {"train": keys["train"][rest], role: keys["train"][part]}
         splits.notes.append(f"{role}: {len(part)} rows set aside from train (stratified, seed {seed})")
     if data.shots is not None:
-        _draw_shots(splits, data.shots, task, seed)
+        keys["train"] = keys["train"][_draw_shots(splits, data.shots, task, seed)]
     if unlabelled is not None:
-        _add_unlabelled(splits, unlabelled, task)
+        _add_unlabelled(splits, unlabelled, fingerprints(task.keys(unlabelled)), np.concatenate(list(keys.values())))
     return splits, task
 
 
@@ -112,7 +112,8 @@ def check_shares(data: DataConfig, problems: Problems) -> None:
         )
 
 
-def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> None:
+def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> np.ndarray:
+    """Leaves `shots` rows of each label in train; gives back which of its rows."""
     train = splits.rows["train"]
     strata = task.strata(train)
     kept = draw_shots(strata, shots, seed)
@@ -122,6 +123,7 @@ def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> None:
         f"train: {len(kept)} of {len(train)} rows kept, {shots} of each label (drawn with seed {seed})"
         + (f"; {fewer} label{'s have' if fewer > 1 else ' has'} fewer" if fewer else "")
     )
+    return kept
 
 
 def draw_shots(strata: np.ndarray, shots: int, seed: int) -> np.ndarray:
@@ -141,10 +143,8 @@ def draw_shots(strata: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 
-def _add_unlabelled(splits: Splits, rows: Rows, task: Readable) -> None:
+def _add_unlabelled(splits: Splits, rows: Rows, keys: np.ndarray, known: np.ndarray) -> None:
     """Rows without answers, each text once, and none that stands in another split: its answer is known or will be asked for."""
-    known = np.concatenate([fingerprints(task.keys(part)) for part in splits.rows.values()])
-    keys = fingerprints(task.keys(rows))
     new = np.flatnonzero(~np.isin(keys, known))
     first = np.sort(new[np.unique(keys[new], return_index=True)[1]])
     if not len(first):
