@@ -165,7 +165,7 @@ class TrainingConfig(Settings):
     dropout: Share | None = None
     """Dropout of the hidden layers; null: the checkpoint's own."""
     attention_dropout: Share | None = None
-    """Dropout inside attention; null: the checkpoint's own."""
+    """Dropout inside attention; null: the checkpoint's own. 0: long texts train faster, and on three data sets no worse."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"

@@ -1,7 +1,6 @@
-"""What a fixed part of a model makes of each row: computed once in evaluation mode, kept, and played back while training.
+"""What a fixed part of a model makes of each row: computed once in evaluation mode and kept, in memory or on disk.
 
-A cut says where the fixed part ends. Above it everything runs as ever, dropout and all, so training on cached features is
-training on live ones, without the forward pass that would give the same states in every epoch.
+A cut says where the fixed part ends. `replay` plays back there what is kept here.
 """
 
 import contextlib
@@ -18,20 +17,17 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from nlp_transfer.config import shorten
 from nlp_transfer.console import Steps, say
-from nlp_transfer.data.tokens import Ragged, TokenTable, model_inputs
+from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, pool
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.models import autocast, encoder_config, find_layers, has_decoder
+from nlp_transfer.models import autocast, encoder_config, find_layers
 
 Where = Literal["auto", "memory", "disk"]
 IN_MEMORY = 2**30  # bytes; what takes more is kept in a file
-TOLERANCE = 1e-4
 OF_THE_HEAD = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path")  # fields that features do not depend on
 BATCH = 64
 
@@ -148,7 +144,7 @@ def in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: s
     """
     distributed = _together()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
-    batches = inference_batches(table.order, BATCH)
+    batches = inference_batches(table.sides, BATCH)
     with Steps(title, -(-len(batches) // world)) as progress:
         for first in range(0, len(batches), world):
             own = batches[first + rank] if first + rank < len(batches) else None
@@ -172,7 +168,7 @@ def _states(
             return states[inputs["attention_mask"].bool()].float().cpu().numpy()
         if isinstance(model, EncoderHeadForSequenceClassification):
             return model.pooled_states(**inputs).float().cpu().numpy()
-        states = _base(model)(**inputs).last_hidden_state
+        states = base_of(model)(**inputs).last_hidden_state
         how = getattr(model.config, "classifier_pooling", "cls")  # ModernBERT has a choice; all others take the first token
         return pool(states, inputs["attention_mask"], how).float().cpu().numpy()
 
@@ -189,7 +185,7 @@ def _entering(model: nn.Module, depth: int, inputs: dict[str, torch.Tensor]) -> 
         seen.append(arguments[0] if arguments else named["hidden_states"])
         raise _Reached
 
-    handle = _layers(model)[depth].register_forward_pre_hook(look, with_kwargs=True)
+    handle = layers_of(model)[depth].register_forward_pre_hook(look, with_kwargs=True)
     try:
         model(**inputs)
     except _Reached:
@@ -199,119 +195,14 @@ def _entering(model: nn.Module, depth: int, inputs: dict[str, torch.Tensor]) -> 
     return seen[0]
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The encoder's layers, the lowest first."""
     return list(model.get_submodule(find_layers(model).prefix))  # type: ignore[call-overload]
 
 
-def _base(model: Any) -> Any:
+def base_of(model: Any) -> Any:
+    """The encoder without its head."""
     return getattr(model, model.base_model_prefix)
-
-
-def replay(model: PreTrainedModel, cut: Cut) -> None:
-    """From now on a forward pass that is given cached states starts at the cut; without them all runs as before.
-
-    Names of parameters stay. `run_live` undoes it.
-
-    Raises:
-        UserError: the model writes text: its decoder looks at the states of all tokens.
-    """
-    if has_decoder(model):
-        raise UserError("strategy.cache: a translation model cannot be trained on cached features; allowed: none")
-    undo: list[Callable[[], None]] = []
-    given: dict[str, torch.Tensor] = {}
-    if cut.depth is None and isinstance(model, EncoderHeadForSequenceClassification):
-        return  # its forward takes what was pooled
-
-    def take(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if cut.column in named:
-            given["states"] = named.pop(cut.column)
-        return arguments, named
-
-    undo.append(model.register_forward_pre_hook(take, with_kwargs=True).remove)
-    undo.append(model.register_forward_hook(lambda *_: given.clear(), always_call=True).remove)
-    if cut.depth is None:
-        undo.append(_swap_forward(_base(model), lambda live: _whole(_base(model), given, live)))
-    else:
-        layers = _layers(model)
-        for layer in layers[: cut.depth]:
-            undo.append(_swap_forward(layer, lambda live: _skipped(given, live)))
-
-        def put(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if "states" not in given:
-                return arguments, named
-            return ((given["states"], *arguments[1:]), named) if arguments else ((), named | {"hidden_states": given["states"]})
-
-        undo.append(layers[cut.depth].register_forward_pre_hook(put, with_kwargs=True).remove)
-
-    model.undo_replay = undo  # type: ignore[assignment]
-
-
-def run_live(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it was before `replay`."""
-    for step in getattr(model, "undo_replay", []):
-        step()
-    model.undo_replay = []  # type: ignore[assignment]
-    return model
-
-
-def _swap_forward(module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
-    module.forward = make(module.forward)
-    return lambda: delattr(module, "forward")
-
-
-def _whole(base: Any, given: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
-    """An encoder whose only token is the cached vector."""
-
-    def forward(*arguments: Any, **named: Any) -> Any:
-        if "states" not in given:
-            return live(*arguments, **named)
-        states = given["states"][:, None]
-        pooler = getattr(base, "pooler", None)
-        if pooler is None:
-            return BaseModelOutputWithPooling(last_hidden_state=states)
-        if isinstance(pooler, nn.Linear):  # ALBERT's, whose activation lies beside it
-            return BaseModelOutputWithPooling(
-                last_hidden_state=states, pooler_output=base.pooler_activation(pooler(states[:, 0]))
-            )
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooler(states))
-
-    return forward
-
-
-def _skipped(given: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer that is passed by; it is below the cut, and what it would give is replaced there."""
-    returned: list[type] = []
-
-    def forward(*arguments: Any, **named: Any) -> Any:
-        if "states" not in given or not returned:
-            found = live(*arguments, **named)
-            returned[:] = [type(found)]
-            return found
-        states = arguments[0] if arguments else named["hidden_states"]
-        return (states, None) if returned[0] is tuple else states
-
-    return forward
-
-
-def check_replay(model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device) -> None:
-    """Compares logits from cached states with live ones on a few rows.
-
-    Raises:
-        UserError: they differ: the family does not run as the cut supposes.
-    """
-    live = replace(table.select(np.arange(min(4, len(table)))), cached={})
-    few = cache_tables(model, {"probe": live}, cut, device, where="memory")["probe"]
-    with torch.inference_mode():
-        found = []
-        for part in (live, few):
-            inputs = {name: tensor.to(device) for name, tensor in model_inputs(part.batch(np.arange(len(few)))).items()}
-            found.append(model(**inputs).logits.float())
-    difference = float((found[0] - found[1]).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(found[0].abs().max())) + (0 if device.type == "cpu" else 1e-2):
-        raise UserError(
-            f"strategy.cache: {model.config.model_type} models give other logits from cached features than live (they differ by "
-            f"{shorten(difference)}); allowed: none"
-        )
 
 
 def _fingerprint(model: PreTrainedModel, table: TokenTable, cut: Cut, precision: str) -> str:

@@ -38,7 +38,7 @@ def batches_of(table: TokenTable, device: torch.device, batch_size: int | None =
     """
     if batch_size is None and "labels" not in table.ragged:
         return token_batches(table.lengths, CPU_TOKENS * torch.get_num_threads() if device.type == "cpu" else GPU_TOKENS)
-    return inference_batches(table.order, batch_size or ROWS)
+    return inference_batches(table.sides, batch_size or ROWS)
 
 
 def answer(

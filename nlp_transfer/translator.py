@@ -111,7 +111,7 @@ class Translator:
 
     def _batches(self, lengths: Any) -> Iterable[Any]:
         """At most `batch_size` rows, fewer of long ones: beams multiply what is in memory."""
-        for indices in inference_batches(lengths, self.predictor.batch_size or ROWS):
+        for indices in inference_batches(lengths[:, None], self.predictor.batch_size or ROWS):
             rows = max(1, PADDED // (int(lengths[indices].max()) * self.task.beams))
             for start in range(0, len(indices), rows):
                 yield indices[start : start + rows]

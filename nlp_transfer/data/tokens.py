@@ -96,16 +96,13 @@ class TokenTable:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens in each row, of both sides where the target is tokens too, special tokens counted; int64 of shape (rows,)."""
-        own = self.ragged["input_ids"].lengths
-        return own + self.ragged["labels"].lengths if "labels" in self.ragged else own
+        return self.sides.sum(1)
 
     @property
-    def order(self) -> np.ndarray:
-        """Rows of similar value pad each other little; int64 of shape (rows,). With two sides the longer one decides first."""
-        if "labels" not in self.ragged:
-            return self.lengths
-        longer = np.maximum(self.ragged["input_ids"].lengths, self.ragged["labels"].lengths)
-        return longer * (int(self.lengths.max(initial=0)) + 1) + self.lengths
+    def sides(self) -> np.ndarray:
+        """The lengths of what is padded for itself: of the input, and of the target where that is tokens too; int64 of shape
+        (rows, sides)."""
+        return np.stack([self.ragged[name].lengths for name in ("input_ids", "labels") if name in self.ragged], axis=1)
 
     @property
     def references(self) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from nlp_transfer.data.repeats import Repeats
 
-BUCKET = 50  # windows whose rows are sorted by length together: little padding, and still well mixed
+BUCKET = 200  # windows whose rows are sorted by length together: little padding, and still well mixed
 BLUR = 0.25  # share by which lengths are blurred before sorting where rows are repeated
 
 
@@ -40,9 +40,9 @@ class WindowPlan:
     """How the rows of a split become optimiser windows.
 
     `lengths` is int64 of shape (rows,); `batch_size` counts rows a process and micro-batch, `batch_tokens` (which beats
-    it) padded tokens. Rows of similar `order` (int64, rows) stand together; by default that is their length. `repeats` says
-    which rows stand more than once in an epoch. Phases of training, counted from 0, have orders of their own: where each is a
-    part of an epoch, all would see the same rows.
+    it) padded tokens. `sides` (int64, (rows, sides)) is the length of each part that is padded for itself, such as source and
+    target; by default a row has one, its length. `repeats` says which rows stand more than once in an epoch. Phases of
+    training, counted from 0, have orders of their own: where each is a part of an epoch, all would see the same rows.
     """
 
     lengths: np.ndarray
@@ -51,7 +51,7 @@ class WindowPlan:
     processes: int = 1
     batch_tokens: int | None = None
     seed: int = 0
-    order: np.ndarray | None = None
+    sides: np.ndarray | None = None
     repeats: Repeats | None = None
     phase: int = 0
 
@@ -66,26 +66,26 @@ class WindowPlan:
             windows = [
                 chunk
                 for start in range(0, len(order), size * BUCKET)
-                for chunk in _chunks(self._sorted(order[start : start + size * BUCKET], generator), size)
+                for chunk in _chunks(self._alike(order[start : start + size * BUCKET], size, generator), size)
             ]
         else:
             windows = []
-            rows_a_bucket = max(1, int(self.batch_tokens * share * BUCKET / max(1.0, float(self.lengths.mean()))))
-            for start in range(0, len(order), rows_a_bucket):
-                bucket = self._sorted(order[start : start + rows_a_bucket], generator)
+            size = max(1, int(self.batch_tokens * share / max(1.0, float(self.lengths.mean()))))
+            for start in range(0, len(order), size * BUCKET):
+                bucket = self._alike(order[start : start + size * BUCKET], size, generator)
                 windows += self._by_tokens(bucket, self.batch_tokens * share)
         # A short window stays last: in the middle of an epoch its larger steps would depend on the shuffle.
         short = [windows.pop()] if len(windows) > 1 and len(windows[-1]) < len(windows[0]) else []
         return [windows[i] for i in generator.permutation(len(windows))] + short
 
-    def _sorted(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        order = (self.lengths if self.order is None else self.order)[rows]
+    def _alike(self, rows: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+        sides = (self.lengths[:, None] if self.sides is None else self.sides)[rows]
         if self.repeats is not None:  # by length alone the copies of a row would meet in one window
-            order = order * generator.uniform(1 - BLUR, 1 + BLUR, len(rows))
-        return rows[np.argsort(order, kind="stable")]
+            sides = sides * generator.uniform(1 - BLUR, 1 + BLUR, (len(rows), 1))
+        return rows[alike(sides, size)]
 
     def _by_tokens(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
-        """Sorted rows, cut where the longest times the number of rows would pass the budget."""
+        """Rows of which neighbours are alike, cut where the longest times the number of rows would pass the budget."""
         windows, start, longest = [], 0, 0
         for end, length in enumerate(self.lengths[rows].tolist()):
             longest = max(longest, length)
@@ -138,9 +138,31 @@ def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def inference_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Row indices in batches of similar length, the longest first: what would not fit in memory shows at once."""
-    return _chunks(np.argsort(-lengths, kind="stable"), batch_size)
+def alike(sides: np.ndarray, size: int) -> np.ndarray:
+    """An order of rows (int64) in which each `size` rows after one another pad each other little.
+
+    `sides` is (rows, sides). With one side that is the order of lengths. With several, rows are halved by the side that
+    differs most among them, and the halves again, as a k-d tree does (Bentley 1975), down to `size` rows.
+    """
+    if sides.shape[1] == 1:
+        return np.argsort(sides[:, 0], kind="stable")
+
+    def halved(rows: np.ndarray) -> np.ndarray:
+        parts = -(-len(rows) // size)
+        if parts <= 1:
+            return rows
+        widest = sides[rows, sides[rows].std(0).argmax()]
+        rows, middle = rows[np.argsort(widest, kind="stable")], parts // 2 * size
+        return np.concatenate([halved(rows[:middle]), halved(rows[middle:])])
+
+    return halved(np.arange(len(sides)))
+
+
+def inference_batches(sides: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Row indices in batches that pad little, the longest first: what would not fit in memory shows at once. `sides` is as for
+    `alike`."""
+    batches = _chunks(alike(-sides, batch_size), batch_size)
+    return sorted(batches, key=lambda rows: -int(sides[rows].max(0).sum()))
 
 
 def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

@@ -6,7 +6,8 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
-from nlp_transfer.features import Cut, Where, cache_tables, check_replay, replay
+from nlp_transfer.features import Cut, Where, cache_tables
+from nlp_transfer.replay import check_replay, replay
 from nlp_transfer.strategies import Job
 
 

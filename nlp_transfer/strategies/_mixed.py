@@ -37,20 +37,15 @@ class MixedTable(TokenTable):
     def __len__(self) -> int:
         return len(self.owner)
 
-    def _by_row(self, value: Callable[[TokenTable], np.ndarray]) -> np.ndarray:
-        found = np.zeros(len(self), np.int64)
-        for number, table in enumerate(self.tables.values()):
+    @property
+    def sides(self) -> np.ndarray:
+        """As for any table; rows of a task with fewer sides than another have none there."""
+        sides = [table.sides for table in self.tables.values()]
+        found = np.zeros((len(self), max(part.shape[1] for part in sides)), np.int64)
+        for number, part in enumerate(sides):
             own = self.owner == number
-            found[own] = value(table)[self.row[own]]
+            found[own, : part.shape[1]] = part[self.row[own]]
         return found
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self._by_row(lambda table: table.lengths)
-
-    @property
-    def order(self) -> np.ndarray:
-        return self._by_row(lambda table: table.order)
 
     def _parts(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """For each task the rows of its own table that stand at `indices`, in that order."""

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.config import Positive
 from nlp_transfer.errors import UserError
-from nlp_transfer.features import Cut, run_live
+from nlp_transfer.features import Cut
 from nlp_transfer.heads import HeadConfig
 from nlp_transfer.models import find_layers, freeze, has_decoder
+from nlp_transfer.replay import run_live
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
 from nlp_transfer.strategies._frozen import on_cached_features
 from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear

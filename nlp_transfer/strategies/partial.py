@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.errors import UserError
-from nlp_transfer.features import Cut, run_live
+from nlp_transfer.features import Cut
 from nlp_transfer.models import find_layers, freeze, new_parameters
+from nlp_transfer.replay import run_live
 from nlp_transfer.strategies import Group, Job, Strategy, scale_head
 from nlp_transfer.strategies._depth import HEAD_SCALE
 from nlp_transfer.strategies._frozen import on_cached_features

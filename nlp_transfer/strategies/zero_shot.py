@@ -133,7 +133,7 @@ def entailments(job: Job, rows: Rows, sentences: list[str], what: str = "labelli
         " ".join(str(cell) for cell in cells) for cells in zip(*(rows.columns[n] for n in job.task.input_columns()), strict=True)
     ]
     found = torch.empty(len(texts), len(sentences), 2)
-    batches = inference_batches(np.array([len(text) for text in texts]), max(1, BATCH // len(sentences)))
+    batches = inference_batches(np.array([[len(text)] for text in texts]), max(1, BATCH // len(sentences)))
     with Steps(what, len(batches)) as progress, torch.inference_mode():
         for batch in batches:
             pairs = [(texts[row], sentence) for row in batch for sentence in sentences]

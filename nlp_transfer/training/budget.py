@@ -46,7 +46,7 @@ class Budget:
         accumulation = training.gradient_accumulation_steps
         repeats = self.task.repeats(training, table) if phase.objective is None else None
         return WindowPlan(
-            table.lengths, training.rows, accumulation, self.processes, training.batch_tokens, training.seed, table.order,
+            table.lengths, training.rows, accumulation, self.processes, training.batch_tokens, training.seed, table.sides,
             repeats, finished,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import Steps
+from nlp_transfer.errors import UserError
 from nlp_transfer.inference import answer_all
 from nlp_transfer.models import enable_gradient_checkpointing, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
@@ -53,6 +54,9 @@ class Trainer:
         objectives: what a phase of the strategy may name in place of the task.
         augment: changes the batches of train in a phase that learns the task; null: they stay as they are.
         signals: entered by the caller; null: signals do what they do in Python.
+
+    Raises:
+        UserError: the training settings ask for what this model or device cannot do, or `choices` hold another accelerator.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class Trainer:
     ) -> None:
         self.model, self.task, self.tables = model, task, tables
         self.strategy, self.training = strategy or Strategy(), training or TrainingConfig()
+        if choices is not None and accelerator not in (None, choices.accelerator):
+            raise UserError("Trainer: found an accelerator beside choices, which hold another; allowed: one of the two")
         if choices is None:
             choices = choose(model, tables.get("train"), self.training, output_dir, accelerator)
             self.training = choices.training

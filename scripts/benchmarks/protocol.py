@@ -24,6 +24,7 @@ from typing import Any
 
 Answer = dict[str, Any]
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]  # what is measured is the checkout that this file belongs to, whatever is installed
 NOT_HANDED_ON = ("LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES", "OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "TORCH_")
 
 
@@ -94,8 +95,8 @@ class Worker:
         # One side's tuning of the process, or the caller's, must not reach another side.
         environment = {key: value for key, value in os.environ.items() if not key.startswith(NOT_HANDED_ON)}
         environment |= {
-            "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": str(threads), "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         with self.log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(

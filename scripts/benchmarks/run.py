@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, str | None] = {
     "prediction": "banking77",
     "generation": "translation_model",
     "translation_training": "translation",
+    "translation_quality": "translation",
     "feature_cache": "banking77",
     "few_shot": "setfit",
     "growth": None,

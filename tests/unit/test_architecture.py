@@ -89,9 +89,10 @@ def test_sources_import_settings_and_errors(name: str) -> None:
     assert GRAPH[name] <= SOURCES - {"registry", "head_type"}
 
 
-@pytest.mark.parametrize("name", of("data", "models", "heads", "trust", "features", "seq2seq"))
+@pytest.mark.parametrize("name", of("data", "models", "heads", "trust", "features", "replay", "seq2seq"))
 def test_data_and_models_import_what_lies_below(name: str) -> None:
-    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | set(of("kernels"))
+    played_back = {"features"} if name == "replay" else set()
+    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | set(of("kernels")) | played_back
 
 
 @pytest.mark.parametrize("name", of("kernels"))
@@ -102,7 +103,7 @@ def test_kernels_know_one_another_alone(name: str) -> None:
 @pytest.mark.parametrize("name", of("tasks", "strategies"))
 def test_tasks_and_strategies_know_no_sibling_and_no_training(name: str) -> None:
     # A strategy may put several tasks together, by their protocol; a task knows no strategy.
-    own = {"tasks"} | SHARED_TASK_PARTS if room(name) == "tasks" else PROTOCOLS | {"features"} | SHARED_STRATEGY_PARTS
+    own = {"tasks"} | SHARED_TASK_PARTS if room(name) == "tasks" else PROTOCOLS | {"features", "replay"} | SHARED_STRATEGY_PARTS
     assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | own
     assert not GRAPH[name] & CONCRETE
 

@@ -131,6 +131,8 @@ def test_a_trainer_made_alone_decides_by_itself() -> None:
     trainer = Trainer(model, None, {"train": table()}, training=given.training, choices=given)  # type: ignore[arg-type]
     assert trainer.choices is given
     assert trainer.accelerator is given.accelerator
+    with pytest.raises(UserError, match="found an accelerator beside choices"):
+        Trainer(model, None, {"train": table()}, choices=given, accelerator=make_accelerator(training, "fp32"))  # type: ignore[arg-type]
 
 
 def test_an_accelerator_that_was_given_brings_its_precision() -> None:

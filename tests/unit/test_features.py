@@ -9,8 +9,9 @@ import torch
 
 from nlp_transfer import features, fine_tune, load_predictor
 from nlp_transfer.errors import UserError
-from nlp_transfer.features import Cut, cache_tables, check_replay, replay, run_live
+from nlp_transfer.features import Cut, cache_tables
 from nlp_transfer.models import Checkpoint, find_layers
+from nlp_transfer.replay import check_replay, replay, run_live
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import strategy_from
 from tests.contract.test_strategies import TASKS, prepare

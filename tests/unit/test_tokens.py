@@ -64,7 +64,8 @@ def test_labels_that_are_tokens() -> None:
     decoder = Ragged.from_lists([[0, 5], [0, 5, 6, 6, 6], [0]])
     fill = {"input_ids": 0, "labels": -100, "decoder_input_ids": 9}
     table = TokenTable({"input_ids": ids, "labels": labels, "decoder_input_ids": decoder}, {}, fill)
-    assert table.lengths.tolist() == [3 + 2, 2 + 5, 4 + 1], "source and target, and the decoder's input not once more"
+    assert table.sides.tolist() == [[3, 2], [2, 5], [4, 1]], "source and target, and the decoder's input not once more"
+    assert table.lengths.tolist() == [5, 7, 5]
     batch = table.batch(np.array([1, 0]))
     assert batch["labels"].tolist() == [[5, 6, 6, 6, 1], [5, 1, -100, -100, -100]]
     assert batch["decoder_input_ids"].tolist() == [[0, 5, 6, 6, 6], [0, 5, 9, 9, 9]]
@@ -75,20 +76,10 @@ def test_labels_that_are_tokens() -> None:
     assert targets["labels"].dtype == torch.int64
 
 
-def test_rows_are_ordered_by_the_longer_side_and_then_by_both() -> None:
-    """A batch is padded to the longest source and to the longest target, each for itself."""
-    sides = [(3, 3), (2, 5), (4, 1), (5, 1), (1, 4), (5, 5), (3, 1)]
-    ids, labels = (Ragged.from_lists([[7] * row[side] for row in sides]) for side in (0, 1))
-    table = TokenTable({"input_ids": ids, "labels": labels}, {}, {"input_ids": 0, "labels": -100})
-    ordered = [sides[row] for row in np.argsort(table.order, kind="stable")]
-    assert ordered == [(3, 1), (3, 3), (4, 1), (1, 4), (5, 1), (2, 5), (5, 5)]
-    alone = TokenTable({"input_ids": ids}, {}, {"input_ids": 0})
-    assert alone.order.tolist() == alone.lengths.tolist()
-
-
 def test_lengths_are_the_source_alone_without_a_target() -> None:
     table = TokenTable({"input_ids": Ragged.from_lists([[2, 7, 3], [2, 3]])}, {}, {"input_ids": 0})
     assert table.lengths.tolist() == [3, 2]
+    assert table.sides.tolist() == [[3], [2]]
     assert table.targets(np.array([0])) == {}
     assert table.references == {}
 

@@ -6,7 +6,7 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from nlp_transfer.data.windows import Window, WindowPlan, inference_batches, token_batches
+from nlp_transfer.data.windows import Window, WindowPlan, alike, inference_batches, token_batches
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 333)
 # (batch_size, accumulation, processes): all see 32 rows a step.
@@ -140,12 +140,36 @@ def test_rows_of_similar_length_stand_together() -> None:
     assert padding(plan().windows(0)) < 0.2 * padding([shuffled[i : i + 32] for i in range(0, 333, 32)])
 
 
+def test_rows_with_two_sides_pad_each_other_little_on_both() -> None:
+    """A batch is padded to the longest source and to the longest target, each for itself."""
+    generator = np.random.default_rng(0)
+    source = generator.integers(5, 40, 3000)
+    sides = np.stack([source, source + generator.integers(0, 12, 3000)], axis=1)
+
+    def padding(windows: list[np.ndarray]) -> float:
+        return float(sum((sides[window].max(0) - sides[window]).sum() for window in windows) / sides.sum())
+
+    two, one = (WindowPlan(sides.sum(1), 30, seed=1, sides=given).windows(0) for given in (sides, None))
+    assert padding(two) < 0.6 * padding(one), "by the sum alone short sources meet long ones"
+    assert sorted(np.concatenate(two).tolist()) == list(range(3000))
+    assert {len(window) for window in two} == {30}
+    budget = WindowPlan(sides.sum(1), 30, batch_tokens=1500, sides=sides).windows(0)
+    assert padding(budget) < 0.7 * padding(one)
+    assert padding(inference_batches(sides, 30)) < 0.6 * padding(inference_batches(sides.sum(1)[:, None], 30))
+
+
+def test_rows_are_halved_by_the_side_that_differs_most() -> None:
+    sides = np.array([[1, 40], [2, 10], [9, 41], [8, 11], [1, 42], [9, 12], [2, 43], [3, 13]])
+    assert alike(sides, 2).tolist() == [1, 7, 3, 5, 0, 4, 6, 2], "short targets first, and on each half short sources first"
+    assert alike(np.array([[3], [1], [2], [1]]), 2).tolist() == [1, 3, 2, 0], "one side: by length, equal ones as they came"
+
+
 def test_inference_answers_every_row_once_and_the_longest_first() -> None:
-    batches = inference_batches(LENGTHS, 50)
+    batches = inference_batches(LENGTHS[:, None], 50)
     assert sorted(np.concatenate(batches).tolist()) == list(range(333))
     assert [LENGTHS[batch].max() for batch in batches] == sorted((LENGTHS[batch].max() for batch in batches), reverse=True)
     assert LENGTHS[batches[0]].max() == LENGTHS.max()
-    assert inference_batches(np.zeros(0, np.int64), 50) == []
+    assert inference_batches(np.zeros((0, 1), np.int64), 50) == []
 
 
 def test_token_batches_hold_what_fits_and_the_longest_first() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common import Setting
-from protocol import Worker, take_turns
+from protocol import Answer, Worker, take_turns
 from tables import megabytes, ratios, spread
 
 SETTINGS = {"batch_size": 64, "learning_rate": 5e-4, "warmup": 200}
@@ -15,17 +15,14 @@ of training in the last turn, over as many steps as a turn has; both sides have 
 
 
 def run(setting: Setting) -> dict[str, Any]:
-    columns = list(setting.translation_columns)
-    train = str(Path(setting.translation or "") / "train.jsonl")
+    data, columns = prepare(setting), list(setting.translation_columns)
     steps = setting.steps or (2 if setting.quick else 50)
-    with setting.worker("prepare translation", "prepare_translation.py") as worker:
-        folder = str(setting.out / "data" / "translation")
-        data = worker.turn(model=setting.model, train=train, columns=columns, folder=folder)
     common = {"steps": steps, "training": SETTINGS}
     workers: list[Worker] = []
     try:
         workers.append(setting.worker(
-            "translation, here", "ours_translation_training.py", model=setting.model, train=train, columns=columns, **common,
+            "translation, here", "ours_translation_training.py", model=setting.model, train=data["train"], columns=columns,
+            **common,
         ))  # fmt: skip
         for kind in ("eager", "sdpa"):
             workers.append(setting.worker(
@@ -48,3 +45,14 @@ def run(setting: Setting) -> dict[str, Any]:
         })  # fmt: skip
     title = f"Batch {SETTINGS['batch_size']}, {data['mean_tokens']:.0f} tokens a pair"
     return {"about": ABOUT.format(settings=SETTINGS), "tables": [{"title": title, "rows": rows}], "turns": found}
+
+
+def prepare(setting: Setting) -> Answer:
+    """The training and validation pairs as tokens, with a model that has learned nothing yet."""
+    train, scored = (str(Path(setting.translation or "") / f"{split}.jsonl") for split in ("train", "validation"))
+    with setting.worker("prepare translation", "prepare_translation.py") as worker:
+        folder = str(setting.out / "data" / "translation")
+        found = worker.turn(
+            model=setting.model, train=train, scored=scored, columns=list(setting.translation_columns), folder=folder
+        )
+    return found | {"train": train}

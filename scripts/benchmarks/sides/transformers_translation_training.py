@@ -1,34 +1,17 @@
 """transformers' Seq2SeqTrainer in `translation_training`, set up to be fast, paused between turns."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from protocol import Channel
 from sides.clock import Turns
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    DataCollatorForSeq2Seq,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
-)
-from transformers.utils import logging
+from sides.transformers_translation_parts import make_trainer, open_model
+from transformers import TrainerCallback
 
-logging.set_verbosity_error()
 channel = Channel()
 settings = channel.settings
 torch.set_num_threads(settings["threads"])
-tokens = json.loads(Path(settings["rows"]).read_text(encoding="utf-8"))
-rows = Dataset.from_dict({
-    **tokens,
-    "attention_mask": [[1] * len(row) for row in tokens["input_ids"]],
-    "length": [len(a) + len(b) for a, b in zip(tokens["input_ids"], tokens["labels"], strict=True)],
-})  # fmt: skip
-model: Any = AutoModelForSeq2SeqLM.from_pretrained(settings["model"], attn_implementation=settings["attention"])
+model = open_model(settings["model"], settings["attention"])
 counted = [0, 0, 0]
 
 
@@ -49,13 +32,4 @@ class Losses(TrainerCallback):
 
 model.register_forward_pre_hook(count, with_kwargs=True)
 turns = Turns(channel, lambda: (counted[0], counted[1], counted[2]))
-training = settings["training"]
-arguments = Seq2SeqTrainingArguments(
-    settings["folder"], max_steps=10**6, per_device_train_batch_size=training["batch_size"], bf16=True, use_cpu=True,
-    learning_rate=training["learning_rate"], lr_scheduler_type="constant_with_warmup", warmup_steps=training["warmup"],
-    label_smoothing_factor=0.1, weight_decay=0.01, train_sampling_strategy="group_by_length", length_column_name="length",
-    optim="adamw_torch_fused", logging_steps=settings["steps"], save_strategy="no", report_to=[], disable_tqdm=True,
-    dataloader_pin_memory=False,
-)  # fmt: skip
-collator = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(settings["model"]), model=model, label_pad_token_id=-100)
-Seq2SeqTrainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[Losses()]).train()
+make_trainer(settings, model, max_steps=10**6, logging_steps=settings["steps"], callbacks=[Losses()]).train()

@@ -1,0 +1,34 @@
+"""Our side of `translation_quality`: `fine_tune` as it is called, a whole training a turn."""
+
+import gc
+import shutil
+from typing import Any
+
+from protocol import Channel
+
+from nlp_transfer import fine_tune
+
+channel = Channel()
+settings = channel.settings
+
+
+def turn(request: dict[str, Any]) -> dict[str, Any]:
+    shutil.rmtree(settings["folder"], ignore_errors=True)
+    gc.collect()  # the last turn's model must not count in this one's peak
+    limits = {{"num_train_epochs": "epochs"}.get(name, name): value for name, value in request["limits"].items()}
+    run = fine_tune(
+        model=settings["model"],
+        data={"train": settings["train"], "validation_share": 0},
+        task={"name": "translation", "source": settings["columns"][0], "target": settings["columns"][1]},
+        training={"schedule": "constant", "attention_dropout": 0.0, "seed": request["seed"], **settings["training"], **limits},
+        output_dir=settings["folder"],
+    )
+    train = run.result["train"]
+    return {
+        "folder": str(run.folder / "model"),
+        "seconds": train["seconds"] - train["preparation_seconds"],
+        "steps": train["steps"],
+    }
+
+
+channel.serve(turn)
