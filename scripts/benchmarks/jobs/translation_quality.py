@@ -22,11 +22,11 @@ def run(setting: Setting) -> dict[str, Any]:
     found: dict[str, list[Answer]] = {}
     try:
         workers.append(setting.worker(
-            "translation, here", "ours_translation_whole.py", model=setting.model, train=data["train"],
+            "translation quality, here", "ours_translation_whole.py", model=setting.model, train=data["train"],
             columns=list(setting.translation_columns), training=SETTINGS,
         ))  # fmt: skip
         workers.append(setting.worker(
-            "translation, Seq2SeqTrainer", "transformers_translation_whole.py", model=data["model"], rows=data["rows"],
+            "translation quality, Seq2SeqTrainer", "transformers_translation_whole.py", model=data["model"], rows=data["rows"],
             scored=data["scored"], attention="eager", training=SETTINGS,
         ))  # fmt: skip
         for seed in range(setting.repeats):
@@ -43,7 +43,8 @@ def run(setting: Setting) -> dict[str, Any]:
     for name, answers in found.items():
         seconds = [answer["seconds"] for answer in answers]
         rows.append({
-            "side": name.removeprefix("translation, "), "loss, mean (95 % interval)": interval([a["loss"] for a in answers]),
+            "side": name.removeprefix("translation quality, "),
+            "loss, mean (95 % interval)": interval([answer["loss"] for answer in answers]),
             "seconds": spread(seconds), "side / here": None if name == workers[0].name else ratios(seconds, mine),
             "steps": answers[0]["steps"], "peak memory, MB": megabytes(answers),
         })  # fmt: skip

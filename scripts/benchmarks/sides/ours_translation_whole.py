@@ -25,7 +25,7 @@ def turn(request: dict[str, Any]) -> dict[str, Any]:
     )
     train = run.result["train"]
     return {
-        "folder": str(run.folder / "model"),
+        "folder": f"{settings['folder']}/model",
         "seconds": train["seconds"] - train["preparation_seconds"],
         "steps": train["steps"],
     }
