@@ -11,6 +11,29 @@ import torch
 
 from nlp_transfer.kernels.dropout import keep_mask, masked
 
+FLOATS = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # fp32 numbers in a vector of the processor
+
+
+def in_fp32(columns: int) -> bool:
+    """Whether rows of so many bf16 numbers are done faster as fp32: they fill a vector of those, which has half as many lanes,
+    and PyTorch takes rows that fill none number by number."""
+    return FLOATS <= columns < 2 * FLOATS
+
+
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, computed in fp32; in place."""
+    if in_fp32(scores.shape[-1]):
+        return scores.copy_(torch.softmax(scores.float(), -1))
+    return torch.softmax(scores, -1, out=scores)
+
+
+def softmax_backward(gradient: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """The gradient of what went into `softmax`."""
+    if in_fp32(probabilities.shape[-1]):
+        found = torch._softmax_backward_data(gradient.float(), probabilities.float(), -1, torch.float32)
+        return found.to(probabilities.dtype)
+    return torch._softmax_backward_data(gradient, probabilities, -1, probabilities.dtype)
+
 
 class Attention(torch.autograd.Function):
     """Vaswani et al. 2017, "Attention Is All You Need", 1706.03762."""
@@ -26,7 +49,7 @@ class Attention(torch.autograd.Function):
         scores = torch.bmm(query, key.transpose(1, 2))
         if bias is not None:
             scores.view(rows, heads, tokens, -1).add_(bias)
-        probabilities = torch.softmax(scores, -1, out=scores)
+        probabilities = softmax(scores)
         mask = keep_mask(probabilities.shape, p, probabilities.dtype) if p else None
         used = probabilities if mask is None else masked(probabilities, mask, p)
         ctx.p, ctx.scale, ctx.rows = p, scale, rows
@@ -41,7 +64,7 @@ class Attention(torch.autograd.Function):
         of_scores = torch.bmm(gradient, value.transpose(1, 2))
         if mask is not None:
             of_scores = masked(of_scores, mask, ctx.p)
-        of_scores = torch._softmax_backward_data(of_scores, probabilities, -1, probabilities.dtype)
+        of_scores = softmax_backward(of_scores, probabilities)
         of_query = torch.bmm(of_scores, key).mul_(ctx.scale)
         of_key = torch.bmm(of_scores.transpose(1, 2), query)
         parts = [part.view(ctx.rows, -1, *part.shape[1:]) for part in (of_query, of_key, of_value)]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nlp_transfer.kernels.attention import softmax, softmax_backward
 from nlp_transfer.kernels.dropout import dropout, keep_mask
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
@@ -129,6 +130,20 @@ def test_attention_is_that_of_fp32_to_the_precision_of_bf16(mask: str) -> None:
         results += [out.detach().float(), *(part.grad.float() for part in (query, key, value) if part.grad is not None)]
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max() + 0.01
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 15, 16, 23, 31, 32, 40])
+def test_softmax_is_pytorchs_whichever_way_rows_of_that_length_go(columns: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    scores, gradient = (torch.randn(6, 5, columns, generator=generator).bfloat16() for _ in range(2))
+    wanted = torch.softmax(scores.float(), -1)
+    found = softmax(scores.clone())
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted.bfloat16())
+    back = softmax_backward(gradient, found)
+    assert back.dtype == torch.bfloat16
+    exact = found.double() * (gradient.double() - (gradient.double() * found.double()).sum(-1, keepdim=True))
+    assert torch.allclose(back.double(), exact, rtol=2**-7, atol=1e-6)
 
 
 def test_attention_with_dropout_keeps_the_mean() -> None:
