@@ -100,13 +100,9 @@ class GroupTable(TokenTable):
         return self.groups
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each group, about: its first row's, as often as it has rows."""
-        return self.ragged["input_ids"].lengths[self.anchors(np.arange(self.groups))] * self.size
-
-    @property
-    def order(self) -> np.ndarray:
-        return self.lengths
+    def sides(self) -> np.ndarray:
+        """Tokens of each group, about: its first row's, as often as it has rows; int64 of shape (groups, 1)."""
+        return self.ragged["input_ids"].lengths[self.anchors(np.arange(self.groups)), None] * self.size
 
     def anchors(self, groups: np.ndarray) -> np.ndarray:
         """The row that each group starts from."""
