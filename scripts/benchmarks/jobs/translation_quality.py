@@ -16,8 +16,7 @@ anew with each seed, for the Seq2SeqTrainer (eager attention) as they were drawn
 
 def run(setting: Setting) -> dict[str, Any]:
     data = prepare(setting)
-    limits = {"max_steps": 2} if setting.quick else {"num_train_epochs": 1}
-    limits = {"max_steps": setting.steps} if setting.steps else limits
+    short = {"max_steps": 2} if setting.quick else {}
     workers: list[Worker] = []
     found: dict[str, list[Answer]] = {}
     try:
@@ -31,7 +30,7 @@ def run(setting: Setting) -> dict[str, Any]:
         ))  # fmt: skip
         for seed in range(setting.repeats):
             for worker in workers:
-                answer = worker.turn(seed=seed, limits=limits)
+                answer = worker.turn(seed=seed, **short)
                 answer |= {"loss": workers[1].turn(score=answer["folder"])["loss"]}
                 found.setdefault(worker.name, []).append(answer)
                 print(f"  seed {seed}  {worker.name}: {answer['loss']:.4f}, {answer['seconds']:.1f} s", flush=True)

@@ -13,14 +13,14 @@ settings = channel.settings
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
+    """A training; the request holds its `seed`, and in a trial `max_steps`."""
     shutil.rmtree(settings["folder"], ignore_errors=True)
     gc.collect()  # the last turn's model must not count in this one's peak
-    limits = {{"num_train_epochs": "epochs"}.get(name, name): value for name, value in request["limits"].items()}
     run = fine_tune(
         model=settings["model"],
         data={"train": settings["train"], "validation_share": 0},
         task={"name": "translation", "source": settings["columns"][0], "target": settings["columns"][1]},
-        training={"schedule": "constant", "attention_dropout": 0.0, "seed": request["seed"], **settings["training"], **limits},
+        training={"epochs": 1, "schedule": "constant", "attention_dropout": 0.0, **settings["training"], **request},
         output_dir=settings["folder"],
     )
     train = run.result["train"]

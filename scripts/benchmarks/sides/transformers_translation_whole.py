@@ -16,16 +16,15 @@ torch.set_num_threads(settings["threads"])
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """A training with a `seed`, or the loss of the model in the folder `score`."""
+    """A training with a `seed` (and in a trial `max_steps`), or the loss of the model in the folder `score`."""
     gc.collect()
-    return score(request["score"]) if "score" in request else train(request["seed"], request["limits"])
+    return score(request["score"]) if "score" in request else train(**request)
 
 
-def train(seed: int, limits: dict[str, Any]) -> dict[str, Any]:
+def train(seed: int, max_steps: int = -1) -> dict[str, Any]:
     set_seed(seed)
-    trainer = make_trainer(
-        settings, open_model(settings["model"], settings["attention"]), seed=seed, logging_strategy="no", **limits
-    )
+    model = open_model(settings["model"], settings["attention"])
+    trainer = make_trainer(settings, model, seed=seed, num_train_epochs=1, max_steps=max_steps, logging_strategy="no")
     began = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - began
