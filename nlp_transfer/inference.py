@@ -1,9 +1,9 @@
 """Answers for whole splits, for lists of texts and for files of any size; batches are sorted by length."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.memory import give_back, is_out_of_memory, keep_freed_memory
 from nlp_transfer.models import autocast
-from nlp_transfer.sources import check_columns
-from nlp_transfer.sources.rows import Rows, from_columns, lines_as, names_of, unfold
+from nlp_transfer.sources.memory import read_inputs
+from nlp_transfer.sources.rows import Rows, check_columns, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import Batch, read_table
 from nlp_transfer.tasks import Arrays, Items, Task
 
@@ -193,27 +193,35 @@ class Predictor:
         self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
         self.batch_size, self.precision = batch_size, precision
 
-    def __call__(self, texts: Iterable[str | tuple[str, str]], probabilities: bool = False) -> list[dict[str, Any]]:
-        """An answer a text (or a pair of texts), in order.
+    @overload
+    def __call__(self, inputs: str, probabilities: bool = False) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, inputs: Any, probabilities: bool = False) -> list[dict[str, Any]]: ...
+    def __call__(self, inputs: Any, probabilities: bool = False) -> list[dict[str, Any]] | dict[str, Any]:
+        """Predict texts, or the rows of a table.
+
+        Args:
+            inputs: a list, a Series or an array of texts (of tuples of texts, for a model of pairs); a DataFrame, a Dataset, an
+                Arrow table, a dict of columns or a list of dicts, whose columns are those that the model was trained on; or a
+                single text or row.
+            probabilities: whether to add `probability:LABEL` for every label.
+
+        Returns:
+            A prediction for each row, in order; for a single text or row its prediction alone. Labels have the type of the
+            labels of train; those of a multi-label model are lists.
 
         Raises:
-            UserError: a text is empty or no text, or pairs are wanted and single texts are given.
+            UserError: the object holds no texts, a column is missing, or a text is empty.
         """
-        if isinstance(texts, str):
-            raise UserError(f"found one text, {texts[:40]!r}; allowed: a list of texts")
-        names = self.task.input_columns()
-        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        for i, row in enumerate(rows, start=1):
-            if len(row) != len(names):
-                raise UserError(f"texts, row {i}: found {len(row)} text(s); this model takes {len(names)} ({', '.join(names)})")
-        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-        if not rows:
+        rows, single = read_inputs(inputs, self.task.input_columns())
+        if len(rows) == 0:
             return []
-        described = self.answer_columns(from_columns(columns, "texts"), probabilities)
-        return [dict(zip(described, values, strict=True)) for values in zip(*described.values(), strict=True)]
+        described = self.answer_columns(rows, probabilities)
+        records = [dict(zip(described, values, strict=True)) for values in zip(*described.values(), strict=True)]
+        return records[0] if single else records
 
     def answer_columns(self, rows: Rows, probabilities: bool = False) -> dict[str, list[Any]]:
-        """Answers as columns of text and numbers, in row order."""
+        """Return the predictions as columns of Python values, in row order."""
         return self.task.describe(self._answer(rows, targets=False)[0], probabilities)
 
     def answer_targets(self, rows: Rows) -> tuple[Arrays, Arrays]:
@@ -241,7 +249,7 @@ class Predictor:
         Raises:
             UserError: a row cannot be answered, or the file already has a column of that name.
         """
-        described = self.answer_columns(self._rows(batch, path, self.task.input_columns()), probabilities)
+        described = self.task.cells(self.answer_columns(self._rows(batch, path, self.task.input_columns()), probabilities))
         if clash := [name for name in described if name in batch.columns]:
             raise UserError(f"{path}: has a column {clash[0]!r} already, which the answer would overwrite; rename it")
         return described

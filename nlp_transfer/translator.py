@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -13,6 +13,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.inference import Predictor, pick_columns
 from nlp_transfer.models import autocast
 from nlp_transfer.seq2seq.pieces import join, pieces_of
+from nlp_transfer.sources.memory import read_inputs
 from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.sources.tables import Batch
 
@@ -46,21 +47,40 @@ class Translator:
         self.in_pieces = 0
         task.sides.check_room(1 << 30, self.longest)
 
-    def __call__(self, texts: Iterable[str]) -> list[str]:
-        """A translation a text, in order; one that is empty, or spaces alone, stays as it is.
+    @overload
+    def __call__(self, inputs: str) -> str: ...
+    @overload
+    def __call__(self, inputs: Any) -> list[str]: ...
+    def __call__(self, inputs: Any) -> list[str] | str:
+        """Translate texts, or the source column of a table; a text that is empty, or spaces alone, stays as it is.
 
-        `in_pieces` counts the texts so far that were longer than anything in training: those are cut, at the end of
+        `in_pieces` counts the texts so far that were longer than anything in training: those are split, at the end of
         sentences where that is possible, and their pieces translated one by one.
+
+        Args:
+            inputs: as for `Predictor`.
+
+        Returns:
+            A translation for each row, in order; for a single text or row its translation alone.
 
         Raises:
             UserError: an entry is no text, or has half of a character.
         """
-        if isinstance(texts, str):
-            raise UserError(f"found one text, {texts[:40]!r}; allowed: a list of texts")
-        texts = list(texts)
+        rows, single = read_inputs(inputs, self.task.input_columns())
+        texts = list(rows.columns[self.task.source])
         for i, text in enumerate(texts, start=1):
             if not isinstance(text, str):
                 raise UserError(f"texts, row {i}: found {with_type(text)}; allowed: text")
+        translations = self.translate(texts)
+        return translations[0] if single else translations
+
+    def translate(self, texts: Sequence[str]) -> list[str]:
+        """Translate a list of texts, in order.
+
+        Raises:
+            UserError: a text has half of a character.
+        """
+        for i, text in enumerate(texts, start=1):
             if half := HALF_CHARACTER.search(text):
                 raise UserError(f"texts, row {i}: found {half.group()!a}, half of a character; allowed: both halves or none")
         plain = [text.strip() for text in texts]
@@ -129,4 +149,4 @@ class Translator:
         for i, cell in enumerate(cells):
             if not isinstance(cell, str):
                 raise UserError(f"{path}, row {batch.first + i}, column {name!r}: found {with_type(cell)}; allowed: text")
-        return {"translation": self(cells)}
+        return {"translation": self.translate(cells)}

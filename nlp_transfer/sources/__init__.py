@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from glob import has_magic
 from io import BytesIO, TextIOWrapper
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.config import DataConfig, shorten
-from nlp_transfer.errors import Problems, UserError, did_you_mean
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.aligned import read_aligned
 from nlp_transfer.sources.globs import expand
+from nlp_transfer.sources.memory import read_table_object
 from nlp_transfer.sources.reading import (
     MAX_ROW,
     at_home,
@@ -27,7 +28,7 @@ from nlp_transfer.sources.reading import (
     state_of,
     undecoded,
 )
-from nlp_transfer.sources.rows import TRANSLATION, Rows, concatenate, from_columns, lines_as, names_of, unfold
+from nlp_transfer.sources.rows import Rows, check_columns, concatenate, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import ENDINGS, read_table
 from nlp_transfer.sources.texts import GrowingColumn
 
@@ -109,7 +110,10 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
     if isinstance(source, Mapping):
         return read_aligned(source, role, data, wanted)
     if not isinstance(source, str):
-        return _from_object(source, role, wanted)
+        rows = read_table_object(source, f"data.{role}", wanted)
+        if len(rows) == 0:
+            raise UserError(f"data.{role}: has no rows")
+        return rows
     if wheels.is_wheel(source):
         path, inner = _fetch(source, f"data.{role}"), wheels.parse(source).path
         return _from_path(str(path), source, role, data, wanted, root=str(path).removesuffix(inner))
@@ -223,53 +227,6 @@ def _decode(content: bytes, encoding: str) -> str:
     return TextIOWrapper(BytesIO(content), encoding, errors="surrogateescape").read()
 
 
-def _from_object(source: Any, role: str, wanted: list[str]) -> Rows:
-    """A pandas DataFrame or a datasets.Dataset."""
-    names = [str(name) for name in (source.column_names if hasattr(source, "column_names") else source.columns)]
-    if len(source) == 0:
-        raise UserError(f"data.{role}: has no rows")
-    cells = {TRANSLATION: list(_cells(source, TRANSLATION))} if names.count(TRANSLATION) == 1 else {}
-    inside = unfold(cells, [name for name in wanted if name not in names])
-    check_columns([*names, *(name for name in names_of(inside) if name not in names)], wanted, f"data.{role}")
-    columns = {name: inside[name] if name in inside else _cells(source, name) for name in wanted}
-    if hasattr(source, "features"):
-        from nlp_transfer.sources.hub import name_classes
-
-        columns = name_classes(columns, source.features)
-    return from_columns(columns, f"data.{role}")
-
-
-def _cells(source: Any, name: str) -> Sequence[Any]:
-    if hasattr(source, "select_columns"):
-        from nlp_transfer.sources.hub import column_of
-
-        return column_of(source, name, _plain)
-    values = source[name]
-    return [_plain(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
-
-
-def _plain(value: Any) -> Any:
-    """pandas writes a missing cell as NaN or NA; a missing cell is None here, whatever the source."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
-        return None
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
 def _select_columns(rows: Rows, wanted: list[str], source: str) -> Rows:
     check_columns(list(rows.columns), wanted, source)
     return Rows({name: rows.columns[name] for name in wanted}, rows.files, rows.file_of, rows.position, rows.hashes)
-
-
-def check_columns(found: list[str], wanted: list[str], source: str) -> None:
-    """Raises a UserError that names every missing column and what is there instead."""
-    problems = Problems()
-    for name in wanted:
-        if found.count(name) > 1:
-            problems.add(f"{source}: there are {found.count(name)} columns called {name!r}; allowed: one")
-        if name not in found:
-            there = ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in found[:40])
-            more = f" and {len(found) - 40} more" if len(found) > 40 else ""
-            problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, found)}; found: {there}{more}")
-    if problems and len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
-        problems.add(f"{source}: the only column is {shorten(found[0])}; if the file is separated otherwise, set data.delimiter")
-    problems.raise_if_any()

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from nlp_transfer.config import shorten
+from nlp_transfer.errors import Problems, did_you_mean
 from nlp_transfer.sources.texts import GrowingColumn, Texts
 
 BLOCK = 10_000  # rows that are copied at once
+UNTYPED = (".csv", ".tsv", ".txt")
 TRANSLATION = "translation"  # the column in which data sets on the hub keep {"en": ..., "de": ...}
 
 
@@ -35,6 +38,10 @@ class Rows:
         """`reviews.csv, row 17`, for messages."""
         name = self.files[self.file_of[row]]
         return f"{name}, row {self.position[row]}" if self.position[row] else name
+
+    def has_types(self) -> bool:
+        """Return whether cells have types of their source (JSONL, Parquet, Python); those of CSV, TSV and text files are text."""
+        return not any(name.lower().endswith(UNTYPED) for name in self.files)
 
     def select(self, indices: np.ndarray) -> "Rows":
         """The rows at `indices` (int), in that order."""
@@ -90,3 +97,18 @@ def names_of(columns: dict[str, list[Any]]) -> list[str]:
     """What `unfold` can be asked for: the columns, and the languages inside the cells of a column `translation`."""
     cells = (cell for cell in columns.get(TRANSLATION, []) if isinstance(cell, dict))
     return list(dict.fromkeys([*columns, *(str(language) for cell in cells for language in cell)]))
+
+
+def check_columns(found: list[str], wanted: list[str], source: str) -> None:
+    """Raises a UserError that names every missing column and what is there instead."""
+    problems = Problems()
+    for name in wanted:
+        if found.count(name) > 1:
+            problems.add(f"{source}: there are {found.count(name)} columns called {name!r}; allowed: one")
+        if name not in found:
+            there = ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in found[:40])
+            more = f" and {len(found) - 40} more" if len(found) > 40 else ""
+            problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, found)}; found: {there}{more}")
+    if problems and len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
+        problems.add(f"{source}: the only column is {shorten(found[0])}; if the file is separated otherwise, set data.delimiter")
+    problems.raise_if_any()

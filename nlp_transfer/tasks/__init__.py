@@ -226,6 +226,10 @@ class Task(Settings, ABC):
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         """Answers as the columns that a user reads: `prediction`, `probability` ..."""
 
+    def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return the columns of `describe` as the cells of a file hold them."""
+        return columns
+
     @abstractmethod
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         """Figures over a whole split; undefined ones are left out."""

@@ -1,7 +1,7 @@
 """Labels: one schema for training, serving and every file that names them."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -11,15 +11,7 @@ from nlp_transfer.config import TrainingConfig
 from nlp_transfer.config import shorten as shorten_value
 from nlp_transfer.errors import Problems, did_you_mean
 from nlp_transfer.sources.rows import Rows
-
-
-def label_text(cell: Any) -> str | None:
-    """A label as text, or None where the cell holds none. 1, 1.0 and "1" are the same label; text is stripped."""
-    if cell is None or isinstance(cell, (list, tuple, dict, bytes)) or (isinstance(cell, float) and cell != cell):
-        return None
-    if isinstance(cell, float) and cell.is_integer():  # an integer column with a gap in it arrives as floats
-        return str(int(cell))
-    return str(cell).strip() or None
+from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, fits_type, label_text, learn_labels
 
 
 def _from_yaml(labels: Any) -> Any:
@@ -49,10 +41,6 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
         return sorted(unique)
 
 
-def label_ids(labels: list[str]) -> dict[str | None, int]:
-    return {label: i for i, label in enumerate(labels)}
-
-
 def label_fields(labels: list[str], problem_type: str) -> dict[str, Any]:
     """What a configuration says about labels; `num_labels` follows from `id2label`."""
     return {
@@ -62,16 +50,63 @@ def label_fields(labels: list[str], problem_type: str) -> dict[str, Any]:
     }
 
 
-def check_labels(rows: Rows, column: str, labels: list[str], problems: Problems) -> None:
+def fit_labels(
+    cells: Sequence[Any], train: Rows, column: str, asked: list[str] | None, kind: LabelType | None, problems: Problems
+) -> tuple[list[str], LabelType, "Counter[str]"]:
+    """Learn the labels of train; return their names, their type and the number of rows of each.
+
+    Args:
+        cells: single labels; `train` says where they come from.
+        asked: the labels in `task.labels`; None: those of the cells.
+        kind: `task.label_type`; None: the type of the cells.
+    """
+    learned = learn_labels(cells, train.has_types(), kind)
+    for first, second in learned.ambiguous:
+        problems.add(
+            f"train, column {column!r}: the labels {first!r} and {second!r} are the same number; allowed: one spelling, or "
+            "task.label_type: str, which takes them for two labels"
+        )
+    counts = learned.counts
+    if asked is None:
+        # A cell that says nan is a missing value far more often than a class; named in `labels` it is a class.
+        counts = Counter({label: count for label, count in counts.items() if label.lower() != "nan"})
+    names = asked or sort_labels(counts)
+    schema = LabelSchema(names, learned.kind)
+    by_name: Counter[str] = Counter()
+    for label, count in counts.items():
+        index = schema.id(label)
+        by_name[label if index is None else names[index]] += count
+    check_taught(names, by_name, problems)
+    if not fits_type(names, learned.kind):
+        if kind is not None:
+            problems.add(f"task.label_type: found {kind}; the labels are {shorten(names)}; allowed: str")
+        return names, "str", by_name
+    return names, learned.kind, by_name
+
+
+def check_labels(rows: Rows, column: str, schema: LabelSchema, problems: Problems) -> None:
     """Adds empty cells and labels that are not in the schema."""
-    known = set(labels)
     for row, cell in enumerate(rows.columns[column]):
+        if schema.id(cell) is not None:
+            continue
         label = label_text(cell)
         where = f"{rows.where(row)}, column {column!r}"
-        if label is None:
-            problems.add(no_label(where, cell, f"one of {shorten(labels)}" if labels else "a label"))
-        elif label not in known:
-            problems.add(unknown_label(where, label, labels))
+        if as_list(cell) is not None:
+            problems.add(
+                f"{where}: found the list {shorten_value(cell)}; allowed: one label; several need task.name: multi_label"
+            )
+        elif label is None:
+            problems.add(no_label(where, cell, f"one of {shorten(schema.names)}" if schema.names else "a label"))
+        else:
+            problems.add(unknown_label(where, label, schema.names))
+
+
+def similar_labels(labels: Iterable[str]) -> list[str]:
+    """Return a warning where labels differ in upper and lower case alone."""
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(label.casefold(), []).append(label)
+    return [f"warning: the labels {shorten(names)} differ in case alone" for names in alike.values() if len(names) > 1]
 
 
 def check_taught(labels: list[str], found: "Counter[str]", problems: Problems) -> None:
@@ -106,23 +141,27 @@ def shorten(labels: list[str], shown: int = 8) -> str:
     return ", ".join(map(repr, labels[:shown])) + more
 
 
-def check_weight_names(training: TrainingConfig, labels: list[str] | None, problems: Problems) -> None:
+def check_weight_names(training: TrainingConfig, labels: list[str] | None, kind: LabelType | None, problems: Problems) -> None:
     """Adds labels in `training.class_weights` that are not in the schema, and labels of the schema without a weight."""
     weights = training.class_weights
     if not isinstance(weights, Mapping) or labels is None:
         return
+    schema = LabelSchema(labels, kind)
     for name in weights:
-        if name not in labels:
+        if schema.id(name) is None:
             problems.add(
                 f"training.class_weights: there is no label {name!r}{did_you_mean(name, labels)}; known: {shorten(labels)}"
             )
-    if missing := [label for label in labels if label not in weights]:
+    given = {schema.id(name) for name in weights}
+    if missing := [label for i, label in enumerate(labels) if i not in given]:
         problems.add(f"training.class_weights: no weight is given for {shorten(missing)}; give one for every label")
 
 
-def weight_vector(weights: Mapping[str, float], labels: list[str]) -> torch.Tensor:
+def weight_vector(weights: Mapping[str, float], labels: list[str], kind: LabelType | None = None) -> torch.Tensor:
     """float32 of shape (labels,)."""
-    return torch.tensor([weights[label] for label in labels], dtype=torch.float32)
+    schema = LabelSchema(labels, kind)
+    by_label = {schema.id(name): weight for name, weight in weights.items()}
+    return torch.tensor([by_label[i] for i in range(len(labels))], dtype=torch.float32)
 
 
 def check_no_classes(training: TrainingConfig, what: str, problems: Problems) -> None:
@@ -140,7 +179,7 @@ def focal_factor(log_probability: torch.Tensor, gamma: float) -> torch.Tensor:
     return (-torch.expm1(log_probability)).clamp(min=torch.finfo(log_probability.dtype).tiny) ** gamma
 
 
-def balance(counts: "Counter[str | None]", rows: int) -> list[str]:
+def balance(counts: "Counter[str]", rows: int) -> list[str]:
     """The distribution of labels in a line, with a warning when the largest is ten times the smallest."""
     ordered = counts.most_common()
     shown = ", ".join(f"{label} {count / rows:.1%}" for label, count in ordered[:6])

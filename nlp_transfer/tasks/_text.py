@@ -31,9 +31,9 @@ class TextTask(Task):
     null: what the strategy works best with, for most of them the family's."""
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
-        columns = {"task.text": self.text, "task.text_pair": self.text_pair, "task.label": self.label}
+        inputs = [("task.text", self.text), ("task.text_pair", self.text_pair)]
         first: dict[str | None, str] = {None: ""}
-        for setting, column in columns.items():
+        for setting, column in [*inputs, *(("task.label", column) for column in self.target_columns())]:
             if column is not None and column in first:
                 problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: a column of its own")
             first.setdefault(column, setting)
@@ -55,6 +55,10 @@ class TextTask(Task):
         if targets:
             self.check_targets(rows, problems)
 
+    def target_cells(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+        """Return the target of each row as one cell."""
+        return columns[self.label]
+
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         """Adds every answer that cannot be used."""
         raise NotImplementedError
@@ -70,7 +74,7 @@ class TextTask(Task):
         ids, cut = tokenize(tokenizer, texts, self.fill(tokenizer), self.max_length or 512)
         features: dict[str, Any] = {**ids}
         if targets:
-            features["labels"] = self.encode_targets(columns[self.label])
+            features["labels"] = self.encode_targets(self.target_cells(columns))
         return features, cut
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:

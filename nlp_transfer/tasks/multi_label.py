@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -10,23 +10,24 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from nlp_transfer.config import TrainingConfig
+from nlp_transfer.config import shorten as shorten_value
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.errors import Problems
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import MULTILABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, is_number, label_text, label_value
 from nlp_transfer.tasks._labels import (
     LabelList,
     balance,
     check_taught,
     check_weight_names,
+    fit_labels,
     focal_factor,
     label_fields,
-    label_ids,
-    label_text,
     no_label,
     shorten,
-    sort_labels,
+    similar_labels,
     unknown_label,
     weight_vector,
 )
@@ -38,57 +39,144 @@ class MultiLabel(TextTask):
 
     best_metric: ClassVar[str] = "f1_macro"
 
+    label: str | Annotated[list[str], Field(min_length=1)] = "label"  # type: ignore[assignment]
+    """The column with the labels of a row, in a list or joined by `separator`; or a list of columns that hold 0 or 1, each
+    named like its label."""
     separator: Annotated[str, Field(min_length=1)] = "|"
     """Between the labels of a cell, where a cell is not a list."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Probability from which a label is given."""
     labels: LabelList | None = None
     """The labels in their order; null: those in train, by alphabet."""
+    label_type: LabelType | None = None
+    """Type of predicted labels in Python; null: that of train's labels. `str` also takes 1.1 and 1.10 for two labels."""
+    label_format: Literal["names", "indicators"] | None = None
+    """What the list in a cell holds. `names`: the labels of the row; `indicators`: 0 or 1 for each of `labels`, in their order;
+    null: recognized from train."""
 
-    def split_cell(self, cell: Any) -> list[str]:
-        """The labels in a cell, which is a list or joined text; an empty cell has none."""
-        parts = cell if isinstance(cell, (list, tuple)) else str(cell).split(self.separator) if cell is not None else []
-        return [label for label in map(label_text, parts) if label]
+    def target_columns(self) -> list[str]:
+        return list(self.label) if isinstance(self.label, list) else [self.label]
+
+    def label_schema(self) -> LabelSchema:
+        """Return the labels in the order of the logits."""
+        return LabelSchema(self.labels or [], self.label_type)
+
+    def elements(self, cell: Any) -> list[Any]:
+        """Return the elements of a cell: of a list, of text that spells one or joins labels, or the one label of a scalar."""
+        if (elements := as_list(cell)) is not None:
+            return elements
+        return cell.split(self.separator) if isinstance(cell, str) else [] if cell is None else [cell]
+
+    def labels_of(self, cell: Any) -> list[Any]:
+        """Return the labels that a cell names, as they are written; an empty cell names none."""
+        elements = [element for element in self.elements(cell) if label_text(element) is not None]
+        names = self.labels or []
+        if self.label_format == "indicators" and len(elements) == len(names) and all(map(is_indicator, elements)):
+            return [name for name, element in zip(names, elements, strict=True) if label_value(element, "int") == "1"]
+        return elements
+
+    def target_cells(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+        if not isinstance(self.label, list):
+            return columns[self.label]
+        rows = zip(*(columns[name] for name in self.label), strict=True)
+        return [[name for name, cell in zip(self.label, row, strict=True) if label_value(cell, "int") == "1"] for row in rows]
 
     def metric_names(self) -> list[str]:
         return list(MULTILABEL_KEYS)
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
-        check_weight_names(training, self.labels, problems)
+        check_weight_names(training, self.labels, self.label_type, problems)
+        if isinstance(self.label, list) and self.labels is not None and self.labels != self.label:
+            problems.add(
+                f"task.labels: found {shorten(self.labels)} beside the columns {shorten(self.label)} in task.label, which are "
+                "named like their labels; allowed: null, or the columns in the same order"
+            )
 
     def fit(self, train: Rows, problems: Problems) -> Self:
-        found = Counter(label for cell in train.columns[self.label] for label in self.split_cell(cell))
-        labels = self.labels or sort_labels(found)
-        check_taught(labels, found, problems)
+        if isinstance(self.label, list):
+            task = self.model_copy(update={"labels": list(self.label), "label_type": "str", "label_format": "names"})
+            counts = Counter(label for row in task.target_cells(train.columns) for label in row)
+            check_taught(self.label, counts, problems)
+        else:
+            cells = [self.elements(cell) for cell in train.columns[self.label]]
+            form = self.label_format or ("indicators" if hold_positions(cells) else "names")
+            task = self.model_copy(update={"label_format": form})
+            if form == "indicators" and not task._names_match(cells, problems):
+                return task
+            single = [element for cell in train.columns[self.label] for element in task.labels_of(cell)]
+            labels, kind, counts = fit_labels(single, train, self.label, self.labels, self.label_type, problems)
+            task = task.model_copy(update={"labels": labels, "label_type": kind})
+        task._check_labels(counts, train, problems)
+        return task
+
+    def _names_match(self, cells: Sequence[list[Any]], problems: Problems) -> bool:
+        """Add a problem where cells hold a number for each label that `labels` does not name, or other numbers than 0 and 1."""
+        longest = max(map(len, cells))
+        other = next((cell for cell in cells if not all(map(is_indicator, cell))), None)
+        if other is None and self.labels is not None and len(self.labels) == longest:
+            return True
+        named = f"it has {len(self.labels)}" if self.labels else "it is not set"
+        example = shorten_value(other or next(cell for cell in cells if len(cell) == longest))
+        problems.add(
+            f"train, column {self.label!r}: found lists of {longest} numbers such as {example}, one for each label. Allowed: 0 "
+            f"and 1, with task.labels naming the {longest} positions in their order ({named}); or task.label: a list of columns "
+            "that hold 0 or 1; or the names of a row's labels in each cell (if numbers are names, set task.label_format: names)"
+        )
+        return False
+
+    def _check_labels(self, counts: "Counter[str]", train: Rows, problems: Problems) -> None:
+        labels = self.labels or []
+        column = f"train, column {', '.join(map(repr, self.target_columns()))}"
         if not labels:
+            problems.add(f"{column}: no row has a label; allowed: labels joined by {self.separator!r} or in a list")
+        problems.extend(f"{column}: {fault}" for fault in self._separator_faults())
+        if self.label_type == "float" and (parts := [label for label in labels if "." in label]):
             problems.add(
-                f"train, column {self.label!r}: no row has a label; allowed: labels joined by {self.separator!r} or in a list"
+                f"{column}: found the labels {shorten(parts)}, which look like probabilities; allowed: names of labels (set "
+                "task.label_type: str if they are names)"
             )
         for label in labels:
-            if 0 < found[label] == len(train):
-                problems.add(f"train, column {self.label!r}: every row has the label {label!r}; there is nothing to tell apart")
-        return self.model_copy(update={"labels": labels})
+            if 0 < counts[label] == len(train):
+                problems.add(f"{column}: every row has the label {label!r}; there is nothing to tell apart")
+        if labels and not isinstance(self.label, list) and self.label_format == "names" and all(map(is_indicator, labels)):
+            problems.add(
+                f"{column}: its labels are {shorten(labels)}; allowed: names of labels. A column of zeros and ones is read as "
+                f"one label with task.label: [{self.label}]; for one label of two in each row use task.name: text_classification"
+            )
+
+    def _separator_faults(self) -> list[str]:
+        """Return what makes joined labels ambiguous."""
+        inside = [label for label in self.labels or [] if self.separator in label]
+        return inside and [
+            f"the label {inside[0]!r} contains the separator {self.separator!r}, so that joined labels could not be told apart; "
+            "allowed: task.separator: a text that occurs in no label"
+        ]
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
-        labels = self.labels or []
-        known = set(labels)
+        if isinstance(self.label, list):
+            for name in self.label:
+                for row, cell in enumerate(rows.columns[name]):
+                    if not is_indicator(cell):
+                        problems.add(no_label(f"{rows.where(row)}, column {name!r}", cell, "0 or 1"))
+            return
+        schema = self.label_schema()
         allowed = f"a list of labels or text joined by {self.separator!r}"
         for row, cell in enumerate(rows.columns[self.label]):
             where = f"{rows.where(row)}, column {self.label!r}"
-            if cell is not None and not isinstance(cell, (str, list, tuple)):
-                problems.add(no_label(where, cell, allowed))
+            if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and is_unreadable_list(cell)):
+                problems.add(no_label(where, cell, f"{allowed}; a list in a cell is written as in JSON, with commas"))
                 continue
-            for part in cell if isinstance(cell, (list, tuple)) else ():
-                if label_text(part) is None:
-                    problems.add(no_label(where, part, allowed))
-            for label in self.split_cell(cell):
-                if label not in known:
-                    problems.add(unknown_label(where, label, labels))
+            for element in as_list(cell) or ():
+                if label_text(element) is None:
+                    problems.add(no_label(where, element, allowed))
+            for element in self.labels_of(cell):
+                if schema.id(element) is None:
+                    problems.add(unknown_label(where, str(label_text(element)), schema.names))
 
     def strata(self, rows: Rows) -> np.ndarray:
         """The rarest label of each row: what a split is most likely to lose."""
-        return self._rarest(self.encode_targets(rows.columns[self.label]))
+        return self._rarest(self.encode_targets(self.target_cells(rows.columns)))
 
     @staticmethod
     def _rarest(hot: np.ndarray) -> np.ndarray:
@@ -98,11 +186,10 @@ class MultiLabel(TextTask):
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """float32 of shape (rows, labels), 1 where a row has the label."""
-        ids = label_ids(self.labels or [])
-        hot = np.zeros((len(cells), len(ids)), np.float32)
+        schema = self.label_schema()
+        hot = np.zeros((len(cells), len(schema.names)), np.float32)
         for row, cell in enumerate(cells):
-            for label in self.split_cell(cell):
-                hot[row, ids[label]] = 1
+            hot[row, [i for label in self.labels_of(cell) if (i := schema.id(label)) is not None]] = 1
         return hot
 
     def head_fields(self) -> dict[str, Any]:
@@ -115,7 +202,7 @@ class MultiLabel(TextTask):
             positive = train.dense["labels"].sum(0)
             weights = torch.tensor((len(train) - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
         elif isinstance(training.class_weights, Mapping):
-            weights = weight_vector(training.class_weights, self.labels or [])
+            weights = weight_vector(training.class_weights, self.labels or [], self.label_type)
         return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)
 
     def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
@@ -147,28 +234,66 @@ class MultiLabel(TextTask):
         return {"prediction": scores >= self.threshold, "scores": scores}
 
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        """`probability` is that of the labels given, joined alike; where none is given it is empty."""
-        labels = self.labels or []
+        """`prediction` is the list of a row's labels, `probability` the list of theirs; both are empty where there is none."""
+        values = self.label_schema().values()
         given = [np.flatnonzero(row) for row in answers["prediction"]]
+        scores = answers["scores"].astype(float)
         columns: dict[str, list[Any]] = {
-            "prediction": [self.separator.join(labels[i] for i in row) for row in given],
-            "probability": [
-                self.separator.join(f"{scores[i]:.6f}" for i in row) for row, scores in zip(given, answers["scores"], strict=True)
-            ],
+            "prediction": [[values[i] for i in row] for row in given],
+            "probability": [row_scores[row].tolist() for row, row_scores in zip(given, scores, strict=True)],
         }
         if probabilities:
-            columns |= {f"probability:{label}": answers["scores"][:, i].astype(float).tolist() for i, label in enumerate(labels)}
+            columns |= {f"probability:{label}": scores[:, i].tolist() for i, label in enumerate(self.labels or [])}
         return columns
+
+    def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Join the labels of a row, and their probabilities.
+
+        Raises:
+            UserError: a label contains the separator.
+        """
+        if faults := self._separator_faults():
+            raise UserError(f"--task.separator: {faults[0]}")
+        join = self.separator.join
+        return columns | {
+            "prediction": [join(map(str, labels)) for labels in columns["prediction"]],
+            "probability": [join(f"{probability:.6f}" for probability in row) for row in columns["probability"]],
+        }
 
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         hot = targets["labels"].astype(np.int64)
         return compute_label_metrics(answers["prediction"].astype(np.int64), hot, answers["scores"], multilabel=True)
 
     def report(self, train: Rows) -> list[str]:
-        cells = [self.split_cell(cell) for cell in train.columns[self.label]]
-        counts: Counter[str | None] = Counter(label for cell in cells for label in cell)
+        hot = self.encode_targets(self.target_cells(train.columns))
+        counts: Counter[str] = Counter(dict(zip(self.labels or [], hot.sum(0).astype(int).tolist(), strict=True)))
         lines = balance(counts, len(train))
-        alone = sorted(str(label) for label, count in counts.items() if count == 1)
-        if alone:
-            lines.append(f"warning: only one row has {shorten(alone)}")
-        return [*lines, f"{sum(map(len, cells)) / max(1, len(cells)):.2f} labels a row"]
+        if self.label_format == "indicators":
+            lines.append(f"{self.label}: zeros and ones for {shorten(self.labels or [])}, in this order")
+        if single := sorted(label for label, count in counts.items() if count == 1):
+            lines.append(f"warning: only one row has {shorten(single)}")
+        return [*lines, *similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
+
+
+def is_indicator(cell: Any) -> bool:
+    """Return whether a cell is 0 or 1, or false or true, in any spelling."""
+    return label_value(cell, "int") in ("0", "1")
+
+
+def hold_positions(cells: Sequence[list[Any]]) -> bool:
+    """Return whether cells that are lists hold a number for each label rather than names of labels.
+
+    Lists of names differ in length and name no label twice.
+    """
+    lists = [cell for cell in cells if cell]
+    if not lists or len({len(cell) for cell in lists}) > 1 or len(lists[0]) < 2:
+        return False
+    values = [[str(label_value(element, "int")) for element in cell] for cell in lists]
+    return all(is_number(value) for cell in values for value in cell) and any(len(set(cell)) < len(cell) for cell in values)
+
+
+def is_unreadable_list(text: str) -> bool:
+    """Return whether text in brackets cannot be read as a list and is no single word either, such as NumPy's `[0 1 0]`."""
+    text = text.strip()
+    in_brackets = text.startswith("[") and text.endswith("]")
+    return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")

@@ -14,17 +14,16 @@ from nlp_transfer.errors import Problems
 from nlp_transfer.metrics import LABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list
 from nlp_transfer.tasks._labels import (
     LabelList,
     balance,
     check_labels,
-    check_taught,
     check_weight_names,
+    fit_labels,
     focal_factor,
     label_fields,
-    label_ids,
-    label_text,
-    sort_labels,
+    similar_labels,
     weight_vector,
 )
 from nlp_transfer.tasks._text import TextTask
@@ -39,44 +38,50 @@ class TextClassification(TextTask):
 
     labels: LabelList | None = None
     """The labels in their order; null: those in train, numbers by value and words by alphabet."""
+    label_type: LabelType | None = None
+    """Type of predictions in Python, JSONL and Parquet; null: that of train's labels. `str` also takes 1.1 and 1.10 for two
+    labels."""
 
     def metric_names(self) -> list[str]:
         return list(LABEL_KEYS)
 
+    def label_schema(self) -> LabelSchema:
+        """Return the labels in the order of the logits."""
+        return LabelSchema(self.labels or [], self.label_type)
+
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
-        check_weight_names(training, self.labels, problems)
+        check_weight_names(training, self.labels, self.label_type, problems)
 
     def fit(self, train: Rows, problems: Problems) -> Self:
-        found = Counter(filter(None, map(label_text, train.columns[self.label])))
-        if self.labels is None:
-            # A cell that says nan is a lost value far more often than a class; named in `labels` it is a class.
-            found = Counter({label: count for label, count in found.items() if label.lower() != "nan"})
-        labels = self.labels or sort_labels(found)
-        check_taught(labels, found, problems)
+        column = train.columns[self.label]
+        single = [cell for cell in column if as_list(cell) is None]
+        labels, kind, counts = fit_labels(single, train, self.label, self.labels, self.label_type, problems)
         if len(labels) == 1:
             problems.add(
                 f"train, column {self.label!r}: every row has the label {labels[0]!r}; allowed: at least two different labels"
             )
+        task = self.model_copy(update={"labels": labels, "label_type": kind})
+        schema = task.label_schema()
         for label in labels:
-            if found[label] == 1:
-                row = [label_text(cell) for cell in train.columns[self.label]].index(label)
+            if counts[label] == 1:
+                row = [schema.id(cell) for cell in column].index(schema.id(label))
                 problems.add(
                     f"{train.where(row)}, column {self.label!r}: the only row with the label {label!r}; allowed: two rows or "
                     "more of each label (one row can be learned from or held out, not both)"
                 )
-        return self.model_copy(update={"labels": labels})
+        return task
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
-        check_labels(rows, self.label, self.labels or [], problems)
+        check_labels(rows, self.label, self.label_schema(), problems)
 
     def strata(self, rows: Rows) -> np.ndarray:
         return self.encode_targets(rows.columns[self.label])
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """Label ids, int64 of shape (rows,)."""
-        ids = label_ids(self.labels or [])
-        return np.array([ids[label_text(cell)] for cell in cells], np.int64)
+        schema = self.label_schema()
+        return np.array([schema.id(cell) for cell in cells], np.int64)
 
     def head_fields(self) -> dict[str, Any]:
         return label_fields(self.labels or [], "single_label_classification")
@@ -93,7 +98,7 @@ class TextClassification(TextTask):
             frequency = np.bincount(train.dense["labels"], minlength=len(self.labels or []))
             weights = torch.tensor(len(train) / (len(frequency) * np.maximum(frequency, 1)), dtype=torch.float32)
         elif isinstance(training.class_weights, Mapping):
-            weights = weight_vector(training.class_weights, self.labels or [])
+            weights = weight_vector(training.class_weights, self.labels or [], self.label_type)
         return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)
 
     def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
@@ -131,9 +136,9 @@ class TextClassification(TextTask):
         return {"prediction": scores.argmax(-1), "scores": scores}
 
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        labels = self.labels or []
+        labels, values = self.labels or [], self.label_schema().values()
         columns: dict[str, list[Any]] = {
-            "prediction": [labels[i] for i in answers["prediction"]],
+            "prediction": [values[i] for i in answers["prediction"]],
             "probability": answers["scores"].max(-1).astype(float).tolist(),
         }
         if probabilities:
@@ -144,4 +149,6 @@ class TextClassification(TextTask):
         return compute_label_metrics(answers["prediction"], targets["labels"], answers["scores"])
 
     def report(self, train: Rows) -> list[str]:
-        return balance(Counter(label_text(cell) for cell in train.columns[self.label]), len(train))
+        labels = self.labels or []
+        counts = Counter(labels[i] for i in self.encode_targets(train.columns[self.label]))
+        return [*balance(counts, len(train)), *similar_labels(labels)]

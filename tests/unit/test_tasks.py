@@ -15,7 +15,8 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.registry import names
 from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.tasks import LossOptions, Task, task_from, task_name
-from nlp_transfer.tasks._labels import balance, label_text, sort_labels
+from nlp_transfer.tasks._label_schema import label_text
+from nlp_transfer.tasks._labels import balance, sort_labels
 from nlp_transfer.tasks.regression import number
 
 torch.manual_seed(0)
@@ -202,8 +203,10 @@ def test_answers_read_as_labels() -> None:
     torch.testing.assert_close(described["probability"][0], torch.tensor([2.0, 0]).softmax(0)[0].item())
     assert list(described) == ["prediction", "probability", "probability:a", "probability:b"]
     several = fitted("multi_label", ["a|b", "b", ""], threshold=0.7)
-    found = several.describe(several.predict(outputs([2.0, 2.0], [0.5, 0.5])))
-    assert found == {"prediction": ["a|b", ""], "probability": ["0.880797|0.880797", ""]}
+    described = several.describe(several.predict(outputs([2.0, 2.0], [0.5, 0.5])))
+    assert described["prediction"] == [["a", "b"], []]
+    assert [len(row) for row in described["probability"]] == [2, 0]
+    assert several.cells(described) == {"prediction": ["a|b", ""], "probability": ["0.880797|0.880797", ""]}
     plain = fitted("regression", [1, 2])
     assert plain.describe(plain.predict(outputs([1.5], [2.0]))) == {"prediction": [1.5, 2.0]}
 

@@ -1,0 +1,197 @@
+"""One rule for labels, in every file format and in Python.
+
+Labels are compared by value: `1`, `1.0`, `Decimal("1.00")`, `"1"` and `"1.0"` are one label, and so are `True`, `"true"` and
+`"TRUE"`. Other text is stripped and compared as it is written. Predictions in Python, JSONL and Parquet have the type of the
+labels of train (`LabelType`), which is saved with the model. Cells of CSV and TSV files have no type: a column of whole numbers
+holds `int`, of numbers `float`, of true and false `bool`, any other `str`.
+"""
+
+import ast
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import numpy as np
+
+LabelType = Literal["str", "int", "float", "bool"]
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")  # 007, 1e3 and +1 are codes rather than numbers, and stay text
+LONGEST_NUMBER = 28  # characters; `Decimal` rounds to 28 digits, and rounding would join different labels
+TRUTH = {"true": True, "false": False}
+ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], which Python would read as one string
+
+
+def label_text(cell: Any) -> str | None:
+    """Return the text of a single label, or None where the cell holds none (missing, empty, or a container)."""
+    cell = cell.item() if isinstance(cell, np.generic) else cell
+    if cell is None or isinstance(cell, (list, tuple, set, dict, bytes, np.ndarray)) or cell != cell:
+        return None
+    return _number_text(cell) if isinstance(cell, (float, Decimal)) else str(cell).strip() or None
+
+
+def _number_text(value: float | Decimal) -> str:
+    """Return the shortest text of a number: `1` for 1.0 and Decimal("1.00"), `0.5` for Decimal("0.50")."""
+    if isinstance(value, Decimal) and (not value.is_finite() or abs(value.adjusted()) > LONGEST_NUMBER):
+        return str(value)
+    if value in (float("inf"), float("-inf")):
+        return str(value)
+    if value == int(value):
+        return str(int(value))
+    return format(value.normalize(), "f") if isinstance(value, Decimal) else repr(float(value))
+
+
+def is_number(text: str) -> bool:
+    """Return whether text is a number in plain decimal notation."""
+    return len(text) <= LONGEST_NUMBER and NUMBER.fullmatch(text) is not None
+
+
+def label_value(cell: Any, kind: LabelType | None = None) -> str | None:
+    """Return the text by which a label is compared: equal for all spellings of one value.
+
+    Args:
+        kind: the type of the labels. Among booleans 1 is true; among numbers true is 1.
+    """
+    text = label_text(cell)
+    if text is None:
+        return None
+    if (truth := TRUTH.get(text.lower())) is not None:
+        return str(int(truth)) if kind in ("int", "float") else str(truth)
+    if is_number(text):
+        text = _number_text(Decimal(text))
+        return {"1": "True", "0": "False"}.get(text, text) if kind == "bool" else text
+    return unicodedata.normalize("NFC", text)
+
+
+def as_list(cell: Any) -> list[Any] | None:
+    """Return the elements of a cell that is a list, or text that spells a list in JSON or Python; None for any other cell."""
+    if isinstance(cell, np.ndarray):
+        return list(np.atleast_1d(cell).tolist())
+    if isinstance(cell, (list, tuple)):
+        return list(cell)
+    if isinstance(cell, set):
+        return sorted(cell, key=str)
+    text = cell.strip() if isinstance(cell, str) else ""
+    if not (text.startswith("[") and text.endswith("]")) or ADJACENT_STRINGS.search(text):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            elements = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(elements, list) and not any(isinstance(element, (list, dict, tuple, set)) for element in elements):
+            return elements
+    return None
+
+
+def infer_type(cells: Iterable[Any], typed: bool) -> LabelType:
+    """Return the type of the labels in a column.
+
+    Args:
+        cells: single labels.
+        typed: whether the cells have types (Python, JSONL, Parquet); the cells of a CSV file are text whatever they mean.
+    """
+    values = [cell for _, cell in {(type(cell), cell) for cell in cells if label_text(cell) is not None}]
+    texts = [str(label_text(cell)) for cell in values]
+    if not values or (typed and all(isinstance(cell, str) for cell in values)):
+        return "str"
+    if all(text.lower() in TRUTH for text in texts):
+        return "bool"
+    numeric = (bool, int, float, Decimal, np.generic)
+    if not all(is_number(text) or isinstance(cell, numeric) for text, cell in zip(texts, values, strict=True)):
+        return "str"
+    whole = all(re.fullmatch("-?[0-9]+", str(label_value(cell, "int"))) for cell in values)
+    all_floats = typed and all(isinstance(cell, (float, np.floating)) for cell in values)
+    return "int" if whole and not all_floats else "float"
+
+
+@dataclass(frozen=True)
+class LearnedLabels:
+    """The labels of a column.
+
+    `counts` are rows by label. `ambiguous` holds pairs of spellings that are the same number, such as 1.1 and 1.10, and could
+    be meant as two labels.
+    """
+
+    kind: LabelType
+    counts: "Counter[str]"
+    ambiguous: list[tuple[str, str]]
+
+
+def learn_labels(cells: Sequence[Any], typed: bool, kind: LabelType | None = None) -> LearnedLabels:
+    """Collect the labels of a column, each under one name.
+
+    A label of type `str` is called as it is written most often; any other by its shortest spelling.
+
+    Args:
+        kind: the type asked for; None: the type of the column. With `str` labels are compared as they are written.
+    """
+    resolved = kind or infer_type(cells, typed)
+    spellings: dict[str, Counter[str]] = {}
+    for (_, cell), count in Counter((type(cell), cell) for cell in cells if label_text(cell) is not None).items():
+        text = str(label_text(cell))
+        key = text if kind == "str" else str(label_value(cell, resolved))
+        spellings.setdefault(key, Counter())[text] += count
+    names = {key: min(texts, key=lambda text: (-texts[text], text)) for key, texts in spellings.items()}
+    counts = Counter({names[key] if resolved == "str" else key: texts.total() for key, texts in spellings.items()})
+    ambiguous = [
+        (first, second)
+        for key, texts in spellings.items()
+        if "." in key and is_number(key) and len(texts) > 1
+        for first, second in [sorted(texts)[:2]]
+    ]
+    return LearnedLabels(resolved, counts, ambiguous)
+
+
+class LabelSchema:
+    """The labels of a model in the order of its logits; finds the label of a cell, however it is spelled."""
+
+    def __init__(self, names: Sequence[str], kind: LabelType | None = None) -> None:
+        self.names = list(names)
+        self.kind: LabelType = kind or "str"
+        self._by_text = {name: i for i, name in enumerate(self.names)}
+        values = [label_value(name, self.kind) for name in self.names]
+        times = Counter(values)
+        self._by_value = {value: i for i, value in enumerate(values) if times[value] == 1}
+        self._known: dict[tuple[type, Any], int | None] = {}
+
+    def id(self, cell: Any) -> int | None:
+        """Return the index of the label in a cell, or None where it holds none of the labels."""
+        text = label_text(cell)
+        if text is None:
+            return None
+        key = (type(cell), cell)
+        if key not in self._known:
+            by_text = self._by_text.get(text)
+            self._known[key] = self._by_value.get(label_value(cell, self.kind)) if by_text is None else by_text
+        return self._known[key]
+
+    def values(self) -> list[Any]:
+        """Return the labels in their type, as predictions hold them."""
+        return [typed_label(name, self.kind) for name in self.names]
+
+
+def typed_label(name: str, kind: LabelType) -> Any:
+    """Return a label in its type.
+
+    Raises:
+        ValueError: the name is no such value.
+    """
+    if kind == "int":
+        return int(name) if "." not in name else int(Decimal(str(label_value(name))))
+    if kind == "float":
+        return float(name)
+    if kind == "bool":
+        return TRUTH[str(label_value(name, "bool")).lower()]
+    return name
+
+
+def fits_type(names: Iterable[str], kind: LabelType) -> bool:
+    """Return whether every name is a value of the type."""
+    try:
+        return all(label_value(typed_label(name, kind), kind) == label_value(name, kind) for name in names)
+    except (ValueError, KeyError, ArithmeticError):
+        return False

@@ -1,0 +1,178 @@
+"""What a predictor or a translator may be given in Python, and the predictions that come back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from nlp_transfer import Predictor, Translator, UserError, fine_tune, load_predictor, load_translator
+from nlp_transfer.sources.memory import read_inputs
+from tests.conftest import sentiment_rows
+
+TEXTS = ["a good film", "an awful plot", "the cat sat"]
+FRAME = pd.DataFrame({"id": [7, 8, 9], "review": TEXTS})
+TABLES: dict[str, Callable[[pd.DataFrame], Any]] = {
+    "DataFrame": lambda frame: frame,
+    "DataFrame with another index": lambda frame: frame.set_axis([5, 3, 9]),
+    "Dataset": datasets.Dataset.from_pandas,
+    "Arrow table": pa.Table.from_pandas,
+    "record batch": pa.RecordBatch.from_pandas,
+    "dict of columns": lambda frame: frame.to_dict("list"),
+    "dict of Series": lambda frame: dict(frame.items()),
+    "list of dicts": lambda frame: frame.to_dict("records"),
+    "generator of dicts": lambda frame: iter(frame.to_dict("records")),
+}
+SINGLE: dict[str, Callable[[list[str]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "generator": iter,
+    "Series": pd.Series,
+    "Series of strings": lambda texts: pd.Series(texts, dtype="string"),
+    "categories": lambda texts: pd.Series(texts, dtype="category"),
+    "array": np.array,
+    "tuples of one": lambda texts: [(text,) for text in texts],
+}
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """A classifier of texts in the column `review`, with the labels 0 and 1."""
+    rows = sentiment_rows(64)
+    train = pd.DataFrame({"review": [text for text, _ in rows], "label": [int(label == "positive") for _, label in rows]})
+    run = fine_tune(
+        model=str(tiny["bert"]), data={"train": train, "validation_share": 0}, output_dir=tmp_path_factory.mktemp("runs") / "run",
+        task={"name": "text_classification", "text": "review"}, training={"max_steps": 40, "learning_rate": 0.01},
+    )  # fmt: skip
+    return run.predictor()
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_tables_are_read_by_the_columns_of_the_task(form: str) -> None:
+    rows, single = read_inputs(TABLES[form](FRAME), ["review"])
+    assert (list(rows.columns["review"]), single) == (TEXTS, False)
+    pairs, _ = read_inputs(TABLES[form](FRAME.assign(other=["x", "y", "z"])), ["other", "review"])
+    assert [list(pairs.columns[name]) for name in ("other", "review")] == [["x", "y", "z"], TEXTS]
+    with pytest.raises(UserError, match="'review'"):
+        read_inputs(TABLES[form](FRAME.rename(columns={"review": "text"})), ["review"])
+
+
+@pytest.mark.parametrize("form", SINGLE)
+def test_texts_need_no_column(form: str) -> None:
+    rows, single = read_inputs(SINGLE[form](TEXTS), ["review"])
+    assert (list(rows.columns["review"]), single) == (TEXTS, False)
+
+
+@pytest.mark.parametrize("row", ["a good film", {"review": "a good film", "id": 3}])
+def test_a_single_text_or_row_gets_a_single_prediction(predictor: Predictor, row: Any) -> None:
+    assert predictor(row) == predictor(["a good film"])[0]
+
+
+def test_pairs_are_read_from_tuples_lists_and_arrays() -> None:
+    pairs = [("a", "b"), ("c", "d")]
+    for form in (pairs, [list(pair) for pair in pairs], np.array(pairs), iter(pairs)):
+        rows, _ = read_inputs(form, ["text", "other"])
+        assert [list(rows.columns[name]) for name in ("text", "other")] == [["a", "c"], ["b", "d"]]
+    for form in ("a", ["a", "b"], ("a", "b"), pd.Series(["a", "b"]), [("a", "b", "c")]):
+        with pytest.raises(UserError, match=r"row 1: .*text, other"):
+            read_inputs(form, ["text", "other"])
+
+
+def test_every_form_gets_the_same_predictions(predictor: Predictor) -> None:
+    expected = predictor(TEXTS)
+    assert len({prediction["prediction"] for prediction in expected}) == 2
+    for form in (*(make(FRAME) for make in TABLES.values()), *(make(TEXTS) for make in SINGLE.values())):
+        assert predictor(form) == expected
+
+
+@pytest.mark.parametrize("empty", [[], FRAME[:0], {"review": []}, iter(()), pd.Series([], dtype=object)])
+def test_no_rows_no_predictions(predictor: Predictor, empty: Any) -> None:
+    assert predictor(empty) == []
+
+
+def test_predictions_compare_with_the_labels_of_train(predictor: Predictor) -> None:
+    rows = sentiment_rows(64)
+    labels = np.array([int(label == "positive") for _, label in rows])
+    predictions = [prediction["prediction"] for prediction in predictor(pd.DataFrame(rows, columns=["review", "x"]))]
+    assert {type(prediction) for prediction in predictions} == {int}
+    assert np.mean(predictions == labels) > 0.7, "comparing text with numbers gives 0"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (3, "found 3 .*DataFrame"), (None, "found None .*DataFrame"), (b"text", "found b'text'"), (True, "found True"),
+        ([None], "row 1, column 'review': found nothing"), ([3], "row 1, column 'review': found 3"),
+        (["a", float("nan")], "row 2, column 'review'"), ([b"a"], "row 1, column 'review': found b'a'"),
+        (["a", ""], "row 2, column 'review': the cell is empty"), (np.array([1.5]), "found 1.5"),
+        (pd.DataFrame({"review": ["a", None]}), "row 2, column 'review': found nothing"),
+        (pd.DataFrame({"reviews": ["a"]}), "no column 'review'.*did you mean 'reviews'"),
+        ({"review": 3}, "column 'review': found 3"), ({"review": ["a", "b"], "x": 1, "text": "a"}, ""),
+        ({"train": FRAME}, "tables train"), ([{"review": "a"}, {"text": "b"}], "row 2: has no 'review'; found: text"),
+        ([("a", "b")], r"row 1: found \('a', 'b'\)"), ([["a"], "b", {"id": 1}], "row 3: has no 'review'"),
+        (FRAME.rename(columns={"id": "review"}), "2 columns called 'review'"),
+    ],
+)  # fmt: skip
+def test_anything_else_is_refused_with_a_message(predictor: Predictor, inputs: Any, says: str) -> None:
+    if not says:  # columns that are not asked for may be anything
+        assert len(predictor(inputs)) == 2
+        return
+    with pytest.raises(UserError, match=says):
+        predictor(inputs)
+
+
+def test_columns_of_unequal_length_are_refused() -> None:
+    with pytest.raises(UserError, match="different lengths"):
+        read_inputs({"text": ["a", "b"], "other": ["c"]}, ["text", "other"])
+
+
+def test_a_data_set_that_is_read_in_passing_is_refused(predictor: Predictor) -> None:
+    stream = datasets.Dataset.from_pandas(FRAME).to_iterable_dataset()
+    with pytest.raises(UserError, match="IterableDataset"):
+        predictor(stream)
+
+
+def test_columns_may_be_called_by_numbers() -> None:
+    rows, _ = read_inputs(pd.DataFrame([["a", "b"]]), ["1"])
+    assert list(rows.columns["1"]) == ["b"]
+
+
+def test_predictions_of_several_labels_are_lists(tiny: dict[str, Path], tmp_path: Path) -> None:
+    rows = sentiment_rows(64)
+    train = pd.DataFrame({"text": [text for text, _ in rows]})
+    train["labels"] = pd.Series([[1, 2] if label == "positive" else [2] if i % 4 else [] for i, (_, label) in enumerate(rows)])
+    run = fine_tune(
+        model=str(tiny["bert"]), data={"train": train, "validation_share": 0}, task={"name": "multi_label", "label": "labels"},
+        training={"max_steps": 60, "learning_rate": 0.01}, output_dir=tmp_path / "run",
+    )  # fmt: skip
+    predictions = load_predictor(run.output_dir)(train)
+    right = [prediction["prediction"] == labels for prediction, labels in zip(predictions, train["labels"], strict=True)]
+    assert np.mean(right) > 0.7
+    assert all(len(prediction["probability"]) == len(prediction["prediction"]) for prediction in predictions)
+
+
+@pytest.fixture(scope="module")
+def translate(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Translator:
+    rows = [(text, text.upper()) for text, _ in sentiment_rows(24)]
+    run = fine_tune(
+        model=str(tiny["bert"]), data={"train": pd.DataFrame(rows, columns=["en", "up"]), "validation_share": 0},
+        task={"name": "translation", "source": "en", "target": "up", "target_vocabulary": 300, "beams": 1},
+        training={"max_steps": 5}, output_dir=tmp_path_factory.mktemp("runs") / "run",
+    )  # fmt: skip
+    return load_translator(run.output_dir)
+
+
+def test_a_translator_reads_tables_and_single_texts(translate: Translator) -> None:
+    expected = translate(TEXTS)
+    frame = FRAME.rename(columns={"review": "en"})
+    for form in (*(make(frame) for make in TABLES.values()), *(make(TEXTS) for make in SINGLE.values())):
+        assert translate(form) == expected
+    assert translate(TEXTS[0]) == translate({"en": TEXTS[0]}) == expected[0]
+    with pytest.raises(UserError, match="no column 'en'"):
+        translate(FRAME)
+    with pytest.raises(UserError, match="row 2: found None"):
+        translate(pd.DataFrame({"en": ["a", None]}))

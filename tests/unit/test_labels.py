@@ -1,0 +1,257 @@
+"""Labels: what counts as one label in every format, the type of predictions, and labels of several kinds in a row."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score
+
+from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources import read_rows
+from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks._label_schema import label_value, learn_labels
+
+TEXTS = [f"text {i}" for i in range(12)]
+
+
+def frame(cells: list[Any], **columns: list[Any]) -> pd.DataFrame:
+    labels = pd.Series(cells, dtype=object) if any(isinstance(cell, (list, tuple)) for cell in cells) else cells
+    return pd.DataFrame({"text": TEXTS[: len(cells)], "label": labels, **columns})
+
+
+def fit(source: Any, name: str = "text_classification", **settings: Any) -> Any:
+    """The task as fitted on a source that was read like train."""
+    task = task_from({"name": name, **settings})
+    rows = read_rows(str(source) if isinstance(source, Path) else source, "train", DataConfig(train="x"), task.columns())
+    problems = Problems()
+    task.check_settings(TrainingConfig(), problems)
+    fitted: Task = task.fit(rows, problems)
+    fitted.check(rows, problems)
+    problems.raise_if_any()
+    return fitted, rows
+
+
+def predicted(task: Any, ids: list[int]) -> list[Any]:
+    scores = np.eye(len(task.labels))[ids]
+    if task.document()["name"] == "multi_label":
+        return task.describe({"prediction": scores > 0.5, "scores": scores})["prediction"]
+    return task.describe({"prediction": np.array(ids), "scores": scores})["prediction"]
+
+
+def write_jsonl(path: Path, cells: list[Any]) -> Path:
+    lines = [json.dumps({"text": TEXTS[i], "label": cell}) for i, cell in enumerate(cells)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        ([0, 1, 1, 0], [0, 1]),
+        ([True, False, True, False], [False, True]),
+        ([0.0, 1.0, 1.0, 0.0], [0.0, 1.0]),
+        ([0.5, 1.0, 1.0, 0.5], [0.5, 1.0]),
+        (["b", "a", "b", "a"], ["a", "b"]),
+        (["1", "0", "1", "0"], ["0", "1"]),
+        (["1.0", "0.0", "1.0", "0.0"], ["0.0", "1.0"]),
+        ([Decimal("1.00"), 1, Decimal("0.00"), 0], [0, 1]),
+        ([np.int8(1), np.int8(0), np.int64(1), np.int64(0)], [0, 1]),
+        (["x", 1, "1.0", "x"], ["1", "x"]),
+    ],
+)
+def test_predictions_have_the_type_of_the_labels(cells: list[Any], values: list[Any]) -> None:
+    task, rows = fit(frame(cells))
+    predictions = predicted(task, task.strata(rows).tolist())
+    assert predicted(task, range(len(values))) == values
+    assert [type(value) for value in predicted(task, range(len(values)))] == [type(value) for value in values]
+    if all(type(cell) is type(cells[0]) for cell in cells):
+        assert np.mean(np.array(predictions) == np.array(cells)) == 1.0
+        assert 0.5 in cells or f1_score(cells, predictions, average="macro") == 1.0, "scikit-learn has no classes such as 0.5"
+    restored = task_from(json.loads(json.dumps(task.document())))
+    assert predicted(restored, range(len(values))) == values, "the type is saved with the model"
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["0", "1", "1", "0"], [0, 1]), (["0.0", "1.0", "1", "0"], [0, 1]), (["0.5", "1.5", "1.5", "0.5"], [0.5, 1.5]),
+        (["True", "False", "False", "True"], [False, True]), (["true", "FALSE", "false", "true"], [False, True]),
+        (["007", "7", "7", "007"], ["007", "7"]), (["1e3", "2", "1e3", "2"], ["1e3", "2"]),
+        (["yes", "no", "no", "yes"], ["no", "yes"]),
+    ],
+)  # fmt: skip
+def test_labels_of_a_csv_file_have_the_type_that_pandas_reads(tmp_path: Path, cells: list[str], values: list[Any]) -> None:
+    frame(cells).to_csv(tmp_path / "t.csv", index=False)
+    task, _ = fit(tmp_path / "t.csv")
+    assert sorted(predicted(task, [0, 1]), key=str) == sorted(values, key=str)
+    assert {type(value) for value in predicted(task, [0, 1])} == {type(value) for value in values}
+
+
+def test_spellings_of_one_value_are_one_label_in_every_format(tmp_path: Path) -> None:
+    task, _ = fit(write_jsonl(tmp_path / "t.jsonl", [1, "1.0", 0, "0.0", 1.0, False]))
+    assert (task.labels, task.label_type) == (["0", "1"], "int")
+    trained, _ = fit(frame([1, 0, 1, 0]))
+    pd.DataFrame({"text": TEXTS[:4], "label": [1.0, 0.0, None, 1.0]}).dropna().to_csv(tmp_path / "f.csv", index=False)
+    assert (tmp_path / "f.csv").read_text().splitlines()[1].endswith("1.0")
+    for cells in (["1.0", "0.0"], [True, False], ["1", "0"], [Decimal("1.00"), Decimal("0")], ["true", "False"]):
+        assert trained.encode_targets(cells).tolist() == [1, 0]
+    rows = read_rows(str(tmp_path / "f.csv"), "test", DataConfig(), trained.columns())
+    trained.check(rows, problems := Problems())
+    assert not problems
+    assert trained.encode_targets(rows.columns["label"]).tolist() == [1, 0, 1]
+    words, _ = fit(frame(["1.0", "x", "1.0", "x"]))
+    assert words.encode_targets([1, "x"]).tolist() == [0, 1], "text labels are found by value where that is unambiguous"
+
+
+def test_labels_that_differ_in_their_unicode_form_alone_are_one() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    task, _ = fit(frame([composed, decomposed, "x", "x"]))
+    assert len(task.labels) == 2
+    assert label_value(composed) == label_value(decomposed)
+
+
+def test_two_spellings_of_one_fraction_are_refused_unless_labels_are_text() -> None:
+    cells = ["1.1", "1.10", "2.0", "1.1", "1.10", "2.0"]
+    with pytest.raises(UserError, match=r"(?s)'1\.1'.*'1\.10'.*task\.label_type: str"):
+        fit(frame(cells))
+    task, _ = fit(frame(cells), label_type="str")
+    assert task.labels == ["1.1", "1.10", "2.0"]
+    assert task.encode_targets(["1.10", "1.1", 2]).tolist() == [1, 0, 2]
+
+
+def test_long_numbers_are_not_rounded_into_one_label() -> None:
+    first, second = "0.1234567890123456789012345678901", "0.1234567890123456789012345678902"
+    assert learn_labels([first, second], typed=False).counts == {first: 1, second: 1}
+    assert label_value(Decimal("1E+999999")) == "1E+999999"
+
+
+def test_a_type_that_the_labels_do_not_have_is_refused() -> None:
+    with pytest.raises(UserError, match=r"task\.label_type: found int"):
+        fit(frame(["a", "b", "a", "b"]), label_type="int")
+
+
+def test_class_weights_are_given_in_any_spelling() -> None:
+    task, _ = fit(frame([1, 0, 1, 0]))
+    problems = Problems()
+    training = TrainingConfig(class_weights={"1.0": 3.0, "0": 1.0})
+    task.check_settings(training, problems)
+    assert not problems
+    assert task.loss_options(training, None).class_weights.tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("cell", [[0, 1, 0], (0, 1, 0), "[0, 1, 0]", '["a"]', "['a', 'b']"])
+def test_a_list_is_no_single_label(cell: Any) -> None:
+    with pytest.raises(UserError, match="multi_label"):
+        fit(frame([cell, "x", "y", "x", "y"]))
+
+
+MULTI_HOT: list[list[Any]] = [
+    [[0, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]],
+    [[False, True, False], [True, True, False], [False, False, True], [False, False, False]],
+    [[0.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]],
+    [(0, 1, 0), (1, 1, 0), (0, 0, 1), (0, 0, 0)],
+    ["[0, 1, 0]", "[1, 1, 0]", "[0, 0, 1]", "[0, 0, 0]"],
+    ["0|1|0", "1|1|0", "0|0|1", "0|0|0"],
+]
+
+
+@pytest.mark.parametrize("cells", MULTI_HOT, ids=lambda cells: str(cells[0]))
+def test_zeros_and_ones_by_position_need_names(cells: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"task\.labels"):
+        fit(frame(cells), "multi_label")
+    with pytest.raises(UserError, match=r"task\.labels.*it has 2"):
+        fit(frame(cells), "multi_label", labels=["a", "b"])
+    task, rows = fit(frame(cells), "multi_label", labels=["a", "b", "c"])
+    assert task.encode_targets(rows.columns["label"]).tolist() == [[0, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert predicted(task, [1]) == [["b"]]
+    assert task.encode_targets(["a|b", ["c"], "", None]).tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+def test_arrays_are_read_as_lists() -> None:
+    arrays = frame([[0, 1, 0]] * 4).assign(label=pd.Series([np.array(cell) for cell in MULTI_HOT[0]], dtype=object))
+    task, rows = fit(arrays, "multi_label", labels=["a", "b", "c"])
+    assert task.encode_targets(rows.columns["label"]).tolist() == MULTI_HOT[0]
+
+
+def test_columns_of_zeros_and_ones(tmp_path: Path) -> None:
+    columns = {"sad": [0, 1, 1, 0], "glad": [True, False, False, False], "new": [1.0, 0.0, 1.0, 0.0]}
+    table = pd.DataFrame({"text": TEXTS[:4], **columns})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table.to_parquet(tmp_path / "t.parquet")
+    for source in (table, tmp_path / "t.csv", tmp_path / "t.parquet"):
+        task, rows = fit(source, "multi_label", label=["sad", "glad", "new"])
+        assert task.labels == ["sad", "glad", "new"]
+        assert task.encode_targets(task.target_cells(rows.columns)).tolist() == [[0, 1, 1], [1, 0, 0], [1, 0, 1], [0, 0, 0]]
+        assert task.strata(rows).tolist() == [1, 0, 0, -1]
+    with pytest.raises(UserError, match=r"row 2, column 'sad'.*found 2.*0 or 1"):
+        fit(table.assign(sad=[0, 2, 1, 0]), "multi_label", label=["sad", "glad", "new"])
+    with pytest.raises(UserError, match="no column 'angry'"):
+        fit(table, "multi_label", label=["sad", "angry"])
+    with pytest.raises(UserError, match=r"task\.label\b.*text"):
+        fit(table, "multi_label", label=["sad", "text"])
+
+
+def test_one_column_of_zeros_and_ones_is_no_list_of_labels() -> None:
+    for cells in ([0, 1, 1, 0], ["0", "1", "1", "0"], [True, False, False, True]):
+        with pytest.raises(UserError, match=r"task\.label: \[label\]"):
+            fit(frame(cells), "multi_label")
+        task, _ = fit(frame(cells), "multi_label", label=["label"])
+        assert task.labels == ["label"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (['["a", "b"]', '["b"]', "[]", ""], ["a", "b"]), (["['a', 'b']", "['b']", "[]", ""], ["a", "b"]),
+        (["[1, 2]", "[2]", "[]", "[3]"], ["1", "2", "3"]), ([[1, 2], [2], [], [3]], ["1", "2", "3"]),
+    ],
+)  # fmt: skip
+def test_lists_in_cells_are_lists_of_labels(tmp_path: Path, cells: list[Any], labels: list[str]) -> None:
+    sources: list[Any] = [frame(cells)]
+    if isinstance(cells[0], str):
+        frame(cells).to_csv(tmp_path / "t.csv", index=False)
+        sources.append(tmp_path / "t.csv")
+    for source in sources:
+        task, rows = fit(source, "multi_label")
+        assert task.labels == labels
+        assert task.encode_targets(rows.columns["label"])[0].tolist() == [1, 1, 0][: len(labels)]
+    assert predicted(task, [0]) == [[1 if labels[0] == "1" else "a"]]
+
+
+@pytest.mark.parametrize("cell", ["[0 1 0]", "['a' 'b']", "[0. 1. 0.]", {"a": 1}])
+def test_lists_that_cannot_be_read_are_refused(cell: Any) -> None:
+    with pytest.raises(UserError, match="list of labels"):
+        fit(frame([cell, "a", "b", "a|b"]), "multi_label")
+
+
+def test_other_numbers_by_position_are_refused() -> None:
+    with pytest.raises(UserError, match="0 and 1"):
+        fit(frame([[-1, 1, 1], [1, 1, -1], [-1, -1, 1]]), "multi_label", labels=["a", "b", "c"])
+    with pytest.raises(UserError, match="probabilities"):
+        fit(frame([[0.2, 0.8], [0.7, 0.1], [0.5, 0.4]]), "multi_label")
+
+
+@pytest.mark.parametrize("cells", [[["C|C++", "C"], ["C++"], ["C"], []], [["a | b"], ["a"], ["b"], []]])
+def test_a_label_that_contains_the_separator_is_refused(cells: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"task\.separator"):
+        fit(frame(cells), "multi_label")
+    task, rows = fit(frame(cells), "multi_label", separator=";")
+    hot = task.encode_targets(rows.columns["label"])
+    joined = task.cells(task.describe({"prediction": hot > 0.5, "scores": hot}))["prediction"]
+    assert task.encode_targets(joined).tolist() == hot.tolist(), "predictions are read as the labels that they are"
+
+
+def test_a_column_whose_name_contains_the_separator_is_refused() -> None:
+    table = pd.DataFrame({"text": TEXTS[:3], "a|b": [0, 1, 1], "b": [1, 0, 1]})
+    with pytest.raises(UserError, match=r"task\.separator"):
+        fit(table, "multi_label", label=["a|b", "b"])
+
+
+def test_labels_that_differ_in_case_alone_are_named() -> None:
+    task, rows = fit(frame(["Spam", "spam", "ham", "Spam", "spam", "ham"]))
+    assert any("'Spam', 'spam'" in line for line in task.report(rows))
