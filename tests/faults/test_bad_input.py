@@ -612,7 +612,7 @@ DATA = [
     ),
     Case(
         "list as label",
-        ("train.jsonl, row 17, column 'label': found ['positive'] (list)", "allowed: one of 'negative'"),
+        ("train.jsonl, row 17, column 'label': found the list ['positive']", "allowed: one label", "multi_label"),
         {"train.jsonl": JSONL + '{"text": "a", "label": ["positive"]}\n'},
         {"data.train": "train.jsonl"},
     ),
@@ -690,9 +690,9 @@ DATA = [
         {"task.name": "multi_label"},
     ),
     Case(
-        "multi_label with a number",
-        ("train.jsonl, row 1, column 'label': found 3 (int)", "allowed: a list of labels"),
-        {"train.jsonl": '{"text": "a", "label": 3}\n{"text": "b", "label": ["x", {}]}\n'},
+        "multi_label with an object",
+        ("train.jsonl, row 1, column 'label': found {'x': 1} (dict)", "allowed: a list of labels"),
+        {"train.jsonl": '{"text": "a", "label": {"x": 1}}\n{"text": "b", "label": ["x", {}]}\n'},
         {"task.name": "multi_label", "data.train": "train.jsonl"},
     ),
     Case(
