@@ -62,6 +62,11 @@ class Answers:
         """Rows that are answered together."""
         return inference.WINDOW if self.translator is None else translator.WINDOW
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns that the model reads."""
+        return self.predictor.task.input_columns()
+
     def __call__(self, batch: Batch) -> tuple[Columns, int]:
         """The further columns of a window, and how many of its texts were translated in pieces.
 

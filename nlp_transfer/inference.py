@@ -250,7 +250,7 @@ class Predictor:
             UserError: a row cannot be answered, or the file already has a column of that name.
         """
         described = self.task.cells(self.answer_columns(self._rows(batch, path, self.task.input_columns()), probabilities))
-        if clash := [name for name in described if name in batch.columns]:
+        if clash := [name for name in described if batch.has_column(name)]:
             raise UserError(f"{path}: has a column {clash[0]!r} already, which the answer would overwrite; rename it")
         return described
 
@@ -261,7 +261,7 @@ class Predictor:
         numbers: list[np.ndarray] = []
         problems = Problems(str(path))
         seen = 0
-        for i, batch in enumerate(read_table(path, data, WINDOW)):
+        for i, batch in enumerate(read_table(path, data, WINDOW, self.task.columns())):
             rows = self._rows(batch, path, self.task.columns())
             self.task.check(rows, problems)
             if i % part[1] == part[0] and not problems:
@@ -285,7 +285,7 @@ def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[
         UserError: one is missing.
     """
     columns = unfold(lines_as(batch.columns, path.suffix, wanted), wanted)
-    check_columns(names_of(columns), wanted, str(path))
+    check_columns(names_of(columns, batch.names), wanted, str(path))
     return {name: columns[name] for name in wanted}
 
 

@@ -9,7 +9,8 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.sources.tables import Batch
 
 AHEAD = 2  # windows for each process that are read, under way or answered, and not given back yet
-Reply = tuple[Any, ...]  # ("ready", rows of a window), ("answer", answer), ("refused", message, problems), ("failed", traceback)
+# ("ready", *arguments of `read`), ("answer", answer), ("refused", message, problems), ("failed", traceback)
+Reply = tuple[Any, ...]
 
 
 class WorkerError(RuntimeError):
@@ -34,11 +35,11 @@ class _Window:
     done: bool = False
 
 
-def in_order(read: Callable[[int], Iterator[Batch]], team: Team, processes: int) -> Iterator[tuple[Batch, Any]]:
+def in_order(read: Callable[..., Iterator[Batch]], team: Team, processes: int) -> Iterator[tuple[Batch, Any]]:
     """Each window with its answer, in the order of the file. Memory does not grow with the file.
 
     Args:
-        read: gives the file's windows, which hold at most as many rows as it is told.
+        read: gives the file's windows; called with what a process says when it is ready, such as the rows of a window.
 
     Raises:
         UserError: as one process would, for the first window in the file that cannot be read or answered; or no process can load
@@ -74,7 +75,7 @@ def in_order(read: Callable[[int], Iterator[Batch]], team: Team, processes: int)
         number, (kind, *content) = team.receive()
         idle.append(number)
         if kind == "ready":
-            windows = read(content[0]) if windows is None else windows
+            windows = read(*content) if windows is None else windows
             continue
         error = _error(number, processes, kind, content)
         if number not in at_work:  # it was loading the model

@@ -82,13 +82,13 @@ def _answer(wanted: dict[str, Any], output: Path, title: str, processes: int) ->
         wanted: arguments of `Answers`.
     """
     source, data = wanted["source"], _data_settings(wanted["settings"])
-    read = partial(read_table, source, data)
+    read = partial(read_table, source, data, keep_table=output.suffix.lower() != ".txt")  # a line holds the prediction alone
     with at_once():
         if processes == 1:
             with importing():
                 from nlp_transfer.answers import Answers
             answers = Answers(**wanted)
-            return _write_all(source, output, title, ((batch, answers(batch)) for batch in read(answers.window)))
+            return _write_all(source, output, title, ((batch, answers(batch)) for batch in read(answers.window, answers.columns)))
         say(plan(processes))
         with Workers("nlp_transfer.answers", "Answers", wanted | {"processes": processes}, processes) as workers:
             return _write_all(source, output, title, in_order(read, workers, processes), processes)
@@ -101,7 +101,7 @@ def _write_all(
     progress = Steps(title, _guess_rows(source))
     with replacing(output) as part, progress, Writer(part, output.suffix.lower()) as writer:
         for batch, (found, count) in answered:
-            writer.write(batch.columns | found)
+            writer.write(found if batch.table is not None else batch.columns | found, batch.table)
             rows, windows, in_pieces = rows + len(batch), windows + 1, in_pieces + count
             progress.advance(len(batch))
     say(f"{rows} rows are in {output}")

@@ -143,7 +143,7 @@ class Translator:
             UserError: a cell is no text, or the file has such a column already.
         """
         name = self.task.source
-        if "translation" in batch.columns:
+        if batch.has_column("translation"):
             raise UserError(f"{path}: has a column 'translation' already, which the answer would overwrite; rename it")
         cells = ["" if cell is None else cell for cell in pick_columns(batch, path, [name])[name]]
         for i, cell in enumerate(cells):

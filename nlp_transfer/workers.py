@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from types import FrameType
@@ -66,7 +67,8 @@ def _count(number: int, noun: str, ending: str = "s") -> str:
 class Workers:
     """Processes that import `module`, make what it calls `name` with the given arguments, and call that with windows.
 
-    What is made has `window`, the rows of a window. While this is entered the processes run; afterwards there are none.
+    What is made has `window`, the rows of a window, and `columns`, the names of those that it reads. While this is entered the
+    processes run; afterwards there are none.
     """
 
     def __init__(self, module: str, name: str, arguments: dict[str, Any], processes: int) -> None:
@@ -106,14 +108,15 @@ class Workers:
             pipe.close()
 
     def send(self, number: int, batch: Batch) -> None:
-        """Gives a process that waits a window; it reads at once, so that this does not block.
+        """Gives a process that waits a window, without the Arrow data that only the writer needs; it reads at once, so that this
+        does not block.
 
         Raises:
             UserError: the process is gone.
         """
         self._batches[number] = batch
         try:
-            self._pipes[number].send(batch)
+            self._pipes[number].send(replace(batch, table=None))
         except OSError as error:
             raise self._lost(number) from error
 
@@ -195,7 +198,7 @@ def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, A
         with importing():
             make = getattr(importlib.import_module(module), name)
         made.append(make(**arguments))
-        return "ready", made[0].window
+        return "ready", made[0].window, made[0].columns
 
     def answer(batch: Batch) -> Reply:
         return "answer", made[0](batch)

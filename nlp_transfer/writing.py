@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import re
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from nlp_transfer.errors import UserError
+from nlp_transfer.parquet_output import ParquetOutput, text_cells
 
 Columns = dict[str, list[Any]]
 LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # whatever some reader takes for the end of a line
@@ -49,34 +51,40 @@ class _UnixLines:
 
 
 class Writer:
-    """Columns to a file, batch after batch; the format is the ending's."""
+    """Columns to a file, batch after batch; the format is the ending's.
+
+    Columns of a Parquet input arrive as Arrow data. A Parquet output gets them as they are; in text formats `text_cells` says
+    what becomes of them.
+    """
 
     def __init__(self, path: Path, ending: str) -> None:
         self.ending = ending
         self.names: list[str] = []
-        self.parquet: Any = None
-        self.path = path
+        self.parquet = ParquetOutput(path) if ending == ".parquet" else None
         self.file = None if ending == ".parquet" else path.open("w", encoding="utf-8", newline="")
 
-    def write(self, columns: Columns) -> None:
+    def write(self, columns: Columns, table: Any = None) -> None:
+        """Appends rows.
+
+        Args:
+            columns: Python values by column.
+            table: a `pyarrow.Table` of as many rows, whose columns come before `columns`; None: there are no others.
+
+        Raises:
+            UserError: the format has no place for a value or for a column that comes late.
+        """
+        if self.parquet is not None:
+            self.parquet.write(columns, table)
+            return
+        if table is not None and self.ending != ".txt":
+            columns = {name: text_cells(table.column(name), name) for name in table.column_names} | columns
         if self.ending == ".jsonl":
             self._write_jsonl(columns)
         elif self.ending == ".txt":
             answers = columns["translation"] if "translation" in columns else columns["prediction"]
             self._text().writelines(LINE_END.sub(" ", str(answer)) + "\n" for answer in answers)  # a line a row, whatever it says
         else:
-            first = not self.names
-            self.names = self.names or list(columns)
-            if late := [name for name in columns if name not in self.names]:
-                raise UserError(
-                    f"--output: {self.ending} needs the same columns in all rows, and {late[0]!r} comes only after the first "
-                    "rows of the input; allowed: .jsonl"
-                )
-            ordered = {name: columns[name] for name in self.names}  # a late JSON key may stand elsewhere
-            if self.ending == ".parquet":
-                self._write_parquet(ordered)
-            else:
-                self._write_csv(ordered, header=first)
+            self._write_csv(columns)
 
     def _text(self) -> TextIO:
         assert self.file is not None
@@ -86,38 +94,37 @@ class Writer:
         for row in zip(*columns.values(), strict=True):
             # JSON has no NaN, which is how tables write a missing number.
             cells = (None if isinstance(cell, float) and cell != cell else cell for cell in row)
-            self._text().write(json.dumps(dict(zip(columns, cells, strict=True)), ensure_ascii=False, default=str) + "\n")
+            self._text().write(json.dumps(dict(zip(columns, cells, strict=True)), ensure_ascii=False, default=_json_text) + "\n")
 
-    def _write_csv(self, columns: Columns, header: bool) -> None:
+    def _write_csv(self, columns: Columns) -> None:
         writer = csv.writer(_UnixLines(self._text()), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")
-        if header:
+        if not self.names:
+            self.names = list(columns)
             writer.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            writer.writerow(json.dumps(cell, ensure_ascii=False) if isinstance(cell, (list, dict)) else cell for cell in row)
-
-    def _write_parquet(self, columns: Columns) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pa.table(columns, schema=None if self.parquet is None else self.parquet.schema)
-            if self.parquet is None:  # a column without a value so far has no type yet; sparse ones mostly hold text
-                text = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
-                table = table.cast(pa.schema(text))
-        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        if late := [name for name in columns if name not in self.names]:
             raise UserError(
-                f"--output: a .parquet column has one type, and later rows do not fit that of the first ({error}); "
-                "allowed: .jsonl"
-            ) from error
-        if self.parquet is None:
-            self.parquet = pq.ParquetWriter(self.path, table.schema)
-        self.parquet.write_table(table)
+                f"--output: {self.ending} needs the same columns in all rows, and {late[0]!r} comes only after the first "
+                "rows of the input; allowed: .jsonl, .parquet"
+            )
+        for row in zip(*(columns[name] for name in self.names), strict=True):  # a late JSON key may stand elsewhere
+            writer.writerow(
+                json.dumps(cell, ensure_ascii=False, default=_json_text)
+                if isinstance(cell, (list, dict))
+                else _json_text(cell)
+                if isinstance(cell, bytes)
+                else cell
+                for cell in row
+            )
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.parquet is not None:
-            self.parquet.close()
+            self.parquet.close(complete=kind is None)
         if self.file is not None:
             self.file.close()
+
+
+def _json_text(value: object) -> str:
+    return b64encode(value).decode() if isinstance(value, bytes) else str(value)

@@ -160,11 +160,11 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
     first = None
     before = state_of(path)
-    for batch in read_table(path, data):
+    for batch in read_table(path, data, wanted=wanted):
         found = unfold(lines_as(batch.columns, path.suffix, wanted), wanted)
         if first is None:
             first = batch.first
-            check_columns(names_of(found), wanted, f"data.{role}: {path}")
+            check_columns(names_of(found, batch.names), wanted, f"data.{role}: {path}")
         length = len(batch)
         for name, column in columns.items():
             cells = found.get(name, [None] * length)

@@ -93,10 +93,14 @@ def unfold(columns: dict[str, list[Any]], wanted: Sequence[str]) -> dict[str, li
     return columns | {name: [cell.get(name) if isinstance(cell, dict) else None for cell in cells] for name in inside}
 
 
-def names_of(columns: dict[str, list[Any]]) -> list[str]:
-    """What `unfold` can be asked for: the columns, and the languages inside the cells of a column `translation`."""
+def names_of(columns: dict[str, list[Any]], names: Sequence[str] = ()) -> list[str]:
+    """What `unfold` can be asked for: the columns, and the languages inside the cells of a column `translation`.
+
+    Args:
+        names: of all columns of the file, where `columns` holds only some of them.
+    """
     cells = (cell for cell in columns.get(TRANSLATION, []) if isinstance(cell, dict))
-    return list(dict.fromkeys([*columns, *(str(language) for cell in cells for language in cell)]))
+    return list(dict.fromkeys([*names, *columns, *(str(language) for cell in cells for language in cell)]))
 
 
 def check_columns(found: list[str], wanted: list[str], source: str) -> None:

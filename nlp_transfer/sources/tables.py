@@ -6,8 +6,9 @@ Cells of CSV and TSV files are text and stay text: nothing here turns `NA` into 
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Sized
+from collections.abc import Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,24 @@ Records = Iterator[tuple[int, dict[str, Any], int]]  # position, cells by column
 @dataclass(frozen=True)
 class Batch:
     """Columns of equal length; `first` is the position of the first row as a person counts it. There may be rows, and no
-    column: JSON objects can be empty."""
+    column: JSON objects can be empty.
+
+    Of a Parquet file `columns` holds only the columns that were asked for, `names` are those of all its columns, and `table`
+    (a `pyarrow.Table`) holds all of them unconverted where a writer needs them.
+    """
 
     columns: dict[str, list[Any]]
     first: int
     rows: int
+    table: Any = None
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return self.rows
+
+    def has_column(self, name: str) -> bool:
+        """Whether the file has a column `name`, asked for or not."""
+        return name in self.columns or name in self.names
 
 
 def check_ending(path: Path) -> str:
@@ -59,29 +70,38 @@ def read_lines(path: Path, data: DataConfig) -> Iterator[list[str]]:
     Raises:
         UserError: the file is missing or empty, or bytes are not in the given encoding.
     """
-    for batch in _read(path, ".txt", data, 10_000):
+    for batch in _read(path, ".txt", data, 10_000, None, False):
         yield batch.columns["text"]
 
 
-def read_table(path: Path, data: DataConfig, size: int = 10_000) -> Iterator[Batch]:
+def read_table(
+    path: Path, data: DataConfig, size: int = 10_000, wanted: Collection[str] | None = None, keep_table: bool = False
+) -> Iterator[Batch]:
     """The table's rows in batches of at most `size`, fewer where rows are large.
+
+    Args:
+        wanted: columns that are needed as Python values; of a Parquet file no others are decoded. None: all.
+        keep_table: for a Parquet file, give each batch with all columns as Arrow data too (`Batch.table`).
 
     Raises:
         UserError: the file is missing, empty or no regular one, a line cannot be parsed or is too long, or bytes are not in the
             given encoding; broken rows of a file are listed together.
     """
-    yield from _read(path, check_ending(path), data, size)
+    yield from _read(path, check_ending(path), data, size, wanted, keep_table)
 
 
-def _read(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
+def _read(
+    path: Path, ending: str, data: DataConfig, size: int, wanted: Collection[str] | None, keep_table: bool
+) -> Iterator[Batch]:
     try:
         check_regular(path)
         if path.stat().st_size == 0:
             least = "text, a line or more" if ending == ".txt" else "a table with at least one row"
             raise UserError(f"{path}: the file is empty; allowed: {least}")
         if ending == ".parquet":
-            for found in parquet_batches(path, size, MAX_ROW, lambda names: _check_header(path, names, "utf-8")):
-                yield Batch(*found)
+            check = partial(_check_header, path, encoding="utf-8")
+            for content in parquet_batches(path, size, MAX_ROW, check, wanted, keep_table):
+                yield Batch(*content)
         else:
             yield from _read_text(path, ending, data, size)
     except OSError as error:

@@ -19,6 +19,7 @@ class Slow:
     """Answers with its process and what it finds around it. A file named like the process says that it is at work for good."""
 
     window = 2
+    columns = ("text",)
 
     def __init__(self, folder: Path, refuse: str = "") -> None:
         self.folder = folder
@@ -33,13 +34,14 @@ class Slow:
         if "fail" in batch.columns["text"]:
             raise ZeroDivisionError(batch.columns["text"])
         names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "RANK")
-        return {"process": os.getpid(), "torch": "torch" in sys.modules} | {name: os.environ.get(name) for name in names}
+        around = {name: os.environ.get(name) for name in names}
+        return {"process": os.getpid(), "torch": "torch" in sys.modules} | around | {"table": batch.table}
 
 
 def windows(texts: list[str], size: int) -> list[Batch]:
     """A file's windows."""
     return [
-        Batch({"text": texts[start : start + size]}, 1 + start, len(texts[start : start + size]))
+        Batch({"text": texts[start : start + size]}, 1 + start, len(texts[start : start + size]), table="for the writer")
         for start in range(0, len(texts), size)
     ]
 
@@ -48,7 +50,7 @@ def main() -> None:
     """Two processes that have work for ten minutes each."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script begin without it
     with at_once(), Workers(__spec__.name, "Slow", {"folder": Path(sys.argv[1])}, 2) as workers:
-        list(in_order(lambda size: iter(windows(["sleep"] * 12, size)), workers, 2))
+        list(in_order(lambda size, _: iter(windows(["sleep"] * 12, size)), workers, 2))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,208 @@
+"""Predictions in Parquet: columns of a Parquet input pass through as they are, others get a type that fits all their rows."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from nlp_transfer.errors import UserError
+
+MOST_PARTS = 64  # open at once
+
+
+class ParquetOutput:
+    """A Parquet file whose schema becomes known while rows arrive.
+
+    A column may be null, lack the fields of a struct or hold integers alone for thousands of rows, and get its type only then.
+    Rows are written as long as the schema fits; a wider one (null to any type, int64 to float64, more fields, another column)
+    begins a part in a temporary file without a name, and at the end all parts are cast to the widest schema. Usually there is
+    one part, which is the output itself. Each window becomes a row group; memory does not grow with the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.schema: Any = None
+        self.writer: Any = None
+        self.parts: list[Path | IO[bytes]] = []
+
+    def write(self, columns: dict[str, list[Any]], table: Any = None) -> None:
+        """Appends the columns of `table` (a `pyarrow.Table` or None) and then `columns` (Python values).
+
+        Raises:
+            UserError: a column's values have no common type, or Parquet has no place for them.
+        """
+        import pyarrow as pa
+
+        arrays = {name: _array(name, values) for name, values in columns.items()}
+        if table is None:
+            table = pa.table(arrays)
+        else:
+            for name, array in arrays.items():
+                table = table.append_column(name, array)
+        schema = table.schema if self.schema is None else _wider(self.schema, table.schema)
+        if self.schema is None or not schema.equals(self.schema):
+            self.schema = schema
+            self._begin_part()
+        self._write(_conform(table, self.schema))
+
+    def close(self, complete: bool) -> None:
+        """Ends the file; `complete`: all rows were written, otherwise what there is of it will be thrown away.
+
+        Raises:
+            UserError: numbers of an early row do not fit the type that later ones made necessary.
+        """
+        if self.writer is not None:
+            self.writer.close()
+        if complete and len(self.parts) > 1:
+            self._merge()
+            with self.path.open("wb") as file:
+                shutil.copyfileobj(self._rewound(self.parts[0]), file)
+
+    def _begin_part(self) -> None:
+        import pyarrow.parquet as pq
+
+        if self.writer is not None:
+            self.writer.close()
+            if len(self.parts) >= MOST_PARTS:
+                self._merge()
+        self.parts.append(tempfile.TemporaryFile(dir=self.path.parent) if self.parts else self.path)  # noqa: SIM115
+        self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
+
+    def _merge(self) -> None:
+        """Replaces the parts, which are closed, by one that has all of their rows under the current schema."""
+        import pyarrow.parquet as pq
+
+        merged = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 (it outlives this call)
+        with pq.ParquetWriter(merged, self.schema) as self.writer:
+            for table in self._rows():
+                self._write(_conform(table, self.schema))
+        self.parts = [merged]
+
+    def _rows(self) -> Iterator[Any]:
+        import pyarrow.parquet as pq
+
+        for part in self.parts:
+            with pq.ParquetFile(part if isinstance(part, Path) else self._rewound(part)) as file:
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group)
+
+    @staticmethod
+    def _rewound(part: Any) -> Any:
+        part.seek(0)
+        return part
+
+    def _write(self, table: Any) -> None:
+        import pyarrow as pa
+
+        try:
+            self.writer.write_table(table)
+        except pa.ArrowException as error:
+            raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
+
+
+def _array(name: str, values: Sequence[Any]) -> Any:
+    """Python values as an Arrow array of the type that fits them all.
+
+    Raises:
+        UserError: there is no such type.
+    """
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values if value is not None}
+    try:
+        if bool in kinds and len(kinds) > 1:  # Arrow would make 1.0 of true
+            raise TypeError("true and false are no numbers")
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        kind = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(
+            f"--output: a .parquet column has one type; column {name!r} holds {kind} ({error}); allowed: .jsonl"
+        ) from error
+
+
+def _wider(known: Any, new: Any) -> Any:
+    """The narrowest Arrow schema that holds the rows of both; `known` where it does.
+
+    Raises:
+        UserError: a column's types have nothing in common, such as text and a number.
+    """
+    import pyarrow as pa
+
+    fields = {field.name: field for field in known}
+    for field in new:
+        before = fields.get(field.name, field)
+        try:
+            [fields[field.name]] = pa.unify_schemas([pa.schema([before]), pa.schema([field])], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise UserError(
+                f"--output: a .parquet column has one type; column {field.name!r} is {before.type} in the first rows and "
+                f"{field.type} in later ones; allowed: .jsonl"
+            ) from error
+    return pa.schema(fields.values(), metadata=known.metadata)
+
+
+def _conform(table: Any, schema: Any) -> Any:
+    """The table under a schema that is as wide as its own or wider; columns that it lacks are null."""
+    import pyarrow as pa
+
+    if table.schema.equals(schema):
+        return table
+    columns = []
+    for field in schema:
+        try:
+            known = field.name in table.column_names
+            columns.append(table.column(field.name).cast(field.type) if known else pa.nulls(len(table), field.type))
+        except pa.ArrowException as error:
+            raise UserError(
+                f"--output: a .parquet column has one type; column {field.name!r} is {table.field(field.name).type} in some rows "
+                f"and {field.type} in others ({error}); allowed: .jsonl"
+            ) from error
+    return pa.table(columns, schema=schema)
+
+
+def text_cells(column: Any, name: str) -> list[Any]:
+    """An Arrow column as values for CSV, TSV and JSONL, without loss.
+
+    Numbers, truth values and text stay what they are, dictionaries become their values. Decimals keep all their digits, and
+    dates, times and durations their unit (`2024-05-01 12:00:00.000000001`, with a time zone its offset; durations count their
+    unit), as text. Bytes become base64. Lists, structs and maps (lists of pairs) are converted inside likewise, and are JSON in
+    CSV.
+
+    Raises:
+        UserError: a value has no such form, such as a time in an unknown time zone.
+    """
+    import pyarrow as pa
+
+    try:
+        cells = list(column.cast(_text_type(column.type)).to_pylist())
+        if pa.types.is_temporal(column.type) and any(str(cell).startswith("<value out of range") for cell in cells):
+            raise ValueError("a time too far from now")
+        return cells
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"column {name!r} ({column.type}) cannot be written as text ({error}); allowed: a .parquet file as --output"
+        ) from error
+
+
+def _text_type(kind: Any) -> Any:
+    """`kind` with string in place of what JSON has no type for; bytes are left as they are."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return _text_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _text_type(kind.value_type)
+    if pa.types.is_decimal(kind) or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind)):
+        return pa.string()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_text_type(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_text_type(kind.key_type), _text_type(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_text_type(kind.value_type)), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_text_type(kind.value_type)))
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_text_type(kind.value_type)))
+    return kind
