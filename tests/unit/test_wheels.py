@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
-from nlp_transfer.sources import wheels
+from nlp_transfer.sources import read_rows, wheels
 
 FILES = {
     "toy_data/__init__.py": "import pathlib\npathlib.Path('executed').write_text('oops')\n",
@@ -156,6 +157,19 @@ def test_a_glob_arrives_as_a_glob_that_finds_its_matches(index: Index, cache: Pa
 def test_a_name_with_glob_characters_is_taken_as_it_is_first(index: Index, cache: Path) -> None:
     index.offer(("d/a[1].csv", "exact"), ("d/a1.csv", "match"))
     assert wheels.fetch(source("d/a[1].csv"), cache).read_text() == "exact"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "texts"),
+    [("d[1]/*.csv", ["exact"]), ("*/e[2]/x.csv", ["deep"]), ("d[2]/*.csv", ["two"]), ("d[1]/a[1].csv", ["exact"])],
+)
+def test_folders_with_glob_characters_are_taken_as_they_are_first(
+    pattern: str, texts: list[str], index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NLP_TRANSFER_CACHE", str(cache))
+    files = {"d[1]/a1.csv": "exact", "d1/a1.csv": "match", "d2/b.csv": "two", "f/e[2]/x.csv": "deep", "f/e2/x.csv": "other"}
+    index.offer(*((name, f"text\n{text}\n") for name, text in files.items()))
+    assert read_rows(source(pattern), "train", DataConfig(), ["text"]).columns["text"] == texts
 
 
 def test_pip_is_not_called_again(index: Index, cache: Path) -> None:
