@@ -7,7 +7,7 @@ import numpy as np
 from nlp_transfer.config import with_type
 from nlp_transfer.errors import Problems
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.sources.texts import fingerprints
+from nlp_transfer.sources.texts import fingerprints, normalized
 
 MOST_ALIKE = 0.5  # a share of identical sides above this is a mistake in the columns
 FEW = 100  # ... of fewer pairs (the last ones of a long file, say) all have to be, and there must be as many as LEAST_PAIRS
@@ -49,7 +49,7 @@ def describe_pairs(rows: Rows, source: str, target: str) -> list[str]:
         if max(lengths[0][row], lengths[1][row]) >= LEAST_CHARACTERS and not usual / MOST_RATIO <= ratio <= usual * MOST_RATIO
     ]
     pairs = zip(rows.columns[source], rows.columns[target], strict=True)
-    twice = len(rows) - len(np.unique(fingerprints("\0".join(str(cell).strip() for cell in pair) for pair in pairs)))
+    twice = len(rows) - len(np.unique(fingerprints("\0".join(normalized(str(cell)) for cell in pair) for pair in pairs)))
     for what, found in (("have the same text on both sides", _alike(rows, source, target)), ("differ oddly in length", odd)):
         if found:
             places = "; ".join(rows.where(row) for row in found[:SHOWN])

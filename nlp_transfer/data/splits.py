@@ -1,11 +1,13 @@
 """Named splits: read, checked together, and made where they are not given.
 
-A split made here is stratified and seeded, and rows with the same input (or of the same group) never stand in two.
+A split made here is stratified and seeded, and rows with the same input (or of the same group) never stand in two. Inputs are
+compared as `normalized` gives them: a copy with another case, spacing or Unicode form is the same input.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
@@ -14,7 +16,7 @@ from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.sources.texts import fingerprints
+from nlp_transfer.sources.texts import fingerprints, normalized
 
 UNLABELLED = "unlabelled"
 
@@ -80,8 +82,8 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
     problems.raise_if_any()
     unlabelled = given.pop(UNLABELLED, None)
     splits = Splits(given)
-    keys = {role: fingerprints(task.keys(rows)) for role, rows in given.items()}
-    splits.notes += describe_repeats(keys)
+    keys = {role: input_keys(task, rows) for role, rows in given.items()}
+    splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(task.keys(given[role]))))
     for role, share in (("test", data.test_share), ("validation", data.validation_share)):
         if role in given or share == 0:
             continue
@@ -98,8 +100,13 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
     if data.shots is not None:
         keys["train"] = keys["train"][_draw_shots(splits, data.shots, task, seed)]
     if unlabelled is not None:
-        _add_unlabelled(splits, unlabelled, fingerprints(task.keys(unlabelled)), np.concatenate(list(keys.values())))
+        _add_unlabelled(splits, unlabelled, input_keys(task, unlabelled), np.concatenate(list(keys.values())))
     return splits, task
+
+
+def input_keys(task: Readable, rows: Rows) -> np.ndarray:
+    """int64 of shape (rows,), equal where inputs are the same or near copies (`normalized`)."""
+    return fingerprints(map(normalized, task.keys(rows)))
 
 
 def check_shares(data: DataConfig, problems: Problems) -> None:
@@ -162,28 +169,37 @@ def _check_group(train: Rows, group: str | None, problems: Problems) -> None:
             problems.add(f"{train.where(row)}, column {group!r}: the cell is empty; allowed: the group of the row")
 
 
-def describe_repeats(keys: dict[str, np.ndarray]) -> list[str]:
+def describe_repeats(keys: dict[str, np.ndarray], exact: Callable[[str], np.ndarray] | None = None) -> list[str]:
     """Notes on inputs that stand twice in a split, and warnings on inputs that stand in two given splits.
 
     Args:
-        keys: of shape (rows,) by split, equal where inputs are equal.
+        keys: of shape (rows,) by split, equal where inputs are equal or near copies.
+        exact: gives keys of a split that are equal only where inputs are; asked for only where there are copies, to count the
+            near ones. None: they are not counted.
     """
     notes = []
     for role, own in keys.items():
-        ordered = np.sort(own)
-        repeated = int((ordered[1:] == ordered[:-1]).sum())
-        if repeated:
-            notes.append(f"{role}: {repeated} of {len(own)} rows repeat the input of another row")
+        if repeated := _repeats(own):
+            near = repeated - _repeats(exact(role)) if exact else 0
+            notes.append(f"{role}: {repeated} of {len(own)} rows repeat the input of another row{_near(near)}")
     roles = list(keys)
     for i, first in enumerate(roles):
         for second in roles[i + 1 :]:
-            leaked = int(np.isin(keys[second], keys[first]).sum())
-            if leaked:
+            if leaked := int(np.isin(keys[second], keys[first]).sum()):
+                near = leaked - int(np.isin(exact(second), exact(first)).sum()) if exact else 0
                 notes.append(
-                    f"warning: {leaked} of {len(keys[second])} rows of {second} have an input that also stands in {first}; "
-                    f"figures on {second} will be too good"
+                    f"warning: {leaked} of {len(keys[second])} rows of {second} have an input that also stands in {first}"
+                    f"{_near(near)}; figures on {second} will be too good"
                 )
     return notes
+
+
+def _repeats(keys: np.ndarray) -> int:
+    return len(keys) - len(np.unique(keys))
+
+
+def _near(count: int) -> str:
+    return f" ({count} of them in another case, spacing or Unicode form)" if count else ""
 
 
 def split_off(
@@ -191,8 +207,9 @@ def split_off(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (int64, ascending) of the rows that stay and of the rows set aside.
 
-    Whole units are moved: rows with the same key or the same value in column `group` belong to one unit. In each stratum
-    units are taken in random order while that brings the stratum nearer to `share`; a stratum's last unit stays.
+    Whole units are moved: rows with the same key or the same value in column `group` (as `normalized` gives it) belong to one
+    unit. In each stratum units are taken in random order while that brings the stratum nearer to `share`; a stratum's last unit
+    stays.
 
     Args:
         strata: int array of shape (rows,), the class of each row for stratification.
@@ -234,7 +251,7 @@ def _units(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    by_group = _numbered(fingerprints(str(value) for value in groups))
+    by_group = _numbered(fingerprints(normalized(str(value)) for value in groups))
     size = by_key.max() + 1 + by_group.max() + 1
     links = coo_matrix((np.ones(len(keys)), (by_key, by_key.max() + 1 + by_group)), shape=(size, size))
     _, component = connected_components(links, directed=False)

@@ -6,7 +6,9 @@ A Python string takes more room than what stands in it, and all of a corpus is n
 import contextlib
 import hashlib
 import mmap
+import re
 import tempfile
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
@@ -18,6 +20,8 @@ from nlp_transfer.sources.wheels import default_cache
 
 IN_MEMORY = 2**22  # characters of a column; where there are more they go to a file
 BLOCK = 1000  # texts that are decoded at once
+# Zero-width space, word joiner, byte order mark, soft hyphen and marks of direction; joiners make other words in Persian, say.
+INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f]")
 HALVES = "surrogatepass"  # a cell may hold half a character until it is checked
 
 
@@ -114,6 +118,20 @@ class GrowingColumn:
         assert self._file is not None
         bounds = np.frombuffer(self._bounds, np.int64)
         return Texts(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), bounds[:-1], bounds[1:])
+
+
+def normalized(text: str) -> str:
+    """The text as it is compared with others to find copies: equal for near copies too.
+
+    Near copies differ in case (Unicode case folding), in runs of white space of any kind, at the ends or inside, in invisible
+    characters that do not change a word, or in the Unicode form (canonical: one code point or several for the same character).
+    Compatibility forms stay different: NFKC would make the same text of x² and x2, or of ½ and 1/2, which mean different things.
+    """
+    if not text.isascii():
+        # Folding case can bring a text out of its form. Texts that are in form NFC already, as most are, are only checked.
+        text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", INVISIBLE.sub("", text)).casefold())
+        return " ".join(text.split())
+    return " ".join(text.lower().split())
 
 
 def fingerprints(texts: Iterable[str]) -> np.ndarray:

@@ -102,7 +102,8 @@ class Task(Settings, ABC):
 
     @abstractmethod
     def keys(self, rows: Rows) -> Iterable[str]:
-        """The input of each row as one text: equal keys never stand in two splits."""
+        """The input of each row as one text; rows whose keys are near copies (`normalized`) never stand in two splits. Several
+        texts are joined by a separator with spaces around it, so that spaces at their ends are ignored as well."""
 
     @abstractmethod
     def strata(self, rows: Rows) -> np.ndarray:

@@ -65,7 +65,7 @@ class TextTask(Task):
 
     def keys(self, rows: Rows) -> Iterator[str]:
         texts = [rows.columns[name] for name in self.input_columns()]
-        return ("\0".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True))
+        return (" \0 ".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True))
 
     def encode(
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True

@@ -123,7 +123,7 @@ def test_scripts_of_other_lengths_are_not_odd(swapped: bool) -> None:
 
 def test_pairs_that_stand_twice_are_counted() -> None:
     pairs = different(10)
-    assert told([*pairs, pairs[0], (pairs[1][0] + " ", pairs[1][1]), (pairs[2][0], "etwas anderes")]) == [
+    assert told([*pairs, pairs[0], (pairs[1][0].upper() + " ", pairs[1][1]), (pairs[2][0], "etwas anderes")]) == [
         "2 of 13 pairs repeat another one"
     ]
 

@@ -14,7 +14,7 @@ from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.data.splits import Splits, describe_repeats, read_splits, split_off
 from nlp_transfer.errors import UserError
 from nlp_transfer.sources.rows import Rows, from_columns
-from nlp_transfer.sources.texts import fingerprints
+from nlp_transfer.sources.texts import fingerprints, normalized
 from nlp_transfer.tasks import task_from
 
 
@@ -153,6 +153,102 @@ def test_leak_is_a_note_and_no_error() -> None:
     ]
 
 
+# One text in the ways in which files spell it: composed and decomposed, other cases, and white space that is seen or not.
+SPELLINGS = [
+    "Caf\u00e9 Stra\u00dfe {}",
+    "Cafe\u0301 Stra\u00dfe {}",
+    "CAF\u00c9 STRASSE {}",
+    "caf\u00e9  stra\u00dfe\t{}",
+    "\u3000Caf\u00e9\u00a0Stra\u00dfe {} ",
+    "\ufeffCaf\u00e9 \u200bStra\u00dfe {}\u2028",
+    "Caf\u00e9 Stra\u00ad\u00dfe {}",
+]
+
+
+def test_spellings_are_one_text_and_other_texts_are_others() -> None:
+    assert len({normalized(text.format(1)) for text in SPELLINGS}) == 1
+    assert normalized("\u03cc\u03c3\u03bf\u03c2") == normalized("\u038c\u03a3\u039f\u03a3"), "two small sigmas, one capital"
+    different = ["x2", "x\u00b2", "x 2", "1/2", "\u00bd", "ecole", "\u00e9cole"]
+    different += ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u062e\u0648\u0627\u0647\u0645"]  # Persian
+    assert len({*map(normalized, different)}) == len(different)
+
+
+def near_copies(count: int, **more: Any) -> pd.DataFrame:
+    """Each of `count` texts in all spellings, one after the other: rows `i`, `i + count`, ... are copies."""
+    texts = [spelling.format(i) for spelling in SPELLINGS for i in range(count)]
+    return pd.DataFrame(
+        {"text": texts, "label": ["a", "b"] * (len(texts) // 2), "number": [*range(count)] * len(SPELLINGS)} | more
+    )
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {},
+        {"text_pair": "second"},
+        {"name": "regression", "label": "number"},
+        {"name": "multi_label"},
+        {"name": "translation", "source": "text", "target": "target"},
+    ],
+    ids=["text", "pair", "regression", "multi_label", "translation"],
+)
+def test_near_copies_stay_together(task: dict[str, Any]) -> None:
+    count = 40
+    train = near_copies(count, target=[f"target {i}" for i in range(count * len(SPELLINGS))])
+    train["second"] = [f"{' ' * (i % 3)}Second {'A' if i % 2 else 'a'}  " for i in range(len(train))]
+    splits = split(DataConfig(train=train, test_share=0.2, validation_share=0.2), **task)
+    numbers = {
+        name: [int(text.split()[-1].strip("\u2028 ")) for text in rows.columns["text"]] for name, rows in splits.rows.items()
+    }
+    assert sum(map(len, numbers.values())) == len(train)
+    assert sum(len(set(part)) for part in numbers.values()) == count
+    assert all(numbers.values())
+    copies = count * (len(SPELLINGS) - 1)
+    assert (
+        f"train: {copies} of {len(train)} rows repeat the input of another row ({copies} of them in another case, spacing or "
+        "Unicode form)"
+    ) in splits.notes
+
+
+def test_near_copies_in_given_splits_are_counted() -> None:
+    train = pd.DataFrame({"text": ["One text", "Two", "three", "four"], "label": [*"aabb"]})
+    test = pd.DataFrame({"text": ["one  text", "Two", "THREE ", "five", "Two"], "label": [*"aabbb"]})
+    notes = split(DataConfig(train=train, test=test, validation_share=0)).notes
+    assert notes == [
+        "test: 1 of 5 rows repeat the input of another row",
+        "warning: 4 of 5 rows of test have an input that also stands in train (2 of them in another case, spacing or Unicode "
+        "form); figures on test will be too good",
+    ]
+
+
+def test_sides_of_a_pair_are_not_exchanged_or_run_together() -> None:
+    train = pd.DataFrame({"text": ["a b", "q", "c"], "second": ["c", "q", "a b d"], "label": [*"xyx"]})
+    train = train.iloc[[0, 1, 2, 1]]
+    test = pd.DataFrame({"text": ["a", "A B ", "A b D"], "second": ["b c", " C", "c"], "label": [*"xyx"]})
+    notes = split(DataConfig(train=train, test=test, validation_share=0), text_pair="second").notes
+    assert [note.partition(" rows of test")[0] for note in notes] == [
+        "train: 1 of 4 rows repeat the input of another row",
+        "warning: 1 of 3",
+    ]
+
+
+def test_near_copies_of_unlabelled_rows_and_groups() -> None:
+    train = frame(40, by=[f"Group {i // 4}" if i % 2 else f"group  {i // 4} " for i in range(40)])
+    unlabelled = pd.DataFrame({"text": ["TEXT 1", "new", "New ", "text  39"]})
+    splits = split(DataConfig(train=train, group="by", validation_share=0.2, unlabelled=unlabelled))
+    assert texts(splits.rows["unlabelled"]) == ["new"]
+    groups = [{int(text.split()[1]) // 4 for text in texts(splits.rows[name])} for name in ("train", "validation")]
+    assert not groups[0] & groups[1]
+
+
+def test_splits_without_near_copies_are_those_of_exact_keys() -> None:
+    rows = [f"{word} {i}" for i, word in enumerate(["gut", "\u00fcbel", "\u4f60\u597d", "na\u00efve"] * 50)]
+    train = pd.DataFrame({"text": rows, "label": [*"aaab"] * 50})
+    strata = np.array([0, 0, 0, 1] * 50)
+    rest, _ = split_off(from_columns({"text": rows}, "a"), 0.1, strata, fingerprints(rows), None, 3)
+    assert texts(split(DataConfig(train=train), seed=3).rows["train"]) == [rows[i] for i in rest]
+
+
 def test_too_small_a_share_names_the_setting() -> None:
     with pytest.raises(UserError, match=r"data\.test_share: 0\.001 of 40 rows leaves no row for test; allowed: a larger share"):
         split(DataConfig(train=frame(40), test_share=0.001))
@@ -162,7 +258,7 @@ PROGRAM = """
 import numpy as np
 from nlp_transfer.data.splits import split_off
 from nlp_transfer.sources.rows import from_columns
-from nlp_transfer.sources.texts import fingerprints
+from nlp_transfer.sources.texts import fingerprints, normalized
 words = [f"text {i * 7 % 40}" for i in range(100)]
 rows = from_columns({"text": words, "by": [f"author {i // 3}" for i in range(100)]}, "t")
 strata = np.arange(100) % 3
