@@ -129,6 +129,8 @@ def _wider(known: Any, new: Any) -> Any:
     """
     import pyarrow as pa
 
+    if new.equals(known):
+        return known
     fields = {field.name: field for field in known}
     for field in new:
         before = fields.get(field.name, field)

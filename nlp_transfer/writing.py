@@ -107,14 +107,7 @@ class Writer:
                 "rows of the input; allowed: .jsonl, .parquet"
             )
         for row in zip(*(columns[name] for name in self.names), strict=True):  # a late JSON key may stand elsewhere
-            writer.writerow(
-                json.dumps(cell, ensure_ascii=False, default=_json_text)
-                if isinstance(cell, (list, dict))
-                else _json_text(cell)
-                if isinstance(cell, bytes)
-                else cell
-                for cell in row
-            )
+            writer.writerow(map(_csv_cell, row))
 
     def __enter__(self) -> "Writer":
         return self
@@ -124,6 +117,13 @@ class Writer:
             self.parquet.close(complete=kind is None)
         if self.file is not None:
             self.file.close()
+
+
+def _csv_cell(value: object) -> object:
+    """What `csv` writes of a cell as it should be."""
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=_json_text)
+    return _json_text(value) if isinstance(value, bytes) else value
 
 
 def _json_text(value: object) -> str:

@@ -18,12 +18,12 @@ LOOKED_AT = 10_000  # entries of a folder, for what a name would be as a pattern
 
 
 def expand(pattern: str, root: str = "", notes: list[str] | None = None) -> list[str]:
-    """The files and folders below `root` (taken as it is) that `pattern` names, sorted, each once.
+    """Return the files and folders below `root` (taken as it is) that `pattern` names, sorted, each once.
 
     A path that exists is taken literally, name by name: `data[2024]/*.csv` lies in the folder `data[2024]` where there is one,
     and only otherwise in `data2`. From the first name on that does not exist, `*`, `?` and `[...]` stay within a name and `**`
-    crosses folders, though no links to such; names with `[...]` are still taken literally in each folder that has them, which
-    the pattern itself would leave out. What begins with a dot must be named with it.
+    crosses folders, though no links to such. What begins with a dot must be named with it. Names with `[...]` further down, as
+    in `*/data[2024]/*.csv`, are patterns only where no path has all of them literally.
 
     Args:
         notes: gets a sentence for each name that could be read in two ways, which says how it was read.
@@ -38,10 +38,15 @@ def expand(pattern: str, root: str = "", notes: list[str] | None = None) -> list
     folder, rest = walk.literal("/" if pattern.startswith("/") else root, parts, has_magic)
     if sum(map(has_magic, rest)) > MOST_MAGIC:
         raise UserError(f"found a glob with *, ? or [ in more names; allowed: in at most {MOST_MAGIC} of the names in it")
+    classes = [part for part in rest if "[" in part]
+    walk.strict = bool(classes)
     paths = sorted(set(walk.below(folder, rest)))
+    if walk.strict and not paths:
+        walk.strict, walk.left = False, MOST_ENTRIES
+        paths = sorted(set(walk.below(folder, rest)))
     if notes is not None:
-        notes += list(walk.notes.values())[:SHOWN]
-        if classes := [part for part in rest if "[" in part]:
+        notes += walk.notes.values()
+        if classes and not walk.strict:
             matches = f"it names {_list(paths)}" if paths else "nothing matches"
             notes.append(f"{classes[0]!r} is a pattern where no file or folder has exactly that name: {matches}")
     return paths
@@ -55,10 +60,11 @@ class _Walk:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.left = MOST_ENTRIES
+        self.strict = False  # whether names with [...] are literal alone
         self.notes: dict[str, str] = {}  # by path that was taken literally
 
     def literal(self, folder: str, parts: list[str], is_read: Callable[[str], bool]) -> tuple[str, list[str]]:
-        """Goes down by names that mean themselves: plain ones, and existing ones of those that `is_read` literally."""
+        """Follow names that mean themselves: plain ones, and existing ones of those that `is_read` literally."""
         for i, part in enumerate(parts):
             path = os.path.join(folder, part)
             if has_magic(part):
@@ -84,6 +90,8 @@ class _Walk:
                 yield folder
             return
         first, rest = parts[0], parts[1:]
+        if self.strict and "[" in first:
+            return
         if first == "**":
             yield from self._at_any_depth(folder, list(dropwhile(lambda part: part == "**", rest)))
             return
