@@ -54,6 +54,8 @@ class Answers:
             raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
+        if probabilities and predictor.task.answer_kind not in ("label", "labels"):
+            raise UserError(f"--probabilities: {model} predicts numbers, which have none; leave it out")
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
         self.translator = Translator(predictor) if translate else None
 

@@ -27,31 +27,25 @@ PROCESSES = click.option(
 
 
 class SettingsHelp(click.Command):
-    """A command whose help also lists the settings it takes, read off the schema."""
-
-    parts: tuple[str, ...] = ("data", "task")
+    """A command whose help also lists the settings it takes, by `COMMAND_SETTINGS`."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        write_settings(formatter, self.parts)
+        from nlp_transfer.applicability import COMMAND_SETTINGS, takes
+
+        command = self.name if self.name in COMMAND_SETTINGS else "train"  # a recipe takes what `train` takes
+        with formatter.section("Settings, by their dotted name"):
+            chosen = [row for row in all_settings() if takes(str(command), row[0])]
+            formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in chosen])
 
 
-class TrainHelp(SettingsHelp):
-    """With every setting of a run."""
-
-    parts = ()
-
-
-def write_settings(formatter: click.HelpFormatter, parts: tuple[str, ...] = ()) -> None:
-    """The settings of some parts of a run (all without), with their defaults."""
+def all_settings() -> list[tuple[str, str, str]]:
+    """(dotted name, default, help) of every setting, those of all tasks and strategies among them."""
     from nlp_transfer import registry
     from nlp_transfer.config import settings_help
 
     rows = [row for row in settings_help() if row[0] not in ("task", "strategy")]
     rows += [(f"{kind}.name", "required", ", ".join(registry.names(kind))) for kind in registry.FOLDERS]
-    rows += [row for kind in registry.FOLDERS for row in registry.settings_of(kind)]
-    with formatter.section("Settings, by their dotted name"):
-        chosen = [row for row in rows if not parts or row[0].startswith(tuple(f"{part}." for part in parts))]
-        formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in chosen])
+    return rows + [row for kind in registry.FOLDERS for row in registry.settings_of(kind)]
 
 
 def how_to_train(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +72,7 @@ def cli() -> None:
     """Fine-tune BERT-family models on text, from a data file to a saved, measured model."""
 
 
-@cli.command(cls=TrainHelp, context_settings=OVERRIDES)
+@cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("file", type=click.Path(path_type=Path))
 @how_to_train
 @click.pass_context
@@ -117,7 +111,7 @@ def evaluate(ctx: click.Context, model: str, output: Path | None, batch_size: in
     from nlp_transfer.streaming import check_figures_file, evaluate_source, print_figures
 
     check_figures_file(output)
-    figures = evaluate_source(model, _only(ctx.args, ("data", "task")), batch_size, precision)
+    figures = evaluate_source(model, _only(ctx), batch_size, precision)
     print_figures(figures, output)
 
 
@@ -137,7 +131,7 @@ def predict(
     """Answer every row of a file with MODEL; rows keep their order and their columns."""
     from nlp_transfer.streaming import predict_file
 
-    predict_file(model, source, output, _only(ctx.args, ("data", "task")), probabilities, batch_size, precision, processes)
+    predict_file(model, source, output, _only(ctx), probabilities, batch_size, precision, processes)
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
@@ -156,7 +150,7 @@ def translate(
     """Translate every row of a file with MODEL; rows keep their order, and empty ones stay empty."""
     from nlp_transfer.streaming import translate_file
 
-    translate_file(model, source, output, _only(ctx.args, ("data", "task")), batch_size, precision, beams, processes)
+    translate_file(model, source, output, _only(ctx), batch_size, precision, beams, processes)
 
 
 @cli.command()
@@ -180,7 +174,7 @@ def push(model: Path, repository: str, **how: Any) -> None:
     print(send(model, repository, **how).url)
 
 
-class CompareHelp(TrainHelp):
+class CompareHelp(SettingsHelp):
     """With flags that take several values."""
 
     several = ("--strategies", "--seeds", "--shots", "--rates")
@@ -234,15 +228,22 @@ def compare(
         sys.exit(1)
 
 
-def _only(arguments: Sequence[str], parts: tuple[str, ...]) -> dict[str, Any]:
-    """Dotted settings of some parts, as a document."""
+def _only(ctx: click.Context) -> dict[str, Any]:
+    """The dotted settings of a command that works with a saved model, as a document.
+
+    Raises:
+        UserError: one of them has no effect on this command.
+    """
+    from nlp_transfer.applicability import check_arguments
     from nlp_transfer.document import merge, parse_overrides
 
-    document, _ = merge({}, parse_overrides(arguments))
+    document, _ = merge({}, parse_overrides(ctx.args))
+    parts = ("data", "task")
     if unknown := sorted(set(document) - set(parts)):
         raise UserError(
             f"--{unknown[0]}: not a setting of this command; allowed: {', '.join(f'--{part}.NAME' for part in parts)}"
         )
+    check_arguments(str(ctx.command.name), document, [name for name, _, _ in all_settings()])
     return document
 
 
@@ -257,7 +258,7 @@ def recipe(
         strategies: where there are some, they are compared, each with each of the `seeds`.
     """
 
-    @click.command(cls=TrainHelp, context_settings=OVERRIDES | CONTEXT, help=sys.modules["__main__"].__doc__)
+    @click.command(cls=SettingsHelp, context_settings=OVERRIDES | CONTEXT, help=sys.modules["__main__"].__doc__)
     @how_to_train
     @click.pass_context
     def run(ctx: click.Context, **how: Any) -> Any:

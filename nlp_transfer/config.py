@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from nlp_transfer.applicability import UsedWith
 from nlp_transfer.errors import Problems, did_you_mean
 
 Document = dict[str, Any]
@@ -61,7 +62,7 @@ class DataConfig(Settings):
     """Like `train`; null: none, unless `test_share` is set."""
     unlabelled: Any = None
     """Like `train`, without answers: rows that a strategy may label by itself, or copy a teacher on."""
-    validation_share: Share = 0.1
+    validation_share: Annotated[Share, UsedWith(validation=None)] = 0.1
     """Share of train used for validation where `validation` is null; 0: none, and then no early stopping."""
     test_share: Share = 0.0
     """Share of train set aside for testing where `test` is null; stratified and seeded."""
@@ -130,11 +131,11 @@ class AugmentConfig(Settings):
 
 
 class TrainingConfig(Settings):
-    epochs: Positive | Literal["auto"] = "auto"
+    epochs: Annotated[Positive | Literal["auto"], UsedWith(max_steps=None)] = "auto"
     """Passes over train; auto: 3, and more on small data until 300 optimiser steps are reached, at most 20."""
     max_steps: Count | None = None
     """Optimiser steps; beats `epochs`."""
-    batch_size: Count | Literal["auto"] = 32
+    batch_size: Annotated[Count | Literal["auto"], UsedWith(batch_tokens=None)] = 32
     """Rows a process and micro-batch; auto: as many as fit in memory, with 32 times `gradient_accumulation_steps` rows a process
     and step however they are cut."""
     batch_tokens: Count | None = None

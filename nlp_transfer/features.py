@@ -25,6 +25,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, pool
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models import autocast, encoder_config, find_layers
+from nlp_transfer.sources.wheels import default_cache
 
 Where = Literal["auto", "memory", "disk"]
 IN_MEMORY = 2**30  # bytes; what takes more is kept in a file
@@ -33,9 +34,8 @@ BATCH = 64
 
 
 def cache_folder() -> Path:
-    """Where features are kept on disk: `nlp_transfer/features` below the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "nlp_transfer" / "features"
+    """Where features are cached on disk: `features` in the toolkit's cache folder."""
+    return default_cache() / "features"
 
 
 @dataclass(frozen=True)

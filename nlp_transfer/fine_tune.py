@@ -32,6 +32,7 @@ from nlp_transfer.training.device import finish_trackers
 from nlp_transfer.training.loop import Trainer
 from nlp_transfer.training.signals import Signals
 from nlp_transfer.translator import Translator
+from nlp_transfer.unused_settings import describe_unused
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def fine_tune(
         Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is kept. It is a KeyboardInterrupt.
     """
     run = resolve(config, **settings)
+    say(*describe_unused(run.unused))
     with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
         folder.check()
         if push_to and is_main():

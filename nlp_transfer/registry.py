@@ -48,11 +48,9 @@ def settings_of(kind: Kind) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     for path in sorted((Path(__file__).parent / FOLDERS[kind]).glob("[!_]*.py")) + sorted(_shared(kind)):
         shared = path.stem.startswith("_")
-        known = {name for name, _, _ in rows} if shared else set()
         owner = None if shared else _class_name(path.stem)
         for name, default, text in _fields(ast.parse(path.read_text(encoding="utf-8")), owner):
-            if f"{kind}.{name}" not in known:
-                rows.append((f"{kind}.{name}", default, text if shared else f"{path.stem}: {text}"))
+            rows.append((f"{kind}.{name}", default, text if shared else f"{path.stem}: {text}"))
     return rows
 
 

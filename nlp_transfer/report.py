@@ -25,6 +25,7 @@ from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.keeper import Position
 from nlp_transfer.training.loop import Trainer
+from nlp_transfer.unused_settings import without_effect
 
 FEW_STEPS = 100
 
@@ -89,7 +90,8 @@ def _weighing_lines(trainer: Trainer, plan: WindowPlan) -> list[str]:
 
 
 def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkpoint, splits: Splits) -> dict[str, Any]:
-    """`config.yaml`: nothing is left to be resolved, so running it again repeats the run. Secrets are left out.
+    """`config.yaml`: nothing is left to be resolved, so running it again repeats the run. Settings that had no effect stay as
+    they were given. Secrets are left out.
 
     Raises:
         UserError: the settings come from such a document, and a file or revision is not the one it was made with.
@@ -100,6 +102,8 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         "precision": trainer.choices.precision, "attention": trainer.choices.attention, "kernels": trainer.choices.kernels,
         "learning_rate": trainer.budget.learning_rate(), "epochs": trainer.budget.epochs(),
     }  # fmt: skip
+    unused = without_effect(config, task, run.strategy)
+    training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
     processes = trainer.accelerator.num_processes  # another number cuts windows otherwise: to go on, it must be the same
     provenance: dict[str, Any] = {"files": splits.provenance(), "versions": versions(), "processes": processes}
     if checkpoint.revision:

@@ -1,10 +1,11 @@
 """From one raw document to a run whose every part is typed: all problems in it are shown at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nlp_transfer.applicability import refuse_unused
 from nlp_transfer.config import Document, RunConfig, validate
 from nlp_transfer.data.splits import check_shares
 from nlp_transfer.document import read_document
@@ -12,6 +13,7 @@ from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.sources.aligned import check_no_aligned
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name
+from nlp_transfer.unused_settings import Unused, find_unused
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,17 @@ class Run:
     config: RunConfig
     task: Task
     strategy: Strategy
+    unused: dict[str, str] = field(default_factory=dict)
+    """Given settings that have no effect, by dotted name with the reason: for the user to know."""
 
 
-def resolve(config: RunConfig | Document | str | Path | None = None, **settings: Any) -> Run:
+def resolve(config: RunConfig | Document | str | Path | None = None, *, shared: bool = False, **settings: Any) -> Run:
     """The run that a file, a document or keyword arguments describe; keyword arguments win over the rest.
 
     A `Task` or `Strategy` object may stand where a document would: so an own one, in no registry, can be used.
+
+    Args:
+        shared: whether the document is one for several strategies, so that what only some of them use is not refused.
 
     Raises:
         UserError: with every problem found.
@@ -48,9 +55,15 @@ def resolve(config: RunConfig | Document | str | Path | None = None, **settings:
     strategy: Any = own.get("strategy") or _build(strategy_from, plain.get("strategy", "full"), problems)
     if checked is not None:
         _check_together(checked, task, problems)
+    unused = Unused()
+    if checked is not None and task is not None and strategy is not None:
+        unused = find_unused(checked, task, strategy)
+        accepted = {name for name in unused.refused if shared and name.startswith("data.")}
+        unused.reported |= {name: unused.refused.pop(name) for name in accepted}
+        refuse_unused(unused.refused, unused.refused, problems)
     problems.raise_if_any()
     assert checked is not None
-    return Run(checked, task, strategy)
+    return Run(checked, task, strategy, unused.reported)
 
 
 def _build(build: Any, document: Any, problems: Problems) -> Any:

@@ -20,6 +20,7 @@ from nlp_transfer.sources.reading import kind_of, read_start
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import ENDINGS, Batch, read_table
 from nlp_transfer.sources.wheels import is_wheel
+from nlp_transfer.unused_settings import check_format_settings
 from nlp_transfer.workers import Workers, at_once, check_processes, plan
 from nlp_transfer.writing import Columns, Writer, replacing
 
@@ -70,9 +71,13 @@ def translate_file(
     """
     _check_files(source, output, processes)
     wanted = {"model": model, "source": source, "settings": settings, "batch_size": batch_size, "precision": precision}
+    if beams and (settings.get("task") or {}).get("beams") not in (None, beams):
+        say(f"no effect: task.beams (--beams {beams} takes its place)")
     in_pieces = _answer(wanted | {"translate": True, "beams": beams}, output, "translating", processes)
     if in_pieces:
-        say(f"{in_pieces} texts were longer than any in training and were translated in pieces")
+        asked = [f"task.{name}" for name in ("max_length", "longest_source") if name in (settings.get("task") or {})]
+        limit = f"{' and '.join(asked)} allow{'s' * (len(asked) == 1)}" if asked else "any in training"
+        say(f"{in_pieces} texts were longer than {limit} and were translated in pieces")
 
 
 def _answer(wanted: dict[str, Any], output: Path, title: str, processes: int) -> int:
@@ -81,7 +86,7 @@ def _answer(wanted: dict[str, Any], output: Path, title: str, processes: int) ->
     Args:
         wanted: arguments of `Answers`.
     """
-    source, data = wanted["source"], _data_settings(wanted["settings"])
+    source, data = wanted["source"], _data_settings(wanted["settings"], wanted["source"])
     read = partial(read_table, source, data, keep_table=output.suffix.lower() != ".txt")  # a line holds the prediction alone
     with at_once():
         if processes == 1:
@@ -144,8 +149,6 @@ def _check_files(source: Path, output: Path, processes: int, probabilities: bool
 def evaluate_source(model: str, settings: dict[str, Any], batch_size: int | None, precision: str) -> dict[str, float]:
     """Metrics of a saved model on `data.test`; several processes share the work and all get the same figures."""
     data = _data_settings(settings)
-    if data.test is None:
-        raise UserError("--data.test: is required and was not given; allowed: a file, a folder or another source of data")
     with importing():
         from accelerate.utils import gather_object
 
@@ -209,11 +212,20 @@ def print_figures(figures: dict[str, float], output: Path | None) -> None:
             raise UserError(f"--output: {output} cannot be written: {error}") from error
 
 
-def _data_settings(settings: dict[str, Any]) -> DataConfig:
+def _data_settings(settings: dict[str, Any], source: Path | None = None) -> DataConfig:
+    """How `source`, or else `data.test`, is read.
+
+    Raises:
+        UserError: a setting is wrong, or says nothing about a source of this format.
+    """
     problems = Problems("settings")
     data = validate(DataConfig, settings.get("data", {}), problems, "data")
     problems.raise_if_any()
     assert data is not None
+    if source is None and data.test is None:
+        raise UserError("--data.test: is required and was not given; allowed: a file, a folder or another source of data")
+    check_format_settings(data, data.test if source is None else source, problems)
+    problems.raise_if_any()
     return data
 
 

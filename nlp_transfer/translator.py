@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 
+from nlp_transfer.applicability import check_used
 from nlp_transfer.config import with_type
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
@@ -42,6 +43,7 @@ class Translator:
         task: Any = predictor.task
         if not translates(task):
             raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `predict` for it")
+        check_used(task, scored=False)
         self.predictor, self.task = predictor, task
         self.longest = min(task.longest_source or task.max_length, task.max_length)
         self.in_pieces = 0

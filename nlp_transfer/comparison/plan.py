@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.config import Document, shorten
+from nlp_transfer.console import say
 from nlp_transfer.document import parse_overrides
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.resolve import Run, resolve
+from nlp_transfer.unused_settings import describe_unused
 
 LONGEST = 40  # characters of a label
 ALL = "all"
+BEST = "training.best_metric"  # by which strategies are compared, also where no run has a validation split
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Way:
     document: Any
     takes_steps: bool = True
     """Whether a learning rate makes a difference."""
+    unused: frozenset[str] = frozenset()
+    """Dotted names of the document's settings that have no effect with it; its runs go without them."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,15 @@ class Plan:
 
     def document(self, job: Job, folder: Path) -> Document:
         """The document of one run."""
+        data, training = (
+            {name: value for name, value in self.base.get(part, {}).items() if f"{part}.{name}" not in job.way.unused}
+            for part in ("data", "training")
+        )
         return {
             **self.base,
             "strategy": job.way.document,
-            "data": {**self.base["data"], "shots": job.shots},
-            "training": {**self.base.get("training", {}), "seed": job.seed},
+            "data": {**data, "shots": job.shots},
+            "training": {**training, "seed": job.seed},
             "output_dir": str(folder / "runs" / job.name),
         }
 
@@ -110,8 +119,32 @@ def make_plan(
         _check_rates(raw, problems)
     runs = _resolve_all(raw, plan, problems)
     problems.raise_if_any()
-    ways = [replace(way, takes_steps=run.strategy.takes_steps()) for way, run in zip(plan.ways, runs, strict=True)]
+    ways = [
+        replace(way, takes_steps=run.strategy.takes_steps(), unused=frozenset(run.unused) - {BEST})
+        for way, run in zip(plan.ways, runs, strict=True)
+    ]
+    say(*_unused_lines(raw, plan, runs, shots is not None))
     return replace(plan, ways=ways), runs
+
+
+def _unused_lines(raw: Document, plan: Plan, runs: list[Run], with_shots: bool) -> list[str]:
+    """Settings that have no effect, with the strategies for which that holds, unless it holds for all of them."""
+    training, data, strategy = (raw.get(part) or {} for part in ("training", "data", "strategy"))
+    unused = {"training.seed": "--seeds takes its place"} if training.get("seed") else {}
+    if with_shots and data.get("shots"):
+        unused["data.shots"] = "--shots takes its place"
+    compared = {part["name"] for way in plan.ways for part in _listed(way.document)}
+    for part in _listed(strategy):
+        if isinstance(part, Mapping) and len(part) > 1 and part.get("name") not in compared:
+            unused |= {f"strategy.{name}": f"{part.get('name')} is not compared" for name in part if name != "name"}
+    without: dict[tuple[str, str], list[str]] = {}
+    for way, run in zip(plan.ways, runs, strict=True):
+        for name, reason in run.unused.items():
+            if name != BEST and not (name == "data.shots" and with_shots):
+                without.setdefault((name, reason), []).append(way.label)
+    for (name, reason), labels in without.items():
+        unused[name] = reason if len(labels) == len(runs) else f"with {', '.join(labels)}: {reason}"
+    return describe_unused(unused)
 
 
 def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
@@ -128,7 +161,7 @@ def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
     for way in ways:
         job = Job(way, (plan.shots or [None])[0], (plan.seeds or [0])[0])
         try:
-            runs.append(resolve(plan.document(job, Path("comparison"))))
+            runs.append(resolve(plan.document(job, Path("comparison")), shared=True))
         except UserError as error:
             own = Problems()
             own.absorb(error)
@@ -217,6 +250,10 @@ def read_strategies(given: Any, base: Any, problems: Problems) -> list[Way]:
         whole = [{**settings.get(part["name"], {}), **part} for part in parts]
         ways.append(Way(way.label, whole[0] if len(whole) == 1 else whole))
     return ways
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _parts(item: Any) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         *_figures(figures, result.get("signatures", {}), part.figures),
         "## Settings",
         "",
-        *(f"- {name}: {code(str(value))}" for name, value in training.items() if value not in (None, [], {})),
+        *(f"- {name}: {code(str(value))}" for name, value in training.items() if value not in (None, [], {}, "auto")),
         *part.settings,
         f"- seed {result['seed']}; {', '.join(f'{name} {number}' for name, number in result['versions'].items())}",
         "",

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from nlp_transfer.applicability import IDENTITY, check_used, refuse_unused, takes
 from nlp_transfer.config import TrainingConfig, shorten
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.inference import Predictor
@@ -38,7 +39,8 @@ def load_predictor(
         precision: fp32, which gives the answers of plain transformers; bf16; fp16; or auto, which the commands take: bf16 on CPUs
             with instructions for it (avx512_bf16, amx) and on GPUs (fp16 on older ones), fp32 elsewhere. In bf16 it is faster,
             and a probability differs by 0.0008 on average and 0.02 at most (Banking77, MiniLM).
-        settings: of the task, in place of those it was saved with: other column names, say, or languages.
+        settings: of the task, in place of those it was saved with: other column names, say, or languages. Those that change
+            nothing of a saved model are refused.
 
     Raises:
         UserError: there is no such model, its labels contradict each other, it cannot compute in this precision, or a
@@ -56,6 +58,7 @@ def load_predictor(
         task = _changed(before, settings, checkpoint.max_length).restore(checkpoint)
         check_schema(task, checkpoint)
         whole = load_checkpoint(checkpoint, task.auto_class())
+    check_used(task, scored=True)
     precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
     return Predictor(whole.to(device), checkpoint.tokenizer, task, batch_size, precision)
 
@@ -77,12 +80,16 @@ def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None 
     problems = Problems()
     if before.max_length is not None and most is not None and not 1 <= before.max_length <= most:
         raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {most}, the limits of its model")
+    unused = {f"task.{name}": "it was settled when the model was trained" for name in asked}
+    unused = {name: reason for name, reason in unused.items() if name not in IDENTITY and not takes("load_predictor", name)}
     made_for = {"name": task_name(before), **{name: getattr(before, name, None) for name in ("labels", "architecture")}}
     for name, value in made_for.items():
         if asked.get(name, value) != value:
             problems.add(f"--task.{name}: found {asked[name]!r}; allowed: {value!r}, which the model was trained for")
     problems.raise_if_any()
     task = task_from(before.document() | asked)
+    task.changed.update(name for name in asked if getattr(task, name, None) != getattr(before, name, None))
+    refuse_unused(unused, (f"task.{name}" for name in task.changed), problems)
     limit = before.max_length or most  # a model from elsewhere does not say with what it was trained
     if task.max_length and limit and task.max_length > limit:
         problems.add(f"--task.max_length: found {task.max_length}; allowed: up to {limit}, which the model was trained with")

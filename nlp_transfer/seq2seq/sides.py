@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint
-from nlp_transfer.seq2seq.tokenizers import end_token, language_prefix, set_languages, start_token, target_token
+from nlp_transfer.seq2seq.tokenizers import end_token, language_codes, language_prefix, set_languages, start_token, target_token
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.trust import load_tokenizer
 
@@ -69,6 +69,15 @@ class Sides:
                 f"task.longest_source: found {longest}, and the prefix and the special tokens alone are {taken}; allowed: "
                 f"{taken + 1} or more"
             )
+
+    @property
+    def language_settings(self) -> set[str]:
+        """Settings of a task by which the model chooses among languages; none where it translates in one direction."""
+        if not self.own_format:
+            return set()
+        if language_codes(self.source):
+            return {"source_language", "target_language"}
+        return {"target_language"} if getattr(self.source, "supported_language_codes", None) else set()
 
     @property
     def pad(self) -> int:

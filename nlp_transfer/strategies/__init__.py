@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer import registry
-from nlp_transfer.config import Settings, TrainingConfig, validate
+from nlp_transfer.config import DataConfig, Settings, TrainingConfig, validate
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import HeadConfig
@@ -139,6 +139,23 @@ class Strategy(Settings):
         """Whether anything is trained by gradients."""
         return True
 
+    def uses_unlabelled(self) -> bool:
+        """Whether rows of `data.unlabelled` are learned from."""
+        return False
+
+    def unused(self, task: Task) -> dict[str, str]:
+        """Settings of `data` and `training`, and own ones (`strategy.NAME`), that have no effect with this strategy and task: by
+        dotted name, the reason. Those of training where no steps are taken, and `data.unlabelled`, need not be among them."""
+        return {}
+
+    def always_used(self) -> set[str]:
+        """Dotted names of settings that have an effect here, although others usually take their place."""
+        return set()
+
+    def nested(self) -> dict[str, tuple[DataConfig, Task]]:
+        """Data and tasks among the strategy's own settings, by their dotted name below `strategy`."""
+        return {}
+
     def place(self) -> Literal["any", "first", "alone"]:
         """Where it may stand in a list of strategies: one that makes another model comes before those that look at it."""
         return "any"
@@ -195,6 +212,19 @@ class Combined(Strategy):
 
     def takes_steps(self) -> bool:
         return all(part.takes_steps() for part in self.parts)
+
+    def uses_unlabelled(self) -> bool:
+        return any(part.uses_unlabelled() for part in self.parts)
+
+    def unused(self, task: Task) -> dict[str, str]:
+        return {
+            name.replace("strategy.", f"strategy.{i}.", 1): reason
+            for i, part in enumerate(self.parts)
+            for name, reason in part.unused(task).items()
+        }
+
+    def always_used(self) -> set[str]:
+        return {name for part in self.parts for name in part.always_used()}
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         for part in self.parts:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from nlp_transfer.applicability import Not, UsedWith
 from nlp_transfer.config import Count, Name, Positive, Settings, TrainingConfig, shorten
 from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.data.tokens import TokenTable
@@ -46,11 +47,11 @@ class Distill(Strategy):
     probabilities of several are averaged. null: none; the student then learns from the labels alone."""
     student_layers: Count | None = None
     """Layers that the student keeps of `model`: the first, the last and others evenly in between; null: all."""
-    temperature: Positive = 2.0
+    temperature: Annotated[Positive, UsedWith(teacher=Not(None))] = 2.0
     """Divides the logits of both sides: above 1 the less likely labels count more. A regression has none."""
-    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    alpha: Annotated[float, Field(gt=0, le=1), UsedWith(teacher=Not(None))] = 0.5
     """Weight of the teachers' answers; the labels have the rest."""
-    hidden: Annotated[float, Field(ge=0)] = 0.0
+    hidden: Annotated[float, Field(ge=0), UsedWith(teacher=Not(None))] = 0.0
     """Weight of the distance between the states of student and teachers, layer by layer; both must be of one width. 0: none."""
 
     _shown: list[Any] = PrivateAttr(default_factory=list)
@@ -66,6 +67,16 @@ class Distill(Strategy):
 
     def owns_phases(self) -> bool:
         return self.teacher is not None
+
+    def uses_unlabelled(self) -> bool:
+        return self.teacher is not None
+
+    def unused(self, task: Task) -> dict[str, str]:
+        reasons = {"strategy.temperature": "a regression has no probabilities"} if task.answer_kind == "number" else {}
+        if self.teacher is not None and self.alpha == 1:
+            names = ("class_weights", "focal_gamma", "label_smoothing")
+            reasons |= {f"training.{name}": "with strategy.alpha 1 the labels are not learned from" for name in names}
+        return reasons
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """As in full fine-tuning the head learns faster than pretrained layers."""

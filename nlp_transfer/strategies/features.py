@@ -5,12 +5,13 @@ of layers (`task.head.layers: mix`) is that of Peters et al. 2018, "Deep context
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.applicability import UsedWith
 from nlp_transfer.config import Positive
 from nlp_transfer.errors import UserError
 from nlp_transfer.features import Cut
@@ -32,7 +33,7 @@ class Features(Strategy):
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
     """Where features are kept; auto: in memory up to a gigabyte, else in a file that other runs find again; none: nowhere, the
     encoder runs in every epoch."""
-    regularization: Positive = 1.0
+    regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 1.0
     """Strength of logistic regression's L2 penalty: the inverse of scikit-learn's `C`."""
 
     def learning_rate(self, model: nn.Module) -> float:

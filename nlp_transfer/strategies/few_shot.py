@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.applicability import Not, UsedWith
 from nlp_transfer.config import Name, Positive, TrainingConfig
 from nlp_transfer.console import say
 from nlp_transfer.data.tokens import TokenTable
@@ -27,10 +28,12 @@ from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear
 from nlp_transfer.strategies._means import answered, write_prototypes
 from nlp_transfer.strategies._pairs import Comparison, GroupTable
 from nlp_transfer.strategies._words import in_words
+from nlp_transfer.tasks import Task
 
 TEXTS = 4000  # by default as many are encoded for comparison, or each row four times
 CLEAR = 0.5  # share of train that means answer, from which on comparing rows makes vectors worse rather than better
 STEPS = 200  # optimiser steps that few rows are trained for, where the settings do not say
+OF_THE_HEAD = "epochs label_smoothing class_weights focal_gamma oversample augment early_stopping best_metric".split()
 PAIRS_SCALE = 0.25  # of the learning rate: at the full one vectors forget what they were pretrained for
 
 
@@ -39,11 +42,11 @@ class FewShot(Strategy):
     group there), then a head on its vectors: trained with the encoder, from the nearest means on, or fitted by logistic
     regression."""
 
-    compare: Literal["contrastive", "cosine"] = "contrastive"
+    compare: Annotated[Literal["contrastive", "cosine"], UsedWith(epochs=Not(0))] = "contrastive"
     """How rows are compared: by picking rows alike out of a group, or by the squared error of cosines, as in SetFit."""
-    temperature: Positive = 0.07
+    temperature: Annotated[Positive, UsedWith(compare="contrastive", epochs=Not(0))] = 0.07
     """Contrastive: what cosines are divided by."""
-    group: Annotated[int, Field(ge=4, le=256)] | Literal["auto"] = "auto"
+    group: Annotated[Annotated[int, Field(ge=4, le=256)] | Literal["auto"], UsedWith(epochs=Not(0))] = "auto"
     """Rows that are compared all with all; auto: as many as make 64 texts a process and micro-batch, from 4 to 32."""
     epochs: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """How often each row is compared in a group, 0: never; auto: not at all where the nearest means answer half of train already
@@ -51,13 +54,25 @@ class FewShot(Strategy):
     and at least once."""
     learn_labels: bool = True
     """Whether each label's words are a row of train too, where a row is a single text and labels are words."""
-    labels: dict[str, Name] = {}
+    labels: Annotated[dict[str, Name], UsedWith(learn_labels=True)] = {}
     """What labels mean, in words; others are described by their names, with spaces for underscores."""
     classifier: Literal["trained", "logistic_regression"] = "trained"
     """The head: trained together with the encoder, for `training.epochs`, starting from the mean vector of each label; or a
     logistic regression on the vectors."""
-    regularization: Positive = 0.1
+    regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 0.1
     """Strength of logistic regression's L2 penalty: the inverse of scikit-learn's `C`. Vectors are of length 1."""
+
+    def unused(self, task: Task) -> dict[str, str]:
+        reasons: dict[str, str] = {}
+        if len(task.input_columns()) > 1 or task.answer_kind == "number":
+            reasons |= dict.fromkeys(("strategy.learn_labels", "strategy.labels"), "labels in words are not rows of train here")
+        if self.classifier == "logistic_regression":
+            reason = "few_shot fits its logistic regression in one go, and compares rows for strategy.epochs before"
+            reasons |= {f"training.{name}": reason for name in OF_THE_HEAD}  # which nothing but a trained head uses
+        return reasons
+
+    def always_used(self) -> set[str]:
+        return {"training.batch_size"}  # how many rows are compared follows from it, also beside `batch_tokens`
 
     def learning_rate(self, model: nn.Module) -> float:
         """A head that starts from the means needs smaller steps than one that starts at random."""

@@ -7,16 +7,18 @@ fall with depth: [gradual_unfreezing, layerwise_lr].
 With ten labelled rows a class (Banking77, TREC; MiniLM) it was not measurably better than plain full fine-tuning.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.applicability import UsedWith
 from nlp_transfer.config import Count
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import has_decoder, new_parameters
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
 from nlp_transfer.strategies._depth import HEAD_SCALE, separate_layers
+from nlp_transfer.tasks import Task
 
 
 class GradualUnfreezing(Strategy):
@@ -31,8 +33,12 @@ class GradualUnfreezing(Strategy):
     """When the next layers join in. `epoch`: after an epoch, or less where half of the run would not suffice for that; the
     other half at least trains everything. `plateau`: when `patience` evaluations were no better, after `training.epochs` at
     the latest."""
-    patience: Count = 1
+    patience: Annotated[Count, UsedWith(by="plateau")] = 1
     """Evaluations without improvement after which a phase ends, with `by: plateau`."""
+
+    def unused(self, task: Task) -> dict[str, str]:
+        reason = "with strategy.by plateau, strategy.patience takes its place"
+        return {"training.early_stopping": reason} if self.by == "plateau" else {}
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where the model has no separate layers, or nothing above them that would have to go first."""

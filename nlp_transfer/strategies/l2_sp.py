@@ -20,6 +20,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.models import new_parameters
 from nlp_transfer.strategies import Group, Losses, Strategy
 from nlp_transfer.strategies._depth import added_by_peft, head_apart, inner_layers, plain_name
+from nlp_transfer.tasks import Task
 
 
 class L2Sp(Strategy):
@@ -32,6 +33,10 @@ class L2Sp(Strategy):
     """Strength of the pull of new weights towards zero; their biases and normalisation are left alone."""
 
     _references: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+
+    def unused(self, task: Task) -> dict[str, str]:
+        reason = "the pull of l2_sp takes the place of weight decay"
+        return {"training.weight_decay": reason} if self.alpha and self.beta else {}
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Keeps a copy of all pretrained weights that can move; a run that goes on does so before its own are put back."""

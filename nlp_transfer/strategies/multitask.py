@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.applicability import UsedWith
 from nlp_transfer.config import DataConfig, Document, Positive, Settings
 from nlp_transfer.console import say
 from nlp_transfer.data.splits import UNLABELLED, read_splits
@@ -28,7 +29,7 @@ from nlp_transfer.models import find_layers, has_decoder, new_parameters
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
 from nlp_transfer.strategies._depth import HEAD_SCALE
 from nlp_transfer.strategies._mixed import MixedObjective, MixedTable, route
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import Task, task_from
 
 FURTHER = re.compile(r"^further\.[^.]+\.")  # before the names of another task's parameters
 
@@ -67,7 +68,7 @@ class Multitask(Strategy):
     """Weight of a task's loss by its name, 1 where none is given; the run's own task is called `own`."""
     sharing: Literal["hard", "soft"] = "hard"
     """hard: one encoder for all. soft: an encoder for each task, and an L2 pull between each and that of the run's own task."""
-    tie: Positive = 0.01
+    tie: Annotated[Positive, UsedWith(sharing="soft")] = 0.01
     """Strength of the pull, with `sharing: soft`: factor on half the squared distance."""
 
     @field_validator("tasks")
@@ -77,6 +78,9 @@ class Multitask(Strategy):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"names that differ, also from {cls.OWN!r}, the run's own task; {twice[0]!r} stands twice")
         return value
+
+    def nested(self) -> dict[str, tuple[DataConfig, Task]]:
+        return {f"tasks.{i}": (further.data, task_from(further.task)) for i, further in enumerate(self.tasks)}
 
     def place(self) -> Literal["any", "first", "alone"]:
         return "alone"

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.applicability import Not, UsedWith
 from nlp_transfer.errors import UserError
 from nlp_transfer.features import Cut
 from nlp_transfer.models import find_layers, freeze, new_parameters
@@ -27,7 +28,7 @@ class Partial(Strategy):
 
     frozen_layers: Annotated[int, Field(ge=0)] | Literal["all", "half"] = "half"
     """How many of the lowest layers are fixed, the embeddings with them; `all`: the whole encoder."""
-    cache: Literal["auto", "memory", "disk", "none"] = "none"
+    cache: Annotated[Literal["auto", "memory", "disk", "none"], UsedWith(frozen_layers=Not(0))] = "none"
     """Where the states that leave the fixed layers are kept, so that those run once and not in each epoch; auto: in memory up
     to a gigabyte, else in a file; none: nowhere. They take four bytes times the width for each token of train and validation."""
 

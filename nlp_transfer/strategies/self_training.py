@@ -36,6 +36,9 @@ class SelfTraining(Strategy):
     restart: bool = True
     """Begin each round from the weights that the first one began with; else go on from those of the round before."""
 
+    def uses_unlabelled(self) -> bool:
+        return True
+
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """As in full fine-tuning the head learns faster, unless another strategy of a list has set its rate."""
         return head_apart(model, groups)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from nlp_transfer.applicability import UsedWith
 from nlp_transfer.config import Name, Positive
 from nlp_transfer.console import Steps
 from nlp_transfer.data.tokens import TokenTable, encode_rows
@@ -24,6 +25,7 @@ from nlp_transfer.sources.rows import Rows, from_columns
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
 from nlp_transfer.strategies._linear import fix_for_computed_head, last_linear, layer_inputs, set_layer
 from nlp_transfer.strategies._words import in_words
+from nlp_transfer.tasks import Task
 
 BATCH = 64
 
@@ -47,9 +49,9 @@ class ZeroShot(Strategy):
     """What labels mean, in words; others are described by their names, with spaces for underscores."""
     template: Annotated[str, AfterValidator(_has_gap)] = "This text is about {}."
     """The sentence that words are put into."""
-    scale: Positive = 20.0
+    scale: Annotated[Positive, UsedWith(by="embedding")] = 20.0
     """By embedding: what cosines are multiplied with to make probabilities of them."""
-    similarity: Annotated[float, AfterValidator(float)] = 0.3
+    similarity: Annotated[float, AfterValidator(float), UsedWith(by="embedding")] = 0.3
     """By embedding, with several labels a row: the cosine from which on a label fits."""
 
     def preferred_head(self) -> HeadConfig:
@@ -58,6 +60,15 @@ class ZeroShot(Strategy):
 
     def takes_steps(self) -> bool:
         return False
+
+    def uses_unlabelled(self) -> bool:
+        return self.by == "entailment"
+
+    def unused(self, task: Task) -> dict[str, str]:
+        reasons = {"data.shots": "zero_shot by embedding learns from no row of train"} if self.by == "embedding" else {}
+        if task.answer_kind != "labels":
+            reasons["strategy.similarity"] = "a row has one label, that of the description that fits best"
+        return reasons
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Fixes everything.

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
+from pydantic import PrivateAttr
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer import registry
@@ -70,8 +71,21 @@ class Task(Settings, ABC):
     aligned: ClassVar[bool] = False
     """Whether two line-aligned files, a source and a target, can be its data."""
 
+    answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "label"
+    """What a model answers for a row; labels come with probabilities."""
+
+    while_training: ClassVar[tuple[str, ...]] = ()
+    """Settings that have an effect only where there is a validation split to score while training."""
+
     max_length: int | None = None
     """Longest input in tokens; null: 512, or the checkpoint's limit where that is smaller."""
+
+    _changed: set[str] = PrivateAttr(default_factory=set)
+
+    @property
+    def changed(self) -> set[str]:
+        """Names of the settings that were given another value at loading than the saved one."""
+        return self._changed
 
     @abstractmethod
     def input_columns(self) -> list[str]:
@@ -129,6 +143,11 @@ class Task(Settings, ABC):
 
     def _with_length(self, checkpoint: Checkpoint) -> Self:
         return self.model_copy(update={"max_length": self.max_length or min(512, checkpoint.max_length)})
+
+    def unused_by_model(self, scored: bool) -> dict[str, str]:
+        """Settings that change no answer of this model once it is trained (nor, if `scored`, how answers are scored): by name,
+        the reason. The task is as `restore` left it."""
+        return {}
 
     def save_parts(self, folder: Path) -> None:
         """Writes into a model's folder what of the task is no JSON."""

@@ -1,7 +1,7 @@
 """A number for a text or a pair of texts."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Regression(TextTask):
     """Least squares. The model answers in the units of the column, so a saved model needs no scaling beside it."""
 
     best_metric: ClassVar[str] = "pearson"
+    answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
 
     def metric_names(self) -> list[str]:
         return list(REGRESSION_KEYS)

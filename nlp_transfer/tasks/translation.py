@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer.applicability import Not, UsedWith
 from nlp_transfer.config import Count, Name, TrainingConfig
 from nlp_transfer.data.pairs import check_sides, describe_pairs
 from nlp_transfer.data.token_cache import of_tokenizer
@@ -38,6 +39,8 @@ class Translation(Task):
 
     best_metric: ClassVar[str] = "token_accuracy"
     aligned: ClassVar[bool] = True
+    answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "text"
+    while_training: ClassVar[tuple[str, ...]] = ("translated_rows",)
 
     max_length: Count | None = None
     """Longest source, and longest target, in tokens; null: 512, or the checkpoint's limit where that is smaller."""
@@ -67,7 +70,7 @@ class Translation(Task):
     """What stands before every source text, such as T5's `translate English to German: `."""
     beams: Count = 5
     """Hypotheses of the beam search; 1: greedy."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, UsedWith(beams=Not(1))] = 1.0
     """Exponent of the length by which a hypothesis' score is divided: above 1 favours longer ones."""
     translated_rows: Annotated[int, Field(ge=0)] = 200
     """Validation rows that are translated, greedily, at each evaluation while training; at the end all are."""
@@ -201,6 +204,11 @@ class Translation(Task):
         else:
             task._sides = task._seq2seq_sides(checkpoint)
         return task
+
+    def unused_by_model(self, scored: bool) -> dict[str, str]:
+        """Languages that the model does not choose among; that of the target decides how translations are scored."""
+        names = {"source_language", "target_language"} - self.sides.language_settings - ({"target_language"} if scored else set())
+        return dict.fromkeys(names, "the model translates in one direction")
 
     def encode(
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
