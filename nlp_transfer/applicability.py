@@ -29,8 +29,9 @@ IDENTITY = ("task.name", "task.labels", "task.architecture")
 
 NO_STEPS = frozenset(
     "epochs max_steps batch_size batch_tokens gradient_accumulation_steps learning_rate weight_decay schedule warmup "
-    "max_grad_norm label_smoothing class_weights focal_gamma oversample augment dropout attention_dropout kernels gradient_checkpointing "
-    "evaluate_every checkpoint_every keep_checkpoints early_stopping best_metric ema trackers logging_steps".split()
+    "max_grad_norm label_smoothing class_weights focal_gamma oversample augment dropout attention_dropout kernels "
+    "gradient_checkpointing evaluate_every checkpoint_every keep_checkpoints early_stopping best_metric ema trackers "
+    "logging_steps".split()
 )
 """Settings of `training` that have no effect where a strategy takes no optimizer step."""
 
@@ -86,6 +87,8 @@ class UsedWith:
             value = getattr(settings, name)
             if isinstance(wanted, Not) and value == wanted.value:
                 return f"{{}}{name} is {_as_yaml(value)}"
+            if wanted is None and value is not None:
+                return f"{{}}{name} takes its place"
             if not isinstance(wanted, Not) and value != wanted:
                 return f"it is used with {{}}{name} {_as_yaml(wanted)} alone"
         return None

@@ -86,7 +86,7 @@ def fine_tune(
         Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is kept. It is a KeyboardInterrupt.
     """
     run = resolve(config, **settings)
-    say(*describe_unused(run.unused))
+    say(*describe_unused(run.unused.items()))
     with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
         folder.check()
         if push_to and is_main():

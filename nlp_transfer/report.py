@@ -25,7 +25,8 @@ from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.keeper import Position
 from nlp_transfer.training.loop import Trainer
-from nlp_transfer.unused_settings import without_effect
+from nlp_transfer.training.optimizers import idle_parts
+from nlp_transfer.unused_settings import describe_unused, without_effect
 
 FEW_STEPS = 100
 
@@ -42,6 +43,7 @@ def resolved_lines(trainer: Trainer) -> list[str]:
         f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
         + (f"; new, and so drawn at random: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
         *_choice_lines(trainer),
+        *describe_unused(idle_parts(trainer.model, trainer.training, trainer.strategy).items()),
     ]
     if not trainer.strategy.takes_steps():
         return [*lines, f"no step is taken: what is needed is computed from train, on {trainer.accelerator.device}"]

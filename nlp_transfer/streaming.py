@@ -224,7 +224,7 @@ def _data_settings(settings: dict[str, Any], source: Path | None = None) -> Data
     assert data is not None
     if source is None and data.test is None:
         raise UserError("--data.test: is required and was not given; allowed: a file, a folder or another source of data")
-    check_format_settings(data, data.test if source is None else source, problems)
+    check_format_settings(data, data.test if source is None else source, problems := Problems())
     problems.raise_if_any()
     return data
 

@@ -7,10 +7,9 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer import registry
 from nlp_transfer.applicability import FORMAT, NO_STEPS, given_fields, refuse_unused, unused_fields
 from nlp_transfer.config import DataConfig, RunConfig
-from nlp_transfer.errors import Problems
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.reading import at_home
 from nlp_transfer.sources.tables import ENDINGS
@@ -43,7 +42,7 @@ def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
         for inner, (data, inner_task) in part.nested().items():
             prefix = f"{place}.{inner}"
             fields = given_fields(data, f"{prefix}.data") | given_fields(inner_task, f"{prefix}.task")
-            reasons = _unused_data(data, f"{prefix}.data", False, registry.name_of(type(part)))
+            reasons = _unused_data(data, f"{prefix}.data", uses_unlabelled=False)
             for name, why in (reasons | unused_fields(inner_task, f"{prefix}.task")).items():
                 if name in fields:
                     (unused.refused if name.endswith(f".{UNLABELLED}") else unused.reported)[name] = why
@@ -52,11 +51,11 @@ def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
 
 def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str]:
     """The settings of `data`, `training` and `task`, given or not, that have no effect in a run: by dotted name, the reason."""
-    training, name = config.training, strategy_name(strategy)
-    reasons = _unused_data(config.data, "data", strategy.uses_unlabelled(), name)
+    training = config.training
+    reasons = _unused_data(config.data, "data", strategy.uses_unlabelled())
     reasons |= unused_fields(training, "training") | unused_fields(task, "task") | strategy.unused(task)
     if not strategy.takes_steps():
-        reasons |= {f"training.{setting}": f"{name} takes no optimizer steps" for setting in NO_STEPS}
+        reasons |= {f"training.{setting}": "the strategy takes no optimizer steps" for setting in NO_STEPS}
     if config.data.validation is None and not config.data.validation_share:
         reasons |= {f"task.{setting}": "there is no validation split" for setting in task.while_training}
         reasons.setdefault("training.best_metric", "there is no validation split")
@@ -65,15 +64,10 @@ def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str
     return {setting: reason for setting, reason in reasons.items() if setting not in strategy.always_used()}
 
 
-def strategy_name(strategy: Any) -> str:
-    """The name of a strategy, or those of a list joined by +."""
-    return " + ".join(registry.name_of(type(part)) for part in getattr(strategy, "parts", (strategy,)))
-
-
-def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool, strategy: str) -> dict[str, str]:
+def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool) -> dict[str, str]:
     reasons = unused_fields(data, prefix)
     if not uses_unlabelled:
-        reasons[f"{prefix}.{UNLABELLED}"] = f"{strategy} with these settings learns from rows with labels alone"
+        reasons[f"{prefix}.{UNLABELLED}"] = "the strategy, with these settings, uses no rows without labels"
     if not any(getattr(data, role) is None and getattr(data, f"{role}_share") for role in ("validation", "test")):
         reasons[f"{prefix}.group"] = "no split is made here: validation and test are given, or their shares are 0"
     sources = [getattr(data, role) for role in ("train", "validation", "test", UNLABELLED)]
@@ -95,7 +89,10 @@ def _format_settings(source: Any) -> Iterable[str]:
         return _BY_ENDING[".txt"]
     if not isinstance(source, (str, Path)):
         return ()
-    inner = wheels.parse(str(source)).path if wheels.is_wheel(str(source)) else str(source)
+    try:
+        inner = wheels.parse(str(source)).path if wheels.is_wheel(str(source)) else str(source)
+    except UserError:  # reading it says what is wrong
+        return FORMAT
     path = at_home(inner)
     if inner == str(source) and os.path.isdir(path):  # class folders of text files
         return _BY_ENDING[".txt"]
@@ -112,9 +109,9 @@ def check_format_settings(data: DataConfig, source: Any, problems: Problems) -> 
     refuse_unused(reasons, given_fields(data, "data"), problems)
 
 
-def describe_unused(reasons: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with the settings that have no effect for it."""
+def describe_unused(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason, with the settings that have no effect for it, out of pairs of a dotted name and a reason."""
     by_reason: dict[str, list[str]] = {}
-    for name, reason in sorted(reasons.items()):
+    for name, reason in sorted(reasons):
         by_reason.setdefault(reason, []).append(name)
     return [f"no effect: {', '.join(names)} ({reason})" for reason, names in by_reason.items()]

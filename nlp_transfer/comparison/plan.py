@@ -142,9 +142,11 @@ def _unused_lines(raw: Document, plan: Plan, runs: list[Run], with_shots: bool) 
         for name, reason in run.unused.items():
             if name != BEST and not (name == "data.shots" and with_shots):
                 without.setdefault((name, reason), []).append(way.label)
-    for (name, reason), labels in without.items():
-        unused[name] = reason if len(labels) == len(runs) else f"with {', '.join(labels)}: {reason}"
-    return describe_unused(unused)
+    everywhere = {pair for pair, labels in without.items() if len(labels) == len(runs)}
+    some = [
+        (name, f"with {', '.join(labels)}: {why}") for (name, why), labels in without.items() if (name, why) not in everywhere
+    ]
+    return describe_unused([*unused.items(), *everywhere, *some])
 
 
 def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:

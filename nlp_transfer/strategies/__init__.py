@@ -123,6 +123,9 @@ class Strategy(Settings):
     chooses_parameters: ClassVar[bool] = False
     """Whether `wrap` decides which parameters are trained; of a list of strategies at most one may."""
 
+    only_trains: ClassVar[bool] = False
+    """Whether all that it changes are rates, decay and the loss of optimizer steps: in a list it may have nothing to change."""
+
     def learning_rate(self, model: nn.Module) -> float:
         """A good peak rate for `learning_rate: auto`.
 

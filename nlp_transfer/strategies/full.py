@@ -4,7 +4,7 @@ Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", 181
 Mosbach et al. 2021, 2006.04884.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -14,6 +14,8 @@ from nlp_transfer.strategies import Group, Strategy, scale_head
 
 class Full(Strategy):
     """Everything moves; the pooler and the head, which have to be learned, faster than what is pretrained."""
+
+    only_trains: ClassVar[bool] = True
 
     head_scale: Annotated[float, Field(gt=0)] = 10.0
     """Factor on the learning rate of the pooler and the head."""

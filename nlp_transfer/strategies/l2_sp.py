@@ -9,7 +9,7 @@ With ten labelled rows a class (Banking77, TREC; MiniLM) it was not measurably b
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -26,6 +26,8 @@ from nlp_transfer.tasks import Task
 class L2Sp(Strategy):
     """Adds a pull towards the pretrained weights to the loss of whatever the others of a list train; by itself this is full
     fine-tuning. Beside LoRA pretrained layers do not move at all, so that only the pooler and what is new are pulled."""
+
+    only_trains: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(ge=0)] = 0.01
     """Strength of the pull of pretrained parameters towards where they were."""

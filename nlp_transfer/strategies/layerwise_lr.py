@@ -7,7 +7,7 @@ With ten labelled rows a class (Banking77, TREC; MiniLM) it was a little better 
 """
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -21,6 +21,8 @@ from nlp_transfer.strategies._depth import head_apart, inner_layers, plain_name,
 class LayerwiseLr(Strategy):
     """Each layer learns slower than the one above it. By itself this is full fine-tuning; in a list it changes the rates of
     whatever the others train, [full, layerwise_lr] or [lora, layerwise_lr]."""
+
+    only_trains: ClassVar[bool] = True
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Factor on the learning rate for each layer further down; the highest layer keeps the whole rate."""

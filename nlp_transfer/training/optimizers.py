@@ -5,8 +5,9 @@ import math
 import torch
 from torch import nn
 
+from nlp_transfer import registry
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.strategies import Group, Strategy
+from nlp_transfer.strategies import Combined, Group, Strategy
 
 
 def named_groups(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> list[Group]:
@@ -22,6 +23,24 @@ def named_groups(model: nn.Module, training: TrainingConfig, strategy: Strategy)
     named = [name for group in groups for name in group.names]
     assert sorted(named) == sorted(trainable), "a strategy must keep every trainable parameter in exactly one group"
     return [group for group in groups if group.names]
+
+
+def idle_parts(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> dict[str, str]:
+    """The strategies of a list that change nothing beside the others: `strategy.0` and so on, with the reason."""
+
+    def settled(parts: tuple[Strategy, ...]) -> dict[str, tuple[float, float]]:
+        groups = named_groups(model, training, Combined(parts=parts))
+        return {name: (group.weight_decay, group.learning_rate_scale) for group in groups for name in group.names}
+
+    parts = strategy.parts if isinstance(strategy, Combined) else ()
+    idle = {}
+    for i, part in enumerate(parts):
+        name = registry.name_of(type(part))
+        if part.only_trains and not strategy.takes_steps():
+            idle[f"strategy.{i}"] = f"no optimizer step is taken, in which {name} would change anything"
+        elif part.only_trains and type(part).loss is Strategy.loss and settled(parts) == settled(parts[:i] + parts[i + 1 :]):
+            idle[f"strategy.{i}"] = f"beside the others {name} changes no learning rate"
+    return idle
 
 
 def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float) -> torch.optim.AdamW:

@@ -128,46 +128,54 @@ def flag(*words: str, says: tuple[str, ...], **settings: Any) -> Case:
     return Case(f"compare {' '.join(words)[:40]}", says, settings=dotted, arguments=compare("--strategies", "full", *words))
 
 
+USED = chosen("self_training")  # a strategy that uses text without labels
 UNLABELLED_DATA = [
-    Case("unlabelled missing", ("unlabeled.csv: there is no such file",), settings={"data.unlabelled": "unlabeled.csv"}),
+    Case("unlabelled missing", ("unlabeled.csv: there is no such file",), settings={"data.unlabelled": "unlabeled.csv", **USED}),
     Case(
         "unlabelled without the column",
         ("data.unlabelled: u.csv: there is no column 'text' (did you mean 'texts'?); found: texts",),
         {"u.csv": "texts\na\n"},
-        {"data.unlabelled": "u.csv"},
+        {"data.unlabelled": "u.csv", **USED},
     ),
     Case(
         "unlabelled and train with an empty text",
         ("2 problems", "train.csv, row 3, column 'text': the cell is empty", "u.csv, row 3, column 'text': the cell is empty"),
         {"u.csv": 'text\na\n""\n', "train.csv": row(3, ",positive\n")},
-        {"data.unlabelled": "u.csv"},
+        {"data.unlabelled": "u.csv", **USED},
     ),
     Case(
         "unlabelled without a text",
         ("u.jsonl, row 2, column 'text': found nothing; allowed: text",),
         {"u.jsonl": '{"text": "a"}\n{"text": null}\n'},
-        {"data.unlabelled": "u.jsonl"},
+        {"data.unlabelled": "u.jsonl", **USED},
     ),
     Case(
         "unlabelled lines with a blank one",
         ("u.txt, row 2, column 'text': the cell is empty",),
         {"u.txt": "a\n\nb\n"},
-        {"data.unlabelled": "u.txt"},
+        {"data.unlabelled": "u.txt", **USED},
     ),
     Case(
         "unlabelled lines for pairs",
         ("data.unlabelled: u.txt: there is no column 'other'; found: text",),
         {"u.txt": "a\n", "train.csv": "text,label,other\na,x,c\nb,y,d\na b,x,c\nb a,y,d\n"},
-        {"data.unlabelled": "u.txt", "task.text_pair": "other"},
+        {"data.unlabelled": "u.txt", **USED, "task.text_pair": "other"},
     ),
     Case(
         "unlabelled all known",
         ("data.unlabelled: each of its 16 rows stands in another split", "allowed: other texts"),
         {"u.csv": CSV},
-        {"data.unlabelled": "u.csv"},
+        {"data.unlabelled": "u.csv", **USED},
     ),
-    Case("unlabelled header only", ("u.csv: has a header but no rows",), {"u.csv": "text\n"}, {"data.unlabelled": "u.csv"}),
-    Case("unlabelled ending", ("u.xls: found the ending '.xls'", "allowed: .csv"), {"u.xls": "x"}, {"data.unlabelled": "u.xls"}),
+    Case(
+        "unlabelled header only", ("u.csv: has a header but no rows",), {"u.csv": "text\n"}, {"data.unlabelled": "u.csv", **USED}
+    ),
+    Case(
+        "unlabelled ending",
+        ("u.xls: found the ending '.xls'", "allowed: .csv"),
+        {"u.xls": "x"},
+        {"data.unlabelled": "u.xls", **USED},
+    ),
     setting("data.unlabelled", ["u.csv"]),
     setting("data.unlabelled", 5),
     setting("data.unlabeled", "u.csv", "data.unlabeled: unknown setting (did you mean 'unlabelled'?)"),
