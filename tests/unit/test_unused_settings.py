@@ -391,7 +391,8 @@ def test_compare_says_for_which_strategies_and_leaves_it_out_of_their_runs(capsy
     [
         (["features", "layerwise_lr"], {"strategy.1"}),
         ([{"name": "partial", "frozen_layers": "all"}, "layerwise_lr"], {"strategy.1"}),
-        (["partial", "layerwise_lr"], set()),
+        (["partial", "layerwise_lr"], {"strategy.1"}),  # of two layers one is frozen, and the upper one keeps the whole rate
+        ([{"name": "partial", "frozen_layers": 0}, "layerwise_lr"], set()),
         (["prototypes", "l2_sp"], {"strategy.1"}),
         (["prototypes", {"name": "full", "head_scale": 3}], {"strategy.1"}),
         ([{"name": "full", "head_scale": 3}, "gradual_unfreezing"], {"strategy.0"}),
@@ -422,7 +423,7 @@ def test_tokens_that_cannot_be_cached_are_reported(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("text", "other"), ("text_pair", "other"), ("max_length", 4), ("separator", "+"), ("threshold", 0.01), ("label", "other")],
+    [("text", "other"), ("text_pair", "other"), ("max_length", 4), ("separator", "+"), ("threshold", 0.99), ("label", "other")],
 )
 def test_what_evaluate_takes_changes_figures_or_what_is_read(name: str, value: Any, tags: Path) -> None:
     def figures(**settings: Any) -> Any:
