@@ -7,16 +7,17 @@ from typing import Any
 from nlp_transfer.errors import Problems
 
 FORMAT = ("data.encoding", "data.columns", "data.delimiter", "data.quoting")
-_INPUT = ("task.text", "task.text_pair", "task.source", "task.max_length", "task.longest_source")
+_TEXT = ("task.text", "task.text_pair")
+_INPUT = (*_TEXT, "task.source", "task.max_length", "task.longest_source")
 _LANGUAGES = ("task.source_language", "task.target_language")
 _SEARCH = ("task.prefix", "task.beams", "task.length_penalty", "task.length_ratio")
-_OUTPUT = ("task.label", "task.target", "task.separator", "task.threshold")
+_OUTPUT = ("task.label", "task.label_type", "task.label_format", "task.target", "task.separator", "task.threshold")
 
 COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "train": ("*",),
     "compare": ("*", "!training.seed"),
     "evaluate": ("data.test", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_OUTPUT),
-    "predict": (*FORMAT, "task.text", "task.text_pair", "task.max_length", "task.separator", "task.threshold"),
+    "predict": (*FORMAT, *_TEXT, "task.max_length", "task.label_type", "task.separator", "task.threshold"),
     "translate": (*FORMAT, "task.source", "task.max_length", "task.longest_source", *_LANGUAGES, *_SEARCH),
     "push": (),
     "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_OUTPUT, "task.translated_rows"),

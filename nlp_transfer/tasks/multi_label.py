@@ -88,6 +88,11 @@ class MultiLabel(TextTask):
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
         check_weight_names(training, self.labels, self.label_type, problems)
+        for name, value in (("label_type", "str"), ("label_format", "names")) if isinstance(self.label, list) else ():
+            if getattr(self, name) not in (None, value):
+                problems.add(
+                    f"task.{name}: has no effect: columns of 0 and 1 in task.label are named like their labels; leave it out"
+                )
         if isinstance(self.label, list) and self.labels is not None and self.labels != self.label:
             problems.add(
                 f"task.labels: found {shorten(self.labels)} beside the columns {shorten(self.label)} in task.label, which are "

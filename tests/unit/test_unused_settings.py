@@ -18,7 +18,7 @@ from nlp_transfer.cli import all_settings, cli
 from nlp_transfer.comparison.plan import Job, make_plan
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.token_cache import kept_table
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.resolve import resolve
 from nlp_transfer.sources import find_model
@@ -116,9 +116,15 @@ def test_what_predict_takes_changes_predictions(name: str, value: Any, tags: Pat
     for output, more in (("a.csv", ()), ("b.csv", (f"--task.{name}", value))):
         run("predict", tags, "--input", source, "--output", tmp_path / output, "--precision", "fp32", *several, *more)
     assert (tmp_path / "a.csv").read_text() != (tmp_path / "b.csv").read_text()
-    assert {f"task.{setting}" for setting in ("text", "text_pair", "max_length", "separator", "threshold")} | set(FORMAT) == set(
-        COMMAND_SETTINGS["predict"]
-    )
+    shown_here = {f"task.{setting}" for setting in ("text", "text_pair", "max_length", "separator", "threshold")}
+    assert shown_here | {*FORMAT, "task.label_type"} == set(COMMAND_SETTINGS["predict"]), "each is shown to have an effect"
+
+
+@pytest.mark.parametrize(("name", "value"), [("label_type", "int"), ("label_format", "indicators")])
+def test_columns_of_zeros_and_ones_have_neither_type_nor_format(name: str, value: str) -> None:
+    task = task_from({"name": "multi_label", "label": ["a", "b"], name: value})
+    task.check_settings(TrainingConfig(), problems := Problems())
+    assert [message.startswith(f"task.{name}: has no effect") for message in problems.messages] == [True]
 
 
 NLLB = {"source_language": "eng_Latn", "target_language": "deu_Latn"}
