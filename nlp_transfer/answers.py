@@ -12,6 +12,7 @@ from nlp_transfer.sources.tables import Batch
 from nlp_transfer.tasks import task_name
 from nlp_transfer.training.device import inference_device
 from nlp_transfer.translator import Translator, translates
+from nlp_transfer.unused_settings import unused_columns
 from nlp_transfer.writing import Columns
 
 
@@ -56,6 +57,7 @@ class Answers:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
         if probabilities and predictor.task.answer_kind not in ("label", "labels"):
             raise UserError(f"--probabilities: {model} predicts numbers, which have none; leave it out")
+        say(*unused_columns(predictor.task, source))
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
         self.translator = Translator(predictor) if translate else None
 

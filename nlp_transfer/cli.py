@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from nlp_transfer import __version__
 from nlp_transfer.errors import UserError
@@ -265,6 +266,8 @@ def recipe(
         document = config.model_dump(exclude_unset=True)
         if not strategies:
             return _train(document, ctx.args, how)
+        if given := [name for name in how if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
+            raise UserError(f"--{given[0].replace('_', '-')}: has no effect on a recipe that compares strategies; leave it out")
         from nlp_transfer.compare import compare
 
         return compare(_merged(document, ctx.args), strategies, seeds)

@@ -20,7 +20,7 @@ from nlp_transfer.sources.reading import kind_of, read_start
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import ENDINGS, Batch, read_table
 from nlp_transfer.sources.wheels import is_wheel
-from nlp_transfer.unused_settings import check_format_settings
+from nlp_transfer.unused_settings import check_format_settings, unused_columns
 from nlp_transfer.workers import Workers, at_once, check_processes, plan
 from nlp_transfer.writing import Columns, Writer, replacing
 
@@ -156,6 +156,7 @@ def evaluate_source(model: str, settings: dict[str, Any], batch_size: int | None
         from nlp_transfer.training.device import make_accelerator
 
     predictor = open_predictor(model, settings, batch_size, precision)
+    say(*unused_columns(predictor.task, data.test))
     if not predictor.task.aligned:
         check_no_aligned(data, predictor.task.columns(), problems := Problems())
         problems.raise_if_any()

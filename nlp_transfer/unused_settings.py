@@ -9,13 +9,13 @@ from typing import Any
 
 from nlp_transfer.applicability import FORMAT, NO_STEPS, given_fields, refuse_unused, unused_fields
 from nlp_transfer.config import DataConfig, RunConfig
+from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.reading import at_home
 from nlp_transfer.sources.tables import ENDINGS
 
 _BY_ENDING = {".csv": FORMAT, ".tsv": FORMAT, ".jsonl": FORMAT[:1], ".txt": FORMAT[:1], ".parquet": ()}
-UNLABELLED = "unlabelled"
 
 
 @dataclass
@@ -100,6 +100,14 @@ def _format_settings(source: Any) -> Iterable[str]:
         return _BY_ENDING[path.suffix.lower()]
     is_hub = inner == str(source) and not (os.path.exists(path) or inner.startswith(("/", ".", "~")) or has_magic(inner))
     return () if is_hub else FORMAT
+
+
+def unused_columns(task: Any, source: Any) -> list[str]:
+    """A line about names of columns that were given at loading (`Task.changed`) for a source whose columns have no names."""
+    if not isinstance(source, Mapping) and Path(source).suffix.lower() != ".txt":
+        return []
+    names = sorted(f"task.{name}" for name in task.changed if getattr(task, name) in task.columns())
+    return [f"no effect: {', '.join(names)} (the columns of {source} have no names)"] if names else []
 
 
 def check_format_settings(data: DataConfig, source: Any, problems: Problems) -> None:

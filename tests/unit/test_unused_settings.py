@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from nlp_transfer import fine_tune, load_predictor, load_translator
 from nlp_transfer.applicability import COMMAND_SETTINGS, FORMAT, IDENTITY, NO_STEPS, takes
-from nlp_transfer.cli import all_settings, cli
+from nlp_transfer.cli import all_settings, cli, recipe
 from nlp_transfer.comparison.plan import Job, make_plan
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.config import RunConfig, TrainingConfig
 from nlp_transfer.data.token_cache import kept_table
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.models import Checkpoint
@@ -27,6 +27,7 @@ from nlp_transfer.strategies import strategy_from
 from nlp_transfer.streaming import evaluate_source
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training.optimizers import idle_parts
+from nlp_transfer.unused_settings import unused_columns
 from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 
@@ -442,7 +443,27 @@ def test_what_evaluate_takes_changes_figures_or_what_is_read(name: str, value: A
     assert figures(**{name: value}) != figures()
 
 
+@pytest.mark.parametrize(
+    ("source", "reported"),
+    [("a.txt", ["task.label", "task.text"]), ({"source": "a.en", "target": "a.de"}, ["task.label", "task.text"]), ("a.csv", [])],
+)
+def test_names_of_columns_are_reported_for_sources_without_names(source: Any, reported: list[str]) -> None:
+    task = task_from({"name": "multi_label", "text": "review", "label": "topics", "separator": ";"})
+    task.changed.update({"text", "label", "separator"})
+    lines = unused_columns(task, source)
+    assert [name for name in ("task.label", "task.separator", "task.text") if name in str(lines)] == reported
+
+
+@pytest.mark.parametrize("flags", [["--resume", "must"], ["--push-to", "me/model"], ["--allow-hub-metrics"]])
+def test_a_recipe_that_compares_refuses_flags_of_a_single_run(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig(**BASE)
+    with pytest.raises(SystemExit) as ended:
+        recipe(config, flags, strategies=["full", "lora"])
+    assert ended.value.code == 2
+    assert f"{flags[0]}: has no effect" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
 def test_a_recipe_sets_nothing_without_an_effect(path: Path) -> None:
-    recipe = runpy.run_path(str(path))
-    assert resolve(recipe["config"]).unused == {}
+    settings = runpy.run_path(str(path))
+    assert resolve(settings["config"]).unused == {}
