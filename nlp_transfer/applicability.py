@@ -115,7 +115,7 @@ def unused_fields(settings: Any, prefix: str) -> dict[str, str]:
         for condition in field.metadata
         if isinstance(condition, UsedWith)
     }
-    return {f"{prefix}.{name}": reason.format(f"{prefix}.") for name, reason in reasons.items() if reason is not None}
+    return {f"{prefix}.{name}": reason.replace("{}", f"{prefix}.", 1) for name, reason in reasons.items() if reason is not None}
 
 
 def given_fields(settings: Any, prefix: str) -> set[str]:
