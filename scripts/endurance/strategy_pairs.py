@@ -31,7 +31,8 @@ def main() -> int:
         shutil.rmtree(output, ignore_errors=True)
         run = document(first, TASK, checkpoint, source, output, folder)
         run["strategy"] = [settings_of(name, TASK, checkpoint, source, folder) for name in (first, second)]
-        run["data"]["unlabelled"] = source["unlabelled"]
+        if {first, second} & {"self_training", "distill"}:
+            run["data"]["unlabelled"] = source["unlabelled"]
         run["task"] = {"name": "text_classification"}
         try:
             with contextlib.redirect_stderr(io.StringIO()):
