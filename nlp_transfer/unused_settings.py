@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from nlp_transfer.applicability import FORMAT, NO_STEPS, given_fields, refuse_un
 from nlp_transfer.config import DataConfig, RunConfig
 from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources import wheels
+from nlp_transfer.sources import HUB_DATA, wheels
 from nlp_transfer.sources.reading import at_home
 from nlp_transfer.sources.tables import ENDINGS
 
@@ -98,7 +97,7 @@ def _format_settings(source: Any) -> Iterable[str]:
         return _BY_ENDING[".txt"]
     if path.suffix.lower() in ENDINGS:
         return _BY_ENDING[path.suffix.lower()]
-    is_hub = inner == str(source) and not (os.path.exists(path) or inner.startswith(("/", ".", "~")) or has_magic(inner))
+    is_hub = inner == str(source) and HUB_DATA.match(inner) and not (os.path.exists(path) or inner.startswith("."))
     return () if is_hub else FORMAT
 
 

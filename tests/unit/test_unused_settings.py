@@ -269,6 +269,7 @@ REPORTED: list[tuple[dict[str, Any], set[str]]] = [
     ({"data__train": "a.jsonl", "data__columns": ["a"], "data__encoding": "latin-1"}, {"data.columns"}),
     ({"data__train": pd.DataFrame({"text": ["a"]}), "data__quoting": "none"}, {"data.quoting"}),
     ({"data__train": "org/name:config#train", "data__quoting": "none"}, {"data.quoting"}),
+    ({"data__train": "org/name#train[:10%]", "data__quoting": "none"}, {"data.quoting"}),
     ({"data__train": "data/*", "data__quoting": "none"}, set()),
     ({"data__train": {"source": "a.en", "target": "a.de"}, "data__quoting": "none", "task": TRANSLATION}, {"data.quoting"}),
     ({"data__validation_share": 0, "training__best_metric": "accuracy"}, {"training.best_metric"}),
