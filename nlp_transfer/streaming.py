@@ -36,18 +36,20 @@ def predict_file(
     batch_size: int | None,
     precision: str,
     processes: int = 1,
+    base: str | None = None,
 ) -> None:
     """Writes the input's columns and the answers to `output`, whole or not at all.
 
     Args:
         processes: of this machine that share the work, each with the model and an even share of the cores.
+        base: of an adapter, where the model that it was trained on lies now.
 
     Raises:
         UserError: model, input or output cannot be used, or a process was lost.
     """
     _check_files(source, output, processes, probabilities)
     wanted = {"model": model, "source": source, "settings": settings, "batch_size": batch_size, "precision": precision}
-    _answer(wanted | {"probabilities": probabilities}, output, "predicting", processes)
+    _answer(wanted | {"probabilities": probabilities, "base": base}, output, "predicting", processes)
 
 
 def translate_file(
@@ -59,18 +61,20 @@ def translate_file(
     precision: str,
     beams: int | None,
     processes: int = 1,
+    base: str | None = None,
 ) -> None:
     """Writes the input's columns and a column `translation` to `output`, whole or not at all; .txt has a line a text.
 
     Args:
         processes: of this machine that share the work, each with the model and an even share of the cores.
+        base: of an adapter, where the model that it was trained on lies now.
 
     Raises:
         UserError: model, input or output cannot be used, or a process was lost.
     """
     _check_files(source, output, processes)
     wanted = {"model": model, "source": source, "settings": settings, "batch_size": batch_size, "precision": precision}
-    in_pieces = _answer(wanted | {"translate": True, "beams": beams}, output, "translating", processes)
+    in_pieces = _answer(wanted | {"translate": True, "beams": beams, "base": base}, output, "translating", processes)
     if in_pieces:
         say(f"{in_pieces} texts were longer than any in training and were translated in pieces")
 
@@ -141,7 +145,9 @@ def _check_files(source: Path, output: Path, processes: int, probabilities: bool
     problems.raise_if_any()
 
 
-def evaluate_source(model: str, settings: dict[str, Any], batch_size: int | None, precision: str) -> dict[str, float]:
+def evaluate_source(
+    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
+) -> dict[str, float]:
     """Metrics of a saved model on `data.test`; several processes share the work and all get the same figures."""
     data = _data_settings(settings)
     if data.test is None:
@@ -152,7 +158,7 @@ def evaluate_source(model: str, settings: dict[str, Any], batch_size: int | None
         from nlp_transfer.answers import open_predictor
         from nlp_transfer.training.device import make_accelerator
 
-    predictor = open_predictor(model, settings, batch_size, precision)
+    predictor = open_predictor(model, settings, batch_size, precision, base)
     if not predictor.task.aligned:
         check_no_aligned(data, predictor.task.columns(), problems := Problems())
         problems.raise_if_any()
