@@ -114,7 +114,7 @@ class Checkpoint:
         if type(config) not in auto_class._model_mapping:
             head = auto_class.__name__.removeprefix("Auto")
             raise UserError(
-                f"model: {self.source.name} is a {config.model_type} model, a family for which transformers has no {head}; "
+                f"model: {self.source.name} cannot be loaded as a {head}: transformers has none for {config.model_type} models; "
                 "allowed: a checkpoint of another family"
             )
         for name, value in overrides.items():

@@ -186,8 +186,8 @@ def open_adapter(
 
     saved = adapter_record(folder)
     check_adapter(folder)
-    source = _find_base(folder, saved["base"], base)
-    checkpoint = Checkpoint.open(source)
+    checkpoint = _open_base(folder, saved["base"], base)
+    source = checkpoint.source
     task = _changed(task_from(saved["settings"]), settings, checkpoint.max_length)
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
@@ -197,7 +197,7 @@ def open_adapter(
         except FAULTS as error:
             files = [path for name in ADAPTER_WEIGHTS if (path := folder / name).is_file()]
             raise UserError(
-                f"{folder}: the adapter cannot be loaded: {why(error, files)}; it {_bases(saved['base'], source)}"
+                f"{folder}: the adapter cannot be loaded: {why(error, files)}; it {_bases(saved['base'], source)}; {MOVED}"
             ) from error
         whole: PreTrainedModel = merge_adapter(adapted) if merge and saved.get("merges", True) else adapted
     if verify:
@@ -205,15 +205,16 @@ def open_adapter(
     return whole, checkpoint, task
 
 
-def _find_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | None) -> ModelSource:
-    """Where the base of an adapter lies: at the place that is given, else where it was recorded."""
+def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | None) -> Checkpoint:
+    """The base of an adapter: at the place that is given, else where it was recorded."""
     try:
         base = find_model(str(given or recorded["model"]))
+        same = given is None or str(given) == recorded["model"]
+        revision = base.revision or (recorded["revision"] if same else None)
+        return Checkpoint.open(ModelSource(base.name, base.path, revision))
     except UserError as error:
-        setting = "base" if given else f"{folder}: the base of this adapter cannot be found"
+        setting = "base" if given else f"{folder}: the base of this adapter"
         raise UserError(f"{setting}: {str(error).removeprefix('model: ')}; {MOVED}") from error
-    same = given is None or str(given) == recorded["model"]
-    return ModelSource(base.name, base.path, base.revision or (recorded["revision"] if same else None))
 
 
 def _bases(recorded: Mapping[str, Any], source: ModelSource) -> str:
@@ -231,7 +232,7 @@ def _check_base(model: PreTrainedModel, saved: Mapping[str, Any], source: ModelS
     probe = saved.get("probe")
     if not isinstance(probe, dict):
         say(
-            f"warning: {folder / RECORD} holds no logits to compare with: whether {source.name} is the adapter's base is not known"
+            f"warning: {folder / RECORD} holds no logits to compare with, so {source.name} may be another base than the adapter's"
         )
         return
     if (difference := probe_difference(model, probe)) is not None:

@@ -33,9 +33,7 @@ def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedM
     if hasattr(model, "peft_config"):
         raise UserError(f"{setting}: found {count} behind an adapter, whose layers are fixed; allowed: null")
     if is_encoder_decoder(model):
-        raise UserError(
-            f"{setting}: found {count}; a {encoder_type(model.config)} model has an encoder's layers and a decoder's; allowed: null"
-        )
+        raise UserError(f"{setting}: found {count}; a {encoder_type(model.config)} model has layers in two stacks; allowed: null")
     layers = find_layers(model)
     before = int(encoder_config(model.config).num_hidden_layers)
     least = layers.depth if layers.shared else 1
