@@ -117,7 +117,8 @@ def find_layers(model: nn.Module) -> Layers:
         )
     if classifies:
         upper = _stack(model, f"{encoder}.decoder")
-        depth = wanted + (len(model.get_submodule(upper)) if upper else 0)  # type: ignore[arg-type]
+        stack: Any = model.get_submodule(upper) if upper else ()
+        depth = wanted + len(stack)
         return Layers(encoder, prefix, depth, False, upper=upper, lower=wanted)
     if not has_decoder(model):
         return Layers(encoder, prefix, wanted, shared and wanted < count)
