@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models import Checkpoint, encoder_config, new_parameters, replaced_parameters
+from nlp_transfer.tasks._label_schema import label_value
 from nlp_transfer.tasks._labels import shorten
 
 
@@ -28,7 +29,7 @@ def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedMode
         return model
     had, wanted = _describe(checkpoint.config), _describe(model.config)
     saved_as = checkpoint.head or "SequenceClassification"
-    before, after = _labels(checkpoint.config), _labels(model.config)
+    before, after = ([label_value(label) or label for label in _labels(config)] for config in (checkpoint.config, model.config))
     same = saved_as == "SequenceClassification" and _is_regression(checkpoint.config) == _is_regression(model.config)
     if same and sorted(before) == sorted(after) and len(set(after)) == len(after) and not layer.keys() & new:
         order = torch.tensor([before.index(label) for label in after])
