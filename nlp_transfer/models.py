@@ -1,5 +1,6 @@
 """Checkpoints: load one with a head, and what is done with a loaded model; `layers.py` says what it is made of."""
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ HIDDEN_DROPOUT = (
     "embedding_dropout", "mlp_dropout", "classifier_dropout_prob",
 )  # fmt: skip
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+HEAD = re.compile(r"For([A-Z]\w+)$")  # at the end of a class's name; RoFormerModel has none
 LAYER_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop")
 
 
@@ -102,7 +104,8 @@ class Checkpoint:
     def head(self) -> str | None:
         """The kind of head that the checkpoint was saved with, as class names end: `SequenceClassification`,
         `TokenClassification`, `ConditionalGeneration` ...; None: no head, or not recorded."""
-        return self.architecture.rpartition("For")[2] if "For" in self.architecture else None
+        match = HEAD.search(self.architecture)
+        return match[1] if match else None
 
     def load(self, auto_class: Any, **overrides: Any) -> PreTrainedModel:
         """The model with `overrides` put into its configuration, in fp32; what the checkpoint lacks is new.

@@ -80,7 +80,7 @@ def test_it_learns_its_rows(family: str, bases: dict[str, Path], folder: Path, t
         model=str(bases[family]),
         data={"train": train, "test": train, "validation_share": 0},
         task=TASKS["single"],
-        training={"max_steps": 60, "precision": "fp32", "learning_rate": 2e-3, "dropout": 0, "attention_dropout": 0},
+        training={"max_steps": 40, "precision": "fp32", "learning_rate": 2e-3, "dropout": 0, "attention_dropout": 0},
         output_dir=tmp_path / "run",
     )
     assert found.metrics["test"]["accuracy"] > 0.95
