@@ -16,9 +16,11 @@ from nlp_transfer.unused_settings import unused_columns
 from nlp_transfer.writing import Columns
 
 
-def open_predictor(model: str, settings: dict[str, Any], batch_size: int | None, precision: str) -> Predictor:
+def open_predictor(
+    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
+) -> Predictor:
     """A saved model, ready; says in what it computes where that was chosen here."""
-    predictor = load_predictor(model, batch_size, precision, settings.get("task"))
+    predictor = load_predictor(model, batch_size, precision, settings.get("task"), base)
     if precision == "auto":
         say(f"computing in {predictor.precision}, which this machine does fastest; --precision fp32 is the most exact")
     return predictor
@@ -38,6 +40,7 @@ class Answers:
         translate: bool = False,
         beams: int | None = None,
         processes: int = 1,
+        base: str | None = None,
     ) -> None:
         """Raises a UserError where the model cannot be used, does something else than what it is asked for, or is on a GPU that
         several processes would share."""
@@ -46,7 +49,7 @@ class Answers:
                 f"--processes: found {processes}; this machine computes on a GPU ({device}), which one process keeps busy; "
                 "allowed: 1"
             )
-        predictor = open_predictor(model, settings, batch_size, precision)
+        predictor = open_predictor(model, settings, batch_size, precision, base)
         if translate and not translates(predictor.task):
             raise UserError(
                 f"{model}: is a {task_name(predictor.task)} model, which does not translate; use nlp-transfer predict"

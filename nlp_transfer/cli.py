@@ -25,6 +25,7 @@ PROCESSES = click.option(
     show_default=True,
     help="Share the file among this many, each with the model and an even share of the cores: for CPUs with many cores.",
 )
+BASE = click.option("--base", metavar="PLACE", help="Of an adapter, where its base lies now.  [default: where it was trained]")
 
 
 class SettingsHelp(click.Command):
@@ -106,13 +107,16 @@ def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this .json file.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@BASE
 @click.pass_context
-def evaluate(ctx: click.Context, model: str, output: Path | None, batch_size: int | None, precision: str) -> None:
+def evaluate(
+    ctx: click.Context, model: str, output: Path | None, batch_size: int | None, precision: str, base: str | None
+) -> None:
     """Score MODEL (a run folder, a model folder or a hub id) on --data.test FILE; figures go to standard output."""
     from nlp_transfer.streaming import check_figures_file, evaluate_source, print_figures
 
     check_figures_file(output)
-    figures = evaluate_source(model, _only(ctx), batch_size, precision)
+    figures = evaluate_source(model, _only(ctx), batch_size, precision, base)
     print_figures(figures, output)
 
 
@@ -124,15 +128,16 @@ def evaluate(ctx: click.Context, model: str, output: Path | None, batch_size: in
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
 @PROCESSES
+@BASE
 @click.pass_context
 def predict(
     ctx: click.Context, model: str, source: Path, output: Path, probabilities: bool, batch_size: int | None, precision: str,
-    processes: int,
+    processes: int, base: str | None,
 ) -> None:  # fmt: skip
     """Answer every row of a file with MODEL; rows keep their order and their columns."""
     from nlp_transfer.streaming import predict_file
 
-    predict_file(model, source, output, _only(ctx), probabilities, batch_size, precision, processes)
+    predict_file(model, source, output, _only(ctx), probabilities, batch_size, precision, processes, base)
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
@@ -143,15 +148,16 @@ def predict(
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
 @PROCESSES
+@BASE
 @click.pass_context
 def translate(
     ctx: click.Context, model: str, source: Path, output: Path, beams: int | None, batch_size: int | None, precision: str,
-    processes: int,
+    processes: int, base: str | None,
 ) -> None:  # fmt: skip
     """Translate every row of a file with MODEL; rows keep their order, and empty ones stay empty."""
     from nlp_transfer.streaming import translate_file
 
-    translate_file(model, source, output, _only(ctx), batch_size, precision, beams, processes)
+    translate_file(model, source, output, _only(ctx), batch_size, precision, beams, processes, base)
 
 
 @cli.command()

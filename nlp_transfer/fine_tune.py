@@ -20,7 +20,7 @@ from nlp_transfer.export.push import check_push, push_run
 from nlp_transfer.export.save import is_plain, versions
 from nlp_transfer.inference import Predictor
 from nlp_transfer.metrics import load_hub_metric
-from nlp_transfer.models import Checkpoint, count_parameters
+from nlp_transfer.models import Checkpoint, count_parameters, head_notes
 from nlp_transfer.outcome import finish_further, foreign_figures, right_answers, save, score_splits
 from nlp_transfer.resolve import Run, resolve
 from nlp_transfer.run_folder import Resume, RunFolder
@@ -113,7 +113,9 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
 
     began = time.monotonic()
     with quiet():
-        model = run.strategy.wrap(task.build_model(checkpoint, training))
+        model = task.build_model(checkpoint, training)
+        say(*head_notes(model))
+        model = run.strategy.wrap(model)
         choices = choose(model, tables["train"], training, folder.path)
         accelerator = choices.accelerator
         job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)

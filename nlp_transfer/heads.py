@@ -76,6 +76,11 @@ class EncoderHeadConfig(PretrainedConfig):
             problems.add(f"config.json.encoder: found {shorten(encoder)}; allowed: the configuration of an encoder")
         problems.raise_if_any()
 
+    def has_shape(self, head: HeadConfig) -> bool:
+        """Whether weights fit a head with these settings; dropout has none."""
+        own = (self.pooling, self.hidden or [], self.layers, self.normalize)
+        return own == (head.pooling, head.hidden, head.layers, head.normalize)
+
     def encoder_config(self) -> PretrainedConfig:
         fields = dict(self.encoder or {})
         if not fields:

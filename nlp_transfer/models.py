@@ -1,6 +1,6 @@
-"""Checkpoints: load one with a head, know its layers in order, and which of its parameters are new."""
+"""Checkpoints: load one with a head, and what is done with a loaded model; `layers.py` says what it is made of."""
 
-from collections.abc import Iterator
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,16 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.errors import UserError
+from nlp_transfer.layers import Layers as Layers
+from nlp_transfer.layers import encoder_config as encoder_config
+from nlp_transfer.layers import encoder_type as encoder_type
+from nlp_transfer.layers import end_rows as end_rows
+from nlp_transfer.layers import find_layers as find_layers
+from nlp_transfer.layers import has_decoder as has_decoder
+from nlp_transfer.layers import is_encoder_decoder as is_encoder_decoder
+from nlp_transfer.layers import linear_layers as linear_layers
+from nlp_transfer.layers import new_parameters as new_parameters
+from nlp_transfer.layers import width as width
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.trust import FAULTS, check_model, check_weights, load_configuration, load_tokenizer, weight_files, why
 
@@ -22,6 +32,8 @@ HIDDEN_DROPOUT = (
     "embedding_dropout", "mlp_dropout", "classifier_dropout_prob",
 )  # fmt: skip
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+HEAD = re.compile(r"For([A-Z]\w+)$")  # at the end of a class's name; RoFormerModel has none
+LAYER_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop")
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,18 @@ class Checkpoint:
             positions -= 2
         return int(positions)
 
+    @property
+    def architecture(self) -> str:
+        """The class that the checkpoint was saved from, such as `BertForSequenceClassification`; empty if it does not say."""
+        return str((self.config.architectures or [""])[0])
+
+    @property
+    def head(self) -> str | None:
+        """The kind of head that the checkpoint was saved with, as class names end: `SequenceClassification`,
+        `TokenClassification`, `ConditionalGeneration` ...; None: no head, or not recorded."""
+        match = HEAD.search(self.architecture)
+        return match[1] if match else None
+
     def load(self, auto_class: Any, **overrides: Any) -> PreTrainedModel:
         """The model with `overrides` put into its configuration, in fp32; what the checkpoint lacks is new.
 
@@ -90,6 +114,12 @@ class Checkpoint:
             UserError: the family has no such head, or the weights cannot be read.
         """
         config = load_configuration(self.source)
+        if type(config) not in auto_class._model_mapping:
+            head = auto_class.__name__.removeprefix("Auto")
+            raise UserError(
+                f"model: {self.source.name} cannot be loaded as a {head}: transformers has none for {config.model_type} models; "
+                "allowed: a checkpoint of another family"
+            )
         for name, value in overrides.items():
             setattr(config, name, value)
         files = weight_files(self.source)
@@ -116,124 +146,26 @@ class Checkpoint:
             )
         mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
         model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)
+        model.replaced_parameters = frozenset(mismatched)
         return model
 
 
 def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, float]:
-    """Configuration fields of this family that set its dropout rates, for those that are not None."""
+    """Configuration fields of this family that set its dropout rates, for those that are not None; whole layers are never
+    dropped: those skipped at random leave parameters without gradient, and several processes would wait for those forever."""
     chosen = {name: rate for names, rate in ((HIDDEN_DROPOUT, hidden), (ATTENTION_DROPOUT, attention)) for name in names}
+    chosen |= dict.fromkeys(LAYER_DROPOUT, 0.0)
     return {name: rate for name, rate in chosen.items() if rate is not None and hasattr(config, name)}
 
 
-def new_parameters(model: nn.Module) -> frozenset[str]:
-    """Names of the parameters that the checkpoint did not have and that were therefore drawn at random."""
-    return getattr(model, "new_parameters", frozenset())
-
-
-@dataclass(frozen=True)
-class Layers:
-    """A model's layers in order. `encoder` is the module path of the encoder, `prefix` that of its stack of layers, `depth` the
-    number of separate layers in it.
-
-    `outside` are names of parameters that the encoder uses and that are called otherwise: embeddings shared with a decoder.
-    `decoder` is the module path of a decoder's stack of layers, where the checkpoint brought one.
-    """
-
-    encoder: str
-    prefix: str
-    depth: int
-    shared: bool
-    outside: frozenset[str] = frozenset()
-    decoder: str | None = None
-
-    def depth_of(self, parameter: str) -> int:
-        """0: embeddings and what belongs to all layers; 1 to `depth`: a layer; `depth` + 1: pooler, head and decoder."""
-        if parameter in self.outside:
-            return 0
-        if not parameter.startswith(self.encoder + ".") or "pooler" in parameter.removeprefix(self.encoder):
-            return self.depth + 1
-        if parameter.startswith(self.prefix + "."):
-            return int(parameter.removeprefix(self.prefix + ".").split(".")[0]) + 1
-        return self.depth if parameter.removeprefix(self.encoder + ".").startswith("final_") else 0
-
-
-def encoder_config(config: Any) -> Any:
-    """The family's configuration: the model's own, or that of the encoder below the toolkit's own head or beside a decoder."""
-    if hasattr(config, "encoder_config"):
-        return config.encoder_config()
-    inner = getattr(config, "encoder", None)
-    return inner if isinstance(inner, PretrainedConfig) else config
-
-
-def encoder_type(config: Any) -> str:
-    """The family's name, also where the configuration is that of the toolkit's own head or of an encoder-decoder."""
-    return str(encoder_config(config).model_type)
-
-
-def width(model: nn.Module) -> int:
-    """Size of a token's vector."""
-    return getattr(encoder_config(model.config), "hidden_size", None) or 768
-
-
-def has_decoder(model: nn.Module) -> bool:
-    """Whether the model writes text: an encoder with a decoder."""
-    return bool(getattr(model.config, "is_encoder_decoder", False))
+def replaced_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the new parameters for which the checkpoint had weights of another shape, such as those for other labels."""
+    return getattr(model, "replaced_parameters", frozenset())
 
 
 def has_new_decoder(model: nn.Module) -> bool:
     """Whether the model writes text by a decoder that no checkpoint brought whole."""
     return has_decoder(model) and bool(new_parameters(model))
-
-
-def find_layers(model: nn.Module) -> Layers:
-    """The stack of layers of an encoder with a head, or with a decoder.
-
-    Raises:
-        UserError: the model has no stack that can be recognised.
-    """
-    whole: Any = model
-    config = encoder_config(model.config)
-    count = getattr(config, "num_hidden_layers", 0)
-    shared = hasattr(config, "num_hidden_groups")  # ALBERT: few groups of weights serve all layers
-    wanted = config.num_hidden_groups if shared else count
-    encoder = _path(model, whole.get_encoder()) if has_decoder(model) else getattr(model, "base_model_prefix", "")
-    prefix = _stack(model, encoder, wanted)
-    if prefix is None:
-        raise UserError(
-            f"model: the layers of a {getattr(config, 'model_type', 'model')} cannot be told apart; allowed: BERT-family encoders"
-        )
-    if not has_decoder(model):
-        return Layers(encoder, prefix, wanted, shared and wanted < count)
-    inner = {id(parameter) for parameter in whole.get_encoder().parameters()}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in inner}
-    decoder = _path(model, whole.get_decoder())
-    drawn = any(name.startswith(f"{decoder}.") for name in new_parameters(model))
-    outside = frozenset(name for name in names if not name.startswith(f"{encoder}."))
-    return Layers(encoder, prefix, wanted, shared and wanted < count, outside, None if drawn else _stack(model, decoder))
-
-
-def _path(model: nn.Module, part: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is part)
-
-
-def _stack(model: nn.Module, below: str, length: int | None = None) -> str | None:
-    """The path of the first list of modules below a path, of that length where one is given."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.startswith(f"{below}.") and length in (None, len(module)):
-            return name
-    return None
-
-
-def linear_layers(model: nn.Module, layers: Layers) -> Iterator[str]:
-    """Module paths of the linear projections inside the stacks, relative to their layer, each once."""
-    seen: set[str] = set()
-    for name, module in model.named_modules():
-        stack = next((stack for stack in (layers.prefix, layers.decoder) if stack and name.startswith(stack + ".")), None)
-        if isinstance(module, nn.Linear) and stack:
-            inner = name.removeprefix(stack + ".").partition(".")[2]
-            if inner not in seen:
-                seen.add(inner)
-                yield inner
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -269,6 +201,24 @@ def train_mode(model: nn.Module) -> None:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
+
+
+def head_notes(model: nn.Module) -> list[str]:
+    """What became of the head that the checkpoint had been trained with, for the log; empty if it had none."""
+    note: str | None = getattr(model, "head_note", None)
+    return [note] if note else []
+
+
+def check_head(checkpoint: Checkpoint, wanted: str = "SequenceClassification") -> None:
+    """Raises a UserError where a checkpoint that is to be used as it is was saved with another kind of head.
+
+    In some families such weights have the same names, and would be taken for a classifier's.
+    """
+    if checkpoint.head not in (None, wanted):
+        raise UserError(
+            f"model: {checkpoint.source.name} was saved as a {checkpoint.architecture}; allowed: a model that ends in "
+            f"For{wanted}. Fine-tune it first: nlp-transfer train"
+        )
 
 
 def forbid_new_parameters(model: nn.Module, source: str) -> None:

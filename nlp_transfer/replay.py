@@ -19,7 +19,7 @@ from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.errors import UserError
 from nlp_transfer.features import Cut, base_of, cache_tables, layers_of
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
-from nlp_transfer.models import has_decoder
+from nlp_transfer.models import is_encoder_decoder
 
 TOLERANCE = 1e-4
 
@@ -30,10 +30,13 @@ def replay(model: PreTrainedModel, cut: Cut) -> None:
     Names of parameters stay. `run_live` undoes it.
 
     Raises:
-        UserError: the model writes text: its decoder looks at the states of all tokens.
+        UserError: the model has a decoder, which reads the states of all tokens.
     """
-    if has_decoder(model):
-        raise UserError("strategy.cache: a translation model cannot be trained on cached features; allowed: none")
+    if is_encoder_decoder(model):
+        raise UserError(
+            f"strategy.cache: the decoder of a {model.config.model_type} model reads the states of all tokens, so it cannot be "
+            "trained on cached features; allowed: none"
+        )
     undo: list[Callable[[], None]] = []
     given: dict[str, torch.Tensor] = {}
     if cut.depth is None and isinstance(model, EncoderHeadForSequenceClassification):

@@ -37,18 +37,20 @@ def predict_file(
     batch_size: int | None,
     precision: str,
     processes: int = 1,
+    base: str | None = None,
 ) -> None:
     """Writes the input's columns and the answers to `output`, whole or not at all.
 
     Args:
         processes: of this machine that share the work, each with the model and an even share of the cores.
+        base: of an adapter, where the model that it was trained on lies now.
 
     Raises:
         UserError: model, input or output cannot be used, or a process was lost.
     """
     _check_files(source, output, processes, probabilities)
     wanted = {"model": model, "source": source, "settings": settings, "batch_size": batch_size, "precision": precision}
-    _answer(wanted | {"probabilities": probabilities}, output, "predicting", processes)
+    _answer(wanted | {"probabilities": probabilities, "base": base}, output, "predicting", processes)
 
 
 def translate_file(
@@ -60,11 +62,13 @@ def translate_file(
     precision: str,
     beams: int | None,
     processes: int = 1,
+    base: str | None = None,
 ) -> None:
     """Writes the input's columns and a column `translation` to `output`, whole or not at all; .txt has a line a text.
 
     Args:
         processes: of this machine that share the work, each with the model and an even share of the cores.
+        base: of an adapter, where the model that it was trained on lies now.
 
     Raises:
         UserError: model, input or output cannot be used, or a process was lost.
@@ -73,7 +77,7 @@ def translate_file(
     wanted = {"model": model, "source": source, "settings": settings, "batch_size": batch_size, "precision": precision}
     if beams and (settings.get("task") or {}).get("beams") not in (None, beams):
         say(f"no effect: task.beams (--beams {beams} takes its place)")
-    in_pieces = _answer(wanted | {"translate": True, "beams": beams}, output, "translating", processes)
+    in_pieces = _answer(wanted | {"translate": True, "beams": beams, "base": base}, output, "translating", processes)
     if in_pieces:
         asked = [f"task.{name}" for name in ("max_length", "longest_source") if name in (settings.get("task") or {})]
         limit = f"{' and '.join(asked)} allow{'s' * (len(asked) == 1)}" if asked else "any in training"
@@ -146,7 +150,9 @@ def _check_files(source: Path, output: Path, processes: int, probabilities: bool
     problems.raise_if_any()
 
 
-def evaluate_source(model: str, settings: dict[str, Any], batch_size: int | None, precision: str) -> dict[str, float]:
+def evaluate_source(
+    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
+) -> dict[str, float]:
     """Metrics of a saved model on `data.test`; several processes share the work and all get the same figures."""
     data = _data_settings(settings)
     with importing():
@@ -155,7 +161,7 @@ def evaluate_source(model: str, settings: dict[str, Any], batch_size: int | None
         from nlp_transfer.answers import open_predictor
         from nlp_transfer.training.device import make_accelerator
 
-    predictor = open_predictor(model, settings, batch_size, precision)
+    predictor = open_predictor(model, settings, batch_size, precision, base)
     say(*unused_columns(predictor.task, data.test))
     if not predictor.task.aligned:
         check_no_aligned(data, predictor.task.columns(), problems := Problems())

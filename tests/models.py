@@ -68,12 +68,12 @@ def tiny_classifier(family: str) -> PreTrainedModel:
 FAMILIES = ["bert", "distilbert", "roberta", "xlm-roberta", "electra", "deberta-v2", "albert", "mpnet", "modernbert"]
 
 
-def _tokenizer(family: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
+def tokenizer(family: str) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     names = (
@@ -82,7 +82,7 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
         else ["input_ids", "attention_mask"]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
         mask_token="[MASK]", model_max_length=POSITIONS, model_input_names=names,
     )  # fmt: skip
 
@@ -94,6 +94,6 @@ def save_tiny(family: str, folder: Path, **config_changes: object) -> Path:
     for name, value in config_changes.items():
         setattr(config, name, value)
     AutoModel.from_config(config).save_pretrained(folder)
-    _tokenizer(family).save_pretrained(folder)
+    tokenizer(family).save_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).pad_token_id == 0
     return folder

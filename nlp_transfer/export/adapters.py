@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from nlp_transfer.errors import Problems, UserError, did_you_mean
-from nlp_transfer.export.load import adapter_record, find_adapter, open_adapter
+from nlp_transfer.export.load import adapter_record, describe_base, find_adapter, open_adapter
 from nlp_transfer.inference import Predictor
-from nlp_transfer.sources import find_model
 from nlp_transfer.training.device import inference_device
 
 
@@ -54,7 +53,8 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
     head and whatever else an adapter trained whole is its own. What a kind changes in the base itself is kept apart.
 
     Args:
-        base: the base as the runs named it: a hub id, a folder, pypi:NAME==VERSION#PATH.
+        base: the model that the adapters were trained on: a hub id, a folder, pypi:NAME==VERSION#PATH. It may lie elsewhere
+            than it did then; that it is the same model is told by its logits.
 
     Raises:
         UserError: an adapter cannot be found, or belongs on another base; all such problems are listed.
@@ -63,31 +63,29 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
         raise UserError("adapters: none were given; allowed: run folders by name, such as {'reviews': 'runs/reviews'}")
     problems = Problems()
     folders: dict[str, Path] = {}
-    wanted, revision = _identity(base)
     for name, place in adapters.items():
         try:
             folders[name] = _folder(name, Path(place).expanduser())
-            found = adapter_record(folders[name])["base"]
-            own, own_revision = _identity(found["model"], found["revision"])
+            recorded = adapter_record(folders[name])["base"]
         except UserError as error:
             problems.absorb(error)
             continue
-        revision = revision or own_revision  # where none was given, all must have the same
-        if (own, own_revision) != (wanted, revision):
-            problems.add(
-                f"adapters.{name}: {place} was trained on {_say(own, own_revision)}; the base is {_say(wanted, revision)}; "
-                "allowed: adapters of one base"
-            )
-    problems.raise_if_any()
+        if recorded["model"] == base and recorded["revision"]:
+            base = describe_base(base, recorded["revision"])  # all adapters are put on the same revision
     device = inference_device()
     shared: dict[str, torch.Tensor] = {}
     predictors = {}
     for name, folder in folders.items():
-        opened, checkpoint, task = open_adapter(folder, merge=False)
+        try:
+            opened, checkpoint, task = open_adapter(folder, merge=False, base=base)
+        except UserError as error:
+            problems.add(f"adapters.{name}: {error}")
+            continue
         whole: Any = opened
         whole.to(device)
         _share(whole, shared)
         predictors[name] = Predictor(whole, checkpoint.tokenizer, task, batch_size, precision)
+    problems.raise_if_any()
     return AdapterSet(predictors)
 
 
@@ -99,18 +97,6 @@ def _folder(name: str, path: Path) -> Path:
             "adapter/ folder"
         )
     return found
-
-
-def _identity(model: str, revision: str | None = None) -> tuple[str, str | None]:
-    """What tells one base from another: a folder's real path, or a name with the revision that it was given."""
-    source = find_model(model)
-    if source.is_folder and not model.startswith("pypi:"):
-        return str(Path(source.path).resolve()), None
-    return source.path if not source.is_folder else model, source.revision or revision
-
-
-def _say(name: str, revision: str | None) -> str:
-    return f"{name}@{revision}" if revision else name
 
 
 def _share(model: Any, shared: dict[str, torch.Tensor]) -> None:

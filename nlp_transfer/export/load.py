@@ -8,14 +8,16 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from nlp_transfer.applicability import IDENTITY, check_used, refuse_unused, takes
 from nlp_transfer.config import TrainingConfig, shorten
+from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.export.probe import check_files, probe_difference
 from nlp_transfer.inference import Predictor
-from nlp_transfer.models import Checkpoint, encoder_type, forbid_new_parameters, merge_adapter
+from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
 from nlp_transfer.sources import HUB_MODEL, ModelSource, find_model
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
@@ -26,8 +28,15 @@ from nlp_transfer.trust import ADAPTER_WEIGHTS, FAULTS, check_adapter, read_json
 RECORD = "nlp_transfer.json"
 
 
+MOVED = "if the base has moved, name its new place: base=PLACE in Python, --base PLACE in a command"
+
+
 def load_predictor(
-    model: str | Path, batch_size: int | None = None, precision: str = "fp32", settings: Mapping[str, Any] | None = None
+    model: str | Path,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+    settings: Mapping[str, Any] | None = None,
+    base: str | Path | None = None,
 ) -> Predictor:
     """A run folder, a model folder, an adapter folder or a hub id, ready to answer.
 
@@ -41,20 +50,27 @@ def load_predictor(
             and a probability differs by 0.0008 on average and 0.02 at most (Banking77, MiniLM).
         settings: of the task, in place of those it was saved with: other column names, say, or languages. Those that change
             nothing of a saved model are refused.
+        base: of an adapter, where the model that it was trained on lies now; null: where it was then. That it is the same
+            model is checked.
 
     Raises:
-        UserError: there is no such model, its labels contradict each other, it cannot compute in this precision, or a
-            setting would make it another model.
+        UserError: there is no such model, its labels contradict each other, it cannot compute in this precision, a setting
+            would make it another model, or an adapter's base is missing or another model.
     """
     device = inference_device()
     path = Path(model).expanduser()
     whole: Any
     if adapter := find_adapter(path) or hub_adapter(str(model)):
-        whole, checkpoint, task = open_adapter(adapter, settings)
+        whole, checkpoint, task = open_adapter(adapter, settings, base=base)
     else:
+        if base is not None:
+            raise UserError(f"base: found {base}; {model} is no adapter and needs no base; allowed: null")
         checkpoint = Checkpoint.open(find_model(str(model)))
         found = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
         before = task_from(found["settings"]) if found else task_for_config(checkpoint)
+        check_head(
+            checkpoint, "ConditionalGeneration" if before.auto_class() is AutoModelForSeq2SeqLM else "SequenceClassification"
+        )
         task = _changed(before, settings, checkpoint.max_length).restore(checkpoint)
         check_schema(task, checkpoint)
         whole = load_checkpoint(checkpoint, task.auto_class())
@@ -64,14 +80,18 @@ def load_predictor(
 
 
 def load_translator(
-    model: str | Path, batch_size: int | None = None, precision: str = "fp32", settings: Mapping[str, Any] | None = None
+    model: str | Path,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+    settings: Mapping[str, Any] | None = None,
+    base: str | Path | None = None,
 ) -> Translator:
     """Like `load_predictor`, for a translation model: a function from texts to texts.
 
     Raises:
         UserError: as there; or the model does not translate.
     """
-    return Translator(load_predictor(model, batch_size, precision, settings))
+    return Translator(load_predictor(model, batch_size, precision, settings, base))
 
 
 def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None = None) -> Task:
@@ -153,19 +173,28 @@ def adapter_record(folder: Path) -> dict[str, Any]:
 
 
 def open_adapter(
-    folder: Path, settings: Mapping[str, Any] | None = None, merge: bool = True
+    folder: Path,
+    settings: Mapping[str, Any] | None = None,
+    merge: bool = True,
+    base: str | Path | None = None,
+    verify: bool = True,
 ) -> tuple[PreTrainedModel, Checkpoint, Task]:
     """An adapter on the base it was trained on, by default merged into it where its kind can be; that base, and the task.
 
+    Args:
+        base: where the base lies now; null: where the adapter's record says.
+        verify: compare logits with those in the record, which tell whether it is the same base.
+
     Raises:
-        UserError: it has no record of its base and labels, or its files are broken or ask for what is no part of it.
+        UserError: it has no record of its base and labels, its files are broken or ask for what is no part of it, or the base
+            is missing or another model.
     """
     from peft import PeftModel
 
     saved = adapter_record(folder)
     check_adapter(folder)
-    base = find_model(saved["base"]["model"])
-    checkpoint = Checkpoint.open(ModelSource(base.name, base.path, base.revision or saved["base"]["revision"]))
+    checkpoint = _open_base(folder, saved["base"], base)
+    source = checkpoint.source
     task = _changed(task_from(saved["settings"]), settings, checkpoint.max_length)
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
@@ -174,9 +203,51 @@ def open_adapter(
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
         except FAULTS as error:
             files = [path for name in ADAPTER_WEIGHTS if (path := folder / name).is_file()]
-            raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, files)}") from error
+            raise UserError(
+                f"{folder}: the adapter cannot be loaded: {why(error, files)}; it {_bases(saved['base'], source)}; {MOVED}"
+            ) from error
         whole: PreTrainedModel = merge_adapter(adapted) if merge and saved.get("merges", True) else adapted
+    if verify:
+        _check_base(whole, saved, source, folder)
     return whole, checkpoint, task
+
+
+def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | None) -> Checkpoint:
+    """The base of an adapter: at the place that is given, else where it was recorded."""
+    try:
+        base = find_model(str(given or recorded["model"]))
+        same = given is None or str(given) == recorded["model"]
+        revision = base.revision or (recorded["revision"] if same else None)
+        return Checkpoint.open(ModelSource(base.name, base.path, revision))
+    except UserError as error:
+        setting = "base" if given else f"{folder}: the base of this adapter"
+        raise UserError(f"{setting}: {str(error).removeprefix('model: ')}; {MOVED}") from error
+
+
+def _bases(recorded: Mapping[str, Any], source: ModelSource) -> str:
+    """What an adapter was trained on and what it is put on, for messages."""
+    place = str(Path(source.path).resolve()) if source.is_folder else describe_base(source.path, source.revision)
+    return f"was trained on {describe_base(recorded['model'], recorded['revision'])}; the base is {place}"
+
+
+def describe_base(name: str, revision: str | None) -> str:
+    return f"{name}@{revision}" if revision and "@" not in name else name
+
+
+def _check_base(model: PreTrainedModel, saved: Mapping[str, Any], source: ModelSource, folder: Path) -> None:
+    """Raises a UserError where an adapter on its base does not give the logits that were recorded when it was saved."""
+    probe = saved.get("probe")
+    if not isinstance(probe, dict):
+        say(
+            f"warning: {folder / RECORD} holds no logits to compare with, so {source.name} may be another base than the adapter's"
+        )
+        return
+    if (difference := probe_difference(model, probe)) is not None:
+        check_files(probe, folder)
+        raise UserError(
+            f"{folder}: the adapter belongs on another base. It {_bases(saved['base'], source)}, where the logits are not those "
+            f"recorded when the adapter was saved ({difference}); allowed: the base of then, unchanged; {MOVED}"
+        )
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

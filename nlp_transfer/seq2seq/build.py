@@ -104,9 +104,7 @@ def build_whole(
             overrides[side] = copy.deepcopy(part)
             overrides[side].update(dropout_overrides(part, hidden_dropout, attention_dropout))
     overrides |= dropout_overrides(checkpoint.config, hidden_dropout, attention_dropout)
-    # Layers that are skipped at random leave parameters without gradient, and several processes would wait for those forever.
-    always = {name: 0.0 for name in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(checkpoint.config, name)}
-    model = checkpoint.load(AutoModelForSeq2SeqLM, **always, **overrides)
+    model = checkpoint.load(AutoModelForSeq2SeqLM, **overrides)
     if missing := sorted(new_parameters(model)):
         raise UserError(f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}; it is no whole model")
     if not warm_start:

@@ -50,7 +50,7 @@ def pattern(layers: Layers, chosen: Iterable[str], numbers: Iterable[int] | None
 
     `numbers` are the layers that it is about; None: all.
     """
-    stacks = "|".join(re.escape(stack) for stack in (layers.prefix, layers.decoder) if stack)
+    stacks = "|".join(map(re.escape, layers.stacks))
     which = r"\d+" if numbers is None else f"({'|'.join(map(str, numbers))})"
     return rf"({stacks})\.{which}\.({'|'.join(re.escape(name) for name in chosen)})"
 
@@ -59,7 +59,7 @@ def last_of_layers(model: nn.Module, layers: Layers) -> set[str]:
     """The last linear module of a layer, relative to it: in every family that with which the feed-forward part ends."""
     found: dict[str, str] = {}
     for name, module in model.named_modules():
-        stack = next((stack for stack in (layers.prefix, layers.decoder) if stack and name.startswith(stack + ".")), None)
+        stack = next((stack for stack in layers.stacks if name.startswith(stack + ".")), None)
         if isinstance(module, nn.Linear) and stack:
             number, _, inner = name.removeprefix(stack + ".").partition(".")
             found[f"{stack}.{number}"] = inner
@@ -68,7 +68,7 @@ def last_of_layers(model: nn.Module, layers: Layers) -> set[str]:
 
 def norms(model: nn.Module, layers: Layers) -> str:
     """A pattern of the paths of the layers' normalisation modules; one layer may lack what another has."""
-    stacks = tuple(f"{stack}." for stack in (layers.prefix, layers.decoder) if stack)
+    stacks = tuple(f"{stack}." for stack in layers.stacks)
     inside = [
         name
         for name, module in model.named_modules()

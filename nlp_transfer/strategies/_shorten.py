@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.errors import UserError
-from nlp_transfer.models import encoder_config, encoder_type, find_layers, new_parameters
+from nlp_transfer.models import encoder_config, encoder_type, find_layers, is_encoder_decoder, new_parameters
 
 
 def evenly(depth: int, count: int) -> list[int]:
@@ -32,6 +32,8 @@ def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedM
     """
     if hasattr(model, "peft_config"):
         raise UserError(f"{setting}: found {count} behind an adapter, whose layers are fixed; allowed: null")
+    if is_encoder_decoder(model):
+        raise UserError(f"{setting}: found {count}; a {encoder_type(model.config)} model has layers in two stacks; allowed: null")
     layers = find_layers(model)
     before = int(encoder_config(model.config).num_hidden_layers)
     least = layers.depth if layers.shared else 1

@@ -14,7 +14,7 @@ from nlp_transfer.data.tokens import encode_rows, model_inputs
 from nlp_transfer.errors import UserError
 from nlp_transfer.features import in_batches
 from nlp_transfer.heads import pool
-from nlp_transfer.models import Checkpoint, autocast, new_parameters, width
+from nlp_transfer.models import Checkpoint, autocast, check_head, new_parameters, width
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
@@ -38,6 +38,7 @@ class Teacher:
         try:
             checkpoint = Checkpoint.open(find_model(source))
             _ = checkpoint.tokenizer  # whether there is one is seen here, where the setting is named
+            check_head(checkpoint)
             model = checkpoint.load(AutoModelForSequenceClassification)
         except UserError as error:
             raise UserError(f"{SETTING}: {str(error).removeprefix('model: ')}") from error

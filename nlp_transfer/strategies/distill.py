@@ -25,7 +25,7 @@ from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
-from nlp_transfer.models import encoder_config, has_decoder, width
+from nlp_transfer.models import encoder_config, has_decoder, is_encoder_decoder, width
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
 from nlp_transfer.strategies._depth import head_apart
 from nlp_transfer.strategies._shorten import keep_layers
@@ -267,6 +267,11 @@ def _check_states(model: Any, name: str) -> None:
         raise UserError(
             f"strategy.hidden: {name} has a head of the toolkit's own, which shows no states of single layers; allowed: 0, or "
             "task.head: family"
+        )
+    if is_encoder_decoder(whole):
+        raise UserError(
+            f"strategy.hidden: {name} is a {whole.config.model_type} model, an encoder with a decoder, whose states are not "
+            "compared; allowed: 0"
         )
 
 

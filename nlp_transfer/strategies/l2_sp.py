@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.errors import UserError
-from nlp_transfer.models import new_parameters
+from nlp_transfer.models import has_decoder, new_parameters
 from nlp_transfer.strategies import Group, Losses, Strategy
 from nlp_transfer.strategies._depth import added_by_peft, head_apart, inner_layers, plain_name
 from nlp_transfer.tasks import Task
@@ -120,6 +120,6 @@ def _new(model: nn.Module) -> set[str]:
         layers = inner_layers(model)
     except UserError:  # an unknown family
         return drawn
-    if layers.decoder is None and getattr(model.config, "is_encoder_decoder", False):
+    if layers.decoder is None and has_decoder(model):
         drawn |= {name for name, _ in model.named_parameters() if layers.depth_of(plain_name(name)) > layers.depth}
     return drawn

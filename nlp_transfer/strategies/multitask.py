@@ -25,7 +25,7 @@ from nlp_transfer.config import DataConfig, Document, Positive, Settings
 from nlp_transfer.console import say
 from nlp_transfer.data.splits import UNLABELLED, read_splits
 from nlp_transfer.errors import UserError
-from nlp_transfer.models import find_layers, has_decoder, new_parameters
+from nlp_transfer.models import find_layers, has_decoder, head_notes, new_parameters
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
 from nlp_transfer.strategies._depth import HEAD_SCALE
 from nlp_transfer.strategies._mixed import MixedObjective, MixedTable, route
@@ -127,6 +127,7 @@ class Multitask(Strategy):
         models: dict[str, Any] = {self.OWN: model}
         for name, other in list(jobs.items())[1:]:
             models[name] = other.task.build_model(job.checkpoint, job.training)
+            say(*(f"{name}: {note}" for note in head_notes(models[name])))
             if self.sharing == "hard":
                 prefix = model.base_model_prefix
                 if models[name].base_model_prefix != prefix:

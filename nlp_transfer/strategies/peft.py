@@ -32,6 +32,7 @@ from nlp_transfer.models import (
     Layers,
     encoder_config,
     encoder_type,
+    end_rows,
     find_layers,
     has_decoder,
     has_new_decoder,
@@ -216,9 +217,10 @@ class Peft(Strategy):
         found: Document = {}
         if numbers is not None:
             numbers = list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
-            if outside := [n for n in numbers if not isinstance(n, int) or not 0 <= n < layers.depth]:
+            depth = layers.lower or layers.depth  # with two stacks, numbers count within each
+            if outside := [n for n in numbers if not isinstance(n, int) or not 0 <= n < depth]:
                 raise UserError(
-                    f"strategy.settings.layers_to_transform: found {outside[0]!r}; allowed: 0 to {layers.depth - 1}, the layers "
+                    f"strategy.settings.layers_to_transform: found {outside[0]!r}; allowed: 0 to {depth - 1}, the layers "
                     "of this model"
                 )
             found |= {"layers_to_transform": None, "layers_pattern": None}
@@ -300,6 +302,7 @@ def _answers(model: Any) -> torch.Tensor:
     words = _embeddings(model).num_embeddings
     device = next(model.parameters()).device
     ids = torch.randint(min(5, words - 1), words, (2, 6), generator=torch.Generator().manual_seed(0)).to(device)
+    ids = end_rows(model, ids, 3)
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}

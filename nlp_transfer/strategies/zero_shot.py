@@ -20,7 +20,7 @@ from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
-from nlp_transfer.models import Checkpoint, forbid_new_parameters
+from nlp_transfer.models import Checkpoint, check_head, forbid_new_parameters
 from nlp_transfer.sources.rows import Rows, from_columns
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
 from nlp_transfer.strategies._linear import fix_for_computed_head, last_linear, layer_inputs, set_layer
@@ -173,6 +173,7 @@ def _entailment_model(checkpoint: Checkpoint) -> tuple[Any, int, int]:
             f"strategy.by: found entailment; {checkpoint.source.name} answers {', '.join(labels.values())}; allowed: a model "
             "that was fine-tuned on entailment (NLI), with a label called entailment and one other or one called contradiction"
         )
+    check_head(checkpoint)
     model = checkpoint.load(AutoModelForSequenceClassification)
     forbid_new_parameters(model, checkpoint.source.name)
     return model, follows[0], contrary[0]

@@ -8,11 +8,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from nlp_transfer.config import Count, TrainingConfig
 from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import tokenize
-from nlp_transfer.errors import Problems
-from nlp_transfer.heads import HeadConfig, attach_head
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models import Checkpoint, dropout_overrides
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import Task
+from nlp_transfer.tasks._head import match_head, note_unused_head
 
 
 class TextTask(Task):
@@ -82,6 +83,22 @@ class TextTask(Task):
         settings = {name: value for name, value in self.document().items() if name != "head"}  # strategies differ in it
         return None if told is None else {"task": settings, "tokenizer": told}
 
+    def _with_length(self, checkpoint: Checkpoint) -> Self:
+        """Also sees to it that every row has the end token that the classifiers of encoder-decoders (BART, T5) read, and once.
+
+        Raises:
+            UserError: the tokenizer of such a checkpoint does not add that token.
+        """
+        config: Any = checkpoint.config
+        if config.is_encoder_decoder:
+            checkpoint.tokenizer.split_special_tokens = True  # an end token that a text spells out is text
+            if config.eos_token_id not in checkpoint.tokenizer("a")["input_ids"]:
+                raise UserError(
+                    f"model: a {config.model_type} classifier reads the end token {config.eos_token_id} of every row, which "
+                    f"the tokenizer of {checkpoint.source.name} does not add; allowed: a checkpoint with its own tokenizer"
+                )
+        return super()._with_length(checkpoint)
+
     def encode_targets(self, cells: Sequence[Any]) -> Any:
         """The answers as a dense array."""
         raise NotImplementedError
@@ -93,10 +110,21 @@ class TextTask(Task):
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
-        answers = self.head_fields()
+        fields = self.head_fields()
         if self.head is None or self.head == "family":
-            return checkpoint.load(AutoModelForSequenceClassification, **dropout, **answers)
-        return attach_head(checkpoint.load(AutoModel, **dropout), self.head, **answers)
+            return match_head(checkpoint.load(AutoModelForSequenceClassification, **dropout, **fields), checkpoint)
+        if checkpoint.config.is_encoder_decoder:
+            raise UserError(
+                f"task.head: found {self.head.model_dump(exclude_unset=True)}; {checkpoint.source.name} is a "
+                f"{checkpoint.config.model_type} model, whose decoder's end token is classified, and such a head pools an "
+                "encoder's tokens; allowed: family, with a strategy that works with the family's head, such as full or lora"
+            )
+        if isinstance(checkpoint.config, EncoderHeadConfig):  # a head of the toolkit's own lies on the encoder already
+            model: Any = checkpoint.load(AutoModelForSequenceClassification, head_dropout=self.head.dropout, **fields)
+            if checkpoint.config.has_shape(self.head):
+                return match_head(model, checkpoint)
+            return note_unused_head(attach_head(model.encoder, self.head, **fields), checkpoint)
+        return note_unused_head(attach_head(checkpoint.load(AutoModel, **dropout), self.head, **fields), checkpoint)
 
     def prefer_head(self, head: HeadConfig | None) -> Self:
         return self.model_copy(update={"head": head}) if head is not None and self.head is None else self

@@ -1,0 +1,178 @@
+"""Encoder-decoders (BART, T5) as classifiers: trained, saved and read as what they are, or refused by name before training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+
+from nlp_transfer import UserError, fine_tune, load_predictor, registry
+from nlp_transfer.export.load import quiet
+from nlp_transfer.models import Layers, find_layers, has_decoder
+from tests.classifiers import ENCODER_DECODERS, save_encoder_decoder
+from tests.seq2seq_models import save_tiny_seq2seq
+from tests.strategies import IMPOSSIBLE, TASKS, document, files
+
+TEXTS = ["a good film", "the awful plot was very bad and dull", "two cats"]
+REFUSED = {"features", "few_shot", "prototypes", "zero_shot", "distill"}  # they need another head, or a stack of layers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("encoder-decoders")
+
+
+@pytest.fixture(scope="module")
+def bases(folder: Path) -> dict[str, Path]:
+    return {family: save_encoder_decoder(family, folder / family) for family in ENCODER_DECODERS}
+
+
+def run(model: Path, folder: Path, output: Path, strategy: Any = "full", task: Any = "single", **training: Any) -> Path:
+    data = files(folder / "data")
+    return fine_tune(
+        model=str(model),
+        data={"train": data["train"], "test": data["test"], "validation_share": 0},
+        task=TASKS[task] if isinstance(task, str) else task,
+        strategy=strategy,
+        training={"max_steps": 2, "batch_size": 16, "precision": "fp32", "learning_rate": 2e-3} | training,
+        output_dir=output,
+    ).output_dir
+
+
+def answers_alone(folder: Path) -> None:
+    """A saved model answers each text alike in a batch and by itself, and as plain transformers does."""
+    predictor = load_predictor(folder)
+    together = predictor(TEXTS, probabilities=True)
+    for text, found in zip(TEXTS, together, strict=True):
+        (alone,) = predictor([text], probabilities=True)
+        assert {k: v for k, v in alone.items() if "proba" in k} == pytest.approx(
+            {k: v for k, v in found.items() if "proba" in k}, abs=1e-5
+        )
+    plain = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    with torch.inference_mode():
+        scores = plain(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.softmax(-1)
+    labels = [plain.config.id2label[i] for i in range(plain.config.num_labels)]
+    for row, found in zip(scores, together, strict=True):
+        assert [found[f"probability:{label}"] for label in labels] == pytest.approx(row.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_what_was_trained_is_a_classifier(
+    family: str, strategy: str, bases: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    output = run(bases[family], folder, tmp_path / "run", strategy)
+    answers_alone(output)
+    assert json.loads((output / "result.json").read_text())["plain"] is True
+    (output / "model/nlp_transfer.json").unlink()
+    model: Any = load_predictor(output / "model").model
+    assert type(model).__name__.endswith("ForSequenceClassification"), "its configuration says so as well"
+    assert not has_decoder(model)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_it_learns_its_rows(family: str, bases: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    train = files(folder / "data")["train"]
+    found = fine_tune(
+        model=str(bases[family]),
+        data={"train": train, "test": train, "validation_share": 0},
+        task=TASKS["single"],
+        training={"max_steps": 40, "precision": "fp32", "learning_rate": 2e-3, "dropout": 0, "attention_dropout": 0},
+        output_dir=tmp_path / "run",
+    )
+    assert found.metrics["test"]["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize("strategy", registry.names("strategy"))
+@pytest.mark.parametrize("task", ["single", "multi_label", "regression"])
+def test_every_strategy_works_or_refuses_before_training(
+    task: str, strategy: str, bases: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    settings = document(strategy, task, bases["bart"], files(folder / "data"), tmp_path / "run", folder)
+    if strategy in REFUSED or (strategy, task) in IMPOSSIBLE:
+        with pytest.raises(UserError, match=r"bart|allowed"):
+            fine_tune(**settings)
+        assert not (tmp_path / "run").exists()
+    else:
+        assert fine_tune(**settings).metrics["test"]
+        load_predictor(tmp_path / "run")
+
+
+def test_depth_counts_through_the_encoder_and_then_the_decoder(bases: dict[str, Path]) -> None:
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(bases["bart"])
+    layers = find_layers(model)
+    assert layers == Layers("model", "model.encoder.layers", 5, False, upper="model.decoder.layers", lower=2)
+    depths = {name: layers.depth_of(name) for name, _ in model.named_parameters()}
+    assert depths["model.shared.weight"] == depths["model.decoder.embed_positions.weight"] == 0
+    assert depths["model.encoder.layers.1.fc1.weight"] == 2
+    assert depths["model.decoder.layers.0.fc1.weight"] == 3
+    assert depths["model.decoder.layers.2.encoder_attn.q_proj.weight"] == 5
+    assert depths["classification_head.out_proj.weight"] == depths["classification_head.dense.bias"] == 6
+
+
+@pytest.mark.parametrize("family", ["marian", "m2m100"])
+def test_a_family_without_a_classifier_is_refused_by_name(family: str, folder: Path, tmp_path: Path) -> None:
+    model = save_tiny_seq2seq(family, tmp_path / "base")
+    with pytest.raises(UserError, match="m2m_100" if family == "m2m100" else family):
+        run(model, folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_adds_no_end_token_is_refused(bases: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    base = save_encoder_decoder("bart", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"eos_token_id": 40}))
+    with pytest.raises(UserError, match=r"bart .* end token 40"):
+        run(base, folder, tmp_path / "run")
+
+
+def test_an_end_token_that_a_text_spells_out_is_text(bases: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    predictor = load_predictor(
+        run(bases["bart"], folder, tmp_path / "run", task={"name": "text_classification", "max_length": 8})
+    )
+    long = "good [SEP] " * 20  # truncated, and yet with an end
+    texts = ["a [SEP] good film", "a film", long]
+    assert len(predictor(texts)) == 3
+    table, _ = predictor.task.encode({"text": texts}, predictor.tokenizer, targets=False)
+    ends = [list(table["input_ids"][row]).count(3) for row in range(3)]
+    assert ends == [1, 1, 1]
+
+
+def saved_as(base: Path, folder: Path, auto_class: Any, **config: Any) -> Path:
+    with quiet():
+        auto_class.from_pretrained(base).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_a_classifier_from_elsewhere_is_no_translator(family: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    saved = saved_as(bases[family], tmp_path / "saved", AutoModelForSequenceClassification)
+    (answer,) = load_predictor(saved)(["a good film"])
+    assert answer["prediction"].startswith("LABEL_")
+    assert 0 < answer["probability"] < 1
+
+
+def test_an_encoder_decoder_that_does_not_say_what_it_is_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    saved = saved_as(bases["bart"], tmp_path / "saved", AutoModelForSequenceClassification, architectures=None)
+    with pytest.raises(UserError, match="architectures"):
+        load_predictor(saved)
+
+
+def test_a_head_for_questions_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
+    saved = saved_as(bases["bart"], tmp_path / "saved", AutoModelForQuestionAnswering)
+    with pytest.raises(UserError, match="BartForQuestionAnswering"):
+        load_predictor(saved)
+
+
+def test_a_record_of_a_translation_beside_a_classifier_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    saved = saved_as(bases["bart"], tmp_path / "saved", AutoModelForSequenceClassification)
+    (saved / "nlp_transfer.json").write_text(json.dumps({"settings": {"name": "translation", "architecture": "seq2seq"}}))
+    with pytest.raises(UserError, match="BartForSequenceClassification"):
+        load_predictor(saved)
