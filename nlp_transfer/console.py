@@ -28,6 +28,16 @@ def say(*lines: str) -> None:
             console.print(redact(line), style="yellow" if line.startswith("warning:") else None, markup=False)
 
 
+def number(value: float, decimals: int = 4) -> str:
+    """A metric with its meaningful digits: `decimals` after the point, two fewer from 10 on, none where the digits before the
+    point are enough; two significant ones where it would round to zero."""
+    size = abs(value)
+    if 0 < size < 10**-decimals:
+        return f"{value:.2g}"
+    after = decimals if size < 10 else decimals - 2 if size < 10**decimals else 0
+    return f"{value:.{after}f}"
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     if not is_main():
         return
@@ -35,7 +45,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     for i, name in enumerate(columns):  # as texts, since words in square brackets would be markup
         table.add_column(Text(redact(name)), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else Text(redact(str(cell))) for cell in row))
+        table.add_row(*(number(cell) if isinstance(cell, float) else Text(redact(str(cell))) for cell in row))
     console.print(table)
 
 
