@@ -49,14 +49,14 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     console.print(table)
 
 
-def show_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
+def show_metrics(metrics: Mapping[str, Mapping[str, float]], title: str = "metrics") -> None:
     """One row a metric, one column a split; the ends of a metric's interval stand beside it."""
     splits = list(metrics)
     if not splits:
         return
     names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
     own = [name for name in names if not name.endswith(("_low", "_high")) or name.rpartition("_")[0] not in names]
-    show_table("metrics", ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in own])
+    show_table(title, ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in own])
 
 
 def _with_interval(figures: Mapping[str, float], name: str) -> object:

@@ -1,8 +1,8 @@
 """A metric, computed on thousands of resampled splits.
 
 Most metrics are functions of sums over rows: for those a resampled split is a vector of how often each row was drawn, and all
-draws are one matrix product. The task may say what is summed (`Task.sums`); any other metric is recomputed by the task on the rows
-that were drawn.
+draws are one matrix product. The task may say what is summed (`Task.sums`); any other metric is recomputed by the task
+on the rows that were drawn.
 """
 
 from collections.abc import Callable, Iterator, Sequence

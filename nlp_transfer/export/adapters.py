@@ -10,8 +10,9 @@ from torch import nn
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.export.load import adapter_record, find_adapter, open_adapter
 from nlp_transfer.inference import Predictor
+from nlp_transfer.models import encoder_type
 from nlp_transfer.sources import find_model
-from nlp_transfer.training.device import inference_device
+from nlp_transfer.training.device import inference_device, resolve_precision
 
 
 class AdapterSet:
@@ -55,6 +56,7 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
 
     Args:
         base: the base as the runs named it: a hub id, a folder, pypi:NAME==VERSION#PATH.
+        precision: as for `load_predictor`.
 
     Raises:
         UserError: an adapter cannot be found, or belongs on another base; all such problems are listed.
@@ -87,7 +89,8 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
         whole: Any = opened
         whole.to(device)
         _share(whole, shared)
-        predictors[name] = Predictor(whole, checkpoint.tokenizer, task, batch_size, precision)
+        chosen, _ = resolve_precision(precision, encoder_type(checkpoint.config), "precision")
+        predictors[name] = Predictor(whole, checkpoint.tokenizer, task, batch_size, chosen)
     return AdapterSet(predictors)
 
 

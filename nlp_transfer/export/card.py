@@ -78,6 +78,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         f"## Figures ({scored})" if figures else "## Figures",
         "",
         *_figures(figures, result.get("signatures", {}), part.figures),
+        *([f"Computed in {result['metrics_precision']}.", ""] if figures and "metrics_precision" in result else []),
         "## Settings",
         "",
         *(f"- {name}: {code(str(value))}" for name, value in training.items() if value not in (None, [], {})),
