@@ -25,8 +25,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "full, best early": {"training": {"learning_rate": 0.1, "best_metric": "loss"}},
     "full, average of weights": {"training": {"ema": 0.8}},
     "lora": {"strategy": "lora"},
-    "features": {"strategy": "features"},
-    "partial, cached": {"strategy": {"name": "partial", "frozen_layers": 1, "cache": "memory"}},
+    "features": {"strategy": "features", "training": {"learning_rate": 0.3}},
+    "partial, cached": {
+        "strategy": {"name": "partial", "frozen_layers": 1, "cache": "memory"},
+        "training": {"learning_rate": 0.03},
+    },
 }
 
 
@@ -56,7 +59,7 @@ def test_the_metrics_of_the_best_step_are_those_of_the_saved_model(
     evaluations = {line["step"]: line["validation"] for line in lines if "validation" in line}
     best = result["train"]["best_step"]
     assert name != "full, best early" or best < max(evaluations), "the last weights are not the best"
-    assert evaluations[best] == pytest.approx(recorded, abs=2e-6)
+    assert evaluations[best] == pytest.approx(recorded, abs=1e-6 if name == "lora" else 2e-7)
 
     record = read_record(tmp_path / "run/model")
     assert record is not None
