@@ -219,7 +219,12 @@ class CompareHelp(TrainHelp):
     "--seeds", multiple=True, default=("0", "1", "2"), metavar="SEED ...", help="Each with every strategy.  [default: 0 1 2]"
 )
 @click.option("--shots", multiple=True, metavar="K ...", help="Rows of each label to learn from, or all; a learning curve.")
-@click.option("--rates", multiple=True, metavar="FACTOR ...", help="On each strategy's own learning rate; validation decides.")
+@click.option(
+    "--rates",
+    multiple=True,
+    metavar="FACTOR ...",
+    help="On each strategy's own learning rate; validation decides, test compares.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder.  [default: output_dir of FILE with -comparison]")
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not its answers alone.")
 @click.option("--verbose", is_flag=True, help="Show what each run prints.")
