@@ -7,7 +7,7 @@ from nlp_transfer import inference, translator
 from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.load import load_predictor
-from nlp_transfer.inference import Predictor
+from nlp_transfer.inference import PRECISION, Predictor
 from nlp_transfer.sources.tables import Batch
 from nlp_transfer.tasks import task_name
 from nlp_transfer.training.device import inference_device
@@ -19,10 +19,11 @@ from nlp_transfer.writing import Columns
 def open_predictor(
     model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
 ) -> Predictor:
-    """A saved model, ready; says in what it computes where that was chosen here."""
+    """Load a saved model; print the precision where that was left to this machine."""
     predictor = load_predictor(model, batch_size, precision, settings.get("task"), base)
     if precision == "auto":
-        say(f"computing in {predictor.precision}, which this machine does fastest; --precision fp32 is the most exact")
+        exact = "" if predictor.precision == PRECISION else f"; {PRECISION}, the default, is more exact"
+        say(f"computing in {predictor.precision}, the fastest on this machine{exact}")
     return predictor
 
 

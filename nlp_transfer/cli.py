@@ -27,6 +27,14 @@ PROCESSES = click.option(
 )
 BASE = click.option("--base", metavar="PLACE", help="Of an adapter, where its base lies now.  [default: where it was trained]")
 
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "auto", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="fp32 gives the same metrics and predictions everywhere; auto is what this machine is fastest in.",
+)
+
 
 class SettingsHelp(click.Command):
     """A command whose help also lists the settings it takes, by `COMMAND_SETTINGS`."""
@@ -106,7 +114,7 @@ def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
 @click.argument("model")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this .json file.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@PRECISION
 @BASE
 @click.pass_context
 def evaluate(
@@ -126,7 +134,7 @@ def evaluate(
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Same formats; the ending decides.")
 @click.option("--probabilities", is_flag=True, help="Add a column for each label: probability:LABEL.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@PRECISION
 @PROCESSES
 @BASE
 @click.pass_context
@@ -146,7 +154,7 @@ def predict(
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Same formats; the ending decides.")
 @click.option("--beams", type=click.IntRange(min=1), help="Hypotheses of the beam search; 1: greedy.  [default: the model's]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@PRECISION
 @PROCESSES
 @BASE
 @click.pass_context
@@ -212,7 +220,12 @@ class CompareHelp(SettingsHelp):
     "--seeds", multiple=True, default=("0", "1", "2"), metavar="SEED ...", help="Each with every strategy.  [default: 0 1 2]"
 )
 @click.option("--shots", multiple=True, metavar="K ...", help="Rows of each label to learn from, or all; a learning curve.")
-@click.option("--rates", multiple=True, metavar="FACTOR ...", help="On each strategy's own learning rate; validation decides.")
+@click.option(
+    "--rates",
+    multiple=True,
+    metavar="FACTOR ...",
+    help="On each strategy's own learning rate; validation decides, test compares.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder.  [default: output_dir of FILE with -comparison]")
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not its answers alone.")
 @click.option("--verbose", is_flag=True, help="Show what each run prints.")

@@ -12,7 +12,7 @@ from typing import Any
 from nlp_transfer.comparison.advice import show, show_seconds
 from nlp_transfer.comparison.page import write_page
 from nlp_transfer.comparison.plan import Job, Plan, make_plan
-from nlp_transfer.comparison.rows import Measured, Row, make_rows, metric_of, one_line, split_of
+from nlp_transfer.comparison.rows import Measured, Row, make_rows, one_line, split_of
 from nlp_transfer.comparison.runs import LOG, Outcome, Server, claimed, read_outcome
 from nlp_transfer.comparison.tables import cells, heads, notes, write_tables
 from nlp_transfer.config import Document, RunConfig, shorten
@@ -185,6 +185,11 @@ class _Runner:
     seconds: float = 0.0
     failed: list[str] = field(default_factory=list)
 
+    @property
+    def metric(self) -> str:
+        """The metric that strategies and rates are compared by."""
+        return self.first.task.metric_to_compare(self.first.config.training.best_metric)
+
     def all(self) -> Chosen:
         """Seed by seed, so that an early stop leaves figures of every strategy; the first seed chooses the rate."""
         chosen: Chosen = {}
@@ -202,9 +207,8 @@ class _Runner:
     def rank(self, ended: tuple[Job, Outcome]) -> tuple[bool, float, float]:
         """Runs at several rates by their figure on validation; of equal ones the rate nearest to the strategy's own."""
         job, outcome = ended
-        metric = metric_of(self.first.config.training, self.first.task)
-        figure = outcome.figure("validation", metric)
-        sign = 1 if self.first.task.higher_is_better(metric) else -1
+        figure = outcome.figure("validation", self.metric)
+        sign = 1 if self.first.task.higher_is_better(self.metric) else -1
         return outcome.result is not None, -math.inf if figure is None else sign * figure, -abs(math.log(job.rate))
 
     def one(self, job: Job) -> Outcome:
@@ -228,9 +232,9 @@ class _Runner:
         elif outcome.impossible:
             say(f"warning: not possible: {one_line(outcome.impossible)}")
         else:
-            metric, split = metric_of(self.first.config.training, self.first.task), split_of(self.first.config.data)
-            figure = outcome.figure(split, metric)
-            say(f"  {metric} {'undefined' if figure is None else show(figure)} on {split}")
+            split = split_of(self.first.config.data)
+            figure = outcome.figure(split, self.metric)
+            say(f"  {self.metric} {'undefined' if figure is None else show(figure)} on {split}")
         return outcome
 
 

@@ -28,6 +28,16 @@ def say(*lines: str) -> None:
             console.print(redact(line), style="yellow" if line.startswith("warning:") else None, markup=False)
 
 
+def number(value: float, decimals: int = 4) -> str:
+    """A metric with its meaningful digits: `decimals` after the point, two fewer from 10 on, none where the digits before the
+    point are enough; two significant ones where it would round to zero."""
+    size = abs(value)
+    if 0 < size < 10**-decimals:
+        return f"{value:.2g}"
+    after = decimals if size < 10 else decimals - 2 if size < 10**decimals else 0
+    return f"{value:.{after}f}"
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     if not is_main():
         return
@@ -35,18 +45,18 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     for i, name in enumerate(columns):  # as texts, since words in square brackets would be markup
         table.add_column(Text(redact(name)), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else Text(redact(str(cell))) for cell in row))
+        table.add_row(*(number(cell) if isinstance(cell, float) else Text(redact(str(cell))) for cell in row))
     console.print(table)
 
 
-def show_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
+def show_metrics(metrics: Mapping[str, Mapping[str, float]], title: str = "metrics") -> None:
     """One row a metric, one column a split; the ends of a metric's interval stand beside it."""
     splits = list(metrics)
     if not splits:
         return
     names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
     own = [name for name in names if not name.endswith(("_low", "_high")) or name.rpartition("_")[0] not in names]
-    show_table("metrics", ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in own])
+    show_table(title, ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in own])
 
 
 def _with_interval(figures: Mapping[str, float], name: str) -> object:

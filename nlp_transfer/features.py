@@ -60,11 +60,14 @@ def cache_tables(
 ) -> dict[str, TokenTable]:
     """The tables with what the fixed part makes of their rows, float32: by row (rows, width), or by token.
 
+    Of validation it is computed in fp32, so that its metrics are those of the saved model.
+
     Several processes share the work. With `where` disk (auto: from a gigabyte on) it is kept in a memory-mapped file named by
     a fingerprint of the weights below the cut, the tokens and the precision, so another run with the same finds it there.
     """
     model.eval().to(device)
-    return {name: replace(table, cached={cut.column: _cached(model, table, cut, device, precision, where, name)})
+    precisions = {name: "fp32" if name == "validation" else precision for name in tables}
+    return {name: replace(table, cached={cut.column: _cached(model, table, cut, device, precisions[name], where, name)})
             for name, table in tables.items()}  # fmt: skip
 
 

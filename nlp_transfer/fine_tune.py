@@ -18,7 +18,7 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.export.load import load_predictor, load_translator, quiet
 from nlp_transfer.export.push import check_push, push_run
 from nlp_transfer.export.save import is_plain, versions
-from nlp_transfer.inference import Predictor
+from nlp_transfer.inference import PRECISION, Predictor
 from nlp_transfer.metrics import load_hub_metric
 from nlp_transfer.models import Checkpoint, count_parameters, head_notes
 from nlp_transfer.outcome import finish_further, foreign_figures, right_answers, save, score_splits
@@ -144,7 +144,8 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     signatures = task.signatures()
     result = {
         "task": document["task"], "strategy": document["strategy"], "model": run.config.model, "seed": training.seed,
-        "plain": is_plain(model), "metrics": metrics, "train": figures, "versions": versions(),
+        "plain": is_plain(model), "metrics": metrics, "metrics_precision": PRECISION, "train": figures,
+        "versions": versions(),
         **({"signatures": signatures} if metrics and signatures else {}),
         **finish_further(further, folder, accelerator),
     }  # fmt: skip
@@ -152,7 +153,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         report.finish(folder, run, task, result, document, splits)
     accelerator.wait_for_everyone()
     finish_trackers(accelerator)
-    show_metrics(metrics)
+    show_metrics(metrics, f"metrics, computed in {PRECISION}")
     say(f"the model is in {folder.path / 'model'}")
     return FineTuned(folder.path, result, answers, {split: tables[split].references for split in answers})
 

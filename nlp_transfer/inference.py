@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.config import DataConfig
 from nlp_transfer.console import Steps, say
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches, token_batches
@@ -21,12 +20,14 @@ from nlp_transfer.memory import give_back, is_out_of_memory, keep_freed_memory
 from nlp_transfer.models import autocast
 from nlp_transfer.sources.memory import read_inputs
 from nlp_transfer.sources.rows import Rows, check_columns, from_columns, lines_as, names_of, unfold
-from nlp_transfer.sources.tables import Batch, read_table
+from nlp_transfer.sources.tables import Batch
 from nlp_transfer.tasks import Arrays, Items, Task
 
 WINDOW = 2048  # rows that are read, sorted by length and answered together when a file is streamed
 CPU_TOKENS = 512  # padded tokens in a batch for each thread: what a layer makes of more of them leaves the core's caches
 GPU_TOKENS = 1 << 15  # enough to keep a GPU busy; a batch that does not fit in its memory is answered in parts
+PRECISION = "fp32"  # of predictions and metrics, unless asked otherwise: the same on every machine and in any batch
+TINY = 1e-13
 ROWS = 32  # in a batch where answers are written word by word
 
 
@@ -174,6 +175,33 @@ def answer_all(
     return gather(gather_object([own]) if accelerator.num_processes > 1 else [own], len(table))
 
 
+def meaningful(name: str, values: np.ndarray, precision: str) -> np.ndarray:
+    """Predictions as decimals without digits that mean nothing: float64 of the same shape.
+
+    A float32 becomes the shortest decimal that stands for it, so that different ones stay different. Probabilities (`scores`)
+    that were computed in half precision keep a few significant digits, of p or of 1 - p, whichever is smaller.
+    """
+    values = values.astype(np.float32)
+    exact = values.astype(np.float64)
+    size = np.abs(exact)
+    digits = {"bf16": 4, "fp16": 5}.get(precision)
+    if digits is not None and name == "scores":
+        return _rounded(exact, digits, np.minimum(size, 1 - size))
+    decimals = exact.copy()
+    for digits in (9, 8, 7):  # 9 always tell two of them apart, 7 mostly do
+        candidates = _rounded(exact, digits, size)
+        decimals = np.where(candidates.astype(np.float32) == values, candidates, decimals)
+    tiny = size < TINY
+    decimals[tiny] = values[tiny].astype(str).astype(np.float64)  # the same, but slower
+    return decimals
+
+
+def _rounded(values: np.ndarray, digits: int, size: np.ndarray) -> np.ndarray:
+    """Values to as many decimals as give `digits` significant ones of `size`."""
+    scale = 10.0 ** np.clip(digits - 1 - np.floor(np.log10(np.maximum(size, TINY))), 0, 22)  # such powers are exact
+    return np.asarray(np.round(values * scale) / scale)
+
+
 class Predictor:
     """A saved model ready to answer. Made by `load_predictor`.
 
@@ -222,20 +250,13 @@ class Predictor:
 
     def answer_columns(self, rows: Rows, probabilities: bool = False) -> dict[str, list[Any]]:
         """Return the predictions as columns of Python values, in row order."""
-        return self.task.describe(self._answer(rows, targets=False)[0], probabilities)
-
-    def answer_targets(self, rows: Rows) -> tuple[Arrays, Arrays]:
-        """Answers, and what they should be, in row order."""
-        answers, table = self._answer(rows, targets=True)
-        return answers, table.references
-
-    def _answer(self, rows: Rows, targets: bool) -> tuple[Arrays, TokenTable]:
         problems = Problems()
-        self.task.check(rows, problems, targets)
+        self.task.check(rows, problems, targets=False)
         problems.raise_if_any()
-        table = self.encode(rows, targets)
-        own = answer(self.model, self.task, table, self.batch_size, self.precision)
-        return gather([own], len(rows))[0], table
+        own = answer(self.model, self.task, self.encode(rows), self.batch_size, self.precision)
+        answers = gather([own], len(rows))[0]
+        floats = {name: meaningful(name, array, self.precision) for name, array in answers.items() if array.dtype.kind == "f"}
+        return self.task.describe(answers | floats, probabilities)
 
     def encode(self, rows: Rows, targets: bool = False) -> TokenTable:
         """Rows that were checked as tokens."""
@@ -254,26 +275,6 @@ class Predictor:
             raise UserError(f"{path}: has a column {clash[0]!r} already, which the answer would overwrite; rename it")
         return described
 
-    def evaluate_file(self, path: Path, data: DataConfig, part: tuple[int, int] = (0, 1)) -> tuple[Arrays, Arrays, np.ndarray]:
-        """Answers, targets and row numbers (from 0) for this process's share of a file's windows."""
-        answers: list[Arrays] = []
-        targets: list[Arrays] = []
-        numbers: list[np.ndarray] = []
-        problems = Problems(str(path))
-        seen = 0
-        for i, batch in enumerate(read_table(path, data, WINDOW, self.task.columns())):
-            rows = self._rows(batch, path, self.task.columns())
-            self.task.check(rows, problems)
-            if i % part[1] == part[0] and not problems:
-                found, wanted = self.answer_targets(rows)
-                answers.append(found)
-                targets.append(wanted)
-                numbers.append(seen + np.arange(len(rows)))
-            seen += len(rows)
-        problems.raise_if_any()
-        join = [_concatenate(parts) for parts in (answers, targets)]
-        return join[0], join[1], np.concatenate([*numbers, np.zeros(0, np.int64)])
-
     def _rows(self, batch: Batch, path: Path, wanted: list[str]) -> Rows:
         return from_columns(pick_columns(batch, path, wanted), str(path), batch.first)
 
@@ -287,7 +288,3 @@ def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[
     columns = unfold(lines_as(batch.columns, path.suffix, wanted), wanted)
     check_columns(names_of(columns, batch.names), wanted, str(path))
     return {name: columns[name] for name in wanted}
-
-
-def _concatenate(parts: list[Arrays]) -> Arrays:
-    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}

@@ -15,7 +15,7 @@ from nlp_transfer.disk import patiently
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.load import quiet
 from nlp_transfer.export.save import add_to_record, check_adapter, is_adapted, is_plain, save_adapted, save_model
-from nlp_transfer.inference import score
+from nlp_transfer.inference import PRECISION, score
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays
@@ -46,12 +46,12 @@ def _probe(job: Job) -> dict[str, Any]:
 def score_splits(
     job: Job, model: Any, accelerator: Accelerator, foreign: list[Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
-    """Figures and answers of validation and test, where there are such."""
+    """Metrics (in fp32) and predictions of validation and test, where there are such."""
     metrics: dict[str, dict[str, float]] = {}
     answers: dict[str, Arrays] = {}
     for split in [name for name in ("validation", "test") if name in job.tables]:
         table = job.tables[split]
-        metrics[split], answers[split] = score(model, job.task, table, accelerator)
+        metrics[split], answers[split] = score(model, job.task, table, accelerator, precision=PRECISION)
         metrics[split] |= foreign_figures(foreign, answers[split], table)
     return metrics, answers
 

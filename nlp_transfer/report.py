@@ -15,6 +15,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.export.card import write_card
 from nlp_transfer.export.load import RECORD
 from nlp_transfer.export.save import add_to_record, versions, write_json
+from nlp_transfer.inference import PRECISION
 from nlp_transfer.models import Checkpoint, count_parameters, new_parameters
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import RunFolder
@@ -52,7 +53,7 @@ def resolved_lines(trainer: Trainer) -> list[str]:
         f"{steps} steps of {size}, {processes} on {trainer.accelerator.device}",
     ]
     if smoothing := trainer.task.label_smoothing(trainer.training):
-        lines.append(f"label smoothing {smoothing:g}")
+        lines.append(f"label smoothing {smoothing:g}; the loss of validation and test is without it")
     lines += _weighing_lines(trainer, plan)
     if steps < FEW_STEPS:
         lines.append(
@@ -67,6 +68,8 @@ def _choice_lines(trainer: Trainer) -> list[str]:
     choices, training = trainer.choices, trainer.training
     found = {"precision": choices.precision, "attention": choices.attention, "kernels": choices.kernels}
     lines = [f"{name} {value} ({choices.reasons[name]})" for name, value in found.items()]
+    if choices.precision != PRECISION:
+        lines[0] += f"; metrics are computed in {PRECISION}"
     if "batch_size" in choices.reasons and training.batch_tokens is None:
         pieces = f", {training.gradient_accumulation_steps} accumulated" if training.gradient_accumulation_steps > 1 else ""
         lines.append(f"batch size {training.rows}{pieces} ({choices.reasons['batch_size']})")

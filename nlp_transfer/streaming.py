@@ -5,9 +5,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any, cast
 
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, say, show_metrics
@@ -17,15 +15,10 @@ from nlp_transfer.ordered import in_order
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.aligned import check_no_aligned
 from nlp_transfer.sources.reading import kind_of, read_start
-from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import ENDINGS, Batch, read_table
-from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.unused_settings import check_format_settings, unused_columns
 from nlp_transfer.workers import Workers, at_once, check_processes, plan
 from nlp_transfer.writing import Columns, Writer, replacing
-
-if TYPE_CHECKING:  # importing it takes seconds, which the process that writes does without when others answer
-    from nlp_transfer.inference import Predictor
 
 
 def predict_file(
@@ -153,12 +146,14 @@ def _check_files(source: Path, output: Path, processes: int, probabilities: bool
 def evaluate_source(
     model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
 ) -> dict[str, float]:
-    """Metrics of a saved model on `data.test`; several processes share the work and all get the same figures."""
+    """Score a saved model on `data.test` as a run scores its splits: all rows at once, so that the metrics are the same.
+
+    Several processes share the work and all get the same metrics.
+    """
     data = _data_settings(settings)
     with importing():
-        from accelerate.utils import gather_object
-
         from nlp_transfer.answers import open_predictor
+        from nlp_transfer.inference import score
         from nlp_transfer.training.device import make_accelerator
 
     predictor = open_predictor(model, settings, batch_size, precision, base)
@@ -167,31 +162,15 @@ def evaluate_source(
         check_no_aligned(data, predictor.task.columns(), problems := Problems())
         problems.raise_if_any()
     accelerator = make_accelerator(TrainingConfig(), "fp32")
-    predictor.model.to(accelerator.device)
-    part = (accelerator.process_index, accelerator.num_processes)
-    path = Path(data.test) if isinstance(data.test, str) and not is_wheel(data.test) else None
-    if path is not None and os.path.isfile(path):
-        own = predictor.evaluate_file(path, data, part)
-    else:
-        own = _evaluate_rows(predictor, read_rows(data.test, "test", data, predictor.task.columns()), part)
-    parts = gather_object([own]) if accelerator.num_processes > 1 else [own]
-    order = np.argsort(np.concatenate([part[2] for part in parts]))
-    joined = []
-    for kind in (0, 1):
-        filled = [part[kind] for part in parts if part[kind]]
-        joined.append({name: np.concatenate([part[name] for part in filled])[order] for name in filled[0]})
-    figures = predictor.task.metrics(joined[0], joined[1])
-    return {"rows": len(order), **figures}
-
-
-def _evaluate_rows(predictor: "Predictor", rows: Rows, part: tuple[int, int]) -> Any:
-    """A source that is read whole (a folder, a glob, a hub id): a share of its rows for each process."""
+    task, device = predictor.task, accelerator.device
+    rows = read_rows(data.test, "test", data, task.columns())
     problems = Problems("data")
-    predictor.task.check(rows, problems)
+    task.check(rows, problems)
     problems.raise_if_any()
-    mine = np.arange(part[0], len(rows), part[1])
-    answers, targets = predictor.answer_targets(rows.select(mine))
-    return answers, targets, mine
+    table = predictor.encode(rows, targets=True)
+    metrics, _ = score(cast(Any, predictor.model).to(device), task, table, accelerator, batch_size, predictor.precision)
+    say(f"metrics of {len(rows)} rows, computed in {predictor.precision}")
+    return {"rows": len(rows), **metrics}
 
 
 def check_figures_file(output: Path | None) -> None:

@@ -3,30 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEVEL = 0.05
+from nlp_transfer.console import number
+
+LEVEL, ALIKE = 0.05, 0.5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy as the advice sees it. `p` and `p_rows` are of the paired tests against the best one, over rows and seeds and
-    over rows with these runs held fixed; None: there was none, for want of common seeds."""
+    """A strategy as the advice sees it. `p` is that of the paired test against the best one, over rows and seeds; None: there was
+    no test, for want of two common seeds."""
 
     label: str
     value: float
     seconds: float
     stored_bytes: int
     p: float | None = None
-    p_rows: float | None = None
     seeds: int = 1
 
 
 def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: str, asked: int | None = None) -> str:
-    """The strategy to take and why.
+    """Say which strategy to take and why.
 
-    The best by its mean, unless others cannot be told from it on these rows (`p_rows` of 0.05 or more, or no test): then the
-    cheapest of them, the quickest to train, and of equally quick ones the smallest to store. One that is worse on these rows is
-    not taken, but where seeds are too few or too unlike to be sure of that (`p` of 0.05 or more) it is said. The first candidate
-    is the one that all are compared with. `asked`: how many strategies there were, those that gave no figures among them.
+    The best by its mean, unless others cannot be told from it (`p` of 0.5 or more: a difference of at most one standard error,
+    as in the rule of Breiman et al. 1984): then the cheapest of them, the quickest to train, and of equally quick ones the
+    smallest to store. Where the lead of the best is larger but not certain (`p` of 0.05 or more, or no test), the advice says so.
+
+    Args:
+        candidates: the first is the one that all are compared with.
+        asked: how many strategies there were, those without a metric among them.
     """
     if not candidates:
         return "No strategy gave figures, so there is none to recommend."
@@ -37,14 +41,14 @@ def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: st
         others = f"; the others gave no figures (there were {asked})" if asked and asked > 1 else ""
         return f"Only {best.label} was measured ({figures}){others}, so there is nothing to compare it with{_seeds(best, split)}."
     others_of = [one for one in candidates if one is not best]
-    alike = [one for one in others_of if one.p_rows is None or one.p_rows >= LEVEL]
-    unsure = [one for one in others_of if one not in alike and one.p is not None and one.p >= LEVEL]
+    alike = [one for one in others_of if one.p is not None and one.p >= ALIKE]
+    unsure = [one for one in others_of if one.p is None or LEVEL <= one.p < ALIKE]
     cheapest = min([best, *alike], key=lambda one: (one.seconds, one.stored_bytes, -sign * one.value))
     first = candidates[0]
     if cheapest is not best:
         said = (
             f"Take {cheapest.label}: at {metric} {show(cheapest.value)} on {split} it cannot be told from the best, {best.label} "
-            f"({show(best.value)}, {_p(cheapest.p_rows)}), and is the cheapest such ({cost(cheapest)} against {cost(best)})"
+            f"({show(best.value)}, {_p(cheapest)}), and is the cheapest such ({cost(cheapest)} against {cost(best)})"
         )
     elif alike:
         said = (
@@ -56,9 +60,8 @@ def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: st
     else:
         said = f"Take {best.label}: it is the best ({figures}), and every other is measurably worse (p below {LEVEL})"
     if unsure:
-        names = ", ".join(f"{one.label} ({show(one.value)}, {_p(one.p)})" for one in unsure[:3])
-        more = f" and {len(unsure) - 3} more" if len(unsure) > 3 else ""
-        said += f"; with {best.seeds} seeds the lead of {best.label} over {names}{more} is not certain, more seeds would tell"
+        count = "one seed" if best.seeds == 1 else f"{best.seeds} seeds"
+        said += f"; with {count} the lead of {best.label} over {_names(unsure)} is not certain, more seeds would tell"
     if best is first:
         said += f"; no other is better than the first, {first.label}"
     elif first in alike or first in unsure:
@@ -67,17 +70,19 @@ def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: st
 
 
 def _seeds(one: Candidate, split: str) -> str:
-    return f"; with one seed the intervals cover the rows of {split} alone" if one.seeds == 1 else ""
+    return f"; with one seed there is no test, and the intervals cover the rows of {split} alone" if one.seeds == 1 else ""
 
 
-def _names(alike: Sequence[Candidate]) -> str:
-    return ", ".join(f"{one.label} ({show(one.value)}, {_p(one.p_rows)})" for one in alike[:3]) + (
-        f" and {len(alike) - 3} more" if len(alike) > 3 else ""
+def _names(some: Sequence[Candidate]) -> str:
+    return ", ".join(f"{one.label} ({show(one.value)}, {_p(one)})" for one in some[:3]) + (
+        f" and {len(some) - 3} more" if len(some) > 3 else ""
     )
 
 
-def _p(p: float | None) -> str:
-    return "no common seeds" if p is None else f"p {p:.2g}"
+def _p(one: Candidate) -> str:
+    if one.p is None:
+        return "one seed" if one.seeds == 1 else "fewer than two common seeds"
+    return f"p {show_p(one.p)}"
 
 
 def cost(one: Candidate) -> str:
@@ -85,8 +90,13 @@ def cost(one: Candidate) -> str:
 
 
 def show(value: float) -> str:
-    """A figure as a reader wants it."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    """A metric as a reader wants it."""
+    return number(value, 3)
+
+
+def show_p(p: float) -> str:
+    """A p-value: the same digits in the table and in the advice."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def show_seconds(seconds: float) -> str:

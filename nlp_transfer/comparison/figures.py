@@ -1,16 +1,16 @@
 """A metric, computed on thousands of resampled splits.
 
 Most metrics are functions of sums over rows: for those a resampled split is a vector of how often each row was drawn, and all
-draws are one matrix product. Any other is recomputed by the task on the rows that were drawn.
+draws are one matrix product. The task may say what is summed (`Task.sums`); any other metric is recomputed by the task
+on the rows that were drawn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nlp_transfer.metrics import compute_translation_metrics
 from nlp_transfer.tasks import Arrays, Task
 
 DRAWS, FEW_DRAWS = 1000, 200
@@ -38,6 +38,7 @@ class Figure:
 
     def __init__(self, task: Task, metric: str, runs: Sequence[Scored]) -> None:
         self.task, self.metric = task, metric
+        self._of_sums: Callable[[np.ndarray], np.ndarray] | None = None
         self.higher = task.higher_is_better(metric)
         labels = [run.references["labels"] for run in runs if "labels" in run.references]
         self.multilabel = any(array.ndim == 2 for array in labels)
@@ -54,12 +55,6 @@ class Figure:
         most = {"bleu": 100.0, "chrf": 100.0, "ter": np.inf, "mse": np.inf}
         return (0.0, most.get(self.metric, 1.0)) if self.metric in most or self.metric in SHARES else (-np.inf, np.inf)
 
-    @property
-    def widest(self) -> tuple[float, float]:
-        """The bounds of a difference."""
-        low, high = self.bounds
-        return low - high, high - low
-
     def value(self, run: Scored) -> float:
         """The metric over all rows of a run."""
         columns = self.columns(run)
@@ -68,16 +63,14 @@ class Figure:
         return float(self.of_sums(np.ones((1, len(run))) @ columns)[0])
 
     def _slow(self, answers: Arrays, references: Arrays) -> float:
-        if self.metric in ("bleu", "chrf") and "references" in references:  # the task would add an interval of its own
-            texts = answers["prediction"].tolist(), references["references"].tolist()
-            return compute_translation_metrics(*texts, getattr(self.task, "target_language", None), brief=True)[self.metric]
         return self.task.metrics(answers, references).get(self.metric, np.nan)
 
     def columns(self, run: Scored) -> Any:
         """What is summed over rows: an array or sparse matrix of shape (rows, sums); None: the metric is no function of sums."""
+        if (summed := self.task.sums(self.metric, run.answers, run.references)) is not None:
+            columns, self._of_sums = summed
+            return columns
         found, wanted = run.answers["prediction"], run.references.get("labels")
-        if self.metric == "token_accuracy" and "of" in run.answers:
-            return np.stack([run.answers["right"], run.answers["of"]], 1).astype(float)
         if wanted is None or found.dtype.kind not in "biuf":
             return None
         if self.metric == "accuracy":
@@ -104,6 +97,8 @@ class Figure:
 
     def of_sums(self, sums: np.ndarray) -> np.ndarray:
         """The metric of sums over rows, (draws, sums) to (draws,)."""
+        if self._of_sums is not None:
+            return self._of_sums(sums)
         with np.errstate(divide="ignore", invalid="ignore"):
             if self.metric == "pearson":
                 n, x, y, xx, yy, xy = sums.T
@@ -140,39 +135,11 @@ class Figure:
             found.append(self.of_sums(counts @ columns))
         return np.concatenate(found)
 
-    def swapped(self, first: Scored, second: Scored, stream: int) -> np.ndarray:
-        """(draws,): the metric of `first` less that of `second` where the two have exchanged a random half of their answers."""
-        rows = len(first)
-        draws = _swaps(rows, self.draws, stream)
-        columns = self.columns(first), self.columns(second)
-        if columns[0] is None:
-            return np.array([self._swapped_slowly(first, second, swap) for swap in draws])
-        total = np.ones((1, rows)) @ columns[0] + np.ones((1, rows)) @ columns[1]
-        found = []
-        for chunk in _chunks(draws):
-            swap = np.stack(chunk).astype(float)
-            mixed = (1 - swap) @ columns[0] + swap @ columns[1]
-            found.append(self.of_sums(mixed) - self.of_sums(total - mixed))
-        return np.concatenate(found)
-
-    def _swapped_slowly(self, first: Scored, second: Scored, swap: np.ndarray) -> float:
-        def mix(one: Scored, other: Scored) -> float:
-            names = one.answers.keys() & other.answers.keys()
-            answers = {name: _where(swap, other.answers[name], one.answers[name]) for name in names}
-            return self._slow(answers, one.references)
-
-        return mix(first, second) - mix(second, first)
-
 
 def row_draws(rows: int, draws: int, stream: int) -> Iterator[np.ndarray]:
     """Row indices drawn with replacement, int64 of shape (rows,), `draws` times; the same for the same arguments."""
     generator = np.random.default_rng([1, rows, stream])
     return (generator.integers(rows, size=rows) for _ in range(draws))
-
-
-def _swaps(rows: int, draws: int, stream: int) -> Iterator[np.ndarray]:
-    generator = np.random.default_rng([2, rows, stream])
-    return (generator.integers(2, size=rows).astype(bool) for _ in range(draws))
 
 
 def _chunks(draws: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -188,7 +155,3 @@ def _chunks(draws: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
 
 def _pick(arrays: Arrays, chosen: np.ndarray) -> Arrays:
     return {name: array[chosen] for name, array in arrays.items()}
-
-
-def _where(swap: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.where(swap.reshape(-1, *[1] * (one.ndim - 1)), one, other)

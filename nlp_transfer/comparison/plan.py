@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.config import Document, shorten
+from nlp_transfer.config import DataConfig, Document, shorten
 from nlp_transfer.console import say
 from nlp_transfer.document import parse_overrides
 from nlp_transfer.errors import Problems, UserError
@@ -118,6 +118,8 @@ def make_plan(
     if rates is not None:
         _check_rates(raw, problems)
     runs = _resolve_all(raw, plan, problems)
+    if len(plan.rates) > 1 and any(run.strategy.takes_steps() for run in runs):
+        _check_rows_for_rates(runs[0].config.data, problems)
     problems.raise_if_any()
     ways = [
         replace(way, takes_steps=run.strategy.takes_steps(), unused=frozenset(run.unused) - {BEST})
@@ -184,6 +186,16 @@ def _check_rates(raw: Document, problems: Problems) -> None:
     rate = training.get("learning_rate", "auto")
     if rate != "auto":
         problems.add(f"--rates: are factors on each strategy's own rate; found training.learning_rate {rate!r}; allowed: auto")
+
+
+def _check_rows_for_rates(data: DataConfig, problems: Problems) -> None:
+    """Adds a problem where strategies would be compared on the rows that chose their learning rates: the best of several values
+    on the same rows is too good, and of more rates the more so."""
+    if data.test is None and not data.test_share:
+        problems.add(
+            "--rates: validation chooses among them, and there are no other rows to compare the strategies on; set data.test, or "
+            "data.test_share (0.2, say), which splits rows off train"
+        )
 
 
 def _numbers(name: str, given: Any, allowed: Any, words: str, problems: Problems) -> list[Any]:

@@ -20,9 +20,9 @@ class Row:
     """A strategy at a number of shots (None: all rows), over its seeds.
 
     `mean` of the metric with its 95 % interval `low` to `high`; `difference` to the first strategy, over the seeds that both
-    have, with its interval and the p-value of a paired test; `p_best` is of the test against the best strategy,
-    `p_best_rows` of that which holds the runs fixed. `rate`: the factor
-    on its own learning rate. `metrics`: the means of all figures by split. What was not measured is None; why is in `note`.
+    have, with its interval and the p-value of a paired test; `p_best` is the p-value of the same test against the best strategy.
+    With one common seed there is neither such an interval nor a p-value. `rate`: the factor on its own learning rate. `metrics`:
+    the means of all metrics by split. What was not measured is None; why is in `note`.
     """
 
     label: str
@@ -36,7 +36,6 @@ class Row:
     difference_high: float | None = None
     p: float | None = None
     p_best: float | None = None
-    p_best_rows: float | None = None
     trainable_parameters: int | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
@@ -69,7 +68,7 @@ def make_rows(plan: Plan, chosen: Mapping[tuple[str, int | None, int], tuple[Job
     shared = getattr(run.config.data, split) is not None
     done = [outcome for _, outcome in chosen.values() if outcome.result is not None]
     task: Task = task_from(done[0].result["task"]) if done and done[0].result else run.task
-    metric = metric_of(run.config.training, task)
+    metric = task.metric_to_compare(run.config.training.best_metric)
     rows: list[Row] = []
     advice = ""
     for shots in plan.shots:
@@ -86,12 +85,6 @@ def most(shots: Sequence[int | None]) -> int | None:
 
 def split_of(data: Any) -> str:
     return "test" if data.test is not None or data.test_share > 0 else "validation"
-
-
-def metric_of(training: Any, task: Task) -> str:
-    """The metric that decides; a loss is no figure to compare strategies by, since label smoothing and the like change it."""
-    asked = training.best_metric
-    return task.best_metric if asked in (None, "loss") else str(asked)
 
 
 def _rows_of(
@@ -115,7 +108,7 @@ def _rows_of(
     first = plan.ways[0].label
     rows = [_row(way, shots, outcomes[way.label], runs, first, best, chosen) for way in plan.ways]
     candidates = [
-        Candidate(row.label, row.mean, row.seconds, row.stored_bytes, row.p_best, row.p_best_rows, len(row.seeds))
+        Candidate(row.label, row.mean, row.seconds, row.stored_bytes, row.p_best, len(row.seeds))
         for row in rows
         if row.mean is not None and row.seconds is not None and row.stored_bytes is not None
     ]
@@ -152,7 +145,6 @@ def _row(
         difference_high=_known(to_first.estimate.high) if to_first else None,
         p=to_first.p if to_first else None,
         p_best=to_best.p if to_best else None,
-        p_best_rows=to_best.p_rows if to_best else None,
         trainable_parameters=max(one["trainable_parameters"] for one in train),
         seconds=float(np.mean([one["seconds"] for one in train])),
         peak_memory_bytes=max(one["peak_memory_bytes"] for one in train),

@@ -1,11 +1,19 @@
-"""Intervals over test rows and seeds, and paired tests.
+"""Intervals over test rows and seeds, and the paired test of two strategies.
 
-A figure that was measured on some rows with some seeds would have been another one on other rows and with other seeds. Rows are
-resampled (Efron and Tibshirani 1993, "An Introduction to the Bootstrap"), the same ones for every strategy, so that differences
-are paired; they give the interval its shape. Seeds are too few for that: a bootstrap of three knows no tails. So the interval's
-width adds, as squares, what rows do (their bootstrap variance and the normal quantile) and what seeds do (their own variance and
-the quantile of Student's t). What belongs to a row with a seed stands in both, which errs on the safe side, as resampling both at
-once does (Owen 2007, "The pigeonhole bootstrap").
+A metric that was measured on some rows with some seeds would have been another one on other rows and with other seeds. The
+variance over rows is that of the bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap"), which draws the same
+rows for every strategy, so that differences are paired. The variance over seeds is that of the seeds' own values. An interval
+adds both as squares: rows with the normal quantile, seeds, of which there are few, with that of Student's t. What belongs to a
+row with a seed is counted in both, which errs on the safe side, as resampling both at once does (Owen 2007, "The pigeonhole
+bootstrap").
+
+Of a metric with a least and a greatest value, the rows' share of the interval is Wilson's (1927): a bootstrap of 20 correct rows
+out of 20 knows no error, and its interval would be a point. For the same reason the variance of a difference has one row more on
+which the two differ (Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions").
+
+There is one test: the p-value of a difference is the level at which its interval just reaches 0. It needs two seeds or more: from
+one seed nothing can be known about the spread of seeds, and a test over rows alone takes one lucky run in four for a better
+strategy.
 """
 
 from collections.abc import Mapping
@@ -20,22 +28,19 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its interval; `by_rows` and `by_seeds` are its variances from either."""
+    """A mean over seeds with its interval; the ends are NaN where they are unknown."""
 
     value: float
     low: float
     high: float
-    by_rows: float
-    by_seeds: float
 
 
 @dataclass(frozen=True)
 class Difference:
-    """First less second, with two-sided p-values: `p_rows` holds the runs fixed, `p` asks of rows and seeds."""
+    """First less second, with the two-sided p-value over rows and seeds; None with fewer than two common seeds."""
 
     estimate: Estimate
-    p: float
-    p_rows: float
+    p: float | None
 
 
 class Runs:
@@ -47,48 +52,79 @@ class Runs:
     def __init__(self, figure: Figure, runs: Mapping[int, Scored], shared: bool) -> None:
         self.figure, self.runs, self.shared = figure, dict(runs), shared
         self.values = {seed: figure.value(run) for seed, run in runs.items()}
-        self.replicates = {seed: figure.replicates(run, self.stream(seed)) for seed, run in runs.items()}
-
-    def stream(self, seed: int) -> int:
-        return 0 if self.shared else seed + 1
+        self.replicates = {seed: figure.replicates(run, 0 if shared else seed + 1) for seed, run in runs.items()}
+        self.rows = min(map(len, self.runs.values()))
 
 
-def estimate(values: np.ndarray, replicates: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
-    """The mean of a figure over seeds, with an interval over rows and seeds; with one seed over rows alone.
+def estimate(values: np.ndarray, replicates: np.ndarray, rows: int, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+    """Estimate the mean of a metric over seeds, with an interval over rows and seeds; with one seed over rows alone.
 
     Args:
-        values: float64 of shape (seeds,), the figure on all rows.
+        values: float64 of shape (seeds,), the metric on all rows.
         replicates: float64 of shape (seeds, draws), on resampled rows; undefined ones are left out.
-        bounds: the least and the most that the figure can be.
+        rows: how many there are, of the seed with the fewest.
+        bounds: the least and the greatest value of the metric.
     """
-    replicates = replicates[:, np.isfinite(replicates).all(0)]
-    seeds, draws = replicates.shape
-    value = float(np.mean(values))
-    if draws == 0 or not np.isfinite(value):
-        return Estimate(value, np.nan, np.nan, np.nan, np.nan)
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    by_rows = float(np.var(replicates.mean(0)))
-    if seeds == 1:
-        low, high = np.quantile(replicates[0], ends)
-        return Estimate(value, min(value, float(low)), max(value, float(high)), by_rows, 0.0)
-    by_seeds = float(np.var(values, ddof=1)) / seeds
-    half = half_width(1 - LEVEL, by_rows, by_seeds, seeds)
-    low, high = np.quantile(replicates.mean(0), ends)
-    below, above = max(0.0, value - float(low)), max(0.0, float(high) - value)
-    share = below / (below + above) if below + above > 0 else 0.5
-    low, high = np.clip([value - 2 * half * share, value + 2 * half * (1 - share)], *bounds)
-    return Estimate(value, float(low), float(high), by_rows, by_seeds)
+    value, by_rows, by_seeds = _variances(values, replicates)
+    if not np.isfinite(value + by_rows):
+        return Estimate(value, np.nan, np.nan)
+    z, t = _quantiles(1 - LEVEL, len(values))
+    least, most = bounds
+    width = most - least
+    if np.isfinite(width) and width > 0:
+        share = np.clip((value - least) / width, 0, 1)
+        spread = share * (1 - share)
+        low, high = wilson(share, spread * width**2 / by_rows if by_rows > 0 and spread > 0 else rows, z)
+        below, above = (share - low) * width, (high - share) * width
+    elif by_rows == 0:  # an interval without width would claim to be exact
+        return Estimate(value, np.nan, np.nan)
+    else:
+        defined = replicates[:, np.isfinite(replicates).all(0)]
+        low, high = np.quantile(defined.mean(0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        below, above = max(0.0, value - low), max(0.0, high - value)
+    below, above = ((side**2 + by_seeds * t**2) ** 0.5 for side in (below, above))
+    return Estimate(value, float(max(least, value - below)), float(min(most, value + above)))
+
+
+def wilson(share: float, rows: float, z: float) -> tuple[float, float]:
+    """Compute Wilson's score interval of a share of `rows`, which need not be whole: less where rows are alike."""
+    centre, half = share + z**2 / (2 * rows), z * (share * (1 - share) / rows + (z / (2 * rows)) ** 2) ** 0.5
+    return (centre - half) / (1 + z**2 / rows), (centre + half) / (1 + z**2 / rows)
+
+
+def measure(runs: Runs) -> Estimate:
+    """Estimate the mean over a strategy's seeds."""
+    return estimate(*_arrays(runs, list(runs.values)), runs.rows, runs.figure.bounds)
+
+
+def compare_runs(first: Runs, second: Runs) -> Difference | None:
+    """Compare two strategies over the seeds that both have: first less second; None where they have none in common.
+
+    With one common seed there is the difference alone, without interval and p-value.
+    """
+    common = [seed for seed in first.values if seed in second.values]
+    if not common:
+        return None
+    (ones, one_draws), (others, other_draws) = _arrays(first, common), _arrays(second, common)
+    value, by_rows, by_seeds = _variances(ones - others, one_draws - other_draws)
+    least, most = first.figure.bounds
+    if np.isfinite(most - least):
+        by_rows += ((most - least) / (min(first.rows, second.rows) + 2)) ** 2
+    if len(common) == 1 or not np.isfinite(value + by_rows):
+        return Difference(Estimate(value, np.nan, np.nan), None)
+    half = half_width(1 - LEVEL, by_rows, by_seeds, len(common))
+    low, high = max(least - most, value - half), min(most - least, value + half)
+    return Difference(Estimate(value, low, high), p_value(abs(value), by_rows, by_seeds, len(common)))
 
 
 def half_width(p: float, by_rows: float, by_seeds: float, seeds: int) -> float:
     """Half of the interval that leaves out a probability of `p`."""
-    from scipy.stats import norm, t
-
-    return float((by_rows * norm.isf(p / 2) ** 2 + by_seeds * t.isf(p / 2, seeds - 1) ** 2) ** 0.5)
+    z, t = _quantiles(p, seeds)
+    return float((by_rows * z**2 + by_seeds * t**2) ** 0.5)
 
 
 def p_value(distance: float, by_rows: float, by_seeds: float, seeds: int) -> float:
-    """The probability of which the interval around 0 just reaches `distance`."""
+    """The probability at which the interval around 0 just reaches `distance`."""
     from scipy.optimize import brentq
 
     least = 1e-12
@@ -99,27 +135,20 @@ def p_value(distance: float, by_rows: float, by_seeds: float, seeds: int) -> flo
     return float(brentq(lambda p: half_width(p, by_rows, by_seeds, seeds) - distance, least, 1.0))
 
 
-def measure(runs: Runs) -> Estimate:
-    """The mean over a strategy's seeds."""
-    return estimate(np.array(list(runs.values.values())), np.stack(list(runs.replicates.values())), runs.figure.bounds)
+def _quantiles(p: float, seeds: int) -> tuple[float, float]:
+    """The two-sided quantiles of the normal distribution, for rows, and of Student's t, for seeds; 0 with one seed."""
+    from scipy.stats import norm, t
+
+    return float(norm.isf(p / 2)), float(t.isf(p / 2, seeds - 1)) if seeds > 1 else 0.0
 
 
-def compare_runs(first: Runs, second: Runs) -> Difference | None:
-    """First less second over the seeds that both have; None where they have none in common.
+def _arrays(runs: Runs, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The metric of some seeds, (seeds,), and its replicates, (seeds, draws)."""
+    return np.array([runs.values[seed] for seed in seeds]), np.stack([runs.replicates[seed] for seed in seeds])
 
-    The p-value is the larger of two. One is of approximate randomisation (Noreen 1989, "Computer-Intensive Methods for Testing
-    Hypotheses"; Yeh 2000, cs/0008005): the two exchange the answers of random rows, the same rows for all seeds, and the metric's
-    difference, averaged over seeds, is computed anew. It holds these runs fixed. The other, with two seeds or more, is that
-    at which the interval over rows and seeds just reaches 0: without it, three lucky seeds would pass for a better strategy.
-    """
-    common = [seed for seed in first.values if seed in second.values]
-    if not common:
-        return None
-    values = np.array([first.values[seed] - second.values[seed] for seed in common])
-    found = estimate(values, np.stack([first.replicates[seed] - second.replicates[seed] for seed in common]), first.figure.widest)
-    swapped = [first.figure.swapped(first.runs[seed], second.runs[seed], first.stream(seed)) for seed in common]
-    drawn = np.mean(swapped, axis=0)
-    drawn = drawn[np.isfinite(drawn)]
-    p_rows = float((1 + np.sum(np.abs(drawn) >= abs(found.value) - 1e-12)) / (1 + len(drawn)))
-    p_seeds = p_value(abs(found.value), found.by_rows, found.by_seeds, len(common)) if len(common) > 1 else 0.0
-    return Difference(found, max(p_rows, p_seeds), p_rows)
+
+def _variances(values: np.ndarray, replicates: np.ndarray) -> tuple[float, float, float]:
+    """The mean over seeds, and its variance by rows and by seeds; by rows NaN where no replicate is defined."""
+    defined = replicates[:, np.isfinite(replicates).all(0)]
+    by_rows = float(np.var(defined.mean(0))) if defined.size else np.nan
+    return float(np.mean(values)), by_rows, float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0

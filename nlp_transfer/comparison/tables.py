@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.comparison.advice import show, show_bytes, show_seconds
+from nlp_transfer.comparison.advice import show, show_bytes, show_p, show_seconds
 from nlp_transfer.comparison.plan import shots_text
 from nlp_transfer.comparison.rows import Measured, Row
 from nlp_transfer.export.save import write_json
@@ -35,11 +35,9 @@ def _cells(row: Row, with_shots: bool) -> list[str]:
     name = row.label + (f" ({row.rate:g} x rate)" if row.rate != 1 else "")
     if row.mean is None:
         return [name, *shots, "-", "-", "-", "-", *["-"] * len(HEADS)]
-    difference = (
-        ""
-        if row.difference is None
-        else f"{signed(row.difference)} ({interval(row.difference_low, row.difference_high, signed)})"
-    )
+    difference = "" if row.difference is None else signed(row.difference)
+    if row.difference_low is not None:
+        difference += f" ({interval(row.difference_low, row.difference_high, signed)})"
     return [
         name, *shots, show(row.mean), interval(row.low, row.high, show), difference, "" if row.p is None else show_p(row.p),
         f"{row.trainable_parameters:,}", show_seconds(row.seconds or 0), show_bytes(row.peak_memory_bytes or 0),
@@ -55,18 +53,19 @@ def interval(low: float | None, high: float | None, text: Any) -> str:
     return "-" if low is None or high is None else f"{text(low)} to {text(high)}"
 
 
-def show_p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def notes(measured: Measured, seeds: Sequence[int], with_shots: bool) -> list[str]:
     """What must be known to read the table."""
     first = measured.rows[0].label
-    over = f"rows of {measured.split} and seeds" if len(seeds) > 1 else f"rows of {measured.split} (there is one seed)"
-    lines = [
-        f"means over seeds {', '.join(map(str, seeds))}; 95 % intervals by bootstrap over {over}",
-        f"p of a paired test against {first}",
-    ]
+    if len(seeds) > 1:
+        lines = [
+            f"means over seeds {', '.join(map(str, seeds))}; 95 % intervals over rows of {measured.split} and seeds",
+            f"p of a paired test against {first}, over rows and seeds",
+        ]
+    else:
+        lines = [
+            f"one seed ({seeds[0]}): 95 % intervals are over rows of {measured.split} alone, and there is no p: another seed may "
+            "turn the order of the strategies, and how often cannot be known from one; --seeds 0 1 2 gives p-values"
+        ]
     if measured.split == "validation":
         lines.append(
             "there is no test split, so figures are of validation, which also decided which weights were kept: they are too good"

@@ -10,7 +10,8 @@ from torch import nn
 from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.export.load import adapter_record, describe_base, find_adapter, open_adapter
 from nlp_transfer.inference import Predictor
-from nlp_transfer.training.device import inference_device
+from nlp_transfer.models import encoder_type
+from nlp_transfer.training.device import inference_device, resolve_precision
 
 
 class AdapterSet:
@@ -55,6 +56,7 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
     Args:
         base: the model that the adapters were trained on: a hub id, a folder, pypi:NAME==VERSION#PATH. It may lie elsewhere
             than it did then; that it is the same model is told by its logits.
+        precision: as for `load_predictor`.
 
     Raises:
         UserError: an adapter cannot be found, or belongs on another base; all such problems are listed.
@@ -84,7 +86,8 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
         whole: Any = opened
         whole.to(device)
         _share(whole, shared)
-        predictors[name] = Predictor(whole, checkpoint.tokenizer, task, batch_size, precision)
+        chosen, _ = resolve_precision(precision, encoder_type(checkpoint.config), "precision")
+        predictors[name] = Predictor(whole, checkpoint.tokenizer, task, batch_size, chosen)
     problems.raise_if_any()
     return AdapterSet(predictors)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from nlp_transfer.console import number
 from nlp_transfer.export.load import read_record
 from nlp_transfer.export.markdown import code, one_line, plain_text, row
 from nlp_transfer.export.usage import ADAPTER, UNMERGED, task_part
@@ -77,6 +78,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         f"## Figures ({scored})" if figures else "## Figures",
         "",
         *_figures(figures, result.get("signatures", {}), part.figures),
+        *([f"Computed in {result['metrics_precision']}.", ""] if figures and "metrics_precision" in result else []),
         "## Settings",
         "",
         *(f"- {name}: {code(str(value))}" for name, value in training.items() if value not in (None, [], {}, "auto")),
@@ -106,9 +108,8 @@ def _figures(figures: Mapping[str, float], signatures: Mapping[str, str], remark
     head = ["metric", "value", *(["95 % interval"] if ends else [])]
     lines = [row(head), "|---" * len(head) + "|"]
     for name, value in shown.items():
-        digits = 2 if name in ends else 4
-        interval = " to ".join(f"{figures[end]:.{digits}f}" for end in ends.get(name, []))
-        lines.append(row([name, f"{value:.{digits}f}", *([interval] if ends else [])]))
+        interval = " to ".join(f"{figures[end]:.2f}" for end in ends.get(name, []))
+        lines.append(row([name, f"{value:.2f}" if name in ends else number(value), *([interval] if ends else [])]))
     used = [f"- {name}: {code(signature)}" for name, signature in signatures.items() if name in figures]
     return [*lines, "", *(remarks if used else []), *([*used, ""] if used else [])]
 

@@ -45,9 +45,9 @@ def load_predictor(
 
     Args:
         batch_size: rows in a batch; null: as many as the device computes best at once.
-        precision: fp32, which gives the answers of plain transformers; bf16; fp16; or auto, which the commands take: bf16 on CPUs
-            with instructions for it (avx512_bf16, amx) and on GPUs (fp16 on older ones), fp32 elsewhere. In bf16 it is faster,
-            and a probability differs by 0.0008 on average and 0.02 at most (Banking77, MiniLM).
+        precision: fp32, which the commands take as well and which gives the predictions of plain transformers; bf16; fp16; or
+            auto: bf16 on CPUs with instructions for it (avx512_bf16, amx) and on GPUs (fp16 on older ones), fp32 elsewhere. In
+            bf16 it is faster, and a probability differs by 0.0008 on average and 0.02 at most (Banking77, MiniLM).
         settings: of the task, in place of those it was saved with: other column names, say, or languages. Those that change
             nothing of a saved model are refused.
         base: of an adapter, where the model that it was trained on lies now; null: where it was then. That it is the same

@@ -12,7 +12,7 @@ import importlib
 import math
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from nlp_transfer.errors import UserError
@@ -34,6 +34,7 @@ __all__ = [
     "load_hub_metric",
     "names",
     "translation_signatures",
+    "translation_statistics",
 ]
 
 _CLASSES = {
@@ -192,6 +193,18 @@ def translation_signatures(language: str | None = None) -> dict[str, str]:
     from nlp_transfer.metrics.translation import RESAMPLES, signatures
 
     return signatures(language, RESAMPLES)
+
+
+def translation_statistics(
+    key: str, predictions: list[str], references: list[str], language: str | None = None
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
+    """What `bleu`, `chrf` or `ter` sums over rows, float64 of shape (rows, sums), and the metric of such sums, (draws, sums) to
+    (draws,). None for another key."""
+    if key not in _TRANSLATION:
+        return None
+    from nlp_transfer.metrics.translation import statistics
+
+    return statistics(key, predictions, references, language)
 
 
 def load_hub_metric(name: str, *, allow_foreign_code: bool) -> evaluate.EvaluationModule:

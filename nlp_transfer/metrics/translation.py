@@ -6,7 +6,7 @@ very long translations pass 100.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import evaluate
@@ -97,6 +97,19 @@ class Ter(_TranslationMetric):
     def scorer(language: str | None) -> Any:
         characters = bleu_tokenizer(language) != "13a"
         return TER(asian_support=True, normalized=True) if characters else TER()
+
+
+def statistics(
+    key: str, predictions: Sequence[str], references: Sequence[str], language: str | None
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What a metric sums over rows, float64 of shape (rows, sums), and its value for each row of such sums, float64."""
+    scorer = {metric.__name__.lower(): metric for metric in (Bleu, Chrf, Ter)}[key].scorer(language)
+    rows = scorer._extract_corpus_statistics(list(predictions), [list(references)])
+
+    def values(sums: np.ndarray) -> np.ndarray:
+        return np.array([float(scorer._compute_score_from_stats(row).score) for row in sums])
+
+    return np.asarray(rows, np.float64), values
 
 
 def signatures(language: str | None, resamples: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ train, such as the labels, so a task saved as JSON is complete: it encodes, pred
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -242,6 +242,13 @@ class Task(Settings, ABC):
         """bool of shape (rows,): those of a split that get a whole answer while training, where one is costly; None: all."""
         return None
 
+    def draft_settings(self, rows: int) -> dict[str, float]:
+        """Return how predictions during training (`partly`) differ from the final ones, as numbers by the setting's name.
+
+        They are logged and printed beside the metrics of validation, which are then not those of the finished model.
+        """
+        return {}
+
     @abstractmethod
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         """Answers as the columns that a user reads: `prediction`, `probability` ..."""
@@ -253,6 +260,23 @@ class Task(Settings, ABC):
     @abstractmethod
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         """Figures over a whole split; undefined ones are left out."""
+
+    def metric_to_compare(self, asked: str | None) -> str:
+        """Return the metric by which finished models are compared.
+
+        Args:
+            asked: `training.best_metric`. A loss compares nothing, since label smoothing and the like change it.
+        """
+        return self.best_metric if asked in (None, "loss") else str(asked)
+
+    def sums(self, metric: str, answers: Arrays, targets: Arrays) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
+        """Write a metric as a function of sums over rows, so that it can be computed on thousands of resamples.
+
+        Returns:
+            What is summed, float64 of shape (rows, sums), and the function from sums (draws, sums) to values (draws,). None:
+            resamples are scored by `metrics`.
+        """
+        return None
 
     def remarks(self, answers: Arrays, targets: Arrays) -> list[str]:
         """Lines for the user about a split that was scored whole."""

@@ -263,7 +263,7 @@ class MultiLabel(TextTask):
         join = self.separator.join
         return columns | {
             "prediction": [join(map(str, labels)) for labels in columns["prediction"]],
-            "probability": [join(f"{probability:.6f}" for probability in row) for row in columns["probability"]],
+            "probability": [join(map(str, row)) for row in columns["probability"]],
         }
 
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:

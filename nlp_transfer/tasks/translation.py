@@ -1,7 +1,7 @@
 """A text in one language to the same text in another."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -17,7 +17,7 @@ from nlp_transfer.data.pairs import check_sides, describe_pairs
 from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.metrics import compute_translation_metrics, translation_signatures
+from nlp_transfer.metrics import compute_translation_metrics, translation_signatures, translation_statistics
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.seq2seq.build import build_encoder_decoder, build_whole, open_decoder, open_tokenizer, set_special_tokens
 from nlp_transfer.seq2seq.generate import generate, set_search
@@ -283,6 +283,10 @@ class Translation(Task):
         chosen[np.linspace(0, rows - 1, min(rows, self.translated_rows)).astype(np.int64)] = True
         return chosen
 
+    def draft_settings(self, rows: int) -> dict[str, float]:
+        """Return how many rows are translated during training, and with how many beams: none and greedily, or a few."""
+        return {"translated_rows": min(rows, self.translated_rows), "beams": 1} if self.translated_rows else {}
+
     def answer(self, model: Any, batch: Batch, chosen: np.ndarray | None = None) -> tuple[Arrays, Items]:
         """`prediction` (objects, rows): translations, None for rows that are not `chosen`; where the targets are known also
         `right` and `of`, how many of their tokens are the likeliest ones."""
@@ -314,6 +318,18 @@ class Translation(Task):
             found, wanted = (part[done].tolist() for part in (answers["prediction"], targets["references"]))
             figures |= compute_translation_metrics(found, wanted, self.target_language, brief=not done.all())
         return figures
+
+    def metric_to_compare(self, asked: str | None) -> str:
+        """Return `bleu`, or `chrf` where it is asked for: the accuracy of the next token says little about translations."""
+        return "bleu" if asked in (None, "loss", "token_accuracy") else str(asked)
+
+    def sums(self, metric: str, answers: Arrays, targets: Arrays) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
+        """Sum sacreBLEU's statistics of each row, as it does itself."""
+        if metric == "token_accuracy":
+            counts = np.stack([answers["right"], answers["of"]], 1).astype(float)
+            return counts, lambda sums: np.asarray(sums[:, 0] / sums[:, 1])
+        texts = answers["prediction"].tolist(), targets["references"].tolist()
+        return translation_statistics(metric, *texts, self.target_language)
 
     def remarks(self, answers: Arrays, targets: Arrays) -> list[str]:
         """A few sources with their translations and references."""

@@ -1,6 +1,8 @@
 """Device, precision and processes: what Accelerate is told, and why."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
+from transformers import PretrainedConfig
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
@@ -87,6 +90,30 @@ def release_model(accelerator: Accelerator, model: torch.nn.Module, own_forward:
     if own_forward is not None:
         model.forward = own_forward
     accelerator.free_memory()
+
+
+@contextmanager
+def in_fp32(model: torch.nn.Module) -> Iterator[None]:
+    """Let a model that `accelerator.prepare` was given compute in fp32, as the saved model is scored: during evaluation.
+
+    Accelerate wraps autocast around the forward pass of the model itself, and FlashAttention refuses fp32: sdpa takes its place.
+    """
+    prepared = vars(model).get("forward")
+    if "_original_forward" in vars(model):
+        model.forward = model._original_forward  # type: ignore[assignment]
+    configs = [config for module in model.modules() if isinstance(config := getattr(module, "config", None), PretrainedConfig)]
+    attention = {id(config): (config, config._attn_implementation) for config in configs}
+    for config, name in attention.values():
+        if "flash" in str(name):
+            config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        if prepared is not None:
+            model.forward = prepared
+        for config, name in attention.values():
+            if config._attn_implementation != name:
+                config._attn_implementation = name
 
 
 def on_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

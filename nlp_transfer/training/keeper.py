@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nlp_transfer.console import say
+from nlp_transfer.console import number, say
 from nlp_transfer.disk import patiently
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
@@ -78,8 +78,8 @@ class Position:
         others = {name: figure for name, figure in metrics.items() if name not in (metric, "loss")}
         shown = "".join(f", {name} {figure:.4g}" for name, figure in others.items() if len(others) <= FEW)
         say(
-            f"step {self.step}: validation {metric} {value:.4f}, loss {metrics['loss']:.4f}{shown}"
-            + (" (best so far)" if better else f" (best {self.best:.4f} at step {self.best_step})")
+            f"step {self.step}: validation {metric} {number(value)}, loss {number(metrics['loss'])}{shown}"
+            + (" (best so far)" if better else f" (best {number(self.best or 0.0)} at step {self.best_step})")
             + (f"; no better for {self.worse} evaluations, so training stops" if self.stopped else "")
         )
         return better

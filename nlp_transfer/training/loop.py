@@ -21,7 +21,7 @@ from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import Objective, Task
 from nlp_transfer.training.budget import Budget
 from nlp_transfer.training.choices import Choices, choose
-from nlp_transfer.training.device import is_lost_process, release_model
+from nlp_transfer.training.device import in_fp32, is_lost_process, release_model
 from nlp_transfer.training.gradient import Augment, TrainingError, WindowGradient
 from nlp_transfer.training.keeper import Keeper, Position
 from nlp_transfer.training.log import RunLog
@@ -262,9 +262,10 @@ class Trainer:
         if average is not None:
             average.swap(self.model)
         try:
-            with self.signals.held(self.accelerator.num_processes > 1):  # several must not part while they evaluate
+            # Several processes must not part while they evaluate.
+            with self.signals.held(self.accelerator.num_processes > 1), in_fp32(self.model):
                 metrics, decides, higher = score_validation(
-                    self.model, self.task, table, self.strategy, self.training, self.accelerator, self.precision
+                    self.model, self.task, table, self.strategy, self.training, self.accelerator
                 )
         finally:
             if average is not None:

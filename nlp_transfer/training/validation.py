@@ -13,19 +13,20 @@ from nlp_transfer.tasks import Task
 
 
 def score_validation(
-    model: nn.Module, task: Task, table: TokenTable, strategy: Strategy, training: TrainingConfig, accelerator: Accelerator,
-    precision: str,
-) -> tuple[dict[str, float], str, bool]:  # fmt: skip
-    """Figures, which of them decides, and whether more of it is better.
+    model: nn.Module, task: Task, table: TokenTable, strategy: Strategy, training: TrainingConfig, accelerator: Accelerator
+) -> tuple[dict[str, float], str, bool]:
+    """Metrics in fp32, as the saved model is scored; which of them decides, and whether more of it is better.
 
-    Where several tasks are learned that is the mean of their own best metrics, unless the settings name one.
+    Where several tasks are learned that is the mean of their own best metrics, unless the settings name one. Metrics of a task
+    whose final predictions are made in another way come with what differs (`Task.draft_settings`).
     """
-    metrics, _ = score(model, task, table, accelerator, precision=precision, draft=True)
+    metrics, _ = score(model, task, table, accelerator, draft=True)
+    metrics |= task.draft_settings(len(table))
     further = strategy.further_jobs(model)
     decisive = [(task, metrics.get(task.best_metric, math.nan))]
     for name, (job, learned) in further.items():
         if "validation" in job.tables:
-            figures, _ = score(learned, job.task, job.tables["validation"], accelerator, precision=precision, draft=True)
+            figures, _ = score(learned, job.task, job.tables["validation"], accelerator, draft=True)
             metrics |= {f"{name}/{key}": value for key, value in figures.items()}
             decisive.append((job.task, figures.get(job.task.best_metric, math.nan)))
     if not further or training.best_metric:

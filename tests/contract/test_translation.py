@@ -201,6 +201,24 @@ def test_an_adapter_translates_like_the_merged_model(checkpoints: dict[str, Path
     assert len(set(translations)) > 4, "translations that differ"
 
 
+def test_scores_while_training_say_that_they_are_not_the_final_ones(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """They are of some rows, translated greedily; the final ones of all rows, with beams."""
+    table = str(write_csv(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
+    run = fine_tune(
+        model=str(checkpoints["bert"]), data={"train": table, "validation": table},
+        task={"name": "translation", "beams": 2, "translated_rows": 3},
+        training={"max_steps": 2, "evaluate_every": 1, "best_metric": "chrf"}, output_dir=tmp_path / "run",
+    )  # fmt: skip
+    lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
+    logged = {line["step"]: line["validation"] for line in lines if "validation" in line}
+    assert all((one["translated_rows"], one["beams"]) == (3, 1) for one in logged.values())
+    best, final = logged[run.result["train"]["best_step"]], run.metrics["validation"]
+    assert best["chrf"] == max(one["chrf"] for one in logged.values())
+    assert "translated_rows" not in final
+    for name in ("token_accuracy", "loss"):
+        assert best[name] == pytest.approx(final[name], abs=1e-6), "of all rows, so one number"
+
+
 def prepare(checkpoint: Checkpoint, family: str, rows: Rows, **settings: Any) -> tuple[Any, Any, TokenTable]:
     """A task with its model and the rows' tokens."""
     task = task_from({"name": "translation", **languages(family), **settings}).prepare(checkpoint, rows)

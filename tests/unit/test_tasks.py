@@ -206,7 +206,8 @@ def test_answers_read_as_labels() -> None:
     described = several.describe(several.predict(outputs([2.0, 2.0], [0.5, 0.5])))
     assert described["prediction"] == [["a", "b"], []]
     assert [len(row) for row in described["probability"]] == [2, 0]
-    assert several.cells(described) == {"prediction": ["a|b", ""], "probability": ["0.880797|0.880797", ""]}
+    columns = {"prediction": described["prediction"], "probability": [[0.880797, 0.99999994], []]}
+    assert several.cells(columns) == {"prediction": ["a|b", ""], "probability": ["0.880797|0.99999994", ""]}
     plain = fitted("regression", [1, 2])
     assert plain.describe(plain.predict(outputs([1.5], [2.0]))) == {"prediction": [1.5, 2.0]}
 

@@ -28,7 +28,7 @@ def run(setting: Setting) -> dict[str, Any]:
             workers.append(
                 setting.worker(title, "transformers_generation.py", model=str(folder / "model"), batch_size=32, **common, **more)
             )
-        for title, options in (("here, defaults", {}), ("here, as the command", {"precision": "auto"})):
+        for title, options in (("here, defaults", {}), ("here, precision auto", {"precision": "auto"})):
             workers.append(setting.worker(title, "ours_translation.py", run=str(folder), options=options, **common))
         found = take_turns(workers, setting.repeats, {})
     finally:
