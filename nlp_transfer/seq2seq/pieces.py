@@ -10,13 +10,16 @@ Span = tuple[int, int]
 Lengths = Callable[[Sequence[str]], list[int]]
 
 # Scripts without spaces between words. East Asian ones have none between sentences either; Southeast Asian ones have them there.
-EAST = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\u3001-\u303f\u30fb\u30fc\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+EAST = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\u3001-\u303f\u30fb\u30fc"
+    r"\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+)
 SOUTHEAST = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 SPACELESS = EAST + SOUTHEAST
 # Scripts with spaces, for words that nothing but the change of script separates.
 SPACED = (
-    "Latin Greek Cyrillic Armenian Georgian Hebrew Arabic Syriac Thaana Nko Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu "
-    "Kannada Malayalam Sinhala Hangul Ethiopic Cherokee Mongolian Tifinagh Katakana"
+    "Latin Greek Cyrillic Armenian Georgian Hebrew Arabic Syriac Thaana Nko Devanagari Bengali Gurmukhi Gujarati Oriya Tamil "
+    "Telugu Kannada Malayalam Sinhala Hangul Ethiopic Cherokee Mongolian Tifinagh Katakana"
 ).split()
 WHITE = r"\s\x1c-\x1f"  # what Python's `strip` takes for white space
 GLUE = r"\u00a0\u2007\u202f"  # spaces at which no line is broken: `2 000`, `M. Dupont`

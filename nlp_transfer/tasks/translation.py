@@ -20,7 +20,7 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import compute_translation_metrics, translation_signatures
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.seq2seq.build import build_encoder_decoder, build_whole, open_decoder, open_tokenizer, set_special_tokens
-from nlp_transfer.seq2seq.generate import generate, set_search
+from nlp_transfer.seq2seq.generate import ROWS, set_search, translate
 from nlp_transfer.seq2seq.sides import IGNORED, TARGET_FOLDER, Sides, own_target
 from nlp_transfer.seq2seq.tokenizers import LEAST, train_tokenizer, warn_of_losses
 from nlp_transfer.sources import ModelSource
@@ -216,13 +216,13 @@ class Translation(Task):
         limit = self.max_length or 512
         sources = [str(cell).strip() for cell in columns[self.source]]
         ids, cut = self.sides.source_ids(sources, limit)
-        features: dict[str, Any] = {"input_ids": ids}
+        features: dict[str, Any] = {"input_ids": ids, "sources": _texts(sources)}
         if targets:
             references = [str(cell).strip() for cell in columns[self.target]]
             labels, also = self.sides.target_ids(references, limit)
             cut |= also
             features |= {"labels": labels, "decoder_input_ids": self.sides.decoder_ids(labels)}
-            features |= {"references": _texts(references), "sources": _texts(sources)}
+            features["references"] = _texts(references)
         return features, len(cut)
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
@@ -283,11 +283,25 @@ class Translation(Task):
         chosen[np.linspace(0, rows - 1, min(rows, self.translated_rows)).astype(np.int64)] = True
         return chosen
 
-    def answer(self, model: Any, batch: Batch, chosen: np.ndarray | None = None) -> tuple[Arrays, Items]:
-        """`prediction` (objects, rows): translations, None for rows that are not `chosen`; where the targets are known also
-        `right` and `of`, how many of their tokens are the likeliest ones."""
+    @property
+    def longest_piece(self) -> int:
+        """Source tokens from which on a text is translated in pieces."""
+        most = self.max_length or 512
+        return min(self.longest_source or most, most)
+
+    def translate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> tuple[list[str], np.ndarray]:
+        """Translate texts of any length; see `seq2seq.generate.translate`. Both `answer` and `Translator` call this."""
+        beams = beams or self.beams
+        return translate(model, self.sides, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
+
+    def answer(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
+        """`prediction` (objects, rows): translations of the whole `sources` in `texts`, None for rows that are not `chosen`;
+        `pieces` (int64, rows): in how many pieces; where the targets are known also `right` and `of`, how many of their tokens
+        are the likeliest ones. These, and the losses, are of sources and targets truncated to `max_length`."""
         rows = len(batch["input_ids"])
-        answers: Arrays = {"prediction": np.full(rows, None, object)}
+        answers: Arrays = {"prediction": np.full(rows, None, object), "pieces": np.zeros(rows, np.int64)}
         items: Items = {}
         if "labels" in batch:
             outputs = model(**model_inputs(batch))
@@ -296,18 +310,20 @@ class Translation(Task):
             answers["of"] = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
         which = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
         if len(which):
-            ids, mask = (batch[name][torch.from_numpy(which)] for name in ("input_ids", "attention_mask"))
-            limits = torch.tensor([self._limit(int(tokens)) for tokens in mask.sum(1)], device=ids.device)
-            beams = self.beams if chosen is None else 1
-            found = generate(model, self.sides, ids, mask, limits, beams, self.length_penalty)
-            answers["prediction"][which] = self.sides.decode(found)
+            assert texts is not None, "what is translated are texts, since ids may be truncated"
+            # At most as many pieces at once as there are rows: a batch was made small where memory is short.
+            translations, pieces = self.translate(
+                model, texts["sources"][which].tolist(), self.beams if chosen is None else 1, rows
+            )
+            answers["prediction"][which], answers["pieces"][which] = translations, pieces
         return answers, items
 
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         return {"translation": answers["prediction"].tolist()}
 
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
-        """`token_accuracy`, and the figures of `compute_translation_metrics` over the rows that were translated."""
+        """`token_accuracy`, of texts truncated to `max_length`; and over the rows that were translated, whole and as users get
+        them, the metrics of `compute_translation_metrics`."""
         figures = {"token_accuracy": float(answers["right"].sum() / answers["of"].sum())}
         done = np.array([text is not None for text in answers["prediction"]])
         if done.any():
@@ -318,6 +334,11 @@ class Translation(Task):
     def remarks(self, answers: Arrays, targets: Arrays) -> list[str]:
         """A few sources with their translations and references."""
         lines = []
+        if long := int((answers["pieces"] > 1).sum()):
+            lines.append(
+                f"{long} of {len(answers['pieces'])} sources have more than {self.longest_piece} tokens and were translated in "
+                f"pieces, as by `translate`; loss and token_accuracy are of the first {self.max_length} tokens of each text"
+            )
         for row in np.linspace(0, len(targets["references"]) - 1, SHOWN).astype(np.int64):
             lines.append(f"source:      {targets['sources'][row]}")
             lines.append(f"translation: {answers['prediction'][row]}")

@@ -20,7 +20,6 @@ from transformers import EncoderDecoderModel
 
 from nlp_transfer import UserError, fine_tune, load_translator
 from nlp_transfer.cli import cli
-from nlp_transfer.translator import Translator
 from tests.hub import environment, serve
 from tests.models import WORDS
 from tests.seq2seq_models import PAIRS
@@ -93,11 +92,11 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models say what they are told; the list holds all that they were told."""
     told: list[str] = []
 
-    def say(translator: Translator, texts: list[str]) -> list[str]:
+    def say(model: Any, sides: Any, texts: list[str], *settings: Any) -> list[str]:
         told.extend(texts)
         return list(texts)
 
-    monkeypatch.setattr(Translator, "_translate", say)
+    monkeypatch.setattr("nlp_transfer.seq2seq.generate._answers", say)
     return told
 
 
@@ -170,7 +169,10 @@ def test_blank_lines_alone(run: Path, echo: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", LINE_ENDS)
 def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str) -> None:
-    monkeypatch.setattr(Translator, "_translate", lambda self, texts: [f"{mark}a{mark}{mark}b{mark}" for _ in texts])
+    monkeypatch.setattr(
+        "nlp_transfer.seq2seq.generate._answers",
+        lambda model, sides, texts, *settings: [f"{mark}a{mark}{mark}b{mark}" for _ in texts],
+    )
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")
     command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_bytes() == b" a b \n\n a b \n"
