@@ -169,8 +169,8 @@ def _answers(
             lengths = torch.from_numpy(ids.lengths[batch])
             mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
             limits = torch.tensor([limit(tokens) for tokens in lengths.tolist()])
-            inputs = (tensor.to(model.device) for tensor in (padded, mask, limits))
-            written = sides.decode(generate(model, sides, *inputs, beams, length_penalty))
+            ids_here, mask, limits = (tensor.to(model.device) for tensor in (padded, mask, limits))
+            written = sides.decode(generate(model, sides, ids_here, mask, limits, beams, length_penalty))
             for row, text in zip(batch.tolist(), written, strict=True):
                 answers[row] = text
     return answers
