@@ -113,7 +113,8 @@ class SelfTraining(Strategy):
             order = candidates[np.argsort(-sure[candidates], kind="stable")]
             chosen.append(order[: int(np.ceil(wanted[label]))] if self.balance else order)
         rows = np.concatenate(chosen)
-        if not self.balance:  # rows that are equally sure stay in the order of the draw within their class
+        if not self.balance:
+            rows = drawn[np.isin(drawn, rows)]  # nor those of the first class
             rows = rows[np.argsort(-sure[rows], kind="stable")][: int(np.ceil(most))]
         rows = np.sort(rows).astype(np.int64)
         return rows, labels[rows]

@@ -183,11 +183,11 @@ class Translation(Task):
 
     def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
         task = super().restore(checkpoint)
-        if checkpoint.config.model_type != MADE_HERE and self.architecture != "encoder_decoder":
+        if checkpoint.config.model_type == MADE_HERE or self.architecture == "encoder_decoder":
+            target = own_target(checkpoint, parts, ours=self.architecture is not None)
+            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
+        else:
             task._sides = task._seq2seq_sides(checkpoint)
-            return task
-        target = own_target(checkpoint, parts, ours=self.architecture is not None)
-        task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         return task
 
     def unused_by_model(self, scored: bool) -> dict[str, str]:
@@ -294,7 +294,7 @@ class Translation(Task):
             answers["of"] = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
         which = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
         if len(which):
-            assert texts is not None, "what is translated are texts, since ids may be truncated"
+            assert texts is not None, "texts are translated, since ids may be truncated"
             # At most as many pieces at once as there are rows: a batch was made small where memory is short.
             translations, pieces = self.translate(
                 model, texts["sources"][which].tolist(), self.beams if chosen is None else 1, rows
@@ -338,6 +338,5 @@ class Translation(Task):
 
 def _right(outputs: Any, batch: Batch) -> torch.Tensor:
     """bool of shape (rows, target tokens): where the likeliest token is the right one; padding is never right."""
-    logits = outputs.logits.detach().float()  # PyTorch's argmax over bf16 takes six times as long on CPUs
-    right: torch.Tensor = logits.argmax(-1) == batch["labels"]
-    return right
+    # In fp32: PyTorch's argmax over bf16 takes six times as long on CPUs.
+    return torch.eq(outputs.logits.detach().float().argmax(-1), batch["labels"])
