@@ -155,7 +155,8 @@ class TrainingConfig(Settings):
     label_smoothing: Share | Literal["auto"] = "auto"
     """Share of the target spread evenly over all classes; auto: 0.1 from ten classes on, else 0."""
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
-    """`balanced`: the inverse of a class's frequency; or a weight for each label by name."""
+    """`balanced`: the inverse of a class's frequency among the rows of an epoch, so after `oversample`; or a weight for each
+    label by name. With `label_smoothing` as in PyTorch's `cross_entropy`."""
     focal_gamma: Annotated[float, Field(ge=0)] | None = None
     """Focal loss: what the model is already sure of counts less, the less the larger this is (2 is usual); null: it does not."""
     oversample: Literal["balanced"] | Annotated[float, Field(gt=0, le=1)] | None = None

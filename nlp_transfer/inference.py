@@ -73,7 +73,8 @@ def answer(
         try:
             batch = {name: tensor.to(device) for name, tensor in table.batch(indices).items()}
             with autocast(device, precision):
-                found, losses = task.answer(model, batch, None if chosen is None else chosen[indices])
+                texts = {name: column[indices] for name, column in table.texts.items()}
+                found, losses = task.answer(model, batch, None if chosen is None else chosen[indices], texts)
         except Exception as error:
             if len(indices) == 1 or not is_out_of_memory(error):
                 raise

@@ -84,9 +84,11 @@ def _weighing_lines(trainer: Trainer, plan: WindowPlan) -> list[str]:
     if plan.repeats is not None:
         lines.append(f"oversampling: {plan.rows_in_epoch:,} rows an epoch instead of {len(plan.lengths):,}")
         if training.class_weights == "balanced":
+            weights = trainer.task.loss_options(training, trainer.tables["train"]).class_weights
+            assert weights is not None, "tasks without classes refuse both settings"
             lines.append(
-                "warning: training.oversample and training.class_weights: balanced both make up for rare classes, which then "
-                "count for more than the others; one of them is enough"
+                "class weights balanced: for the rows of an epoch after oversampling, which leaves weights from "
+                f"{float(weights.min()):.3g} to {float(weights.max()):.3g}"
             )
     if training.augment is not None and trainer.augment is not None:
         shares = {name: value for name, value in training.augment.model_dump().items() if value}

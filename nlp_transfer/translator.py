@@ -1,7 +1,7 @@
 """Texts of any length through a saved translation model: empty ones stay empty, long ones go in pieces, order is kept."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -9,20 +9,15 @@ import torch
 
 from nlp_transfer.applicability import check_used
 from nlp_transfer.config import with_type
-from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.errors import UserError
-from nlp_transfer.inference import Predictor, pick_columns
+from nlp_transfer.inference import Predictor, answering, pick_columns
 from nlp_transfer.models import autocast
-from nlp_transfer.seq2seq.pieces import join, pieces_of
+from nlp_transfer.seq2seq.generate import ROWS
 from nlp_transfer.sources.memory import read_inputs
-from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.sources.tables import Batch
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 WINDOW = 1024  # rows that are read, sorted by length and translated together when a file is streamed
-ENCODED = 1 << 18  # characters whose tokens are counted together, and a thousandth of it for each text
-ROWS = 64  # in a batch, if not said otherwise: those that are finished leave it
-PADDED = 1 << 14  # source tokens times beams in a batch, about: long texts go few at a time
 
 
 def translates(task: Any) -> bool:
@@ -45,9 +40,8 @@ class Translator:
             raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `predict` for it")
         check_used(task, scored=False)
         self.predictor, self.task = predictor, task
-        self.longest = min(task.longest_source or task.max_length, task.max_length)
         self.in_pieces = 0
-        task.sides.check_room(1 << 30, self.longest)
+        task.sides.check_room(1 << 30, task.longest_piece)
 
     @overload
     def __call__(self, inputs: str) -> str: ...
@@ -57,7 +51,7 @@ class Translator:
         """Translate texts, or the source column of a table; a text that is empty, or spaces alone, stays as it is.
 
         `in_pieces` counts the texts so far that were longer than anything in training: those are split, at the end of
-        sentences where that is possible, and their pieces translated one by one.
+        sentences where that is possible, and their pieces translated one by one. A run is scored in the same way.
 
         Args:
             inputs: as for `Predictor`.
@@ -85,58 +79,13 @@ class Translator:
         for i, text in enumerate(texts, start=1):
             if half := HALF_CHARACTER.search(text):
                 raise UserError(f"texts, row {i}: found {half.group()!a}, half of a character; allowed: both halves or none")
-        plain = [text.strip() for text in texts]
-        cut = [
-            pieces_of(text, self.longest, self._lengths) if tokens > self.longest else [(text, "")] * bool(text)
-            for text, tokens in zip(plain, self._lengths(plain), strict=True)
-        ]
-        self.in_pieces += sum(len(pieces) > 1 for pieces in cut)
-        answers = iter(self._translate([piece for pieces in cut for piece, _ in pieces]))
-        return [
-            join(pieces, [next(answers) for _ in pieces]) if pieces else text for text, pieces in zip(texts, cut, strict=True)
-        ]
-
-    def _lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, as the model sees it."""
-        counts: list[int] = []
-        start = 0
-        for end in self._ends(texts):
-            counts += [len(ids) for ids in self.task.sides.source_ids(list(texts[start:end]), 1 << 30)[0]]
-            start = end
-        return counts
-
-    @staticmethod
-    def _ends(texts: Sequence[str]) -> Iterator[int]:
-        """Where to end one call of the tokenizer and to begin the next."""
-        size = 0
-        for i, text in enumerate(texts, start=1):
-            size += len(text) + ENCODED // 1000
-            if size >= ENCODED or i == len(texts):
-                yield i
-                size = 0
-
-    def _translate(self, texts: list[str]) -> list[str]:
-        """Texts of at most the longest length, in batches of similar length."""
-        if not texts:
-            return []
-        predictor = self.predictor
-        table = predictor.encode(from_columns({self.task.source: texts}, "texts"))
-        found: list[str] = [""] * len(texts)
-        device = next(predictor.model.parameters()).device
-        for indices in self._batches(table.lengths):
-            batch = {name: tensor.to(device) for name, tensor in table.batch(indices).items()}
-            with torch.inference_mode(), autocast(device, predictor.precision):
-                answers, _ = self.task.answer(predictor.model, batch)
-            for row, text in zip(indices, answers["prediction"], strict=True):
-                found[row] = text
-        return found
-
-    def _batches(self, lengths: Any) -> Iterable[Any]:
-        """At most `batch_size` rows, fewer of long ones: beams multiply what is in memory."""
-        for indices in inference_batches(lengths[:, None], self.predictor.batch_size or ROWS):
-            rows = max(1, PADDED // (int(lengths[indices].max()) * self.task.beams))
-            for start in range(0, len(indices), rows):
-                yield indices[start : start + rows]
+        predictor, device = self.predictor, self.predictor.model.device
+        with torch.inference_mode(), answering(predictor.model, device), autocast(device, predictor.precision):
+            translations, pieces = self.task.translate(
+                predictor.model, [text.strip() for text in texts], rows=predictor.batch_size or ROWS
+            )
+        self.in_pieces += int((pieces > 1).sum())
+        return [translation if text.strip() else text for text, translation in zip(texts, translations, strict=True)]
 
     def translate_batch(self, batch: Batch, path: Path) -> dict[str, list[Any]]:
         """The column `translation` of one window of a file; texts that are empty or missing stay empty.

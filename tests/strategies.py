@@ -74,9 +74,10 @@ def settings_of(name: str, task: str, checkpoint: Path, source: dict[str, str], 
     if name == "distill" and task in LABELS:
         return {"name": name, "student_layers": 1, "teacher": str(teacher(checkpoint, task, folder))}
     if name == "multitask":
-        data = {"train": source["train"], "validation_share": 0}
         others = [other for other in ("multi_label", "regression", "pair") if other != task][:2]
-        return {"name": name, "tasks": [{"name": other, "data": data, "task": TASKS[other]} for other in others]}
+        data = [{"train": source[split], "validation_share": 0} for split in ("train", "test")]  # of different size
+        tasks = [{"name": other, "data": data[i], "task": TASKS[other]} for i, other in enumerate(others)]
+        return {"name": name, "tasks": tasks, "temperature": 2.0}
     if name == "few_shot":  # by default the size of a group follows from the batch of a process
         return {"name": name, "group": 4, "epochs": 1}
     if name == "self_training":

@@ -10,7 +10,8 @@ class Repeats:
     """How often each row stands in an epoch.
 
     A row of a class with n rows stands (m / n) ** power times on average, m being the rows of the largest class: 1 evens the
-    classes out, smaller powers temper that. `classes` is int64 of shape (rows,); a row of class -1 stands once. `frequency`
+    classes out, smaller powers temper that; below 0 the rows of large classes stand more often, m being those of the smallest.
+    `classes` is int64 of shape (rows,); a row of class -1 stands once. `frequency`
     is int64 of shape (classes,): the rows of each class, which is more than are counted in `classes` where a row has several.
     """
 
@@ -20,12 +21,19 @@ class Repeats:
 
     def factors(self) -> np.ndarray:
         """How often a row of each class stands in an epoch, on average: float64 of shape (classes,), 1 or more."""
-        return (self.frequency.max(initial=1) / np.maximum(self.frequency, 1)) ** self.power
+        frequency = np.maximum(self.frequency, 1)
+        most = frequency.max(initial=1) if self.power >= 0 else frequency.min()
+        return (most / frequency) ** self.power
 
     def totals(self) -> np.ndarray:
         """How often the rows of each class stand in an epoch together: int64 of shape (classes,), the same in every epoch."""
         own = self.classes[self.classes >= 0]
         return np.rint(np.bincount(own, minlength=len(self.frequency)) * self.factors()).astype(np.int64)
+
+    def times(self) -> np.ndarray:
+        """How often each row stands in an epoch, on average: float64 of shape (rows,)."""
+        rows = np.bincount(self.classes[self.classes >= 0], minlength=len(self.frequency))
+        return np.where(self.classes < 0, 1.0, (self.totals() / np.maximum(rows, 1))[self.classes])
 
     def __len__(self) -> int:
         """Rows of an epoch."""

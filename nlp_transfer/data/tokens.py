@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nlp_transfer.data.growing import GrowingRagged, in_memory
+from nlp_transfer.data.repeats import Repeats
 from nlp_transfer.sources.rows import Rows
 
 
@@ -108,6 +109,11 @@ class TokenTable:
     def references(self) -> dict[str, np.ndarray]:
         """What answers are scored against, by column."""
         return self.dense | self.texts
+
+    @property
+    def repeats(self) -> Repeats | None:
+        """How often its rows stand in an epoch, where the table itself asks for that; None: once."""
+        return None
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """The rows at `indices`, padded to the longest of them, with their `attention_mask`."""

@@ -26,7 +26,7 @@ from transformers import (
 
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint, dropout_overrides, freeze, new_parameters
-from nlp_transfer.seq2seq.tokenizers import end_token, start_token
+from nlp_transfer.seq2seq.tokenizers import end_token, start_token, train_tokenizer, warn_of_losses
 from nlp_transfer.sources import find_model
 
 DECODERS = "a BERT, RoBERTa, XLM-RoBERTa or ELECTRA checkpoint, `encoder` or `new`"
@@ -194,6 +194,31 @@ def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
     except UserError as error:
         plain = str(error).removeprefix("model: ").removeprefix(f"task.{setting}: ")
         raise UserError(f"task.{setting}: {plain}") from error
+
+
+def decoder_limit(decoder: str, asked: int | None, most: int) -> int:
+    """The longest target, in tokens, of a decoder that is taken from a model: `most`, or fewer where it has fewer positions.
+
+    Raises:
+        UserError: more are asked for than it has positions.
+    """
+    if decoder in ("encoder", "new"):
+        return most
+    positions = open_decoder(decoder).positions
+    if asked is not None and asked > positions:
+        raise UserError(f"task.max_length: found {asked}; allowed: up to {positions}, the limit of {decoder}")
+    return min(most, positions)
+
+
+def choose_target(
+    wanted: str, setting: str, source: PreTrainedTokenizerBase, texts: list[str], vocabulary: int | None
+) -> PreTrainedTokenizerBase:
+    """The target's tokenizer: trained on its texts (`train`), the `source`'s own, or that of the model named by `setting`."""
+    if wanted == "train":
+        return train_tokenizer(texts, vocabulary)
+    tokenizer = source if wanted == "source" else open_tokenizer(wanted, setting)
+    warn_of_losses(tokenizer, wanted, texts)
+    return tokenizer
 
 
 def copy_layers(encoder: PreTrainedModel, decoder: PreTrainedModel, same_vocabulary: bool) -> frozenset[str]:

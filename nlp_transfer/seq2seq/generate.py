@@ -1,15 +1,27 @@
-"""Generation: greedy or beam search in which every row has its own longest length, so that no row depends on its batch."""
+"""Generation: greedy or beam search in which every row has its own longest length, so that no row depends on its batch.
+
+`translate` is how texts of any length become translations, wherever that happens: for users, and where a model is scored.
+"""
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import EncoderDecoderCache, LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
+from nlp_transfer.data.tokens import Ragged
+from nlp_transfer.data.windows import inference_batches
+from nlp_transfer.seq2seq.pieces import join, pieces_of
 from nlp_transfer.seq2seq.search import search
 from nlp_transfer.seq2seq.sides import Sides
+
+ROWS = 64  # texts in a batch, if not said otherwise: those that are finished leave it
+PADDED = 1 << 14  # source tokens times beams in a batch, about: of long texts there are few in one
+ENCODED = 1 << 18  # characters whose tokens are counted together, and a thousandth of it for each text
 
 # Values at which settings for sampling say nothing; None would be filled in again from the model's own.
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(
@@ -106,3 +118,74 @@ def _search(model: Any, input_ids: torch.Tensor, limit: LengthLimit, fill: int, 
     assert isinstance(given["past_key_values"], EncoderDecoderCache), "the kind of cache that every translation model gets"
     alone = all(processor is limit or isinstance(processor, ROW_BY_ROW) for processor in given["logits_processor"])
     return search(model, input_ids, keep=limit.keep if alone else None, fill=fill, **given)
+
+
+def translate(
+    model: Any,
+    sides: Sides,
+    texts: Sequence[str],
+    longest: int,
+    limit: Callable[[int], int],
+    beams: int,
+    length_penalty: float,
+    rows: int = ROWS,
+) -> tuple[list[str], np.ndarray]:
+    """Translate texts of any length; an empty one has an empty translation.
+
+    A text of more than `longest` tokens is split (`pieces_of`), its pieces are translated one by one, and their translations
+    joined with the spacing of their language.
+
+    Args:
+        texts: without white space at their ends.
+        longest: source tokens of a piece, special ones among them.
+        limit: source tokens of a piece to the most tokens of its translation.
+        rows: pieces in a batch; fewer where they are long, since beams multiply what is in memory.
+
+    Returns:
+        The translations, and int64 of shape (texts,): in how many pieces each text was translated.
+    """
+    lengths = partial(_lengths, sides)
+    split = [
+        pieces_of(text, longest, lengths) if tokens > longest else [(text, "")] * bool(text)
+        for text, tokens in zip(texts, lengths(texts), strict=True)
+    ]
+    answers = iter(_answers(model, sides, [piece for pieces in split for piece, _ in pieces], longest, limit, beams,
+                            length_penalty, rows))  # fmt: skip
+    joined = [join(pieces, [next(answers) for _ in pieces]) if pieces else "" for pieces in split]
+    return joined, np.array([len(pieces) for pieces in split], np.int64)
+
+
+def _answers(
+    model: Any, sides: Sides, texts: list[str], longest: int, limit: Callable[[int], int], beams: int, length_penalty: float,
+    rows: int,
+) -> list[str]:  # fmt: skip
+    """The translations of texts of at most the longest length, in batches of similar length."""
+    answers = [""] * len(texts)
+    ids = Ragged.from_lists(tokens for start, end in _blocks(texts) for tokens in sides.source_ids(texts[start:end], longest)[0])
+    for alike in inference_batches(ids.lengths[:, None], rows) if texts else []:
+        size = max(1, PADDED // (int(ids.lengths[alike].max()) * beams))
+        for batch in np.split(alike, range(size, len(alike), size)):
+            padded = torch.from_numpy(ids.padded(batch, int(sides.source.pad_token_id or 0)))
+            lengths = torch.from_numpy(ids.lengths[batch])
+            mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+            limits = torch.tensor([limit(tokens) for tokens in lengths.tolist()])
+            ids_here, mask, limits = (tensor.to(model.device) for tensor in (padded, mask, limits))
+            written = sides.decode(generate(model, sides, ids_here, mask, limits, beams, length_penalty))
+            for row, text in zip(batch.tolist(), written, strict=True):
+                answers[row] = text
+    return answers
+
+
+def _lengths(sides: Sides, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, as the model sees it."""
+    return [len(ids) for start, end in _blocks(texts) for ids in sides.source_ids(list(texts[start:end]), 1 << 30)[0]]
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where one call of the tokenizer begins and ends: it should see many texts, but not all of a large file."""
+    start = size = 0
+    for i, text in enumerate(texts, start=1):
+        size += len(text) + ENCODED // 1000
+        if size >= ENCODED or i == len(texts):
+            yield start, i
+            start, size = i, 0

@@ -10,9 +10,11 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nlp_transfer.console import say
+from nlp_transfer.data.pairs import draw_rows
 from nlp_transfer.errors import UserError, did_you_mean
 
 PAD, START, END = "<pad>", "<s>", "</s>"
+SAMPLE = 2000  # texts that a tokenizer is tried on
 LEAST = 3 + 256  # special tokens and bytes
 LANGUAGE_CODE = re.compile(r"[a-z]{2,4}_[A-Z][A-Za-z]{1,3}")  # en_XX, eng_Latn
 
@@ -121,7 +123,11 @@ def target_token(tokenizer: Any, language: str | None) -> int | None:
 
 
 def warn_of_losses(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[str]) -> None:
-    """Says what an existing tokenizer does to the targets: an uncased English one can write neither capitals nor accents."""
+    """Says what an existing tokenizer does to the targets: an uncased English one can write neither capitals nor accents.
+
+    Of many texts some are tried, drawn from all of them: a file may begin with those that it can write.
+    """
+    texts = [texts[row] for row in draw_rows(len(texts), SAMPLE)]
     unknown, changed, example = 0, 0, ""
     for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True):
         unknown += tokenizer.unk_token_id in ids

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.repeats import Repeats
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions, Task
 
@@ -16,7 +17,10 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class MixedTable(TokenTable):
-    """Rows of several tables. Row i is row `row[i]` of table number `owner[i]`; both int64 of shape (rows,).
+    """Rows of several tables, each once. Row i is row `row[i]` of table number `owner[i]`; both int64 of shape (rows,).
+
+    In an epoch the rows of smaller tables stand more often where `temperature` is above 1: those of a table with n rows
+    n ** (1 / temperature) times together, in proportion. Which of them are repeated is drawn anew in every epoch.
 
     A batch holds the columns of each table that has rows in it, as `TASK/COLUMN`, in the order of the indices.
     """
@@ -24,15 +28,21 @@ class MixedTable(TokenTable):
     tables: dict[str, TokenTable] = field(default_factory=dict)
     owner: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    temperature: float = 1.0
 
     @classmethod
-    def of(cls, tables: dict[str, TokenTable], times: Mapping[str, float] | None = None) -> "MixedTable":
-        """All rows of the tables, those of a table as often as `times` says (1 or more), counted up to whole rows."""
-        counts = [round(len(table) * (times or {}).get(name, 1.0)) for name, table in tables.items()]
+    def of(cls, tables: dict[str, TokenTable], temperature: float = 1.0) -> "MixedTable":
+        """All rows of the tables."""
+        counts = [len(table) for table in tables.values()]
         owner = np.repeat(np.arange(len(tables)), counts)
-        row = np.concatenate([np.arange(count) % len(table) for count, table in zip(counts, tables.values(), strict=True)])
+        row = np.concatenate([np.arange(count) for count in counts])
         first = next(iter(tables.values()))
-        return cls(first.ragged, {}, first.fill, tables=tables, owner=owner, row=row)
+        return cls(first.ragged, {}, first.fill, tables=tables, owner=owner, row=row, temperature=temperature)
+
+    @property
+    def repeats(self) -> Repeats | None:
+        power = 1 - 1 / self.temperature  # n ** (1 / temperature) rows in all, so n ** (1 / temperature - 1) times each
+        return Repeats(self.owner, np.array([len(table) for table in self.tables.values()]), power) if power else None
 
     def __len__(self) -> int:
         return len(self.owner)

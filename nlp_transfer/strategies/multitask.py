@@ -144,7 +144,12 @@ class Multitask(Strategy):
         whole.new_parameters = new_parameters(model) | more
         tables = {name: other.tables["train"] for name, other in jobs.items()}
         objective = MixedObjective({name: other.task for name, other in jobs.items()}, self.weights)
-        return replace(job, tables=job.tables | {"train": self._mix(tables)}, objectives=job.objectives | {"mixed": objective})
+        mixed = MixedTable.of(tables, self.temperature)
+        if mixed.repeats is not None:
+            rows = zip(tables.items(), mixed.repeats.totals().tolist(), strict=True)
+            shares = ", ".join(f"{name} {total:,} of its {len(table):,}" for (name, table), total in rows)
+            say(f"temperature {self.temperature:g}, rows in an epoch: {shares}; those that repeat are drawn anew in each epoch")
+        return replace(job, tables=job.tables | {"train": mixed}, objectives=job.objectives | {"mixed": objective})
 
     def _read(self, further: Further, job: Job) -> Job:
         """Another task's rows as tokens, prepared as the run's own were."""
@@ -164,20 +169,13 @@ class Multitask(Strategy):
                 say(f"{further.name}: {name}: {len(rows)} rows")
         return Job(task, tables, splits.rows, job.checkpoint, job.training, job.device, job.precision)
 
-    def _mix(self, tables: dict[str, Any]) -> MixedTable:
-        """Every row at least once; a task's rows as often as its share asks for."""
-        wanted = {name: len(table) ** (1 / self.temperature) for name, table in tables.items()}
-        times = {name: wanted[name] / len(table) for name, table in tables.items()}
-        least = min(times.values())
-        return MixedTable.of(tables, {name: value / least for name, value in times.items()})
-
     def next_phase(self, state: State, view: View) -> Phase | None:
         if state.finished:
             return None
-        table: Any = view.tables["train"]
-        rows = sum(len(part) for part in table.tables.values())
-        # With a temperature rows stand several times in the table; the budget is what one pass over each row would take.
-        return Phase(objective="mixed", epochs=None if view.max_steps else view.epochs * rows / len(table))
+        table = view.tables["train"]
+        # With a temperature rows stand several times in an epoch; the budget is what one pass over each row would take.
+        passes = 1.0 if table.repeats is None else len(table) / len(table.repeats)
+        return Phase(objective="mixed", epochs=None if view.max_steps else view.epochs * passes)
 
     def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
         if self.sharing == "hard":

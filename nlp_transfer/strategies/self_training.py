@@ -107,12 +107,14 @@ class SelfTraining(Strategy):
         most = self.share * len(sure) * number / self.rounds
         wanted = np.bincount(own, minlength=classes) / len(own) * most
         chosen: list[np.ndarray] = []
+        drawn = np.random.default_rng(number).permutation(len(sure))  # of rows that are equally sure not the first of the file
         for label in range(classes):
-            candidates = np.flatnonzero((kind == label) & enough)
+            candidates = drawn[(kind == label)[drawn] & enough[drawn]]
             order = candidates[np.argsort(-sure[candidates], kind="stable")]
             chosen.append(order[: int(np.ceil(wanted[label]))] if self.balance else order)
         rows = np.concatenate(chosen)
         if not self.balance:
+            rows = drawn[np.isin(drawn, rows)]  # nor those of the first class
             rows = rows[np.argsort(-sure[rows], kind="stable")][: int(np.ceil(most))]
         rows = np.sort(rows).astype(np.int64)
         return rows, labels[rows]

@@ -224,11 +224,14 @@ class Task(Settings, ABC):
         a sequence. A task whose answers take more than one forward pass overrides `answer` instead."""
         raise NotImplementedError
 
-    def answer(self, model: Any, batch: Batch, chosen: np.ndarray | None = None) -> tuple[Arrays, Items]:
+    def answer(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
         """Answers for a batch, and where it has labels its plain losses with their counts.
 
         Args:
             chosen: bool of shape (rows,): the rows that need a whole answer, in drafts while training; None: all, at its best.
+            texts: the columns of these rows that no model sees (`TokenTable.texts`).
         """
         outputs = model(**model_inputs(batch))
         return self.predict(outputs), self.items(outputs, batch) if "labels" in batch else {}

@@ -202,11 +202,14 @@ class MultiLabel(TextTask):
         return label_fields(self.labels or [], "multi_label_classification")
 
     def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        """Weights apply to the rows that have a label: `balanced` is how many rows without it there are for one with it."""
+        """Weights apply to the rows that have a label: `balanced` is how many rows without it there are for one with it, of the
+        rows of an epoch, so that weights leave alone what oversampling evens out already."""
         weights = None
         if training.class_weights == "balanced":
-            positive = train.dense["labels"].sum(0)
-            weights = torch.tensor((len(train) - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
+            repeats = self.repeats(training, train)
+            times = np.ones(len(train)) if repeats is None else repeats.times()
+            positive = times @ train.dense["labels"]
+            weights = torch.tensor((times.sum() - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
         elif isinstance(training.class_weights, Mapping):
             weights = weight_vector(training.class_weights, self.labels or [], self.label_type)
         return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)

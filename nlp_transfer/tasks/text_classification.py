@@ -93,10 +93,14 @@ class TextClassification(TextTask):
         return 0.1 if many and training.label_smoothing == "auto" else super().label_smoothing(training)
 
     def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
+        """`balanced` weights are rows / (labels * rows of the label), as in scikit-learn, of the rows of an epoch: what
+        oversampling evens out already, weights leave alone."""
         weights = None
         if training.class_weights == "balanced":
+            repeats = self.repeats(training, train)
             frequency = np.bincount(train.dense["labels"], minlength=len(self.labels or []))
-            weights = torch.tensor(len(train) / (len(frequency) * np.maximum(frequency, 1)), dtype=torch.float32)
+            frequency = frequency if repeats is None else repeats.totals()
+            weights = torch.tensor(frequency.sum() / (len(frequency) * np.maximum(frequency, 1)), dtype=torch.float32)
         elif isinstance(training.class_weights, Mapping):
             weights = weight_vector(training.class_weights, self.labels or [], self.label_type)
         return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)
@@ -115,8 +119,12 @@ class TextClassification(TextTask):
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
         """Summed cross-entropy over logits of shape (rows, labels), computed in fp32.
 
-        The focal factor stands at each class's own term: at the label's alone it would undo label smoothing, since a label
-        given with certainty would then cost nothing.
+        Weights and label smoothing are those of PyTorch's `cross_entropy`: with smoothing s and K labels, the term of a label c,
+        -w_c log p_c, counts 1 - s where c is the row's own label, and s / K for each c. Divided by `counts`, the sum of the rows'
+        own weights, that is PyTorch's mean.
+
+        The focal loss is the same with each term times (1 - p_c) ** gamma. At the label's own term alone the factor would undo
+        label smoothing, since a label given with certainty would then cost nothing.
         """
         logits = outputs.logits.float()
         weights = None if options.class_weights is None else options.class_weights.to(logits.device)
@@ -124,11 +132,12 @@ class TextClassification(TextTask):
         if options.focal_gamma:
             log_p = logits.log_softmax(-1)
             terms = -focal_factor(log_p, options.focal_gamma) * log_p
+            terms = terms if weights is None else terms * weights
             own = terms.gather(-1, labels[:, None]).squeeze(-1)
             rowwise = (1 - options.label_smoothing) * own + options.label_smoothing * terms.mean(-1)
         else:
-            rowwise = F.cross_entropy(logits, labels, reduction="none", label_smoothing=options.label_smoothing)
-        return {"cross_entropy": (rowwise if weights is None else rowwise * weights[labels]).sum()}
+            rowwise = F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=options.label_smoothing)
+        return {"cross_entropy": rowwise.sum()}
 
     def predict(self, outputs: Any) -> Arrays:
         """`prediction` int64 (rows,) and `scores` float32 (rows, labels), which sum to 1."""

@@ -13,16 +13,16 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from nlp_transfer.applicability import Not, UsedWith
 from nlp_transfer.config import Count, Name, TrainingConfig
-from nlp_transfer.data.pairs import check_sides, describe_pairs
+from nlp_transfer.data.pairs import check_sides, describe_pairs, draw_rows
 from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import compute_translation_metrics, translation_signatures, translation_statistics
 from nlp_transfer.models import Checkpoint
-from nlp_transfer.seq2seq.build import build_encoder_decoder, build_whole, open_decoder, open_tokenizer, set_special_tokens
-from nlp_transfer.seq2seq.generate import generate, set_search
+from nlp_transfer.seq2seq.build import build_encoder_decoder, build_whole, choose_target, decoder_limit, set_special_tokens
+from nlp_transfer.seq2seq.generate import ROWS, set_search, translate
 from nlp_transfer.seq2seq.sides import IGNORED, TARGET_FOLDER, Sides, own_target
-from nlp_transfer.seq2seq.tokenizers import LEAST, train_tokenizer, warn_of_losses
+from nlp_transfer.seq2seq.tokenizers import LEAST
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, Items, LossOptions, Task
@@ -98,10 +98,11 @@ class Translation(Task):
             problems.add("training.augment: a changed source would no longer mean what its target says; allowed: null")
         if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
             problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
-        if self.target_vocabulary is not None and self._target_from() != "train" and self.architecture != "seq2seq":
+        origin = self._target_from()
+        if self.target_vocabulary is not None and origin != "train" and self.architecture != "seq2seq":
             problems.add(
                 f"task.target_vocabulary: found {self.target_vocabulary}, but the target's tokenizer is not trained; it is from "
-                f"{self._target_from()!r}; allowed: null, or task.target_tokenizer: train"
+                f"{origin!r}; allowed: null, or task.target_tokenizer: train"
             )
         if self.architecture == "seq2seq":
             self._check_whole(problems)
@@ -143,33 +144,17 @@ class Translation(Task):
         elif whole:  # it was made so before, and goes on learning
             task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, own_target(checkpoint), self.prefix)
         else:
-            task = task._fit_decoder(self.max_length)
-            target = task._choose_target(checkpoint, train)
+            most = decoder_limit(task.decoder, self.max_length, task.max_length or 512)
+            task = task.model_copy(update={"max_length": most})
+            texts = [str(cell).strip() for cell in train.columns[self.target]]
+            setting = "target_tokenizer" if self.target_tokenizer else "decoder"
+            target = choose_target(self._target_from(), setting, checkpoint.tokenizer, texts, self.target_vocabulary)
             task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
         task.sides.check_room(task.max_length or 512, self.longest_source)
         return task._measure(train)
 
-    def _fit_decoder(self, asked: int | None) -> Self:
-        """A copy whose longest target the decoder has positions for."""
-        if self.decoder in ("encoder", "new"):
-            return self
-        positions = open_decoder(self.decoder).positions
-        if asked is not None and asked > positions:
-            raise UserError(f"task.max_length: found {asked}; allowed: up to {positions}, the limit of {self.decoder}")
-        return self.model_copy(update={"max_length": min(self.max_length or 512, positions)})
-
     def _seq2seq_sides(self, checkpoint: Checkpoint) -> Sides:
         return Sides.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
-
-    def _choose_target(self, checkpoint: Checkpoint, train: Rows) -> PreTrainedTokenizerBase:
-        wanted = self._target_from()
-        texts = [str(cell).strip() for cell in train.columns[self.target]]
-        if wanted == "train":
-            return train_tokenizer(texts, self.target_vocabulary)
-        setting = "target_tokenizer" if self.target_tokenizer else "decoder"
-        tokenizer = checkpoint.tokenizer if wanted == "source" else open_tokenizer(wanted, setting)
-        warn_of_losses(tokenizer, wanted, texts[:SAMPLE])
-        return tokenizer
 
     def _target_from(self) -> str:
         """Where the target's tokenizer comes from: `train`, `source` or a model."""
@@ -177,7 +162,7 @@ class Translation(Task):
 
     def _measure(self, train: Rows) -> Self:
         """How long targets get: `generate` by itself stops at 20 tokens, or far too late."""
-        chosen = train.select(np.unique(np.linspace(0, len(train) - 1, SAMPLE).astype(np.int64)))
+        chosen = train.select(draw_rows(len(train), SAMPLE))
         features, _ = self.encode(next(chosen.batches(SAMPLE)), self.sides.source)
         source, target = (np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels"))
         ratio = float(np.quantile(target / (source + HEAD_START), 0.999)) * 1.25
@@ -216,13 +201,13 @@ class Translation(Task):
         limit = self.max_length or 512
         sources = [str(cell).strip() for cell in columns[self.source]]
         ids, cut = self.sides.source_ids(sources, limit)
-        features: dict[str, Any] = {"input_ids": ids}
+        features: dict[str, Any] = {"input_ids": ids, "sources": np.array(sources, object)}
         if targets:
             references = [str(cell).strip() for cell in columns[self.target]]
             labels, also = self.sides.target_ids(references, limit)
             cut |= also
             features |= {"labels": labels, "decoder_input_ids": self.sides.decoder_ids(labels)}
-            features |= {"references": _texts(references), "sources": _texts(sources)}
+            features["references"] = np.array(references, object)
         return features, len(cut)
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
@@ -280,19 +265,32 @@ class Translation(Task):
 
     def partly(self, rows: int) -> np.ndarray | None:
         chosen = np.zeros(rows, bool)
-        chosen[np.linspace(0, rows - 1, min(rows, self.translated_rows)).astype(np.int64)] = True
+        chosen[draw_rows(rows, self.translated_rows)] = True
         return chosen
 
     def draft_settings(self, rows: int) -> dict[str, float]:
         """Return how many rows are translated during training, and with how many beams: none and greedily, or a few."""
         return {"translated_rows": min(rows, self.translated_rows), "beams": 1} if self.translated_rows else {}
 
-    def answer(self, model: Any, batch: Batch, chosen: np.ndarray | None = None) -> tuple[Arrays, Items]:
-        """`prediction` (objects, rows): translations, None for rows that are not `chosen`; where the targets are known also
-        `right` and `of`, how many of their tokens are the likeliest ones."""
-        rows = len(batch["input_ids"])
-        answers: Arrays = {"prediction": np.full(rows, None, object)}
-        items: Items = {}
+    @property
+    def longest_piece(self) -> int:
+        """Source tokens from which on a text is translated in pieces."""
+        most = self.max_length or 512
+        return min(self.longest_source or most, most)
+
+    def translate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> tuple[list[str], np.ndarray]:
+        """Translate texts of any length; see `seq2seq.generate.translate`. Both `answer` and `Translator` call this."""
+        beams = beams or self.beams
+        return translate(model, self.sides, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
+
+    def answer(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
+        """`prediction` (objects, rows): translations of the whole `sources` in `texts`, None for rows that are not `chosen`;
+        `pieces` (int64, rows): in how many pieces; where the targets are known also `right` and `of`, how many of their tokens
+        are the likeliest ones. These, and the losses, are of sources and targets truncated to `max_length`."""
+        rows, items = len(batch["input_ids"]), dict[str, tuple[float, float]]()
+        answers: Arrays = {"prediction": np.full(rows, None, object), "pieces": np.zeros(rows, np.int64)}
         if "labels" in batch:
             outputs = model(**model_inputs(batch))
             items = self.items(outputs, batch)
@@ -300,18 +298,20 @@ class Translation(Task):
             answers["of"] = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
         which = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
         if len(which):
-            ids, mask = (batch[name][torch.from_numpy(which)] for name in ("input_ids", "attention_mask"))
-            limits = torch.tensor([self._limit(int(tokens)) for tokens in mask.sum(1)], device=ids.device)
-            beams = self.beams if chosen is None else 1
-            found = generate(model, self.sides, ids, mask, limits, beams, self.length_penalty)
-            answers["prediction"][which] = self.sides.decode(found)
+            assert texts is not None, "texts are translated, since ids may be truncated"
+            # At most as many pieces at once as there are rows: a batch was made small where memory is short.
+            translations, pieces = self.translate(
+                model, texts["sources"][which].tolist(), self.beams if chosen is None else 1, rows
+            )
+            answers["prediction"][which], answers["pieces"][which] = translations, pieces
         return answers, items
 
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         return {"translation": answers["prediction"].tolist()}
 
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
-        """`token_accuracy`, and the figures of `compute_translation_metrics` over the rows that were translated."""
+        """`token_accuracy`, of texts truncated to `max_length`; and over the rows that were translated, whole and as users get
+        them, the metrics of `compute_translation_metrics`."""
         figures = {"token_accuracy": float(answers["right"].sum() / answers["of"].sum())}
         done = np.array([text is not None for text in answers["prediction"]])
         if done.any():
@@ -334,10 +334,15 @@ class Translation(Task):
     def remarks(self, answers: Arrays, targets: Arrays) -> list[str]:
         """A few sources with their translations and references."""
         lines = []
+        if long := int((answers["pieces"] > 1).sum()):
+            lines.append(
+                f"{long} of {len(answers['pieces'])} sources have more than {self.longest_piece} tokens and were translated in "
+                f"pieces, as by `translate`; loss and token_accuracy are of the first {self.max_length} tokens of each text"
+            )
+        shown = {"source": targets["sources"], "translation": answers["prediction"], "reference": targets["references"]}
         for row in np.linspace(0, len(targets["references"]) - 1, SHOWN).astype(np.int64):
-            lines.append(f"source:      {targets['sources'][row]}")
-            lines.append(f"translation: {answers['prediction'][row]}")
-            lines.append(f"reference:   {targets['references'][row]}\n")
+            lines += [f"{name + ':':<12} {texts[row]}" for name, texts in shown.items()]
+            lines[-1] += "\n"
         return lines
 
     def signatures(self) -> dict[str, str]:
@@ -349,13 +354,5 @@ class Translation(Task):
 
 def _right(outputs: Any, batch: Batch) -> torch.Tensor:
     """bool of shape (rows, target tokens): where the likeliest token is the right one; padding is never right."""
-    logits = outputs.logits.detach().float()  # PyTorch's argmax over bf16 takes six times as long on CPUs
-    right: torch.Tensor = logits.argmax(-1) == batch["labels"]
-    return right
-
-
-def _texts(cells: list[str]) -> np.ndarray:
-    """Objects of shape (rows,)."""
-    array = np.empty(len(cells), object)
-    array[:] = cells
-    return array
+    # In fp32: PyTorch's argmax over bf16 takes six times as long on CPUs.
+    return torch.eq(outputs.logits.detach().float().argmax(-1), batch["labels"])

@@ -44,7 +44,7 @@ class Budget:
         phase = phase or Phase()
         training, table = self.training, self.table(phase)
         accumulation = training.gradient_accumulation_steps
-        repeats = self.task.repeats(training, table) if phase.objective is None else None
+        repeats = self.task.repeats(training, table) if phase.objective is None else table.repeats
         return WindowPlan(
             table.lengths, training.rows, accumulation, self.processes, training.batch_tokens, training.seed, table.sides,
             repeats, finished,

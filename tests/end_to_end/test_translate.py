@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset, Features, Translation, Value
+from sacrebleu import corpus_bleu, corpus_chrf
 from safetensors.torch import load_file, save_file
 from transformers import EncoderDecoderModel
 
-from nlp_transfer import UserError, fine_tune, load_translator
+from nlp_transfer import UserError, fine_tune, load_predictor, load_translator
 from nlp_transfer.cli import cli
-from nlp_transfer.translator import Translator
 from tests.hub import environment, serve
 from tests.models import WORDS
 from tests.seq2seq_models import PAIRS
@@ -93,11 +93,11 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models say what they are told; the list holds all that they were told."""
     told: list[str] = []
 
-    def say(translator: Translator, texts: list[str]) -> list[str]:
+    def say(model: Any, sides: Any, texts: list[str], *settings: Any) -> list[str]:
         told.extend(texts)
         return list(texts)
 
-    monkeypatch.setattr(Translator, "_translate", say)
+    monkeypatch.setattr("nlp_transfer.seq2seq.generate._answers", say)
     return told
 
 
@@ -170,7 +170,10 @@ def test_blank_lines_alone(run: Path, echo: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", LINE_ENDS)
 def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str) -> None:
-    monkeypatch.setattr(Translator, "_translate", lambda self, texts: [f"{mark}a{mark}{mark}b{mark}" for _ in texts])
+    monkeypatch.setattr(
+        "nlp_transfer.seq2seq.generate._answers",
+        lambda model, sides, texts, *settings: [f"{mark}a{mark}{mark}b{mark}" for _ in texts],
+    )
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")
     command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_bytes() == b" a b \n\n a b \n"
@@ -221,6 +224,44 @@ def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], capfd: pyt
     (tmp_path / "in.txt").write_text("\n".join(text.replace("\n", " ") for text in long))
     command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
     assert "2 texts were longer than any in training and were translated in pieces" in capfd.readouterr().err
+
+
+def test_a_run_is_scored_on_what_translate_gives(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Long rows among short ones: in `result.json`, in drafts while training, by `evaluate` and by hand, one and the same."""
+    loud = load_translator(run)
+    long = ["the dog ran on the mat. a cat was here. " * 12, "hill, river and tree " * 30, "我们iPhone。他来了。" * 40]
+    sources = [*ENGLISH[:5], *long, ENGLISH[9]]
+    targets = [text.replace("a", "o", 1) + " and" for text in loud(sources)]  # nearly what it will say
+    assert loud.in_pieces >= 2
+    pairs = [{"source": source, "target": target} for source, target in zip(sources, targets, strict=True)]
+    train_file = [{"source": source, "target": target} for source, target in PAIRS]
+    files = {name: str(write(tmp_path / f"{name}.csv", rows)) for name, rows in (("train", train_file), ("test", pairs))}
+    again = fine_tune(
+        model=str(run / "model"), data={"train": files["train"], "validation": files["test"], "test": files["test"]},
+        task={"name": "translation", "beams": 2, "longest_source": loud.task.longest_source},
+        training={"max_steps": 1, "learning_rate": 1e-12, "precision": "fp32", "dropout": 0}, output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert "sources have more than" in capsys.readouterr().err
+    translations = again.translator()(sources)
+    assert again.answers["test"]["prediction"].tolist() == translations
+    assert (again.answers["test"]["pieces"] > 1).sum() == loud.in_pieces
+    by_hand = {
+        "bleu": corpus_bleu(translations, [targets]).score,
+        "chrf": corpus_chrf(translations, [targets], word_order=2).score,
+    }
+    assert by_hand["bleu"] > 30
+    command("evaluate", again.output_dir, "--data.test", files["test"], "--precision", "fp32", "--batch-size", 3)
+    evaluated = json.loads(capsys.readouterr().out)
+    for name, value in by_hand.items():
+        assert again.metrics["test"][name] == again.metrics["validation"][name] == pytest.approx(value)
+        assert evaluated[name] == pytest.approx(value)
+
+    greedy = load_translator(again.output_dir, settings={"beams": 1})(sources)
+    log = [json.loads(line) for line in (again.output_dir / "log.jsonl").read_text().splitlines()]
+    drafts = [line["validation"]["chrf"] for line in log if "validation" in line]
+    assert drafts == [pytest.approx(corpus_chrf(greedy, [targets], word_order=2).score)]
+    predicted = load_predictor(again.output_dir)(sources)
+    assert [row["translation"] for row in predicted] == translations
 
 
 def test_a_model_translates_every_kind_of_text(run: Path, tmp_path: Path) -> None:

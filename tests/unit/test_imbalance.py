@@ -45,7 +45,7 @@ def direct(task: Any, logits: torch.Tensor, labels: torch.Tensor, options: LossO
             if task is ONE:
                 p = row.exp()[c] / row.exp().sum()
                 wanted = (1 - smoothing) * float(label == c) + smoothing / 4
-                total = total - weights[label] * wanted * (1 - p) ** gamma * p.log()
+                total = total - weights[c] * wanted * (1 - p) ** gamma * p.log()
             else:
                 p = 1 / (1 + (-row[c]).exp())
                 wanted = float(label[c]) * (1 - smoothing) + smoothing / 2
@@ -97,6 +97,68 @@ def test_certain_answers_have_finite_gradients(task: Any, gamma: float) -> None:
     assert torch.isfinite(logits.grad).all()
     assert not logits.grad[0].any(), "what is right and certain teaches nothing"
     assert logits.grad[1].any()
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["", "weights"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("weight_decimals", [0, 3])
+def test_weights_and_label_smoothing_are_those_of_pytorch(
+    weights: torch.Tensor | None, smoothing: float, weight_decimals: int
+) -> None:
+    """Over a window, however it is cut: the sum of losses divided by the sum of counts is PyTorch's mean, gradients too."""
+    weights = None if weights is None else (weights * 1.2345).round(decimals=weight_decimals) + 0.5
+    options = LossOptions(smoothing, weights)
+    outputs, batch = batch_of(ONE, 13)
+    wanted = F.cross_entropy(outputs.logits, batch["labels"], weight=weights, label_smoothing=smoothing)
+    parts = [slice(0, 5), slice(5, 6), slice(6, 13)]
+    total = sum(
+        ONE.loss(SimpleNamespace(logits=outputs.logits[rows]), {"labels": batch["labels"][rows]}, options)["cross_entropy"]
+        for rows in parts
+    )
+    found = total / ONE.counts(batch, options)["cross_entropy"]
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+    gradients = [torch.autograd.grad(value, outputs.logits)[0] for value in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+    (summed,) = ONE.loss(outputs, batch, options).values()
+    sums = F.cross_entropy(outputs.logits, batch["labels"], weight=weights, label_smoothing=smoothing, reduction="sum")
+    assert float(summed) == pytest.approx(float(sums), rel=1e-6)
+
+
+def labels_table(labels: np.ndarray) -> TokenTable:
+    return TokenTable({"input_ids": Ragged.from_lists([[1]] * len(labels))}, {"labels": labels}, {"input_ids": 0})
+
+
+@pytest.mark.parametrize("oversample", [None, 0.3, 0.5, "balanced"])
+def test_balanced_weights_make_up_for_what_oversampling_leaves(oversample: Any) -> None:
+    """Rows of a label in an epoch times its weight are the same for all labels, and the weights of an epoch's rows are 1 on
+    average: rare labels are not corrected for twice."""
+    table = labels_table(np.repeat([0, 1, 2, 3], [90, 31, 8, 3]))
+    training = TrainingConfig(class_weights="balanced", oversample=oversample)
+    weights = ONE.loss_options(training, table).class_weights
+    assert weights is not None
+    repeats = ONE.repeats(training, table)
+    rows = np.arange(len(table)) if repeats is None else repeats.rows(np.random.default_rng(0))
+    frequency = np.bincount(table.dense["labels"][rows])
+    np.testing.assert_allclose(weights.numpy() * frequency, len(rows) / 4, rtol=1e-6)
+    assert (weights == 1).all() == (oversample == "balanced")
+
+
+@pytest.mark.parametrize("oversample", [None, 0.5, "balanced"])
+def test_balanced_weights_of_several_labels_are_those_of_an_epochs_rows(oversample: Any) -> None:
+    generator = np.random.default_rng(5)
+    hot = (generator.random((400, 4)) < [0.7, 0.3, 0.1, 0.02]).astype(np.float32)
+    table = labels_table(hot)
+    training = TrainingConfig(class_weights="balanced", oversample=oversample)
+    weights = SEVERAL.loss_options(training, table).class_weights
+    assert weights is not None
+    repeats = SEVERAL.repeats(training, table)
+    epochs = [np.arange(400)] if repeats is None else [repeats.rows(generator) for _ in range(200)]
+    seen = hot[np.concatenate(epochs)]
+    np.testing.assert_allclose(weights.numpy(), np.maximum(1, (1 - seen).sum(0) / seen.sum(0)), rtol=0.01)
+    if oversample is not None:
+        plain = SEVERAL.loss_options(training.model_copy(update={"oversample": None}), table).class_weights
+        assert plain is not None
+        assert weights[3] < 0.5 * plain[3]
 
 
 def test_scores_stay_plain() -> None:
@@ -225,7 +287,7 @@ def test_a_run_says_what_it_does(uneven: Path, tiny: dict[str, Path], tmp_path: 
     said = capsys.readouterr().err
     assert "oversampling: 80 rows an epoch instead of 48" in said
     assert "focal loss, gamma 2" in said
-    assert "warning: training.oversample and training.class_weights: balanced both make up for rare classes" in said
+    assert "after oversampling, which leaves weights from 1 to 1" in said
     assert "augmentation, shares of words: drop 0.1, mask 0.2" in said
     assert run.result["train"]["steps"] == 20, "two epochs of eighty rows"
     assert run.result["train"]["examples"] == 160

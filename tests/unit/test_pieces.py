@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given, settings
@@ -153,21 +154,133 @@ def test_any_text_comes_back_whole_and_in_order(text: str, limit: int, token: st
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXT, limit=st.integers(SPECIAL + 1, 12))
-def test_pieces_that_come_back_as_they_are_make_the_text_again(text: str, limit: int) -> None:
+def test_pieces_that_come_back_as_they_are_make_the_text_again_but_for_spaces(text: str, limit: int) -> None:
     lengths = Counter(CHARACTERS)
     assume(lengths([text])[0] > limit)
     pieces = pieces_of(text, limit, lengths)
-    assert join(pieces, [piece for piece, _ in pieces]) == text.strip()
+    joined = join(pieces, [piece for piece, _ in pieces])
+    assert "".join(joined.split()) == "".join(text.split())
+    line_ends = "[\r\n\u2028\u2029]"
+    assert re.findall(line_ends, joined) == re.findall(line_ends, text.strip())
 
 
-def test_scripts_with_and_without_spaces_are_joined_as_they_are_written() -> None:
-    chinese, english = ["我走了。", "他来了。"], ["I am going.", "He came."]
-    assert join([(chinese[0], ""), (chinese[1], "")], english) == "I am going. He came."
-    assert join([(english[0], " "), (english[1], "")], chinese) == "我走了。他来了。"
-    assert join([(english[0], "\n"), (english[1], "")], chinese) == "我走了。\n他来了。"
-    assert join([(english[0], "  "), (english[1], "")], ["Ich gehe.", "Er kam."]) == "Ich gehe.  Er kam."
-    assert join([("aaaa", ""), ("bbbb", "")], ["cccc", "dddd"]) == "ccccdddd"
-    assert join([(english[0], " "), (english[1], "")], ["", ""]) == " "
+# Words that stand in Chinese and Japanese text without spaces around them.
+FOREIGN = [
+    "iPhone", "naïveté", "e\u0301te\u0301", "Привет", "Ελλάδα", "한국어를", "שלום", "مرحبا", "नमस्ते", "தமிழ்", "ქართული",
+    "ÜBERGRÖSSE", "カタカナー", "ｉＰｈｏｎｅ", "3.14", "2,000", "1，234", "１２，３４５", "10:30", "50%", "user@mail.com", "C++",
+    "U.S.", "don't", "\U00010414\U0001042f\U00010445", "👨‍👩‍👧‍👦", "👍🏽", "🇺🇦", "❤️", "邉\U000e0100", "が", "か\u3099",
+]  # fmt: skip
+CHINESE = ["我们", "昨天", "买了", "一部", "新的", "，", "。", "「好」", "“走”", "很", "！", "、"]
+JAPANESE = ["私は", "きょう", "新しい", "を買った", "。", "、", "しかし", "「はい」", "とても", "人々"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    words=st.one_of(
+        *(
+            st.lists(st.one_of(st.sampled_from(own), st.sampled_from(FOREIGN)), min_size=8, max_size=60)
+            for own in (CHINESE, JAPANESE)
+        )
+    ),
+    room=st.integers(16, 40),
+)
+def test_words_of_other_scripts_and_numbers_stay_whole(words: list[str], room: int) -> None:
+    """Each code point is a token; the longest foreign word has 13."""
+    own = {*CHINESE, *JAPANESE}
+    separated = [words[0]]  # words of letters that touch would be one
+    for before, word in pairwise(words):
+        separated += [word] if before in own or word in own else ["的", word]
+    text = "".join(separated)
+    lengths = Counter(r"(?s).")
+    pieces = [piece for piece, _ in pieces_of(text, room + SPECIAL, lengths)]
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= room
+    ends = {sum(map(len, pieces[:i])) for i in range(1, len(pieces))}
+    start = 0
+    for word in separated:
+        if word in FOREIGN:
+            assert not ends & set(range(start + 1, start + len(word))), (word, pieces)
+        start += len(word)
+    for left, right in pairwise(pieces):
+        assert right[0] not in "，。、！」”々ー\u3099", "these begin no line"
+        assert left[-1] not in "「“", "these end none"
+
+
+SCRIPTS = {
+    "latin": "abcdefgħéß", "greek": "αβγδεζ", "cyrillic": "абвгдеё", "armenian": "աբգդե", "hebrew": "אבגדה", "arabic": "ابتثج",
+    "devanagari": "कखगघ", "tamil": "கஙசஞ", "hangul": "가나다라", "georgian": "აბგდ", "ethiopic": "ሀለሐመ", "katakana": "アイウエオ",
+}  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(sorted(SCRIPTS)).flatmap(lambda name: st.text(SCRIPTS[name], min_size=1, max_size=9)),
+        min_size=2,
+        max_size=40,
+    ),
+    st.sampled_from(["", "-", " ", "漢", "漢字、", "/", "…"]),
+    st.integers(9, 25),
+)
+def test_no_word_of_one_script_is_split_that_would_fit(words: list[str], between: str, room: int) -> None:
+    text = between.join(words)
+    pieces = [piece for piece, _ in pieces_of(text, room + SPECIAL, Counter(r"(?s)."))]
+    assert "".join("".join(pieces).split()) == "".join(text.split()), "nothing is lost or doubled"
+    assert max(map(len, pieces)) <= room
+    at = 0
+    for left, right in pairwise(pieces):
+        at = text.index(right, at + len(left)) if between == " " else at + len(left)
+        before, after = (
+            next((name for name, letters in SCRIPTS.items() if letter in letters), "") for letter in (left[-1], right[0])
+        )
+        if before and before == after and not text[at - 1].isspace():
+            run = re.search(f"[{SCRIPTS[before]}]*$", text[:at]), re.match(f"[{SCRIPTS[before]}]*", text[at:])
+            assert sum(len(part.group()) for part in run if part) > room, "a run of one script that is too long by itself"
+
+
+def test_spaces_that_hold_numbers_and_names_together() -> None:
+    text = "Il y a 12\u202f000 habitants ici, et M.\u00a0Dupont en est. Où\u00a0? « Là\u00a0! »"
+    pieces = cut(text, 8 + SPECIAL, r"\w+|[^\w\s]")
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+    for kept in ("12\u202f000", "M.\u00a0Dupont", "Où\u00a0?"):
+        assert any(kept in piece for piece in pieces), kept
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "answer", "joined"),
+    [
+        (13, "我用iPhone。他用Android。她不用。", "X.", "X. X. X."),  # a sentence that ends in another script
+        (13, "これはiPhone。それはAndroid。", "X.", "X. X."),
+        (7, "他说“好。”“走。”", "X.", "X. X."),
+        (6, "他来了!我走了?好.", "X.", "X. X. X."),
+        (3, "我们去商店买了很多东西然后", "x", "x x x x x"),  # within a sentence
+        (13, "One is here. Two is there. And three.", "好。", "好。好。好。"),
+        (13, "One is here. Two is there. And three.", "「はい。」", "「はい。」「はい。」「はい。」"),
+        (13, "One is here.\nTwo is there.\n\nAnd three.", "好。", "好。\n好。\n\n好。"),
+        (4, "我走了。\n\n他来了。", "X.", "X.\n\nX."),
+        (4, "我走了。 他来了。", "好。", "好。好。"),
+        (4, "我走了。\u3000他来了。", "X.", "X. X."),
+        (13, "One is here. Two is there.", "예.", "예. 예."),  # Korean has spaces
+        (4, "我走了。他来了。", "예.", "예. 예."),
+        (5, "one two three four five", "字", "字字字字字"),  # words of a sentence that is too long
+        (13, "One is here. Two is there.", "ไปแล้ว", "ไปแล้ว ไปแล้ว"),  # Thai has spaces between sentences
+        (5, "seven eight nine", "ไป", "ไปไปไป"),  # and none within
+        (4, "x" * 12, "yy", "yyyyyy"),  # parts of one word
+    ],
+)  # fmt: skip
+def test_translations_are_joined_with_the_spacing_of_their_language(room: int, source: str, answer: str, joined: str) -> None:
+    pieces = pieces_of(source, room + SPECIAL, Counter(CHARACTERS))
+    assert join(pieces, [answer] * len(pieces)) == joined
+
+
+def test_one_foreign_word_at_a_joint_does_not_change_the_spacing() -> None:
+    english = [("One is here.", " "), ("Two is there.", " "), ("Three.", "")]
+    assert join(english, ["我用iPhone", "2024年3月。", "OK。"]) == "我用iPhone 2024年3月。OK。"
+    assert join(english, ["我用iPhone", "在2024", "年。"]) == "我用iPhone在2024年。"
+    assert join(english, ["He is called 北京", "and she 上海.", "It is so."]) == "He is called 北京 and she 上海. It is so."
+    assert join(english, ["Yes.", "", "No."]) == "Yes. No.", "no space is doubled around a translation that is empty"
+    assert join([("One.", "  "), ("Two.", "")], ["Ich gehe.", "Er kam."]) == "Ich gehe.  Er kam.", "the source's own spaces stay"
+    assert join([("One.", " "), ("Two.", "")], ["", ""]) == ""
 
 
 LONG = {

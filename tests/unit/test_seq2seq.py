@@ -1,6 +1,7 @@
 """Parts of translation models: encoder-decoders built from encoders, tokenizers of both sides, limits of generation."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from nlp_transfer.seq2seq.tokenizers import (
     set_languages,
     start_token,
     train_tokenizer,
+    warn_of_losses,
 )
 from nlp_transfer.sources import find_model
 from nlp_transfer.sources.rows import Rows, from_columns
@@ -556,3 +558,11 @@ def test_words_of_the_tiny_encoder_are_known() -> None:
     """Sources are told apart by words that the tiny encoder has."""
     lowered = {"".join(filter(str.isalpha, word)).lower() for text in SOURCES for word in text.split()}
     assert lowered <= set(WORDS)
+
+
+def test_a_tokenizer_is_tried_on_texts_from_all_of_the_file(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Not on the first ones alone, which may be of the kind that it can write."""
+    warn_of_losses(opened(tiny["bert"]).tokenizer, "source", ["the dog"] * 3000 + ["Größe"] * 3000)
+    found = re.search(r"cannot write (\d+) of 2000 targets", capsys.readouterr().err)
+    assert found
+    assert 800 < int(found[1]) < 1200

@@ -12,11 +12,13 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.sources import find_model
-from nlp_transfer.strategies import Strategy
+from nlp_transfer.strategies import Phase, Strategy
 from nlp_transfer.strategies._mixed import MixedObjective, MixedTable, split_batch
+from nlp_transfer.training.budget import Budget
 from tests.conftest import sentiment_rows, write_csv
 from tests.contract.test_strategies import TASKS, prepare
 
@@ -58,16 +60,16 @@ def tables(tiny: dict[str, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_a_mixed_table_holds_every_row_and_its_own_columns(tiny: dict[str, Path]) -> None:
     _, parts = tables(tiny)
-    mixed = MixedTable.of(parts, {"single": 1.0, "multi_label": 2.5, "regression": 1.0})
-    assert len(mixed) == 24 + 60 + 24
-    seen = {name: np.bincount(mixed.row[mixed.owner == i], minlength=24) for i, name in enumerate(parts)}
-    assert set(seen["single"].tolist()) == {1}
-    assert set(seen["multi_label"].tolist()) == {2, 3}
-    rows = np.array([100, 3, 40, 7])
+    mixed = MixedTable.of(parts)
+    assert len(mixed) == 3 * 24
+    assert mixed.repeats is None
+    for i in range(3):
+        assert mixed.row[mixed.owner == i].tolist() == list(range(24))
+    rows = np.array([64, 3, 40, 7])
     batch = split_batch(mixed.batch(rows))
     assert torch.equal(batch["single"]["input_ids"], parts["single"].batch(np.array([3, 7]))["input_ids"])
-    assert torch.equal(batch["regression"]["labels"], parts["regression"].batch(np.array([100 - 84]))["labels"])
-    assert mixed.lengths[100] == parts["regression"].lengths[16]
+    assert torch.equal(batch["regression"]["labels"], parts["regression"].batch(np.array([64 - 48]))["labels"])
+    assert mixed.lengths[64] == parts["regression"].lengths[16]
 
 
 def test_a_task_weighs_by_its_rows_and_its_weight(tiny: dict[str, Path]) -> None:
@@ -132,16 +134,35 @@ def test_soft_sharing_ties_encoders_that_differ(files: dict[str, str], tiny: dic
     assert 0 < distance[10.0] < distance[0.001] / 2
 
 
-def test_a_high_temperature_samples_all_tasks_alike(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
-    from nlp_transfer.strategies.multitask import Multitask
-
-    strategy = Multitask(**{key: value for key, value in document(files, tiny, tmp_path)["strategy"].items() if key != "name"})
+def test_a_temperature_evens_out_how_often_tasks_are_seen(tiny: dict[str, Path]) -> None:
+    """A task with n rows has n ** (1 / temperature) rows in an epoch, in proportion; each row stands there at least once."""
     _, parts = tables(tiny)
     few = {"single": parts["single"], "regression": parts["regression"].select(np.arange(6))}
-    by_size = strategy._mix(few)
-    alike = strategy.model_copy(update={"temperature": 1e6})._mix(few)
-    assert np.bincount(by_size.owner).tolist() == [24, 6]
-    assert np.bincount(alike.owner).tolist() == [24, 24]
+    for temperature, wanted in ((1e6, [24, 24]), (2.0, [24, 12]), (0.5, [96, 6])):
+        repeats = MixedTable.of(few, temperature).repeats
+        assert repeats is not None
+        assert repeats.totals().tolist() == wanted
+        assert len(repeats) == sum(wanted)
+
+
+def test_the_rows_that_a_temperature_repeats_are_drawn_anew_in_every_epoch(tiny: dict[str, Path]) -> None:
+    """Not the first ones of the file: of 24 rows, 36 in an epoch, every one is repeated in its turn, whatever the order."""
+    task, parts = tables(tiny)
+    big = TokenTable.concatenate([parts["single"]] * 3).select(np.arange(54))  # 54 and 24 rows: the small one 36 times
+    mixed = MixedTable.of({"big": big, "small": parts["regression"]}, 2.0)
+    training = TrainingConfig(batch_size=8, seed=3)
+    budget = Budget(task["single"], {"train": mixed}, Strategy(), training, 1, torch.nn.Linear(1, 1))
+    plan = budget.plan(Phase(objective="mixed"))
+    epochs = [np.bincount(np.concatenate(plan.windows(epoch)), minlength=78) for epoch in range(30)]
+    assert all(times[:54].tolist() == [1] * 54 for times in epochs)
+    small = np.array([times[54:] for times in epochs])
+    assert set(small.sum(1).tolist()) == {36}
+    assert set(small.ravel().tolist()) == {1, 2}
+    assert len({tuple(times) for times in small}) == 30, "drawn anew"
+    assert abs(small.mean(0) - 1.5).max() < 0.35
+    assert abs(small[:, :12].mean() - small[:, 12:].mean()) < 0.1, "the first half of the file no more than the second"
+    again = budget.plan(Phase(objective="mixed"))
+    assert all(np.array_equal(one, two) for one, two in zip(plan.windows(7), again.windows(7), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,17 @@ def test_what_it_needs_is_named(files: dict[str, str], tiny: dict[str, Path], tm
     with pytest.raises(UserError, match="both decide what is trained when"):
         strategy_from([{"name": "self_training"}, {"name": "gradual_unfreezing"}])
     assert not (tmp_path / "run").exists()
+
+
+def test_of_rows_that_are_equally_sure_not_the_first_of_the_file_are_taken() -> None:
+    """Probabilities of a trained model are often exactly 1."""
+    scores = np.repeat([[1.0, 0.0], [0.0, 1.0]], 200, axis=0).astype(np.float32)
+    for balance in (True, False):
+        rows, labels = SelfTraining(share=0.4, balance=balance).choose({"scores": scores}, np.array([0, 1]), 2)
+        assert len(rows) == 160
+        assert labels.tolist() == (rows >= 200).tolist()
+        places = rows % 200
+        assert abs(labels.mean() - 0.5) < 0.1, "nor those of the first class"
+        assert abs(places.mean() - 100) < 25
+        again, _ = SelfTraining(share=0.4, balance=balance).choose({"scores": scores}, np.array([0, 1]), 2)
+        assert np.array_equal(rows, again), "the same in every process and after an interruption"
