@@ -19,7 +19,7 @@ from nlp_transfer.trust import FAULTS, check_model, check_weights, load_configur
 # The names under which the families keep their dropout rates.
 HIDDEN_DROPOUT = (
     "hidden_dropout_prob", "dropout", "dropout_rate", "pooler_dropout", "classifier_dropout", "seq_classif_dropout",
-    "embedding_dropout", "mlp_dropout", "classifier_dropout_prob",
+    "embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "head_dropout",
 )  # fmt: skip
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 
@@ -119,10 +119,17 @@ class Checkpoint:
         return model
 
 
-def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, float]:
-    """Configuration fields of this family that set its dropout rates, for those that are not None."""
+def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, Any]:
+    """Configuration fields of this family that set its dropout rates, for those that are not None.
+
+    A model with the toolkit's own head keeps the encoder's fields as a dict in its configuration.
+    """
     chosen = {name: rate for names, rate in ((HIDDEN_DROPOUT, hidden), (ATTENTION_DROPOUT, attention)) for name in names}
-    return {name: rate for name, rate in chosen.items() if rate is not None and hasattr(config, name)}
+    found: dict[str, Any] = {name: rate for name, rate in chosen.items() if rate is not None and hasattr(config, name)}
+    if hasattr(config, "encoder_config"):
+        inner = dropout_overrides(config.encoder_config(), hidden, attention)
+        found["encoder"] = {**config.encoder, **inner}
+    return found
 
 
 def new_parameters(model: nn.Module) -> frozenset[str]:

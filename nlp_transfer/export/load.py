@@ -77,7 +77,8 @@ def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None 
     problems = Problems()
     if before.max_length is not None and most is not None and not 1 <= before.max_length <= most:
         raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {most}, the limits of its model")
-    made_for = {"name": task_name(before), **{name: getattr(before, name, None) for name in ("labels", "architecture")}}
+    learned = ("labels", "architecture", "mean", "scale", "offset")
+    made_for = {"name": task_name(before), **{name: getattr(before, name, None) for name in learned}}
     for name, value in made_for.items():
         if asked.get(name, value) != value:
             problems.add(f"--task.{name}: found {asked[name]!r}; allowed: {value!r}, which the model was trained for")
@@ -169,6 +170,7 @@ def open_adapter(
             files = [path for name in ADAPTER_WEIGHTS if (path := folder / name).is_file()]
             raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, files)}") from error
         whole: PreTrainedModel = merge_adapter(adapted) if merge and saved.get("merges", True) else adapted
+    task.connect(whole)
     return whole, checkpoint, task
 
 

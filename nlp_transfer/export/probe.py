@@ -10,17 +10,20 @@ import torch
 from transformers import PreTrainedModel
 
 from nlp_transfer.errors import UserError
+from nlp_transfer.heads import regression_outputs
 from nlp_transfer.models import has_decoder
 from nlp_transfer.sources.wheels import sha256_of
 
 ROWS, LENGTH, SHOWN = 2, 8, 8
 TOLERANCE = 1e-3  # another machine rounds otherwise; damage is larger
+ROUNDING = 1e-6
 WEIGHTS = "*.safetensors"
 
 
 def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """What is recorded of a model that was just read from `folder`: `input_ids` (2 rows of 8; `decoder_input_ids` where it
-    writes), up to 8 `logits` a row, rounded, and the sha256 of each file of weights."""
+    writes), up to 8 `logits` a row, rounded, and the sha256 of each file of weights; of a regression also the `scale` of its
+    targets."""
     any_model: Any = model
     words = any_model.get_input_embeddings().weight.shape[0]
     inputs = {"input_ids": _spread(words, ROWS * LENGTH).view(ROWS, LENGTH)}
@@ -28,7 +31,8 @@ def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
         inputs["decoder_input_ids"] = _spread(any_model.get_output_embeddings().weight.shape[0], ROWS * LENGTH).view(ROWS, LENGTH)
     return {
         **{name: ids.tolist() for name, ids in inputs.items()},
-        "logits": [[round(value, 6) for value in row] for row in _logits(model, inputs).tolist()],
+        "logits": [[float(f"{value:.8g}") for value in row] for row in _logits(model, inputs).tolist()],
+        **({"scale": regressions[-1].scale} if (regressions := regression_outputs(model)) else {}),
         "weights": {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob(WEIGHTS))},
     }
 
@@ -52,7 +56,10 @@ def check_probe(model: PreTrainedModel, probe: dict[str, Any], folder: Path) -> 
     }
     wanted, found = torch.tensor(probe["logits"]), _logits(model, inputs)
     difference = float((wanted - found).abs().max()) if wanted.shape == found.shape else float("nan")
-    if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+    largest = float(wanted.abs().max())
+    # Of a regression differences count by the spread of its targets; fp32 rounds by their size.
+    allowed = max(TOLERANCE * probe["scale"], ROUNDING * largest) if "scale" in probe else TOLERANCE * max(1.0, largest)
+    if not difference <= allowed:
         raise UserError(
             f"{folder}: the model does not give the logits recorded when it was saved (they differ by {difference:g}); its "
             "configuration or a library is another one than then"

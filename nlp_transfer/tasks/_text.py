@@ -96,7 +96,7 @@ class TextTask(Task):
         answers = self.head_fields()
         if self.head is None or self.head == "family":
             return checkpoint.load(AutoModelForSequenceClassification, **dropout, **answers)
-        return attach_head(checkpoint.load(AutoModel, **dropout), self.head, **answers)
+        return attach_head(checkpoint.load(AutoModel, **dropout), self.head, training.dropout, **answers)
 
     def prefer_head(self, head: HeadConfig | None) -> Self:
         return self.model_copy(update={"head": head}) if head is not None and self.head is None else self
