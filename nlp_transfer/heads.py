@@ -135,7 +135,7 @@ class RegressionOutput(nn.Linear):
     @property
     def stored_bias(self) -> float:
         """The bias as the weights have it; 0 where there is none."""
-        return 0.0 if self.bias is None else float(self.bias)
+        return 0.0 if self.bias is None else float(self.bias.detach())
 
     def _set(self, weight: torch.Tensor, bias: float) -> None:
         with torch.no_grad():
