@@ -173,7 +173,7 @@ class Regression(TextTask):
     def report(self, train: Rows) -> list[str]:
         values = self._targets(train)
         mean, deviation = float(values.mean()), _deviation(values)
-        lines = [f"{self.label}: from {values.min():.10g} to {values.max():.10g}, mean {mean:.6g}, deviation {deviation:.3g}"]
+        lines = [f"{self.label}: from {values.min():.10g} to {values.max():.10g}, mean {mean:.10g}, deviation {deviation:.3g}"]
         given = {name: value for name, value in (("mean", self.mean), ("scale", self.scale)) if value is not None}
         if not given.items() <= {"mean": mean, "scale": deviation or 1.0}.items():
             settings = ", ".join(f"task.{name}: {value:g}" for name, value in given.items())

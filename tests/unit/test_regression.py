@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BartConfig, T5Config, pipeline
 
-from nlp_transfer import FineTuned, UserError, fine_tune, load_predictor
+from nlp_transfer import FineTuned, UserError, fine_tune, load_adapters, load_predictor
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import Problems
 from nlp_transfer.export.load import read_record
@@ -22,6 +23,7 @@ from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training.device import make_accelerator
 from tests.conftest import sentiment_rows, write_csv
+from tests.equivalence.test_resume import Killed, die_after
 from tests.models import FAMILIES, tiny_classifier
 
 TEXTS = [text for text, _ in sentiment_rows(64)]
@@ -120,8 +122,6 @@ def test_what_a_strategy_saves_answers_in_the_columns_units(name: str, tiny: dic
 
 def load_adapter(base: Path, folder: Path) -> Any:
     """The adapter beside its base, not merged into it."""
-    from nlp_transfer import load_adapters
-
     return load_adapters(str(base), {"only": folder}).predictor("only")
 
 
@@ -137,8 +137,6 @@ def test_every_task_of_several_answers_in_its_own_units(tiny: dict[str, Path], t
     assert np.abs(plainly(small) - 7).max() < 0.01
     assert np.abs(predicted(small) - plainly(small)).max() < 1e-6
     assert done.result["tasks"]["small"]["metrics"]["validation"]["mae"] < 0.01
-    from safetensors.torch import load_file
-
     shared = load_file(done.output_dir / "shared" / "small.safetensors")
     saved = load_file(small / "model.safetensors")
     assert torch.equal(shared["classifier.bias"], saved["classifier.bias"])
@@ -236,6 +234,21 @@ def test_mean_and_scale_are_those_of_train_or_as_set(tiny: dict[str, Path], tmp_
     asked = run(tiny["bert"], tmp_path / "b", BASE, task={"mean": 0, "scale": 2}, max_steps=1)
     settings: Any = read_record(asked.output_dir / "model")
     assert {name: settings["settings"][name] for name in ("mean", "scale")} == {"mean": 0.0, "scale": 2.0}
+
+
+def test_an_interrupted_regression_goes_on_bit_for_bit(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, often = 10 * BASE + 2005, {"evaluate_every": 1, "dropout": 0.1}
+    straight = run(tiny["bert"], tmp_path / "straight", values, **often)
+    with monkeypatch.context() as patch:
+        die_after(patch, 3)
+        with pytest.raises(Killed):
+            run(tiny["bert"], tmp_path / "broken", values, **often)
+    resumed = run(tiny["bert"], tmp_path / "broken", values, **often)
+    assert resumed.metrics == straight.metrics
+    first, second = (load_file(found.output_dir / "model/model.safetensors") for found in (straight, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("factor", [1e-31, 1e37])

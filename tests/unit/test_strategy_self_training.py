@@ -15,6 +15,7 @@ from nlp_transfer.strategies import Phase, strategy_from
 from nlp_transfer.strategies.self_training import SelfTraining
 from nlp_transfer.training import loop, validation
 from tests.conftest import sentiment_rows, write_csv
+from tests.equivalence.test_resume import Killed, die_after
 from tests.unit.test_training import equal, make, weights_of
 
 
@@ -127,6 +128,28 @@ def test_the_best_weights_label_and_not_the_last(
     assert equal(labelled[0], evaluated[0])
     assert not equal(labelled[0], evaluated[1])
     assert equal(began[1], began[0] if restart else evaluated[1]), "training goes on as if nothing had been labelled"
+
+
+@pytest.mark.parametrize("writes", [2, 4, 6])
+def test_rounds_labelled_by_the_best_weights_go_on_bit_for_bit(
+    writes: int, files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(output: Path) -> Any:
+        return fine_tune(
+            model=str(tiny["bert"]), data=files | {"validation": files["test"]}, task="text_classification",
+            strategy={"name": "self_training", "rounds": 2, "confidence": 0}, output_dir=str(output),
+            training={"max_steps": 8, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3, "evaluate_every": 1},
+        )  # fmt: skip
+
+    straight = started(tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        die_after(patch, writes)
+        with pytest.raises(Killed):
+            started(tmp_path / "broken")
+    resumed = started(tmp_path / "broken")
+    assert resumed.metrics == straight.metrics
+    first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (straight, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_max_steps_is_shared_by_all_rounds(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
