@@ -134,7 +134,7 @@ class TrainingConfig(Settings):
     epochs: Annotated[Positive | Literal["auto"], UsedWith(max_steps=None)] = "auto"
     """Passes over train; auto: 3, and more on small data until 300 optimiser steps are reached, at most 20."""
     max_steps: Count | None = None
-    """Optimiser steps; beats `epochs`."""
+    """Optimizer steps of the whole run; overrides `epochs`. A strategy of several phases divides them among its phases."""
     batch_size: Annotated[Count | Literal["auto"], UsedWith(batch_tokens=None)] = 32
     """Rows a process and micro-batch; auto: as many as fit in memory, with 32 times `gradient_accumulation_steps` rows a process
     and step however they are cut."""
@@ -165,7 +165,8 @@ class TrainingConfig(Settings):
     augment: AugmentConfig | None = None
     """Shares of the words of training texts to `drop`, `swap`, `mask` or `replace`, such as {drop: 0.1}; null: none."""
     dropout: Share | None = None
-    """Dropout of the hidden layers; null: the checkpoint's own."""
+    """Dropout of the hidden layers, and of a head of the toolkit's own unless `task.head.dropout` is set; null: the checkpoint's
+    own."""
     attention_dropout: Share | None = None
     """Dropout inside attention; null: the checkpoint's own. 0: long texts train faster, and on three data sets no worse."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -5,6 +5,8 @@ under a model type of its own, plain transformers refuses it by name, and `impor
 `pipeline` know it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -33,8 +35,9 @@ class HeadConfig(Settings):
 
     hidden: Annotated[list[Annotated[Count, Field(le=8192)]], Field(max_length=8)] = []
     """Sizes of the hidden layers, up to 8,192 each; none: a single linear layer."""
-    dropout: Share = 0.1
-    """Dropout before each linear layer."""
+    dropout: Share | None = None
+    """Dropout before each linear layer; overrides `training.dropout` for the head. null: `training.dropout` where that is set,
+    else 0.1."""
     pooling: Literal["cls", "mean", "max"] = "mean"
     """How token vectors become one: the first token's, or the mean or maximum over real tokens."""
     layers: Literal["last", "mix"] = "last"
@@ -86,6 +89,88 @@ class EncoderHeadConfig(PretrainedConfig):
         if not fields:
             raise UserError("model: config.json has no `encoder`, the configuration of the encoder below the head")
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+class RegressionOutput(nn.Linear):
+    """The output layer of a regression, computed in fp32 even under autocast: in bf16 numbers near 2,000 are 8 apart.
+
+    While a model is trained its weights produce standardized values, (y - `mean`) / `scale`. `fold` changes the weights so that
+    they produce y itself, as a saved model has to. A folded layer can still return standardized values (`standardized_outputs`),
+    from which y is computed in float64: near a large mean fp32 cannot tell close numbers apart.
+    """
+
+    mean: float = 0.0
+    scale: float = 1.0
+    offset: float | None = None
+    """The bias of a folded layer in full precision; None: the layer is not folded."""
+    standardized: bool = False
+    """Whether a folded layer returns standardized values at the moment."""
+
+    @classmethod
+    def replace(cls, model: PreTrainedModel) -> "RegressionOutput | None":
+        """Turns the output layer of a model into one, in place; None where no linear layer outside the encoder has one output."""
+        encoder = f"{model.base_model_prefix}."
+        outputs = [
+            module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module.out_features == 1 and not name.startswith(encoder)
+        ]
+        if not outputs:
+            return None
+        outputs[-1].__class__ = cls
+        return outputs[-1]  # type: ignore[return-value]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
+        if self.standardized and self.offset is not None:
+            weight, bias = weight / self.scale, weight.new_tensor([(self.offset - self.mean) / self.scale])
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), weight, bias)
+
+    def fold(self) -> None:
+        """Makes the weights produce the column's units. Does nothing where that has been done."""
+        if self.offset is None:
+            self.offset = self.stored_bias * self.scale + self.mean
+            self._set(self.weight.detach().cpu().double() * self.scale, self.offset)
+
+    def unfold(self) -> None:
+        """The inverse, for weights that were loaded from a saved model."""
+        self._set(self.weight.detach().cpu().double() / self.scale, (self.stored_bias - self.mean) / self.scale)
+
+    @property
+    def stored_bias(self) -> float:
+        """The bias as the weights have it; 0 where there is none."""
+        return 0.0 if self.bias is None else float(self.bias.detach())
+
+    def _set(self, weight: torch.Tensor, bias: float) -> None:
+        with torch.no_grad():
+            self.weight.copy_(weight)
+            if self.bias is not None:
+                self.bias.fill_(bias)
+
+
+def regression_outputs(model: nn.Module) -> list[RegressionOutput]:
+    """The output layers of the regressions that a model is trained for; of a head that peft has copied the copy comes last."""
+    return [module for module in model.modules() if isinstance(module, RegressionOutput)]
+
+
+def fold_outputs(model: nn.Module) -> None:
+    """Makes every regression in a trained model, those of further tasks too, answer in the units of its column."""
+    for layer in regression_outputs(model):
+        layer.fold()
+
+
+@contextmanager
+def standardized_outputs(model: nn.Module) -> Iterator[None]:
+    """Within it, regressions return standardized values, whether their layers are folded or not."""
+    layers = regression_outputs(model)
+    for layer in layers:
+        layer.standardized = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.standardized = False
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
@@ -179,11 +264,19 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
         return torch.stack([pool(layer, mask, how) for layer in found.hidden_states], 1) if mix else pool(states, mask, how)
 
 
-def attach_head(encoder: PreTrainedModel, head: HeadConfig, **overrides: Any) -> EncoderHeadForSequenceClassification:
-    """A new head on a loaded encoder; `overrides` (`id2label`, `problem_type` ...) go into the configuration."""
+def attach_head(
+    encoder: PreTrainedModel, head: HeadConfig, dropout: float | None = None, **overrides: Any
+) -> EncoderHeadForSequenceClassification:
+    """A new head on a loaded encoder.
+
+    Args:
+        dropout: the head's dropout where its settings name none; None: 0.1.
+        overrides: fields of the configuration (`id2label`, `problem_type` ...).
+    """
+    rate = next((rate for rate in (head.dropout, dropout) if rate is not None), EncoderHeadConfig.head_dropout)
     fields = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}  # a local path
     config = EncoderHeadConfig(
-        encoder=fields, pooling=head.pooling, hidden=list(head.hidden), head_dropout=head.dropout, layers=head.layers,
+        encoder=fields, pooling=head.pooling, hidden=list(head.hidden), head_dropout=rate, layers=head.layers,
         normalize=head.normalize,
         pad_token_id=getattr(encoder.config, "pad_token_id", None), **overrides,
     )  # fmt: skip

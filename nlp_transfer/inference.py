@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.console import Steps, say
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable, encode_rows, on_device
 from nlp_transfer.data.windows import inference_batches, token_batches
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
@@ -71,7 +71,7 @@ def answer(
 
     def take(indices: np.ndarray) -> None:
         try:
-            batch = {name: tensor.to(device) for name, tensor in table.batch(indices).items()}
+            batch = on_device(table.batch(indices), device)
             with autocast(device, precision):
                 texts = {name: column[indices] for name, column in table.texts.items()}
                 found, losses = task.answer(model, batch, None if chosen is None else chosen[indices], texts)
@@ -220,6 +220,7 @@ class Predictor:
         precision: str = "fp32",
     ) -> None:
         self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
+        task.connect(model)
         self.batch_size, self.precision = batch_size, precision
 
     @overload

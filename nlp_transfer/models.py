@@ -29,7 +29,7 @@ from nlp_transfer.trust import FAULTS, check_model, check_weights, load_configur
 # The names under which the families keep their dropout rates.
 HIDDEN_DROPOUT = (
     "hidden_dropout_prob", "dropout", "dropout_rate", "pooler_dropout", "classifier_dropout", "seq_classif_dropout",
-    "embedding_dropout", "mlp_dropout", "classifier_dropout_prob",
+    "embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "head_dropout",
 )  # fmt: skip
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 HEAD = re.compile(r"For([A-Z]\w+)$")  # at the end of a class's name; RoFormerModel has none
@@ -150,12 +150,19 @@ class Checkpoint:
         return model
 
 
-def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, float]:
-    """Configuration fields of this family that set its dropout rates, for those that are not None; whole layers are never
-    dropped: those skipped at random leave parameters without gradient, and several processes would wait for those forever."""
+def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, Any]:
+    """Configuration fields of this family that set its dropout rates, for those that are not None.
+
+    Whole layers are never dropped: those skipped at random leave parameters without gradient, and several processes would wait
+    for those forever. A model with the head of this toolkit keeps the fields of the encoder as a dict in its configuration.
+    """
     chosen = {name: rate for names, rate in ((HIDDEN_DROPOUT, hidden), (ATTENTION_DROPOUT, attention)) for name in names}
     chosen |= dict.fromkeys(LAYER_DROPOUT, 0.0)
-    return {name: rate for name, rate in chosen.items() if rate is not None and hasattr(config, name)}
+    fields: dict[str, Any] = {name: rate for name, rate in chosen.items() if rate is not None and hasattr(config, name)}
+    if hasattr(config, "encoder_config"):
+        inner = dropout_overrides(config.encoder_config(), hidden, attention)
+        fields["encoder"] = {**config.encoder, **inner}
+    return fields
 
 
 def replaced_parameters(model: nn.Module) -> frozenset[str]:

@@ -15,6 +15,7 @@ from nlp_transfer.disk import patiently
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.load import quiet
 from nlp_transfer.export.save import add_to_record, check_adapter, is_adapted, is_plain, save_adapted, save_model
+from nlp_transfer.heads import fold_outputs
 from nlp_transfer.inference import PRECISION, score
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.strategies import Job, Strategy
@@ -23,6 +24,7 @@ from nlp_transfer.tasks import Arrays
 
 def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerator: Accelerator) -> Any:
     """The model that anyone can load, as read again from `model/`. Only the main process leaves files."""
+    fold_outputs(model)  # before an adapter is saved with the head
     if not accelerator.is_main_process:
         with tempfile.TemporaryDirectory() as elsewhere:
             return strategy.unwrap(model, Path(elsewhere))

@@ -52,7 +52,9 @@ class Figure:
         """The least and the most that the metric can be."""
         if self.metric in ("mcc", "pearson", "spearman"):
             return -1.0, 1.0
-        most = {"bleu": 100.0, "chrf": 100.0, "ter": np.inf, "mse": np.inf}
+        most = {"bleu": 100.0, "chrf": 100.0, "ter": np.inf, "mse": np.inf, "rmse": np.inf, "mae": np.inf}
+        if self.metric == "r2":
+            return -np.inf, 1.0
         return (0.0, most.get(self.metric, 1.0)) if self.metric in most or self.metric in SHARES else (-np.inf, np.inf)
 
     def value(self, run: Scored) -> float:
@@ -76,8 +78,13 @@ class Figure:
         if self.metric == "accuracy":
             right = found == wanted
             return np.stack([right.all(1) if right.ndim == 2 else right, np.ones(len(right))], 1).astype(float)
-        if self.metric == "mse":
+        if self.metric in ("mse", "rmse"):
             return np.stack([(found.astype(float) - wanted) ** 2, np.ones(len(found))], 1)
+        if self.metric == "mae":
+            return np.stack([np.abs(found.astype(float) - wanted), np.ones(len(found))], 1)
+        if self.metric == "r2":
+            apart = wanted.astype(float) - float(wanted.mean())  # near the mean, so that no digits are lost in the squares
+            return np.stack([(found.astype(float) - wanted) ** 2, np.ones(len(found)), apart, apart * apart], 1)
         if self.metric == "pearson":
             centre = float(wanted.mean())  # near the mean, so that no digits are lost in the squares
             x, y = found.astype(float) - centre, wanted.astype(float) - centre
@@ -104,6 +111,12 @@ class Figure:
                 n, x, y, xx, yy, xy = sums.T
                 spread = np.sqrt(np.maximum(n * xx - x * x, 0) * np.maximum(n * yy - y * y, 0))
                 return np.where(spread > 1e-12, (n * xy - x * y) / spread, np.nan)
+            if self.metric == "r2":
+                errors, n, y, yy = sums.T
+                spread = yy - y * y / n
+                return np.where(spread > 1e-12 * yy, 1 - errors / spread, np.nan)
+            if self.metric == "rmse":
+                return np.asarray(np.sqrt(sums[:, 0] / sums[:, 1]))
             if self.metric in AVERAGED:
                 return self._averaged(*np.split(sums, 3, axis=1))
             return np.asarray(sums[:, 0] / sums[:, 1])

@@ -14,7 +14,9 @@ from nlp_transfer.sources import HUB_MODEL
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task, task_name
 
-SHOWN = ("accuracy", "f1_macro", "f1_micro", "mcc", "auc", "pearson", "spearman", "mse", "bleu", "chrf", "ter")
+SHOWN = (
+    "accuracy", "f1_macro", "f1_micro", "mcc", "auc", "r2", "pearson", "spearman", "mae", "rmse", "mse", "bleu", "chrf", "ter",
+)  # fmt: skip
 
 
 def data_name(source: Any) -> str:

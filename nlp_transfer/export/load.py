@@ -102,7 +102,8 @@ def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None 
         raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {most}, the limits of its model")
     unused = {f"task.{name}": "it was settled when the model was trained" for name in asked}
     unused = {name: reason for name, reason in unused.items() if name not in IDENTITY and not takes("load_predictor", name)}
-    made_for = {"name": task_name(before), **{name: getattr(before, name, None) for name in ("labels", "architecture")}}
+    learned = ("labels", "architecture", "mean", "scale", "offset")
+    made_for = {"name": task_name(before), **{name: getattr(before, name, None) for name in learned}}
     for name, value in made_for.items():
         if asked.get(name, value) != value:
             problems.add(f"--task.{name}: found {asked[name]!r}; allowed: {value!r}, which the model was trained for")
@@ -207,6 +208,7 @@ def open_adapter(
                 f"{folder}: the adapter cannot be loaded: {why(error, files)}; it {_bases(saved['base'], source)}; {MOVED}"
             ) from error
         whole: PreTrainedModel = merge_adapter(adapted) if merge and saved.get("merges", True) else adapted
+    task.connect(whole)
     if verify:
         _check_base(whole, saved, source, folder)
     return whole, checkpoint, task

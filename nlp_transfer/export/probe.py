@@ -10,20 +10,22 @@ import torch
 from transformers import PreTrainedModel
 
 from nlp_transfer.errors import UserError
+from nlp_transfer.heads import regression_outputs
 from nlp_transfer.models import end_rows, has_decoder
 from nlp_transfer.sources.wheels import sha256_of
 from nlp_transfer.trust import FAULTS, first_line
 
 ROWS, LENGTH, SHOWN = 2, 8, 8
-# Another machine rounds otherwise; damage is larger. A share of how far logits lie apart, which of a head that was hardly
-# trained is about 0.01, and a share of how far they lie from 0.
-TOLERANCE, ROUNDING = 1e-3, 1e-5
+# Another machine rounds otherwise; damage is larger. A share of how far logits lie apart (of a head that was hardly trained about
+# 0.01), or of the scale of the targets of a regression, and a share of how far they lie from 0.
+TOLERANCE, ROUNDING, ROUNDING_OF_NUMBERS = 1e-3, 1e-5, 1e-6
 WEIGHTS = "*.safetensors"
 
 
 def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """What is recorded of a model that was just read from `folder`: `input_ids` (2 rows of 8; `decoder_input_ids` where it
-    writes), up to 8 `logits` a row, rounded, and the sha256 of each file of weights."""
+    writes), up to 8 `logits` a row, rounded, and the sha256 of each file of weights; of a regression also the `scale` of its
+    targets."""
     any_model: Any = model
     words = any_model.get_input_embeddings().weight.shape[0]
     inputs = {"input_ids": end_rows(model, _spread(words, ROWS * LENGTH).view(ROWS, LENGTH))}
@@ -31,7 +33,8 @@ def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
         inputs["decoder_input_ids"] = _spread(any_model.get_output_embeddings().weight.shape[0], ROWS * LENGTH).view(ROWS, LENGTH)
     return {
         **{name: ids.tolist() for name, ids in inputs.items()},
-        "logits": [[float(f"{value:.7g}") for value in row] for row in _logits(model, inputs).tolist()],
+        "logits": [[float(f"{value:.8g}") for value in row] for row in _logits(model, inputs).tolist()],
+        **({"scale": regressions[-1].scale} if (regressions := regression_outputs(model)) else {}),
         "weights": {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob(WEIGHTS))},
     }
 
@@ -75,7 +78,11 @@ def probe_difference(model: PreTrainedModel, probe: dict[str, Any]) -> str | Non
     if wanted.shape != found.shape:
         return f"they have the shape {tuple(found.shape)} and not {tuple(wanted.shape)}"
     difference = float((wanted - found).abs().max())
-    allowed = TOLERANCE * float((wanted - wanted.mean()).abs().max()) + ROUNDING * max(1.0, float(wanted.abs().max()))
+    largest, apart = float(wanted.abs().max()), float((wanted - wanted.mean()).abs().max())
+    if "scale" in probe:  # of a regression, whose values may lie far from 0 and close together
+        allowed = max(TOLERANCE * probe["scale"], ROUNDING_OF_NUMBERS * largest)
+    else:
+        allowed = TOLERANCE * apart + ROUNDING * max(1.0, largest)
     return None if difference <= allowed else f"they differ by {difference:g}, which is more than rounding ({allowed:.1g})"
 
 

@@ -76,6 +76,7 @@ def save_model(
     Raises:
         RuntimeError: what was read again answers otherwise. Nothing is left behind then.
     """
+    task = task.export(model)
     part = folder.with_name(f".part-{folder.name}")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -88,7 +89,8 @@ def save_model(
                 tokenizer.save_pretrained(part / "encoder")
         write_json(part / RECORD, record(task, is_plain(model)))
         again: Any = load_model(part, task.auto_class())
-        _compare(model, again, probe, part)
+        task.connect(again)
+        _compare(task, model, again, probe, part)
         add_to_record(part, {"probe": make_probe(again, part)})
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -120,20 +122,21 @@ def check_adapter(
     Raises:
         RuntimeError: it answers otherwise.
     """
+    task = task.export(model)
     local = checkpoint.source.is_folder and not is_wheel(checkpoint.source.name)
     name = str(Path(checkpoint.source.path).absolute()) if local else checkpoint.source.name
     base = {"model": name, "revision": checkpoint.revision}
     write_json(folder / RECORD, record(task, is_plain(model), base=base) | {"merges": not is_adapted(model)})
     task.save_parts(folder)
     again = open_adapter(folder, verify=False)[0]
-    _compare(model, again, probe, folder)
+    _compare(task, model, again, probe, folder)
     add_to_record(folder, {"probe": make_probe(again, folder)})
 
 
-def _compare(model: PreTrainedModel, again: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
+def _compare(task: Task, model: PreTrainedModel, again: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
     inputs = model_inputs(probe)
     device = next(model.parameters()).device
-    with torch.inference_mode():
+    with torch.inference_mode(), task.computing(model), task.computing(again):
         wanted = model.eval()(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
         found = again.eval()(**inputs).logits.float().cpu()
     difference = float((wanted - found).abs().max())

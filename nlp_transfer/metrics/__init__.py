@@ -47,13 +47,16 @@ _CLASSES = {
     "pearson": ("regression", "Pearson"),
     "spearman": ("regression", "Spearman"),
     "mse": ("regression", "MeanSquaredError"),
+    "mae": ("regression", "MeanAbsoluteError"),
+    "rmse": ("regression", "RootMeanSquaredError"),
+    "r2": ("regression", "RSquared"),
     "bleu": ("translation", "Bleu"),
     "chrf": ("translation", "Chrf"),
     "ter": ("translation", "Ter"),
 }
 _MULTILABEL = ("accuracy", "precision", "recall", "f1")
 _SINGLE_LABEL = (*_MULTILABEL, "mcc")
-_REGRESSION = ("pearson", "spearman", "mse")
+_REGRESSION = ("r2", "pearson", "spearman", "mae", "rmse", "mse")
 _TRANSLATION = ("bleu", "chrf", "ter")
 
 _HIGHER_IS_BETTER = {
@@ -72,6 +75,9 @@ _HIGHER_IS_BETTER = {
     "pearson": True,
     "spearman": True,
     "mse": False,
+    "mae": False,
+    "rmse": False,
+    "r2": True,
     "bleu": True,
     "chrf": True,
     "ter": False,
@@ -154,8 +160,8 @@ def compute_regression_metrics(predictions: np.ndarray, references: np.ndarray) 
         references: numbers of shape `(rows,)`.
 
     Returns:
-        `pearson` and `spearman` (-1 to 1) and `mse` (0 and above). An undefined value is left out: the correlation with
-        a constant, and everything when an input is not finite.
+        `r2` (1 and below), `pearson` and `spearman` (-1 to 1), and `mae`, `rmse` and `mse` (0 and above). An undefined value is
+        left out: the correlation with a constant, `r2` of constant references, and everything when an input is not finite.
 
     Raises:
         ValueError: no rows, or a wrong shape.

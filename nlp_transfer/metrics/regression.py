@@ -1,6 +1,7 @@
 """Regression metrics: `predictions` and `references` are numbers of shape `(rows,)`, computed in float64.
 
-A value is NaN where it is undefined: the correlation with a constant, and everything when an input is not finite.
+A value is NaN where it is undefined: the correlation with a constant, `r2` of constant references, and everything when an input
+is not finite.
 """
 
 import inspect
@@ -13,7 +14,7 @@ import numpy as np
 from datasets import Features, Value
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, spearmanr
-from sklearn.metrics import mean_squared_error
+from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score, root_mean_squared_error
 
 
 class _RegressionMetric(evaluate.Metric):
@@ -51,16 +52,49 @@ class Spearman(_RegressionMetric):
         return {"spearman": _correlation(spearmanr, predictions, references)}
 
 
-class MeanSquaredError(_RegressionMetric):
-    """The mean of the squared differences, from 0 on: key `mse`. Lower is better."""
+class _Distance(_RegressionMetric):
+    """What the metrics of the distance between numbers have in common."""
 
-    _reference = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.mean_squared_error.html"
+    _key: str
+    _score: Callable[..., float]
 
     def _compute(self, *, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
         predicted, true = _numbers(predictions, references)
-        if not (np.isfinite(predicted).all() and np.isfinite(true).all()):
-            return {"mse": float("nan")}
-        return {"mse": float(mean_squared_error(true, predicted))}
+        finite = np.isfinite(predicted).all() and np.isfinite(true).all()
+        return {self._key: float(type(self)._score(true, predicted)) if finite else float("nan")}
+
+
+class MeanSquaredError(_Distance):
+    """The mean of the squared differences, from 0 on: key `mse`. Lower is better."""
+
+    _key, _score = "mse", mean_squared_error
+    _reference = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.mean_squared_error.html"
+
+
+class MeanAbsoluteError(_Distance):
+    """The mean of the absolute differences, from 0 on: key `mae`. Lower is better."""
+
+    _key, _score = "mae", mean_absolute_error
+    _reference = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.mean_absolute_error.html"
+
+
+class RootMeanSquaredError(_Distance):
+    """The root of the mean of the squared differences, in the unit of the numbers, from 0 on: key `rmse`. Lower is better."""
+
+    _key, _score = "rmse", root_mean_squared_error
+    _reference = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.root_mean_squared_error.html"
+
+
+class RSquared(_Distance):
+    """The share of the references' variance that is explained, 1 at most: key `r2`. 0: as good as always predicting their mean.
+    Undefined where all references are equal."""
+
+    _reference = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.r2_score.html"
+    _key = "r2"
+
+    @staticmethod
+    def _score(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
+        return float(r2_score(true, predicted)) if true.min() < true.max() else float("nan")
 
 
 def _correlation(correlate: Callable[..., Any], predictions: ArrayLike, references: ArrayLike) -> float:

@@ -66,6 +66,9 @@ class Phase:
     """Names of the parameters that are trained; None: those that are set free already."""
     epochs: float | None = None
     """Passes over the rows; None: what the training settings say."""
+    following: int = 0
+    """Phases that come after this one. The steps that are left of `training.max_steps` are divided evenly among this phase and
+    them."""
     learning_rate_scale: float = 1.0
     """Factor on the learning rate."""
     keep_optimizer: bool = True
@@ -89,13 +92,15 @@ class View:
     history: list[dict[str, Any]]
     """Validation metrics so far, the oldest first."""
     predict: Callable[[TokenTable], dict[str, Any]]
-    """Answers for a table, whole, in its row order."""
+    """Predictions for a whole table, in its row order, by the best weights so far; without validation by the last ones."""
     epochs: float = 0.0
     """Passes over train that the training settings ask for; of a fixed number of steps, as many as these make."""
     windows_in_epoch: int = 0
     """Optimiser steps in one pass over train."""
     max_steps: int | None = None
-    """The fixed number of steps that the settings ask for, which beats passes."""
+    """The fixed number of steps that the settings ask for in the whole run; it overrides passes."""
+    steps_left: int | None = None
+    """How many of these are left; None: the settings fix no number."""
 
 
 @dataclass

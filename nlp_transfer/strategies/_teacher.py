@@ -1,5 +1,6 @@
 """Teachers: finished models whose answers another one learns."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from nlp_transfer.tasks import Task
 from nlp_transfer.trust import read_json
 
 SETTING = "strategy.teacher"
+RECORD = "nlp_transfer.json"
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,18 @@ class Teacher:
 
         The rows are cut into the teacher's tokens, as long as those that it was trained with.
         """
-        task: Task = job.task.model_copy(update={"max_length": self._max_length()}).restore(self.checkpoint)
+        record = self._record()
+        learned = {"max_length": self._max_length(record), "offset": self._offset(record)}
+        task: Task = job.task.model_copy(update={name: value for name, value in learned.items() if hasattr(job.task, name)})
+        task = task.restore(self.checkpoint)
+        task.connect(self.model)  # a regression answers in the student's standardized values, whatever the teacher learned from
         tokenizer = self.checkpoint.tokenizer
         table = encode_rows(job.rows[split], partial(task.encode, tokenizer=tokenizer, targets=False), task.fill(tokenizer))
         precision = "bf16" if job.precision == "bf16" else "fp32"  # in fp16 a teacher of another family may overflow
 
         def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             inputs = {name: tensor.to(job.device) for name, tensor in model_inputs(table.batch(rows)).items()}
-            with torch.inference_mode(), autocast(job.device, precision):
+            with torch.inference_mode(), autocast(job.device, precision), task.computing(self.model):
                 outputs = self.model(**inputs, **({"output_hidden_states": True} if layers else {}))
             logits = outputs.logits.float().cpu().numpy()[:, self.order]
             if not layers:
@@ -75,18 +81,29 @@ class Teacher:
                 states[rows] = directions
         return logits, states
 
-    def _max_length(self) -> int | None:
-        """What the teacher was trained with, where a file beside it says so; null: what its tokenizer takes, at most 512."""
-        record = Path(self.checkpoint.source.path, "nlp_transfer.json")
-        if not record.is_file():
-            return None
+    def _record(self) -> dict[str, Any]:
+        """What a file beside the teacher says of it; nothing where there is none."""
+        record = Path(self.checkpoint.source.path, RECORD)
         try:
-            found = read_json(record).get("max_length")
+            return read_json(record) if record.is_file() else {}
         except UserError as error:
             raise UserError(f"{SETTING}: {error}") from error
+
+    def _offset(self, record: dict[str, Any]) -> float | None:
+        """The bias of a regression's output layer in full precision; null: the one among its weights."""
+        settings = record.get("settings")
+        found = settings.get("offset") if isinstance(settings, dict) else None
+        if found is not None and (not isinstance(found, float) or not math.isfinite(found)):
+            raise UserError(f"{SETTING}: {self.name}: {RECORD}: found offset: {shorten(found)}; allowed: a number")
+        return found
+
+    def _max_length(self, record: dict[str, Any]) -> int | None:
+        """What the teacher was trained with, where its record says so; null: what its tokenizer takes, at most 512."""
+        found = record.get("max_length")
         limit = self.checkpoint.max_length
         if found is not None and (not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= limit):
-            raise UserError(f"{SETTING}: {record}: found max_length: {shorten(found)}; allowed: 1 to {limit}")
+            place = Path(self.checkpoint.source.path, RECORD)
+            raise UserError(f"{SETTING}: {place}: found max_length: {shorten(found)}; allowed: 1 to {limit}")
         return found
 
 

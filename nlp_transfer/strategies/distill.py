@@ -249,7 +249,8 @@ class Imitation:
 
 
 def _labelled(batch: Batch) -> Mapping[str, torch.Tensor]:
-    return {"labels": batch["labels"][batch["target_hard"]]}
+    labels = batch["labels"]
+    return {"labels": labels[batch["target_hard"].to(labels.device)]}
 
 
 def _directions(vectors: np.ndarray) -> np.ndarray:

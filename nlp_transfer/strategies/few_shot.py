@@ -170,6 +170,7 @@ class FewShot(Strategy):
                 "pairs",
                 trainable=encoder,
                 epochs=1.0,
+                following=int(self.classifier == "trained"),
                 learning_rate_scale=PAIRS_SCALE,
                 evaluate=False,
                 objective="pairs",

@@ -72,9 +72,10 @@ class GradualUnfreezing(Strategy):
         phase = state.memory["phases"][len(state.finished)]
         layers, new = separate_layers(view.model, "gradual_unfreezing", ""), new_parameters(view.model)
         names = tuple(name for name in state.memory["free"] if layers.depth_of(name) >= phase["depth"] or name in new)
-        return Phase(
-            phase["name"], trainable=names, epochs=phase["epochs"], patience=self.patience if self.by == "plateau" else None
-        )
+        plateau = self.by == "plateau"
+        following = len(state.memory["phases"]) - len(state.finished) - 1 if plateau else 0  # else epochs share the steps out
+        patience = self.patience if plateau else None
+        return Phase(phase["name"], trainable=names, epochs=phase["epochs"], patience=patience, following=following)
 
     def _phases(self, view: View) -> list[dict[str, Any]]:
         """Name, lowest depth that is trained, and passes over train, of each phase; as JSON.

@@ -22,7 +22,8 @@ from nlp_transfer.strategies._depth import head_apart
 
 
 class SelfTraining(Strategy):
-    """Rounds of training on train and on rows of `data.unlabelled` under the model's own answers."""
+    """Rounds of training on train and on rows of `data.unlabelled` under the model's own predictions, which the best weights so
+    far make."""
 
     rounds: Count = 2
     """How often unlabelled rows are labelled and learned from, after the first training on train alone."""
@@ -69,9 +70,10 @@ class SelfTraining(Strategy):
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         finished = len(state.finished)
+        following = self.rounds - finished
         if finished == 0:
-            return Phase("supervised")
-        if finished > self.rounds:
+            return Phase("supervised", following=following)
+        if following < 0 or view.steps_left == 0:
             return None
         unlabelled = view.tables["unlabelled"]
         rows, labels = self.choose(view.predict(unlabelled), view.tables["train"].dense["labels"], finished)
@@ -82,7 +84,7 @@ class SelfTraining(Strategy):
         if self.restart:
             _put_back(view.model)
         also = {"split": "unlabelled", "rows": rows.tolist(), "labels": labels.tolist()}
-        return Phase(f"round {finished}", keep_optimizer=not self.restart, also=also)
+        return Phase(f"round {finished}", keep_optimizer=not self.restart, following=following, also=also)
 
     def choose(self, answers: dict[str, np.ndarray], taught: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows (int64) that join in round `number`, counted from 1, and their labels as those of train are kept.

@@ -6,6 +6,7 @@ train, such as the labels, so a task saved as JSON is complete: it encodes, pred
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 import torch
 from pydantic import PrivateAttr
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer import registry
@@ -188,6 +190,18 @@ class Task(Settings, ABC):
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         """The checkpoint with a head for this task; its configuration carries the labels."""
 
+    def export(self, model: PreTrainedModel) -> Self:
+        """Puts into a trained model's weights what the task keeps beside them, so that plain transformers gives the same
+        predictions. Returns the task as it is saved with the model. Calling it again changes nothing."""
+        return self
+
+    def connect(self, model: PreTrainedModel) -> None:
+        """Prepares a model that was loaded, by `export`'s task or from elsewhere, for predicting in this process."""
+
+    def computing(self, model: nn.Module) -> AbstractContextManager[None]:
+        """The context in which a model's outputs are what `loss` and `predict` expect."""
+        return nullcontext()
+
     def label_smoothing(self, training: TrainingConfig) -> float:
         """The smoothing that training asks for; auto: none, unless the task knows better."""
         return 0.0 if isinstance(training.label_smoothing, str) else training.label_smoothing
@@ -233,7 +247,8 @@ class Task(Settings, ABC):
             chosen: bool of shape (rows,): the rows that need a whole answer, in drafts while training; None: all, at its best.
             texts: the columns of these rows that no model sees (`TokenTable.texts`).
         """
-        outputs = model(**model_inputs(batch))
+        with self.computing(model):
+            outputs = model(**model_inputs(batch))
         return self.predict(outputs), self.items(outputs, batch) if "labels" in batch else {}
 
     def items(self, outputs: Any, batch: Batch) -> Items:

@@ -120,11 +120,13 @@ class TextTask(Task):
                 "encoder's tokens; allowed: family, with a strategy that works with the family's head, such as full or lora"
             )
         if isinstance(checkpoint.config, EncoderHeadConfig):  # a head of the toolkit's own lies on the encoder already
-            model: Any = checkpoint.load(AutoModelForSequenceClassification, head_dropout=self.head.dropout, **fields)
+            rate = {} if self.head.dropout is None else {"head_dropout": self.head.dropout}
+            model: Any = checkpoint.load(AutoModelForSequenceClassification, **(dropout | rate), **fields)
             if checkpoint.config.has_shape(self.head):
                 return match_head(model, checkpoint)
-            return note_unused_head(attach_head(model.encoder, self.head, **fields), checkpoint)
-        return note_unused_head(attach_head(checkpoint.load(AutoModel, **dropout), self.head, **fields), checkpoint)
+            return note_unused_head(attach_head(model.encoder, self.head, training.dropout, **fields), checkpoint)
+        encoder = checkpoint.load(AutoModel, **dropout)
+        return note_unused_head(attach_head(encoder, self.head, training.dropout, **fields), checkpoint)
 
     def prefer_head(self, head: HeadConfig | None) -> Self:
         return self.model_copy(update={"head": head}) if head is not None and self.head is None else self

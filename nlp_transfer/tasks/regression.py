@@ -1,20 +1,27 @@
 """A number for a text or a pair of texts."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.config import TrainingConfig, shorten
-from nlp_transfer.errors import Problems
+from nlp_transfer.config import Positive, TrainingConfig, shorten
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.heads import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
 from nlp_transfer.metrics import REGRESSION_KEYS, compute_regression_metrics
+from nlp_transfer.models import Checkpoint, new_parameters
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._labels import check_no_classes
 from nlp_transfer.tasks._text import TextTask
 
-LARGEST = float(np.finfo(np.float32).max)  # targets are float32
+LARGEST = float(np.finfo(np.float32).max)  # a saved model computes in fp32
+SPREAD = 1e-30, 1e30  # standard deviations with which fp32 weights neither vanish nor overflow
+COARSE = 0.01  # share of the standard deviation between two neighbouring fp32 numbers, from which on a user is warned
 
 
 def number(cell: Any) -> float | None:
@@ -29,10 +36,21 @@ def number(cell: Any) -> float | None:
 
 
 class Regression(TextTask):
-    """Least squares. The model answers in the units of the column, so a saved model needs no scaling beside it."""
+    """Least squares on standardized targets, (y - `mean`) / `scale`, so that training does not depend on the column's units.
 
-    best_metric: ClassVar[str] = "pearson"
+    Predictions and metrics are in the column's units, and so is what a saved model returns: mean and scale are folded into its
+    output layer.
+    """
+
+    best_metric: ClassVar[str] = "r2"  # ranks as the squared error does; a correlation does not see predictions that are far off
     answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
+
+    mean: float | None = None
+    """What is subtracted from the targets while training; null: their mean over train."""
+    scale: Positive | None = None
+    """What the targets are then divided by; null: their standard deviation over train."""
+    offset: float | None = None
+    """Of a saved model: the bias of its output layer in full precision. null while training."""
 
     def metric_names(self) -> list[str]:
         return list(REGRESSION_KEYS)
@@ -45,9 +63,21 @@ class Regression(TextTask):
 
     def fit(self, train: Rows, problems: Problems) -> Self:
         values = {number(cell) for cell in train.columns[self.label]}
+        place = f"train, column {self.label!r}"
         if len(values) == 1 and None not in values:
-            problems.add(f"train, column {self.label!r}: every row has the same value; allowed: at least two different numbers")
+            problems.add(f"{place}: every row has the same value; allowed: at least two different numbers")
+        elif None not in values and not SPREAD[0] <= (found := _deviation(self._targets(train))) <= SPREAD[1]:
+            problems.add(
+                f"{place}: the standard deviation is {found:g}; allowed: {SPREAD[0]:g} to {SPREAD[1]:g}, which fp32 weights can "
+                "produce; multiply the column by a power of ten"
+            )
         return self
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+        values = self._targets(train)
+        mean = float(values.mean()) if self.mean is None else self.mean
+        scale = (_deviation(values) or 1.0) if self.scale is None else self.scale  # of a train split of equal values it is 0
+        return super().prepare(checkpoint, train).model_copy(update={"mean": mean, "scale": scale, "offset": None})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         for row, cell in enumerate(rows.columns[self.label]):
@@ -59,27 +89,81 @@ class Regression(TextTask):
 
     def strata(self, rows: Rows) -> np.ndarray:
         """Tenths of the range by rank, so that a split sees small and large values alike."""
-        values = self.encode_targets(rows.columns[self.label])
+        values = self._targets(rows)
         return np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64)
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
-        """float32 of shape (rows,)."""
-        return np.array([number(cell) for cell in cells], np.float32)
+        """float64 of shape (rows,), in the column's units: in float32 two timestamps a minute apart would be equal."""
+        return np.array([number(cell) for cell in cells], np.float64)
+
+    def _targets(self, rows: Rows) -> np.ndarray:
+        return self.encode_targets(rows.columns[self.label])
+
+    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+        """Tokens and targets are the same whatever train's mean and scale are."""
+        plain = self.model_copy(update={"mean": None, "scale": None, "offset": None})
+        return super(Regression, plain).encoding(tokenizer)
 
     def head_fields(self) -> dict[str, Any]:
         return {"id2label": {0: self.label}, "label2id": {self.label: 0}, "problem_type": "regression"}
+
+    def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
+        """As for any task; a head that the checkpoint brings keeps its predictions.
+
+        Raises:
+            UserError: the head has no linear output layer with a bias, which mean and scale could be folded into.
+        """
+        model = super().build_model(checkpoint, training)
+        layer = self._output(model)
+        if layer.bias is None and self.mean:
+            raise UserError(
+                f"task.head: the family's head of {model.config.model_type} models has no bias, which the mean of "
+                f"{self.label!r} could be added to; allowed: a head such as {{pooling: mean}}, or task.mean: 0"
+            )
+        if not any(layer.weight is parameter for name, parameter in model.named_parameters() if name in new_parameters(model)):
+            layer.unfold()
+        return model
+
+    def _output(self, model: PreTrainedModel) -> RegressionOutput:
+        layer = RegressionOutput.replace(model)
+        if layer is None:
+            raise UserError(
+                f"task.head: the head of {model.config.model_type} models has no linear layer with one output; allowed: a head "
+                "such as {pooling: mean}"
+            )
+        layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
+        return layer
+
+    def export(self, model: PreTrainedModel) -> Self:
+        fold_outputs(model)
+        layers = regression_outputs(model)
+        return self.model_copy(update={"offset": layers[-1].offset}) if layers else self
+
+    def connect(self, model: PreTrainedModel) -> None:
+        layers = regression_outputs(model)
+        if not layers and (self.mean, self.scale) == (None, None):  # from elsewhere: its logits are the predictions
+            layers = [layer for layer in [RegressionOutput.replace(model)] if layer]
+        for layer in layers or [self._output(model)] * (self.scale is not None):
+            layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
+            layer.offset = layer.stored_bias if self.offset is None else self.offset
+
+    def computing(self, model: nn.Module) -> AbstractContextManager[None]:
+        return standardized_outputs(model)
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
         rows = float(len(batch["labels"]))
         return {"rows": rows, "squared_error": rows}
 
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Summed squared error over logits of shape (rows, 1), computed in fp32."""
-        return {"squared_error": (outputs.logits.float().squeeze(-1) - batch["labels"]).square().sum()}
+        """Summed squared error of standardized values, over logits of shape (rows, 1), computed in fp32."""
+        logits = outputs.logits.float().squeeze(-1)
+        wanted = ((batch["labels"].double() - (self.mean or 0.0)) / (self.scale or 1.0)).float()
+        return {"squared_error": (logits - wanted.to(logits.device)).square().sum()}
 
     def predict(self, outputs: Any) -> Arrays:
-        """`prediction` float32 (rows,)."""
-        return {"prediction": outputs.logits.float().squeeze(-1).cpu().numpy()}
+        """`prediction` float64 (rows,), in the column's units."""
+        values = outputs.logits.float().squeeze(-1).cpu().numpy().astype(np.float64)
+        return {"prediction": values * (self.scale or 1.0) + (self.mean or 0.0)}
 
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         return {"prediction": answers["prediction"].astype(float).tolist()}
@@ -88,7 +172,25 @@ class Regression(TextTask):
         return compute_regression_metrics(answers["prediction"], targets["labels"])
 
     def report(self, train: Rows) -> list[str]:
-        values = self.encode_targets(train.columns[self.label])
-        return [
-            f"{self.label}: from {values.min():g} to {values.max():g}, mean {values.mean():.3g}, deviation {values.std():.3g}"
-        ]
+        values = self._targets(train)
+        mean, deviation = float(values.mean()), _deviation(values)
+        lines = [f"{self.label}: from {values.min():.10g} to {values.max():.10g}, mean {mean:.10g}, deviation {deviation:.3g}"]
+        given = {name: value for name, value in (("mean", self.mean), ("scale", self.scale)) if value is not None}
+        if not given.items() <= {"mean": mean, "scale": deviation or 1.0}.items():
+            settings = ", ".join(f"task.{name}: {value:g}" for name, value in given.items())
+            lines.append(f"{self.label}: standardized with {settings}, as the settings say, not with those of train")
+        step = float(np.spacing(np.float32(np.abs(values).max())))
+        if step > COARSE * deviation:
+            lines.append(
+                f"warning: {self.label}: plain transformers computes in fp32, in which numbers of this size are {step:g} apart; "
+                "load_predictor and the commands predict in float64. Subtract a constant from the column to have the same "
+                "precision everywhere"
+            )
+        return lines
+
+
+def _deviation(values: np.ndarray) -> float:
+    """The standard deviation; squares of tiny numbers do not become zero."""
+    apart = values - values.mean()
+    largest = float(np.abs(apart).max())
+    return largest * float(np.sqrt(np.mean((apart / largest) ** 2))) if largest else 0.0

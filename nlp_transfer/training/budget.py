@@ -59,13 +59,21 @@ class Budget:
         asked = phase.epochs or self.training.epochs
         return min(20, max(3, math.ceil(300 / steps_an_epoch))) if isinstance(asked, str) else asked
 
-    def steps(self, phase: Phase | None = None, finished: int = 0) -> int:
-        """Optimiser steps of a phase; one that names its own epochs takes `max_steps` at most."""
-        most = self.training.max_steps
-        if most and (phase is None or phase.epochs is None):
-            return most
-        steps = self.plan(phase, finished).steps(self.epochs(phase))
-        return min(steps, most) if most else steps
+    def steps(self, phase: Phase | None = None, finished: int = 0, taken: int = 0) -> int:
+        """Optimizer steps of a phase, 0 where none are left.
+
+        `max_steps` is for the whole run: what is left of it is divided evenly among this phase and those that it says follow. A
+        phase that names its own epochs takes no more than these.
+
+        Args:
+            taken: steps of the phases before it.
+        """
+        phase = phase or Phase()
+        if self.training.max_steps is None:
+            return self.plan(phase, finished).steps(self.epochs(phase))
+        left = self.training.max_steps - taken
+        most = min(left, max(1, left // (1 + phase.following)))
+        return most if phase.epochs is None else min(most, self.plan(phase, finished).steps(phase.epochs))
 
     def learning_rate(self) -> float:
         """The peak rate; auto: the strategy's, which is for 32 rows a step, times the root of the batch's ratio to that."""

@@ -116,13 +116,6 @@ def in_fp32(model: torch.nn.Module) -> Iterator[None]:
                 config._attn_implementation = name
 
 
-def on_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch where the model is. To a GPU it is copied while that still computes what it was given before."""
-    if device.type == "cuda":
-        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
 def seed_step(seed: int, step: int, process: int) -> None:
     """Dropout in a step depends on the run's seed, the step and the process alone, so no generator has to be saved."""
     number = int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])

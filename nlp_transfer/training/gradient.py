@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.console import say
-from nlp_transfer.data.tokens import TokenTable, model_inputs
+from nlp_transfer.data.tokens import TokenTable, model_inputs, on_device
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.memory import give_back, is_out_of_memory
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks import LossOptions, Objective
-from nlp_transfer.training.device import on_device, seed_step
+from nlp_transfer.training.device import seed_step
 from nlp_transfer.training.keeper import Position
 from nlp_transfer.training.stepping import Stepper
 

@@ -1,7 +1,8 @@
 """Where a run stands, and keeping it: checkpoints on optimiser steps, going on from the last one, the best weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizers import MovingAverage
 
-FEW = 4  # further figures that are shown beside the one that decides
+FEW = 5  # further figures that are shown beside the one that decides
 
 
 @dataclass
@@ -37,7 +38,8 @@ class Position:
     """Validation figures, the oldest first."""
     best: float | None = None
     best_rank: list[float] = field(default_factory=list)
-    """The best value of the metric with the sign that makes more better, and minus its loss."""
+    """The best value of the metric with the sign that makes more better, and minus its loss; minus the loss alone where the
+    metric is undefined."""
     best_step: int = 0
     phase_rank: list[float] = field(default_factory=list)
     """The best rank in this phase: what was reached before does not decide when it is stopped."""
@@ -62,15 +64,15 @@ class Position:
 
     def judge(self, metrics: dict[str, float], metric: str, higher: bool, patience: int | None) -> bool:
         """Takes down an evaluation; true when it is the best so far. After `patience` that are not, the phase is stopped."""
-        value = metrics.get(metric, math.nan)  # undefined, as a correlation with a constant is, is never better
+        value = metrics.get(metric, math.nan)
         sign = 1 if higher else -1
         # On a small split many evaluations tie; of two that do, the one with the smaller loss is better.
-        rank = [sign * value if math.isfinite(value) else -math.inf, -metrics["loss"]]
+        rank = [sign * value] * math.isfinite(value) + [-metrics["loss"]]
         self.history.append({"step": self.step, **metrics})
-        better = self.best is None or rank > self.best_rank
+        better = self.best is None or _is_better(rank, self.best_rank)
         if better:
             self.best, self.best_rank, self.best_step = value, rank, self.step
-        if not self.phase_rank or rank > self.phase_rank:
+        if not self.phase_rank or _is_better(rank, self.phase_rank):
             self.phase_rank, self.worse = rank, 0
         else:
             self.worse += 1
@@ -83,6 +85,12 @@ class Position:
             + (f"; no better for {self.worse} evaluations, so training stops" if self.stopped else "")
         )
         return better
+
+
+def _is_better(rank: list[float], than: list[float]) -> bool:
+    """Whether an evaluation is better than another. Where the metric of one of them is undefined, as a correlation with a
+    constant is, the loss decides."""
+    return rank > than if len(rank) == len(than) else (rank[-1], len(rank)) > (than[-1], len(than))
 
 
 class Keeper:
@@ -170,6 +178,16 @@ class Keeper:
                 raise RuntimeError(f"{path}: the best weights cannot be restored: {broken}; start the run again to go on")
             best = checkpoints.read_tensors(path, "model") | checkpoints.read_tensors(path, "average")
             self._put(self._before | best)
+
+    @contextmanager
+    def best_weights(self, position: Position) -> Iterator[None]:
+        """Within it the model has the weights that `restore_best` would leave; afterwards the last ones again."""
+        last = self._copy(set(position.touched))
+        try:
+            self.restore_best(position)
+            yield
+        finally:
+            self._put(last)
 
     def _best_folder(self, position: Position) -> Path:
         """By the position, not by the pointer file: that may be of a later checkpoint, which was passed over."""

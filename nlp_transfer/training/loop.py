@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import Steps
+from nlp_transfer.console import Steps, say
 from nlp_transfer.errors import UserError
 from nlp_transfer.inference import answer_all
 from nlp_transfer.models import enable_gradient_checkpointing, train_mode
@@ -133,7 +133,11 @@ class Trainer:
     def _run_phase(self, phase: Phase) -> None:
         at, training, accelerator = self.position, self.training, self.accelerator
         finished = len(at.strategy["finished"])
-        table, plan, total = self.budget.table(phase), self.budget.plan(phase, finished), self.budget.steps(phase, finished)
+        table, plan = self.budget.table(phase), self.budget.plan(phase, finished)
+        total = self.budget.steps(phase, finished, at.step - at.phase_step)
+        if total == 0:
+            say(f"warning: phase {phase.name}: skipped, since no step is left of training.max_steps {training.max_steps}")
+            return
         augment = self.augment if phase.split == "train" and phase.objective is None else None
         objective = self.objectives[phase.objective] if phase.objective else self.task
         names = set(phase.trainable or ())
@@ -278,7 +282,10 @@ class Trainer:
     def _view(self) -> View:
         def predict(table: Any) -> dict[str, Any]:
             self.model.to(self.accelerator.device)
-            return answer_all(self.model, self.task, table, self.accelerator, precision=self.precision)[0]
+            with self.keeper.best_weights(self.position):
+                return answer_all(self.model, self.task, table, self.accelerator, precision=self.precision)[0]
 
         epochs, windows = (self.budget.epochs(), self.budget.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
-        return View(self.model, self.tables, self.position.history, predict, epochs, windows, self.training.max_steps)
+        most = self.training.max_steps
+        left = None if most is None else most - self.position.step
+        return View(self.model, self.tables, self.position.history, predict, epochs, windows, most, left)

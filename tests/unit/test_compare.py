@@ -202,6 +202,9 @@ AVERAGES = [f"{kind}_{average}" for kind in ("precision", "recall", "f1") for av
     [
         *((CLASSES, metric, "classes") for metric in ["accuracy", *AVERAGES]),
         *((LABELS, metric, "several") for metric in ["accuracy", *AVERAGES]),
+        (NUMBERS, "r2", "numbers"),
+        (NUMBERS, "mae", "numbers"),
+        (NUMBERS, "rmse", "numbers"),
         (NUMBERS, "mse", "numbers"),
         (NUMBERS, "pearson", "numbers"),
     ],

@@ -51,7 +51,10 @@ MULTILABEL = {
 
 REGRESSION_REFERENCES = np.array([1.0, 2.0, 4.0, 3.0])
 REGRESSION_PREDICTIONS = np.array([1.0, 2.0, 3.0, 5.0])
-REGRESSION = {"pearson": 4.5 / math.sqrt(8.75 * 5), "spearman": 1 - 6 * 2 / (4 * 15), "mse": (0 + 0 + 1 + 4) / 4}
+REGRESSION = {
+    "pearson": 4.5 / math.sqrt(8.75 * 5), "spearman": 1 - 6 * 2 / (4 * 15), "mse": (0 + 0 + 1 + 4) / 4,
+    "mae": (0 + 0 + 1 + 2) / 4, "rmse": math.sqrt(5 / 4), "r2": 1 - 5 / (2.25 + 0.25 + 2.25 + 0.25),
+}  # fmt: skip
 
 TEXTS = ["the cat sat on the mat", "a dog ran under the tree"]
 TRANSLATION = {"bleu": 100.0, "chrf": 100.0, "ter": 0.0}  # of texts that are their own references
@@ -173,7 +176,14 @@ def test_undefined_correlation_is_left_out(predictions: list[float], references:
     for name in ("pearson", "spearman"):
         value = metrics.load(name)._compute(predictions=predictions, references=references)[name]
         assert math.isnan(value)
-    assert metrics.compute_regression_metrics(np.array(predictions), np.array(references)) == {"mse": 1.0}
+    others = {"mse": 1.0, "mae": 1.0, "rmse": 1.0} | ({"r2": 0.0} if references == [1.0, 3.0] else {})
+    assert metrics.compute_regression_metrics(np.array(predictions), np.array(references)) == others
+
+
+def test_errors_near_a_large_number_keep_their_digits() -> None:
+    references = 2e9 + np.array([1.0, 2.0, 4.0, 3.0])
+    found = metrics.compute_regression_metrics(2e9 + REGRESSION_PREDICTIONS, references)
+    assert found == pytest.approx(REGRESSION)
 
 
 def test_nearly_constant_predictions_do_not_warn() -> None:
@@ -206,7 +216,7 @@ def test_combined_label_metrics_agree(multilabel: bool) -> None:
     assert combined.compute() == pytest.approx(expected), "in two batches, after another computation"
 
 
-@pytest.mark.parametrize("name", ["pearson", "spearman", "mse"])
+@pytest.mark.parametrize("name", list(REGRESSION))
 def test_regression_metric_by_name(name: str) -> None:
     found = metrics.load(name).compute(predictions=REGRESSION_PREDICTIONS, references=REGRESSION_REFERENCES)
     assert found == pytest.approx({name: REGRESSION[name]})
@@ -287,7 +297,7 @@ def test_wrong_regression_inputs(predictions: Any, references: Any) -> None:
 
 
 def test_every_name_loads() -> None:
-    known = "accuracy auc bleu chrf f1 mcc mse pearson precision recall spearman ter"
+    known = "accuracy auc bleu chrf f1 mae mcc mse pearson precision r2 recall rmse spearman ter"
     assert metrics.names() == known.split()
     for name in metrics.names():
         assert isinstance(metrics.load(name), evaluate.Metric)
@@ -303,7 +313,7 @@ def test_keys_are_distinct_and_have_a_direction() -> None:
         keys += metric.compute(**{column: inputs[column] for column in metric._feature_names()})
     assert len(keys) == len(set(keys))
     assert set(keys) == {*SINGLE_LABEL, *REGRESSION, *TRANSLATION, "auc"}
-    assert {key for key in keys if not metrics.higher_is_better(key)} == {"mse", "ter"}
+    assert {key for key in keys if not metrics.higher_is_better(key)} == {"mae", "mse", "rmse", "ter"}
     assert not metrics.higher_is_better("loss")
     assert metrics.higher_is_better("token_accuracy")
 

@@ -1,16 +1,22 @@
 """Self-training: which rows join in, under which labels; rounds; what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from nlp_transfer import fine_tune
 from nlp_transfer.errors import UserError
-from nlp_transfer.strategies import strategy_from
+from nlp_transfer.strategies import Phase, strategy_from
 from nlp_transfer.strategies.self_training import SelfTraining
+from nlp_transfer.training import loop, validation
 from tests.conftest import sentiment_rows, write_csv
+from tests.equivalence.test_resume import Killed, die_after
+from tests.unit.test_training import equal, make, weights_of
 
 
 def scores_of(sure: list[tuple[int, float]], classes: int = 2) -> dict[str, np.ndarray]:
@@ -84,6 +90,91 @@ def test_rounds_learn_from_more_and_more_rows(
     steps = found.result["train"]["steps"]
     assert steps > 2 * (2 + 2 + 2), "later rounds have more windows"
     assert found.result["train"]["examples"] > 3 * 2 * 32
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("restart", [True, False])
+def test_the_best_weights_label_and_not_the_last(
+    on_disk: bool, restart: bool, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.9, 0.5, 0.6, 0.7])  # of two evaluations a phase; the very first stays the best
+    evaluated, labelled, began = [], [], []
+
+    def scored(model: Any, *_: Any, **__: Any) -> Any:
+        evaluated.append(weights_of(model))
+        return {"accuracy": next(accuracies), "loss": 1.0}, {}
+
+    predict, run_phase = loop.answer_all, loop.Trainer._run_phase
+
+    def answer_all(model: Any, *arguments: Any, **named: Any) -> Any:
+        labelled.append(weights_of(model))
+        return predict(model, *arguments, **named)
+
+    def begin(self: loop.Trainer, phase: Phase) -> None:
+        began.append(weights_of(self.model))
+        run_phase(self, phase)
+
+    monkeypatch.setattr(validation, "score", scored)
+    monkeypatch.setattr(loop, "answer_all", answer_all)
+    monkeypatch.setattr(loop.Trainer, "_run_phase", begin)
+    monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.arange(2), np.array([0, 1])))
+    strategy = SelfTraining(rounds=1, restart=restart)
+    trainer: Any = make(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
+    trainer.tables["unlabelled"] = trainer.tables["validation"]
+    trainer.model.first_weights = weights_of(trainer.model)
+    assert trainer.train().step == 4
+    assert len(evaluated) == 4
+    assert len(labelled) == 1
+    assert equal(labelled[0], evaluated[0])
+    assert not equal(labelled[0], evaluated[1])
+    assert equal(began[1], began[0] if restart else evaluated[1]), "training goes on as if nothing had been labelled"
+
+
+@pytest.mark.parametrize("writes", [2, 4, 6])
+def test_rounds_labelled_by_the_best_weights_go_on_bit_for_bit(
+    writes: int, files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(output: Path) -> Any:
+        return fine_tune(
+            model=str(tiny["bert"]), data=files | {"validation": files["test"]}, task="text_classification",
+            strategy={"name": "self_training", "rounds": 2, "confidence": 0}, output_dir=str(output),
+            training={"max_steps": 8, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3, "evaluate_every": 1},
+        )  # fmt: skip
+
+    straight = started(tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        die_after(patch, writes)
+        with pytest.raises(Killed):
+            started(tmp_path / "broken")
+    resumed = started(tmp_path / "broken")
+    assert resumed.metrics == straight.metrics
+    first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (straight, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_max_steps_is_shared_by_all_rounds(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+    found = fine_tune(
+        model=str(tiny["bert"]), data=files | {"validation_share": 0}, task="text_classification",
+        strategy={"name": "self_training", "rounds": 2, "confidence": 0}, output_dir=str(tmp_path / "run"),
+        training={"max_steps": 8, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-3, "logging_steps": 1, "warmup": 0},
+    )  # fmt: skip
+    assert found.result["train"]["steps"] == 8
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    wanted = [1e-3 * (steps - i) / steps for steps in (2, 3, 3) for i in range(steps)]
+    assert [line["learning_rate"] for line in log] == pytest.approx(wanted)
+
+
+def test_no_round_begins_anew_where_no_step_is_left(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Else the weights it begins with, which nothing would train, were what is saved."""
+    found = fine_tune(
+        model=str(tiny["bert"]), data=files | {"validation_share": 0}, task="text_classification",
+        strategy={"name": "self_training", "rounds": 3, "confidence": 0}, output_dir=str(tmp_path / "run"),
+        training={"max_steps": 1, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-2},
+    )  # fmt: skip
+    assert found.result["train"]["steps"] == 1
+    first = load_file(tiny["bert"] / "model.safetensors")["encoder.layer.0.output.dense.weight"]
+    saved = load_file(tmp_path / "run/model/model.safetensors")["bert.encoder.layer.0.output.dense.weight"]
+    assert not torch.equal(first, saved)
 
 
 def test_nothing_joins_in_where_the_model_is_sure_of_nothing(

@@ -149,7 +149,7 @@ def test_squared_error_is_torchs() -> None:
     task = fitted("regression", [1, "2.5", 3.0])
     batch = {"labels": torch.from_numpy(task.encode_targets([1, "2.5", 3.0]))}
     given = outputs([0.5], [2.0], [4.0])
-    wanted = nn.MSELoss(reduction="sum")(given.logits[:, 0], batch["labels"])
+    wanted = nn.MSELoss(reduction="sum")(given.logits[:, 0], batch["labels"].float())
     torch.testing.assert_close(task.loss(given, batch)["squared_error"], wanted)
     assert task.counts(batch) == {"rows": 3.0, "squared_error": 3.0}
 

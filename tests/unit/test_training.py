@@ -265,13 +265,20 @@ def test_a_metric_that_is_undefined_is_never_better(tiny: dict[str, Path], monke
     assert make(tiny["bert"], evaluate_every=1).train().best_step == 2
 
 
+def test_where_the_metric_is_undefined_the_loss_decides(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An early checkpoint of no use is not the best one because its predictions happened to correlate."""
+    scripted(monkeypatch, [-0.2, math.nan, math.nan, math.nan], [30.0, 3.0, 1.0, 2.0])
+    position = make(tiny["bert"], evaluate_every=1).train()
+    assert position.best_step == 3
+
+
 class Two(Strategy):
     """The head, then everything."""
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         head = tuple(name for name, _ in view.model.named_parameters() if name.startswith("classifier"))
         everything = tuple(name for name, _ in view.model.named_parameters())
-        phases = [Phase("head", trainable=head), Phase("all", trainable=everything)]
+        phases = [Phase("head", trainable=head, following=1), Phase("all", trainable=everything)]
         return phases[len(state.finished)] if len(state.finished) < 2 else None
 
 
@@ -287,6 +294,18 @@ def test_early_stopping_ends_the_phase_and_not_the_run(
     assert torch.equal(seen[0][word], seen[1][word]), "the first phase trains the head alone"
     assert not torch.equal(seen[1][word], seen[2][word])
     assert equal(weights_of(trainer.model), seen[2])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_max_steps_is_for_all_phases_together(steps: int, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """What is left is divided evenly among a phase and those that follow; each phase's rate falls to its own end."""
+    trainer = make(tiny["bert"], Two(), tmp_path, max_steps=steps, warmup=0)
+    assert trainer.train().step == steps
+    assert trainer.budget.steps() == steps
+    rates = [line["learning_rate"] for line in log_of(tmp_path)]
+    head = max(1, steps // 2)
+    wanted = [(head - i) / head for i in range(head)] + [(steps - head - i) / (steps - head) for i in range(steps - head)]
+    assert rates == pytest.approx([1e-3 * factor for factor in wanted])
 
 
 # --- the optimiser step -----------------------------------------------------------------------------------------------
@@ -432,7 +451,7 @@ def test_the_moving_average_is_what_is_scored_and_left(
 
 
 def test_the_moving_average_includes_what_a_later_phase_sets_free(tiny: dict[str, Path], steps: list[Weights]) -> None:
-    trainer = make(tiny["bert"], Two(), ema=0.3, max_steps=2)
+    trainer = make(tiny["bert"], Two(), ema=0.3, max_steps=4)
     del trainer.tables["validation"]
     trainer.train()
     word = "bert.embeddings.word_embeddings.weight"
@@ -442,7 +461,7 @@ def test_the_moving_average_includes_what_a_later_phase_sets_free(tiny: dict[str
 
 def test_every_phase_computes_in_the_precision_asked_for(tiny: dict[str, Path]) -> None:
     """Accelerate prepares a model once: had its mark stayed, the second phase would compute in fp32."""
-    trainer = make(tiny["bert"], Two(), precision="bf16", max_steps=2)
+    trainer = make(tiny["bert"], Two(), precision="bf16", max_steps=4)
     seen: list[torch.dtype] = []
     trainer.model.classifier.register_forward_hook(
         lambda module, _, output: seen.append(output.dtype) if module.training else None
@@ -460,9 +479,9 @@ def test_moments_are_carried_by_name_through_a_phase_that_does_not_train_them(ti
             head = tuple(name for name in names if name.startswith("classifier"))
             body = tuple(name for name in names if name not in head)
             done = len(state.finished)
-            return Phase(f"{done}", trainable=(head, body, head)[done]) if done < 3 else None
+            return Phase(f"{done}", trainable=(head, body, head)[done], following=2 - done) if done < 3 else None
 
-    trainer = make(tiny["bert"], HeadBodyHead(), max_steps=2)
+    trainer = make(tiny["bert"], HeadBodyHead(), max_steps=6)
     trainer.train()
     counted = {name: int(value) for name, value in trainer.keeper.moments.items() if name.endswith("/step")}
     assert counted["classifier.weight/step"] == 4

@@ -1,0 +1,82 @@
+"""`training.dropout` reaches every dropout module, those of the toolkit's own heads too."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nlp_transfer import registry
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.sources import find_model
+from nlp_transfer.tasks import task_from
+from nlp_transfer.training import Trainer
+from tests import strategies
+from tests.models import FAMILIES
+
+SINGLE: dict[str, Any] = {"name": "text_classification"}
+OWN = {"hidden": [8], "pooling": "mean"}
+OFF = {"dropout": 0, "attention_dropout": 0}
+
+
+def built(checkpoint: Path, head: Any, **training: Any) -> nn.Module:
+    task: Any = task_from(SINGLE | {"labels": ["a", "b"], "head": head})
+    model: nn.Module = task.build_model(Checkpoint.open(find_model(str(checkpoint))), TrainingConfig(**training))
+    return model
+
+
+def rates(model: nn.Module) -> set[float]:
+    return {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+
+
+def head_rates(model: Any) -> set[float]:
+    return rates(model.classifier)
+
+
+@pytest.mark.parametrize("head", [None, OWN], ids=["family", "own"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_dropout_is_no_dropout_anywhere(family: str, head: Any, tiny: dict[str, Path]) -> None:
+    model = built(tiny[family], head, **OFF).train()
+    assert rates(model) <= {0.0}
+    inputs = {"input_ids": torch.arange(5, 13)[None]}
+    assert torch.equal(model(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("own", "training", "expected"), [(None, None, 0.1), (None, 0.0, 0.0), (None, 0.3, 0.3), (0.2, 0.0, 0.2), (0.0, 0.3, 0.0)]
+)
+def test_the_heads_own_setting_overrides(own: Any, training: Any, expected: float, tiny: dict[str, Path]) -> None:
+    head = OWN | ({} if own is None else {"dropout": own})
+    assert head_rates(built(tiny["bert"], head, dropout=training)) == {expected}
+
+
+def test_a_saved_head_of_the_toolkits_own_is_reached(tiny: dict[str, Path], tmp_path: Path) -> None:
+    model: Any = built(tiny["bert"], OWN)
+    model.save_pretrained(tmp_path)
+    Checkpoint.open(find_model(str(tiny["bert"]))).tokenizer.save_pretrained(tmp_path)
+    assert rates(built(tmp_path, None, **OFF)) == {0.0}
+    assert head_rates(built(tmp_path, None)) == {0.1}
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("strategy") if (name, "single") not in strategies.IMPOSSIBLE])
+def test_no_strategy_brings_dropout_back(name: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    seen: list[set[float]] = []
+    document = strategies.document(
+        name, "single", tiny["bert"], strategies.files(tmp_path / "data"), tmp_path / "run", tmp_path, **OFF
+    )
+    document["task"] = SINGLE
+    original = Trainer.train
+
+    def train(self: Trainer) -> Any:
+        seen.append(rates(self.model))
+        return original(self)
+
+    from nlp_transfer import fine_tune
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train", train)
+        fine_tune(**document)
+    assert len(seen) == 1
+    assert seen[0] <= {0.0}
