@@ -74,7 +74,7 @@ def test_push_takes_no_setting(name: str, tmp_path: Path) -> None:
     assert f"--{name}" in message("push", tmp_path, "me/model", f"--{name}", "x")
 
 
-@pytest.mark.parametrize("command", COMMAND_SETTINGS.keys() - {"load_predictor"})
+@pytest.mark.parametrize("command", sorted(COMMAND_SETTINGS.keys() - {"load_predictor"}))
 def test_help_lists_exactly_the_settings_that_a_command_takes(command: str) -> None:
     shown = CliRunner().invoke(cli, [command, "--help"], terminal_width=200).output
     listed = set(re.findall(r"^  --((?:data|task|strategy|training)\.\w+|model|output_dir|provenance) \[", shown, re.MULTILINE))
