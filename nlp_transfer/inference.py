@@ -257,7 +257,7 @@ class Predictor:
         problems.raise_if_any()
         own = answer(self.model, self.task, self.encode(rows), self.batch_size, self.precision)
         answers = gather([own], len(rows))[0]
-        floats = {name: meaningful(name, array, self.precision) for name, array in answers.items() if array.dtype.kind == "f"}
+        floats = {name: meaningful(name, array, self.precision) for name, array in answers.items() if array.dtype == np.float32}
         return self.task.describe(answers | floats, probabilities)
 
     def encode(self, rows: Rows, targets: bool = False) -> TokenTable:

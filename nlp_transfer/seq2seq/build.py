@@ -167,7 +167,8 @@ def _decoder_from(
     try:
         model = opened.load(AutoModelForCausalLM, **changes)
     except UserError as error:
-        raise UserError(f"task.decoder: {str(error).removeprefix('model: ')}; allowed: {DECODERS}") from error
+        reason = str(error).removeprefix("model: ").partition("; allowed")[0]
+        raise UserError(f"task.decoder: {reason}; allowed: {DECODERS}") from error
     if warm_start:
         return model
     model = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)

@@ -41,7 +41,7 @@ GLUED = regex.compile(rf"[{GLUE}]+")
 CLAUSE_END = tuple(",;:—–،؛，、；：.!?…")
 # Where a sentence may be split first: at spaces, and after commas where none follow. A comma between digits is part of a number.
 CLAUSE = regex.compile(
-    rf"(?P<gap>[{WHITE}]++)|(?!(?<=\p{{Nd}})[，：](?=\p{{Nd}}))[，、；：]++[\p{{Pe}}\p{{Pf}}]*+|(?<=[{EAST}])[,;:]++(?=[{EAST}])"
+    rf"(?P<gap>[{WHITE}]++)|(?!(?<=\p{{Nd}})[，：](?=\p{{Nd}}))[，、；：]++[\p{{Pe}}\p{{Pf}}。！？｡]*+|(?<=[{EAST}])[,;:]++(?=[{EAST}])"
 )
 
 # What a stretch without spaces is split into, one level after the other: characters of scripts without spaces, with the marks

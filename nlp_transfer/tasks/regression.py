@@ -21,6 +21,7 @@ from nlp_transfer.tasks._text import TextTask
 
 LARGEST = float(np.finfo(np.float32).max)  # a saved model computes in fp32
 SPREAD = 1e-30, 1e30  # standard deviations with which fp32 weights neither vanish nor overflow
+ROUNDING = 1e-7  # of standardized values in fp32
 COARSE = 0.01  # share of the standard deviation between two neighbouring fp32 numbers, from which on a user is warned
 
 
@@ -161,12 +162,15 @@ class Regression(TextTask):
         return {"squared_error": (logits - wanted.to(logits.device)).square().sum()}
 
     def predict(self, outputs: Any) -> Arrays:
-        """`prediction` float64 (rows,), in the column's units."""
-        values = outputs.logits.float().squeeze(-1).cpu().numpy().astype(np.float64)
-        return {"prediction": values * (self.scale or 1.0) + (self.mean or 0.0)}
+        """`prediction` (rows,), in the column's units: float64; of a model from elsewhere, whose scale is not known, float32."""
+        values = outputs.logits.float().squeeze(-1).cpu().numpy()
+        return {"prediction": values if self.scale is None else values.astype(np.float64) * self.scale + (self.mean or 0.0)}
 
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        return {"prediction": answers["prediction"].astype(float).tolist()}
+        values = answers["prediction"].astype(float)
+        if self.scale is not None:  # digits below the rounding of the standardized fp32 values mean nothing
+            values = np.round(values, int(np.ceil(-np.log10(self.scale * ROUNDING))))
+        return {"prediction": values.tolist()}
 
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         return compute_regression_metrics(answers["prediction"], targets["labels"])

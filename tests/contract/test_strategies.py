@@ -103,7 +103,8 @@ def check(checkpoint: Checkpoint, document: dict[str, Any], case: dict[str, Any]
     strategy = strategy_from(case)
     model, task, table, new = prepare(checkpoint, document, strategy)
     # Without decay: it would move what has a gradient of zero.
-    training = TrainingConfig(max_steps=2, batch_size=12, precision="fp32", learning_rate=1e-2, weight_decay=0)
+    steps = 4 if case["name"] == "few_shot" else 2  # it has two phases
+    training = TrainingConfig(max_steps=steps, batch_size=12, precision="fp32", learning_rate=1e-2, weight_decay=0)
     job = Job(task, {"train": table}, {"train": rows_of()}, checkpoint, training, torch.device("cpu"))
     if case["name"] in ("few_shot", "prototypes", "zero_shot"):
         job = strategy.prepare_data(job, model)

@@ -42,7 +42,6 @@ def test_two_processes_predict_what_one_does(
     assert [json.loads(line)["id"] for line in one.splitlines()] == [str(row[0]) for row in rows]
     said = capfd.readouterr().err
     assert said.count("answering with 2 processes, 1 thread each\n") == 1
-    assert said.count("computing in") == 2  # once a command
     assert said.count(f"{len(rows)} rows are in") == 2
     assert [path.name for path in outputs[1].parent.iterdir()] == ["out.jsonl"]
 

@@ -381,7 +381,7 @@ SETTINGS = [
         "decoder without cross-attention",
         (
             "task.decoder: distilbert cannot be loaded",
-            "DistilBertConfig",
+            "none for distilbert models",
             "allowed: a BERT, RoBERTa",
         ),
         settings={"task.decoder": "distilbert", "task.target_vocabulary": GONE},

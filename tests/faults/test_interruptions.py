@@ -255,11 +255,11 @@ def test_evaluation_takes_smaller_batches_where_memory_is_short(
     straight = run("straight", max_steps=3, precision="fp32")
     original, seen = TextClassification.answer, []
 
-    def answer(self: Any, model: Any, batch: Any, chosen: Any) -> Any:
+    def answer(self: Any, model: Any, batch: Any, *more: Any) -> Any:
         if len(batch["input_ids"]) > 2:
             raise MemoryError
         seen.append(len(batch["input_ids"]))
-        return original(self, model, batch, chosen)
+        return original(self, model, batch, *more)
 
     monkeypatch.setattr(TextClassification, "answer", answer)
     cut = run("cut", max_steps=3, precision="fp32")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from nlp_transfer.models import Checkpoint
 from nlp_transfer.sources import find_model
 from nlp_transfer.sources.rows import from_columns
 from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks.regression import Regression
 from nlp_transfer.training.device import make_accelerator
 from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.test_resume import Killed, die_after
@@ -299,3 +301,11 @@ def test_scoring_a_loaded_model_gives_standardized_losses(tiny: dict[str, Path],
     table = predictor.encode(from_columns(columns(values), "rows"), targets=True)
     metrics, _ = score(predictor.model, predictor.task, table, make_accelerator(TrainingConfig(), "fp32"))
     assert metrics["loss"] == pytest.approx(metrics["mse"] / values[:48].std() ** 2)
+
+
+def test_predictions_of_large_numbers_keep_their_digits_and_no_others() -> None:
+    task = Regression(mean=1.7e9, scale=60.0)
+    outputs = SimpleNamespace(logits=torch.tensor([[0.5], [-1.25], [1 / 3]]))
+    assert task.describe(task.predict(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.000001]
+    small = Regression(mean=0.0, scale=1e-4).describe({"prediction": np.array([1e-4 / 3])})
+    assert small["prediction"] == [3.33333e-05]
