@@ -11,16 +11,16 @@ _TEXT = ("task.text", "task.text_pair")
 _INPUT = (*_TEXT, "task.source", "task.max_length", "task.longest_source")
 _LANGUAGES = ("task.source_language", "task.target_language")
 _SEARCH = ("task.prefix", "task.beams", "task.length_penalty", "task.length_ratio")
-_OUTPUT = ("task.label", "task.label_type", "task.label_format", "task.target", "task.separator", "task.threshold")
+_SCORED = ("task.label", "task.label_format", "task.target", "task.separator", "task.threshold")
 
 COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "train": ("*",),
     "compare": ("*", "!training.seed"),
-    "evaluate": ("data.test", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_OUTPUT),
+    "evaluate": ("data.test", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_SCORED),
     "predict": (*FORMAT, *_TEXT, "task.max_length", "task.label_type", "task.separator", "task.threshold"),
     "translate": (*FORMAT, "task.source", "task.max_length", "task.longest_source", *_LANGUAGES, *_SEARCH),
     "push": (),
-    "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_OUTPUT, "task.translated_rows"),
+    "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_SCORED, "task.label_type", "task.translated_rows"),
 }
 """By command, and for `load_predictor(settings=)`: the dotted names of the settings that have an effect there. `*` stands for
 any name; a name behind `!` is taken out again."""

@@ -201,6 +201,11 @@ class TrainingConfig(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of splits, order, new weights and dropout."""
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _label_to_text(cls, value: Any) -> Any:
+        return {str(label): weight for label, weight in value.items()} if isinstance(value, Mapping) else value
+
     @property
     def rows(self) -> int:
         """`batch_size` as a number, which it is as soon as the model is known."""

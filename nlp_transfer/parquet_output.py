@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +60,7 @@ class ParquetOutput:
                 shutil.copyfileobj(self._rewound(self.parts[0]), file)
 
     def _begin_part(self) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if self.writer is not None:
@@ -67,7 +68,10 @@ class ParquetOutput:
             if len(self.parts) >= MOST_PARTS:
                 self._merge()
         self.parts.append(tempfile.TemporaryFile(dir=self.path.parent) if self.parts else self.path)  # noqa: SIM115
-        self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
+        try:
+            self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
+        except pa.ArrowException as error:  # an object without any field, say
+            raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
 
     def _merge(self) -> None:
         """Replaces the parts, which are closed, by one that has all of their rows under the current schema."""
@@ -111,14 +115,26 @@ def _array(name: str, values: Sequence[Any]) -> Any:
 
     kinds = {type(value) for value in values if value is not None}
     try:
-        if bool in kinds and len(kinds) > 1:  # Arrow would make 1.0 of true
-            raise TypeError("true and false are no numbers")
+        _check_truth(values)
         return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         kind = " and ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(
             f"--output: a .parquet column has one type; column {name!r} holds {kind} ({error}); allowed: .jsonl"
         ) from error
+
+
+def _check_truth(values: Iterable[Any]) -> None:
+    """Raise a TypeError where truth values stand among numbers, also inside lists and objects: Arrow would make 1.0 of true."""
+    present = [value for value in values if value is not None]
+    kinds = {type(value) for value in present}
+    if bool in kinds and len(kinds) > 1:
+        raise TypeError("true and false are no numbers")
+    if list in kinds:
+        _check_truth(element for value in present if isinstance(value, list) for element in value)
+    objects = [value for value in present if isinstance(value, dict)]
+    for name in {name for value in objects for name in value}:
+        _check_truth(value.get(name) for value in objects)
 
 
 def _wider(known: Any, new: Any) -> Any:

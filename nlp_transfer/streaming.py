@@ -72,9 +72,7 @@ def translate_file(
         say(f"no effect: task.beams (--beams {beams} takes its place)")
     in_pieces = _answer(wanted | {"translate": True, "beams": beams, "base": base}, output, "translating", processes)
     if in_pieces:
-        asked = [f"task.{name}" for name in ("max_length", "longest_source") if name in (settings.get("task") or {})]
-        limit = f"{' and '.join(asked)} allow{'s' * (len(asked) == 1)}" if asked else "any in training"
-        say(f"{in_pieces} texts were longer than {limit} and were translated in pieces")
+        say(f"{in_pieces} texts were longer than task.longest_source of the model and were translated in pieces")
 
 
 def _answer(wanted: dict[str, Any], output: Path, title: str, processes: int) -> int:
@@ -216,7 +214,15 @@ def _data_settings(settings: dict[str, Any], source: Path | None = None) -> Data
 
 
 def _guess_rows(path: Path) -> int:
-    """Rows of a file from its size and its first lines, for the progress bar alone."""
+    """Rows of a file, as Parquet records them or from the size and the first lines, for the progress bar alone."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return max(1, pq.read_metadata(path).num_rows)
+        except (OSError, pa.ArrowException):  # reading says what is wrong
+            return 1
     try:
         start = read_start(path, 1 << 16)
     except OSError:  # reading says what is wrong

@@ -14,6 +14,7 @@ from nlp_transfer.inference import Predictor, answering, pick_columns
 from nlp_transfer.models import autocast
 from nlp_transfer.seq2seq.generate import ROWS
 from nlp_transfer.sources.memory import read_inputs
+from nlp_transfer.sources.rows import TRANSLATION
 from nlp_transfer.sources.tables import Batch
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -88,16 +89,19 @@ class Translator:
         return [translation if text.strip() else text for text, translation in zip(texts, translations, strict=True)]
 
     def translate_batch(self, batch: Batch, path: Path) -> dict[str, list[Any]]:
-        """The column `translation` of one window of a file; texts that are empty or missing stay empty.
+        """The translations of one window of a file, as a column `translation`; texts that are empty or missing stay empty.
+
+        Where the source stands inside a column `translation`, as data sets on the hub have it, the new column is `prediction`.
 
         Raises:
             UserError: a cell is no text, or the file has such a column already.
         """
         name = self.task.source
-        if batch.has_column("translation"):
-            raise UserError(f"{path}: has a column 'translation' already, which the answer would overwrite; rename it")
+        column = "translation" if batch.has_column(name) or not batch.has_column(TRANSLATION) else "prediction"
+        if batch.has_column(column):
+            raise UserError(f"{path}: has a column {column!r} already, which the translation would overwrite; rename it")
         cells = ["" if cell is None else cell for cell in pick_columns(batch, path, [name])[name]]
         for i, cell in enumerate(cells):
             if not isinstance(cell, str):
                 raise UserError(f"{path}, row {batch.first + i}, column {name!r}: found {with_type(cell)}; allowed: text")
-        return {"translation": self.translate(cells)}
+        return {column: self.translate(cells)}

@@ -7,6 +7,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -92,9 +93,12 @@ class Writer:
 
     def _write_jsonl(self, columns: Columns) -> None:
         for row in zip(*columns.values(), strict=True):
-            # JSON has no NaN, which is how tables write a missing number.
-            cells = (None if isinstance(cell, float) and cell != cell else cell for cell in row)
-            self._text().write(json.dumps(dict(zip(columns, cells, strict=True)), ensure_ascii=False, default=_json_text) + "\n")
+            record = dict(zip(columns, row, strict=True))
+            try:
+                line = json.dumps(record, ensure_ascii=False, default=_json_text, allow_nan=False)
+            except ValueError:
+                line = json.dumps(_finite(record), ensure_ascii=False, default=_json_text, allow_nan=False)
+            self._text().write(line + "\n")
 
     def _write_csv(self, columns: Columns) -> None:
         writer = csv.writer(_UnixLines(self._text()), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")
@@ -124,6 +128,15 @@ def _csv_cell(value: object) -> object:
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False, default=_json_text)
     return _json_text(value) if isinstance(value, bytes) else value
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and the infinities, also inside lists and objects: JSON has no such numbers."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _json_text(value: object) -> str:

@@ -12,7 +12,7 @@ Lengths = Callable[[Sequence[str]], list[int]]
 # Scripts without spaces between words. East Asian ones have none between sentences either; Southeast Asian ones have them there.
 EAST = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\u3001-\u303f\u30fb\u30fc"
-    r"\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+    r"\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uff9e\uff9f"
 )
 SOUTHEAST = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 SPACELESS = EAST + SOUTHEAST

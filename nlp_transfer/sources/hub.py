@@ -49,7 +49,9 @@ def column_of(data: Any, name: str, plain: Callable[[Any], Any] = lambda cell: c
     alone = data.select_columns([name])
     for start in range(0, len(data), BLOCK):
         values = alone[start : start + BLOCK][name]
-        column.extend(plain(value) for value in (values.tolist() if hasattr(values, "tolist") else values))
+        for to_list in ("to_pylist", "tolist"):
+            values = getattr(values, to_list)() if hasattr(values, to_list) else values
+        column.extend(map(plain, values))
     return column.done()
 
 

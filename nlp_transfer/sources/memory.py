@@ -53,9 +53,21 @@ def read_inputs(inputs: Any, wanted: list[str]) -> tuple[Rows, bool]:
         return _from_mapping(inputs, wanted)
     if is_table(inputs):
         return read_table_object(inputs, "texts", wanted), False
-    if isinstance(inputs, (bytes, bytearray)) or not isinstance(inputs, Iterable):
+    if (row := _named(inputs)) is not None and set(wanted) <= row.keys():  # a row of a DataFrame
+        return _from_records([row], wanted), True
+    if isinstance(inputs, (bytes, bytearray)) or not isinstance(inputs, Iterable) or getattr(inputs, "ndim", 1) == 0:
         raise UserError(f"texts: found {with_type(inputs)}; allowed: {INPUTS}")
-    return _from_records([plain_cell(item) for item in inputs], wanted), False
+    return _from_records([plain_cell(item) if _named(item) is None else _named(item) for item in inputs], wanted), False
+
+
+def _named(item: Any) -> dict[str, Any] | None:
+    """Return the cells of a named tuple, or of a Series whose index holds text, by name; None for anything else."""
+    if isinstance(item, tuple) and hasattr(item, "_asdict"):
+        return {str(name): cell for name, cell in item._asdict().items()}
+    index = getattr(item, "index", None)
+    if index is None or callable(index) or not all(isinstance(name, str) for name in index):
+        return None
+    return dict(zip(index, item, strict=True))
 
 
 def _from_mapping(inputs: Mapping[Any, Any], wanted: list[str]) -> tuple[Rows, bool]:
@@ -69,7 +81,7 @@ def _from_mapping(inputs: Mapping[Any, Any], wanted: list[str]) -> tuple[Rows, b
         cells = {name: [cell] for name, cell in cells.items()}
     problems = Problems()
     for name, cell in cells.items():
-        if isinstance(cell, (str, bytes)) or not isinstance(cell, Iterable):
+        if isinstance(cell, (str, bytes, Mapping, set)) or not isinstance(cell, Iterable):
             problems.add(f"texts, column {name!r}: found {with_type(cell)}; allowed: a list of texts, as long as the others")
     problems.raise_if_any()
     columns = {name: [plain_cell(value) for value in cell] for name, cell in cells.items()}
@@ -114,6 +126,8 @@ def _cells(source: Any, name: str) -> Sequence[Any]:
     if not hasattr(source, "column_names"):
         name = next(column for column in source.columns if str(column) == name)  # a DataFrame's columns may be numbers
     values = source[name]
+    if str(getattr(values, "dtype", "")) in ("float32", "float16"):  # 0.1, as a CSV file would have it, and not 0.10000000149
+        return [plain_cell(float(str(value))) for value in values.to_numpy()]
     for to_list in ("to_pylist", "tolist", "to_list"):
         if hasattr(values, to_list):
             values = getattr(values, to_list)()
@@ -125,4 +139,6 @@ def plain_cell(value: Any) -> Any:
     """Return a cell as a Python value. pandas writes a missing cell as NaN, NA or NaT; here it is None, whatever the source."""
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
+    if hasattr(value, "as_py"):  # of Arrow
+        return value.as_py()
     return value.tolist() if hasattr(value, "tolist") else value

@@ -20,8 +20,9 @@ from nlp_transfer.sources.wheels import default_cache
 
 IN_MEMORY = 2**22  # characters of a column; where there are more they go to a file
 BLOCK = 1000  # texts that are decoded at once
-# Zero-width space, word joiner, byte order mark, soft hyphen and marks of direction; joiners make other words in Persian, say.
-INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f]")
+# Zero-width space, word joiner, byte order mark, soft hyphen, marks of direction and variation selectors. Joiners are not among
+# them: in Persian, say, they make other words.
+INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069\ufe0e\ufe0f\u034f]")
 HALVES = "surrogatepass"  # a cell may hold half a character until it is checked
 
 

@@ -21,6 +21,7 @@ from nlp_transfer.replay import run_live
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
 from nlp_transfer.strategies._frozen import on_cached_features
 from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear
+from nlp_transfer.tasks import Task
 
 
 class Features(Strategy):
@@ -43,6 +44,9 @@ class Features(Strategy):
     def preferred_head(self) -> HeadConfig:
         """Pooled over all tokens: the first token's vector, which the families' heads take, means little before fine-tuning."""
         return HeadConfig(pooling="mean")
+
+    def unused(self, task: Task) -> dict[str, str]:
+        return {"training.attention_dropout": "the encoder is frozen"}
 
     def owns_phases(self) -> bool:
         return not self.takes_steps()

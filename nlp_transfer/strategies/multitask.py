@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from safetensors.torch import save_file
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 from nlp_transfer.applicability import UsedWith
 from nlp_transfer.config import DataConfig, Document, Positive, Settings
 from nlp_transfer.console import say
-from nlp_transfer.data.splits import UNLABELLED, read_splits
+from nlp_transfer.data.splits import UNLABELLED, input_keys, read_splits
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import find_layers, has_decoder, head_notes, new_parameters
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
@@ -124,6 +125,7 @@ class Multitask(Strategy):
         if unknown := [name for name in self.weights if name not in names]:
             raise UserError(f"strategy.weights: there is no task {unknown[0]!r}; known: {', '.join(names)}")
         jobs = {self.OWN: job} | {further.name: self._read(further, job) for further in self.tasks}
+        say(*_shared_inputs(jobs))
         models: dict[str, Any] = {self.OWN: model}
         for name, other in list(jobs.items())[1:]:
             models[name] = other.task.build_model(job.checkpoint, job.training)
@@ -210,3 +212,20 @@ class Multitask(Strategy):
         for name, model in models.items():
             head = {key: value.contiguous() for key, value in model.state_dict().items() if not key.startswith(f"{prefix}.")}
             save_file(head, folder / f"{name}.safetensors")
+
+
+def _shared_inputs(jobs: Mapping[str, Job]) -> list[str]:
+    """Return warnings about rows that one task is scored on and another one learns from: the encoder sees them in training."""
+    keys = {
+        (name, split): input_keys(job.task, rows)
+        for name, job in jobs.items()
+        for split, rows in job.rows.items()
+        if split != UNLABELLED
+    }
+    return [
+        f"warning: {shared} of {len(held)} rows of {name}'s {split} have an input that stands in train of {other} as well; its "
+        "metrics may be too good"
+        for (name, split), held in keys.items()
+        for other in jobs
+        if split != "train" and other != name and (shared := int(np.isin(held, keys[other, "train"]).sum()))
+    ]

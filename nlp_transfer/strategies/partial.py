@@ -19,6 +19,7 @@ from nlp_transfer.replay import run_live
 from nlp_transfer.strategies import Group, Job, Strategy, scale_head
 from nlp_transfer.strategies._depth import HEAD_SCALE
 from nlp_transfer.strategies._frozen import on_cached_features
+from nlp_transfer.tasks import Task
 
 
 class Partial(Strategy):
@@ -39,6 +40,9 @@ class Partial(Strategy):
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """As in full fine-tuning the head learns faster than pretrained layers, where any of those are trained."""
         return groups if self.frozen_layers == "all" else scale_head(model, groups, HEAD_SCALE)
+
+    def unused(self, task: Task) -> dict[str, str]:
+        return {"training.attention_dropout": "the encoder is frozen"} if self.frozen_layers == "all" else {}
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where the model has fewer layers, or shares one set of weights among them."""

@@ -19,8 +19,12 @@ from typing import Any, Literal
 import numpy as np
 
 LabelType = Literal["str", "int", "float", "bool"]
-NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")  # 007, 1e3 and +1 are codes rather than numbers, and stay text
+# 007, 1e3 and +1 are codes rather than numbers, and stay text; Python and pandas write an exponent as in 1e+16.
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-][0-9]{2})?")
 LONGEST_NUMBER = 28  # characters; `Decimal` rounds to 28 digits, and rounding would join different labels
+POSITIONS = re.compile(r"[01]([ ,;\t]*[01])+")  # such as 1,0,1 and 101
+BRACKETS = {("[", "]"), ("(", ")"), ("{", "}")}
+CONTAINERS = (list, tuple, set, frozenset, dict, bytes, np.ndarray)
 TRUTH = {"true": True, "false": False}
 ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], which Python would read as one string
 
@@ -28,7 +32,7 @@ ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], whi
 def label_text(cell: Any) -> str | None:
     """Return the text of a single label, or None where the cell holds none (missing, empty, or a container)."""
     cell = cell.item() if isinstance(cell, np.generic) else cell
-    if cell is None or isinstance(cell, (list, tuple, set, dict, bytes, np.ndarray)) or cell != cell:
+    if cell is None or isinstance(cell, CONTAINERS) or cell != cell:
         return None
     return _number_text(cell) if isinstance(cell, (float, Decimal)) else str(cell).strip() or None
 
@@ -67,24 +71,50 @@ def label_value(cell: Any, kind: LabelType | None = None) -> str | None:
 
 
 def as_list(cell: Any) -> list[Any] | None:
-    """Return the elements of a cell that is a list, or text that spells a list in JSON or Python; None for any other cell."""
+    """Return the elements of a cell that is a list, or text that spells one in JSON or Python; None for any other cell.
+
+    Tuples and sets are lists too.
+    """
     if isinstance(cell, np.ndarray):
         return list(np.atleast_1d(cell).tolist())
     if isinstance(cell, (list, tuple)):
         return list(cell)
-    if isinstance(cell, set):
+    if isinstance(cell, (set, frozenset)):
         return sorted(cell, key=str)
     text = cell.strip() if isinstance(cell, str) else ""
-    if not (text.startswith("[") and text.endswith("]")) or ADJACENT_STRINGS.search(text):
+    if (text[:1], text[-1:]) not in BRACKETS or ADJACENT_STRINGS.search(text):
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
             elements = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
-        if isinstance(elements, list) and not any(isinstance(element, (list, dict, tuple, set)) for element in elements):
-            return elements
+        if isinstance(elements, (list, tuple, set)) and not any(isinstance(element, CONTAINERS) for element in elements):
+            return as_list(elements)
     return None
+
+
+def is_indicator(cell: Any) -> bool:
+    """Return whether a cell is 0 or 1, or false or true, in any spelling."""
+    return label_value(cell, "int") in ("0", "1")
+
+
+def hold_positions(cells: Sequence[list[Any]], labels: Sequence[str] | None = None) -> bool:
+    """Return whether cells that are lists hold a number for each label rather than names of labels.
+
+    Lists of names differ in length and name no label twice.
+
+    Args:
+        labels: names of labels where they are known: zeros and ones are no names then, unless 0 or 1 is among the labels.
+    """
+    lists = [cell for cell in cells if cell]
+    values = [[str(label_value(element, "int")) for element in cell if label_text(element) is not None] for cell in lists]
+    if not lists or not all(is_number(value) for cell in values for value in cell):
+        return False
+    repeated = any(len(set(cell)) < len(cell) for cell in values)
+    if all(value in ("0", "1") for cell in values for value in cell):
+        return repeated or (labels is not None and not any(map(is_indicator, labels)))
+    return repeated and len({len(cell) for cell in lists}) == 1
 
 
 def infer_type(cells: Iterable[Any], typed: bool) -> LabelType:

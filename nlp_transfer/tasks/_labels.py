@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -13,13 +14,19 @@ from nlp_transfer.errors import Problems, did_you_mean
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, fits_type, label_text, learn_labels
 
+JOINED = 0.2  # share of labels with a separator in them from which on a user is warned
+QUOTE = "(YAML reads an unquoted yes, no, on or off as true or false: put quotes around it)"
 
-def _from_yaml(labels: Any) -> Any:
-    """Numbers as the text that cells with them have; what YAML made of an unquoted `no` is refused."""
+
+def _as_text(labels: Any) -> Any:
+    """Return numbers as the text that cells with them have; booleans, which YAML makes of an unquoted `no`, are refused."""
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
     if not isinstance(labels, list):
         return labels
+    labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
     if truth := [label for label in labels if isinstance(label, bool)]:
-        raise ValueError(f"text, and {truth[0]} is none: YAML reads yes, no, on and off so, put quotes around them")
+        raise ValueError(f"text, such as '{truth[0]}' for {truth[0]} {QUOTE}")
     return [label_text(label) if isinstance(label, (int, float)) else label for label in labels]
 
 
@@ -29,7 +36,7 @@ def _each_once(labels: list[str]) -> list[str]:
     return labels
 
 
-LabelList = Annotated[list[str], Field(min_length=1), BeforeValidator(_from_yaml), AfterValidator(_each_once)]
+LabelList = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_text), AfterValidator(_each_once)]
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
@@ -77,11 +84,14 @@ def fit_labels(
         index = schema.id(label)
         by_name[label if index is None else names[index]] += count
     check_taught(names, by_name, problems)
-    if not fits_type(names, learned.kind):
-        if kind is not None:
-            problems.add(f"task.label_type: found {kind}; the labels are {shorten(names)}; allowed: str")
-        return names, "str", by_name
-    return names, learned.kind, by_name
+    check_type(names, kind, problems)
+    return names, learned.kind if fits_type(names, learned.kind) else "str", by_name
+
+
+def check_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> None:
+    """Adds a `task.label_type` that the labels do not have."""
+    if labels and kind and not fits_type(labels, kind):
+        problems.add(f"task.label_type: found {kind}; the labels are {shorten(labels)}; allowed: null, or a type that they have")
 
 
 def check_labels(rows: Rows, column: str, schema: LabelSchema, problems: Problems) -> None:
@@ -107,6 +117,18 @@ def similar_labels(labels: Iterable[str]) -> list[str]:
     for label in labels:
         alike.setdefault(label.casefold(), []).append(label)
     return [f"warning: the labels {shorten(names)} differ in case alone" for names in alike.values() if len(names) > 1]
+
+
+def other_separator(cells: Sequence[Any], marks: str, setting: str) -> list[str]:
+    """Return a warning where many cells of a column with one label a row look like several joined labels."""
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    for mark in marks:
+        if (joined := [text for text in texts if mark in text.strip(mark)]) and len(joined) >= JOINED * len(cells):
+            return [
+                f"warning: {len(joined)} of {len(cells)} labels contain {mark!r}, such as {joined[0]!r}; each is taken for one "
+                f"label (if they are several, see {setting})"
+            ]
+    return []
 
 
 def check_taught(labels: list[str], found: "Counter[str]", problems: Problems) -> None:
@@ -151,8 +173,13 @@ def check_weight_names(training: TrainingConfig, labels: list[str] | None, kind:
         if schema.id(name) is None:
             problems.add(
                 f"training.class_weights: there is no label {name!r}{did_you_mean(name, labels)}; known: {shorten(labels)}"
+                + f" {QUOTE}" * (name in ("True", "False"))
             )
     given = {schema.id(name) for name in weights}
+    if len(given) < len(weights):
+        problems.add(
+            f"training.class_weights: found {shorten(list(weights))}, of which two are one label; allowed: each label once"
+        )
     if missing := [label for i, label in enumerate(labels) if i not in given]:
         problems.add(f"training.class_weights: no weight is given for {shorten(missing)}; give one for every label")
 

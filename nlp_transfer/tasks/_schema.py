@@ -28,8 +28,18 @@ def task_for_config(checkpoint: Checkpoint) -> Task:
     name = TASK_OF_PROBLEM.get(config.problem_type or "", "text_classification")
     if name == "text_classification" and config.num_labels == 1:
         name = "regression"
-    labels = [] if name == "regression" else [config.id2label[i] for i in range(config.num_labels)]
+    labels = [] if name == "regression" else _configured(config)
+    if None in labels:
+        raise UserError(
+            f"model: {checkpoint.source.name}: config.json has id2label {dict(config.id2label)}; allowed: a name for each id "
+            f"from 0 to {config.num_labels - 1}"
+        )
     return task_from({"name": name} | ({"labels": labels} if labels else {}))
+
+
+def _configured(config: Any) -> list[str | None]:
+    """Return the names of the labels in a configuration, in the order of their ids; None for an id without a name."""
+    return [None if (name := config.id2label.get(i)) is None else str(name) for i in range(config.num_labels)]
 
 
 def check_schema(task: Task, checkpoint: Checkpoint) -> None:
@@ -38,7 +48,7 @@ def check_schema(task: Task, checkpoint: Checkpoint) -> None:
     if not labels:
         return
     config: Any = checkpoint.config
-    configured = [config.id2label.get(i) for i in range(config.num_labels)]
+    configured = _configured(config)
     if configured != labels:
         raise UserError(
             f"{checkpoint.source.name}: config.json has the labels {configured[:5]}..., nlp_transfer.json {labels[:5]}...; "

@@ -111,6 +111,11 @@ class TextTask(Task):
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
         fields = self.head_fields()
+        if self.head == "family" and isinstance(checkpoint.config, EncoderHeadConfig):
+            raise UserError(
+                f"task.head: found family; {checkpoint.source.name} has a head of this toolkit; allowed: null, which keeps it, "
+                "or as model the folder `encoder` in that of the model, which is the encoder alone"
+            )
         if self.head is None or self.head == "family":
             return match_head(checkpoint.load(AutoModelForSequenceClassification, **dropout, **fields), checkpoint)
         if checkpoint.config.is_encoder_decoder:

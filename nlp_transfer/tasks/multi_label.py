@@ -16,16 +16,28 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import MULTILABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
-from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, is_number, label_text, label_value
+from nlp_transfer.tasks._label_schema import (
+    BRACKETS,
+    POSITIONS,
+    LabelSchema,
+    LabelType,
+    as_list,
+    hold_positions,
+    is_indicator,
+    label_text,
+    label_value,
+)
 from nlp_transfer.tasks._labels import (
     LabelList,
     balance,
     check_taught,
+    check_type,
     check_weight_names,
     fit_labels,
     focal_factor,
     label_fields,
     no_label,
+    other_separator,
     shorten,
     similar_labels,
     unknown_label,
@@ -87,6 +99,7 @@ class MultiLabel(TextTask):
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
+        check_type(self.labels, self.label_type, problems)
         check_weight_names(training, self.labels, self.label_type, problems)
         for name, value in (("label_type", "str"), ("label_format", "names")) if isinstance(self.label, list) else ():
             if getattr(self, name) not in (None, value):
@@ -106,7 +119,7 @@ class MultiLabel(TextTask):
             check_taught(self.label, counts, problems)
         else:
             cells = [self.elements(cell) for cell in train.columns[self.label]]
-            form = self.label_format or ("indicators" if hold_positions(cells) else "names")
+            form = self.label_format or ("indicators" if hold_positions(cells, self.labels) else "names")
             task = self.model_copy(update={"label_format": form})
             if form == "indicators" and not task._names_match(cells, problems):
                 return task
@@ -118,15 +131,15 @@ class MultiLabel(TextTask):
 
     def _names_match(self, cells: Sequence[list[Any]], problems: Problems) -> bool:
         """Add a problem where cells hold a number for each label that `labels` does not name, or other numbers than 0 and 1."""
-        longest = max(map(len, cells))
+        usual = Counter(len(cell) for cell in cells if cell).most_common(1)[0][0]
         other = next((cell for cell in cells if not all(map(is_indicator, cell))), None)
-        if other is None and self.labels is not None and len(self.labels) == longest:
+        if other is None and self.labels is not None and len(self.labels) == usual:
             return True
         named = f"it has {len(self.labels)}" if self.labels else "it is not set"
-        example = shorten_value(other or next(cell for cell in cells if len(cell) == longest))
+        example = shorten_value(other or next(cell for cell in cells if len(cell) == usual))
         problems.add(
-            f"train, column {self.label!r}: found lists of {longest} numbers such as {example}, one for each label. Allowed: 0 "
-            f"and 1, with task.labels naming the {longest} positions in their order ({named}); or task.label: a list of columns "
+            f"train, column {self.label!r}: found lists of {usual} numbers such as {example}, one for each label. Allowed: 0 "
+            f"and 1, with task.labels naming the {usual} positions in their order ({named}); or task.label: a list of columns "
             "that hold 0 or 1; or the names of a row's labels in each cell (if numbers are names, set task.label_format: names)"
         )
         return False
@@ -145,6 +158,11 @@ class MultiLabel(TextTask):
         for label in labels:
             if 0 < counts[label] == len(train):
                 problems.add(f"{column}: every row has the label {label!r}; there is nothing to tell apart")
+        if labels and all(map(POSITIONS.fullmatch, labels)) and any(not label.isdigit() or label[0] == "0" for label in labels):
+            problems.add(
+                f"{column}: found {shorten(labels)}, which look like a 0 or 1 for each label; allowed: lists as in JSON, such as "
+                "[1, 0, 1], with task.labels naming their positions; or task.label: a list of columns that hold 0 or 1"
+            )
         if labels and not isinstance(self.label, list) and self.label_format == "names" and all(map(is_indicator, labels)):
             problems.add(
                 f"{column}: its labels are {shorten(labels)}; allowed: names of labels. A column of zeros and ones is read as "
@@ -153,9 +171,11 @@ class MultiLabel(TextTask):
 
     def _separator_faults(self) -> list[str]:
         """Return what makes joined labels ambiguous."""
-        inside = [label for label in self.labels or [] if self.separator in label]
+        join = self.separator.join
+        inside = [label for label in self.labels or [] if join([label, label]).split(self.separator) != [label, label]]
         return inside and [
-            f"the label {inside[0]!r} contains the separator {self.separator!r}, so that joined labels could not be told apart; "
+            f"the label {inside[0]!r} contains the separator {self.separator!r} or a part of it, so that joined labels would be "
+            "ambiguous; "
             "allowed: task.separator: a text that occurs in no label"
         ]
 
@@ -166,19 +186,38 @@ class MultiLabel(TextTask):
                     if not is_indicator(cell):
                         problems.add(no_label(f"{rows.where(row)}, column {name!r}", cell, "0 or 1"))
             return
+        if not self.labels:  # `fit` has said why
+            return
         schema = self.label_schema()
+        column = rows.columns[self.label]
+        if self.label_format == "names" and hold_positions([self.elements(cell) for cell in column]):
+            problems.add(
+                f"{rows.where(0)}, column {self.label!r}: found lists of zeros and ones such as {shorten_value(column[0])}; "
+                "train holds the names of a row's labels; allowed: the same in all splits"
+            )
+            return
         allowed = f"a list of labels or text joined by {self.separator!r}"
-        for row, cell in enumerate(rows.columns[self.label]):
+        for row, cell in enumerate(column):
             where = f"{rows.where(row)}, column {self.label!r}"
-            if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and is_unreadable_list(cell)):
+            if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and self._is_unreadable_list(cell)):
                 problems.add(no_label(where, cell, f"{allowed}; a list in a cell is written as in JSON, with commas"))
                 continue
             for element in as_list(cell) or ():
                 if label_text(element) is None:
                     problems.add(no_label(where, element, allowed))
-            for element in self.labels_of(cell):
+            elements = self.labels_of(cell)
+            if self.label_format == "indicators" and elements and all(map(is_indicator, elements)):
+                problems.add(no_label(where, cell, f"{len(schema.names)} zeros and ones, for {shorten(schema.names)}"))
+                continue
+            for element in elements:
                 if schema.id(element) is None:
                     problems.add(unknown_label(where, str(label_text(element)), schema.names))
+
+    def _is_unreadable_list(self, text: str) -> bool:
+        """Return whether text is in brackets but can be read neither as a list nor as one word, such as NumPy's `[0 1 0]`."""
+        text = text.strip().removeprefix("array")
+        in_brackets = (text[:1], text[-1:]) in BRACKETS and self.separator not in text
+        return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")
 
     def strata(self, rows: Rows) -> np.ndarray:
         """The rarest label of each row: what a split is most likely to lose."""
@@ -281,28 +320,6 @@ class MultiLabel(TextTask):
             lines.append(f"{self.label}: zeros and ones for {shorten(self.labels or [])}, in this order")
         if single := sorted(label for label, count in counts.items() if count == 1):
             lines.append(f"warning: only one row has {shorten(single)}")
+        if isinstance(self.label, str) and hot.sum(1).max(initial=0) <= 1:
+            lines += other_separator(train.columns[self.label], ",;/|".replace(self.separator, ""), "task.separator")
         return [*lines, *similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
-
-
-def is_indicator(cell: Any) -> bool:
-    """Return whether a cell is 0 or 1, or false or true, in any spelling."""
-    return label_value(cell, "int") in ("0", "1")
-
-
-def hold_positions(cells: Sequence[list[Any]]) -> bool:
-    """Return whether cells that are lists hold a number for each label rather than names of labels.
-
-    Lists of names differ in length and name no label twice.
-    """
-    lists = [cell for cell in cells if cell]
-    if not lists or len({len(cell) for cell in lists}) > 1 or len(lists[0]) < 2:
-        return False
-    values = [[str(label_value(element, "int")) for element in cell] for cell in lists]
-    return all(is_number(value) for cell in values for value in cell) and any(len(set(cell)) < len(cell) for cell in values)
-
-
-def is_unreadable_list(text: str) -> bool:
-    """Return whether text in brackets cannot be read as a list and is no single word either, such as NumPy's `[0 1 0]`."""
-    text = text.strip()
-    in_brackets = text.startswith("[") and text.endswith("]")
-    return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")

@@ -19,10 +19,12 @@ from nlp_transfer.tasks._labels import (
     LabelList,
     balance,
     check_labels,
+    check_type,
     check_weight_names,
     fit_labels,
     focal_factor,
     label_fields,
+    other_separator,
     similar_labels,
     weight_vector,
 )
@@ -51,6 +53,7 @@ class TextClassification(TextTask):
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
+        check_type(self.labels, self.label_type, problems)
         check_weight_names(training, self.labels, self.label_type, problems)
 
     def fit(self, train: Rows, problems: Problems) -> Self:
@@ -160,4 +163,5 @@ class TextClassification(TextTask):
     def report(self, train: Rows) -> list[str]:
         labels = self.labels or []
         counts = Counter(labels[i] for i in self.encode_targets(train.columns[self.label]))
-        return [*balance(counts, len(train)), *similar_labels(labels)]
+        joined = other_separator(train.columns[self.label], "|;", "task.name: multi_label")
+        return [*balance(counts, len(train)), *similar_labels(labels), *joined]

@@ -93,6 +93,8 @@ class Translation(Task):
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         if self.source == self.target:
             problems.add(f"task.target: found {self.target!r}, which is task.source as well; allowed: a column of its own")
+        if self.longest_source and self.max_length and self.longest_source > self.max_length:
+            problems.add(f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {self.max_length}")
         check_no_classes(training, "a translation", problems)
         if training.augment is not None:
             problems.add("training.augment: a changed source would no longer mean what its target says; allowed: null")

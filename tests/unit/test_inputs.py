@@ -125,6 +125,24 @@ def test_anything_else_is_refused_with_a_message(predictor: Predictor, inputs: A
         predictor(inputs)
 
 
+def test_rows_of_a_data_frame_are_read_by_name() -> None:
+    frame = FRAME.assign(other=["x", "y", "z"])
+    rows, single = read_inputs(frame.iloc[0], ["other", "review"])
+    assert ([rows.columns[name][0] for name in ("other", "review")], single) == (["x", TEXTS[0]], True)
+    for form in (list(frame.itertuples(index=False)), [row for _, row in frame.iterrows()]):
+        rows, single = read_inputs(form, ["other", "review"])
+        assert (rows.columns["review"], rows.columns["other"], single) == (TEXTS, ["x", "y", "z"], False)
+    with pytest.raises(UserError, match="column 'review': found"):
+        read_inputs(frame.set_index(pd.Index(["a", "b", "c"])).to_dict(), ["review"])
+
+
+def test_arrow_values_and_single_arrays(predictor: Predictor) -> None:
+    assert read_inputs(pa.array(TEXTS), ["text"])[0].columns["text"] == TEXTS
+    assert read_inputs(datasets.Dataset.from_pandas(FRAME).with_format("arrow"), ["review"])[0].columns["review"] == TEXTS
+    with pytest.raises(UserError, match="found array"):
+        predictor(np.array("a good film"))
+
+
 def test_columns_of_unequal_length_are_refused() -> None:
     with pytest.raises(UserError, match="different lengths"):
         read_inputs({"text": ["a", "b"], "other": ["c"]}, ["text", "other"])

@@ -135,6 +135,16 @@ def test_a_type_that_the_labels_do_not_have_is_refused() -> None:
         fit(frame(["a", "b", "a", "b"]), label_type="int")
 
 
+@pytest.mark.parametrize(
+    ("cells", "kind"), [(["a", "b", "a", "b"], "bool"), ([1.5, 2.5, 1.5, 2.5], "int"), ([1, 2, 1, 2], "bool")]
+)
+def test_a_saved_model_is_not_asked_for_another_type_than_its_labels_have(cells: list[Any], kind: str) -> None:
+    task, _ = fit(frame(cells))
+    problems = Problems()
+    task_from(task.document() | {"label_type": kind}).check_settings(TrainingConfig(), problems)
+    assert f"task.label_type: found {kind}" in str(problems)
+
+
 def test_class_weights_are_given_in_any_spelling() -> None:
     task, _ = fit(frame([1, 0, 1, 0]))
     problems = Problems()
@@ -255,3 +265,84 @@ def test_a_column_whose_name_contains_the_separator_is_refused() -> None:
 def test_labels_that_differ_in_case_alone_are_named() -> None:
     task, rows = fit(frame(["Spam", "spam", "ham", "Spam", "spam", "ham"]))
     assert any("'Spam', 'spam'" in line for line in task.report(rows))
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        ([[1, 0], [0, 1], [1, 0], [0, 1]], ["x", "y"]),
+        ([[1], [0], [1], [0]], ["x"]),
+        ([[1, 0, 0], None, [0, 1, 1], [0, 0, 1]], ["x", "y", "z"]),
+    ],
+)
+def test_named_positions_need_no_repeated_value(cells: list[Any], labels: list[str]) -> None:
+    task, rows = fit(frame(cells), "multi_label", labels=labels)
+    assert task.label_format == "indicators"
+    assert task.encode_targets(rows.columns["label"]).tolist() == [cell or [0] * len(labels) for cell in cells]
+
+
+def test_a_row_with_another_number_of_positions_is_named() -> None:
+    with pytest.raises(UserError, match=r"data\.train, row 3, column 'label': found \[1, 0\].*3 zeros and ones") as error:
+        fit(frame([[1, 0, 0], [0, 1, 1], [1, 0], [0, 0, 1]]), "multi_label", labels=["x", "y", "z"])
+    assert "row 1" not in str(error.value)
+
+
+def test_lists_without_names_give_one_message() -> None:
+    with pytest.raises(UserError) as error:
+        fit(frame([[1, 0, 1], [0, 1, 0]] * 5), "multi_label")
+    assert error.value.problems is not None
+    assert error.value.problems.count == 1
+
+
+@pytest.mark.parametrize(
+    "cells", [["1,0,1", "0,1,0", "1,1,0"], ["1 0 1", "0 1 0", "1 1 0"], ["101", "010", "110"], ["1;0;1", "0;1;0"]]
+)
+def test_digits_by_position_are_no_labels(cells: list[str]) -> None:
+    with pytest.raises(UserError, match="0 or 1 for each label"):
+        fit(frame(cells), "multi_label")
+
+
+@pytest.mark.parametrize("cell", ["('a', 'b')", "{'a', 'b'}", ("a", "b"), {"a", "b"}, frozenset({"a", "b"})])
+def test_tuples_and_sets_are_lists_of_labels(cell: Any) -> None:
+    task, _ = fit(pd.DataFrame({"text": TEXTS[:3], "label": pd.Series([cell, "a", "b"], dtype=object)}), "multi_label")
+    assert task.labels == ["a", "b"]
+    assert task.encode_targets([cell]).tolist() == [[1, 1]]
+
+
+def test_positions_beside_a_train_split_of_names_are_refused() -> None:
+    task, _ = fit(frame([[0, 2], [1], [1, 2], [0]]), "multi_label")
+    rows = read_rows(frame([[1, 0, 1], [0, 1, 0]]), "test", DataConfig(), task.columns())
+    task.check(rows, problems := Problems())
+    assert "train holds the names" in str(problems)
+
+
+@pytest.mark.parametrize(("labels", "separator"), [(["a;", "c"], ";;"), (["a |", "b"], " | ")])
+def test_a_part_of_the_separator_at_the_end_of_a_label_is_refused(labels: list[str], separator: str) -> None:
+    with pytest.raises(UserError, match=r"task\.separator"):
+        fit(frame([labels, labels[:1], [], labels[1:]]), "multi_label", separator=separator)
+
+
+def test_another_separator_than_the_one_set_is_pointed_out() -> None:
+    task, rows = fit(frame(["a,b", "a", "b", "a,b"]), "multi_label")
+    assert any("','" in line and "task.separator" in line for line in task.report(rows))
+    task, rows = fit(frame(["a|b", "a", "a", "a|b"]))
+    assert any("'|'" in line and "multi_label" in line for line in task.report(rows))
+
+
+def test_labels_of_small_floats_and_large_numbers_are_found_in_the_csv_of_the_same_frame(tmp_path: Path) -> None:
+    for values in (pd.Series([0.1, 0.2] * 3, dtype="float32"), pd.Series([1e16, 2e-7] * 3)):
+        table = pd.DataFrame({"text": TEXTS[:6], "label": values})
+        task, rows = fit(table)
+        table.to_csv(tmp_path / "t.csv", index=False)
+        read = read_rows(str(tmp_path / "t.csv"), "test", DataConfig(), task.columns())
+        assert task.encode_targets(read.columns["label"]).tolist() == task.encode_targets(rows.columns["label"]).tolist()
+
+
+def test_labels_in_settings_may_be_numpy_numbers() -> None:
+    assert fit(frame([1, 0, 1, 0]), labels=[np.int64(1), np.int64(0)])[0].labels == ["1", "0"]
+    assert TrainingConfig(class_weights={np.int64(0): 1.0, True: 2.0}).class_weights == {"0": 1.0, "True": 2.0}  # type: ignore[dict-item]
+    problems = Problems()
+    task_from({"name": "text_classification", "labels": ["1", "0"]}).check_settings(
+        TrainingConfig(class_weights={"1": 1.0, "1.0": 2.0, "0": 1.0}), problems
+    )
+    assert "two are one label" in str(problems)

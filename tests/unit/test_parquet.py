@@ -15,7 +15,7 @@ from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.sources import parquet, read_rows
 from nlp_transfer.sources.tables import Batch, read_table
-from nlp_transfer.streaming import predict_file
+from nlp_transfer.streaming import _guess_rows, predict_file
 from nlp_transfer.writing import Writer
 from tests.faults.test_hostile_files import not_utf8
 
@@ -218,3 +218,30 @@ def test_null_in_the_first_window_of_jsonl_is_no_reason_to_refuse(predict: Predi
     source.write_text("".join(json.dumps({"text": str(i), "n": None if i < ROWS - 1 else 7}) + "\n" for i in range(ROWS)))
     predict_file("model", source, tmp_path / "out.parquet", {}, False, None, "fp32")
     assert pq.read_table(tmp_path / "out.parquet").column("n").to_pylist() == [None] * (ROWS - 1) + [7]
+
+
+@pytest.mark.parametrize("cells", [[[True], [2.5]], [{"a": True}, {"a": 2.5}], [[{"a": False}], [{"a": 0.5}]], [True, 2.5]])
+def test_truth_inside_lists_and_objects_does_not_become_a_number(cells: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'z'.*true and false are no numbers"):
+        write(tmp_path / "o.parquet", {"z": cells})
+
+
+@pytest.mark.parametrize("cell", [{}, [{}]])
+def test_an_object_without_fields_is_refused_with_a_way_out(cell: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"allowed: \.jsonl"):
+        write(tmp_path / "o.parquet", {"z": [cell]})
+
+
+def test_json_lines_hold_null_where_json_has_no_number(tmp_path: Path) -> None:
+    nan, infinite = float("nan"), float("inf")
+    with Writer(tmp_path / "o.jsonl", ".jsonl") as writer:
+        writer.write({"z": [nan, [nan, 1.5], {"a": infinite}, "NaN"]})
+    lines = (tmp_path / "o.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["z"] for line in lines] == [None, [None, 1.5], {"a": None}, "NaN"]
+
+
+def test_progress_knows_the_rows_of_a_parquet_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"] * 3000}), tmp_path / "t.parquet")
+    assert _guess_rows(tmp_path / "t.parquet") == 3000
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    assert _guess_rows(tmp_path / "bad.parquet") == 1

@@ -308,4 +308,4 @@ def test_predictions_of_large_numbers_keep_their_digits_and_no_others() -> None:
     outputs = SimpleNamespace(logits=torch.tensor([[0.5], [-1.25], [1 / 3]]))
     assert task.describe(task.predict(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.000001]
     small = Regression(mean=0.0, scale=1e-4).describe({"prediction": np.array([1e-4 / 3])})
-    assert small["prediction"] == [3.33333e-05]
+    assert small["prediction"] == [3.333333e-05]

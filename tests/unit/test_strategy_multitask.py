@@ -183,3 +183,13 @@ def test_mistakes_are_named(
     with pytest.raises(UserError, match=message):
         fine_tune(**document(files, tiny, tmp_path / "run", **change))
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_one_task_is_scored_on_and_another_learns_from_are_reported(
+    files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaking = [{"name": "same", "data": {"train": files["test"], "validation_share": 0}, "task": "text_classification"}]
+    fine_tune(document(files, tiny, tmp_path / "run", tasks=leaking) | {"training": {"max_steps": 1}})
+    with open(files["test"]) as file:
+        rows = len(file.readlines()) - 1
+    assert f"warning: {rows} of {rows} rows of own's test have an input that stands in train of same" in capsys.readouterr().err

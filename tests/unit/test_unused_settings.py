@@ -228,16 +228,20 @@ def test_numbers_have_no_probabilities(tiny: dict[str, Path], tmp_path: Path) ->
     assert not (tmp_path / "b.csv").exists()
 
 
-@pytest.mark.parametrize(("more", "said"), [(("--task.max_length", 8), "task.max_length allows"), ((), "no limit")])
+@pytest.mark.parametrize("more", [("--task.longest_source", 8), ()])
 def test_translate_says_why_texts_went_in_pieces(
-    more: tuple[Any, ...], said: str, translators: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: tuple[Any, ...], translators: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.txt").write_text(f"{PAIRS[0][0]} {PAIRS[1][0]}\n")
     run("translate", translators["marian"], "--input", tmp_path / "a.txt", "--output", tmp_path / "b.txt", "--beams", 1, *more)
     shown = capsys.readouterr().err
-    assert ("in pieces" in shown) == bool(more)
-    assert (said in shown) == bool(more)
+    assert ("task.longest_source" in shown) == ("in pieces" in shown) == bool(more)
     assert "in training" not in shown
+
+
+def test_a_longest_source_above_the_longest_input_is_refused(translators: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"task\.longest_source: found 10000; allowed: up to task\.max_length"):
+        load_translator(translators["marian"], settings={"longest_source": 10_000})
 
 
 # Runs
