@@ -1,9 +1,11 @@
 """Answers for whole splits, for lists of texts and for files of any size; batches are sorted by length."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, overload
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ GPU_TOKENS = 1 << 15  # enough to keep a GPU busy; a batch that does not fit in 
 PRECISION = "fp32"  # of predictions and metrics, unless asked otherwise: the same on every machine and in any batch
 TINY = 1e-13
 ROWS = 32  # in a batch where answers are written word by word
+_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # padded tokens of a batch, by models for which more did not fit
 
 
 def batches_of(table: TokenTable, device: torch.device, batch_size: int | None = None) -> list[np.ndarray]:
@@ -65,11 +68,21 @@ def answer(
         targets.
     """
     device = next(model.parameters()).device
+    sides, limit = table.sides, _LIMITS.get(model, sys.maxsize)
     answers: list[Arrays] = []
     done: list[np.ndarray] = []
     items: Items = {}
 
+    def padded(indices: np.ndarray) -> int:
+        return len(indices) * int(sides[indices].max(0).sum())
+
     def take(indices: np.ndarray) -> None:
+        nonlocal limit
+        halves = np.array_split(indices, 2)
+        if len(indices) > 1 and padded(indices) > limit:
+            for half in halves:
+                take(half)
+            return
         try:
             batch = on_device(table.batch(indices), device)
             with autocast(device, precision):
@@ -84,8 +97,12 @@ def answer(
             _add(items, losses)
             return
         give_back()
-        say(f"warning: out of memory with {len(indices)} rows at a time; they are answered in two parts")
-        for half in np.array_split(indices, 2):
+        limit = _LIMITS[model] = min(limit, max(map(padded, halves)))
+        say(
+            f"warning: out of memory with {len(indices)} rows ({padded(indices):,} tokens with padding) at a time; from now on "
+            f"at most {limit:,} tokens"
+        )
+        for half in halves:
             take(half)
 
     was_training = model.training

@@ -4,15 +4,29 @@ import ctypes
 import sys
 from functools import cache
 
+import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 2**30  # bytes
+OUT_OF_MEMORY = (
+    "out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "allocation_failed", "can't allocate memory",
+    "not enough memory",
+)  # fmt: skip
+"""In lower case: of CUDA, HIP and MPS; of cuBLAS; of cuDNN before and since version 9; of the CPU's allocator (two systems)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or this process had no memory left."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and should_reduce_batch_size(error))
+    """Whether a device or this process had no memory left.
+
+    Only PyTorch's own allocator raises an error of its own for that; the driver and the libraries tell it in their messages.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    message = str(error).lower()
+    return any(words in message for words in OUT_OF_MEMORY) or should_reduce_batch_size(error)
 
 
 def give_back() -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: load one with a head, and what is done with a loaded model; `layers.py` says what it is made of."""
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.errors import UserError
+from nlp_transfer.kernels.sdpa import attention_for_any_shape
 from nlp_transfer.layers import Layers as Layers
 from nlp_transfer.layers import encoder_config as encoder_config
 from nlp_transfer.layers import encoder_type as encoder_type
@@ -251,8 +253,9 @@ def merge_adapter(model: Any) -> PreTrainedModel:
     return merged
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """The context in which a model of fp32 weights computes in `precision`."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+    half = torch.bfloat16 if precision == "bf16" else torch.float16
+    with attention_for_any_shape(), nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=half):
+        yield

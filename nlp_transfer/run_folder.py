@@ -22,6 +22,8 @@ HOW = (
     "data.token_cache",
 )
 """Settings that change nothing of what is learned."""
+ROUNDING = ("training.attention", "training.kernels")
+"""Settings by which results differ as far as rounding does; what is chosen for them depends on the machine."""
 OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "checkpoints", "biases.safetensors", "tasks", "shared")
 
 
@@ -132,7 +134,7 @@ class RunFolder:
         for name, old, new in found:
             if name in HOW:
                 continue
-            if name.startswith("provenance.versions."):
+            if name in ROUNDING or name.startswith("provenance.versions."):
                 say(f"warning: {name.rpartition('.')[2]} {old} before, {new} now; figures may differ in their last digits")
             else:
                 problems.add(f"{name}: {shorten(old)} before, {shorten(new)} now")

@@ -14,6 +14,12 @@ import pytest
 
 from tests.models import FAMILIES, WORDS, save_tiny
 
+
+def pytest_configure() -> None:
+    """Tests run on the CPU, as on every other machine; with CUDA_VISIBLE_DEVICES=0 they run on a GPU."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
 GOOD, BAD = ("good", "great", "bright"), ("bad", "awful", "dull")
 
 

@@ -16,6 +16,7 @@ from nlp_transfer.disk import patiently, sync, sync_all
 from nlp_transfer.export.load import RECORD, load_model, open_adapter, quiet, read_record
 from nlp_transfer.export.probe import make_probe
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
+from nlp_transfer.kernels.sdpa import attention_for_fp32
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.secrets import clean
 from nlp_transfer.sources.wheels import is_wheel
@@ -133,14 +134,25 @@ def check_adapter(
     add_to_record(folder, {"probe": make_probe(again, folder)})
 
 
-def _compare(task: Task, model: PreTrainedModel, again: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
+def _compare(task: Task, model: Any, again: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
+    """Compare the logits of a model and of what was read again from `folder`, both in fp32 on the CPU.
+
+    There neither TF32 nor the kernels of another device make a difference that saving did not make.
+
+    Raises:
+        RuntimeError: they differ by more than rounding.
+    """
     inputs = model_inputs(probe)
     device = next(model.parameters()).device
-    with torch.inference_mode(), task.computing(model), task.computing(again):
-        wanted = model.eval()(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
-        found = again.eval()(**inputs).logits.float().cpu()
-    difference = float((wanted - found).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+    model.eval().to("cpu")
+    try:
+        with torch.inference_mode(), attention_for_fp32(model), task.computing(model), task.computing(again):
+            expected = model(**inputs).logits.float()
+            logits = again.eval()(**inputs).logits.float()
+    finally:
+        model.to(device)
+    difference = float((expected - logits).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise RuntimeError(f"{folder}: read again, the model's logits differ by {difference}; it was not saved faithfully")
 
 

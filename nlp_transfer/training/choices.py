@@ -67,11 +67,14 @@ def choose(
 
 
 def resolve_kernels(training: TrainingConfig, device: torch.device) -> tuple[str, str]:
-    """`fast` or `plain`, and the reason for it.
+    """`fast` or `plain`, and the reason for it. On other devices than CPUs `fast` falls back to `plain`: a run's `config.yaml`
+    must work on any machine.
 
     Raises:
         UserError: fast is asked for where it cannot be.
     """
+    if training.kernels == "fast" and device.type != "cpu":
+        return "plain", f"fast was asked for, but the fast ones are for CPUs, and this run computes on {device.type}"
     if training.kernels == "fast" and training.gradient_checkpointing:
         raise UserError("training.kernels: found fast; with training.gradient_checkpointing; allowed: auto, plain")
     if training.kernels != "auto":
@@ -94,8 +97,13 @@ def choose_attention(
         fast: whether the toolkit's own kernel takes the place of PyTorch's.
 
     Raises:
-        UserError: the family has no such attention.
+        UserError: the family has no such attention, or it cannot compute in this precision.
     """
+    if asked.startswith("flash") and precision == "fp32":
+        raise UserError(
+            f"training.attention: found {asked}, which computes in bf16 and fp16 alone; precision is fp32; allowed: auto, sdpa, "
+            "or training.precision: bf16 on a machine that has it"
+        )
     short = device.type == "cpu" and precision == "bf16" and length <= SHORT and not fast
     wanted, reason = asked, "asked for"
     if asked == "auto":

@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import PretrainedConfig
+from accelerate.utils.environment import parse_flag_from_env
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
+from nlp_transfer.kernels.sdpa import attention_for_fp32
 
 NO_FP16 = ("deberta-v2",)  # attention scores of DeBERTa-v2/v3 overflow in fp16 and turn into NaN
 
@@ -57,6 +58,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     """
     # One process may run several jobs in turn, with different precisions; Accelerate keeps the first one's otherwise.
     AcceleratorState._reset_state(reset_partial_state=False)
+    _check_gpus()
     try:
         accelerator = Accelerator(
             cpu=not has_accelerator(),  # without this, plain torchrun on CPUs would start unrelated jobs
@@ -74,6 +76,18 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
         )
     return accelerator
+
+
+def _check_gpus() -> None:
+    """Raise a UserError where a launcher started more processes on this machine than it has GPUs."""
+    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return
+    gpus, process = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if process >= gpus:
+        raise UserError(
+            f"the launcher: found process {process + 1} on this machine, which has {gpus} CUDA GPU{'s' if gpus > 1 else ''}; "
+            f"allowed: one process for each GPU (--nproc_per_node {gpus})"
+        )
 
 
 def release_model(accelerator: Accelerator, model: torch.nn.Module, own_forward: Any = None) -> None:
@@ -101,19 +115,12 @@ def in_fp32(model: torch.nn.Module) -> Iterator[None]:
     prepared = vars(model).get("forward")
     if "_original_forward" in vars(model):
         model.forward = model._original_forward  # type: ignore[assignment]
-    configs = [config for module in model.modules() if isinstance(config := getattr(module, "config", None), PretrainedConfig)]
-    attention = {id(config): (config, config._attn_implementation) for config in configs}
-    for config, name in attention.values():
-        if "flash" in str(name):
-            config._attn_implementation = "sdpa"
     try:
-        yield
+        with attention_for_fp32(model):
+            yield
     finally:
         if prepared is not None:
             model.forward = prepared
-        for config, name in attention.values():
-            if config._attn_implementation != name:
-                config._attn_implementation = name
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

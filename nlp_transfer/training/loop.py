@@ -221,10 +221,11 @@ class Trainer:
         # In fp16 gradients may overflow: the scaler skips such steps by itself, only the loss must be a number.
         values = loss if self.precision == "fp16" else torch.as_tensor(norm).to(loss.device) + loss
         long_ago = self.accelerator.is_main_process and time.monotonic() - self._kept > CHECKPOINT_SECONDS
-        own = torch.tensor([float(self.signals.received is not None), float(long_ago)], device=loss.device)
-        flags = torch.cat([(~torch.isfinite(values)).float().reshape(1), own])
-        if self.accelerator.num_processes > 1:
-            flags = self.accelerator.reduce(flags, "sum")
+        received = self.signals.received is not None
+        if self.accelerator.num_processes == 1:  # a GPU is waited for once
+            return not bool(torch.isfinite(values)), received, long_ago
+        own = torch.tensor([float(received), float(long_ago)], device=loss.device)
+        flags = self.accelerator.reduce(torch.cat([(~torch.isfinite(values)).float().reshape(1), own]), "sum")
         broken, stop, late = flags.tolist()
         return broken > 0, stop > 0, late > 0
 

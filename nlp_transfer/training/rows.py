@@ -113,7 +113,7 @@ class RowwiseTable:
 
     def settle(self) -> None:
         """Brings every row up to date."""
-        self.catch_up(torch.arange(len(self.table)))
+        self.catch_up(torch.arange(len(self.table), device=self.table.device))
 
     def leave(self) -> None:
         """Makes it a table like any other: up to date, and moved by the optimiser from now on."""
@@ -122,19 +122,24 @@ class RowwiseTable:
 
     @torch.no_grad()
     def catch_up(self, rows: torch.Tensor) -> None:
-        """Makes up for the steps that rows have missed: with no gradient, moments shrink and weights move by what is left."""
+        """Makes up for the steps that rows have missed: with no gradient, moments shrink and weights move by what is left.
+
+        On any device: a table of a run that began on a CPU may be on a GPU when the run is resumed.
+        """
         now, seen = self.steps, self.state["seen"]
         rows = rows[seen[rows] < now]
         if not len(rows):
             return
         since, which = torch.unique(seen[rows], return_inverse=True)
-        kept, moved, eps, missed = (torch.from_numpy(values)[which, None] for values in self._missed(since.numpy(), now))
-        first, second = self.group["betas"]
+        which = which.cpu()  # factors are float64, which not every device has
+        kept, moved, eps, missed = (torch.from_numpy(values)[which, None] for values in self._missed(since.cpu().numpy(), now))
+        factors = (kept, moved, eps, *(beta**missed for beta in self.group["betas"]))
+        kept, moved, eps, of_mean, of_square = (factor.float().to(rows.device) for factor in factors)
         mean, square = self.state["exp_avg"][rows], self.state["exp_avg_sq"][rows]
-        change = mean * moved.float() / square.sqrt().add_(eps.float())
-        self.table.index_copy_(0, rows, self.table[rows].mul_(kept.float()).sub_(change))
-        self.state["exp_avg"].index_copy_(0, rows, mean.mul_((first**missed).float()))
-        self.state["exp_avg_sq"].index_copy_(0, rows, square.mul_((second**missed).float()))
+        change = mean * moved / square.sqrt().add_(eps)
+        self.table.index_copy_(0, rows, self.table[rows].mul_(kept).sub_(change))
+        self.state["exp_avg"].index_copy_(0, rows, mean.mul_(of_mean))
+        self.state["exp_avg_sq"].index_copy_(0, rows, square.mul_(of_square))
         seen.index_fill_(0, rows, now)
 
     def _missed(self, since: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -147,7 +152,7 @@ class RowwiseTable:
         """
         (first, second), eps = self.group["betas"], self.group["eps"]
         steps = np.arange(int(since.min()) + 1, now + 1)
-        rates = self.state["rates"].numpy()[-len(steps) :].astype(np.float64)
+        rates = self.state["rates"].cpu().numpy()[-len(steps) :].astype(np.float64)
         left = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])  # before each step, and after
         k = steps - since[:, None]
         corrected, shrunk = np.sqrt(1 - second**steps), second ** (np.maximum(k, 0) / 2)

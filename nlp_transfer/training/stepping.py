@@ -11,6 +11,7 @@ from torch import nn
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.kernels.sdpa import attention_for_any_shape
 from nlp_transfer.memory import keep_freed_memory
 from nlp_transfer.strategies import Combined, Phase, Strategy
 from nlp_transfer.training.rows import RowwiseTable
@@ -55,6 +56,7 @@ class Stepper:
     def computing(self) -> Iterator[None]:
         """Around a forward pass and its backward pass."""
         with ExitStack() as stack:
+            stack.enter_context(attention_for_any_shape())
             if self.functions is not None:
                 stack.enter_context(first_token_only(self.layer))
                 stack.enter_context(self.functions)
