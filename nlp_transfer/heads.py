@@ -133,9 +133,15 @@ class RegressionOutput(nn.Linear):
             self.offset = self.stored_bias * self.scale + self.mean
             self._set(self.weight.detach().cpu().double() * self.scale, self.offset)
 
-    def unfold(self) -> None:
-        """The inverse, for weights that were loaded from a saved model."""
-        self._set(self.weight.detach().cpu().double() / self.scale, (self.stored_bias - self.mean) / self.scale)
+    def unfold(self, mean: float, scale: float, offset: float | None = None) -> None:
+        """The inverse, for weights that were loaded from a saved model.
+
+        Args:
+            mean, scale: of the values that the weights shall produce from here on.
+            offset: the bias in full precision, where it is known.
+        """
+        bias = self.stored_bias if offset is None else offset
+        self._set(self.weight.detach().cpu().double() / scale, (bias - mean) / scale)
 
     @property
     def stored_bias(self) -> float:

@@ -194,7 +194,7 @@ def peak_memory() -> int:
 def finish(folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: dict[str, Any], splits: Splits) -> None:
     """The card and the records, also of an adapter; `result.json` comes last, since it is what says that the run is finished."""
     rows = {name: len(part) for name, part in splits.rows.items()}
-    sources = {name: clean(getattr(run.config.data, name)) for name in ("train", "test")}
+    sources = {name: clean(getattr(run.config.data, name)) for name in ("train", "validation", "test")}
     for part in [folder.path / name for name in ("model", "adapter") if (folder.path / name / RECORD).is_file()]:
         add_to_record(part, {"metrics": result["metrics"]})
         card = partial(write_card, part, task, clean(result), {**sources, "rows": rows}, document["training"])

@@ -41,8 +41,9 @@ def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: st
         others = f"; the others gave no figures (there were {asked})" if asked and asked > 1 else ""
         return f"Only {best.label} was measured ({figures}){others}, so there is nothing to compare it with{_seeds(best, split)}."
     others_of = [one for one in candidates if one is not best]
-    alike = [one for one in others_of if one.p is not None and one.p >= ALIKE]
-    unsure = [one for one in others_of if one.p is None or LEVEL <= one.p < ALIKE]
+    # With two seeds p is above ALIKE for nearly any gap.
+    alike = [one for one in others_of if one.p is not None and one.p >= ALIKE and best.seeds > 2]
+    unsure = [one for one in others_of if one not in alike and (one.p is None or one.p >= LEVEL)]
     cheapest = min([best, *alike], key=lambda one: (one.seconds, one.stored_bytes, -sign * one.value))
     first = candidates[0]
     if cheapest is not best:

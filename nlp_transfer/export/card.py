@@ -35,16 +35,17 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
 
     Args:
         result: the run's `result.json`.
-        data: `train` and `test` as given, and `rows` by split.
+        data: `train`, `validation` and `test` as given, and `rows` by split.
         training: the resolved training settings.
     """
     base = str(result["model"])
     adapter = (folder / "adapter_config.json").is_file()
     merges = (read_record(folder) or {}).get("merges", True)
     part = task_part(task, result["plain"], (ADAPTER if merges else f"{ADAPTER} {UNMERGED}") if adapter else "")
-    names = [data_name(data["train"])]
+    names = {split: data_name(data.get(split)) for split in ("train", "validation", "test") if split in data["rows"]}
     scored = "test" if result["metrics"].get("test") else "validation"
     figures = result["metrics"].get(scored, {})
+    source = names["train" if data.get(scored) is None else scored]  # a split that was set aside is a part of train
     title = f"{Path(base.partition('#')[2] or base).parts[-1] if not HUB_MODEL.match(base) else base}, fine-tuned"
     card = ModelCardData(
         library_name="peft" if adapter else "transformers",
@@ -55,7 +56,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         model_name=one_line(title),
         eval_results=[
             EvalResult(
-                task_type=part.pipeline_tag, dataset_type="local", dataset_name=one_line(names[0]), dataset_split=scored,
+                task_type=part.pipeline_tag, dataset_type="local", dataset_name=one_line(source), dataset_split=scored,
                 metric_type=name, metric_value=round(value, 6), metric_name=name,
             )
             for name, value in figures.items() if name in SHOWN
@@ -73,8 +74,11 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         *part.usage,
         "## Data",
         "",
-        f"- train: {code(names[0])}, " + ", ".join(f"{count} rows for {split}" for split, count in data["rows"].items()),
-        f"- test: {code(data_name(data['test']))}" if "test" in data["rows"] else "- no test split was given",
+        *(
+            f"- {split}: {name if data.get(split) is None else code(name)}, {data['rows'][split]} rows"
+            for split, name in names.items()
+        ),
+        *([] if "test" in names else ["- no test split was given"]),
         *([f"- labels: {', '.join(map(code, labels))}"] if labels else []),
         "",
         f"## Figures ({scored})" if figures else "## Figures",

@@ -15,7 +15,7 @@ from nlp_transfer.applicability import IDENTITY, check_used, refuse_unused, take
 from nlp_transfer.config import TrainingConfig, shorten
 from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.export.probe import check_files, probe_difference
+from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
 from nlp_transfer.sources import HUB_MODEL, ModelSource, find_model
@@ -211,19 +211,25 @@ def open_adapter(
     task.connect(whole)
     if verify:
         _check_base(whole, saved, source, folder)
+        if saved.get("tokenizer") not in (None, describe_tokenizer(checkpoint.tokenizer)):
+            raise UserError(
+                f"{folder}: the adapter {_bases(saved['base'], source)}, whose tokenizer is another one than that of training; "
+                f"allowed: the base of then with its tokenizer; {MOVED}"
+            )
     return whole, checkpoint, task
 
 
 def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | None) -> Checkpoint:
     """The base of an adapter: at the place that is given, else where it was recorded."""
     try:
-        base = find_model(str(given or recorded["model"]))
+        base = find_model(str(recorded["model"] if given is None else given))
         same = given is None or str(given) == recorded["model"]
         revision = base.revision or (recorded["revision"] if same else None)
         return Checkpoint.open(ModelSource(base.name, base.path, revision))
     except UserError as error:
-        setting = "base" if given else f"{folder}: the base of this adapter"
-        raise UserError(f"{setting}: {str(error).removeprefix('model: ')}; {MOVED}") from error
+        reason = str(error).removeprefix("model: ")
+        message = f"{folder}: the base of this adapter: {reason}; {MOVED}" if given is None else f"base: {reason}"
+        raise UserError(message) from error
 
 
 def _bases(recorded: Mapping[str, Any], source: ModelSource) -> str:

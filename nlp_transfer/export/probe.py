@@ -3,11 +3,13 @@
 The ids are made up, not taken from the data: what is published must not tell what a model was trained on.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import regression_outputs
@@ -20,6 +22,7 @@ ROWS, LENGTH, SHOWN = 2, 8, 8
 # 0.01), or of the scale of the targets of a regression, and a share of how far they lie from 0.
 TOLERANCE, ROUNDING, ROUNDING_OF_NUMBERS = 1e-3, 1e-5, 1e-6
 WEIGHTS = "*.safetensors"
+SENTENCE = "Don't say naïve Größe: 3.14, e\u0301, 東京"
 
 
 def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
@@ -99,3 +102,9 @@ def _logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Te
     with torch.inference_mode():
         logits = any_model(**given, attention_mask=torch.ones_like(given["input_ids"])).logits.float().cpu()
     return logits[:, -1].log_softmax(-1)[:, :SHOWN] if logits.dim() == 3 else logits[:, :SHOWN]
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what tells one tokenizer from another: a hash of its vocabulary, and the ids of a sentence with odd characters."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return {"vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(), "ids": tokenizer(SENTENCE)["input_ids"]}

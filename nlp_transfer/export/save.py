@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.disk import patiently, sync, sync_all
 from nlp_transfer.export.load import RECORD, load_model, open_adapter, quiet, read_record
-from nlp_transfer.export.probe import make_probe
+from nlp_transfer.export.probe import describe_tokenizer, make_probe
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
 from nlp_transfer.kernels.sdpa import attention_for_fp32
 from nlp_transfer.models import Checkpoint
@@ -131,7 +131,7 @@ def check_adapter(
     task.save_parts(folder)
     again = open_adapter(folder, verify=False)[0]
     _compare(task, model, again, probe, folder)
-    add_to_record(folder, {"probe": make_probe(again, folder)})
+    add_to_record(folder, {"probe": make_probe(again, folder), "tokenizer": describe_tokenizer(checkpoint.tokenizer)})
 
 
 def _compare(task: Task, model: Any, again: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:

@@ -45,13 +45,17 @@ def task_part(task: Task, plain: bool, adapter: str = "") -> TaskPart:
 
 def _classification(task: Task, plain: bool, adapter: str) -> TaskPart:
     example = '{"text": "some text", "text_pair": "another"}' if getattr(task, "text_pair", None) else '"some text"'
-    usage = _adapter(task, adapter) if adapter else _pipeline(example, plain)
+    threshold: float | None = getattr(task, "threshold", None)
+    usage = _adapter(task, adapter) if adapter else _pipeline(example, plain, task.max_length, threshold)
     return TaskPart(
         pipeline_tag="text-classification",
         usage=usage,
-        settings=[f"- longest input: {task.max_length} tokens"],
-        limits="The figures hold for text like that of the data above. Longer inputs are cut at the length given. Nothing was "
-        "measured about other languages, other domains or fairness between groups.",
+        settings=[
+            f"- longest input: {task.max_length} tokens",
+            *([f"- threshold: a label is given from a probability of {threshold:g} on"] if threshold else []),
+        ],
+        limits="The figures hold for text like that of the data above. Longer inputs are truncated to the length given. Nothing "
+        "was measured about other languages, other domains or fairness between groups.",
     )
 
 
@@ -66,13 +70,22 @@ def _adapter(task: Task, adapter: str) -> list[str]:
     return [*python(lines), adapter, ""]
 
 
-def _pipeline(example: str, plain: bool) -> list[str]:
+def _pipeline(example: str, plain: bool, max_length: int | None, threshold: float | None) -> list[str]:
+    """Return the use with transformers' pipeline, which truncates and gives all labels only when it is asked to.
+
+    Args:
+        threshold: of a model with several labels a row; None: a row has one.
+    """
+    several = ", top_k=None" if threshold else ""
+    call = f"classify([{example}], truncation=True, max_length={max_length})"
     lines = [
         *([] if plain else ["import nlp_transfer  # makes the Auto classes know this head", ""]),
         "from transformers import pipeline",
         "",
-        'classify = pipeline("text-classification", "path/or/id")',
-        f"print(classify({example}))",
+        f'classify = pipeline("text-classification", "path/or/id"{several})',
+        f'print([[found for found in row if found["score"] >= {threshold:g}] for row in {call}])'
+        if threshold
+        else f"print({call})",
     ]
     return [*python(lines), *([] if plain else [WITHOUT, ""])]
 

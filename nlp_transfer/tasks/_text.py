@@ -10,7 +10,7 @@ from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import EncoderHeadConfig, HeadConfig, attach_head
-from nlp_transfer.models import Checkpoint, dropout_overrides
+from nlp_transfer.models import Checkpoint, dropout_overrides, new_parameters
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import Task
 from nlp_transfer.tasks._head import match_head, note_unused_head
@@ -117,7 +117,12 @@ class TextTask(Task):
                 "or as model the folder `encoder` in that of the model, which is the encoder alone"
             )
         if self.head is None or self.head == "family":
-            return match_head(checkpoint.load(AutoModelForSequenceClassification, **dropout, **fields), checkpoint)
+            _check_decoder(checkpoint)
+            model = checkpoint.load(AutoModelForSequenceClassification, **dropout, **fields)
+            inside = f"{model.base_model_prefix}."
+            if checkpoint.config.is_encoder_decoder and any(name.startswith(inside) for name in new_parameters(model)):
+                raise _one_half(checkpoint)
+            return match_head(model, checkpoint)
         if checkpoint.config.is_encoder_decoder:
             raise UserError(
                 f"task.head: found {self.head.model_dump(exclude_unset=True)}; {checkpoint.source.name} is a "
@@ -126,10 +131,10 @@ class TextTask(Task):
             )
         if isinstance(checkpoint.config, EncoderHeadConfig):  # a head of the toolkit's own lies on the encoder already
             rate = {} if self.head.dropout is None else {"head_dropout": self.head.dropout}
-            model: Any = checkpoint.load(AutoModelForSequenceClassification, **(dropout | rate), **fields)
+            with_head: Any = checkpoint.load(AutoModelForSequenceClassification, **(dropout | rate), **fields)
             if checkpoint.config.has_shape(self.head):
-                return match_head(model, checkpoint)
-            return note_unused_head(attach_head(model.encoder, self.head, training.dropout, **fields), checkpoint)
+                return match_head(with_head, checkpoint)
+            return note_unused_head(attach_head(with_head.encoder, self.head, training.dropout, **fields), checkpoint)
         encoder = checkpoint.load(AutoModel, **dropout)
         return note_unused_head(attach_head(encoder, self.head, training.dropout, **fields), checkpoint)
 
@@ -139,3 +144,16 @@ class TextTask(Task):
     def head_fields(self) -> dict[str, Any]:
         """Configuration fields that say what the head answers: `id2label`, `label2id`, `problem_type`."""
         raise NotImplementedError
+
+
+def _check_decoder(checkpoint: Checkpoint) -> None:
+    """Raises a UserError for a checkpoint with one half of a family whose classifiers are encoder-decoders."""
+    if type(checkpoint.config)().is_encoder_decoder and not checkpoint.config.is_encoder_decoder:
+        raise _one_half(checkpoint)
+
+
+def _one_half(checkpoint: Checkpoint) -> UserError:
+    return UserError(
+        f"model: {checkpoint.source.name} ({checkpoint.architecture or checkpoint.config.model_type}) lacks the encoder or the "
+        f"decoder, and the classifiers of {checkpoint.config.model_type} models need both; allowed: a checkpoint with both"
+    )

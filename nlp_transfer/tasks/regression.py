@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -18,10 +19,12 @@ from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._labels import check_no_classes
 from nlp_transfer.tasks._text import TextTask
+from nlp_transfer.trust import read_json
 
 LARGEST = float(np.finfo(np.float32).max)  # a saved model computes in fp32
 SPREAD = 1e-30, 1e30  # standard deviations with which fp32 weights neither vanish nor overflow
 ROUNDING = 1e-7  # of standardized values in fp32
+UNITS = 10.0  # deviations between two means, or the ratio of two deviations, from which on columns have other units
 COARSE = 0.01  # share of the standard deviation between two neighbouring fp32 numbers, from which on a user is warned
 
 
@@ -122,8 +125,26 @@ class Regression(TextTask):
                 f"{self.label!r} could be added to; allowed: a head such as {{pooling: mean}}, or task.mean: 0"
             )
         if not any(layer.weight is parameter for name, parameter in model.named_parameters() if name in new_parameters(model)):
-            layer.unfold()
+            self._continue(model, layer, checkpoint)
         return model
+
+    def _continue(self, model: Any, layer: RegressionOutput, checkpoint: Checkpoint) -> None:
+        """Standardize a trained output layer: it keeps its predictions, unless the column it was trained on had other units."""
+        record = Path(checkpoint.source.path) / "nlp_transfer.json"
+        saved = read_json(record).get("settings") if checkpoint.source.is_folder and record.is_file() else None
+        known = {name: saved.get(name) for name in ("mean", "scale", "offset")} if isinstance(saved, dict) else {}
+        before = Regression.model_validate(known)
+        mean, scale = layer.mean, layer.scale
+        if before.mean is None or before.scale is None:
+            layer.unfold(mean, scale)
+        elif abs(before.mean - mean) <= UNITS * max(before.scale, scale) and 1 / UNITS <= before.scale / scale <= UNITS:
+            layer.unfold(mean, scale, before.offset)
+        else:
+            layer.unfold(before.mean, before.scale, before.offset)
+            model.head_note = (
+                f"{getattr(model, 'head_note', 'head: kept')}; that column had other units (mean {before.mean:.4g}, deviation "
+                f"{before.scale:.4g}; train has {mean:.4g} and {scale:.4g}), so its standardized predictions are kept"
+            )
 
     def _output(self, model: PreTrainedModel) -> RegressionOutput:
         layer = RegressionOutput.replace(model)

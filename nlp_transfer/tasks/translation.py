@@ -93,8 +93,6 @@ class Translation(Task):
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         if self.source == self.target:
             problems.add(f"task.target: found {self.target!r}, which is task.source as well; allowed: a column of its own")
-        if self.longest_source and self.max_length and self.longest_source > self.max_length:
-            problems.add(f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {self.max_length}")
         check_no_classes(training, "a translation", problems)
         if training.augment is not None:
             problems.add("training.augment: a changed source would no longer mean what its target says; allowed: null")
@@ -182,6 +180,14 @@ class Translation(Task):
         """The target's tokenizer: one folder has room for one `tokenizer.json`, which is the source's."""
         if not self.sides.own_format:
             self.sides.target.save_pretrained(folder / TARGET_FOLDER)
+
+    def _with_length(self, checkpoint: Checkpoint) -> Self:
+        task = super()._with_length(checkpoint)
+        if self.longest_source and self.longest_source > (task.max_length or 512):
+            raise UserError(
+                f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {task.max_length}"
+            )
+        return task
 
     def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
         task = super().restore(checkpoint)

@@ -204,3 +204,16 @@ def test_translators_look_at_their_base_too(family: str, tmp_path: Path) -> None
         other.save_pretrained(moved)
     with pytest.raises(UserError, match="logits"):
         load_translator(place, base=moved)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_same_weights_with_another_tokenizer_are_refused(name: str, made: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(made / "base", tmp_path / "base")
+    content = json.loads((base / "tokenizer.json").read_text())
+    words = [word for word in content["model"]["vocab"] if not word.startswith("[")]
+    ids = [content["model"]["vocab"][word] for word in words]
+    content["model"]["vocab"] |= dict(zip(words, reversed(ids), strict=True))
+    (base / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="tokenizer"):
+        load_predictor(adapter(made, name), base=base)
+    assert len(load_predictor(adapter(made, name), base=made / "base")(TEXTS)) == 2

@@ -1,12 +1,20 @@
 """Encoder-decoders (BART, T5) as classifiers: trained, saved and read as what they are, or refused by name before training."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartForCausalLM,
+    T5EncoderModel,
+)
 
 from nlp_transfer import UserError, fine_tune, load_predictor, registry
 from nlp_transfer.export.load import quiet
@@ -176,3 +184,23 @@ def test_a_record_of_a_translation_beside_a_classifier_is_refused(bases: dict[st
     (saved / "nlp_transfer.json").write_text(json.dumps({"settings": {"name": "translation", "architecture": "seq2seq"}}))
     with pytest.raises(UserError, match="BartForSequenceClassification"):
         load_predictor(saved)
+
+
+@pytest.mark.parametrize(
+    ("family", "half"), [("t5", T5EncoderModel), ("bart", BartForCausalLM)], ids=["encoder alone", "decoder alone"]
+)
+@pytest.mark.parametrize("says_it_is_whole", [False, True])
+def test_half_of_an_encoder_decoder_is_no_classifier(
+    family: str, half: Any, says_it_is_whole: bool, bases: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "half"
+    shutil.copytree(bases[family], place)
+    config = AutoConfig.from_pretrained(place, is_encoder_decoder=False)
+    (place / "model.safetensors").unlink()
+    half(config).save_pretrained(place)
+    if says_it_is_whole:
+        change = json.loads((place / "config.json").read_text()) | {"is_encoder_decoder": True}
+        (place / "config.json").write_text(json.dumps(change))
+    with pytest.raises(UserError, match="decoder"):
+        run(place, folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -55,6 +55,12 @@ def log_of(run: FineTuned) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.output_dir / "log.jsonl").read_text().splitlines()]
 
 
+def settings_of(done: FineTuned) -> dict[str, Any]:
+    record = read_record(done.output_dir / "model")
+    assert record is not None
+    return {name: record["settings"][name] for name in ("mean", "scale", "offset")}
+
+
 def predicted(model: Any) -> np.ndarray:
     predictor = load_predictor(model) if isinstance(model, (str, Path)) else model
     return np.array([answer["prediction"] for answer in predictor(TEXTS)])
@@ -159,10 +165,27 @@ def test_a_student_learns_its_teachers_numbers_whatever_their_units(
 @pytest.mark.parametrize("head", [None, {"pooling": "mean"}], ids=["family", "own"])
 def test_a_model_that_is_trained_further_starts_where_it_ended(head: Any, tiny: dict[str, Path], tmp_path: Path) -> None:
     first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005, task={"head": head})
-    again = run(first.output_dir / "model", tmp_path / "again", 3 * BASE + 1000, max_steps=1, learning_rate=1e-12)
+    again = run(first.output_dir / "model", tmp_path / "again", 3 * BASE + 1990, max_steps=1, learning_rate=1e-12)
     assert np.abs(predicted(again.output_dir) - predicted(first.output_dir)).max() < 1e-2
     with pytest.raises(UserError, match=r"task\.mean"):
         load_predictor(first.output_dir, settings={"mean": 3.0})
+
+
+def test_a_model_whose_column_had_other_units_starts_from_its_standardized_predictions(
+    tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005)
+    again = run(first.output_dir / "model", tmp_path / "again", BASE + 3, max_steps=1, learning_rate=1e-12)
+    assert "other units" in capsys.readouterr().err
+    before, after = Regression.model_validate(settings_of(first)), Regression.model_validate(settings_of(again))
+    standardized = (predicted(first.output_dir) - before.mean) / before.scale
+    assert np.abs((predicted(again.output_dir) - after.mean) / after.scale - standardized).max() < 1e-3
+
+
+def test_a_large_offset_is_kept_when_a_model_is_trained_further(tiny: dict[str, Path], tmp_path: Path) -> None:
+    first = run(tiny["bert"], tmp_path / "first", 100 * BASE + 1.7e9)
+    again = run(first.output_dir / "model", tmp_path / "again", 100 * BASE + 1.7e9, max_steps=1, learning_rate=1e-12)
+    assert np.abs(predicted(again.output_dir) - predicted(first.output_dir)).max() < 0.1
 
 
 def test_numbers_near_2000_are_predicted_in_bf16_without_steps(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -306,6 +329,6 @@ def test_scoring_a_loaded_model_gives_standardized_losses(tiny: dict[str, Path],
 def test_predictions_of_large_numbers_keep_their_digits_and_no_others() -> None:
     task = Regression(mean=1.7e9, scale=60.0)
     outputs = SimpleNamespace(logits=torch.tensor([[0.5], [-1.25], [1 / 3]]))
-    assert task.describe(task.predict(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.000001]
+    assert task.describe(task.predict(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.0]
     small = Regression(mean=0.0, scale=1e-4).describe({"prediction": np.array([1e-4 / 3])})
     assert small["prediction"] == [3.333333e-05]
