@@ -277,6 +277,12 @@ def test_every_strategy_is_named_in_the_readme_and_the_changelog() -> None:
     assert set(registry.names("task")) - set(SPAN.findall((ROOT / "README.md").read_text(encoding="utf-8"))) == set()
 
 
+@pytest.mark.parametrize("name", registry.names("strategy"))
+def test_the_readme_lists_every_setting_of_a_strategy(name: str) -> None:
+    [row] = re.findall(rf"^\| `{name}` \|(.*)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)[:1]
+    assert set(registry.load("strategy", name).model_fields) - set(SPAN.findall(row)) == set()
+
+
 def test_every_part_of_the_package_is_in_the_table_of_contributing() -> None:
     spans = set(SPAN.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     named = {span.removeprefix("nlp_transfer/").partition("/")[0] for span in spans}
