@@ -24,9 +24,9 @@ class Candidate:
 def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: str, asked: int | None = None) -> str:
     """Say which strategy to take and why.
 
-    The best by its mean, unless others cannot be told from it (`p` of 0.5 or more: a difference of at most one standard error,
-    as in the rule of Breiman et al. 1984): then the cheapest of them, the quickest to train, and of equally quick ones the
-    smallest to store. Where the lead of the best is larger but not certain (`p` of 0.05 or more, or no test), the advice says so.
+    The best by its mean, unless there are three seeds or more and others do not differ measurably from it (`p` of 0.5 or more: a
+    difference of at most one standard error); then, among them, the quickest to train, and of equally quick ones the smallest.
+    Where its lead is not certain (`p` of 0.05 or more, or no test), the advice says so.
 
     Args:
         candidates: the first is the one that all are compared with.

@@ -69,7 +69,7 @@ def kept_table(
     key = fingerprint(rows, decides) if decides is not None and may_keep(rows, keep) else None
     if key is None:
         if keep == "disk":
-            say(f"no effect: data.token_cache ({name}: what its tokens depend on cannot be told, so they are not cached)")
+            say(f"no effect: data.token_cache ({name}: its tokenizer has no fingerprint, so its tokens are not cached)")
         return encode_rows(rows, encode, fill)
     folder = cache_folder() / key
     table = None

