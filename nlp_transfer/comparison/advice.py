@@ -25,7 +25,8 @@ def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: st
     """Say which strategy to take and why.
 
     The best by its mean, unless there are three seeds or more and others do not differ measurably from it (`p` of 0.5 or more: a
-    difference of at most one standard error); then, among them, the quickest to train, and of equally quick ones the smallest.
+    difference of at most one standard error, as in the rule of Breiman et al. 1984); then, among them, the quickest to train, and
+    of equally quick ones the smallest.
     Where its lead is not certain (`p` of 0.05 or more, or no test), the advice says so.
 
     Args:
