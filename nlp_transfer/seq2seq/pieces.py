@@ -34,7 +34,11 @@ SENTENCE_END = regex.compile(
     rf"|[{LINE_END}]+"
 )
 ENDED = regex.compile(r"[.!?…؟۔।॥።။។。！？｡][\p{Pe}\p{Pf}\"']*$")
-INITIAL = regex.compile(r"(?<!\w)\w\.$")  # the dot of `J. R. R. Tolkien` ends no sentence
+# The dots of `J. R. R. Tolkien`, `13. Mai` and common abbreviations end no sentence.
+_ABBREVIATIONS = (
+    "Mr Mrs Ms Dr Prof St Jr Sr Sra Mme Mlle Hr Fr No Nr Fig Art Abs Vol pp vs approx ca bzw e.g i.e z.B d.h u.a Inc Ltd Corp"
+)
+ABBREVIATED = regex.compile(rf"(?<![\w.])(?:\w|\d{{1,2}}|{'|'.join(map(regex.escape, _ABBREVIATIONS.split()))})\.$")
 WORD_CHARACTER = regex.compile(r"\w")
 SPACE = regex.compile(rf"[{WHITE}]*")
 GLUED = regex.compile(rf"[{GLUE}]+")
@@ -144,7 +148,7 @@ def _sentences(text: str) -> Iterator[Span]:
         following = _after_space(text, end)
         if text[end - 1] not in LINE_END and following > end:
             goes_on = cased and text[following : following + 1].islower()  # `e.g. that`, `"Stop!" he said`
-            if goes_on or INITIAL.search(text, max(start, end - 2), end):
+            if goes_on or ABBREVIATED.search(text, max(start, end - 8), end):
                 continue
         if said < end:  # `. . .` are not three sentences
             yield _stripped(text, start, end)

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nlp_transfer.config import shorten
+from nlp_transfer.console import say
 from nlp_transfer.data.tokens import encode_rows, model_inputs
 from nlp_transfer.errors import UserError
 from nlp_transfer.features import in_batches
@@ -21,6 +22,7 @@ from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
 from nlp_transfer.trust import read_json
 
+FAR = 3.0  # standard deviations between the mean of a teacher's numbers and that of train
 SETTING = "strategy.teacher"
 RECORD = "nlp_transfer.json"
 
@@ -79,6 +81,11 @@ class Teacher:
             logits[rows] = found
             if states is not None:
                 states[rows] = directions
+        if job.task.answer_kind == "number" and (distance := abs(float(logits.mean()))) > FAR:
+            say(
+                f"warning: on {split} {self.name} predicts {distance:.3g} standard deviations away from the mean of train; was "
+                "it trained on a column of the same units?"
+            )
         return logits, states
 
     def _record(self) -> dict[str, Any]:

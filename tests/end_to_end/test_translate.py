@@ -223,7 +223,7 @@ def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], capfd: pyt
     assert echo[:2] == ["the dog ran on the mat."] * 2
     (tmp_path / "in.txt").write_text("\n".join(text.replace("\n", " ") for text in long))
     command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
-    assert "2 texts were longer than any in training and were translated in pieces" in capfd.readouterr().err
+    assert "2 texts were longer than task.longest_source of the model and were translated in pieces" in capfd.readouterr().err
 
 
 def test_a_run_is_scored_on_what_translate_gives(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

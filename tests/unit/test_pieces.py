@@ -309,3 +309,21 @@ def test_work_grows_with_the_text_alone(name: str) -> None:
     assert lengths.characters <= 10 * len(text)
     assert "".join(piece + gap for piece, gap in pieces) == text.strip()
     assert max(lengths([piece for piece, _ in pieces])) <= 50
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("Mr. Smith met Dr. Jones. They talked.", ["Mr. Smith met Dr. Jones.", "They talked."]),
+        ("Am 13. Mai kam er. Es war heiß.", ["Am 13. Mai kam er.", "Es war heiß."]),
+        ("See Fig. 3 and No. 5. That is all.", ["See Fig. 3 and No. 5.", "That is all."]),
+        (
+            "He paid approx. 3.5 million. It was in 1999. Then he left.",
+            ["He paid approx. 3.5 million.", "It was in 1999.", "Then he left."],
+        ),
+        ("J. R. R. Tolkien wrote it. So did C. S. Lewis.", ["J. R. R. Tolkien wrote it.", "So did C. S. Lewis."]),
+    ],
+)
+def test_abbreviations_end_no_sentence(text: str, sentences: list[str]) -> None:
+    limit = max(len(sentence.split()) for sentence in sentences) + SPECIAL
+    assert [piece for piece, _ in pieces_of(text, limit, Counter(r"\S+"))] == sentences

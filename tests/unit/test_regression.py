@@ -162,6 +162,14 @@ def test_a_student_learns_its_teachers_numbers_whatever_their_units(
     assert np.abs(predicted(done.output_dir) - predicted(teacher)).max() < 1e-2
 
 
+def test_a_teacher_of_other_units_is_warned_of(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = run(tiny["bert"], tmp_path / "teacher", 10 * BASE + 2005).output_dir / "model"
+    for name, values in (("same", 10 * BASE + 2000), ("other", 3 * BASE + 100)):
+        capsys.readouterr()
+        run(tiny["bert"], tmp_path / name, values, {"name": "distill", "teacher": str(teacher)}, max_steps=1)
+        assert ("same units" in capsys.readouterr().err) == (name == "other")
+
+
 @pytest.mark.parametrize("head", [None, {"pooling": "mean"}], ids=["family", "own"])
 def test_a_model_that_is_trained_further_starts_where_it_ended(head: Any, tiny: dict[str, Path], tmp_path: Path) -> None:
     first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005, task={"head": head})
