@@ -14,7 +14,7 @@ from nlp_transfer.comparison.page import write_page
 from nlp_transfer.comparison.plan import Job, Plan, make_plan
 from nlp_transfer.comparison.rows import Measured, Row, make_rows, one_line, split_of
 from nlp_transfer.comparison.runs import LOG, Outcome, Server, claimed, read_outcome
-from nlp_transfer.comparison.tables import cells, heads, notes, write_tables
+from nlp_transfer.comparison.tables import notes, table, write_tables
 from nlp_transfer.config import Document, RunConfig, shorten
 from nlp_transfer.console import console, say, show_table
 from nlp_transfer.data.splits import Splits, read_splits
@@ -240,6 +240,5 @@ class _Runner:
 
 def _show(measured: Measured, plan: Plan, folder: Path) -> None:
     with_shots = len(plan.shots) > 1
-    brief = console.width < WIDE
-    show_table("comparison", heads(measured, with_shots, brief), [cells(row, with_shots, brief) for row in measured.rows])
+    show_table("comparison", *table(measured, with_shots, brief=console.width < WIDE))
     say(*notes(measured, plan.seeds, with_shots), f"all figures: {folder / 'comparison.csv'}, .json and .html", measured.advice)

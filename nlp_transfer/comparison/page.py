@@ -8,7 +8,7 @@ from nlp_transfer.comparison.advice import show, show_seconds
 from nlp_transfer.comparison.drawing import Mark, against_seconds, dots_and_intervals, learning_curves
 from nlp_transfer.comparison.plan import shots_text
 from nlp_transfer.comparison.rows import Measured, Row, most
-from nlp_transfer.comparison.tables import cells, heads, notes, write_text
+from nlp_transfer.comparison.tables import notes, table, write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, Helvetica, Arial, sans-serif; color: #222; background: #fff; max-width: 1060px;
@@ -82,11 +82,10 @@ def _table(measured: Measured, with_shots: bool) -> str:
             known = best.setdefault(row.shots, row)
             if known.mean is not None and (row.mean > known.mean if measured.higher else row.mean < known.mean):
                 best[row.shots] = row
-    lines = ["<table><thead><tr>", *(f"<th>{escape(head)}</th>" for head in heads(measured, with_shots)), "</tr></thead><tbody>"]
-    for row in measured.rows:
+    head, rows = table(measured, with_shots)
+    lines = ["<table><thead><tr>", *(f"<th>{escape(name)}</th>" for name in head), "</tr></thead><tbody>"]
+    for row, cells in zip(measured.rows, rows, strict=True):
         kind = "none" if row.mean is None else "best" if best[row.shots] is row else ""
         title = f' title="{escape(row.note or shots_text(row.shots))}"' if row.note else ""
-        lines.append(
-            f'<tr class="{kind}"{title}>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row, with_shots)) + "</tr>"
-        )
+        lines.append(f'<tr class="{kind}"{title}>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     return "".join([*lines, "</tbody></table>"])

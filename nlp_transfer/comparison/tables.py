@@ -13,36 +13,50 @@ from nlp_transfer.comparison.plan import shots_text
 from nlp_transfer.comparison.rows import Measured, Row
 from nlp_transfer.export.save import write_json
 
-HEADS = ("trained", "time", "memory", "stored")
+COSTS = ("trained", "time", "memory", "stored")
 
 
-def heads(measured: Measured, with_shots: bool, brief: bool = False) -> list[str]:
+def table(measured: Measured, with_shots: bool, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return the head of the table and its rows as text.
+
+    Every p-value that the advice may quote is in it: against the first strategy, and against the best where that is another one.
+
+    Args:
+        brief: leave out what does not fit on a narrow screen.
+    """
+    both = any(row.p_best != row.p for row in measured.rows)
+    tests = {"p first": "p", "p best": "p_best"} if both else {"p": "p"}
     shots = ["a label"] if with_shots else []
     if brief:
-        return ["strategy", *shots, measured.metric, "interval", "p", "time", "stored"]
-    return ["strategy", *shots, f"{measured.metric} ({measured.split})", "95 % interval", "to the first", "p", *HEADS]
+        head = ["strategy", *shots, measured.metric, "interval", *tests, "time", "stored"]
+    else:
+        head = ["strategy", *shots, f"{measured.metric} ({measured.split})", "95 % interval", "to the first", *tests, *COSTS]
+    return head, [_cells(row, with_shots, list(tests.values()), brief) for row in measured.rows]
 
 
-def cells(row: Row, with_shots: bool, brief: bool = False) -> list[str]:
-    """A row as text, with a dash for what was not measured; `brief`: what fits on a narrow screen."""
-    whole = _cells(row, with_shots)
-    columns = len(whole) - 4 - len(HEADS)
-    return [*whole[: columns + 2], whole[columns + 3], whole[-3], whole[-1]] if brief else whole
-
-
-def _cells(row: Row, with_shots: bool) -> list[str]:
+def _cells(row: Row, with_shots: bool, tests: list[str], brief: bool) -> list[str]:
+    """A row as text, with a dash for what was not measured."""
     shots = [shots_text(row.shots)] if with_shots else []
     name = row.label + (f" ({row.rate:g} x rate)" if row.rate != 1 else "")
     if row.mean is None:
-        return [name, *shots, "-", "-", "-", "-", *["-"] * len(HEADS)]
+        return [name, *shots, *["-"] * (2 + (not brief) + len(tests) + (2 if brief else len(COSTS)))]
     difference = "" if row.difference is None else signed(row.difference)
     if row.difference_low is not None:
         difference += f" ({interval(row.difference_low, row.difference_high, signed)})"
+    p_values = ["" if (p := getattr(row, test)) is None else show_p(p) for test in tests]
+    seconds, stored = show_seconds(row.seconds or 0), show_bytes(row.stored_bytes or 0)
+    start = [name, *shots, show(row.mean), interval(row.low, row.high, show)]
+    if brief:
+        return [*start, *p_values, seconds, stored]
     return [
-        name, *shots, show(row.mean), interval(row.low, row.high, show), difference, "" if row.p is None else show_p(row.p),
-        f"{row.trainable_parameters:,}", show_seconds(row.seconds or 0), show_bytes(row.peak_memory_bytes or 0),
-        show_bytes(row.stored_bytes or 0),
-    ]  # fmt: skip
+        *start,
+        difference,
+        *p_values,
+        f"{row.trainable_parameters:,}",
+        seconds,
+        show_bytes(row.peak_memory_bytes or 0),
+        stored,
+    ]
 
 
 def signed(value: float) -> str:
@@ -59,7 +73,7 @@ def notes(measured: Measured, seeds: Sequence[int], with_shots: bool) -> list[st
     if len(seeds) > 1:
         lines = [
             f"means over seeds {', '.join(map(str, seeds))}; 95 % intervals over rows of {measured.split} and seeds",
-            f"p of a paired test against {first}, over rows and seeds",
+            f"p of a paired test against {first} (the first) or the best, over rows and seeds",
         ]
     else:
         lines = [

@@ -22,7 +22,7 @@ from nlp_transfer.comparison.page import write_page
 from nlp_transfer.comparison.plan import make_plan, read_strategies
 from nlp_transfer.comparison.rows import Measured, Row
 from nlp_transfer.comparison.statistics import Runs, compare_runs, estimate, measure
-from nlp_transfer.comparison.tables import write_tables
+from nlp_transfer.comparison.tables import table, write_tables
 from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.data.splits import draw_shots, read_splits
 from nlp_transfer.errors import Problems
@@ -588,3 +588,17 @@ def test_tables_hold_every_row(tmp_path: Path) -> None:
     whole = json.loads((tmp_path / "comparison.json").read_text())
     assert whole["advice"] == "Take lora: a < b."
     assert whole["rows"][0]["metrics"]["test"]["accuracy"] == whole["rows"][0]["mean"]
+
+
+def test_every_p_value_that_the_advice_quotes_is_in_the_table() -> None:
+    def row(label: str, mean: float, p: float | None, p_best: float | None) -> Row:
+        return Row(label, None, seeds=[0, 1, 2], mean=mean, low=0.1, high=0.9, p=p, p_best=p_best, trainable_parameters=1)
+
+    rows = [row("full", 0.6, None, 0.901), row("lora", 0.59, 0.971, 0.817), row("features", 0.615, 0.901, None)]
+    for brief in (False, True):
+        head, cells = table(Measured(rows, "", "accuracy", "test", True), False, brief)
+        assert [len(line) for line in cells] == [len(head)] * 3
+        assert [line[head.index("p best")] for line in cells] == ["0.901", "0.817", ""]
+        assert [line[head.index("p first")] for line in cells] == ["", "0.971", "0.901"]
+    head, cells = table(Measured([row("full", 0.6, None, None), row("lora", 0.5, 0.3, 0.3)], "", "accuracy", "test", True), False)
+    assert (head.count("p"), cells[1][head.index("p")]) == (1, "0.300")
