@@ -19,7 +19,7 @@ OUT_OF_MEMORY = (
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or this process had no memory left.
 
-    Only PyTorch's own allocator raises an error of its own for that; the driver and the libraries tell it in their messages.
+    PyTorch's allocator has a type of error for that; errors of the driver and of the libraries are recognized by their messages.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True

@@ -26,7 +26,16 @@ from nlp_transfer.layers import linear_layers as linear_layers
 from nlp_transfer.layers import new_parameters as new_parameters
 from nlp_transfer.layers import width as width
 from nlp_transfer.sources import ModelSource
-from nlp_transfer.trust import FAULTS, check_model, check_weights, load_configuration, load_tokenizer, weight_files, why
+from nlp_transfer.trust import (
+    FAULTS,
+    check_model,
+    check_weights,
+    load_configuration,
+    load_tokenizer,
+    read_json,
+    weight_files,
+    why,
+)
 
 # The names under which the families keep their dropout rates.
 HIDDEN_DROPOUT = (
@@ -96,6 +105,16 @@ class Checkpoint:
         if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
             positions -= 2
         return int(positions)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `nlp_transfer.json` beside the model says of it; empty where there is none, or the model is on a hub.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = Path(self.source.path, "nlp_transfer.json")
+        return read_json(path) if self.source.is_folder and path.is_file() else {}
 
     @property
     def architecture(self) -> str:

@@ -20,7 +20,6 @@ from nlp_transfer.models import Checkpoint, autocast, check_head, new_parameters
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
-from nlp_transfer.trust import read_json
 
 FAR = 3.0  # standard deviations between the mean of a teacher's numbers and that of train
 SETTING = "strategy.teacher"
@@ -90,9 +89,8 @@ class Teacher:
 
     def _record(self) -> dict[str, Any]:
         """What a file beside the teacher says of it; nothing where there is none."""
-        record = Path(self.checkpoint.source.path, RECORD)
         try:
-            return read_json(record) if record.is_file() else {}
+            return self.checkpoint.record
         except UserError as error:
             raise UserError(f"{SETTING}: {error}") from error
 

@@ -148,7 +148,7 @@ class TextTask(Task):
 
 def _check_decoder(checkpoint: Checkpoint) -> None:
     """Raises a UserError for a checkpoint with one half of a family whose classifiers are encoder-decoders."""
-    if type(checkpoint.config)().is_encoder_decoder and not checkpoint.config.is_encoder_decoder:
+    if not checkpoint.config.is_encoder_decoder and type(checkpoint.config)().is_encoder_decoder:
         raise _one_half(checkpoint)
 
 

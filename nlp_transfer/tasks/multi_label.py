@@ -78,7 +78,8 @@ class MultiLabel(TextTask):
         """Return the elements of a cell: of a list, of text that spells one or joins labels, or the one label of a scalar."""
         if (elements := as_list(cell)) is not None:
             return elements
-        return cell.split(self.separator) if isinstance(cell, str) else [] if cell is None else [cell]
+        parts = cell.split(self.separator) if isinstance(cell, str) else [cell]
+        return [part for part in parts if label_text(part) is not None]
 
     def labels_of(self, cell: Any) -> list[Any]:
         """Return the labels that a cell names, as they are written; an empty cell names none."""
@@ -131,6 +132,8 @@ class MultiLabel(TextTask):
 
     def _names_match(self, cells: Sequence[list[Any]], problems: Problems) -> bool:
         """Add a problem where cells hold a number for each label that `labels` does not name, or other numbers than 0 and 1."""
+        if not any(cells):  # no row has a label, which is said elsewhere
+            return True
         usual = Counter(len(cell) for cell in cells if cell).most_common(1)[0][0]
         other = next((cell for cell in cells if not all(map(is_indicator, cell))), None)
         if other is None and self.labels is not None and len(self.labels) == usual:
@@ -175,8 +178,7 @@ class MultiLabel(TextTask):
         inside = [label for label in self.labels or [] if join([label, label]).split(self.separator) != [label, label]]
         return inside and [
             f"the label {inside[0]!r} contains the separator {self.separator!r} or a part of it, so that joined labels would be "
-            "ambiguous; "
-            "allowed: task.separator: a text that occurs in no label"
+            "ambiguous; allowed: task.separator: a text that occurs in no label"
         ]
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:

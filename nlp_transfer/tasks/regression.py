@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.config import Positive, TrainingConfig, shorten
+from nlp_transfer.config import Positive, TrainingConfig, shorten, validate
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
 from nlp_transfer.metrics import REGRESSION_KEYS, compute_regression_metrics
@@ -19,7 +18,6 @@ from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._labels import check_no_classes
 from nlp_transfer.tasks._text import TextTask
-from nlp_transfer.trust import read_json
 
 LARGEST = float(np.finfo(np.float32).max)  # a saved model computes in fp32
 SPREAD = 1e-30, 1e30  # standard deviations with which fp32 weights neither vanish nor overflow
@@ -130,12 +128,12 @@ class Regression(TextTask):
 
     def _continue(self, model: Any, layer: RegressionOutput, checkpoint: Checkpoint) -> None:
         """Standardize a trained output layer: it keeps its predictions, unless the column it was trained on had other units."""
-        record = Path(checkpoint.source.path) / "nlp_transfer.json"
-        saved = read_json(record).get("settings") if checkpoint.source.is_folder and record.is_file() else None
+        saved, problems = checkpoint.record.get("settings"), Problems()
         known = {name: saved.get(name) for name in ("mean", "scale", "offset")} if isinstance(saved, dict) else {}
-        before = Regression.model_validate(known)
+        before = validate(Regression, known, problems, f"model: {checkpoint.source.name}: nlp_transfer.json: settings")
+        problems.raise_if_any()
         mean, scale = layer.mean, layer.scale
-        if before.mean is None or before.scale is None:
+        if before is None or before.mean is None or before.scale is None:
             layer.unfold(mean, scale)
         elif abs(before.mean - mean) <= UNITS * max(before.scale, scale) and 1 / UNITS <= before.scale / scale <= UNITS:
             layer.unfold(mean, scale, before.offset)

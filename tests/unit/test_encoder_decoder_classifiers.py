@@ -204,3 +204,15 @@ def test_half_of_an_encoder_decoder_is_no_classifier(
     with pytest.raises(UserError, match="decoder"):
         run(place, folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_translation_model_made_from_an_encoder_is_no_classifier(tiny: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    rows = [{"source": text, "target": text.upper()} for text in TEXTS * 4]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    translator = fine_tune(
+        model=str(tiny["bert"]), data={"train": str(tmp_path / "pairs.jsonl"), "validation_share": 0},
+        task={"name": "translation", "target_vocabulary": 300}, training={"max_steps": 1}, output_dir=tmp_path / "translator",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="encoder-decoder"):
+        run(translator.output_dir / "model", folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -346,3 +346,8 @@ def test_labels_in_settings_may_be_numpy_numbers() -> None:
         TrainingConfig(class_weights={"1": 1.0, "1.0": 2.0, "0": 1.0}), problems
     )
     assert "two are one label" in str(problems)
+
+
+def test_indicators_without_any_row_are_refused_with_a_message() -> None:
+    with pytest.raises(UserError, match="no row of train has the label 'a'"):
+        fit(frame([None, None, ""]), "multi_label", labels=["a", "b"], label_format="indicators")

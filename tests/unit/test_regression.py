@@ -340,3 +340,11 @@ def test_predictions_of_large_numbers_keep_their_digits_and_no_others() -> None:
     assert task.describe(task.predict(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.0]
     small = Regression(mean=0.0, scale=1e-4).describe({"prediction": np.array([1e-4 / 3])})
     assert small["prediction"] == [3.333333e-05]
+
+
+def test_a_broken_record_beside_a_regression_is_named(tiny: dict[str, Path], tmp_path: Path) -> None:
+    first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005, max_steps=1).output_dir / "model"
+    record = json.loads((first / "nlp_transfer.json").read_text())
+    (first / "nlp_transfer.json").write_text(json.dumps(record | {"settings": record["settings"] | {"mean": "x"}}))
+    with pytest.raises(UserError, match=r"nlp_transfer\.json.*mean"):
+        run(first, tmp_path / "again", BASE)
