@@ -8,6 +8,7 @@ import yaml
 
 from nlp_transfer.config import Document, shorten
 from nlp_transfer.errors import UserError
+from nlp_transfer.paths import relocate
 from nlp_transfer.sources.reading import SURROGATE, kind_of, read_start
 
 MAX_BYTES = 10 * 2**20  # of a file of settings
@@ -18,7 +19,7 @@ MAX_NUMBER = 1000  # characters of one that is no text
 
 
 def read_document(path: str | Path) -> Document:
-    """The raw document in a YAML file.
+    """The raw document in a YAML file; the `config.yaml` of a run as `relocate` gives it.
 
     Raises:
         UserError: the file is missing, too large, no file or no YAML, or holds something other than settings by name.
@@ -42,7 +43,7 @@ def read_document(path: str | Path) -> Document:
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"{shorten(document)} ({type(document).__name__})"
         raise UserError(f"{path}: found {found}; allowed: settings by name, such as `model: ...`")
-    return document
+    return relocate(document, path)
 
 
 class _StrictLoader(yaml.SafeLoader):

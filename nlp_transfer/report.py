@@ -1,5 +1,6 @@
 """What a run says of itself: what was resolved, `config.yaml`, the figures of training, the records at the end."""
 
+import os
 import resource
 import sys
 from functools import partial
@@ -11,18 +12,18 @@ import torch
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.disk import patiently
-from nlp_transfer.errors import UserError
 from nlp_transfer.export.card import write_card
 from nlp_transfer.export.load import RECORD
 from nlp_transfer.export.save import add_to_record, versions, write_json
 from nlp_transfer.inference import PRECISION
 from nlp_transfer.models import Checkpoint, count_parameters, new_parameters
+from nlp_transfer.paths import portable, replaced
+from nlp_transfer.provenance import check_files, hash_inputs
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.secrets import clean
 from nlp_transfer.sources import HUB_DATA
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.keeper import Position
 from nlp_transfer.training.loop import Trainer
@@ -111,20 +112,31 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     }  # fmt: skip
     unused = without_effect(config, task, run.strategy)
     training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
-    processes = trainer.accelerator.num_processes  # another number cuts windows otherwise: to go on, it must be the same
-    provenance: dict[str, Any] = {"files": splits.provenance(), "versions": versions(), "processes": processes}
+    further = [job.rows for job, _ in run.strategy.further_jobs(trainer.model).values()]
+    inputs = hash_inputs(run, checkpoint, splits.rows, dict(zip(run.strategy.nested(), further, strict=True)))
+    revisions = {name: found for name, found in splits.provenance().items() if name.startswith("hub:")}
+    output = portable(config.output_dir)
+    provenance: dict[str, Any] = {
+        "directory": os.getcwd() if os.path.isabs(output) else os.path.relpath(os.getcwd(), output),
+        "files": revisions | {portable(path): digest for found in inputs.values() for path, digest in found},
+        "content": {name: [digest for _, digest in found] for name, found in inputs.items()},
+        "versions": versions(),
+        "processes": trainer.accelerator.num_processes,  # another number divides windows otherwise
+    }
     if checkpoint.revision:
         provenance["model_revision"] = checkpoint.revision
-    _check_provenance(config.provenance, provenance)
-    document = {
-        "model": f"{checkpoint.source.path}@{checkpoint.revision}" if checkpoint.revision else _absolute(config.model),
+    check_files(config.provenance, provenance)
+    document: dict[str, Any] = {
+        "model": f"{checkpoint.source.path}@{checkpoint.revision}" if checkpoint.revision else config.model,
         "data": {name: _pinned(getattr(config.data, name), splits.rows.get(name)) for name in type(config.data).model_fields},
         "task": task.document(),
         "strategy": run.strategy.document(),
         "training": training,
-        "output_dir": str(Path(config.output_dir).expanduser().absolute()),
+        "output_dir": output,
         "provenance": provenance,
     }
+    for name in inputs:
+        document = replaced(document, name, portable)
     cleaned: dict[str, Any] = clean(document)
     return cleaned
 
@@ -133,36 +145,9 @@ def _pinned(value: Any, rows: Rows | None) -> Any:
     """A source at the revision that was read, where it is a hub id."""
     match = HUB_DATA.match(value) if isinstance(value, str) and rows is not None and rows.revision else None
     if match is None or rows is None:
-        return _absolute(value)
+        return value
     config, split = (f"{mark}{match[part]}" if match[part] else "" for mark, part in ((":", "config"), ("#", "split")))
     return f"{match['id']}@{rows.revision}{config}{split}"
-
-
-def _absolute(value: Any) -> Any:
-    """A source as a document can hold it: local paths whole, objects in memory by what they were."""
-    if isinstance(value, dict):
-        return {name: _absolute(inner) for name, inner in value.items()}
-    if isinstance(value, str) and not is_wheel(value) and Path(value).expanduser().exists():
-        return str(Path(value).expanduser().absolute())
-    plain = isinstance(value, (str, int, float, list, dict, type(None)))
-    return value if plain else f"<{type(value).__name__} of {len(value)} rows in memory>"
-
-
-def _check_provenance(before: dict[str, Any], now: dict[str, Any]) -> None:
-    for path, digest in before.get("files", {}).items():
-        found = now["files"].get(path, digest)
-        if found != digest and path.startswith("hub:"):
-            raise UserError(f"provenance: {path} is at revision {found}, recorded is {digest}; name it as ID@{digest}")
-        if found != digest:
-            raise UserError(
-                f"provenance: {path} is not the file that this document was resolved with (its sha256 is {found[:12]}..., "
-                f"recorded is {digest[:12]}...); restore the file, or remove `provenance` to train on the new one"
-            )
-    wanted = before.get("model_revision")
-    if wanted and wanted != now.get("model_revision"):
-        raise UserError(
-            f"provenance: the model is at revision {now.get('model_revision')}, recorded is {wanted}; name it as ID@{wanted}"
-        )
 
 
 def training_figures(position: Position, parameters: tuple[int, int], memory: int, preparation: float = 0.0) -> dict[str, Any]:

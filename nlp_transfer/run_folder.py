@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.provenance import compare_content
 
 Resume = Literal["auto", "must", "never"]
 
@@ -24,7 +26,7 @@ HOW = (
 """Settings that change nothing of what is learned."""
 ROUNDING = ("training.attention", "training.kernels")
 """Settings by which results differ as far as rounding does; what is chosen for them depends on the machine."""
-OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "checkpoints", "biases.safetensors", "tasks", "shared")
+OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "predictions", "checkpoints", "biases.safetensors", "tasks", "shared")
 
 
 class RunFolder:
@@ -126,7 +128,11 @@ class RunFolder:
         problems = Problems(
             f"output_dir: {self.path} holds an unfinished run with other settings; finish it, or give another output_dir"
         )
-        found = differences(before, now)
+        same, changed = compare_content(before.get("provenance") or {}, now["provenance"])
+        for name, files in changed.items():
+            what = f"the content of {', '.join(files)} changed" if files else "its files are others, or in another order"
+            problems.add(f"{name}: {what}; restore it to resume")
+        found = [one for one in differences(before, now) if not is_place(one[0], [*same, *changed])]
         if _window(before) == _window(now):  # however it is cut, each optimiser step sees the same rows
             changed = [f"{name} {old} before, {new} now" for name, old, new in found if name in WINDOW]
             say(*(f"{line}; each step sees the same rows" for line in changed))
@@ -153,6 +159,12 @@ def _window(document: dict[str, Any]) -> tuple[bool, Any]:
         return tokens is not None, (tokens or training["batch_size"]) * training["gradient_accumulation_steps"] * processes
     except (KeyError, TypeError):
         return False, None
+
+
+def is_place(name: str, compared: Iterable[str]) -> bool:
+    """Whether a setting says only where something is: `compared` are the settings whose files are compared by content."""
+    places = ("output_dir", "provenance.directory", "provenance.files", "provenance.content", *compared)
+    return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
 def differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

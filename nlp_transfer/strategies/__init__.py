@@ -164,6 +164,10 @@ class Strategy(Settings):
         """Data and tasks among the strategy's own settings, by their dotted name below `strategy`."""
         return {}
 
+    def models(self) -> dict[str, list[str]]:
+        """Models that own settings name, by setting: what a run is compared by when it is resumed."""
+        return {}
+
     def place(self) -> Literal["any", "first", "alone"]:
         """Where it may stand in a list of strategies: one that makes another model comes before those that look at it."""
         return "any"

@@ -62,6 +62,10 @@ class Distill(Strategy):
             raise ValueError("a teacher, or student_layers, or both")
         return self
 
+    def models(self) -> dict[str, list[str]]:
+        teachers = [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
+        return {"teacher": teachers} if teachers else {}
+
     def place(self) -> Literal["any", "first", "alone"]:
         return "first" if self.student_layers is not None else "any"
 

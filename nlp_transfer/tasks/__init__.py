@@ -101,6 +101,10 @@ class Task(Settings, ABC):
         """All columns of a row to be learned from or scored."""
         return [*self.input_columns(), *self.target_columns()]
 
+    def models(self) -> dict[str, list[str]]:
+        """Models that settings of the task name, by setting: what a run is compared by when it is resumed."""
+        return {}
+
     def metric_names(self) -> list[str]:
         """What `metrics` can give, so that a `training.best_metric` which never comes is refused before training."""
         return [self.best_metric]

@@ -81,6 +81,11 @@ class Translation(Task):
 
     _sides: Sides | None = PrivateAttr(None)
 
+    def models(self) -> dict[str, list[str]]:
+        named = {"decoder": self.decoder, "target_tokenizer": self.target_tokenizer}
+        words = (None, "encoder", "new", "train", "source")
+        return {setting: [model] for setting, model in named.items() if model not in words}
+
     def input_columns(self) -> list[str]:
         return [self.source]
 

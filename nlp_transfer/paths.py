@@ -1,0 +1,91 @@
+"""Paths in a run's `config.yaml` that still lead somewhere when the project is moved."""
+
+import os
+from collections.abc import Mapping
+from glob import has_magic
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.config import Document
+from nlp_transfer.sources.reading import at_home
+from nlp_transfer.sources.wheels import is_wheel
+
+
+def portable(source: Any) -> Any:
+    """Return a local source as `config.yaml` holds it.
+
+    Paths stay relative where they were, and become relative to the working directory where they lie in it. A folder begins with
+    `./`, so that no hub id is read in its place where it is missing. Mappings and lists are converted inside; objects in memory
+    become a description.
+    """
+    if isinstance(source, Mapping):
+        return {name: portable(inner) for name, inner in source.items()}
+    if isinstance(source, list):
+        return [portable(inner) for inner in source]
+    if not isinstance(source, str):
+        plain = isinstance(source, (int, float, type(None)))
+        return source if plain else f"<{type(source).__name__} of {len(source)} rows in memory>"
+    path = at_home(source)
+    if is_wheel(source) or not (path.is_absolute() or os.path.exists(path) or has_magic(source)):
+        return source
+    here = Path.cwd()
+    for place in (path, path.parent.resolve() / path.name):
+        if path.is_absolute() and place.is_relative_to(here):
+            path = place.relative_to(here)
+            break
+    return str(path) if path.is_absolute() or not path.is_dir() else f"./{path}"
+
+
+def relocate(document: Document, file: Path) -> Document:
+    """Return the document of a run's own `config.yaml` as it is meant, wherever the command is called.
+
+    Where the file lies in the run's folder, relative paths are read from the working directory of the run, also after all of it
+    was moved together. Where an unfinished run's folder was moved alone, `output_dir` becomes the folder that the file lies in.
+    Any other document is returned as it is.
+    """
+    provenance, output = document.get("provenance"), document.get("output_dir")
+    directory = provenance.get("directory") if isinstance(provenance, Mapping) else None
+    if not isinstance(provenance, Mapping) or not isinstance(directory, str) or not isinstance(output, str):
+        return document
+    folder = Path(os.path.abspath(file)).parent
+    base = os.path.normpath(folder / directory)
+    recorded = os.path.normpath(os.path.join(base, at_home(output)))
+    if not _is_same(recorded, folder):
+        unfinished = (folder / "checkpoints").is_dir() and not (folder / "result.json").exists()
+        return {**document, "output_dir": str(folder)} if unfinished else document
+    if _is_same(base, Path.cwd()):
+        return document
+    document = {**document, "output_dir": str(folder)}
+    content, files = provenance.get("content"), provenance.get("files")
+    for name in content if isinstance(content, Mapping) else ():
+        document = replaced(document, str(name), lambda value: _under(base, value))
+    if isinstance(files, Mapping):
+        moved = {path if str(path).startswith("hub:") else _under(base, path): digest for path, digest in files.items()}
+        document["provenance"] = {**provenance, "files": moved}
+    return document
+
+
+def _is_same(first: str | Path, second: str | Path) -> bool:
+    return os.path.exists(first) and os.path.samefile(first, second)
+
+
+def _under(base: str, source: Any) -> Any:
+    if isinstance(source, Mapping):
+        return {name: _under(base, inner) for name, inner in source.items()}
+    if isinstance(source, list):
+        return [_under(base, inner) for inner in source]
+    if not isinstance(source, str) or is_wheel(source) or source.startswith("<") or at_home(source).is_absolute():
+        return source
+    return os.path.normpath(os.path.join(base, source)) if ".." not in Path(source).parts else os.path.join(base, source)
+
+
+def replaced(document: Any, name: str, change: Any) -> Any:
+    """Return a copy of a document with the value at a dotted name changed by a function; as it is where there is no such name."""
+    first, _, rest = name.partition(".")
+    if isinstance(document, list) and first.isdigit() and int(first) < len(document):
+        place = int(first)
+        inner = replaced(document[place], rest, change) if rest else change(document[place])
+        return [*document[:place], inner, *document[place + 1 :]]
+    if isinstance(document, Mapping) and first in document:
+        return {**document, first: replaced(document[first], rest, change) if rest else change(document[first])}
+    return document

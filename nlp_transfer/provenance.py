@@ -1,0 +1,115 @@
+"""What was in a run's inputs: hashes by which they are compared, wherever they are.
+
+`provenance` in `config.yaml` says:
+
+- `directory`: the working directory, as seen from the run's folder (`paths.relocate`);
+- `files`: SHA-256 by path, and the revision of data on a hub: for people, and for messages;
+- `content`: by the dotted name of each setting that names local data or a local model, the SHA-256 of its files, in order.
+
+Runs are compared by `content`: where a file is, and what it is called, is no part of a run.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.errors import UserError
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.resolve import Run
+from nlp_transfer.sources import ModelSource, find_model
+from nlp_transfer.sources.rows import Rows
+from nlp_transfer.sources.wheels import sha256_of
+from nlp_transfer.strategies import Combined
+from nlp_transfer.trust import weight_files
+
+MODEL_FILES = (".json", ".txt", ".model", ".spm", ".bpe", ".vocab", ".jinja")  # configuration and tokenizers, beside the weights
+MODEL_FOLDERS = ("", "target_tokenizer")
+Inputs = dict[str, list[tuple[str, str]]]  # (path, SHA-256) of each file, by dotted name of a setting
+
+
+def hash_inputs(run: Run, checkpoint: Checkpoint, rows: Mapping[str, Rows], nested: Mapping[str, Mapping[str, Rows]]) -> Inputs:
+    """Return path and SHA-256 of each file that a run reads, in order, by the dotted name of the setting that names it.
+
+    Settings that name something on a hub are left out: it is known by its revision.
+
+    Args:
+        rows: by split.
+        nested: rows by split that were read for the settings in `Strategy.nested`.
+    """
+    inputs = {"model": _hash_model(checkpoint.source)}
+    parts = run.strategy.parts if isinstance(run.strategy, Combined) else None
+    strategies = {"strategy": run.strategy} if parts is None else {f"strategy.{i}": part for i, part in enumerate(parts)}
+    for prefix, settings in {"task": run.task, **strategies}.items():
+        for name, sources in settings.models().items():
+            inputs[f"{prefix}.{name}"] = [file for source in sources for file in _hash_model(find_model(source))]
+    data = {"data": (run.config.data, rows)}
+    data |= {f"strategy.{name}.data": (run.strategy.nested()[name][0], found) for name, found in nested.items()}
+    for prefix, (settings, splits) in data.items():
+        for role, read in splits.items():
+            if getattr(settings, role) is not None:  # else it is a part of train
+                inputs[f"{prefix}.{role}"] = list(read.hashes.items())
+    return {name: files for name, files in inputs.items() if files}
+
+
+def _hash_model(source: ModelSource) -> list[tuple[str, str]]:
+    """Return path and SHA-256 of what is loaded from a model's folder: weights, configuration, tokenizer."""
+    if not source.is_folder:
+        return []
+
+    folder = Path(source.path)
+    further = [path for inner in MODEL_FOLDERS for path in (folder / inner).glob("*") if path.suffix in MODEL_FILES]
+    files = {path for path in (*weight_files(source), *further) if path.is_file() and not path.name.startswith(".")}
+    return [(str(path), sha256_of(path)) for path in sorted(files)]
+
+
+def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+    """Compare the inputs of two documents.
+
+    Args:
+        before, now: `provenance` of a document: `files` and `content`.
+
+    Returns:
+        Dotted names of the settings whose inputs are the same, wherever they are; and by dotted name those that differ, with the
+        files whose content is new (none where files were only put into another order, or left out).
+    """
+    same, changed = [], dict[str, list[str]]()
+    paths: dict[str, list[str]] = {}
+    for path, digest in now.get("files", {}).items():
+        paths.setdefault(digest, []).append(path)
+    for name, digests in now.get("content", {}).items():
+        known = before.get("content", {}).get(name)
+        if known == digests:
+            same.append(name)
+        elif known is not None:
+            changed[name] = [path for digest in digests if digest not in known for path in paths.get(digest, [])]
+    return same, changed
+
+
+def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that files and revisions are those that a document was resolved with; a file at another path may be any file.
+
+    Raises:
+        UserError: one of them is another.
+    """
+    present = dict(_by_place(now.get("files", {})))
+    for path, digest in _by_place(before.get("files", {})):
+        found = present.get(path, digest)
+        if found != digest and path.startswith("hub:"):
+            raise UserError(f"provenance: {path} is at revision {found}, recorded is {digest}; name it as ID@{digest}")
+        if found != digest:
+            raise UserError(
+                f"provenance: {path} is not the file that this document was resolved with (its sha256 is {found[:12]}..., "
+                f"recorded is {digest[:12]}...); restore the file, or remove `provenance` to train on the new one"
+            )
+    wanted = before.get("model_revision")
+    if wanted and wanted != now.get("model_revision"):
+        raise UserError(
+            f"provenance: the model is at revision {now.get('model_revision')}, recorded is {wanted}; name it as ID@{wanted}"
+        )
+
+
+def _by_place(files: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for path, digest in files.items():
+        if not path.startswith("<"):  # objects in memory are what the caller gives
+            yield path if path.startswith("hub:") else os.path.abspath(path), digest
