@@ -137,7 +137,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     figures = report.training_figures(position, parameters, report.peak_memory(), preparation)
     further = run.strategy.further_jobs(model)
     model = save(run.strategy, job, model, folder, accelerator)
-    metrics, answers = score_splits(job, model, accelerator, foreign)
+    metrics, answers = score_splits(job, model, accelerator, foreign, folder.path)
     if metrics:
         last = list(metrics)[-1]
         say(*task.remarks(answers[last], tables[last].references))
@@ -150,7 +150,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         **finish_further(further, folder, accelerator),
     }  # fmt: skip
     if accelerator.is_main_process:
-        report.finish(folder, run, task, result, document, splits)
+        report.finish(folder, run, task, result, document, splits, further)
     accelerator.wait_for_everyone()
     finish_trackers(accelerator)
     show_metrics(metrics, f"metrics, computed in {PRECISION}")

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.disk import patiently
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.load import quiet
-from nlp_transfer.export.save import add_to_record, check_adapter, is_adapted, is_plain, save_adapted, save_model
+from nlp_transfer.export.save import check_adapter, is_adapted, is_plain, save_adapted, save_model
 from nlp_transfer.heads import fold_outputs
-from nlp_transfer.inference import PRECISION, score
-from nlp_transfer.run_folder import RunFolder
+from nlp_transfer.inference import PRECISION, meaningful, score
+from nlp_transfer.run_folder import PREDICTIONS, RunFolder
+from nlp_transfer.sources.rows import BLOCK
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays
+from nlp_transfer.writing import Writer, replacing
 
 
 def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerator: Accelerator) -> Any:
@@ -46,16 +49,45 @@ def _probe(job: Job) -> dict[str, Any]:
 
 
 def score_splits(
-    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any]
+    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any], folder: Path
 ) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
-    """Metrics (in fp32) and predictions of validation and test, where there are such."""
+    """Metrics (in fp32) and predictions of validation and test, where there are such. The predictions are also written to
+    `predictions/SPLIT.parquet` in `folder`."""
     metrics: dict[str, dict[str, float]] = {}
     answers: dict[str, Arrays] = {}
     for split in [name for name in ("validation", "test") if name in job.tables]:
         table = job.tables[split]
         metrics[split], answers[split] = score(model, job.task, table, accelerator, precision=PRECISION)
         metrics[split] |= foreign_figures(foreign, answers[split], table)
+        if accelerator.is_main_process:
+            path = folder / PREDICTIONS / f"{split}.parquet"
+            patiently(partial(_write_predictions, path, job, split, answers[split]), f"the predictions of {split}", path.parent)
     return metrics, answers
+
+
+def _write_predictions(path: Path, job: Job, split: str, answers: Arrays) -> None:
+    """Write the rows of a split in their order: input columns, `reference`, and what `predict` writes; for rows that were split
+    off train also `file` and `row`, where they came from."""
+    task, rows = job.task, job.rows[split]
+    floats = {name: meaningful(name, array, PRECISION) for name, array in answers.items() if array.dtype == np.float32}
+    described = task.describe(answers | floats)
+    if "translation" in described:
+        described["prediction"] = described.pop("translation")
+    found = {"reference": task.describe_references(job.tables[split].references), **described}
+    with suppress(UserError):  # a label contains the separator: the column holds lists
+        found = task.cells(found)
+    inputs = task.input_columns()
+    if rows.files is job.rows["train"].files:  # `Rows.select` keeps the list; a split of its own has another
+        names = [rows.files[i] for i in rows.file_of.tolist()]
+        origin = {"file": names, "row": [position or None for position in rows.position.tolist()]}
+        found |= {name: column for name, column in origin.items() if name not in inputs}
+    start = 0
+    with replacing(path) as part, Writer(part, path.suffix) as writer:
+        for block in rows.batches(BLOCK):
+            end = start + len(next(iter(block.values())))
+            own = {name: block[name] for name in inputs}
+            writer.write(own | {name: column[start:end] for name, column in found.items()})
+            start = end
 
 
 def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelerator: Accelerator) -> dict[str, Any]:
@@ -67,11 +99,11 @@ def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelera
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
             model = patiently(partial(save_model, model, job.checkpoint.tokenizer, job.task, place, _probe(job)), name, place)
-        metrics, _ = score_splits(job, model, accelerator, [])
+        metrics, _ = score_splits(job, model, accelerator, [], place.parent)
         found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
+        if metrics and (signatures := job.task.signatures()):
+            found[name]["signatures"] = signatures
         show_metrics({f"{name}: {split}": figures for split, figures in metrics.items()})
-        if accelerator.is_main_process:
-            add_to_record(place, {"metrics": metrics})
     return {"tasks": found} if found else {}
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.secrets import clean
 from nlp_transfer.sources import HUB_DATA
 from nlp_transfer.sources.rows import Rows
+from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.keeper import Position
 from nlp_transfer.training.loop import Trainer
@@ -176,13 +178,27 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 
 
-def finish(folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: dict[str, Any], splits: Splits) -> None:
-    """The card and the records, also of an adapter; `result.json` comes last, since it is what says that the run is finished."""
-    rows = {name: len(part) for name, part in splits.rows.items()}
-    sources = {name: clean(getattr(run.config.data, name)) for name in ("train", "validation", "test")}
-    for part in [folder.path / name for name in ("model", "adapter") if (folder.path / name / RECORD).is_file()]:
-        add_to_record(part, {"metrics": result["metrics"]})
-        card = partial(write_card, part, task, clean(result), {**sources, "rows": rows}, document["training"])
-        patiently(card, "the model card", part)
+def finish(
+    folder: RunFolder,
+    run: Run,
+    task: Task,
+    result: dict[str, Any],
+    document: dict[str, Any],
+    splits: Splits,
+    further: Mapping[str, tuple[Job, Any]],
+) -> None:
+    """The cards and the records, also of an adapter and of further tasks; `result.json` comes last, since it is what says that the
+    run is finished."""
+    parts = [(folder.path / name, task, result, run.config.data, splits.rows) for name in ("model", "adapter")]
+    for (name, (job, _)), (data, _) in zip(further.items(), run.strategy.nested().values(), strict=True):
+        own = {"signatures": {}, **result, **result["tasks"][name]}
+        parts.append((folder.path / "tasks" / name / "model", job.task, own, data, job.rows))
+    for place, learned, figures, data, rows in parts:
+        if (place / RECORD).is_file():
+            add_to_record(place, {"metrics": figures["metrics"]})
+            sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
+            counts = {"rows": {split: len(part) for split, part in rows.items()}}
+            card = partial(write_card, place, learned, clean(figures), {**sources, **counts}, document["training"])
+            patiently(card, "the model card", place)
     write_json(folder.path / "result.json", result)
     folder.clear_checkpoints()

@@ -57,6 +57,8 @@ def resolve(config: RunConfig | Document | str | Path | None = None, *, shared: 
         _check_together(checked, task, problems)
     unused = Unused()
     if checked is not None and task is not None and strategy is not None:
+        for learned in (task, *(nested for _, nested in strategy.nested().values())):
+            _check_columns(learned, problems)
         unused = find_unused(checked, task, strategy)
         accepted = {name for name in unused.refused if shared and name.startswith("data.")}
         unused.reported |= {name: unused.refused.pop(name) for name in accepted}
@@ -97,6 +99,17 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems) ->
         task.check_settings(training, problems)
         if not task.aligned:
             check_no_aligned(data, task.columns(), problems)
+
+
+def _check_columns(task: Task, problems: Problems) -> None:
+    """Adds input columns that have the name of a column beside them in `predictions/SPLIT.parquet`."""
+    added = ["reference", "prediction", *(["probability"] if task.answer_kind in ("label", "labels") else [])]
+    for name in task.input_columns():
+        if name in added:
+            problems.add(
+                f"task: the input column {name!r} has the name of a column that is written beside it to the predictions of a "
+                "split; rename it in the data"
+            )
 
 
 def _check_best_metric(asked: str | None, task: Task, problems: Problems) -> None:

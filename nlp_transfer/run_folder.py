@@ -26,7 +26,11 @@ HOW = (
 """Settings that change nothing of what is learned."""
 ROUNDING = ("training.attention", "training.kernels")
 """Settings by which results differ as far as rounding does; what is chosen for them depends on the machine."""
-OWN = ("config.yaml", "result.json", "log.jsonl", "model", "adapter", "predictions", "checkpoints", "biases.safetensors", "tasks", "shared")
+PREDICTIONS = "predictions"
+OWN = (
+    "config.yaml", "result.json", "log.jsonl", "model", "adapter", PREDICTIONS, "checkpoints", "biases.safetensors", "tasks",
+    "shared",
+)  # fmt: skip
 
 
 class RunFolder:

@@ -275,8 +275,12 @@ class Task(Settings, ABC):
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         """Answers as the columns that a user reads: `prediction`, `probability` ..."""
 
+    def describe_references(self, targets: Arrays) -> list[Any]:
+        """Return the targets of rows as a user reads them, in the type of `prediction`."""
+        return list(targets["references" if "references" in targets else "labels"].tolist())
+
     def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Return the columns of `describe` as the cells of a file hold them."""
+        """Return the columns of `describe`, and perhaps a column `reference`, as the cells of a file hold them."""
         return columns
 
     @abstractmethod

@@ -296,6 +296,10 @@ class MultiLabel(TextTask):
             columns |= {f"probability:{label}": scores[:, i].tolist() for i, label in enumerate(self.labels or [])}
         return columns
 
+    def describe_references(self, targets: Arrays) -> list[Any]:
+        values = self.label_schema().values()
+        return [[values[i] for i in np.flatnonzero(row)] for row in targets["labels"]]
+
     def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Join the labels of a row, and their probabilities.
 
@@ -304,11 +308,8 @@ class MultiLabel(TextTask):
         """
         if faults := self._separator_faults():
             raise UserError(f"--task.separator: {faults[0]}")
-        join = self.separator.join
-        return columns | {
-            "prediction": [join(map(str, labels)) for labels in columns["prediction"]],
-            "probability": [join(map(str, row)) for row in columns["probability"]],
-        }
+        lists = [name for name in ("reference", "prediction", "probability") if name in columns]
+        return columns | {name: [self.separator.join(map(str, row)) for row in columns[name]] for name in lists}
 
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         hot = targets["labels"].astype(np.int64)
