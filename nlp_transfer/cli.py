@@ -121,11 +121,11 @@ def evaluate(
     ctx: click.Context, model: str, output: Path | None, batch_size: int | None, precision: str, base: str | None
 ) -> None:
     """Score MODEL (a run folder, a model folder or a hub id) on --data.test FILE; figures go to standard output."""
-    from nlp_transfer.streaming import check_figures_file, evaluate_source, print_figures
+    from nlp_transfer.streaming import check_figures_file, print_figures, score_source
 
     check_figures_file(output)
-    figures = evaluate_source(model, _only(ctx), batch_size, precision, base)
-    print_figures(figures, output)
+    figures, signatures = score_source(model, _only(ctx), batch_size, precision, base)
+    print_figures(figures, output, signatures)
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)

@@ -3,6 +3,7 @@
 Everything goes to standard error, so that standard output holds results and can be piped. Secrets are hidden in all of it.
 """
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,14 @@ def number(value: float, decimals: int = 4) -> str:
         return f"{value:.2g}"
     after = decimals if size < 10 else decimals - 2 if size < 10**decimals else 0
     return f"{value:.{after}f}"
+
+
+def percent(part: float, whole: float = 1.0) -> str:
+    """A share as `45.3%`; with one significant digit where one decimal is too few for it, and `>99.9%` where it is nearly all."""
+    share = part / whole
+    if 0 < share < 0.001:
+        return f"{share:.{-math.floor(math.log10(100 * share))}%}"
+    return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -112,4 +121,7 @@ class Steps:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    for unit, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} seconds"

@@ -68,6 +68,19 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """`sync` of all that is in a folder, and of the folder."""
+    """`sync` of all that is in a folder, and of the folder. Its files get their usual permissions."""
+    usual_permissions(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
+
+
+def usual_permissions(path: Path) -> None:
+    """Give a file, or all files below a folder, the permissions that the user's umask gives to new files.
+
+    safetensors writes through temporary files, which nobody but their owner may read.
+    """
+    umask = os.umask(0o077)  # only by setting it can it be read; a file that is made meanwhile gets no more than it should
+    os.umask(umask)
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~umask)

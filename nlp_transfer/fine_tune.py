@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from nlp_transfer import report
 from nlp_transfer.config import Document, RunConfig
-from nlp_transfer.console import is_main, say, show_metrics
+from nlp_transfer.console import is_main, percent, say, show_metrics
 from nlp_transfer.data.augment import make_augmenter
 from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
 from nlp_transfer.data.token_cache import Keep
@@ -163,8 +163,8 @@ def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, keep: Keep) -> d
     tables = {}
     for name, rows in splits.rows.items():
         table = task.table(rows, tokenizer, keep, name != UNLABELLED, name)
-        cut = f", {table.truncated / len(table):.1%} of rows cut to {task.max_length} tokens" if table.truncated else ""
-        say(f"{name}: {len(table)} rows, {table.lengths.mean():.0f} tokens a row on average{cut}")
+        cut = f", {percent(table.truncated, len(table))} of rows cut to {task.max_length} tokens" if table.truncated else ""
+        say(f"{name}: {len(table):,} rows, {table.lengths.mean():.0f} tokens a row on average{cut}")
         tables[name] = table
     return tables
 

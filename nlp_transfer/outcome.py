@@ -12,13 +12,13 @@ from accelerate import Accelerator
 
 from nlp_transfer.console import show_metrics
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.disk import patiently
+from nlp_transfer.disk import patiently, usual_permissions
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.load import quiet
 from nlp_transfer.export.save import check_adapter, is_adapted, is_plain, save_adapted, save_model
 from nlp_transfer.heads import fold_outputs
 from nlp_transfer.inference import PRECISION, meaningful, score
-from nlp_transfer.run_folder import PREDICTIONS, RunFolder
+from nlp_transfer.run_folder import OWN, PREDICTIONS, RunFolder
 from nlp_transfer.sources.rows import BLOCK
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays
@@ -34,6 +34,8 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
     shutil.rmtree(folder.path / "model", ignore_errors=True)
     with quiet():
         plain = strategy.unwrap(model, folder.path)
+        for name in OWN:  # what the strategy wrote is among them
+            usual_permissions(folder.path / name)
     if is_adapted(plain):
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)

@@ -89,3 +89,22 @@ def replaced(document: Any, name: str, change: Any) -> Any:
     if isinstance(document, Mapping) and first in document:
         return {**document, first: replaced(document[first], rest, change) if rest else change(document[first])}
     return document
+
+
+def without_folders(document: Document) -> Document:
+    """Return the document of a run with names of files and folders in place of their paths, and without `output_dir`."""
+    document = {name: value for name, value in document.items() if name != "output_dir"}
+    provenance = {name: value for name, value in (document.get("provenance") or {}).items() if name != "directory"}
+    for name in provenance.get("content") or {}:
+        document = replaced(document, name, _names)
+    files = (provenance.get("files") or {}).items()
+    provenance["files"] = {path if path.startswith("hub:") else _names(path): digest for path, digest in files}
+    return document | {"provenance": provenance}
+
+
+def _names(source: Any) -> Any:
+    if isinstance(source, Mapping):
+        return {name: _names(inner) for name, inner in source.items()}
+    if isinstance(source, list):
+        return [_names(inner) for inner in source]
+    return Path(source).name if isinstance(source, str) and not is_wheel(source) else source

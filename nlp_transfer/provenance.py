@@ -40,8 +40,9 @@ def hash_inputs(run: Run, checkpoint: Checkpoint, rows: Mapping[str, Rows], nest
     inputs = {"model": _hash_model(checkpoint.source)}
     parts = run.strategy.parts if isinstance(run.strategy, Combined) else None
     strategies = {"strategy": run.strategy} if parts is None else {f"strategy.{i}": part for i, part in enumerate(parts)}
-    for prefix, settings in {"task": run.task, **strategies}.items():
-        for name, sources in settings.models().items():
+    named = {"task": run.task.models()} | {prefix: strategy.models() for prefix, strategy in strategies.items()}
+    for prefix, models in named.items():
+        for name, sources in models.items():
             inputs[f"{prefix}.{name}"] = [file for source in sources for file in _hash_model(find_model(source))]
     data = {"data": (run.config.data, rows)}
     data |= {f"strategy.{name}.data": (run.strategy.nested()[name][0], found) for name, found in nested.items()}

@@ -5,11 +5,11 @@ import resource
 import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from nlp_transfer.console import percent
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.disk import patiently
@@ -37,14 +37,15 @@ FEW_STEPS = 100
 
 def resolved_lines(trainer: Trainer) -> list[str]:
     """What was chosen automatically, and how much there is to do."""
-    steps, plan = trainer.budget.steps(), trainer.budget.plan()
+    steps, epochs, plan = trainer.budget.steps(), trainer.budget.epochs(), trainer.budget.plan()
     trainable, total = count_parameters(trainer.model)
     rows = plan.batch_size * plan.accumulation * plan.processes
-    size = f"about {plan.batch_tokens * plan.accumulation * plan.processes} tokens" if plan.batch_tokens else f"{rows} rows"
+    tokens = (plan.batch_tokens or 0) * plan.accumulation * plan.processes
+    size = f"about {tokens:,} tokens" if plan.batch_tokens else f"{rows:,} rows"
     processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
     new = sorted(new_parameters(trainer.model))
     lines = [
-        f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.1%})"
+        f"{trainable:,} of {total:,} parameters are trained ({percent(trainable, total)})"
         + (f"; new, and so drawn at random: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
         *_choice_lines(trainer),
         *describe_unused(idle_parts(trainer.model, trainer.training, trainer.strategy).items()),
@@ -52,8 +53,8 @@ def resolved_lines(trainer: Trainer) -> list[str]:
     if not trainer.strategy.takes_steps():
         return [*lines, f"no step is taken: what is needed is computed from train, on {trainer.accelerator.device}"]
     lines += [
-        f"learning rate {trainer.budget.learning_rate():g}, {trainer.budget.epochs():g} epochs, "
-        f"{steps} steps of {size}, {processes} on {trainer.accelerator.device}",
+        f"learning rate {trainer.budget.learning_rate():g}, {float(f'{epochs:.3g}'):g} epoch{'s' * (epochs != 1)}, "
+        f"{steps:,} step{'s' * (steps != 1)} of {size}, {processes} on {trainer.accelerator.device}",
     ]
     if smoothing := trainer.task.label_smoothing(trainer.training):
         lines.append(f"label smoothing {smoothing:g}; the loss of validation and test is without it")
@@ -187,8 +188,8 @@ def finish(
     splits: Splits,
     further: Mapping[str, tuple[Job, Any]],
 ) -> None:
-    """The cards and the records, also of an adapter and of further tasks; `result.json` comes last, since it is what says that the
-    run is finished."""
+    """The cards and the records, also of an adapter and of further tasks; `result.json` comes last, since it says that the run is
+    finished."""
     parts = [(folder.path / name, task, result, run.config.data, splits.rows) for name in ("model", "adapter")]
     for (name, (job, _)), (data, _) in zip(further.items(), run.strategy.nested().values(), strict=True):
         own = {"signatures": {}, **result, **result["tasks"][name]}

@@ -132,11 +132,11 @@ class RunFolder:
         problems = Problems(
             f"output_dir: {self.path} holds an unfinished run with other settings; finish it, or give another output_dir"
         )
-        same, changed = compare_content(before.get("provenance") or {}, now["provenance"])
-        for name, files in changed.items():
+        same, others = compare_content(before.get("provenance") or {}, now["provenance"])
+        for name, files in others.items():
             what = f"the content of {', '.join(files)} changed" if files else "its files are others, or in another order"
             problems.add(f"{name}: {what}; restore it to resume")
-        found = [one for one in differences(before, now) if not is_place(one[0], [*same, *changed])]
+        found = [one for one in differences(before, now) if not is_place(one[0], [*same, *others])]
         if _window(before) == _window(now):  # however it is cut, each optimiser step sees the same rows
             changed = [f"{name} {old} before, {new} now" for name, old, new in found if name in WINDOW]
             say(*(f"{line}; each step sees the same rows" for line in changed))

@@ -148,6 +148,13 @@ def evaluate_source(
 
     Several processes share the work and all get the same metrics.
     """
+    return score_source(model, settings, batch_size, precision, base)[0]
+
+
+def score_source(
+    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Like `evaluate_source`; also return the signatures of the metrics, by name."""
     data = _data_settings(settings)
     with importing():
         from nlp_transfer.answers import open_predictor
@@ -168,7 +175,7 @@ def evaluate_source(
     table = predictor.encode(rows, targets=True)
     metrics, _ = score(cast(Any, predictor.model).to(device), task, table, accelerator, batch_size, predictor.precision)
     say(f"metrics of {len(rows)} rows, computed in {predictor.precision}")
-    return {"rows": len(rows), **metrics}
+    return {"rows": len(rows), **metrics}, task.signatures()
 
 
 def check_figures_file(output: Path | None) -> None:
@@ -181,8 +188,8 @@ def check_figures_file(output: Path | None) -> None:
         raise UserError(f"--output: {output} cannot be written; allowed: a .json file in a folder that exists")
 
 
-def print_figures(figures: dict[str, float], output: Path | None) -> None:
-    """A table for people on standard error, JSON for programs on standard output."""
+def print_figures(figures: dict[str, float], output: Path | None, signatures: dict[str, str] | None = None) -> None:
+    """A table for people on standard error, JSON for programs on standard output; the file also holds the `signatures`."""
     if os.environ.get("RANK", "0") != "0":
         return
     show_metrics({"test": figures})
@@ -191,7 +198,7 @@ def print_figures(figures: dict[str, float], output: Path | None) -> None:
         from nlp_transfer.export.save import write_json
 
         try:
-            write_json(output, figures)
+            write_json(output, {**figures, **({"signatures": signatures} if signatures else {})})
         except OSError as error:
             raise UserError(f"--output: {output} cannot be written: {error}") from error
 

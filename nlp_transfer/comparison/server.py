@@ -63,7 +63,7 @@ def _work(body: bytes) -> int:
     """One run, in the forked process: 0 done, 2 the run is not possible, 1 it failed; the reason is in its folder."""
     job: dict[str, Any] = pickle.loads(body)
     folder = Path(job["document"]["output_dir"])
-    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
     try:

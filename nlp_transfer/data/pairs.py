@@ -48,7 +48,7 @@ def describe_pairs(rows: Rows, source: str, target: str) -> list[str]:
     """What a user wants to know of pairs before training: their sizes, and warnings about those that look wrong."""
     lengths = [[len(str(cell).strip()) for cell in rows.columns[name]] for name in (source, target)]
     means = [sum(side) / max(1, len(side)) for side in lengths]
-    lines = [f"{len(rows)} pairs, {means[0]:.0f} characters a source and {means[1]:.0f} a target on average"]
+    lines = [f"{len(rows):,} pairs, {means[0]:.0f} characters a source and {means[1]:.0f} a target on average"]
     ratios = [max(1, other) / max(1, one) for one, other in zip(*lengths, strict=True)]
     usual = median(ratios or [1.0])  # scripts differ: Chinese says in one character what takes English four
     odd = [
@@ -61,9 +61,9 @@ def describe_pairs(rows: Rows, source: str, target: str) -> list[str]:
     for what, found in (("have the same text on both sides", _alike(rows, source, target)), ("differ oddly in length", odd)):
         if found:
             places = "; ".join(rows.where(row) for row in found[:SHOWN])
-            lines.append(f"warning: {len(found)} of {len(rows)} pairs {what}: {places}{' ...' if len(found) > SHOWN else ''}")
+            lines.append(f"warning: {len(found):,} of {len(rows):,} pairs {what}: {places}{' ...' if len(found) > SHOWN else ''}")
     if twice:
-        lines.append(f"{twice} of {len(rows)} pairs repeat another one")
+        lines.append(f"{twice:,} of {len(rows):,} pairs repeat another one")
     return lines
 
 

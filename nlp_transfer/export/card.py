@@ -46,7 +46,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     scored = "test" if result["metrics"].get("test") else "validation"
     figures = result["metrics"].get(scored, {})
     source = names["train" if data.get(scored) is None else scored]  # a split that was set aside is a part of train
-    title = f"{Path(base.partition('#')[2] or base).parts[-1] if not HUB_MODEL.match(base) else base}, fine-tuned"
+    title = f"{base if _hub_id(base) else Path(base.partition('#')[2] or base).name}, fine-tuned"
     card = ModelCardData(
         library_name="peft" if adapter else "transformers",
         pipeline_tag=part.pipeline_tag,
@@ -75,7 +75,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         "## Data",
         "",
         *(
-            f"- {split}: {name if data.get(split) is None else code(name)}, {data['rows'][split]} rows"
+            f"- {split}: {name if data.get(split) is None else code(name)}, {data['rows'][split]:,} rows"
             for split, name in names.items()
         ),
         *([] if "test" in names else ["- no test split was given"]),
@@ -87,7 +87,11 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         *([f"Computed in {result['metrics_precision']}.", ""] if figures and "metrics_precision" in result else []),
         "## Settings",
         "",
-        *(f"- {name}: {code(str(value))}" for name, value in training.items() if value not in (None, [], {}, "auto")),
+        *(
+            f"- {name}: {code(f'{value:.4g}' if isinstance(value, float) else str(value))}"
+            for name, value in training.items()
+            if value not in (None, [], {}, "auto")
+        ),
         *part.settings,
         f"- seed {result['seed']}; {', '.join(f'{name} {number}' for name, number in result['versions'].items())}",
         "",

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from nlp_transfer.applicability import IDENTITY, check_used, refuse_unused, takes
 from nlp_transfer.config import TrainingConfig, shorten
 from nlp_transfer.console import say
+from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.inference import Predictor
@@ -222,6 +223,8 @@ def open_adapter(
 def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | None) -> Checkpoint:
     """The base of an adapter: at the place that is given, else where it was recorded."""
     try:
+        if given is None and os.path.isabs(recorded["model"]) and not os.path.exists(recorded["model"]):
+            given = _base_of_run(folder.parent / "config.yaml")
         base = find_model(str(recorded["model"] if given is None else given))
         same = given is None or str(given) == recorded["model"]
         revision = base.revision or (recorded["revision"] if same else None)
@@ -230,6 +233,16 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | No
         reason = str(error).removeprefix("model: ")
         message = f"{folder}: the base of this adapter: {reason}; {MOVED}" if given is None else f"base: {reason}"
         raise UserError(message) from error
+
+
+def _base_of_run(settings: Path) -> str | None:
+    """Where the base of a run's adapter lies, by the run's `config.yaml`, which may have been moved together with it. That it is
+    the same base is checked by its logits."""
+    model = read_document(settings).get("model") if settings.is_file() else None
+    if not isinstance(model, str) or not Path(model).is_dir():
+        return None
+    say(f"the base of the adapter is {model}, by {settings}")
+    return model
 
 
 def _bases(recorded: Mapping[str, Any], source: ModelSource) -> str:

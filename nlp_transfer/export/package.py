@@ -19,6 +19,7 @@ from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.load import RECORD, find_adapter, load_predictor, quiet, read_record
 from nlp_transfer.export.probe import check_probe
+from nlp_transfer.paths import without_folders
 from nlp_transfer.secrets import find_secret
 from nlp_transfer.sources.wheels import is_wheel
 
@@ -216,7 +217,7 @@ def _training(folder: Path, problems: Problems) -> dict[str, Content]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         problems.add(f"the run's records cannot be read ({' '.join(str(error).split())}); push {folder} copied elsewhere")
         return {}
-    settings = _shortened({name: value for name, value in document.items() if name != "output_dir"})
+    settings = _shortened(without_folders(document))
     return {
         "training/result.json": Content((json.dumps(_shortened(result), indent=2, ensure_ascii=False) + "\n").encode()),
         "training/config.yaml": Content(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120).encode()),

@@ -168,7 +168,7 @@ class Multitask(Strategy):
         for name, rows in splits.rows.items():
             if name != UNLABELLED:
                 tables[name] = task.table(rows, tokenizer, further.data.token_cache, name=f"{further.name}: {name}")
-                say(f"{further.name}: {name}: {len(rows)} rows")
+                say(f"{further.name}: {name}: {len(rows):,} rows")
         return Job(task, tables, splits.rows, job.checkpoint, job.training, job.device, job.precision)
 
     def next_phase(self, state: State, view: View) -> Phase | None:
@@ -223,8 +223,8 @@ def _shared_inputs(jobs: Mapping[str, Job]) -> list[str]:
         if split != UNLABELLED
     }
     return [
-        f"warning: {shared} of {len(held)} rows of {name}'s {split} have an input that stands in train of {other} as well; its "
-        "metrics may be too good"
+        f"warning: {shared:,} of {len(held):,} rows of {name}'s {split} have an input that stands in train of {other} as well; "
+        "its metrics may be too good"
         for (name, split), held in keys.items()
         for other in jobs
         if split != "train" and other != name and (shared := int(np.isin(held, keys[other, "train"]).sum()))

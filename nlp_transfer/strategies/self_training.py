@@ -80,7 +80,7 @@ class SelfTraining(Strategy):
         if len(rows) == 0:
             say(f"warning: round {finished} of {self.rounds}: the model is sure of no unlabelled row, so training ends")
             return None
-        say(f"round {finished} of {self.rounds}: {len(rows)} of {len(unlabelled)} unlabelled rows join in")
+        say(f"round {finished} of {self.rounds}: {len(rows):,} of {len(unlabelled):,} unlabelled rows join in")
         if self.restart:
             _put_back(view.model)
         also = {"split": "unlabelled", "rows": rows.tolist(), "labels": labels.tolist()}

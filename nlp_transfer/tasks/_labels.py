@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.config import shorten as shorten_value
+from nlp_transfer.console import percent
 from nlp_transfer.errors import Problems, did_you_mean
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, fits_type, label_text, learn_labels
@@ -125,8 +126,8 @@ def other_separator(cells: Sequence[Any], marks: str, setting: str) -> list[str]
     for mark in marks:
         if (joined := [text for text in texts if mark in text.strip(mark)]) and len(joined) >= JOINED * len(cells):
             return [
-                f"warning: {len(joined)} of {len(cells)} labels contain {mark!r}, such as {joined[0]!r}; each is taken for one "
-                f"label (if they are several, see {setting})"
+                f"warning: {len(joined):,} of {len(cells):,} labels contain {mark!r}, such as {joined[0]!r}; each is taken for "
+                f"one label (if they are several, see {setting})"
             ]
     return []
 
@@ -209,12 +210,14 @@ def focal_factor(log_probability: torch.Tensor, gamma: float) -> torch.Tensor:
 def balance(counts: "Counter[str]", rows: int) -> list[str]:
     """The distribution of labels in a line, with a warning when the largest is ten times the smallest."""
     ordered = counts.most_common()
-    shown = ", ".join(f"{label} {count / rows:.1%}" for label, count in ordered[:6])
-    rest = f", ... {len(ordered) - 6} more, the rarest {ordered[-1][0]} {ordered[-1][1] / rows:.1%}" if len(ordered) > 6 else ""
+    shown = ", ".join(f"{label} {percent(count, rows)}" for label, count in ordered[:6])
+    rest = (
+        f", ... {len(ordered) - 6} more, the rarest {ordered[-1][0]} {percent(ordered[-1][1], rows)}" if len(ordered) > 6 else ""
+    )
     lines = [f"{len(ordered)} labels: {shown}{rest}"]
     if ordered and ordered[0][1] >= 10 * ordered[-1][1]:
         lines.append(
-            f"warning: {ordered[0][0]!r} has {ordered[0][1]} rows, {ordered[-1][0]!r} only {ordered[-1][1]}; consider "
+            f"warning: {ordered[0][0]!r} has {ordered[0][1]:,} rows, {ordered[-1][0]!r} only {ordered[-1][1]:,}; consider "
             "training.class_weights: balanced, and look at f1_macro"
         )
     return lines

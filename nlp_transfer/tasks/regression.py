@@ -1,5 +1,6 @@
 """A number for a text or a pair of texts."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Self
@@ -197,7 +198,8 @@ class Regression(TextTask):
     def report(self, train: Rows) -> list[str]:
         values = self._targets(train)
         mean, deviation = float(values.mean()), _deviation(values)
-        lines = [f"{self.label}: from {values.min():.10g} to {values.max():.10g}, mean {mean:.10g}, deviation {deviation:.3g}"]
+        average = round(mean, 2 - math.floor(math.log10(deviation))) if deviation else mean
+        lines = [f"{self.label}: from {values.min():.10g} to {values.max():.10g}, mean {average:.10g}, deviation {deviation:.3g}"]
         given = {name: value for name, value in (("mean", self.mean), ("scale", self.scale)) if value is not None}
         if not given.items() <= {"mean": mean, "scale": deviation or 1.0}.items():
             settings = ", ".join(f"task.{name}: {value:g}" for name, value in given.items())

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import Steps, say
+from nlp_transfer.console import Steps, number, say
 from nlp_transfer.errors import UserError
 from nlp_transfer.inference import answer_all
 from nlp_transfer.models import enable_gradient_checkpointing, train_mode
@@ -200,7 +200,7 @@ class Trainer:
                     epoch = window.epoch + (window.index + 1) / window.of
                     figures = {"epoch": epoch, **watched, "learning_rate": rate, "grad_norm": float(norm)}
                     self.log.write(at.step, **figures, examples_per_second=rows_a_second)
-                    progress.note(f"loss {watched['loss']:.3f}, {rows_a_second:.0f} rows/s")
+                    progress.note(f"loss {number(watched['loss'], 3)}, {number(rows_a_second, 1)} rows/s")
                 progress.advance()
                 evaluate = at.phase_step % evaluate_every == 0 or last
                 at.unjudged = evaluate and phase.evaluate and "validation" in self.tables

@@ -1,0 +1,291 @@
+"""A run is the same wherever its folder, its data and its model are, and however their paths are written."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from nlp_transfer import FineTuned, UserError, fine_tune, load_predictor
+from nlp_transfer.document import read_document
+from nlp_transfer.training import checkpoints, keeper
+from tests.conftest import sentiment_rows, write_csv
+from tests.models import save_tiny
+
+
+class Killed(Exception):  # noqa: N818  no error: what happens to a process
+    """Stands for whatever ends a process."""
+
+
+def run(document: Any = None, **changes: Any) -> FineTuned:
+    """A short run in the working directory, with some settings changed."""
+    settings = {
+        "model": "models/bert",
+        "data": {"train": "a.csv", "test": "more/t*.csv"},
+        "task": "text_classification",
+        "training": {"epochs": 2, "batch_size": 16, "checkpoint_every": 2, "precision": "fp32"},
+        "output_dir": "runs/x",
+    }
+    return fine_tune(settings | changes if document is None else document, **({} if document is None else changes))
+
+
+def write_project(folder: Path) -> Path:
+    save_tiny("bert", folder / "models/bert")
+    rows = sentiment_rows(90)
+    (folder / "more").mkdir()
+    write_csv(folder / "a.csv", rows[:60])
+    write_csv(folder / "more/t1.csv", rows[60:75])
+    write_csv(folder / "more/t2.csv", rows[75:])
+    return folder
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, start: Callable[[], Any] = run) -> None:
+    """Begin a run, and end it where it would write its second checkpoint."""
+    original = checkpoints.write_checkpoint
+
+    def write(folder: Path, step: int, *arguments: Any) -> Any:
+        if step > 2:
+            raise Killed
+        return original(folder, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper.checkpoints, "write_checkpoint", write)
+        with pytest.raises(Killed):
+            start()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> FineTuned:
+    """The run without an interruption."""
+    folder = write_project(tmp_path_factory.mktemp("straight"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = run()
+    return FineTuned(folder / done.output_dir, done.result)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with an unfinished run in `runs/x`."""
+    folder = write_project(tmp_path / "project")
+    monkeypatch.chdir(folder)
+    killed(monkeypatch)
+    return folder
+
+
+def check_same(done: FineTuned, straight: FineTuned, shown: str) -> None:
+    assert "(step 2)" in shown, "it was resumed"
+    assert done.metrics == straight.metrics
+    first, second = (load_file(one.output_dir / "model/model.safetensors") for one in (done, straight))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def elsewhere(project: Path) -> dict[str, Any]:
+    (project.parent / "elsewhere").mkdir()
+    os.chdir(project.parent / "elsewhere")
+    return {"model": "../project/models/bert", "data": {"train": "../project/a.csv", "test": "../project/more/t?.csv"},
+            "output_dir": "../project/runs/x"}  # fmt: skip
+
+
+def moved_apart(project: Path) -> dict[str, Any]:
+    for old, new in (("runs/x", "y"), ("a.csv", "b.csv"), ("more", "test"), ("models/bert", "tiny")):
+        shutil.move(project / old, project.parent / new)
+    place = project.parent
+    return {"model": str(place / "tiny"), "data": {"train": str(place / "b.csv"), "test": str(place / "test/*.csv")},
+            "output_dir": str(place / "y")}  # fmt: skip
+
+
+def copied(project: Path) -> dict[str, Any]:
+    shutil.copytree(project, project.parent / "copy")
+    shutil.rmtree(project / "runs")
+    os.chdir(project.parent / "copy")
+    return {}
+
+
+def linked(project: Path) -> dict[str, Any]:
+    for name in ("runs", "models", "more", "a.csv"):
+        (project.parent / name).symlink_to(project / name)
+    os.chdir(project.parent)
+    return {}
+
+
+MOVES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "absolute paths": lambda project: {
+        "model": str(project / "models/bert"), "data": {"train": str(project / "a.csv"), "test": str(project / "more/t*.csv")},
+        "output_dir": str(project / "runs/x"),
+    },
+    "other spelling": lambda project: {
+        "model": "./models/../models/bert/", "data": {"train": "./a.csv", "test": "more//t[12].csv"}, "output_dir": "./runs//x/",
+    },
+    "another working directory": elsewhere,
+    "each part moved and renamed": moved_apart,
+    "the project copied": copied,
+    "links": linked,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(MOVES))
+def test_a_run_is_resumed_wherever_its_parts_are(
+    name: str, project: Path, straight: FineTuned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = MOVES[name](project)
+    check_same(run(**changes), straight, capsys.readouterr().err)
+
+
+def test_a_run_is_resumed_by_its_own_settings_from_any_folder(
+    project: Path, straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(project, tmp_path / "renamed")
+    monkeypatch.chdir(tmp_path)
+    done = run(tmp_path / "renamed/runs/x/config.yaml")
+    assert done.output_dir == tmp_path / "renamed/runs/x"
+    check_same(done, straight, capsys.readouterr().err)
+
+
+def test_the_settings_of_a_run_folder_that_was_moved_alone_resume_it_there(
+    project: Path, straight: FineTuned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(project / "runs/x", project / "y")
+    done = run("y/config.yaml")
+    assert (done.output_dir.resolve(), (project / "runs/x").exists()) == (project / "y", False)
+    check_same(done, straight, capsys.readouterr().err)
+
+
+def change_weights(project: Path) -> str:
+    path = project / "models/bert/model.safetensors"
+    weights = load_file(path)
+    save_file({name: weight * 1.5 for name, weight in weights.items()}, path, {"format": "pt"})
+    return "model.safetensors"
+
+
+def change_tokenizer(project: Path) -> str:
+    path = project / "models/bert/tokenizer.json"
+    path.write_text(path.read_text().replace('"good"', '"goood"'))
+    return "tokenizer.json"
+
+
+def change_row(name: str) -> Callable[[Path], str]:
+    def change(project: Path) -> str:
+        path = project / name
+        path.write_text(path.read_text().replace("the", "tree", 1))
+        return name
+
+    return change
+
+
+CHANGES = {
+    "model": change_weights, "tokenizer": change_tokenizer, "train": change_row("a.csv"), "test": change_row("more/t2.csv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+@pytest.mark.parametrize("moved", [False, True])
+def test_changed_content_is_refused_and_named(
+    name: str, moved: bool, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = CHANGES[name](project)
+    if moved:
+        shutil.move(project, tmp_path / "renamed")
+        monkeypatch.chdir(tmp_path / "renamed")
+    setting = {"tokenizer": "model"}.get(name, name if name == "model" else f"data.{name}")
+    with pytest.raises(UserError, match=rf"(?s)unfinished run.*{setting}: .*{changed}") as refused:
+        run()
+    others = {"model.safetensors", "tokenizer.json", "a.csv", "t1.csv", "t2.csv"} - {Path(changed).name}
+    assert not [other for other in others if other in str(refused.value)], "only what changed is named"
+    assert not Path("runs/x/result.json").exists()
+
+
+def test_the_same_files_in_another_role_are_refused(project: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)data\.train.*data\.test"):
+        run(data={"train": "more/t*.csv", "test": "a.csv"})
+
+
+def test_data_in_memory_is_compared_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: FineTuned) -> None:
+    import pandas as pd
+
+    write_project(tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    data = {"train": pd.read_csv("a.csv"), "test": pd.read_csv("more/t1.csv")}
+    killed(monkeypatch, lambda: run(data=data))
+    changed = data["train"].copy()
+    changed.loc[7, "text"] = "a good film"
+    with pytest.raises(UserError, match=r"data\.train: .*memory"):
+        run(data=data | {"train": changed})
+    assert run(data={name: frame.copy() for name, frame in data.items()}).result["train"]["steps"] == 8
+
+
+def test_the_settings_of_a_finished_run_repeat_it_elsewhere(
+    straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = shutil.copytree(straight.output_dir.parents[1], tmp_path / "copy")
+    settings = read_document(project / "runs/x/config.yaml")
+    assert settings["data"]["train"] == str(project / "a.csv"), "read from the run's working directory"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="finished run"):
+        run(project / "runs/x/config.yaml")
+    again = run(project / "runs/x/config.yaml", output_dir="again")
+    assert again.metrics == straight.metrics
+    monkeypatch.chdir(project)
+    shutil.copy("runs/x/config.yaml", "again.yaml")
+    assert run("again.yaml", output_dir="again").metrics == straight.metrics
+    change_row("a.csv")(project)
+    with pytest.raises(UserError, match=r"a\.csv is not the file"):
+        run("again.yaml", output_dir="third")
+
+
+def test_paths_are_relative_where_they_can_be(straight: FineTuned, project: Path, tmp_path: Path) -> None:
+    text = (straight.output_dir / "config.yaml").read_text()
+    assert str(straight.output_dir.parents[1]) not in text
+    document = yaml.safe_load(text)
+    assert document["model"] == "./models/bert", "no hub id, should the folder be missing"
+    assert document["data"] | {"train": "a.csv", "test": "more/t*.csv"} == document["data"]
+    assert (document["output_dir"], document["provenance"]["directory"]) == ("runs/x", "../..")
+    assert {"a.csv", "more/t1.csv", "more/t2.csv"} < set(document["provenance"]["files"])
+    write_csv(tmp_path / "far.csv", sentiment_rows(20))
+    run(data={"train": str(project / "a.csv"), "test": str(tmp_path / "far.csv")}, output_dir=str(project / "runs/second"))
+    data = yaml.safe_load(Path("runs/second/config.yaml").read_text())["data"]
+    assert (data["train"], data["test"]) == ("a.csv", str(tmp_path / "far.csv"))
+
+
+def test_a_teacher_and_further_tasks_are_compared_by_content(
+    straight: FineTuned, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.rmtree("runs")
+    shutil.copytree(straight.output_dir / "model", "teacher")
+    distill = {"name": "distill", "teacher": "teacher"}
+    further = {"name": "second", "data": {"train": "more/t1.csv", "validation_share": 0}, "task": "text_classification"}
+    multitask = {"name": "multitask", "tasks": [further]}
+    for name, strategy in (("taught", distill), ("several", multitask)):
+        killed(monkeypatch, lambda: run(strategy=strategy, output_dir=f"runs/{name}"))  # noqa: B023
+    assert set(yaml.safe_load(Path("runs/several/config.yaml").read_text())["provenance"]["content"]) == {
+        "model", "data.train", "data.test", "strategy.tasks.0.data.train",
+    }  # fmt: skip
+    shutil.move(project, tmp_path / "renamed")
+    monkeypatch.chdir(tmp_path / "renamed")
+    change_row("more/t1.csv")(Path())
+    with pytest.raises(UserError, match=r"strategy\.tasks\.0\.data\.train: .*more/t1\.csv"):
+        run(strategy=multitask, output_dir="runs/several")
+    write_project(tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "again")
+    shutil.move("../renamed/runs", "runs")
+    run(strategy=multitask, output_dir="runs/several")
+    shutil.move("../renamed/teacher", "professor")
+    assert run(strategy=distill | {"teacher": "professor"}, output_dir="runs/taught").result["train"]["steps"] == 8
+
+
+def test_an_adapter_finds_its_base_after_both_were_moved(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree("runs")
+    done = run(strategy={"name": "peft", "type": "P_TUNING"}, task={"name": "text_classification", "max_length": 30})
+    texts = ["a good film", "the awful dull plot"]
+    expected = done.predictor()(texts)
+    shutil.move(project, tmp_path / "renamed")
+    monkeypatch.chdir(tmp_path)
+    assert load_predictor(tmp_path / "renamed/runs/x")(texts) == expected
+    change_weights(tmp_path / "renamed")
+    with pytest.raises(UserError, match="another base"):
+        load_predictor(tmp_path / "renamed/runs/x")
