@@ -21,9 +21,12 @@ from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.save import write_json
+from nlp_transfer.provenance import compare_content, describe_changes, hash_inputs, hash_strategy
 from nlp_transfer.resolve import Run
-from nlp_transfer.run_folder import differences
+from nlp_transfer.run_folder import differences, is_place
 from nlp_transfer.sources import find_model
+from nlp_transfer.sources.paths import mapping, portable, replaced
+from nlp_transfer.strategies import Strategy
 
 BASE, SETTINGS = "settings.json", "strategy.json"
 WIDE = 130  # columns of a terminal that has room for the whole table
@@ -120,17 +123,28 @@ def _check_same(folder: Path, plan: Plan, runs: list[Run], splits: Splits) -> No
         f"--output: {folder} holds a comparison of other settings; give another folder, or restore these settings"
     )
     config = runs[0].config
-    data = {name: _described(value) for name, value in config.data.model_dump().items() if name != "shots"}
-    now = {
-        "model": config.model, "data": data, "task": runs[0].task.document(),
+    inputs = hash_inputs(runs[0], find_model(config.model), splits.rows, {})
+    inputs = {name: files for name, files in inputs.items() if not name.startswith("strategy.")}
+    now: Document = {
+        "model": config.model, "task": runs[0].task.document(),
+        "data": {name: portable(value) for name, value in config.data.model_dump().items() if name != "shots"},
         "training": {name: value for name, value in config.training.model_dump().items() if name != "seed"},
-        "files": splits.provenance(),
+        "provenance": {
+            "files": splits.provenance() | {portable(path): digest for files in inputs.values() for path, digest in files},
+            "content": {name: [digest for _, digest in files] for name, files in inputs.items()},
+        },
     }  # fmt: skip
+    for name in inputs:
+        now = replaced(now, name, portable)
     now = json.loads(json.dumps(now, default=str))
     path = folder / BASE
     if path.exists():
-        for name, before, found in differences(json.loads(path.read_text(encoding="utf-8")), now):
-            problems.add(f"{name}: {shorten(before)} before, {shorten(found)} now")
+        then = json.loads(path.read_text(encoding="utf-8"))
+        same, others = compare_content(mapping(then.get("provenance")), now["provenance"])
+        problems.extend(describe_changes(others))
+        for name, before, found in differences(then, now):
+            if not is_place(name, [*same, *others]):
+                problems.add(f"{name}: {shorten(before)} before, {shorten(found)} now")
     strategies = strategy_documents(plan, runs)
     for job in _jobs(plan):
         written = folder / "runs" / job.name / SETTINGS
@@ -146,17 +160,16 @@ def _check_same(folder: Path, plan: Plan, runs: list[Run], splits: Splits) -> No
 
 
 def strategy_documents(plan: Plan, runs: list[Run]) -> dict[str, Any]:
-    """By label, every setting of a strategy, as JSON has it."""
-    return {way.label: json.loads(json.dumps(run.strategy.document())) for way, run in zip(plan.ways, runs, strict=True)}
+    """By label, every setting of a strategy, as JSON has it; local models by what is in them."""
+    return {way.label: json.loads(json.dumps(_document(run.strategy))) for way, run in zip(plan.ways, runs, strict=True)}
 
 
-def _described(value: Any) -> Any:
-    if hasattr(value, "columns") or hasattr(value, "column_names"):
-        import hashlib
-        import pickle
-
-        return f"{type(value).__name__} of {len(value)} rows, sha256 {hashlib.sha256(pickle.dumps(value)).hexdigest()}"
-    return value
+def _document(strategy: Strategy) -> Any:
+    document = {"strategy": strategy.document()}
+    for name, files in hash_strategy(strategy).items():
+        if files:
+            document = replaced(document, name, lambda _, files=files: [f"sha256:{digest}" for _, digest in files])
+    return document["strategy"]
 
 
 def _jobs(plan: Plan) -> list[Job]:

@@ -8,7 +8,7 @@ import yaml
 
 from nlp_transfer.config import Document, shorten
 from nlp_transfer.errors import UserError
-from nlp_transfer.paths import relocate
+from nlp_transfer.sources.paths import relocate
 from nlp_transfer.sources.reading import SURROGATE, kind_of, read_start
 
 MAX_BYTES = 10 * 2**20  # of a file of settings

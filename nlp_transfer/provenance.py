@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.errors import UserError
-from nlp_transfer.models import Checkpoint
 from nlp_transfer.resolve import Run
 from nlp_transfer.sources import ModelSource, find_model
+from nlp_transfer.sources.paths import mapping
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.wheels import sha256_of
-from nlp_transfer.strategies import Combined
+from nlp_transfer.strategies import Combined, Strategy
+from nlp_transfer.tasks import Task
 from nlp_transfer.trust import weight_files
 
 MODEL_FILES = (".json", ".txt", ".model", ".spm", ".bpe", ".vocab", ".jinja")  # configuration and tokenizers, beside the weights
@@ -28,7 +29,7 @@ MODEL_FOLDERS = ("", "target_tokenizer")
 Inputs = dict[str, list[tuple[str, str]]]  # (path, SHA-256) of each file, by dotted name of a setting
 
 
-def hash_inputs(run: Run, checkpoint: Checkpoint, rows: Mapping[str, Rows], nested: Mapping[str, Mapping[str, Rows]]) -> Inputs:
+def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows], nested: Mapping[str, Mapping[str, Rows]]) -> Inputs:
     """Return path and SHA-256 of each file that a run reads, in order, by the dotted name of the setting that names it.
 
     Settings that name something on a hub are left out: it is known by its revision.
@@ -37,13 +38,7 @@ def hash_inputs(run: Run, checkpoint: Checkpoint, rows: Mapping[str, Rows], nest
         rows: by split.
         nested: rows by split that were read for the settings in `Strategy.nested`.
     """
-    inputs = {"model": _hash_model(checkpoint.source)}
-    parts = run.strategy.parts if isinstance(run.strategy, Combined) else None
-    strategies = {"strategy": run.strategy} if parts is None else {f"strategy.{i}": part for i, part in enumerate(parts)}
-    named = {"task": run.task.models()} | {prefix: strategy.models() for prefix, strategy in strategies.items()}
-    for prefix, models in named.items():
-        for name, sources in models.items():
-            inputs[f"{prefix}.{name}"] = [file for source in sources for file in _hash_model(find_model(source))]
+    inputs = {"model": _hash_model(model)} | _hash_models("task", run.task) | hash_strategy(run.strategy)
     data = {"data": (run.config.data, rows)}
     data |= {f"strategy.{name}.data": (run.strategy.nested()[name][0], found) for name, found in nested.items()}
     for prefix, (settings, splits) in data.items():
@@ -51,6 +46,19 @@ def hash_inputs(run: Run, checkpoint: Checkpoint, rows: Mapping[str, Rows], nest
             if getattr(settings, role) is not None:  # else it is a part of train
                 inputs[f"{prefix}.{role}"] = list(read.hashes.items())
     return {name: files for name, files in inputs.items() if files}
+
+
+def hash_strategy(strategy: Strategy) -> Inputs:
+    """Return the same for the models that a strategy's settings name."""
+    if not isinstance(strategy, Combined):
+        return _hash_models("strategy", strategy)
+    parts = enumerate(strategy.parts)
+    return {name: files for i, part in parts for name, files in _hash_models(f"strategy.{i}", part).items()}
+
+
+def _hash_models(prefix: str, settings: Task | Strategy) -> Inputs:
+    found = settings.models().items()
+    return {f"{prefix}.{name}": [file for model in models for file in _hash_model(find_model(model))] for name, models in found}
 
 
 def _hash_model(source: ModelSource) -> list[tuple[str, str]]:
@@ -75,16 +83,23 @@ def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
         files whose content is new (none where files were only put into another order, or left out).
     """
     same, changed = [], dict[str, list[str]]()
-    paths: dict[str, list[str]] = {}
-    for path, digest in now.get("files", {}).items():
+    known, paths = mapping(before.get("content")), dict[str, list[str]]()
+    for path, digest in now["files"].items():
         paths.setdefault(digest, []).append(path)
-    for name, digests in now.get("content", {}).items():
-        known = before.get("content", {}).get(name)
-        if known == digests:
+    for name, digests in now["content"].items():
+        if known.get(name) == digests:
             same.append(name)
-        elif known is not None:
-            changed[name] = [path for digest in digests if digest not in known for path in paths.get(digest, [])]
+        elif isinstance(known.get(name), list):
+            changed[name] = [path for digest in digests if digest not in known[name] for path in paths.get(digest, [])]
     return same, changed
+
+
+def describe_changes(others: Mapping[str, list[str]]) -> list[str]:
+    """Return a line for each setting whose inputs `compare_content` found to differ."""
+    return [
+        f"{name}: " + (f"the content of {', '.join(files)} changed" if files else "its files are others, or in another order")
+        for name, files in others.items()
+    ]
 
 
 def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -93,8 +108,8 @@ def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         UserError: one of them is another.
     """
-    present = dict(_by_place(now.get("files", {})))
-    for path, digest in _by_place(before.get("files", {})):
+    present = dict(_by_place(now["files"]))
+    for path, digest in _by_place(mapping(before.get("files"))):
         found = present.get(path, digest)
         if found != digest and path.startswith("hub:"):
             raise UserError(f"provenance: {path} is at revision {found}, recorded is {digest}; name it as ID@{digest}")
@@ -110,7 +125,7 @@ def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _by_place(files: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for path, digest in files.items():
+def _by_place(files: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    for path, digest in ((str(path), str(digest)) for path, digest in files.items()):
         if not path.startswith("<"):  # objects in memory are what the caller gives
             yield path if path.startswith("hub:") else os.path.abspath(path), digest

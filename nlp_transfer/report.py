@@ -5,6 +5,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ from nlp_transfer.export.load import RECORD
 from nlp_transfer.export.save import add_to_record, versions, write_json
 from nlp_transfer.inference import PRECISION
 from nlp_transfer.models import Checkpoint, count_parameters, new_parameters
-from nlp_transfer.paths import portable, replaced
 from nlp_transfer.provenance import check_files, hash_inputs
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.secrets import clean
 from nlp_transfer.sources import HUB_DATA
+from nlp_transfer.sources.paths import portable, replaced
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
@@ -116,9 +117,9 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     unused = without_effect(config, task, run.strategy)
     training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
     further = [job.rows for job, _ in run.strategy.further_jobs(trainer.model).values()]
-    inputs = hash_inputs(run, checkpoint, splits.rows, dict(zip(run.strategy.nested(), further, strict=True)))
+    inputs = hash_inputs(run, checkpoint.source, splits.rows, dict(zip(run.strategy.nested(), further, strict=True)))
     revisions = {name: found for name, found in splits.provenance().items() if name.startswith("hub:")}
-    output = portable(config.output_dir)
+    output = str(Path(portable(config.output_dir)))
     provenance: dict[str, Any] = {
         "directory": os.getcwd() if os.path.isabs(output) else os.path.relpath(os.getcwd(), output),
         "files": revisions | {portable(path): digest for found in inputs.values() for path, digest in found},

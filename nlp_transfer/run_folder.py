@@ -13,7 +13,8 @@ from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.provenance import compare_content
+from nlp_transfer.provenance import compare_content, describe_changes
+from nlp_transfer.sources.paths import mapping
 
 Resume = Literal["auto", "must", "never"]
 
@@ -132,10 +133,8 @@ class RunFolder:
         problems = Problems(
             f"output_dir: {self.path} holds an unfinished run with other settings; finish it, or give another output_dir"
         )
-        same, others = compare_content(before.get("provenance") or {}, now["provenance"])
-        for name, files in others.items():
-            what = f"the content of {', '.join(files)} changed" if files else "its files are others, or in another order"
-            problems.add(f"{name}: {what}; restore it to resume")
+        same, others = compare_content(mapping(before.get("provenance")), now["provenance"])
+        problems.extend(f"{line}; restore it to resume" for line in describe_changes(others))
         found = [one for one in differences(before, now) if not is_place(one[0], [*same, *others])]
         if _window(before) == _window(now):  # however it is cut, each optimiser step sees the same rows
             changed = [f"{name} {old} before, {new} now" for name, old, new in found if name in WINDOW]

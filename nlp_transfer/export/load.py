@@ -8,18 +8,19 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from nlp_transfer.applicability import IDENTITY, check_used, refuse_unused, takes
 from nlp_transfer.config import TrainingConfig, shorten
 from nlp_transfer.console import say
-from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
 from nlp_transfer.sources import HUB_MODEL, ModelSource, find_model
+from nlp_transfer.sources.paths import mapping, relocate
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
 from nlp_transfer.training.device import inference_device, resolve_precision
@@ -238,7 +239,11 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | No
 def _base_of_run(settings: Path) -> str | None:
     """Where the base of a run's adapter lies, by the run's `config.yaml`, which may have been moved together with it. That it is
     the same base is checked by its logits."""
-    model = read_document(settings).get("model") if settings.is_file() else None
+    try:
+        document = mapping(yaml.safe_load(settings.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    model = relocate(dict(document), settings).get("model")
     if not isinstance(model, str) or not Path(model).is_dir():
         return None
     say(f"the base of the adapter is {model}, by {settings}")

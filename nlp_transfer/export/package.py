@@ -19,8 +19,8 @@ from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.load import RECORD, find_adapter, load_predictor, quiet, read_record
 from nlp_transfer.export.probe import check_probe
-from nlp_transfer.paths import without_folders
 from nlp_transfer.secrets import find_secret
+from nlp_transfer.sources.paths import without_folders
 from nlp_transfer.sources.wheels import is_wheel
 
 ENDINGS = (".safetensors", ".json", ".txt", ".md", ".model", ".spm", ".jinja", ".png", ".jpg", ".svg")

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from nlp_transfer import FineTuned, UserError, fine_tune, load_predictor
+from nlp_transfer import FineTuned, UserError, compare, fine_tune, load_predictor
 from nlp_transfer.document import read_document
 from nlp_transfer.training import checkpoints, keeper
 from tests.conftest import sentiment_rows, write_csv
@@ -289,3 +289,33 @@ def test_an_adapter_finds_its_base_after_both_were_moved(project: Path, tmp_path
     change_weights(tmp_path / "renamed")
     with pytest.raises(UserError, match="another base"):
         load_predictor(tmp_path / "renamed/runs/x")
+
+
+def test_a_comparison_that_was_moved_with_its_data_is_not_run_again(
+    straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_project(tmp_path / "project")
+    shutil.copytree(straight.output_dir / "model", folder / "teacher")
+    document = {"model": "models/bert", "data": {"train": "a.csv", "test": "more/t1.csv"}, "task": "text_classification",
+                "training": {"max_steps": 2, "batch_size": 8, "precision": "fp32"}}  # fmt: skip
+    strategies = ["prototypes", {"name": "distill", "teacher": "teacher"}]
+    monkeypatch.chdir(folder)
+    compare(document, strategies, seeds=[0], output_dir="out")
+    results = sorted(Path("out/runs").glob("*/result.json"))
+    assert len(results) == 2
+    before = [path.stat().st_mtime_ns for path in results]
+    shutil.move(folder, tmp_path / "renamed")
+    monkeypatch.chdir(tmp_path)
+    shutil.move("renamed/out", "out")
+    shutil.move("renamed/teacher", "professor")
+    moved = document | {
+        "model": "renamed/models/bert",
+        "data": {name: f"renamed/{path}" for name, path in document["data"].items()},
+    }
+    strategies = ["prototypes", {"name": "distill", "teacher": str(tmp_path / "professor")}]
+    done = compare(moved, strategies, seeds=[0], output_dir="out")
+    assert len(done.rows) == 2
+    assert [path.stat().st_mtime_ns for path in results] == before
+    change_row("a.csv")(tmp_path / "renamed")
+    with pytest.raises(UserError, match=r"data\.train: .*a\.csv"):
+        compare(moved, strategies, seeds=[0], output_dir="out")

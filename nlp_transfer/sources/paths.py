@@ -43,9 +43,9 @@ def relocate(document: Document, file: Path) -> Document:
     was moved together. Where an unfinished run's folder was moved alone, `output_dir` becomes the folder that the file lies in.
     Any other document is returned as it is.
     """
-    provenance, output = document.get("provenance"), document.get("output_dir")
-    directory = provenance.get("directory") if isinstance(provenance, Mapping) else None
-    if not isinstance(provenance, Mapping) or not isinstance(directory, str) or not isinstance(output, str):
+    provenance, output = mapping(document.get("provenance")), document.get("output_dir")
+    directory = provenance.get("directory")
+    if not isinstance(directory, str) or not isinstance(output, str):
         return document
     folder = Path(os.path.abspath(file)).parent
     base = os.path.normpath(folder / directory)
@@ -56,13 +56,16 @@ def relocate(document: Document, file: Path) -> Document:
     if _is_same(base, Path.cwd()):
         return document
     document = {**document, "output_dir": str(folder)}
-    content, files = provenance.get("content"), provenance.get("files")
-    for name in content if isinstance(content, Mapping) else ():
+    for name in mapping(provenance.get("content")):
         document = replaced(document, str(name), lambda value: _under(base, value))
-    if isinstance(files, Mapping):
-        moved = {path if str(path).startswith("hub:") else _under(base, path): digest for path, digest in files.items()}
-        document["provenance"] = {**provenance, "files": moved}
-    return document
+    files = mapping(provenance.get("files")).items()
+    moved = {path if str(path).startswith("hub:") else _under(base, path): digest for path, digest in files}
+    return document | {"provenance": {**provenance, "files": moved}}
+
+
+def mapping(value: Any) -> Mapping[Any, Any]:
+    """Return the value where it is a mapping, else an empty one: whatever stands in a document that people can edit."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_same(first: str | Path, second: str | Path) -> bool:
@@ -94,11 +97,11 @@ def replaced(document: Any, name: str, change: Any) -> Any:
 def without_folders(document: Document) -> Document:
     """Return the document of a run with names of files and folders in place of their paths, and without `output_dir`."""
     document = {name: value for name, value in document.items() if name != "output_dir"}
-    provenance = {name: value for name, value in (document.get("provenance") or {}).items() if name != "directory"}
-    for name in provenance.get("content") or {}:
-        document = replaced(document, name, _names)
-    files = (provenance.get("files") or {}).items()
-    provenance["files"] = {path if path.startswith("hub:") else _names(path): digest for path, digest in files}
+    provenance = {name: value for name, value in mapping(document.get("provenance")).items() if name != "directory"}
+    for name in mapping(provenance.get("content")):
+        document = replaced(document, str(name), _names)
+    files = mapping(provenance.get("files")).items()
+    provenance["files"] = {path if str(path).startswith("hub:") else _names(path): digest for path, digest in files}
     return document | {"provenance": provenance}
 
 
