@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from nlp_transfer.console import show_metrics
+from nlp_transfer.console import say, show_metrics
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.disk import patiently, usual_permissions
 from nlp_transfer.errors import UserError
@@ -62,7 +62,12 @@ def score_splits(
         metrics[split] |= foreign_figures(foreign, answers[split], table)
         if accelerator.is_main_process:
             path = folder / PREDICTIONS / f"{split}.parquet"
-            patiently(partial(_write_predictions, path, job, split, answers[split]), f"the predictions of {split}", path.parent)
+            try:
+                patiently(
+                    partial(_write_predictions, path, job, split, answers[split]), f"the predictions of {split}", path.parent
+                )
+            except UserError as error:  # the model is worth more: a task of a user's own may predict what Parquet cannot hold
+                say(f"warning: {path} was not written: {error}")
     return metrics, answers
 
 
@@ -78,7 +83,8 @@ def _write_predictions(path: Path, job: Job, split: str, answers: Arrays) -> Non
         described["prediction"] = answers["prediction"].astype(float).tolist()
     found = task.cells({"reference": task.describe_references(job.tables[split].references), **described})
     inputs = task.input_columns()
-    if rows.files is job.rows["train"].files:  # `Rows.select` keeps the list; a split of its own has another
+    train = job.rows.get("train")
+    if train is not None and rows.files is train.files:  # `Rows.select` keeps the list; a given split has another
         names = [rows.files[i] for i in rows.file_of.tolist()]
         origin = {"file": names, "row": [position or None for position in rows.position.tolist()]}
         found |= {name: column for name, column in origin.items() if name not in inputs}

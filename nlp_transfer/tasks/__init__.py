@@ -276,8 +276,15 @@ class Task(Settings, ABC):
         """Answers as the columns that a user reads: `prediction`, `probability` ..."""
 
     def describe_references(self, targets: Arrays) -> list[Any]:
-        """Return the targets of rows as a user reads them, in the type of `prediction`."""
-        return list(targets["references" if "references" in targets else "labels"].tolist())
+        """Return the targets of rows as a user reads them, in the type of `prediction`.
+
+        Raises:
+            UserError: the task has targets of another kind, and does not say how they are read.
+        """
+        found = targets.get("references", targets.get("labels"))
+        if found is None:
+            raise UserError(f"{task_name(self)}: does not say how its targets are read; override `describe_references`")
+        return list(found.tolist())
 
     def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Return the columns of `describe`, and perhaps a column `reference`, as the cells of a file hold them."""
