@@ -52,7 +52,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
-    assert {path.name for path in run.iterdir()} == {"model", "result.json", "config.yaml", "log.jsonl"}
+    assert {path.name for path in run.iterdir()} == {"model", "result.json", "config.yaml", "log.jsonl", "predictions"}
     result = result_of(run)
     assert result["task"]["name"] == "text_classification"
     assert result["strategy"] == {"name": "full", "head_scale": 10.0}

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from nlp_transfer import FineTuned, UserError, compare, fine_tune, load_predictor
 from nlp_transfer.document import read_document
+from nlp_transfer.provenance import check_files, compare_content
+from nlp_transfer.sources.paths import mapping, without_folders
 from nlp_transfer.training import checkpoints, keeper
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import save_tiny
@@ -319,3 +321,38 @@ def test_a_comparison_that_was_moved_with_its_data_is_not_run_again(
     change_row("a.csv")(tmp_path / "renamed")
     with pytest.raises(UserError, match=r"data\.train: .*a\.csv"):
         compare(moved, strategies, seeds=[0], output_dir="out")
+
+
+def test_what_is_pushed_of_a_run_names_files_without_their_folders(straight: FineTuned) -> None:
+    document = yaml.safe_load((straight.output_dir / "config.yaml").read_text())
+    strategy = [{"name": "distill", "teacher": ["./runs/big", "pypi:models==1.0#big"]}]
+    provenance = document["provenance"] | {"content": document["provenance"]["content"] | {"strategy.0.teacher": ["0" * 64]}}
+    found = without_folders(document | {"strategy": strategy, "provenance": provenance})
+    assert (found["model"], found["data"]["train"], found["data"]["test"]) == ("bert", "a.csv", "t*.csv")
+    assert found["strategy"][0]["teacher"] == ["big", "pypi:models==1.0#big"]
+    assert "output_dir" not in found
+    assert "directory" not in found["provenance"]
+    assert {"t1.csv", "t2.csv", "model.safetensors"} < set(found["provenance"]["files"])
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        3,
+        [1],
+        {"files": 3},
+        {"files": {3: 4}, "content": [1]},
+        {"directory": 7},
+        {"directory": "..", "content": {"data..x": 1, "3": 2}},
+    ],
+)
+def test_a_provenance_of_any_form_is_read(provenance: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    document = {"model": "x", "data": {"train": "a.csv"}, "output_dir": "runs", "provenance": provenance}
+    (tmp_path / "runs/config.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.chdir("/")
+    found = read_document(tmp_path / "runs/config.yaml")
+    assert found["data"] == document["data"]
+    assert compare_content(mapping(provenance), {"files": {}, "content": {"model": ["0"]}}) == ([], {})
+    check_files(mapping(provenance), {"files": {"a.csv": "0"}})
