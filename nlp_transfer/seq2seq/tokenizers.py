@@ -137,6 +137,6 @@ def warn_of_losses(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[st
             example = example or f"{text[:60]!r} comes back as {back[:60]!r}"
     if changed:
         say(
-            f"warning: task.target_tokenizer {name} cannot write {changed:,} of {len(texts):,} targets as they are ({unknown} "
-            f"with unknown tokens): {example}. No training can put that right; consider `train`"
+            f"warning: task.target_tokenizer {name} cannot write {changed} of {len(texts)} targets as they are ({unknown} with "
+            f"unknown tokens): {example}. No training can put that right; consider `train`"
         )
