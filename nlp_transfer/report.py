@@ -1,13 +1,11 @@
 """What a run says of itself: what was resolved, `config.yaml`, the figures of training, the records at the end."""
 
-import resource
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from nlp_transfer import system
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.disk import patiently
@@ -24,6 +22,7 @@ from nlp_transfer.sources import HUB_DATA
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.tasks import Task
+from nlp_transfer.training.device import device_type
 from nlp_transfer.training.keeper import Position
 from nlp_transfer.training.loop import Trainer
 from nlp_transfer.training.optimizers import idle_parts
@@ -122,7 +121,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         "task": task.document(),
         "strategy": run.strategy.document(),
         "training": training,
-        "output_dir": str(Path(config.output_dir).expanduser().absolute()),
+        "output_dir": str(system.expand(config.output_dir).absolute()),
         "provenance": provenance,
     }
     cleaned: dict[str, Any] = clean(document)
@@ -142,8 +141,8 @@ def _absolute(value: Any) -> Any:
     """A source as a document can hold it: local paths whole, objects in memory by what they were."""
     if isinstance(value, dict):
         return {name: _absolute(inner) for name, inner in value.items()}
-    if isinstance(value, str) and not is_wheel(value) and Path(value).expanduser().exists():
-        return str(Path(value).expanduser().absolute())
+    if isinstance(value, str) and not is_wheel(value) and system.expand(value).exists():
+        return str(system.expand(value).absolute())
     plain = isinstance(value, (str, int, float, list, dict, type(None)))
     return value if plain else f"<{type(value).__name__} of {len(value)} rows in memory>"
 
@@ -185,10 +184,7 @@ def training_figures(position: Position, parameters: tuple[int, int], memory: in
 
 def peak_memory() -> int:
     """Bytes: of the GPU's memory where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+    return int(torch.cuda.max_memory_allocated()) if device_type() == "cuda" else system.peak_memory()
 
 
 def finish(folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: dict[str, Any], splits: Splits) -> None:

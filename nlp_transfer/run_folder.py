@@ -12,6 +12,7 @@ from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.system import expand, from_main, rank
 
 Resume = Literal["auto", "must", "never"]
 
@@ -37,7 +38,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str, resume: Resume = "auto") -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand(path)
         self.resume = resume
         self._lock: FileLock | None = None
         self._own_lock = False  # the file was not there before
@@ -143,6 +144,21 @@ class RunFolder:
     def clear_checkpoints(self) -> None:
         """A finished run needs none: `model/` holds its best weights."""
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def check_same_on_all(document: dict[str, Any]) -> None:
+    """Refuse a run whose processes read other data or settings than rank 0: each would compute gradients of its own model.
+
+    Raises:
+        UserError: this process's resolved settings or file hashes are not those of rank 0.
+    """
+    parts = ("task", "strategy", "training", "provenance")
+    here = {name: document[name] for name in parts}
+    problems = Problems(f"rank {rank()}: its settings or data are not those of rank 0")
+    for name, first, own in differences(from_main(here), here):
+        if not name.startswith("provenance.versions."):
+            problems.add(f"{name}: {shorten(first)} on rank 0, {shorten(own)} here; allowed: the same on all machines")
+    problems.raise_if_any()
 
 
 def _window(document: dict[str, Any]) -> tuple[bool, Any]:

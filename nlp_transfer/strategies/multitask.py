@@ -30,6 +30,7 @@ from nlp_transfer.models import find_layers, has_decoder, head_notes, new_parame
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
 from nlp_transfer.strategies._depth import HEAD_SCALE
 from nlp_transfer.strategies._mixed import MixedObjective, MixedTable, route
+from nlp_transfer.system import PORTABLE, is_portable
 from nlp_transfer.tasks import Task, task_from
 
 FURTHER = re.compile(r"^further\.[^.]+\.")  # before the names of another task's parameters
@@ -76,8 +77,13 @@ class Multitask(Strategy):
     @classmethod
     def _names(cls, value: list[Further]) -> list[Further]:
         names = [cls.OWN, *(further.name for further in value)]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"names that differ, also from {cls.OWN!r}, the run's own task; {twice[0]!r} stands twice")
+        folders = [name.casefold() for name in names]  # many file systems have one folder for `A` and `a`
+        if twice := [name for name in names if folders.count(name.casefold()) > 1]:
+            raise ValueError(
+                f"names that differ not in case alone, also from {cls.OWN!r}, the run's own task; found {', '.join(twice)}"
+            )
+        if reserved := [name for name in names if not is_portable(name)]:
+            raise ValueError(f"{PORTABLE}; found {reserved[0]}")
         return value
 
     def nested(self) -> dict[str, tuple[DataConfig, Task]]:

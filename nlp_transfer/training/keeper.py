@@ -12,6 +12,8 @@ from torch import nn
 
 from nlp_transfer.console import number, say
 from nlp_transfer.disk import patiently
+from nlp_transfer.errors import UserError
+from nlp_transfer.system import from_main, rank
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizers import MovingAverage
@@ -125,11 +127,12 @@ class Keeper:
         """The position of the newest whole checkpoint, its weights put back; a fresh one where there is none."""
         folder, notes = checkpoints.newest_whole(self.folder) if self.folder else (None, [])
         say(*notes)
+        folder = self._of_main(folder)
         if folder is None:
             return Position()
         position = Position(**checkpoints.read_state(folder))
         self.written = position.step
-        if position.best is not None and (broken := checkpoints.what_is_broken(self._best_folder(position))):
+        if broken := from_main(position.best is not None and checkpoints.what_is_broken(self._best_folder(position))):
             say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
             position.best, position.best_step, position.phase_rank, position.worse = None, 0, [], 0
         if position.best is not None:
@@ -142,6 +145,23 @@ class Keeper:
             self.average.steps = position.average_steps
         say(f"going on from {folder} (step {position.step})")
         return position
+
+    def _of_main(self, own: Path | None) -> Path | None:
+        """The checkpoint that rank 0 has chosen: from another one, processes would train different models without a sign of it.
+
+        Raises:
+            UserError: this process cannot read it.
+        """
+        name = from_main(own.name if own else None)
+        if name is None or self.folder is None:
+            return None
+        folder = self.folder / name
+        if (own is None or own.name != name) and (broken := checkpoints.what_is_broken(folder)):
+            raise UserError(
+                f"output_dir: rank 0 resumes from {folder}, which rank {rank()} cannot read: {broken}; allowed: a folder that "
+                "all processes share"
+            )
+        return folder
 
     def keep(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
         """Writes a checkpoint. Called between two optimiser steps, in every process.
