@@ -312,6 +312,7 @@ def guarded(run: Callable[[], Any]) -> Any:
 
 def _guarded(run: Callable[[], Any]) -> Any:
     """As `guarded`; raises a BrokenPipeError where nobody reads the output any more."""
+    stdout = sys.stdout
     try:
         return run()
     except UserError as error:
@@ -333,9 +334,9 @@ def _guarded(run: Callable[[], Any]) -> Any:
         if str(cause) and rank() == 0:
             click.echo(f"interrupted: {cause}", err=True)
         sys.exit(getattr(cause, "status", 130))
-    except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # click ends the process with status 1
-            raise error.__context__ from None
+    except SystemExit:
+        if sys.stdout is not stdout:  # click wraps the streams where nobody reads them, and ends with status 1
+            raise BrokenPipeError from None
         raise
     except Exception as error:
         if isinstance(error, BrokenPipeError) and output_is_closed():

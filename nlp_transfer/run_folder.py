@@ -1,5 +1,6 @@
 """A run's folder: claimed only when all is known to be well, and never mixed up with another run's."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -49,7 +50,8 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             if self._own_lock or not self.unfinished:
-                (self.path / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                    (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
 

@@ -3,6 +3,7 @@
 Whatever only some systems have is used here alone, behind a fallback, so that the rest of the package runs on all of them.
 """
 
+import getpass
 import io
 import os
 import select
@@ -61,7 +62,11 @@ def user_cache(name: str) -> Path:
 
 def _can_create(folder: Path) -> bool:
     existing = next((place for place in folder.parents if os.path.lexists(place)), folder)
-    return os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # permissions do not say it: root may write anywhere but in /proc, say
+            return True
+    except OSError:
+        return False
 
 
 @cache
@@ -96,13 +101,13 @@ def fallback_lines() -> list[str]:
 
 
 def prepare_libraries() -> None:
-    """Give libraries that would look for a home folder when they are imported another place, where this user has none."""
-    if not os.environ.get("HF_HOME"):
-        folder = user_cache("huggingface")
-        if uses_fallback(folder):
-            os.environ["HF_HOME"] = str(folder)
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(fallback_cache() / "torchinductor"))
-            os.environ.setdefault("MPLCONFIGDIR", str(fallback_cache() / "matplotlib"))
+    """Set what libraries need that ask for the user's home folder or name when they are imported, where this user has none."""
+    if not os.environ.get("HF_HOME") and uses_fallback(folder := user_cache("huggingface")):
+        os.environ["HF_HOME"] = str(folder)
+    try:
+        getpass.getuser()
+    except Exception:  # of a kind that depends on the system and on the version of Python
+        os.environ["LOGNAME"] = str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
 def is_portable(name: str) -> bool:

@@ -214,7 +214,7 @@ def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
         path.unlink()
         raise UserError(f"{wheel}: the file {path.name} was removed: it is not a wheel (not a zip file). Try again.")
     if actual != recorded:
-        (part / "sha256").write_text(f"{actual}  {path.name}\n")
+        (part / "sha256").write_text(f"{actual}  {path.name}\n", encoding="utf-8")
         (part / "sha256").replace(record)
 
 

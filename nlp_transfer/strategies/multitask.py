@@ -77,10 +77,13 @@ class Multitask(Strategy):
     @classmethod
     def _names(cls, value: list[Further]) -> list[Further]:
         names = [cls.OWN, *(further.name for further in value)]
-        folders = [name.casefold() for name in names]  # many file systems have one folder for `A` and `a`
-        if twice := [name for name in names if folders.count(name.casefold()) > 1]:
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"names that differ, also from {cls.OWN!r}, the run's own task; {twice[0]!r} stands twice")
+        folded = [name.casefold() for name in names]
+        if same := [name for name in names if folded.count(name.casefold()) > 1]:
             raise ValueError(
-                f"names that differ not in case alone, also from {cls.OWN!r}, the run's own task; found {', '.join(twice)}"
+                f"names that differ in more than upper and lower case; {same[0]!r} and {same[1]!r} would share a folder on many "
+                "systems"
             )
         if reserved := [name for name in names if not is_portable(name)]:
             raise ValueError(f"{PORTABLE}; found {reserved[0]}")

@@ -47,7 +47,7 @@ CONFIGURATION: dict[str, tuple[str, str]] = {
     "dynamo_config": (NO_EFFECT, "models are not compiled"),
     "downcast_bf16": (NO_EFFECT, "is for TPUs"),
     "main_training_function": (NO_EFFECT, "is for TPUs and notebooks"),
-    "compute_environment": (REFUSED, "SageMaker"),
+    "compute_environment": (COUNTS, "LOCAL_MACHINE; SageMaker is refused"),
     "fp8_config": (REFUSED, ""),
     "fsdp_config": (REFUSED, ""),
     "deepspeed_config": (REFUSED, ""),
