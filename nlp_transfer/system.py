@@ -52,8 +52,10 @@ def expand(path: str | Path) -> Path:
 
 
 def user_cache(name: str) -> Path:
-    """The folder `name` in `$XDG_CACHE_HOME` or `~/.cache`; where it is missing and cannot be created, in `fallback_cache`."""
-    base = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    """The folder `name` in `$XDG_CACHE_HOME` or `~/.cache`; where the latter cannot be created, in `fallback_cache`."""
+    if named := os.environ.get("XDG_CACHE_HOME"):  # as the user said, also where it cannot be written: then errors name it
+        return expand(named) / name
+    base = os.path.expanduser("~/.cache")
     folder = Path(base, name).absolute()
     if not base.startswith("~") and (os.path.isdir(folder) or _can_create(folder)):
         return folder
@@ -124,12 +126,7 @@ def open_streams() -> None:
     A character that the console's encoding lacks is written as `\\u2026`. Where a descriptor is closed, the next file that is
     opened would get its number, and what other code prints would be written into that file.
     """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # a new file gets the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  as long as the process lives
     for stream in (sys.stdout, sys.stderr):
