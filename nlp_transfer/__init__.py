@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nlp_transfer.head_type import register
+from nlp_transfer.system import prepare_libraries
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _PLACES = {
 
 __all__ = list(_PLACES)
 
+prepare_libraries()
 register()
 
 

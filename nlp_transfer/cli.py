@@ -1,7 +1,6 @@
 """nlp-transfer: the command line. Nothing heavy is imported before a command runs, so that help answers at once."""
 
 import io
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from nlp_transfer import __version__
 from nlp_transfer.errors import UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.secrets import guard_output, redact
+from nlp_transfer.system import error_prefix, finish_output, output_is_closed, rank
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -300,26 +300,47 @@ def guarded(run: Callable[[], Any]) -> Any:
     crash, 128 and the signal's number where one arrived. Nothing secret is printed from here on."""
     guard_output()
     try:
+        try:
+            return _guarded(run)
+        finally:
+            if not finish_output() and sys.exc_info()[0] is None:
+                raise BrokenPipeError
+    except BrokenPipeError:
+        finish_output()
+        sys.exit(141)
+
+
+def _guarded(run: Callable[[], Any]) -> Any:
+    """As `guarded`; raises a BrokenPipeError where nobody reads the output any more."""
+    stdout = sys.stdout
+    try:
         return run()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            click.echo(redact(f"error: {error}"), err=True)
+        message = redact(str(error))
+        if (prefix := error_prefix(message)) is not None:
+            click.echo(f"{prefix}{message}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)
-        click.echo(redact(shown.getvalue()), err=True, nl=False)
+        message = redact(shown.getvalue())
+        if (prefix := error_prefix(message)) is not None:
+            click.echo(message if rank() == 0 else f"{prefix}{message}", err=True, nl=False)
         sys.exit(2)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
         cause = error.__cause__ or error  # click turns an interrupt into its own error
-        if str(cause) and os.environ.get("RANK", "0") == "0":
+        if str(cause) and rank() == 0:
             click.echo(f"interrupted: {cause}", err=True)
         sys.exit(getattr(cause, "status", 130))
-    except BrokenPipeError:
-        sys.exit(141)
-    except Exception:
+    except SystemExit:
+        if sys.stdout is not stdout:  # click wraps the streams where nobody reads them, and ends with status 1
+            raise BrokenPipeError from None
+        raise
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            raise
         traceback.print_exc()
         sys.exit(1)
     finally:

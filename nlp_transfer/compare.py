@@ -27,6 +27,8 @@ from nlp_transfer.run_folder import differences, is_place
 from nlp_transfer.sources import find_model
 from nlp_transfer.sources.paths import mapping, portable, replaced
 from nlp_transfer.strategies import Strategy
+from nlp_transfer.system import expand
+from nlp_transfer.training.launch import check_launch
 
 BASE, SETTINGS = "settings.json", "strategy.json"
 WIDE = 130  # columns of a terminal that has room for the whole table
@@ -76,10 +78,11 @@ def compare(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"compare: found {os.environ['WORLD_SIZE']} processes; allowed: one, which gives each run a process")
+    check_launch()
     raw = _raw(config, settings)
     if output_dir is None and not isinstance(raw.get("output_dir"), (str, Path)):
         raise UserError("--output: is required where the document has no output_dir")
-    folder = Path(output_dir or f"{raw['output_dir']}-comparison").expanduser()
+    folder = expand(output_dir or f"{raw['output_dir']}-comparison")
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
     first = runs[0]
     if (

@@ -15,7 +15,14 @@ from rich.text import Text
 
 from nlp_transfer.secrets import redact
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Pass on that nobody reads any more; rich itself would end the process with status 1."""
+        raise BrokenPipeError
+
+
+console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def is_main() -> bool:
@@ -87,8 +94,9 @@ class Steps:
         self.text = ""
         self.bar = None
         if is_main() and console.is_terminal:
+            spinner = "dots" if console.encoding.lower().startswith("utf") else "line"
             self.bar = Progress(
-                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                SpinnerColumn(spinner), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
                 TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False), console=console, transient=True,
             )  # fmt: skip
             self.bar.start()

@@ -59,10 +59,16 @@ def patiently(write: Callable[[], T], what: str, where: object, give_up: Callabl
 
 
 def sync(path: Path) -> None:
-    """Returns when a file, or the list of a folder's entries, is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Return when a file, or the list of a folder's entries, is on the disk itself, where the system can say so."""
+    folder, windows = path.is_dir(), os.name == "nt"
+    if folder and windows:  # folders cannot be opened there, and files are synchronized only when they may be written
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
     finally:
         os.close(descriptor)
 

@@ -26,6 +26,7 @@ from nlp_transfer.heads import EncoderHeadForSequenceClassification, pool
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models import autocast, encoder_config, find_layers
 from nlp_transfer.sources.wheels import default_cache
+from nlp_transfer.system import from_main
 
 Where = Literal["auto", "memory", "disk"]
 IN_MEMORY = 2**30  # bytes; what takes more is kept in a file
@@ -82,7 +83,7 @@ def _cached(
         _fill(values, model, table, cut, device, precision, name)
     else:
         path = cache_folder() / f"{_fingerprint(model, table, cut, precision)}.npy"
-        if not _agree(path.exists()):
+        if not from_main(path.exists()):
             _write(path, shape, lambda values: _fill(values, model, table, cut, device, precision, name))
         else:
             say(f"{name}: features found in {path}")
@@ -93,15 +94,6 @@ def _cached(
 def _together() -> bool:
     """Whether other processes work beside this one."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _agree(found: bool) -> bool:
-    """What the first process found: all must go the same way, since together they compute or read."""
-    if not _together():
-        return found
-    said = [found]
-    torch.distributed.broadcast_object_list(said, 0)
-    return said[0]
 
 
 def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:

@@ -23,12 +23,13 @@ from nlp_transfer.metrics import load_hub_metric
 from nlp_transfer.models import Checkpoint, count_parameters, head_notes
 from nlp_transfer.outcome import finish_further, foreign_figures, right_answers, save, score_splits
 from nlp_transfer.resolve import Run, resolve
-from nlp_transfer.run_folder import Resume, RunFolder
+from nlp_transfer.run_folder import Resume, RunFolder, check_same_on_all
 from nlp_transfer.sources import find_model
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
 from nlp_transfer.training.choices import choose
 from nlp_transfer.training.device import finish_trackers
+from nlp_transfer.training.launch import check_launch
 from nlp_transfer.training.loop import Trainer
 from nlp_transfer.training.signals import Signals
 from nlp_transfer.translator import Translator
@@ -85,6 +86,7 @@ def fine_tune(
         DiskFullError: there was no room for a checkpoint or the model for ten minutes.
         Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is kept. It is a KeyboardInterrupt.
     """
+    check_launch()
     run = resolve(config, **settings)
     say(*describe_unused(run.unused.items()))
     with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
@@ -127,6 +129,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     )  # fmt: skip
     say(*report.resolved_lines(trainer))
     document = report.resolved_document(run, task, trainer, checkpoint, splits)
+    check_same_on_all(document)
     if accelerator.is_main_process:
         folder.begin(document)
     accelerator.wait_for_everyone()

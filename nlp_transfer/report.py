@@ -1,15 +1,13 @@
 """What a run says of itself: what was resolved, `config.yaml`, the figures of training, the records at the end."""
 
 import os
-import resource
-import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from nlp_transfer import system
 from nlp_transfer.console import percent
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.windows import WindowPlan
@@ -28,6 +26,7 @@ from nlp_transfer.sources.paths import portable, replaced
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
+from nlp_transfer.training.device import device_type
 from nlp_transfer.training.keeper import Position
 from nlp_transfer.training.loop import Trainer
 from nlp_transfer.training.optimizers import idle_parts
@@ -119,7 +118,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     further = [job.rows for job, _ in run.strategy.further_jobs(trainer.model).values()]
     inputs = hash_inputs(run, checkpoint.source, splits.rows, dict(zip(run.strategy.nested(), further, strict=True)))
     revisions = {name: found for name, found in splits.provenance().items() if name.startswith("hub:")}
-    output = str(Path(portable(config.output_dir)))
+    output = os.path.normpath(portable(config.output_dir))
     provenance: dict[str, Any] = {
         "directory": os.getcwd() if os.path.isabs(output) else os.path.relpath(os.getcwd(), output),
         "files": revisions | {portable(path): digest for found in inputs.values() for path, digest in found},
@@ -174,10 +173,7 @@ def training_figures(position: Position, parameters: tuple[int, int], memory: in
 
 def peak_memory() -> int:
     """Bytes: of the GPU's memory where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+    return int(torch.cuda.max_memory_allocated()) if device_type() == "cuda" else system.peak_memory()
 
 
 def finish(

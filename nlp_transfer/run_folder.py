@@ -1,5 +1,6 @@
 """A run's folder: claimed only when all is known to be well, and never mixed up with another run's."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.provenance import compare_content, describe_changes
 from nlp_transfer.sources.paths import mapping
+from nlp_transfer.system import expand, from_main, rank
 
 Resume = Literal["auto", "must", "never"]
 
@@ -44,7 +46,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str, resume: Resume = "auto") -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand(path)
         self.resume = resume
         self._lock: FileLock | None = None
         self._own_lock = False  # the file was not there before
@@ -55,7 +57,8 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             if self._own_lock or not self.unfinished:
-                (self.path / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                    (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
 
@@ -152,6 +155,21 @@ class RunFolder:
     def clear_checkpoints(self) -> None:
         """A finished run needs none: `model/` holds its best weights."""
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def check_same_on_all(document: dict[str, Any]) -> None:
+    """Refuse a run whose processes read other data or settings than rank 0: each would compute gradients of its own model.
+
+    Raises:
+        UserError: this process's resolved settings or file hashes are not those of rank 0.
+    """
+    parts = ("task", "strategy", "training", "provenance")
+    here = {name: document[name] for name in parts}
+    problems = Problems(f"rank {rank()}: its settings or data are not those of rank 0")
+    for name, first, own in differences(from_main(here), here):
+        if not name.startswith("provenance.versions."):
+            problems.add(f"{name}: {shorten(first)} on rank 0, {shorten(own)} here; allowed: the same on all machines")
+    problems.raise_if_any()
 
 
 def _window(document: dict[str, Any]) -> tuple[bool, Any]:

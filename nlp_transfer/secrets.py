@@ -15,6 +15,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
+from nlp_transfer.system import open_streams
+
 HIDDEN = "***"
 NAMED_LIKE_ONE = re.compile(r"(_|^)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 LEAST = 12  # characters of a secret known by its variable alone: shorter values are words that stand elsewhere as well
@@ -140,7 +142,7 @@ def _known() -> tuple[str, ...]:
     """The values that are secret on this machine, the longest first: one may begin as another does."""
     named = [(name, value) for name, value in os.environ.items() if NAMED_LIKE_ONE.search(name) or name in HUB_TOKENS]
     found = [value.strip() for name, value in named if _may_be_secret(name, value.strip())]
-    files = [place for place in _token_files() if place.is_file()]
+    files = [place for place in _token_files() if os.path.isfile(place)]
     for place in files:
         found += _in_file(place, place.stat().st_mtime_ns)
     return _longest_first(tuple(found))
@@ -160,9 +162,10 @@ def _longest_first(values: tuple[str, ...]) -> tuple[str, ...]:
 
 def _token_files() -> Iterable[Path]:
     """Where huggingface_hub keeps the token of a login. Named here again, since importing it takes long."""
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")).expanduser()
-    yield Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
-    yield Path(os.environ.get("HF_STORED_TOKENS_PATH") or home / "stored_tokens").expanduser()
+    expand = os.path.expanduser  # which raises nothing where there is no home folder
+    home = expand(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
+    yield Path(expand(os.environ.get("HF_TOKEN_PATH") or Path(home, "token")))
+    yield Path(expand(os.environ.get("HF_STORED_TOKENS_PATH") or Path(home, "stored_tokens")))
 
 
 @cache
@@ -195,9 +198,10 @@ class Redacting:
 
 def guard_output() -> None:
     """From now on nothing secret is printed by this process: not by its threads, warnings, other libraries, or a traceback."""
+    open_streams()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, Redacting):
+        if not isinstance(stream, Redacting):
             setattr(sys, name, Redacting(stream))  # what is written to `buffer` goes past it: bytes are no messages
     before = logging.getLogRecordFactory()
     if not getattr(before, "redacts", False):

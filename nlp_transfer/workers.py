@@ -8,14 +8,13 @@ writes needs no model.
 import importlib
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import connection, get_context, parent_process
 from types import FrameType
 from typing import Any
 
@@ -24,6 +23,7 @@ from nlp_transfer.importing import importing
 from nlp_transfer.ordered import Reply
 from nlp_transfer.secrets import guard_output
 from nlp_transfer.sources.tables import Batch
+from nlp_transfer.system import finish_output
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 GONE = 10.0  # seconds in which the system tells how a process ended whose pipe is closed
@@ -177,6 +177,8 @@ def _held_signals() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    from multiprocessing import resource_tracker
+
     resource_tracker.ensure_running()  # starting it later would let the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
@@ -209,7 +211,7 @@ def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, A
         while True:
             batch = pipe.recv()
             pipe.send(_reply(partial(answer, batch)))
-    sys.stderr.flush()
+    finish_output()
     os._exit(0)
 
 

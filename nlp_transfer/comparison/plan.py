@@ -261,6 +261,13 @@ def read_strategies(given: Any, base: Any, problems: Problems) -> list[Way]:
         if way.label in [other.label for other in ways]:
             problems.add(f"--strategies: found {way.label!r} twice; allowed: each once")
             continue
+        folder = Job(way, None, 0).name
+        if same := [other.label for other in ways if Job(other, None, 0).name.casefold() == folder.casefold()]:
+            problems.add(
+                f"--strategies: found {same[0]!r} and {way.label!r}, whose runs would share the folder {folder} where file names "
+                "differ not in case alone; allowed: these in two comparisons"
+            )
+            continue
         whole = [{**settings.get(part["name"], {}), **part} for part in parts]
         ways.append(Way(way.label, whole[0] if len(whole) == 1 else whole))
     return ways

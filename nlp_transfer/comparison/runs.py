@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import pickle
-import select
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -92,15 +93,16 @@ class Server:
         assert process.stdin is not None
         assert process.stdout is not None
         shown = log.stat().st_size if log.exists() else 0
-        try:
+        with contextlib.suppress(BrokenPipeError):  # then there is no reply either
             process.stdin.write(len(job).to_bytes(8, "big") + job)
             process.stdin.flush()
-            while not select.select([process.stdout], [], [], 0.2)[0]:
-                shown = self._show(log, shown)
-        except BrokenPipeError:
-            pass
+        replies: SimpleQueue[bytes] = SimpleQueue()
+        # A thread, since not every system can wait for a pipe with a time limit.
+        read = process.stdout.readline
+        threading.Thread(target=lambda: replies.put(read()), daemon=True).start()
+        while (reply := _next(replies)) is None:
+            shown = self._show(log, shown)
         self._show(log, shown)
-        reply = process.stdout.readline()
         if not reply:
             self.errors.seek(0)
             lines = self.errors.read().decode(errors="replace").strip().splitlines()
@@ -119,6 +121,8 @@ class Server:
         return shown + len(text)
 
     def _started(self) -> "subprocess.Popen[bytes]":
+        if self.process is not None and not hasattr(os, "fork"):
+            self.close()  # it has done its job
         if self.process is None:
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # no terminal, so that nobody colours what goes into a log
             self.process = subprocess.Popen(
@@ -143,6 +147,13 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _next(replies: "SimpleQueue[bytes]") -> bytes | None:
+    try:
+        return replies.get(timeout=0.2)
+    except Empty:
+        return None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 So a run costs no import, its peak memory is its own, and its crash ends no other. A job comes in on standard input, eight bytes
 of length before it; its exit status goes out on standard output, a line each. When standard input ends, as it does when the
 command that started this is gone, the run under way is ended as well.
+
+Where the system cannot fork, a process does one job and ends; the next job gets another one.
 """
 
 import os
@@ -11,6 +13,7 @@ import select
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,10 @@ def serve() -> None:
     os.dup2(2, 1)
     while len(head := _read(8)) == 8:
         job = _read(int.from_bytes(head, "big"))
+        if not hasattr(os, "fork"):
+            threading.Thread(target=_end_with_input, daemon=True).start()
+            os.write(replies, f"{_work(job)}\n".encode())
+            return
         ended, mark = os.pipe()  # the run holds the other end, so that its end is seen in `select`
         child = os.fork()
         if child == 0:
@@ -48,6 +55,12 @@ def serve() -> None:
         _, status = os.waitpid(child, 0)
         os.close(ended)
         os.write(replies, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def _end_with_input() -> None:
+    """End this process when the command that started it is gone."""
+    _read(1)
+    os._exit(1)
 
 
 def _read(size: int) -> bytes:

@@ -178,7 +178,7 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
             "ragged": {name: [column.count, column.constant, of_column[name]] for name, column in columns.items()},
             "files": {name: [file.size, file.sum] for name, file in files.items()},
         })  # fmt: skip
-        (part / META).write_text(f"{content}\n{zlib.crc32(content.encode())}")
+        (part / META).write_text(f"{content}\n{zlib.crc32(content.encode())}", encoding="utf-8")
         try:
             os.rename(part, folder)
         except OSError as error:
@@ -191,7 +191,7 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
 def _read(folder: Path, fill: dict[str, int], check: bool = True) -> TokenTable | None:
     """The table in a folder, or None where there is none. One that is damaged is removed."""
     try:
-        content, _, total = (folder / META).read_text().rpartition("\n")
+        content, _, total = (folder / META).read_text(encoding="utf-8").rpartition("\n")
     except (OSError, UnicodeError):
         if not folder.is_dir():
             return None

@@ -167,10 +167,10 @@ def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def on_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """A batch where the model is. To a GPU it is copied while that still computes what it was given before. MPS has no float64,
-    so columns of that type (targets of a regression) stay on the CPU there."""
+    so on all devices but the CPU and CUDA GPUs columns of that type (targets of a regression) stay on the CPU."""
     if device.type == "cuda":
         return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
-    stays = torch.float64 if device.type == "mps" else None
+    stays = None if device.type == "cpu" else torch.float64
     return {name: tensor if tensor.dtype == stays else tensor.to(device) for name, tensor in batch.items()}
 
 

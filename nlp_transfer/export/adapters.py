@@ -11,6 +11,7 @@ from nlp_transfer.errors import Problems, UserError, did_you_mean
 from nlp_transfer.export.load import adapter_record, describe_base, find_adapter, open_adapter
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import encoder_type
+from nlp_transfer.system import expand
 from nlp_transfer.training.device import inference_device, resolve_precision
 
 
@@ -67,7 +68,7 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
     folders: dict[str, Path] = {}
     for name, place in adapters.items():
         try:
-            folders[name] = _folder(name, Path(place).expanduser())
+            folders[name] = _folder(name, expand(place))
             recorded = adapter_record(folders[name])["base"]
         except UserError as error:
             problems.absorb(error)

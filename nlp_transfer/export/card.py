@@ -12,6 +12,7 @@ from nlp_transfer.export.markdown import code, one_line, plain_text, row
 from nlp_transfer.export.usage import ADAPTER, UNMERGED, task_part
 from nlp_transfer.sources import HUB_MODEL
 from nlp_transfer.sources.wheels import is_wheel
+from nlp_transfer.system import expand
 from nlp_transfer.tasks import Task, task_name
 
 SHOWN = (
@@ -106,7 +107,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
 def _hub_id(base: str) -> str | None:
     """The base as a card may name it: an id on a hub, without the revision."""
     match = HUB_MODEL.match(base)
-    return match["id"] if match and not Path(base).expanduser().exists() else None
+    return match["id"] if match and not expand(base).exists() else None
 
 
 def _figures(figures: Mapping[str, float], signatures: Mapping[str, str], remarks: list[str]) -> list[str]:

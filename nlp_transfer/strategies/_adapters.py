@@ -81,10 +81,10 @@ def save_adapter(model: Any, folder: Path) -> None:
     """Writes the adapter alone into `folder`."""
     model.save_pretrained(str(folder))  # no config.json: beside an adapter it would make loaders take it for a model
     (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run's card describes the adapter
-    settings = clean(json.loads((folder / "adapter_config.json").read_text()))
+    settings = clean(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
     if Path(settings["base_model_name_or_path"] or "").exists():
         settings["base_model_name_or_path"] = None  # a path on this machine means nothing, and tells something, elsewhere
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def can_merge(model: Any) -> bool:

@@ -30,6 +30,7 @@ from nlp_transfer.models import find_layers, has_decoder, head_notes, new_parame
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
 from nlp_transfer.strategies._depth import HEAD_SCALE
 from nlp_transfer.strategies._mixed import MixedObjective, MixedTable, route
+from nlp_transfer.system import PORTABLE, is_portable
 from nlp_transfer.tasks import Task, task_from
 
 FURTHER = re.compile(r"^further\.[^.]+\.")  # before the names of another task's parameters
@@ -78,6 +79,14 @@ class Multitask(Strategy):
         names = [cls.OWN, *(further.name for further in value)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"names that differ, also from {cls.OWN!r}, the run's own task; {twice[0]!r} stands twice")
+        folded = [name.casefold() for name in names]
+        if same := [name for name in names if folded.count(name.casefold()) > 1]:
+            raise ValueError(
+                f"names that differ in more than upper and lower case; {same[0]!r} and {same[1]!r} would share a folder on many "
+                "systems"
+            )
+        if reserved := [name for name in names if not is_portable(name)]:
+            raise ValueError(f"{PORTABLE}; found {reserved[0]}")
         return value
 
     def nested(self) -> dict[str, tuple[DataConfig, Task]]:

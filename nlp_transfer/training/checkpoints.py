@@ -34,9 +34,9 @@ def write_checkpoint(
     try:
         for name, values in tensors.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, part / f"{name}.safetensors")
-        (part / "state.json").write_text(json.dumps(state))
+        (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
         hashes = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
-        (part / "manifest.json").write_text(json.dumps(hashes, indent=1))
+        (part / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
         sync_all(part)
     except Exception:
         shutil.rmtree(part, ignore_errors=True)  # on a full disk it would only be in the way
@@ -79,7 +79,7 @@ def _best_step(path: Path) -> int:
 def point(folder: Path, name: str, target: str) -> None:
     """Makes the pointer file `name` say `target`, atomically."""
     part = folder / f".{name}"
-    part.write_text(target)
+    part.write_text(target, encoding="utf-8")
     sync(part)
     os.replace(part, folder / name)
 
@@ -87,7 +87,7 @@ def point(folder: Path, name: str, target: str) -> None:
 def pointed(folder: Path, name: str) -> str | None:
     """What the pointer file says, or None where there is none."""
     try:
-        return (folder / name).read_text().strip()
+        return (folder / name).read_text(encoding="utf-8").strip()
     except OSError:
         return None
 
@@ -106,7 +106,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
 def what_is_broken(path: Path) -> str | None:
     """A reason not to trust a checkpoint, or None."""
     try:
-        hashes = dict(json.loads((path / "manifest.json").read_text()))
+        hashes = dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return "manifest.json is missing or unreadable"
     if "state.json" not in hashes:
@@ -129,5 +129,5 @@ def read_tensors(path: Path, name: str) -> Tensors:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return state

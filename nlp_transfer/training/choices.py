@@ -13,7 +13,8 @@ from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import encoder_type
-from nlp_transfer.training.device import make_accelerator, resolve_precision
+from nlp_transfer.system import from_main
+from nlp_transfer.training.device import check_accelerator, make_accelerator, resolve_precision
 from nlp_transfer.training.fitting import fit_batch
 
 SHORT = 160  # tokens
@@ -53,16 +54,21 @@ def choose(
     precision, why = resolve_precision(training.precision, encoder_type(model.config))
     if accelerator is None:
         accelerator = make_accelerator(training, precision, output_dir)
-    elif (given := {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)) != precision:
+        precision, why = from_main((precision, why))
+    else:
+        check_accelerator(accelerator)
+    if (given := {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)) != precision:
         precision, why = given, "the accelerator's"
     reasons = {"precision": why}
-    kernels, reasons["kernels"] = resolve_kernels(training, accelerator.device)
+    kernels, reasons["kernels"] = from_main(resolve_kernels(training, accelerator.device))
     length = 0.0 if train is None else float(train.ragged["input_ids"].lengths.mean())
     attention, reasons["attention"] = choose_attention(
         training.attention, model, accelerator.device, precision, length, kernels == "fast"
     )
+    if (decided := from_main(attention)) != attention:
+        attention, _ = choose_attention(decided, model, accelerator.device, precision, length, kernels == "fast")
     if train is not None and training.batch_size == "auto":
-        training, reasons["batch_size"] = fit_batch(model, train, training, accelerator, precision)
+        training, reasons["batch_size"] = from_main(fit_batch(model, train, training, accelerator, precision))
     return Choices(training, accelerator, precision, attention, kernels, reasons)
 
 

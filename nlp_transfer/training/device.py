@@ -10,19 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
-from accelerate.utils.environment import parse_flag_from_env
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import filter_trackers
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.kernels.sdpa import attention_for_fp32
+from nlp_transfer.system import from_main
+from nlp_transfer.training.launch import SUPPORTED, flag
 
 NO_FP16 = ("deberta-v2",)  # attention scores of DeBERTa-v2/v3 overflow in fp16 and turn into NaN
 
 
-def has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+def device_type() -> str:
+    """`cuda`, `mps` or `cpu`: where this process trains, evaluates and predicts."""
+    if flag("ACCELERATE_USE_CPU"):
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def resolve_precision(asked: str, model_type: str, setting: str = "training.precision") -> tuple[str, str]:
@@ -31,19 +36,33 @@ def resolve_precision(asked: str, model_type: str, setting: str = "training.prec
     Raises:
         UserError: fp16 is asked for where it cannot work.
     """
-    if asked == "fp16" and not torch.cuda.is_available():
-        raise UserError(f"{setting}: found fp16; this machine has no CUDA GPU; allowed: auto, bf16, fp32")
+    device = device_type()
+    if asked == "fp16" and device != "cuda":
+        raise UserError(f"{setting}: found fp16; {_no_gpu()}; allowed: auto, bf16, fp32")
     if asked == "fp16" and model_type in NO_FP16:
         raise UserError(f"{setting}: found fp16; {model_type} overflows in fp16; allowed: auto, bf16, fp32")
     if asked != "auto":
         return asked, "asked for"
-    if torch.cuda.is_available():
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if configured == "bf16" or (configured == "fp16" and device == "cuda" and model_type not in NO_FP16):
+        return configured, "Accelerate's mixed_precision"
+    precision, reason = _fastest_precision(device, model_type)
+    return precision, reason if configured == "no" else f"{reason}; Accelerate's mixed_precision {configured} cannot be used"
+
+
+def _no_gpu() -> str:
+    return "ACCELERATE_USE_CPU is set" if torch.cuda.is_available() else "this machine has no CUDA GPU"
+
+
+def _fastest_precision(device: str, model_type: str) -> tuple[str, str]:
+    """What a device computes fastest in without harm to this model, and the reason."""
+    if device == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU computes in bf16"
         if model_type in NO_FP16:
             return "fp32", f"the GPU has no bf16, and {model_type} overflows in fp16"
         return "fp16", "the GPU has no bf16"
-    if torch.backends.mps.is_available():
+    if device == "mps":
         return "fp32", "bf16 is not proven on this device"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "bf16", "the CPU has instructions for bf16"
@@ -51,24 +70,39 @@ def resolve_precision(asked: str, model_type: str, setting: str = "training.prec
 
 
 def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path | None = None) -> Accelerator:
-    """An Accelerator for this process.
+    """An Accelerator for this process, which takes device, precision and accumulation from here alone.
+
+    Args:
+        precision: what rank 0 gives counts in every process; it is left in `mixed_precision`.
 
     Raises:
-        UserError: a launcher started several processes and they do not work together, or a tracker is not installed.
+        UserError: a launcher started several processes and they do not work together, Accelerate does not work with this device
+            or configuration, or a tracker cannot be used.
     """
     # One process may run several jobs in turn, with different precisions; Accelerate keeps the first one's otherwise.
     AcceleratorState._reset_state(reset_partial_state=False)
     _check_gpus()
     try:
+        filter_trackers(training.trackers or None, output_dir)
+    except ValueError as error:
+        raise UserError(f"training.trackers: found {training.trackers}: {error}") from error
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=training.process_timeout))
+    on_cpu = device_type() == "cpu"  # without this, plain torchrun on CPUs would start unrelated jobs
+    try:
+        PartialState(on_cpu, **group.to_kwargs())
+        precision = from_main(precision)
         accelerator = Accelerator(
-            cpu=not has_accelerator(),  # without this, plain torchrun on CPUs would start unrelated jobs
+            cpu=on_cpu,
             mixed_precision="no" if precision == "fp32" else precision,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=training.process_timeout))],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # else the environment's divides gradients
+            dynamo_backend="no",
+            kwargs_handlers=[group],
             log_with=training.trackers or None,
             project_dir=str(output_dir) if output_dir else None,
         )
-    except ValueError as error:
-        raise UserError(f"training.trackers: found {training.trackers}: {error}") from error
+    except (ValueError, ImportError, NotImplementedError, torch.distributed.DistError) as error:
+        raise UserError(f"accelerate: the processes of this run cannot be set up: {error}") from error
+    check_accelerator(accelerator)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UserError(
@@ -78,9 +112,18 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     return accelerator
 
 
+def check_accelerator(accelerator: Accelerator) -> None:
+    """Raise a UserError for an accelerator with which gradients or checkpoints would be wrong, such as a caller may bring."""
+    kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in kinds:
+        raise UserError(f"accelerate: found {accelerator.distributed_type.value}, which is not supported; {SUPPORTED}")
+    if (steps := accelerator.gradient_accumulation_steps) != 1:
+        raise UserError(f"Accelerator: found gradient_accumulation_steps {steps}; allowed: 1; the setting of training counts")
+
+
 def _check_gpus() -> None:
     """Raise a UserError where a launcher started more processes on this machine than it has GPUs."""
-    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+    if device_type() != "cuda":
         return
     gpus, process = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if process >= gpus:
@@ -127,9 +170,9 @@ def seed_step(seed: int, step: int, process: int) -> None:
     """Dropout in a step depends on the run's seed, the step and the process alone, so no generator has to be saved."""
     number = int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
     torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks after every kind of device, for half a millisecond
-    if torch.cuda.is_available():
+    if (device := device_type()) == "cuda":
         torch.cuda.manual_seed(number)
-    elif torch.backends.mps.is_available():
+    elif device == "mps":
         torch.mps.manual_seed(number)
 
 
@@ -141,8 +184,9 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def inference_device() -> str:
-    """Where a saved model answers: this process's GPU, or the CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    """Where a saved model predicts: where it would be trained."""
+    device = device_type()
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def finish_trackers(accelerator: Accelerator) -> None:

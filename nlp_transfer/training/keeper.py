@@ -12,6 +12,8 @@ from torch import nn
 
 from nlp_transfer.console import number, say
 from nlp_transfer.disk import patiently
+from nlp_transfer.errors import UserError
+from nlp_transfer.system import from_main, rank
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizers import MovingAverage
@@ -123,13 +125,19 @@ class Keeper:
 
     def resume(self) -> Position:
         """The position of the newest whole checkpoint, its weights put back; a fresh one where there is none."""
-        folder, notes = checkpoints.newest_whole(self.folder) if self.folder else (None, [])
+        own, notes = checkpoints.newest_whole(self.folder) if self.folder else (None, [])
         say(*notes)
-        if folder is None:
+        position = Position(**checkpoints.read_state(own)) if own else Position()
+        broken = checkpoints.what_is_broken(self._best_folder(position)) if position.best is not None else None
+        # From two checkpoints, processes would train two models without a sign of it.
+        name, broken = from_main((own.name if own else None, broken))
+        if name is None or self.folder is None:
             return Position()
-        position = Position(**checkpoints.read_state(folder))
+        folder = self.folder / name
+        if folder != own:
+            position = self._read_of_main(folder)
         self.written = position.step
-        if position.best is not None and (broken := checkpoints.what_is_broken(self._best_folder(position))):
+        if broken:
             say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
             position.best, position.best_step, position.phase_rank, position.worse = None, 0, [], 0
         if position.best is not None:
@@ -142,6 +150,19 @@ class Keeper:
             self.average.steps = position.average_steps
         say(f"going on from {folder} (step {position.step})")
         return position
+
+    def _read_of_main(self, folder: Path) -> Position:
+        """The position in the checkpoint that rank 0 has chosen, where this process would have chosen another.
+
+        Raises:
+            UserError: this process cannot read it.
+        """
+        if broken := checkpoints.what_is_broken(folder):
+            raise UserError(
+                f"output_dir: rank 0 resumes from {folder}, which rank {rank()} cannot read: {broken}; allowed: a folder which "
+                "all processes share"
+            )
+        return Position(**checkpoints.read_state(folder))
 
     def keep(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
         """Writes a checkpoint. Called between two optimiser steps, in every process.

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -75,4 +75,5 @@ class Signals:
         if not self._holding:
             raise Interrupted(number)
         if os.environ.get("RANK", "0") == "0":  # no print: a handler may break into one
-            os.write(2, f"{signal.Signals(number).name}: saving after this step; once more to leave at once\n".encode())
+            with suppress(OSError):  # nobody may be reading
+                os.write(2, f"{signal.Signals(number).name}: saving after this step; once more to leave at once\n".encode())

@@ -63,7 +63,7 @@ class Memory(threading.Thread):
 
     def run(self) -> None:
         while True:
-            with open("/proc/self/status") as file:
+            with open("/proc/self/status", encoding="utf-8") as file:
                 kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in file) if name in FIELDS}
             self.own, self.all = max(self.own, kib["RssAnon"] / 1024), max(self.all, kib["VmRSS"] / 1024)
             time.sleep(0.005)
@@ -134,7 +134,7 @@ def killed_at(config: Path, output: Path, step: int) -> None:
     with (output.parent / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "nlp_transfer", "train", str(config)], stdout=log, stderr=log, cwd=ROOT)
         while not (output / "checkpoints" / f"step-{step}").is_dir():
-            assert process.poll() is None, (output.parent / "log").read_text()[-3000:]
+            assert process.poll() is None, (output.parent / "log").read_text(encoding="utf-8")[-3000:]
             assert time.monotonic() - began < DEADLINE, f"no checkpoint of step {step}"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

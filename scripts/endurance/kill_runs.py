@@ -147,10 +147,10 @@ def same(one: Path, other: Path) -> list[str]:
     """In what two finished runs differ."""
     first, second = (load_file(folder / "model/model.safetensors") for folder in (one, other))
     found = [f"tensor {name}" for name in first.keys() | second.keys() if not torch.equal(first[name], second[name])]
-    lines = [list(map(json.loads, (folder / "log.jsonl").read_text().splitlines())) for folder in (one, other)]
+    lines = [list(map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())) for folder in (one, other)]
     logs = [[{k: v for k, v in line.items() if k != "examples_per_second"} for line in log] for log in lines]
     found += ["log.jsonl"] if logs[0] != logs[1] else []
-    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    results = [json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in (one, other)]
     found += ["metrics"] if results[0]["metrics"] != results[1]["metrics"] else []
     # A kill after result.json was written may leave the checkpoints, and nothing else.
     left = {path.name for path in other.rglob("*") if path.name.startswith(".part")}

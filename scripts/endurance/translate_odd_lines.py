@@ -47,7 +47,7 @@ def make_lines(count: int) -> list[str]:
 def resident(process: int) -> int:
     """Memory of a process in KiB, 0 where it has ended."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")), 0)

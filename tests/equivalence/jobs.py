@@ -12,17 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nlp_transfer import DataConfig, TrainingConfig, fine_tune, inference, load_predictor
+from nlp_transfer import DataConfig, TrainingConfig, UserError, fine_tune, inference, load_predictor
 from nlp_transfer.inference import score
-from nlp_transfer.sources import read_rows
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.run_folder import check_same_on_all
+from nlp_transfer.sources import find_model, read_rows
 from nlp_transfer.strategies import Phase, State, Strategy, View
 from nlp_transfer.streaming import evaluate_source
+from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.tasks.translation import Translation
-from nlp_transfer.training import Trainer
+from nlp_transfer.training import Trainer, choices, validation
 from nlp_transfer.training.device import make_accelerator
+from nlp_transfer.training.keeper import Keeper, Position
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import WORDS
 
@@ -234,6 +239,43 @@ def drafts(run: Path, source: dict[str, str]) -> dict[str, float]:
     return score(predictor.model, predictor.task, predictor.encode(rows, targets=True), accelerator, 4, draft=True)[0]
 
 
+def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, Any]:
+    """What each process does that, left alone, would decide otherwise than the other one."""
+    rank = int(os.environ["RANK"])
+    found: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choices, "resolve_precision", lambda *_: (("bf16", "fp32")[rank], f"of {rank}"))
+        patch.setattr(choices, "resolve_kernels", lambda *_: (("plain", "fast")[rank], f"of {rank}"))
+        patch.setattr(choices, "choose_attention", lambda asked, *_: (("eager", "sdpa")[rank] if asked == "auto" else asked, ""))
+        patch.setattr(choices, "fit_batch", lambda m, t, training, *_: (training.model_copy(update={"batch_size": 4 + rank}), ""))
+        task = TextClassification(labels=["negative", "positive"])
+        opened = Checkpoint.open(find_model(str(checkpoint)))
+        rows = read_rows(source["train"], "train", DataConfig(), task.columns())
+        task = task.prepare(opened, rows)
+        model, table = task.build_model(opened, TrainingConfig()), task.table(rows, opened.tokenizer, "none", True, "train")
+        choice = choices.choose(model, table, TrainingConfig(batch_size="auto"))
+        found["choices"] = (choice.precision, choice.accelerator.mixed_precision, choice.kernels, choice.attention)
+        found["choices"] += (choice.training.batch_size, choice.reasons["precision"])
+        patch.setattr(validation, "score", lambda *_, **__: ({"accuracy": 0.5 + rank / 4, "loss": 1.0}, {}))
+        found["metrics"] = validation.score_validation(model, task, table, Strategy(), TrainingConfig(), choice.accelerator)[0][
+            "accuracy"
+        ]
+    for step in (2, 4 + 2 * rank):  # rank 1 has gone further, in a folder of its own
+        Keeper(model, output / f"own-{rank}", None).keep(Position(step=step), best=False)
+        Keeper(model, output / "shared", None, writes=rank == 0).keep(Position(step=step), best=False)
+    for name in ("shared", f"own-{rank}"):
+        try:
+            found[name.partition("-")[0]] = Keeper(model, output / name, None).resume().step
+        except UserError as error:
+            found["own"] = str(error)
+    try:
+        check_same_on_all({"task": {}, "strategy": {}, "training": {}, "provenance": {"files": {"train": f"sum {rank}"}}})
+        found["same"] = ""
+    except UserError as error:
+        found["same"] = str(error)
+    return found
+
+
 def main(checkpoint: Path, output: Path) -> None:
     """All jobs in one of two processes."""
     assert os.environ["WORLD_SIZE"] == "2", "the launcher must start two processes"
@@ -246,6 +288,7 @@ def main(checkpoint: Path, output: Path) -> None:
     found["without folder"] = without_folder(checkpoint)
     found["token budget"] = gradient(checkpoint, source, "translation", output / "budget", batch_tokens=BUDGET // 2)
     found["evaluate"] = {name: evaluate(output.parent / name, source) for name in ("pair/phases", "learned")}
+    found["decided"] = decide(checkpoint, source, output / "decided")
     found["drafts"] = drafts(output.parent / "learned", source)
     torch.save(found, output / f"rank-{rank}.pt")
     if rank == 0:

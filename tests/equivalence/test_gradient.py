@@ -154,6 +154,18 @@ def test_early_stopping_is_decided_alike(pair: list[dict[str, Any]], folder: Pat
     assert 0 < alone["best_step"] == alone["steps"] - 2 < 38, "it has stopped early"
 
 
+def test_rank_0_takes_the_decisions_that_processes_could_take_differently(pair: list[dict[str, Any]]) -> None:
+    first, second = (found["decided"] for found in pair)
+    assert first["choices"] == ("bf16", "bf16", "plain", "eager", 4, "of 0")
+    assert second["choices"] == first["choices"]
+    assert (first["metrics"], second["metrics"]) == (0.5, 0.5)
+    assert (first["shared"], second["shared"]) == (4, 4)
+    assert first["own"] == 4
+    assert "step-4, which rank 1 cannot read" in second["own"], "it would have resumed from step 6"
+    assert first["same"] == ""
+    assert "provenance.files.train: 'sum 0' on rank 0, 'sum 1' here" in second["same"]
+
+
 def test_processes_that_keep_the_best_weights_in_memory_agree(pair: list[dict[str, Any]]) -> None:
     first, second = (found["without folder"] for found in pair)
     assert first.keys() == second.keys()
