@@ -21,6 +21,7 @@ from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.save import write_json
+from nlp_transfer.extensions import files_for_child
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import differences
 from nlp_transfer.sources import find_model
@@ -78,6 +79,7 @@ def compare(
         raise UserError("--output: is required where the document has no output_dir")
     folder = Path(output_dir or f"{raw['output_dir']}-comparison").expanduser()
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
+    files_for_child()  # raises an error for classes that the processes of the runs could not import
     first = runs[0]
     if (
         split_of(first.config.data) == "validation"

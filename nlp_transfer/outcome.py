@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import show_metrics
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.disk import patiently
@@ -17,9 +18,13 @@ from nlp_transfer.export.load import quiet
 from nlp_transfer.export.save import add_to_record, check_adapter, is_adapted, is_plain, save_adapted, save_model
 from nlp_transfer.heads import fold_outputs
 from nlp_transfer.inference import PRECISION, score
+from nlp_transfer.metrics import KNOWN_KEYS
+from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.strategies import Job, Strategy
-from nlp_transfer.tasks import Arrays
+from nlp_transfer.tasks import Arrays, Task
+
+TRIED = 32  # rows with which metrics of the user's own are tried
 
 
 def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerator: Accelerator) -> Any:
@@ -35,10 +40,15 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
     place = folder.path / "model"
-    saved = patiently(lambda: save_model(plain, job.checkpoint.tokenizer, job.task, place, _probe(job)), "the model", place)
+    saved = patiently(partial(save_job, job, plain, place), "the model", place)
     if (folder.path / "adapter").is_dir():
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
     return saved
+
+
+def save_job(job: Job, model: Any, place: Path) -> Any:
+    """The model that a job's task is learned with, as read again from the folder `place`."""
+    return save_model(model, job.checkpoint.tokenizer, job.task, place, _probe(job), job.checkpoint)
 
 
 def _probe(job: Job) -> dict[str, Any]:
@@ -46,14 +56,14 @@ def _probe(job: Job) -> dict[str, Any]:
 
 
 def score_splits(
-    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any]
+    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any], own: OwnMetrics | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
     """Metrics (in fp32) and predictions of validation and test, where there are such."""
     metrics: dict[str, dict[str, float]] = {}
     answers: dict[str, Arrays] = {}
     for split in [name for name in ("validation", "test") if name in job.tables]:
         table = job.tables[split]
-        metrics[split], answers[split] = score(model, job.task, table, accelerator, precision=PRECISION)
+        metrics[split], answers[split] = score(model, job.task, table, accelerator, precision=PRECISION, own=own)
         metrics[split] |= foreign_figures(foreign, answers[split], table)
     return metrics, answers
 
@@ -66,7 +76,7 @@ def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelera
         if accelerator.is_main_process:
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
-            model = patiently(partial(save_model, model, job.checkpoint.tokenizer, job.task, place, _probe(job)), name, place)
+            model = patiently(partial(save_job, job, model, place), name, place)
         metrics, _ = score_splits(job, model, accelerator, [])
         found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
         show_metrics({f"{name}: {split}": figures for split, figures in metrics.items()})
@@ -95,3 +105,17 @@ def foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: T
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"training.hub_metrics: {metric.name} cannot score this task: {error}") from error
     return found
+
+
+def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: TrainingConfig) -> None:
+    """Call the user's own metrics with the targets of a few rows of train, before anything is trained.
+
+    Raises:
+        UserError: one of them cannot be computed, or `training.best_metric` is none that is.
+    """
+    if not own:
+        return
+    rows = np.unique(np.linspace(0, len(table) - 1, TRIED).astype(np.int64))
+    wanted = right_answers(table)["prediction"][rows]
+    own.try_out(task.written(wanted), wanted.tolist(), taken=[*KNOWN_KEYS, *task.metric_names()])
+    own.check_best(training.best_metric, task.metric_names())

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nlp_transfer import extensions
 from nlp_transfer.comparison.figures import Scored
 from nlp_transfer.config import Document
 from nlp_transfer.errors import UserError
@@ -122,7 +123,7 @@ class Server:
         if self.process is None:
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # no terminal, so that nobody colours what goes into a log
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "nlp_transfer.comparison.server"],
+                [sys.executable, "-m", "nlp_transfer.comparison.server", *extensions.files_for_child()],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip

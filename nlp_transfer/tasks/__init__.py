@@ -279,6 +279,12 @@ class Task(Settings, ABC):
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         """Figures over a whole split; undefined ones are left out."""
 
+    def written(self, cells: np.ndarray) -> list[Any]:
+        """Predictions or targets, as `answers` and `targets` of `metrics` hold them, as the user writes them: labels in their
+        type, numbers, texts."""
+        values: list[Any] = cells.tolist()
+        return values
+
     def metric_to_compare(self, asked: str | None) -> str:
         """Return the metric by which finished models are compared.
 
@@ -322,8 +328,11 @@ def task_name(task: Task) -> str:
     return registry.name_of(type(task))
 
 
-def task_from(document: Mapping[str, Any]) -> Task:
+def task_from(document: Mapping[str, Any], kind: type[Task] | None = None) -> Task:
     """The task that a document names, its settings checked.
+
+    Args:
+        kind: its class, which is then not looked for by the name.
 
     Raises:
         UserError: the name is unknown or settings are wrong; all problems are listed.
@@ -334,7 +343,7 @@ def task_from(document: Mapping[str, Any]) -> Task:
         raise UserError(f"task.name: {found}; known: {', '.join(registry.names('task'))}")
     problems = Problems()
     settings = {key: value for key, value in document.items() if key != "name"}
-    task: Task | None = validate(registry.load("task", name), settings, problems, "task")
+    task: Task | None = validate(kind or registry.load("task", name), settings, problems, "task")
     problems.raise_if_any()
     assert task is not None
     return task

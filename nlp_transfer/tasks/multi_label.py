@@ -310,6 +310,10 @@ class MultiLabel(TextTask):
             "probability": [join(map(str, row)) for row in columns["probability"]],
         }
 
+    def written(self, cells: np.ndarray) -> list[Any]:
+        values = self.label_schema().values()
+        return [[value for value, given in zip(values, row, strict=True) if given] for row in cells]
+
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         hot = targets["labels"].astype(np.int64)
         return compute_label_metrics(answers["prediction"].astype(np.int64), hot, answers["scores"], multilabel=True)
