@@ -79,7 +79,7 @@ def compare(
         raise UserError("--output: is required where the document has no output_dir")
     folder = Path(output_dir or f"{raw['output_dir']}-comparison").expanduser()
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
-    files_for_child()  # raises an error for classes that the processes of the runs could not import
+    code = files_for_child([part.document() for run in runs for part in (run.task, run.strategy)])
     first = runs[0]
     if (
         split_of(first.config.data) == "validation"
@@ -92,7 +92,7 @@ def compare(
     say(*splits.notes)
     with claimed(folder):
         _check_same(folder, plan, runs, splits)
-        with Server(verbose) as server:
+        with Server(verbose, code) as server:
             runner = _Runner(plan, folder, server, first, strategy_documents(plan, runs), keep_models)
             chosen = runner.all()
         measured = make_rows(plan, chosen, first)

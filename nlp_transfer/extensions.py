@@ -13,7 +13,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from importlib.metadata import distributions
 from pathlib import Path
@@ -27,8 +27,6 @@ from nlp_transfer.errors import UserError
 FORM = "package.module:Class"
 _CODE: dict[str, str] = {}
 """Files that were given with --code, as absolute paths by the names of their modules."""
-_USED: set[str] = set()
-"""Names of the modules that classes were taken from."""
 
 
 def load_code(files: Iterable[str | Path]) -> None:
@@ -97,21 +95,23 @@ def load_class(setting: str, name: str, base: type) -> Any:
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))  # type: ignore[attr-defined]
         raise UserError(f"{setting}: found {name}, which does not define {missing}; allowed: a class that defines all of them")
-    _USED.add(found.__module__)
     return found
 
 
-def files_for_child() -> list[str]:
+def files_for_child(documents: Any = None) -> list[str]:
     """Return the files that a process started by this one must load to find the same classes.
+
+    Args:
+        documents: of tasks and strategies whose classes were loaded here; those of --code are always among the files.
 
     Raises:
         UserError: a class comes from a module that another process cannot import.
     """
     files = dict(_CODE)
-    for name in sorted(_USED - files.keys()):
-        module = sys.modules[name]
+    for name in sorted(set(_modules(documents)) - files.keys()):
+        module = sys.modules.get(name)
         file = getattr(module, "__file__", None)
-        if file and (name.split(".")[0] == __package__ or _is_installed(name, file)):
+        if name != "__main__" and file and (name.split(".")[0] == __package__ or _is_installed(name, file)):
             continue
         if name == "__main__" or "." in name or not file:
             raise UserError(
@@ -120,6 +120,18 @@ def files_for_child() -> list[str]:
             )
         files[name] = os.path.realpath(file)
     return list(files.values())
+
+
+def _modules(documents: Any) -> Iterator[str]:
+    """The modules that `name: package.module:Class` names, at any depth."""
+    if isinstance(documents, Mapping):
+        name = documents.get("name")
+        if isinstance(name, str) and ":" in name:
+            yield name.partition(":")[0]
+        documents = list(documents.values())
+    if isinstance(documents, list):
+        for inner in documents:
+            yield from _modules(inner)
 
 
 def _is_own(value: Any, base: type, module: str) -> bool:

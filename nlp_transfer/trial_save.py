@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
@@ -65,6 +66,8 @@ def _try(attempt: Callable[[Path], None], task: Task, model: Any, output_dir: Pa
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
+                if any(not bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+                    return  # what is broken is the checkpoint; training stops at it, and names step and rows
                 raise UserError(_explain(task, model, error, folder)) from error
 
     from_main(accelerator, run)
