@@ -95,7 +95,8 @@ def _foreign(kind: type) -> type:
 def save_built(model: Any, checkpoint: Checkpoint, task: Task, folder: Path) -> None:
     """Write the configurations and the weights of a model that only its task can build."""
     labels = getattr(task, "labels", None)
-    TaskModelConfig(**({"id2label": dict(enumerate(labels))} if labels else {})).save_pretrained(folder)
+    fields: dict[str, Any] = {"id2label": dict(enumerate(labels))} if labels else {}
+    TaskModelConfig(**fields).save_pretrained(folder)
     config = copy.deepcopy(checkpoint.config)
     config._name_or_path = ""  # a folder of this machine
     config.save_pretrained(folder / FOLDER)

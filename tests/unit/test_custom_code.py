@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -312,3 +313,32 @@ def test_a_saved_configuration_that_is_no_model_is_refused(
     path.write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Evil"}, "model_type": "evil"}))
     with pytest.raises(UserError, match="auto_map"):
         load_predictor(tmp_path / "run")
+
+
+def test_the_example_of_the_readme_runs(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class DeepHead" in block)
+    commands = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "my_tasks:DeepHead" in block)
+    (tmp_path / "my_tasks.py").write_text(example)
+    plan = settings(tiny, sentiment, tmp_path / "runs" / "reviews", task="text_classification")
+    (tmp_path / "reviews.yaml").write_text(yaml.safe_dump(plan))
+    (tmp_path / "heldout.csv").write_text(sentiment["test"].read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(extensions, "_CODE", {})
+    for line in commands.splitlines():
+        cli.main(line.split()[1:], standalone_mode=False)
+    assert load_predictor("runs/reviews").model.classifier[0].out_features == 64
+    del sys.modules["my_tasks"]
+
+
+def test_a_comparison_finds_code_that_is_named(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    plan = settings(tiny, sentiment, tmp_path / "run", task="custom_tasks:Metric")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    strategies = ["--strategies", "custom_tasks:Slow", "{name: custom_tasks:Slow, factor: 2}", "--seeds", "0"]
+    cli.main(["compare", str(tmp_path / "plan.yaml"), *strategies, "--code", str(FILE)], standalone_mode=False)
+    rows = json.loads((tmp_path / "run-comparison" / "comparison.json").read_text())
+    assert "custom_tasks:Slow" in json.dumps(rows)
+    results = sorted((tmp_path / "run-comparison" / "runs").glob("*/result.json"))
+    assert [json.loads(path.read_text())["task"]["name"] for path in results] == ["custom_tasks:Metric"] * 2

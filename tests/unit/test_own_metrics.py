@@ -120,7 +120,7 @@ def test_metrics_of_evaluate_get_texts_or_ids(tiny: dict[str, Path], sentiment: 
     found = run.metrics["test"]
     assert found["sum"] == found["labels/accuracy"] == 20  # of 40 rows the half has the label 1
     assert 0 <= found["accuracy"] <= 1
-    assert found["mcc/mcc"] == found["mcc"]
+    assert found["matthews_correlation/mcc"] == found["mcc"]
 
 
 def raises(predictions: list[Any], references: list[Any]) -> dict[str, float]:
