@@ -22,6 +22,7 @@ from nlp_transfer.tasks import task_from, task_name
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.trial_save import PREFIX
 from tests import custom_tasks
+from tests.processes import launch_pair
 from tests.strategies import document, files
 
 FILE = Path(custom_tasks.__file__)
@@ -342,3 +343,15 @@ def test_a_comparison_finds_code_that_is_named(tiny: dict[str, Path], sentiment:
     assert "custom_tasks:Slow" in json.dumps(rows)
     results = sorted((tmp_path / "run-comparison" / "runs").glob("*/result.json"))
     assert [json.loads(path.read_text())["task"]["name"] for path in results] == ["custom_tasks:Metric"] * 2
+
+
+def test_two_processes_agree_about_own_metrics_and_what_cannot_be_saved(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(settings(tiny, sentiment, tmp_path / "run")))
+    launch_pair("tests.custom_jobs", tmp_path / "plan.json")
+    found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0]["rank"] == 0.0
+    assert "logits differ by 1.0" in found[0]["refused"]
+    assert not (tmp_path / "other").exists()
