@@ -27,6 +27,23 @@ PROCESSES = click.option(
 )
 BASE = click.option("--base", metavar="PLACE", help="Of an adapter, where its base lies now.  [default: where it was trained]")
 
+
+def _load_code(ctx: click.Context, parameter: click.Parameter, files: tuple[str, ...]) -> None:
+    if files:
+        from nlp_transfer.extensions import load_code
+
+        with importing():
+            load_code(files)
+
+
+CODE = click.option(
+    "--code",
+    metavar="FILE.py",
+    multiple=True,
+    expose_value=False,
+    callback=_load_code,
+    help="Python code of yours with tasks or strategies, which are named FILE:Class; may be given several times.",
+)
 PRECISION = click.option(
     "--precision",
     type=click.Choice(["fp32", "auto", "bf16", "fp16"]),
@@ -68,6 +85,7 @@ def how_to_train(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Go on with an unfinished run in output_dir: where there is one, in any case, or in no case.",
         ),
+        CODE,
         click.option("--allow-hub-metrics", is_flag=True, help="Let training.hub_metrics download and run foreign code."),
         click.option("--push-to", metavar="USER/NAME", help="Push the finished run to a hub; a new repository is private."),
     )
@@ -115,6 +133,7 @@ def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this .json file.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
 @PRECISION
+@CODE
 @BASE
 @click.pass_context
 def evaluate(
@@ -136,6 +155,7 @@ def evaluate(
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
 @PRECISION
 @PROCESSES
+@CODE
 @BASE
 @click.pass_context
 def predict(
@@ -156,6 +176,7 @@ def predict(
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
 @PRECISION
 @PROCESSES
+@CODE
 @BASE
 @click.pass_context
 def translate(
@@ -179,6 +200,7 @@ def translate(
 @click.option("--tag", help="Give the pushed commit this new tag.")
 @click.option("--adapter", is_flag=True, help="Push the adapter of a run in place of the merged model.")
 @click.option("--message", help="Of the commit.")
+@CODE
 def push(model: Path, repository: str, **how: Any) -> None:
     """Push MODEL (a run folder, a model folder or an adapter folder) to a hub, all of it or nothing.
 
@@ -229,6 +251,7 @@ class CompareHelp(SettingsHelp):
 @click.option("--output", type=click.Path(path_type=Path), help="Folder.  [default: output_dir of FILE with -comparison]")
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not its answers alone.")
 @click.option("--verbose", is_flag=True, help="Show what each run prints.")
+@CODE
 @click.pass_context
 def compare(
     ctx: click.Context, file: Path, strategies: tuple[str, ...], seeds: tuple[str, ...], shots: tuple[str, ...],

@@ -21,6 +21,7 @@ from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.save import write_json
+from nlp_transfer.extensions import files_for_child
 from nlp_transfer.provenance import compare_content, describe_changes, hash_inputs, hash_strategy
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import differences, is_place
@@ -84,6 +85,7 @@ def compare(
         raise UserError("--output: is required where the document has no output_dir")
     folder = expand(output_dir or f"{raw['output_dir']}-comparison")
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
+    code = files_for_child([part.document() for run in runs for part in (run.task, run.strategy)])
     first = runs[0]
     if (
         split_of(first.config.data) == "validation"
@@ -96,7 +98,7 @@ def compare(
     say(*splits.notes)
     with claimed(folder):
         _check_same(folder, plan, runs, splits)
-        with Server(verbose) as server:
+        with Server(verbose, code) as server:
             runner = _Runner(plan, folder, server, first, strategy_documents(plan, runs), keep_models)
             chosen = runner.all()
         measured = make_rows(plan, chosen, first)

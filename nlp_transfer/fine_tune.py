@@ -1,6 +1,7 @@
 """The story: data -> tokens -> checkpoint + head -> strategy -> train -> save -> evaluate."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from nlp_transfer.data.augment import make_augmenter
 from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
 from nlp_transfer.data.token_cache import Keep
 from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.export.built import with_config
 from nlp_transfer.export.load import load_predictor, load_translator, quiet
 from nlp_transfer.export.push import check_push, push_run
 from nlp_transfer.export.save import is_plain, versions
 from nlp_transfer.inference import PRECISION, Predictor
 from nlp_transfer.metrics import load_hub_metric
+from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.models import Checkpoint, count_parameters, head_notes
-from nlp_transfer.outcome import finish_further, foreign_figures, right_answers, save, score_splits
+from nlp_transfer.outcome import finish_further, foreign_figures, right_answers, save, score_splits, try_own_metrics
 from nlp_transfer.resolve import Run, resolve
 from nlp_transfer.run_folder import Resume, RunFolder, check_same_on_all
 from nlp_transfer.sources import find_model
@@ -33,6 +36,7 @@ from nlp_transfer.training.launch import check_launch
 from nlp_transfer.training.loop import Trainer
 from nlp_transfer.training.signals import Signals
 from nlp_transfer.translator import Translator
+from nlp_transfer.trial_save import check_saving, check_saving_further
 from nlp_transfer.unused_settings import describe_unused
 
 
@@ -68,6 +72,7 @@ def fine_tune(
     resume: Resume = "auto",
     allow_hub_metrics: bool = False,
     push_to: str | None = None,
+    metrics: Sequence[Any] = (),
     **settings: Any,
 ) -> FineTuned:
     """Fine-tunes a checkpoint on text and leaves a saved, measured model in `output_dir`.
@@ -79,6 +84,9 @@ def fine_tune(
         allow_hub_metrics: lets `training.hub_metrics` download and run foreign code.
         push_to: USER/NAME on a hub: whether the token may push there is asked first, and the finished run is pushed. Where the
             push fails the run is finished all the same.
+        metrics: more metrics of validation and test: functions `f(predictions, references) -> {name: value}` of whole splits,
+            and metrics of `evaluate`. `training.best_metric` may be one of them; more is better unless the metric has an
+            attribute `higher_is_better` that is False.
 
     Raises:
         UserError: something in the settings or the data is wrong; all problems are listed and nothing is left behind.
@@ -87,19 +95,20 @@ def fine_tune(
         Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is kept. It is a KeyboardInterrupt.
     """
     check_launch()
-    run = resolve(config, **settings)
+    own = OwnMetrics(metrics)
+    run = resolve(config, own_metrics=bool(own), **settings)
     say(*describe_unused(run.unused.items()))
     with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
         folder.check()
         if push_to and is_main():
             check_push(push_to)
-        done = _tell(run, folder, signals, allow_hub_metrics)
+        done = _tell(run, folder, signals, allow_hub_metrics, own)
     if push_to and is_main():
         push_run(done.output_dir, push_to)
     return done
 
 
-def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool) -> FineTuned:
+def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, own: OwnMetrics) -> FineTuned:
     """The story itself, in a folder that it may write in."""
     training = run.config.training
     foreign = [load_hub_metric(name, allow_foreign_code=allow_hub_metrics) for name in training.hub_metrics]
@@ -111,21 +120,24 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     task = task.prepare(checkpoint, splits.rows["train"]).prefer_head(run.strategy.preferred_head())
     tables = _encode(splits, task, checkpoint, run.config.data.token_cache)
     foreign_figures(foreign, right_answers(tables["train"]), tables["train"])  # better now than after training
+    try_own_metrics(own, task, tables["train"], training)
     augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
 
     began = time.monotonic()
     with quiet():
-        model = task.build_model(checkpoint, training)
+        model = with_config(task.build_model(checkpoint, training), checkpoint)
         say(*head_notes(model))
         model = run.strategy.wrap(model)
         choices = choose(model, tables["train"], training, folder.path)
         accelerator = choices.accelerator
         job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)
+        check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
+        check_saving_further(run.strategy.further_jobs(model), folder.path, accelerator)
     trainer = Trainer(
         model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, choices=choices,
         output_dir=folder.path, describe=lambda rows: _describe(splits, rows), objectives=prepared.objectives,
-        augment=augment, signals=signals,
+        augment=augment, signals=signals, own_metrics=own,
     )  # fmt: skip
     say(*report.resolved_lines(trainer))
     document = report.resolved_document(run, task, trainer, checkpoint, splits)
@@ -140,7 +152,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     figures = report.training_figures(position, parameters, report.peak_memory(), preparation)
     further = run.strategy.further_jobs(model)
     model = save(run.strategy, job, model, folder, accelerator)
-    metrics, answers = score_splits(job, model, accelerator, foreign, folder.path)
+    metrics, answers = score_splits(job, model, accelerator, foreign, folder.path, own)
     if metrics:
         last = list(metrics)[-1]
         say(*task.remarks(answers[last], tables[last].references))

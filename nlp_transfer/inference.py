@@ -19,7 +19,9 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.memory import give_back, is_out_of_memory, keep_freed_memory
+from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.models import autocast
+from nlp_transfer.processes import compute_on_main
 from nlp_transfer.sources.memory import read_inputs
 from nlp_transfer.sources.rows import Rows, check_columns, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import Batch
@@ -163,16 +165,28 @@ def score(
     batch_size: int | None = None,
     precision: str = "fp32",
     draft: bool = False,
+    own: OwnMetrics | None = None,
 ) -> tuple[dict[str, float], Arrays]:
     """Metrics over a whole table, `loss` among them, and its answers; the same in every process.
 
-    `draft` is for scores while training: where answers are costly, only some rows get one (`Task.partly`).
+    `draft` is for scores while training: where answers are costly, only some rows get one (`Task.partly`). `own` are metrics of
+    the user's own; one process computes them for all.
     """
     chosen = task.partly(len(table)) if draft else None
     answers, items = answer_all(model, task, table, accelerator, batch_size, precision, chosen)
     metrics = task.metrics(answers, table.references)
     metrics["loss"] = sum(value / count for value, count in items.values())
+    if own:
+        metrics |= compute_on_main(accelerator, lambda: own.compute(*for_own_metrics(task, answers, table)))
     return metrics, answers
+
+
+def for_own_metrics(task: Task, answers: Arrays, table: TokenTable) -> tuple[Any, Any]:
+    """Predictions and references of the rows that have a prediction: as the user writes them, and as the task holds them."""
+    found, wanted = answers["prediction"], table.references["references" if "references" in table.references else "labels"]
+    given = np.array([cell is not None for cell in found], bool)  # a draft translates some of the rows
+    found, wanted = found[given], wanted[given]
+    return (task.written(found), task.written(wanted)), (found.tolist(), wanted.tolist())
 
 
 def answer_all(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import say, show_metrics
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.disk import patiently, usual_permissions
@@ -17,11 +18,15 @@ from nlp_transfer.export.load import quiet
 from nlp_transfer.export.save import check_adapter, is_adapted, is_plain, save_adapted, save_model
 from nlp_transfer.heads import fold_outputs
 from nlp_transfer.inference import PRECISION, meaningful, score
+from nlp_transfer.metrics import KNOWN_KEYS
+from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.run_folder import OWN, PREDICTIONS, RunFolder
 from nlp_transfer.sources.rows import BLOCK
 from nlp_transfer.strategies import Job, Strategy
-from nlp_transfer.tasks import Arrays
+from nlp_transfer.tasks import Arrays, Task
 from nlp_transfer.writing import Writer, replacing
+
+TRIED = 32  # rows with which metrics of the user's own are tried
 
 
 def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerator: Accelerator) -> Any:
@@ -39,10 +44,15 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
     place = folder.path / "model"
-    saved = patiently(lambda: save_model(plain, job.checkpoint.tokenizer, job.task, place, _probe(job)), "the model", place)
+    saved = patiently(partial(save_job, job, plain, place), "the model", place)
     if (folder.path / "adapter").is_dir():
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
     return saved
+
+
+def save_job(job: Job, model: Any, place: Path) -> Any:
+    """The model that a job's task is learned with, as read again from the folder `place`."""
+    return save_model(model, job.checkpoint.tokenizer, job.task, place, _probe(job), job.checkpoint)
 
 
 def _probe(job: Job) -> dict[str, Any]:
@@ -50,7 +60,7 @@ def _probe(job: Job) -> dict[str, Any]:
 
 
 def score_splits(
-    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any], folder: Path
+    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any], folder: Path, own: OwnMetrics | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
     """Metrics (in fp32) and predictions of validation and test, where there are such. The predictions are also written to
     `predictions/SPLIT.parquet` in `folder`."""
@@ -58,7 +68,7 @@ def score_splits(
     answers: dict[str, Arrays] = {}
     for split in [name for name in ("validation", "test") if name in job.tables]:
         table = job.tables[split]
-        metrics[split], answers[split] = score(model, job.task, table, accelerator, precision=PRECISION)
+        metrics[split], answers[split] = score(model, job.task, table, accelerator, precision=PRECISION, own=own)
         metrics[split] |= foreign_figures(foreign, answers[split], table)
         if accelerator.is_main_process:
             path = folder / PREDICTIONS / f"{split}.parquet"
@@ -81,7 +91,7 @@ def _write_predictions(path: Path, job: Job, split: str, answers: Arrays) -> Non
         described["prediction"] = described.pop("translation")
     if task.answer_kind == "number":  # all digits, so that the metrics can be computed again
         described["prediction"] = answers["prediction"].astype(float).tolist()
-    found = task.cells({"reference": task.describe_references(job.tables[split].references), **described})
+    found = task.cells({"reference": task.written(right_answers(job.tables[split])["prediction"]), **described})
     inputs = task.input_columns()
     train = job.rows.get("train")
     if train is not None and rows.files is train.files:  # `Rows.select` keeps the list; a given split has another
@@ -105,7 +115,7 @@ def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelera
         if accelerator.is_main_process:
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
-            model = patiently(partial(save_model, model, job.checkpoint.tokenizer, job.task, place, _probe(job)), name, place)
+            model = patiently(partial(save_job, job, model, place), name, place)
         metrics, _ = score_splits(job, model, accelerator, [], place.parent)
         found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
         if metrics and (signatures := job.task.signatures()):
@@ -134,3 +144,17 @@ def foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: T
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"training.hub_metrics: {metric.name} cannot score this task: {error}") from error
     return found
+
+
+def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: TrainingConfig) -> None:
+    """Call the user's own metrics with the targets of a few rows of train, before anything is trained.
+
+    Raises:
+        UserError: one of them cannot be computed, or `training.best_metric` is none that is.
+    """
+    if not own:
+        return
+    rows = np.unique(np.linspace(0, len(table) - 1, TRIED).astype(np.int64))
+    wanted = right_answers(table)["prediction"][rows]
+    own.try_out(task.written(wanted), wanted.tolist(), taken=[*KNOWN_KEYS, *task.metric_names()])
+    own.check_best(training.best_metric, task.metric_names())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from nlp_transfer import extensions
 from nlp_transfer.errors import UserError, did_you_mean
 
 Kind = Literal["task", "strategy"]
@@ -23,21 +24,27 @@ def names(kind: Kind) -> list[str]:
 
 
 def load(kind: Kind, name: str) -> Any:
-    """The class called `name`.
+    """The class called `name`; of other code the one that `package.module:Class` names.
 
     Raises:
-        UserError: the name is not known; the message lists the known ones and suggests the nearest.
+        UserError: the name is not known (the message lists the known ones and suggests the nearest), or names a class that may
+            not be loaded (`extensions.load_class`).
     """
     known = names(kind)
+    if ":" in name:
+        base = getattr(importlib.import_module(f"nlp_transfer.{FOLDERS[kind]}"), kind.title())
+        return extensions.load_class(f"{kind}.name", name, base)
     if name not in known:
-        raise UserError(f"{kind}.name: there is no {kind} {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
+        raise UserError(
+            f"{kind}.name: there is no {kind} {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}, and other code as "
+            f"{extensions.FORM}"
+        )
     module = importlib.import_module(f"nlp_transfer.{FOLDERS[kind]}.{name}")
     return getattr(module, _class_name(name))
 
 
 def name_of(implementation: type) -> str:
-    """The name under which a class can be loaded; for one from elsewhere `module:Class`, which is recorded but not loaded:
-    a document from somewhere else must not be able to have code imported."""
+    """The name under which a class can be loaded; for one from other code `package.module:Class`."""
     package, _, stem = implementation.__module__.rpartition(".")
     known = package in (f"nlp_transfer.{folder}" for folder in FOLDERS.values())
     return stem if known else f"{implementation.__module__}:{implementation.__qualname__}"

@@ -27,12 +27,15 @@ class Run:
     """Given settings that have no effect, by dotted name with the reason: for the user to know."""
 
 
-def resolve(config: RunConfig | Document | str | Path | None = None, *, shared: bool = False, **settings: Any) -> Run:
+def resolve(
+    config: RunConfig | Document | str | Path | None = None, *, shared: bool = False, own_metrics: bool = False, **settings: Any
+) -> Run:
     """The run that a file, a document or keyword arguments describe; keyword arguments win over the rest.
 
     A `Task` or `Strategy` object may stand where a document would: so an own one, in no registry, can be used.
 
     Args:
+        own_metrics: whether there are metrics whose names are not known yet, so that `best_metric` may be one of them.
         shared: whether the document is one for several strategies, so that what only some of them use is not refused.
 
     Raises:
@@ -54,7 +57,7 @@ def resolve(config: RunConfig | Document | str | Path | None = None, *, shared: 
     task: Any = own.get("task") or _build(task_from, None if isinstance(asked, list) else asked, problems)
     strategy: Any = own.get("strategy") or _build(strategy_from, plain.get("strategy", "full"), problems)
     if checked is not None:
-        _check_together(checked, task, problems)
+        _check_together(checked, task, problems, own_metrics)
     unused = Unused()
     if checked is not None and task is not None and strategy is not None:
         for learned in (task, *(nested for _, nested in strategy.nested().values())):
@@ -84,7 +87,7 @@ def _build(build: Any, document: Any, problems: Problems) -> Any:
         return None
 
 
-def _check_together(config: RunConfig, task: Task | None, problems: Problems) -> None:
+def _check_together(config: RunConfig, task: Task | None, problems: Problems, own_metrics: bool = False) -> None:
     """What no part can see by itself."""
     data, training = config.data, config.training
     if data.train is None:
@@ -95,7 +98,8 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems) ->
         problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
     _check_trackers(training.trackers, problems)
     if task is not None:
-        _check_best_metric(training.best_metric, task, problems)
+        if not own_metrics:
+            _check_best_metric(training.best_metric, task, problems)
         task.check_settings(training, problems)
         if not task.aligned:
             check_no_aligned(data, task.columns(), problems)
@@ -117,7 +121,7 @@ def _check_best_metric(asked: str | None, task: Task, problems: Problems) -> Non
     if asked is not None and asked not in known:
         problems.add(
             f"training.best_metric: found {asked!r}, which {task_name(task)} does not compute{did_you_mean(asked, known)}; "
-            f"allowed: {', '.join(known)}"
+            f"allowed: {', '.join(known)}; in Python also what functions in fine_tune(metrics=[...]) compute"
         )
 
 

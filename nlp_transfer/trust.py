@@ -206,8 +206,9 @@ def _check_folder(source: ModelSource) -> None:
     folder = Path(source.path)
     real = folder.resolve()
     inside = [real]
-    if real.parent.name == "snapshots":  # the hub's cache: each file is a link to a blob of the same repository
-        inside.append(real.parent.parent / "blobs")
+    for place in (real, real.parent):  # also for a folder inside a model
+        if place.parent.name == "snapshots":  # the hub's cache: each file is a link to a blob of the same repository
+            inside.append(place.parent.parent / "blobs")
     below = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.is_symlink()]
     for entry in [part for place in (folder, *below) for part in sorted(place.iterdir())]:
         if entry.is_symlink() and not any(entry.resolve().is_relative_to(place) for place in inside):

@@ -18,6 +18,7 @@ from multiprocessing import connection, get_context, parent_process
 from types import FrameType
 from typing import Any
 
+from nlp_transfer import extensions
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.ordered import Reply
@@ -72,7 +73,7 @@ class Workers:
     """
 
     def __init__(self, module: str, name: str, arguments: dict[str, Any], processes: int) -> None:
-        self._start = (module, name, arguments, threads_each(processes))
+        self._start = (module, name, arguments, threads_each(processes), extensions.files_for_child())
         self._count = processes
         self._processes: list[Any] = []
         self._pipes: list[connection.Connection] = []
@@ -187,7 +188,7 @@ def _held_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, Any], threads: int) -> None:
+def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, Any], threads: int, code: list[str]) -> None:
     """One of the processes: loads, and answers windows until the pipe is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     guard_output()
@@ -198,6 +199,7 @@ def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, A
 
     def load() -> Reply:
         with importing():
+            extensions.load_code(code)
             make = getattr(importlib.import_module(module), name)
         made.append(make(**arguments))
         return "ready", made[0].window, made[0].columns

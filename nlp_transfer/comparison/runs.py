@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -66,8 +67,9 @@ def read_outcome(folder: Path) -> Outcome | None:
 class Server:
     """The process that forks for each run; see `nlp_transfer.comparison.server`."""
 
-    def __init__(self, verbose: bool = False) -> None:
-        self.verbose = verbose
+    def __init__(self, verbose: bool = False, code: Sequence[str] = ()) -> None:
+        """`code`: files with classes of the user's own, which that process loads."""
+        self.verbose, self.code = verbose, list(code)
         self.process: subprocess.Popen[bytes] | None = None
         self.errors: Any = None
 
@@ -126,7 +128,7 @@ class Server:
         if self.process is None:
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # no terminal, so that nobody colours what goes into a log
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "nlp_transfer.comparison.server"],
+                [sys.executable, "-m", "nlp_transfer.comparison.server", *self.code],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip

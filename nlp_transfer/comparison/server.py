@@ -23,6 +23,7 @@ import numpy as np
 from nlp_transfer.comparison.runs import ANSWERS, LOG, OUTCOME
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
+from nlp_transfer.extensions import load_code
 from nlp_transfer.fine_tune import FineTuned, fine_tune
 from nlp_transfer.secrets import guard_output
 from nlp_transfer.strategies import Strategy, strategy_from
@@ -33,6 +34,7 @@ MOST_SCORES = 64 * 2**20  # bytes of scores kept of a split: above that figures 
 def serve() -> None:
     """Runs jobs until standard input ends."""
     guard_output()
+    load_code(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the run by itself, and the command, which ends this process
     replies = os.dup(1)
     os.dup2(2, 1)

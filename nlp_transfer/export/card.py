@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nlp_transfer.console import number
+from nlp_transfer.export.built import FOLDER as BUILT
 from nlp_transfer.export.load import read_record
 from nlp_transfer.export.markdown import code, one_line, plain_text, row
 from nlp_transfer.export.usage import ADAPTER, UNMERGED, task_part
@@ -42,7 +43,10 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     base = str(result["model"])
     adapter = (folder / "adapter_config.json").is_file()
     merges = (read_record(folder) or {}).get("merges", True)
-    part = task_part(task, result["plain"], (ADAPTER if merges else f"{ADAPTER} {UNMERGED}") if adapter else "")
+    note = (ADAPTER if merges else f"{ADAPTER} {UNMERGED}") if adapter else ""
+    if (folder / BUILT).is_dir():
+        note = f"It is built by {code(task_name(task))}, whose module must be installed, or named with `--code` in commands."
+    part = task_part(task, result["plain"], note)
     names = {split: data_name(data.get(split)) for split in ("train", "validation", "test") if split in data["rows"]}
     scored = "test" if result["metrics"].get("test") else "validation"
     figures = result["metrics"].get(scored, {})

@@ -16,6 +16,7 @@ from nlp_transfer.applicability import IDENTITY, check_used, refuse_unused, take
 from nlp_transfer.config import TrainingConfig, shorten
 from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.export.built import TaskModelConfig, load_built, with_config
 from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
@@ -40,6 +41,7 @@ def load_predictor(
     precision: str = "fp32",
     settings: Mapping[str, Any] | None = None,
     base: str | Path | None = None,
+    task: type[Task] | Task | None = None,
 ) -> Predictor:
     """A run folder, a model folder, an adapter folder or a hub id, ready to answer.
 
@@ -55,6 +57,7 @@ def load_predictor(
             nothing of a saved model are refused.
         base: of an adapter, where the model that it was trained on lies now; null: where it was then. That it is the same
             model is checked.
+        task: the class of its task, for one that cannot be found by the name in its record, such as a class of a notebook.
 
     Raises:
         UserError: there is no such model, its labels contradict each other, it cannot compute in this precision, a setting
@@ -62,24 +65,25 @@ def load_predictor(
     """
     device = inference_device()
     path = expand(model)
+    kind = task if task is None or isinstance(task, type) else type(task)
     whole: Any
     if adapter := find_adapter(path) or hub_adapter(str(model)):
-        whole, checkpoint, task = open_adapter(adapter, settings, base=base)
+        whole, checkpoint, saved = open_adapter(adapter, settings, base=base, kind=kind)
     else:
         if base is not None:
             raise UserError(f"base: found {base}; {model} is no adapter and needs no base; allowed: null")
         checkpoint = Checkpoint.open(find_model(str(model)))
         found = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
-        before = task_from(found["settings"]) if found else task_for_config(checkpoint)
+        before = task_from(found["settings"], kind) if found else task_for_config(checkpoint)
         check_head(
             checkpoint, "ConditionalGeneration" if before.auto_class() is AutoModelForSeq2SeqLM else "SequenceClassification"
         )
-        task = _changed(before, settings, checkpoint.max_length).restore(checkpoint)
-        check_schema(task, checkpoint)
-        whole = load_checkpoint(checkpoint, task.auto_class())
-    check_used(task, scored=True)
+        saved = _changed(before, settings, checkpoint.max_length).restore(checkpoint)
+        check_schema(saved, checkpoint)
+        whole = load_checkpoint(checkpoint, saved.auto_class(), saved)
+    check_used(saved, scored=True)
     precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
-    return Predictor(whole.to(device), checkpoint.tokenizer, task, batch_size, precision)
+    return Predictor(whole.to(device), checkpoint.tokenizer, saved, batch_size, precision)
 
 
 def load_translator(
@@ -88,13 +92,14 @@ def load_translator(
     precision: str = "fp32",
     settings: Mapping[str, Any] | None = None,
     base: str | Path | None = None,
+    task: type[Task] | Task | None = None,
 ) -> Translator:
     """Like `load_predictor`, for a translation model: a function from texts to texts.
 
     Raises:
         UserError: as there; or the model does not translate.
     """
-    return Translator(load_predictor(model, batch_size, precision, settings, base))
+    return Translator(load_predictor(model, batch_size, precision, settings, base, task))
 
 
 def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None = None) -> Task:
@@ -111,7 +116,7 @@ def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None 
         if asked.get(name, value) != value:
             problems.add(f"--task.{name}: found {asked[name]!r}; allowed: {value!r}, which the model was trained for")
     problems.raise_if_any()
-    task = task_from(before.document() | asked)
+    task = task_from(before.document() | asked, type(before))
     task.changed.update(name for name in asked if getattr(task, name, None) != getattr(before, name, None))
     refuse_unused(unused, (f"task.{name}" for name in task.changed), problems)
     limit = before.max_length or most  # a model from elsewhere does not say with what it was trained
@@ -122,18 +127,23 @@ def _changed(before: Task, settings: Mapping[str, Any] | None, most: int | None 
     return task
 
 
-def load_model(folder: Path, auto_class: Any = AutoModelForSequenceClassification) -> PreTrainedModel:
+def load_model(folder: Path, auto_class: Any = AutoModelForSequenceClassification, task: Task | None = None) -> PreTrainedModel:
     """A saved model, its head included.
+
+    Args:
+        task: builds the model where no Auto class knows it.
 
     Raises:
         UserError: it cannot be loaded, or weights are missing: a head would be drawn at random without a word.
     """
-    return load_checkpoint(Checkpoint.open(ModelSource(str(folder), str(folder))), auto_class)
+    return load_checkpoint(Checkpoint.open(ModelSource(str(folder), str(folder))), auto_class, task)
 
 
-def load_checkpoint(checkpoint: Checkpoint, auto_class: Any) -> PreTrainedModel:
+def load_checkpoint(checkpoint: Checkpoint, auto_class: Any, task: Task | None = None) -> PreTrainedModel:
     """Raises a UserError where weights are missing."""
     with quiet():
+        if task is not None and isinstance(checkpoint.config, TaskModelConfig):
+            return load_built(checkpoint, task)
         model = checkpoint.load(auto_class)
     forbid_new_parameters(model, checkpoint.source.name)
     return model
@@ -182,12 +192,14 @@ def open_adapter(
     merge: bool = True,
     base: str | Path | None = None,
     verify: bool = True,
+    kind: type[Task] | None = None,
 ) -> tuple[PreTrainedModel, Checkpoint, Task]:
     """An adapter on the base it was trained on, by default merged into it where its kind can be; that base, and the task.
 
     Args:
         base: where the base lies now; null: where the adapter's record says.
         verify: compare logits with those in the record, which tell whether it is the same base.
+        kind: the class of its task; null: the one that its record names.
 
     Raises:
         UserError: it has no record of its base and labels, its files are broken or ask for what is no part of it, or the base
@@ -199,10 +211,10 @@ def open_adapter(
     check_adapter(folder)
     checkpoint = _open_base(folder, saved["base"], base)
     source = checkpoint.source
-    task = _changed(task_from(saved["settings"]), settings, checkpoint.max_length)
+    task = _changed(task_from(saved["settings"], kind), settings, checkpoint.max_length)
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
-        model = task.build_model(checkpoint, TrainingConfig())
+        model = with_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
         try:
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
         except FAULTS as error:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.export.built import FOLDER as BUILT
 from nlp_transfer.export.load import RECORD, find_adapter, load_predictor, quiet, read_record
 from nlp_transfer.export.probe import check_probe
 from nlp_transfer.secrets import find_secret
@@ -27,7 +28,7 @@ from nlp_transfer.system import expand
 
 ENDINGS = (".safetensors", ".json", ".txt", ".md", ".model", ".spm", ".jinja", ".png", ".jpg", ".svg")
 BINARY = (".safetensors", ".model", ".spm", ".png", ".jpg")
-FOLDERS = ("", "encoder", "target_tokenizer")
+FOLDERS = ("", "encoder", "target_tokenizer", BUILT)
 LICENCES = ("LICENSE", "NOTICE")
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
@@ -162,7 +163,7 @@ def _known_files(folder: Path, problems: Problems) -> dict[str, Path]:
         parent = name.rpartition("/")[0]
         if path.is_dir():
             if name not in FOLDERS and parent in FOLDERS:
-                problems.add(f"{name}/: a model has no such folder; allowed: encoder/, target_tokenizer/; remove it")
+                problems.add(f"{name}/: a model has no such folder; allowed: {'/, '.join(FOLDERS[1:])}/; remove it")
         elif parent in FOLDERS:
             if path.name.startswith(".") or (path.suffix.lower() not in ENDINGS and path.name not in LICENCES):
                 problems.add(f"{name}: is no file of a model; allowed: {', '.join((*ENDINGS, *LICENCES))}; remove it")

@@ -30,7 +30,8 @@ def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     writes), up to 8 `logits` a row, rounded, and the sha256 of each file of weights; of a regression also the `scale` of its
     targets."""
     any_model: Any = model
-    words = any_model.get_input_embeddings().weight.shape[0]
+    own = not isinstance(model, PreTrainedModel)  # a module of the user's own class
+    words = model.config.vocab_size if own else any_model.get_input_embeddings().weight.shape[0]
     inputs = {"input_ids": end_rows(model, _spread(words, ROWS * LENGTH).view(ROWS, LENGTH))}
     if has_decoder(model):
         inputs["decoder_input_ids"] = _spread(any_model.get_output_embeddings().weight.shape[0], ROWS * LENGTH).view(ROWS, LENGTH)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.disk import patiently, sync, sync_all
+from nlp_transfer.export.built import is_built, is_known, save_built
 from nlp_transfer.export.load import RECORD, load_model, open_adapter, quiet, read_record
 from nlp_transfer.export.probe import describe_tokenizer, make_probe
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
@@ -35,7 +36,7 @@ def versions() -> dict[str, str]:
 
 def is_plain(model: PreTrainedModel) -> bool:
     """Whether transformers loads the model by itself."""
-    return not isinstance(model, EncoderHeadForSequenceClassification) and not is_adapted(model)
+    return not (isinstance(model, EncoderHeadForSequenceClassification) or is_adapted(model) or is_built(model))
 
 
 def is_adapted(model: Any) -> bool:
@@ -67,12 +68,14 @@ def add_to_record(folder: Path, fields: dict[str, Any]) -> None:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path, probe: dict[str, torch.Tensor]
-) -> PreTrainedModel:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path, probe: dict[str, torch.Tensor],
+    checkpoint: Checkpoint | None = None,
+) -> PreTrainedModel:  # fmt: skip
     """Writes the model folder and gives back the model as it was read again from there.
 
     Args:
         probe: a batch; the model on disk must give the logits of the one in memory for it.
+        checkpoint: what the task built the model on, for a model that no Auto class knows.
 
     Raises:
         RuntimeError: what was read again answers otherwise. Nothing is left behind then.
@@ -82,14 +85,17 @@ def save_model(
     shutil.rmtree(part, ignore_errors=True)
     try:
         with quiet():
-            model.save_pretrained(part)
+            if checkpoint is None or is_known(model, task):
+                model.save_pretrained(part)
+            else:
+                save_built(model, checkpoint, task, part)
             tokenizer.save_pretrained(part)
             task.save_parts(part)
             if isinstance(model, EncoderHeadForSequenceClassification):
                 model.encoder.save_pretrained(part / "encoder")
                 tokenizer.save_pretrained(part / "encoder")
         write_json(part / RECORD, record(task, is_plain(model)))
-        again: Any = load_model(part, task.auto_class())
+        again: Any = load_model(part, task.auto_class(), task)
         task.connect(again)
         _compare(task, model, again, probe, part)
         add_to_record(part, {"probe": make_probe(again, part)})

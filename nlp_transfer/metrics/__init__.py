@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "KNOWN_KEYS",
     "LABEL_KEYS",
     "MULTILABEL_KEYS",
     "REGRESSION_KEYS",
@@ -86,6 +87,7 @@ _HIGHER_IS_BETTER = {
 }
 _HIGHER_IS_BETTER |= {f"{key}_{end}": _HIGHER_IS_BETTER[key] for key in _TRANSLATION for end in ("low", "high")}
 
+KNOWN_KEYS = frozenset(_HIGHER_IS_BETTER)  # every name that a metric of this package can have
 # The keys of `compute_label_metrics` (single label, multi-label) and of `compute_regression_metrics`.
 REGRESSION_KEYS = _REGRESSION
 LABEL_KEYS = tuple(key for key in _HIGHER_IS_BETTER if key.startswith(("accuracy", "precision", "recall", "f1", "mcc", "auc")))

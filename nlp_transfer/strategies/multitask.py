@@ -202,10 +202,12 @@ class Multitask(Strategy):
         return losses | {"tie": self.tie / 2 * distance * rows}  # divided by the rows of the window, it counts once
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Detaches the other tasks. With hard sharing `shared/` gets the encoder once, and each task's head beside it."""
+        """Detaches the other tasks, where `prepare_data` has attached them. With hard sharing `shared/` gets the encoder once,
+        and each task's head beside it."""
         whole: Any = model
-        further = dict(whole.further.items())
-        del whole.forward, whole.further, whole.jobs
+        further = dict(whole.further.items()) if hasattr(whole, "further") else {}
+        if further:
+            del whole.forward, whole.further, whole.jobs
         if self.sharing == "hard":
             self._save_shared({self.OWN: whole, **further}, folder / "shared")
         return model

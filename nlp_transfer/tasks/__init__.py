@@ -275,17 +275,6 @@ class Task(Settings, ABC):
     def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         """Answers as the columns that a user reads: `prediction`, `probability` ..."""
 
-    def describe_references(self, targets: Arrays) -> list[Any]:
-        """Return the targets of rows as a user reads them, in the type of `prediction`.
-
-        Raises:
-            UserError: the task has targets of another kind, and does not say how they are read.
-        """
-        found = targets.get("references", targets.get("labels"))
-        if found is None:
-            raise UserError(f"{task_name(self)}: does not say how its targets are read; override `describe_references`")
-        return list(found.tolist())
-
     def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Return the columns of `describe`, and perhaps a column `reference`, as the cells of a file hold them."""
         return columns
@@ -293,6 +282,12 @@ class Task(Settings, ABC):
     @abstractmethod
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         """Figures over a whole split; undefined ones are left out."""
+
+    def written(self, cells: np.ndarray) -> list[Any]:
+        """Predictions or targets, as `answers` and `targets` of `metrics` hold them, as the user writes them: labels in their
+        type, numbers, texts."""
+        values: list[Any] = cells.tolist()
+        return values
 
     def metric_to_compare(self, asked: str | None) -> str:
         """Return the metric by which finished models are compared.
@@ -337,8 +332,11 @@ def task_name(task: Task) -> str:
     return registry.name_of(type(task))
 
 
-def task_from(document: Mapping[str, Any]) -> Task:
+def task_from(document: Mapping[str, Any], kind: type[Task] | None = None) -> Task:
     """The task that a document names, its settings checked.
+
+    Args:
+        kind: its class, which is then not looked for by the name.
 
     Raises:
         UserError: the name is unknown or settings are wrong; all problems are listed.
@@ -349,7 +347,7 @@ def task_from(document: Mapping[str, Any]) -> Task:
         raise UserError(f"task.name: {found}; known: {', '.join(registry.names('task'))}")
     problems = Problems()
     settings = {key: value for key, value in document.items() if key != "name"}
-    task: Task | None = validate(registry.load("task", name), settings, problems, "task")
+    task: Task | None = validate(kind or registry.load("task", name), settings, problems, "task")
     problems.raise_if_any()
     assert task is not None
     return task

@@ -296,10 +296,6 @@ class MultiLabel(TextTask):
             columns |= {f"probability:{label}": scores[:, i].tolist() for i, label in enumerate(self.labels or [])}
         return columns
 
-    def describe_references(self, targets: Arrays) -> list[Any]:
-        values = self.label_schema().values()
-        return [[values[i] for i in np.flatnonzero(row)] for row in targets["labels"]]
-
     def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Join the labels of a row, and their probabilities.
 
@@ -310,6 +306,10 @@ class MultiLabel(TextTask):
             raise UserError(f"--task.separator: {faults[0]}")
         lists = [name for name in ("reference", "prediction", "probability") if name in columns]
         return columns | {name: [self.separator.join(map(str, row)) for row in columns[name]] for name in lists}
+
+    def written(self, cells: np.ndarray) -> list[Any]:
+        values = self.label_schema().values()
+        return [[value for value, given in zip(values, row, strict=True) if given] for row in cells]
 
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         hot = targets["labels"].astype(np.int64)

@@ -157,9 +157,9 @@ class TextClassification(TextTask):
             columns |= {f"probability:{label}": answers["scores"][:, i].astype(float).tolist() for i, label in enumerate(labels)}
         return columns
 
-    def describe_references(self, targets: Arrays) -> list[Any]:
+    def written(self, cells: np.ndarray) -> list[Any]:
         values = self.label_schema().values()
-        return [values[i] for i in targets["labels"]]
+        return [values[i] for i in cells]
 
     def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
         return compute_label_metrics(answers["prediction"], targets["labels"], answers["scores"])

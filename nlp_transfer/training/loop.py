@@ -16,6 +16,7 @@ from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import Steps, number, say
 from nlp_transfer.errors import UserError
 from nlp_transfer.inference import answer_all
+from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.models import enable_gradient_checkpointing, train_mode
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import Objective, Task
@@ -54,6 +55,7 @@ class Trainer:
         objectives: what a phase of the strategy may name in place of the task.
         augment: changes the batches of train in a phase that learns the task; null: they stay as they are.
         signals: entered by the caller; null: signals do what they do in Python.
+        own_metrics: the user's own, computed whenever validation is scored.
 
     Raises:
         UserError: the training settings ask for what this model or device cannot do, or `choices` hold another accelerator.
@@ -74,6 +76,7 @@ class Trainer:
         objectives: Mapping[str, Objective] | None = None,
         augment: Augment | None = None,
         signals: Signals | None = None,
+        own_metrics: OwnMetrics | None = None,
     ) -> None:
         self.model, self.task, self.tables = model, task, tables
         self.strategy, self.training = strategy or Strategy(), training or TrainingConfig()
@@ -84,7 +87,7 @@ class Trainer:
             self.training = choices.training
         self.choices, self.accelerator, self.precision = choices, choices.accelerator, choices.precision
         self.output_dir, self.describe, self.objectives = output_dir, describe, dict(objectives or {})
-        self.augment, self.signals = augment, signals or Signals()
+        self.augment, self.signals, self.own_metrics = augment, signals or Signals(), own_metrics
         self.budget = Budget(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
         checkpoints = output_dir / "checkpoints" if output_dir else None
         kept = self.training.keep_checkpoints
@@ -270,7 +273,7 @@ class Trainer:
             # Several processes must not part while they evaluate.
             with self.signals.held(self.accelerator.num_processes > 1), in_fp32(self.model):
                 metrics, decides, higher = score_validation(
-                    self.model, self.task, table, self.strategy, self.training, self.accelerator
+                    self.model, self.task, table, self.strategy, self.training, self.accelerator, self.own_metrics
                 )
         finally:
             if average is not None:

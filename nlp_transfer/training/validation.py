@@ -8,20 +8,22 @@ from torch import nn
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.inference import score
+from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.system import from_main
 from nlp_transfer.tasks import Task
 
 
 def score_validation(
-    model: nn.Module, task: Task, table: TokenTable, strategy: Strategy, training: TrainingConfig, accelerator: Accelerator
-) -> tuple[dict[str, float], str, bool]:
+    model: nn.Module, task: Task, table: TokenTable, strategy: Strategy, training: TrainingConfig, accelerator: Accelerator,
+    own: OwnMetrics | None = None,
+) -> tuple[dict[str, float], str, bool]:  # fmt: skip
     """Metrics in fp32, as the saved model is scored; which of them decides, and whether more of it is better.
 
     Where several tasks are learned that is the mean of their own best metrics, unless the settings name one. Metrics of a task
     whose final predictions are made in another way come with what differs (`Task.draft_settings`).
     """
-    metrics, _ = score(model, task, table, accelerator, draft=True)
+    metrics, _ = score(model, task, table, accelerator, draft=True, own=own)
     metrics = from_main(metrics)  # processors of different kinds round differently, and all must stop after the same step
     metrics |= task.draft_settings(len(table))
     further = strategy.further_jobs(model)
@@ -34,7 +36,7 @@ def score_validation(
             decisive.append((job.task, figures.get(job.task.best_metric, math.nan)))
     if not further or training.best_metric:
         best = training.best_metric or task.best_metric
-        return metrics, best, task.higher_is_better(best)
+        return metrics, best, own.higher_is_better(best) if own and best in own.names else task.higher_is_better(best)
     signs = [1 if task.higher_is_better(task.best_metric) else -1 for task, _ in decisive]
     mean = sum(sign * value for sign, (_, value) in zip(signs, decisive, strict=True)) / len(decisive)
     return metrics | {"mean": mean}, "mean", True

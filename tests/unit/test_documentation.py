@@ -66,7 +66,7 @@ def refused(section: str, name: str, value: Any) -> bool:
             validate(schema, {name: value}, problems := Problems())
             if not any(message.startswith(name) for message in problems.messages):
                 return False
-    return name != "name" or value not in registry.names(section)  # type: ignore[arg-type]
+    return name != "name" or (":" not in str(value) and value not in registry.names(section))  # type: ignore[arg-type]
 
 
 def unknown_settings(text: str) -> Iterator[str]:

@@ -1,0 +1,27 @@
+"""One of two processes: a metric that differs from process to process, and a task whose model cannot be saved."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import tests.custom_tasks  # noqa: F401
+from nlp_transfer import UserError, fine_tune
+
+
+def by_rank(predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    return {"rank": float(os.environ["RANK"])}
+
+
+if __name__ == "__main__":
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    folder = Path(sys.argv[1]).parent
+    run = fine_tune(plan | {"task": "tests.custom_tasks:DeepHead"}, metrics=[by_rank])
+    try:
+        fine_tune(plan | {"task": "tests.custom_tasks:Unfaithful", "output_dir": str(folder / "other")})
+        refused = ""
+    except UserError as error:
+        refused = str(error)
+    found = {"rank": run.metrics["test"]["rank"], "refused": refused}
+    (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))

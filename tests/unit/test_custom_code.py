@@ -1,0 +1,357 @@
+"""Tasks and strategies of a user's own: found again by their names, from allowed places alone, and saved so that they load."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from nlp_transfer import UserError, extensions, fine_tune, load_predictor, registry
+from nlp_transfer.cli import cli
+from nlp_transfer.resolve import resolve
+from nlp_transfer.strategies import strategy_from
+from nlp_transfer.streaming import evaluate_source
+from nlp_transfer.tasks import task_from, task_name
+from nlp_transfer.tasks.text_classification import TextClassification
+from nlp_transfer.trial_save import PREFIX
+from tests import custom_tasks
+from tests.processes import launch_pair
+from tests.strategies import document, files
+
+FILE = Path(custom_tasks.__file__)
+TEXTS = ["a good film", "an awful dull plot"]
+
+
+def settings(tiny: dict[str, Path], sentiment: dict[str, Path], output: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "model": str(tiny["bert"]),
+        "data": {"train": str(sentiment["train"]), "test": str(sentiment["test"]), "validation_share": 0},
+        "training": {"max_steps": 2, "precision": "fp32"},
+        "output_dir": str(output),
+    } | more
+
+
+@pytest.mark.parametrize("given", ["tests.custom_tasks:Metric", {"name": "tests.custom_tasks:Metric"}, custom_tasks.Metric()])
+def test_a_task_in_every_form_is_recorded_by_its_name(
+    given: Any, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    strategy = [{"name": "tests.custom_tasks:Slow", "factor": 0.25}, "l2_sp"]
+    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=given, strategy=strategy))
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["task"]["name"] == "tests.custom_tasks:Metric"
+    assert (config["strategy"][0]["name"], config["strategy"][0]["factor"]) == ("tests.custom_tasks:Slow", 0.25)
+    assert json.loads((tmp_path / "run" / "model" / "nlp_transfer.json").read_text())["task"] == "tests.custom_tasks:Metric"
+    figures = evaluate_source(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")
+    assert {name: figures[name] for name in ("errors", "accuracy")} == {
+        name: run.metrics["test"][name] for name in ("errors", "accuracy")
+    }
+    assert figures["errors"] == round((1 - figures["accuracy"]) * 40)
+    assert type(load_predictor(tmp_path / "run").task) is custom_tasks.Metric
+    assert type(resolve(tmp_path / "run" / "config.yaml").task) is custom_tasks.Metric
+
+
+@pytest.mark.parametrize("task", ["DeepHead", "OwnModule", "SameShapes"])
+def test_a_head_that_no_auto_class_knows_is_saved_and_opened(
+    task: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    name = f"tests.custom_tasks:{task}"
+    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=name))
+    assert run.result["plain"] is False
+    predictor = load_predictor(tmp_path / "run")
+    texts = [line.split(",")[0] for line in sentiment["test"].read_text().splitlines()[1:]]
+    scores = predictor(texts, probabilities=True)
+    found = [[row["probability:negative"], row["probability:positive"]] for row in scores]
+    np.testing.assert_allclose(found, run.answers["test"]["scores"], atol=1e-6)
+    before = predictor.model.state_dict()
+    assert all(torch.equal(before[key], value) for key, value in load_predictor(tmp_path / "run").model.state_dict().items())
+    program = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(tmp_path / 'run' / 'model')!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "nlp_transfer_task_model" in done.stderr
+    assert done.returncode == 1
+    assert f"`{name}`" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_a_regression_with_a_head_of_its_own_predicts_in_the_units_of_the_column(tiny: dict[str, Path], tmp_path: Path) -> None:
+    source = files(tmp_path / "data")
+    plan = document("full", "regression", tiny["bert"], source, tmp_path / "run", tmp_path)
+    run = fine_tune(plan | {"task": {"name": "tests.custom_tasks:DeepRegression", "label": "score"}})
+    texts = [line.split(",")[0] for line in Path(source["test"]).read_text().splitlines()[1:]]
+    predicted = [row["prediction"] for row in load_predictor(tmp_path / "run")(texts)]
+    np.testing.assert_allclose(predicted, run.answers["test"]["prediction"], atol=1e-4)
+
+
+@pytest.mark.parametrize(("task", "why"), [("Forgetful", "size mismatch"), ("Unfaithful", "logits differ by 1.0")])
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_a_head_that_cannot_be_read_again_is_refused_before_training(
+    task: str, why: str, strategy: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"(?s)custom_tasks:{task} gives a .*nothing was trained.*{why}.*build_model"):
+        fine_tune(**settings(tiny, sentiment, tmp_path / "deep" / "run", task=f"tests.custom_tasks:{task}", strategy=strategy))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_inside_a_function_is_refused_before_training(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    class Inner(TextClassification):
+        pass
+
+    with pytest.raises(UserError, match="inside a function"):
+        fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=Inner()))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora", "distill", "multitask", "features", "bitfit", "partial"])
+def test_the_trial_changes_nothing(strategy: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = files(tmp_path / "data")
+    plan = document(strategy, "single", tiny["bert"], source, tmp_path / "run", tmp_path / "shared")
+    fine_tune(plan)
+    for name in ("check_saving", "check_saving_further"):
+        monkeypatch.setattr(sys.modules["nlp_transfer.fine_tune"], name, lambda *_: None)
+    fine_tune(plan | {"output_dir": str(tmp_path / "without")})
+    names = ["model/model.safetensors", "log.jsonl"]
+    one, two = (read(tmp_path / run / names[1]) for run in ("run", "without"))
+    assert one == two
+    weights = [(tmp_path / run / names[0]).read_bytes() for run in ("run", "without")]
+    assert weights[0] == weights[1]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, without times."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "second" not in key and key != "time"} for line in lines]
+
+
+def test_what_a_killed_trial_left_is_removed_at_the_next_start(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    stale = tmp_path / "run" / f"{PREFIX}abc" / "model"
+    stale.mkdir(parents=True)
+    (stale / "model.safetensors").write_bytes(b"half")
+    fine_tune(**settings(tiny, sentiment, tmp_path / "run", task="text_classification"))
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture
+def marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a module that writes a file when it is imported; it is the current folder, and the first one searched."""
+    folder = tmp_path / "download"
+    folder.mkdir()
+    (folder / "stranger.py").write_text(
+        f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n"
+        "from nlp_transfer.tasks.text_classification import TextClassification\nclass Task(TextClassification): pass\n"
+    )
+    package = folder / "stranger_package"
+    package.mkdir()
+    (package / "tasks.py").write_text((folder / "stranger.py").read_text())
+    info = folder / "stranger-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: stranger\nVersion: 1.0\n")
+    (info / "top_level.txt").write_text("stranger\nstranger_package\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("stranger")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["stranger:Task", "stranger_package.tasks:Task", "this:s", "xml.dom.minidom:Text", "os:system", "torch:Tensor", "a b:C"],
+)
+def test_a_record_imports_nothing_that_is_not_installed(
+    name: str, marked: Path, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    already = "this" in sys.modules
+    run = tmp_path / "run"
+    fine_tune(**settings(tiny, sentiment, run, task="text_classification"))
+    record = run / "model" / "nlp_transfer.json"
+    saved = json.loads(record.read_text())
+    record.write_text(json.dumps(saved | {"settings": saved["settings"] | {"name": name}}))
+    for opened in (lambda: load_predictor(run), lambda: strategy_from({"name": name})):
+        with pytest.raises(UserError) as refused:
+            opened()
+        assert name in str(refused.value)
+    assert not (tmp_path / "was_run").exists()
+    assert ("this" in sys.modules) == already
+
+
+def test_code_that_was_named_is_imported(marked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extensions, "_CODE", {})
+    extensions.load_code([marked / "stranger.py"])
+    assert (tmp_path / "was_run").exists()
+    task = task_from({"name": "stranger:Task", "text": "t"})
+    assert (task_name(task), task.input_columns()) == ("stranger:Task", ["t"])
+    assert extensions.files_for_child({"task": task.document()}) == [str((marked / "stranger.py").resolve())]
+
+
+@pytest.mark.parametrize("layout", ["src", "lib"])
+def test_an_editable_install_is_found_and_a_folder_inside_of_it_is_not(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, name = tmp_path / "project", f"edited_{layout}"
+    (project / layout / name).mkdir(parents=True)
+    source = "from nlp_transfer.tasks.text_classification import TextClassification\nclass Own(TextClassification): pass\n"
+    (project / layout / name / "__init__.py").write_text("")
+    (project / layout / name / "tasks.py").write_text(source)
+    (project / "runs").mkdir()
+    (project / "runs" / "stranger_inside.py").write_text(source)
+    info = tmp_path / "site-packages" / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+    (info / "direct_url.json").write_text(json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}}))
+    monkeypatch.setattr(extensions, "_site_folders", lambda: [str(tmp_path / "site-packages")])
+    monkeypatch.chdir(project / "runs")
+    monkeypatch.syspath_prepend(str(project / layout))
+    monkeypatch.syspath_prepend(str(project / "runs"))
+    assert registry.load("task", f"{name}.tasks:Own").__module__ == f"{name}.tasks"
+    with pytest.raises(UserError, match="not installed"):
+        registry.load("task", "stranger_inside:Own")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("tests.custom_tasks:Nothing", ["has no class Nothing", "Metric"]),
+        ("tests.custom_tasks:Slow", ["no Task"]),
+        ("nlp_transfer.tasks:Task", ["does not define", "encode"]),
+        ("__main__:Gone", ["script", "--code", "load_predictor"]),
+        ("no_such_module:Task", ["no module no_such_module", "--code no_such_module.py", "pip install"]),
+        ("f:g.<locals>.C", ["inside a function"]),
+        ("text_clasification", ["did you mean 'text_classification'", "multi_label", "package.module:Class"]),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_explained(name: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        task_from({"name": name})
+    assert [part for part in ["task.name", *parts] if part not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "parts"),
+    [
+        ("gone.py", None, ["no file"]),
+        ("torch.py", "", ["another module"]),
+        ("json.py", "", ["another module"]),
+        ("my-tasks.py", "", ["my-tasks.py"]),
+        ("tasks.txt", "", ["tasks.txt"]),
+        ("broken_one.py", "a = 1\nb = (\n", ["SyntaxError", "line 2"]),
+        ("broken_two.py", "a = 1\n\nb = a / 0\n", ["ZeroDivisionError", "line 3"]),
+    ],
+)
+def test_a_file_of_code_that_cannot_be_used_is_explained(
+    file: str, content: str | None, parts: list[str], tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError) as refused:
+        extensions.load_code([tmp_path / file])
+    assert [part for part in ["--code", *parts] if part not in str(refused.value)] == []
+    assert Path(file).stem not in sys.modules or file in ("torch.py", "json.py")
+
+
+def test_a_class_of_a_script_is_opened_with_code_or_with_the_class(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Local(TextClassification):
+        pass
+
+    Local.__module__, Local.__qualname__ = "__main__", "ClassOfAScript"
+    monkeypatch.setitem(sys.modules["__main__"].__dict__, "ClassOfAScript", Local)
+    fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=Local()))
+    expected = load_predictor(tmp_path / "run")(TEXTS)
+    with pytest.raises(UserError, match="other processes cannot import"):
+        extensions.files_for_child([Local().document()])
+    monkeypatch.delitem(sys.modules["__main__"].__dict__, "ClassOfAScript")
+    with pytest.raises(UserError, match="a class of the script"):
+        load_predictor(tmp_path / "run")
+    assert load_predictor(tmp_path / "run", task=Local)(TEXTS) == expected
+    monkeypatch.setattr(extensions, "_CODE", {})
+    script = tmp_path / "the_script.py"
+    script.write_text(
+        "from nlp_transfer.tasks.text_classification import TextClassification\nclass ClassOfAScript(TextClassification): pass\n"
+    )
+    extensions.load_code([script])
+    assert load_predictor(tmp_path / "run")(TEXTS) == expected
+
+
+def test_commands_in_new_processes_find_code_that_is_named(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    """`predict` is this module's only new process; its worker is a third one."""
+    plan = settings(tiny, sentiment, tmp_path / "run", task={"name": "custom_tasks:DeepHead", "width": 6})
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    code = ["--code", str(FILE)]
+    cli.main(["train", str(tmp_path / "plan.yaml"), *code], standalone_mode=False)
+    command = ["predict", str(tmp_path / "run"), "--input", str(sentiment["test"]), "--output", str(tmp_path / "out.csv"), *code]
+    processes = min(2, len(os.sched_getaffinity(0)))
+    done = subprocess.run(
+        [sys.executable, "-m", "nlp_transfer", *command, "--processes", str(processes)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = [line.split(",")[2] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]]
+    texts = [line.split(",")[0] for line in sentiment["test"].read_text().splitlines()[1:]]
+    assert written == [row["prediction"] for row in load_predictor(tmp_path / "run")(texts)]
+
+
+def test_a_saved_configuration_that_is_no_model_is_refused(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    fine_tune(**settings(tiny, sentiment, tmp_path / "run", task="tests.custom_tasks:OwnModule"))
+    path = tmp_path / "run" / "model" / "built" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"vocab_size": 2**30}))
+    with pytest.raises(UserError, match="describes a model of"):
+        load_predictor(tmp_path / "run")
+    path.write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Evil"}, "model_type": "evil"}))
+    with pytest.raises(UserError, match="auto_map"):
+        load_predictor(tmp_path / "run")
+
+
+def test_the_example_of_the_readme_runs(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class DeepHead" in block)
+    commands = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "my_tasks:DeepHead" in block)
+    (tmp_path / "my_tasks.py").write_text(example)
+    plan = settings(tiny, sentiment, tmp_path / "runs" / "reviews", task="text_classification")
+    (tmp_path / "reviews.yaml").write_text(yaml.safe_dump(plan))
+    (tmp_path / "heldout.csv").write_text(sentiment["test"].read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(extensions, "_CODE", {})
+    for line in commands.splitlines():
+        cli.main(line.split()[1:], standalone_mode=False)
+    assert load_predictor("runs/reviews").model.classifier[0].out_features == 64
+    del sys.modules["my_tasks"]
+
+
+def test_a_comparison_finds_code_that_is_named(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    plan = settings(tiny, sentiment, tmp_path / "run", task="custom_tasks:Metric")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    strategies = ["--strategies", "custom_tasks:Slow", "{name: custom_tasks:Slow, factor: 2}", "--seeds", "0"]
+    cli.main(["compare", str(tmp_path / "plan.yaml"), *strategies, "--code", str(FILE)], standalone_mode=False)
+    rows = json.loads((tmp_path / "run-comparison" / "comparison.json").read_text())
+    assert "custom_tasks:Slow" in json.dumps(rows)
+    results = sorted((tmp_path / "run-comparison" / "runs").glob("*/result.json"))
+    assert [json.loads(path.read_text())["task"]["name"] for path in results] == ["custom_tasks:Metric"] * 2
+
+
+def test_two_processes_agree_about_own_metrics_and_what_cannot_be_saved(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(settings(tiny, sentiment, tmp_path / "run")))
+    launch_pair("tests.custom_jobs", tmp_path / "plan.json")
+    found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0]["rank"] == 0.0
+    assert "logits differ by 1.0" in found[0]["refused"]
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,188 @@
+"""Metrics of the user's own: what they are given, where they appear, and what is found out before training."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nlp_transfer import UserError, fine_tune, metrics
+from nlp_transfer.metrics.own import OwnMetrics
+from nlp_transfer.streaming import evaluate_source
+from tests.conftest import sentiment_rows, write_csv
+from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
+from tests.strategies import document, files
+
+
+class Seen:
+    """A metric that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[Any], list[Any]]] = []
+
+    def __call__(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        self.calls.append((predictions, references))
+        return {"own": sum(a == b for a, b in zip(predictions, references, strict=True)) / len(references)}
+
+
+def settings(tiny: dict[str, Path], sentiment: dict[str, Path], output: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "model": str(tiny["bert"]),
+        "data": {"train": str(sentiment["train"]), "validation": str(sentiment["test"]), "test": str(sentiment["test"])},
+        "task": "text_classification",
+        "training": {"max_steps": 4, "evaluate_every": 2, "precision": "fp32"},
+        "output_dir": str(output),
+    } | more
+
+
+def test_a_function_appears_wherever_metrics_do(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    seen = Seen()
+    training = {"max_steps": 4, "evaluate_every": 2, "best_metric": "own", "precision": "fp32"}
+    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", training=training), metrics=[seen])
+    labels = [line.split(",")[1] for line in sentiment["test"].read_text().splitlines()[1:]]
+    assert seen.calls[-1][1] == labels
+    assert set(seen.calls[-1][0]) <= {"negative", "positive"}
+    for split in ("validation", "test"):
+        assert run.metrics[split]["own"] == run.metrics[split]["accuracy"]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert ["own" in line["validation"] for line in log if "validation" in line] == [True, True]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["test"]["own"] == run.metrics["test"]["own"]
+    assert "| own |" in (tmp_path / "run" / "model" / "README.md").read_text()
+    figures = evaluate_source(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")
+    assert "own" not in figures
+    assert figures["accuracy"] == run.metrics["test"]["accuracy"]
+
+
+def test_labels_keep_their_type_and_lists(tiny: dict[str, Path], tmp_path: Path) -> None:
+    rows = [(text, int(label == "positive")) for text, label in sentiment_rows(60)]
+    train, seen = write_csv(tmp_path / "train.csv", rows), Seen()  # type: ignore[arg-type]
+    data = {"train": str(train), "validation_share": 0, "test": str(train)}
+    fine_tune(model=str(tiny["bert"]), data=data, task="text_classification", training={"max_steps": 1},
+              output_dir=tmp_path / "one", metrics=[seen])  # fmt: skip
+    assert seen.calls[-1][1] == [label for _, label in rows]
+    assert {type(value) for call in seen.calls for part in call for value in part} == {int}
+    source, seen = files(tmp_path / "data"), Seen()
+    fine_tune(document("full", "multi_label", tiny["bert"], source, tmp_path / "two", tmp_path), metrics=[seen])
+    assert set(map(tuple, seen.calls[-1][1])) == {(), ("even",), ("third",), ("even", "third")}
+    seen = Seen()
+    fine_tune(document("full", "regression", tiny["bert"], source, tmp_path / "three", tmp_path), metrics=[seen])
+    assert {type(value) for part in seen.calls[-1] for value in part} == {float}
+    assert set(seen.calls[-1][1]) == {0.0, 1.0, 2.0, 3.0, 4.0}
+
+
+def test_translations_are_texts_and_only_those_that_were_made(tmp_path: Path) -> None:
+    model, train, seen = save_tiny_seq2seq("marian", tmp_path / "model"), tmp_path / "pairs.csv", Seen()
+    write_csv(train, list(PAIRS), ("source", "target"))  # type: ignore[arg-type]
+    data = {"train": str(train), "validation": str(train)}
+    task = {"name": "translation", "translated_rows": 3, "beams": 1}
+    training = {"max_steps": 1, "best_metric": "own"}
+    fine_tune(model=str(model), data=data, task=task, training=training, output_dir=tmp_path / "run", metrics=[seen])
+    assert [len(references) for _, references in seen.calls[2:]] == [3, len(PAIRS)]
+    assert seen.calls[-1][1] == [target for _, target in PAIRS]
+    assert {type(text) for text in seen.calls[-1][0]} == {str}
+
+
+def test_less_can_be_better(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    steps = {}
+    for higher in (True, False):
+        values = iter(
+            [0.0, 0.0, 1.0, 2.0, 3.0, 3.0]
+        )  # tried twice; validation after 2 and 4 steps; validation and test at the end
+
+        def own(predictions: list[Any], references: list[Any], values: Any = values) -> dict[str, float]:
+            return {"own": next(values)}
+
+        own.higher_is_better = higher  # type: ignore[attr-defined]
+        training = {"max_steps": 4, "evaluate_every": 2, "best_metric": "own"}
+        run = fine_tune(**settings(tiny, sentiment, tmp_path / str(higher), training=training), metrics=[own])
+        steps[higher] = run.result["train"]["best_step"]
+    assert steps == {True: 4, False: 2}
+
+
+class Labels:
+    """A metric of evaluate that takes numbers alone."""
+
+    name = "labels"
+
+    def __init__(self, key: str = "sum") -> None:
+        self.key = key
+
+    def compute(self, *, predictions: list[Any], references: list[Any]) -> dict[str, Any]:
+        return {self.key: np.float32(sum(int(cell) for cell in references))}
+
+
+def test_metrics_of_evaluate_get_texts_or_ids(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    given = [Labels(), Labels("accuracy"), metrics.load("mcc")]
+    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=given)
+    found = run.metrics["test"]
+    assert found["sum"] == found["labels/accuracy"] == 20  # of 40 rows the half has the label 1
+    assert 0 <= found["accuracy"] <= 1
+    assert found["matthews_correlation/mcc"] == found["mcc"]
+
+
+def raises(predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    return {"own": references[0] / 2}
+
+
+def changing(predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    return {"own": 1.0} if predictions == references else {"other": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (lambda p, r: {"accuracy": 1.0}, ["accuracy", "name of its own"]),
+        (lambda p, r: {"loss": 1.0}, ["loss", "name of its own"]),
+        (lambda p, r: {"own": "much"}, ["'much' (str)", "number"]),
+        (lambda p, r: {"own": np.zeros(2)}, ["ndarray", "number"]),
+        (lambda p, r: {"own": None}, ["NoneType", "number"]),
+        (lambda p, r: 0.5, ["0.5", "by name"]),
+        (lambda p, r: {1: 0.5}, ["name 1"]),
+        (raises, ["raises", "test_own_metrics.py", "TypeError", "rows", "negative"]),
+        (changing, ["changing", "own before training", "other now"]),
+        ("accuracy", ["'accuracy'", "function"]),
+    ],
+)
+def test_what_a_function_does_wrong_is_said_before_training(
+    given: Any, parts: list[str], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=[given])
+    assert [part for part in ["metrics: ", *parts] if part not in str(refused.value)] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_functions_with_one_name_and_an_unknown_best_metric(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="'own', which another metric"):
+        fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=[Seen(), Seen()])
+    with pytest.raises(UserError, match=r"training.best_metric: found 'owm'.*did you mean 'own'.*accuracy"):
+        fine_tune(**settings(tiny, sentiment, tmp_path / "run", training={"best_metric": "owm"}), metrics=[Seen()])
+    with pytest.raises(UserError, match=r"training.best_metric: found 'own'.*fine_tune\(metrics="):
+        fine_tune(**settings(tiny, sentiment, tmp_path / "run", training={"best_metric": "own"}))
+
+
+def test_a_function_can_neither_change_what_others_see_nor_what_is_drawn() -> None:
+    def greedy(predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        for part in (*predictions, *references):
+            part.clear()
+        torch.rand(3), np.random.rand(3), random.random()
+        return {"greedy": float("nan")}
+
+    seen = Seen()
+    own = OwnMetrics([greedy, seen])
+    rows = [["a"], ["a", "b"], []]
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
+    own.try_out(rows, [[1, 0], [1, 1], [0, 0]])
+    assert own.compute((rows, rows), ([], [])) == {"own": 1.0}
+    assert seen.calls[-1] == (rows, rows)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()  # type: ignore[index]
+    assert states[2] == random.getstate()
