@@ -82,11 +82,7 @@ def compare(
     folder = Path(output_dir or f"{raw['output_dir']}-comparison").expanduser()
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
     first = runs[0]
-    if (
-        split_of(first.config.data) == "validation"
-        and first.config.data.validation is None
-        and not first.config.data.validation_share
-    ):
+    if split_of(first.config.data) not in first.config.data.splits:
         raise UserError("compare: needs rows to compare on; set data.test, data.test_share or data.validation_share")
     find_model(first.config.model)
     splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0])

@@ -36,17 +36,13 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
         for name in OWN:  # what the strategy wrote is among them
             usual_permissions(folder.path / name)
     if is_adapted(plain):
-        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
+        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
     place = folder.path / "model"
-    saved = patiently(lambda: save_model(plain, job.checkpoint.tokenizer, job.task, place, _probe(job)), "the model", place)
+    saved = patiently(lambda: save_model(plain, job.checkpoint.tokenizer, job.task, place, job.sample()), "the model", place)
     if (folder.path / "adapter").is_dir():
-        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
+        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
     return saved
-
-
-def _probe(job: Job) -> dict[str, Any]:
-    return job.tables["train"].batch(np.arange(min(4, len(job.tables["train"]))))
 
 
 def score_splits(
@@ -105,7 +101,7 @@ def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelera
         if accelerator.is_main_process:
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
-            model = patiently(partial(save_model, model, job.checkpoint.tokenizer, job.task, place, _probe(job)), name, place)
+            model = patiently(partial(save_model, model, job.checkpoint.tokenizer, job.task, place, job.sample()), name, place)
         metrics, _ = score_splits(job, model, accelerator, [], place.parent)
         found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
         if metrics and (signatures := job.task.signatures()):

@@ -42,7 +42,7 @@ def imports(source: str) -> set[str]:
 
 GRAPH = {name: imports(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
-BASE = {"errors", "applicability", "config", "registry", "head_type", "secrets"}
+BASE = {"errors", "applicability", "config", "explain", "registry", "head_type", "secrets"}
 SOURCES = BASE | {"console", "disk", "memory"} | {name for name in MODULES if name.split(".")[0] == "sources"}
 SHARED_DATA = {name for name in MODULES if name.split(".")[0] in ("data", "seq2seq")} | {"models", "layers", "heads", "trust"}
 METRICS = {"metrics", "metrics.classification", "metrics.regression", "metrics.translation"}
@@ -83,8 +83,12 @@ def test_the_ground_floor_imports_errors_alone(name: str) -> None:
     own = {other for other in MODULES if room(other) == room(name)}
     late = {"heads"} if name == "head_type" else set()  # inside the functions that transformers calls back
     hidden = {"secrets"} if name == "console" else set()
-    depends = {"applicability"} if name == "config" else set()  # how one setting depends on others
+    depends = {"applicability", "explain"} if name == "config" else set()  # how one depends on others, what is wrong with them
     assert GRAPH[name] <= {"errors"} | own | late | hidden | depends
+
+
+def test_what_explains_settings_knows_their_schema_and_names() -> None:
+    assert GRAPH["explain"] == {"errors", "config", "registry"}
 
 
 @pytest.mark.parametrize("name", of("sources"))
