@@ -144,7 +144,7 @@ def test_a_run_without_a_yaml_file(
         command("train", "run.json", *flags, "--output_dir", "runs/reviews")
     config = yaml.safe_load((tmp_path / "runs/reviews/config.yaml").read_text())
     assert (config["task"]["name"], config["task"]["text"], config["task"]["label"]) == ("text_classification", "Review", "label")
-    assert config["data"]["train"] == str(tmp_path / "reviews.csv")
+    assert Path(config["data"]["train"]).name == "reviews.csv"
     if form == "table":
         assert "not used: id" in " ".join(capsys.readouterr().err.split())
         with pytest.raises(UserError, match="finished run"):

@@ -38,7 +38,6 @@ def test_every_suggestion_is_a_setting_and_no_word_means_two() -> None:
         ("train_file", "data.train"),
         ("num_train_epochs", "training.epochs"),
         ("fp16", "training.precision"),
-        ("training.epoch", "training.epochs"),
         ("lables", "task.labels"),
         ("data.batch_size", "training.batch_size"),
         ("warmup_ratio", "training.warmup"),
