@@ -58,21 +58,12 @@ class SettingsHelp(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from nlp_transfer.applicability import COMMAND_SETTINGS, takes
+        from nlp_transfer.explain import all_settings
 
         command = self.name if self.name in COMMAND_SETTINGS else "train"  # a recipe takes what `train` takes
         with formatter.section("Settings, by their dotted name"):
             chosen = [row for row in all_settings() if takes(str(command), row[0])]
             formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in chosen])
-
-
-def all_settings() -> list[tuple[str, str, str]]:
-    """(dotted name, default, help) of every setting, those of all tasks and strategies among them."""
-    from nlp_transfer import registry
-    from nlp_transfer.config import settings_help
-
-    rows = [row for row in settings_help() if row[0] not in ("task", "strategy")]
-    rows += [(f"{kind}.name", "required", ", ".join(registry.names(kind))) for kind in registry.FOLDERS]
-    return rows + [row for kind in registry.FOLDERS for row in registry.settings_of(kind)]
 
 
 def how_to_train(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,22 +92,46 @@ def cli() -> None:
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("arguments", metavar="[FILE]", nargs=-1, type=click.UNPROCESSED)
 @how_to_train
 @click.pass_context
-def train(ctx: click.Context, file: Path, **how: Any) -> None:
-    """Train as FILE (YAML) says. Any setting can be given by its dotted name: --training.epochs 5."""
+def train(ctx: click.Context, arguments: tuple[str, ...], **how: Any) -> None:
+    """Train as FILE says: settings (YAML), or a table, whose columns, task, model and folder are then found, chosen and printed.
+
+    \b
+    nlp-transfer train reviews.yaml --training.epochs 5
+    nlp-transfer train reviews.csv
+    nlp-transfer train --model ID --data.train reviews.csv --task.text review --task.label stars
+
+    Any setting can be given by its dotted name. Without FILE all of them are.
+    """
+    if not arguments:
+        raise click.exceptions.NoArgsIsHelpError(ctx)
+    from nlp_transfer.completion import split_arguments
+
+    file, flags = split_arguments(arguments)
+    _train(_document(file, flags), how)
+
+
+def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
+    """The document of a run: a file of settings with the flags put in, or what a table and the flags leave open filled in."""
+    from nlp_transfer.completion import complete, is_document, prompt
+    from nlp_transfer.console import say
     from nlp_transfer.document import read_document
 
-    _train(read_document(file), ctx.args, how)
+    if file is not None and is_document(file):
+        return _merged(read_document(file), flags)
+    document = _merged({} if file is None else {"data": {"train": file}}, flags)
+    document, notes = complete(document, prompt())
+    say(*notes)
+    return document
 
 
-def _train(document: Any, arguments: Sequence[str], how: dict[str, Any]) -> Any:
-    merged = _merged(document, arguments)
+def _train(document: Any, how: dict[str, Any]) -> Any:
     with importing():
         from nlp_transfer.fine_tune import fine_tune
 
-    return fine_tune(merged, **how)
+    return fine_tune(document, **how)
 
 
 def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
@@ -230,7 +245,7 @@ class CompareHelp(SettingsHelp):
 
 
 @cli.command(cls=CompareHelp, context_settings=OVERRIDES)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option(
     "--strategies",
     multiple=True,
@@ -254,16 +269,14 @@ class CompareHelp(SettingsHelp):
 @CODE
 @click.pass_context
 def compare(
-    ctx: click.Context, file: Path, strategies: tuple[str, ...], seeds: tuple[str, ...], shots: tuple[str, ...],
+    ctx: click.Context, file: str, strategies: tuple[str, ...], seeds: tuple[str, ...], shots: tuple[str, ...],
     rates: tuple[str, ...], output: Path | None, keep_models: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Fine-tune with several strategies and seeds, measure, and say which strategy to take.
 
-    FILE stands before the flags. Called again, what is finished is not run again.
+    FILE (settings, or a table as for train) stands before the flags. Called again, what is finished is not run again.
     """
-    from nlp_transfer.document import read_document
-
-    document = _merged(read_document(file), ctx.args)
+    document = _document(file, ctx.args)
     from nlp_transfer.compare import compare as run
 
     done = run(document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)  # type: ignore[arg-type]
@@ -279,12 +292,14 @@ def _only(ctx: click.Context) -> dict[str, Any]:
     """
     from nlp_transfer.applicability import check_arguments
     from nlp_transfer.document import merge, parse_overrides
+    from nlp_transfer.explain import all_settings, suggest
 
     document, _ = merge({}, parse_overrides(ctx.args))
     parts = ("data", "task")
     if unknown := sorted(set(document) - set(parts)):
         raise UserError(
-            f"--{unknown[0]}: not a setting of this command; allowed: {', '.join(f'--{part}.NAME' for part in parts)}"
+            f"--{unknown[0]}: not a setting of this command{suggest(unknown[0])}; "
+            f"allowed: {', '.join(f'--{part}.NAME' for part in parts)}"
         )
     check_arguments(str(ctx.command.name), document, [name for name, _, _ in all_settings()])
     return document
@@ -307,7 +322,7 @@ def recipe(
     def run(ctx: click.Context, **how: Any) -> Any:
         document = config.model_dump(exclude_unset=True)
         if not strategies:
-            return _train(document, ctx.args, how)
+            return _train(_merged(document, ctx.args), how)
         if given := [name for name in how if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
             raise UserError(f"--{given[0].replace('_', '-')}: has no effect on a recipe that compares strategies; leave it out")
         from nlp_transfer.compare import compare

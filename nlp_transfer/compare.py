@@ -87,11 +87,7 @@ def compare(
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
     code = files_for_child([part.document() for run in runs for part in (run.task, run.strategy)])
     first = runs[0]
-    if (
-        split_of(first.config.data) == "validation"
-        and first.config.data.validation is None
-        and not first.config.data.validation_share
-    ):
+    if split_of(first.config.data) not in first.config.data.splits:
         raise UserError("compare: needs rows to compare on; set data.test, data.test_share or data.validation_share")
     find_model(first.config.model)
     splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0])

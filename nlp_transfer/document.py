@@ -1,5 +1,6 @@
 """The raw document that describes a run: read from YAML, with overrides by dotted name merged in."""
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import yaml
 
 from nlp_transfer.config import Document, shorten
 from nlp_transfer.errors import UserError
+from nlp_transfer.explain import all_settings, suggest
 from nlp_transfer.sources.paths import relocate
-from nlp_transfer.sources.reading import SURROGATE, kind_of, read_start
+from nlp_transfer.sources.reading import ENDINGS, SURROGATE, kind_of, read_start
 
 MAX_BYTES = 10 * 2**20  # of a file of settings
 MAX_VALUES = 1_000_000  # once each alias (*name) stands for what it names
@@ -33,22 +35,57 @@ def read_document(path: str | Path) -> Document:
             raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes; allowed: a YAML file of at most that many")
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; give a YAML file that describes the run") from None
+        raise UserError(
+            f"{path}: there is no such file; give a YAML file that describes the run, or a table (of a hub: --data.train ID)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a YAML file ({error})") from None
+        raise UserError(
+            f"{path}: cannot be read as a YAML file ({error}); allowed: settings in YAML, or a table ({', '.join(ENDINGS)})"
+        ) from None
     try:
         document = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: is not valid YAML: {error}") from None
+        raise UserError(f"{path}{_describe_fault(error)}") from None
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"{shorten(document)} ({type(document).__name__})"
-        raise UserError(f"{path}: found {found}; allowed: settings by name, such as `model: ...`")
+        raise UserError(
+            f"{path}: found {found}; allowed: settings by name, such as `model: ...`; the name of a table ends in "
+            f"{', '.join(ENDINGS)}"
+        )
     return relocate(document, path)
+
+
+ADVICE = {
+    "\\t": "indent with spaces: YAML allows no tabs there",
+    "mapping values are not allowed": "a value that holds a colon and a space needs quotes around it, and what belongs to a "
+    "setting is indented further than it",
+    "that cannot start any token": "a value that begins with such a character needs quotes around it",
+    "alias": "a value that begins with * needs quotes around it",
+    "is given twice": "keep one of the two",
+    "unexpected end of stream": "close the quote",
+    "expected ',' or": "close the bracket",
+    "expected": "settings of one level begin in the same column, and each is NAME: VALUE",
+}  # by words of the parser's message: what to do
+
+
+def _describe_fault(error: Exception) -> str:
+    """Line, column, the fault and what to do, as they follow the name of the file."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return f": is not valid YAML: {error}"
+    problem = error.problem or error.context or "cannot be read"
+    context = f" ({error.context})" if error.context and error.problem else ""
+    advice = next((f"; {advice}" for words, advice in ADVICE.items() if words in problem), "")
+    return f", line {mark.line + 1}, column {mark.column + 1}: is not valid YAML: {problem}{context}{advice}"
 
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe loading that refuses a key given twice, which YAML loaders otherwise settle silently; and documents that grow while
-    they are read, hold themselves, or hold what no file can."""
+    they are read, hold themselves, or hold what no file can.
+
+    Numbers are what a person would read: 010 (octal), 12:30 (base 60), 1_000, 0x1F, +1 and dates stay text. Where a number is
+    expected, the schema makes one of text such as 010, 1_000 or 1e-4.
+    """
 
     depth = 0
 
@@ -93,6 +130,17 @@ def _as_text(loader: _StrictLoader, node: yaml.ScalarNode) -> str:
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:value", _as_text)  # a lone = is text
+_KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _KINDS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9][0-9]*)$"), list("-0123456789"))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"-?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$|-?\.inf$|\.nan$", re.IGNORECASE),
+    list("-.0123456789"),
+)
 
 
 def _refusal(node: yaml.Node, why: str) -> yaml.YAMLError:
@@ -151,7 +199,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
         name, equals, value = flag[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise UserError(f"--{name}: needs a value, such as --{name} VALUE")
+                known = {known for known, _, _ in all_settings()}
+                raise UserError(f"--{name}: needs a value, such as --{name} VALUE{'' if name in known else suggest(name)}")
             value = rest.pop(0)
         if not all(name.split(".")):
             raise UserError(f"--{name}: a part of the name is empty; allowed: a dotted name, such as --training.epochs 5")
@@ -168,7 +217,13 @@ def _parse_value(text: str) -> Any:
         return text
     bracketed = isinstance(value, (list, dict)) and text.lstrip().startswith(("[", "{"))  # "- " and "a: b" are text here
     quoted = isinstance(value, str) and text.lstrip().startswith(('"', "'"))
-    plain = isinstance(value, (bool, int, float)) or text.strip().lower() in ("null", "~")
+    # yes, no, on and off stay text: a label may be called so, and a setting that is true or false takes these words as well
+    plain = (isinstance(value, (int, float)) and not isinstance(value, bool)) or text.strip().lower() in (
+        "true",
+        "false",
+        "null",
+        "~",
+    )
     return value if bracketed or quoted or plain else text
 
 

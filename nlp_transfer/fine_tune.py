@@ -116,19 +116,23 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
 
     checkpoint = Checkpoint.open(find_model(run.config.model))
     splits, task = read_splits(run.config.data, run.task, training, training.seed)
-    say(*task.report(splits.rows["train"]), *splits.notes)
-    task = task.prepare(checkpoint, splits.rows["train"]).prefer_head(run.strategy.preferred_head())
+    train = splits.train
+    say(*(task.report(train) if len(train) else ()), *splits.notes)
+    task = task.prepare(checkpoint, train).prefer_head(run.strategy.preferred_head())
     tables = _encode(splits, task, checkpoint, run.config.data.token_cache)
-    foreign_figures(foreign, right_answers(tables["train"]), tables["train"])  # better now than after training
-    try_own_metrics(own, task, tables["train"], training)
-    augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
+    augment = None
+    if run.strategy.takes_steps():
+        augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
+    for table in (tables[name] for name in splits.labelled[:1]):
+        foreign_figures(foreign, right_answers(table), table)  # better now than after training
+        try_own_metrics(own, task, table, training)
 
     began = time.monotonic()
     with quiet():
         model = with_config(task.build_model(checkpoint, training), checkpoint)
         say(*head_notes(model))
         model = run.strategy.wrap(model)
-        choices = choose(model, tables["train"], training, folder.path)
+        choices = choose(model, tables.get("train"), training, folder.path)
         accelerator = choices.accelerator
         job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)
         check_saving(run.strategy, job, model, folder.path, accelerator)
@@ -185,6 +189,6 @@ def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, keep: Keep) -> d
 
 
 def _describe(splits: Splits, indices: np.ndarray) -> str:
-    own = indices[indices < len(splits.rows["train"])]  # a strategy may have added rows that stand in no file
+    own = indices[indices < len(splits.train)]  # a strategy may have added rows that stand in no file
     more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return "; ".join(splits.rows["train"].where(int(row)) for row in own[:5]) + more
+    return "; ".join(splits.train.where(int(row)) for row in own[:5]) + more

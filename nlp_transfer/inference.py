@@ -318,6 +318,6 @@ def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[
     Raises:
         UserError: one is missing.
     """
-    columns = unfold(lines_as(batch.columns, path.suffix, wanted), wanted)
+    columns = unfold(lines_as(batch.columns, path, wanted), wanted)
     check_columns(names_of(columns, batch.names), wanted, str(path))
     return {name: columns[name] for name in wanted}

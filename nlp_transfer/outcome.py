@@ -41,22 +41,18 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
         for name in OWN:  # what the strategy wrote is among them
             usual_permissions(folder.path / name)
     if is_adapted(plain):
-        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
+        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
     place = folder.path / "model"
     saved = patiently(partial(save_job, job, plain, place), "the model", place)
     if (folder.path / "adapter").is_dir():
-        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, _probe(job))
+        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
     return saved
 
 
 def save_job(job: Job, model: Any, place: Path) -> Any:
     """The model that a job's task is learned with, as read again from the folder `place`."""
-    return save_model(model, job.checkpoint.tokenizer, job.task, place, _probe(job), job.checkpoint)
-
-
-def _probe(job: Job) -> dict[str, Any]:
-    return job.tables["train"].batch(np.arange(min(4, len(job.tables["train"]))))
+    return save_model(model, job.checkpoint.tokenizer, job.task, place, job.sample(), job.checkpoint)
 
 
 def score_splits(

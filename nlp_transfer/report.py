@@ -37,12 +37,7 @@ FEW_STEPS = 100
 
 def resolved_lines(trainer: Trainer) -> list[str]:
     """What was chosen automatically, and how much there is to do."""
-    steps, epochs, plan = trainer.budget.steps(), trainer.budget.epochs(), trainer.budget.plan()
     trainable, total = count_parameters(trainer.model)
-    rows = plan.batch_size * plan.accumulation * plan.processes
-    tokens = (plan.batch_tokens or 0) * plan.accumulation * plan.processes
-    size = f"about {tokens:,} tokens" if plan.batch_tokens else f"{rows:,} rows"
-    processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
     new = sorted(new_parameters(trainer.model))
     lines = [
         f"{trainable:,} of {total:,} parameters are trained ({percent(trainable, total)})"
@@ -51,7 +46,12 @@ def resolved_lines(trainer: Trainer) -> list[str]:
         *describe_unused(idle_parts(trainer.model, trainer.training, trainer.strategy).items()),
     ]
     if not trainer.strategy.takes_steps():
-        return [*lines, f"no step is taken: what is needed is computed from train, on {trainer.accelerator.device}"]
+        return [*lines, f"no optimizer step is taken; what is needed is computed on {trainer.accelerator.device}"]
+    steps, epochs, plan = trainer.budget.steps(), trainer.budget.epochs(), trainer.budget.plan()
+    rows = plan.batch_size * plan.accumulation * plan.processes
+    tokens = (plan.batch_tokens or 0) * plan.accumulation * plan.processes
+    size = f"about {tokens:,} tokens" if plan.batch_tokens else f"{rows:,} rows"
+    processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
     lines += [
         f"learning rate {trainer.budget.learning_rate():g}, {float(f'{epochs:.3g}'):g} epoch{'s' * (epochs != 1)}, "
         f"{steps:,} step{'s' * (steps != 1)} of {size}, {processes} on {trainer.accelerator.device}",
@@ -111,8 +111,9 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     training = trainer.training.model_dump() | {
         "label_smoothing": trainer.task.label_smoothing(trainer.training),
         "precision": trainer.choices.precision, "attention": trainer.choices.attention, "kernels": trainer.choices.kernels,
-        "learning_rate": trainer.budget.learning_rate(), "epochs": trainer.budget.epochs(),
     }  # fmt: skip
+    if trainer.strategy.takes_steps():
+        training |= {"learning_rate": trainer.budget.learning_rate(), "epochs": trainer.budget.epochs()}
     unused = without_effect(config, task, run.strategy)
     training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
     further = [job.rows for job, _ in run.strategy.further_jobs(trainer.model).values()]

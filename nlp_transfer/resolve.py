@@ -62,6 +62,8 @@ def resolve(
     if checked is not None and task is not None and strategy is not None:
         for learned in (task, *(nested for _, nested in strategy.nested().values())):
             _check_columns(learned, problems)
+        strategy.check_data(checked.data, task, problems)
+        task = task if checked.data.train is not None else strategy.name_labels(task)
         unused = find_unused(checked, task, strategy)
         accepted = {name for name in unused.refused if shared and name.startswith("data.")}
         unused.reported |= {name: unused.refused.pop(name) for name in accepted}
@@ -90,11 +92,8 @@ def _build(build: Any, document: Any, problems: Problems) -> Any:
 def _check_together(config: RunConfig, task: Task | None, problems: Problems, own_metrics: bool = False) -> None:
     """What no part can see by itself."""
     data, training = config.data, config.training
-    if data.train is None:
-        problems.add("data.train: is required and was not given")
     check_shares(data, problems)
-    has_validation = data.validation is not None or data.validation_share > 0
-    if training.early_stopping and not has_validation:
+    if training.early_stopping and data.train is not None and "validation" not in data.splits:
         problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
     _check_trackers(training.trackers, problems)
     if task is not None:

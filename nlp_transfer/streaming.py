@@ -14,11 +14,19 @@ from nlp_transfer.importing import importing
 from nlp_transfer.ordered import in_order
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.aligned import check_no_aligned
-from nlp_transfer.sources.reading import kind_of, read_start
-from nlp_transfer.sources.tables import ENDINGS, Batch, read_table
+from nlp_transfer.sources.reading import format_of, has_lines, kind_of, names_no_format, read_start
+from nlp_transfer.sources.tables import ENDINGS, Batch, check_lines, read_table
 from nlp_transfer.unused_settings import check_format_settings, unused_columns
 from nlp_transfer.workers import Workers, at_once, check_processes, plan
 from nlp_transfer.writing import Columns, Writer, replacing
+
+OUTPUTS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
+
+
+def _ending(output: Path) -> str:
+    """The format of an output; one with another ending holds a line a row, as the lines that it is made from."""
+    ending = output.suffix.lower()
+    return ending if ending in OUTPUTS else ".txt"
 
 
 def predict_file(
@@ -82,7 +90,7 @@ def _answer(wanted: dict[str, Any], output: Path, title: str, processes: int) ->
         wanted: arguments of `Answers`.
     """
     source, data = wanted["source"], _data_settings(wanted["settings"], wanted["source"])
-    read = partial(read_table, source, data, keep_table=output.suffix.lower() != ".txt")  # a line holds the prediction alone
+    read = partial(read_table, source, data, keep_table=_ending(output) != ".txt")  # a line holds the prediction alone
     with at_once():
         if processes == 1:
             with importing():
@@ -99,7 +107,7 @@ def _write_all(
 ) -> int:
     rows = windows = in_pieces = 0
     progress = Steps(title, _guess_rows(source))
-    with replacing(output) as part, progress, Writer(part, output.suffix.lower()) as writer:
+    with replacing(output) as part, progress, Writer(part, _ending(output)) as writer:
         for batch, (found, count) in answered:
             writer.write(found if batch.table is not None else batch.columns | found, batch.table)
             rows, windows, in_pieces = rows + len(batch), windows + 1, in_pieces + count
@@ -124,19 +132,21 @@ def _check_files(source: Path, output: Path, processes: int, probabilities: bool
             path.exists()
         except OSError as error:  # a name that is too long, say
             raise UserError(f"{option}: {path} is no file: {error.strerror}; allowed: a file ({', '.join(ENDINGS)})") from error
-    if source.suffix.lower() not in ENDINGS:
+    if format_of(source) is None and not names_no_format(source):
         problems.add(f"--input: found the ending {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}")
     elif not source.exists():
         problems.add(f"--input: there is no file {source}; allowed: a file that exists ({', '.join(ENDINGS)})")
     elif kind := kind_of(source):
         problems.add(f"--input: {source} is {kind}; allowed: a file ({', '.join(ENDINGS)})")
-    if output.suffix.lower() not in ENDINGS:
-        problems.add(f"--output: found the ending {output.suffix!r} of {output}; allowed: {', '.join(ENDINGS)}")
+    elif format_of(source) is None:
+        check_lines(source, "text")
+    if output.suffix.lower() not in OUTPUTS and not (names_no_format(output) and has_lines(source)):  # lines to lines
+        problems.add(f"--output: found the ending {output.suffix!r} of {output}; allowed: {', '.join(OUTPUTS)}")
     elif output.is_dir():
-        problems.add(f"--output: {output} is a folder; allowed: a file ({', '.join(ENDINGS)})")
+        problems.add(f"--output: {output} is a folder; allowed: a file ({', '.join(OUTPUTS)})")
     elif output.exists() and source.exists() and output.samefile(source):
         problems.add(f"--output: {output} is the input; allowed: another file")
-    if probabilities and output.suffix.lower() == ".txt":
+    if probabilities and _ending(output) == ".txt":
         problems.add("--probabilities: a .txt file holds the predictions alone; allowed: an --output with columns, such as .csv")
     problems.raise_if_any()
 

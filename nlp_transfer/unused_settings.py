@@ -11,10 +11,11 @@ from nlp_transfer.config import DataConfig, RunConfig
 from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import HUB_DATA, wheels
-from nlp_transfer.sources.reading import at_home
-from nlp_transfer.sources.tables import ENDINGS
+from nlp_transfer.sources.reading import at_home, format_of, has_lines
 
-_BY_ENDING = {".csv": FORMAT, ".tsv": FORMAT, ".jsonl": FORMAT[:1], ".txt": FORMAT[:1], ".parquet": ()}
+_BY_ENDING = {
+    ".csv": FORMAT, ".tsv": FORMAT, ".jsonl": FORMAT[:1], ".json": FORMAT[:1], ".txt": FORMAT[:1], ".parquet": (),
+}  # fmt: skip
 
 
 @dataclass
@@ -31,8 +32,9 @@ def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
     unused = Unused()
     given = given_fields(config.data, "data") | given_fields(config.training, "training") | given_fields(task, "task")
     for name, reason in without_effect(config, task, strategy).items():
-        if name in given:
-            (unused.refused if name == f"data.{UNLABELLED}" else unused.reported)[name] = reason
+        if name in given:  # where nothing is learned from labelled rows either, unlabelled ones contradict nothing
+            refused = name == f"data.{UNLABELLED}" and config.data.train is not None
+            (unused.refused if refused else unused.reported)[name] = reason
     parts = getattr(strategy, "parts", None)
     places = {"strategy": strategy} if parts is None else {f"strategy.{i}": part for i, part in enumerate(parts)}
     for place, part in places.items():
@@ -55,7 +57,7 @@ def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str
     reasons |= unused_fields(training, "training") | unused_fields(task, "task") | strategy.unused(task)
     if not strategy.takes_steps():
         reasons |= {f"training.{setting}": "the strategy takes no optimizer steps" for setting in NO_STEPS}
-    if config.data.validation is None and not config.data.validation_share:
+    if "validation" not in config.data.splits:
         reasons |= {f"task.{setting}": "there is no validation split" for setting in task.while_training}
         reasons.setdefault("training.best_metric", "there is no validation split")
         only = "" if training.checkpoint_every else "; it decides only when checkpoints are written"
@@ -67,7 +69,9 @@ def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool) -> dict[s
     reasons = unused_fields(data, prefix)
     if not uses_unlabelled:
         reasons[f"{prefix}.{UNLABELLED}"] = "the strategy, with these settings, uses no rows without labels"
-    if not any(getattr(data, role) is None and getattr(data, f"{role}_share") for role in ("validation", "test")):
+    if data.train is None:
+        reasons |= {f"{prefix}.{name}": "there is no data.train" for name in ("validation_share", "test_share", "shots", "group")}
+    elif not any(getattr(data, role) is None and getattr(data, f"{role}_share") for role in ("validation", "test")):
         reasons[f"{prefix}.group"] = "no split is made here: validation and test are given, or their shares are 0"
     sources = [getattr(data, role) for role in ("train", "validation", "test", UNLABELLED)]
     used = format_settings(source for source in sources if source is not None)
@@ -93,17 +97,17 @@ def _format_settings(source: Any) -> Iterable[str]:
     except UserError:  # reading it says what is wrong
         return FORMAT
     path = at_home(inner)
-    if inner == str(source) and os.path.isdir(path):  # class folders of text files
+    if inner == str(source) and (os.path.isdir(path) or has_lines(path)):  # a folder: class folders of text files
         return _BY_ENDING[".txt"]
-    if path.suffix.lower() in ENDINGS:
-        return _BY_ENDING[path.suffix.lower()]
+    if ending := format_of(path):
+        return _BY_ENDING[ending]
     is_hub = inner == str(source) and HUB_DATA.match(inner) and not (os.path.exists(path) or inner.startswith("."))
     return () if is_hub else FORMAT
 
 
 def unused_columns(task: Any, source: Any) -> list[str]:
     """A line about names of columns that were given at loading (`Task.changed`) for a source whose columns have no names."""
-    if not isinstance(source, Mapping) and Path(source).suffix.lower() != ".txt":
+    if not isinstance(source, Mapping) and not has_lines(source):
         return []
     names = sorted(f"task.{name}" for name in task.changed if getattr(task, name) in task.columns())
     return [f"no effect: {', '.join(names)} (the columns of {source} have no names)"] if names else []

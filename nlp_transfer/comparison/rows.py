@@ -84,7 +84,7 @@ def most(shots: Sequence[int | None]) -> int | None:
 
 
 def split_of(data: Any) -> str:
-    return "test" if data.test is not None or data.test_share > 0 else "validation"
+    return "test" if "test" in data.splits else "validation"
 
 
 def _rows_of(

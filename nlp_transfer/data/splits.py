@@ -15,7 +15,7 @@ import numpy as np
 from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources import read_rows
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.sources.rows import Rows, from_columns
 from nlp_transfer.sources.texts import fingerprints, normalized
 
 UNLABELLED = "unlabelled"
@@ -27,6 +27,7 @@ class Readable(Protocol):
     def columns(self) -> list[str]: ...
     def input_columns(self) -> list[str]: ...
     def fit(self, train: Rows, problems: Problems) -> Self: ...
+    def fit_settings(self, problems: Problems) -> Self: ...
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None: ...
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None: ...
     def keys(self, rows: Rows) -> Iterable[str]: ...
@@ -43,6 +44,16 @@ class Splits:
     rows: dict[str, Rows]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def train(self) -> Rows:
+        """The rows that are learned from; none where the strategy needs none."""
+        return self.rows.get("train", from_columns({}, "data.train"))
+
+    @property
+    def labelled(self) -> list[str]:
+        """The names of the splits whose labels are known."""
+        return [name for name in self.rows if name != UNLABELLED]
+
     def provenance(self) -> dict[str, str]:
         """Path to sha256 of every file that was read, and `hub:` source to revision."""
         found: dict[str, str] = {}
@@ -54,13 +65,12 @@ class Splits:
 
 
 def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed: int) -> tuple[Splits, TaskType]:
-    """Every split of a run, checked, and the task with what it learned from train (its labels).
+    """Every split of a run, checked, and the task with what it learned from train (its labels), or without train knows from its
+    settings.
 
     Raises:
         UserError: anything is wrong with any of the splits; all problems are listed together.
     """
-    if data.train is None:
-        raise UserError("data.train: is required and was not given")
     problems = Problems("data")
     check_shares(data, problems)
     given: dict[str, Rows] = {}
@@ -73,19 +83,22 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
                 given[role] = read_rows(source, role, data, [*wanted, *group])
             except UserError as error:
                 problems.absorb(error)
+    if data.train is None:
+        task = task.fit_settings(problems)
     if "train" in given:
         task = task.fit(given["train"], problems)
         task.check_settings(training, problems)  # settings may name labels, which are known only now
         _check_group(given["train"], data.group, problems)
+    knows = "train" in given or (data.train is None and not problems)  # its labels
     for role, rows in given.items():
-        task.check(rows, problems, targets="train" in given and role != UNLABELLED)  # without train its labels are not known
+        task.check(rows, problems, targets=knows and role != UNLABELLED)
     problems.raise_if_any()
     unlabelled = given.pop(UNLABELLED, None)
     splits = Splits(given)
     keys = {role: input_keys(task, rows) for role, rows in given.items()}
     splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(task.keys(given[role]))))
     for role, share in (("test", data.test_share), ("validation", data.validation_share)):
-        if role in given or share == 0:
+        if role in given or role not in data.splits:
             continue
         train = splits.rows["train"]
         rest, part = split_off(train, share, task.strata(train), keys["train"], data.group, seed)
@@ -97,10 +110,10 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
         splits.rows |= {"train": train.select(rest), role: train.select(part)}
         keys |= {"train": keys["train"][rest], role: keys["train"][part]}
         splits.notes.append(f"{role}: {len(part)} rows set aside from train (stratified, seed {seed})")
-    if data.shots is not None:
+    if data.shots is not None and data.train is not None:
         keys["train"] = keys["train"][_draw_shots(splits, data.shots, task, seed)]
     if unlabelled is not None:
-        _add_unlabelled(splits, unlabelled, input_keys(task, unlabelled), np.concatenate(list(keys.values())))
+        _add_unlabelled(splits, unlabelled, input_keys(task, unlabelled), np.concatenate([np.zeros(0, np.int64), *keys.values()]))
     return splits, task
 
 
@@ -113,7 +126,7 @@ def check_shares(data: DataConfig, problems: Problems) -> None:
     """Adds what makes it unclear which rows are tested on, and shares that leave nothing to learn from."""
     if data.test is not None and data.test_share:
         problems.add(f"data.test_share: found {data.test_share} beside data.test; allowed: one of the two")
-    if data.validation is None and data.validation_share + data.test_share >= 1:
+    if data.train is not None and data.validation is None and data.validation_share + data.test_share >= 1:
         problems.add(
             f"data.validation_share: found {data.validation_share} beside test_share {data.test_share}; allowed: together below 1"
         )

@@ -50,7 +50,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     names = {split: data_name(data.get(split)) for split in ("train", "validation", "test") if split in data["rows"]}
     scored = "test" if result["metrics"].get("test") else "validation"
     figures = result["metrics"].get(scored, {})
-    source = names["train" if data.get(scored) is None else scored]  # a split that was set aside is a part of train
+    source = names.get("train" if data.get(scored) is None else scored, "none")  # a split that was set aside is a part of train
     title = f"{base if _hub_id(base) else Path(base.partition('#')[2] or base).name}, fine-tuned"
     card = ModelCardData(
         library_name="peft" if adapter else "transformers",

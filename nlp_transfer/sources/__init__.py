@@ -25,6 +25,7 @@ from nlp_transfer.sources.reading import (
     check_regular,
     check_unchanged,
     choose_encoding,
+    format_of,
     read_start,
     state_of,
     undecoded,
@@ -121,7 +122,7 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
     path = at_home(source)
     match = HUB_DATA.match(source)
     is_glob = has_magic(source) and match is None  # the split of a hub id may have brackets: org/name#train[:10%]
-    looks_local = path.suffix.lower() in ENDINGS or source.startswith(("/", ".", "~")) or is_glob
+    looks_local = format_of(path) is not None or source.startswith(("/", ".", "~")) or is_glob
     if _exists(path) or looks_local:
         return _from_path(str(path), source, role, data, wanted)
     if match is None:
@@ -168,7 +169,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     first = None
     before = state_of(path)
     for batch in read_table(path, data, wanted=wanted):
-        found = unfold(lines_as(batch.columns, path.suffix, wanted), wanted)
+        found = unfold(lines_as(batch.columns, path, wanted), wanted)
         if first is None:
             first = batch.first
             check_columns(names_of(found, batch.names), wanted, f"data.{role}: {path}")

@@ -1,20 +1,45 @@
 """What all readers share: regular files alone, text in the encoding asked for, rows of bounded length."""
 
 import codecs
+import gzip
 import os
 import re
 import stat
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError, did_you_mean
 
+ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+OTHERS = frozenset(
+    ".xls .xlsx .ods .doc .docx .odt .rtf .pdf .html .htm .xml .zip .tar .7z .bz2 .xz .zst .pkl .pickle .npy .npz .arrow "
+    ".feather .h5 .hdf5 .sqlite .db .dta .sav .yaml .yml .toml .ini .py .ipynb .sh .png .jpg .jpeg .bin .pt .safetensors".split()
+)  # endings of formats that are not read here: such a file is never taken for lines of text
 MAX_ROW = 2**24  # characters of one row, or of one file of a class folder
 SURROGATE = re.compile("[\ud800-\udfff]")
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
 LOOKED_AT = 1000  # neighbours among which a mistyped name is looked for
+
+
+def format_of(path: str | Path) -> str | None:
+    """The ending that says how a file is read, in lower case and without `.gz` (.csv for A.CSV.gz); None: it says nothing."""
+    name = Path(path).name.lower()
+    ending = Path(name.removesuffix(".gz")).suffix
+    return ending if ending in ENDINGS and (ending != ".parquet" or not name.endswith(".gz")) else None
+
+
+def names_no_format(path: str | Path) -> bool:
+    """Whether the ending says nothing about the format, such as .en or none at all, so that a file may hold lines of text."""
+    ending = Path(Path(path).name.lower().removesuffix(".gz")).suffix
+    return format_of(path) is None and ending not in OTHERS and ending != ".parquet"
+
+
+def has_lines(path: str | Path) -> bool:
+    """Whether a file holds one text a line: .txt, or a file whose ending says nothing and that is there."""
+    return format_of(path) == ".txt" or (names_no_format(path) and os.path.isfile(path))
 
 
 def at_home(text: str) -> Path:
@@ -116,11 +141,16 @@ class Lines:
         return line
 
 
+def open_binary(path: Path) -> Any:
+    """A file as bytes; of one that ends in `.gz` what was compressed, decompressed piece by piece as it is read."""
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 def open_text(path: Path, encoding: str, newline: str | None) -> TextIO:
     """A text file whose undecodable bytes are carried along as lone surrogates, so that each can be reported with its row and
     column. In encodings of two bytes and more there is no going on after a broken one."""
     errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
-    return path.open(encoding=encoding, errors=errors, newline=newline)
+    return TextIOWrapper(open_binary(path), encoding=encoding, errors=errors, newline=newline)
 
 
 def choose_encoding(path: Path, data: DataConfig) -> str:
@@ -138,7 +168,7 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
         return names[0]
     for name in names:
         try:
-            with path.open(encoding=name) as file:
+            with TextIOWrapper(open_binary(path), encoding=name) as file:
                 while file.read(1 << 20):
                     pass
             return name
@@ -149,7 +179,7 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
 
 def _check_no_utf16(path: Path) -> None:
     """UTF-16 of plain English is valid UTF-8 as well, with a NUL beside each letter."""
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         start = file.read(64)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path}: starts with the mark of UTF-16, read as utf-8; set data.encoding: utf-16")

@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import Problems, did_you_mean
+from nlp_transfer.sources.reading import format_of, has_lines
 from nlp_transfer.sources.texts import GrowingColumn, Texts
 
 BLOCK = 10_000  # rows that are copied at once
@@ -43,7 +45,7 @@ class Rows:
 
     def has_types(self) -> bool:
         """Return whether cells have types of their source (JSONL, Parquet, Python); those of CSV, TSV and text files are text."""
-        return not any(name.lower().endswith(UNTYPED) for name in self.files)
+        return not any(format_of(name) in UNTYPED for name in self.files)
 
     def select(self, indices: np.ndarray) -> "Rows":
         """The rows at `indices` (int), in that order."""
@@ -95,9 +97,9 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def lines_as(columns: dict[str, list[Any]], ending: str, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns of a file; lines have no name, so in a .txt file they are the one column that is wanted."""
-    return {wanted[0]: columns["text"]} if ending.lower() == ".txt" and len(wanted) == 1 else columns
+def lines_as(columns: dict[str, list[Any]], path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of a file; lines have no name, so in a file of lines they are the one column that is wanted."""
+    return {wanted[0]: columns["text"]} if has_lines(path) and len(wanted) == 1 else columns
 
 
 def unfold(columns: dict[str, list[Any]], wanted: Sequence[str]) -> dict[str, list[Any]]:

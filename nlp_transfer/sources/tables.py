@@ -4,29 +4,39 @@ Cells of CSV and TSV files are text and stay text: nothing here turns `NA` into 
 """
 
 import csv
-import json
+import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nlp_transfer.config import DataConfig, shorten
+from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources.json_rows import Records, add_blank, check_count, encoding_problem, json_records, jsonl_records
 from nlp_transfer.sources.parquet import parquet_batches
-from nlp_transfer.sources.reading import MAX_ROW, Lines, RowTooLongError, check_regular, choose_encoding, open_text, undecoded
+from nlp_transfer.sources.reading import (
+    ENDINGS as ENDINGS,
+)
+from nlp_transfer.sources.reading import (
+    MAX_ROW,
+    Lines,
+    RowTooLongError,
+    check_regular,
+    choose_encoding,
+    format_of,
+    has_lines,
+    open_binary,
+    open_text,
+    undecoded,
+)
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
-
-MAX_COLUMNS = 4096
-MAX_DEPTH = 100  # of lists and objects inside each other in a JSON row
+LOOKED_AT = 1 << 13  # bytes by which a file of lines is told from other formats
 BATCH_CELLS = 2**20  # a batch ends early when it has as many cells, or as many characters as the longest row
 
 csv.field_size_limit(MAX_ROW)  # the default refuses cells over 128 KiB
-
-
-Records = Iterator[tuple[int, dict[str, Any], int]]  # position, cells by column, characters
 
 
 @dataclass(frozen=True)
@@ -52,16 +62,50 @@ class Batch:
         return name in self.columns or name in self.names
 
 
-def check_ending(path: Path) -> str:
-    """The lower-case ending of a table's name.
+def check_ending(path: Path, wanted: Collection[str] | None) -> str:
+    """The lower-case ending that says how a table is read, `.gz` left out. A file with an ending that says nothing is one text a
+    line (`.txt`) where a single column is wanted and nothing in it looks like another format.
 
     Raises:
-        UserError: it is none that can be read.
+        UserError: the file cannot be read as a table.
     """
-    ending = path.suffix.lower()
-    if ending not in ENDINGS:
-        raise UserError(f"{path}: found the ending {path.suffix!r}; allowed: {', '.join(ENDINGS)}")
-    return ending
+    if ending := format_of(path):
+        return ending
+    if wanted is None or len(wanted) != 1 or not has_lines(path):
+        raise UserError(
+            f"{path}: found the ending {path.suffix!r}; allowed: {', '.join(ENDINGS)}, each also with .gz except .parquet (a "
+            "file of lines may have any ending where one column of text is all that is needed)"
+        )
+    check_lines(path, next(iter(wanted)))
+    say(f"{path}: the name ends in none of {', '.join(ENDINGS)}: each line is read as one text")
+    return ".txt"
+
+
+def check_lines(path: Path, column: str) -> None:
+    """Raises a UserError where a file whose ending says nothing does not look like one text a line.
+
+    Args:
+        column: the name that a header would have for the texts.
+    """
+    with open_binary(path) as file:
+        start = file.read(LOOKED_AT)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    first = text.partition(b"\n")[0].decode(errors="replace")
+    utf_16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    looks_like = None
+    if not utf_16 and any(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in start):
+        looks_like = "a binary file"
+    elif text.startswith((b"{", b"[")) and text[1:2].strip() in (b"", b'"', b"{", b"[", b"}", b"]"):
+        looks_like = "JSON"
+    elif text[:9].lower().startswith((b"<?xml", b"<!doctype", b"<html")):
+        looks_like = "markup"
+    elif "\t" in first or any(column in [cell.strip().strip('"') for cell in first.split(mark)] for mark in ",;|"):
+        looks_like = "a table with several columns or a header"
+    if looks_like:
+        raise UserError(
+            f"{path}: the name ends in no known format, and the file looks like {looks_like}; allowed: one text a line, or a "
+            f"name with the ending of the format ({', '.join(ENDINGS)})"
+        )
 
 
 def read_lines(path: Path, data: DataConfig) -> Iterator[list[str]]:
@@ -87,7 +131,7 @@ def read_table(
         UserError: the file is missing, empty or no regular one, a line cannot be parsed or is too long, or bytes are not in the
             given encoding; broken rows of a file are listed together.
     """
-    yield from _read(path, check_ending(path), data, size, wanted, keep_table)
+    yield from _read(path, check_ending(path, wanted), data, size, wanted, keep_table)
 
 
 def _read(
@@ -104,14 +148,16 @@ def _read(
                 yield Batch(*content)
         else:
             yield from _read_text(path, ending, data, size)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, EOFError, zlib.error) as error:  # the latter two: of a compressed file that was cut off or damaged
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
     problems = Problems(str(path))
     encoding = choose_encoding(path, data)
-    records = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _jsonl_records, ".txt": _text_records}[ending]
+    records = {
+        ".csv": _csv_records, ".tsv": _csv_records, ".jsonl": jsonl_records, ".json": json_records, ".txt": _text_records,
+    }[ending]  # fmt: skip
     columns: dict[str, list[Any]] = {}
     first = length = taken = position = 0
     with open_text(path, encoding, newline="" if records is _csv_records else "\n") as file:
@@ -124,7 +170,7 @@ def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator
                 if not record.keys() <= columns.keys():
                     for name in record:  # JSON objects may bring a key late: earlier rows lack it
                         columns.setdefault(name, [None] * length)
-                    _check_count(columns, f"{path}, row {position}")
+                    check_count(columns, f"{path}, row {position}")
                 for name, values in columns.items():
                     values.append(record.get(name))
                 length, taken = length + 1, taken + characters
@@ -143,7 +189,7 @@ def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator
 
 
 def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
-    delimiter = data.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
+    delimiter = data.delimiter or ("\t" if format_of(path) == ".tsv" else ",")
     quoting: Any = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     hint = (
@@ -162,7 +208,7 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
             if not cells:
                 blank = range(blank.start if blank else position, position + 1)
                 continue
-            blank = _add_blank(path, blank, problems)
+            blank = add_blank(path, blank, problems)
             if len(cells) != len(header):
                 problems.add(
                     f"{path}, row {position}: found {len(cells)} cells; the header has {len(header)} "
@@ -171,7 +217,7 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
                 continue
             for name, cell in zip(header, cells, strict=True):
                 if fault := undecoded(cell, encoding):
-                    problems.add(_encoding_problem(f"{path}, row {position}, column {name!r}", fault))
+                    problems.add(encoding_problem(f"{path}, row {position}, column {name!r}", fault))
             yield position, dict(zip(header, cells, strict=True)), characters
     except RowTooLongError as error:
         problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}. If a quote is not closed: {hint}")
@@ -179,111 +225,17 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
         problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}; {hint}")
 
 
-def _add_blank(path: Path, positions: range, problems: Problems) -> range:
-    """Adds blank lines that another row follows; gives back none."""
-    for position in positions:
-        problems.add(f"{path}, row {position}: the line is blank; remove it")
-    return range(0)
-
-
-def _encoding_problem(where: str, fault: str) -> str:
-    return f"{where}: {fault}; set data.encoding (cp1252 is common for files from Windows)"
-
-
 def _check_header(path: Path, header: list[str], encoding: str) -> None:
     problems = Problems()
     if not header:
         problems.add(f"{path}, row 1: the line is blank; allowed: a header with the names of the columns")
-    _check_count(header, str(path))
+    check_count(header, str(path))
     for name, times in Counter(header).items():
         if times > 1:
             problems.add(f"{path}: column {shorten(name)} stands twice in the header; allowed: each name once")
         if fault := undecoded(name, encoding):
-            problems.add(_encoding_problem(f"{path}, row 1, column {shorten(name)}", fault))
+            problems.add(encoding_problem(f"{path}, row 1, column {shorten(name)}", fault))
     problems.raise_if_any()
-
-
-def _check_count(columns: Sized, where: str) -> None:
-    if len(columns) > MAX_COLUMNS:
-        raise UserError(f"{where}: found {len(columns):,} columns; allowed: at most {MAX_COLUMNS:,}")
-
-
-def _jsonl_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
-    position = 0
-    blank = range(0)
-    try:
-        for position, line in enumerate(lines, start=1):
-            lines.length = 0
-            if not line.strip():
-                blank = range(blank.start if blank else position, position + 1)
-                continue
-            blank = _add_blank(path, blank, problems)
-            where = f"{path}, row {position}"
-            if fault := undecoded(line, encoding):
-                problems.add(_encoding_problem(where, fault))
-                continue
-            try:
-                record = _DECODER.decode(line)
-                found = _json_fault(record, line)
-            except _KeyTwiceError as error:
-                found = f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
-            except RecursionError:
-                found = TOO_DEEP
-            except ValueError as error:
-                found = f"is not JSON ({error})"
-            if found:
-                problems.add(f"{where}: {found}")
-            else:
-                yield position, record, len(line)
-    except RowTooLongError as error:
-        problems.add(f"{path}, row {position + 1}: {error}")
-
-
-class _KeyTwiceError(ValueError):
-    """Which of the two values is meant cannot be told."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _KeyTwiceError(next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1))
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
-TOO_DEEP = f"lists and objects stand inside each other more than {MAX_DEPTH} deep; allowed: at most {MAX_DEPTH}"
-
-
-def _json_fault(record: Any, line: str) -> str | None:
-    """Why what a line of JSON holds is no row, or None."""
-    if line.count("[") + line.count("{") > MAX_DEPTH and _is_deep(record):
-        return TOO_DEEP
-    if not isinstance(record, dict):
-        return f"found {shorten(record)} ({type(record).__name__}); allowed: an object, {{...}}"
-    if "\\ud" in line.lower() and (half := _half_character(record)):
-        return f"found {half}, half of a character; allowed: both halves or none"
-    return None
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (list, dict))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return bool(level)
-
-
-def _half_character(record: dict[str, Any]) -> str | None:
-    r"""The first surrogate without its partner, such as `\ud83d`: JSON can spell it, but no file can hold it."""
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        return ascii(error.object[error.start])[1:-1]
-    return None
 
 
 def _text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
@@ -293,7 +245,7 @@ def _text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, pro
         for position, line in enumerate(lines, start=1):
             lines.length = 0
             if fault := undecoded(line, encoding):
-                problems.add(_encoding_problem(f"{path}, row {position}, column 'text'", fault))
+                problems.add(encoding_problem(f"{path}, row {position}, column 'text'", fault))
             yield position, {"text": line.removesuffix("\n").removesuffix("\r")}, len(line)
     except RowTooLongError as error:
         problems.add(f"{path}, row {position + 1}: {error}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,10 +19,14 @@ from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import HeadConfig
 from nlp_transfer.models import Checkpoint, find_layers, has_decoder, width
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.sources.rows import Rows, from_columns
 from nlp_transfer.tasks import Objective, Task
 
 DECODER_SCALE = 3.0  # a new decoder is a deep network with much to learn: faster than pretrained layers, slower than a head
+
+SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # a small encoder of whole sentences
+
+TRIED = ["a text", "and another one that is longer"]
 
 Tables = dict[str, TokenTable]
 Losses = dict[str, torch.Tensor]
@@ -49,6 +54,14 @@ class Job:
         """Rows that were checked, as the model's tokens."""
         tokenizer = self.checkpoint.tokenizer
         return encode_rows(rows, lambda columns: self.task.encode(columns, tokenizer, targets), self.task.fill(tokenizer))
+
+    def sample(self, rows: int = 4) -> dict[str, torch.Tensor]:
+        """A batch of at most `rows` rows to try a model on: of train, else of another split, and where there are none (a run
+        that is made from names of labels alone) of made-up texts."""
+        table = next(iter(self.tables.values()), None)
+        if table is None:
+            table = self.encode(from_columns(dict.fromkeys(self.task.input_columns(), TRIED), "texts to try"), targets=False)
+        return table.batch(np.arange(min(rows, len(table))))
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,10 @@ class Strategy(Settings):
         """
         return float(f"{min(5e-4, 5e-5 * (768 / width(model)) ** 2.5):.1e}")
 
+    def default_model(self) -> str | None:
+        """A small model that the strategy works with, for a command line that names none; None: there is no such model."""
+        return "distilbert/distilbert-base-uncased"
+
     def preferred_head(self) -> HeadConfig | None:
         """The head used where the task's settings name none; None: the family's own."""
         return None
@@ -150,6 +167,17 @@ class Strategy(Settings):
     def uses_unlabelled(self) -> bool:
         """Whether rows of `data.unlabelled` are learned from."""
         return False
+
+    def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
+        """Adds sources of rows that it lacks: every strategy but one that needs no labelled rows lacks train."""
+        if data.train is None:
+            name, labels = registry.name_of(type(self)), "label" in task.answer_kind
+            instead = "; without such rows, strategy.name: zero_shot needs task.labels alone" if labels else ""
+            problems.add(f"data.train: is required and was not given; {name} learns from rows with their labels{instead}")
+
+    def name_labels(self, task: Task) -> Task:
+        """A copy of the task with the labels that the strategy's settings name, for a run without train; else the task itself."""
+        return task
 
     def unused(self, task: Task) -> dict[str, str]:
         """Settings of `data` and `training`, and own ones (`strategy.NAME`), that have no effect with this strategy and task: by
@@ -222,11 +250,23 @@ class Combined(Strategy):
     def preferred_head(self) -> HeadConfig | None:
         return next((head for head in (part.preferred_head() for part in self.parts) if head), None)
 
+    def default_model(self) -> str | None:
+        return self.parts[0].default_model()
+
     def takes_steps(self) -> bool:
         return all(part.takes_steps() for part in self.parts)
 
     def uses_unlabelled(self) -> bool:
         return any(part.uses_unlabelled() for part in self.parts)
+
+    def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
+        for part in self.parts:
+            part.check_data(data, task, problems)
+
+    def name_labels(self, task: Task) -> Task:
+        for part in self.parts:
+            task = part.name_labels(task)
+        return task
 
     def unused(self, task: Task) -> dict[str, str]:
         return {

@@ -22,7 +22,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.models import has_decoder
 from nlp_transfer.sources.rows import from_columns
-from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
+from nlp_transfer.strategies import SENTENCE_MODEL, Group, Job, Phase, State, Strategy, View, scale_head
 from nlp_transfer.strategies._depth import HEAD_SCALE, plain_name
 from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear, layer_inputs
 from nlp_transfer.strategies._means import answered, write_prototypes
@@ -77,6 +77,9 @@ class FewShot(Strategy):
     def learning_rate(self, model: nn.Module) -> float:
         """A head that starts from the means needs smaller steps than one that starts at random."""
         return 0.7 * super().learning_rate(model)
+
+    def default_model(self) -> str:
+        return SENTENCE_MODEL
 
     def preferred_head(self) -> HeadConfig:
         """The mean over all tokens, of length 1: cosines are what is learned, and what the head should see."""

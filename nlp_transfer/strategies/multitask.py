@@ -25,7 +25,7 @@ from nlp_transfer.applicability import UsedWith
 from nlp_transfer.config import DataConfig, Document, Positive, Settings
 from nlp_transfer.console import say
 from nlp_transfer.data.splits import UNLABELLED, input_keys, read_splits
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.models import find_layers, has_decoder, head_notes, new_parameters
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
 from nlp_transfer.strategies._depth import HEAD_SCALE
@@ -166,6 +166,8 @@ class Multitask(Strategy):
         """Another task's rows as tokens, prepared as the run's own were."""
         try:
             task = task_from(further.task)
+            self.check_data(further.data, task, problems := Problems())
+            problems.raise_if_any()
             splits, task = read_splits(further.data, task, job.training, job.training.seed)
             task = task.prepare(job.checkpoint, splits.rows["train"])
             if task.prefer_head(None).auto_class() is not job.task.auto_class():

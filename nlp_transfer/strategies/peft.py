@@ -91,7 +91,8 @@ class Peft(Strategy):
         if unknown := [setting for setting in value if setting not in known]:
             near = did_you_mean(unknown[0], known)
             raise ValueError(f"settings of {name}, which has no {unknown[0]!r}{near}; known: {', '.join(known)}")
-        return value
+        fields = _fields(_methods()[name])
+        return {setting: _as_default(given, fields[setting].default) for setting, given in value.items()}
 
     def learning_rate(self, model: nn.Module) -> float:
         """What trains little bears large steps; for methods that were not measured LoRA's."""
@@ -277,6 +278,16 @@ def _fields(schema: Any) -> dict[str, Any]:
 
     common = {field.name for field in dataclasses.fields(PeftConfig)}
     return {field.name: field for field in dataclasses.fields(schema) if field.init and field.name not in common | OURS | FOREIGN}
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    """Text that spells a number, as YAML leaves 1e-4, as a number where the default is one."""
+    if not isinstance(value, str) or isinstance(default, bool) or not isinstance(default, (int, float)):
+        return value
+    try:
+        return type(default)(value)
+    except ValueError:  # peft says what is wrong
+        return value
 
 
 def _tuner(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from nlp_transfer.heads import HeadConfig
-from nlp_transfer.strategies import Job, Phase, State, Strategy, View
+from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, View
 from nlp_transfer.strategies._linear import fix_for_computed_head
 from nlp_transfer.strategies._means import write_prototypes
 
@@ -21,6 +21,9 @@ class Prototypes(Strategy):
     probabilities. For several labels a row each label has two means: of the rows with it and of those without."""
 
     chooses_parameters: ClassVar[bool] = True
+
+    def default_model(self) -> str:
+        return SENTENCE_MODEL
 
     def preferred_head(self) -> HeadConfig:
         """The mean over all tokens, of length 1: the squared distance is then two minus twice the cosine."""

@@ -9,20 +9,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator
+from pydantic import AfterValidator, field_validator
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nlp_transfer.applicability import UsedWith
-from nlp_transfer.config import Name, Positive
+from nlp_transfer.config import DataConfig, Name, Positive
 from nlp_transfer.console import Steps
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.models import Checkpoint, check_head, forbid_new_parameters
 from nlp_transfer.sources.rows import Rows, from_columns
-from nlp_transfer.strategies import Job, Phase, State, Strategy, View
+from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, View
 from nlp_transfer.strategies._linear import fix_for_computed_head, last_linear, layer_inputs, set_layer
 from nlp_transfer.strategies._words import in_words
 from nlp_transfer.tasks import Task
@@ -37,7 +37,8 @@ def _has_gap(template: str) -> str:
 
 
 class ZeroShot(Strategy):
-    """Answers with the label whose description fits the text best. Of train the texts are used at most, never the labels."""
+    """Answers with the label whose description fits the text best. Of train the texts are used at most, never the labels; with
+    `labels` here or in `task.labels` no train is needed."""
 
     chooses_parameters: ClassVar[bool] = True
 
@@ -54,6 +55,9 @@ class ZeroShot(Strategy):
     similarity: Annotated[float, AfterValidator(float), UsedWith(by="embedding")] = 0.3
     """By embedding, with several labels a row: the cosine from which on a label fits."""
 
+    def default_model(self) -> str | None:
+        return SENTENCE_MODEL if self.by == "embedding" else None
+
     def preferred_head(self) -> HeadConfig:
         """The mean over all tokens, of length 1: a linear layer over it that holds vectors of length 1 gives cosines."""
         return HeadConfig(pooling="mean", normalize=True)
@@ -64,8 +68,36 @@ class ZeroShot(Strategy):
     def uses_unlabelled(self) -> bool:
         return self.by == "entailment"
 
+    def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
+        if data.train is None and "label" not in task.answer_kind:
+            problems.add(
+                f"strategy.name: found zero_shot beside answers that are {task.answer_kind}s; allowed: a task with labels"
+            )
+        elif self.by == "entailment" and data.train is None and data.unlabelled is None:
+            problems.add(
+                "data.unlabelled: is required and was not given; zero_shot by entailment fits a layer to what the checkpoint "
+                "says of texts; allowed: data.unlabelled (texts alone), data.train, or strategy.by: embedding, for which none "
+                "are needed"
+            )
+
+    def name_labels(self, task: Task) -> Task:
+        """A copy with the described labels, where the task's settings name none."""
+        named = getattr(task, "labels", None) or not hasattr(task, "labels")
+        return task if named or not self.labels else task.model_copy(update={"labels": list(self.labels)})
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        """A list names labels that their names describe."""
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return {name: in_words([name], {}, "strategy.labels")[0] for name in value}
+        return value
+
     def unused(self, task: Task) -> dict[str, str]:
-        reasons = {"data.shots": "zero_shot by embedding learns from no row of train"} if self.by == "embedding" else {}
+        reasons: dict[str, str] = {}
+        if self.by == "embedding":
+            reasons["data.shots"] = "zero_shot by embedding learns from no row of train"
+            reasons["data.unlabelled"] = "zero_shot by embedding learns from no rows; nlp-transfer predict labels them afterwards"
         if task.answer_kind != "labels":
             reasons["strategy.similarity"] = "a row has one label, that of the description that fits best"
         return reasons

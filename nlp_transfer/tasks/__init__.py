@@ -116,6 +116,11 @@ class Task(Settings, ABC):
     def fit(self, train: Rows, problems: Problems) -> Self:
         """A copy that knows what train teaches (its labels); adds what makes learning impossible."""
 
+    def fit_settings(self, problems: Problems) -> Self:
+        """The same for a run without train: what its settings alone say must suffice."""
+        problems.add("data.train: is required and was not given; this task learns from its rows what answers there are")
+        return self
+
     @abstractmethod
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
         """Adds every cell that cannot be used, with file, row and column."""

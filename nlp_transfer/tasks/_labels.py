@@ -89,6 +89,16 @@ def fit_labels(
     return names, learned.kind if fits_type(names, learned.kind) else "str", by_name
 
 
+def check_named(labels: list[str] | None, problems: Problems) -> None:
+    """Adds that a run without train needs two labels or more in its settings."""
+    if len(labels or []) < 2:
+        found = f"found {shorten_value(labels)}; " if labels else ""
+        problems.add(
+            f"task.labels: {found}there is no data.train to learn the labels from; allowed: two labels or more, such as "
+            "[positive, negative] (or, for zero_shot, strategy.labels: a description of each)"
+        )
+
+
 def check_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> None:
     """Adds a `task.label_type` that the labels do not have."""
     if labels and kind and not fits_type(labels, kind):

@@ -23,6 +23,7 @@ from nlp_transfer.tasks._label_schema import (
     LabelType,
     as_list,
     hold_positions,
+    infer_type,
     is_indicator,
     label_text,
     label_value,
@@ -30,6 +31,7 @@ from nlp_transfer.tasks._label_schema import (
 from nlp_transfer.tasks._labels import (
     LabelList,
     balance,
+    check_named,
     check_taught,
     check_type,
     check_weight_names,
@@ -180,6 +182,10 @@ class MultiLabel(TextTask):
             f"the label {inside[0]!r} contains the separator {self.separator!r} or a part of it, so that joined labels would be "
             "ambiguous; allowed: task.separator: a text that occurs in no label"
         ]
+
+    def fit_settings(self, problems: Problems) -> Self:
+        check_named(self.labels, problems)
+        return self.model_copy(update={"label_type": self.label_type or infer_type(self.labels or [], typed=False)})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         if isinstance(self.label, list):

@@ -14,11 +14,12 @@ from nlp_transfer.errors import Problems
 from nlp_transfer.metrics import LABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
-from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list
+from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, infer_type
 from nlp_transfer.tasks._labels import (
     LabelList,
     balance,
     check_labels,
+    check_named,
     check_type,
     check_weight_names,
     fit_labels,
@@ -74,6 +75,10 @@ class TextClassification(TextTask):
                     "more of each label (one row can be learned from or held out, not both)"
                 )
         return task
+
+    def fit_settings(self, problems: Problems) -> Self:
+        check_named(self.labels, problems)
+        return self.model_copy(update={"label_type": self.label_type or infer_type(self.labels or [], typed=False)})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         check_labels(rows, self.label, self.label_schema(), problems)

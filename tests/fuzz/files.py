@@ -150,7 +150,7 @@ def changed(rng: random.Random, folder: Path) -> Case:
     columns = {"text": [f"row {i}" for i in range(30_000 if rng.random() < 0.05 else 300)]}
     if ending == ".parquet":
         pq.write_table(pa.table(columns), path, row_group_size=50)
-    elif ending == ".jsonl":
+    elif ending in (".json", ".jsonl"):
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in columns["text"]))
     else:
         path.write_text("text\n" + "".join(f"{text}\n" for text in columns["text"]))
@@ -221,8 +221,8 @@ def large(rng: random.Random, folder: Path) -> Case:
     columns = {"text": [rng.choice(["x", "é", "漢", '"', "a\n", "🎉"]) * 10_000_000]}
     if ending == ".txt":
         columns["text"][0] = columns["text"][0].replace("\n", " ").replace("\r", " ")
-    if ending == ".jsonl":
-        path.write_text(json.dumps({"text": columns["text"][0][:10_000_000]}, ensure_ascii=False) + "\n", encoding="utf-8")
+    if ending in (".json", ".jsonl"):
+        path.write_text(json.dumps({"text": columns["text"][0][:8_000_000]}, ensure_ascii=False) + "\n", encoding="utf-8")
     elif ending == ".parquet":
         pq.write_table(pa.table(columns), path)
     elif ending == ".txt":

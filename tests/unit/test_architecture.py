@@ -42,7 +42,7 @@ def imports(source: str) -> set[str]:
 
 GRAPH = {name: imports(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
-BASE = {"errors", "applicability", "config", "registry", "extensions", "processes", "head_type", "secrets", "system"}
+BASE = {"errors", "applicability", "config", "explain", "registry", "extensions", "processes", "head_type", "secrets", "system"}
 SOURCES = BASE | {"console", "disk", "memory"} | {name for name in MODULES if name.split(".")[0] == "sources"}
 SHARED_DATA = {name for name in MODULES if name.split(".")[0] in ("data", "seq2seq")} | {"models", "layers", "heads", "trust"}
 METRICS = {"metrics", "metrics.classification", "metrics.regression", "metrics.translation", "metrics.own"}
@@ -96,8 +96,12 @@ def test_the_ground_floor_imports_errors_alone(name: str) -> None:
     own = {other for other in MODULES if room(other) == room(name)}
     late = {"heads"} if name == "head_type" else set()  # inside the functions that transformers calls back
     hidden = {"secrets"} if name == "console" else {"system"} if name == "secrets" else set()
-    depends = {"config": {"applicability"}, "registry": {"extensions"}, "metrics.own": {"processes"}}.get(name, set())
+    depends = {"config": {"applicability", "explain"}, "registry": {"extensions"}, "metrics.own": {"processes"}}.get(name, set())
     assert GRAPH[name] <= {"errors"} | own | late | hidden | depends
+
+
+def test_what_explains_settings_knows_their_schema_and_names() -> None:
+    assert GRAPH["explain"] == {"errors", "config", "registry"}
 
 
 @pytest.mark.parametrize("name", of("sources"))

@@ -14,10 +14,11 @@ import yaml
 import nlp_transfer
 from nlp_transfer import registry
 from nlp_transfer.applicability import takes
-from nlp_transfer.cli import all_settings, cli
+from nlp_transfer.cli import cli
 from nlp_transfer.config import DataConfig, RunConfig, Settings, TrainingConfig, validate
 from nlp_transfer.document import parse_overrides
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.explain import all_settings
 from nlp_transfer.heads import HeadConfig
 from nlp_transfer.resolve import resolve
 from nlp_transfer.strategies import strategy_from

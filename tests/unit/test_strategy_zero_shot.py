@@ -148,3 +148,95 @@ def test_what_it_cannot_do_is_refused(
     with pytest.raises(UserError, match=message):
         run(tmp_path / "a", tiny["bert"], task={"name": "text_classification"} | task, **settings)
     assert not (tmp_path / "a/run").exists()
+
+
+LABELS = {"name": "text_classification", "labels": ["negative", "positive"]}
+
+
+def without_train(
+    folder: Path, model: Path, data: dict[str, Any], task: Any = LABELS, name: str = "zero_shot", **strategy: Any
+) -> Any:
+    return fine_tune(
+        model=str(model), data=data, task=task, strategy={"name": name, **strategy}, training={"precision": "fp32"},
+        output_dir=str(folder),
+    )  # fmt: skip
+
+
+def test_without_train_the_predictions_are_those_that_a_run_with_train_gives(tiny: dict[str, Path], tmp_path: Path) -> None:
+    texts = [text for text, _ in sentiment_rows(12, seed=3)]
+    expected = load_predictor(run(tmp_path / "with", tiny["bert"], **HOW).output_dir)(texts)
+    test = str(write_csv(tmp_path / "test.csv", list(sentiment_rows(24, seed=5))))
+    unlabelled = str(write_csv(tmp_path / "texts.csv", [(text,) for text in texts], ("text",)))
+    data: list[dict[str, Any]] = [{}, {"test": test}, {"validation": test}, {"unlabelled": unlabelled}]
+    for i, given in enumerate(data):
+        done = without_train(tmp_path / f"run{i}", tiny["bert"], given, **HOW)
+        assert load_predictor(done.output_dir)(texts) == expected
+        assert list(done.metrics) == [name for name in given if name != "unlabelled"]
+        assert done.result["train"]["steps"] == 0
+    scored = load_predictor(tmp_path / "run1")([text for text, _ in sentiment_rows(24, seed=5)])
+    hits = [found["prediction"] == label for found, (_, label) in zip(scored, sentiment_rows(24, seed=5), strict=True)]
+    figure = fine_tune(str(tmp_path / "run1/config.yaml"), output_dir=str(tmp_path / "again")).metrics["test"]["accuracy"]
+    assert figure == pytest.approx(sum(hits) / len(hits))
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "expected"),
+    [
+        ({"name": "text_classification"}, WORDS, ["negative", "positive"]),
+        ({"name": "text_classification"}, ["b", "a_c"], ["b", "a_c"]),
+        ({"name": "text_classification", "labels": [3, 1]}, {}, [3, 1]),
+        ({"name": "multi_label"}, WORDS, ["negative", "positive"]),
+    ],
+)
+def test_labels_of_the_settings_are_enough(
+    task: Any, labels: Any, expected: list[Any], tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    done = without_train(tmp_path / "run", tiny["bert"], {}, task, labels=labels)
+    found = load_predictor(done.output_dir)(["a good film"], probabilities=True)[0]
+    assert [name.removeprefix("probability:") for name in found if ":" in name] == list(map(str, expected))
+    answer = found["prediction"]
+    assert all(label in expected for label in (answer if isinstance(answer, list) else [answer]))
+
+
+def test_by_entailment_texts_without_labels_are_enough(tiny: dict[str, Path], tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny["bert"], num_labels=3)
+    model.config.id2label = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    model.config.label2id = {label: i for i, label in model.config.id2label.items()}
+    model.save_pretrained(tmp_path / "nli")
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / "nli")
+    with pytest.raises(UserError, match=r"data.unlabelled: is required"):
+        without_train(tmp_path / "none", tmp_path / "nli", {}, by="entailment", **HOW)
+    texts = str(write_csv(tmp_path / "texts.csv", [(text,) for text, _ in sentiment_rows(24)], ("text",)))
+    done = without_train(tmp_path / "run", tmp_path / "nli", {"unlabelled": texts}, by="entailment", **HOW)
+    assert {found["prediction"] for found in load_predictor(done.output_dir)(["a good film", "bad"])} <= set(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "facts"),
+    [
+        ("zero_shot", {"name": "text_classification"}, ("task.labels", "strategy.labels")),
+        ("zero_shot", {"name": "text_classification", "labels": "one"}, ("task.labels", "two labels")),
+        ("zero_shot", {"name": "regression"}, ("zero_shot", "numbers", "task with labels")),
+        ("prototypes", LABELS, ("data.train: is required", "prototypes", "rows with their labels", "zero_shot")),
+        ("few_shot", LABELS, ("data.train: is required", "few_shot", "rows with their labels", "zero_shot")),
+        ("full", LABELS, ("data.train: is required", "full", "zero_shot")),
+        ("full", {"name": "translation"}, ("data.train: is required", "full")),
+        ("self_training", LABELS, ("data.train: is required",)),
+    ],
+)
+def test_what_is_needed_is_said(name: str, task: Any, facts: tuple[str, ...], tiny: dict[str, Path], tmp_path: Path) -> None:
+    for data in ({}, {"test": str(write_csv(tmp_path / "test.csv", list(sentiment_rows(8))))}):
+        with pytest.raises(UserError) as caught:
+            without_train(tmp_path / "run", tiny["bert"], data, task, name)
+        for fact in facts:
+            assert fact in str(caught.value)
+        assert not (tmp_path / "run").exists()
+
+
+def test_settings_about_train_have_no_effect_without_it(
+    tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_train(tmp_path / "run", tiny["bert"], {"validation_share": 0.3, "shots": 2, "test_share": 0.2})
+    shown = " ".join(capsys.readouterr().err.split())
+    for name in ("data.validation_share", "data.test_share", "data.shots"):
+        assert name in shown.partition("parameters are trained")[0]

@@ -70,7 +70,7 @@ def test_text_files_hold_one_text_a_line(tmp_path: Path) -> None:
 
 
 def test_every_ending_is_covered_here() -> None:
-    assert set(ENDINGS) == {".csv", ".tsv", ".jsonl", ".parquet", ".txt"}
+    assert set(ENDINGS) == {".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt"}  # .json: test_file_forms.py
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,11 +14,12 @@ from click.testing import CliRunner
 
 from nlp_transfer import fine_tune, load_predictor, load_translator
 from nlp_transfer.applicability import COMMAND_SETTINGS, FORMAT, IDENTITY, NO_STEPS, takes
-from nlp_transfer.cli import all_settings, cli, recipe
+from nlp_transfer.cli import cli, recipe
 from nlp_transfer.comparison.plan import Job, make_plan
 from nlp_transfer.config import RunConfig, TrainingConfig
 from nlp_transfer.data.token_cache import kept_table
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.explain import all_settings
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.resolve import resolve
 from nlp_transfer.sources import find_model

@@ -1,0 +1,162 @@
+"""Training without a YAML file: columns, task, model and folder are found, asked for, or named in a message."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from nlp_transfer import UserError
+from nlp_transfer.cli import cli
+from nlp_transfer.completion import complete, is_document
+from tests.conftest import sentiment_rows, write_csv
+
+ROWS = sentiment_rows(40)
+
+
+def command(*arguments: object) -> None:
+    cli([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def table(folder: Path, header: tuple[str, ...], *cells: Any, name: str = "reviews.csv") -> str:
+    """A table of five rows or as many as there are in the longest column; a cell that is no list stands in every row."""
+    rows = max([5, *(len(column) for column in cells if isinstance(column, list))])
+    columns = [column if isinstance(column, list) else [column] * rows for column in cells]
+    return str(write_csv(folder / name, list(zip(*columns, strict=True)), header))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (("text", "label"), {"text": "text", "label": "label"}),
+        (("id", "Review", "SENTIMENT"), {"text": "Review", "label": "SENTIMENT"}),
+        (("sentence1", "sentence2", "label"), {"text": "sentence1", "text_pair": "sentence2", "label": "label"}),
+        (("hypothesis", "premise", "class"), {"text": "premise", "text_pair": "hypothesis", "label": "class"}),
+        (("comment", "text", "label", "score"), {"text": "text", "label": "label"}),
+        (("title", "body", "category"), {"text": "body", "label": "category"}),
+    ],
+)
+def test_columns_are_found_by_their_usual_names(header: tuple[str, ...], expected: dict[str, str], tmp_path: Path) -> None:
+    source = table(tmp_path, header, *["word"] * len(header))
+    document, notes = complete({"data": {"train": source}, "output_dir": "x"})
+    assert document["task"] == expected | {"name": "text_classification"}
+    assert all(column in " ".join(notes) for column in expected.values())
+    assert document["model"] in " ".join(notes)
+
+
+@pytest.mark.parametrize("header", [("en", "de"), ("en", "de", "id"), ("Source", "Target"), ("src", "tgt", "score")])
+def test_two_languages_are_a_translation(header: tuple[str, ...], tmp_path: Path) -> None:
+    source = table(tmp_path, header, *["word"] * len(header))
+    if "score" in header:  # a label and two texts: which of them is learned cannot be told
+        with pytest.raises(UserError, match=r"--task.text"):
+            complete({"model": "m", "data": {"train": source}})
+        return
+    document, _ = complete({"model": "m", "data": {"train": source}})
+    assert document["task"] == {"name": "translation", "source": header[0], "target": header[1]}
+    with pytest.raises(UserError, match=r"model: is required"):  # no default: it depends on the languages
+        complete({"data": {"train": source}})
+
+
+def test_what_cannot_be_told_is_listed_with_examples_and_the_flags_to_add(tmp_path: Path) -> None:
+    source = table(tmp_path, ("id", "beschreibung", "kategorie"), 7, "ein Film", "gut")
+    with pytest.raises(UserError) as caught:
+        complete({"data": {"train": source}})
+    for fact in ("id", "'7'", "beschreibung", "'ein Film'", "kategorie", "'gut'", "--task.text", "--task.label"):
+        assert fact in str(caught.value)
+    two = table(tmp_path, ("review", "comment", "label"), "a", "b", "c", name="two.csv")
+    with pytest.raises(UserError) as caught:
+        complete({"data": {"train": two}})
+    assert "--task.text" in str(caught.value)
+    assert "--task.label" not in str(caught.value)
+    document, _ = complete({"data": {"train": two}, "task": {"text": "comment"}})
+    assert document["task"] == {"name": "text_classification", "text": "comment", "label": "label"}
+
+
+def test_a_person_is_asked_where_there_is_one(tmp_path: Path) -> None:
+    source = table(tmp_path, ("id", "beschreibung", "kategorie"), 7, "ein Film", "gut")
+    asked = []
+
+    def ask(question: str, choices: Any) -> str:
+        asked.append(list(choices))
+        return ["beschreibung", "kategorie"][len(asked) - 1]
+
+    document, _ = complete({"data": {"train": source}}, ask)
+    assert document["task"] == {"text": "beschreibung", "label": "kategorie", "name": "text_classification"}
+    assert asked == [["id", "beschreibung", "kategorie"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("cells", "sure"),
+    [
+        ([1, 2, 3, 4, 5] * 8, True),
+        ([i / 7 for i in range(40)], False),
+        (list(range(40)), False),
+        ([f"c{i}" for i in range(40)], True),
+    ],
+)
+def test_many_different_numbers_are_no_classes_unless_said_so(cells: list[Any], sure: bool, tmp_path: Path) -> None:
+    source = table(tmp_path, ("text", "score"), [text for text, _ in ROWS], cells)
+    if sure:
+        assert complete({"data": {"train": source}})[0]["task"]["name"] == "text_classification"
+        return
+    with pytest.raises(UserError, match=r"--task.name regression.*--task.name text_classification"):
+        complete({"data": {"train": source}})
+    for name in ("regression", "text_classification"):
+        assert complete({"data": {"train": source}, "task": {"name": name}})[0]["task"]["label"] == "score"
+
+
+def test_lists_of_labels_are_several_labels(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text, "labels": [label]} for text, label in ROWS]))
+    assert complete({"data": {"train": str(tmp_path / "a.json")}})[0]["task"] == {
+        "text": "text", "label": "labels", "name": "multi_label",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.yaml", "", True), ("a", "", True), ("a.csv", "", False), ("a.CSV.gz", "", False), ("a.parquet", "", False),
+        ("a.json", '{"model": "m"}', True), ("a.json", '{"data": {"train": "a.csv"}}', True), ("a.json", "[]", False),
+        ("a.json", '{"data": [{"text": "a"}]}', False), ("a.json", '{"text": "a"}\n{"text": "b"}', False),
+    ],
+)  # fmt: skip
+def test_files_of_settings_are_told_from_tables(name: str, content: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert is_document(str(tmp_path / name)) is expected
+
+
+@pytest.mark.parametrize("form", ["table", "flags", "json settings"])
+def test_a_run_without_a_yaml_file(
+    form: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "reviews.csv", [(i, *row) for i, row in enumerate(ROWS)], ("id", "Review", "label"))
+    flags = ["--model", tiny["bert"], "--training.max_steps", 1]
+    if form == "table":
+        command("train", *flags, "reviews.csv")
+    elif form == "flags":
+        command("train", *flags, "--data.train", "reviews.csv", "--task.text", "Review", "--task.label=label")
+    else:
+        document = {"data": {"train": "reviews.csv"}, "task": {"name": "text_classification", "text": "Review"}}
+        (tmp_path / "run.json").write_text(json.dumps(document))
+        command("train", "run.json", *flags, "--output_dir", "runs/reviews")
+    config = yaml.safe_load((tmp_path / "runs/reviews/config.yaml").read_text())
+    assert (config["task"]["name"], config["task"]["text"], config["task"]["label"]) == ("text_classification", "Review", "label")
+    assert Path(config["data"]["train"]).name == "reviews.csv"
+    if form == "table":
+        assert "not used: id" in " ".join(capsys.readouterr().err.split())
+        with pytest.raises(UserError, match="finished run"):
+            command("train", "reviews.csv", *flags)
+
+
+def test_train_without_anything_shows_its_help() -> None:
+    with pytest.raises(click.exceptions.NoArgsIsHelpError) as caught:
+        command("train")
+    shown = caught.value.format_message()
+    assert shown.count("nlp-transfer train ") >= 3
+    with pytest.raises(UserError, match=r"b.csv.*one FILE"):
+        command("train", "a.csv", "b.csv")
+    with pytest.raises(UserError, match=r"nope.csv: there is no such file"):
+        command("train", "nope.csv")
