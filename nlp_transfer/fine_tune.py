@@ -116,7 +116,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         model = task.build_model(checkpoint, training)
         say(*head_notes(model))
         model = run.strategy.wrap(model)
-        choices = choose(model, tables["train"], training, folder.path)
+        choices = choose(model, tables["train"], training, folder.path, task=task)
         accelerator = choices.accelerator
         job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)
         prepared = run.strategy.prepare_data(job, model)
