@@ -1,8 +1,10 @@
 """What a model and its tokenizer must agree on: embedding rows, padding, token types and positions."""
 
 import copy
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoModel
@@ -10,6 +12,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
+from nlp_transfer.layers import encoder_config, encoder_type
 
 # Families whose models read more than text; without the rest they would learn from made-up zeros.
 MORE_THAN_TEXT = {
@@ -17,13 +20,17 @@ MORE_THAN_TEXT = {
     "layoutlmv3": "an image and the box of each word on it", "lilt": "the box of each word on its page",
     "tapas": "a table beside each text", "modernvbert": "images", "ultravbert": "images",
 }  # fmt: skip
+# Families whose models mix tokens with the padding beside them, whatever the mask says.
+READS_PADDING = ("canine", "convbert", "fnet", "nystromformer", "yoso")
 POSITIONS = 512  # the limit of models that have none of their own
 
 
 def check_reads_text(config: Any, name: str) -> None:
     """Raise a UserError for a family whose models read more than text."""
     if more := MORE_THAN_TEXT.get(config.model_type):
-        raise UserError(f"model: {name} is a {config.model_type} model, which reads {more}; allowed: families that read text alone")
+        raise UserError(
+            f"model: {name} is a {config.model_type} model, which reads {more}; allowed: families that read text alone"
+        )
 
 
 def set_padding_token(tokenizer: Any, config: Any, name: str) -> None:
@@ -87,12 +94,14 @@ def _outline(config: Any) -> nn.Module:
 
 
 def embedding_rows(model: Any) -> int | None:
-    """Rows of the table of input embeddings; None for models without one, such as CANINE, which hashes characters."""
+    """Ids that a model has embeddings for; None where it takes any, as CANINE, which hashes characters."""
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)
     except NotImplementedError:
-        return None
-    return len(weight) if isinstance(weight, torch.Tensor) and weight.ndim == 2 else None
+        weight = None
+    if isinstance(weight, torch.Tensor) and weight.ndim == 2:
+        return len(weight)
+    return getattr(model.config, "vocab_size", None)
 
 
 def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
@@ -121,7 +130,7 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             inner.resize_token_embeddings(needed)
-    except NotImplementedError as error:
+    except (NotImplementedError, AttributeError, TypeError) as error:  # families whose table of words is of their own kind
         raise UserError(
             f"model: the tokenizer of {name} has ids up to {needed - 1}, the model's embeddings have {rows} rows, and "
             f"{model.config.model_type} models cannot be given more; allowed: the tokenizer without added tokens"
@@ -136,17 +145,49 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     )
 
 
+def split_by_length(model: Any, batches: list[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
+    """Batches of row indices without padding in any, for families that read it; the same batches for all others.
+
+    A prediction then does not depend on the rows that are computed with it. Each batch must be sorted by length.
+    """
+    config = getattr(model, "config", None)
+    if config is None or encoder_type(config) not in READS_PADDING:
+        return batches
+    return [part for batch in batches for part in np.split(batch, np.flatnonzero(np.diff(lengths[batch])) + 1)]
+
+
+def is_causal(config: Any) -> bool:
+    """Whether the family is a decoder by itself, whose tokens see only those before them."""
+    kind = type(config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+
+
 def set_pooled_token(model: Any, tokenizer: Any) -> None:
     """Tell a classifier that reads the last token before the padding (GPT-2, Llama ...) what padding is."""
-    kind = type(model.config)
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+    if is_causal(model.config):
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def pad_left_where_needed(model: nn.Module) -> None:
-    """Move padding to the left inside models that read the last column of a batch (XLNet), whatever it holds."""
+def pad_as_needed(model: Any) -> None:
+    """Move padding to the left inside models that read the last column of a batch, whatever it holds (XLNet), and pad to the
+    fewest tokens that a model can read (CANINE, which takes several characters together)."""
     if any(getattr(module, "summary_type", None) == "last" for module in model.modules()):
         model.register_forward_pre_hook(_padding_to_the_left, with_kwargs=True)
+    if least := getattr(encoder_config(model.config), "downsampling_rate", None):
+        model.register_forward_pre_hook(partial(_at_least, least), with_kwargs=True)
+
+
+def _at_least(columns: int, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask = named.get("attention_mask")
+    if mask is None or mask.ndim != 2 or mask.shape[1] >= columns:
+        return arguments, named
+    room = (0, columns - mask.shape[1])
+    padded = {name: nn.functional.pad(value, room) for name, value in named.items() if _is_like(value, mask)}
+    return arguments, named | padded
+
+
+def _is_like(value: Any, mask: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == mask.shape
 
 
 def _padding_to_the_left(_: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -155,9 +196,5 @@ def _padding_to_the_left(_: nn.Module, arguments: Any, named: dict[str, Any]) ->
         return arguments, named
     columns = mask.shape[1]
     places = (torch.arange(columns, device=mask.device) - (columns - mask.sum(1, keepdim=True))) % columns
-    moved = {
-        name: value.gather(1, places)
-        for name, value in named.items()
-        if isinstance(value, torch.Tensor) and value.shape == mask.shape
-    }
+    moved = {name: value.gather(1, places) for name, value in named.items() if _is_like(value, mask)}
     return arguments, named | moved

@@ -17,7 +17,7 @@ from nlp_transfer.compatibility import (
     check_reads_text,
     drop_unknown_token_types,
     fit_embeddings,
-    pad_left_where_needed,
+    pad_as_needed,
     position_limit,
     set_padding_token,
     set_pooled_token,
@@ -190,7 +190,7 @@ class Checkpoint:
         fit_embeddings(model, tokenizer, self.source.name)
         if classifies:
             set_pooled_token(model, tokenizer)
-            pad_left_where_needed(model)
+            pad_as_needed(model)
 
 
 def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, Any]:

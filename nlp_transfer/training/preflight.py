@@ -1,7 +1,7 @@
 """A trial before training: one forward and one backward pass of two rows, in the chosen precision and kernels.
 
-Some families fail in bf16, or with the toolkit's kernels. Found out here that costs a line in the log; in step 1 it would cost the
-run. The trial changes nothing that training depends on.
+Some families fail in bf16, or with the toolkit's kernels. A trial that fails costs a line in the log; step 1 would end the run.
+The trial changes nothing that training depends on.
 """
 
 import random
@@ -103,7 +103,7 @@ class Preflight:
         for count in range(len(rows), 0, -1):
             chosen = rows if count == len(rows) else order[[-1]]
             try:
-                with unchanged(self.model):
+                with unchanged(self.model, device):
                     return self._pass(chosen, precision, kernels, device)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -136,13 +136,13 @@ class Preflight:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back random states, buffers, and which modules train, whatever a forward pass does to them."""
+def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put back random states, buffers, and which modules train, whatever a pass does to them."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}
     python, legacy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         random.setstate(python)

@@ -1,4 +1,4 @@
-"""Every family with a sequence classifier, as a tiny model: trained for two steps, saved and read again, or refused with a message.
+"""Every family with a sequence classifier, as a tiny model: trained for two steps and read again, or refused with a message.
 
     python -m scripts.endurance.families [FAMILY ...] [--cases fp32 bf16 ...]        # about 20 minutes on one core
 
@@ -12,7 +12,6 @@ import math
 import shutil
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import torch
@@ -60,8 +59,7 @@ def run(family: str, case: str, folder: Path, train: Path) -> str:
     except UserError as error:
         return f"refused: {' '.join(str(error).split())}"
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"CRASHED: {type(error).__name__}: {' '.join(str(error).split())[:200]} ({Path(where.filename).name}:{where.lineno})"
+        return f"CRASHED: {describe(error)}"
 
 
 def save(family: str, folder: Path) -> str | None:
