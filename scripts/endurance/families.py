@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModel
 
 from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer.training.preflight import describe
 from tests.conftest import sentiment_rows, write_csv
 from tests.families import CLASSIFIERS, family_config, family_tokenizer
 
