@@ -104,6 +104,11 @@ def embedding_rows(model: Any) -> int | None:
     return getattr(model.config, "vocab_size", None)
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """The embedding rows that a tokenizer's ids need; ids may leave gaps, so that is not always the number of its tokens."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
 def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     """Add rows to a model's embeddings for tokens that were added to its tokenizer; `model.added_rows` says how many.
 

@@ -100,10 +100,10 @@ def family_tokenizer(config: Any) -> PreTrainedTokenizerFast:
     return backend
 
 
-def save_family(family: str, folder: Path, **changes: Any) -> Path:
-    """A pretrained encoder (or decoder) without a head, with its tokenizer."""
+def save_family(family: str, folder: Path, auto_class: Any = AutoModel, **changes: Any) -> Path:
+    """A pretrained encoder (or decoder) without a head, or what `auto_class` makes of it, with its tokenizer."""
     torch.manual_seed(0)
     config = family_config(family, **changes)
-    AutoModel.from_config(config).save_pretrained(folder)
+    auto_class.from_config(config).save_pretrained(folder)
     family_tokenizer(config).save_pretrained(folder)
     return folder

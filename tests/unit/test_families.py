@@ -5,9 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
-from nlp_transfer import FineTuned, UserError, fine_tune, load_predictor
+from nlp_transfer import FineTuned, UserError, fine_tune, load_predictor, load_translator
 from nlp_transfer.compatibility import position_limit
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.sources import find_model
@@ -193,6 +199,23 @@ def test_token_types_without_embeddings_are_left_out(tmp_path: Path, capsys: pyt
     run(base, train, tmp_path / "run", task={"text_pair": "second"})
     assert "types up to 1, the model knows 1" in capsys.readouterr().err
     assert load_predictor(tmp_path / "run")([("a good film", "bad")])[0]["prediction"] in ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("family", "auto_class"),
+    [("bert", AutoModel), ("prophetnet", AutoModelForSeq2SeqLM), ("switch_transformers", AutoModelForSeq2SeqLM)],
+)
+def test_tokens_added_on_either_side_of_a_translation_get_embeddings(family: str, auto_class: Any, tmp_path: Path) -> None:
+    base = save_family(family, tmp_path / "base", auto_class)
+    add_tokens(base, "<url>")
+    pairs = [(f"{' '.join(WORDS[i : i + 3])} <url>", f"<url> {' '.join(WORDS[i : i + 3])}") for i in range(30)]
+    train = write_csv(tmp_path / "train.csv", pairs, ("source", "target"))
+    task = {"name": "translation", "beams": 1} | ({"target_tokenizer": "source"} if family == "bert" else {})
+    run(base, train, tmp_path / "run", task=task)
+    translator = load_translator(tmp_path / "run")
+    for table in (translator.predictor.model.get_input_embeddings(), translator.predictor.model.get_output_embeddings()):
+        assert len(table.weight) == len(VOCABULARY) + 1
+    assert len(translator(["a good <url>"])) == 1
 
 
 @pytest.mark.parametrize(("family", "reads"), [("layoutlm", "box"), ("tapas", "table")])
