@@ -232,6 +232,11 @@ def test_a_text_that_is_shorter_than_a_model_can_read_is_padded(sentiment: dict[
     assert predictor("bright")["probability"] == predictor(["bright", *TEXTS])[0]["probability"]
 
 
+def test_an_encoder_without_token_vectors_takes_no_other_head(sentiment: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.head: a perceiver encoder"):
+        run(save_family("perceiver", tmp_path / "base"), sentiment["train"], tmp_path / "run", "features")
+
+
 def test_a_family_without_linear_layers_has_no_lora(sentiment: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ibert model hold no linear module"):
         run(save_family("ibert", tmp_path / "base"), sentiment["train"], tmp_path / "run", "lora")
