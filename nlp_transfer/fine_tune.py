@@ -132,7 +132,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         model = with_config(task.build_model(checkpoint, training), checkpoint)
         say(*head_notes(model))
         model = run.strategy.wrap(model)
-        choices = choose(model, tables.get("train"), training, folder.path)
+        choices = choose(model, tables.get("train"), training, folder.path, task=task)
         accelerator = choices.accelerator
         job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)
         check_saving(run.strategy, job, model, folder.path, accelerator)

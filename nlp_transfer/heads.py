@@ -279,6 +279,11 @@ def attach_head(
         dropout: the head's dropout where its settings name none; None: 0.1.
         overrides: fields of the configuration (`id2label`, `problem_type` ...).
     """
+    if not hasattr(encoder.config, "hidden_size"):
+        raise UserError(
+            f"task.head: a {encoder.config.model_type} encoder gives no vector for each token that a head could pool; allowed: "
+            "family, with a strategy that works with the family's head, such as full"
+        )
     rate = next((rate for rate in (head.dropout, dropout) if rate is not None), EncoderHeadConfig.head_dropout)
     fields = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}  # a local path
     config = EncoderHeadConfig(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer.compatibility import split_by_length
 from nlp_transfer.console import Steps, say
 from nlp_transfer.data.tokens import TokenTable, encode_rows, on_device
 from nlp_transfer.data.windows import inference_batches, token_batches
@@ -109,7 +110,7 @@ def answer(
 
     was_training = model.training
     model.eval()
-    batches = batches_of(table, device, batch_size)[part[0] :: part[1]]
+    batches = split_by_length(model, batches_of(table, device, batch_size), table.lengths)[part[0] :: part[1]]
     try:
         with torch.inference_mode(), answering(model, device), ExitStack() as stack:
             progress = stack.enter_context(Steps(title, len(batches))) if title else None

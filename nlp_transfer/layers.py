@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from nlp_transfer.errors import UserError
 
@@ -143,12 +144,18 @@ def _stack(model: nn.Module, below: str, length: int | None = None) -> str | Non
 
 
 def linear_layers(model: nn.Module, layers: Layers) -> Iterator[str]:
-    """Module paths of the linear projections inside the stacks, relative to their layer, each once."""
-    seen: set[str] = set()
+    """Module paths of the linear projections inside the stacks, relative to their layer, each once.
+
+    In families that compute them by convolutions of width 1 (SqueezeBERT) or by transformers' `Conv1D` (GPT-2) they are those.
+    """
+    inside: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
-        stack = next((stack for stack in layers.stacks if name.startswith(stack + ".")), None)
-        if isinstance(module, nn.Linear) and stack:
-            inner = name.removeprefix(stack + ".").partition(".")[2]
-            if inner not in seen:
-                seen.add(inner)
-                yield inner
+        if stack := next((stack for stack in layers.stacks if name.startswith(stack + ".")), None):
+            inside.append((name.removeprefix(stack + ".").partition(".")[2], module))
+    found = [name for name, module in inside if isinstance(module, nn.Linear)]
+    found = found or [name for name, module in inside if isinstance(module, Conv1D) or _is_pointwise(module)]
+    yield from dict.fromkeys(found)
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv1d) and module.kernel_size == (1,)

@@ -11,8 +11,17 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer.compatibility import (
+    check_reads_text,
+    drop_unknown_token_types,
+    fit_embeddings,
+    pad_as_needed,
+    position_limit,
+    set_padding_token,
+    set_pooled_token,
+)
 from nlp_transfer.errors import UserError
 from nlp_transfer.kernels.sdpa import attention_for_any_shape
 from nlp_transfer.layers import Layers as Layers
@@ -56,20 +65,23 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: ModelSource) -> "Checkpoint":
-        """Reads the configuration.
+        """Read the configuration.
 
         Raises:
-            UserError: it cannot be found or read, its model type is unknown, or it brings code or points out of its folder.
+            UserError: it cannot be found or read, its model type is unknown or reads more than text, or it brings code or points
+                out of its folder.
         """
         check_model(source)
-        return cls(source, load_configuration(source))
+        config = load_configuration(source)
+        check_reads_text(config, source.name)
+        return cls(source, config)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own tokenizer.
+        """The checkpoint's own tokenizer, with a padding token, and without token types that the model does not know.
 
         Raises:
-            UserError: there is none beside the model.
+            UserError: there is none beside the model, or none that fits.
         """
         tokenizer = load_tokenizer(self.source)
         # For some families transformers makes a tokenizer without any words where the files are missing.
@@ -79,8 +91,8 @@ class Checkpoint:
                 f"model: {self.source.name} has no tokenizer that fits: it knows {len(tokenizer)} tokens, the model "
                 f"{config.vocab_size}; allowed: a model with its tokenizer's files beside it"
             )
-        if tokenizer.pad_token_id is None:
-            raise UserError(f"model: the tokenizer of {self.source.name} has no padding token; allowed: a BERT-family model")
+        set_padding_token(tokenizer, config, self.source.name)
+        drop_unknown_token_types(tokenizer, config, self.source.name)
         return tokenizer
 
     @property
@@ -96,15 +108,10 @@ class Checkpoint:
         """Longest input in tokens: the smaller of what the tokenizer says and the position table holds."""
         return int(min(self.tokenizer.model_max_length, self.positions))
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Tokens that the position table holds; 512 where there is none."""
-        config = encoder_config(self.config)
-        positions = getattr(config, "max_position_embeddings", None) or 512
-        # RoBERTa's kind numbers positions from padding_idx + 1 on, and so keeps two for nothing.
-        if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-            positions -= 2
-        return int(positions)
+        return position_limit(encoder_config(self.config))
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -131,8 +138,11 @@ class Checkpoint:
     def load(self, auto_class: Any, **overrides: Any) -> PreTrainedModel:
         """The model with `overrides` put into its configuration, in fp32; what the checkpoint lacks is new.
 
+        Its embeddings get rows for tokens that were added to the tokenizer (unless another `vocab_size` is asked for), and a
+        classifier knows what the tokenizer pads with.
+
         Raises:
-            UserError: the family has no such head, or the weights cannot be read.
+            UserError: the family has no such head, the weights cannot be read, or the tokenizer is that of another model.
         """
         config = load_configuration(self.source)
         if type(config) not in auto_class._model_mapping:
@@ -168,7 +178,19 @@ class Checkpoint:
         mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
         model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)
         model.replaced_parameters = frozenset(mismatched)
+        if "vocab_size" not in overrides:
+            self._fit_tokenizer(model, auto_class is AutoModelForSequenceClassification)
         return model
+
+    def _fit_tokenizer(self, model: PreTrainedModel, classifies: bool) -> None:
+        try:
+            tokenizer = self.tokenizer
+        except UserError:  # who needs the tokenizer is told
+            return
+        fit_embeddings(model, tokenizer, self.source.name)
+        if classifies:
+            set_pooled_token(model, tokenizer)
+            pad_as_needed(model)
 
 
 def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, Any]:
@@ -250,7 +272,12 @@ def check_head(checkpoint: Checkpoint, wanted: str = "SequenceClassification") -
 
 
 def forbid_new_parameters(model: nn.Module, source: str) -> None:
-    """Raises a UserError when a model that should be complete had weights drawn at random."""
+    """Raise a UserError when a model that should be complete had weights drawn at random, or too few embeddings."""
+    if added := getattr(model, "added_rows", 0):
+        raise UserError(
+            f"model: the tokenizer of {source} has {added} more ids than the model has embedding rows; it was changed after "
+            "training; allowed: the tokenizer that was saved with the model"
+        )
     if missing := sorted(new_parameters(model)):
         raise UserError(
             f"model: {source} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}; it is no "

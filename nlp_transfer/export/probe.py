@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer.compatibility import embedding_rows
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import regression_outputs
 from nlp_transfer.models import end_rows, has_decoder
@@ -22,6 +23,7 @@ ROWS, LENGTH, SHOWN = 2, 8, 8
 # 0.01), or of the scale of the targets of a regression, and a share of how far they lie from 0.
 TOLERANCE, ROUNDING, ROUNDING_OF_NUMBERS = 1e-3, 1e-5, 1e-6
 WEIGHTS = "*.safetensors"
+CHARACTERS = 256  # ids for a model that reads characters and has no table of them
 SENTENCE = "Don't say naïve Größe: 3.14, e\u0301, 東京"
 
 
@@ -31,7 +33,7 @@ def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     targets."""
     any_model: Any = model
     own = not isinstance(model, PreTrainedModel)  # a module of the user's own class
-    words = model.config.vocab_size if own else any_model.get_input_embeddings().weight.shape[0]
+    words = model.config.vocab_size if own else embedding_rows(model) or CHARACTERS
     inputs = {"input_ids": end_rows(model, _spread(words, ROWS * LENGTH).view(ROWS, LENGTH))}
     if has_decoder(model):
         inputs["decoder_input_ids"] = _spread(any_model.get_output_embeddings().weight.shape[0], ROWS * LENGTH).view(ROWS, LENGTH)

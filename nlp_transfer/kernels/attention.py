@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nlp_transfer.kernels.dropout import keep_mask, masked
+from nlp_transfer.kernels.linear import not_a_view
 
 FLOATS = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # fp32 numbers in a vector of the processor
 
@@ -54,7 +55,7 @@ class Attention(torch.autograd.Function):
         used = probabilities if mask is None else masked(probabilities, mask, p)
         ctx.p, ctx.scale, ctx.rows = p, scale, rows
         ctx.save_for_backward(query, key, value, probabilities, used, mask)
-        return torch.bmm(used, value).view(rows, heads, tokens, -1)
+        return not_a_view(torch.bmm(used, value), (rows, heads, tokens, value.shape[-1]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:

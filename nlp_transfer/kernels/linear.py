@@ -7,6 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def not_a_view(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor that nothing else refers to in another shape, for a custom function to return.
+
+    Autograd refuses to change a view from a custom function in place, as Longformer does; this one counts as no view.
+    """
+    return torch.ops.aten._unsafe_view(tensor, shape)
+
+
 class Bf16Copies:
     """bf16 copies of fp32 parameters, renewed when a parameter has changed in place."""
 
@@ -40,7 +48,8 @@ class Linear(torch.autograd.Function):
         ctx.dtype, ctx.weight16, ctx.bias = values.dtype, weight16, bias is not None
         values = values.to(torch.bfloat16)
         ctx.save_for_backward(values)
-        return F.linear(values, weight16, bias16)
+        found = F.linear(values.reshape(-1, values.shape[-1]), weight16, bias16)
+        return not_a_view(found, (*values.shape[:-1], found.shape[-1]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nlp_transfer.compatibility import vocabulary_size
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint, dropout_overrides, freeze, new_parameters
 from nlp_transfer.seq2seq.tokenizers import end_token, start_token, train_tokenizer, warn_of_losses
@@ -132,7 +133,7 @@ def _decoder_like(encoder: Any, positions: int, layers: int | None, target: PreT
     depth = layers or max(1, config.num_hidden_layers // 2)
     return BertLMHeadModel(
         BertConfig(
-            vocab_size=len(target), hidden_size=config.hidden_size, num_hidden_layers=depth,
+            vocab_size=vocabulary_size(target), hidden_size=config.hidden_size, num_hidden_layers=depth,
             max_position_embeddings=positions, layer_norm_eps=getattr(config, "layer_norm_eps", named.layer_norm_eps),
             is_decoder=True, add_cross_attention=True, tie_word_embeddings=True, bos_token_id=start_token(target),
             eos_token_id=end_token(target), pad_token_id=target.pad_token_id, **fields,
@@ -156,7 +157,7 @@ def _decoder_from(
 ) -> PreTrainedModel:
     """A checkpoint as decoder: its lowest `layers` layers, its embeddings where `target` is of their size."""
     opened = open_decoder(source)
-    changes: dict[str, Any] = {"is_decoder": True, "add_cross_attention": True, "vocab_size": len(target)}
+    changes: dict[str, Any] = {"is_decoder": True, "add_cross_attention": True, "vocab_size": vocabulary_size(target)}
     changes |= {"num_hidden_layers": layers} if layers else {}
     changes |= {"bos_token_id": start_token(target), "eos_token_id": end_token(target), "pad_token_id": target.pad_token_id}
     if layers and layers > getattr(opened.config, "num_hidden_layers", layers):

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers import EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
 
 NEVER = -1e9  # a score below all others
 SHARE = 8  # one row in so many must be finished before the others are copied together
@@ -22,14 +21,17 @@ Keep = Callable[[torch.Tensor], None]
 class Decoding:
     """A decoder over rows of which some leave: their states, and what they have said so far."""
 
-    def __init__(self, model: Any, cache: EncoderDecoderCache, states: torch.Tensor, mask: torch.Tensor) -> None:
-        """`states` are the encoder's, of shape (rows, source tokens, width); `mask` int64 of shape (rows, source tokens)."""
-        self.model, self.cache, self.states, self.mask = model, cache, states, mask
+    def __init__(self, model: Any, cache: EncoderDecoderCache, states: torch.Tensor, mask: torch.Tensor, output: Any) -> None:
+        """`states` are the encoder's, of shape (rows, source tokens, width); `mask` int64 of shape (rows, source tokens).
+
+        `output` is the family's own type of encoder outputs: its decoder may ask for fields that others have not (NLLB-MoE).
+        """
+        self.model, self.cache, self.states, self.mask, self.output = model, cache, states, mask, output
 
     def scores(self, tokens: torch.Tensor) -> torch.Tensor:
         """fp32 of shape (rows, vocabulary): the logits of what follows `tokens`, int64 of shape (rows, 1)."""
         found = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=self.states), attention_mask=self.mask, decoder_input_ids=tokens,
+            encoder_outputs=self.output(last_hidden_state=self.states), attention_mask=self.mask, decoder_input_ids=tokens,
             past_key_values=self.cache, use_cache=True, return_dict=True,
         )  # fmt: skip
         return found.logits[:, -1].float()
@@ -61,7 +63,7 @@ def search(
     beams = generation_config.num_beams
     ends = torch.as_tensor(generation_config.eos_token_id, device=input_ids.device).reshape(-1)
     states, mask = given["encoder_outputs"].last_hidden_state[::beams], given["attention_mask"][::beams]
-    decoding = Decoding(model, given["past_key_values"], states, mask)
+    decoding = Decoding(model, given["past_key_values"], states, mask, type(given["encoder_outputs"]))
     if beams == 1:
         return _greedy(decoding, input_ids, logits_processor, ends, keep, fill)
     return _beams(decoding, input_ids, logits_processor, ends, keep, fill, generation_config)

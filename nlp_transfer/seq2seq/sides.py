@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nlp_transfer.compatibility import vocabulary_size
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint
@@ -135,12 +136,12 @@ def own_target(checkpoint: Checkpoint, parts: ModelSource | None = None, ours: b
     try:
         target = load_tokenizer(parts or checkpoint.source, TARGET_FOLDER)
     except UserError:
-        if ours or words != len(checkpoint.tokenizer):
+        if ours or words != vocabulary_size(checkpoint.tokenizer):
             raise
         return checkpoint.tokenizer  # made elsewhere: it serves both sides
-    if words not in (None, len(target)):
+    if words not in (None, vocabulary_size(target)):
         raise UserError(
             f"model: {checkpoint.source.name} has a decoder of {words} tokens, and in {TARGET_FOLDER}/ a tokenizer of "
-            f"{len(target)}; one of the two was changed"
+            f"{vocabulary_size(target)}; one of the two was changed"
         )
     return target

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.models import Layers, has_decoder, linear_layers
+from nlp_transfer.models import Layers, encoder_type, has_decoder, linear_layers
 from nlp_transfer.secrets import clean
 
 ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wqkv|Attention\.[qkv])$")
@@ -35,6 +35,11 @@ def chosen_layers(model: nn.Module, layers: Layers, wanted: str | Sequence[str],
         UserError: the layers have no module of a name; `place` is the setting that the message names.
     """
     known = list(linear_layers(model, layers))
+    if not known:
+        raise UserError(
+            f"strategy: the layers of a {encoder_type(model.config)} model hold no linear module that could be adapted; allowed: "
+            "strategies without adapters, such as full or partial"
+        )
     if isinstance(wanted, str):
         return [name for name in known if wanted == "all" or ATTENTION.search(name)]
     for asked in wanted:

@@ -5,12 +5,13 @@ from typing import Any, Literal, Self
 
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer.compatibility import is_causal
 from nlp_transfer.config import Count, TrainingConfig
 from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import EncoderHeadConfig, HeadConfig, attach_head
-from nlp_transfer.models import Checkpoint, dropout_overrides, new_parameters
+from nlp_transfer.models import Checkpoint, dropout_overrides, encoder_config, encoder_type, new_parameters
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import Task
 from nlp_transfer.tasks._head import match_head, note_unused_head
@@ -128,6 +129,11 @@ class TextTask(Task):
                 f"task.head: found {self.head.model_dump(exclude_unset=True)}; {checkpoint.source.name} is a "
                 f"{checkpoint.config.model_type} model, whose decoder's end token is classified, and such a head pools an "
                 "encoder's tokens; allowed: family, with a strategy that works with the family's head, such as full or lora"
+            )
+        if self.head.pooling == "cls" and is_causal(encoder_config(checkpoint.config)):
+            raise UserError(
+                f"task.head: found pooling cls; the first token of a {encoder_type(checkpoint.config)} model sees none of the "
+                "others; allowed: mean, max"
             )
         if isinstance(checkpoint.config, EncoderHeadConfig):  # a head of the toolkit's own lies on the encoder already
             rate = {} if self.head.dropout is None else {"head_dropout": self.head.dropout}

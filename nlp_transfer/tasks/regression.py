@@ -121,7 +121,7 @@ class Regression(TextTask):
         if layer.bias is None and self.mean:
             raise UserError(
                 f"task.head: the family's head of {model.config.model_type} models has no bias, which the mean of "
-                f"{self.label!r} could be added to; allowed: a head such as {{pooling: mean}}, or task.mean: 0"
+                f"{self.label!r} could be added to; allowed: a head with one, such as {{pooling: mean}}"
             )
         if not any(layer.weight is parameter for name, parameter in model.named_parameters() if name in new_parameters(model)):
             self._continue(model, layer, checkpoint)

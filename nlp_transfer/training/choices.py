@@ -14,8 +14,10 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import encoder_type
 from nlp_transfer.system import from_main
+from nlp_transfer.tasks import Task
 from nlp_transfer.training.device import check_accelerator, make_accelerator, resolve_precision
 from nlp_transfer.training.fitting import fit_batch
+from nlp_transfer.training.preflight import Preflight
 
 SHORT = 160  # tokens
 
@@ -40,6 +42,7 @@ def choose(
     training: TrainingConfig,
     output_dir: Path | None = None,
     accelerator: Accelerator | None = None,
+    task: Task | None = None,
 ) -> Choices:
     """Decides what the settings leave open, and lets the model compute attention in the way that was chosen.
 
@@ -47,9 +50,12 @@ def choose(
         train: the rows that are trained on; null: there are none, so that `batch_size` stays what it is.
         output_dir: where trackers write.
         accelerator: brings its own device, precision and processes; null: made from the settings.
+        task: what is learned of `train`: two rows are tried before anything else, and precision and kernels fall back where the
+            model fails in those that were chosen. null: nothing is tried.
 
     Raises:
         UserError: a setting asks for what this machine or this model cannot do.
+        TrainingError: memory does not suffice for a single row.
     """
     precision, why = resolve_precision(training.precision, encoder_type(model.config))
     if accelerator is None:
@@ -67,6 +73,12 @@ def choose(
     )
     if (decided := from_main(attention)) != attention:
         attention, _ = choose_attention(decided, model, accelerator.device, precision, length, kernels == "fast")
+    if train is not None and task is not None:
+        trial = Preflight(task, model, train, training)
+        works, kernels, fallen = trial.settle(precision, kernels, accelerator)
+        reasons |= fallen
+        if works != precision:
+            precision, accelerator = works, make_accelerator(training, works, output_dir)
     if train is not None and training.batch_size == "auto":
         training, reasons["batch_size"] = from_main(fit_batch(model, train, training, accelerator, precision))
     return Choices(training, accelerator, precision, attention, kernels, reasons)

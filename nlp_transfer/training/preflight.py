@@ -1,0 +1,162 @@
+"""A trial before training: one forward and one backward pass of two rows, in the chosen precision and kernels.
+
+Some families fail in bf16, or with the toolkit's kernels. A trial that fails costs a line in the log; step 1 would end the run.
+The trial changes nothing that training depends on.
+"""
+
+import random
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import convert_outputs_to_fp32, gather_object
+from torch import nn
+
+from nlp_transfer.config import TrainingConfig
+from nlp_transfer.console import say
+from nlp_transfer.data.tokens import TokenTable, model_inputs, on_device
+from nlp_transfer.errors import UserError
+from nlp_transfer.kernels.first_token import first_token_only, last_layer
+from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.memory import give_back, is_out_of_memory
+from nlp_transfer.models import autocast, enable_gradient_checkpointing, encoder_type, train_mode
+from nlp_transfer.tasks import Task
+from nlp_transfer.training.gradient import TrainingError
+
+NOT_FINITE = "the loss or its gradient is not a finite number"
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Finds a precision and kernels with which a model can be trained.
+
+    Args:
+        task: its loss is computed on two of its rows.
+        model: as the strategy wrapped it.
+        train: the longest and the shortest of its rows are tried.
+    """
+
+    task: Task
+    model: nn.Module
+    train: TokenTable
+    training: TrainingConfig
+
+    def settle(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str, str, dict[str, str]]:
+        """Return the precision and the kernels that work, and by name the reason of each that is not the chosen one.
+
+        Plain kernels are tried first, then fp32. All processes take the same.
+
+        Raises:
+            UserError: the model cannot be trained in any of them.
+            TrainingError: memory does not suffice for a single row.
+        """
+        if self.training.gradient_checkpointing:
+            enable_gradient_checkpointing(self.model)
+        options = [(precision, kernels), (precision, "plain"), ("fp32", kernels), ("fp32", "plain")]
+        first: str | None = None
+        error: Exception | None = None
+        for option in dict.fromkeys(options):
+            problem, error = self._problem(*option, accelerator)
+            if problem is None:
+                return (*option, self._reasons(option, (precision, kernels), first))
+            first = first or problem
+        if problem == NOT_FINITE:  # the weights or the rows are to blame: the loop names the rows and keeps a checkpoint
+            return precision, kernels, {}
+        raise UserError(
+            f"model: a {encoder_type(self.model.config)} model cannot be trained here: a forward and backward pass of two rows "
+            f"fails, also in fp32 with plain kernels: {problem}; allowed: another model, or another strategy or head"
+        ) from error
+
+    def _reasons(self, option: tuple[str, str], chosen: tuple[str, str], problem: str | None) -> dict[str, str]:
+        names = ("precision", "kernels")
+        changed = {name: (old, new) for name, old, new in zip(names, chosen, option, strict=True) if old != new}
+        family = encoder_type(self.model.config)
+        for name, (old, new) in changed.items():
+            say(f"warning: {name} falls back from {old} to {new}: in a trial with two rows a {family} model failed: {problem}")
+        return {name: f"{old} failed in a trial" for name, (old, _) in changed.items()}
+
+    def _problem(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str | None, Exception | None]:
+        """What goes wrong in one trial, in a line, in whichever process it does; None where nothing does."""
+        problem, error, memory = None, None, False
+        try:
+            if not self._is_finite(precision, kernels, accelerator.device):
+                problem = NOT_FINITE
+        except Exception as raised:
+            memory = isinstance(raised, TrainingError)
+            problem, error = (str(raised) if isinstance(raised, (UserError, TrainingError)) else describe(raised)), raised
+        if accelerator.num_processes > 1:
+            found = gather_object([(problem, memory)])
+            problem, memory = next((one for one in found if one[0] is not None), (None, False))
+        if memory:
+            raise TrainingError(problem) from error
+        return problem, error
+
+    def _is_finite(self, precision: str, kernels: str, device: torch.device) -> bool:
+        """One pass of two rows, or of the longest alone where memory does not suffice for two."""
+        order = np.argsort(self.train.lengths, kind="stable")
+        rows = np.unique(order[[-1, 0]])
+        for count in range(len(rows), 0, -1):
+            chosen = rows if count == len(rows) else order[[-1]]
+            try:
+                with unchanged(self.model, device):
+                    return self._pass(chosen, precision, kernels, device)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if count == 1:
+                    raise TrainingError(
+                        f"before step 1: out of memory with the longest row alone ({int(self.train.lengths.max())} tokens); a "
+                        "shorter task.max_length or training.gradient_checkpointing help"
+                    ) from error
+            give_back()
+        return True
+
+    def _pass(self, rows: np.ndarray, precision: str, kernels: str, device: torch.device) -> bool:
+        model = self.model.to(device)
+        train_mode(model)
+        batch = on_device(self.train.batch(rows), device)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with ExitStack() as stack:
+            if kernels == "fast":
+                stack.enter_context(first_token_only(last_layer(model)))
+                stack.enter_context(FastFunctions())
+            with autocast(device, precision):
+                outputs = model(**model_inputs(batch))
+            options = self.task.loss_options(self.training, self.train)
+            terms = self.task.loss(convert_outputs_to_fp32(lambda: outputs)(), batch, options)
+            loss = torch.stack(list(terms.values())).sum()
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else ()
+        values = [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+        return all(bool(torch.isfinite(value).all()) for value in values)
+
+
+@contextmanager
+def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put back random states, buffers, and which modules train, whatever a pass does to them."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    modes = {module: module.training for module in model.modules()}
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers and buffer.shape == buffers[name].shape:
+                    buffer.copy_(buffers[name])
+
+
+def describe(error: Exception) -> str:
+    """An exception in a line: its type, what it says, and where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text} ({Path(place.filename).name}, line {place.lineno})"

@@ -1,0 +1,103 @@
+"""Every family with a sequence classifier, as a tiny model: trained for two steps and read again, or refused with a message.
+
+    python -m scripts.endurance.families [FAMILY ...] [--cases fp32 bf16 ...]        # about 20 minutes on one core
+
+Prints a line a family and case (with what the run said about it), and ends with status 1 if one crashed.
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModel
+
+from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer.training.preflight import describe
+from tests.conftest import sentiment_rows, write_csv
+from tests.families import CLASSIFIERS, family_config, family_tokenizer
+
+MOST = 5_000_000  # parameters: a family with more of them cannot be made tiny by its configuration
+CASES = {
+    "fp32": {"training": {"precision": "fp32"}},
+    "fp32 plain": {"training": {"precision": "fp32", "kernels": "plain"}},
+    "bf16": {"training": {"precision": "bf16"}},
+    "bf16 plain": {"training": {"precision": "bf16", "kernels": "plain"}},
+    "lora": {"training": {"precision": "bf16"}, "strategy": {"name": "lora", "r": 2}},
+    "partial": {"training": {"precision": "fp32"}, "strategy": {"name": "partial", "frozen_layers": 1}},
+    "features": {"training": {"precision": "fp32"}, "strategy": "features"},
+}
+TELLING = ("falls back", "pad token", "padding", "cannot", "instead", "embedding", "positions")
+
+
+def run(family: str, case: str, folder: Path, train: Path) -> str:
+    """What became of one run, in a line."""
+    checkpoint, output = folder / family, folder / "run"
+    shutil.rmtree(output, ignore_errors=True)
+    settings = CASES[case]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            done = fine_tune(
+                model=str(checkpoint), data={"train": str(train)}, task={"name": "text_classification"},
+                strategy=settings.get("strategy", "full"), output_dir=str(output),
+                training={"max_steps": 2, "batch_size": 4, **settings["training"]},
+            )  # fmt: skip
+            predictor = load_predictor(output)
+            texts = ["a good film", "the plot was awful and dull and the music was very cold"]
+            together, alone = predictor(texts), [predictor(text) for text in texts]
+        apart = max(abs(a["probability"] - b["probability"]) for a, b in zip(together, alone, strict=True))
+        lines = [line for line in said.getvalue().splitlines() if any(word in line for word in TELLING)]
+        seconds = done.result["train"]["step_seconds"]
+        verdict = "works" if apart < 1e-5 else f"WRONG: alone and in a batch {apart:.2g} apart"
+        verdict = verdict if math.isfinite(done.metrics["validation"]["loss"]) else "WRONG: the loss is not finite"
+        return " | ".join([f"{verdict} ({seconds:.2f} s)", *lines])
+    except UserError as error:
+        return f"refused: {' '.join(str(error).split())}"
+    except Exception as error:
+        return f"CRASHED: {describe(error)}"
+
+
+def save(family: str, folder: Path) -> str | None:
+    """Saves a tiny checkpoint; why it could not be made, otherwise."""
+    try:
+        torch.manual_seed(0)
+        config = family_config(family)
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+        if size > MOST:
+            return f"{size:,} parameters"
+        AutoModel.from_config(config).save_pretrained(folder / family)
+        family_tokenizer(config).save_pretrained(folder / family)
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", default=CLASSIFIERS)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    asked = parser.parse_args()
+    folder, crashed = Path(tempfile.mkdtemp()), 0
+    train = write_csv(folder / "train.csv", sentiment_rows(40))
+    for family in asked.families:
+        if reason := save(family, folder):
+            print(f"{family}: not made: {reason}", flush=True)
+            continue
+        for case in asked.cases:
+            found = run(family, case, folder, train)
+            crashed += found.startswith(("CRASHED", "WRONG"))
+            print(f"{family}, {case}: {found}", flush=True)
+        shutil.rmtree(folder / family)
+    shutil.rmtree(folder)
+    return 1 if crashed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The trial before training: what falls back, what is refused, and that it changes nothing."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers.models.bert.modeling_bert import BertForSequenceClassification
+
+from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.training.gradient import TrainingError
+from nlp_transfer.training.preflight import Preflight, unchanged
+from tests.processes import launch_pair
+
+Forward = Callable[..., Any]
+
+
+def settings(model: Path, train: Path, output: Path, **training: Any) -> dict[str, Any]:
+    return {
+        "model": str(model), "data": {"train": str(train)}, "task": {"name": "text_classification"}, "output_dir": str(output),
+        "training": {"max_steps": 2, "batch_size": 4, "precision": "bf16", **training},
+    }  # fmt: skip
+
+
+def fail_where(monkeypatch: pytest.MonkeyPatch, fails: Callable[[dict[str, torch.Tensor]], Exception | None]) -> list[int]:
+    """Let BERT's forward pass raise what `fails` returns; the numbers of rows it is called with are recorded."""
+    forward: Forward = BertForSequenceClassification.forward
+    calls: list[int] = []
+
+    def failing(self: Any, **inputs: torch.Tensor) -> Any:
+        calls.append(len(inputs["input_ids"]))
+        if (error := fails(inputs)) is not None:
+            raise error
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", failing)
+    return calls
+
+
+def is_fast() -> bool:
+    return any(isinstance(mode, FastFunctions) for mode in torch.overrides._get_current_function_mode_stack())
+
+
+def is_bf16() -> bool:
+    return torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("fails", "precision", "kernels"),
+    [
+        (lambda: is_fast() and torch.is_grad_enabled(), "bf16", "plain"),
+        (is_bf16, "fp32", "fast"),
+    ],
+    ids=["kernels", "precision"],
+)
+def test_what_fails_falls_back_says_why_and_can_be_resumed(
+    fails: Callable[[], bool], precision: str, kernels: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fail_where(monkeypatch, lambda _: RuntimeError("no such kernel") if fails() else None)
+    run = settings(tiny["bert"], sentiment["train"], tmp_path / "run")
+    fine_tune(**run)
+    said = capsys.readouterr().err
+    assert "a bert model failed: RuntimeError: no such kernel" in said
+    document = (tmp_path / "run" / "config.yaml").read_text()
+    assert (f"precision: {precision}\n" in document, f"kernels: {kernels}\n" in document) == (True, True)
+    (tmp_path / "run" / "result.json").unlink()  # as if the run had been interrupted at its end
+    fine_tune(**run, resume="must")
+
+
+def test_what_fails_everywhere_is_refused_by_name_and_nothing_is_written(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_where(monkeypatch, lambda _: ValueError("sequences of length 3 alone"))
+    with pytest.raises(UserError, match=r"a bert model cannot be trained.*ValueError: sequences of length 3 alone"):
+        fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_that_are_not_finite_in_half_precision_alone_fall_back(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    forward: Forward = nn.LayerNorm.forward
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, x: forward(self, x) * (torch.inf if is_bf16() else 1))
+    result = fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / "run"))
+    assert np.isfinite(result.metrics["validation"]["loss"])
+    assert "precision falls back from bf16 to fp32" in capsys.readouterr().err
+
+
+def trains_rows(inputs: dict[str, torch.Tensor]) -> int:
+    return len(inputs["input_ids"]) if torch.is_grad_enabled() else 0
+
+
+def out_of_memory() -> Exception:
+    return torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_too_little_memory_for_two_rows_is_no_reason_to_fall_back(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fail_where(
+        monkeypatch, lambda inputs: out_of_memory() if torch.is_grad_enabled() and len(inputs["input_ids"]) > 1 else None
+    )
+    fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / "run"))
+    assert calls[:2] == [2, 1]
+    assert "precision: bf16" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_too_little_memory_for_one_row_ends_before_anything_is_written(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fail_where(monkeypatch, lambda _: out_of_memory())
+    with pytest.raises(TrainingError, match=r"before step 1: out of memory.*task\.max_length"):
+        fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / "run"))
+    assert calls == [2, 1]
+    assert not (tmp_path / "run").exists()
+
+
+class Restless(nn.Module):
+    """Draws random numbers of every kind, and keeps running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        random.random()
+        np.random.random()
+        return self.frozen(self.dropout(self.norm(values)))
+
+
+def test_a_trial_leaves_random_states_buffers_and_modes_as_they_were() -> None:
+    model = Restless()
+    model.frozen.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index,union-attr]
+    with unchanged(model, torch.device("cpu")):
+        model.train()
+        model(torch.randn(3, 4))
+        assert not torch.equal(model.norm.running_mean, before["norm.running_mean"])  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]  # type: ignore[index,union-attr]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert (model.training, model.frozen.training) == (True, False)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_run_learns_the_same_to_the_bit_with_and_without_a_trial(
+    gradient_checkpointing: bool, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    weights = []
+    for name in ("with", "without"):
+        if name == "without":
+            monkeypatch.setattr(Preflight, "settle", lambda self, precision, kernels, accelerator: (precision, kernels, {}))
+        training = {"gradient_checkpointing": gradient_checkpointing, "max_steps": 4}
+        fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / name, **training))
+        weights.append(load_predictor(tmp_path / name).model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_result_of_the_kernels_may_be_changed_in_place() -> None:
+    layer, values = nn.Linear(4, 4), torch.randn(2, 3, 4, requires_grad=True)
+    with FastFunctions(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(values)
+        found += 1
+        query = torch.randn(1, 2, 3, 4, dtype=torch.bfloat16, requires_grad=True)
+        attended = nn.functional.scaled_dot_product_attention(query, query, query)
+        attended *= 2
+    found.float().sum().backward()
+    attended.float().sum().backward()
+    assert values.grad is not None
+    assert query.grad is not None
+    expected = layer.weight.to(torch.bfloat16).float().sum(0).expand(2, 3, 4)
+    assert torch.allclose(values.grad, expected, atol=2e-2)
+
+
+def test_all_processes_take_the_fallback_of_one(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    launch_pair("tests.unit.preflight_pair", tiny["bert"], sentiment["train"], tmp_path)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "fp32"
+    assert "precision: fp32" in (tmp_path / "run" / "config.yaml").read_text()
