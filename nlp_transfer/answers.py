@@ -1,19 +1,28 @@
 """What a saved model answers to a file's rows, window by window: in the process that writes them, or in one of several."""
 
+import hashlib
+import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+import torch
+import transformers
+
+import nlp_transfer
 from nlp_transfer import inference, translator
 from nlp_transfer.console import say
+from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.load import load_predictor
 from nlp_transfer.inference import PRECISION, Predictor
+from nlp_transfer.journal import Answer
 from nlp_transfer.sources.tables import Batch
 from nlp_transfer.tasks import task_name
 from nlp_transfer.training.device import inference_device
 from nlp_transfer.translator import Translator, translates
 from nlp_transfer.unused_settings import unused_columns
-from nlp_transfer.writing import Columns
 
 
 def open_predictor(
@@ -75,14 +84,60 @@ class Answers:
         """Columns that the model reads."""
         return self.predictor.task.input_columns()
 
-    def __call__(self, batch: Batch) -> tuple[Columns, int]:
-        """The further columns of a window, and how many of its texts were translated in pieces.
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides predictions beside the rows, as JSON: with an equal one, equal windows get the same bytes."""
+        predictor, model = self.predictor, self.predictor.model
+        config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+        parts = {
+            "configuration": config,
+            "generation": generation.to_dict() if (generation := getattr(model, "generation_config", None)) else None,
+            "adapter": getattr(model, "peft_config", None),
+            "task": predictor.task.document(),
+            "tokenizers": [_vocabulary(tokenizer) for tokenizer in self._tokenizers()],
+        }
+        device = inference_device()
+        return {
+            "model": hashlib.sha256(f"{_weights(model)} {json.dumps(parts, sort_keys=True, default=str)}".encode()).hexdigest(),
+            "precision": predictor.precision,
+            "batch size": predictor.batch_size,
+            "probabilities": self.probabilities,
+            "window": self.window,
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device != "cpu" else torch.backends.cpu.get_cpu_capability(),
+            "versions": [nlp_transfer.__version__, torch.__version__, transformers.__version__, tokenizers.__version__],
+        }
+
+    def _tokenizers(self) -> list[Any]:
+        if self.translator is None:
+            return [self.predictor.tokenizer]
+        return [self.translator.task.sides.source, self.translator.task.sides.target]
+
+    def __call__(self, batch: Batch) -> Answer:
+        """The predictions of a window.
 
         Raises:
-            UserError: a row cannot be answered, or the file already has a column of that name.
+            UserError: a column is missing, or the file already has a column of the name of a new one.
         """
         if self.translator is not None:
             before = self.translator.in_pieces
-            found = self.translator.translate_batch(batch, self.source)
-            return found, self.translator.in_pieces - before
-        return self.predictor.answer_batch(batch, self.source, self.probabilities), 0
+            columns, faults = self.translator.translate_batch(batch, self.source)
+            return Answer(columns, self.translator.in_pieces - before, faults)
+        columns, faults = self.predictor.answer_batch(batch, self.source, self.probabilities)
+        return Answer(columns, 0, faults)
+
+
+def _weights(model: torch.nn.Module) -> str:
+    """A digest of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _vocabulary(tokenizer: Any) -> Any:
+    known = of_tokenizer(tokenizer)
+    if known is not None:
+        return known
+    return [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]

@@ -53,6 +53,28 @@ PRECISION = click.option(
 )
 
 
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
+FILES = (
+    click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
+    click.option("--input", "source", type=click.Path(path_type=Path), help="CSV, TSV, JSONL, Parquet, .txt; -: standard input."),
+    click.option("--output", type=click.Path(path_type=Path), help="Same formats, by the ending; -: standard output."),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["csv", "tsv", "jsonl", "parquet", "txt"]),
+        help="Of standard input and output.  [default: txt, one text per line; for output the input's]",
+    ),
+    OVERWRITE,
+    click.option("--notes", is_flag=True, help="Add a column `note`: why a row has no prediction."),
+    BATCH_SIZE,
+    PRECISION,
+    PROCESSES,
+    CODE,
+    BASE,
+)
+
+
 class SettingsHelp(click.Command):
     """A command whose help also lists the settings it takes, by `COMMAND_SETTINGS`."""
 
@@ -146,62 +168,65 @@ def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("model")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this .json file.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
+@OVERWRITE
+@BATCH_SIZE
 @PRECISION
 @CODE
 @BASE
 @click.pass_context
 def evaluate(
-    ctx: click.Context, model: str, output: Path | None, batch_size: int | None, precision: str, base: str | None
+    ctx: click.Context, model: str, output: Path | None, overwrite: bool, batch_size: int | None, precision: str, base: str | None
 ) -> None:
     """Score MODEL (a run folder, a model folder or a hub id) on --data.test FILE; figures go to standard output."""
     from nlp_transfer.streaming import check_figures_file, print_figures, score_source
 
-    check_figures_file(output)
-    figures, signatures = score_source(model, _only(ctx), batch_size, precision, base)
+    check_figures_file(output, overwrite)
+    figures, signatures = score_source(model, _only(ctx, ctx.args), batch_size, precision, base)
     print_figures(figures, output, signatures)
 
 
+def _on_files(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments of commands that take texts, or a file and give one."""
+    for parameter in reversed(FILES):
+        command = parameter(command)
+    return click.pass_context(command)
+
+
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("model")
-@click.option("--input", "source", type=click.Path(path_type=Path), required=True, help="CSV, TSV, JSONL, Parquet or .txt.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Same formats; the ending decides.")
 @click.option("--probabilities", is_flag=True, help="Add a column for each label: probability:LABEL.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
-@PRECISION
-@PROCESSES
-@CODE
-@BASE
-@click.pass_context
-def predict(
-    ctx: click.Context, model: str, source: Path, output: Path, probabilities: bool, batch_size: int | None, precision: str,
-    processes: int, base: str | None,
-) -> None:  # fmt: skip
-    """Answer every row of a file with MODEL; rows keep their order and their columns."""
-    from nlp_transfer.streaming import predict_file
+@_on_files
+def predict(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
+    """Predict every row of a file with MODEL; rows keep their order and their columns. Or print the predictions of TEXTs.
 
-    predict_file(model, source, output, _only(ctx), probabilities, batch_size, precision, processes, base)
+    A row that cannot be predicted, such as an empty text, gets no prediction and is counted at the end. An interrupted command
+    resumes when it is started again. For TEXTs a terminal shows a line each; a pipe or a file gets JSON lines.
+    """
+    _predict(ctx, model, texts, options)
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("model")
-@click.option("--input", "source", type=click.Path(path_type=Path), required=True, help="CSV, TSV, JSONL, Parquet or .txt.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Same formats; the ending decides.")
 @click.option("--beams", type=click.IntRange(min=1), help="Hypotheses of the beam search; 1: greedy.  [default: the model's]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
-@PRECISION
-@PROCESSES
-@CODE
-@BASE
-@click.pass_context
-def translate(
-    ctx: click.Context, model: str, source: Path, output: Path, beams: int | None, batch_size: int | None, precision: str,
-    processes: int, base: str | None,
-) -> None:  # fmt: skip
-    """Translate every row of a file with MODEL; rows keep their order, and empty ones stay empty."""
-    from nlp_transfer.streaming import translate_file
+@_on_files
+def translate(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
+    """Translate every row of a file with MODEL, or TEXTs; otherwise as predict. Empty texts stay empty."""
+    _predict(ctx, model, texts, options)
 
-    translate_file(model, source, output, _only(ctx), batch_size, precision, beams, processes, base)
+
+def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict[str, Any]) -> None:
+    from nlp_transfer.command_inputs import check_inputs, split_words
+    from nlp_transfer.streaming import predict_file, predict_texts, translate_file
+
+    texts, overrides = split_words(words)
+    settings = _only(ctx, overrides)
+    command = str(ctx.command.name)
+    check_inputs(f"nlp-transfer {command} {model}", texts, options)
+    if texts:
+        wanted = {name: options[name] for name in options.keys() & {"probabilities", "beams", "batch_size", "precision", "base"}}
+        predict_texts(wanted | {"model": model, "settings": settings, "translate": command == "translate"}, texts)
+    else:
+        (translate_file if command == "translate" else predict_file)(model, settings=settings, **options)
 
 
 @cli.command()
@@ -284,7 +309,7 @@ def compare(
         sys.exit(1)
 
 
-def _only(ctx: click.Context) -> dict[str, Any]:
+def _only(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
     """The dotted settings of a command that works with a saved model, as a document.
 
     Raises:
@@ -294,7 +319,7 @@ def _only(ctx: click.Context) -> dict[str, Any]:
     from nlp_transfer.document import merge, parse_overrides
     from nlp_transfer.explain import all_settings, suggest
 
-    document, _ = merge({}, parse_overrides(ctx.args))
+    document, _ = merge({}, parse_overrides(arguments))
     parts = ("data", "task")
     if unknown := sorted(set(document) - set(parts)):
         raise UserError(

@@ -85,12 +85,12 @@ class Steps:
     """Progress over a known number of steps, with loss, rate and time left; a line now and then where there is no
     terminal."""
 
-    EVERY = 30.0  # seconds between two lines without a terminal
+    EVERY, LONGEST = 30.0, 600.0  # seconds between the first two lines without a terminal, and between any two
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title, self.total, self.done = redact(title), total, done
         self.started, self.done_before = time.monotonic(), done
-        self.spoken = self.started
+        self.spoken, self.pause = self.started, self.EVERY
         self.text = ""
         self.bar = None
         if is_main() and console.is_terminal:
@@ -106,16 +106,22 @@ class Steps:
         """What is shown beside the progress from now on."""
         self.text = redact(text)
 
+    def skip(self, steps: int) -> None:
+        """Count steps that took no time here, such as those of an earlier run: they say nothing about the rate."""
+        self.done_before += steps
+        self.advance(steps)
+
     def advance(self, steps: int = 1) -> None:
         self.done += steps
+        self.total = max(self.total, self.done)  # where the total was an estimate
         now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, note=self.text)
-        elif now - self.spoken >= self.EVERY:
-            self.spoken = now
+            self.bar.update(self.task, completed=self.done, total=self.total, note=self.text)
+        elif now - self.spoken >= self.pause and self.done > self.done_before:
+            self.spoken, self.pause = now, min(self.pause * 1.5, self.LONGEST)
             rate = (self.done - self.done_before) / (now - self.started)
-            left = max(0.0, self.total - self.done) / max(rate, 1e-9)
-            say(f"{self.title}: {self.done}/{self.total}, {_duration(left)} left{', ' if self.text else ''}{self.text}")
+            left = f", {_duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
+            say(f"{self.title}: {self.done}/{self.total}{left}{', ' if self.text else ''}{self.text}")
 
     def close(self) -> None:
         if self.bar is not None:

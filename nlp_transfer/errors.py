@@ -21,6 +21,11 @@ class UserError(ValueError):
         self.problems = problems
 
 
+class UnfinishedError(UserError):
+    """No mistake in the input: something was missing on this machine (room on the disk, memory), and the same command can be
+    run again. Finished work is kept."""
+
+
 class Problems:
     """Collects messages; `raise_if_any` shows the first twenty and counts the rest.
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.compatibility import split_by_length
 from nlp_transfer.console import Steps, say
+from nlp_transfer.data.row_faults import OnBadRows, check_on_bad_rows, predict_sound
 from nlp_transfer.data.tokens import TokenTable, encode_rows, on_device
 from nlp_transfer.data.windows import inference_batches, token_batches
 from nlp_transfer.errors import Problems, UserError
@@ -24,7 +25,7 @@ from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.models import autocast
 from nlp_transfer.processes import compute_on_main
 from nlp_transfer.sources.memory import read_inputs
-from nlp_transfer.sources.rows import Rows, check_columns, from_columns, lines_as, names_of, unfold
+from nlp_transfer.sources.rows import Fault, Rows, check_columns, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import Batch
 from nlp_transfer.tasks import Arrays, Items, Task
 
@@ -256,10 +257,12 @@ class Predictor:
         self.batch_size, self.precision = batch_size, precision
 
     @overload
-    def __call__(self, inputs: str, probabilities: bool = False) -> dict[str, Any]: ...
+    def __call__(self, inputs: str, probabilities: bool = False, on_bad_rows: OnBadRows = "refuse") -> dict[str, Any]: ...
     @overload
-    def __call__(self, inputs: Any, probabilities: bool = False) -> list[dict[str, Any]]: ...
-    def __call__(self, inputs: Any, probabilities: bool = False) -> list[dict[str, Any]] | dict[str, Any]:
+    def __call__(self, inputs: Any, probabilities: bool = False, on_bad_rows: OnBadRows = "refuse") -> list[dict[str, Any]]: ...
+    def __call__(
+        self, inputs: Any, probabilities: bool = False, on_bad_rows: OnBadRows = "refuse"
+    ) -> list[dict[str, Any]] | dict[str, Any]:
         """Predict texts, or the rows of a table.
 
         Args:
@@ -267,19 +270,28 @@ class Predictor:
                 Arrow table, a dict of columns or a list of dicts, whose columns are those that the model was trained on; or a
                 single text or row.
             probabilities: whether to add `probability:LABEL` for every label.
+            on_bad_rows: what happens where a text is empty, missing (None, NaN) or not a text: `refuse` raises, `skip` gives
+                the row None for each value, and `note`, the reason.
 
         Returns:
             A prediction for each row, in order; for a single text or row its prediction alone. Labels have the type of the
             labels of train; those of a multi-label model are lists.
 
         Raises:
-            UserError: the object holds no texts, a column is missing, or a text is empty.
+            UserError: the object holds no texts, a column is missing, or a text is empty and `on_bad_rows` is `refuse`.
         """
+        check_on_bad_rows(on_bad_rows)
         rows, single = read_inputs(inputs, self.task.input_columns())
         if len(rows) == 0:
             return []
-        described = self.answer_columns(rows, probabilities)
+        faults: dict[int, Fault] = {}
+        if on_bad_rows == "refuse":
+            described = self.answer_columns(rows, probabilities)
+        else:
+            described, faults = predict_sound(self.task, rows, {}, lambda sound: self.answer_columns(sound, probabilities))
         records = [dict(zip(described, values, strict=True)) for values in zip(*described.values(), strict=True)]
+        for index, fault in faults.items():
+            records[index]["note"] = fault.reason.lstrip(":, ")
         return records[0] if single else records
 
     def answer_columns(self, rows: Rows, probabilities: bool = False) -> dict[str, list[Any]]:
@@ -298,19 +310,21 @@ class Predictor:
             rows, lambda columns: self.task.encode(columns, self.tokenizer, targets), self.task.fill(self.tokenizer)
         )
 
-    def answer_batch(self, batch: Batch, path: Path, probabilities: bool = False) -> dict[str, list[Any]]:
-        """The answers for one window of a file, as further columns.
+    def answer_batch(
+        self, batch: Batch, path: Path, probabilities: bool = False
+    ) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+        """The predictions for one window of a file as further columns, and by index the rows that have none.
 
         Raises:
-            UserError: a row cannot be answered, or the file already has a column of that name.
+            UserError: a column is missing, or the file already has a column of the name of a new one.
         """
-        described = self.task.cells(self.answer_columns(self._rows(batch, path, self.task.input_columns()), probabilities))
-        if clash := [name for name in described if batch.has_column(name)]:
+        rows = from_columns(pick_columns(batch, path, self.task.input_columns()), str(path), batch.first)
+        columns, faults = predict_sound(
+            self.task, rows, batch.faults, lambda sound: self.task.cells(self.answer_columns(sound, probabilities))
+        )
+        if clash := [name for name in columns if batch.has_column(name)]:
             raise UserError(f"{path}: has a column {clash[0]!r} already, which the answer would overwrite; rename it")
-        return described
-
-    def _rows(self, batch: Batch, path: Path, wanted: list[str]) -> Rows:
-        return from_columns(pick_columns(batch, path, wanted), str(path), batch.first)
+        return columns, faults
 
 
 def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[Any]]:

@@ -35,11 +35,14 @@ class _Window:
     done: bool = False
 
 
-def in_order(read: Callable[..., Iterator[Batch]], team: Team, processes: int) -> Iterator[tuple[Batch, Any]]:
+def in_order(
+    read: Callable[..., Iterator[Batch]], team: Team, processes: int, known: Callable[[Batch], Any] = lambda _: None
+) -> Iterator[tuple[Batch, Any]]:
     """Each window with its answer, in the order of the file. Memory does not grow with the file.
 
     Args:
         read: gives the file's windows; called with what a process says when it is ready, such as the rows of a window.
+        known: gives the predictions of a window that no process has to compute, or None.
 
     Raises:
         UserError: as one process would, for the first window in the file that cannot be read or answered; or no process can load
@@ -60,7 +63,10 @@ def in_order(read: Callable[..., Iterator[Batch]], team: Team, processes: int) -
                 ended = True
             if window is not None:
                 held.append(window)
-                if window.error is None:
+                if window.batch is not None:
+                    window.answer = known(window.batch)
+                    window.done = window.answer is not None
+                if not window.done:
                     unsent.append(window)
             _hand_out(team, idle, unsent, at_work)
         if held and held[0].done:

@@ -1,32 +1,34 @@
-"""Whole files through a saved model: rows are read, answered and written window by window."""
+"""Whole files through a saved model: rows are read, predicted and written window by window."""
 
 import json
 import os
-from collections.abc import Iterator
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from nlp_transfer.command_inputs import check_files
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, say, show_metrics
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.importing import importing
+from nlp_transfer.journal import Answer, OutputFile
 from nlp_transfer.ordered import in_order
+from nlp_transfer.secrets import redact
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.aligned import check_no_aligned
-from nlp_transfer.sources.reading import format_of, has_lines, kind_of, names_no_format, read_start
-from nlp_transfer.sources.tables import ENDINGS, Batch, check_lines, read_table
+from nlp_transfer.sources.reading import check_unchanged, state_of
+from nlp_transfer.sources.rows import Fault
+from nlp_transfer.sources.tables import Batch, read_table, scan_table
+from nlp_transfer.standard_streams import DASH, OutputStream, opened_input, results
 from nlp_transfer.unused_settings import check_format_settings, unused_columns
-from nlp_transfer.workers import Workers, at_once, check_processes, plan
-from nlp_transfer.writing import Columns, Writer, replacing
+from nlp_transfer.workers import Workers, at_once, plan
+from nlp_transfer.writing import Columns, Writer
 
-OUTPUTS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
-
-
-def _ending(output: Path) -> str:
-    """The format of an output; one with another ending holds a line a row, as the lines that it is made from."""
-    ending = output.suffix.lower()
-    return ending if ending in OUTPUTS else ".txt"
+SHOWN = 5  # rows without a prediction that are named; the others are counted
 
 
 def predict_file(
@@ -39,19 +41,29 @@ def predict_file(
     precision: str,
     processes: int = 1,
     base: str | None = None,
+    form: str | None = None,
+    overwrite: bool = False,
+    notes: bool = False,
 ) -> None:
-    """Writes the input's columns and the answers to `output`, whole or not at all.
+    """Write the input's columns and the predictions to `output`, whole or not at all.
+
+    Rows that cannot be predicted are counted and keep their place without a prediction. After an interruption the same call
+    resumes, with the same bytes in the end.
 
     Args:
+        source, output: files, or `-` for standard input and standard output.
         processes: of this machine that share the work, each with the model and an even share of the cores.
         base: of an adapter, where the model that it was trained on lies now.
+        form: format of standard input and output, such as `csv`; None: `txt`, and for output the format of the input.
+        overwrite: whether the output may exist.
+        notes: whether to add a column `note` that says why a row has no prediction.
 
     Raises:
         UserError: model, input or output cannot be used, or a process was lost.
     """
-    _check_files(source, output, processes, probabilities)
-    wanted = {"model": model, "source": source, "settings": settings, "batch_size": batch_size, "precision": precision}
-    _answer(wanted | {"probabilities": probabilities, "base": base}, output, "predicting", processes)
+    wanted = {"model": model, "settings": settings, "batch_size": batch_size, "precision": precision}
+    wanted |= {"probabilities": probabilities, "base": base}
+    _predict(wanted, source, output, "predicting", processes, form, overwrite, notes)
 
 
 def translate_file(
@@ -61,94 +73,167 @@ def translate_file(
     settings: dict[str, Any],
     batch_size: int | None,
     precision: str,
-    beams: int | None,
+    beams: int | None = None,
     processes: int = 1,
     base: str | None = None,
+    form: str | None = None,
+    overwrite: bool = False,
+    notes: bool = False,
 ) -> None:
-    """Writes the input's columns and a column `translation` to `output`, whole or not at all; .txt has a line a text.
-
-    Args:
-        processes: of this machine that share the work, each with the model and an even share of the cores.
-        base: of an adapter, where the model that it was trained on lies now.
-
-    Raises:
-        UserError: model, input or output cannot be used, or a process was lost.
-    """
-    _check_files(source, output, processes)
-    wanted = {"model": model, "source": source, "settings": settings, "batch_size": batch_size, "precision": precision}
+    """Write the input's columns and a column `translation` to `output`; .txt has a line a text. Otherwise as `predict_file`."""
+    wanted = {"model": model, "settings": settings, "batch_size": batch_size, "precision": precision}
     if beams and (settings.get("task") or {}).get("beams") not in (None, beams):
         say(f"no effect: task.beams (--beams {beams} takes its place)")
-    in_pieces = _answer(wanted | {"translate": True, "beams": beams, "base": base}, output, "translating", processes)
+    wanted |= {"translate": True, "beams": beams, "base": base}
+    in_pieces = _predict(wanted, source, output, "translating", processes, form, overwrite, notes)
     if in_pieces:
         say(f"{in_pieces} texts were longer than task.longest_source of the model and were translated in pieces")
 
 
-def _answer(wanted: dict[str, Any], output: Path, title: str, processes: int) -> int:
-    """Answers the windows of a file here or in other processes; gives back how many texts were translated in pieces.
+def _predict(
+    wanted: dict[str, Any],
+    source: Path,
+    output: Path,
+    title: str,
+    processes: int,
+    form: str | None,
+    overwrite: bool,
+    notes: bool,
+) -> int:
+    """Predict a file here or in other processes; give back how many texts were translated in pieces.
 
     Args:
-        wanted: arguments of `Answers`.
+        wanted: arguments of `Answers` but for `source`.
     """
-    source, data = wanted["source"], _data_settings(wanted["settings"], wanted["source"])
-    read = partial(read_table, source, data, keep_table=_ending(output) != ".txt")  # a line holds the prediction alone
-    with at_once():
+    ending = check_files(source, output, processes, form, overwrite, notes, bool(wanted.get("probabilities")))
+    with at_once(), opened_input(source, form or "txt") as path, _opened_output(output, ending, overwrite) as target:
+        data, before = _data_settings(wanted["settings"], path), state_of(path)
+        rows, columns = scan_table(path, data)
+        texts: list[str] = []  # columns that the model reads, once it is loaded
+        keep_table = ending != ".txt"  # a line holds the prediction alone
+
+        def read(window: int, asked: list[str], identity: dict[str, Any]) -> Iterator[Batch]:
+            target.begin(identity)
+            texts.extend(asked)
+            for batch in read_table(path, data, window, asked, keep_table, mark_faults=True):
+                yield batch if batch.names else _with_all(batch, columns)
+            check_unchanged(path, before)
+
         if processes == 1:
             with importing():
                 from nlp_transfer.answers import Answers
-            answers = Answers(**wanted)
-            return _write_all(source, output, title, ((batch, answers(batch)) for batch in read(answers.window, answers.columns)))
+            answers = Answers(**wanted, source=path)
+            windows = read(answers.window, answers.columns, answers.identity if target.journaled else {})
+            predicted = ((batch, target.find(batch) or answers(batch)) for batch in windows)
+            return _write_all(target, predicted, Steps(title, rows), _name(source), ending, texts, notes)
         say(plan(processes))
-        with Workers("nlp_transfer.answers", "Answers", wanted | {"processes": processes}, processes) as workers:
-            return _write_all(source, output, title, in_order(read, workers, processes), processes)
+        with Workers("nlp_transfer.answers", "Answers", wanted | {"source": path, "processes": processes}, processes) as workers:
+            ordered = in_order(read, workers, processes, target.find)
+            return _write_all(target, ordered, Steps(title, rows), _name(source), ending, texts, notes, processes)
+
+
+def _with_all(batch: Batch, columns: list[str]) -> Batch:
+    """The batch with every column of its file, so that no window differs from another."""
+    return replace(batch, columns={name: batch.columns.get(name) or [None] * len(batch) for name in columns})
+
+
+def _name(path: Path) -> str:
+    return "standard input" if path == DASH else str(path)
 
 
 def _write_all(
-    source: Path, output: Path, title: str, answered: Iterator[tuple[Batch, tuple[Columns, int]]], processes: int = 1
+    target: OutputFile | OutputStream,
+    predicted: Iterator[tuple[Batch, Answer]],
+    progress: Steps,
+    source: str,
+    ending: str,
+    texts: list[str],
+    notes: bool,
+    processes: int = 1,
 ) -> int:
+    """Write and record what is predicted; say at the end how many rows have no prediction, and why."""
     rows = windows = in_pieces = 0
-    progress = Steps(title, _guess_rows(source))
-    with replacing(output) as part, progress, Writer(part, _ending(output)) as writer:
-        for batch, (found, count) in answered:
-            writer.write(found if batch.table is not None else batch.columns | found, batch.table)
-            rows, windows, in_pieces = rows + len(batch), windows + 1, in_pieces + count
-            progress.advance(len(batch))
-    say(f"{rows} rows are in {output}")
+    kinds: Counter[str] = Counter()
+    shown: list[str] = []
+    writer = None
+    with progress, ExitStack() as stack:
+        for batch, answer in predicted:
+            writer = writer or stack.enter_context(Writer(target.part(), ending))
+            columns = {} if batch.table is not None else dict(batch.columns)
+            if ending == ".parquet":
+                columns |= {name: _as_texts(columns[name], answer.faults) for name in texts if name in columns}
+            columns |= answer.columns | (_notes(batch, answer.faults) if notes else {})
+            target.add(batch, answer)
+            with target.writing():
+                writer.write(columns, batch.table)
+            kinds.update(fault.kind for fault in answer.faults.values())
+            for index, fault in islice(answer.faults.items(), SHOWN - len(shown)):
+                shown.append(f"{source}, row {batch.first + index}{fault.reason}")
+            rows, windows, in_pieces = rows + len(batch), windows + 1, in_pieces + answer.in_pieces
+            (progress.skip if answer.resumed else progress.advance)(len(batch))
+        with target.writing():
+            stack.close()
+    target.finish()
+    say(f"{rows} rows are in {target}")
+    if kinds:
+        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        more = [f"... and {kinds.total() - len(shown)} more"] if kinds.total() > len(shown) else []
+        say(f"warning: {kinds.total()} of {rows} rows have no prediction: {counted}", *shown, *more)
     if windows < processes:
         say(f"they were answered in {windows} part{'s' if windows > 1 else ''}, so that more processes had nothing to do")
     return in_pieces
 
 
-def _check_files(source: Path, output: Path, processes: int, probabilities: bool = False) -> None:
-    """Raises a UserError for what would only show after the model was loaded, or after all the work."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "found several processes of a launcher; allowed: one, since rows are written in their order to one file. "
-            "--processes N shares the work among several"
-        )
-    problems = Problems()
-    check_processes(processes, problems)
-    for option, path in (("--input", source), ("--output", output)):
-        try:
-            path.exists()
-        except OSError as error:  # a name that is too long, say
-            raise UserError(f"{option}: {path} is no file: {error.strerror}; allowed: a file ({', '.join(ENDINGS)})") from error
-    if format_of(source) is None and not names_no_format(source):
-        problems.add(f"--input: found the ending {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}")
-    elif not source.exists():
-        problems.add(f"--input: there is no file {source}; allowed: a file that exists ({', '.join(ENDINGS)})")
-    elif kind := kind_of(source):
-        problems.add(f"--input: {source} is {kind}; allowed: a file ({', '.join(ENDINGS)})")
-    elif format_of(source) is None:
-        check_lines(source, "text")
-    if output.suffix.lower() not in OUTPUTS and not (names_no_format(output) and has_lines(source)):  # lines to lines
-        problems.add(f"--output: found the ending {output.suffix!r} of {output}; allowed: {', '.join(OUTPUTS)}")
-    elif output.is_dir():
-        problems.add(f"--output: {output} is a folder; allowed: a file ({', '.join(OUTPUTS)})")
-    elif output.exists() and source.exists() and output.samefile(source):
-        problems.add(f"--output: {output} is the input; allowed: another file")
-    if probabilities and _ending(output) == ".txt":
-        problems.add("--probabilities: a .txt file holds the predictions alone; allowed: an --output with columns, such as .csv")
-    problems.raise_if_any()
+def _as_texts(cells: list[Any], faults: Mapping[int, Fault]) -> list[Any]:
+    """A column of texts in which cells of other types, which have no prediction, are JSON: a Parquet column has one type."""
+    bad = {i for i in faults if not isinstance(cells[i], (str, type(None)))}
+    return [json.dumps(cell, ensure_ascii=False) if i in bad else cell for i, cell in enumerate(cells)]
+
+
+def _notes(batch: Batch, faults: Mapping[int, Fault]) -> Columns:
+    if batch.has_column("note"):
+        raise UserError("--notes: the input has a column 'note' already; allowed: rename it, or leave --notes out")
+    return {"note": [faults[i].reason.lstrip(":, ") if i in faults else None for i in range(len(batch))]}
+
+
+def predict_texts(wanted: dict[str, Any], texts: Sequence[str]) -> None:
+    """Print the predictions of texts of a command line: a line for each, for programs as JSON.
+
+    Args:
+        wanted: arguments of `Answers` but for `source`.
+        texts: of a model that reads several texts, those of one row after the other.
+
+    Raises:
+        UserError: the model cannot be used, or reads another number of texts.
+    """
+    if wanted["settings"].get("data"):
+        raise UserError("--data: has no effect on texts of the command line; leave it out")
+    with results() as stream:
+        with importing():
+            from nlp_transfer.answers import Answers
+        answers = Answers(**wanted, source=Path("TEXT"))
+        names = answers.columns
+        if len(texts) % len(names):
+            raise UserError(f"TEXT: found {len(texts)}; the model reads {len(names)} for each row: {', '.join(names)}")
+        batch = Batch({name: list(texts[i :: len(names)]) for i, name in enumerate(names)}, 1, len(texts) // len(names))
+        answer = answers(batch)
+        if stream.isatty():
+            for row in zip(*answer.columns.values(), *batch.columns.values(), strict=True):
+                cells = (f"{cell:.4f}" if isinstance(cell, float) else "-" if cell is None else str(cell) for cell in row)
+                stream.write(redact("  ".join(cells)) + "\n")
+        else:
+            Writer(stream, ".jsonl").write(batch.columns | answer.columns)
+        say(*(f"warning: TEXT {index + 1}{fault.reason}" for index, fault in answer.faults.items()))
+
+
+@contextmanager
+def _opened_output(output: Path, ending: str, overwrite: bool) -> Iterator[OutputFile | OutputStream]:
+    if output == DASH:
+        with results() as stream, OutputStream(stream, ending) as target:
+            yield target
+    else:
+        with OutputFile(output, overwrite) as target:
+            yield target
 
 
 def evaluate_source(
@@ -188,7 +273,7 @@ def score_source(
     return {"rows": len(rows), **metrics}, task.signatures()
 
 
-def check_figures_file(output: Path | None) -> None:
+def check_figures_file(output: Path | None, overwrite: bool = False) -> None:
     """Raises a UserError for what would only show after all the work."""
     if output is None:
         return
@@ -196,6 +281,8 @@ def check_figures_file(output: Path | None) -> None:
         raise UserError(f"--output: found the ending {output.suffix!r} of {output}; allowed: .json")
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output: {output} cannot be written; allowed: a .json file in a folder that exists")
+    if output.exists() and not overwrite:
+        raise UserError(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
 
 
 def print_figures(figures: dict[str, float], output: Path | None, signatures: dict[str, str] | None = None) -> None:
@@ -228,20 +315,3 @@ def _data_settings(settings: dict[str, Any], source: Path | None = None) -> Data
     check_format_settings(data, data.test if source is None else source, problems := Problems())
     problems.raise_if_any()
     return data
-
-
-def _guess_rows(path: Path) -> int:
-    """Rows of a file, as Parquet records them or from the size and the first lines, for the progress bar alone."""
-    if path.suffix.lower() == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return max(1, pq.read_metadata(path).num_rows)
-        except (OSError, pa.ArrowException):  # reading says what is wrong
-            return 1
-    try:
-        start = read_start(path, 1 << 16)
-    except OSError:  # reading says what is wrong
-        return 1
-    return max(1, int(path.stat().st_size / max(1, len(start)) * max(1, start.count(b"\n"))))

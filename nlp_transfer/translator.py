@@ -1,20 +1,21 @@
 """Texts of any length through a saved translation model: empty ones stay empty, long ones go in pieces, order is kept."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 
 from nlp_transfer.applicability import check_used
 from nlp_transfer.config import with_type
+from nlp_transfer.data.row_faults import OnBadRows, check_on_bad_rows, kind_of_fault
 from nlp_transfer.errors import UserError
 from nlp_transfer.inference import Predictor, answering, pick_columns
 from nlp_transfer.models import autocast
 from nlp_transfer.seq2seq.generate import ROWS
 from nlp_transfer.sources.memory import read_inputs
-from nlp_transfer.sources.rows import TRANSLATION
+from nlp_transfer.sources.rows import TRANSLATION, Fault
 from nlp_transfer.sources.tables import Batch
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -45,10 +46,12 @@ class Translator:
         task.sides.check_room(1 << 30, task.longest_piece)
 
     @overload
-    def __call__(self, inputs: str) -> str: ...
+    def __call__(self, inputs: str, on_bad_rows: Literal["refuse"] = "refuse") -> str: ...
     @overload
-    def __call__(self, inputs: Any) -> list[str]: ...
-    def __call__(self, inputs: Any) -> list[str] | str:
+    def __call__(self, inputs: Any, on_bad_rows: Literal["refuse"] = "refuse") -> list[str]: ...
+    @overload
+    def __call__(self, inputs: Any, on_bad_rows: OnBadRows) -> list[str | None] | str | None: ...
+    def __call__(self, inputs: Any, on_bad_rows: OnBadRows = "refuse") -> list[Any] | str | None:
         """Translate texts, or the source column of a table; a text that is empty, or spaces alone, stays as it is.
 
         `in_pieces` counts the texts so far that were longer than anything in training: those are split, at the end of
@@ -56,30 +59,34 @@ class Translator:
 
         Args:
             inputs: as for `Predictor`.
+            on_bad_rows: what happens where a text is missing (None, NaN), not a text or has half of a character: `refuse`
+                raises, `skip` gives None.
 
         Returns:
             A translation for each row, in order; for a single text or row its translation alone.
 
         Raises:
-            UserError: an entry is no text, or has half of a character.
+            UserError: the object holds no texts, or an entry is no text and `on_bad_rows` is `refuse`.
         """
+        check_on_bad_rows(on_bad_rows)
         rows, single = read_inputs(inputs, self.task.input_columns())
         texts = list(rows.columns[self.task.source])
-        for i, text in enumerate(texts, start=1):
-            if not isinstance(text, str):
-                raise UserError(f"texts, row {i}: found {with_type(text)}; allowed: text")
-        translations = self.translate(texts)
+        faults = _faults(texts)
+        if faults and on_bad_rows == "refuse":
+            index, fault = next(iter(faults.items()))
+            raise UserError(f"texts, row {index + 1}{fault.reason}")
+        translations = self._translate_sound(texts, faults)
         return translations[0] if single else translations
 
-    def translate(self, texts: Sequence[str]) -> list[str]:
-        """Translate a list of texts, in order.
+    def _translate_sound(self, texts: list[Any], faults: Mapping[int, Fault]) -> list[str | None]:
+        """The translations in order, and None in place of entries with a fault."""
+        translations = iter(self.translate([text for i, text in enumerate(texts) if i not in faults]))
+        return [None if i in faults else next(translations) for i in range(len(texts))]
 
-        Raises:
-            UserError: a text has half of a character.
-        """
-        for i, text in enumerate(texts, start=1):
-            if half := HALF_CHARACTER.search(text):
-                raise UserError(f"texts, row {i}: found {half.group()!a}, half of a character; allowed: both halves or none")
+    def translate(self, texts: Sequence[str]) -> list[str]:
+        """Translate a list of texts without halves of characters, in order."""
+        if not texts:
+            return []
         predictor, device = self.predictor, self.predictor.model.device
         with torch.inference_mode(), answering(predictor.model, device), autocast(device, predictor.precision):
             translations, pieces = self.task.translate(
@@ -88,20 +95,37 @@ class Translator:
         self.in_pieces += int((pieces > 1).sum())
         return [translation if text.strip() else text for text, translation in zip(texts, translations, strict=True)]
 
-    def translate_batch(self, batch: Batch, path: Path) -> dict[str, list[Any]]:
-        """The translations of one window of a file, as a column `translation`; texts that are empty or missing stay empty.
+    def translate_batch(self, batch: Batch, path: Path) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+        """The translations of one window of a file as a column `translation`, and by index the rows that have none.
 
-        Where the source stands inside a column `translation`, as data sets on the hub have it, the new column is `prediction`.
+        Empty texts stay empty, and are among those rows. Where the source stands inside a column `translation`, as data sets on
+        the hub have it, the new column is `prediction`.
 
         Raises:
-            UserError: a cell is no text, or the file has such a column already.
+            UserError: the source column is missing, or the file has a column of the new name already.
         """
         name = self.task.source
         column = "translation" if batch.has_column(name) or not batch.has_column(TRANSLATION) else "prediction"
         if batch.has_column(column):
             raise UserError(f"{path}: has a column {column!r} already, which the translation would overwrite; rename it")
-        cells = ["" if cell is None else cell for cell in pick_columns(batch, path, [name])[name]]
-        for i, cell in enumerate(cells):
-            if not isinstance(cell, str):
-                raise UserError(f"{path}, row {batch.first + i}, column {name!r}: found {with_type(cell)}; allowed: text")
-        return {column: self.translate(cells)}
+        cells = pick_columns(batch, path, [name])[name]
+        faults = {**_faults(cells, f", column {name!r}"), **batch.faults}
+        translations = self._translate_sound(cells, faults)
+        blank = {
+            i: Fault("empty text", f", column {name!r}: the cell is empty")
+            for i, cell in enumerate(cells)
+            if i not in faults and not cell.strip()
+        }
+        return {column: translations}, dict(sorted((faults | blank).items()))
+
+
+def _faults(texts: Sequence[Any], where: str = "") -> dict[int, Fault]:
+    """By index, why texts cannot be translated."""
+    faults = {}
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            faults[i] = Fault(kind_of_fault([text]), f"{where}: found {with_type(text)}; allowed: text")
+        elif half := HALF_CHARACTER.search(text):
+            reason = f"{where}: found {half.group()!a}, half of a character; allowed: both halves or none"
+            faults[i] = Fault("half of a character", reason)
+    return faults

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from nlp_transfer import extensions
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import Problems, UnfinishedError, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.ordered import Reply
 from nlp_transfer.secrets import guard_output
@@ -140,7 +140,7 @@ class Workers:
         code = process.exitcode
         how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with status {code}"
         when = "loaded the model" if batch is None else f"answered rows {batch.first} to {batch.first + len(batch) - 1}"
-        return UserError(
+        return UnfinishedError(
             f"process {number + 1} of {self._count} (pid {process.pid}) {how} while it {when}. Often memory has run out, since "
             f"each process holds the model; allowed: fewer --processes than {self._count}, or a smaller --batch-size"
         )
@@ -202,7 +202,7 @@ def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, A
             extensions.load_code(code)
             make = getattr(importlib.import_module(module), name)
         made.append(make(**arguments))
-        return "ready", made[0].window, made[0].columns
+        return "ready", made[0].window, made[0].columns, made[0].identity
 
     def answer(batch: Batch) -> Reply:
         return "answer", made[0](batch)

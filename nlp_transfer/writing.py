@@ -1,4 +1,4 @@
-"""A file that answers are written to, batch after batch, whole or not at all."""
+"""A file or stream that predictions are written to, window after window."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from nlp_transfer.errors import UserError
 from nlp_transfer.parquet_output import ParquetOutput, text_cells
 
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 Columns = dict[str, list[Any]]
 LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # whatever some reader takes for the end of a line
 
@@ -58,11 +59,19 @@ class Writer:
     what becomes of them.
     """
 
-    def __init__(self, path: Path, ending: str) -> None:
+    def __init__(self, target: Path | TextIO, ending: str) -> None:
+        """Open a file.
+
+        Args:
+            target: an open text stream, which is not closed in the end, only for text formats.
+        """
         self.ending = ending
         self.names: list[str] = []
-        self.parquet = ParquetOutput(path) if ending == ".parquet" else None
-        self.file = None if ending == ".parquet" else path.open("w", encoding="utf-8", newline="")
+        self.parquet = ParquetOutput(target) if ending == ".parquet" and isinstance(target, Path) else None
+        self.owned = isinstance(target, Path)
+        self.file: TextIO | None = None
+        if self.parquet is None:
+            self.file = target.open("w", encoding="utf-8", newline="") if isinstance(target, Path) else target
 
     def write(self, columns: Columns, table: Any = None) -> None:
         """Appends rows.
@@ -83,7 +92,8 @@ class Writer:
             self._write_jsonl(columns)
         elif self.ending == ".txt":
             answers = columns["translation"] if "translation" in columns else columns["prediction"]
-            self._text().writelines(LINE_END.sub(" ", str(answer)) + "\n" for answer in answers)  # a line a row, whatever it says
+            lines = ("" if answer is None else LINE_END.sub(" ", str(answer)) for answer in answers)
+            self._text().writelines(line + "\n" for line in lines)  # a line a row, whatever it says
         else:
             self._write_csv(columns)
 
@@ -119,7 +129,7 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.parquet is not None:
             self.parquet.close(complete=kind is None)
-        if self.file is not None:
+        if self.file is not None and self.owned:
             self.file.close()
 
 

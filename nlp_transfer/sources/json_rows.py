@@ -9,25 +9,16 @@ from typing import Any, TextIO
 
 from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.reading import MAX_ROW, Lines, RowTooLongError, undecoded
+from nlp_transfer.sources.reading import ENCODING, MAX_ROW, Lines, RowTooLongError, undecoded
+from nlp_transfer.sources.rows import Fault
 
 MAX_COLUMNS = 4096
 MAX_DEPTH = 100  # of lists and objects inside each other in a row
 CHUNK = 1 << 16  # characters read at once; twice as many where a row does not end in them
 
-Records = Iterator[tuple[int, dict[str, Any], int]]  # position, cells by column, characters
-
-
-def add_blank(path: Path, positions: range, problems: Problems) -> range:
-    """Adds blank lines that another row follows; gives back none."""
-    for position in positions:
-        problems.add(f"{path}, row {position}: the line is blank; remove it")
-    return range(0)
-
-
-def encoding_problem(where: str, fault: str) -> str:
-    """The message about a byte or a character that cannot be."""
-    return f"{where}: {fault}; set data.encoding (cp1252 is common for files from Windows)"
+Records = Iterator[tuple[int, dict[str, Any], int, Fault | None]]  # position, cells by column, characters, what is wrong
+BLANK = Fault("blank line", ": the line is blank; remove it")
+TOO_LONG = "too long"
 
 
 def check_count(columns: Sized, where: str) -> None:
@@ -37,34 +28,31 @@ def check_count(columns: Sized, where: str) -> None:
 
 
 def jsonl_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
-    position = 0
     blank = range(0)
+    for position, line in enumerate(lines.each(), start=1):
+        if line is not None and not line.strip():
+            blank = range(blank.start if blank else position, position + 1)
+            continue
+        yield from ((each, {}, 0, BLANK) for each in blank)
+        blank = range(0)
+        record, fault = (None, Fault(TOO_LONG, f": {RowTooLongError()}")) if line is None else _parse_record(line, encoding)
+        yield position, record or {}, len(line or ""), fault
+
+
+def _parse_record(line: str, encoding: str) -> tuple[Any, Fault | None]:
+    """The object in a line of JSON, or why there is none."""
+    if found := undecoded(line, encoding):
+        return None, Fault("wrong encoding", f": {found}; {ENCODING}")
     try:
-        for position, line in enumerate(lines, start=1):
-            lines.length = 0
-            if not line.strip():
-                blank = range(blank.start if blank else position, position + 1)
-                continue
-            blank = add_blank(path, blank, problems)
-            where = f"{path}, row {position}"
-            if fault := undecoded(line, encoding):
-                problems.add(encoding_problem(where, fault))
-                continue
-            try:
-                record = _DECODER.decode(line)
-                found = _json_fault(record, line)
-            except _KeyTwiceError as error:
-                found = f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
-            except RecursionError:
-                found = TOO_DEEP
-            except ValueError as error:
-                found = f"is not JSON ({error})"
-            if found:
-                problems.add(f"{where}: {found}")
-            else:
-                yield position, record, len(line)
-    except RowTooLongError as error:
-        problems.add(f"{path}, row {position + 1}: {error}")
+        record = _DECODER.decode(line)
+        kind, reason = "not a JSON object", _json_fault(record, line)
+    except _KeyTwiceError as error:
+        kind, reason = "a key twice", f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
+    except RecursionError:
+        kind, reason = "not a JSON object", TOO_DEEP
+    except ValueError as error:
+        kind, reason = "not JSON", f"is not JSON ({error})"
+    return (None, Fault(kind, f": {reason}")) if reason else (record, None)
 
 
 class _KeyTwiceError(ValueError):
@@ -126,12 +114,12 @@ def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
     position = 0
     try:
         for position, (record, source) in enumerate(_rows(_JsonText(lines.file)), start=1):
-            if fault := undecoded(source, encoding):
-                problems.add(encoding_problem(f"{path}, row {position}", fault))
-            elif fault := _json_fault(record, source):
-                problems.add(f"{path}, row {position}: {fault}")
+            if found := undecoded(source, encoding):
+                yield position, {}, 0, Fault("wrong encoding", f": {found}; {ENCODING}")
+            elif found := _json_fault(record, source):
+                yield position, {}, 0, Fault("not a JSON object", f": {found}")
             else:
-                yield position, record, len(source)
+                yield position, record, len(source), None
     except _KeyTwiceError as error:
         problems.add(
             f"{path}, row {position + 1}: the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"

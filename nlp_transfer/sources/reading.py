@@ -5,6 +5,7 @@ import gzip
 import os
 import re
 import stat
+from collections.abc import Iterator
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ OTHERS = frozenset(
 )  # endings of formats that are not read here: such a file is never taken for lines of text
 MAX_ROW = 2**24  # characters of one row, or of one file of a class folder
 SURROGATE = re.compile("[\ud800-\udfff]")
+ENCODING = "set data.encoding (cp1252 is common for files from Windows)"
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
 LOOKED_AT = 1000  # neighbours among which a mistyped name is looked for
 
@@ -127,6 +129,7 @@ class Lines:
     def __init__(self, file: TextIO) -> None:
         self.file = file
         self.length = 0
+        self._inside = False  # a line that was too long has not ended yet
 
     def __iter__(self) -> "Lines":
         return self
@@ -135,10 +138,26 @@ class Lines:
         line = self.file.readline(MAX_ROW + 1)
         self.length += len(line)
         if self.length > MAX_ROW:
+            self._inside = not line.endswith("\n")
             raise RowTooLongError
         if not line:
             raise StopIteration
         return line
+
+    def each(self) -> Iterator[str | None]:
+        """Yield every line as a row by itself, and None in place of one that is too long, of which the rest is skipped."""
+        while True:
+            self.length = 0
+            try:
+                line = next(self, None)
+            except RowTooLongError:
+                yield None
+                while self._inside:
+                    self._inside = bool(rest := self.file.readline(MAX_ROW)) and not rest.endswith("\n")
+                continue
+            if line is None:
+                return
+            yield line
 
 
 def open_binary(path: Path) -> Any:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,13 @@ from nlp_transfer.sources.texts import GrowingColumn, Texts
 BLOCK = 10_000  # rows that are copied at once
 UNTYPED = (".csv", ".tsv", ".txt")
 TRANSLATION = "translation"  # the column in which data sets on the hub keep {"en": ..., "de": ...}
+
+
+class Fault(NamedTuple):
+    """Why a row of a file cannot be predicted: a kind, by which rows are counted, and what stands behind `FILE, row N`."""
+
+    kind: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ Cells of CSV and TSV files are text and stay text: nothing here turns `NA` into 
 import csv
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from typing import Any
 from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.json_rows import Records, add_blank, check_count, encoding_problem, json_records, jsonl_records
+from nlp_transfer.sources.json_rows import BLANK, TOO_LONG, Records, check_count, json_records, jsonl_records
 from nlp_transfer.sources.parquet import parquet_batches
 from nlp_transfer.sources.reading import (
-    ENDINGS as ENDINGS,
-)
-from nlp_transfer.sources.reading import (
+    ENCODING,
     MAX_ROW,
+    SURROGATE,
     Lines,
     RowTooLongError,
     check_regular,
@@ -32,6 +31,10 @@ from nlp_transfer.sources.reading import (
     open_text,
     undecoded,
 )
+from nlp_transfer.sources.reading import (
+    ENDINGS as ENDINGS,
+)
+from nlp_transfer.sources.rows import Fault
 
 LOOKED_AT = 1 << 13  # bytes by which a file of lines is told from other formats
 BATCH_CELLS = 2**20  # a batch ends early when it has as many cells, or as many characters as the longest row
@@ -46,6 +49,9 @@ class Batch:
 
     Of a Parquet file `columns` holds only the columns that were asked for, `names` are those of all its columns, and `table`
     (a `pyarrow.Table`) holds all of them unconverted where a writer needs them.
+
+    `faults`: by index, why rows could not be read, where the reader was asked to go on; their cells are None, except that bytes
+    in a wrong encoding are replaced by U+FFFD.
     """
 
     columns: dict[str, list[Any]]
@@ -53,6 +59,7 @@ class Batch:
     rows: int
     table: Any = None
     names: Sequence[str] = ()
+    faults: Mapping[int, Fault] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.rows
@@ -114,28 +121,67 @@ def read_lines(path: Path, data: DataConfig) -> Iterator[list[str]]:
     Raises:
         UserError: the file is missing or empty, or bytes are not in the given encoding.
     """
-    for batch in _read(path, ".txt", data, 10_000, None, False):
+    for batch in _read(path, ".txt", data, 10_000, None, False, False):
         yield batch.columns["text"]
 
 
 def read_table(
-    path: Path, data: DataConfig, size: int = 10_000, wanted: Collection[str] | None = None, keep_table: bool = False
+    path: Path,
+    data: DataConfig,
+    size: int = 10_000,
+    wanted: Collection[str] | None = None,
+    keep_table: bool = False,
+    mark_faults: bool = False,
 ) -> Iterator[Batch]:
     """The table's rows in batches of at most `size`, fewer where rows are large.
 
     Args:
         wanted: columns that are needed as Python values; of a Parquet file no others are decoded. None: all.
         keep_table: for a Parquet file, give each batch with all columns as Arrow data too (`Batch.table`).
+        mark_faults: keep rows that cannot be read in their places, with the reason in `Batch.faults`, wherever it is clear where
+            the next row begins; by default they are problems.
 
     Raises:
         UserError: the file is missing, empty or no regular one, a line cannot be parsed or is too long, or bytes are not in the
             given encoding; broken rows of a file are listed together.
     """
-    yield from _read(path, check_ending(path, wanted), data, size, wanted, keep_table)
+    yield from _read(path, check_ending(path, wanted), data, size, wanted, keep_table, mark_faults)
+
+
+def scan_table(path: Path, data: DataConfig) -> tuple[int, list[str]]:
+    """Count the rows of a table and list its columns, those that come late in a JSONL file too.
+
+    A text file is read as a whole, which takes far less time than predicting it, so that what breaks it shows at once.
+
+    Raises:
+        UserError: as `read_table` with `mark_faults`.
+    """
+    ending = format_of(path) or ".txt"
+    if ending == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        check_regular(path)
+        try:
+            with pq.ParquetFile(path) as file:
+                return file.metadata.num_rows, list(file.schema_arrow.names)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: cannot be read as Parquet ({error})") from error
+    rows, columns = 0, dict[str, None]()
+    for batch in _read(path, ending, data, 10_000, None, False, True):
+        rows += len(batch)
+        columns |= dict.fromkeys(batch.columns)
+    return rows, list(columns)
 
 
 def _read(
-    path: Path, ending: str, data: DataConfig, size: int, wanted: Collection[str] | None, keep_table: bool
+    path: Path,
+    ending: str,
+    data: DataConfig,
+    size: int,
+    wanted: Collection[str] | None,
+    keep_table: bool,
+    mark_faults: bool,
 ) -> Iterator[Batch]:
     try:
         check_regular(path)
@@ -147,23 +193,30 @@ def _read(
             for content in parquet_batches(path, size, MAX_ROW, check, wanted, keep_table):
                 yield Batch(*content)
         else:
-            yield from _read_text(path, ending, data, size)
+            yield from _read_text(path, ending, data, size, mark_faults)
     except (OSError, EOFError, zlib.error) as error:  # the latter two: of a compressed file that was cut off or damaged
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
+def _read_text(path: Path, ending: str, data: DataConfig, size: int, mark_faults: bool) -> Iterator[Batch]:
     problems = Problems(str(path))
     encoding = choose_encoding(path, data)
     records = {
         ".csv": _csv_records, ".tsv": _csv_records, ".jsonl": jsonl_records, ".json": json_records, ".txt": _text_records,
     }[ending]  # fmt: skip
     columns: dict[str, list[Any]] = {}
+    faults: dict[int, Fault] = {}
     first = length = taken = position = 0
     with open_text(path, encoding, newline="" if records is _csv_records else "\n") as file:
         lines = Lines(file)
         try:
-            for position, record, characters in records(path, data, encoding, lines, problems):
+            for position, record, characters, fault in records(path, data, encoding, lines, problems):
+                if fault is not None:
+                    if not mark_faults:
+                        problems.add(f"{path}, row {position}{fault.reason}")
+                        if fault.kind == TOO_LONG:  # it may have no end
+                            break
+                    faults[length] = fault
                 if problems:
                     continue  # the rest is read for its problems alone
                 first = first or position
@@ -175,8 +228,8 @@ def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator
                     values.append(record.get(name))
                 length, taken = length + 1, taken + characters
                 if length == size or length * len(columns) >= BATCH_CELLS or taken >= MAX_ROW:
-                    yield Batch(columns, first, length)
-                    columns = {name: [] for name in columns}
+                    yield Batch(columns, first, length, faults=faults)
+                    columns, faults = {name: [] for name in columns}, {}
                     first = length = taken = 0
         except UnicodeError as error:
             # Files are decoded in blocks, so the bytes stand in this row or somewhat below it.
@@ -185,7 +238,7 @@ def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator
     if position == 0:
         raise UserError(f"{path}: has {'a header but ' * (ending in ('.csv', '.tsv'))}no rows; allowed: one row or more")
     if length:
-        yield Batch(columns, first, length)
+        yield Batch(columns, first, length, faults=faults)
 
 
 def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
@@ -208,21 +261,27 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
             if not cells:
                 blank = range(blank.start if blank else position, position + 1)
                 continue
-            blank = add_blank(path, blank, problems)
+            yield from ((each, dict.fromkeys(header), 0, BLANK) for each in blank)
+            blank = range(0)
             if len(cells) != len(header):
-                problems.add(
-                    f"{path}, row {position}: found {len(cells)} cells; the header has {len(header)} "
-                    f"({', '.join(header[:6])}{', ...' if len(header) > 6 else ''})"
-                )
+                names = f"{', '.join(header[:6])}{', ...' if len(header) > 6 else ''}"
+                reason = f": found {len(cells)} cells; the header has {len(header)} ({names})"
+                yield position, dict.fromkeys(header), characters, Fault("another number of cells than the header", reason)
                 continue
-            for name, cell in zip(header, cells, strict=True):
-                if fault := undecoded(cell, encoding):
-                    problems.add(encoding_problem(f"{path}, row {position}, column {name!r}", fault))
-            yield position, dict(zip(header, cells, strict=True)), characters
+            yield position, *_checked(dict(zip(header, cells, strict=True)), characters, encoding)
     except RowTooLongError as error:
         problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}. If a quote is not closed: {hint}")
     except csv.Error as error:
         problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}; {hint}")
+
+
+def _checked(record: dict[str, str], characters: int, encoding: str) -> tuple[dict[str, str], int, Fault | None]:
+    """A row of text with the fault that some of its bytes are no characters."""
+    found = {name: fault for name, cell in record.items() if (fault := undecoded(cell, encoding))}
+    if not found:
+        return record, characters, None
+    reason = f"{''.join(f', column {name!r}: {fault}' for name, fault in found.items())}; {ENCODING}"
+    return {name: SURROGATE.sub("\ufffd", cell) for name, cell in record.items()}, characters, Fault("wrong encoding", reason)
 
 
 def _check_header(path: Path, header: list[str], encoding: str) -> None:
@@ -234,18 +293,14 @@ def _check_header(path: Path, header: list[str], encoding: str) -> None:
         if times > 1:
             problems.add(f"{path}: column {shorten(name)} stands twice in the header; allowed: each name once")
         if fault := undecoded(name, encoding):
-            problems.add(encoding_problem(f"{path}, row 1, column {shorten(name)}", fault))
+            problems.add(f"{path}, row 1, column {shorten(name)}: {fault}; {ENCODING}")
     problems.raise_if_any()
 
 
 def _text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
     # A lone carriage return ends no line: as every other tool counts them, lines end in \n, perhaps after \r.
-    position = 0
-    try:
-        for position, line in enumerate(lines, start=1):
-            lines.length = 0
-            if fault := undecoded(line, encoding):
-                problems.add(encoding_problem(f"{path}, row {position}, column 'text'", fault))
-            yield position, {"text": line.removesuffix("\n").removesuffix("\r")}, len(line)
-    except RowTooLongError as error:
-        problems.add(f"{path}, row {position + 1}: {error}")
+    for position, line in enumerate(lines.each(), start=1):
+        if line is None:
+            yield position, {"text": None}, 0, Fault(TOO_LONG, f": {RowTooLongError()}")
+        else:
+            yield position, *_checked({"text": line.removesuffix("\n").removesuffix("\r")}, len(line), encoding)

@@ -46,23 +46,46 @@ def test_two_processes_predict_what_one_does(
     assert [path.name for path in outputs[1].parent.iterdir()] == ["out.jsonl"]
 
 
-def test_two_processes_refuse_what_one_does(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """The first row that cannot be translated stands in the second window, and another one in the third."""
+def test_two_processes_mark_and_refuse_what_one_does(
+    tiny: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rows in the second and the third window cannot be translated; a file whose last row cannot be written is refused."""
     run = train(tmp_path / "first", tiny["bert"])
     make_loud(run / "model")
     cells: list[object] = [ENGLISH[i % len(ENGLISH)] for i in range(2 * TRANSLATOR_WINDOW + 10)]
     cells[TRANSLATOR_WINDOW + 4], cells[-1] = 7, ["no", "text"]
     source = tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps({"source": cell}) + "\n" for cell in cells))
+    source.write_text("".join(json.dumps({"source": cell, "id": i}) + "\n" for i, cell in enumerate(cells)))
+    how = ("--input", source, "--beams", 1, "--output")
+    capfd.readouterr()
+    said: list[str] = []
+    for processes in (1, 2):
+        command("translate", run, *how, tmp_path / f"{processes}.jsonl", "--processes", processes)
+        said.append(capfd.readouterr().err.partition("warning: ")[2])
+    assert said[0] == said[1]
+    assert f"2 of {len(cells)} rows have no prediction: 2 not a text" in said[0]
+    assert f"in.jsonl, row {TRANSLATOR_WINDOW + 5}, column 'source': found 7 (int)" in said[0]
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
+    with source.open("a") as file:
+        file.write('{"source": "a dog", "id": "x"}\n')
     messages: list[str] = []
     for processes in (1, 2):
         with pytest.raises(UserError) as error:
             command(
-                "translate", run, "--input", source, "--output", tmp_path / "new/out.txt", "--beams", 1, "--processes", processes
+                "translate",
+                run,
+                "--input",
+                source,
+                "--beams",
+                1,
+                "--processes",
+                processes,
+                "--output",
+                tmp_path / "new/o.parquet",
             )
         messages.append(str(error.value))
     assert messages[0] == messages[1]
-    assert f"in.jsonl, row {TRANSLATOR_WINDOW + 5}, column 'source': found 7 (int)" in messages[0]
+    assert "column 'id'" in messages[0]
     assert not (tmp_path / "new").exists()
     assert not multiprocessing.active_children()
 

@@ -196,12 +196,16 @@ def test_from_one_format_to_another(run: Path, echo: list[str], tmp_path: Path, 
         assert read(output) == [{"text": text, "translation": text} for text in texts]
 
 
-def test_missing_cells_are_empty_texts(run: Path, echo: list[str], tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"source": "a"}, {"source": None}, {"id": 3}, {"id": 4, "source": "b"}]
+def test_missing_cells_have_no_translation(run: Path, echo: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, Any]] = [{"source": "a"}, {"source": None}, {"id": 3}, {"source": ""}, {"source": 5}]
+    rows.append({"id": 4, "source": "b"})
     source = write(tmp_path / "in.jsonl", rows)
     command("translate", run, "--input", source, "--output", tmp_path / "out.jsonl")
-    assert [row["translation"] for row in read(tmp_path / "out.jsonl")] == ["a", "", "", "b"]
+    assert [row["translation"] for row in read(tmp_path / "out.jsonl")] == ["a", None, None, "", None, "b"]
     assert echo == ["a", "b"]
+    said = capfd.readouterr().err
+    assert "4 of 6 rows have no prediction: 2 missing text, 1 empty text, 1 not a text" in said
+    assert "in.jsonl, row 5, column 'source': found 5 (int); allowed: text" in said
 
 
 def test_over_many_windows(run: Path, echo: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -350,20 +354,19 @@ def test_evaluate_gives_the_same_figures_for_files_and_a_table(
     assert figures[1] == figures[2] == pytest.approx(figures[0])
 
 
-def test_a_killed_translation_is_made_again(run: Path, tmp_path: Path) -> None:
+def test_a_killed_translation_resumes(run: Path, tmp_path: Path) -> None:
     texts = ["" if i % 50 == 0 else f"{WORDS[i % 40]} {WORDS[i % 37]} {WORDS[i % 31]}" for i in range(4 * 1024)]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
-    output, part = tmp_path / "out.txt", tmp_path / ".part-out.txt"
+    output, journal = tmp_path / "out.txt", tmp_path / ".out.txt.partial"
     arguments = ["translate", run, "--input", tmp_path / "in.txt", "--beams", 1, "--batch-size", 256, "--output"]
     process = subprocess.Popen([sys.executable, "-m", "nlp_transfer", *map(str, arguments), str(output)])
     try:
-        while process.poll() is None and not (part.exists() and part.stat().st_size):
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b'\n{"window"')):
             time.sleep(0.005)
-        assert process.poll() is None, "it ended before anything was written"
+        assert process.poll() is None, "it ended before it was killed"
     finally:
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert part.stat().st_size > 0
     assert not output.exists()
     command(*arguments, output)
     command(*arguments, tmp_path / "whole.txt")
@@ -371,6 +374,17 @@ def test_a_killed_translation_is_made_again(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt", "whole.txt"]
     found = lines_of(output)
     assert [i for i, line in enumerate(found) if not line] == [i for i, text in enumerate(texts) if not text]
+
+
+def test_python_translates_the_texts_among_other_things(run: Path, echo: list[str]) -> None:
+    translate = load_translator(run)
+    assert translate(["a", None, "", 5, "b \ud83d", "c"], on_bad_rows="skip") == ["a", None, "", None, None, "c"]
+
+
+def test_texts_of_the_command_line(run: Path, echo: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    command("translate", run, "a dog", "", "a cat")
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert rows == [{"source": text, "translation": text} for text in ("a dog", "", "a cat")]
 
 
 CHILD = """

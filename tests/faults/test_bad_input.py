@@ -718,12 +718,28 @@ DATA = [
 ANSWERS = [
     Case("input missing", ("--input: there is no file nowhere.csv",), arguments=predict(source="nowhere.csv")),
     Case("input of unknown ending", ("--input: found the ending '.xls'", "allowed: .csv"), arguments=predict(source="data.xls")),
-    Case("input not named", ("Missing option '--input'",), arguments=("predict", "classifier", "--output", "a.csv")),
+    Case(
+        "input not named",
+        ("--input: not given", "--input new.csv --output", '"a text"'),
+        arguments=("predict", "classifier", "--output", "a.csv"),
+    ),
     Case("output of unknown ending", ("--output: found the ending '.xlsx'", "allowed: .csv"), arguments=predict(output="a.xlsx")),
     Case(
         "output is the input",
         ("--output: train.csv is the input", "allowed: another file"),
         arguments=predict(output="train.csv"),
+    ),
+    Case(
+        "output is there already",
+        ("--output: test.csv exists already", "--overwrite"),
+        {"test.csv": "precious\n"},
+        arguments=predict(output="test.csv"),
+    ),
+    Case(
+        "figures are there already",
+        ("--output: figures.json exists already", "--overwrite"),
+        {"figures.json": "precious\n"},
+        arguments=evaluate("--data.test", "train.csv", "--output", "figures.json"),
     ),
     Case("output is a folder", ("--output: a.csv is a folder",), {"a.csv": Path.mkdir}, arguments=predict(output="a.csv")),
     Case("output below a file", ("--output: train.csv/a.csv cannot be written",), arguments=predict(output="train.csv/a.csv")),
@@ -743,28 +759,10 @@ ANSWERS = [
         arguments=predict("--task.text", "review", output="new/folder/a.csv"),
     ),
     Case(
-        "cell empty",
-        ("train.csv, row 5, column 'text': the cell is empty",),
-        {"train.csv": row(5, ",positive\n")},
-        arguments=predict(),
-    ),
-    Case(
-        "cell empty far below",
-        ("train.csv, row 3002, column 'text': the cell is empty",),
-        {"train.csv": "text\n" + "a\n" * 3000 + "''\n".replace("''", '""')},
-        arguments=predict(),
-    ),
-    Case(
         "answer column is there already",
         ("train.csv: has a column 'prediction' already", "rename it"),
         {"train.csv": "text,prediction\na,b\n"},
         arguments=predict(),
-    ),
-    Case(
-        "late column",
-        ("--output: .csv needs the same columns in all rows, and 'late' comes only after", "allowed: .jsonl"),
-        {"in.jsonl": '{"text": "a"}\n' * 2048 + '{"text": "a", "late": 1}\n'},
-        arguments=predict(source="in.jsonl"),
     ),
     Case(
         "column of two types",

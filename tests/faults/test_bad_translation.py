@@ -532,24 +532,6 @@ ANSWERS = [
         arguments=translate(source="new.jsonl"),
     ),
     Case(
-        "a cell is a number",
-        ("new.jsonl, row 2, column 'source': found 5 (int)", "allowed: text"),
-        {"new.jsonl": '{"source": "a"}\n{"source": 5}\n'},
-        arguments=translate(source="new.jsonl"),
-    ),
-    Case(
-        "a cell far below is a number",
-        ("new.jsonl, row 1500, column 'source': found 5 (int)",),
-        {"new.jsonl": '{"source": ""}\n' * 1499 + '{"source": 5}\n'},
-        arguments=translate(source="new.jsonl", output="new/folder/a.jsonl"),
-    ),
-    Case(
-        "a line is not utf-8",
-        ("new.txt, row 2", "byte 0xe9 is not utf-8", "set data.encoding"),
-        {"new.txt": "a dog\ncafé\n".encode("latin-1")},
-        arguments=translate(),
-    ),
-    Case(
         "UTF-16 to translate",
         ("new.txt: starts with the mark of UTF-16", "set data.encoding: utf-16"),
         {"new.txt": "a dog\n".encode("utf-16")},

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nlp_transfer.cli import guarded
 from nlp_transfer.console import say
@@ -20,6 +20,7 @@ class Slow:
 
     window = 2
     columns = ("text",)
+    identity: ClassVar[dict[str, str]] = {}
 
     def __init__(self, folder: Path, refuse: str = "") -> None:
         self.folder = folder
@@ -50,7 +51,7 @@ def main() -> None:
     """Two processes that have work for ten minutes each."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script begin without it
     with at_once(), Workers(__spec__.name, "Slow", {"folder": Path(sys.argv[1])}, 2) as workers:
-        list(in_order(lambda size, _: iter(windows(["sleep"] * 12, size)), workers, 2))
+        list(in_order(lambda size, *_: iter(windows(["sleep"] * 12, size)), workers, 2))
 
 
 if __name__ == "__main__":

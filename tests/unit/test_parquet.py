@@ -4,7 +4,7 @@ import decimal
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +13,10 @@ import pytest
 from nlp_transfer import answers, parquet_output
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
+from nlp_transfer.journal import Answer
 from nlp_transfer.sources import parquet, read_rows
-from nlp_transfer.sources.tables import Batch, read_table
-from nlp_transfer.streaming import _guess_rows, predict_file
+from nlp_transfer.sources.tables import Batch, read_table, scan_table
+from nlp_transfer.streaming import predict_file
 from nlp_transfer.writing import Writer
 from tests.faults.test_hostile_files import not_utf8
 
@@ -65,13 +66,14 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
     class Model:
         window = WINDOW
         columns = ("text",)
+        identity: ClassVar[dict[str, str]] = {}
 
         def __init__(self, **arguments: Any) -> None: ...
 
-        def __call__(self, batch: Batch) -> tuple[dict[str, list[Any]], int]:
+        def __call__(self, batch: Batch) -> Answer:
             assert list(batch.columns) == ["text"] or not batch.names, "only what the model reads is converted to Python"
             cell = None if batch.first == 1 else [batch.columns["text"][0]]
-            return {"prediction": [cell] * len(batch)}, 0
+            return Answer({"prediction": [cell] * len(batch)})
 
     def run(name: str, rows: pa.Table = TABLE) -> Path:
         pq.write_table(rows, tmp_path / "in.parquet", row_group_size=33)
@@ -240,8 +242,11 @@ def test_json_lines_hold_null_where_json_has_no_number(tmp_path: Path) -> None:
     assert [json.loads(line, parse_constant=pytest.fail)["z"] for line in lines] == [None, [None, 1.5], {"a": None}, "NaN"]
 
 
-def test_progress_knows_the_rows_of_a_parquet_file(tmp_path: Path) -> None:
+def test_the_rows_and_columns_of_a_file_are_known_before_it_is_predicted(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x"] * 3000}), tmp_path / "t.parquet")
-    assert _guess_rows(tmp_path / "t.parquet") == 3000
+    assert scan_table(tmp_path / "t.parquet", DataConfig()) == (3000, ["text"])
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n' * 3000 + '{"late": 1}\n[]\n')
+    assert scan_table(tmp_path / "t.jsonl", DataConfig()) == (3002, ["text", "late"])
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
-    assert _guess_rows(tmp_path / "bad.parquet") == 1
+    with pytest.raises(UserError, match=r"bad\.parquet: cannot be read as Parquet"):
+        scan_table(tmp_path / "bad.parquet", DataConfig())

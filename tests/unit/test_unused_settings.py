@@ -34,7 +34,7 @@ from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 
 KNOWN = sorted({name for name, _, _ in all_settings()})
 ON_SAVED_MODELS = ("evaluate", "predict", "translate")
-VALUES = {"data.columns": "[text, label]", "data.delimiter": ";", "data.quoting": "none"}
+VALUES = {"data.columns": "[text, label]", "data.delimiter": ";", "data.quoting": "none", "data.encoding": "latin-1"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -209,7 +209,7 @@ def test_how_a_file_is_read_is_refused_for_other_formats(ending: str, used: set[
     if ending == ".parquet":
         pd.DataFrame({"text": ["a"]}).to_parquet(source)
     else:
-        source.write_text('{"text": "a"}\n')
+        source.write_text('{"text": "a"}\n' * 2)
     commands = [("predict", tmp_path / "none", "--input", source, "--output", tmp_path / "b.csv")]
     commands.append(("evaluate", tmp_path / "none", "--data.test", source))
     for command in commands:

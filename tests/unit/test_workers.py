@@ -128,7 +128,7 @@ def exists(process: int | str) -> bool:
 def test_what_processes_find_around_them(eight: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     texts = [str(i) for i in range(101)]
     with started(tmp_path) as team:
-        found = list(in_order(lambda size, _: iter(windows(texts, size)), team, 2))
+        found = list(in_order(lambda size, *_: iter(windows(texts, size)), team, 2))
     assert [text for batch, _ in found for text in batch.columns["text"]] == texts
     around = {tuple(answer.items()) for _, answer in found}
     assert {tuple(answer)[1:] for answer in around} == {
@@ -148,13 +148,13 @@ def test_the_process_that_writes_needs_no_model() -> None:
 
 def test_errors_of_processes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such model"), started(tmp_path, refuse="no such model") as team:
-        list(in_order(lambda size, _: iter(windows(["a"], size)), team, 2))
+        list(in_order(lambda size, *_: iter(windows(["a"], size)), team, 2))
     texts = [*"abcdef", "fail", *"hijkl"]
     with (
         pytest.raises(WorkerError, match=r"(?s)of 2 failed:.*in __call__.*ZeroDivisionError: \['fail', 'h'\]"),
         started(tmp_path) as team,
     ):
-        list(in_order(lambda size, _: iter(windows(texts, size)), team, 2))
+        list(in_order(lambda size, *_: iter(windows(texts, size)), team, 2))
 
 
 def test_a_killed_process_is_named(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_killed_process_is_named(tmp_path: Path) -> None:
     killed: list[str] = []
 
     def answer(team: Workers) -> None:
-        for batch, _ in in_order(lambda size, _: iter(windows(texts, size)), team, 2):
+        for batch, _ in in_order(lambda size, *_: iter(windows(texts, size)), team, 2):
             if batch.first == 5:  # the window below is the next that can come
                 killed.extend(wait_for(tmp_path, 1))
                 os.kill(int(killed[0]), signal.SIGKILL)

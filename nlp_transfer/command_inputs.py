@@ -1,0 +1,111 @@
+"""What `predict` and `translate` are given: files, standard streams or texts, checked before anything is loaded."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources.reading import format_of, has_lines, kind_of, names_no_format
+from nlp_transfer.sources.tables import ENDINGS, check_lines
+from nlp_transfer.standard_streams import DASH
+from nlp_transfer.workers import check_processes
+from nlp_transfer.writing import ENDINGS as OUTPUTS
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that belong to no option, as texts and settings (`--data.delimiter ;`)."""
+    texts: list[str] = []
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            texts.append(word)
+            continue
+        overrides.append(word)
+        if "=" not in word and rest:
+            overrides.append(rest.pop(0))
+    return texts, overrides
+
+
+def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Check that there are either texts, or an input and an output.
+
+    Raises:
+        UserError: there is neither or both, or an option has no effect on texts.
+    """
+    if texts:
+        named = {"input": "source", "output": "output", "format": "form", "overwrite": "overwrite", "notes": "notes"}
+        unused = [flag for flag, name in named.items() if options[name]] + ["processes"] * (options["processes"] > 1)
+        if unused:
+            raise UserError(
+                f"--{unused[0]}: has no effect on texts of the command line (found {texts[0]!r}); allowed: either texts, or "
+                "--input and --output"
+            )
+        return
+    missing = [flag for flag, name in (("--input", "source"), ("--output", "output")) if options[name] is None]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)}: not given; allowed: a file, or - for the standard stream, as in "
+            f'{command} --input new.csv --output predictions.csv; or texts in place of files, as in {command} "a text"'
+        )
+
+
+def check_files(
+    source: Path, output: Path, processes: int, form: str | None, overwrite: bool, notes: bool, probabilities: bool
+) -> str:
+    """The ending of the output's format.
+
+    Raises:
+        UserError: what would only show after the model was loaded, or after all the work.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "found several processes of a launcher; allowed: one, since rows are written in their order to one file. "
+            "--processes N shares the work among several"
+        )
+    problems = Problems()
+    check_processes(processes, problems)
+    if form and DASH not in (source, output):
+        problems.add("--format: has no effect without --input - or --output -; files have the format of their ending")
+    ending = output.suffix.lower()
+    if output == DASH:
+        like = f".{form or 'txt'}" if form or source == DASH else format_of(source) or ".txt"
+        ending = like if like in OUTPUTS else ".jsonl"
+    elif ending not in OUTPUTS and names_no_format(output) and (source == DASH or has_lines(source)):
+        ending = ".txt"  # lines to lines
+    for option, path in (("--input", source), ("--output", output)):
+        try:
+            path.exists()
+            if path is output:
+                path.resolve()
+        except (OSError, RuntimeError) as error:  # a name that is too long, say, or links in a circle
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{option}: {path} is no file: {reason}; allowed: a file ({', '.join(ENDINGS)})") from error
+    if source != DASH:
+        if format_of(source) is None and not names_no_format(source):
+            problems.add(f"--input: found the ending {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}, or -")
+        elif not source.exists():
+            problems.add(f"--input: there is no file {source}; allowed: a file that exists ({', '.join(ENDINGS)})")
+        elif kind := kind_of(source):
+            problems.add(f"--input: {source} is {kind}; allowed: a file ({', '.join(ENDINGS)})")
+        elif format_of(source) is None:
+            check_lines(source, "text")
+    if output == DASH:
+        if overwrite:
+            problems.add("--overwrite: has no effect on standard output; leave it out")
+    elif ending not in OUTPUTS:
+        problems.add(f"--output: found the ending {output.suffix!r} of {output}; allowed: {', '.join(OUTPUTS)}, or -")
+    elif output.exists():
+        if kind := kind_of(output):
+            problems.add(f"--output: {output} is {kind}; allowed: a file ({', '.join(OUTPUTS)})")
+        elif source != DASH and source.exists() and output.samefile(source):
+            problems.add(f"--output: {output} is the input; allowed: another file")
+        elif not overwrite:
+            problems.add(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
+    for option, given in (("--probabilities", probabilities), ("--notes", notes)):
+        if given and ending == ".txt":
+            problems.add(f"{option}: a .txt file holds the predictions alone; allowed: an --output with columns, such as .csv")
+    problems.raise_if_any()
+    return ending

@@ -1,0 +1,76 @@
+"""Rows that cannot be predicted, beside others that can."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.sources.memory import plain_cell
+from nlp_transfer.sources.rows import Fault, Rows, from_columns
+
+OnBadRows = Literal["refuse", "skip"]
+
+
+def predict_sound(
+    task: Any, rows: Rows, broken: Mapping[int, Fault], predict: Callable[[Rows], dict[str, list[Any]]]
+) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    """Predict the rows that can be predicted.
+
+    Args:
+        broken: rows that are known to be of no use.
+        predict: gives the columns of predictions for rows that were checked.
+
+    Returns:
+        The columns, with None in the other rows, and by row index why those have no prediction.
+    """
+    faults = dict(broken)
+    sound = [i for i in range(len(rows)) if i not in faults]
+    wrong = _row_faults(task, rows.select(np.array(sound, np.int64)) if faults else rows)
+    faults |= {sound[i]: fault for i, fault in wrong.items()}
+    if not faults:
+        return predict(rows), faults
+    sound = [i for i in sound if i not in faults]
+    if sound:
+        columns = predict(rows.select(np.array(sound, np.int64)))
+    else:  # the columns are the same where no row can be predicted
+        columns = predict(from_columns({name: ["a"] for name in rows.columns}, "placeholder"))
+    spread = {name: [None] * len(rows) for name in columns}
+    for name, cells in columns.items():
+        for i, cell in zip(sound, cells, strict=False):
+            spread[name][i] = cell
+    return spread, dict(sorted(faults.items()))
+
+
+def check_on_bad_rows(value: str) -> None:
+    """Raises a UserError for a value that is not one of `OnBadRows`."""
+    if value not in get_args(OnBadRows):
+        raise UserError(f"on_bad_rows: found {value!r}; allowed: {', '.join(get_args(OnBadRows))}")
+
+
+def _row_faults(task: Any, rows: Rows) -> dict[int, Fault]:
+    """Return by index why rows cannot be predicted; each is checked by itself, so that its neighbors do not matter."""
+    task.check(rows, problems := Problems(), targets=False)
+    if not problems:
+        return {}
+    faults = {}
+    for i in range(len(rows)):
+        task.check(rows.select(np.array([i])), of_row := Problems(), targets=False)
+        if of_row:
+            kind = kind_of_fault(rows.columns[name][i] for name in task.input_columns())
+            faults[i] = Fault(kind, of_row.messages[0].removeprefix(rows.where(i)))
+    if not faults:
+        problems.raise_if_any()
+    return faults
+
+
+def kind_of_fault(cells: Iterable[Any]) -> str:
+    """Name what is wrong with the texts of a row."""
+    for cell in cells:
+        if plain_cell(cell) is None:
+            return "missing text"
+        if not isinstance(cell, str):
+            return "not a text"
+        if not cell.strip():
+            return "empty text"
+    return "text of a form that the task refuses"

@@ -1,0 +1,264 @@
+"""An output file in the making: a lock, a journal of the windows that are predicted, and the file that replaces the output.
+
+The journal (`.NAME.partial` beside the output) holds the predictions of each finished window under a digest of the window's rows.
+When the same command is run again after an interruption, a crash or a kill, windows with a known digest are taken from the
+journal. The output itself is written from the start every time, and replaces an older one only when it is complete.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from nlp_transfer.console import say
+from nlp_transfer.disk import is_full, sync
+from nlp_transfer.errors import UnfinishedError, UserError
+from nlp_transfer.sources.rows import Fault
+from nlp_transfer.sources.tables import Batch
+
+FORMAT = 1
+PART = re.compile(r"\.part-[0-9a-f]{32}")
+SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no links, no waiting for a pipe
+
+
+class Answer(NamedTuple):
+    """The predictions of a window.
+
+    Attributes:
+        columns: Python values by column, None in rows without a prediction.
+        in_pieces: how many texts were translated in pieces.
+        faults: by row index, why rows have no prediction.
+        resumed: whether they were predicted by an earlier command.
+    """
+
+    columns: dict[str, list[Any]]
+    in_pieces: int = 0
+    faults: dict[int, Fault] = {}
+    resumed: bool = False
+
+
+class OutputFile:
+    """The output of one command, from its lock to its last rename.
+
+    On leaving, a finished command removes everything but the output, and so does one that ends by a mistake in its input
+    (`UserError`). After any other end the journal stays.
+
+    Args:
+        output: where a symbolic link leads is written, and the link stays.
+        overwrite: whether it may exist.
+    """
+
+    journaled = True
+
+    def __init__(self, output: Path, overwrite: bool) -> None:
+        self.name, self.output, self.overwrite = str(output), output.resolve(), overwrite
+        self.journal = self.output.with_name(f".{self.output.name}.partial")
+        self._lock_path = self.output.with_name(f".{self.output.name}.lock")
+        self._file: BinaryIO | None = None
+        self._lock: FileLock | None = None
+        self._made: list[Path] = []
+        self._known: dict[str, int] = {}  # digest of a window to the offset of its record
+        self._rows = 0
+        self._part: Path | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __enter__(self) -> "OutputFile":
+        self._made = [folder for folder in self.output.parents if not folder.exists()]
+        try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.output.parent, os.W_OK | os.X_OK):
+                raise PermissionError(f"no permission to write in {self.output.parent}")
+            self._claim()
+        except OSError as error:
+            self._tidy()
+            raise self._unwritable(error) from error
+        return self
+
+    def _claim(self) -> None:
+        lock = FileLock(self._lock_path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"--output: another command is writing {self.name}; allowed: another file, or wait until it has ended"
+            ) from None
+        except NotImplementedError:  # some network file systems have no locks
+            say(f"warning: {self.output.parent} is on a file system without locks; nothing keeps a second command from writing")
+            return
+        self._lock = lock
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Open the journal; with the same identity as before, its windows need not be predicted again.
+
+        Args:
+            identity: all that decides predictions beside the rows, as JSON.
+
+        Raises:
+            UserError: the journal's name is taken by something else, or it cannot be written.
+        """
+        header = json.dumps({"nlp_transfer journal": FORMAT, **identity}, sort_keys=True).encode() + b"\n"
+        try:
+            descriptor = os.open(self.journal, os.O_RDWR | os.O_CREAT | SAFE, 0o600)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
+                os.close(descriptor)
+                raise UserError(f"--output: {self.journal} is not a file of this user's; allowed: remove it, or another --output")
+            file = os.fdopen(descriptor, "r+b")
+            before = file.readline()
+            if before and not before.startswith(b'{"'):
+                file.close()
+                raise UserError(f"--output: {self.journal} is not a journal of predictions; allowed: rename or remove it")
+            self._file = file
+            if before == header:
+                self._read()
+            else:
+                if before:
+                    changed = ", ".join(_changed(before, header)) or "its form"
+                    say(f"starting over: {self.journal} holds predictions that were made differently ({changed} changed)")
+                file.seek(0)
+                file.truncate()
+                file.write(header)
+                file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _read(self) -> None:
+        """Index the complete records and remove what a kill left behind."""
+        assert self._file is not None
+        end = self._file.tell()
+        for line in iter(self._file.readline, b""):
+            try:
+                record = json.loads(line)
+                if not line.endswith(b"\n"):
+                    break
+                if "part" in record:
+                    if PART.fullmatch(record["part"]):
+                        self.output.with_name(record["part"]).unlink(missing_ok=True)
+                else:
+                    self._known[record["window"]] = end
+                    self._rows += record["rows"]
+            except (ValueError, KeyError, TypeError):  # the last record was being written
+                break
+            end += len(line)
+        self._file.seek(end)
+        self._file.truncate()
+        if self._known:
+            say(f"resuming: {self._rows} rows were predicted before")
+
+    def find(self, batch: Batch) -> Answer | None:
+        """The predictions of a window that an earlier command made."""
+        offset = self._known.get(_digest(batch)) if self._known else None
+        if offset is None:
+            return None
+        assert self._file is not None
+        end = self._file.tell()
+        self._file.seek(offset)
+        record = json.loads(self._file.readline())
+        self._file.seek(end)
+        faults = {index: Fault(kind, reason) for index, kind, reason in record["faults"]}
+        return Answer(record["columns"], record["in_pieces"], faults, resumed=True)
+
+    def add(self, batch: Batch, answer: Answer) -> None:
+        """Record the predictions of a window."""
+        if answer.resumed:
+            return
+        faults = [[index, *fault] for index, fault in answer.faults.items()]
+        content = {"columns": answer.columns, "in_pieces": answer.in_pieces, "faults": faults}
+        self._append({"window": _digest(batch), "rows": len(batch), **content})
+        self._rows += len(batch)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def part(self) -> Path:
+        """Create the file that takes the output's place in the end."""
+        self._part = self.output.with_name(f".part-{uuid4().hex}")
+        self._append({"part": self._part.name})  # a command that resumes after a kill removes it
+        try:
+            os.close(os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, 0o666))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self._part
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raise a UserError where the output cannot be written inside."""
+        try:
+            yield
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def finish(self) -> None:
+        """Put the complete file in the output's place.
+
+        Raises:
+            UnfinishedError: there is an output by now, or no room on the disk.
+        """
+        assert self._part is not None
+        try:
+            if self.output.exists():
+                if not self.overwrite:
+                    raise UnfinishedError(f"--output: {self.name} appeared meanwhile; allowed: --overwrite to replace it")
+                os.chmod(self._part, stat.S_IMODE(self.output.stat().st_mode))
+            sync(self._part)
+            os.replace(self._part, self.output)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._part = None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        if is_full(error):
+            return UnfinishedError(f"--output: {self.name} cannot be written: the disk is full ({error}); make room")
+        return UserError(f"--output: {self.name} cannot be written: {error}; allowed: a file in a writable folder")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        remove = kind is None or (issubclass(kind, UserError) and not issubclass(kind, UnfinishedError))
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            if remove or not self._rows:
+                self.journal.unlink(missing_ok=True)
+            else:
+                say(f"the predictions of {self._rows} rows are kept in {self.journal}; the same command resumes")
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self._part is not None:
+            with suppress(OSError):
+                self._part.unlink()
+        if self._lock is not None:
+            with suppress(OSError):
+                self._lock_path.unlink()
+            self._lock.release()
+        for folder in self._made:
+            with suppress(OSError):  # it was not made, or holds the output or the journal
+                folder.rmdir()
+
+
+def _digest(batch: Batch) -> str:
+    """A digest of what a model reads of a window; `repr` of Python's own types is exact."""
+    content = (list(batch.columns), list(batch.names), len(batch), sorted(batch.faults.items()), list(batch.columns.values()))
+    return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _changed(before: bytes, now: bytes) -> list[str]:
+    try:
+        old, new = json.loads(before), json.loads(now)
+        return [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    except (ValueError, AttributeError):
+        return []

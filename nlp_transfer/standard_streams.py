@@ -1,0 +1,127 @@
+"""Standard input as a file to be predicted, and standard output for predictions alone."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from nlp_transfer.console import say
+from nlp_transfer.errors import UserError
+from nlp_transfer.journal import Answer
+from nlp_transfer.sources.tables import Batch
+
+DASH = Path("-")
+
+
+@contextmanager
+def opened_input(source: Path, form: str) -> Iterator[Path]:
+    """`source`, or for `-` a temporary file with all of standard input, which is removed afterwards.
+
+    Args:
+        form: the format of standard input, such as `csv`.
+
+    Raises:
+        UserError: standard input is closed; also any error about the temporary file, with `standard input` for its name.
+    """
+    if source != DASH:
+        yield source
+        return
+    if sys.stdin is None or sys.stdin.closed:
+        raise UserError("--input -: standard input is closed; allowed: a pipe or a file (predict MODEL --input - < FILE)")
+    if sys.stdin.isatty():
+        say("reading rows from the terminal; Ctrl-D on an empty line ends them")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"input.{form}"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        try:
+            yield path
+        except UserError as error:
+            if str(path) not in str(error):
+                raise
+            raise type(error)(str(error).replace(str(path), "standard input")) from error
+
+
+@contextmanager
+def results() -> Iterator[TextIO]:
+    """Standard output as UTF-8 text, for results alone: what else this process and those that it starts print there goes to
+    standard error meanwhile.
+
+    Raises:
+        UserError: standard output is closed.
+        BrokenPipeError: nobody reads it any more.
+    """
+    sys.stdout.flush()
+    try:
+        own = os.dup(1)
+    except OSError as error:
+        raise UserError("--output -: standard output is closed; allowed: a terminal, a pipe or a file") from error
+    os.dup2(2, 1)
+    try:
+        with open(os.dup(own), "w", encoding="utf-8", newline="") as stream:
+            yield stream
+    finally:
+        sys.stdout.flush()
+        os.dup2(own, 1)
+        os.close(own)
+
+
+class OutputStream:
+    """Standard output in place of an `OutputFile`: nothing to resume, nothing to replace.
+
+    Text is written as it comes; Parquet, whose end is needed to read it, when it is complete.
+    """
+
+    journaled = False
+
+    def __init__(self, stream: TextIO, ending: str) -> None:
+        self.stream = stream
+        self.folder = tempfile.TemporaryDirectory() if ending == ".parquet" else None
+
+    def __str__(self) -> str:
+        return "standard output"
+
+    def __enter__(self) -> "OutputStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.folder is not None:
+            self.folder.cleanup()
+
+    def begin(self, identity: Any) -> None:
+        """Nothing is kept."""
+
+    def find(self, batch: Batch) -> Answer | None:
+        """Nothing was predicted before."""
+        return None
+
+    def add(self, batch: Batch, answer: Answer) -> None:
+        """Hand over what is written so far."""
+        self.stream.flush()
+
+    def part(self) -> Path | TextIO:
+        """Where a `Writer` writes to."""
+        return self.stream if self.folder is None else Path(self.folder.name) / "output.parquet"
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raise a UserError where standard output cannot be written inside, but for a pipe that is closed."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(f"--output -: standard output cannot be written: {error}") from error
+
+    def finish(self) -> None:
+        """Send what was not sent yet."""
+        with self.writing():
+            self.stream.flush()
+            if self.folder is not None:
+                with (Path(self.folder.name) / "output.parquet").open("rb") as file:
+                    shutil.copyfileobj(file, self.stream.buffer)
+                self.stream.buffer.flush()

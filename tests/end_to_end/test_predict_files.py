@@ -1,0 +1,618 @@
+"""Whole files through `predict` and `translate`: rows that cannot be predicted, interruptions, standard streams and texts."""
+
+import csv
+import errno
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from nlp_transfer import UserError, load_predictor
+from nlp_transfer.answers import Answers
+from nlp_transfer.console import Steps, console
+from nlp_transfer.inference import WINDOW
+from nlp_transfer.workers import Stopped
+from nlp_transfer.writing import Writer
+from tests.conftest import sentiment_rows
+from tests.faults.test_bad_input import command
+from tests.processes import ROOT
+
+TEXTS = [text for text, _ in sentiment_rows(20, seed=3)]
+FORMATS = [".csv", ".jsonl", ".parquet", ".txt"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier with random weights."""
+    folder = tmp_path_factory.mktemp("predict") / "model"
+    AutoModelForSequenceClassification.from_pretrained(tiny["bert"], num_labels=2).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder; files are read in windows of four rows, and the machine has two cores."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nlp_transfer.inference.WINDOW", 4)
+    monkeypatch.setattr("nlp_transfer.workers.cores", lambda: 2)
+    return tmp_path
+
+
+def predict(model: Path, source: str, output: str, *more: object) -> int:
+    return command("predict", str(model), "--input", source, "--output", output, *map(str, more))
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    file = Path(path)
+    if file.suffix == ".parquet":
+        return list(pq.read_table(file).to_pylist())
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    return list(csv.DictReader(io.StringIO(file.read_text(), newline="")))
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in Path().iterdir())
+
+
+BAD_JSON = {
+    '{"text": ""}': "empty text",
+    '{"text": null}': "missing text",
+    '{"other": 1}': "missing text",
+    '{"text": 5}': "not a text",
+    '{"text": ["a"]}': "not a text",
+    '{"text": ': "not JSON",
+    "[1]": "not a JSON object",
+    '{"text": "a", "text": "b"}': "a key twice",
+    '{"text": "\\ud800"}': "not a JSON object",
+    json.dumps({"text": "x" * 3000}): "too long",
+    "": "blank line",
+}
+
+
+@pytest.mark.parametrize("output", FORMATS)
+@pytest.mark.parametrize("window", [1, 4, 2048])
+def test_rows_that_cannot_be_predicted_keep_their_place(
+    model: Path, output: str, window: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first windows hold none that can be predicted, and a column comes late. Parquet holds cells of other types as JSON."""
+    monkeypatch.setattr("nlp_transfer.inference.WINDOW", window)
+    monkeypatch.setattr("nlp_transfer.sources.reading.MAX_ROW", 2500)
+    good = [json.dumps({"text": text, "late": i}) for i, text in enumerate(TEXTS)]
+    lines = [*BAD_JSON, *good]
+    Path("in.jsonl").write_text("\n".join(lines) + "\n")
+    assert predict(model, "in.jsonl", f"out{output}", *["--notes"] * (output != ".txt")) == 0
+    direct = load_predictor(model)(TEXTS)
+    said = capfd.readouterr().err
+    if output == ".txt":
+        found = Path("out.txt").read_text().split("\n")[:-1]
+        assert found == [""] * len(BAD_JSON) + [row["prediction"] for row in direct]
+    else:
+        rows = read(f"out{output}")
+        empty = "" if output == ".csv" else None
+        assert list(rows[0]) == ["text", "other", "late", "prediction", "probability", "note"]
+        for row, line in zip(rows, lines, strict=True):
+            assert (row["prediction"] == empty) == (row["probability"] == empty) == (row["note"] != empty) == (line in BAD_JSON)
+        assert [row["prediction"] for row in rows[len(BAD_JSON) :]] == [row["prediction"] for row in direct]
+        for row, one in zip(rows[len(BAD_JSON) :], direct, strict=True):
+            assert float(row["probability"]) == pytest.approx(one["probability"], abs=1e-6)
+        assert "is not JSON" in rows[5]["note"]
+    assert f"{len(BAD_JSON)} of {len(lines)} rows have no prediction" in said
+    assert all(f"{list(BAD_JSON.values()).count(kind)} {kind}" in said for kind in BAD_JSON.values())
+    assert "in.jsonl, row 1, column 'text': the cell is empty" in said
+    assert "in.jsonl, row 4, column 'text': found 5 (int)" in said
+
+
+def test_rows_of_csv_and_text_files(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("in.csv").write_bytes(
+        b"id,text\n1,a good film\n2,\n3\n4,a,b\n\n6,\xff bad\n7,bad\n\n"  # the last blank line ends the file
+    )
+    assert predict(model, "in.csv", "out.csv", "--notes") == 0
+    rows = read("out.csv")
+    assert [row["id"] for row in rows] == ["1", "2", "", "", "", "6", "7"]
+    assert [bool(row["prediction"]) for row in rows] == [True, False, False, False, False, False, True]
+    assert [bool(row["note"]) for row in rows] == [False, True, True, True, True, True, False]
+    assert rows[5]["text"] == "\ufffd bad"
+    said = capfd.readouterr().err
+    assert "5 of 7 rows have no prediction: 2 another number of cells than the header" in said
+    Path("in.txt").write_bytes(b"a good film\n\n\xff\n \nbad\n")
+    assert predict(model, "in.txt", "out.txt") == 0
+    assert [bool(line) for line in Path("out.txt").read_text().split("\n")] == [True, False, False, False, True, False]
+
+
+def test_an_unclosed_quote_is_found_before_the_model_is_loaded(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where the next row begins is unknown, so that no row after it could be predicted in its place."""
+    monkeypatch.setattr(Answers, "__init__", lambda *_, **__: pytest.fail("the model was loaded"))
+    Path("in.csv").write_text("text\n" + "a\n" * 50 + '"open\na\n')
+    assert predict(model, "in.csv", "out.csv") == 2
+    assert "in.csv, row 52" in capfd.readouterr().err
+    assert files() == ["in.csv"]
+
+
+def test_nulls_of_parquet_and_processes(model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("nlp_transfer.inference.WINDOW", WINDOW)
+    cells = [None, *TEXTS[:4], "", None, " ", *TEXTS[4:9], None]
+    pq.write_table(pa.table({"n": range(len(cells)), "text": cells}), "in.parquet")
+    said = []
+    for processes in (1, 2):
+        assert predict(model, "in.parquet", f"{processes}.parquet", "--processes", processes) == 0
+        said.append(capfd.readouterr().err.partition("warning: ")[2].split("\nthey were")[0].strip())
+    assert said[0] == said[1] != ""
+    assert Path("1.parquet").read_bytes() == Path("2.parquet").read_bytes()
+    found = pq.read_table("1.parquet")
+    assert found.column_names == ["n", "text", "prediction", "probability"]
+    assert found.column("text").to_pylist() == cells
+    assert [cell is None for cell in found.column("prediction").to_pylist()] == [not (cell or "").strip() for cell in cells]
+
+
+def test_a_file_without_any_row_to_predict(model: Path) -> None:
+    Path("in.csv").write_text("text,n\n,1\n,2\n")
+    assert predict(model, "in.csv", "out.csv") == 0
+    assert Path("out.csv").read_text() == "text,n,prediction,probability\n,1,,\n,2,,\n"
+
+
+def test_python_skips_rows_where_it_is_asked_to(model: Path) -> None:
+    predictor = load_predictor(model)
+    frame = pd.DataFrame({"text": ["a good film", float("nan"), "", "bad", 5]})
+    [good, _, _, bad, _] = found = predictor(frame, on_bad_rows="skip")
+    assert [good, bad] == [pytest.approx(one) for one in predictor(["a good film", "bad"])]
+    assert [row["prediction"] for row in (found[1], found[2], found[4])] == [None] * 3
+    assert [set(row) for row in (found[1], found[2], found[4])] == [{"prediction", "probability", "note"}] * 3
+    assert "found 5 (int)" in found[4]["note"]
+    assert predictor(["", None], on_bad_rows="skip")[0]["prediction"] is None
+    with pytest.raises(UserError, match="3 problems"):
+        predictor(frame)
+    with pytest.raises(UserError, match="on_bad_rows: found 'ignore'; allowed: refuse, skip"):
+        predictor(frame, on_bad_rows="ignore")
+
+
+# Interruptions
+
+Interrupt = Callable[[int, BaseException], list[int]]
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
+    """Raises an error in place of a window's predictions; gives the first rows of the windows that are computed."""
+    true = Answers.__call__
+
+    def at(window: int, error: BaseException) -> list[int]:
+        seen: list[int] = []
+
+        def answer(self: Answers, batch: Any) -> Any:
+            if len(seen) == window:
+                raise error
+            seen.append(batch.first)
+            return true(self, batch)
+
+        monkeypatch.setattr(Answers, "__call__", answer)
+        return seen
+
+    return at
+
+
+def write_input(rows: int = 20) -> None:
+    with Path("in.jsonl").open("w") as file:
+        for i in range(rows):
+            file.write(json.dumps({"id": i, "text": TEXTS[i % 20] if i % 7 else None}) + "\n")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_an_interrupted_command_resumes(
+    model: Path, ending: str, interrupt: Interrupt, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_input()
+    how = ("--probabilities", "--notes") if ending != ".txt" else ()
+    assert predict(model, "in.jsonl", f"whole{ending}", *how) == 0
+    interrupt(2, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", f"out{ending}", *how) == 143
+    assert "8 rows are kept" in (said := capfd.readouterr().err)
+    assert "same command resumes" in said
+    assert files() == sorted([f".out{ending}.partial", "in.jsonl", f"whole{ending}"])
+    assert stat.S_IMODE(Path(f".out{ending}.partial").stat().st_mode) == 0o600
+    seen = interrupt(2, ZeroDivisionError())
+    assert predict(model, "in.jsonl", f"out{ending}", *how) == 1
+    assert seen == [9, 13]
+    seen = interrupt(-1, Stopped(signal.SIGINT))
+    assert predict(model, "in.jsonl", f"out{ending}", *how) == 0
+    assert seen == [17]
+    assert "resuming: 16 rows were predicted before" in capfd.readouterr().err
+    assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
+    assert files() == sorted(["in.jsonl", f"out{ending}", f"whole{ending}"])
+
+
+def test_several_processes_resume(
+    model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes resume what one began, with as many threads each."""
+    monkeypatch.setattr("nlp_transfer.inference.WINDOW", WINDOW)
+    write_input(3 * WINDOW + 10)
+    assert predict(model, "in.jsonl", "whole.parquet") == 0
+    interrupt(2, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.parquet") == 143
+    assert predict(model, "in.jsonl", "out.parquet", "--processes", 2) == 0
+    assert f"resuming: {2 * WINDOW} rows were predicted before" in capfd.readouterr().err
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+def test_only_windows_with_the_same_rows_are_taken(model: Path, interrupt: Interrupt) -> None:
+    write_input()
+    interrupt(4, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 143
+    lines = Path("in.jsonl").read_text().splitlines()
+    lines[5] = json.dumps({"id": 5, "text": "awful"})
+    Path("in.jsonl").write_text("\n".join(lines) + "\n")
+    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 0
+    assert seen == [5, 17]
+    assert predict(model, "in.jsonl", "whole.csv") == 0
+    assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["model", "precision", "--probabilities", "--batch-size", "max_length", "threads"])
+def test_other_settings_start_over(
+    model: Path, change: str, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_input()
+    interrupt(4, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 143
+    more: list[object] = []
+    if change == "model":
+        other = AutoModelForSequenceClassification.from_pretrained(model)
+        other.classifier.bias.data += 0.5
+        other.save_pretrained("other")
+        AutoTokenizer.from_pretrained(model).save_pretrained("other")
+        model = Path("other")
+    elif change == "threads":
+        monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    else:
+        more = {
+            "precision": ["--precision", "bf16"],
+            "--probabilities": ["--probabilities"],
+            "--batch-size": ["--batch-size", 2],
+            "max_length": ["--task.max_length", 8],
+        }[change]
+    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv", *more) == 0
+    assert seen == [1, 5, 9, 13, 17]
+    assert "starting over" in capfd.readouterr().err
+    assert predict(model, "in.jsonl", "whole.csv", *more) == 0
+    assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+def test_a_moved_model_resumes(model: Path, interrupt: Interrupt) -> None:
+    write_input()
+    interrupt(4, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 143
+    Path("link").symlink_to(model)
+    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    assert predict(Path("link"), "in.jsonl", "out.csv") == 0
+    assert seen == [17]
+
+
+def test_a_journal_that_ends_anywhere_is_resumed(model: Path, interrupt: Interrupt) -> None:
+    write_input()
+    assert predict(model, "in.jsonl", "whole.csv") == 0
+    interrupt(4, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 143
+    whole = Path(".out.csv.partial").read_bytes()
+    header = whole.index(b"\n") + 1
+    for end in [*range(header, len(whole), 97), len(whole) - 1, len(whole)]:
+        Path(".out.csv.partial").write_bytes(whole[:end])
+        seen = interrupt(-1, Stopped(signal.SIGTERM))
+        assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
+        complete = sum(line.startswith(b'{"window"') and line.endswith(b"\n") for line in whole[:end].splitlines(keepends=True))
+        assert len(seen) == 5 - complete
+        assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+        assert files() == ["in.jsonl", "out.csv", "whole.csv"]
+
+
+def test_a_mistake_in_the_input_leaves_nothing(model: Path) -> None:
+    """It shows in the last window, when the others are predicted."""
+    rows = [{"text": text, "id": i if i < 19 else "x"} for i, text in enumerate(TEXTS)]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert predict(model, "in.jsonl", "new/folder/out.parquet") == 2
+    assert files() == ["in.jsonl"]
+
+
+def test_a_full_disk_is_a_message_and_loses_nothing(
+    model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_input()
+    assert predict(model, "in.jsonl", "whole.csv") == 0
+    true = Writer.write
+
+    def full(self: Writer, columns: Any, table: Any = None) -> None:
+        if columns["id"][0] == 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        true(self, columns, table)
+
+    monkeypatch.setattr(Writer, "write", full)
+    assert predict(model, "in.jsonl", "out.csv") == 2
+    said = capfd.readouterr().err
+    assert "the disk is full" in said
+    assert "Traceback" not in said
+    monkeypatch.setattr(Writer, "write", true)
+    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 0
+    assert seen == [17]
+    assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+def test_two_commands_never_write_one_output(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_input()
+    with FileLock(".out.csv.lock"):
+        assert predict(model, "in.jsonl", "out.csv") == 2
+    assert "another command is writing" in capfd.readouterr().err
+    assert "out.csv" not in files()
+    assert predict(model, "in.jsonl", "out.csv") == 0
+    assert files() == ["in.jsonl", "out.csv"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "file of the user's"])
+def test_what_bears_the_name_of_the_journal_is_left_alone(model: Path, kind: str) -> None:
+    write_input()
+    Path("precious").write_text("mine\n")
+    if kind == "link":
+        Path(".out.csv.partial").symlink_to("precious")
+    elif kind == "pipe":
+        os.mkfifo(".out.csv.partial")
+    else:
+        Path(".out.csv.partial").write_text("mine\n")
+    assert predict(model, "in.jsonl", "out.csv") == 2
+    assert files() == [".out.csv.partial", "in.jsonl", "precious"]
+    assert Path("precious").read_text() == "mine\n"
+    assert kind != "file of the user's" or Path(".out.csv.partial").read_text() == "mine\n"
+
+
+def test_an_output_is_replaced_only_where_that_is_asked_for(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_input()
+    Path("true.csv").write_text("precious\n")
+    Path("true.csv").chmod(0o640)
+    Path("out.csv").symlink_to("true.csv")
+    assert predict(model, "in.jsonl", "out.csv") == 2
+    assert "--overwrite" in capfd.readouterr().err
+    assert Path("true.csv").read_text() == "precious\n"
+    assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
+    assert Path("out.csv").is_symlink()
+    assert len(read("true.csv")) == 20
+    assert stat.S_IMODE(Path("true.csv").stat().st_mode) == 0o640
+    old = os.umask(0o027)
+    try:
+        assert predict(model, "in.jsonl", "new.csv") == 0
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(Path("new.csv").stat().st_mode) == 0o640
+    assert files() == ["in.jsonl", "new.csv", "out.csv", "true.csv"]
+
+
+def test_an_output_that_appears_meanwhile_is_kept(model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_input()
+    true = Writer.__exit__
+
+    def leave(self: Writer, *how: Any) -> None:
+        Path("out.csv").write_text("precious\n")
+        true(self, *how)
+
+    monkeypatch.setattr(Writer, "__exit__", leave)
+    assert predict(model, "in.jsonl", "out.csv") == 2
+    assert Path("out.csv").read_text() == "precious\n"
+    monkeypatch.setattr(Writer, "__exit__", true)
+    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
+    assert seen == []
+    assert len(read("out.csv")) == 20
+
+
+def test_figures_are_replaced_only_where_that_is_asked_for(model: Path) -> None:
+    labels = list(load_predictor(model).task.labels)  # type: ignore[attr-defined]
+    with Path("test.csv").open("w") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, labels[i % 2]) for i, text in enumerate(TEXTS))])
+    Path("figures.json").write_text("precious")
+    evaluate = ["evaluate", str(model), "--data.test", "test.csv", "--output", "figures.json"]
+    assert command(*evaluate) == 2
+    assert Path("figures.json").read_text() == "precious"
+    assert command(*evaluate, "--overwrite") == 0
+    assert json.loads(Path("figures.json").read_text())["rows"] == 20
+
+
+def test_a_killed_command_resumes(model: Path) -> None:
+    """By SIGKILL: nothing can be tidied up, and the next command does it."""
+    with Path("in.csv").open("w") as file:
+        csv.writer(file).writerows([("text",), *((TEXTS[i % 20],) for i in range(20_000))])
+    arguments = [sys.executable, "-m", "nlp_transfer", "predict", str(model), "--input", "in.csv", "--batch-size", "64"]
+    around = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*arguments, "--output", "out.csv"], env=around)
+    journal = Path(".out.csv.partial")
+    try:
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b'\n{"window"') >= 2):
+            time.sleep(0.005)
+        assert process.poll() is None, "it ended before it was killed"
+    finally:
+        process.kill()
+        process.wait()
+    assert not Path("out.csv").exists()
+    assert any(name.startswith(".part-") for name in files())
+    for output in ("out.csv", "whole.csv"):
+        done = subprocess.run(
+            [*arguments, "--output", output],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ("resuming: " in done.stderr) == (output == "out.csv")
+    assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+    assert files() == ["in.csv", "out.csv", "whole.csv"]
+
+
+# Standard streams and texts
+
+
+@pytest.fixture
+def standard_input(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_standard_streams(
+    model: Path, standard_input: Callable[[bytes], None], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    labels = [row["prediction"] for row in load_predictor(model)(TEXTS)]
+    capfd.readouterr()
+    standard_input("\n".join(TEXTS).encode())
+    assert predict(model, "-", "-") == 0
+    out, said = capfd.readouterr()
+    assert out.splitlines() == labels
+    assert "20 rows are in standard output" in said
+    table = io.StringIO()
+    csv.writer(table).writerows([("id", "text"), *((i, text) for i, text in enumerate(["", *TEXTS]))])
+    standard_input(table.getvalue().encode())
+    assert predict(model, "-", "-", "--format", "csv") == 0
+    out, said = capfd.readouterr()
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["prediction"] for row in rows] == ["", *labels]
+    assert "standard input, row 2, column 'text': the cell is empty" in said
+    pq.write_table(pa.table({"text": TEXTS}), "in.parquet")
+    standard_input(Path("in.parquet").read_bytes())
+    assert predict(model, "-", "out.jsonl", "--format", "parquet") == 0
+    assert [row["prediction"] for row in read("out.jsonl")] == labels
+    assert predict(model, "in.parquet", "-", "--format", "jsonl") == 0
+    assert [json.loads(line)["prediction"] for line in capfd.readouterr().out.splitlines()] == labels
+    assert files() == ["in.parquet", "out.jsonl"]
+
+
+def test_parquet_on_standard_output(model: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": TEXTS}), "in.parquet")
+    assert predict(model, "in.parquet", "whole.parquet") == 0
+    before = os.dup(1)
+    with Path("out.parquet").open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            assert predict(model, "in.parquet", "-") == 0
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "how", "says"),
+    [
+        (b"", [], "standard input: the file is empty"),
+        (b'text\n"open', ["--format", "csv"], "standard input, row 2"),
+        (b"id\n1\n", ["--format", "csv"], "standard input: there is no column 'text'"),
+    ],
+)
+def test_mistakes_in_standard_input_are_called_so(
+    model: Path, content: bytes, how: list[str], says: str, standard_input: Callable[[bytes], None], capfd: Any
+) -> None:
+    standard_input(content)
+    assert predict(model, "-", "-", *how) == 2
+    out, said = capfd.readouterr()
+    assert says in said
+    assert out == ""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_closed_pipe_ends_quietly(model: Path, processes: int, capfd: pytest.CaptureFixture[str]) -> None:
+    write_input()
+    before = os.dup(1)
+    end, start = os.pipe()
+    os.close(end)
+    os.dup2(start, 1)
+    try:
+        assert predict(model, "in.jsonl", "-", "--processes", processes) == 141
+    finally:
+        os.dup2(before, 1)
+        os.close(start)
+        os.close(before)
+    assert not [line for line in capfd.readouterr().err.splitlines() if "rror" in line or "resume" in line]
+
+
+def test_texts_of_the_command_line(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    direct = load_predictor(model)(TEXTS[:2], probabilities=True)
+    capfd.readouterr()
+    assert command("predict", str(model), TEXTS[0], "--task.max_length", "60", TEXTS[1], "", "--probabilities") == 0
+    out, said = capfd.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row.pop("text") for row in rows] == [*TEXTS[:2], ""]
+    assert rows[:2] == [pytest.approx(row) for row in direct]
+    assert set(rows[2].values()) == {None}
+    assert "TEXT 3" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "--input and --output: not given"),
+        (("--input", "in.jsonl"), "--output: not given"),
+        (("--output", "out.csv"), "--input: not given"),
+        (("a text", "--input", "in.jsonl"), "--input: has no effect on texts"),
+        (("a text", "--output", "out.csv"), "--output: has no effect on texts"),
+        (("a text", "--data.encoding", "latin-1"), "--data: has no effect on texts"),
+        (("--input", "in.jsonl", "--output", "out.csv", "--format", "csv"), "--format: has no effect"),
+        (("--input", "in.jsonl", "--output", "-", "--overwrite"), "--overwrite: has no effect"),
+        (("--input", "in.jsonl", "--output", "out.txt", "--notes"), "--notes: a .txt file holds the predictions alone"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    model: Path, arguments: tuple[str, ...], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_input()
+    assert command("predict", str(model), *arguments) == 2
+    assert says in capfd.readouterr().err
+    assert files() == ["in.jsonl"]
+
+
+# Progress
+
+
+def test_progress_never_passes_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr("nlp_transfer.console.time.monotonic", lambda: now[0])
+    with Steps("predicting", 30) as progress:
+        progress.skip(10)
+        for _ in range(3):
+            now[0] += 90
+            progress.advance(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "predicting: 20/30, 90 seconds left"
+    assert [line.partition(",")[0] for line in lines] == ["predicting: 20/30", "predicting: 30/30", "predicting: 40/40"]
+    assert not any("left" in line for line in lines[1:])
+
+
+def test_progress_on_a_terminal_never_passes_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_force_terminal", True)
+    with Steps("predicting", 10) as progress:
+        assert progress.bar is not None
+        for _ in range(3):
+            progress.advance(5)
+            task = progress.bar.tasks[0]
+            assert task.completed <= (task.total or 0)
+
+
+def test_few_lines_of_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr("nlp_transfer.console.time.monotonic", lambda: now[0])
+    with Steps("training", 36_000) as progress:
+        for _ in range(36_000):
+            now[0] += 1
+            progress.advance()
+    assert 10 < len(capsys.readouterr().err.splitlines()) < 100
