@@ -186,7 +186,7 @@ def test_predicting_and_scoring_files_of_these_forms(tiny: dict[str, Path], tmp_
             )
     figures = []
     for name in ("train.csv", "a.csv.gz", "a.json"):
-        where = ["--data.test", str(tmp_path / name), "--output", str(tmp_path / "figures.json")]
+        where = ["--data.test", str(tmp_path / name), "--output", str(tmp_path / "figures.json"), "--overwrite"]
         cli(["evaluate", str(tmp_path / "run"), *where], standalone_mode=False)
         figures.append(json.loads((tmp_path / "figures.json").read_text()))
     assert figures[0] == figures[1] == figures[2]
