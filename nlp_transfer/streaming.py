@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, say, show_metrics
+from nlp_transfer.data.bad_rows import SKIP_HINT, check_rows, describe_skipped
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.ordered import in_order
@@ -178,14 +179,18 @@ def score_source(
         problems.raise_if_any()
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     task, device = predictor.task, accelerator.device
-    rows = read_rows(data.test, "test", data, task.columns())
-    problems = Problems("data")
-    task.check(rows, problems)
+    problems = Problems("data", row_hint=SKIP_HINT)
+    try:
+        rows = check_rows(read_rows(data.test, "test", data, task.columns()), "test", data, task.check, problems)
+    except UserError as error:
+        problems.absorb(error)
     problems.raise_if_any()
+    say(*describe_skipped("test", rows))
     table = predictor.encode(rows, targets=True)
     metrics, _ = score(cast(Any, predictor.model).to(device), task, table, accelerator, batch_size, predictor.precision)
     say(f"metrics of {len(rows)} rows, computed in {predictor.precision}")
-    return {"rows": len(rows), **metrics}, task.signatures()
+    skipped = {"skipped": len(rows.skipped)} if data.on_bad_rows == "skip" else {}
+    return {"rows": len(rows), **skipped, **metrics}, task.signatures()
 
 
 def check_figures_file(output: Path | None) -> None:

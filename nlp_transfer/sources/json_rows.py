@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nlp_transfer.config import DataConfig, shorten
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.reading import MAX_ROW, Lines, RowTooLongError, undecoded
+from nlp_transfer.errors import BadRow, Problems, UserError
+from nlp_transfer.sources.reading import MAX_ROW, Lines, RowTooLongError, numbered_lines, undecoded, undecoded_row
 
 MAX_COLUMNS = 4096
 MAX_DEPTH = 100  # of lists and objects inside each other in a row
+NO_OBJECT = "without a JSON object"  # a kind of bad row
 CHUNK = 1 << 16  # characters read at once; twice as many where a row does not end in them
 
 Records = Iterator[tuple[int, dict[str, Any], int]]  # position, cells by column, characters
@@ -21,13 +22,8 @@ Records = Iterator[tuple[int, dict[str, Any], int]]  # position, cells by column
 def add_blank(path: Path, positions: range, problems: Problems) -> range:
     """Adds blank lines that another row follows; gives back none."""
     for position in positions:
-        problems.add(f"{path}, row {position}: the line is blank; remove it")
+        problems.add_row(position, BadRow(str(path), position, None, "the line is blank; remove it", "on a blank line"))
     return range(0)
-
-
-def encoding_problem(where: str, fault: str) -> str:
-    """The message about a byte or a character that cannot be."""
-    return f"{where}: {fault}; set data.encoding (cp1252 is common for files from Windows)"
 
 
 def check_count(columns: Sized, where: str) -> None:
@@ -37,34 +33,30 @@ def check_count(columns: Sized, where: str) -> None:
 
 
 def jsonl_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
-    position = 0
     blank = range(0)
-    try:
-        for position, line in enumerate(lines, start=1):
-            lines.length = 0
-            if not line.strip():
-                blank = range(blank.start if blank else position, position + 1)
-                continue
-            blank = add_blank(path, blank, problems)
-            where = f"{path}, row {position}"
-            if fault := undecoded(line, encoding):
-                problems.add(encoding_problem(where, fault))
-                continue
-            try:
-                record = _DECODER.decode(line)
-                found = _json_fault(record, line)
-            except _KeyTwiceError as error:
-                found = f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
-            except RecursionError:
-                found = TOO_DEEP
-            except ValueError as error:
-                found = f"is not JSON ({error})"
-            if found:
-                problems.add(f"{where}: {found}")
-            else:
-                yield position, record, len(line)
-    except RowTooLongError as error:
-        problems.add(f"{path}, row {position + 1}: {error}")
+    for position, line in numbered_lines(path, lines, problems):
+        if line is not None and not line.strip():
+            blank = range(blank.start if blank else position, position + 1)
+            continue
+        blank = add_blank(path, blank, problems)
+        if line is None:
+            continue
+        if fault := undecoded(line, encoding):
+            problems.add_row(position, undecoded_row(path, position, None, fault))
+            continue
+        try:
+            record = _DECODER.decode(line)
+            found = _json_fault(record, line)
+        except _KeyTwiceError as error:
+            found = f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
+        except RecursionError:
+            found = TOO_DEEP
+        except ValueError as error:
+            found = f"is not JSON ({error})"
+        if found:
+            problems.add_row(position, BadRow(str(path), position, None, found, NO_OBJECT))
+        else:
+            yield position, record, len(line)
 
 
 class _KeyTwiceError(ValueError):
@@ -127,9 +119,9 @@ def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
     try:
         for position, (record, source) in enumerate(_rows(_JsonText(lines.file)), start=1):
             if fault := undecoded(source, encoding):
-                problems.add(encoding_problem(f"{path}, row {position}", fault))
+                problems.add_row(position, undecoded_row(path, position, None, fault))
             elif fault := _json_fault(record, source):
-                problems.add(f"{path}, row {position}: {fault}")
+                problems.add_row(position, BadRow(str(path), position, None, fault, NO_OBJECT))
             else:
                 yield position, record, len(source)
     except _KeyTwiceError as error:

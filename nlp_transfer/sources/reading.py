@@ -5,13 +5,14 @@ import gzip
 import os
 import re
 import stat
+from collections.abc import Iterator
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import UserError, did_you_mean
+from nlp_transfer.errors import BadRow, Problems, UserError, did_you_mean
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 OTHERS = frozenset(
@@ -21,7 +22,14 @@ OTHERS = frozenset(
 MAX_ROW = 2**24  # characters of one row, or of one file of a class folder
 SURROGATE = re.compile("[\ud800-\udfff]")
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
+ENCODING_HINT = "set data.encoding (cp1252 is common for files from Windows)"
 LOOKED_AT = 1000  # neighbours among which a mistyped name is looked for
+UNDECODED, TOO_LONG = "with bytes that are not in the encoding", "over the size limit"  # kinds of bad rows
+
+
+def no_bad_rows(data: DataConfig) -> dict[int, BadRow] | None:
+    """Where a reader collects the rows that it skips; None where bad rows are refused."""
+    return {} if data.on_bad_rows == "skip" else None
 
 
 def format_of(path: str | Path) -> str | None:
@@ -118,27 +126,55 @@ class RowTooLongError(Exception):
 
 
 class Lines:
-    """The lines of a text file. `length` counts the characters handed out; whoever knows where a row ends sets it back to 0.
+    """The lines of a text file, which end in one of `ends`. `length` counts the characters handed out; whoever knows where a row
+    ends sets it back to 0.
 
     Raises:
         RowTooLongError: a row has no end, so that it would fill the memory.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
+    def __init__(self, file: TextIO, ends: tuple[str, ...] = ("\n",)) -> None:
+        self.file, self.ends = file, ends
         self.length = 0
+        self._last = ""
 
     def __iter__(self) -> "Lines":
         return self
 
     def __next__(self) -> str:
-        line = self.file.readline(MAX_ROW + 1)
+        line = self._last = self.file.readline(MAX_ROW + 1)
         self.length += len(line)
         if self.length > MAX_ROW:
             raise RowTooLongError
         if not line:
             raise StopIteration
         return line
+
+    def finish_line(self) -> None:
+        """Reads to the end of a line that is too long, without keeping it."""
+        while self._last and not self._last.endswith(self.ends):
+            self._last = self.file.readline(MAX_ROW)
+        self.length = 0
+
+
+def numbered_lines(path: Path, lines: Lines, problems: Problems) -> Iterator[tuple[int, str | None]]:
+    """Position and text of each line; None for one that is over the size limit. Where that is refused, it is the last one."""
+    position = 0
+    while True:
+        position += 1
+        try:
+            line = next(lines)
+        except StopIteration:
+            return
+        except RowTooLongError as error:
+            problems.add_row(position, BadRow(str(path), position, None, str(error), TOO_LONG))
+            if problems:
+                return
+            lines.finish_line()
+            yield position, None
+            continue
+        lines.length = 0
+        yield position, line
 
 
 def open_binary(path: Path) -> Any:
@@ -198,6 +234,11 @@ def _normalised(name: str) -> str:
             f"data.encoding: there is no encoding {name!r}; allowed: an encoding of text, such as utf-8, cp1252, latin-1, utf-16"
         ) from None
     return "utf-8-sig" if known == "utf-8" else known  # a byte order mark is no part of the first column's name
+
+
+def undecoded_row(path: Path, position: int, column: str | None, fault: str) -> BadRow:
+    """The record of a row with a `fault` that `undecoded` found."""
+    return BadRow(str(path), position, column, f"{fault}; {ENCODING_HINT}", UNDECODED)
 
 
 def undecoded(text: str, encoding: str) -> str | None:

@@ -14,25 +14,30 @@ from typing import Any
 
 from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.console import say
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.json_rows import Records, add_blank, check_count, encoding_problem, json_records, jsonl_records
+from nlp_transfer.errors import BadRow, Problems, UserError
+from nlp_transfer.sources.json_rows import Records, add_blank, check_count, json_records, jsonl_records
 from nlp_transfer.sources.parquet import parquet_batches
 from nlp_transfer.sources.reading import (
-    ENDINGS as ENDINGS,
-)
-from nlp_transfer.sources.reading import (
+    ENCODING_HINT,
     MAX_ROW,
+    TOO_LONG,
     Lines,
     RowTooLongError,
     check_regular,
     choose_encoding,
     format_of,
     has_lines,
+    numbered_lines,
     open_binary,
     open_text,
     undecoded,
+    undecoded_row,
+)
+from nlp_transfer.sources.reading import (
+    ENDINGS as ENDINGS,
 )
 
+Skipped = dict[int, BadRow] | None  # by position, the bad rows that were skipped; None: they are refused
 LOOKED_AT = 1 << 13  # bytes by which a file of lines is told from other formats
 BATCH_CELLS = 2**20  # a batch ends early when it has as many cells, or as many characters as the longest row
 
@@ -53,6 +58,13 @@ class Batch:
     rows: int
     table: Any = None
     names: Sequence[str] = ()
+    places: Sequence[int] = ()
+    """The positions of the rows, where some before or between them were skipped."""
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """The position of each row as a person counts it."""
+        return self.places or range(self.first, self.first + self.rows)
 
     def __len__(self) -> int:
         return self.rows
@@ -108,34 +120,37 @@ def check_lines(path: Path, column: str) -> None:
         )
 
 
-def read_lines(path: Path, data: DataConfig) -> Iterator[list[str]]:
-    """The lines of a text file with any ending, in blocks.
+def read_lines(path: Path, data: DataConfig, skipped: Skipped = None) -> Iterator[list[str]]:
+    """The lines of a text file with any ending, in blocks. With `skipped`, bad lines are recorded there and still given.
 
     Raises:
         UserError: the file is missing or empty, or bytes are not in the given encoding.
     """
-    for batch in _read(path, ".txt", data, 10_000, None, False):
+    for batch in _read(path, ".txt", data, 10_000, None, False, skipped):
         yield batch.columns["text"]
 
 
 def read_table(
-    path: Path, data: DataConfig, size: int = 10_000, wanted: Collection[str] | None = None, keep_table: bool = False
-) -> Iterator[Batch]:
+    path: Path, data: DataConfig, size: int = 10_000, wanted: Collection[str] | None = None, keep_table: bool = False,
+    skipped: Skipped = None,
+) -> Iterator[Batch]:  # fmt: skip
     """The table's rows in batches of at most `size`, fewer where rows are large.
 
     Args:
         wanted: columns that are needed as Python values; of a Parquet file no others are decoded. None: all.
         keep_table: for a Parquet file, give each batch with all columns as Arrow data too (`Batch.table`).
+        skipped: takes the bad rows of a text file in place of an error; of a .txt file they are given all the same, so that
+            lines keep their numbers.
 
     Raises:
         UserError: the file is missing, empty or no regular one, a line cannot be parsed or is too long, or bytes are not in the
             given encoding; broken rows of a file are listed together.
     """
-    yield from _read(path, check_ending(path, wanted), data, size, wanted, keep_table)
+    yield from _read(path, check_ending(path, wanted), data, size, wanted, keep_table, skipped)
 
 
 def _read(
-    path: Path, ending: str, data: DataConfig, size: int, wanted: Collection[str] | None, keep_table: bool
+    path: Path, ending: str, data: DataConfig, size: int, wanted: Collection[str] | None, keep_table: bool, skipped: Skipped
 ) -> Iterator[Batch]:
     try:
         check_regular(path)
@@ -147,82 +162,104 @@ def _read(
             for content in parquet_batches(path, size, MAX_ROW, check, wanted, keep_table):
                 yield Batch(*content)
         else:
-            yield from _read_text(path, ending, data, size)
+            yield from _read_text(path, ending, data, size, skipped)
     except (OSError, EOFError, zlib.error) as error:  # the latter two: of a compressed file that was cut off or damaged
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _read_text(path: Path, ending: str, data: DataConfig, size: int) -> Iterator[Batch]:
-    problems = Problems(str(path))
+def _read_text(path: Path, ending: str, data: DataConfig, size: int, skipped: Skipped) -> Iterator[Batch]:
+    problems = Problems(str(path), skipped)
     encoding = choose_encoding(path, data)
     records = {
         ".csv": _csv_records, ".tsv": _csv_records, ".jsonl": jsonl_records, ".json": json_records, ".txt": _text_records,
     }[ending]  # fmt: skip
     columns: dict[str, list[Any]] = {}
-    first = length = taken = position = 0
-    with open_text(path, encoding, newline="" if records is _csv_records else "\n") as file:
-        lines = Lines(file)
+    places: list[int] = []
+    taken = position = 0
+    is_csv = records is _csv_records
+    with open_text(path, encoding, newline="" if is_csv else "\n") as file:
+        lines = Lines(file, ("\n", "\r") if is_csv else ("\n",))
         try:
             for position, record, characters in records(path, data, encoding, lines, problems):
                 if problems:
                     continue  # the rest is read for its problems alone
-                first = first or position
                 if not record.keys() <= columns.keys():
                     for name in record:  # JSON objects may bring a key late: earlier rows lack it
-                        columns.setdefault(name, [None] * length)
+                        columns.setdefault(name, [None] * len(places))
                     check_count(columns, f"{path}, row {position}")
                 for name, values in columns.items():
                     values.append(record.get(name))
-                length, taken = length + 1, taken + characters
+                places.append(position)
+                taken += characters
+                length = len(places)
                 if length == size or length * len(columns) >= BATCH_CELLS or taken >= MAX_ROW:
-                    yield Batch(columns, first, length)
-                    columns = {name: [] for name in columns}
-                    first = length = taken = 0
+                    yield Batch(columns, places[0], length, places=places)
+                    columns, places, taken = {name: [] for name in columns}, [], 0
         except UnicodeError as error:
             # Files are decoded in blocks, so the bytes stand in this row or somewhat below it.
             problems.add(f"{path}, at or after row {position + 1}: {error}; set data.encoding to the file's encoding")
     problems.raise_if_any()
-    if position == 0:
-        raise UserError(f"{path}: has {'a header but ' * (ending in ('.csv', '.tsv'))}no rows; allowed: one row or more")
-    if length:
-        yield Batch(columns, first, length)
+    if position == 0 and not skipped:
+        raise UserError(f"{path}: has {'a header but ' * is_csv}no rows; allowed: one row or more")
+    if places:
+        yield Batch(columns, places[0], len(places), places=places)
 
 
 def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
     delimiter = data.delimiter or ("\t" if format_of(path) == ".tsv" else ",")
     quoting: Any = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    hint = (
+    try:
+        header = data.columns or next(reader, [])
+    except (RowTooLongError, csv.Error) as error:
+        problems.add(_broken_row(path, 1, reader.line_num, error, problems))
+        return
+    position = 0 if data.columns else 1
+    _check_header(path, header, encoding)
+    blank = range(0)  # at the very end they are harmless, and editors like to leave some
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except (RowTooLongError, csv.Error) as error:
+            position += 1
+            if isinstance(error, csv.Error) or quoting != csv.QUOTE_NONE:  # where the next row begins cannot be known
+                problems.add(_broken_row(path, position, reader.line_num, error, problems))
+                return
+            blank = add_blank(path, blank, problems)
+            problems.add_row(position, BadRow(str(path), position, None, str(error), TOO_LONG))
+            if problems:
+                return
+            lines.finish_line()
+            continue
+        position += 1
+        characters, lines.length = lines.length, 0
+        if not cells:
+            blank = range(blank.start if blank else position, position + 1)
+            continue
+        blank = add_blank(path, blank, problems)
+        if len(cells) != len(header):
+            reason = f"found {len(cells)} cells; the header has {len(header)}"
+            names = f"({', '.join(header[:6])}{', ...' if len(header) > 6 else ''})"
+            problems.add_row(position, BadRow(str(path), position, None, f"{reason} {names}", "with too many or too few cells"))
+            continue
+        faults = [(name, fault) for name, cell in zip(header, cells, strict=True) if (fault := undecoded(cell, encoding))]
+        for name, fault in faults:
+            problems.add_row(position, undecoded_row(path, position, name, fault))
+        if not faults:
+            yield position, dict(zip(header, cells, strict=True)), characters
+
+
+def _broken_row(path: Path, position: int, line: int, error: Exception, problems: Problems) -> str:
+    """The message about a CSV row whose end cannot be found."""
+    why = "" if problems.skipped is None else " (such a row cannot be skipped, since where the next one begins is not known)"
+    then = "; " if isinstance(error, csv.Error) else ". If a quote is not closed: "
+    return (
+        f"{path}, row {position} (up to line {line}): {error}{why}{then}"
         "allowed: quotes that are closed, and doubled inside a quoted cell; if quotes are ordinary characters, set "
         "data.quoting: none"
     )
-    position = 0
-    try:
-        header = data.columns or next(reader, [])
-        position = 0 if data.columns else 1
-        _check_header(path, header, encoding)
-        blank = range(0)  # at the very end they are harmless, and editors like to leave some
-        for cells in reader:
-            position += 1
-            characters, lines.length = lines.length, 0
-            if not cells:
-                blank = range(blank.start if blank else position, position + 1)
-                continue
-            blank = add_blank(path, blank, problems)
-            if len(cells) != len(header):
-                problems.add(
-                    f"{path}, row {position}: found {len(cells)} cells; the header has {len(header)} "
-                    f"({', '.join(header[:6])}{', ...' if len(header) > 6 else ''})"
-                )
-                continue
-            for name, cell in zip(header, cells, strict=True):
-                if fault := undecoded(cell, encoding):
-                    problems.add(encoding_problem(f"{path}, row {position}, column {name!r}", fault))
-            yield position, dict(zip(header, cells, strict=True)), characters
-    except RowTooLongError as error:
-        problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}. If a quote is not closed: {hint}")
-    except csv.Error as error:
-        problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}; {hint}")
 
 
 def _check_header(path: Path, header: list[str], encoding: str) -> None:
@@ -234,18 +271,14 @@ def _check_header(path: Path, header: list[str], encoding: str) -> None:
         if times > 1:
             problems.add(f"{path}: column {shorten(name)} stands twice in the header; allowed: each name once")
         if fault := undecoded(name, encoding):
-            problems.add(encoding_problem(f"{path}, row 1, column {shorten(name)}", fault))
+            problems.add(f"{path}, row 1, column {shorten(name)}: {fault}; {ENCODING_HINT}")
     problems.raise_if_any()
 
 
 def _text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
     # A lone carriage return ends no line: as every other tool counts them, lines end in \n, perhaps after \r.
-    position = 0
-    try:
-        for position, line in enumerate(lines, start=1):
-            lines.length = 0
-            if fault := undecoded(line, encoding):
-                problems.add(encoding_problem(f"{path}, row {position}, column 'text'", fault))
-            yield position, {"text": line.removesuffix("\n").removesuffix("\r")}, len(line)
-    except RowTooLongError as error:
-        problems.add(f"{path}, row {position + 1}: {error}")
+    for position, line in numbered_lines(path, lines, problems):
+        text = line or ""
+        if fault := undecoded(text, encoding):
+            problems.add_row(position, undecoded_row(path, position, "text", fault))
+        yield position, {"text": text.removesuffix("\n").removesuffix("\r")}, len(text)

@@ -16,6 +16,8 @@ from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import Task
 from nlp_transfer.tasks._head import match_head, note_unused_head
 
+EMPTY_TEXT = "with an empty text"  # a kind of bad row
+
 
 class TextTask(Task):
     """A text, or a pair of texts, in; an answer of fixed shape out."""
@@ -51,9 +53,10 @@ class TextTask(Task):
             for row, cell in enumerate(rows.columns[name]):
                 if not isinstance(cell, str):
                     found = "nothing" if cell is None else f"{cell!r} ({type(cell).__name__})"
-                    problems.add(f"{rows.where(row)}, column {name!r}: found {found}; allowed: text")
+                    kind = EMPTY_TEXT if cell is None else "with a cell that is no text"
+                    problems.add_row(row, rows.bad(row, name, f"found {found}; allowed: text", kind))
                 elif not cell.strip():
-                    problems.add(f"{rows.where(row)}, column {name!r}: the cell is empty; allowed: text")
+                    problems.add_row(row, rows.bad(row, name, "the cell is empty; allowed: text", EMPTY_TEXT))
         if targets:
             self.check_targets(rows, problems)
 

@@ -34,7 +34,7 @@ from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 
 KNOWN = sorted({name for name, _, _ in all_settings()})
 ON_SAVED_MODELS = ("evaluate", "predict", "translate")
-VALUES = {"data.columns": "[text, label]", "data.delimiter": ";", "data.quoting": "none"}
+VALUES = {"data.columns": "[text, label]", "data.delimiter": ";", "data.quoting": "none", "data.on_bad_rows": "skip"}
 ROOT = Path(__file__).parents[2]
 
 
