@@ -16,7 +16,7 @@ _SCORED = ("task.label", "task.label_format", "task.target", "task.separator", "
 COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "train": ("*",),
     "compare": ("*", "!training.seed"),
-    "evaluate": ("data.test", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_SCORED),
+    "evaluate": ("data.test", "data.on_bad_rows", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_SCORED),
     "predict": (*FORMAT, *_TEXT, "task.max_length", "task.label_type", "task.separator", "task.threshold"),
     "translate": (*FORMAT, "task.source", "task.max_length", "task.longest_source", *_LANGUAGES, *_SEARCH),
     "push": (),

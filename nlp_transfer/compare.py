@@ -90,8 +90,12 @@ def compare(
     if split_of(first.config.data) not in first.config.data.splits:
         raise UserError("compare: needs rows to compare on; set data.test, data.test_share or data.validation_share")
     find_model(first.config.model)
-    splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0])
+    decides = split_of(first.config.data) == "validation" or len(plan.rates) > 1
+    decides = decides or any(run.strategy.needs_validation() for run in runs)
+    splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0], decides)
     say(*splits.notes)
+    if splits.validation_share is not None:  # every run makes the same splits, whatever settings its strategy leaves out
+        plan.base["data"] = {**plan.base["data"], "validation_share": splits.validation_share}
     with claimed(folder):
         _check_same(folder, plan, runs, splits)
         with Server(verbose, code) as server:

@@ -92,13 +92,21 @@ class DataConfig(Settings):
     """Like `train`; null: none, unless `test_share` is set."""
     unlabelled: Any = None
     """Like `train`, without answers: rows that a strategy may label by itself, or copy a teacher on."""
-    validation_share: Annotated[Share, UsedWith(validation=None)] = 0.1
-    """Share of train used for validation where `validation` is null; 0: none, and then no early stopping."""
+    validation_share: Annotated[Share | Literal["auto"], UsedWith(validation=None)] = "auto"
+    """Share of train used for validation where `validation` is null; 0: none, and then no early stopping. auto: 0.1, and none
+    where that is fewer than 20 rows, or 3 for each class, unless another setting needs validation."""
     test_share: Share = 0.0
     """Share of train set aside for testing where `test` is null; stratified and seeded."""
     shots: Count | None = None
     """Rows of each label kept of train, after the other splits were set aside; drawn with the seed, and a smaller draw is part
     of a larger one. Numbers to learn are drawn by tenths of their range, rows of several labels by their rarest. Null: all."""
+    on_bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What happens to rows that cannot be used: an empty text, a missing or unknown label, a line that cannot be parsed. refuse:
+    an error lists them; skip: they are left out of every split, counted, and written to `skipped_rows.csv`."""
+    filter: Annotated[list[Literal["empty", "copies", "length_ratio", "duplicates"]], Field(min_length=1)] | None = None
+    """Translation: pairs that are left out of train. empty: a side is empty; copies: both sides are the same text; length_ratio:
+    one side is more than 3 times as long as the other, in characters and relative to the median of train, unless both have
+    fewer than 30; duplicates: all but the first of equal pairs. Case, white space and Unicode form make no difference."""
     group: str | None = None
     """A column: rows with the same value in it never stand in two splits that are made here."""
     encoding: Name | Annotated[list[Name], Field(min_length=1)] = "utf-8"
@@ -119,6 +127,11 @@ class DataConfig(Settings):
         shares = {"validation": self.validation_share, "test": self.test_share}
         made = [role for role, share in shares.items() if share and self.train is not None]
         return [role for role in ("train", "validation", "test") if getattr(self, role) is not None or role in made]
+
+    @property
+    def validation_part(self) -> float:
+        """The share of train that is meant for validation, `auto` resolved."""
+        return 0.1 if isinstance(self.validation_share, str) else self.validation_share
 
     @field_validator("train", "validation", "test", "unlabelled")
     @classmethod

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 SHOWN = 20
 LONGEST = 2000  # characters of one message: what was found may be a cell of megabytes
@@ -26,21 +27,55 @@ class UnfinishedError(UserError):
     run again. Finished work is kept."""
 
 
+class BadRow(NamedTuple):
+    """A row that cannot be used, and why.
+
+    `row` is counted as a person does (in CSV and TSV the header is row 1); 0: the file is the row. `kind` completes a sentence
+    that counts rows, such as `with an empty text`.
+    """
+
+    file: str
+    row: int
+    column: str | None
+    reason: str
+    kind: str
+
+    def __str__(self) -> str:
+        row = f", row {self.row}" if self.row else ""
+        column = "" if self.column is None else f", column {self.column!r}"
+        return f"{self.file}{row}{column}: {self.reason}"
+
+
 class Problems:
     """Collects messages; `raise_if_any` shows the first twenty and counts the rest.
 
     Counting goes on after twenty, storing does not: ten million broken rows cost no memory.
+
+    Args:
+        heading: stands before the messages.
+        skipped: takes the first fault of each bad row, by a number of the row, and then bad rows are no problems; None: they
+            are problems.
+        row_hint: a last line where bad rows are among the problems.
     """
 
-    def __init__(self, heading: str = "") -> None:
-        self.heading = heading
+    def __init__(self, heading: str = "", skipped: dict[int, BadRow] | None = None, row_hint: str = "") -> None:
+        self.heading, self.skipped, self.row_hint = heading, skipped, row_hint
         self.messages: list[str] = []
         self.count = 0
+        self.bad_rows = 0
 
     def add(self, message: str) -> None:
         self.count += 1
         if len(self.messages) < SHOWN:
             self.messages.append(brief(message))
+
+    def add_row(self, number: int, bad: BadRow) -> None:
+        """Adds a fault of one row; `number` identifies the row in `skipped`."""
+        if self.skipped is not None:
+            self.skipped.setdefault(number, bad._replace(reason=brief(bad.reason)))
+            return
+        self.bad_rows += 1
+        self.add(str(bad))
 
     def extend(self, messages: Iterable[str]) -> None:
         for message in messages:
@@ -50,22 +85,28 @@ class Problems:
         """Takes over what another check found: each of its messages, and the count of those it did not keep."""
         if error.problems is None:
             self.add(str(error))
-            return
-        self.extend(error.problems.messages)
-        self.count += error.problems.count - len(error.problems.messages)
+        else:
+            self.merge(error.problems)
+
+    def merge(self, other: "Problems") -> None:
+        """Adds what another list collected."""
+        self.extend(other.messages)
+        self.count += other.count - len(other.messages)
+        self.bad_rows += other.bad_rows
 
     def __bool__(self) -> bool:
         return self.count > 0
 
     def __str__(self) -> str:
+        hint = [self.row_hint] if self.row_hint and self.bad_rows else []
         if self.count == 1 and not self.heading:
-            return self.messages[0]
+            return "\n".join([self.messages[0], *hint])
         counted = f"{self.count} problem{'s' if self.count > 1 else ''}"
         lines = [f"{self.heading}: {counted}" if self.heading else counted]
         lines += [f"  - {message}" for message in self.messages]
         if self.count > len(self.messages):
             lines.append(f"  ... and {self.count - len(self.messages)} more")
-        return "\n".join(lines)
+        return "\n".join([*lines, *hint])
 
     def raise_if_any(self) -> None:
         if self:

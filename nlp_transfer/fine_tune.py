@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from nlp_transfer import report
 from nlp_transfer.config import Document, RunConfig
 from nlp_transfer.console import is_main, percent, say, show_metrics
 from nlp_transfer.data.augment import make_augmenter
+from nlp_transfer.data.bad_rows import write_skipped
 from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
 from nlp_transfer.data.token_cache import Keep
 from nlp_transfer.data.tokens import TokenTable
@@ -115,9 +116,10 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     set_seed(training.seed)
 
     checkpoint = Checkpoint.open(find_model(run.config.model))
-    splits, task = read_splits(run.config.data, run.task, training, training.seed)
+    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.needs_validation())
     train = splits.train
     say(*(task.report(train) if len(train) else ()), *splits.notes)
+    run = _settle(run, splits)
     task = task.prepare(checkpoint, train).prefer_head(run.strategy.preferred_head())
     tables = _encode(splits, task, checkpoint, run.config.data.token_cache)
     augment = None
@@ -135,6 +137,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         choices = choose(model, tables.get("train"), training, folder.path, task=task)
         accelerator = choices.accelerator
         job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)
+        job = replace(job, skipped=splits.skipped)
         check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
         check_saving_further(run.strategy.further_jobs(model), folder.path, accelerator)
@@ -148,6 +151,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     check_same_on_all(document)
     if accelerator.is_main_process:
         folder.begin(document)
+        write_skipped(folder.path, prepared.skipped)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("nlp_transfer")
 
@@ -175,6 +179,13 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     show_metrics(metrics, f"metrics, computed in {PRECISION}")
     say(f"the model is in {folder.path / 'model'}")
     return FineTuned(folder.path, result, answers, {split: tables[split].references for split in answers})
+
+
+def _settle(run: Run, splits: Splits) -> Run:
+    """The run with the validation share as it was resolved; says which settings have no effect without a validation split."""
+    settled = run.with_validation_share(splits.validation_share)
+    say(*describe_unused(item for item in settled.unused.items() if item[0] not in run.unused))
+    return settled
 
 
 def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, keep: Keep) -> dict[str, TokenTable]:

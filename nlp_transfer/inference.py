@@ -291,7 +291,7 @@ class Predictor:
             described, faults = predict_sound(self.task, rows, {}, lambda sound: self.answer_columns(sound, probabilities))
         records = [dict(zip(described, values, strict=True)) for values in zip(*described.values(), strict=True)]
         for index, fault in faults.items():
-            records[index]["note"] = fault.reason.lstrip(":, ")
+            records[index]["note"] = str(fault)
         return records[0] if single else records
 
     def answer_columns(self, rows: Rows, probabilities: bool = False) -> dict[str, list[Any]]:

@@ -165,7 +165,7 @@ class OutputFile:
         self._file.seek(offset)
         record = json.loads(self._file.readline())
         self._file.seek(end)
-        faults = {index: Fault(kind, reason) for index, kind, reason in record["faults"]}
+        faults = {index: Fault(*fault) for index, *fault in record["faults"]}
         return Answer(record["columns"], record["in_pieces"], faults, resumed=True)
 
     def add(self, batch: Batch, answer: Answer) -> None:

@@ -1,12 +1,13 @@
 """From one raw document to a run whose every part is typed: all problems in it are shown at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nlp_transfer.applicability import refuse_unused
 from nlp_transfer.config import Document, RunConfig, validate
+from nlp_transfer.data.bad_rows import check_filter
 from nlp_transfer.data.splits import check_shares
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError, did_you_mean
@@ -25,6 +26,14 @@ class Run:
     strategy: Strategy
     unused: dict[str, str] = field(default_factory=dict)
     """Given settings that have no effect, by dotted name with the reason: for the user to know."""
+
+    def with_validation_share(self, share: float | None) -> "Run":
+        """The run with `data.validation_share` resolved; None: as it was given."""
+        if share is None:
+            return self
+        data = self.config.data.model_copy(update={"validation_share": share})
+        config = self.config.model_copy(update={"data": data})
+        return replace(self, config=config, unused=find_unused(config, self.task, self.strategy).reported)
 
 
 def resolve(
@@ -100,6 +109,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, ow
         if not own_metrics:
             _check_best_metric(training.best_metric, task, problems)
         task.check_settings(training, problems)
+        check_filter(data, task.filters, problems)
         if not task.aligned:
             check_no_aligned(data, task.columns(), problems)
 

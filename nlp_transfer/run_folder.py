@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from nlp_transfer.config import shorten
 from nlp_transfer.console import say
+from nlp_transfer.data.bad_rows import SKIPPED_ROWS
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.provenance import compare_content, describe_changes
@@ -32,7 +33,7 @@ ROUNDING = ("training.attention", "training.kernels")
 PREDICTIONS = "predictions"
 OWN = (
     "config.yaml", "result.json", "log.jsonl", "model", "adapter", PREDICTIONS, "checkpoints", "biases.safetensors", "tasks",
-    "shared",
+    "shared", SKIPPED_ROWS,
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 from nlp_transfer.command_inputs import check_files
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, say, show_metrics
+from nlp_transfer.data.bad_rows import SKIP_HINT, check_rows, describe_skipped
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.journal import Answer, OutputFile
@@ -168,7 +169,7 @@ def _write_all(
                 writer.write(columns, batch.table)
             kinds.update(fault.kind for fault in answer.faults.values())
             for index, fault in islice(answer.faults.items(), SHOWN - len(shown)):
-                shown.append(f"{source}, row {batch.first + index}{fault.reason}")
+                shown.append(fault.at(f"{source}, row {batch.first + index}"))
             rows, windows, in_pieces = rows + len(batch), windows + 1, in_pieces + answer.in_pieces
             (progress.skip if answer.resumed else progress.advance)(len(batch))
         with target.writing():
@@ -193,7 +194,7 @@ def _as_texts(cells: list[Any], faults: Mapping[int, Fault]) -> list[Any]:
 def _notes(batch: Batch, faults: Mapping[int, Fault]) -> Columns:
     if batch.has_column("note"):
         raise UserError("--notes: the input has a column 'note' already; allowed: rename it, or leave --notes out")
-    return {"note": [faults[i].reason.lstrip(":, ") if i in faults else None for i in range(len(batch))]}
+    return {"note": [str(faults[i]) if i in faults else None for i in range(len(batch))]}
 
 
 def predict_texts(wanted: dict[str, Any], texts: Sequence[str]) -> None:
@@ -223,7 +224,7 @@ def predict_texts(wanted: dict[str, Any], texts: Sequence[str]) -> None:
                 stream.write(redact("  ".join(cells)) + "\n")
         else:
             Writer(stream, ".jsonl").write(batch.columns | answer.columns)
-        say(*(f"warning: TEXT {index + 1}{fault.reason}" for index, fault in answer.faults.items()))
+        say(*(fault.at(f"warning: TEXT {index + 1}") for index, fault in answer.faults.items()))
 
 
 @contextmanager
@@ -263,14 +264,18 @@ def score_source(
         problems.raise_if_any()
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     task, device = predictor.task, accelerator.device
-    rows = read_rows(data.test, "test", data, task.columns())
-    problems = Problems("data")
-    task.check(rows, problems)
+    problems = Problems("data", row_hint=SKIP_HINT)
+    try:
+        rows = check_rows(read_rows(data.test, "test", data, task.columns()), "test", data, task.check, problems)
+    except UserError as error:
+        problems.absorb(error)
     problems.raise_if_any()
+    say(*describe_skipped("test", rows))
     table = predictor.encode(rows, targets=True)
     metrics, _ = score(cast(Any, predictor.model).to(device), task, table, accelerator, batch_size, predictor.precision)
     say(f"metrics of {len(rows)} rows, computed in {predictor.precision}")
-    return {"rows": len(rows), **metrics}, task.signatures()
+    skipped = {"skipped": len(rows.skipped)} if data.on_bad_rows == "skip" else {}
+    return {"rows": len(rows), **skipped, **metrics}, task.signatures()
 
 
 def check_figures_file(output: Path | None, overwrite: bool = False) -> None:

@@ -9,13 +9,13 @@ import torch
 
 from nlp_transfer.applicability import check_used
 from nlp_transfer.config import with_type
-from nlp_transfer.data.row_faults import OnBadRows, check_on_bad_rows, kind_of_fault
+from nlp_transfer.data.row_faults import OnBadRows, check_on_bad_rows
 from nlp_transfer.errors import UserError
 from nlp_transfer.inference import Predictor, answering, pick_columns
 from nlp_transfer.models import autocast
 from nlp_transfer.seq2seq.generate import ROWS
-from nlp_transfer.sources.memory import read_inputs
-from nlp_transfer.sources.rows import TRANSLATION, Fault
+from nlp_transfer.sources.memory import plain_cell, read_inputs
+from nlp_transfer.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION, Fault
 from nlp_transfer.sources.tables import Batch
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -74,7 +74,7 @@ class Translator:
         faults = _faults(texts)
         if faults and on_bad_rows == "refuse":
             index, fault = next(iter(faults.items()))
-            raise UserError(f"texts, row {index + 1}{fault.reason}")
+            raise UserError(fault.at(f"texts, row {index + 1}"))
         translations = self._translate_sound(texts, faults)
         return translations[0] if single else translations
 
@@ -109,23 +109,24 @@ class Translator:
         if batch.has_column(column):
             raise UserError(f"{path}: has a column {column!r} already, which the translation would overwrite; rename it")
         cells = pick_columns(batch, path, [name])[name]
-        faults = {**_faults(cells, f", column {name!r}"), **batch.faults}
+        faults = {**_faults(cells, name), **batch.faults}
         translations = self._translate_sound(cells, faults)
         blank = {
-            i: Fault("empty text", f", column {name!r}: the cell is empty")
+            i: Fault(EMPTY_TEXT, "the cell is empty", name)
             for i, cell in enumerate(cells)
             if i not in faults and not cell.strip()
         }
         return {column: translations}, dict(sorted((faults | blank).items()))
 
 
-def _faults(texts: Sequence[Any], where: str = "") -> dict[int, Fault]:
+def _faults(texts: Sequence[Any], column: str | None = None) -> dict[int, Fault]:
     """By index, why texts cannot be translated."""
     faults = {}
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            faults[i] = Fault(kind_of_fault([text]), f"{where}: found {with_type(text)}; allowed: text")
+            kind = EMPTY_TEXT if plain_cell(text) is None else NO_TEXT
+            faults[i] = Fault(kind, f"found {with_type(text)}; allowed: text", column)
         elif half := HALF_CHARACTER.search(text):
-            reason = f"{where}: found {half.group()!a}, half of a character; allowed: both halves or none"
-            faults[i] = Fault("half of a character", reason)
+            reason = f"found {half.group()!a}, half of a character; allowed: both halves or none"
+            faults[i] = Fault("with half of a character", reason, column)
     return faults

@@ -1,12 +1,11 @@
 """Rows that cannot be predicted, beside others that can."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.memory import plain_cell
+from nlp_transfer.errors import BadRow, Problems, UserError
 from nlp_transfer.sources.rows import Fault, Rows, from_columns
 
 OnBadRows = Literal["refuse", "skip"]
@@ -49,28 +48,8 @@ def check_on_bad_rows(value: str) -> None:
 
 
 def _row_faults(task: Any, rows: Rows) -> dict[int, Fault]:
-    """Return by index why rows cannot be predicted; each is checked by itself, so that its neighbors do not matter."""
-    task.check(rows, problems := Problems(), targets=False)
-    if not problems:
-        return {}
-    faults = {}
-    for i in range(len(rows)):
-        task.check(rows.select(np.array([i])), of_row := Problems(), targets=False)
-        if of_row:
-            kind = kind_of_fault(rows.columns[name][i] for name in task.input_columns())
-            faults[i] = Fault(kind, of_row.messages[0].removeprefix(rows.where(i)))
-    if not faults:
-        problems.raise_if_any()
-    return faults
-
-
-def kind_of_fault(cells: Iterable[Any]) -> str:
-    """Name what is wrong with the texts of a row."""
-    for cell in cells:
-        if plain_cell(cell) is None:
-            return "missing text"
-        if not isinstance(cell, str):
-            return "not a text"
-        if not cell.strip():
-            return "empty text"
-    return "text of a form that the task refuses"
+    """Return by index why rows cannot be predicted."""
+    bad: dict[int, BadRow] = {}
+    task.check(rows, problems := Problems(skipped=bad), targets=False)
+    problems.raise_if_any()
+    return {index: Fault(row.kind, row.reason, row.column) for index, row in bad.items()}

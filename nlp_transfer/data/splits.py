@@ -7,18 +7,20 @@ compared as `normalized` gives them: a copy with another case, spacing or Unicod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
 from nlp_transfer.config import DataConfig, TrainingConfig
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.data.bad_rows import SKIP_HINT, check_filter, check_group, check_rows, describe_skipped
+from nlp_transfer.errors import BadRow, Problems, UserError
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.rows import Rows, from_columns
 from nlp_transfer.sources.texts import fingerprints, normalized
 
 UNLABELLED = "unlabelled"
+NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings of training
 
 
 class Readable(Protocol):
@@ -26,8 +28,13 @@ class Readable(Protocol):
 
     def columns(self) -> list[str]: ...
     def input_columns(self) -> list[str]: ...
+    @property
+    def filters(self) -> Sequence[str]: ...
+    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]: ...
     def fit(self, train: Rows, problems: Problems) -> Self: ...
     def fit_settings(self, problems: Problems) -> Self: ...
+    def check_split(self, train: Rows, problems: Problems) -> None: ...
+    def least_validation(self) -> int: ...
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None: ...
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None: ...
     def keys(self, rows: Rows) -> Iterable[str]: ...
@@ -43,6 +50,10 @@ class Splits:
 
     rows: dict[str, Rows]
     notes: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, BadRow]] = field(default_factory=list)
+    """The rows that were left out, each with the split that its file was given for."""
+    validation_share: float | None = None
+    """`data.validation_share` as resolved; None where validation was given, so that it has no effect."""
 
     @property
     def train(self) -> Rows:
@@ -64,15 +75,23 @@ class Splits:
         return found
 
 
-def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed: int) -> tuple[Splits, TaskType]:
-    """Every split of a run, checked, and the task with what it learned from train (its labels), or without train knows from its
-    settings.
+def read_splits(
+    data: DataConfig, task: TaskType, training: TrainingConfig, seed: int, needs_validation: bool = False
+) -> tuple[Splits, TaskType]:
+    """Every split of a run, checked, and the task with what it learned from train (its labels), or without
+    train knows from its settings.
+
+    Args:
+        needs_validation: whether `data.validation_share: auto` makes a validation split however small it is, which some settings
+            of `training` also ask for.
 
     Raises:
         UserError: anything is wrong with any of the splits; all problems are listed together.
     """
-    problems = Problems("data")
+    problems = Problems("data", row_hint=SKIP_HINT)
+    needs_validation = needs_validation or any(getattr(training, name) is not None for name in NEED_VALIDATION)
     check_shares(data, problems)
+    check_filter(data, task.filters, problems)
     given: dict[str, Rows] = {}
     for role in ("train", "validation", "test", UNLABELLED):
         source = getattr(data, role)
@@ -86,22 +105,34 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
     if data.train is None:
         task = task.fit_settings(problems)
     if "train" in given:
-        task = task.fit(given["train"], problems)
+        if names := [name for name in data.filter or () if name in task.filters]:
+            given["train"] = given["train"].without(task.filter(given["train"], names))
+        task, given["train"] = _fit(task, given["train"], data, problems)
         task.check_settings(training, problems)  # settings may name labels, which are known only now
-        _check_group(given["train"], data.group, problems)
-    knows = "train" in given or (data.train is None and not problems)  # its labels
+    knows = len(given["train"]) > 0 if "train" in given else data.train is None and not problems  # its labels
     for role, rows in given.items():
-        task.check(rows, problems, targets=knows and role != UNLABELLED)
+        if role != "train":
+            check = partial(task.check, targets=knows and role != UNLABELLED)
+            given[role] = check_rows(rows, role, data, check, problems)
     problems.raise_if_any()
+    skipped = [(role, bad) for role, rows in given.items() for bad in sorted(rows.skipped, key=lambda bad: bad[:2])]
+    splits = Splits({}, [note for role, rows in given.items() for note in describe_skipped(role, rows)], skipped)
     unlabelled = given.pop(UNLABELLED, None)
-    splits = Splits(given)
+    splits.rows |= given
     keys = {role: input_keys(task, rows) for role, rows in given.items()}
     splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(task.keys(given[role]))))
-    for role, share in (("test", data.test_share), ("validation", data.validation_share)):
+    for role, share in (("test", data.test_share), ("validation", data.validation_part)):
         if role in given or role not in data.splits:
             continue
         train = splits.rows["train"]
         rest, part = split_off(train, share, task.strata(train), keys["train"], data.group, seed)
+        few = role == "validation" and len(part) < task.least_validation()
+        if few and data.validation_share == "auto" and not needs_validation:
+            splits.notes.append(_without_validation(share, len(part), len(train), task.least_validation()))
+            continue
+        if data.shots != 1:
+            task.check_split(given["train"], problems)
+            problems.raise_if_any()
         if len(part) == 0:
             raise UserError(
                 f"data.{role}_share: {share} of {len(train)} rows leaves no row for {role}; allowed: a larger share, 0, or a "
@@ -110,11 +141,47 @@ def read_splits(data: DataConfig, task: TaskType, training: TrainingConfig, seed
         splits.rows |= {"train": train.select(rest), role: train.select(part)}
         keys |= {"train": keys["train"][rest], role: keys["train"][part]}
         splits.notes.append(f"{role}: {len(part)} rows set aside from train (stratified, seed {seed})")
+        if few:
+            splits.notes.append(
+                f"warning: validation: {len(part)} rows decide which weights are kept, fewer than {task.least_validation()}; "
+                "their metrics are uncertain"
+            )
+    if data.validation is None and data.train is not None:
+        splits.validation_share = data.validation_part if "validation" in splits.rows else 0.0
     if data.shots is not None and data.train is not None:
         keys["train"] = keys["train"][_draw_shots(splits, data.shots, task, seed)]
     if unlabelled is not None:
         _add_unlabelled(splits, unlabelled, input_keys(task, unlabelled), np.concatenate([np.zeros(0, np.int64), *keys.values()]))
     return splits, task
+
+
+def _fit(task: TaskType, train: Rows, data: DataConfig, problems: Problems) -> tuple[TaskType, Rows]:
+    """The task with what it learned from train, and train as checked: nothing is learned from a row that is skipped."""
+    fitted = task
+
+    def check_inputs(rows: Rows, found: Problems) -> None:
+        task.check(rows, found, targets=False)
+        check_group(rows, data.group, found)
+
+    def fit(rows: Rows, found: Problems) -> None:
+        nonlocal fitted
+        fitted = task.fit(rows, found)
+        check_group(rows, data.group, found)
+        fitted.check(rows, found)
+
+    if data.on_bad_rows == "skip":
+        train = check_rows(train, "train", data, check_inputs, Problems())  # what else is wrong is found below
+    train = check_rows(train, "train", data, fit, problems)
+    return fitted, train
+
+
+def _without_validation(share: float, part: int, rows: int, least: int) -> str:
+    """The note on a split that `data.validation_share: auto` does not make."""
+    return (
+        f"validation: no row is set aside from train; {share:g} of {rows:,} would be {part}, and fewer than {least} are too few "
+        "to decide which weights are kept. All rows are trained on, and the last weights are kept. For a validation split set "
+        "data.validation, or data.validation_share to a number"
+    )
 
 
 def input_keys(task: Readable, rows: Rows) -> np.ndarray:
@@ -126,9 +193,10 @@ def check_shares(data: DataConfig, problems: Problems) -> None:
     """Adds what makes it unclear which rows are tested on, and shares that leave nothing to learn from."""
     if data.test is not None and data.test_share:
         problems.add(f"data.test_share: found {data.test_share} beside data.test; allowed: one of the two")
-    if data.train is not None and data.validation is None and data.validation_share + data.test_share >= 1:
+    if data.train is not None and data.validation is None and data.validation_part + data.test_share >= 1:
         problems.add(
-            f"data.validation_share: found {data.validation_share} beside test_share {data.test_share}; allowed: together below 1"
+            f"data.validation_share: found {data.validation_part:g} beside test_share {data.test_share}; allowed: together below "
+            "1"
         )
 
 
@@ -174,12 +242,6 @@ def _add_unlabelled(splits: Splits, rows: Rows, keys: np.ndarray, known: np.ndar
         splits.notes.append(
             f"{UNLABELLED}: {len(rows) - len(first)} of {len(rows)} rows left out, which repeat another or stand in another split"
         )
-
-
-def _check_group(train: Rows, group: str | None, problems: Problems) -> None:
-    for row, value in enumerate(train.columns[group] if group else ()):
-        if value is None or not str(value).strip():
-            problems.add(f"{train.where(row)}, column {group!r}: the cell is empty; allowed: the group of the row")
 
 
 def describe_repeats(keys: dict[str, np.ndarray], exact: Callable[[str], np.ndarray] | None = None) -> list[str]:

@@ -14,18 +14,21 @@ import numpy as np
 
 from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.console import say
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import BadRow, Problems, UserError
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.aligned import read_aligned
 from nlp_transfer.sources.globs import expand
 from nlp_transfer.sources.memory import read_table_object
 from nlp_transfer.sources.reading import (
     MAX_ROW,
+    TOO_LONG,
+    UNDECODED,
     at_home,
     check_regular,
     check_unchanged,
     choose_encoding,
     format_of,
+    no_bad_rows,
     read_start,
     state_of,
     undecoded,
@@ -166,13 +169,16 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
     columns = {name: GrowingColumn() for name in wanted}
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    skipped = no_bad_rows(data)
     first = None
     before = state_of(path)
-    for batch in read_table(path, data, wanted=wanted):
+    for batch in read_table(path, data, wanted=wanted, mark_faults=skipped is not None):
         found = unfold(lines_as(batch.columns, path, wanted), wanted)
         if first is None:
             first = batch.first
             check_columns(names_of(found, batch.names), wanted, f"data.{role}: {path}")
+        if skipped is not None:
+            skipped |= batch.bad_rows(path)
         length = len(batch)
         for name, column in columns.items():
             cells = found.get(name, [None] * length)
@@ -184,7 +190,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     digest = wheels.sha256_of(path)
     check_unchanged(path, before)
     rows = from_columns({name: column.done() for name, column in columns.items()}, str(path), first or 1)
-    return Rows(rows.columns, rows.files, rows.file_of, rows.position, {str(path.resolve()): digest})
+    return replace(rows, hashes={str(path.resolve()): digest}).without_positions(skipped)
 
 
 def share(cells: list[Any], known: dict[str, str]) -> list[Any]:
@@ -200,34 +206,37 @@ def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
     problems = Problems(str(folder))
     texts = []
     digest = hashlib.sha256()
-    for path in files:
+    skipped = no_bad_rows(data)
+    for number, path in enumerate(files):
         text = ""
+        found = Problems(skipped=skipped)
         try:
             check_regular(path)
             content = read_start(path, 4 * MAX_ROW + 1)  # a character takes four bytes at most
             digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + content + b"\0")
             text = _decode(content, choose_encoding(path, data)) if content else ""
             if fault := undecoded(text, str(data.encoding)):
-                problems.add(f"{path}: {fault}; set data.encoding, for instance [utf-8, cp1252]")
+                hint = "; set data.encoding, for instance [utf-8, cp1252]"
+                found.add_row(number, BadRow(str(path), 0, None, f"{fault}{hint}", UNDECODED))
             if fault := undecoded(path.parent.name, "utf-8"):
-                problems.add(f"{path}: in the name of the folder {fault}; allowed: a name that can be a label")
+                found.add(f"{path}: in the name of the folder {fault}; allowed: a name that can be a label")
             if len(text) > MAX_ROW:
-                problems.add(f"{path}: is longer than {MAX_ROW:,} characters; allowed: at most that many in a text")
+                reason = f"is longer than {MAX_ROW:,} characters; allowed: at most that many in a text"
+                found.add_row(number, BadRow(str(path), 0, None, reason, TOO_LONG))
         except UserError as error:
-            problems.absorb(error)
-        except (OSError, UnicodeError) as error:
-            problems.add(f"{path}: cannot be read ({error}); set data.encoding if it is in another encoding")
+            found.absorb(error)
+        except UnicodeError as error:
+            reason = f"cannot be read ({error}); set data.encoding if it is in another encoding"
+            found.add_row(number, BadRow(str(path), 0, None, reason, UNDECODED))
+        except OSError as error:
+            found.add(f"{path}: cannot be read ({error})")
+        problems.merge(found)
         texts.append(text)
     problems.raise_if_any()
     names = [str(path) for path in files]
     columns: dict[str, list[Any]] = {"text": texts, "label": [path.parent.name for path in files]}
-    return Rows(
-        columns,
-        names,
-        np.arange(len(files), dtype=np.int32),
-        np.zeros(len(files), np.int64),
-        {str(folder.resolve()): digest.hexdigest()},
-    )
+    file_of, position = np.arange(len(files), dtype=np.int32), np.zeros(len(files), np.int64)
+    return Rows(columns, names, file_of, position, {str(folder.resolve()): digest.hexdigest()}).without(skipped or {})
 
 
 def _decode(content: bytes, encoding: str) -> str:
@@ -237,4 +246,4 @@ def _decode(content: bytes, encoding: str) -> str:
 
 def _select_columns(rows: Rows, wanted: list[str], source: str) -> Rows:
     check_columns(list(rows.columns), wanted, source)
-    return Rows({name: rows.columns[name] for name in wanted}, rows.files, rows.file_of, rows.position, rows.hashes)
+    return replace(rows, columns={name: rows.columns[name] for name in wanted})

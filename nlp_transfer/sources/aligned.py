@@ -7,7 +7,7 @@ import numpy as np
 
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.reading import at_home, check_unchanged, state_of
+from nlp_transfer.sources.reading import at_home, check_unchanged, no_bad_rows, state_of
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.tables import read_lines
 from nlp_transfer.sources.texts import GrowingColumn
@@ -48,12 +48,13 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
         raise UserError(f"data.{role}: {paths['source']} is given for both sides; allowed: a file for each")
     columns: dict[str, Sequence[Any]] = {}
     hashes: dict[str, str] = {}
+    skipped = no_bad_rows(data)
     for side, name in zip(SIDES, wanted, strict=True):
         path = paths[side]
         try:
             before = state_of(path)
             column = GrowingColumn()
-            for lines in read_lines(path, data):
+            for lines in read_lines(path, data, skipped):
                 column.extend(lines)
             columns[name] = column.done()
             hashes[str(path.resolve())] = sha256_of(path)
@@ -68,4 +69,5 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
     problems.raise_if_any()
     length = len(columns[wanted[0]])
     together = " + ".join(str(path) for path in paths.values())
-    return Rows(columns, [together], np.zeros(length, np.int32), np.arange(1, length + 1), hashes)
+    rows = Rows(columns, [together], np.zeros(length, np.int32), np.arange(1, length + 1), hashes)
+    return rows.without_positions(skipped)

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.reading import ENCODING, MAX_ROW, Lines, RowTooLongError, undecoded
+from nlp_transfer.sources.reading import ENCODING, MAX_ROW, TOO_LONG, UNDECODED, Lines, RowTooLongError, undecoded
 from nlp_transfer.sources.rows import Fault
 
 MAX_COLUMNS = 4096
@@ -17,8 +17,8 @@ MAX_DEPTH = 100  # of lists and objects inside each other in a row
 CHUNK = 1 << 16  # characters read at once; twice as many where a row does not end in them
 
 Records = Iterator[tuple[int, dict[str, Any], int, Fault | None]]  # position, cells by column, characters, what is wrong
-BLANK = Fault("blank line", ": the line is blank; remove it")
-TOO_LONG = "too long"
+BLANK = Fault("on a blank line", "the line is blank; remove it")
+NO_OBJECT = "without a JSON object"
 
 
 def check_count(columns: Sized, where: str) -> None:
@@ -35,24 +35,24 @@ def jsonl_records(path: Path, data: DataConfig, encoding: str, lines: Lines, pro
             continue
         yield from ((each, {}, 0, BLANK) for each in blank)
         blank = range(0)
-        record, fault = (None, Fault(TOO_LONG, f": {RowTooLongError()}")) if line is None else _parse_record(line, encoding)
+        record, fault = (None, Fault(TOO_LONG, str(RowTooLongError()))) if line is None else _parse_record(line, encoding)
         yield position, record or {}, len(line or ""), fault
 
 
 def _parse_record(line: str, encoding: str) -> tuple[Any, Fault | None]:
     """The object in a line of JSON, or why there is none."""
     if found := undecoded(line, encoding):
-        return None, Fault("wrong encoding", f": {found}; {ENCODING}")
+        return None, Fault(UNDECODED, f"{found}; {ENCODING}")
     try:
         record = _DECODER.decode(line)
-        kind, reason = "not a JSON object", _json_fault(record, line)
+        reason = _json_fault(record, line)
     except _KeyTwiceError as error:
-        kind, reason = "a key twice", f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
+        reason = f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
     except RecursionError:
-        kind, reason = "not a JSON object", TOO_DEEP
+        reason = TOO_DEEP
     except ValueError as error:
-        kind, reason = "not JSON", f"is not JSON ({error})"
-    return (None, Fault(kind, f": {reason}")) if reason else (record, None)
+        reason = f"is not JSON ({error})"
+    return (None, Fault(NO_OBJECT, reason)) if reason else (record, None)
 
 
 class _KeyTwiceError(ValueError):
@@ -115,9 +115,9 @@ def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
     try:
         for position, (record, source) in enumerate(_rows(_JsonText(lines.file)), start=1):
             if found := undecoded(source, encoding):
-                yield position, {}, 0, Fault("wrong encoding", f": {found}; {ENCODING}")
+                yield position, {}, 0, Fault(UNDECODED, f"{found}; {ENCODING}")
             elif found := _json_fault(record, source):
-                yield position, {}, 0, Fault("not a JSON object", f": {found}")
+                yield position, {}, 0, Fault(NO_OBJECT, found)
             else:
                 yield position, record, len(source), None
     except _KeyTwiceError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import UserError, did_you_mean
+from nlp_transfer.errors import BadRow, UserError, did_you_mean
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 OTHERS = frozenset(
@@ -24,6 +24,12 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 ENCODING = "set data.encoding (cp1252 is common for files from Windows)"
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
 LOOKED_AT = 1000  # neighbours among which a mistyped name is looked for
+UNDECODED, TOO_LONG = "with bytes that are not in the encoding", "over the size limit"  # kinds of bad rows
+
+
+def no_bad_rows(data: DataConfig) -> dict[int, BadRow] | None:
+    """Where a reader collects the rows that it skips, by position; None where bad rows are refused."""
+    return {} if data.on_bad_rows == "skip" else None
 
 
 def format_of(path: str | Path) -> str | None:
@@ -120,14 +126,15 @@ class RowTooLongError(Exception):
 
 
 class Lines:
-    """The lines of a text file. `length` counts the characters handed out; whoever knows where a row ends sets it back to 0.
+    """The lines of a text file, which end in one of `ends`. `length` counts the characters handed out; whoever knows where a row
+    ends sets it back to 0.
 
     Raises:
         RowTooLongError: a row has no end, so that it would fill the memory.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
+    def __init__(self, file: TextIO, ends: tuple[str, ...] = ("\n",)) -> None:
+        self.file, self.ends = file, ends
         self.length = 0
         self._inside = False  # a line that was too long has not ended yet
 
@@ -138,7 +145,7 @@ class Lines:
         line = self.file.readline(MAX_ROW + 1)
         self.length += len(line)
         if self.length > MAX_ROW:
-            self._inside = not line.endswith("\n")
+            self._inside = not line.endswith(self.ends)
             raise RowTooLongError
         if not line:
             raise StopIteration
@@ -153,7 +160,7 @@ class Lines:
             except RowTooLongError:
                 yield None
                 while self._inside:
-                    self._inside = bool(rest := self.file.readline(MAX_ROW)) and not rest.endswith("\n")
+                    self._inside = bool(rest := self.file.readline(MAX_ROW)) and not rest.endswith(self.ends)
                 continue
             if line is None:
                 return

@@ -3,27 +3,39 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nlp_transfer.config import shorten
-from nlp_transfer.errors import Problems, did_you_mean
+from nlp_transfer.errors import BadRow, Problems, did_you_mean
 from nlp_transfer.sources.reading import format_of, has_lines
 from nlp_transfer.sources.texts import GrowingColumn, Texts
 
 BLOCK = 10_000  # rows that are copied at once
 UNTYPED = (".csv", ".tsv", ".txt")
 TRANSLATION = "translation"  # the column in which data sets on the hub keep {"en": ..., "de": ...}
+EMPTY_TEXT, NO_TEXT = "with an empty text", "with a cell that is no text"  # kinds of bad rows
 
 
 class Fault(NamedTuple):
-    """Why a row of a file cannot be predicted: a kind, by which rows are counted, and what stands behind `FILE, row N`."""
+    """Why a row cannot be used, wherever the row is.
+
+    `kind` completes a sentence that counts rows, such as `with an empty text`; `column` is None where the whole row is meant.
+    """
 
     kind: str
     reason: str
+    column: str | None = None
+
+    def __str__(self) -> str:
+        return self.reason if self.column is None else f"column {self.column!r}: {self.reason}"
+
+    def at(self, where: str) -> str:
+        """The message about the row that is at `where`, such as `reviews.csv, row 17`."""
+        return f"{where}: {self.reason}" if self.column is None else f"{where}, column {self.column!r}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,8 @@ class Rows:
 
     `columns` holds Python values as the source gave them, in lists, or long texts in a file (`Texts`). `file_of` (int32)
     points into `files`; `position` (int64) is the row as a person counts it: in CSV and TSV the header is row 1, elsewhere
-    the first row is row 1; 0 means that the file is the row.
+    the first row is row 1; 0 means that the file is the row. `skipped` holds the rows of these files that were left out, with
+    `data.on_bad_rows: skip` or a filter; a selection of rows does not carry them.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -41,6 +54,7 @@ class Rows:
     position: np.ndarray
     hashes: dict[str, str] = field(default_factory=dict)
     revision: str | None = None
+    skipped: list[BadRow] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.position)
@@ -49,6 +63,25 @@ class Rows:
         """`reviews.csv, row 17`, for messages."""
         name = self.files[self.file_of[row]]
         return f"{name}, row {self.position[row]}" if self.position[row] else name
+
+    def bad(self, row: int, column: str, reason: str, kind: str) -> BadRow:
+        """The record of a fault in a row, for `Problems.add_row`."""
+        return BadRow(self.files[self.file_of[row]], int(self.position[row]), column, reason, kind)
+
+    def without(self, bad: Mapping[int, BadRow]) -> "Rows":
+        """The rows but for those with the indices in `bad`, which are added to `skipped`."""
+        if not bad:
+            return self
+        rows = self.select(np.delete(np.arange(len(self)), list(bad)))
+        return replace(rows, skipped=[*self.skipped, *(bad[row] for row in sorted(bad))])
+
+    def without_positions(self, bad: Mapping[int, BadRow] | None) -> "Rows":
+        """The rows of one file but for those whose position is in `bad`; all of `bad` is added to `skipped`."""
+        if not bad:
+            return self
+        kept = np.flatnonzero(~np.isin(self.position, np.fromiter(bad, np.int64)))
+        rows = self if len(kept) == len(self) else self.select(kept)
+        return replace(rows, skipped=[*self.skipped, *(bad[position] for position in sorted(bad))])
 
     def has_types(self) -> bool:
         """Return whether cells have types of their source (JSONL, Parquet, Python); those of CSV, TSV and text files are text."""
@@ -101,6 +134,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         np.concatenate([part.file_of + offset for part, offset in zip(parts, offsets, strict=True)]).astype(np.int32),
         np.concatenate([part.position for part in parts]),
         {name: digest for part in parts for name, digest in part.hashes.items()},
+        skipped=[bad for part in parts for bad in part.skipped],
     )
 
 

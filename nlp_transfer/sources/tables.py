@@ -14,13 +14,15 @@ from typing import Any
 
 from nlp_transfer.config import DataConfig, shorten
 from nlp_transfer.console import say
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.json_rows import BLANK, TOO_LONG, Records, check_count, json_records, jsonl_records
+from nlp_transfer.errors import BadRow, Problems, UserError
+from nlp_transfer.sources.json_rows import BLANK, Records, check_count, json_records, jsonl_records
 from nlp_transfer.sources.parquet import parquet_batches
 from nlp_transfer.sources.reading import (
     ENCODING,
     MAX_ROW,
     SURROGATE,
+    TOO_LONG,
+    UNDECODED,
     Lines,
     RowTooLongError,
     check_regular,
@@ -63,6 +65,11 @@ class Batch:
 
     def __len__(self) -> int:
         return self.rows
+
+    def bad_rows(self, path: Path) -> dict[int, BadRow]:
+        """The rows in `faults` by their position in the file that the batch was read from."""
+        places = {self.first + index: fault for index, fault in self.faults.items()}
+        return {place: BadRow(str(path), place, fault.column, fault.reason, fault.kind) for place, fault in places.items()}
 
     def has_column(self, name: str) -> bool:
         """Whether the file has a column `name`, asked for or not."""
@@ -115,14 +122,19 @@ def check_lines(path: Path, column: str) -> None:
         )
 
 
-def read_lines(path: Path, data: DataConfig) -> Iterator[list[str]]:
+def read_lines(path: Path, data: DataConfig, skipped: dict[int, BadRow] | None = None) -> Iterator[list[str]]:
     """The lines of a text file with any ending, in blocks.
+
+    Args:
+        skipped: takes the lines that cannot be read, by position, and then they are given as empty text; None: they are refused.
 
     Raises:
         UserError: the file is missing or empty, or bytes are not in the given encoding.
     """
-    for batch in _read(path, ".txt", data, 10_000, None, False, False):
-        yield batch.columns["text"]
+    for batch in _read(path, ".txt", data, 10_000, None, False, skipped is not None):
+        if skipped is not None:
+            skipped |= batch.bad_rows(path)
+        yield [line or "" for line in batch.columns["text"]]
 
 
 def read_table(
@@ -208,12 +220,12 @@ def _read_text(path: Path, ending: str, data: DataConfig, size: int, mark_faults
     faults: dict[int, Fault] = {}
     first = length = taken = position = 0
     with open_text(path, encoding, newline="" if records is _csv_records else "\n") as file:
-        lines = Lines(file)
+        lines = Lines(file, ("\n", "\r") if records is _csv_records else ("\n",))
         try:
             for position, record, characters, fault in records(path, data, encoding, lines, problems):
                 if fault is not None:
                     if not mark_faults:
-                        problems.add(f"{path}, row {position}{fault.reason}")
+                        problems.add_row(position, BadRow(str(path), position, fault.column, fault.reason, fault.kind))
                         if fault.kind == TOO_LONG:  # it may have no end
                             break
                     faults[length] = fault
@@ -244,10 +256,12 @@ def _read_text(path: Path, ending: str, data: DataConfig, size: int, mark_faults
 def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
     delimiter = data.delimiter or ("\t" if format_of(path) == ".tsv" else ",")
     quoting: Any = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    over: list[int] = []  # the numbers of lines over the limit that were read last
+    rows = _shortened(lines, over) if data.quoting == "none" else lines  # without quotes a line is a row
+    reader = csv.reader(rows, delimiter=delimiter, quoting=quoting, strict=True)
     hint = (
         "allowed: quotes that are closed, and doubled inside a quoted cell; if quotes are ordinary characters, set "
-        "data.quoting: none"
+        "data.quoting: none (such a row cannot be skipped, since where the next one begins is not known)"
     )
     position = 0
     try:
@@ -258,6 +272,10 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
         for cells in reader:
             position += 1
             characters, lines.length = lines.length, 0
+            if over:
+                over.clear()
+                yield position, dict.fromkeys(header), 0, Fault(TOO_LONG, str(RowTooLongError()))
+                continue
             if not cells:
                 blank = range(blank.start if blank else position, position + 1)
                 continue
@@ -265,8 +283,8 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
             blank = range(0)
             if len(cells) != len(header):
                 names = f"{', '.join(header[:6])}{', ...' if len(header) > 6 else ''}"
-                reason = f": found {len(cells)} cells; the header has {len(header)} ({names})"
-                yield position, dict.fromkeys(header), characters, Fault("another number of cells than the header", reason)
+                reason = f"found {len(cells)} cells; the header has {len(header)} ({names})"
+                yield position, dict.fromkeys(header), characters, Fault("with too many or too few cells", reason)
                 continue
             yield position, *_checked(dict(zip(header, cells, strict=True)), characters, encoding)
     except RowTooLongError as error:
@@ -275,13 +293,23 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
         problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}; {hint}")
 
 
+def _shortened(lines: Lines, over: list[int]) -> Iterator[str]:
+    """The lines, with an empty one in place of each that is over the limit, which is noted in `over`."""
+    for number, line in enumerate(lines.each()):
+        if line is None:
+            over.append(number)
+        yield "\n" if line is None else line
+
+
 def _checked(record: dict[str, str], characters: int, encoding: str) -> tuple[dict[str, str], int, Fault | None]:
     """A row of text with the fault that some of its bytes are no characters."""
     found = {name: fault for name, cell in record.items() if (fault := undecoded(cell, encoding))}
     if not found:
         return record, characters, None
-    reason = f"{''.join(f', column {name!r}: {fault}' for name, fault in found.items())}; {ENCODING}"
-    return {name: SURROGATE.sub("\ufffd", cell) for name, cell in record.items()}, characters, Fault("wrong encoding", reason)
+    column = next(iter(found)) if len(found) == 1 else None
+    reason = found[column] if column is not None else "; ".join(f"column {name!r}: {fault}" for name, fault in found.items())
+    readable = {name: SURROGATE.sub("\ufffd", cell) for name, cell in record.items()}
+    return readable, characters, Fault(UNDECODED, f"{reason}; {ENCODING}", column)
 
 
 def _check_header(path: Path, header: list[str], encoding: str) -> None:
@@ -301,6 +329,6 @@ def _text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, pro
     # A lone carriage return ends no line: as every other tool counts them, lines end in \n, perhaps after \r.
     for position, line in enumerate(lines.each(), start=1):
         if line is None:
-            yield position, {"text": None}, 0, Fault(TOO_LONG, f": {RowTooLongError()}")
+            yield position, {"text": None}, 0, Fault(TOO_LONG, str(RowTooLongError()))
         else:
             yield position, *_checked({"text": line.removesuffix("\n").removesuffix("\r")}, len(line), encoding)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from nlp_transfer import registry
 from nlp_transfer.config import DataConfig, Settings, TrainingConfig, validate
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import BadRow, Problems, UserError
 from nlp_transfer.heads import HeadConfig
 from nlp_transfer.models import Checkpoint, find_layers, has_decoder, width
 from nlp_transfer.sources.rows import Rows, from_columns
@@ -49,6 +49,8 @@ class Job:
     precision: str = "fp32"
     objectives: dict[str, Objective] = field(default_factory=dict)
     """What a phase can name as its `objective` in place of the task."""
+    skipped: list[tuple[str, BadRow]] = field(default_factory=list)
+    """The rows of the files that were left out, each with its split."""
 
     def encode(self, rows: Rows, targets: bool = True) -> TokenTable:
         """Rows that were checked, as the model's tokens."""
@@ -164,6 +166,10 @@ class Strategy(Settings):
         """Whether anything is trained by gradients."""
         return True
 
+    def needs_validation(self) -> bool:
+        """Whether a validation split is made however small it is."""
+        return False
+
     def uses_unlabelled(self) -> bool:
         """Whether rows of `data.unlabelled` are learned from."""
         return False
@@ -255,6 +261,9 @@ class Combined(Strategy):
 
     def takes_steps(self) -> bool:
         return all(part.takes_steps() for part in self.parts)
+
+    def needs_validation(self) -> bool:
+        return any(part.needs_validation() for part in self.parts)
 
     def uses_unlabelled(self) -> bool:
         return any(part.uses_unlabelled() for part in self.parts)

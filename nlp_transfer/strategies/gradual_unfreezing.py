@@ -40,6 +40,9 @@ class GradualUnfreezing(Strategy):
         reason = "with strategy.by plateau, strategy.patience takes its place"
         return {"training.early_stopping": reason} if self.by == "plateau" else {}
 
+    def needs_validation(self) -> bool:
+        return self.by == "plateau"
+
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where the model has no separate layers, or nothing above them that would have to go first."""
         layers = separate_layers(model, "gradual_unfreezing", "none can be set free before another")

@@ -160,7 +160,9 @@ class Multitask(Strategy):
             rows = zip(tables.items(), mixed.repeats.totals().tolist(), strict=True)
             shares = ", ".join(f"{name} {total:,} of its {len(table):,}" for (name, table), total in rows)
             say(f"temperature {self.temperature:g}, rows in an epoch: {shares}; those that repeat are drawn anew in each epoch")
-        return replace(job, tables=job.tables | {"train": mixed}, objectives=job.objectives | {"mixed": objective})
+        skipped = [item for one in jobs.values() for item in one.skipped]
+        objectives = job.objectives | {"mixed": objective}
+        return replace(job, tables=job.tables | {"train": mixed}, objectives=objectives, skipped=skipped)
 
     def _read(self, further: Further, job: Job) -> Job:
         """Another task's rows as tokens, prepared as the run's own were."""
@@ -180,7 +182,8 @@ class Multitask(Strategy):
             if name != UNLABELLED:
                 tables[name] = task.table(rows, tokenizer, further.data.token_cache, name=f"{further.name}: {name}")
                 say(f"{further.name}: {name}: {len(rows):,} rows")
-        return Job(task, tables, splits.rows, job.checkpoint, job.training, job.device, job.precision)
+        skipped = [(f"{further.name}: {split}", bad) for split, bad in splits.skipped]
+        return replace(job, task=task, tables=tables, rows=splits.rows, objectives={}, skipped=skipped)
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         if state.finished:

@@ -5,7 +5,7 @@ train, such as the labels, so a task saved as JSON is complete: it encodes, pred
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from nlp_transfer.config import Settings, TrainingConfig, validate
 from nlp_transfer.data.repeats import Repeats
 from nlp_transfer.data.token_cache import Keep, kept_table, may_keep
 from nlp_transfer.data.tokens import TokenTable, model_inputs
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import BadRow, Problems, UserError
 from nlp_transfer.heads import HeadConfig
 from nlp_transfer.metrics import higher_is_better
 from nlp_transfer.models import Checkpoint
@@ -49,6 +49,7 @@ class LossOptions:
 
 
 PLAIN_LOSS = LossOptions()
+LEAST_VALIDATION, LEAST_IN_CLASS = 20, 3  # rows: in all, and on average for each class
 
 
 class Objective(Protocol):
@@ -75,6 +76,9 @@ class Task(Settings, ABC):
 
     answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "label"
     """What a model answers for a row; labels come with probabilities."""
+
+    filters: ClassVar[tuple[str, ...]] = ()
+    """What `data.filter` may hold."""
 
     while_training: ClassVar[tuple[str, ...]] = ()
     """Settings that have an effect only where there is a validation split to score while training."""
@@ -123,7 +127,19 @@ class Task(Settings, ABC):
 
     @abstractmethod
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
-        """Adds every cell that cannot be used, with file, row and column."""
+        """Adds every cell that cannot be used, by `problems.add_row`, and what is wrong with the rows as a whole, by
+        `problems.add`: rows that were added can be skipped, anything else is always refused."""
+
+    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]:
+        """Rows of train that the `filters` called `names` leave out, by index; cells are not checked yet."""
+        return {}
+
+    def check_split(self, train: Rows, problems: Problems) -> None:
+        """Adds what makes it impossible to hold some rows of train out."""
+
+    def least_validation(self) -> int:
+        """Rows of validation, below which its metrics are too uncertain to choose among weights."""
+        return LEAST_VALIDATION
 
     @abstractmethod
     def keys(self, rows: Rows) -> Iterable[str]:

@@ -15,6 +15,7 @@ from nlp_transfer.errors import Problems, did_you_mean
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, fits_type, label_text, learn_labels
 
+MISSING, UNREADABLE = "without a label", "with a label that cannot be read"  # kinds of bad rows
 JOINED = 0.2  # share of labels with a separator in them from which on a user is warned
 QUOTE = "(YAML reads an unquoted yes, no, on or off as true or false: put quotes around it)"
 
@@ -111,15 +112,13 @@ def check_labels(rows: Rows, column: str, schema: LabelSchema, problems: Problem
         if schema.id(cell) is not None:
             continue
         label = label_text(cell)
-        where = f"{rows.where(row)}, column {column!r}"
         if as_list(cell) is not None:
-            problems.add(
-                f"{where}: found the list {shorten_value(cell)}; allowed: one label; several need task.name: multi_label"
-            )
+            fault = f"found the list {shorten_value(cell)}; allowed: one label; several need task.name: multi_label", UNREADABLE
         elif label is None:
-            problems.add(no_label(where, cell, f"one of {shorten(schema.names)}" if schema.names else "a label"))
+            fault = no_label(cell, f"one of {shorten(schema.names)}" if schema.names else "a label")
         else:
-            problems.add(unknown_label(where, label, schema.names))
+            fault = unknown_label(label, schema.names)
+        problems.add_row(row, rows.bad(row, column, *fault))
 
 
 def similar_labels(labels: Iterable[str]) -> list[str]:
@@ -152,21 +151,19 @@ def check_taught(labels: list[str], found: "Counter[str]", problems: Problems) -
             )
 
 
-def no_label(where: str, cell: Any, allowed: str) -> str:
-    """The message about a cell that holds no label."""
+def no_label(cell: Any, allowed: str) -> tuple[str, str]:
+    """Reason and kind of the bad row whose cell holds no label."""
     if cell is None or cell != cell or not str(cell).strip():
-        return f"{where}: the label is missing; allowed: {allowed}"
-    return f"{where}: found {shorten_value(cell)} ({type(cell).__name__}); allowed: {allowed}"
+        return f"the label is missing; allowed: {allowed}", MISSING
+    return f"found {shorten_value(cell)} ({type(cell).__name__}); allowed: {allowed}", UNREADABLE
 
 
-def unknown_label(where: str, label: str, labels: list[str]) -> str:
-    """The message about a label that is not in the schema."""
+def unknown_label(label: str, labels: list[str]) -> tuple[str, str]:
+    """Reason and kind of the bad row whose label is not in the schema."""
     if label.lower() == "nan":
-        return (
-            f"{where}: found {label!r}, a lost value; allowed: {shorten(labels)} (if it is meant as a label, name it in "
-            "task.labels)"
-        )
-    return f"{where}: the label {label!r} is not known{did_you_mean(label, labels)}; allowed: {shorten(labels)}"
+        reason = f"found {label!r}, a lost value; allowed: {shorten(labels)} (if it is meant as a label, name it in task.labels)"
+        return reason, MISSING
+    return f"the label {label!r} is not known{did_you_mean(label, labels)}; allowed: {shorten(labels)}", "with an unknown label"
 
 
 def shorten(labels: list[str], shown: int = 8) -> str:

@@ -12,7 +12,7 @@ from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models import Checkpoint, dropout_overrides, encoder_config, encoder_type, new_parameters
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
 from nlp_transfer.tasks import Task
 from nlp_transfer.tasks._head import match_head, note_unused_head
 
@@ -51,9 +51,10 @@ class TextTask(Task):
             for row, cell in enumerate(rows.columns[name]):
                 if not isinstance(cell, str):
                     found = "nothing" if cell is None else f"{cell!r} ({type(cell).__name__})"
-                    problems.add(f"{rows.where(row)}, column {name!r}: found {found}; allowed: text")
+                    kind = EMPTY_TEXT if cell is None else NO_TEXT
+                    problems.add_row(row, rows.bad(row, name, f"found {found}; allowed: text", kind))
                 elif not cell.strip():
-                    problems.add(f"{rows.where(row)}, column {name!r}: the cell is empty; allowed: text")
+                    problems.add_row(row, rows.bad(row, name, "the cell is empty; allowed: text", EMPTY_TEXT))
         if targets:
             self.check_targets(rows, problems)
 

@@ -1,7 +1,7 @@
 """Any number of labels for a text or a pair of texts, none included."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import MULTILABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks import LEAST_IN_CLASS, LEAST_VALIDATION, PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._label_schema import (
     BRACKETS,
     POSITIONS,
@@ -192,7 +192,7 @@ class MultiLabel(TextTask):
             for name in self.label:
                 for row, cell in enumerate(rows.columns[name]):
                     if not is_indicator(cell):
-                        problems.add(no_label(f"{rows.where(row)}, column {name!r}", cell, "0 or 1"))
+                        problems.add_row(row, rows.bad(row, name, *no_label(cell, "0 or 1")))
             return
         if not self.labels:  # `fit` has said why
             return
@@ -204,28 +204,35 @@ class MultiLabel(TextTask):
                 "train holds the names of a row's labels; allowed: the same in all splits"
             )
             return
-        allowed = f"a list of labels or text joined by {self.separator!r}"
         for row, cell in enumerate(column):
-            where = f"{rows.where(row)}, column {self.label!r}"
-            if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and self._is_unreadable_list(cell)):
-                problems.add(no_label(where, cell, f"{allowed}; a list in a cell is written as in JSON, with commas"))
-                continue
-            for element in as_list(cell) or ():
-                if label_text(element) is None:
-                    problems.add(no_label(where, element, allowed))
-            elements = self.labels_of(cell)
-            if self.label_format == "indicators" and elements and all(map(is_indicator, elements)):
-                problems.add(no_label(where, cell, f"{len(schema.names)} zeros and ones, for {shorten(schema.names)}"))
-                continue
-            for element in elements:
-                if schema.id(element) is None:
-                    problems.add(unknown_label(where, str(label_text(element)), schema.names))
+            for fault in self._cell_faults(cell, schema):
+                problems.add_row(row, rows.bad(row, self.label, *fault))
+
+    def _cell_faults(self, cell: Any, schema: LabelSchema) -> Iterator[tuple[str, str]]:
+        """Yield reason and kind of everything in a cell that cannot be used."""
+        allowed = f"a list of labels or text joined by {self.separator!r}"
+        if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and self._is_unreadable_list(cell)):
+            yield no_label(cell, f"{allowed}; a list in a cell is written as in JSON, with commas")
+            return
+        for element in as_list(cell) or ():
+            if label_text(element) is None:
+                yield no_label(element, allowed)
+        elements = self.labels_of(cell)
+        if self.label_format == "indicators" and elements and all(map(is_indicator, elements)):
+            yield no_label(cell, f"{len(schema.names)} zeros and ones, for {shorten(schema.names)}")
+            return
+        for element in elements:
+            if schema.id(element) is None:
+                yield unknown_label(str(label_text(element)), schema.names)
 
     def _is_unreadable_list(self, text: str) -> bool:
         """Return whether text is in brackets but can be read neither as a list nor as one word, such as NumPy's `[0 1 0]`."""
         text = text.strip().removeprefix("array")
         in_brackets = (text[:1], text[-1:]) in BRACKETS and self.separator not in text
         return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")
+
+    def least_validation(self) -> int:
+        return max(LEAST_VALIDATION, LEAST_IN_CLASS * len(self.labels or []))
 
     def strata(self, rows: Rows) -> np.ndarray:
         """The rarest label of each row: what a split is most likely to lose."""

@@ -17,7 +17,7 @@ from nlp_transfer.metrics import REGRESSION_KEYS, compute_regression_metrics
 from nlp_transfer.models import Checkpoint, new_parameters
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
-from nlp_transfer.tasks._labels import check_no_classes
+from nlp_transfer.tasks._labels import MISSING, check_no_classes
 from nlp_transfer.tasks._text import TextTask
 
 LARGEST = float(np.finfo(np.float32).max)  # a saved model computes in fp32
@@ -86,9 +86,9 @@ class Regression(TextTask):
         for row, cell in enumerate(rows.columns[self.label]):
             if number(cell) is None:
                 found = "nothing" if cell is None or cell == "" else shorten(cell)
-                problems.add(
-                    f"{rows.where(row)}, column {self.label!r}: found {found}; allowed: a finite number of at most {LARGEST:.2g}"
-                )
+                reason = f"found {found}; allowed: a finite number of at most {LARGEST:.2g}"
+                kind = MISSING if found == "nothing" else "with a label that is no number"
+                problems.add_row(row, rows.bad(row, self.label, reason, kind))
 
     def strata(self, rows: Rows) -> np.ndarray:
         """Tenths of the range by rank, so that a split sees small and large values alike."""

@@ -13,7 +13,7 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems
 from nlp_transfer.metrics import LABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks import LEAST_IN_CLASS, LEAST_VALIDATION, PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, infer_type
 from nlp_transfer.tasks._labels import (
     LabelList,
@@ -60,21 +60,25 @@ class TextClassification(TextTask):
     def fit(self, train: Rows, problems: Problems) -> Self:
         column = train.columns[self.label]
         single = [cell for cell in column if as_list(cell) is None]
-        labels, kind, counts = fit_labels(single, train, self.label, self.labels, self.label_type, problems)
+        labels, kind, _ = fit_labels(single, train, self.label, self.labels, self.label_type, problems)
         if len(labels) == 1:
             problems.add(
                 f"train, column {self.label!r}: every row has the label {labels[0]!r}; allowed: at least two different labels"
             )
-        task = self.model_copy(update={"labels": labels, "label_type": kind})
-        schema = task.label_schema()
-        for label in labels:
-            if counts[label] == 1:
-                row = [schema.id(cell) for cell in column].index(schema.id(label))
-                problems.add(
-                    f"{train.where(row)}, column {self.label!r}: the only row with the label {label!r}; allowed: two rows or "
-                    "more of each label (one row can be learned from or held out, not both)"
-                )
-        return task
+        return self.model_copy(update={"labels": labels, "label_type": kind})
+
+    def check_split(self, train: Rows, problems: Problems) -> None:
+        schema = self.label_schema()
+        ids = [schema.id(cell) for cell in train.columns[self.label]]
+        for label in [label for label, count in Counter(ids).items() if count == 1 and label is not None]:
+            problems.add(
+                f"{train.where(ids.index(label))}, column {self.label!r}: the only row with the label {schema.names[label]!r}; "
+                "allowed: two rows or more of each label where rows of train are held out (one row can be learned from or held "
+                "out, not both), or files as data.validation and data.test, or data.validation_share: 0"
+            )
+
+    def least_validation(self) -> int:
+        return max(LEAST_VALIDATION, LEAST_IN_CLASS * len(self.labels or []))
 
     def fit_settings(self, problems: Problems) -> Self:
         check_named(self.labels, problems)

@@ -1,7 +1,7 @@
 """A text in one language to the same text in another."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -13,10 +13,10 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from nlp_transfer.applicability import Not, UsedWith
 from nlp_transfer.config import Count, Name, TrainingConfig
-from nlp_transfer.data.pairs import check_sides, describe_pairs, draw_rows
+from nlp_transfer.data.pairs import FILTERS, check_sides, describe_pairs, draw_rows, filter_pairs
 from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import BadRow, Problems, UserError
 from nlp_transfer.metrics import compute_translation_metrics, translation_signatures, translation_statistics
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.seq2seq.build import build_encoder_decoder, build_whole, choose_target, decoder_limit, set_special_tokens
@@ -39,6 +39,7 @@ class Translation(Task):
 
     best_metric: ClassVar[str] = "token_accuracy"
     aligned: ClassVar[bool] = True
+    filters: ClassVar[tuple[str, ...]] = tuple(FILTERS)
     answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "text"
     while_training: ClassVar[tuple[str, ...]] = ("translated_rows",)
 
@@ -125,6 +126,9 @@ class Translation(Task):
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
         check_sides(rows, self.source, self.target if targets else None, problems)
+
+    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]:
+        return filter_pairs(train, self.source, self.target, names)
 
     def keys(self, rows: Rows) -> Iterator[str]:
         return (str(cell).strip() for cell in rows.columns[self.source])

@@ -130,7 +130,7 @@ class Preflight:
             options = self.task.loss_options(self.training, self.train)
             terms = self.task.loss(convert_outputs_to_fp32(lambda: outputs)(), batch, options)
             loss = torch.stack(list(terms.values())).sum()
-            gradients = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else ()
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True) if trained and loss.requires_grad else ()
         values = [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
         return all(bool(torch.isfinite(value).all()) for value in values)
 

@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Path], sentime
     folder = tmp_path_factory.mktemp("run")
     document = {
         "model": str(tiny["bert"]),
-        "data": {"train": str(sentiment["train"]), "test": str(sentiment["test"])},
+        "data": {"train": str(sentiment["train"]), "test": str(sentiment["test"]), "validation_share": 0.1},
         "task": {"name": "text_classification", "text": "text", "label": "label"},
         "training": {"epochs": 30, "batch_size": 16, "learning_rate": 5e-3, "precision": "fp32", "warmup": 5},
         "output_dir": str(folder / "first"),

@@ -26,7 +26,7 @@ def write_run(folder: Path, tiny: dict[str, Path], family: str = "bert", **train
     settings = {"max_steps": 4, "batch_size": 8, "precision": "fp32", **training}
     document = {
         "model": str(tiny[family]),
-        "data": {"train": "train.csv", "test": "test.csv"},
+        "data": {"train": "train.csv", "test": "test.csv", "validation_share": 0.1},
         "task": "text_classification",
         "training": settings,
         "output_dir": "out",
@@ -167,3 +167,17 @@ def test_bad_settings_end_it_before_the_first_run(tmp_path: Path, tiny: dict[str
     assert done.returncode == 2
     assert "the label 'neither' is not known" in done.stderr
     assert not out.exists()
+
+
+def test_rows_to_compare_on_are_set_aside_in_every_run_however_few(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """Without a test file validation is compared on, also where a run by itself would have none."""
+    out = write_run(tmp_path, tiny, max_steps=1)
+    document = yaml.safe_load((tmp_path / "run.yaml").read_text()) | {"data": {"train": "train.csv"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    done = command(tmp_path, "--strategies", "full", "prototypes", "--seeds", "0")
+    assert done.returncode == 0, done.stderr
+    assert "warning: validation: 6 rows decide which weights are kept" in done.stderr
+    for name in ("full-all-0", "prototypes-all-0"):
+        config = yaml.safe_load((out / "runs" / name / "config.yaml").read_text())
+        assert config["data"]["validation_share"] == 0.1
+    assert all(row["mean"] is not None for row in json.loads((out / "comparison.json").read_text())["rows"])

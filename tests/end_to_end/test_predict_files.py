@@ -71,17 +71,17 @@ def files() -> list[str]:
 
 
 BAD_JSON = {
-    '{"text": ""}': "empty text",
-    '{"text": null}': "missing text",
-    '{"other": 1}': "missing text",
-    '{"text": 5}': "not a text",
-    '{"text": ["a"]}': "not a text",
-    '{"text": ': "not JSON",
-    "[1]": "not a JSON object",
-    '{"text": "a", "text": "b"}': "a key twice",
-    '{"text": "\\ud800"}': "not a JSON object",
-    json.dumps({"text": "x" * 3000}): "too long",
-    "": "blank line",
+    '{"text": ""}': "with an empty text",
+    '{"text": null}': "with an empty text",
+    '{"other": 1}': "with an empty text",
+    '{"text": 5}': "with a cell that is no text",
+    '{"text": ["a"]}': "with a cell that is no text",
+    '{"text": ': "without a JSON object",
+    "[1]": "without a JSON object",
+    '{"text": "a", "text": "b"}': "without a JSON object",
+    '{"text": "\\ud800"}': "without a JSON object",
+    json.dumps({"text": "x" * 3000}): "over the size limit",
+    "": "on a blank line",
 }
 
 
@@ -129,7 +129,7 @@ def test_rows_of_csv_and_text_files(model: Path, capfd: pytest.CaptureFixture[st
     assert [bool(row["note"]) for row in rows] == [False, True, True, True, True, True, False]
     assert rows[5]["text"] == "\ufffd bad"
     said = capfd.readouterr().err
-    assert "5 of 7 rows have no prediction: 2 another number of cells than the header" in said
+    assert "5 of 7 rows have no prediction: 2 with too many or too few cells" in said
     Path("in.txt").write_bytes(b"a good film\n\n\xff\n \nbad\n")
     assert predict(model, "in.txt", "out.txt") == 0
     assert [bool(line) for line in Path("out.txt").read_text().split("\n")] == [True, False, False, False, True, False]

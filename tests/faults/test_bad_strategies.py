@@ -298,7 +298,7 @@ ALONES = [
             f"{name} on a row a class",
             ("train.csv, row 2, column 'label': the only row with the label 'positive'", "allowed: two rows or more"),
             {"train.csv": ALONE},
-            {**chosen(name), "data.validation_share": 0},
+            {**chosen(name), "data.validation_share": 0.25},
         )
         for name in ("few_shot", "prototypes")
     ),

@@ -136,7 +136,8 @@ def load_adapter(base: Path, folder: Path) -> Any:
 def test_every_task_of_several_answers_in_its_own_units(tiny: dict[str, Path], tmp_path: Path) -> None:
     rows = list(zip(*columns(1e-3 * BASE + 7).values(), strict=True))
     other = {
-        "name": "small", "data": {"train": str(write_csv(tmp_path / "other.csv", rows, ("text", "score")))},
+        "name": "small",
+        "data": {"train": str(write_csv(tmp_path / "other.csv", rows, ("text", "score"))), "validation_share": 0.1},
         "task": {"name": "regression", "label": "score"},
     }  # fmt: skip
     done = run(tiny["bert"], tmp_path, 10 * BASE + 2005, {"name": "multitask", "tasks": [other]})

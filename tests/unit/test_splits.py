@@ -4,18 +4,24 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
 
+from nlp_transfer import fine_tune
 from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.data.splits import Splits, describe_repeats, read_splits, split_off
 from nlp_transfer.errors import UserError
 from nlp_transfer.sources.rows import Rows, from_columns
 from nlp_transfer.sources.texts import fingerprints, normalized
 from nlp_transfer.tasks import task_from
+from tests.conftest import sentiment_rows, write_csv
 
 
 def frame(rows: int = 200, labels: str = "aaab", **more: list[Any]) -> pd.DataFrame:
@@ -275,3 +281,111 @@ def test_split_is_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> 
         found.add(subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout)
     assert len(found) == 1
     assert len(found.pop()) > 40
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "validation"),
+    [(199, "ab", 20), (190, "ab", 0), (200, "aaab", 20), (290, "abcdefghij", 0), (300, "abcdefghij", 30), (10, "ab", 0)],
+)
+def test_validation_of_a_few_rows_is_not_made_by_itself(rows: int, labels: str, validation: int) -> None:
+    """A tenth of train, if that is 20 rows and three for each label."""
+    splits = split(DataConfig(train=frame(rows, labels), validation_share="auto"))
+    assert {name: len(part) for name, part in splits.rows.items()} == (
+        {"train": rows - validation, "validation": validation} if validation else {"train": rows}
+    )
+    assert splits.validation_share == (0.1 if validation else 0)
+    note = next((note for note in splits.notes if note.startswith("validation: no row is set aside")), "")
+    assert bool(note) is not bool(validation)
+    assert validation or all(part in note for part in (f"{rows} would be {round(rows / 10)}", "data.validation_share"))
+    assert contents_equal(splits, split(DataConfig(train=frame(rows, labels))))
+
+
+def contents_equal(first: Splits, second: Splits) -> bool:
+    return {name: texts(rows) for name, rows in first.rows.items()} == {name: texts(rows) for name, rows in second.rows.items()}
+
+
+@pytest.mark.parametrize(("name", "least"), [("regression", 200), ("translation", 200)])
+def test_tasks_without_classes_need_twenty_rows(name: str, least: int) -> None:
+    columns = {"source": "text", "target": "other"} if name == "translation" else {}
+    for rows, made in ((least - 10, False), (least, True)):
+        table = frame(rows, "0123456", other=[f"other {i}" for i in range(rows)])
+        assert ("validation" in split(DataConfig(train=table), name=name, **columns).rows) is made
+
+
+@pytest.mark.parametrize("setting", [{"early_stopping": 2}, {"best_metric": "loss"}, {"evaluate_every": 5}])
+def test_a_small_validation_split_is_made_where_it_is_asked_for(setting: dict[str, Any]) -> None:
+    explicit = split(DataConfig(train=frame(40), validation_share=0.1))
+    task = task_from({"name": "text_classification"})
+    needed, _ = read_splits(DataConfig(train=frame(40)), task, TrainingConfig(**setting), 0)
+    for splits in (explicit, needed, read_splits(DataConfig(train=frame(40)), task, TrainingConfig(), 0, True)[0]):
+        assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 36, "validation": 4}
+        assert sum(note.startswith("warning: validation: 4 rows decide which weights are kept") for note in splits.notes) == 1
+        assert splits.validation_share == 0.1
+
+
+def test_a_label_with_one_row_is_learned_where_nothing_is_split_off() -> None:
+    train = frame(40, "ab")
+    train.loc[7, "label"] = "rare"
+    for data in (
+        {"validation": frame(10, "ab")},
+        {"validation_share": 0},
+        {"validation_share": 0, "test": frame(10, "ab")},
+        {"shots": 1, "validation_share": 0.2},
+        {},
+    ):
+        splits = split(DataConfig(train=train, **data))
+        assert Counter(splits.rows["train"].columns["label"])["rare"] == 1, data
+    for share in ({"validation_share": 0.2}, {"test_share": 0.2}):
+        with pytest.raises(UserError, match=r"row 8, column 'label': the only row with the label 'rare'.*data\.validation"):
+            split(DataConfig(train=train, **share))
+
+
+def test_a_label_whose_other_row_is_in_test_is_no_fault() -> None:
+    labels = ["a"] * 10 + ["b", "b"]
+    train = pd.DataFrame({"text": [f"text {i}" for i in range(12)], "label": labels})
+    assert len(split(DataConfig(train=train, test_share=0.5, validation_share=0.3)).rows) == 3
+
+
+@pytest.mark.parametrize("share", ["auto", 0.2])
+def test_config_yaml_holds_the_share_and_repeats_the_run(share: Any, tiny: dict[str, Path], tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "train.csv", sentiment_rows(40))
+    first = fine_tune(
+        model=str(tiny["bert"]), data={"train": str(source), "validation_share": share}, task="text_classification",
+        training={"epochs": 2, "batch_size": 8, "learning_rate": 1e-3}, output_dir=str(tmp_path / "first"),
+    )  # fmt: skip
+    document = yaml.safe_load((tmp_path / "first/config.yaml").read_text())
+    assert document["data"]["validation_share"] == (0 if share == "auto" else share)
+    assert set(first.metrics) == (set() if share == "auto" else {"validation"})
+    again = fine_tune(document, output_dir=str(tmp_path / "again"))
+    assert again.metrics == first.metrics
+    assert again.result["train"]["examples"] == first.result["train"]["examples"] == 2 * (40 if share == "auto" else 32)
+    weights = [load_file(tmp_path / name / "model/model.safetensors") for name in ("first", "again")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    if share == "auto":
+        fine_tune(
+            document | {"data": {"train": str(source), "validation": str(source)}, "provenance": {}},
+            output_dir=str(tmp_path / "last"), training=document["training"] | {"evaluate_every": 10},
+        )  # fmt: skip
+        other = load_file(tmp_path / "last/model/model.safetensors")
+        assert all(torch.equal(weights[0][name], other[name]) for name in other), "evaluated once, at the end"
+
+
+def test_settings_that_need_validation_are_reported_where_none_is_made(
+    tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(text, " ".join(reversed(text.split()))) for text, _ in sentiment_rows(16)]
+    fine_tune(
+        model=str(tiny["bert"]), data={"train": str(write_csv(tmp_path / "pairs.csv", rows, ("source", "target")))},
+        task={"name": "translation", "translated_rows": 7}, training={"max_steps": 1}, output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert "no effect: task.translated_rows (there is no validation split)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["few_shot", "prototypes"])
+def test_strategies_that_compare_rows_learn_from_one_row_a_label(name: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    train, test = (write_csv(tmp_path / f"{role}.csv", sentiment_rows(rows)) for role, rows in (("train", 2), ("test", 12)))
+    run = fine_tune(
+        model=str(tiny["bert"]), data={"train": str(train), "test": str(test)}, task="text_classification",
+        strategy=name, training={"epochs": 1}, output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert set(run.metrics) == {"test"}

@@ -34,7 +34,10 @@ from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 
 KNOWN = sorted({name for name, _, _ in all_settings()})
 ON_SAVED_MODELS = ("evaluate", "predict", "translate")
-VALUES = {"data.columns": "[text, label]", "data.delimiter": ";", "data.quoting": "none", "data.encoding": "latin-1"}
+VALUES = {
+    "data.columns": "[text, label]", "data.delimiter": ";", "data.quoting": "none", "data.encoding": "latin-1",
+    "data.on_bad_rows": "skip",
+}  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
 

@@ -32,7 +32,7 @@ RUN = {"max_steps": 6, "batch_size": 8, "precision": "fp32", "learning_rate": 1e
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Typed columns of every kind, and one that no task reads."""
     folder, rows = tmp_path_factory.mktemp("tables"), sentiment_rows(80)
     frame = pd.DataFrame({
@@ -47,12 +47,12 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     })  # fmt: skip
     frame[:60].to_parquet(folder / "train.parquet")
     frame[60:].to_parquet(folder / "test.parquet")
-    return {"train": str(folder / "train.parquet"), "test": str(folder / "test.parquet")}
+    return {"train": str(folder / "train.parquet"), "test": str(folder / "test.parquet"), "validation_share": 0.1}
 
 
 @pytest.fixture(scope="module")
 def runs(
-    tiny: dict[str, Path], tables: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    tiny: dict[str, Path], tables: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, FineTuned]]:
     folder = tmp_path_factory.mktemp("runs")
     umask = os.umask(0o027)
@@ -97,7 +97,7 @@ TYPES = {"words": "string", "numbers": "int64", "pairs": "bool", "tags": "string
 @pytest.mark.parametrize("name", list(TASKS))
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_metrics_follow_from_the_predictions_on_disk(
-    name: str, split: str, runs: dict[str, FineTuned], tables: dict[str, str]
+    name: str, split: str, runs: dict[str, FineTuned], tables: dict[str, Any]
 ) -> None:
     run, table = runs[name], predictions(runs[name], split)
     figures = recompute(name, table, LABELS.get(name, []))
@@ -126,7 +126,7 @@ def test_metrics_follow_from_the_predictions_on_disk(
 
 
 def test_the_predictions_on_disk_are_those_of_the_command(
-    runs: dict[str, FineTuned], tables: dict[str, str], tmp_path: Path
+    runs: dict[str, FineTuned], tables: dict[str, Any], tmp_path: Path
 ) -> None:
     for name in ("numbers", "tags", "score"):
         output = tmp_path / f"{name}.parquet"
@@ -143,7 +143,7 @@ def test_the_predictions_on_disk_are_those_of_the_command(
 
 @pytest.mark.parametrize("strategy", ["prototypes", "few_shot", "lora"])
 def test_strategies_of_every_kind_leave_predictions(
-    strategy: Any, tiny: dict[str, Path], tables: dict[str, str], tmp_path: Path
+    strategy: Any, tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path
 ) -> None:
     run = fine_tune(
         model=str(tiny["bert"]), data=tables, task=TASKS["words"], strategy=strategy, output_dir=tmp_path / "run",
@@ -155,7 +155,7 @@ def test_strategies_of_every_kind_leave_predictions(
     assert right == run.metrics["test"]["accuracy"]
 
 
-def test_further_tasks_leave_predictions_and_a_card(tiny: dict[str, Path], tables: dict[str, str], tmp_path: Path) -> None:
+def test_further_tasks_leave_predictions_and_a_card(tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path) -> None:
     further = {"name": "stars", "data": tables, "task": TASKS["score"]}
     run = fine_tune(
         model=str(tiny["bert"]), data=tables, task=TASKS["words"], strategy={"name": "multitask", "tasks": [further]},
@@ -175,7 +175,7 @@ def test_further_tasks_leave_predictions_and_a_card(tiny: dict[str, Path], table
 
 @pytest.mark.parametrize("column", ["reference", "prediction", "probability"])
 def test_an_input_that_is_called_like_a_written_column_is_refused_before_training(
-    column: str, tiny: dict[str, Path], tables: dict[str, str], tmp_path: Path
+    column: str, tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path
 ) -> None:
     frame = pd.read_parquet(tables["train"]).rename(columns={"text": column})
     with pytest.raises(UserError, match=f"'{column}'"):
@@ -186,7 +186,7 @@ def test_an_input_that_is_called_like_a_written_column_is_refused_before_trainin
 
 
 def test_evaluate_writes_signatures_into_its_file(
-    runs: dict[str, FineTuned], tables: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, FineTuned], tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     output = str(tmp_path / "figures.json")
@@ -205,7 +205,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 def test_files_have_the_permissions_of_the_umask(
-    runs: dict[str, FineTuned], tiny: dict[str, Path], tables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, FineTuned], tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nlp_transfer.training import checkpoints
 
@@ -268,7 +268,7 @@ def test_durations_have_a_unit_of_their_size() -> None:
 
 
 def test_a_run_prints_few_digits(
-    tiny: dict[str, Path], tables: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frame = pd.concat([pd.read_parquet(tables["train"])] * 30)
     fine_tune(
