@@ -170,12 +170,13 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     columns = {name: GrowingColumn() for name in wanted}
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
     skipped = no_bad_rows(data)
-    first = None
+    first, checked = None, False
     before = state_of(path)
     for batch in read_table(path, data, wanted=wanted, mark_faults=skipped is not None):
         found = unfold(lines_as(batch.columns, path, wanted), wanted)
-        if first is None:
-            first = batch.first
+        first = batch.first if first is None else first
+        if not checked and len(batch.faults) < len(batch):  # a line that is no JSON says nothing about columns
+            checked = True
             check_columns(names_of(found, batch.names), wanted, f"data.{role}: {path}")
         if skipped is not None:
             skipped |= batch.bad_rows(path)
