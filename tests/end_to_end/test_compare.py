@@ -71,7 +71,16 @@ def test_a_comparison_is_stopped_and_goes_on(tmp_path: Path, tiny: dict[str, Pat
 
     for name in after:
         left = {path.name for path in (out / "runs" / name).iterdir()}
-        assert left == {"result.json", "config.yaml", "log.jsonl", "log.txt", "answers.npz", "outcome.json", "strategy.json"}
+        assert left == {
+            "result.json",
+            "config.yaml",
+            "log.jsonl",
+            "log.txt",
+            "answers.npz",
+            "outcome.json",
+            "strategy.json",
+            "predictions",
+        }
     sizes = json.loads((out / "runs/lora-all-1/outcome.json").read_text())
     assert sizes["stored_bytes"] > 0
     assert sizes["model_bytes"] != sizes["stored_bytes"], "the adapter is what must be stored"
