@@ -96,7 +96,6 @@ class Answers:
             "task": predictor.task.document(),
             "tokenizers": [_vocabulary(tokenizer) for tokenizer in self._tokenizers()],
         }
-        device = inference_device()
         return {
             "model": hashlib.sha256(f"{_weights(model)} {json.dumps(parts, sort_keys=True, default=str)}".encode()).hexdigest(),
             "precision": predictor.precision,
@@ -104,7 +103,7 @@ class Answers:
             "probabilities": self.probabilities,
             "window": self.window,
             "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device != "cpu" else torch.backends.cpu.get_cpu_capability(),
+            "device": _device_name(inference_device()),
             "versions": [nlp_transfer.__version__, torch.__version__, transformers.__version__, tokenizers.__version__],
         }
 
@@ -141,3 +140,10 @@ def _vocabulary(tokenizer: Any) -> Any:
     if known is not None:
         return known
     return [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]
+
+
+def _device_name(device: str) -> str:
+    """Devices of one name compute the same digits: of a CPU its instructions, of a GPU its model."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() if device == "cpu" else device

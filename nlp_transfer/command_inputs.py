@@ -1,6 +1,5 @@
 """What `predict` and `translate` are given: files, standard streams or texts, checked before anything is loaded."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources.reading import format_of, has_lines, kind_of, names_no_format
 from nlp_transfer.sources.tables import ENDINGS, check_lines
 from nlp_transfer.standard_streams import DASH
+from nlp_transfer.system import world_size
 from nlp_transfer.workers import check_processes
 from nlp_transfer.writing import ENDINGS as OUTPUTS
 
@@ -60,7 +60,7 @@ def check_files(
     Raises:
         UserError: what would only show after the model was loaded, or after all the work.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise UserError(
             "found several processes of a launcher; allowed: one, since rows are written in their order to one file. "
             "--processes N shares the work among several"

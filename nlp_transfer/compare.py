@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from nlp_transfer.run_folder import differences, is_place
 from nlp_transfer.sources import find_model
 from nlp_transfer.sources.paths import mapping, portable, replaced
 from nlp_transfer.strategies import Strategy
-from nlp_transfer.system import expand
+from nlp_transfer.system import expand, world_size
 from nlp_transfer.training.launch import check_launch
 
 BASE, SETTINGS = "settings.json", "strategy.json"
@@ -77,8 +76,8 @@ def compare(
     Raises:
         UserError: something in the settings or the data is wrong, or `output_dir` holds a comparison of other settings.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"compare: found {os.environ['WORLD_SIZE']} processes; allowed: one, which gives each run a process")
+    if world_size() > 1:
+        raise UserError(f"compare: found {world_size()} processes; allowed: one, which gives each run a process")
     check_launch()
     raw = _raw(config, settings)
     if output_dir is None and not isinstance(raw.get("output_dir"), (str, Path)):

@@ -4,7 +4,6 @@ Everything goes to standard error, so that standard output holds results and can
 """
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nlp_transfer.secrets import redact
+from nlp_transfer.system import rank
 
 
 class _Console(Console):
@@ -26,7 +26,7 @@ console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def say(*lines: str) -> None:

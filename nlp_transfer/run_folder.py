@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
+from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
 from nlp_transfer.config import shorten
@@ -17,7 +18,7 @@ from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.provenance import compare_content, describe_changes
 from nlp_transfer.sources.paths import mapping
-from nlp_transfer.system import expand, from_main, rank
+from nlp_transfer.system import expand, from_main, rank, world_size
 
 Resume = Literal["auto", "must", "never"]
 
@@ -161,15 +162,27 @@ class RunFolder:
 def check_same_on_all(document: dict[str, Any]) -> None:
     """Refuse a run whose processes read other data or settings than rank 0: each would compute gradients of its own model.
 
+    Where data and models lie may differ: they are compared by content.
+
     Raises:
-        UserError: this process's resolved settings or file hashes are not those of rank 0.
+        UserError: the resolved settings or inputs of a process are not those of rank 0; all processes raise it.
     """
-    parts = ("task", "strategy", "training", "provenance")
-    here = {name: document[name] for name in parts}
-    problems = Problems(f"rank {rank()}: its settings or data are not those of rank 0")
-    for name, first, own in differences(from_main(here), here):
-        if not name.startswith("provenance.versions."):
-            problems.add(f"{name}: {shorten(first)} on rank 0, {shorten(own)} here; allowed: the same on all machines")
+    if world_size() == 1:
+        return
+    first, inputs = from_main(document), mapping(document["provenance"].get("content"))
+    messages = [
+        f"{name}: {shorten(other)} on rank 0, {shorten(own)} on rank {rank()}; allowed: the same in all processes"
+        for name, other, own in differences(first, document)
+        if not name.startswith("provenance.versions.") and not is_place(name, inputs)
+    ]
+    others = mapping(first["provenance"].get("content"))
+    messages += [
+        f"{name}: its content on rank {rank()} is not that of rank 0; allowed: the same in all processes"
+        for name in {*inputs, *others}
+        if inputs.get(name) != others.get(name)
+    ]
+    problems = Problems("the processes have different settings or data")
+    problems.extend(gather_object(messages))
     problems.raise_if_any()
 
 

@@ -1,7 +1,6 @@
 """Whole files through a saved model: rows are read, predicted and written window by window."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from typing import Any, cast
 
 from nlp_transfer.command_inputs import check_files
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
-from nlp_transfer.console import Steps, say, show_metrics
+from nlp_transfer.console import Steps, is_main, say, show_metrics
 from nlp_transfer.data.bad_rows import SKIP_HINT, check_rows, describe_skipped
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.importing import importing
@@ -253,6 +252,9 @@ def score_source(
     """Like `evaluate_source`; also return the signatures of the metrics, by name."""
     data = _data_settings(settings)
     with importing():
+        from nlp_transfer.training.launch import check_launch
+
+        check_launch()
         from nlp_transfer.answers import open_predictor
         from nlp_transfer.inference import score
         from nlp_transfer.training.device import make_accelerator
@@ -292,7 +294,7 @@ def check_figures_file(output: Path | None, overwrite: bool = False) -> None:
 
 def print_figures(figures: dict[str, float], output: Path | None, signatures: dict[str, str] | None = None) -> None:
     """A table for people on standard error, JSON for programs on standard output; the file also holds the `signatures`."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main():
         return
     show_metrics({"test": figures})
     print(json.dumps(figures))

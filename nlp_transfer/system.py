@@ -170,8 +170,28 @@ def finish_output() -> bool:
 
 
 def rank() -> int:
-    """The number of this process among those that a launcher started; 0 without a launcher."""
-    return int(os.environ.get("RANK") or "0")
+    """The number of this process among those that a launcher started; 0 without a launcher, whatever an earlier one left in RANK.
+
+    Raises:
+        UserError: a launcher's variable is not a number.
+    """
+    return _number("RANK", 0) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """How many processes a launcher started; 1 without a launcher.
+
+    Raises:
+        UserError: a launcher's variable is not a number.
+    """
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal():
+        raise UserError(f"{name}: found {value!r} in the environment; allowed: a number, as a launcher sets it, or unset it")
+    return int(value)
 
 
 def from_main(value: T) -> T:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from nlp_transfer import extensions
+from nlp_transfer.console import console
 from nlp_transfer.errors import Problems, UnfinishedError, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.ordered import Reply
@@ -194,7 +195,7 @@ def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, A
     guard_output()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before anything is imported that reads it
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # tokenizers
-    os.environ["RANK"] = str(number)  # what all of them would say while loading is said once
+    console.quiet = number > 0  # what all of them would say while loading is said once
     made: list[Any] = []
 
     def load() -> Reply:
@@ -209,7 +210,7 @@ def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, A
 
     with suppress(EOFError, OSError):  # the process that started this one is gone, or needs it no more
         pipe.send(_reply(load))
-        del os.environ["RANK"]
+        console.quiet = False
         while True:
             batch = pipe.recv()
             pipe.send(_reply(partial(answer, batch)))

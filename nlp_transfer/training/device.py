@@ -17,8 +17,8 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitPr
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.kernels.sdpa import attention_for_fp32
-from nlp_transfer.system import from_main
-from nlp_transfer.training.launch import SUPPORTED, flag
+from nlp_transfer.system import from_main, world_size
+from nlp_transfer.training.launch import SUPPORTED, configured_precision, flag
 
 NO_FP16 = ("deberta-v2",)  # attention scores of DeBERTa-v2/v3 overflow in fp16 and turn into NaN
 
@@ -43,7 +43,7 @@ def resolve_precision(asked: str, model_type: str, setting: str = "training.prec
         raise UserError(f"{setting}: found fp16; {model_type} overflows in fp16; allowed: auto, bf16, fp32")
     if asked != "auto":
         return asked, "asked for"
-    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    configured = configured_precision()
     if configured == "bf16" or (configured == "fp16" and device == "cuda" and model_type not in NO_FP16):
         return configured, "Accelerate's mixed_precision"
     precision, reason = _fastest_precision(device, model_type)
@@ -103,7 +103,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     except (ValueError, ImportError, NotImplementedError, torch.distributed.DistError) as error:
         raise UserError(f"accelerate: the processes of this run cannot be set up: {error}") from error
     check_accelerator(accelerator)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = world_size()
     if launched != accelerator.num_processes:
         raise UserError(
             f"the launcher started {launched} processes, but {accelerator.num_processes} work together; on CPUs use "

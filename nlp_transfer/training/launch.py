@@ -71,6 +71,11 @@ def flag(name: str) -> bool:
     return value in TRUE
 
 
+def configured_precision() -> str:
+    """The `mixed_precision` of Accelerate's configuration, in lower case."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "").strip().lower() or "no"
+
+
 def check_launch() -> None:
     """Refuse launchers and configurations that a run cannot work with, and report what has no effect.
 
@@ -97,7 +102,7 @@ def check_launch() -> None:
             f"ACCELERATE_TORCH_DEVICE: found {found}; allowed: not set; ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES choose "
             "the device"
         )
-    if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()) not in MIXED:
+    if (precision := configured_precision()) not in MIXED:
         raise UserError(
             f"ACCELERATE_MIXED_PRECISION: found {precision}; allowed: {', '.join(MIXED)}; run `accelerate config` again, or set "
             "training.precision and leave --mixed_precision out"

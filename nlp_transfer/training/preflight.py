@@ -65,7 +65,7 @@ class Preflight:
             if problem is None:
                 return (*option, self._reasons(option, (precision, kernels), first))
             first = first or problem
-        if problem == NOT_FINITE:  # the weights or the rows are to blame: the loop names the rows and keeps a checkpoint
+        if first == NOT_FINITE:  # the weights or the rows are to blame: the loop names the rows and keeps a checkpoint
             return precision, kernels, {}
         raise UserError(
             f"model: a {encoder_type(self.model.config)} model cannot be trained here: a forward and backward pass of two rows "

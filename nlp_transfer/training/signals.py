@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from nlp_transfer.system import rank, world_size
+
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = 2.0  # seconds in which a launcher passes on the signal that the terminal has sent to all processes already
 
@@ -67,13 +69,13 @@ class Signals:
     def _arrive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is not None:
-            launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+            launched = world_size() > 1
             if not launched or now - self._since > FORWARDED:
                 os._exit(128 + number)
             return
         self.received, self._since = number, now
         if not self._holding:
             raise Interrupted(number)
-        if os.environ.get("RANK", "0") == "0":  # no print: a handler may break into one
+        if rank() == 0:  # no print: a handler may break into one
             with suppress(OSError):  # nobody may be reading
                 os.write(2, f"{signal.Signals(number).name}: saving after this step; once more to leave at once\n".encode())

@@ -46,6 +46,7 @@ def test_one_of_several_processes_asks_and_pushes(
     monkeypatch.setattr(module, "_tell", lambda *_: calls.append("train") or SimpleNamespace(output_dir=tmp_path))
     monkeypatch.setattr(module, "push_run", lambda folder, name: calls.append("push"))
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     data = {"train": str(sentiment["train"])}
     fine_tune(
         model=str(tiny["bert"]), data=data, task="text_classification", output_dir=str(tmp_path / "run"), push_to="ann/reviews"

@@ -269,7 +269,9 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
         except UserError as error:
             found["own"] = str(error)
     try:
-        check_same_on_all({"task": {}, "strategy": {}, "training": {}, "provenance": {"files": {"train": f"sum {rank}"}}})
+        place = {"directory": f"at {rank}", "files": {f"{rank}.csv": "sum"}}  # where it is may differ
+        settings = {"data": {"train": f"{rank}.csv", "shots": 4 + rank}, "output_dir": f"run {rank}"}
+        check_same_on_all(settings | {"provenance": {**place, "content": {"data.train": [f"sum {rank}"]}}})
         found["same"] = ""
     except UserError as error:
         found["same"] = str(error)

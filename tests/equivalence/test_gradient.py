@@ -162,8 +162,10 @@ def test_rank_0_takes_the_decisions_that_processes_could_take_differently(pair: 
     assert (first["shared"], second["shared"]) == (4, 4)
     assert first["own"] == 4
     assert "step-4, which rank 1 cannot read" in second["own"], "it would have resumed from step 6"
-    assert first["same"] == ""
-    assert "provenance.files.train: 'sum 0' on rank 0, 'sum 1' here" in second["same"]
+    assert first["same"] == second["same"], "all processes end, before anything is written"
+    assert "2 problems" in first["same"]
+    assert "data.shots: 4 on rank 0, 5 on rank 1" in first["same"]
+    assert "data.train: its content on rank 1 is not that of rank 0" in first["same"]
 
 
 def test_processes_that_keep_the_best_weights_in_memory_agree(pair: list[dict[str, Any]]) -> None:

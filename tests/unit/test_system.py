@@ -15,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nlp_transfer
 from nlp_transfer import UserError, system
+from nlp_transfer.answers import _device_name
 from nlp_transfer.comparison.plan import make_plan
 from nlp_transfer.config import TrainingConfig
+from nlp_transfer.console import is_main
 from nlp_transfer.data.tokens import on_device
 from nlp_transfer.disk import sync
 from nlp_transfer.sources.wheels import default_cache
@@ -301,6 +303,33 @@ def test_characters_that_a_console_lacks_are_written_as_escapes(encoding: str) -
 # --- errors of several processes
 
 
+@pytest.mark.parametrize(("environment", "expected"), [
+    ({}, 0), ({"RANK": "3"}, 0), ({"RANK": ""}, 0), ({"RANK": "3", "WORLD_SIZE": "1"}, 0), ({"RANK": "3", "WORLD_SIZE": "4"}, 3),
+])  # fmt: skip
+def test_a_rank_that_an_earlier_launcher_left_silences_nothing(
+    environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert system.rank() == expected
+    assert is_main() == (expected == 0)
+
+
+def test_a_rank_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "abc")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"RANK: found 'abc'.*allowed: a number"):
+        system.rank()
+
+
+def test_the_name_of_a_device_is_found_on_every_kind() -> None:
+    """Which decides whether predictions of an interrupted command are used; without CUDA its functions raise."""
+    assert _device_name("mps") == "mps"
+    assert _device_name("cpu") == torch.backends.cpu.get_cpu_capability()
+
+
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [("same", "same", None), ("its own", "another", "error (rank 1): "), (None, "alone", "error (rank 1): ")],
@@ -310,6 +339,7 @@ def test_what_another_process_says_is_printed_unless_rank_0_says_it(
 ) -> None:
     def at(rank: int) -> None:
         monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}/error.json"))
 
@@ -331,7 +361,8 @@ def test_an_error_of_rank_1_reaches_the_user(tmp_path: Path) -> None:
         "from nlp_transfer import UserError, system\nsystem.SAME_MESSAGE = 0.1\n"
         "def f():\n    raise UserError('the disk of this machine is full')\nguarded(f)"
     )
-    environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "1/error.json")}
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "1/error.json")}
+    environment = os.environ | launched
     process = command(script, stderr=subprocess.PIPE, env=environment)
     _, error = process.communicate()
     assert process.returncode == 2
