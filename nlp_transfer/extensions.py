@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -179,7 +180,10 @@ def _import(setting: str, name: str, parts: list[str]) -> ModuleType:
 
 def _how_to_install(parts: list[str]) -> str:
     file = f", or name its file on the command line: --code {parts[0]}.py" if len(parts) == 1 else ""
-    return f"Install the package of {parts[0]} (pip install -e FOLDER){file}; in Python, import {'.'.join(parts)} before"
+    return (
+        f"Install {parts[0]} as a package whose folders have an __init__.py (pip install -e FOLDER){file}; in Python, import "
+        f"{'.'.join(parts)} before"
+    )
 
 
 def _may_import(name: str, spec: ModuleSpec) -> bool:
@@ -194,17 +198,21 @@ def _may_import(name: str, spec: ModuleSpec) -> bool:
 
 
 def _is_installed(name: str, origin: str) -> bool:
-    """Whether a file is in a folder of installed packages, or in the project of an editable install.
+    """Whether a file is in a folder of installed packages, or belongs to a package of an editable install.
 
-    A file that is found only because it is in the current folder, where a model may have been downloaded, is neither.
+    An editable install puts the root of a project among the places that are searched, and downloaded models may lie in any
+    folder there. Its code is therefore only what the distribution names as its packages and modules, each package with its
+    `__init__.py`; and nothing that is found only because its folder is the current one.
     """
     if any(_is_inside(origin, folder) for folder in _site_folders()):
         return True
     depth = name.count(".") + (Path(origin).stem == "__init__")
-    root = os.path.realpath(Path(origin).parents[depth])
-    for project in _editable_projects():
+    packages, root = Path(origin).parents[:depth], os.path.realpath(Path(origin).parents[depth])
+    if not all((package / "__init__.py").is_file() for package in packages):
+        return False
+    for project, names in _editable_projects():
         usual = [os.path.realpath(project), os.path.realpath(os.path.join(project, "src"))]
-        if _is_inside(origin, project) and (root in usual or root != os.path.realpath(os.curdir)):
+        if name.split(".")[0] in names and _is_inside(origin, project) and (root in usual or root != os.path.realpath(os.curdir)):
             return True
     return False
 
@@ -218,14 +226,18 @@ def _site_folders() -> list[str]:
     return [folder for folder in dict.fromkeys(folders) if folder and folder.endswith("-packages")]
 
 
-def _editable_projects() -> Iterator[str]:
-    """The folders of the projects that were installed with `pip install -e`."""
+def _editable_projects() -> Iterator[tuple[str, list[str]]]:
+    """The folders of the projects that were installed with `pip install -e`, each with the names of its packages and modules.
+
+    Builders other than setuptools write no `top_level.txt`; their package is called like the project.
+    """
     for distribution in distributions(path=_site_folders()):
         try:
             origin = json.loads(distribution.read_text("direct_url.json") or "{}")
             if origin.get("dir_info", {}).get("editable"):
-                yield url2pathname(urlparse(origin["url"]).path)
-        except (ValueError, KeyError, AttributeError):  # not written by an installer
+                names = (distribution.read_text("top_level.txt") or re.sub(r"[-.]+", "_", distribution.name)).split()
+                yield url2pathname(urlparse(origin["url"]).path), names
+        except (ValueError, KeyError, AttributeError, TypeError):  # not written by an installer
             continue
 
 

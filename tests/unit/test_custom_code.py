@@ -192,28 +192,76 @@ def test_code_that_was_named_is_imported(marked: Path, tmp_path: Path, monkeypat
     assert extensions.files_for_child({"task": task.document()}) == [str((marked / "stranger.py").resolve())]
 
 
+def editable(monkeypatch: pytest.MonkeyPatch, project: Path, name: str, packages: str | None = None) -> None:
+    """Record a project as installed with `pip install -e`; `packages` are those that its distribution names."""
+    info = project.parent / "site-packages" / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+    (info / "direct_url.json").write_text(json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}}))
+    if packages is not None:
+        (info / "top_level.txt").write_text(packages)
+    monkeypatch.setattr(extensions, "_site_folders", lambda: [str(info.parent)])
+
+
+OWN = "from nlp_transfer.tasks.text_classification import TextClassification\nclass Own(TextClassification): pass\n"
+
+
 @pytest.mark.parametrize("layout", ["src", "lib"])
 def test_an_editable_install_is_found_and_a_folder_inside_of_it_is_not(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, name = tmp_path / "project", f"edited_{layout}"
     (project / layout / name).mkdir(parents=True)
-    source = "from nlp_transfer.tasks.text_classification import TextClassification\nclass Own(TextClassification): pass\n"
     (project / layout / name / "__init__.py").write_text("")
-    (project / layout / name / "tasks.py").write_text(source)
+    (project / layout / name / "tasks.py").write_text(OWN)
     (project / "runs").mkdir()
-    (project / "runs" / "stranger_inside.py").write_text(source)
-    info = tmp_path / "site-packages" / f"{name}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
-    (info / "direct_url.json").write_text(json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}}))
-    monkeypatch.setattr(extensions, "_site_folders", lambda: [str(tmp_path / "site-packages")])
+    (project / "runs" / "stranger_inside.py").write_text(OWN)
+    editable(monkeypatch, project, name)
     monkeypatch.chdir(project / "runs")
     monkeypatch.syspath_prepend(str(project / layout))
     monkeypatch.syspath_prepend(str(project / "runs"))
     assert registry.load("task", f"{name}.tasks:Own").__module__ == f"{name}.tasks"
     with pytest.raises(UserError, match="not installed"):
         registry.load("task", "stranger_inside:Own")
+
+
+@pytest.mark.parametrize("project", ["ed_project", "ed-project"])
+@pytest.mark.parametrize(
+    ("file", "packages", "allowed"),
+    [
+        ("ed_project/sub/evil.py", "ed_project", True),
+        ("ed_project/sub/evil.py", None, True),
+        ("ed_module.py", "ed_project\ned_module", True),
+        ("ed_module.py", "ed_project", False),
+        ("ed_models/stranger/evil.py", "ed_project", False),
+        ("ed_models/stranger/evil.py", None, False),
+        ("ed_models/bare/evil.py", "ed_project\ned_models", False),  # its folders have no __init__.py
+        ("ed_project/bare/evil.py", "ed_project", False),
+    ],
+)
+def test_code_in_the_root_of_an_editable_project_is_imported_only_from_packages_that_its_distribution_names(
+    project: str, file: str, packages: str | None, allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    path = root / file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n{OWN}")
+    for folder in [folder for folder in path.relative_to(root).parents if folder.name and folder.name not in ("bare", "ed_models")]:
+        (root / folder / "__init__.py").write_text("")
+    editable(monkeypatch, root, project, packages)
+    monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(str(root))
+    name = ".".join(Path(file).with_suffix("").parts)
+    try:
+        if allowed:
+            assert registry.load("task", f"{name}:Own").__module__ == name
+        else:
+            with pytest.raises(UserError, match="not installed"):
+                registry.load("task", f"{name}:Own")
+        assert (tmp_path / "was_run").exists() == allowed
+    finally:
+        for module in [module for module in sys.modules if module.startswith("ed_")]:
+            del sys.modules[module]
 
 
 @pytest.mark.parametrize(
