@@ -127,7 +127,6 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
     for table in (tables[name] for name in splits.labelled[:1]):
         foreign_figures(foreign, right_answers(table), table)  # better now than after training
-        try_own_metrics(own, task, table, training)
 
     began = time.monotonic()
     with quiet():
@@ -136,6 +135,8 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         model = run.strategy.wrap(model)
         choices = choose(model, tables.get("train"), training, folder.path, task=task)
         accelerator = choices.accelerator
+        for table in (tables[name] for name in splits.labelled[:1]):
+            try_own_metrics(own, task, table, training, accelerator)
         job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)
         job = replace(job, skipped=splits.skipped)
         check_saving(run.strategy, job, model, folder.path, accelerator)

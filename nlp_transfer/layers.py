@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from nlp_transfer.errors import UserError
@@ -112,6 +112,11 @@ def find_layers(model: nn.Module) -> Layers:
     classifies = is_encoder_decoder(model) and not has_decoder(model)  # by a head on the decoder
     encoder = _path(model, whole.get_encoder()) if has_decoder(model) else getattr(model, "base_model_prefix", "")
     prefix = _stack(model, f"{encoder}.encoder" if classifies else encoder, wanted)
+    if prefix is None and not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"model: a {type(model).__name__} of the task's own class does not show which of its modules are an encoder; "
+            "allowed: strategies that need not know it, such as full, or a task that puts its head into a model of transformers"
+        )
     if prefix is None:
         raise UserError(
             f"model: the layers of a {getattr(config, 'model_type', 'model')} cannot be told apart; allowed: BERT-family encoders"

@@ -20,6 +20,7 @@ from nlp_transfer.heads import fold_outputs
 from nlp_transfer.inference import PRECISION, meaningful, score
 from nlp_transfer.metrics import KNOWN_KEYS
 from nlp_transfer.metrics.own import OwnMetrics
+from nlp_transfer.processes import compute_on_main
 from nlp_transfer.run_folder import OWN, PREDICTIONS, RunFolder
 from nlp_transfer.sources.rows import BLOCK
 from nlp_transfer.strategies import Job, Strategy
@@ -142,8 +143,9 @@ def foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: T
     return found
 
 
-def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: TrainingConfig) -> None:
-    """Call the user's own metrics with the targets of a few rows of train, before anything is trained.
+def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: TrainingConfig, accelerator: Accelerator) -> None:
+    """Call the user's own metrics with the targets of a few rows of train, before anything is trained: in the main process, for
+    all of them.
 
     Raises:
         UserError: one of them cannot be computed, or `training.best_metric` is none that is.
@@ -152,5 +154,6 @@ def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: Tr
         return
     rows = np.unique(np.linspace(0, len(table) - 1, TRIED).astype(np.int64))
     wanted = right_answers(table)["prediction"][rows]
-    own.try_out(task.written(wanted), wanted.tolist(), taken=[*KNOWN_KEYS, *task.metric_names()])
+    taken = [*KNOWN_KEYS, *task.metric_names()]
+    own.adopt(compute_on_main(accelerator, lambda: own.try_out(task.written(wanted), wanted.tolist(), taken)))
     own.check_best(training.best_metric, task.metric_names())

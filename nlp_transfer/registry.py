@@ -50,6 +50,12 @@ def name_of(implementation: type) -> str:
     return stem if known else f"{implementation.__module__}:{implementation.__qualname__}"
 
 
+def is_own(part: Any) -> bool:
+    """Whether the class of a task, a strategy or a model belongs to neither this package nor the libraries it builds models
+    with, so that the user wrote it."""
+    return type(part).__module__.partition(".")[0] not in (__package__, "transformers", "peft")
+
+
 def settings_of(kind: Kind) -> list[tuple[str, str, str]]:
     """(dotted name, default, help) of the settings of every task or strategy, read off the source without importing it."""
     rows: list[tuple[str, str, str]] = []

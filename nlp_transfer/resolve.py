@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nlp_transfer import registry
 from nlp_transfer.applicability import refuse_unused
 from nlp_transfer.config import Document, RunConfig, validate
 from nlp_transfer.data.bad_rows import check_filter
@@ -41,7 +42,7 @@ def resolve(
 ) -> Run:
     """The run that a file, a document or keyword arguments describe; keyword arguments win over the rest.
 
-    A `Task` or `Strategy` object may stand where a document would: so an own one, in no registry, can be used.
+    A `Task` or `Strategy` object, or its class where no setting is required, may stand where a document would.
 
     Args:
         own_metrics: whether there are metrics whose names are not known yet, so that `best_metric` may be one of them.
@@ -58,13 +59,16 @@ def resolve(
         raw = dict(config or {})
     raw |= settings
     problems = Problems("settings")
+    raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
     own = {name: raw[name] for name in ("task", "strategy") if isinstance(raw.get(name), (Task, Strategy))}
     raw |= {name: value.document() for name, value in own.items()}
+    asked, moves = raw.get("task"), raw.get("strategy", "full")
+    if isinstance(moves, list):
+        raw["strategy"] = [part.document() if isinstance(part, Strategy) else part for part in moves]
     plain = {name: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for name, value in raw.items()}
     checked = validate(RunConfig, plain, problems)
-    asked = plain.get("task")
     task: Any = own.get("task") or _build(task_from, None if isinstance(asked, list) else asked, problems)
-    strategy: Any = own.get("strategy") or _build(strategy_from, plain.get("strategy", "full"), problems)
+    strategy: Any = own.get("strategy") or _build(strategy_from, moves, problems)
     if checked is not None:
         _check_together(checked, task, problems, own_metrics)
     unused = Unused()
@@ -82,12 +86,21 @@ def resolve(
     return Run(checked, task, strategy, unused.reported)
 
 
+def _named(value: Any) -> Any:
+    """The value, with documents that name classes in place of the classes themselves."""
+    if isinstance(value, type) and issubclass(value, (Task, Strategy)):
+        return {"name": registry.name_of(value)}
+    if isinstance(value, Mapping) and isinstance(value.get("name"), type):
+        return {**value, "name": registry.name_of(value["name"])}
+    return [_named(part) for part in value] if isinstance(value, list) else value
+
+
 def _build(build: Any, document: Any, problems: Problems) -> Any:
     if isinstance(document, str):
         document = {"name": document}
     if isinstance(document, list):
         document = [{"name": part} if isinstance(part, str) else part for part in document]
-        if not all(isinstance(part, Mapping) for part in document):
+        if not all(isinstance(part, (Mapping, Strategy)) for part in document):
             return None
     elif not isinstance(document, Mapping):  # missing or of a wrong kind: the schema has said so
         return None

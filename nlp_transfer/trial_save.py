@@ -19,6 +19,7 @@ from nlp_transfer.errors import UserError, brief
 from nlp_transfer.memory import is_out_of_memory
 from nlp_transfer.outcome import save, save_job
 from nlp_transfer.processes import compute_on_main, same_random_state
+from nlp_transfer.registry import is_own
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Task, task_name
@@ -77,11 +78,10 @@ def _explain(task: Task, model: Any, error: Exception, folder: Path) -> str:
     reason = brief(str(error)) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     reason = reason.replace(f"{folder}/", "")
     name, kind = task_name(task), type(model).__name__
-    own = ":" in name or not type(model).__module__.startswith(("transformers.", "peft.", "nlp_transfer."))
     advice = (
         f"{name}.build_model must build the same {kind} again from the configuration and the weights that were saved, its "
         "outputs must have `logits`, and its class must be one that another process can import"
-        if own
+        if is_own(task) or is_own(model)
         else "choose another strategy, or another task.head"
     )
     return (

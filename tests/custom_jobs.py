@@ -1,4 +1,5 @@
-"""One of two processes: a metric that differs from process to process, and a task whose model cannot be saved."""
+"""One of two processes: a metric that only the main one can compute, a task whose model cannot be saved, and one whose pooler
+gets no gradient."""
 
 import json
 import os
@@ -11,7 +12,9 @@ from nlp_transfer import UserError, fine_tune
 
 
 def by_rank(predictions: list[Any], references: list[Any]) -> dict[str, float]:
-    return {"rank": float(os.environ["RANK"])}
+    if os.environ["RANK"] != "0":
+        raise ValueError("not the main process")
+    return {"rank": 0.0}
 
 
 if __name__ == "__main__":
@@ -23,5 +26,6 @@ if __name__ == "__main__":
         refused = ""
     except UserError as error:
         refused = str(error)
+    fine_tune(plan | {"task": "tests.custom_tasks:OwnModule", "output_dir": str(folder / "own")})
     found = {"rank": run.metrics["test"]["rank"], "refused": refused}
     (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -92,6 +93,29 @@ class Unfaithful(TextClassification):
         if type(checkpoint).__name__ == "Checkpoint":
             model.register_forward_hook(lambda module, inputs, output: output.__class__(logits=output.logits + 1))
         return model
+
+
+class Hooked(TextClassification):
+    """What it computes is in a hook, which is made each time that it is built."""
+
+    def build_model(self, checkpoint: Any, training: Any) -> Any:
+        model: Any = super().build_model(checkpoint, training)
+        model.classifier.register_forward_pre_hook(lambda module, inputs: (10 * torch.tanh(inputs[0]),))
+        return model
+
+
+class BareTensor(TextClassification):
+    """A module whose outputs have no `logits`."""
+
+    def build_model(self, checkpoint: Any, training: Any) -> Any:
+        model = Module(checkpoint.load(AutoModel), len(self.labels or []))
+        model.register_forward_hook(lambda module, inputs, output: output.logits)
+        return model
+
+
+class NoModel(TextClassification):
+    def build_model(self, checkpoint: Any, training: Any) -> Any:
+        return 3
 
 
 class Slow(Full):

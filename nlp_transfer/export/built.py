@@ -6,6 +6,7 @@ task's class makes the model again, and gets the weights.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
+from nlp_transfer.export.probe import probe_difference
 from nlp_transfer.models import Checkpoint
+from nlp_transfer.registry import is_own
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.trust import FAULTS, check_model, check_weights, first_line, load_configuration
@@ -57,10 +60,19 @@ class SavedCheckpoint(Checkpoint):
 
 
 def with_config(model: Any, checkpoint: Checkpoint) -> Any:
-    """The model, with the checkpoint's configuration where its class has none."""
-    if not hasattr(model, "config"):
-        model.config = checkpoint.config
-    return model
+    """The model, with the checkpoint's configuration where its class has none.
+
+    Raises:
+        UserError: it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"task: build_model gave {model!r} ({type(model).__name__}); allowed: a torch.nn.Module whose outputs have `logits`"
+        )
+    built: Any = model
+    if not hasattr(built, "config"):
+        built.config = checkpoint.config
+    return built
 
 
 def is_built(model: nn.Module) -> bool:
@@ -71,7 +83,7 @@ def is_built(model: nn.Module) -> bool:
 def is_known(model: Any, task: Task) -> bool:
     """Whether the task's Auto class makes the same model from its configuration: modules of the same classes, and parameters of
     the same shapes. The tasks of this package see to that."""
-    if type(task).__module__.partition(".")[0] == __package__.partition(".")[0]:
+    if not is_own(task):
         return True
     try:
         with torch.device("meta"):
@@ -92,12 +104,28 @@ def _foreign(kind: type) -> type:
     return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] != ours)
 
 
-def save_built(model: Any, checkpoint: Checkpoint, task: Task, folder: Path) -> None:
-    """Write the configurations and the weights of a model that only its task can build."""
+def ways_to_save(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[PretrainedConfig | None]:
+    """The ways in which a model may be saved, the best first: None, as transformers does; else by `save_built` with this
+    configuration.
+
+    A model of the user's own class may compute what its modules do not show (hooks), and a strategy may have changed its
+    configuration (fewer layers). Which way reproduces the model is known once it was read again.
+    """
+    if checkpoint is None or not is_own(task):
+        return [None]
+    ways: list[PretrainedConfig | None] = [None] if is_known(model, task) else []
+    ways.append(checkpoint.config)
+    if type(model.config) is type(checkpoint.config) and model.config is not checkpoint.config:
+        ways.append(model.config)
+    return ways
+
+
+def save_built(model: Any, config: PretrainedConfig, task: Task, folder: Path) -> None:
+    """Write the weights of a model that only its task can build, and the configuration it is built from."""
     labels = getattr(task, "labels", None)
     fields: dict[str, Any] = {"id2label": dict(enumerate(labels))} if labels else {}
     TaskModelConfig(**fields).save_pretrained(folder)
-    config = copy.deepcopy(checkpoint.config)
+    config = copy.deepcopy(config)
     config._name_or_path = ""  # a folder of this machine
     config.save_pretrained(folder / FOLDER)
     save_weights(model, str(folder / FOLDER / WEIGHTS), {"format": "pt"})
@@ -127,6 +155,19 @@ def load_built(checkpoint: Checkpoint, task: Task) -> Any:
         ) from error
     model.built_by_task, model.new_parameters = True, frozenset()
     return model.eval()
+
+
+def check_built(model: Any, task: Task, saved: Mapping[str, Any] | None, name: str) -> None:
+    """Raise a UserError where a model that its task built again does not give the logits that were recorded when it was saved."""
+    probe = saved.get("probe") if saved and is_built(model) else None
+    if not isinstance(probe, dict):
+        return
+    task.connect(model)
+    if (difference := probe_difference(model, probe)) is not None:
+        raise UserError(
+            f"model: {name}: {task_name(task)} builds a model that does not give the logits recorded when it was saved "
+            f"({difference}); its class, a library or the saved weights have changed since; allowed: those of then"
+        )
 
 
 AutoConfig.register(TaskModelConfig.model_type, TaskModelConfig, exist_ok=True)

@@ -16,7 +16,7 @@ from nlp_transfer.applicability import IDENTITY, check_used, refuse_unused, take
 from nlp_transfer.config import TrainingConfig, shorten
 from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.export.built import TaskModelConfig, load_built, with_config
+from nlp_transfer.export.built import TaskModelConfig, check_built, load_built, with_config
 from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
@@ -30,7 +30,6 @@ from nlp_transfer.translator import Translator
 from nlp_transfer.trust import ADAPTER_WEIGHTS, FAULTS, check_adapter, read_json, why
 
 RECORD = "nlp_transfer.json"
-
 
 MOVED = "if the base has moved, name its new place: base=PLACE in Python, --base PLACE in a command"
 
@@ -81,6 +80,7 @@ def load_predictor(
         saved = _changed(before, settings, checkpoint.max_length).restore(checkpoint)
         check_schema(saved, checkpoint)
         whole = load_checkpoint(checkpoint, saved.auto_class(), saved)
+        check_built(whole, saved, found, checkpoint.source.name)
     check_used(saved, scored=True)
     precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
     return Predictor(whole.to(device), checkpoint.tokenizer, saved, batch_size, precision)

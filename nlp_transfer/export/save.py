@@ -9,11 +9,12 @@ from platform import python_version
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.disk import patiently, sync, sync_all
-from nlp_transfer.export.built import is_built, is_known, save_built
+from nlp_transfer.errors import UserError
+from nlp_transfer.export.built import is_built, save_built, ways_to_save
 from nlp_transfer.export.load import RECORD, load_model, open_adapter, quiet, read_record
 from nlp_transfer.export.probe import describe_tokenizer, make_probe
 from nlp_transfer.heads import EncoderHeadForSequenceClassification
@@ -27,6 +28,10 @@ PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "scikit-learn", "tokenizers", "sacrebleu", "numpy",
 )  # fmt: skip
 TOLERANCE = 1e-3  # a merged or reloaded model may differ by rounding, not by more
+
+
+class UnfaithfulError(RuntimeError):
+    """A model that was read again computes something else than the one that was saved."""
 
 
 def versions() -> dict[str, str]:
@@ -80,15 +85,27 @@ def save_model(
     Raises:
         RuntimeError: what was read again answers otherwise. Nothing is left behind then.
     """
-    task = task.export(model)
+    task, errors = task.export(model), []
+    for config in ways_to_save(model, checkpoint, task):
+        try:
+            return _save_as(config, model, tokenizer, task, folder, probe)
+        except (UnfaithfulError, UserError) as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _save_as(
+    config: PretrainedConfig | None, model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path,
+    probe: dict[str, torch.Tensor],
+) -> PreTrainedModel:  # fmt: skip
     part = folder.with_name(f".part-{folder.name}")
     shutil.rmtree(part, ignore_errors=True)
     try:
         with quiet():
-            if checkpoint is None or is_known(model, task):
+            if config is None:
                 model.save_pretrained(part)
             else:
-                save_built(model, checkpoint, task, part)
+                save_built(model, config, task, part)
             tokenizer.save_pretrained(part)
             task.save_parts(part)
             if isinstance(model, EncoderHeadForSequenceClassification):
@@ -104,7 +121,8 @@ def save_model(
         raise
     sync_all(part)  # checkpoints are removed soon after
     os.replace(part, folder)
-    return again.to(next(model.parameters()).device)
+    found: PreTrainedModel = again.to(next(model.parameters()).device)
+    return found
 
 
 def save_adapted(adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
@@ -159,7 +177,7 @@ def _compare(task: Task, model: Any, again: PreTrainedModel, probe: dict[str, to
         model.to(device)
     difference = float((expected - logits).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise RuntimeError(f"{folder}: read again, the model's logits differ by {difference}; it was not saved faithfully")
+        raise UnfaithfulError(f"{folder}: read again, the model's logits differ by {difference}; it was not saved faithfully")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,6 +12,10 @@ from nlp_transfer.processes import same_random_state
 RESERVED = ("loss", "mean", "step", "epoch", "rows")  # names that stand beside metrics in the log
 
 
+Tried = tuple[list[dict[str, str]], list[bool]]
+"""By metric: the shown name by each key that it gives, and whether it is given ids."""
+
+
 class OwnMetrics:
     """What `fine_tune(metrics=[...])` is given: functions `f(predictions, references) -> {name: value}` and objects with
     `compute(predictions=, references=)`, as those of `evaluate`.
@@ -48,13 +52,20 @@ class OwnMetrics:
         said = getattr(owner, "higher_is_better", True)
         return bool(said.get(name, True) if isinstance(said, Mapping) else said)
 
-    def try_out(self, values: list[Any], ids: list[Any], taken: Collection[str] = ()) -> None:
+    def adopt(self, tried: Tried) -> None:
+        """Remember what `try_out` returned in another process."""
+        self._names, self._with_ids = tried
+
+    def try_out(self, values: list[Any], ids: list[Any], taken: Collection[str] = ()) -> Tried:
         """Call each metric with a few rows, and remember the names that it gives.
 
         Args:
             values: targets as the user wrote them.
             ids: the same as label ids, numbers or texts.
             taken: names that other metrics have.
+
+        Returns:
+            What was learned, for `adopt`.
 
         Raises:
             UserError: a metric raises an error, gives something else than numbers by name, or a name that is taken.
@@ -69,6 +80,7 @@ class OwnMetrics:
             self._names.append(names)
             shifted = _call(metric, rows[1:] + rows[:1], rows)  # some predictions are wrong
             _check_names(metric, names, shifted)
+        return self._names, self._with_ids
 
     def _name(self, metric: Any, key: str) -> str:
         """A name of its own: that which the metric gives; of a metric of evaluate, where it is taken, METRIC/KEY."""

@@ -17,6 +17,7 @@ from nlp_transfer import registry
 from nlp_transfer.config import DataConfig, Settings, TrainingConfig, validate
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.errors import BadRow, Problems, UserError
+from nlp_transfer.extensions import FORM
 from nlp_transfer.heads import HeadConfig
 from nlp_transfer.models import Checkpoint, find_layers, has_decoder, width
 from nlp_transfer.sources.rows import Rows, from_columns
@@ -343,8 +344,8 @@ def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Gro
     return split
 
 
-def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Strategy:
-    """The strategy that a document names; a list is folded into one.
+def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any] | Strategy]) -> Strategy:
+    """The strategy that a document names; a list, which may also hold strategies themselves, is folded into one.
 
     Raises:
         UserError: a name is unknown or stands twice, a setting is wrong, or two of a list would both decide about phases.
@@ -374,11 +375,13 @@ def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> 
     return parts[0] if len(parts) == 1 else Combined(parts=parts)
 
 
-def _single(document: Mapping[str, Any], place: str) -> Strategy:
+def _single(document: Mapping[str, Any] | Strategy, place: str) -> Strategy:
+    if isinstance(document, Strategy):
+        return document
     name = document.get("name")
     if not isinstance(name, str):
         found = "is required" if name is None else f"found {name!r}"
-        raise UserError(f"{place}.name: {found}; known: {', '.join(registry.names('strategy'))}")
+        raise UserError(f"{place}.name: {found}; known: {', '.join(registry.names('strategy'))}, and other code as {FORM}")
     problems = Problems()
     settings = {key: value for key, value in document.items() if key != "name"}
     strategy = validate(registry.load("strategy", name), settings, problems, place)

@@ -24,6 +24,7 @@ from nlp_transfer.data.repeats import Repeats
 from nlp_transfer.data.token_cache import Keep, kept_table, may_keep
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.errors import BadRow, Problems, UserError
+from nlp_transfer.extensions import FORM
 from nlp_transfer.heads import HeadConfig
 from nlp_transfer.metrics import higher_is_better
 from nlp_transfer.models import Checkpoint
@@ -365,7 +366,7 @@ def task_from(document: Mapping[str, Any], kind: type[Task] | None = None) -> Ta
     name = document.get("name")
     if not isinstance(name, str):
         found = "is required" if name is None else f"found {name!r}"
-        raise UserError(f"task.name: {found}; known: {', '.join(registry.names('task'))}")
+        raise UserError(f"task.name: {found}; known: {', '.join(registry.names('task'))}, and other code as {FORM}")
     problems = Problems()
     settings = {key: value for key, value in document.items() if key != "name"}
     task: Task | None = validate(kind or registry.load("task", name), settings, problems, "task")

@@ -7,13 +7,14 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 
 from nlp_transfer.compatibility import is_causal
 from nlp_transfer.config import Count, TrainingConfig
+from nlp_transfer.console import say
 from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models import Checkpoint, dropout_overrides, encoder_config, encoder_type, new_parameters
 from nlp_transfer.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
-from nlp_transfer.tasks import Task
+from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.tasks._head import match_head, note_unused_head
 
 
@@ -146,7 +147,12 @@ class TextTask(Task):
         return note_unused_head(attach_head(encoder, self.head, training.dropout, **fields), checkpoint)
 
     def prefer_head(self, head: HeadConfig | None) -> Self:
-        return self.model_copy(update={"head": head}) if head is not None and self.head is None else self
+        if head is None or self.head is not None:
+            return self
+        if type(self).build_model.__module__.partition(".")[0] != __package__.partition(".")[0]:
+            say(f"note: task.head: {task_name(self)} builds its model itself, so the head that suits the strategy is not used")
+            return self
+        return self.model_copy(update={"head": head})
 
     def head_fields(self) -> dict[str, Any]:
         """Configuration fields that say what the head answers: `id2label`, `label2id`, `problem_type`."""

@@ -10,12 +10,13 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_transfer.config import TrainingConfig
+from nlp_transfer.console import say
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import encoder_type
 from nlp_transfer.system import from_main
 from nlp_transfer.tasks import Task
-from nlp_transfer.training.device import check_accelerator, make_accelerator, resolve_precision
+from nlp_transfer.training.device import allow_unused_parameters, check_accelerator, make_accelerator, resolve_precision
 from nlp_transfer.training.fitting import fit_batch
 from nlp_transfer.training.preflight import Preflight
 
@@ -79,6 +80,12 @@ def choose(
         reasons |= fallen
         if works != precision:
             precision, accelerator = works, make_accelerator(training, works, output_dir)
+        if accelerator.num_processes > 1 and (unused := from_main(trial.unused)):
+            allow_unused_parameters(accelerator)
+            say(
+                f"{len(unused)} trained parameters got no gradient in a trial, such as {unused[0]}: the processes look for such "
+                "parameters in each step (find_unused_parameters)"
+            )
     if train is not None and training.batch_size == "auto":
         training, reasons["batch_size"] = from_main(fit_batch(model, train, training, accelerator, precision))
     return Choices(training, accelerator, precision, attention, kernels, reasons)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import filter_trackers
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
@@ -119,6 +119,16 @@ def check_accelerator(accelerator: Accelerator) -> None:
         raise UserError(f"accelerate: found {accelerator.distributed_type.value}, which is not supported; {SUPPORTED}")
     if (steps := accelerator.gradient_accumulation_steps) != 1:
         raise UserError(f"Accelerator: found gradient_accumulation_steps {steps}; allowed: 1; the setting of training counts")
+
+
+def allow_unused_parameters(accelerator: Accelerator) -> None:
+    """Let models be prepared so that parameters on which a step's loss does not depend are left out of the exchange of gradients.
+
+    Without this, DistributedDataParallel waits for their gradients and fails in the next step.
+    """
+    handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
+    handler.find_unused_parameters = True
+    accelerator.ddp_handler = handler
 
 
 def _check_gpus() -> None:

@@ -8,7 +8,7 @@ import random
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.memory import give_back, is_out_of_memory
 from nlp_transfer.models import autocast, enable_gradient_checkpointing, encoder_type, train_mode
-from nlp_transfer.tasks import Task
+from nlp_transfer.registry import is_own
+from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.training.gradient import TrainingError
 
 NOT_FINITE = "the loss or its gradient is not a finite number"
@@ -45,6 +46,8 @@ class Preflight:
     model: nn.Module
     train: TokenTable
     training: TrainingConfig
+    unused: list[str] = field(default_factory=list)
+    """Names of the trained parameters that got no gradient, known after `settle`."""
 
     def settle(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str, str, dict[str, str]]:
         """Return the precision and the kernels that work, and by name the reason of each that is not the chosen one.
@@ -67,6 +70,12 @@ class Preflight:
             first = first or problem
         if first == NOT_FINITE:  # the weights or the rows are to blame: the loop names the rows and keeps a checkpoint
             return precision, kernels, {}
+        if is_own(self.task) or is_own(self.model):
+            raise UserError(
+                f"task: {task_name(self.task)} gives a {type(self.model).__name__} that cannot be trained: a forward and "
+                f"backward pass of two rows fails: {problem}; allowed: a model that takes `input_ids` and `attention_mask` and returns an "
+                "object with `logits`, such as transformers' SequenceClassifierOutput"
+            ) from error
         raise UserError(
             f"model: a {encoder_type(self.model.config)} model cannot be trained here: a forward and backward pass of two rows "
             f"fails, also in fp32 with plain kernels: {problem}; allowed: another model, or another strategy or head"
@@ -120,7 +129,7 @@ class Preflight:
         model = self.model.to(device)
         train_mode(model)
         batch = on_device(self.train.batch(rows), device)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         with ExitStack() as stack:
             if kernels == "fast":
                 stack.enter_context(first_token_only(last_layer(model)))
@@ -130,7 +139,10 @@ class Preflight:
             options = self.task.loss_options(self.training, self.train)
             terms = self.task.loss(convert_outputs_to_fp32(lambda: outputs)(), batch, options)
             loss = torch.stack(list(terms.values())).sum()
-            gradients = torch.autograd.grad(loss, trained, allow_unused=True) if trained and loss.requires_grad else ()
+            gradients = (
+                torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained and loss.requires_grad else ()
+            )
+        self.unused[:] = [name for name, gradient in zip(trained, gradients, strict=False) if gradient is None]
         values = [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
         return all(bool(torch.isfinite(value).all()) for value in values)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoModel
 
 from nlp_transfer import UserError, extensions, fine_tune, load_predictor, registry
 from nlp_transfer.cli import cli
@@ -38,11 +39,13 @@ def settings(tiny: dict[str, Path], sentiment: dict[str, Path], output: Path, **
     } | more
 
 
-@pytest.mark.parametrize("given", ["tests.custom_tasks:Metric", {"name": "tests.custom_tasks:Metric"}, custom_tasks.Metric()])
+@pytest.mark.parametrize(
+    "given", ["tests.custom_tasks:Metric", custom_tasks.Metric, {"name": custom_tasks.Metric}, custom_tasks.Metric()]
+)
 def test_a_task_in_every_form_is_recorded_by_its_name(
     given: Any, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
-    strategy = [{"name": "tests.custom_tasks:Slow", "factor": 0.25}, "l2_sp"]
+    strategy = [custom_tasks.Slow(factor=0.25) if callable(given) else {"name": custom_tasks.Slow, "factor": 0.25}, "l2_sp"]
     run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=given, strategy=strategy))
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["task"]["name"] == "tests.custom_tasks:Metric"
@@ -57,7 +60,7 @@ def test_a_task_in_every_form_is_recorded_by_its_name(
     assert type(resolve(tmp_path / "run" / "config.yaml").task) is custom_tasks.Metric
 
 
-@pytest.mark.parametrize("task", ["DeepHead", "OwnModule", "SameShapes"])
+@pytest.mark.parametrize("task", ["DeepHead", "OwnModule", "SameShapes", "Hooked"])
 def test_a_head_that_no_auto_class_knows_is_saved_and_opened(
     task: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -85,6 +88,59 @@ def test_a_regression_with_a_head_of_its_own_predicts_in_the_units_of_the_column
     texts = [line.split(",")[0] for line in Path(source["test"]).read_text().splitlines()[1:]]
     predicted = [row["prediction"] for row in load_predictor(tmp_path / "run")(texts)]
     np.testing.assert_allclose(predicted, run.answers["test"]["prediction"], atol=1e-4)
+
+
+def test_a_strategy_is_given_as_its_class() -> None:
+    plan = {"model": "m", "data": {"train": "t"}, "task": "text_classification", "output_dir": "o"}
+    assert resolve(plan, strategy=custom_tasks.Slow).strategy.document()["name"] == "tests.custom_tasks:Slow"
+    assert [part.document()["name"] for part in resolve(plan, strategy=[custom_tasks.Slow, "l2_sp"]).strategy.parts] == [
+        "tests.custom_tasks:Slow", "l2_sp",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"strategy.*teacher"):
+        resolve(plan, strategy=registry.load("strategy", "distill"))
+
+
+@pytest.mark.parametrize("strategy", ["features", "prototypes", {"name": "distill", "student_layers": 1}])
+def test_a_strategy_keeps_the_model_that_a_task_builds(
+    strategy: Any, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    task = "Hooked" if strategy == "prototypes" else "DeepHead"
+    if isinstance(strategy, dict):
+        strategy |= {"teacher": str(tmp_path / "teacher")}
+        fine_tune(**settings(tiny, sentiment, tmp_path / "teacher", task="text_classification"))
+    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=f"tests.custom_tasks:{task}", strategy=strategy))
+    model = load_predictor(tmp_path / "run").model
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert len(model.bert.encoder.layer) == (1 if isinstance(strategy, dict) else 2)
+    scores = load_predictor(tmp_path / "run")([line.split(",")[0] for line in sentiment["test"].read_text().splitlines()[1:]])
+    assert [row["prediction"] for row in scores] == run.predictor().task.written(run.answers["test"]["prediction"])
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy", "parts"),
+    [
+        ("BareTensor", "full", ["tests.custom_tasks:BareTensor", "logits", "SequenceClassifierOutput"]),
+        ("NoModel", "full", ["build_model", "3 (int)"]),
+        ("OwnModule", "lora", ["Module", "encoder"]),
+        ("DeepHead", "few_shot", ["few_shot", "builds its model itself"]),
+    ],
+)
+def test_a_model_of_a_users_own_class_is_named_in_messages(
+    task: str, strategy: str, parts: list[str], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=f"tests.custom_tasks:{task}", strategy=strategy))
+    assert [part for part in parts if part not in str(refused.value)] == []
+
+
+def test_a_class_that_changed_after_saving_is_refused(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=custom_tasks.Hooked))
+    load_predictor(tmp_path / "run")
+    monkeypatch.setattr(custom_tasks.Hooked, "build_model", TextClassification.build_model)
+    with pytest.raises(UserError, match=r"custom_tasks:Hooked builds a model that does not give the logits"):
+        load_predictor(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("task", "why"), [("Forgetful", "size mismatch"), ("Unfaithful", "logits differ by 1.0")])
@@ -246,7 +302,9 @@ def test_code_in_the_root_of_an_editable_project_is_imported_only_from_packages_
     path = root / file
     path.parent.mkdir(parents=True)
     path.write_text(f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n{OWN}")
-    for folder in [folder for folder in path.relative_to(root).parents if folder.name and folder.name not in ("bare", "ed_models")]:
+    for folder in [
+        folder for folder in path.relative_to(root).parents if folder.name and folder.name not in ("bare", "ed_models")
+    ]:
         (root / folder / "__init__.py").write_text("")
     editable(monkeypatch, root, project, packages)
     monkeypatch.chdir(root)
@@ -393,7 +451,7 @@ def test_a_comparison_finds_code_that_is_named(tiny: dict[str, Path], sentiment:
     assert [json.loads(path.read_text())["task"]["name"] for path in results] == ["custom_tasks:Metric"] * 2
 
 
-def test_two_processes_agree_about_own_metrics_and_what_cannot_be_saved(
+def test_two_processes_train_what_a_user_wrote_and_agree_about_what_cannot_be_saved(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(settings(tiny, sentiment, tmp_path / "run")))
@@ -403,3 +461,7 @@ def test_two_processes_agree_about_own_metrics_and_what_cannot_be_saved(
     assert found[0]["rank"] == 0.0
     assert "logits differ by 1.0" in found[0]["refused"]
     assert not (tmp_path / "other").exists()
+    saved = load_predictor(tmp_path / "own").model.encoder.state_dict()
+    base = AutoModel.from_pretrained(tiny["bert"]).state_dict()
+    changed = {name for name, value in base.items() if not torch.equal(value, saved[name])}
+    assert changed == {name for name in base if "pooler" not in name}
