@@ -73,8 +73,8 @@ class Preflight:
         if is_own(self.task) or is_own(self.model):
             raise UserError(
                 f"task: {task_name(self.task)} gives a {type(self.model).__name__} that cannot be trained: a forward and "
-                f"backward pass of two rows fails: {problem}; allowed: a model that takes `input_ids` and `attention_mask` and returns an "
-                "object with `logits`, such as transformers' SequenceClassifierOutput"
+                f"backward pass of two rows fails: {problem}; allowed: a model that takes `input_ids` and `attention_mask` and "
+                "returns an object with `logits`, such as transformers' SequenceClassifierOutput"
             ) from error
         raise UserError(
             f"model: a {encoder_type(self.model.config)} model cannot be trained here: a forward and backward pass of two rows "
