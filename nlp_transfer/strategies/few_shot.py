@@ -97,8 +97,8 @@ class FewShot(Strategy):
             raise UserError("strategy: found an adapter before few_shot; allowed: few_shot first, then the adapter")
         if not isinstance(model, EncoderHeadForSequenceClassification):
             raise UserError(
-                "task.head: found family, or a task that builds its model itself; few_shot compares the vectors of whole texts, "
-                "and a family's head sees what its pooler makes of the first token; allowed: null, or one such as "
+                "task.head: found family; few_shot compares the vectors of whole texts, and a family's head sees what its pooler "
+                "makes of the first token, as may one of a task that builds its model itself; allowed: null, or one such as "
                 "{pooling: mean, normalize: true}"
             )
         if self.classifier == "logistic_regression":

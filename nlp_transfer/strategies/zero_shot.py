@@ -112,9 +112,9 @@ class ZeroShot(Strategy):
         if self.by == "embedding":
             if not isinstance(model, EncoderHeadForSequenceClassification):
                 raise UserError(
-                    "task.head: found family, or a task that builds its model itself; zero_shot compares the vectors of texts, "
-                    "and a family's head sees what its pooler "
-                    "makes of the first token; allowed: null, or {pooling: mean, normalize: true}"
+                    "task.head: found family; zero_shot compares the vectors of texts, and a family's head sees what its pooler "
+                    "makes of the first token, as may one of a task that builds its model itself; allowed: null, or {pooling: "
+                    "mean, normalize: true}"
                 )
             if not model.config.normalize or model.config.layers == "mix":
                 raise UserError(
