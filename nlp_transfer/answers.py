@@ -102,6 +102,7 @@ class Answers:
             "batch size": predictor.batch_size,
             "probabilities": self.probabilities,
             "window": self.window,
+            "types": {"prediction": _answer_type(predictor.task), "translation": "string", "probability": "double"},
             "threads": torch.get_num_threads(),
             "device": _device_name(inference_device()),
             "versions": [nlp_transfer.__version__, torch.__version__, transformers.__version__, tokenizers.__version__],
@@ -124,6 +125,14 @@ class Answers:
             return Answer(columns, self.translator.in_pieces - before, faults)
         columns, faults = self.predictor.answer_batch(batch, self.source, self.probabilities)
         return Answer(columns, 0, faults)
+
+
+def _answer_type(task: Any) -> str:
+    """The Arrow type of predictions in a file."""
+    if task.answer_kind == "number":
+        return "double"
+    kinds = {"int": "int64", "float": "double", "bool": "bool"}
+    return kinds.get(getattr(task, "label_type", None) or "str", "string") if task.answer_kind == "label" else "string"
 
 
 def _weights(model: torch.nn.Module) -> str:

@@ -25,7 +25,7 @@ from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.models import autocast
 from nlp_transfer.processes import compute_on_main
 from nlp_transfer.sources.memory import read_inputs
-from nlp_transfer.sources.rows import Fault, Rows, check_columns, from_columns, lines_as, names_of, unfold
+from nlp_transfer.sources.rows import TRANSLATION, Fault, Rows, check_columns, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import Batch
 from nlp_transfer.tasks import Arrays, Items, Task
 
@@ -334,5 +334,7 @@ def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[
         UserError: one is missing.
     """
     columns = unfold(lines_as(batch.columns, path, wanted), wanted)
+    if TRANSLATION in columns and not any(isinstance(cell, dict) for cell in columns[TRANSLATION]):
+        columns = {name: [None] * len(batch) for name in wanted} | columns  # all texts of the window are missing
     check_columns(names_of(columns, batch.names), wanted, str(path))
     return {name: columns[name] for name in wanted}

@@ -27,6 +27,7 @@ from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays, Task
 from nlp_transfer.writing import Writer, replacing
 
+MOST_PROBABILITIES = 50  # labels, up to which the probability of each is written
 TRIED = 32  # rows with which metrics of the user's own are tried
 
 
@@ -79,22 +80,25 @@ def score_splits(
 
 
 def _write_predictions(path: Path, job: Job, split: str, answers: Arrays) -> None:
-    """Write the rows of a split in their order: input columns, `reference`, and what `predict` writes; for rows that were split
-    off train also `file` and `row`, where they came from."""
+    """Write the rows of a split in their order: input columns, `reference`, what `predict` writes, and `file` and `row`, where
+    they came from (`source_file` and `source_row` where an input column has such a name)."""
     task, rows = job.task, job.rows[split]
     floats = {name: meaningful(name, array, PRECISION) for name, array in answers.items() if array.dtype == np.float32}
-    described = task.describe(answers | floats)
+    every = task.answer_kind in ("label", "labels") and len(getattr(task, "labels", None) or []) <= MOST_PROBABILITIES
+    described = task.describe(answers | floats, probabilities=every)
     if "translation" in described:
         described["prediction"] = described.pop("translation")
     if task.answer_kind == "number":  # all digits, so that the metrics can be computed again
         described["prediction"] = answers["prediction"].astype(float).tolist()
     found = task.cells({"reference": task.written(right_answers(job.tables[split])["prediction"]), **described})
     inputs = task.input_columns()
-    train = job.rows.get("train")
-    if train is not None and rows.files is train.files:  # `Rows.select` keeps the list; a given split has another
-        names = [rows.files[i] for i in rows.file_of.tolist()]
-        origin = {"file": names, "row": [position or None for position in rows.position.tolist()]}
-        found |= {name: column for name, column in origin.items() if name not in inputs}
+    found = {name: column for name, column in found.items() if name not in inputs}  # such as probability:LABEL
+    files = [rows.files[i] for i in rows.file_of.tolist()]
+    origin = {"file": files, "row": [position or None for position in rows.position.tolist()]}
+    for name, column in origin.items():
+        if name in inputs:
+            say(f"{path.name}: {name!r} is an input column, so that the {name} of a row in the data is in 'source_{name}'")
+        found[f"source_{name}" if name in inputs else name] = column
     start = 0
     with replacing(path) as part, Writer(part, path.suffix) as writer:
         for block in rows.batches(BLOCK):

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +20,13 @@ class ParquetOutput:
     one part, which is the output itself. Each window becomes a row group; memory does not grow with the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, types: Mapping[str, str] | None = None) -> None:
+        """Open a file.
+
+        Args:
+            types: aliases of Arrow types by column, for columns without any value.
+        """
+        self.path, self.types = path, types or {}
         self.schema: Any = None
         self.writer: Any = None
         self.parts: list[Path | IO[bytes]] = []
@@ -54,10 +59,22 @@ class ParquetOutput:
         """
         if self.writer is not None:
             self.writer.close()
-        if complete and len(self.parts) > 1:
+        schema = self.schema
+        if complete and schema is not None:
+            self.schema = self._without_null(schema)
+        if complete and (len(self.parts) > 1 or self.schema is not schema):
             self._merge()
             with self.path.open("wb") as file:
                 shutil.copyfileobj(self._rewound(self.parts[0]), file)
+
+    def _without_null(self, schema: Any) -> Any:
+        """The schema with the types known for columns that have no value; itself where there are no such columns."""
+        import pyarrow as pa
+
+        empty = {field.name for field in schema if pa.types.is_null(field.type)} & set(self.types)
+        kinds = {name: pa.type_for_alias(self.types[name]) for name in empty}
+        fields = [field.with_type(kinds[field.name]) if field.name in kinds else field for field in schema]
+        return pa.schema(fields, metadata=schema.metadata) if kinds else schema
 
     def _begin_part(self) -> None:
         import pyarrow as pa

@@ -12,7 +12,7 @@ from typing import Any, cast
 from nlp_transfer.command_inputs import check_files
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, is_main, say, show_metrics
-from nlp_transfer.data.bad_rows import SKIP_HINT, check_rows, describe_skipped
+from nlp_transfer.data.bad_rows import SHOWN, SKIP_HINT, check_rows, describe_skipped, name_skipped
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.journal import Answer, OutputFile
@@ -27,8 +27,6 @@ from nlp_transfer.standard_streams import DASH, OutputStream, opened_input, resu
 from nlp_transfer.unused_settings import check_format_settings, unused_columns
 from nlp_transfer.workers import Workers, at_once, plan
 from nlp_transfer.writing import Columns, Writer
-
-SHOWN = 5  # rows without a prediction that are named; the others are counted
 
 
 def predict_file(
@@ -110,11 +108,13 @@ def _predict(
         data, before = _data_settings(wanted["settings"], path), state_of(path)
         rows, columns = scan_table(path, data)
         texts: list[str] = []  # columns that the model reads, once it is loaded
+        types: dict[str, str] = {}  # of the columns that it predicts
         keep_table = ending != ".txt"  # a line holds the prediction alone
 
         def read(window: int, asked: list[str], identity: dict[str, Any]) -> Iterator[Batch]:
             target.begin(identity)
             texts.extend(asked)
+            types.update(identity.get("types", {}))
             for batch in read_table(path, data, window, asked, keep_table, mark_faults=True):
                 yield batch if batch.names else _with_all(batch, columns)
             check_unchanged(path, before)
@@ -125,11 +125,11 @@ def _predict(
             answers = Answers(**wanted, source=path)
             windows = read(answers.window, answers.columns, answers.identity if target.journaled else {})
             predicted = ((batch, target.find(batch) or answers(batch)) for batch in windows)
-            return _write_all(target, predicted, Steps(title, rows), _name(source), ending, texts, notes)
+            return _write_all(target, predicted, Steps(title, rows), _name(source), ending, texts, types, notes)
         say(plan(processes))
         with Workers("nlp_transfer.answers", "Answers", wanted | {"source": path, "processes": processes}, processes) as workers:
             ordered = in_order(read, workers, processes, target.find)
-            return _write_all(target, ordered, Steps(title, rows), _name(source), ending, texts, notes, processes)
+            return _write_all(target, ordered, Steps(title, rows), _name(source), ending, texts, types, notes, processes)
 
 
 def _with_all(batch: Batch, columns: list[str]) -> Batch:
@@ -148,6 +148,7 @@ def _write_all(
     source: str,
     ending: str,
     texts: list[str],
+    types: dict[str, str],
     notes: bool,
     processes: int = 1,
 ) -> int:
@@ -158,7 +159,7 @@ def _write_all(
     writer = None
     with progress, ExitStack() as stack:
         for batch, answer in predicted:
-            writer = writer or stack.enter_context(Writer(target.part(), ending))
+            writer = writer or stack.enter_context(Writer(target.part(), ending, types))
             columns = {} if batch.table is not None else dict(batch.columns)
             if ending == ".parquet":
                 columns |= {name: _as_texts(columns[name], answer.faults) for name in texts if name in columns}
@@ -272,7 +273,7 @@ def score_source(
     except UserError as error:
         problems.absorb(error)
     problems.raise_if_any()
-    say(*describe_skipped("test", rows))
+    say(*describe_skipped("test", rows), *name_skipped(rows))
     table = predictor.encode(rows, targets=True)
     metrics, _ = score(cast(Any, predictor.model).to(device), task, table, accelerator, batch_size, predictor.precision)
     say(f"metrics of {len(rows)} rows, computed in {predictor.precision}")

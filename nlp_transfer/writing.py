@@ -5,7 +5,7 @@ import json
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -59,15 +59,16 @@ class Writer:
     what becomes of them.
     """
 
-    def __init__(self, target: Path | TextIO, ending: str) -> None:
+    def __init__(self, target: Path | TextIO, ending: str, types: Mapping[str, str] | None = None) -> None:
         """Open a file.
 
         Args:
             target: an open text stream, which is not closed in the end, only for text formats.
+            types: Arrow types by column, for a Parquet file in which a column has no value at all.
         """
         self.ending = ending
         self.names: list[str] = []
-        self.parquet = ParquetOutput(target) if ending == ".parquet" and isinstance(target, Path) else None
+        self.parquet = ParquetOutput(target, types) if ending == ".parquet" and isinstance(target, Path) else None
         self.owned = isinstance(target, Path)
         self.file: TextIO | None = None
         if self.parquet is None:

@@ -11,6 +11,7 @@ from nlp_transfer.errors import BadRow, Problems
 from nlp_transfer.sources.rows import Rows
 
 SKIPPED_ROWS = "skipped_rows.csv"
+SHOWN = 5  # skipped rows that are named where no file lists them
 SKIP_HINT = "  data.on_bad_rows: skip leaves such rows out and counts them"
 
 
@@ -64,6 +65,12 @@ def describe_skipped(role: str, rows: Rows) -> list[str]:
     if skipped <= len(rows):
         return [line]
     return [f"warning: {line}. That is more than half: check data.{role} and the columns that the task names"]
+
+
+def name_skipped(rows: Rows) -> list[str]:
+    """A line for each of the first skipped rows of a split's file, and one that counts the others."""
+    more = [f"... and {len(rows.skipped) - SHOWN:,} more"] if len(rows.skipped) > SHOWN else []
+    return [*map(str, rows.skipped[:SHOWN]), *more]
 
 
 def _count_kinds(skipped: Sequence[BadRow]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from nlp_transfer.config import with_type
 from nlp_transfer.errors import BadRow, Problems
+from nlp_transfer.sources.memory import plain_cell
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.texts import fingerprints, normalized
 
@@ -41,8 +42,9 @@ def check_sides(rows: Rows, source: str, target: str | None, problems: Problems)
     for name in filter(None, (source, target)):
         for row, cell in enumerate(rows.columns[name]):
             if not isinstance(cell, str):
-                found = "nothing" if cell is None else with_type(cell)
-                kind = EMPTY_SIDE if cell is None else "with a side that is no text"
+                is_missing = plain_cell(cell) is None
+                found = "nothing" if is_missing else with_type(cell)
+                kind = EMPTY_SIDE if is_missing else "with a side that is no text"
                 problems.add_row(row, rows.bad(row, name, f"found {found}; allowed: text", kind))
             elif not cell.strip():
                 reason = "this side is empty; allowed: text, or remove the pair"

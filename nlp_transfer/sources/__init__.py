@@ -18,11 +18,13 @@ from nlp_transfer.errors import BadRow, Problems, UserError
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.aligned import read_aligned
 from nlp_transfer.sources.globs import expand
+from nlp_transfer.sources.json_rows import MAX_COLUMNS
 from nlp_transfer.sources.memory import read_table_object
 from nlp_transfer.sources.reading import (
     MAX_ROW,
     TOO_LONG,
     UNDECODED,
+    WrongEncodingError,
     at_home,
     check_regular,
     check_unchanged,
@@ -33,7 +35,17 @@ from nlp_transfer.sources.reading import (
     state_of,
     undecoded,
 )
-from nlp_transfer.sources.rows import Rows, check_columns, concatenate, from_columns, hash_cells, lines_as, names_of, unfold
+from nlp_transfer.sources.rows import (
+    TRANSLATION,
+    Rows,
+    check_columns,
+    concatenate,
+    from_columns,
+    hash_cells,
+    lines_as,
+    names_of,
+    unfold,
+)
 from nlp_transfer.sources.tables import ENDINGS, read_table
 from nlp_transfer.sources.texts import GrowingColumn
 
@@ -170,14 +182,18 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     columns = {name: GrowingColumn() for name in wanted}
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
     skipped = no_bad_rows(data)
-    first, checked = None, False
+    first: int | None = None
+    names: dict[str, None] = {}
+    source = f"data.{role}: {path}"
     before = state_of(path)
     for batch in read_table(path, data, wanted=wanted, mark_faults=skipped is not None):
         found = unfold(lines_as(batch.columns, path, wanted), wanted)
         first = batch.first if first is None else first
-        if not checked and len(batch.faults) < len(batch):  # a line that is no JSON says nothing about columns
-            checked = True
-            check_columns(names_of(found, batch.names), wanted, f"data.{role}: {path}")
+        if len(batch.faults) < len(batch):  # a line that is no JSON says nothing about columns
+            there = names_of(found, batch.names)
+            names |= {name: None for name in there if len(names) < MAX_COLUMNS or name in wanted}
+            if format_of(path) not in (".json", ".jsonl") and TRANSLATION not in names:
+                check_columns(there, wanted, source)
         if skipped is not None:
             skipped |= batch.bad_rows(path)
         length = len(batch)
@@ -188,6 +204,8 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
                 if len(known[name]) > SHARED:  # hardly any two are equal, as texts are
                     del known[name]
             column.extend(cells)
+    if names:  # of JSON, and inside a column `translation`, a name may come late
+        check_columns(list(names), wanted, source)
     digest = wheels.sha256_of(path)
     check_unchanged(path, before)
     rows = from_columns({name: column.done() for name, column in columns.items()}, str(path), first or 1)
@@ -224,6 +242,8 @@ def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
             if len(text) > MAX_ROW:
                 reason = f"is longer than {MAX_ROW:,} characters; allowed: at most that many in a text"
                 found.add_row(number, BadRow(str(path), 0, None, reason, TOO_LONG))
+        except WrongEncodingError as error:
+            found.add_row(number, BadRow(str(path), 0, None, error.reason, UNDECODED))
         except UserError as error:
             found.absorb(error)
         except UnicodeError as error:

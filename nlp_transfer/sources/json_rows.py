@@ -111,9 +111,11 @@ def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
 
     The file is read value by value, so that only a row is held, which is bounded as a line of .jsonl is.
     """
-    position = 0
+    position, is_lines = 0, False
+    text = _JsonText(lines.file)
     try:
-        for position, (record, source) in enumerate(_rows(_JsonText(lines.file)), start=1):
+        is_lines = text.peek() == "{"
+        for position, (record, source) in enumerate(_rows(text), start=1):
             if found := undecoded(source, encoding):
                 yield position, {}, 0, Fault(UNDECODED, f"{found}; {ENCODING}")
             elif found := _json_fault(record, source):
@@ -129,7 +131,8 @@ def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
     except RowTooLongError as error:
         problems.add(f"{path}, row {position + 1}: {error}")
     except _NotJsonError as error:
-        problems.add(f"{path}, row {position + 1}: is not JSON ({error}); allowed: {SHAPES}")
+        hint = "; a file with an object a line is better named .jsonl: its broken lines can be skipped" if is_lines else ""
+        problems.add(f"{path}, row {position + 1}: is not JSON ({error}); allowed: {SHAPES}{hint}")
 
 
 def _rows(text: "_JsonText") -> Iterator[tuple[Any, str]]:

@@ -118,6 +118,14 @@ def read_start(path: Path, most: int) -> bytes:
         return file.read(most)
 
 
+class WrongEncodingError(UserError):
+    """A file is not in the encoding that it is read with; `reason` says so without naming the file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
 class RowTooLongError(Exception):
     """More than `MAX_ROW` characters, and the row has not ended."""
 
@@ -200,7 +208,7 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
             return name
         except UnicodeError:
             continue
-    raise UserError(f"{path}: is in none of the encodings given in data.encoding: {', '.join(given)}")
+    raise WrongEncodingError(path, f"is in none of the encodings given in data.encoding: {', '.join(given)}")
 
 
 def _check_no_utf16(path: Path) -> None:
@@ -208,11 +216,11 @@ def _check_no_utf16(path: Path) -> None:
     with open_binary(path) as file:
         start = file.read(64)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path}: starts with the mark of UTF-16, read as utf-8; set data.encoding: utf-16")
+        raise WrongEncodingError(path, "starts with the mark of UTF-16, read as utf-8; set data.encoding: utf-16")
     even, odd = set(start[::2]), set(start[1::2])
     for name, zeros, letters in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if len(start) >= 8 and zeros == {0} and 0 not in letters:
-            raise UserError(f"{path}: looks like UTF-16 without a mark, read as utf-8; set data.encoding: {name}")
+            raise WrongEncodingError(path, f"looks like UTF-16 without a mark, read as utf-8; set data.encoding: {name}")
 
 
 def _normalised(name: str) -> str:

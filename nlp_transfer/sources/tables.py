@@ -52,8 +52,8 @@ class Batch:
     Of a Parquet file `columns` holds only the columns that were asked for, `names` are those of all its columns, and `table`
     (a `pyarrow.Table`) holds all of them unconverted where a writer needs them.
 
-    `faults`: by index, why rows could not be read, where the reader was asked to go on; their cells are None, except that bytes
-    in a wrong encoding are replaced by U+FFFD.
+    `faults`: by index, why rows could not be read, where the reader was asked to go on; their cells are None, except that a row
+    with too many or too few cells keeps the first ones, and that bytes in a wrong encoding are replaced by U+FFFD.
     """
 
     columns: dict[str, list[Any]]
@@ -267,6 +267,10 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
     try:
         header = data.columns or next(reader, [])
         position = 0 if data.columns else 1
+        while not header and data.on_bad_rows == "skip" and (cells := next(reader, None)) is not None:
+            header, position = cells, position + 1
+        if position > 1:
+            say(f"{path}: the header is row {position}; blank lines before it were skipped")
         _check_header(path, header, encoding)
         blank = range(0)  # at the very end they are harmless, and editors like to leave some
         for cells in reader:
@@ -284,7 +288,8 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
             if len(cells) != len(header):
                 names = f"{', '.join(header[:6])}{', ...' if len(header) > 6 else ''}"
                 reason = f"found {len(cells)} cells; the header has {len(header)} ({names})"
-                yield position, dict.fromkeys(header), characters, Fault("with too many or too few cells", reason)
+                known, _, _ = _checked(dict(zip(header, cells, strict=False)), characters, encoding)
+                yield position, dict.fromkeys(header) | known, characters, Fault("with too many or too few cells", reason)
                 continue
             yield position, *_checked(dict(zip(header, cells, strict=True)), characters, encoding)
     except RowTooLongError as error:

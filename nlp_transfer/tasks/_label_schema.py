@@ -25,6 +25,7 @@ LONGEST_NUMBER = 28  # characters; `Decimal` rounds to 28 digits, and rounding w
 POSITIONS = re.compile(r"[01]([ ,;\t]*[01])+")  # such as 1,0,1 and 101
 BRACKETS = {("[", "]"), ("(", ")"), ("{", "}")}
 CONTAINERS = (list, tuple, set, frozenset, dict, bytes, np.ndarray)
+SLIPS = 0.1  # share of the lists of a column, up to which those that name a label twice are mistakes
 TRUTH = {"true": True, "false": False}
 ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], which Python would read as one string
 
@@ -100,21 +101,22 @@ def is_indicator(cell: Any) -> bool:
 
 
 def hold_positions(cells: Sequence[list[Any]], labels: Sequence[str] | None = None) -> bool:
-    """Return whether cells that are lists hold a number for each label rather than names of labels.
+    """Return whether most of the cells that are lists hold a number for each label rather than names of labels.
 
-    Lists of names differ in length and name no label twice.
+    Lists of names differ in length and, but for a slip, name no label twice.
 
     Args:
         labels: names of labels where they are known: zeros and ones are no names then, unless 0 or 1 is among the labels.
     """
-    lists = [cell for cell in cells if cell]
-    values = [[str(label_value(element, "int")) for element in cell if label_text(element) is not None] for cell in lists]
-    if not lists or not all(is_number(value) for cell in values for value in cell):
+    lists = [[str(label_value(element, "int")) for element in cell] for cell in cells if cell]
+    numbers = [cell for cell in lists if all(map(is_number, cell))]
+    binary = [cell for cell in numbers if {"0", "1"}.issuperset(cell)]
+    if 2 * len(binary) > len(lists):
+        if labels is not None and not any(map(is_indicator, labels)):
+            return True
+    elif 2 * len(numbers) <= len(lists) or 2 * max(Counter(map(len, numbers)).values()) <= len(lists):
         return False
-    repeated = any(len(set(cell)) < len(cell) for cell in values)
-    if all(value in ("0", "1") for cell in values for value in cell):
-        return repeated or (labels is not None and not any(map(is_indicator, labels)))
-    return repeated and len({len(cell) for cell in lists}) == 1
+    return sum(len(set(cell)) < len(cell) for cell in numbers) > SLIPS * len(lists)
 
 
 def infer_type(cells: Iterable[Any], typed: bool) -> LabelType:

@@ -85,7 +85,7 @@ def fit_labels(
     for label, count in counts.items():
         index = schema.id(label)
         by_name[label if index is None else names[index]] += count
-    check_taught(names, by_name, problems)
+    check_taught(names, by_name, train, problems)
     check_type(names, kind, problems)
     return names, learned.kind if fits_type(names, learned.kind) else "str", by_name
 
@@ -141,13 +141,17 @@ def other_separator(cells: Sequence[Any], marks: str, setting: str) -> list[str]
     return []
 
 
-def check_taught(labels: list[str], found: "Counter[str]", problems: Problems) -> None:
+def check_taught(labels: list[str], found: "Counter[str]", train: Rows, problems: Problems) -> None:
     """Adds labels of the schema that no row of train has: nothing would teach the model to give them."""
+    skipped = ""
+    if train.skipped:
+        count = "1 row of train was" if len(train.skipped) == 1 else f"{len(train.skipped):,} rows of train were"
+        skipped = f"; {count} skipped, perhaps those with this label: {train.skipped[0]}"
     for label in labels:
         if not found[label]:
             problems.add(
                 f"task.labels: no row of train has the label {label!r}{did_you_mean(label, sorted(found))}; "
-                f"found in train: {shorten(sort_labels(found))}"
+                f"found in train: {shorten(sort_labels(found))}{skipped}"
             )
 
 

@@ -13,6 +13,7 @@ from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models import Checkpoint, dropout_overrides, encoder_config, encoder_type, new_parameters
+from nlp_transfer.sources.memory import plain_cell
 from nlp_transfer.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.tasks._head import match_head, note_unused_head
@@ -51,8 +52,9 @@ class TextTask(Task):
         for name in self.input_columns():
             for row, cell in enumerate(rows.columns[name]):
                 if not isinstance(cell, str):
-                    found = "nothing" if cell is None else f"{cell!r} ({type(cell).__name__})"
-                    kind = EMPTY_TEXT if cell is None else NO_TEXT
+                    is_missing = plain_cell(cell) is None
+                    found = "nothing" if is_missing else f"{cell!r} ({type(cell).__name__})"
+                    kind = EMPTY_TEXT if is_missing else NO_TEXT
                     problems.add_row(row, rows.bad(row, name, f"found {found}; allowed: text", kind))
                 elif not cell.strip():
                     problems.add_row(row, rows.bad(row, name, "the cell is empty; allowed: text", EMPTY_TEXT))

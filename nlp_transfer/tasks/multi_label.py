@@ -25,6 +25,7 @@ from nlp_transfer.tasks._label_schema import (
     hold_positions,
     infer_type,
     is_indicator,
+    is_number,
     label_text,
     label_value,
 )
@@ -84,12 +85,17 @@ class MultiLabel(TextTask):
         return [part for part in parts if label_text(part) is not None]
 
     def labels_of(self, cell: Any) -> list[Any]:
-        """Return the labels that a cell names, as they are written; an empty cell names none."""
-        elements = [element for element in self.elements(cell) if label_text(element) is not None]
-        names = self.labels or []
-        if self.label_format == "indicators" and len(elements) == len(names) and all(map(is_indicator, elements)):
-            return [name for name, element in zip(names, elements, strict=True) if label_value(element, "int") == "1"]
-        return elements
+        """Return the labels that a cell names; an empty cell, or one of positions that cannot be read, names none."""
+        elements = self.elements(cell)
+        if self.label_format != "indicators":
+            return [element for element in elements if label_text(element) is not None]
+        if not self._has_positions(elements):
+            return elements if _are_words(elements) else []
+        return [name for name, element in zip(self.labels or [], elements, strict=True) if label_value(element, "int") == "1"]
+
+    def _has_positions(self, elements: Sequence[Any]) -> bool:
+        """Return whether there is a 0 or 1 for each label."""
+        return len(elements) == len(self.labels or []) and all(map(is_indicator, elements))
 
     def target_cells(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         if not isinstance(self.label, list):
@@ -119,12 +125,12 @@ class MultiLabel(TextTask):
         if isinstance(self.label, list):
             task = self.model_copy(update={"labels": list(self.label), "label_type": "str", "label_format": "names"})
             counts = Counter(label for row in task.target_cells(train.columns) for label in row)
-            check_taught(self.label, counts, problems)
+            check_taught(self.label, counts, train, problems)
         else:
             cells = [self.elements(cell) for cell in train.columns[self.label]]
             form = self.label_format or ("indicators" if hold_positions(cells, self.labels) else "names")
             task = self.model_copy(update={"label_format": form})
-            if form == "indicators" and not task._names_match(cells, problems):
+            if form == "indicators" and not self._names_match(cells, problems):
                 return task
             single = [element for cell in train.columns[self.label] for element in task.labels_of(cell)]
             labels, kind, counts = fit_labels(single, train, self.label, self.labels, self.label_type, problems)
@@ -133,15 +139,18 @@ class MultiLabel(TextTask):
         return task
 
     def _names_match(self, cells: Sequence[list[Any]], problems: Problems) -> bool:
-        """Add a problem where cells hold a number for each label that `labels` does not name, or other numbers than 0 and 1."""
-        if not any(cells):  # no row has a label, which is said elsewhere
-            return True
-        usual = Counter(len(cell) for cell in cells if cell).most_common(1)[0][0]
-        other = next((cell for cell in cells if not all(map(is_indicator, cell))), None)
-        if other is None and self.labels is not None and len(self.labels) == usual:
-            return True
+        """Add a problem where most cells hold a number for each label that `labels` does not name, or other numbers than 0 and 1.
+
+        Single cells that differ are bad rows. With `label_format` in the settings one cell as it should be is enough.
+        """
+        given = [cell for cell in cells if cell]
+        fitting = sum(map(self._has_positions, given))
+        if not given or (self.labels and fitting and (self.label_format is not None or 2 * fitting > len(given))):
+            return True  # without any label there is another message
+        usual = Counter(map(len, given)).most_common(1)[0][0]
+        examples = [cell for cell in given if len(cell) == usual]
         named = f"it has {len(self.labels)}" if self.labels else "it is not set"
-        example = shorten_value(other or next(cell for cell in cells if len(cell) == usual))
+        example = shorten_value(next((cell for cell in examples if not all(map(is_indicator, cell))), examples[0]))
         problems.add(
             f"train, column {self.label!r}: found lists of {usual} numbers such as {example}, one for each label. Allowed: 0 "
             f"and 1, with task.labels naming the {usual} positions in their order ({named}); or task.label: a list of columns "
@@ -197,14 +206,7 @@ class MultiLabel(TextTask):
         if not self.labels:  # `fit` has said why
             return
         schema = self.label_schema()
-        column = rows.columns[self.label]
-        if self.label_format == "names" and hold_positions([self.elements(cell) for cell in column]):
-            problems.add(
-                f"{rows.where(0)}, column {self.label!r}: found lists of zeros and ones such as {shorten_value(column[0])}; "
-                "train holds the names of a row's labels; allowed: the same in all splits"
-            )
-            return
-        for row, cell in enumerate(column):
+        for row, cell in enumerate(rows.columns[self.label]):
             for fault in self._cell_faults(cell, schema):
                 problems.add_row(row, rows.bad(row, self.label, *fault))
 
@@ -214,15 +216,23 @@ class MultiLabel(TextTask):
         if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and self._is_unreadable_list(cell)):
             yield no_label(cell, f"{allowed}; a list in a cell is written as in JSON, with commas")
             return
-        for element in as_list(cell) or ():
-            if label_text(element) is None:
-                yield no_label(element, allowed)
-        elements = self.labels_of(cell)
-        if self.label_format == "indicators" and elements and all(map(is_indicator, elements)):
-            yield no_label(cell, f"{len(schema.names)} zeros and ones, for {shorten(schema.names)}")
+        elements = self.elements(cell)
+        if self.label_format == "indicators":
+            if self._has_positions(elements):
+                return
+            if not _are_words(elements):
+                yield no_label(cell, f"a list of {len(schema.names)} zeros and ones, for {shorten(schema.names)}")
+                return
+        elif all(map(is_indicator, elements)) and len({label_value(element, "int") for element in elements}) < len(elements):
+            yield no_label(
+                cell,
+                f"{allowed}, each once; train holds the names of a row's labels, and this looks like a 0 or 1 for each label",
+            )
             return
         for element in elements:
-            if schema.id(element) is None:
+            if label_text(element) is None:
+                yield no_label(element, allowed)
+            elif schema.id(element) is None:
                 yield unknown_label(str(label_text(element)), schema.names)
 
     def _is_unreadable_list(self, text: str) -> bool:
@@ -339,3 +349,8 @@ class MultiLabel(TextTask):
         if isinstance(self.label, str) and hot.sum(1).max(initial=0) <= 1:
             lines += other_separator(train.columns[self.label], ",;/|".replace(self.separator, ""), "task.separator")
         return [*lines, *similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
+
+
+def _are_words(elements: Sequence[Any]) -> bool:
+    """Return whether all elements are labels that nobody could take for a position's number."""
+    return not any((text := label_text(element)) is None or is_number(str(label_value(text, "int"))) for element in elements)

@@ -15,6 +15,7 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
 from nlp_transfer.metrics import REGRESSION_KEYS, compute_regression_metrics
 from nlp_transfer.models import Checkpoint, new_parameters
+from nlp_transfer.sources.memory import plain_cell
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._labels import MISSING, check_no_classes
@@ -85,9 +86,10 @@ class Regression(TextTask):
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         for row, cell in enumerate(rows.columns[self.label]):
             if number(cell) is None:
-                found = "nothing" if cell is None or cell == "" else shorten(cell)
+                is_missing = plain_cell(cell) is None or str(cell).strip().lower() in ("", "nan")
+                found = "nothing" if is_missing else shorten(cell)
                 reason = f"found {found}; allowed: a finite number of at most {LARGEST:.2g}"
-                kind = MISSING if found == "nothing" else "with a label that is no number"
+                kind = MISSING if is_missing else "with a label that is no number"
                 problems.add_row(row, rows.bad(row, self.label, reason, kind))
 
     def strata(self, rows: Rows) -> np.ndarray:

@@ -74,7 +74,7 @@ class TextClassification(TextTask):
             problems.add(
                 f"{train.where(ids.index(label))}, column {self.label!r}: the only row with the label {schema.names[label]!r}; "
                 "allowed: two rows or more of each label where rows of train are held out (one row can be learned from or held "
-                "out, not both), or files as data.validation and data.test, or data.validation_share: 0"
+                "out, not both)"
             )
 
     def least_validation(self) -> int:

@@ -124,7 +124,7 @@ def test_rows_of_csv_and_text_files(model: Path, capfd: pytest.CaptureFixture[st
     )
     assert predict(model, "in.csv", "out.csv", "--notes") == 0
     rows = read("out.csv")
-    assert [row["id"] for row in rows] == ["1", "2", "", "", "", "6", "7"]
+    assert [row["id"] for row in rows] == ["1", "2", "3", "4", "", "6", "7"]
     assert [bool(row["prediction"]) for row in rows] == [True, False, False, False, False, False, True]
     assert [bool(row["note"]) for row in rows] == [False, True, True, True, True, True, False]
     assert rows[5]["text"] == "\ufffd bad"
@@ -166,6 +166,27 @@ def test_a_file_without_any_row_to_predict(model: Path) -> None:
     Path("in.csv").write_text("text,n\n,1\n,2\n")
     assert predict(model, "in.csv", "out.csv") == 0
     assert Path("out.csv").read_text() == "text,n,prediction,probability\n,1,,\n,2,,\n"
+    for processes in (1, 2):
+        assert predict(model, "in.csv", f"out{processes}.parquet", "--processes", processes) == 0
+        types = {field.name: str(field.type) for field in pq.read_table(f"out{processes}.parquet").schema}
+        assert types == {"text": "string", "n": "string", "prediction": "string", "probability": "double"}
+
+
+def test_a_row_with_too_many_or_too_few_cells_keeps_those_it_has(model: Path) -> None:
+    Path("in.csv").write_bytes(b"id,n,text\n1,a,a good film\n2,b\n3,c,bad,more\n4,\xff\n\n5,d,bad\n")
+    assert predict(model, "in.csv", "out.jsonl", "--notes") == 0
+    found = read("out.jsonl")
+    assert [(row["id"], row["n"], row["text"]) for row in found] == [
+        ("1", "a", "a good film"), ("2", "b", None), ("3", "c", "bad"), ("4", "\ufffd", None), (None,) * 3, ("5", "d", "bad"),
+    ]  # fmt: skip
+    assert [row["prediction"] is None for row in found] == [False, True, True, True, True, False]
+
+
+def test_texts_inside_a_translation_may_be_missing_in_a_whole_window(model: Path) -> None:
+    rows = [{"translation": None}] * 4 + [{"translation": {"text": text}} for text in TEXTS[:4]]
+    Path("in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert predict(model, "in.jsonl", "out.jsonl") == 0
+    assert [row["prediction"] is None for row in read("out.jsonl")] == [True] * 4 + [False] * 4
 
 
 def test_python_skips_rows_where_it_is_asked_to(model: Path) -> None:

@@ -231,7 +231,7 @@ class Killed(Exception):  # noqa: N818  no error: what happens to a process
 
 
 def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
-    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     test = write_csv(tmp_path / "test.csv", [*sentiment_rows(12), ("text", "other")])
     more = write_csv(tmp_path / "more.csv", [*sentiment_rows(12), (" ", "positive")])
@@ -276,6 +276,145 @@ def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
     with pytest.raises(UserError, match=r"test\.csv, row 14.*\n.*data\.on_bad_rows: skip"):
         evaluate_source(str(tmp_path / "straight"), settings, None, "fp32")
     settings["data"]["on_bad_rows"] = "skip"
+    capsys.readouterr()
     figures = evaluate_source(str(tmp_path / "straight"), settings, None, "fp32")
+    assert "test.csv, row 14, column 'label': the label 'other' is not known" in capsys.readouterr().err
     assert (figures["rows"], figures["skipped"]) == (12, 1)
     assert figures["accuracy"] == straight.metrics["test"]["accuracy"]
+
+
+POSITIONS = [[int(i % 2 == 0), int(i % 3 == 0), int(i % 5 == 0)] for i in range(60)]
+
+
+def labelled(path: Path, cells: list[Any]) -> str:
+    path.write_text("".join(json.dumps({"text": f"text {i}", "label": cell}) + "\n" for i, cell in enumerate(cells)))
+    return str(path)
+
+
+@pytest.mark.parametrize("labels", [["1", "2", "3"], ["0", "1", "2"], ["10", "20", "30"], ["a", "b", "c"]])
+def test_positions_are_judged_by_themselves_whatever_the_labels_are_called(labels: list[str], tmp_path: Path) -> None:
+    settings = {"name": "multi_label", "labels": labels}
+    bad: list[Any] = ["other", ["other"], 5, [5], [1, 0], [1, 0, 2], [1, 0, None], [1, 1, 1, 1], [1, 0, None, 1]]
+    for data in (POSITIONS, [*bad, *POSITIONS]):
+        source = labelled(tmp_path / "train.jsonl", data)
+        config = DataConfig(train=source, test=source, on_bad_rows="skip")
+        splits, task = read_splits(config, task_from(settings), TrainingConfig(), 0)
+        assert list(splits.rows["test"].columns["label"]) == POSITIONS
+        assert task.encode_targets(POSITIONS).tolist() == POSITIONS
+        expected = list(range(1, len(bad) + 1)) if len(data) > len(POSITIONS) else []
+        assert [row for role, row in skipped(splits) if role == "test"] == expected
+        assert [row for role, row in skipped(splits) if role == "train"] == expected
+    with pytest.raises(UserError, match=f"{len(bad)} problems"):
+        split({"train": source}, **settings)
+
+
+def test_with_a_format_in_the_settings_one_good_row_is_enough(tmp_path: Path) -> None:
+    source = labelled(tmp_path / "train.jsonl", [*[["x"]] * 100, *POSITIONS])
+    splits = split(
+        {"train": source, "on_bad_rows": "skip"}, name="multi_label", labels=["1", "2", "3"], label_format="indicators"
+    )
+    assert len(splits.skipped) == 100
+
+
+@pytest.mark.parametrize("form", [None, "names"])
+def test_a_label_that_is_named_twice_decides_nothing(form: str | None, tmp_path: Path) -> None:
+    source = labelled(tmp_path / "train.jsonl", [*([i % 4 + 2, (i + 1) % 4 + 2] for i in range(60)), [3, 3]])
+    splits, task = read_splits(
+        DataConfig(train=source, test=source), task_from({"name": "multi_label", "label_format": form}), TrainingConfig(), 0
+    )
+    assert (task.labels, len(splits.rows["test"])) == (["2", "3", "4", "5"], 61)
+    assert task.encode_targets([[3, 3]]).tolist() == [[0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("first", [{"text": "x"}, {"translation": None}])
+def test_a_column_may_come_after_thousands_of_rows(first: dict[str, Any], ending: str, tmp_path: Path) -> None:
+    pairs = [{"en": f"word {i}", "de": f"Wort {i}"} for i in range(30)]
+    good = [{"translation": pair} for pair in pairs] if "translation" in first else [
+        {"text": text, "label": label} for text, label in sentiment_rows(30)
+    ]  # fmt: skip
+    rows, source = [first] * 10_001 + good, tmp_path / f"late{ending}"
+    if ending == ".parquet":
+        pd.DataFrame(rows).to_parquet(source)
+    else:
+        source.write_text("\n".join(map(json.dumps, rows)) if ending == ".jsonl" else json.dumps(rows))
+    task = {"name": "translation", "source": "en", "target": "de"} if "translation" in first else {"name": "text_classification"}
+    splits = split({"train": str(source), "on_bad_rows": "skip"}, **task)
+    assert (sum(map(len, splits.rows.values())), len(splits.skipped)) == (30, 10_001)
+    with pytest.raises(UserError, match="there is no column 'other'"):
+        split({"train": str(source), "on_bad_rows": "skip"}, **task | {"text" if "label" in good[0] else "source": "other"})
+
+
+@pytest.mark.parametrize("content", ["a film".encode("utf-16"), "a good film".encode("utf-16-le")])
+def test_a_file_of_a_class_in_utf_16_is_a_bad_row(content: bytes, tmp_path: Path) -> None:
+    for i, (text, label) in enumerate(sentiment_rows(20)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        (tmp_path / label / f"{i:02}.txt").write_text(text)
+    (tmp_path / "positive/odd.txt").write_bytes(content)
+    splits = split({"train": str(tmp_path), "on_bad_rows": "skip"})
+    assert [(Path(bad.file).name, bad.row, bad.kind) for _, bad in splits.skipped] == [
+        ("odd.txt", 0, "with bytes that are not in the encoding")
+    ]
+    with pytest.raises(UserError, match=r"odd\.txt: .*UTF-16"):
+        split({"train": str(tmp_path)})
+
+
+def test_a_class_with_one_row_is_refused_with_the_share_that_holds_it_out(tmp_path: Path) -> None:
+    source = str(write_csv(tmp_path / "train.csv", [*sentiment_rows(60), ("a film", "rare")]))
+    for held_out, other in (("test", "validation"), ("validation", "test")):
+        with pytest.raises(UserError, match=rf"row 62.*'rare'.*data\.{held_out}_share: 0") as error:
+            split({"train": source, f"{held_out}_share": 0.2, f"{other}_share": 0})
+        assert f"{other}_share" not in str(error.value)
+
+
+def test_objects_in_a_json_file_may_be_named_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"text": "a", "label": "x"}\ngarbage\n{"text": "b", "label": "y"}\n')
+    with pytest.raises(UserError, match=r"a\.json, row 2.*\.jsonl"):
+        split({"train": str(tmp_path / "a.json"), "on_bad_rows": "skip"})
+    (tmp_path / "b.json").write_text('[{"text": "a", "label": "x"}, garbage]')
+    with pytest.raises(UserError, match=r"b\.json, row 2") as error:
+        split({"train": str(tmp_path / "b.json"), "on_bad_rows": "skip"})
+    assert ".jsonl" not in str(error.value)
+
+
+def test_blank_lines_before_a_header_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "train.csv"
+    source.write_text("\n\ntext,label\n" + "\n".join([*GOOD, ",positive"]) + "\n")
+    splits = split({"train": str(source), "on_bad_rows": "skip"})
+    assert [row for _, row in skipped(splits)] == [64]
+    assert "the header is row 3" in capsys.readouterr().err
+    with pytest.raises(UserError, match="row 1: the line is blank"):
+        split({"train": str(source)})
+    source.write_text("\n\n\n")
+    with pytest.raises(UserError, match="the line is blank"):
+        split({"train": str(source), "on_bad_rows": "skip"})
+
+
+@pytest.mark.parametrize(
+    ("task", "cells"),
+    [
+        ({"name": "text_classification", "labels": ["negative", "positive", "rare"]}, {"label": "rare"}),
+        ({"name": "multi_label", "label": ["tox", "rare"]}, {"tox": "1", "rare": "1"}),
+    ],
+)
+def test_a_label_whose_rows_were_skipped_is_said_to_be_among_them(task: dict[str, Any], cells: dict[str, str]) -> None:
+    good = [{"text": text, "label": label, "tox": int(label == "positive"), "rare": 0} for text, label in sentiment_rows(20)]
+    frame = pd.DataFrame([*good, good[0] | cells | {"text": ""}])
+    with pytest.raises(UserError, match=r"no row of train has the label 'rare'.*1 row of train was skipped.*row 21.*empty"):
+        split({"train": frame, "on_bad_rows": "skip"}, **task)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "kind"),
+    [
+        ({"name": "text_classification"}, '{"text": NaN, "label": "x"}', "with an empty text"),
+        ({"name": "regression"}, '{"text": "a", "label": NaN}', "without a label"),
+        ({"name": "regression"}, '{"text": "a", "label": "nan"}', "without a label"),
+        ({"name": "translation", "source": "text", "target": "label"}, '{"text": NaN, "label": "x"}', "with an empty side"),
+    ],
+)
+def test_not_a_number_is_a_missing_cell(task: dict[str, Any], row: str, kind: str, tmp_path: Path) -> None:
+    good = [json.dumps({"text": f"text {i}", "label": str(i % 7)}) for i in range(30)]
+    (tmp_path / "a.jsonl").write_text("\n".join([row, *good]))
+    splits = split({"train": str(tmp_path / "a.jsonl"), "on_bad_rows": "skip"}, **task)
+    assert skipped(splits) == {("train", 1): kind}

@@ -102,20 +102,18 @@ def test_metrics_follow_from_the_predictions_on_disk(
     run, table = runs[name], predictions(runs[name], split)
     figures = recompute(name, table, LABELS.get(name, []))
     expected = {metric: value for metric, value in run.metrics[split].items() if metric in figures}
-    if name == "tags":  # the file holds no scores of labels that were not predicted
+    if name == "tags":  # computed here from labels alone
         figures.pop("auc", None), expected.pop("auc", None)
     assert len(expected) >= (1 if name == "translation" else 3)
     assert {metric: figures[metric] for metric in expected} == pytest.approx(expected, rel=1e-6, abs=1e-6)
     source = pq.read_table(tables["test" if split == "test" else "train"])
+    assert set(table["file"].to_pylist()) == {tables["test" if split == "test" else "train"]}
     if split == "test":
-        rows = source
-    else:
-        assert set(table["file"].to_pylist()) == {tables["train"]}
-        rows = source.take([row - 1 for row in table["row"].to_pylist()])
+        assert table["row"].to_pylist() == list(range(1, len(source) + 1))
+    rows = source.take([row - 1 for row in table["row"].to_pylist()])
     inputs = ["text", "other"] if name == "pairs" else ["text"]
-    origin = ["file", "row"] if split == "validation" else []
-    probability = ["probability"] if name in LABELS else []
-    assert table.column_names == [*inputs, "reference", "prediction", *probability, *origin]
+    probability = ["probability", *(f"probability:{label}" for label in LABELS[name])] if name in LABELS else []
+    assert table.column_names == [*inputs, "reference", "prediction", *probability, "file", "row"]
     for column in inputs:
         assert table[column].equals(rows[column].cast(table[column].type)), "the rows of the split, in its order"
     assert str(table.schema.field("prediction").type) == str(table.schema.field("reference").type) == TYPES[name]
@@ -139,6 +137,23 @@ def test_the_predictions_on_disk_are_those_of_the_command(
                 found == (pytest.approx(wanted, rel=1e-6, abs=1e-6) if isinstance(wanted[0], float) else wanted) or name == "tags"
             )
             assert table[column].type == written[column].type
+
+
+def test_rows_of_several_files_can_be_found_again_whatever_the_text_is_called(
+    tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = pd.read_parquet(tables["train"]).rename(columns={"text": "row"})
+    for name, lines in (("a", ["a film,positive", ",positive", "b film,negative"]), ("b", ["c film,positive"])):
+        (tmp_path / f"test-{name}.csv").write_text("\n".join(["row,label", *lines]) + "\n")
+    run = fine_tune(
+        model=str(tiny["bert"]), data={"train": train, "test": str(tmp_path / "test-*.csv"), "on_bad_rows": "skip"},
+        task={"name": "text_classification", "text": "row", "label": "label"}, training=RUN, output_dir=tmp_path / "run",
+    )  # fmt: skip
+    table = predictions(run, "test")
+    assert table["row"].to_pylist() == ["a film", "b film", "c film"]
+    assert [Path(file).name for file in table["file"].to_pylist()] == ["test-a.csv", "test-a.csv", "test-b.csv"]
+    assert table["source_row"].to_pylist() == [2, 4, 2]
+    assert "'source_row'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strategy", ["prototypes", "few_shot", "lora"])
