@@ -89,15 +89,13 @@ class Answers:
         """All that decides predictions beside the rows, as JSON: with an equal one, equal windows get the same bytes."""
         predictor, model = self.predictor, self.predictor.model
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-        parts = {
-            "configuration": config,
-            "generation": generation.to_dict() if (generation := getattr(model, "generation_config", None)) else None,
-            "adapter": getattr(model, "peft_config", None),
-            "task": predictor.task.document(),
-            "tokenizers": [_vocabulary(tokenizer) for tokenizer in self._tokenizers()],
-        }
+        generation = getattr(model, "generation_config", None)
+        task = {f"task.{name}": value for name, value in predictor.task.document().items()}
         return {
-            "model": hashlib.sha256(f"{_weights(model)} {json.dumps(parts, sort_keys=True, default=str)}".encode()).hexdigest(),
+            "model": _digest([_weights(model), config, getattr(model, "peft_config", None)]),
+            "generation settings": _digest(generation.to_dict() if generation else None),
+            "tokenizer": _digest([_vocabulary(tokenizer) for tokenizer in self._tokenizers()]),
+            **{name: json.loads(_canonical(value)) for name, value in task.items()},
             "precision": predictor.precision,
             "batch size": predictor.batch_size,
             "probabilities": self.probabilities,
@@ -124,6 +122,14 @@ class Answers:
             return Answer(columns, self.translator.in_pieces - before, faults)
         columns, faults = self.predictor.answer_batch(batch, self.source, self.probabilities)
         return Answer(columns, 0, faults)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
 def _weights(model: torch.nn.Module) -> str:

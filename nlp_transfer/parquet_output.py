@@ -52,21 +52,26 @@ class ParquetOutput:
         Raises:
             UserError: numbers of an early row do not fit the type that later ones made necessary.
         """
-        if self.writer is not None:
-            self.writer.close()
+        self._end_part()
         if complete and len(self.parts) > 1:
             self._merge()
             with self.path.open("wb") as file:
                 shutil.copyfileobj(self._rewound(self.parts[0]), file)
 
+    def _end_part(self) -> None:
+        if self.writer is not None:
+            try:
+                self.writer.close()
+            finally:
+                self.writer.is_open = False  # else it tries again when it is collected, and Python prints the error
+
     def _begin_part(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if self.writer is not None:
-            self.writer.close()
-            if len(self.parts) >= MOST_PARTS:
-                self._merge()
+        self._end_part()
+        if len(self.parts) >= MOST_PARTS:
+            self._merge()
         self.parts.append(tempfile.TemporaryFile(dir=self.path.parent) if self.parts else self.path)  # noqa: SIM115
         try:
             self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
