@@ -55,10 +55,10 @@ def relocate(document: Document, file: Path) -> Document:
     if not _is_same(recorded, folder):
         if not (folder / "checkpoints").is_dir() or (folder / "result.json").exists():
             return document
-        files = [str(path) for path in mapping(provenance.get("files"))]
-        files = [path for path in files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
-        if not all(os.path.exists(os.path.join(base, at_home(path))) for path in files):
-            missing = [path for path in files if not os.path.exists(at_home(path))]
+        recorded_files = [str(path) for path in mapping(provenance.get("files"))]
+        local = [path for path in recorded_files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
+        if not all(os.path.exists(os.path.join(base, at_home(path))) for path in local):
+            missing = [path for path in local if not os.path.exists(at_home(path))]
             if missing:
                 say(
                     f"warning: {file}: the run's folder was moved, so its paths are read from the current folder, where "
