@@ -89,15 +89,13 @@ class Answers:
         """All that decides predictions beside the rows, as JSON: with an equal one, equal windows get the same bytes."""
         predictor, model = self.predictor, self.predictor.model
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-        parts = {
-            "configuration": config,
-            "generation": generation.to_dict() if (generation := getattr(model, "generation_config", None)) else None,
-            "adapter": getattr(model, "peft_config", None),
-            "task": predictor.task.document(),
-            "tokenizers": [_vocabulary(tokenizer) for tokenizer in self._tokenizers()],
-        }
+        generation = getattr(model, "generation_config", None)
+        task = {f"task.{name}": value for name, value in predictor.task.document().items()}
         return {
-            "model": hashlib.sha256(f"{_weights(model)} {json.dumps(parts, sort_keys=True, default=str)}".encode()).hexdigest(),
+            "model": _digest([_weights(model), config, getattr(model, "peft_config", None)]),
+            "generation settings": _digest(generation.to_dict() if generation else None),
+            "tokenizer": _digest([_vocabulary(tokenizer) for tokenizer in self._tokenizers()]),
+            **{name: json.loads(_canonical(value)) for name, value in task.items()},
             "precision": predictor.precision,
             "batch size": predictor.batch_size,
             "probabilities": self.probabilities,
@@ -133,6 +131,14 @@ def _answer_type(task: Any) -> str:
         return "double"
     kinds = {"int": "int64", "float": "double", "bool": "bool"}
     return kinds.get(getattr(task, "label_type", None) or "str", "string") if task.answer_kind == "label" else "string"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
 def _weights(model: torch.nn.Module) -> str:

@@ -19,6 +19,7 @@ from nlp_transfer.cli_options import (
     PRECISION,
     CompareHelp,
     SettingsHelp,
+    TextsHelp,
     how_to_train,
     on_files,
 )
@@ -109,7 +110,7 @@ def evaluate(
     print_figures(figures, output, signatures)
 
 
-@cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
+@cli.command(cls=TextsHelp, context_settings=OVERRIDES)
 @click.argument("model")
 @click.option("--probabilities", is_flag=True, help="Add a column for each label: probability:LABEL.")
 @on_files
@@ -118,11 +119,12 @@ def predict(ctx: click.Context, model: str, texts: tuple[str, ...], **options: A
 
     A row that cannot be predicted, such as an empty text, gets no prediction and is counted at the end. An interrupted command
     resumes when it is started again. For TEXTs a terminal shows a line each; a pipe or a file gets JSON lines.
+    After -- each word is a TEXT, also one that begins with a dash.
     """
     _predict(ctx, model, texts, options)
 
 
-@cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
+@cli.command(cls=TextsHelp, context_settings=OVERRIDES)
 @click.argument("model")
 @click.option("--beams", type=click.IntRange(min=1), help="Hypotheses of the beam search; 1: greedy.  [default: the model's]")
 @on_files

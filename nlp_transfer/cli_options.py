@@ -78,6 +78,15 @@ class SettingsHelp(click.Command):
             formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in chosen])
 
 
+class TextsHelp(SettingsHelp):
+    """With texts, which may begin with a dash where they stand after `--`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from nlp_transfer.command_inputs import mark_verbatim
+
+        return super().parse_args(ctx, mark_verbatim(args))
+
+
 def how_to_train(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that say how a run is carried out, not what it is: they are in no document."""
     flags = (

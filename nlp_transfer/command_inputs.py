@@ -5,12 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources.reading import format_of, has_lines, kind_of, names_no_format
-from nlp_transfer.sources.tables import ENDINGS, check_lines
+from nlp_transfer.sources.reading import SURROGATE, UNDECODED, format_of, has_lines, kind_of, names_no_format, undecoded
+from nlp_transfer.sources.rows import Fault
+from nlp_transfer.sources.tables import ENDINGS, Batch, check_lines
 from nlp_transfer.standard_streams import DASH
 from nlp_transfer.system import world_size
 from nlp_transfer.workers import check_processes
 from nlp_transfer.writing import ENDINGS as OUTPUTS
+
+
+class Verbatim(str):
+    """A word of the command line that stands after `--`, so that it is no option."""
+
+
+def mark_verbatim(arguments: Sequence[str]) -> list[str]:
+    """Mark the words after `--`, which the parser leaves in place."""
+    end = list(arguments).index("--") + 1 if "--" in arguments else len(arguments)
+    return [*arguments[:end], *map(Verbatim, arguments[end:])]
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -20,13 +31,31 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--"):
+        if isinstance(word, Verbatim) or not word.startswith("--"):
             texts.append(word)
             continue
         overrides.append(word)
-        if "=" not in word and rest:
+        if "=" not in word and rest and not isinstance(rest[0], Verbatim):
             overrides.append(rest.pop(0))
     return texts, overrides
+
+
+def batch_of(texts: Sequence[str], names: Sequence[str]) -> Batch:
+    """Return the rows of texts of the command line, those of one row after the other.
+
+    Args:
+        names: columns that the model reads.
+
+    Raises:
+        UserError: texts are missing in the last row.
+    """
+    if len(texts) % len(names):
+        raise UserError(f"TEXT: found {len(texts)}; the model reads {len(names)} for each row: {', '.join(names)}")
+    found = {i: fault for i, text in enumerate(texts) if (fault := undecoded(text, "utf-8"))}
+    faults = {i // len(names): Fault(UNDECODED, fault, names[i % len(names)]) for i, fault in found.items()}
+    readable = [SURROGATE.sub("\ufffd", text) for text in texts]
+    columns = {name: readable[i :: len(names)] for i, name in enumerate(names)}
+    return Batch(columns, 1, len(texts) // len(names), faults=faults)
 
 
 def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any]) -> None:

@@ -107,9 +107,14 @@ class Steps:
         self.text = redact(text)
 
     def skip(self, steps: int) -> None:
-        """Count steps that took no time here, such as those of an earlier run: they say nothing about the rate."""
+        """Count steps that took no time here, such as those of an earlier run: they say nothing about the rate, nor does the
+        time before them."""
+        if self.done == self.done_before:
+            self.started = time.monotonic()
         self.done_before += steps
         self.advance(steps)
+        if self.bar is not None:
+            self.bar.reset(self.task, total=self.total, completed=self.done)
 
     def advance(self, steps: int = 1) -> None:
         self.done += steps

@@ -48,8 +48,8 @@ class Answer(NamedTuple):
 class OutputFile:
     """The output of one command, from its lock to its last rename.
 
-    On leaving, a finished command removes everything but the output, and so does one that ends by a mistake in its input
-    (`UserError`). After any other end the journal stays.
+    On leaving, a finished command removes everything but the output. One that ends by a mistake in its input (`UserError`) also
+    removes the journal that it began; predictions of an earlier command are kept. After any other end the journal stays.
 
     Args:
         output: where a symbolic link leads is written, and the link stays.
@@ -67,7 +67,10 @@ class OutputFile:
         self._made: list[Path] = []
         self._known: dict[str, int] = {}  # digest of a window to the offset of its record
         self._rows = 0
+        self._earlier = False  # the journal holds predictions of an earlier command
+        self._header: bytes | None = None  # of the journal that takes the place of another one with the first predictions
         self._part: Path | None = None
+        self._finished = False
 
     def __str__(self) -> str:
         return self.name
@@ -115,25 +118,29 @@ class OutputFile:
                 raise UserError(f"--output: {self.journal} is not a file of this user's; allowed: remove it, or another --output")
             file = os.fdopen(descriptor, "r+b")
             before = file.readline()
-            if before and not before.startswith(b'{"'):
+            if before[:2] != b'{"'[: len(before)]:
                 file.close()
                 raise UserError(f"--output: {self.journal} is not a journal of predictions; allowed: rename or remove it")
             self._file = file
-            if before == header:
-                self._read()
-            else:
-                if before:
+            self._read()
+            self._earlier = bool(self._known)
+            if before != header:
+                if self._known:
                     changed = ", ".join(_changed(before, header)) or "its form"
-                    say(f"starting over: {self.journal} holds predictions that were made differently ({changed} changed)")
-                file.seek(0)
-                file.truncate()
-                file.write(header)
-                file.flush()
+                    say(
+                        f"starting over: {self.journal} holds predictions that were made differently ({changed} changed); "
+                        "they are kept until the first rows are predicted anew"
+                    )
+                    self._known, self._rows, self._header = {}, 0, header
+                else:
+                    self._start(header)
+            elif self._known:
+                say(f"resuming: up to {self._rows} rows were predicted before")
         except OSError as error:
             raise self._unwritable(error) from error
 
     def _read(self) -> None:
-        """Index the complete records and remove what a kill left behind."""
+        """Index the complete records, remove what a kill left behind, and go to the end."""
         assert self._file is not None
         end = self._file.tell()
         for line in iter(self._file.readline, b""):
@@ -152,8 +159,14 @@ class OutputFile:
             end += len(line)
         self._file.seek(end)
         self._file.truncate()
-        if self._known:
-            say(f"resuming: {self._rows} rows were predicted before")
+
+    def _start(self, header: bytes) -> None:
+        """Begin the journal anew."""
+        assert self._file is not None
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(header)
+        self._file.flush()
 
     def find(self, batch: Batch) -> Answer | None:
         """The predictions of a window that an earlier command made."""
@@ -173,6 +186,12 @@ class OutputFile:
         if answer.resumed:
             return
         faults = [[index, *fault] for index, fault in answer.faults.items()]
+        if self._header is not None:
+            with self.writing():
+                self._start(self._header)
+            self._header, self._earlier = None, False
+            if self._part is not None:
+                self._append({"part": self._part.name})
         content = {"columns": answer.columns, "in_pieces": answer.in_pieces, "faults": faults}
         self._append({"window": _digest(batch), "rows": len(batch), **content})
         self._rows += len(batch)
@@ -219,23 +238,30 @@ class OutputFile:
             os.replace(self._part, self.output)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._part = None
+        self._part, self._finished = None, True
 
     def _unwritable(self, error: OSError) -> UserError:
         if is_full(error):
             return UnfinishedError(f"--output: {self.name} cannot be written: the disk is full ({error}); make room")
-        return UserError(f"--output: {self.name} cannot be written: {error}; allowed: a file in a writable folder")
+        return UnfinishedError(f"--output: {self.name} cannot be written: {error}; allowed: a file in a writable folder")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        remove = kind is None or (issubclass(kind, UserError) and not issubclass(kind, UnfinishedError))
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
-            if remove or not self._rows:
-                self.journal.unlink(missing_ok=True)
-            else:
-                say(f"the predictions of {self._rows} rows are kept in {self.journal}; the same command resumes")
-        self._tidy()
+        mistake = kind is not None and issubclass(kind, UserError) and not issubclass(kind, UnfinishedError)
+        keep = self._earlier or (bool(self._rows) and not mistake)
+        try:
+            if self._file is not None:
+                with suppress(OSError):
+                    self._file.close()
+                if self._finished or not keep:
+                    with suppress(OSError):
+                        self.journal.unlink(missing_ok=True)
+                elif self._header is not None:
+                    say(f"{self.journal} is as it was; the command that began it resumes")
+                else:
+                    same = "the command that began it" if mistake else "the same command"
+                    say(f"the predictions of {self._rows} rows are kept in {self.journal}; {same} resumes")
+        finally:  # also where nobody reads standard error any more
+            self._tidy()
 
     def _tidy(self) -> None:
         if self._part is not None:

@@ -57,8 +57,7 @@ class ParquetOutput:
         Raises:
             UserError: numbers of an early row do not fit the type that later ones made necessary.
         """
-        if self.writer is not None:
-            self.writer.close()
+        self._end_part()
         schema = self.schema
         if complete and schema is not None:
             self.schema = self._without_null(schema)
@@ -76,14 +75,20 @@ class ParquetOutput:
         fields = [field.with_type(kinds[field.name]) if field.name in kinds else field for field in schema]
         return pa.schema(fields, metadata=schema.metadata) if kinds else schema
 
+    def _end_part(self) -> None:
+        if self.writer is not None:
+            try:
+                self.writer.close()
+            finally:
+                self.writer.is_open = False  # else it tries again when it is collected, and Python prints the error
+
     def _begin_part(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if self.writer is not None:
-            self.writer.close()
-            if len(self.parts) >= MOST_PARTS:
-                self._merge()
+        self._end_part()
+        if len(self.parts) >= MOST_PARTS:
+            self._merge()
         self.parts.append(tempfile.TemporaryFile(dir=self.path.parent) if self.parts else self.path)  # noqa: SIM115
         try:
             self.writer = pq.ParquetWriter(self.parts[-1], self.schema)

@@ -80,26 +80,28 @@ def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
 
     Returns:
         Dotted names of the settings whose inputs are the same, wherever they are; and by dotted name those that differ, with the
-        files whose content is new (none where files were only put into another order, or left out).
+        lines about files (none where files were only put into another order, or left out): those whose content changed, and those
+        whose name is none of the recorded ones.
     """
     same, changed = [], dict[str, list[str]]()
     known, paths = mapping(before.get("content")), dict[str, list[str]]()
+    names = {Path(str(path)).name for path in mapping(before.get("files"))}
     for path, digest in now["files"].items():
         paths.setdefault(digest, []).append(path)
     for name, digests in now["content"].items():
         if known.get(name) == digests:
             same.append(name)
         elif isinstance(known.get(name), list):
-            changed[name] = [path for digest in digests if digest not in known[name] for path in paths.get(digest, [])]
+            new = [path for digest in digests if digest not in known[name] for path in paths.get(digest, [])]
+            others = {"the content of {} changed": [path for path in new if Path(path).name in names]}
+            others["{} was not among the files before"] = [path for path in new if Path(path).name not in names]
+            changed[name] = [line.format(", ".join(found)) for line, found in others.items() if found]
     return same, changed
 
 
 def describe_changes(others: Mapping[str, list[str]]) -> list[str]:
     """Return a line for each setting whose inputs `compare_content` found to differ."""
-    return [
-        f"{name}: " + (f"the content of {', '.join(files)} changed" if files else "its files are others, or in another order")
-        for name, files in others.items()
-    ]
+    return [f"{name}: {'; '.join(lines) or 'its files are others, or in another order'}" for name, lines in others.items()]
 
 
 def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -5,12 +5,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from nlp_transfer.console import say
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import UnfinishedError, UserError
 from nlp_transfer.journal import Answer
 from nlp_transfer.sources.tables import Batch
 
@@ -34,10 +34,16 @@ def opened_input(source: Path, form: str) -> Iterator[Path]:
         raise UserError("--input -: standard input is closed; allowed: a pipe or a file (predict MODEL --input - < FILE)")
     if sys.stdin.isatty():
         say("reading rows from the terminal; Ctrl-D on an empty line ends them")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"input.{form}"
-        with path.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+    with ExitStack() as stack:
+        try:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"input.{form}"
+            with path.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        except OSError as error:
+            raise UnfinishedError(
+                f"--input -: standard input cannot be kept in a temporary file ({error}); allowed: a folder with room in the "
+                "environment variable TMPDIR, or a file as --input"
+            ) from error
         try:
             yield path
         except UserError as error:
@@ -47,12 +53,23 @@ def opened_input(source: Path, form: str) -> Iterator[Path]:
 
 
 @contextmanager
+def writing() -> Iterator[None]:
+    """Raise a UserError where standard output cannot be written inside, but for a pipe that nobody reads any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"standard output cannot be written: {error}; allowed: a pipe, or a file on a disk with room") from error
+
+
+@contextmanager
 def results() -> Iterator[TextIO]:
     """Standard output as UTF-8 text, for results alone: what else this process and those that it starts print there goes to
     standard error meanwhile.
 
     Raises:
-        UserError: standard output is closed.
+        UserError: standard output is closed, or cannot be written.
         BrokenPipeError: nobody reads it any more.
     """
     sys.stdout.flush()
@@ -61,10 +78,14 @@ def results() -> Iterator[TextIO]:
     except OSError as error:
         raise UserError("--output -: standard output is closed; allowed: a terminal, a pipe or a file") from error
     os.dup2(2, 1)
+    stream = open(os.dup(own), "w", encoding="utf-8", newline="")  # noqa: SIM115 (after an error, closing must not raise another)
     try:
-        with open(os.dup(own), "w", encoding="utf-8", newline="") as stream:
-            yield stream
+        yield stream
+        with writing():
+            stream.close()
     finally:
+        with suppress(OSError):
+            stream.close()
         sys.stdout.flush()
         os.dup2(own, 1)
         os.close(own)
@@ -80,7 +101,8 @@ class OutputStream:
 
     def __init__(self, stream: TextIO, ending: str) -> None:
         self.stream = stream
-        self.folder = tempfile.TemporaryDirectory() if ending == ".parquet" else None
+        with self.writing():
+            self.folder = tempfile.TemporaryDirectory() if ending == ".parquet" else None
 
     def __str__(self) -> str:
         return "standard output"
@@ -101,21 +123,14 @@ class OutputStream:
 
     def add(self, batch: Batch, answer: Answer) -> None:
         """Hand over what is written so far."""
-        self.stream.flush()
+        with self.writing():
+            self.stream.flush()
 
     def part(self) -> Path | TextIO:
         """Where a `Writer` writes to."""
         return self.stream if self.folder is None else Path(self.folder.name) / "output.parquet"
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Raise a UserError where standard output cannot be written inside, but for a pipe that is closed."""
-        try:
-            yield
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise UserError(f"--output -: standard output cannot be written: {error}") from error
+    writing = staticmethod(writing)
 
     def finish(self) -> None:
         """Send what was not sent yet."""

@@ -9,10 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from nlp_transfer.command_inputs import check_files
+from nlp_transfer.command_inputs import batch_of, check_files
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, is_main, say, show_metrics
 from nlp_transfer.data.bad_rows import SHOWN, SKIP_HINT, check_rows, describe_skipped, name_skipped
+from nlp_transfer.disk import DiskFullError
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.journal import Answer, OutputFile
@@ -23,7 +24,7 @@ from nlp_transfer.sources.aligned import check_no_aligned
 from nlp_transfer.sources.reading import check_unchanged, state_of
 from nlp_transfer.sources.rows import Fault
 from nlp_transfer.sources.tables import Batch, read_table, scan_table
-from nlp_transfer.standard_streams import DASH, OutputStream, opened_input, results
+from nlp_transfer.standard_streams import DASH, OutputStream, opened_input, results, writing
 from nlp_transfer.unused_settings import check_format_settings, unused_columns
 from nlp_transfer.workers import Workers, at_once, plan
 from nlp_transfer.writing import Columns, Writer
@@ -159,7 +160,10 @@ def _write_all(
     writer = None
     with progress, ExitStack() as stack:
         for batch, answer in predicted:
-            writer = writer or stack.enter_context(Writer(target.part(), ending, types))
+            if writer is None:
+                part = target.part()
+                with target.writing():
+                    writer = stack.enter_context(Writer(part, ending, types))
             columns = {} if batch.table is not None else dict(batch.columns)
             if ending == ".parquet":
                 columns |= {name: _as_texts(columns[name], answer.faults) for name in texts if name in columns}
@@ -175,7 +179,7 @@ def _write_all(
         with target.writing():
             stack.close()
     target.finish()
-    say(f"{rows} rows are in {target}")
+    say(f"{rows} rows are in {target}" if rows != 1 else f"1 row is in {target}")
     if kinds:
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         more = [f"... and {kinds.total() - len(shown)} more"] if kinds.total() > len(shown) else []
@@ -214,16 +218,15 @@ def predict_texts(wanted: dict[str, Any], texts: Sequence[str]) -> None:
             from nlp_transfer.answers import Answers
         answers = Answers(**wanted, source=Path("TEXT"))
         names = answers.columns
-        if len(texts) % len(names):
-            raise UserError(f"TEXT: found {len(texts)}; the model reads {len(names)} for each row: {', '.join(names)}")
-        batch = Batch({name: list(texts[i :: len(names)]) for i, name in enumerate(names)}, 1, len(texts) // len(names))
+        batch = batch_of(texts, names)
         answer = answers(batch)
-        if stream.isatty():
-            for row in zip(*answer.columns.values(), *batch.columns.values(), strict=True):
-                cells = (f"{cell:.4f}" if isinstance(cell, float) else "-" if cell is None else str(cell) for cell in row)
-                stream.write(redact("  ".join(cells)) + "\n")
-        else:
-            Writer(stream, ".jsonl").write(batch.columns | answer.columns)
+        with writing():
+            if stream.isatty():
+                for row in zip(*answer.columns.values(), *batch.columns.values(), strict=True):
+                    cells = (f"{cell:.4f}" if isinstance(cell, float) else "-" if cell is None else str(cell) for cell in row)
+                    stream.write(redact("  ".join(cells)) + "\n")
+            else:
+                Writer(stream, ".jsonl").write(batch.columns | answer.columns)
         say(*(fault.at(f"warning: TEXT {index + 1}") for index, fault in answer.faults.items()))
 
 
@@ -298,13 +301,14 @@ def print_figures(figures: dict[str, float], output: Path | None, signatures: di
     if not is_main():
         return
     show_metrics({"test": figures})
-    print(json.dumps(figures))
+    with writing():
+        print(json.dumps(figures), flush=True)
     if output is not None:
         from nlp_transfer.export.save import write_json
 
         try:
             write_json(output, {**figures, **({"signatures": signatures} if signatures else {})})
-        except OSError as error:
+        except (OSError, DiskFullError) as error:
             raise UserError(f"--output: {output} cannot be written: {error}") from error
 
 

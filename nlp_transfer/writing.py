@@ -6,7 +6,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
@@ -128,10 +128,12 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.parquet is not None:
-            self.parquet.close(complete=kind is None)
-        if self.file is not None and self.owned:
-            self.file.close()
+        """Close the file; after an error it will be thrown away, and that it cannot be completed is no error of its own."""
+        with nullcontext() if kind is None else suppress(OSError, UserError):
+            if self.parquet is not None:
+                self.parquet.close(complete=kind is None)
+            if self.file is not None and self.owned:
+                self.file.close()
 
 
 def _csv_cell(value: object) -> object:

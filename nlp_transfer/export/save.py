@@ -190,5 +190,9 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(text, encoding="utf-8")
         sync(part)
 
-    patiently(write, path.name, path.parent)
-    os.replace(part, path)
+    try:
+        patiently(write, path.name, path.parent)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.config import Document
+from nlp_transfer.console import say
 from nlp_transfer.sources.reading import at_home
 from nlp_transfer.sources.wheels import is_wheel
 
@@ -40,8 +41,9 @@ def relocate(document: Document, file: Path) -> Document:
     """Return the document of a run's own `config.yaml` as it is meant, wherever the command is called.
 
     Where the file lies in the run's folder, relative paths are read from the working directory of the run, also after all of it
-    was moved together. Where an unfinished run's folder was moved alone, `output_dir` becomes the folder that the file lies in.
-    Any other document is returned as it is.
+    was moved together. Where an unfinished run's folder was moved alone, `output_dir` becomes the folder that the file lies in,
+    and paths are read from the working directory of the run only where all its files are found from there. Any other document is
+    returned as it is.
     """
     provenance, output = mapping(document.get("provenance")), document.get("output_dir")
     directory = provenance.get("directory")
@@ -51,11 +53,23 @@ def relocate(document: Document, file: Path) -> Document:
     base = os.path.normpath(folder / directory)
     recorded = os.path.normpath(os.path.join(base, at_home(output)))
     if not _is_same(recorded, folder):
-        unfinished = (folder / "checkpoints").is_dir() and not (folder / "result.json").exists()
-        return {**document, "output_dir": str(folder)} if unfinished else document
-    if _is_same(base, Path.cwd()):
+        if not (folder / "checkpoints").is_dir() or (folder / "result.json").exists():
+            return document
+        recorded_files = [str(path) for path in mapping(provenance.get("files"))]
+        local = [path for path in recorded_files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
+        if not all(os.path.exists(os.path.join(base, at_home(path))) for path in local):
+            missing = [path for path in local if not os.path.exists(at_home(path))]
+            if missing:
+                say(
+                    f"warning: {file}: the run's folder was moved, so its paths are read from the current folder, where "
+                    f"{missing[0]} is missing; call this from the folder from which that path leads to it, or name its new place"
+                )
+            return {**document, "output_dir": str(folder)}
+    elif _is_same(base, Path.cwd()):
         return document
     document = {**document, "output_dir": str(folder)}
+    if _is_same(base, Path.cwd()):
+        return document
     for name in mapping(provenance.get("content")):
         document = replaced(document, str(name), lambda value: _under(base, value))
     files = mapping(provenance.get("files")).items()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import BadRow, UserError, did_you_mean
+from nlp_transfer.errors import BadRow, UnfinishedError, UserError, did_you_mean
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 OTHERS = frozenset(
@@ -104,9 +104,10 @@ def state_of(path: Path) -> tuple[int, ...]:
 
 
 def check_unchanged(path: Path, before: tuple[int, ...]) -> None:
-    """Raises a UserError where the file is no longer the one that it was: its rows and its hash would not belong together."""
+    """Raises an UnfinishedError where the file is no longer the one that it was: its rows and its hash would not belong
+    together."""
     if state_of(path) != before:
-        raise UserError(f"{path}: was changed while it was read; allowed: a file that stays as it is. Try again")
+        raise UnfinishedError(f"{path}: was changed while it was read; allowed: a file that stays as it is. Try again")
 
 
 def read_start(path: Path, most: int) -> bytes:

@@ -14,6 +14,7 @@ from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models import Checkpoint, dropout_overrides, encoder_config, encoder_type, new_parameters
 from nlp_transfer.sources.memory import plain_cell
+from nlp_transfer.sources.reading import UNDECODED, undecoded
 from nlp_transfer.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.tasks._head import match_head, note_unused_head
@@ -58,6 +59,8 @@ class TextTask(Task):
                     problems.add_row(row, rows.bad(row, name, f"found {found}; allowed: text", kind))
                 elif not cell.strip():
                     problems.add_row(row, rows.bad(row, name, "the cell is empty; allowed: text", EMPTY_TEXT))
+                elif fault := undecoded(cell, "utf-8"):
+                    problems.add_row(row, rows.bad(row, name, f"{fault}; allowed: text", UNDECODED))
         if targets:
             self.check_targets(rows, problems)
 

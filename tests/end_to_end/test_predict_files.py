@@ -5,12 +5,13 @@ import errno
 import io
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from nlp_transfer import UserError, load_predictor
 from nlp_transfer.answers import Answers
 from nlp_transfer.console import Steps, console
 from nlp_transfer.inference import WINDOW
+from nlp_transfer.streaming import predict_file
 from nlp_transfer.workers import Stopped
 from nlp_transfer.writing import Writer
 from tests.conftest import sentiment_rows
@@ -254,7 +256,7 @@ def test_an_interrupted_command_resumes(
     seen = interrupt(-1, Stopped(signal.SIGINT))
     assert predict(model, "in.jsonl", f"out{ending}", *how) == 0
     assert seen == [17]
-    assert "resuming: 16 rows were predicted before" in capfd.readouterr().err
+    assert "resuming: up to 16 rows were predicted before" in capfd.readouterr().err
     assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
     assert files() == sorted(["in.jsonl", f"out{ending}", f"whole{ending}"])
 
@@ -269,7 +271,7 @@ def test_several_processes_resume(
     interrupt(2, Stopped(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.parquet") == 143
     assert predict(model, "in.jsonl", "out.parquet", "--processes", 2) == 0
-    assert f"resuming: {2 * WINDOW} rows were predicted before" in capfd.readouterr().err
+    assert f"resuming: up to {2 * WINDOW} rows were predicted before" in capfd.readouterr().err
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
@@ -313,7 +315,9 @@ def test_other_settings_start_over(
     seen = interrupt(-1, Stopped(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv", *more) == 0
     assert seen == [1, 5, 9, 13, 17]
-    assert "starting over" in capfd.readouterr().err
+    assert "starting over" in (said := capfd.readouterr().err)
+    named = {"precision": "precision", "--batch-size": "batch size", "--probabilities": "probabilities"}
+    assert f"({named.get(change, change).replace('max_length', 'task.max_length')} changed)" in said
     assert predict(model, "in.jsonl", "whole.csv", *more) == 0
     assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
 
@@ -375,6 +379,158 @@ def test_a_full_disk_is_a_message_and_loses_nothing(
     assert predict(model, "in.jsonl", "out.csv") == 0
     assert seen == [17]
     assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """Lets no file grow beyond a size: writing, flushing and closing it fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("ending", FORMATS[:3])  # in .txt the journal is larger than the output
+def test_a_file_that_cannot_be_closed_is_a_message_and_loses_nothing(
+    model: Path, ending: str, interrupt: Interrupt, small_files: Callable[[int], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The journal has room, the output has not."""
+    rows = [{"text": text, "more": os.urandom(2000).hex()} for text in TEXTS]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert predict(model, "in.jsonl", f"whole{ending}") == 0
+    interrupt(4, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", f"out{ending}") == 143
+    assert Path(f".out{ending}.partial").stat().st_size < 10_000
+    capfd.readouterr()
+    small_files(10_000)
+    assert predict(model, "in.jsonl", f"out{ending}") == 2
+    small_files(resource.RLIM_INFINITY)
+    said = capfd.readouterr().err
+    assert "cannot be written" in said
+    assert "Traceback" not in said
+    assert "Exception" not in said
+    assert files() == sorted([f".out{ending}.partial", "in.jsonl", f"whole{ending}"])
+    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", f"out{ending}") == 0
+    assert seen == [17]
+    assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["predict", "--input", "in.jsonl", "--output", "-", "--format", form] for form in ("txt", "csv", "parquet")),
+        ["predict", "a text"],
+        ["evaluate", "--data.test", "test.csv"],
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_behind_standard_output_is_a_message(
+    model: Path, arguments: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_input()
+    labels = list(load_predictor(model).task.labels)  # type: ignore[attr-defined]
+    Path("test.csv").write_text("text,label\n" + "".join(f"{text},{labels[0]}\n" for text in TEXTS))
+    before = os.dup(1)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    monkeypatch.setattr(sys, "stdout", open(1, "w", closefd=False))  # noqa: SIM115 (pytest's own does not reach the device)
+    try:
+        assert command(arguments[0], str(model), *arguments[1:]) == 2
+    finally:
+        monkeypatch.undo()
+        os.dup2(before, 1)
+        os.close(before)
+        os.close(full)
+    said = capfd.readouterr().err
+    assert "standard output cannot be written" in said
+    assert "Traceback" not in said
+
+
+def test_standard_input_that_finds_no_room_is_a_message(
+    model: Path, standard_input: Callable[[bytes], None], small_files: Callable[[int], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    standard_input(b"good film\n" * 1000)
+    small_files(1000)
+    assert predict(model, "-", "out.txt") == 2
+    assert "TMPDIR" in capfd.readouterr().err
+    assert files() == []
+
+
+def overwritten(how: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is mistaken in the second command: further arguments, or what happens to the input."""
+    text = Path("in.jsonl").read_text()
+    if how == "column":
+        Path("in.jsonl").write_text(text.replace('"text"', '"body"'))
+    elif how == "notes":
+        Path("in.jsonl").write_text(text.replace('"id"', '"note"'))
+        return ["--notes"]
+    elif how == "touched":
+        monkeypatch.setattr("nlp_transfer.streaming.state_of", lambda path: (1,))
+    return []
+
+
+@pytest.mark.parametrize("how", ["column", "notes", "touched", "option"])
+def test_a_mistake_in_the_second_command_keeps_what_was_predicted(
+    model: Path, how: str, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_input()
+    interrupt(4, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 143
+    part = ".part-" + "0" * 32
+    with Path(".out.csv.partial").open("a") as file:  # as a kill leaves it
+        file.write(json.dumps({"part": part}) + "\n")
+    Path(part).touch()
+    before = Path("in.jsonl").read_text()
+    with monkeypatch.context() as patch:
+        more = overwritten(how, patch)
+        if how == "option":
+            interrupt(0, Stopped(signal.SIGINT))
+            more = ["--batch-size", "3"]
+        else:
+            interrupt(-1, Stopped(signal.SIGTERM))
+        assert predict(model, "in.jsonl", "out.csv", *more) == (130 if how == "option" else 2)
+    assert files() == [".out.csv.partial", "in.jsonl"]
+    Path("in.jsonl").write_text(before)
+    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 0
+    assert seen == ([17] if how != "touched" else [])
+    assert files() == ["in.jsonl", "out.csv"]
+
+
+def test_an_input_that_is_changed_while_it_is_read_loses_nothing(
+    model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_input()
+    with monkeypatch.context() as patch:
+        overwritten("touched", patch)
+        assert predict(model, "in.jsonl", "out.csv") == 2
+    assert "changed while it was read" in capfd.readouterr().err
+    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    assert predict(model, "in.jsonl", "out.csv") == 0
+    assert seen == []
+
+
+def test_nobody_reads_standard_error_and_nothing_is_left_beside_the_output(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_input()
+
+    def closed(*lines: str) -> None:
+        if Path("out.csv").exists():
+            raise BrokenPipeError
+
+    monkeypatch.setattr("nlp_transfer.streaming.say", closed)
+    monkeypatch.setattr("nlp_transfer.journal.say", closed)
+    with pytest.raises(BrokenPipeError):
+        predict_file(str(model), Path("in.jsonl"), Path("out.csv"), {}, False, None, "fp32")
+    assert files() == ["in.jsonl", "out.csv"]
+
+
+def test_a_journal_whose_first_line_was_being_written_is_begun_anew(model: Path) -> None:
+    write_input()
+    for start in ("", "{", '{"', '{"batch size'):
+        Path(".out.csv.partial").write_text(start)
+        assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
+        assert files() == ["in.jsonl", "out.csv"]
 
 
 def test_two_commands_never_write_one_output(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -579,6 +735,23 @@ def test_texts_of_the_command_line(model: Path, capfd: pytest.CaptureFixture[str
     assert "TEXT 3" in said
 
 
+def test_texts_of_any_form(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """After `--` a text may look like an option; bytes of another encoding are called so."""
+    expected = [row["prediction"] for row in load_predictor(model)(["--great--", "-h film"])]
+    capfd.readouterr()
+    assert command("predict", str(model), "--probabilities", "--", "--great--", "-h film") == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(row["text"], row["prediction"]) for row in rows] == list(zip(["--great--", "-h film"], expected, strict=True))
+    assert command("predict", str(model), "good film", "\udce9 good") == 0
+    out, said = capfd.readouterr()
+    assert [json.loads(line)["prediction"] is None for line in out.splitlines()] == [False, True]
+    assert "TEXT 2, column 'text': byte 0xe9 is not utf-8" in said
+    predictor = load_predictor(model)
+    with pytest.raises(UserError, match=r"row 2.*half of a character"):
+        predictor(["good", "\ud83d"])
+    assert [row["prediction"] is None for row in predictor(["good", "\ud83d"], on_bad_rows="skip")] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -627,6 +800,19 @@ def test_progress_on_a_terminal_never_passes_its_end(monkeypatch: pytest.MonkeyP
             progress.advance(5)
             task = progress.bar.tasks[0]
             assert task.completed <= (task.total or 0)
+
+
+def test_the_time_before_rows_that_were_skipped_is_no_part_of_the_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("nlp_transfer.console.time.monotonic", lambda: now[0])
+    with Steps("predicting", 200) as progress:
+        now[0] = 1000.0  # a model is loaded
+        progress.skip(100)
+        now[0] = 1040.0
+        progress.advance(40)
+    assert "predicting: 140/200, 60 seconds left" in capsys.readouterr().err
 
 
 def test_few_lines_of_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

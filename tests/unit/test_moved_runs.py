@@ -158,6 +158,45 @@ def test_the_settings_of_a_run_folder_that_was_moved_alone_resume_it_there(
     check_same(done, straight, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("name", ["y", "z"])
+def test_a_run_folder_that_was_renamed_in_place_is_resumed_from_any_folder(
+    name: str,
+    project: Path,
+    straight: FineTuned,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From another folder, and from inside the run's folder."""
+    shutil.move(project / "runs/x", project / "runs" / name)
+    monkeypatch.chdir(tmp_path if name == "y" else project / "runs" / name)
+    done = run(project / "runs" / name / "config.yaml")
+    assert done.output_dir == project / "runs" / name
+    check_same(done, straight, capsys.readouterr().err)
+
+
+def test_settings_that_do_not_lead_to_the_files_say_where_to_call_them(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(project / "runs/x", tmp_path / "x")
+    monkeypatch.chdir("/")
+    read_document(tmp_path / "x/config.yaml")
+    said = capsys.readouterr().err
+    assert "call this from the folder" in said
+    assert "a.csv" in said or "models/bert" in said
+
+
+def test_files_that_were_added_are_not_called_changed(project: Path) -> None:
+    write_csv(project / "more/t3.csv", sentiment_rows(4))
+    (project / "models/bert/further.json").write_text("{}")
+    with pytest.raises(UserError) as refused:
+        run()
+    said = str(refused.value)
+    assert "data.test: more/t3.csv was not among the files before" in said
+    assert "further.json was not among the files before" in said
+    assert "changed" not in said
+
+
 def change_weights(project: Path) -> str:
     path = project / "models/bert/model.safetensors"
     weights = load_file(path)
