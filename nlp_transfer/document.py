@@ -86,7 +86,7 @@ def _describe_fault(error: Exception) -> str:
         return f": is not valid YAML: {error}"
     problem = error.problem or error.context or "cannot be read"
     context = f" ({error.context})" if error.context and error.problem else ""
-    advice = next((f"; {advice}" for words, advice in ADVICE.items() if words in problem), "")
+    advice = next((f"; {advice}" for words, advice in ADVICE.items() if words in problem + context), "")
     return f", line {mark.line + 1}, column {mark.column + 1}: is not valid YAML: {problem}{context}{advice}"
 
 

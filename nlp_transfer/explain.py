@@ -64,8 +64,13 @@ def all_settings() -> list[tuple[str, str, str]]:
     """(dotted name, default, help) of every setting, those of all tasks and strategies among them."""
     from nlp_transfer.config import settings_help
 
-    rows = [row for row in settings_help() if row[0] not in ("task", "strategy")]
-    rows += [(f"{kind}.name", "required", ", ".join(registry.names(kind))) for kind in registry.FOLDERS]
+    found = "required in YAML, else chosen"
+    rows = [(name, found if default == "required" else default, text) for name, default, text in settings_help()]
+    rows = [row for row in rows if row[0] not in ("task", "strategy")]
+    rows += [
+        ("task.name", found, ", ".join(registry.names("task"))),
+        ("strategy.name", "full", ", ".join(registry.names("strategy"))),
+    ]
     return rows + [row for kind in registry.FOLDERS for row in registry.settings_of(kind)]
 
 

@@ -12,8 +12,9 @@ FEW_MEASURES = 10  # the same where some have decimals; and the number of labels
 
 # Numbers with a sign, a unit of money or a percent sign, decimal commas, fractions, dates and times.
 WRITTEN_NUMBER = re.compile(
-    r"[<>~+-]?\s*([$€£¥₹]|USD|EUR|GBP|CHF)?\s*[+-]?[\d.,]*\d([\s.,:/'-]*\d+)*(T[\d:.]+Z?)?\s*([%‰$€£¥₹]|USD|EUR|GBP|CHF)?"
+    r"[<>~+-]?\s*([$€£¥₹]|USD|EUR|GBP|CHF)?\s*[+-]?[.,]?\d[\d\s.,:/'-]*(T[\d:.]+Z?)?\s*([%‰$€£¥₹]|USD|EUR|GBP|CHF)?"
 )
+LONGEST_NUMBER = 40  # characters of one that is written so
 LIST_IN_TEXT = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 
@@ -30,17 +31,20 @@ CLASSES, SEVERAL, NUMBERS = "text_classification", "multi_label", "regression"
 
 def kind_of(column: str, cells: Iterable[Any]) -> Kind:
     """Tell the task that a label column stands for, by all of its cells."""
-    counts = Counter(_hashable(cell) for cell in cells if cell is not None and str(cell).strip())
+    counts = Counter(_hashable(cell) for cell in cells if cell is not None and str(cell).strip() not in ("", "nan"))
     rows = counts.total()
     if any(isinstance(cell, tuple) for cell in counts):
         return Kind((SEVERAL,), f"a cell of column {column} is a list")
+    lists = sum(counts[cell] for cell in counts if isinstance(cell, str) and LIST_IN_TEXT.fullmatch(cell))
+    if lists * 2 > rows:
+        return Kind((SEVERAL,), f"cells of column {column} are lists, such as {shorten(next(iter(counts)), 60)}")
     plain = {cell: number for cell in counts if (number := _number(cell)) is not None}
-    written = [cell for cell in counts if cell not in plain and isinstance(cell, str) and WRITTEN_NUMBER.fullmatch(cell.strip())]
+    written = [cell for cell in counts if cell not in plain and _is_written_number(cell)]
     different = len(set(plain.values())) + len(written)
     number_rows = sum(counts[cell] for cell in (*plain, *written))
     has_decimals = bool(written) or any(number != int(number) for number in plain.values())
     if number_rows * 2 > rows and different > (FEW_MEASURES if has_decimals else MANY_NUMBERS):
-        example = next(cell for cell in counts if cell in plain or cell in written)
+        example = next(iter([*plain, *written]))
         why = f"column {column!r} holds {different:,} different numbers in {rows:,} rows, such as {example}"
         others = [cell for cell in counts if cell not in plain]
         if others:
@@ -59,9 +63,6 @@ def kind_of(column: str, cells: Iterable[Any]) -> Kind:
             "Are they classes?"
         )
         return Kind((CLASSES,), why, clear=False)
-    lists = sum(counts[cell] for cell in counts if isinstance(cell, str) and LIST_IN_TEXT.fullmatch(cell))
-    if lists * 2 > rows:
-        return Kind((SEVERAL,), f"cells of column {column} are lists, such as {shorten(next(iter(counts)), 60)}")
     if plain and len(plain) == len(counts):
         return Kind((CLASSES,), f"column {column} has {labels} labels; to learn numbers: --task.name regression")
     return Kind((CLASSES,), "the default")
@@ -71,6 +72,10 @@ def _hashable(cell: Any) -> Hashable:
     if isinstance(cell, (list, tuple)):
         return ("a list",)
     return cell if isinstance(cell, Hashable) else repr(cell)
+
+
+def _is_written_number(cell: Any) -> bool:
+    return isinstance(cell, str) and len(cell) <= LONGEST_NUMBER and WRITTEN_NUMBER.fullmatch(cell.strip()) is not None
 
 
 def _number(cell: Any) -> float | None:

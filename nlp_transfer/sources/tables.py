@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,8 @@ def _read(
         else:
             yield from _read_text(path, ending, data, size, mark_faults)
     except (OSError, EOFError, zlib.error) as error:  # the latter two: of a compressed file that was cut off or damaged
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        hint = "; a file that is not compressed has no .gz at the end of its name" * isinstance(error, BadGzipFile)
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){hint}") from error
 
 
 def _read_text(path: Path, ending: str, data: DataConfig, size: int, mark_faults: bool) -> Iterator[Batch]:

@@ -154,6 +154,7 @@ def test_the_same_words_are_text_on_the_command_line() -> None:
         ("model: 'a\n", 2, 1, "quote"),
         ("a: 1\nb:\n  c: 1\n d: 2\n", 4, 2, "same column"),
         ("model: *x\n", 1, 8, "quotes"),
+        ("data: {train: a}\ntest: *.csv\n", 2, 8, "begins with *"),
     ],
 )
 def test_a_fault_in_yaml_names_its_place_and_what_to_do(text: str, line: int, column: int, advice: str, tmp_path: Path) -> None:
