@@ -201,7 +201,7 @@ def test_all_rows_decide_whether_labels_are_asked_about(cells: list[str], facts:
         (numbers("20{:02}", 15), "text_classification"),
         (["['a', 'b']", "['a']"] * 150, "multi_label"),
         ([f"['a', '{i}']" for i in range(40)], "multi_label"),
-        (["1" * 5000, "2" * 5000], "text_classification"),
+        (["1" * 5000, "2" * 5000] * 5, "text_classification"),
     ],
 )
 def test_labels_that_are_clear_are_not_asked_about(cells: list[str], expected: str, tmp_path: Path) -> None:
