@@ -35,7 +35,7 @@ def check_separator(path: Path, header: list[str], delimiter: str) -> None:
             f"{path}, row 1: found {first!r}, a line for spreadsheet programs in place of the header; remove this line, and set "
             f"data.delimiter: {NAMES.get(mark, mark)!r} (--data.delimiter {NAMES.get(mark, repr(mark))})"
         )
-    found = [mark for mark in ";\t|," if mark != delimiter and mark in first] if len(header) == 1 else []
+    found = [mark for mark in ";\t|," if mark != delimiter and _separates(mark, first)] if len(header) == 1 else []
     if found:
         mark = max(found, key=first.count)
         raise UserError(
@@ -45,14 +45,20 @@ def check_separator(path: Path, header: list[str], delimiter: str) -> None:
         )
 
 
+def _separates(mark: str, header: str) -> bool:
+    """Whether a header looks like names with this character between them, and not like a phrase with punctuation."""
+    names = header.split(mark)
+    return len(names) > 1 and names[0] != "" and all(name == name.strip() for name in names)
+
+
 def named_columns(path: Path, header: list[str]) -> list[str | None]:
     """The names of the columns, None for those that are left out: several columns without a name, as of a spreadsheet that ends
     its rows in separators."""
-    unnamed = sum(not name.strip() for name in header)
+    unnamed = header.count("")
     if unnamed < 2:
         return list(header)
     _say_once(f"{path}: {unnamed} columns have no name in the header and are not read")
-    return [name if name.strip() else None for name in header]
+    return [name or None for name in header]
 
 
 _say_once = cache(say)  # a file is read several times

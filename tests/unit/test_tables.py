@@ -289,6 +289,12 @@ def test_another_separator_is_one_message(name: str, content: str, facts: tuple[
         assert len(one.columns) == 1
 
 
+@pytest.mark.parametrize("name", ["Question; answer", "a, b", ";", "text"])
+def test_a_single_column_may_have_punctuation_in_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text(f"{name}\nx\n")
+    assert next(read_table(tmp_path / "a.tsv", DataConfig())).columns == {name: ["x"]}
+
+
 @pytest.mark.parametrize(("given", "meant"), [("tab", "\t"), ("\\t", "\t"), ("Semicolon", ";"), ("|", "|"), ("\t", "\t")])
 def test_separators_by_name(given: str, meant: str) -> None:
     assert DataConfig(delimiter=given).delimiter == meant
