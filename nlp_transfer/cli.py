@@ -200,9 +200,12 @@ def compare(
 ) -> None:  # fmt: skip
     """Fine-tune with several strategies and seeds, measure, and say which strategy to take.
 
-    FILE (settings, or a table as for train) stands before the flags. Called again, what is finished is not run again.
+    FILE (settings, or a table as for train) stands before the flags; without it all settings are given as flags. Called again,
+    what is finished is not run again.
     """
-    document = _document(file, ctx.args)
+    from nlp_transfer.completion import split_arguments
+
+    document = _document(*split_arguments([file, *ctx.args]))
     from nlp_transfer.compare import compare as run
 
     done = run(document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)  # type: ignore[arg-type]

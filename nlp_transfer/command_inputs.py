@@ -1,5 +1,6 @@
 """What `predict` and `translate` are given: files, standard streams or texts, checked before anything is loaded."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,17 @@ def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any])
     """Check that there are either texts, or an input and an output.
 
     Raises:
-        UserError: there is neither or both, or an option has no effect on texts.
+        UserError: there is neither or both, an option has no effect on texts, or a text is the name of a file.
     """
     if texts:
+        for text in texts:
+            is_file = os.path.isfile(text) and ("." in text or os.sep in text)
+            if is_file or (format_of(text) is not None and len(text.split()) == 1):
+                raise UserError(
+                    f"found {text!r} in place of a text, which is {'a' if is_file else 'like the name of a'} file; for its rows: "
+                    f"{command} --input {text} --output predictions.csv; to use these words as a text, give them on standard "
+                    "input, with --input - --output -"
+                )
         named = {"input": "source", "output": "output", "format": "form", "overwrite": "overwrite", "notes": "notes"}
         unused = [flag for flag, name in named.items() if options[name]] + ["processes"] * (options["processes"] > 1)
         if unused:

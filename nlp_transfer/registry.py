@@ -31,6 +31,8 @@ def load(kind: Kind, name: str) -> Any:
             not be loaded (`extensions.load_class`).
     """
     known = names(kind)
+    if not isinstance(name, str):
+        raise UserError(f"{kind}.name: found {name!r}; known: {', '.join(known)}")
     if ":" in name:
         base = getattr(importlib.import_module(f"nlp_transfer.{FOLDERS[kind]}"), kind.title())
         return extensions.load_class(f"{kind}.name", name, base)

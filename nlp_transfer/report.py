@@ -38,7 +38,8 @@ FEW_STEPS = 100
 def resolved_lines(trainer: Trainer) -> list[str]:
     """What was chosen automatically, and how much there is to do."""
     trainable, total = count_parameters(trainer.model)
-    new = sorted(new_parameters(trainer.model))
+    # What a strategy computes is not random by the time that it is used.
+    new = sorted(new_parameters(trainer.model)) if trainer.strategy.takes_steps() else []
     lines = [
         f"{trainable:,} of {total:,} parameters are trained ({percent(trainable, total)})"
         + (f"; new, and so drawn at random: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),

@@ -166,7 +166,8 @@ def load_configuration(source: ModelSource) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
     except FAULTS as error:
-        raise UserError(f"model: {source.name} cannot be opened: {first_line(error)}") from error
+        missing = "" if source.is_folder else f" There is no folder {Path(source.path).absolute()} either."
+        raise UserError(f"model: {source.name} cannot be opened: {first_line(error)}{missing}") from error
     return config
 
 

@@ -32,6 +32,7 @@ def check_rows(
         if not found.skipped:
             break
         rows = rows.without(found.skipped)
+    found.summarize(len(rows))
     problems.merge(found)
     if not len(rows):
         examples = "; ".join(map(str, rows.skipped[:3]))

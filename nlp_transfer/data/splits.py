@@ -180,9 +180,9 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, problems: Problems) -> t
 def _without_validation(share: float, part: int, rows: int, least: int) -> str:
     """The note on a split that `data.validation_share: auto` does not make."""
     return (
-        f"validation: no row is set aside from train; {share:g} of {rows:,} would be {part}, and fewer than {least} are too few "
-        "to decide which weights are kept. All rows are trained on, and the last weights are kept. For a validation split set "
-        "data.validation, or data.validation_share to a number"
+        f"validation: no row is set aside from train; a stratified {share:g} of {rows:,} rows is {part} rows, and fewer than "
+        f"{least} are too few to decide which weights are kept. train keeps all rows, and no weights are chosen by it. For a "
+        "validation split set data.validation, or data.validation_share to a number"
     )
 
 

@@ -5,16 +5,17 @@ Cells of CSV and TSV files are text and stay text: nothing here turns `NA` into 
 
 import csv
 import zlib
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.config import DataConfig, shorten
+from nlp_transfer.config import DataConfig
 from nlp_transfer.console import say
 from nlp_transfer.errors import BadRow, Problems, UserError
+from nlp_transfer.sources.headers import check_header, check_separator, named_columns
 from nlp_transfer.sources.json_rows import BLANK, Records, check_count, json_records, jsonl_records
 from nlp_transfer.sources.parquet import parquet_batches
 from nlp_transfer.sources.reading import (
@@ -201,13 +202,14 @@ def _read(
             least = "text, a line or more" if ending == ".txt" else "a table with at least one row"
             raise UserError(f"{path}: the file is empty; allowed: {least}")
         if ending == ".parquet":
-            check = partial(_check_header, path, encoding="utf-8")
+            check = partial(check_header, path, encoding="utf-8")
             for content in parquet_batches(path, size, MAX_ROW, check, wanted, keep_table):
                 yield Batch(*content)
         else:
             yield from _read_text(path, ending, data, size, mark_faults)
     except (OSError, EOFError, zlib.error) as error:  # the latter two: of a compressed file that was cut off or damaged
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        hint = "; a file that is not compressed has no .gz at the end of its name" * isinstance(error, BadGzipFile)
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){hint}") from error
 
 
 def _read_text(path: Path, ending: str, data: DataConfig, size: int, mark_faults: bool) -> Iterator[Batch]:
@@ -265,33 +267,39 @@ def _csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
     )
     position = 0
     try:
-        header = data.columns or next(reader, [])
+        first = data.columns or next(reader, [])
         position = 0 if data.columns else 1
-        while not header and data.on_bad_rows == "skip" and (cells := next(reader, None)) is not None:
-            header, position = cells, position + 1
+        while not first and data.on_bad_rows == "skip" and (cells := next(reader, None)) is not None:
+            first, position = cells, position + 1
         if position > 1:
             say(f"{path}: the header is row {position}; blank lines before it were skipped")
-        _check_header(path, header, encoding)
+        if not data.columns and data.delimiter is None:
+            check_separator(path, first, delimiter)
+        header = named_columns(path, first)
+        names = [name for name in header if name is not None]
+        check_header(path, names, encoding)
         blank = range(0)  # at the very end they are harmless, and editors like to leave some
         for cells in reader:
             position += 1
             characters, lines.length = lines.length, 0
             if over:
                 over.clear()
-                yield position, dict.fromkeys(header), 0, Fault(TOO_LONG, str(RowTooLongError()))
+                yield position, dict.fromkeys(names), 0, Fault(TOO_LONG, str(RowTooLongError()))
                 continue
             if not cells:
                 blank = range(blank.start if blank else position, position + 1)
                 continue
-            yield from ((each, dict.fromkeys(header), 0, BLANK) for each in blank)
+            yield from ((each, dict.fromkeys(names), 0, BLANK) for each in blank)
             blank = range(0)
             if len(cells) != len(header):
-                names = f"{', '.join(header[:6])}{', ...' if len(header) > 6 else ''}"
-                reason = f"found {len(cells)} cells; the header has {len(header)} ({names})"
-                known, _, _ = _checked(dict(zip(header, cells, strict=False)), characters, encoding)
-                yield position, dict.fromkeys(header) | known, characters, Fault("with too many or too few cells", reason)
+                listed = f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+                reason = f"found {len(cells)} cells; the header has {len(header)} ({listed})"
+                cells_there = {name: cell for name, cell in zip(header, cells, strict=False) if name is not None}
+                known, _, _ = _checked(cells_there, characters, encoding)
+                yield position, dict.fromkeys(names) | known, characters, Fault("with too many or too few cells", reason)
                 continue
-            yield position, *_checked(dict(zip(header, cells, strict=True)), characters, encoding)
+            record = {name: cell for name, cell in zip(header, cells, strict=True) if name is not None}
+            yield position, *_checked(record, characters, encoding)
     except RowTooLongError as error:
         problems.add(f"{path}, row {position + 1} (up to line {reader.line_num}): {error}. If a quote is not closed: {hint}")
     except csv.Error as error:
@@ -315,19 +323,6 @@ def _checked(record: dict[str, str], characters: int, encoding: str) -> tuple[di
     reason = found[column] if column is not None else "; ".join(f"column {name!r}: {fault}" for name, fault in found.items())
     readable = {name: SURROGATE.sub("\ufffd", cell) for name, cell in record.items()}
     return readable, characters, Fault(UNDECODED, f"{reason}; {ENCODING}", column)
-
-
-def _check_header(path: Path, header: list[str], encoding: str) -> None:
-    problems = Problems()
-    if not header:
-        problems.add(f"{path}, row 1: the line is blank; allowed: a header with the names of the columns")
-    check_count(header, str(path))
-    for name, times in Counter(header).items():
-        if times > 1:
-            problems.add(f"{path}: column {shorten(name)} stands twice in the header; allowed: each name once")
-        if fault := undecoded(name, encoding):
-            problems.add(f"{path}, row 1, column {shorten(name)}: {fault}; {ENCODING}")
-    problems.raise_if_any()
 
 
 def _text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:

@@ -4,6 +4,7 @@ Yin et al. 2019, "Benchmarking Zero-shot Text Classification: Datasets, Evaluati
 A baseline, and a labeller of rows that nobody has labelled.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -89,6 +90,8 @@ class ZeroShot(Strategy):
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
         """A list names labels that their names describe."""
+        if isinstance(value, (list, Mapping)) and any(isinstance(name, str) and not name.strip() for name in value):
+            raise ValueError("labels that are not empty")
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return {name: in_words([name], {}, "strategy.labels")[0] for name in value}
         return value

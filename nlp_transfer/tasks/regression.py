@@ -89,6 +89,10 @@ class Regression(TextTask):
                 is_missing = plain_cell(cell) is None or str(cell).strip().lower() in ("", "nan")
                 found = "nothing" if is_missing else shorten(cell)
                 reason = f"found {found}; allowed: a finite number of at most {LARGEST:.2g}"
+                if isinstance(cell, str) and number(cell.replace(",", ".")) is not None:
+                    reason += ", with a point for a decimal comma (3.7)"
+                elif isinstance(cell, str) and any(mark.isdigit() for mark in cell):
+                    reason += ", without separators of thousands, currency or percent sign (3776, 46)"
                 kind = MISSING if is_missing else "with a label that is no number"
                 problems.add_row(row, rows.bad(row, self.label, reason, kind))
 

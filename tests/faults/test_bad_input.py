@@ -164,7 +164,7 @@ SETTINGS = [
         silent=("allowed: allowed",),
     ),
     Case("text is a list", ("task.text: found ['text']", "allowed: text"), settings={"task.text": ["text"]}),
-    Case("delimiter of two characters", ("data.delimiter: found '||'", "at most 1 character"), settings={"data.delimiter": "||"}),
+    Case("delimiter of two characters", ("data.delimiter: found '||'", "one character"), settings={"data.delimiter": "||"}),
     Case("delimiter is a line end", ("data.delimiter: found '\\n'", "no line end"), settings={"data.delimiter": "\n"}),
     Case("no encodings", ("data.encoding: found []", "at least 1 item"), settings={"data.encoding": []}),
     Case(
@@ -459,7 +459,7 @@ DATA = [
         {"test.csv": "text\na\n"},
         {"data.test": "test.csv"},
     ),
-    Case("other separator", ("the only column is 'text;label'", "set data.delimiter"), {"train.csv": CSV.replace(",", ";")}),
+    Case("other separator", ("row 1", "'text;label'", "set data.delimiter: semicolon"), {"train.csv": CSV.replace(",", ";")}),
     Case("missing group column", ("there is no column 'author'",), settings={"data.group": "author"}),
     Case(
         "row without group",

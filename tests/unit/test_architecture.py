@@ -98,7 +98,11 @@ def test_the_ground_floor_imports_errors_alone(name: str) -> None:
     own = {other for other in MODULES if room(other) == room(name)}
     late = {"heads"} if name == "head_type" else set()  # inside the functions that transformers calls back
     hidden = {"secrets", "system"} if name == "console" else {"system"} if name == "secrets" else set()
-    depends = {"config": {"applicability", "explain"}, "registry": {"extensions"}, "metrics.own": {"processes"}}.get(name, set())
+    depends = {
+        "config": {"annotations", "applicability", "explain"},
+        "registry": {"extensions"},
+        "metrics.own": {"processes"},
+    }.get(name, set())
     assert GRAPH[name] <= {"errors"} | own | late | hidden | depends
 
 

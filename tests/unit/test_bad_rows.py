@@ -418,3 +418,27 @@ def test_not_a_number_is_a_missing_cell(task: dict[str, Any], row: str, kind: st
     (tmp_path / "a.jsonl").write_text("\n".join([row, *good]))
     splits = split({"train": str(tmp_path / "a.jsonl"), "on_bad_rows": "skip"}, **task)
     assert skipped(splits) == {("train", 1): kind}
+
+
+@pytest.mark.parametrize(
+    ("task", "cells", "facts"),
+    [
+        ({"name": "regression"}, [f"3,{i:02}" for i in range(60)], ("60 of 60 rows", "row 2", "'3,00'", "decimal comma")),
+        ({"name": "regression"}, [f"{i} %" for i in range(60)], ("60 of 60 rows", "row 2", "'0 %'", "percent")),
+        ({"labels": ["good", "bad"]}, ["positive", "negative"] * 30, ("of 60 rows", "row 2", "'positive'")),
+    ],
+)
+def test_a_fault_of_the_whole_column_is_one_message(
+    task: dict[str, Any], cells: list[str], facts: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = write_csv(tmp_path / "a.csv", [(f"text {i}", cell) for i, cell in enumerate(cells)])
+    with pytest.raises(UserError) as caught:
+        split({"train": str(path)}, **task)
+    message = str(caught.value)
+    for fact in facts:
+        assert fact in message
+    assert (message.count("row 3"), message.count("on_bad_rows")) == (0, 0)
+    few = [(f"text {i}", cell if i < 25 else str(i)) for i, cell in enumerate(cells)]
+    if task.get("name") == "regression":
+        with pytest.raises(UserError, match="25 problems"):  # these can be skipped, and are listed
+            split({"train": str(write_csv(tmp_path / "b.csv", few))}, **task)

@@ -93,7 +93,7 @@ def test_a_person_is_asked_where_there_is_one(tmp_path: Path) -> None:
         ([1, 2, 3, 4, 5] * 8, True),
         ([i / 7 for i in range(40)], False),
         (list(range(40)), False),
-        ([f"c{i}" for i in range(40)], True),
+        ([f"c{i % 15}" for i in range(40)], True),
     ],
 )
 def test_many_different_numbers_are_no_classes_unless_said_so(cells: list[Any], sure: bool, tmp_path: Path) -> None:
@@ -160,3 +160,138 @@ def test_train_without_anything_shows_its_help() -> None:
         command("train", "a.csv", "b.csv")
     with pytest.raises(UserError, match=r"nope.csv: there is no such file"):
         command("train", "nope.csv")
+
+
+def numbers(form: str, different: int, rows: int = 300) -> list[str]:
+    return [form.format(i * different // rows) for i in range(rows)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "facts"),
+    [
+        (numbers("{}", 24, 2400), ("24 different numbers", "2,400 rows", "regression", "text_classification")),  # sorted
+        ([*numbers("{}", 50), "n/a"], ("50 different numbers", "'n/a'", "regression", "on_bad_rows")),
+        (numbers("3,{:02}", 50), ("50 different numbers", "3,00", "decimal comma", "3.7")),
+        (numbers("$3,7{:02}", 50), ("50 different numbers", "currency")),
+        (numbers("{} %", 50), ("50 different numbers", "percent")),
+        (numbers("2024-01-{:02}", 28), ("28 different numbers", "2024-01-00")),
+        (numbers("u{}", 300), ("300 different labels", "300 rows", "--task.label", "text_classification")),
+        (numbers("user {}", 150), ("150 different labels", "--task.label")),
+    ],
+    ids=["sorted", "n/a", "decimal comma", "currency", "percent", "dates", "ids", "two rows each"],
+)
+def test_all_rows_decide_whether_labels_are_asked_about(cells: list[str], facts: tuple[str, ...], tmp_path: Path) -> None:
+    source = table(tmp_path, ("text", "label"), "a film", cells)
+    with pytest.raises(UserError) as caught:
+        complete({"data": {"train": source}})
+    for fact in facts:
+        assert fact in str(caught.value)
+    asked: list[str] = []
+    task = complete({"data": {"train": source}}, lambda question, choices: asked.append(question) or choices[-1])[0]["task"]
+    assert (task["name"], len(asked)) == ("text_classification", 1)
+    settings = {"data": {"train": source}, "task": {"name": "text_classification"}}
+    assert complete(settings)[0]["task"]["label"] == "label"
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (numbers("{}", 5), "text_classification"),
+        (numbers("topic {}", 30), "text_classification"),
+        (numbers("20{:02}", 15), "text_classification"),
+        (["['a', 'b']", "['a']"] * 150, "multi_label"),
+        ([f"['a', '{i}']" for i in range(40)], "multi_label"),
+        (["1" * 5000, "2" * 5000] * 5, "text_classification"),
+    ],
+)
+def test_labels_that_are_clear_are_not_asked_about(cells: list[str], expected: str, tmp_path: Path) -> None:
+    source = table(tmp_path, ("text", "label"), "a film", cells)
+    assert complete({"data": {"train": source}})[0]["task"]["name"] == expected
+
+
+def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
+    for header, expected in ((("text", "Text", "label"), "text"), (("Text", "text", "LABEL"), "text")):
+        source = table(tmp_path, header, *["word"] * 3)
+        assert complete({"data": {"train": source}})[0]["task"]["text"] == expected
+    source = table(tmp_path, ("Text", "TEXT", "label"), *["word"] * 3)
+    with pytest.raises(UserError, match=r"(?s)'Text' and 'TEXT'.*--task.text"):
+        complete({"data": {"train": source}})
+    assert complete({"data": {"train": source}, "task": {"text": "TEXT"}})[0]["task"]["text"] == "TEXT"
+
+
+@pytest.mark.parametrize(
+    ("task", "facts"),
+    [
+        ({"name": 5}, ("task.name", "5", "text_classification")),
+        ({"labl": "label"}, ("task.labl", "'label'")),
+        ({"text": "nope", "epochs": 3}, ("task.epochs", "training.epochs")),
+    ],
+)
+def test_settings_are_checked_before_columns_are_asked_for(task: Any, facts: tuple[str, ...], tmp_path: Path) -> None:
+    source = table(tmp_path, ("a", "b"), "word", "x")
+    with pytest.raises(UserError) as caught:
+        complete({"data": {"train": source}, "task": task})
+    for fact in facts:
+        assert fact in str(caught.value)
+    assert "cannot be told" not in str(caught.value)
+
+
+def test_a_missing_name_and_lists_of_label_columns(tmp_path: Path) -> None:
+    source = table(tmp_path, ("text", "toxic", "insult", "label"), "word", "0", "1", "x")
+    assert complete({"data": {"train": source}, "task": {"name": None}})[0]["task"]["name"] == "text_classification"
+    task = complete({"data": {"train": source}, "task": {"label": ["toxic", "insult"]}})[0]["task"]
+    assert task == {"text": "text", "label": ["toxic", "insult"], "name": "multi_label"}
+    complete({"data": {"train": source}, "task": {"label": {"a": 1}}})  # the schema says what is wrong
+
+
+def test_broken_rows_can_be_skipped_without_a_file_of_settings(tmp_path: Path) -> None:
+    source = table(tmp_path, ("text", "label"), "word", "x")
+    Path(source).write_text(Path(source).read_text() + "a,b,c,d\n")
+    with pytest.raises(UserError, match="found 4 cells"):
+        complete({"data": {"train": source}})
+    task = complete({"data": {"train": source, "on_bad_rows": "skip"}})[0]["task"]
+    assert (task["text"], task["label"]) == ("text", "label")
+
+
+def test_texts_without_labels_beside_named_labels(tmp_path: Path) -> None:
+    source = table(tmp_path, ("text",), "word")
+    for document in ({"task": {"labels": ["a", "b"]}}, {"strategy": {"name": "zero_shot", "labels": {"a": "b"}}}):
+        with pytest.raises(UserError) as caught:
+            complete({"data": {"train": source}, **document})
+        for fact in ("data.unlabelled", "nlp-transfer predict", "--task.label"):
+            assert fact in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("a.xlsx", (".xlsx", ".yaml", ".csv")), ("a.csv.zip", (".zip", ".csv")), ("a.tab", (".tab", ".tsv", "settings")),
+        ("a.ndjson", (".ndjson", ".jsonl", "settings")), ("a.dat", (".dat", ".csv", "settings")),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_neither_settings_nor_a_table(name: str, facts: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(
+        '{"text": "a: b", "label": "x"}\n{"text": "b"}\n' if "json" in name else "text\tlabel\na: b\tc: d\n"
+    )
+    with pytest.raises(UserError) as caught:
+        command("train", tmp_path / name)
+    for fact in (name, *facts):
+        assert fact in str(caught.value)
+
+
+def test_compare_takes_flags_alone(tmp_path: Path) -> None:
+    source = table(tmp_path, ("a", "b"), "word", "x")
+    for arguments in (["--data.train", source, "--strategies", "full"], ["--strategies", "full", "--data.train", source]):
+        with pytest.raises(UserError, match=r"--task.text COLUMN --task.label COLUMN"):
+            command("compare", *arguments)
+
+
+def test_predict_refuses_the_name_of_a_file_as_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "un.csv").write_text("text\na\n")
+    for text in ("un.csv", "missing.csv", str(tmp_path / "un.csv")):
+        with pytest.raises(UserError) as caught:
+            command("predict", "runs/none", text)
+        assert f"--input {text}" in str(caught.value)
+    with pytest.raises(UserError, match=r"no folder .*none"):
+        command("predict", "runs/none", "A good film. See un.csv")

@@ -154,6 +154,7 @@ def test_the_same_words_are_text_on_the_command_line() -> None:
         ("model: 'a\n", 2, 1, "quote"),
         ("a: 1\nb:\n  c: 1\n d: 2\n", 4, 2, "same column"),
         ("model: *x\n", 1, 8, "quotes"),
+        ("data: {train: a}\ntest: *.csv\n", 2, 8, "begins with *"),
     ],
 )
 def test_a_fault_in_yaml_names_its_place_and_what_to_do(text: str, line: int, column: int, advice: str, tmp_path: Path) -> None:
@@ -162,3 +163,34 @@ def test_a_fault_in_yaml_names_its_place_and_what_to_do(text: str, line: int, co
         read_document(tmp_path / "a.yaml")
     assert f"a.yaml, line {line}, column {column}:" in str(caught.value)
     assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "raw", "facts"),
+    [
+        ("training", {"class_weights": True}, ("'balanced'", "settings by name", "null")),
+        ("training", {"early_stopping": False}, ("a number", "null")),
+        ("training", {"learning_rate": True}, ("a number", "'auto'")),
+        ("strategy", {"name": "partial", "frozen_layers": False}, ("a number", "'all'", "'half'")),
+        ("task", {"name": "text_classification", "labels": "good,bad"}, ('"[good, bad]"',)),
+        ("data", {"columns": "text, label"}, ('"[text, label]"',)),
+        ("task", {"name": "text_classification", "labels": ["good", ""]}, ("empty",)),
+        ("task", {"name": "text_classification", "labels": ["good", " "]}, ("empty",)),
+        ("strategy", {"name": "zero_shot", "labels": ["good", ""]}, ("empty",)),
+        ("strategy", {"name": "zero_shot", "labels": {"good": "fine", "": "bad"}}, ("empty",)),
+        ("data", {"delimiter": ";;"}, ("one character", "tab", "semicolon")),
+    ],
+)
+def test_all_allowed_values_are_named(schema: str, raw: dict[str, Any], facts: tuple[str, ...]) -> None:
+    if schema in ("task", "strategy"):
+        with pytest.raises(UserError) as caught:
+            (task_from if schema == "task" else strategy_from)(raw)
+        message = str(caught.value)
+    else:
+        message = " ".join(problems_of(TrainingConfig if schema == "training" else DataConfig, raw, schema))
+    for fact in (list(raw)[-1], *facts):
+        assert fact in message
+
+
+def test_a_list_may_hold_names_with_commas() -> None:
+    assert DataConfig(columns=["a,b", "c"]).columns == ["a,b", "c"]

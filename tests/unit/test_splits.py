@@ -296,7 +296,7 @@ def test_validation_of_a_few_rows_is_not_made_by_itself(rows: int, labels: str, 
     assert splits.validation_share == (0.1 if validation else 0)
     note = next((note for note in splits.notes if note.startswith("validation: no row is set aside")), "")
     assert bool(note) is not bool(validation)
-    assert validation or all(part in note for part in (f"{rows} would be {round(rows / 10)}", "data.validation_share"))
+    assert validation or all(part in note for part in (f"of {rows} rows is {round(rows / 10)} rows", "data.validation_share"))
     assert contents_equal(splits, split(DataConfig(train=frame(rows, labels))))
 
 

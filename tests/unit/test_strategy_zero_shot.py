@@ -58,8 +58,9 @@ def test_logits_are_scaled_cosines_with_the_descriptions(several: bool, tiny: di
     assert torch.allclose(logits, 7 * (expected - 0.4 * several), atol=1e-4)
 
 
-def test_labels_of_rows_are_not_learned_from(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_labels_of_rows_are_not_learned_from(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "a", tiny["bert"], **HOW)
+    assert "at random" not in capsys.readouterr().err  # the head was computed
     run(tmp_path / "b", tiny["bert"], flip=True, **HOW)
     one, two = (load_predictor(tmp_path / name / "run").model.state_dict() for name in "ab")
     assert all(torch.equal(one[name], two[name]) for name in one)

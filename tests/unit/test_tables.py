@@ -262,3 +262,48 @@ def test_equal_labels_are_kept_once(tmp_path: Path) -> None:
     read = read_rows(str(write_csv(tmp_path / "many.csv", rows)), "train", DataConfig(), ["text", "label"])
     assert [*zip(read.columns["text"], read.columns["label"], strict=True)] == rows
     assert len({id(label) for label in read.columns["label"]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "facts"),
+    [
+        ("a.csv", "text;label\na, b;c\n", ("semicolon", "data.delimiter")),
+        ("a.csv", "text\tlabel\na, b\tc\n", ("tab", "data.delimiter")),
+        ("a.csv", "text|label\na|c\n", ("pipe", "data.delimiter")),
+        ("a.tsv", "text,label\na,c\n", ("comma", "data.delimiter")),
+        ("a.csv", "sep=;\ntext;label\na, b;c\n", ("sep=;", "remove", "semicolon")),
+    ],
+)
+def test_another_separator_is_one_message(name: str, content: str, facts: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        list(read_table(tmp_path / name, DataConfig()))
+    assert "\n" not in str(caught.value)
+    for fact in (name, "row 1", *facts):
+        assert fact in str(caught.value)
+    if "sep=" not in content:  # what the message says to do is enough
+        mark = facts[0]
+        columns = next(read_table(tmp_path / name, DataConfig(delimiter=mark))).columns
+        assert list(columns) == ["text", "label"]
+        one = next(read_table(tmp_path / name, DataConfig(delimiter="comma" if name == "a.csv" else "tab"), mark_faults=True))
+        assert len(one.columns) == 1
+
+
+@pytest.mark.parametrize("name", ["Question; answer", "a, b", ";", "text"])
+def test_a_single_column_may_have_punctuation_in_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text(f"{name}\nx\n")
+    assert next(read_table(tmp_path / "a.tsv", DataConfig())).columns == {name: ["x"]}
+
+
+@pytest.mark.parametrize(("given", "meant"), [("tab", "\t"), ("\\t", "\t"), ("Semicolon", ";"), ("|", "|"), ("\t", "\t")])
+def test_separators_by_name(given: str, meant: str) -> None:
+    assert DataConfig(delimiter=given).delimiter == meant
+
+
+def test_columns_without_a_name_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spam.csv").write_text("v1,v2,,,\nham,a,,,\nspam,b,c,d,e\n")
+    for _ in range(2):
+        assert next(read_table(tmp_path / "spam.csv", DataConfig())).columns == {"v1": ["ham", "spam"], "v2": ["a", "b"]}
+    assert " ".join(capsys.readouterr().err.split()).count("3 columns have no name") == 1
+    (tmp_path / "index.csv").write_text(",text\n0,a\n")
+    assert next(read_table(tmp_path / "index.csv", DataConfig())).columns == {"": ["0"], "text": ["a"]}
