@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from nlp_transfer.errors import UserError
+from nlp_transfer.system import expand
 
 FORM = "package.module:Class"
 _CODE: dict[str, str] = {}
@@ -37,7 +38,7 @@ def load_code(files: Iterable[str | Path]) -> None:
         UserError: a file is missing, is no Python, raises an error, or is called like another module.
     """
     for file in files:
-        path = os.path.realpath(Path(file).expanduser())
+        path = os.path.realpath(expand(file))
         name = Path(path).stem
         if _CODE.get(name) == path:
             continue
@@ -54,7 +55,7 @@ def load_code(files: Iterable[str | Path]) -> None:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script may parse its arguments and end
             del sys.modules[name]
             raise UserError(f"--code: {file} cannot be imported: {_describe(error, path)}") from error
         _CODE[name] = path

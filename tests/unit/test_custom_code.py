@@ -349,6 +349,7 @@ def test_a_name_that_leads_nowhere_is_explained(name: str, parts: list[str]) -> 
         ("my-tasks.py", "", ["my-tasks.py"]),
         ("tasks.txt", "", ["tasks.txt"]),
         ("broken_one.py", "a = 1\nb = (\n", ["SyntaxError", "line 2"]),
+        ("broken_three.py", "import sys\nsys.exit(3)\n", ["SystemExit", "line 2"]),
         ("broken_two.py", "a = 1\n\nb = a / 0\n", ["ZeroDivisionError", "line 3"]),
     ],
 )
