@@ -22,8 +22,8 @@ Forward = Callable[..., Any]
 
 def settings(model: Path, train: Path, output: Path, **training: Any) -> dict[str, Any]:
     return {
-        "model": str(model), "data": {"train": str(train), "validation_share": 0.1}, "task": {"name": "text_classification"}, "output_dir": str(output),
-        "training": {"max_steps": 2, "batch_size": 4, "precision": "bf16", **training},
+        "model": str(model), "data": {"train": str(train), "validation_share": 0.1}, "task": {"name": "text_classification"},
+        "output_dir": str(output), "training": {"max_steps": 2, "batch_size": 4, "precision": "bf16", **training},
     }  # fmt: skip
 
 
