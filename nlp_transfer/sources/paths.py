@@ -41,9 +41,9 @@ def relocate(document: Document, file: Path) -> Document:
     """Return the document of a run's own `config.yaml` as it is meant, wherever the command is called.
 
     Where the file lies in the run's folder, relative paths are read from the working directory of the run, also after all of it
-    was moved together. Where an unfinished run's folder was moved alone, `output_dir` becomes the folder that the file lies in,
-    and paths are read from the working directory of the run only where all its files are found from there. Any other document is
-    returned as it is.
+    was moved together, but only where all its files are found from there, which they are not where a link leads to the run's
+    folder. Where an unfinished run's folder was moved alone, `output_dir` becomes the folder that the file lies in. Any other
+    document is returned as it is.
     """
     provenance, output = mapping(document.get("provenance")), document.get("output_dir")
     directory = provenance.get("directory")
@@ -52,23 +52,23 @@ def relocate(document: Document, file: Path) -> Document:
     folder = Path(os.path.abspath(file)).parent
     base = os.path.normpath(folder / directory)
     recorded = os.path.normpath(os.path.join(base, at_home(output)))
-    if not _is_same(recorded, folder):
-        if not (folder / "checkpoints").is_dir() or (folder / "result.json").exists():
+    is_here = _is_same(base, Path.cwd())
+    if _is_same(recorded, folder):
+        if is_here:
             return document
-        recorded_files = [str(path) for path in mapping(provenance.get("files"))]
-        local = [path for path in recorded_files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
-        if not all(os.path.exists(os.path.join(base, at_home(path))) for path in local):
-            missing = [path for path in local if not os.path.exists(at_home(path))]
-            if missing:
-                say(
-                    f"warning: {file}: the run's folder was moved, so its paths are read from the current folder, where "
-                    f"{missing[0]} is missing; call this from the folder from which that path leads to it, or name its new place"
-                )
-            return {**document, "output_dir": str(folder)}
-    elif _is_same(base, Path.cwd()):
+    elif not (folder / "checkpoints").is_dir() or (folder / "result.json").exists():
         return document
     document = {**document, "output_dir": str(folder)}
-    if _is_same(base, Path.cwd()):
+    files = [str(path) for path in mapping(provenance.get("files"))]
+    local = [path for path in files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
+    if not all(os.path.exists(os.path.join(base, at_home(path))) for path in local):
+        if missing := [path for path in local if not os.path.exists(at_home(path))]:
+            say(
+                f"warning: {file}: the run's folder was moved, so its paths are read from the current folder, where {missing[0]} "
+                "is missing; call this from the folder from which that path leads to it, or name its new place"
+            )
+        return document
+    if is_here:
         return document
     for name in mapping(provenance.get("content")):
         document = replaced(document, str(name), lambda value: _under(base, value))

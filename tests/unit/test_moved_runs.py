@@ -175,6 +175,18 @@ def test_a_run_folder_that_was_renamed_in_place_is_resumed_from_any_folder(
     check_same(done, straight, capsys.readouterr().err)
 
 
+def test_runs_on_another_disk_behind_a_link_are_resumed_by_their_real_path(
+    project: Path, straight: FineTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    shutil.move(project / "runs", tmp_path / "scratch/runs")
+    (project / "runs").symlink_to(tmp_path / "scratch/runs")
+    done = run((project / "runs/x/config.yaml").resolve())
+    shown = capsys.readouterr().err
+    assert "is missing" not in shown
+    check_same(done, straight, shown)
+
+
 def test_settings_that_do_not_lead_to_the_files_say_where_to_call_them(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
