@@ -22,6 +22,7 @@ from nlp_transfer.metrics import KNOWN_KEYS
 from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.processes import compute_on_main
 from nlp_transfer.run_folder import OWN, PREDICTIONS, RunFolder
+from nlp_transfer.secrets import clean
 from nlp_transfer.sources.rows import BLOCK
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays, Task
@@ -93,7 +94,8 @@ def _write_predictions(path: Path, job: Job, split: str, answers: Arrays) -> Non
     found = task.cells({"reference": task.written(right_answers(job.tables[split])["prediction"]), **described})
     inputs = task.input_columns()
     found = {name: column for name, column in found.items() if name not in inputs}  # such as probability:LABEL
-    files = [rows.files[i] for i in rows.file_of.tolist()]
+    names = clean(rows.files)
+    files = [names[i] for i in rows.file_of.tolist()]
     origin = {"file": files, "row": [position or None for position in rows.position.tolist()]}
     for name, column in origin.items():
         if name in inputs:

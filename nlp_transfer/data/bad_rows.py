@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import BadRow, Problems
+from nlp_transfer.secrets import redact
 from nlp_transfer.sources.rows import Rows
 
 SKIPPED_ROWS = "skipped_rows.csv"
@@ -87,5 +88,6 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
     with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(("split", "file", "row", "column", "reason"))
-        writer.writerows((split, bad.file, bad.row or "", bad.column or "", bad.reason) for split, bad in skipped)
+        for split, bad in skipped:
+            writer.writerow((split, redact(bad.file), bad.row or "", bad.column or "", redact(bad.reason)))
     os.replace(part, folder / SKIPPED_ROWS)

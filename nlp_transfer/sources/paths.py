@@ -59,8 +59,8 @@ def relocate(document: Document, file: Path) -> Document:
     elif not (folder / "checkpoints").is_dir() or (folder / "result.json").exists():
         return document
     document = {**document, "output_dir": str(folder)}
-    files = [str(path) for path in mapping(provenance.get("files"))]
-    local = [path for path in files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
+    recorded_files = [str(path) for path in mapping(provenance.get("files"))]
+    local = [path for path in recorded_files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
     if not all(os.path.exists(os.path.join(base, at_home(path))) for path in local):
         if missing := [path for path in local if not os.path.exists(at_home(path))]:
             say(

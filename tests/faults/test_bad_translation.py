@@ -89,7 +89,7 @@ ALIGNED = [
     Case(
         "more empty lines than are shown",
         ("30 problems", "row 1,", "row 20,", "... and 10 more"),
-        {"train.en": "\n" * 30, "train.de": "ein Hund\n" * 30},
+        {"train.en": "\n" * 30 + "a dog\n" * 30, "train.de": "ein Hund\n" * 60},
         silent=("row 21,",),
     ),
     Case(

@@ -244,16 +244,31 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
     write_csv(tmp_path / "new.csv", [(cell,), (rows[31][0],)], ("text",))
     secret = tmp_path / f"of {SERVICE}"  # a folder that is called like a secret, which ends up in every path
     secret.mkdir()
-    write_csv(secret / "test.csv", rows[30:])
+    write_csv(secret / "test.csv", [*rows[30:], ("", "positive")])  # a row that is skipped, and written down with its path
     lora = {"name": "peft", "type": "LORA", "settings": {"r": 2}}
-    run = document(tiny, tmp_path, strategy=lora, data={"train": str(tmp_path / "train.csv"), "test": str(secret / "test.csv")})
+    run = document(
+        tiny,
+        tmp_path,
+        strategy=lora,
+        data={"train": str(tmp_path / "train.csv"), "test": str(secret / "test.csv"), "on_bad_rows": "skip"},
+    )
     run["training"] = {"max_steps": 2, "trackers": ["tensorboard"], "logging_steps": 1}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     commands = [
         ["crash", "train", "run.yaml"],
         ["", "train", "run.yaml"],
         ["", "predict", "run", "--input", "new.csv", "--output", "answers.csv"],
-        ["", "evaluate", "run", "--data.test", str(secret / "test.csv"), "--output", "figures.json"],
+        [
+            "",
+            "evaluate",
+            "run",
+            "--data.test",
+            str(secret / "test.csv"),
+            "--data.on_bad_rows",
+            "skip",
+            "--output",
+            "figures.json",
+        ],
         ["", "evaluate", "run", "--data.test", f"https://me:{other}@host.org/x.csv"],
         ["", "predict", HUB, "--input", "new.csv", "--output", "more.csv"],
         ["", "predict", "run", "--input", "new.csv", "--output", "more.csv", "--precision", HUB],
@@ -274,6 +289,8 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
         "config.yaml",
         "result.json",
         "log.jsonl",
+        "skipped_rows.csv",
+        "predictions/test.parquet",
         "model/README.md",
         "model/nlp_transfer.json",
         "adapter/adapter_config.json",

@@ -26,7 +26,7 @@ class Slow:
         self.folder = folder
         if refuse:
             raise UserError(refuse)
-        say(f"loaded, {os.environ['RANK']}")
+        say("loaded, as one of them says")
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         if "sleep" in batch.columns["text"]:
