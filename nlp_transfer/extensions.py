@@ -247,7 +247,7 @@ def _is_found_elsewhere(name: str, path: str) -> bool:
     return spec is not None and (spec.origin is None or os.path.realpath(spec.origin) != path)
 
 
-def _describe(error: Exception, path: str) -> str:
+def _describe(error: BaseException, path: str) -> str:
     """An error with the last line of a file in which it came up."""
     lines = []
     trace = error.__traceback__
