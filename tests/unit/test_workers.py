@@ -125,7 +125,10 @@ def exists(process: int | str) -> bool:
     return True
 
 
-def test_what_processes_find_around_them(eight: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_processes_find_around_them(
+    eight: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nlp_transfer.extensions._CODE", {})  # files of code that other tests named, which import torch
     texts = [str(i) for i in range(101)]
     with started(tmp_path) as team:
         found = list(in_order(lambda size, *_: iter(windows(texts, size)), team, 2))
