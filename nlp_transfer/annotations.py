@@ -39,13 +39,13 @@ def leaves(annotation: Any) -> set[Any]:
 
 def needs_list(annotation: Any, value: Any) -> bool:
     """Whether a setting takes lists, and this value only as the one element of a list."""
-    found = members(annotation)
-    lists = [member for member in found if get_origin(member) is list]
+    choices = members(annotation)
+    lists = [member for member in choices if get_origin(member) is list]
     if not lists:
         return False
     if isinstance(value, (Mapping, BaseModel)):
         fits = any(isinstance(leaf, type) and issubclass(leaf, (dict, BaseModel)) for leaf in leaves(lists[0]))
     else:
         fits = isinstance(value, (str, int, float))
-    others = [member for member in found if member not in (*lists, NoneType)]
+    others = [member for member in choices if member not in (*lists, NoneType)]
     return fits and all(get_origin(other) is Literal and value not in get_args(other) for other in others)

@@ -50,7 +50,7 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **how: Any) -> None:
     nlp-transfer train reviews.csv
     nlp-transfer train --model ID --data.train reviews.csv --task.text review --task.label stars
 
-    Any setting can be given by its dotted name. Without FILE all of them are.
+    Any setting can be given by its dotted name; without FILE, the data at least (--data.train).
     """
     if not arguments:
         raise click.exceptions.NoArgsIsHelpError(ctx)

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import Fault, Problems, UserError
 from nlp_transfer.sources.reading import SURROGATE, UNDECODED, format_of, has_lines, kind_of, names_no_format, undecoded
-from nlp_transfer.sources.rows import Fault
 from nlp_transfer.sources.tables import ENDINGS, Batch, check_lines
 from nlp_transfer.standard_streams import DASH
 from nlp_transfer.system import world_size
@@ -52,8 +51,8 @@ def batch_of(texts: Sequence[str], names: Sequence[str]) -> Batch:
     """
     if len(texts) % len(names):
         raise UserError(f"TEXT: found {len(texts)}; the model reads {len(names)} for each row: {', '.join(names)}")
-    found = {i: fault for i, text in enumerate(texts) if (fault := undecoded(text, "utf-8"))}
-    faults = {i // len(names): Fault(UNDECODED, fault, names[i % len(names)]) for i, fault in found.items()}
+    undecodable = {i: fault for i, text in enumerate(texts) if (fault := undecoded(text, "utf-8"))}
+    faults = {i // len(names): Fault(UNDECODED, fault, names[i % len(names)]) for i, fault in undecodable.items()}
     readable = [SURROGATE.sub("\ufffd", text) for text in texts]
     columns = {name: readable[i :: len(names)] for i, name in enumerate(names)}
     return Batch(columns, 1, len(texts) // len(names), faults=faults)

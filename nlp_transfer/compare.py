@@ -21,7 +21,7 @@ from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.save import write_json
 from nlp_transfer.extensions import files_for_child
-from nlp_transfer.provenance import compare_content, describe_changes, hash_inputs, hash_strategy
+from nlp_transfer.provenance import compare_content, describe_changes, hash_inputs, hash_strategy, record_inputs
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import differences, is_place
 from nlp_transfer.sources import find_model
@@ -96,9 +96,10 @@ def compare(
     if splits.validation_share is not None:  # every run makes the same splits, whatever settings its strategy leaves out
         plan.base["data"] = {**plan.base["data"], "validation_share": splits.validation_share}
     with claimed(folder):
-        _check_same(folder, plan, runs, splits)
+        documents = strategy_documents(plan, runs)
+        _check_same(folder, plan, first, splits, documents)
         with Server(verbose, code) as server:
-            runner = _Runner(plan, folder, server, first, strategy_documents(plan, runs), keep_models)
+            runner = _Runner(plan, folder, server, first, documents, keep_models)
             chosen = runner.all()
         measured = make_rows(plan, chosen, first)
         write_tables(folder, measured, plan.seeds)
@@ -121,25 +122,23 @@ def _raw(config: RunConfig | Document | str | Path | None, settings: dict[str, A
     return raw
 
 
-def _check_same(folder: Path, plan: Plan, runs: list[Run], splits: Splits) -> None:
-    """Figures of other settings must not stand in one table: what is written down must be what holds now."""
+def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: dict[str, Any]) -> None:
+    """Figures of other settings must not stand in one table: what is written down must be what holds now.
+
+    Args:
+        run: any one of the comparison, for what all of them share.
+        strategies: every setting of each, by label.
+    """
     problems = Problems(
         f"--output: {folder} holds a comparison of other settings; give another folder, or restore these settings"
     )
-    config = runs[0].config
-    inputs = hash_inputs(runs[0], find_model(config.model), splits.rows, {})
-    inputs = {name: files for name, files in inputs.items() if not name.startswith("strategy.")}
+    config = run.config
     now: Document = {
-        "model": config.model, "task": runs[0].task.document(),
+        "model": config.model, "task": run.task.document(),
         "data": {name: portable(value) for name, value in config.data.model_dump().items() if name != "shots"},
         "training": {name: value for name, value in config.training.model_dump().items() if name != "seed"},
-        "provenance": {
-            "files": splits.provenance() | {portable(path): digest for files in inputs.values() for path, digest in files},
-            "content": {name: [digest for _, digest in files] for name, files in inputs.items()},
-        },
     }  # fmt: skip
-    for name in inputs:
-        now = replaced(now, name, portable)
+    now = record_inputs(now, hash_inputs(run, find_model(config.model), splits.rows), splits.provenance())
     now = json.loads(json.dumps(now, default=str))
     path = folder / BASE
     if path.exists():
@@ -149,7 +148,6 @@ def _check_same(folder: Path, plan: Plan, runs: list[Run], splits: Splits) -> No
         for name, before, found in differences(then, now):
             if not is_place(name, [*same, *others]):
                 problems.add(f"{name}: {shorten(before)} before, {shorten(found)} now")
-    strategies = strategy_documents(plan, runs)
     for job in _jobs(plan):
         written = folder / "runs" / job.name / SETTINGS
         if written.exists():
@@ -171,8 +169,7 @@ def strategy_documents(plan: Plan, runs: list[Run]) -> dict[str, Any]:
 def _document(strategy: Strategy) -> Any:
     document = {"strategy": strategy.document()}
     for name, files in hash_strategy(strategy).items():
-        if files:
-            document = replaced(document, name, lambda _, files=files: [f"sha256:{digest}" for _, digest in files])
+        document = replaced(document, name, lambda _, files=files: [f"sha256:{digest}" for _, digest in files])
     return document["strategy"]
 
 

@@ -22,6 +22,7 @@ from nlp_transfer.sources import wheels
 from nlp_transfer.sources.globs import expand
 from nlp_transfer.sources.reading import ENDINGS, OTHERS, at_home, format_of, read_start
 from nlp_transfer.sources.tables import read_table
+from nlp_transfer.system import world_size
 
 # Names by which columns are found, whatever their case. The first name of a list wins; of the others only one may be there.
 TEXT = "text sentence review comment content body message document tweet utterance".split()
@@ -98,7 +99,7 @@ def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list
         ask: where a person can be asked; None: what is unclear is an error.
 
     Raises:
-        UserError: columns or the task cannot be told. The message lists the columns and the flags to add.
+        UserError: the columns or the task are unclear. The message lists the columns and the flags to add.
     """
     with importing():
         from nlp_transfer import registry
@@ -164,8 +165,8 @@ def _as_document(strategy: Any) -> Any:
 
 
 def look(source: Any, data: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The columns of a table's first rows; none of what has no named columns or cannot be looked at before it is read (a data
-    set of the hub, a folder).
+    """Return the first rows of a table by column; an empty mapping for a source without named columns, and for one that is read
+    later (a data set of the hub, a folder).
 
     Raises:
         UserError: the table cannot be read.
@@ -271,10 +272,11 @@ class _Table:
         for setting in wanted:
             if setting not in task:
                 task[setting] = self._choose(setting, [other for other in wanted if other not in task])
-        found = [name for name in ("text", "text_pair", "label", "source", "target") if name in task and name not in before]
+        filled = [name for name in ("text", "text_pair", "label", "source", "target") if name in task and name not in before]
         unused = [name for name in self.columns if name not in _columns_of(task)]
         rest = f"; not used: {', '.join(unused[:10])}{' ...' if len(unused) > 10 else ''}" if unused else ""
-        return [f"{', '.join(f'task.{name}: {task[name]}' for name in found)} (columns of {self.source}{rest})"] if found else []
+        listed = ", ".join(f"task.{name}: {task[name]}" for name in filled)
+        return [f"{listed} (columns of {self.source}{rest})"] if filled else []
 
     def _choose(self, setting: str, missing: Sequence[str]) -> str:
         listed = self.listing()
@@ -289,7 +291,7 @@ class _Table:
             return self.ask(f"{listed}\nWhich column is the {setting}?", list(self.columns))
         flags = " ".join(f"--task.{name} COLUMN" for name in missing)
         raise UserError(
-            f"{self.setting}: which columns of {self.source} are {' and '.join(missing)} cannot be told from their names. "
+            f"{self.setting}: which columns of {self.source} are {' and '.join(missing)} is not clear from their names. "
             f"{listed}\nadd {flags}"
         )
 
@@ -324,7 +326,7 @@ class _Table:
 
 def prompt() -> Ask | None:
     """Questions on the terminal, where there is one for input and output and a single process; None: there is nobody to ask."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or world_size() > 1:
         return None
     import click
 

@@ -6,6 +6,7 @@ Everything goes to standard error, so that standard output holds results and can
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -34,6 +35,12 @@ def say(*lines: str) -> None:
     if is_main():
         for line in lines:
             console.print(redact(line), style="yellow" if line.startswith("warning:") else None, markup=False)
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line that this process has not printed yet."""
+    say(line)
 
 
 def number(value: float, decimals: int = 4) -> str:

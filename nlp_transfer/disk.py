@@ -4,11 +4,16 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nlp_transfer.console import say
+from nlp_transfer.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 T = TypeVar("T")
 
@@ -90,3 +95,42 @@ def usual_permissions(path: Path) -> None:
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             file.chmod(0o666 & ~umask)
+
+
+def lock_now(path: Path, busy: str, unlocked: str) -> "FileLock | None":
+    """Take the lock on a file at once.
+
+    Args:
+        busy: the message where another process holds it.
+        unlocked: the warning where the file system has no locks, as some network ones have none.
+
+    Returns:
+        The lock, for the caller to release; None where there are no locks.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(busy) from None
+    except NotImplementedError:
+        say(f"warning: {path.parent} is on a file system without locks; {unlocked}")
+        return None
+    return lock
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when all went well, and is removed when not; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -29,11 +29,32 @@ class UnfinishedError(UserError):
     run again. Finished work is kept."""
 
 
-class BadRow(NamedTuple):
-    """A row that cannot be used, and why.
+class Fault(NamedTuple):
+    """Why a row cannot be used, wherever the row is.
 
-    `row` is counted as a person does (in CSV and TSV the header is row 1); 0: the file is the row. `kind` completes a sentence
-    that counts rows, such as `with an empty text`.
+    `kind` completes a sentence that counts rows, such as `with an empty text`; `column` is None where the whole row is meant.
+    """
+
+    kind: str
+    reason: str
+    column: str | None = None
+
+    def __str__(self) -> str:
+        return self.reason if self.column is None else f"column {self.column!r}: {self.reason}"
+
+    def at(self, where: str) -> str:
+        """The message about the row that is at `where`, such as `reviews.csv, row 17`."""
+        return f"{where}: {self}" if self.column is None else f"{where}, {self}"
+
+    def of_row(self, file: str, row: int) -> "BadRow":
+        """The fault with its place."""
+        return BadRow(file, row, self.column, self.reason, self.kind)
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be used, and why (see `Fault`).
+
+    `row` is counted as a person does (in CSV and TSV the header is row 1); 0: the file is the row.
     """
 
     file: str
@@ -42,10 +63,12 @@ class BadRow(NamedTuple):
     reason: str
     kind: str
 
+    @property
+    def fault(self) -> Fault:
+        return Fault(self.kind, self.reason, self.column)
+
     def __str__(self) -> str:
-        row = f", row {self.row}" if self.row else ""
-        column = "" if self.column is None else f", column {self.column!r}"
-        return f"{self.file}{row}{column}: {self.reason}"
+        return self.fault.at(f"{self.file}, row {self.row}" if self.row else self.file)
 
 
 class Problems:

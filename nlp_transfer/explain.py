@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -60,6 +61,7 @@ MEANT = {
 _BY_WORD = {word: name for name, words in MEANT.items() for word in words.split()}
 
 
+@cache  # the sources of all tasks and strategies are parsed for it
 def all_settings() -> list[tuple[str, str, str]]:
     """(dotted name, default, help) of every setting, those of all tasks and strategies among them."""
     from nlp_transfer.config import settings_help

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,9 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     augment = None
     if run.strategy.takes_steps():
         augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
-    for table in (tables[name] for name in splits.labelled[:1]):
-        foreign_figures(foreign, right_answers(table), table)  # better now than after training
+    labelled = next((tables[name] for name in splits.labelled), None)
+    if labelled is not None:
+        foreign_figures(foreign, right_answers(labelled), labelled)  # better now than after training
 
     began = time.monotonic()
     with quiet():
@@ -135,10 +136,12 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         model = run.strategy.wrap(model)
         choices = choose(model, tables.get("train"), training, folder.path, task=task)
         accelerator = choices.accelerator
-        for table in (tables[name] for name in splits.labelled[:1]):
-            try_own_metrics(own, task, table, training, accelerator)
-        job = Job(task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision)
-        job = replace(job, skipped=splits.skipped)
+        if labelled is not None:
+            try_own_metrics(own, task, labelled, training, accelerator)
+        job = Job(
+            task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision,
+            skipped=splits.skipped,
+        )  # fmt: skip
         check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
         check_saving_further(run.strategy.further_jobs(model), folder.path, accelerator)

@@ -17,7 +17,7 @@ from nlp_transfer.console import Steps, say
 from nlp_transfer.data.row_faults import OnBadRows, check_on_bad_rows, predict_sound
 from nlp_transfer.data.tokens import TokenTable, encode_rows, on_device
 from nlp_transfer.data.windows import inference_batches, token_batches
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import Fault, Problems, UserError
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.memory import give_back, is_out_of_memory, keep_freed_memory
@@ -25,7 +25,7 @@ from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.models import autocast
 from nlp_transfer.processes import compute_on_main
 from nlp_transfer.sources.memory import read_inputs
-from nlp_transfer.sources.rows import TRANSLATION, Fault, Rows, check_columns, from_columns, lines_as, names_of, unfold
+from nlp_transfer.sources.rows import TRANSLATION, Rows, check_columns, from_columns, lines_as, names_of, unfold
 from nlp_transfer.sources.tables import Batch
 from nlp_transfer.tasks import Arrays, Items, Task
 

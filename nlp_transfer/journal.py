@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from nlp_transfer.console import say
-from nlp_transfer.disk import is_full, sync
-from nlp_transfer.errors import UnfinishedError, UserError
-from nlp_transfer.sources.rows import Fault
+from nlp_transfer.disk import is_full, lock_now, sync
+from nlp_transfer.errors import Fault, UnfinishedError, UserError
 from nlp_transfer.sources.tables import Batch
 
 FORMAT = 1
@@ -81,24 +80,15 @@ class OutputFile:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(self.output.parent, os.W_OK | os.X_OK):
                 raise PermissionError(f"no permission to write in {self.output.parent}")
-            self._claim()
+            self._lock = lock_now(
+                self._lock_path,
+                f"--output: another command is writing {self.name}; allowed: another file, or wait until it has ended",
+                "nothing keeps a second command from writing",
+            )
         except OSError as error:
             self._tidy()
             raise self._unwritable(error) from error
         return self
-
-    def _claim(self) -> None:
-        lock = FileLock(self._lock_path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"--output: another command is writing {self.name}; allowed: another file, or wait until it has ended"
-            ) from None
-        except NotImplementedError:  # some network file systems have no locks
-            say(f"warning: {self.output.parent} is on a file system without locks; nothing keeps a second command from writing")
-            return
-        self._lock = lock
 
     def begin(self, identity: dict[str, Any]) -> None:
         """Open the journal; with the same identity as before, its windows need not be predicted again.

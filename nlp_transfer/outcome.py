@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import say, show_metrics
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.disk import patiently, usual_permissions
+from nlp_transfer.disk import patiently, replacing, usual_permissions
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.load import quiet
 from nlp_transfer.export.save import check_adapter, is_adapted, is_plain, save_adapted, save_model
@@ -26,7 +26,7 @@ from nlp_transfer.secrets import clean
 from nlp_transfer.sources.rows import BLOCK
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.writing import Writer, replacing
+from nlp_transfer.writing import Writer
 
 MOST_PROBABILITIES = 50  # labels, up to which the probability of each is written
 TRIED = 32  # rows with which metrics of the user's own are tried
@@ -75,7 +75,8 @@ def score_splits(
                 patiently(
                     partial(_write_predictions, path, job, split, answers[split]), f"the predictions of {split}", path.parent
                 )
-            except UserError as error:  # the model is worth more: a task of a user's own may predict what Parquet cannot hold
+            except (UserError, OSError) as error:
+                # The model is worth more: a task of a user's own may predict what Parquet cannot hold.
                 say(f"warning: {path} was not written: {error}")
     return metrics, answers
 

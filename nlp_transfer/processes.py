@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nlp_transfer.errors import UserError
+from nlp_transfer.system import from_main
 
 T = TypeVar("T")
 
@@ -20,19 +21,17 @@ def compute_on_main(accelerator: Any, compute: Callable[[], T]) -> T:
     """
     if accelerator.num_processes == 1:
         return compute()
-    from accelerate.utils import broadcast_object_list
-
-    reply: list[Any] = [None]
+    value, refused = None, None
     if accelerator.is_main_process:
         try:
-            reply = [(compute(), None)]
+            value = compute()
         except UserError as error:  # as its parts: pickled, it would be shortened again
-            reply = [(None, (str(error), error.problems))]
-    value, refused = broadcast_object_list(reply)[0]
+            refused = (str(error), error.problems)
+    value, refused = from_main((value, refused))
     if refused is not None:
         raise UserError(*refused)
-    found: T = value
-    return found
+    result: Any = value
+    return result
 
 
 @contextmanager
@@ -41,7 +40,7 @@ def same_random_state() -> Iterator[None]:
     import torch
 
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         try:
             yield
         finally:

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.resolve import Run
 from nlp_transfer.sources import ModelSource, find_model
-from nlp_transfer.sources.paths import mapping
+from nlp_transfer.sources.paths import mapping, portable, replaced
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.wheels import sha256_of
 from nlp_transfer.strategies import Combined, Strategy
@@ -29,36 +30,56 @@ MODEL_FOLDERS = ("", "target_tokenizer")
 Inputs = dict[str, list[tuple[str, str]]]  # (path, SHA-256) of each file, by dotted name of a setting
 
 
-def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows], nested: Mapping[str, Mapping[str, Rows]]) -> Inputs:
-    """Return path and SHA-256 of each file that a run reads, in order, by the dotted name of the setting that names it.
+def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Inputs:
+    """Return path and SHA-256 of each file of a run's model, task and data, in order, by the dotted name of the setting that
+    names it. `hash_strategy` returns the same for its strategy.
 
     Settings that name something on a hub are left out: it is known by its revision.
 
     Args:
         rows: by split.
-        nested: rows by split that were read for the settings in `Strategy.nested`.
     """
-    inputs = {"model": _hash_model(model)} | _hash_models("task", run.task) | hash_strategy(run.strategy)
-    data = {"data": (run.config.data, rows)}
-    data |= {f"strategy.{name}.data": (run.strategy.nested()[name][0], found) for name, found in nested.items()}
-    for prefix, (settings, splits) in data.items():
-        for role, read in splits.items():
-            if getattr(settings, role) is not None:  # else it is a part of train
-                inputs[f"{prefix}.{role}"] = list(read.hashes.items())
-    return {name: files for name, files in inputs.items() if files}
+    inputs = {"model": files} if (files := _hash_model(model)) else {}
+    return inputs | _hash_models("task", run.task) | _hash_data("data", run.config.data, rows)
 
 
-def hash_strategy(strategy: Strategy) -> Inputs:
-    """Return the same for the models that a strategy's settings name."""
-    if not isinstance(strategy, Combined):
-        return _hash_models("strategy", strategy)
-    parts = enumerate(strategy.parts)
-    return {name: files for i, part in parts for name, files in _hash_models(f"strategy.{i}", part).items()}
+def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[str, str]) -> dict[str, Any]:
+    """Return a document with portable paths, and with `files` and `content` of its inputs in its `provenance`.
+
+    Args:
+        revisions: of data on a hub, by `hub:` and its name.
+    """
+    for name in inputs:
+        document = replaced(document, name, portable)
+    files = {portable(path): digest for found in inputs.values() for path, digest in found}
+    content = {name: [digest for _, digest in found] for name, found in inputs.items()}
+    return document | {"provenance": {**document.get("provenance", {}), "files": {**revisions, **files}, "content": content}}
+
+
+def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] | None = None) -> Inputs:
+    """Return the same for the models and the data that a strategy's settings name.
+
+    Args:
+        nested: rows by split that were read for the settings in `Strategy.nested`; None: none were read.
+    """
+    parts = {"strategy": strategy}
+    if isinstance(strategy, Combined):
+        parts = {f"strategy.{i}": part for i, part in enumerate(strategy.parts)}
+    inputs = {name: files for prefix, part in parts.items() for name, files in _hash_models(prefix, part).items()}
+    for name, rows in (nested or {}).items():
+        inputs |= _hash_data(f"strategy.{name}.data", strategy.nested()[name][0], rows)
+    return inputs
+
+
+def _hash_data(prefix: str, settings: DataConfig, rows: Mapping[str, Rows]) -> Inputs:
+    given = {role: read for role, read in rows.items() if getattr(settings, role) is not None}  # others are a part of train
+    return {f"{prefix}.{role}": list(read.hashes.items()) for role, read in given.items() if read.hashes}
 
 
 def _hash_models(prefix: str, settings: Task | Strategy) -> Inputs:
-    found = settings.models().items()
-    return {f"{prefix}.{name}": [file for model in models for file in _hash_model(find_model(model))] for name, models in found}
+    named = settings.models().items()
+    inputs = {f"{prefix}.{name}": [file for model in models for file in _hash_model(find_model(model))] for name, models in named}
+    return {name: files for name, files in inputs.items() if files}
 
 
 def _hash_model(source: ModelSource) -> list[tuple[str, str]]:

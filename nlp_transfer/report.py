@@ -17,12 +17,12 @@ from nlp_transfer.export.load import RECORD
 from nlp_transfer.export.save import add_to_record, versions, write_json
 from nlp_transfer.inference import PRECISION
 from nlp_transfer.models import Checkpoint, count_parameters, new_parameters
-from nlp_transfer.provenance import check_files, hash_inputs
+from nlp_transfer.provenance import check_files, hash_inputs, hash_strategy, record_inputs
 from nlp_transfer.resolve import Run
 from nlp_transfer.run_folder import RunFolder
 from nlp_transfer.secrets import clean
 from nlp_transfer.sources import HUB_DATA
-from nlp_transfer.sources.paths import portable, replaced
+from nlp_transfer.sources.paths import portable
 from nlp_transfer.sources.rows import Rows
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
@@ -118,19 +118,17 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     unused = without_effect(config, task, run.strategy)
     training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
     further = [job.rows for job, _ in run.strategy.further_jobs(trainer.model).values()]
-    inputs = hash_inputs(run, checkpoint.source, splits.rows, dict(zip(run.strategy.nested(), further, strict=True)))
+    inputs = hash_inputs(run, checkpoint.source, splits.rows)
+    inputs |= hash_strategy(run.strategy, dict(zip(run.strategy.nested(), further, strict=True)))
     revisions = {name: found for name, found in splits.provenance().items() if name.startswith("hub:")}
     output = os.path.normpath(portable(config.output_dir))
     provenance: dict[str, Any] = {
         "directory": os.getcwd() if os.path.isabs(output) else os.path.relpath(os.getcwd(), output),
-        "files": revisions | {portable(path): digest for found in inputs.values() for path, digest in found},
-        "content": {name: [digest for _, digest in found] for name, found in inputs.items()},
         "versions": versions(),
         "processes": trainer.accelerator.num_processes,  # another number divides windows otherwise
     }
     if checkpoint.revision:
         provenance["model_revision"] = checkpoint.revision
-    check_files(config.provenance, provenance)
     document: dict[str, Any] = {
         "model": f"{checkpoint.source.path}@{checkpoint.revision}" if checkpoint.revision else config.model,
         "data": {name: _pinned(getattr(config.data, name), splits.rows.get(name)) for name in type(config.data).model_fields},
@@ -140,8 +138,8 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         "output_dir": output,
         "provenance": provenance,
     }
-    for name in inputs:
-        document = replaced(document, name, portable)
+    document = record_inputs(document, inputs, revisions)
+    check_files(config.provenance, document["provenance"])
     cleaned: dict[str, Any] = clean(document)
     return cleaned
 

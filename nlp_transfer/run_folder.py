@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 
 import yaml
 from accelerate.utils import gather_object
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS
+from nlp_transfer.disk import lock_now
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.provenance import compare_content, describe_changes
@@ -121,18 +122,13 @@ class RunFolder:
     def _claim(self) -> None:
         place = self.path / LOCK
         self._own_lock = not place.exists()
-        lock = FileLock(place)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"output_dir: another process is at work in {self.path}; wait until it ends, or give another output_dir"
-            ) from None
-        except NotImplementedError:  # some network file systems have no locks
-            say(f"warning: {self.path} is on a file system without locks; nothing keeps a second run out of it")
-            return
-        self._lock = lock
-        self._check()  # the process that held it may have finished the run
+        self._lock = lock_now(
+            place,
+            f"output_dir: another process is at work in {self.path}; wait until it ends, or give another output_dir",
+            "nothing keeps a second run out of it",
+        )
+        if self._lock is not None:
+            self._check()  # the process that held it may have finished the run
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         problems = Problems(

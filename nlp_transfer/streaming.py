@@ -14,7 +14,7 @@ from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, is_main, say, show_metrics
 from nlp_transfer.data.bad_rows import SHOWN, SKIP_HINT, check_rows, describe_skipped, name_skipped
 from nlp_transfer.disk import DiskFullError
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import Fault, Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.journal import Answer, OutputFile
 from nlp_transfer.ordered import in_order
@@ -22,7 +22,6 @@ from nlp_transfer.secrets import redact
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.aligned import check_no_aligned
 from nlp_transfer.sources.reading import check_unchanged, state_of
-from nlp_transfer.sources.rows import Fault
 from nlp_transfer.sources.tables import Batch, read_table, scan_table
 from nlp_transfer.standard_streams import DASH, OutputStream, opened_input, results, writing
 from nlp_transfer.unused_settings import check_format_settings, unused_columns

@@ -31,7 +31,6 @@ RESERVED = frozenset(
     ["con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(10))]
 )  # Windows has devices of these names in every folder, with any file extension
 SAME_MESSAGE = 5.0  # seconds in which the first process meets an error that all processes meet
-_told: list[bool] = []
 
 
 # --- folders
@@ -92,14 +91,6 @@ def fallback_cache() -> Path:
 def uses_fallback(folder: Path) -> bool:
     """Whether `user_cache` gave a folder in `fallback_cache`, which is not created to find that out."""
     return bool(fallback_cache.cache_info().currsize) and folder.is_relative_to(fallback_cache())
-
-
-def fallback_lines() -> list[str]:
-    """What users are told where their cache folder cannot be used: a line when it is asked for first, then none."""
-    if _told:
-        return []
-    _told.append(True)
-    return [f"no home folder that can be written: caches are in {fallback_cache()} (NLP_TRANSFER_CACHE, HF_HOME: other folders)"]
 
 
 def prepare_libraries() -> None:

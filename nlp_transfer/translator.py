@@ -1,6 +1,5 @@
 """Texts of any length through a saved translation model: empty ones stay empty, long ones go in pieces, order is kept."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -10,15 +9,15 @@ import torch
 from nlp_transfer.applicability import check_used
 from nlp_transfer.config import with_type
 from nlp_transfer.data.row_faults import OnBadRows, check_on_bad_rows
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import Fault, UserError
 from nlp_transfer.inference import Predictor, answering, pick_columns
 from nlp_transfer.models import autocast
 from nlp_transfer.seq2seq.generate import ROWS
 from nlp_transfer.sources.memory import plain_cell, read_inputs
-from nlp_transfer.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION, Fault
+from nlp_transfer.sources.reading import SURROGATE
+from nlp_transfer.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION
 from nlp_transfer.sources.tables import Batch
 
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 WINDOW = 1024  # rows that are read, sorted by length and translated together when a file is streamed
 
 
@@ -126,7 +125,7 @@ def _faults(texts: Sequence[Any], column: str | None = None) -> dict[int, Fault]
         if not isinstance(text, str):
             kind = EMPTY_TEXT if plain_cell(text) is None else NO_TEXT
             faults[i] = Fault(kind, f"found {with_type(text)}; allowed: text", column)
-        elif half := HALF_CHARACTER.search(text):
+        elif half := SURROGATE.search(text):
             reason = f"found {half.group()!a}, half of a character; allowed: both halves or none"
             faults[i] = Fault("with half of a character", reason, column)
     return faults

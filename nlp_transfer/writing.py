@@ -2,11 +2,10 @@
 
 import csv
 import json
-import os
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,28 +16,6 @@ from nlp_transfer.parquet_output import ParquetOutput, text_cells
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 Columns = dict[str, list[Any]]
 LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # whatever some reader takes for the end of a line
-
-
-@contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A file beside `output` that takes its place when all went well, and is removed when not, with the folders made for it."""
-    part = output.with_name(f".part-{output.name}")
-    made = [folder for folder in output.parents if not folder.exists()]
-    try:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            part.touch()
-        except OSError as error:
-            raise UserError(f"--output: {output} cannot be written: {error}; allowed: a file in a writable folder") from error
-        yield part
-        os.replace(part, output)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        for folder in made:
-            with suppress(OSError):  # it was not made, or something else lies in it by now
-                folder.rmdir()
-        raise
 
 
 class _UnixLines:

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny: more threads o
 import csv
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,19 @@ def write_csv(path: Path, rows: list[tuple[object, ...]], header: tuple[str, ...
         writer.writerow(header)
         writer.writerows(rows)
     return path
+
+
+def train_tiny(folder: Path) -> Any:
+    """A finished run of a tiny model that took one step, in `folder/run`."""
+    from nlp_transfer import fine_tune
+
+    return fine_tune(
+        model=str(save_tiny("bert", folder / "tiny")),
+        data={"train": str(write_csv(folder / "train.csv", sentiment_rows(100)))},
+        task="text_classification",
+        training={"max_steps": 1},
+        output_dir=folder / "run",
+    )
 
 
 @pytest.fixture(scope="session")

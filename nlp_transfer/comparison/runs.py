@@ -19,6 +19,7 @@ import numpy as np
 
 from nlp_transfer.comparison.figures import Scored
 from nlp_transfer.config import Document
+from nlp_transfer.disk import lock_now
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
 from nlp_transfer.run_folder import OWN
@@ -165,19 +166,19 @@ def claimed(folder: Path) -> Any:
     Raises:
         UserError: another one works in it, it is a run's, or it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
         if clash := [name for name in OWN if (folder / name).exists()]:
             raise UserError(f"--output: {folder} already holds {', '.join(clash)} of a run; allowed: another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"--output: another comparison is being run in {folder}; wait for it, or give another folder") from None
+        lock = lock_now(
+            folder / ".lock",
+            f"--output: another comparison is being run in {folder}; wait for it, or give another folder",
+            "nothing keeps a second comparison out of it",
+        )
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be written: {error.strerror}; allowed: another folder") from None
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()

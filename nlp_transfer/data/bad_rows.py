@@ -1,12 +1,12 @@
 """Rows that cannot be used: refused or skipped (`data.on_bad_rows`), counted, and written to `skipped_rows.csv`."""
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from nlp_transfer.config import DataConfig
+from nlp_transfer.disk import replacing
 from nlp_transfer.errors import BadRow, Problems
 from nlp_transfer.secrets import redact
 from nlp_transfer.sources.rows import Rows
@@ -27,14 +27,14 @@ def check_rows(
             all of them, as the labels of train do.
     """
     while True:
-        found = Problems(skipped={} if data.on_bad_rows == "skip" else None)
+        faults = Problems(skipped={} if data.on_bad_rows == "skip" else None)
         if len(rows):
-            check(rows, found)
-        if not found.skipped:
+            check(rows, faults)
+        if not faults.skipped:
             break
-        rows = rows.without(found.skipped)
-    found.summarize(len(rows))
-    problems.merge(found)
+        rows = rows.without(faults.skipped)
+    faults.summarize(len(rows))
+    problems.merge(faults)
     if not len(rows):
         examples = "; ".join(map(str, rows.skipped[:3]))
         problems.add(f"data.{role}: no row is left of {len(rows.skipped):,}: {_count_kinds(rows.skipped)}, such as {examples}")
@@ -84,10 +84,11 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
     none."""
     if not skipped:
         return
-    part = folder / f".part-{SKIPPED_ROWS}"
-    with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        replacing(folder / SKIPPED_ROWS) as part,
+        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(("split", "file", "row", "column", "reason"))
         for split, bad in skipped:
             writer.writerow((split, redact(bad.file), bad.row or "", bad.column or "", redact(bad.reason)))
-    os.replace(part, folder / SKIPPED_ROWS)

@@ -43,9 +43,9 @@ def check_sides(rows: Rows, source: str, target: str | None, problems: Problems)
         for row, cell in enumerate(rows.columns[name]):
             if not isinstance(cell, str):
                 is_missing = plain_cell(cell) is None
-                found = "nothing" if is_missing else with_type(cell)
+                shown = "nothing" if is_missing else with_type(cell)
                 kind = EMPTY_SIDE if is_missing else "with a side that is no text"
-                problems.add_row(row, rows.bad(row, name, f"found {found}; allowed: text", kind))
+                problems.add_row(row, rows.bad(row, name, f"found {shown}; allowed: text", kind))
             elif not cell.strip():
                 reason = "this side is empty; allowed: text, or remove the pair"
                 problems.add_row(row, rows.bad(row, name, reason, EMPTY_SIDE))

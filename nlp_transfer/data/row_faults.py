@@ -5,8 +5,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nlp_transfer.errors import BadRow, Problems, UserError
-from nlp_transfer.sources.rows import Fault, Rows, from_columns
+from nlp_transfer.errors import BadRow, Fault, Problems, UserError
+from nlp_transfer.sources.rows import Rows, from_columns
 
 OnBadRows = Literal["refuse", "skip"]
 
@@ -52,4 +52,4 @@ def _row_faults(task: Any, rows: Rows) -> dict[int, Fault]:
     bad: dict[int, BadRow] = {}
     task.check(rows, problems := Problems(skipped=bad), targets=False)
     problems.raise_if_any()
-    return {index: Fault(row.kind, row.reason, row.column) for index, row in bad.items()}
+    return {index: row.fault for index, row in bad.items()}

@@ -131,9 +131,9 @@ def read_splits(
             splits.notes.append(_without_validation(share, len(part), len(train), task.least_validation()))
             continue
         if data.shots != 1:
-            task.check_split(given["train"], found := Problems())
-            problems.extend(f"{message}, or a file as data.{role}, or data.{role}_share: 0" for message in found.messages)
-            problems.count += found.count - len(found.messages)
+            task.check_split(given["train"], faults := Problems())
+            faults.messages = [f"{message}, or a file as data.{role}, or data.{role}_share: 0" for message in faults.messages]
+            problems.merge(faults)
             problems.raise_if_any()
         if len(part) == 0:
             raise UserError(

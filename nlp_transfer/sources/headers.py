@@ -1,11 +1,10 @@
 """The header of a table: names that tell columns apart, and signs that the table was read with the wrong separator."""
 
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 from nlp_transfer.config import SEPARATORS, shorten
-from nlp_transfer.console import say
+from nlp_transfer.console import say_once
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.sources.json_rows import check_count
 from nlp_transfer.sources.reading import ENCODING, undecoded
@@ -57,8 +56,5 @@ def named_columns(path: Path, header: list[str]) -> list[str | None]:
     unnamed = header.count("")
     if unnamed < 2:
         return list(header)
-    _say_once(f"{path}: {unnamed} columns have no name in the header and are not read")
+    say_once(f"{path}: {unnamed} columns have no name in the header and are not read")
     return [name or None for name in header]
-
-
-_say_once = cache(say)  # a file is read several times

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nlp_transfer.config import DataConfig, shorten
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.errors import Fault, Problems, UserError
 from nlp_transfer.sources.reading import ENCODING, MAX_ROW, TOO_LONG, UNDECODED, Lines, RowTooLongError, undecoded
-from nlp_transfer.sources.rows import Fault
 
 MAX_COLUMNS = 4096
 MAX_DEPTH = 100  # of lists and objects inside each other in a row
@@ -47,7 +46,7 @@ def _parse_record(line: str, encoding: str) -> tuple[Any, Fault | None]:
         record = _DECODER.decode(line)
         reason = _json_fault(record, line)
     except _KeyTwiceError as error:
-        reason = f"the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
+        reason = str(error)
     except RecursionError:
         reason = TOO_DEEP
     except ValueError as error:
@@ -57,6 +56,9 @@ def _parse_record(line: str, encoding: str) -> tuple[Any, Fault | None]:
 
 class _KeyTwiceError(ValueError):
     """Which of the two values is meant cannot be told."""
+
+    def __str__(self) -> str:
+        return f"the key {shorten(self.args[0])} stands twice in an object; allowed: each key once"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,14 +124,10 @@ def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
                 yield position, {}, 0, Fault(NO_OBJECT, found)
             else:
                 yield position, record, len(source), None
-    except _KeyTwiceError as error:
-        problems.add(
-            f"{path}, row {position + 1}: the key {shorten(error.args[0])} stands twice in an object; allowed: each key once"
-        )
+    except (_KeyTwiceError, RowTooLongError) as error:
+        problems.add(f"{path}, row {position + 1}: {error}")
     except RecursionError:
         problems.add(f"{path}, row {position + 1}: {TOO_DEEP}")
-    except RowTooLongError as error:
-        problems.add(f"{path}, row {position + 1}: {error}")
     except _NotJsonError as error:
         hint = "; a file with an object a line is better named .jsonl: its broken lines can be skipped" if is_lines else ""
         problems.add(f"{path}, row {position + 1}: is not JSON ({error}); allowed: {SHAPES}{hint}")

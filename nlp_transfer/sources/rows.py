@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,24 +18,6 @@ BLOCK = 10_000  # rows that are copied at once
 UNTYPED = (".csv", ".tsv", ".txt")
 TRANSLATION = "translation"  # the column in which data sets on the hub keep {"en": ..., "de": ...}
 EMPTY_TEXT, NO_TEXT = "with an empty text", "with a cell that is no text"  # kinds of bad rows
-
-
-class Fault(NamedTuple):
-    """Why a row cannot be used, wherever the row is.
-
-    `kind` completes a sentence that counts rows, such as `with an empty text`; `column` is None where the whole row is meant.
-    """
-
-    kind: str
-    reason: str
-    column: str | None = None
-
-    def __str__(self) -> str:
-        return self.reason if self.column is None else f"column {self.column!r}: {self.reason}"
-
-    def at(self, where: str) -> str:
-        """The message about the row that is at `where`, such as `reviews.csv, row 17`."""
-        return f"{where}: {self.reason}" if self.column is None else f"{where}, column {self.column!r}: {self.reason}"
 
 
 @dataclass(frozen=True)

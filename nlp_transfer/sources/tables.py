@@ -14,7 +14,7 @@ from typing import Any
 
 from nlp_transfer.config import DataConfig
 from nlp_transfer.console import say
-from nlp_transfer.errors import BadRow, Problems, UserError
+from nlp_transfer.errors import BadRow, Fault, Problems, UserError
 from nlp_transfer.sources.headers import check_header, check_separator, named_columns
 from nlp_transfer.sources.json_rows import BLANK, Records, check_count, json_records, jsonl_records
 from nlp_transfer.sources.parquet import parquet_batches
@@ -37,7 +37,6 @@ from nlp_transfer.sources.reading import (
 from nlp_transfer.sources.reading import (
     ENDINGS as ENDINGS,
 )
-from nlp_transfer.sources.rows import Fault
 
 LOOKED_AT = 1 << 13  # bytes by which a file of lines is told from other formats
 BATCH_CELLS = 2**20  # a batch ends early when it has as many cells, or as many characters as the longest row
@@ -70,7 +69,7 @@ class Batch:
     def bad_rows(self, path: Path) -> dict[int, BadRow]:
         """The rows in `faults` by their position in the file that the batch was read from."""
         places = {self.first + index: fault for index, fault in self.faults.items()}
-        return {place: BadRow(str(path), place, fault.column, fault.reason, fault.kind) for place, fault in places.items()}
+        return {place: fault.of_row(str(path), place) for place, fault in places.items()}
 
     def has_column(self, name: str) -> bool:
         """Whether the file has a column `name`, asked for or not."""
@@ -227,7 +226,7 @@ def _read_text(path: Path, ending: str, data: DataConfig, size: int, mark_faults
             for position, record, characters, fault in records(path, data, encoding, lines, problems):
                 if fault is not None:
                     if not mark_faults:
-                        problems.add_row(position, BadRow(str(path), position, fault.column, fault.reason, fault.kind))
+                        problems.add_row(position, fault.of_row(str(path), position))
                         if fault.kind == TOO_LONG:  # it may have no end
                             break
                     faults[length] = fault

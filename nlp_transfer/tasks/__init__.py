@@ -140,7 +140,7 @@ class Task(Settings, ABC):
 
     def least_validation(self) -> int:
         """Rows of validation, below which its metrics are too uncertain to choose among weights."""
-        return LEAST_VALIDATION
+        return max(LEAST_VALIDATION, LEAST_IN_CLASS * len(getattr(self, "labels", None) or []))
 
     @abstractmethod
     def keys(self, rows: Rows) -> Iterable[str]:

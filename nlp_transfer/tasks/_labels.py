@@ -13,7 +13,7 @@ from nlp_transfer.config import shorten as shorten_value
 from nlp_transfer.console import percent
 from nlp_transfer.errors import Problems, did_you_mean
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, fits_type, label_text, learn_labels
+from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, fits_type, infer_type, label_text, learn_labels
 
 MISSING, UNREADABLE = "without a label", "with a label that cannot be read"  # kinds of bad rows
 JOINED = 0.2  # share of labels with a separator in them from which on a user is warned
@@ -92,14 +92,15 @@ def fit_labels(
     return names, learned.kind if fits_type(names, learned.kind) else "str", by_name
 
 
-def check_named(labels: list[str] | None, problems: Problems) -> None:
-    """Adds that a run without train needs two labels or more in its settings."""
+def named_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> LabelType:
+    """The type of labels that the settings name, for a run without train; adds where they name fewer than two."""
     if len(labels or []) < 2:
         found = f"found {shorten_value(labels)}; " if labels else ""
         problems.add(
             f"task.labels: {found}there is no data.train to learn the labels from; allowed: two labels or more, such as "
             "[positive, negative] (or, for zero_shot, strategy.labels: a description of each)"
         )
+    return kind or infer_type(labels or [], typed=False)
 
 
 def check_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> None:

@@ -15,7 +15,7 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.metrics import MULTILABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.tasks import LEAST_IN_CLASS, LEAST_VALIDATION, PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks._label_schema import (
     BRACKETS,
     POSITIONS,
@@ -23,7 +23,6 @@ from nlp_transfer.tasks._label_schema import (
     LabelType,
     as_list,
     hold_positions,
-    infer_type,
     is_indicator,
     is_number,
     label_text,
@@ -32,13 +31,13 @@ from nlp_transfer.tasks._label_schema import (
 from nlp_transfer.tasks._labels import (
     LabelList,
     balance,
-    check_named,
     check_taught,
     check_type,
     check_weight_names,
     fit_labels,
     focal_factor,
     label_fields,
+    named_type,
     no_label,
     other_separator,
     shorten,
@@ -193,8 +192,7 @@ class MultiLabel(TextTask):
         ]
 
     def fit_settings(self, problems: Problems) -> Self:
-        check_named(self.labels, problems)
-        return self.model_copy(update={"label_type": self.label_type or infer_type(self.labels or [], typed=False)})
+        return self.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         if isinstance(self.label, list):
@@ -240,9 +238,6 @@ class MultiLabel(TextTask):
         text = text.strip().removeprefix("array")
         in_brackets = (text[:1], text[-1:]) in BRACKETS and self.separator not in text
         return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")
-
-    def least_validation(self) -> int:
-        return max(LEAST_VALIDATION, LEAST_IN_CLASS * len(self.labels or []))
 
     def strata(self, rows: Rows) -> np.ndarray:
         """The rarest label of each row: what a split is most likely to lose."""

@@ -13,18 +13,18 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.errors import Problems
 from nlp_transfer.metrics import LABEL_KEYS, compute_label_metrics
 from nlp_transfer.sources.rows import Rows
-from nlp_transfer.tasks import LEAST_IN_CLASS, LEAST_VALIDATION, PLAIN_LOSS, Arrays, Batch, LossOptions
-from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list, infer_type
+from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list
 from nlp_transfer.tasks._labels import (
     LabelList,
     balance,
     check_labels,
-    check_named,
     check_type,
     check_weight_names,
     fit_labels,
     focal_factor,
     label_fields,
+    named_type,
     other_separator,
     similar_labels,
     weight_vector,
@@ -77,12 +77,8 @@ class TextClassification(TextTask):
                 "out, not both)"
             )
 
-    def least_validation(self) -> int:
-        return max(LEAST_VALIDATION, LEAST_IN_CLASS * len(self.labels or []))
-
     def fit_settings(self, problems: Problems) -> Self:
-        check_named(self.labels, problems)
-        return self.model_copy(update={"label_type": self.label_type or infer_type(self.labels or [], typed=False)})
+        return self.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         check_labels(rows, self.label, self.label_schema(), problems)

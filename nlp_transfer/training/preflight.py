@@ -4,7 +4,6 @@ Some families fail in bf16, or with the toolkit's kernels. A trial that fails co
 The trial changes nothing that training depends on.
 """
 
-import random
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.memory import give_back, is_out_of_memory
 from nlp_transfer.models import autocast, enable_gradient_checkpointing, encoder_type, train_mode
+from nlp_transfer.processes import same_random_state
 from nlp_transfer.registry import is_own
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.training.gradient import TrainingError
@@ -112,7 +112,7 @@ class Preflight:
         for count in range(len(rows), 0, -1):
             chosen = rows if count == len(rows) else order[[-1]]
             try:
-                with unchanged(self.model, device):
+                with unchanged(self.model):
                     return self._pass(chosen, precision, kernels, device)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -148,17 +148,14 @@ class Preflight:
 
 
 @contextmanager
-def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Put back random states, buffers, and which modules train, whatever a pass does to them."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}
-    python, legacy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with same_random_state():
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
         for module, training in modes.items():
             module.training = training
         with torch.no_grad():

@@ -18,9 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nlp_transfer import fine_tune
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import save_tiny
+from tests.conftest import sentiment_rows, train_tiny
 
 ROWS = 60_000
 
@@ -31,13 +29,7 @@ def main(kills: int) -> int:
     around = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = fine_tune(
-            model=str(save_tiny("bert", folder / "tiny")),
-            data={"train": str(write_csv(folder / "train.csv", sentiment_rows(100)))},
-            task="text_classification",
-            training={"max_steps": 1},
-            output_dir=folder / "run",
-        )
+        run = train_tiny(folder)
         texts = [text for text, _ in sentiment_rows(1000)]
         with (folder / "in.jsonl").open("w") as file:
             for i in range(ROWS):

@@ -16,9 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nlp_transfer import fine_tune
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import save_tiny
+from tests.conftest import sentiment_rows, train_tiny
 
 SMALL = 20_000
 
@@ -44,13 +42,7 @@ def measure(*arguments: object) -> tuple[float, float]:
 def main(rows: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = fine_tune(
-            model=str(save_tiny("bert", folder / "tiny")),
-            data={"train": str(write_csv(folder / "train.csv", sentiment_rows(100)))},
-            task="text_classification",
-            training={"max_steps": 1},
-            output_dir=folder / "run",
-        )
+        run = train_tiny(folder)
         for size in (SMALL, rows):
             source = write_many(folder / f"{size}.csv", size)
             output = folder / f"{size}-out.csv"

@@ -141,7 +141,7 @@ def test_a_trial_leaves_random_states_buffers_and_modes_as_they_were() -> None:
     model.frozen.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index,union-attr]
-    with unchanged(model, torch.device("cpu")):
+    with unchanged(model):
         model.train()
         model(torch.randn(3, 4))
         assert not torch.equal(model.norm.running_mean, before["norm.running_mean"])  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from nlp_transfer import UserError, system
 from nlp_transfer.answers import _device_name
 from nlp_transfer.comparison.plan import make_plan
 from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import is_main
+from nlp_transfer.console import is_main, say_once
 from nlp_transfer.data.tokens import on_device
 from nlp_transfer.disk import sync
 from nlp_transfer.sources.wheels import default_cache
@@ -43,7 +43,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr("pwd.getpwuid", getpwuid)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(system, "_told", [])
+    say_once.cache_clear()
     system.fallback_cache.cache_clear()
     yield tmp_path / "temporary"
     system.fallback_cache.cache_clear()
