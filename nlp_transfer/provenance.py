@@ -16,6 +16,7 @@ from typing import Any
 
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
+from nlp_transfer.models.trust import weight_files
 from nlp_transfer.resolve import Run
 from nlp_transfer.sources import ModelSource, find_model
 from nlp_transfer.sources.paths import mapping, portable, replaced
@@ -23,7 +24,6 @@ from nlp_transfer.sources.rows import Rows
 from nlp_transfer.sources.wheels import sha256_of
 from nlp_transfer.strategies import Combined, Strategy
 from nlp_transfer.tasks import Task
-from nlp_transfer.trust import weight_files
 
 MODEL_FILES = (".json", ".txt", ".model", ".spm", ".bpe", ".vocab", ".jinja")  # configuration and tokenizers, beside the weights
 MODEL_FOLDERS = ("", "target_tokenizer")

@@ -22,10 +22,10 @@ from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.probe import probe_difference
 from nlp_transfer.models import Checkpoint
+from nlp_transfer.models.trust import FAULTS, check_model, check_weights, first_line, load_configuration
 from nlp_transfer.registry import is_own
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.tasks import Task, task_name
-from nlp_transfer.trust import FAULTS, check_model, check_weights, first_line, load_configuration
 
 FOLDER, WEIGHTS = "built", "model.safetensors"
 

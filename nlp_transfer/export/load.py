@@ -20,6 +20,7 @@ from nlp_transfer.export.built import TaskModelConfig, check_built, load_built, 
 from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
+from nlp_transfer.models.trust import ADAPTER_WEIGHTS, FAULTS, check_adapter, read_json, why
 from nlp_transfer.sources import HUB_MODEL, ModelSource, find_model
 from nlp_transfer.sources.paths import mapping, relocate
 from nlp_transfer.system import expand
@@ -27,7 +28,6 @@ from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
 from nlp_transfer.training.device import inference_device, resolve_precision
 from nlp_transfer.translator import Translator
-from nlp_transfer.trust import ADAPTER_WEIGHTS, FAULTS, check_adapter, read_json, why
 
 RECORD = "nlp_transfer.json"
 

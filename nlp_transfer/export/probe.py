@@ -15,8 +15,8 @@ from nlp_transfer.compatibility import embedding_rows
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import regression_outputs
 from nlp_transfer.models import end_rows, has_decoder
+from nlp_transfer.models.trust import FAULTS, first_line
 from nlp_transfer.sources.wheels import sha256_of
-from nlp_transfer.trust import FAULTS, first_line
 
 ROWS, LENGTH, SHOWN = 2, 8, 8
 # Another machine rounds otherwise; damage is larger. A share of how far logits lie apart (of a head that was hardly trained about

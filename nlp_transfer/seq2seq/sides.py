@@ -10,9 +10,9 @@ from nlp_transfer.compatibility import vocabulary_size
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint
+from nlp_transfer.models.trust import load_tokenizer
 from nlp_transfer.seq2seq.tokenizers import end_token, language_codes, language_prefix, set_languages, start_token, target_token
 from nlp_transfer.sources import ModelSource
-from nlp_transfer.trust import load_tokenizer
 
 PLAIN: dict[str, Any] = {"padding": False, "return_attention_mask": False, "verbose": False}
 IGNORED = -100  # a label that stands for padding

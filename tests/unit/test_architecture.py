@@ -44,8 +44,8 @@ GRAPH = {name: imports(path.read_text(encoding="utf-8")) for name, path in MODUL
 
 BASE = {"errors", "applicability", "config", "explain", "registry", "extensions", "processes", "head_type", "secrets", "system"}
 SOURCES = BASE | {"console", "disk", "memory"} | {name for name in MODULES if name.split(".")[0] == "sources"}
-SHARED_DATA = {name for name in MODULES if name.split(".")[0] in ("data", "seq2seq")} | {
-    "models", "layers", "heads", "trust", "compatibility",
+SHARED_DATA = {name for name in MODULES if name.split(".")[0] in ("data", "seq2seq", "models")} | {
+    "layers", "heads", "compatibility",
 }  # fmt: skip
 METRICS = {"metrics", "metrics.classification", "metrics.regression", "metrics.translation", "metrics.own"}
 CONCRETE = {name for name in MODULES if name.startswith(("tasks.", "strategies.")) and not name.split(".")[1].startswith("_")}
@@ -117,9 +117,7 @@ def test_sources_import_settings_and_errors(name: str) -> None:
     assert GRAPH[name] <= SOURCES - {"registry", "head_type"}
 
 
-@pytest.mark.parametrize(
-    "name", of("data", "models", "layers", "heads", "trust", "compatibility", "features", "replay", "seq2seq")
-)
+@pytest.mark.parametrize("name", of("data", "models", "layers", "heads", "compatibility", "features", "replay", "seq2seq"))
 def test_data_and_models_import_what_lies_below(name: str) -> None:
     played_back = {"features"} if name == "replay" else set()
     assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | set(of("kernels")) | played_back

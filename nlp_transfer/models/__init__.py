@@ -34,8 +34,7 @@ from nlp_transfer.layers import is_encoder_decoder as is_encoder_decoder
 from nlp_transfer.layers import linear_layers as linear_layers
 from nlp_transfer.layers import new_parameters as new_parameters
 from nlp_transfer.layers import width as width
-from nlp_transfer.sources import ModelSource
-from nlp_transfer.trust import (
+from nlp_transfer.models.trust import (
     FAULTS,
     check_model,
     check_weights,
@@ -45,6 +44,7 @@ from nlp_transfer.trust import (
     weight_files,
     why,
 )
+from nlp_transfer.sources import ModelSource
 
 # The names under which the families keep their dropout rates.
 HIDDEN_DROPOUT = (
