@@ -17,7 +17,7 @@ from nlp_transfer.console import say
 from nlp_transfer.disk import DiskFullError
 from nlp_transfer.errors import UserError, brief
 from nlp_transfer.memory import is_out_of_memory
-from nlp_transfer.models.trust import first_line
+from nlp_transfer.models.reading import first_line
 from nlp_transfer.outcome import save, save_job
 from nlp_transfer.processes import compute_on_main, same_random_state
 from nlp_transfer.registry import is_own

@@ -22,7 +22,9 @@ from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.probe import probe_difference
 from nlp_transfer.models import Checkpoint
-from nlp_transfer.models.trust import FAULTS, check_model, check_weights, first_line, load_configuration
+from nlp_transfer.models.reading import FAULTS, first_line
+from nlp_transfer.models.trust import check_weights
+from nlp_transfer.models.view import check_model, find_file, load_configuration
 from nlp_transfer.registry import is_own
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.tasks import Task, task_name
@@ -138,16 +140,15 @@ def load_built(checkpoint: Checkpoint, task: Task) -> Any:
         UserError: the task's class does not build a model that the weights fit.
     """
     source = checkpoint.source
-    if not source.is_folder:
-        from huggingface_hub import snapshot_download
-
-        source = ModelSource(source.name, snapshot_download(source.path, revision=checkpoint.revision))
-    inner = ModelSource(source.name, str(Path(source.path, FOLDER)))
+    config, weights = (find_file(source, f"{FOLDER}/{name}") for name in ("config.json", WEIGHTS))
+    if config is None or weights is None:
+        raise UserError(f"model: {source.name}: {FOLDER}/ lacks config.json or {WEIGHTS}; copy the model whole")
+    inner = ModelSource(source.name, str(config.parent))
     check_model(inner)
     saved = SavedCheckpoint(inner, load_configuration(inner), checkpoint)
     model = with_config(task.build_model(saved, TrainingConfig()), saved)
     try:
-        load_weights(model, str(Path(inner.path, WEIGHTS)))
+        load_weights(model, str(weights))
     except FAULTS as error:
         raise UserError(
             f"model: {source.name}: {task_name(task)}.build_model does not give a {type(model).__name__} that the saved weights "

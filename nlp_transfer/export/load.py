@@ -20,7 +20,10 @@ from nlp_transfer.export.built import TaskModelConfig, check_built, load_built, 
 from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
-from nlp_transfer.models.trust import ADAPTER_WEIGHTS, FAULTS, check_adapter, read_json, why
+from nlp_transfer.models.allowed import RECORD
+from nlp_transfer.models.reading import FAULTS, read_json
+from nlp_transfer.models.trust import ADAPTER_WEIGHTS, check_adapter, why
+from nlp_transfer.models.view import read_settings
 from nlp_transfer.sources import HUB_MODEL, ModelSource, find_model
 from nlp_transfer.sources.paths import mapping, relocate
 from nlp_transfer.system import expand
@@ -28,8 +31,6 @@ from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
 from nlp_transfer.training.device import inference_device, resolve_precision
 from nlp_transfer.translator import Translator
-
-RECORD = "nlp_transfer.json"
 
 MOVED = "if the base has moved, name its new place: base=PLACE in Python, --base PLACE in a command"
 
@@ -72,7 +73,7 @@ def load_predictor(
         if base is not None:
             raise UserError(f"base: found {base}; {model} is no adapter and needs no base; allowed: null")
         checkpoint = Checkpoint.open(find_model(str(model)))
-        found = read_record(Path(checkpoint.source.path)) if checkpoint.source.is_folder else _hub_record(checkpoint)
+        found = _with_settings(read_settings(checkpoint.source, RECORD), checkpoint.source.name)
         before = task_from(found["settings"], kind) if found else task_for_config(checkpoint)
         check_head(
             checkpoint, "ConditionalGeneration" if before.auto_class() is AutoModelForSeq2SeqLM else "SequenceClassification"
@@ -297,20 +298,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """
     if not os.path.lexists(folder / RECORD):
         return None
-    saved = read_json(folder / RECORD)
-    if not isinstance(saved.get("settings"), dict):
-        raise UserError(f"{folder / RECORD}: found no `settings` of a task; is it a file of this toolkit?")
+    return _with_settings(read_json(folder / RECORD), str(folder))
+
+
+def _with_settings(saved: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
+    if saved is not None and not isinstance(saved.get("settings"), dict):
+        raise UserError(f"{name}: {RECORD} has no `settings` of a task; is it a file of this toolkit?")
     return saved
-
-
-def _hub_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return read_record(Path(hf_hub_download(checkpoint.source.path, RECORD, revision=checkpoint.revision)).parent)
-    except EntryNotFoundError:
-        return None
 
 
 @contextlib.contextmanager

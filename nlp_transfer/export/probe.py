@@ -15,7 +15,7 @@ from nlp_transfer.compatibility import embedding_rows
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import regression_outputs
 from nlp_transfer.models import end_rows, has_decoder
-from nlp_transfer.models.trust import FAULTS, first_line
+from nlp_transfer.models.reading import FAULTS, first_line
 from nlp_transfer.sources.wheels import sha256_of
 
 ROWS, LENGTH, SHOWN = 2, 8, 8

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,16 +32,10 @@ from nlp_transfer.layers import is_encoder_decoder as is_encoder_decoder
 from nlp_transfer.layers import linear_layers as linear_layers
 from nlp_transfer.layers import new_parameters as new_parameters
 from nlp_transfer.layers import width as width
-from nlp_transfer.models.trust import (
-    FAULTS,
-    check_model,
-    check_weights,
-    load_configuration,
-    load_tokenizer,
-    read_json,
-    weight_files,
-    why,
-)
+from nlp_transfer.models.allowed import RECORD
+from nlp_transfer.models.reading import FAULTS
+from nlp_transfer.models.trust import check_weights, weight_files, why
+from nlp_transfer.models.view import check_model, load_configuration, load_tokenizer, pin, private_folder, read_settings
 from nlp_transfer.sources import ModelSource
 
 # The names under which the families keep their dropout rates.
@@ -71,6 +63,7 @@ class Checkpoint:
             UserError: it cannot be found or read, its model type is unknown or reads more than text, or it brings code or points
                 out of its folder.
         """
+        source = pin(source)
         check_model(source)
         config = load_configuration(source)
         check_reads_text(config, source.name)
@@ -97,11 +90,8 @@ class Checkpoint:
 
     @property
     def revision(self) -> str | None:
-        """The commit that was really loaded, for a hub id: the cache keeps each file below its commit's name."""
-        if self.source.is_folder:
-            return None
-        cached = try_to_load_from_cache(self.source.path, "config.json", revision=self.source.revision)
-        return Path(cached).parent.name if isinstance(cached, str) else self.source.revision
+        """The commit that is loaded, for a hub id."""
+        return None if self.source.is_folder else self.source.revision
 
     @property
     def max_length(self) -> int:
@@ -115,13 +105,12 @@ class Checkpoint:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What `nlp_transfer.json` beside the model says of it; empty where there is none, or the model is on a hub.
+        """What `nlp_transfer.json` beside the model says of it; empty where there is none.
 
         Raises:
             UserError: the file cannot be read.
         """
-        path = Path(self.source.path, "nlp_transfer.json")
-        return read_json(path) if self.source.is_folder and path.is_file() else {}
+        return read_settings(self.source, RECORD) or {}
 
     @property
     def architecture(self) -> str:
@@ -157,16 +146,18 @@ class Checkpoint:
         try:
             with torch.device("meta"):
                 check_weights(self.source, auto_class.from_config(config, trust_remote_code=False))
-            model, report = auto_class.from_pretrained(
-                self.source.path,
-                config=config,
-                revision=self.source.revision,
-                trust_remote_code=False,
-                weights_only=True,  # of a pickle; safetensors are taken where there are such
-                dtype=torch.float32,  # by default the dtype on disk is taken, and a checkpoint kept in fp16 trains badly
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+            with private_folder(self.source, weights=True) as folder:
+                model, report = auto_class.from_pretrained(
+                    folder,
+                    config=config,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    weights_only=True,  # of a pickle; safetensors are taken where there are such
+                    dtype=torch.float32,  # by default the dtype on disk is taken, and a checkpoint kept in fp16 trains badly
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )
+            model.name_or_path = model.config._name_or_path = self.source.path
         except UserError:
             raise
         except FAULTS as error:

@@ -10,7 +10,7 @@ from nlp_transfer.compatibility import vocabulary_size
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint
-from nlp_transfer.models.trust import load_tokenizer
+from nlp_transfer.models.view import load_tokenizer
 from nlp_transfer.seq2seq.tokenizers import end_token, language_codes, language_prefix, set_languages, start_token, target_token
 from nlp_transfer.sources import ModelSource
 

@@ -1,0 +1,92 @@
+"""What is taken of a model that comes from elsewhere: names of files, and keys of its configurations.
+
+Everything else is ignored: a key that a library reads in its next version, whatever it does there, does nothing here until it is
+added to a list. Numbers, booleans and null are data under any allowed key. Text is allowed only under the keys in `WORDS`, where
+it must be a single word (so it can name neither a path nor a repository), and where it is the user's own: labels and tokens.
+"""
+
+import re
+
+CONFIGURATIONS = ("config.json", "generation_config.json")
+RECORD = "nlp_transfer.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin)")  # in the folder of its index
+# The names under which the tokenizers of transformers look for their files; pickles (`vocab.pkl`) are not among them.
+TOKENIZER_FILES = (
+    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "spm_char.model",
+    "tokenizer.model", "source.spm", "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "bpe.codes",
+    "dict.txt", "emoji.json", "entity_vocab.json", "byte_maps.json", "prophetnet.tokenizer", "word_shape.json",
+    "word_pronunciation.json",
+)  # fmt: skip
+FOLDERS = ("", "target_tokenizer", "built")
+
+# --- config.json: besides the fields that the family's class declares
+
+# Fields that transformers reads of the families here although their classes do not declare them.
+UNDECLARED = frozenset((
+    "model_type", "num_labels", "torch_dtype", "tokenizer_class", "rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct",
+    "partial_rotary_factor", "global_rope_theta", "local_rope_theta", "rope_local_base_freq", "global_attn_every_n_layers",
+    "sliding_window_pattern", "full_attention_interval", "head_dim", "n_embed", "attention_head_size", "embedding_size",
+    "pooler_hidden_size", "cls_dropout", "classifier_dropout", "hidden_dropout", "conv_act", "conv_groups", "conv_kernel_size",
+    "norm_rel_ebd", "position_buckets", "share_att_key", "talking_head", "position_embedding_type", "is_decoder",
+    "add_cross_attention", "tie_word_embeddings", "scale_decoder_outputs", "decoder_start_token_id", "dense_act_fn",
+    "is_gated_act", "first_k_dense_replace", "moe_layer_freq", "summary_type", "summary_activation", "summary_use_proj",
+    "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels", "lang2id", "id2lang", "asm_cutoffs",
+    "asm_div_value", "output_attentions", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id",
+))  # fmt: skip
+# Fields that may hold a word, or words in a list or a mapping.
+WORDS = frozenset((
+    "model_type", "architectures", "tokenizer_class", "dtype", "torch_dtype", "transformers_version", "problem_type",
+    "activation", "activation_function", "afn", "approx_mode", "attention_type", "attention_types", "attn_layers", "attn_type",
+    "classifier_activation", "classifier_pooling", "conv_act", "cross_attention_shape_for_attention", "default_language",
+    "dense_act_fn", "early_stopping", "encoder_attention_type", "feed_forward_proj", "ff_activation", "force_dequant",
+    "hidden_act", "hidden_activation", "hidden_mamba_act", "langs", "languages", "layer_types", "layers", "layers_block_type",
+    "mamba_dt_rank", "mlp_layer_types", "norm_rel_ebd", "norm_type", "normalization_type", "pooler_hidden_act", "pooling",
+    "pooling_type", "pos_att_type", "position_embedding_type", "position_embeddings_type", "rope_type", "second_expert_policy",
+    "sliding_window_pattern", "summary_activation", "summary_type", "topk_method", "type", "__float__",
+))  # fmt: skip
+LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # words of the data, as they are
+# Only these may hold a configuration; it is reduced by the class of its own `model_type`.
+INNER = frozenset(("encoder", "decoder", "text_config"))
+# A model without these would compute something else than it was made for, so it is refused.
+NEEDED = {"quantization_config": "its weights are quantized; allowed: a checkpoint in fp32, fp16 or bf16"}
+# Notes of other programs, which mean nothing to a model of transformers 5: ignored in silence.
+NOTES = frozenset((
+    "_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation_autoset", "gradient_checkpointing",
+    "task_specific_params", "finetuning_task", "output_past", "xla_device", "directionality", "pooler_fc_size",
+    "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "use_bfloat16", "torchscript",
+    "prefix", "use_cache", "tf_legacy_loss", "reference_compile", "output_hidden_states", "return_dict",
+))  # fmt: skip
+
+# --- tokenizer_config.json
+
+TOKENS = frozenset((
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "mask_token_sent",
+    "x_sep_token", "question_token", "empty_token", "space_token", "line_token", "eod_token", "word_delimiter_token",
+    "entity_1_token", "entity_2_token", "entity_mask_token", "entity_mask2_token", "entity_pad_token", "entity_unk_token",
+    "prefix_token", "middle_token", "suffix_token", "eot_token", "fill_token", "additional_special_tokens",
+    "extra_special_tokens", "model_specific_special_tokens", "added_tokens_decoder", "never_split",
+))  # fmt: skip
+TOKENIZER_WORDS = frozenset((
+    "tokenizer_class", "padding_side", "truncation_side", "errors", "vocab_type", "src_lang", "tgt_lang", "source_lang",
+    "target_lang", "language", "language_codes", "langs", "lang2id", "id2lang", "task", "wordpieces_prefix",
+    "model_input_names", "backend", "word_tokenizer_type", "subword_tokenizer_type",
+))  # fmt: skip
+TOKENIZER_NUMBERS = frozenset((
+    "model_max_length", "max_len", "pad_token_type_id", "unk_id", "extra_ids", "offset", "num_madeup_words", "sp_model_kwargs",
+    "max_entity_length", "max_mention_length", "do_lower_case", "do_basic_tokenize", "do_lowercase", "do_clean_text",
+    "do_lowercase_and_remove_accent", "do_word_tokenize", "do_subword_tokenize", "tokenize_chinese_chars", "strip_accents",
+    "clean_up_tokenization_spaces", "clean_text", "remove_space", "keep_accents", "add_prefix_space", "add_bos_token",
+    "add_eos_token", "trim_offsets", "split_special_tokens", "split_by_punct", "legacy", "legacy_behaviour", "normalization",
+    "normalize", "separate_vocabs", "return_token_type_ids", "use_default_system_prompt",
+))  # fmt: skip
+TOKENIZER_NEEDED = {
+    "auto_map": "it asks for code that comes with the model; nothing that comes with a model is run here; allowed: tokenizers "
+    "that transformers knows"
+}
+TOKENIZER_NOTES = frozenset((
+    "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file", "init_inputs", "chat_template",
+    "processor_class", "transformers_version", "use_fast", "is_local", "local_files_only", "files_loaded", "full_tokenizer_file",
+    "max_length", "stride", "truncation", "truncation_strategy", "padding", "pad_to_multiple_of", "device_map",
+))  # fmt: skip

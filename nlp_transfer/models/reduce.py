@@ -1,0 +1,188 @@
+"""Configurations of a model that comes from elsewhere, reduced to what `allowed.py` lists."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import transformers
+from transformers import CONFIG_MAPPING, GenerationConfig
+
+from nlp_transfer.config import shorten
+from nlp_transfer.errors import UserError
+from nlp_transfer.models.allowed import (
+    INNER,
+    LABELS,
+    NEEDED,
+    NOTES,
+    TOKENIZER_NEEDED,
+    TOKENIZER_NOTES,
+    TOKENIZER_NUMBERS,
+    TOKENIZER_WORDS,
+    TOKENS,
+    UNDECLARED,
+    WORDS,
+)
+
+WORD = re.compile(r"[\w.+ #-]{0,64}")
+MOST_LAYERS, MOST_LABELS, MOST_NUMBER = 1000, 10**5, 2**31
+COUNTS_LAYERS = re.compile(r"(layers|groups|blocks)$")
+NO_TABLE = re.compile(r"theta|length")  # numbers that make nothing large
+MODEL_TYPE = "model_type"
+
+
+class _NotDataError(ValueError):
+    """A value of a kind that its key may not have."""
+
+
+def reduce_config(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Reduce a `config.json`.
+
+    Returns:
+        Its allowed part, and the names of the keys that were ignored.
+
+    Raises:
+        UserError: its model type is unknown, or a key describes something that no model is; the message begins with the key.
+    """
+    return _reduce_config(document, None, "")
+
+
+def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) -> tuple[dict[str, Any], list[str]]:
+    family = document.get(MODEL_TYPE)
+    if isinstance(family, str) and family in CONFIG_MAPPING:
+        kind = CONFIG_MAPPING[family]
+    if kind is None:
+        if document.get("auto_map"):
+            raise UserError(
+                f"config.json has an auto_map, which asks for code that comes with the model ({shorten(document['auto_map'])}); "
+                "nothing that comes with a model is run here; allowed: families that transformers knows"
+            )
+        raise UserError(
+            f"config.json has {prefix}{MODEL_TYPE}: {shorten(family)}; allowed: a family that transformers "
+            f"{transformers.__version__} knows, such as bert"
+        )
+    reduced: dict[str, Any] = {}
+    ignored: list[str] = []
+    fields, own = _fields(kind), not kind.__module__.startswith("transformers.")
+    for key, value in document.items():
+        inner_kind = getattr(kind, "sub_configs", {}).get(key)
+        if value is not None and key in NEEDED:
+            raise UserError(f"config.json has {prefix}{key}: {shorten(value)}: {NEEDED[key]}")
+        if key in INNER and key in fields and isinstance(value, dict) and value:
+            reduced[key], names = _reduce_config(value, inner_kind if isinstance(inner_kind, type) else None, f"{prefix}{key}.")
+            ignored += names
+            continue
+        try:
+            if key in LABELS:
+                reduced[key] = _labels(value)
+            elif key in fields:
+                reduced[key] = _data(value, key, WORDS | (fields if own else set()))
+            elif value not in (None, "", [], {}) and key not in NOTES:
+                ignored.append(prefix + key)
+        except _NotDataError:
+            if key not in NOTES:
+                ignored.append(prefix + key)
+    for key, value in reduced.items():
+        _check_sizes(prefix + key, value)
+    return reduced, ignored
+
+
+@cache
+def _fields(kind: type) -> frozenset[str]:
+    """The keys that a family's configuration may have."""
+    declared = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    renamed: Mapping[str, str] = getattr(kind, "attribute_map", {})
+    return frozenset({*declared, *renamed, *UNDECLARED, *GenerationConfig().to_dict()})
+
+
+def reduce_generation(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Reduce a `generation_config.json`, as `reduce_config` does."""
+    return _reduce(document, dict.fromkeys((*GenerationConfig().to_dict(), "transformers_version"), _data), NOTES)
+
+
+def reduce_tokenizer(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Reduce a `tokenizer_config.json` or a `special_tokens_map.json`, as `reduce_config` does."""
+    readers: dict[str, Any] = dict.fromkeys(TOKENS, _tokens)
+    readers |= dict.fromkeys((*TOKENIZER_WORDS, *TOKENIZER_NUMBERS), _data)
+    for key in TOKENIZER_NEEDED:
+        if document.get(key):
+            raise UserError(f"the tokenizer has {key}: {shorten(document[key])}: {TOKENIZER_NEEDED[key]}")
+    return _reduce(document, readers, TOKENIZER_NOTES, TOKENIZER_WORDS)
+
+
+def _reduce(
+    document: Mapping[str, Any], readers: Mapping[str, Any], notes: Iterable[str], words: frozenset[str] = WORDS
+) -> tuple[dict[str, Any], list[str]]:
+    reduced: dict[str, Any] = {}
+    ignored: list[str] = []
+    for key, value in document.items():
+        try:
+            if key in readers:
+                reduced[key] = readers[key](value, key, words)
+            elif value not in (None, "", [], {}) and key not in notes:
+                ignored.append(key)
+        except _NotDataError:
+            ignored.append(key)
+    return reduced, ignored
+
+
+def _data(value: Any, key: str, words: Iterable[str]) -> Any:
+    """A value of numbers, booleans and null, and of words under the keys that may have them.
+
+    Raises:
+        _NotDataError: it is none.
+    """
+    if isinstance(value, str):
+        if key in words and WORD.fullmatch(value):
+            return value
+        raise _NotDataError
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _NotDataError
+    if isinstance(value, list):
+        return [_data(inner, key, words) for inner in value]
+    if isinstance(value, dict):
+        if not all(WORD.fullmatch(name) for name in value):
+            raise _NotDataError
+        # A mapping by numbers or languages has the words of its key, one by names those of each name.
+        return {name: _data(inner, key if key in words else name, words) for name, inner in value.items()}
+    return value
+
+
+def _labels(value: Any) -> Any:
+    if isinstance(value, dict) and not all(isinstance(inner, (str, int, float)) for inner in value.values()):
+        raise _NotDataError
+    return value
+
+
+def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
+    """Tokens are words of the data: any text, alone or with what is said of it, in a list or by id or name."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return [_tokens(inner, key, words) for inner in value]
+    if isinstance(value, dict) and "content" in value:
+        known = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+        flags = {name: _data(inner, "", ()) for name, inner in value.items() if name in known[1:]}
+        if not isinstance(value["content"], str):
+            raise _NotDataError
+        return {"content": value["content"], **flags, **({"__type": "AddedToken"} if "__type" in value else {})}
+    if isinstance(value, dict):
+        return {name: _tokens(inner, key, words) for name, inner in value.items()}
+    raise _NotDataError
+
+
+def _check_sizes(key: str, value: Any) -> None:
+    """Raise a UserError for numbers that no model has. transformers makes a name for each label, so this comes before."""
+    name = key.rpartition(".")[2]
+    if isinstance(value, (dict, list)):
+        if name in LABELS and len(value) > MOST_LABELS:
+            raise UserError(f"config.json has {len(value):,} entries in {key}; allowed: up to {MOST_LABELS:,}")
+        named = value.items() if isinstance(value, dict) and name not in LABELS else ((key, inner) for inner in value)
+        for inner_name, inner in named:
+            _check_sizes(inner_name, inner)
+        return
+    most = MOST_LAYERS if COUNTS_LAYERS.search(name) else MOST_LABELS if name == "num_labels" else MOST_NUMBER
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not NO_TABLE.search(name) and abs(value) > most:
+        raise UserError(f"config.json has {key}: {shorten(value)}; allowed: up to {most:,}")
