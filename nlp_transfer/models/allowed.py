@@ -25,30 +25,32 @@ FOLDERS = ("", "target_tokenizer", "built")
 
 # Fields that transformers reads of the families here although their classes do not declare them.
 UNDECLARED = frozenset((
-    "model_type", "num_labels", "torch_dtype", "tokenizer_class", "rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct",
-    "partial_rotary_factor", "global_rope_theta", "local_rope_theta", "rope_local_base_freq", "global_attn_every_n_layers",
-    "sliding_window_pattern", "full_attention_interval", "head_dim", "n_embed", "attention_head_size", "embedding_size",
-    "pooler_hidden_size", "cls_dropout", "classifier_dropout", "hidden_dropout", "conv_act", "conv_groups", "conv_kernel_size",
-    "norm_rel_ebd", "position_buckets", "share_att_key", "talking_head", "position_embedding_type", "is_decoder",
-    "add_cross_attention", "tie_word_embeddings", "scale_decoder_outputs", "decoder_start_token_id", "dense_act_fn",
-    "is_gated_act", "first_k_dense_replace", "moe_layer_freq", "summary_type", "summary_activation", "summary_use_proj",
-    "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels", "lang2id", "id2lang", "asm_cutoffs",
-    "asm_div_value", "output_attentions", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id",
+    "model_type", "num_labels", "torch_dtype", "tokenizer_class", "rope_scaling", "rope_theta", "rotary_emb_base",
+    "rotary_pct", "partial_rotary_factor", "global_rope_theta", "local_rope_theta", "rope_local_base_freq",
+    "global_attn_every_n_layers", "sliding_window_pattern", "full_attention_interval", "head_dim", "n_embed",
+    "attention_head_size", "embedding_size", "pooler_hidden_size", "cls_dropout", "classifier_dropout", "hidden_dropout",
+    "conv_act", "conv_groups", "conv_kernel_size", "norm_rel_ebd", "position_buckets", "share_att_key", "talking_head",
+    "position_embedding_type", "is_decoder", "add_cross_attention", "tie_word_embeddings", "scale_decoder_outputs",
+    "decoder_start_token_id", "dense_act_fn", "is_gated_act", "first_k_dense_replace", "moe_layer_freq", "summary_type",
+    "summary_activation", "summary_use_proj", "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels",
+    "lang2id", "id2lang", "asm_cutoffs", "asm_div_value", "output_attentions", "type_vocab_size", "dropout_rate",
+    "cross_attention_hidden_size", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id",
 ))  # fmt: skip
 # Fields that may hold a word, or words in a list or a mapping.
 WORDS = frozenset((
     "model_type", "architectures", "tokenizer_class", "dtype", "torch_dtype", "transformers_version", "problem_type",
-    "activation", "activation_function", "afn", "approx_mode", "attention_type", "attention_types", "attn_layers", "attn_type",
-    "classifier_activation", "classifier_pooling", "conv_act", "cross_attention_shape_for_attention", "default_language",
-    "dense_act_fn", "early_stopping", "encoder_attention_type", "feed_forward_proj", "ff_activation", "force_dequant",
-    "hidden_act", "hidden_activation", "hidden_mamba_act", "langs", "languages", "layer_types", "layers", "layers_block_type",
-    "mamba_dt_rank", "mlp_layer_types", "norm_rel_ebd", "norm_type", "normalization_type", "pooler_hidden_act", "pooling",
-    "pooling_type", "pos_att_type", "position_embedding_type", "position_embeddings_type", "rope_type", "second_expert_policy",
-    "sliding_window_pattern", "summary_activation", "summary_type", "topk_method", "type", "__float__",
+    "activation", "activation_function", "afn", "approx_mode", "attention_layers", "attention_type", "attention_types",
+    "attn_impl", "attn_layers", "attn_type", "classifier_activation", "classifier_pooling", "conv_act",
+    "cross_attention_shape_for_attention", "default_language", "dense_act_fn", "early_stopping", "encoder_attention_type",
+    "feed_forward_proj", "ff_activation", "force_dequant", "hidden_act", "hidden_activation", "hidden_mamba_act",
+    "init_device", "langs", "languages", "layer_types", "layers", "layers_block_type", "mamba_dt_rank", "mlp_layer_types",
+    "norm_rel_ebd", "norm_type", "normalization_type", "pooler_hidden_act", "pooling", "pooling_type", "pos_att_type",
+    "position_embedding_type", "position_embeddings_type", "rope_type", "second_expert_policy", "sliding_window_pattern",
+    "summary_activation", "summary_type", "topk_method", "type", "__float__",
 ))  # fmt: skip
 LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # words of the data, as they are
-# Only these may hold a configuration; it is reduced by the class of its own `model_type`.
-INNER = frozenset(("encoder", "decoder", "text_config"))
+# These may hold a configuration, besides the `sub_configs` of a class; it is reduced by its own class.
+INNER = frozenset(("encoder", "decoder"))
 # A model without these would compute something else than it was made for, so it is refused.
 NEEDED = {"quantization_config": "its weights are quantized; allowed: a checkpoint in fp32, fp16 or bf16"}
 # Notes of other programs, which mean nothing to a model of transformers 5: ignored in silence.
@@ -56,7 +58,7 @@ NOTES = frozenset((
     "_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation_autoset", "gradient_checkpointing",
     "task_specific_params", "finetuning_task", "output_past", "xla_device", "directionality", "pooler_fc_size",
     "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "use_bfloat16", "torchscript",
-    "prefix", "use_cache", "tf_legacy_loss", "reference_compile", "output_hidden_states", "return_dict",
+    "prefix", "tie_weights_", "n_positions", "use_cache", "tf_legacy_loss", "reference_compile", "output_hidden_states", "return_dict",
 ))  # fmt: skip
 
 # --- tokenizer_config.json

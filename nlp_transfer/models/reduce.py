@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,7 @@ from nlp_transfer.models.allowed import (
     UNDECLARED,
     WORDS,
 )
+from nlp_transfer.models.reading import FAULTS
 
 WORD = re.compile(r"[\w.+ #-]{0,64}")
 MOST_LAYERS, MOST_LABELS, MOST_NUMBER = 1000, 10**5, 2**31
@@ -66,12 +68,12 @@ def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) 
     reduced: dict[str, Any] = {}
     ignored: list[str] = []
     fields, own = _fields(kind), not kind.__module__.startswith("transformers.")
+    inner = {name: part if hasattr(part, "sub_configs") else None for name, part in getattr(kind, "sub_configs", {}).items()}
     for key, value in document.items():
-        inner_kind = getattr(kind, "sub_configs", {}).get(key)
         if value is not None and key in NEEDED:
             raise UserError(f"config.json has {prefix}{key}: {shorten(value)}: {NEEDED[key]}")
-        if key in INNER and key in fields and isinstance(value, dict) and value:
-            reduced[key], names = _reduce_config(value, inner_kind if isinstance(inner_kind, type) else None, f"{prefix}{key}.")
+        if isinstance(value, dict) and value and (key in inner or (key in INNER and key in fields)):
+            reduced[key], names = _reduce_config(value, inner.get(key), f"{prefix}{key}.")
             ignored += names
             continue
         try:
@@ -90,11 +92,13 @@ def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) 
 
 
 @cache
-def _fields(kind: type) -> frozenset[str]:
+def _fields(kind: Any) -> frozenset[str]:
     """The keys that a family's configuration may have."""
-    declared = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    names = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
     renamed: Mapping[str, str] = getattr(kind, "attribute_map", {})
-    return frozenset({*declared, *renamed, *UNDECLARED, *GenerationConfig().to_dict()})
+    with suppress(*FAULTS):
+        names |= set(kind().to_dict())  # with what is computed from the fields, and saved
+    return frozenset({*names, *renamed, *UNDECLARED, *GenerationConfig().to_dict()})
 
 
 def reduce_generation(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -151,7 +155,9 @@ def _data(value: Any, key: str, words: Iterable[str]) -> Any:
 
 
 def _labels(value: Any) -> Any:
-    if isinstance(value, dict) and not all(isinstance(inner, (str, int, float)) for inner in value.values()):
+    if value is not None and not isinstance(value, dict):
+        raise _NotDataError
+    if value and not all(isinstance(inner, (str, int, float)) for inner in value.values()):
         raise _NotDataError
     return value
 
@@ -176,12 +182,13 @@ def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
 def _check_sizes(key: str, value: Any) -> None:
     """Raise a UserError for numbers that no model has. transformers makes a name for each label, so this comes before."""
     name = key.rpartition(".")[2]
-    if isinstance(value, (dict, list)):
-        if name in LABELS and len(value) > MOST_LABELS:
+    if name in LABELS:
+        if len(value or ()) > MOST_LABELS:
             raise UserError(f"config.json has {len(value):,} entries in {key}; allowed: up to {MOST_LABELS:,}")
-        named = value.items() if isinstance(value, dict) and name not in LABELS else ((key, inner) for inner in value)
-        for inner_name, inner in named:
-            _check_sizes(inner_name, inner)
+        return
+    if isinstance(value, (dict, list)):
+        for inner_key, inner in value.items() if isinstance(value, dict) else ((key, inner) for inner in value):
+            _check_sizes(inner_key, inner)
         return
     most = MOST_LAYERS if COUNTS_LAYERS.search(name) else MOST_LABELS if name == "num_labels" else MOST_NUMBER
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not NO_TABLE.search(name) and abs(value) > most:

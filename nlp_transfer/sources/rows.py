@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,10 +146,11 @@ def names_of(columns: dict[str, list[Any]], names: Sequence[str] = ()) -> list[s
 def check_columns(found: list[str], wanted: list[str], source: str) -> None:
     """Raises a UserError that names every missing column and what is there instead."""
     problems = Problems()
+    counts = Counter(found)
     for name in wanted:
-        if found.count(name) > 1:
-            problems.add(f"{source}: there are {found.count(name)} columns called {name!r}; allowed: one")
-        if name not in found:
+        if counts[name] > 1:
+            problems.add(f"{source}: there are {counts[name]} columns called {name!r}; allowed: one")
+        if name not in counts:
             there = ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in found[:40])
             more = f" and {len(found) - 40} more" if len(found) > 40 else ""
             problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, found)}; found: {there}{more}")

@@ -130,11 +130,13 @@ def _label_order(source: str, teacher: Any, student: Any) -> np.ndarray:
     wanted, found = ([str(config.id2label[i]) for i in range(config.num_labels)] for config in (student, teacher))
     if student.problem_type == "regression" and len(found) == 1:
         return np.zeros(1, np.int64)  # its only output is called after a column
-    missing, more = [name for name in wanted if name not in found], [name for name in found if name not in wanted]
+    position = {name: i for i, name in enumerate(found)}
+    known = set(wanted)
+    missing, more = [name for name in wanted if name not in position], [name for name in found if name not in known]
     if missing or more:
         parts = [f"{what} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
                  for what, names in (("does not know", missing), ("also knows", more)) if names]  # fmt: skip
         raise UserError(
             f"{SETTING}: {source} {' and '.join(parts)}; allowed: a teacher with the labels of the task, in any order"
         )
-    return np.array([found.index(name) for name in wanted], np.int64)
+    return np.array([position[name] for name in wanted], np.int64)

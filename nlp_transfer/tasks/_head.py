@@ -32,7 +32,8 @@ def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedMode
     before, after = ([label_value(label) or label for label in _labels(config)] for config in (checkpoint.config, model.config))
     same = saved_as == "SequenceClassification" and _is_regression(checkpoint.config) == _is_regression(model.config)
     if same and sorted(before) == sorted(after) and len(set(after)) == len(after) and not layer.keys() & new:
-        order = torch.tensor([before.index(label) for label in after])
+        position = {label: i for i, label in enumerate(before)}
+        order = torch.tensor([position[label] for label in after])
         with torch.no_grad():
             for name, axis in layer.items():
                 parameter = model.get_parameter(name)

@@ -35,7 +35,7 @@ def _as_text(labels: Any) -> Any:
 def _each_once(labels: list[str]) -> list[str]:
     if any(not label.strip() for label in labels):
         raise ValueError("labels that are not empty; an empty cell holds no label")
-    if twice := [label for label in labels if labels.count(label) > 1]:
+    if twice := [label for label, count in Counter(labels).items() if count > 1]:
         raise ValueError(f"each label once, and {twice[0]!r} is given twice")
     return labels
 

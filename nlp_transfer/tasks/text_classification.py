@@ -70,9 +70,10 @@ class TextClassification(TextTask):
     def check_split(self, train: Rows, problems: Problems) -> None:
         schema = self.label_schema()
         ids = [schema.id(cell) for cell in train.columns[self.label]]
+        row_of = {label: row for row, label in enumerate(ids)}
         for label in [label for label, count in Counter(ids).items() if count == 1 and label is not None]:
             problems.add(
-                f"{train.where(ids.index(label))}, column {self.label!r}: the only row with the label {schema.names[label]!r}; "
+                f"{train.where(row_of[label])}, column {self.label!r}: the only row with the label {schema.names[label]!r}; "
                 "allowed: two rows or more of each label where rows of train are held out (one row can be learned from or held "
                 "out, not both)"
             )

@@ -33,6 +33,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.export.card import write_card
 from nlp_transfer.export.markdown import one_line
 from nlp_transfer.models import Checkpoint
+from nlp_transfer.models.view import load_tokenizer
 from nlp_transfer.sources import find_model
 from nlp_transfer.tasks import task_from
 from tests.hub import environment, serve
@@ -215,19 +216,25 @@ def test_no_file_outside_of_the_model_is_read(tmp_path: Path, tiny: dict[str, Pa
         return refusal(lambda: Checkpoint.open(find_model(str(folder))).load(AutoModel))
 
     outside = copy_of(tiny["bert"], tmp_path / "outside")
-    for name in ("model.safetensors", "tokenizer.json", "notes"):
+    for name in ("model.safetensors", "config.json"):
         linked = copy_of(tiny["bert"], tmp_path / "linked")
-        (linked / name).unlink(missing_ok=True)
-        (linked / name).symlink_to(outside / "model.safetensors")
+        (linked / name).unlink()
+        (linked / name).symlink_to(outside / name)
         assert f"{name} is a link out of the folder" in opened(linked)
     linked = copy_of(tiny["bert"], tmp_path / "linked")
     (linked / "target_tokenizer").symlink_to(outside)
-    assert "target_tokenizer is a link out of the folder" in opened(linked)
+    for folder, name in (("", "tokenizer.json"), ("target_tokenizer", "target_tokenizer/tokenizer_config.json")):
+        if not folder:
+            (linked / name).unlink()
+            (linked / name).symlink_to(outside / name)
+        source = find_model(str(linked))
+        assert f"{name} is a link out of the folder" in refusal(lambda: load_tokenizer(source, folder))  # noqa: B023
     for places in (
         ["../outside/model.safetensors"],
         [str(outside / "model.safetensors")],
         [5],
         ["a/../../outside/model.safetensors"],
+        ["a/b/model.safetensors"],  # a link two levels down would lead out
     ):
         sharded = copy_of(tiny["bert"], tmp_path / "sharded")
         names = list(load_file(sharded / "model.safetensors"))
@@ -270,7 +277,7 @@ def test_what_is_well_is_not_refused(tmp_path: Path, tiny: dict[str, Path]) -> N
 SIZES: dict[str, Any] = {
     "hidden_size": 10**9, "vocab_size": 10**9, "num_hidden_layers": 10**9, "num_labels": 10**9, "intermediate_size": 1e20,
     "max_position_embeddings": 10**9, "num_attention_heads": 0, "hidden_act": ["gelu"], "id2label": {"a": 1}, "model_type": {},
-    "quantization_config": "x", "dtype": "evil", "pad_token_id": 10**6, "transformers_weights": "../outside/model.safetensors",
+    "quantization_config": "x", "dtype": "evil", "pad_token_id": 10**6,
 }  # fmt: skip
 
 

@@ -1,0 +1,209 @@
+"""What is taken of a model that comes from elsewhere, and that nothing else has an effect."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from nlp_transfer.compatibility import MORE_THAN_TEXT
+from nlp_transfer.errors import UserError
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.models.allowed import TOKENIZER_FILES, TOKENIZER_NUMBERS, TOKENIZER_WORDS, TOKENS
+from nlp_transfer.models.reduce import reduce_config, reduce_generation, reduce_tokenizer
+from nlp_transfer.models.view import load_configuration, load_tokenizer, private_folder
+from nlp_transfer.sources import ModelSource, find_model
+from tests.families import CLASSIFIERS, family_config
+
+SECRET = "zqsecretzq"
+UNSOUND = ("zamba", "zamba2")  # transformers itself does not read what it saves of a small configuration
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny: dict[str, Path]) -> Path:
+    return Path(shutil.copytree(tiny["bert"], tmp_path / "model"))
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields))
+
+
+def test_no_key_of_a_tokenizer_reads_another_file(tmp_path: Path, model: Path, tiny: dict[str, Path]) -> None:
+    """Whichever key names a file: its lines are in no token, and nothing of it is saved."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("".join(f"{SECRET}{i}\n" for i in range(20)))
+    wanted = Checkpoint.open(find_model(str(tiny["bert"]))).tokenizer
+    keys = {
+        "vocab", "vocab_file", "merges", "merges_file", "tokenizer_file", "tokenizer_object", "spm_file", "gguf_file",
+        "source_spm", "src_vocab_file", "monolingual_vocab_file", "emoji_file", "normalizer_file",
+        "special_tokens_map_file", "name_or_path", "added_tokens_file", "fast_tokenizer_files", "full_tokenizer_file",
+        "init_inputs", "chat_template_file", "any_key_to_come", *TOKENIZER_WORDS, *TOKENIZER_NUMBERS,
+    } - {"tokenizer_class", "backend"}  # fmt: skip
+    for files in (("tokenizer.json",), ("vocab.txt",)):
+        for key in sorted(keys):
+            shutil.rmtree(model)
+            shutil.copytree(tiny["bert"], model)
+            for name in TOKENIZER_FILES:
+                if name not in (*files, "tokenizer_config.json"):
+                    (model / name).unlink(missing_ok=True)
+            if files == ("vocab.txt",):
+                words = {position: word for word, position in wanted.get_vocab().items()}
+                (model / "vocab.txt").write_text("".join(f"{words[i]}\n" for i in sorted(words)))
+                change(model / "tokenizer_config.json", tokenizer_class="BertTokenizer")
+            for value in (str(secret), [str(secret)]):
+                change(model / "tokenizer_config.json", **{key: value})
+                tokenizer = load_tokenizer(find_model(str(model)))
+                assert tokenizer.get_vocab() == wanted.get_vocab(), (key, value)
+                tokenizer.save_pretrained(tmp_path / "saved")
+                assert SECRET not in "".join(path.read_text() for path in (tmp_path / "saved").iterdir()), (key, value)
+
+
+def test_a_configuration_is_reduced_to_what_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "hidden_act": "gelu",
+        "id2label": {"0": "a/b", "1": "../c"},
+        "num_labels": 2,
+    }
+    hostile: dict[str, Any] = {
+        "_attn_implementation": {"": "org/kernel"}, "attn_implementation": "org/kernel", "any_key_to_come": True,
+        "auto_map": {"AutoModel": "evil.M"}, "trust_remote_code": True, "transformers_weights": "../other/model.safetensors",
+        "custom_generate": "org/name", "per_layer_config": {"0": {"x": 1}}, "gguf_file": "x.gguf", "use_kernels": 1,
+        "encoder": {"auto_map": {"AutoModel": "evil.M"}},
+    }  # fmt: skip
+    reduced, ignored = reduce_config(known | hostile)
+    assert reduced == known
+    assert sorted(ignored) == sorted(hostile)
+    for key in ("hidden_act", "problem_type", "torch_dtype"):  # a word, but neither a path nor a repository
+        for value in ("org/name", "/etc/passwd", "..\\x", "a\nb", "x" * 65, {"a/b": "gelu"}, float("nan"), ["a/b"]):
+            assert reduce_config(known | {key: value}) == ({name: known[name] for name in known if name != key}, [key])
+    assert reduce_config({"model_type": "bert", "_name_or_path": "/home/someone", "vocab_size": None}) == (
+        {"model_type": "bert", "vocab_size": None},
+        [],
+    )
+    inner = {"model_type": "bert", "hidden_size": 8, "auto_map": {"AutoModel": "evil.M"}, "_attn_implementation": "org/kernel"}
+    assert reduce_config({"model_type": "encoder-decoder", "encoder": inner, "decoder": inner})[0]["encoder"] == {
+        "model_type": "bert",
+        "hidden_size": 8,
+    }
+    with pytest.raises(UserError, match="quantization_config"):
+        reduce_config(known | {"quantization_config": {"bits": 4}})
+    with pytest.raises(UserError, match=r"encoder\.model_type"):
+        reduce_config({"model_type": "encoder-decoder", "encoder": {"model_type": "evil"}})
+
+
+def test_generation_and_tokenizers_are_reduced_to_what_is_listed() -> None:
+    assert reduce_generation(
+        {"num_beams": 4, "bad_words_ids": [[5]], "custom_generate": "org/name", "cache_implementation": "x"}
+    ) == (
+        {"num_beams": 4, "bad_words_ids": [[5]]},
+        ["custom_generate", "cache_implementation"],
+    )
+    token = {"content": "</s>", "lstrip": False, "__type": "AddedToken", "file": "/etc/passwd"}
+    kept = {"content": "</s>", "lstrip": False, "__type": "AddedToken"}
+    document = {
+        "eos_token": token,
+        "added_tokens_decoder": {"2": token},
+        "extra_special_tokens": ["<a/b>"],
+        "do_lower_case": True,
+    }
+    hostile = {"vocab": "/etc/passwd", "sp_model_kwargs": {"model_file": "/etc/passwd"}, "src_lang": "../x", "gguf_file": "x"}
+    reduced, ignored = reduce_tokenizer(document | hostile)
+    assert reduced == document | {"eos_token": kept, "added_tokens_decoder": {"2": kept}}
+    assert sorted(ignored) == sorted(hostile)
+    assert not TOKENS & (TOKENIZER_WORDS | TOKENIZER_NUMBERS)
+    with pytest.raises(UserError, match="auto_map"):
+        reduce_tokenizer({"auto_map": {"AutoTokenizer": ["evil.T", None]}})
+
+
+@pytest.mark.parametrize("family", [name for name in CLASSIFIERS if name not in (*MORE_THAN_TEXT, *UNSOUND)])
+def test_the_configuration_of_a_family_is_reduced_to_itself(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = family_config(family, id2label={0: "a/b", 1: "c"})
+    config.save_pretrained(tmp_path)
+    wanted, reduced = AutoConfig.from_pretrained(tmp_path), load_configuration(find_model(str(tmp_path)))
+    assert type(reduced) is type(wanted)
+    assert reduced.to_dict() == wanted.to_dict()
+    assert not capsys.readouterr().err, "nothing that a family saves is unknown"
+
+
+def test_a_model_with_unknown_keys_is_the_same_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["a good film", "a bad film"]
+
+    def logits() -> torch.Tensor:
+        checkpoint = Checkpoint.open(find_model(str(model)))
+        torch.manual_seed(0)
+        loaded = checkpoint.load(AutoModelForSequenceClassification).eval()
+        return loaded(**checkpoint.tokenizer(texts, return_tensors="pt", padding=True)).logits
+
+    wanted = logits()
+    change(
+        model / "config.json", adapters={"a": 1}, my_note="a word", my_number=3, _name_or_path="/x", gradient_checkpointing=True
+    )
+    change(model / "tokenizer_config.json", my_note="a word", name_or_path="/x")
+    assert torch.equal(logits(), wanted)
+    shown = capsys.readouterr().err
+    assert "config.json: ignored 'adapters', 'my_note', 'my_number'" in shown
+    assert "tokenizer_config.json: ignored 'my_note'" in shown
+
+
+def test_the_private_folder_holds_only_what_is_listed(model: Path) -> None:
+    for name in ("modeling_evil.py", "vocab.pkl", "training_args.bin", "tokenizer.py", "notes.json", "model-0.safetensors"):
+        (model / name).write_text("x")
+    (model / "x").mkdir()
+    (model / "x" / "config.json").write_text("{}")
+    source = ModelSource(str(model), str(model))
+    before = {path.name for path in model.iterdir()}
+    with private_folder(source, weights=True, tokenizer="") as folder:
+        names = {path.name for path in folder.iterdir()}
+        assert names == before & {"config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES}
+        assert not (folder / "config.json").is_symlink()
+        assert (folder / "model.safetensors").resolve() == (model / "model.safetensors").resolve()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json"])
+def test_only_regular_files_inside_a_model_are_opened(name: str, tmp_path: Path, model: Path, tiny: dict[str, Path]) -> None:
+    path, source = model / name, ModelSource("m", str(model))
+
+    def opened() -> str:
+        with pytest.raises(UserError) as found, private_folder(source, weights=True, tokenizer=""):
+            pass
+        return str(found.value)
+
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert f"{name} is no regular file" in opened()
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert f"{name} is a link out of the folder" in opened()
+    path.unlink()
+    path.symlink_to(name)
+    assert name in opened()
+    path.unlink()
+    path.mkdir()
+    assert f"{name} is no regular file" in opened()
+
+
+def test_what_was_loaded_names_the_model_and_not_the_private_folder(tmp_path: Path, model: Path) -> None:
+    checkpoint = Checkpoint.open(find_model(str(model)))
+    loaded = checkpoint.load(AutoModel)
+    for place in (
+        checkpoint.config._name_or_path,
+        loaded.config._name_or_path,
+        loaded.name_or_path,
+        checkpoint.tokenizer.name_or_path,
+    ):
+        assert place == str(model)
+    checkpoint.tokenizer.save_pretrained(tmp_path / "saved")
+    assert "nlp_transfer-model-" not in "".join(path.read_text() for path in (tmp_path / "saved").iterdir())
+    assert torch.equal(
+        loaded.embeddings.word_embeddings.weight, load_file(model / "model.safetensors")["embeddings.word_embeddings.weight"]
+    )
