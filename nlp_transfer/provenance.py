@@ -16,7 +16,9 @@ from typing import Any
 
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
+from nlp_transfer.models.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.models.trust import weight_files
+from nlp_transfer.models.view import find_file
 from nlp_transfer.resolve import Run
 from nlp_transfer.sources import ModelSource, find_model
 from nlp_transfer.sources.paths import mapping, portable, replaced
@@ -25,8 +27,7 @@ from nlp_transfer.sources.wheels import sha256_of
 from nlp_transfer.strategies import Combined, Strategy
 from nlp_transfer.tasks import Task
 
-MODEL_FILES = (".json", ".txt", ".model", ".spm", ".bpe", ".vocab", ".jinja")  # configuration and tokenizers, beside the weights
-MODEL_FOLDERS = ("", "target_tokenizer")
+MODEL_FOLDERS = ("", "target_tokenizer/")
 Inputs = dict[str, list[tuple[str, str]]]  # (path, SHA-256) of each file, by dotted name of a setting
 
 
@@ -87,9 +88,8 @@ def _hash_model(source: ModelSource) -> list[tuple[str, str]]:
     if not source.is_folder:
         return []
 
-    folder = Path(source.path)
-    further = [path for inner in MODEL_FOLDERS for path in (folder / inner).glob("*") if path.suffix in MODEL_FILES]
-    files = {path for path in (*weight_files(source), *further) if path.is_file() and not path.name.startswith(".")}
+    names = [f"{folder}{name}" for folder in MODEL_FOLDERS for name in (*CONFIGURATIONS, RECORD, *TOKENIZER_FILES)]
+    files = {path for name in names if (path := find_file(source, name))} | set(weight_files(source))
     return [(str(path), sha256_of(path)) for path in sorted(files)]
 
 

@@ -57,8 +57,9 @@ NEEDED = {"quantization_config": "its weights are quantized; allowed: a checkpoi
 NOTES = frozenset((
     "_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation_autoset", "gradient_checkpointing",
     "task_specific_params", "finetuning_task", "output_past", "xla_device", "directionality", "pooler_fc_size",
-    "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "use_bfloat16", "torchscript",
-    "prefix", "tie_weights_", "n_positions", "use_cache", "tf_legacy_loss", "reference_compile", "output_hidden_states", "return_dict",
+    "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "use_bfloat16",
+    "torchscript", "prefix", "tie_weights_", "n_positions", "use_cache", "tf_legacy_loss", "reference_compile",
+    "output_hidden_states", "return_dict",
 ))  # fmt: skip
 
 # --- tokenizer_config.json

@@ -85,7 +85,7 @@ def find_file(source: ModelSource, name: str) -> Path | None:
 
 
 def _inside(source: ModelSource, path: Path) -> Path:
-    """The regular file that is meant, all links resolved. Raises a UserError where it is another kind of file, or elsewhere."""
+    """The path, once it was checked. Raises a UserError where it is no regular file, or leads out of the model."""
     folder = Path(source.path)
     real = folder.resolve()
     roots = [real]
@@ -104,7 +104,7 @@ def _inside(source: ModelSource, path: Path) -> Path:
         )
     if not stat.S_ISREG(mode):
         raise UserError(f"model: {source.name}: {path.relative_to(folder)} is no regular file; allowed: files")
-    return found
+    return path
 
 
 def read_settings(source: ModelSource, name: str) -> dict[str, Any] | None:
@@ -197,7 +197,7 @@ def _add_tokenizer(source: ModelSource, inner: str, folder: Path) -> None:
 
 def _link(path: Path, place: Path) -> None:
     try:
-        place.symlink_to(path)
+        place.symlink_to(path.resolve())
     except OSError:  # Windows allows it only to some users
         shutil.copyfile(path, place)
 

@@ -200,12 +200,12 @@ def test_settings_that_do_not_lead_to_the_files_say_where_to_call_them(
 
 def test_files_that_were_added_are_not_called_changed(project: Path) -> None:
     write_csv(project / "more/t3.csv", sentiment_rows(4))
-    (project / "models/bert/further.json").write_text("{}")
+    (project / "models/bert/merges.txt").write_text("{}")
     with pytest.raises(UserError) as refused:
         run()
     said = str(refused.value)
     assert "data.test: more/t3.csv was not among the files before" in said
-    assert "further.json was not among the files before" in said
+    assert "merges.txt was not among the files before" in said
     assert "changed" not in said
 
 
