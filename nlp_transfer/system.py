@@ -94,7 +94,11 @@ def uses_fallback(folder: Path) -> bool:
 
 
 def prepare_libraries() -> None:
-    """Set what libraries need that ask for the user's home folder or name when they are imported, where this user has none."""
+    """Set what libraries read when they are imported: what of them this toolkit does not need, and a home folder and a name,
+    where this user has none."""
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets and evaluate count each use at an address elsewhere
+    # For a hub model without safetensors transformers would ask a service elsewhere to convert it, by a pull request.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     if not os.environ.get("HF_HOME") and uses_fallback(folder := user_cache("huggingface")):
         os.environ["HF_HOME"] = str(folder)
     try:

@@ -18,6 +18,7 @@ from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.export.built import TaskModelConfig, check_built, load_built, with_config
 from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_difference
+from nlp_transfer.hub_client import asking
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
 from nlp_transfer.models.allowed import RECORD
@@ -161,13 +162,15 @@ def hub_adapter(model: str) -> Path | None:
     if match is None or "/" not in model or os.path.exists(expand(model)):
         return None
     from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
-    try:
-        hf_hub_download(match["id"], "adapter_config.json", revision=match["revision"])
-        hf_hub_download(match["id"], RECORD, revision=match["revision"])
-        return Path(snapshot_download(match["id"], revision=match["revision"]))
-    except (OSError, ValueError):  # it is no adapter of this toolkit; or it cannot be read, which is said where it is opened
-        return None
+    with asking(f"model: {model}"):
+        try:
+            hf_hub_download(match["id"], "adapter_config.json", revision=match["revision"])
+            hf_hub_download(match["id"], RECORD, revision=match["revision"])
+            return Path(snapshot_download(match["id"], revision=match["revision"]))
+        except (OSError, HFValidationError):  # no adapter of this toolkit; or it cannot be read, which is said where it is opened
+            return None
 
 
 def adapter_record(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.package import Package, make_package
 from nlp_transfer.export.remote import MAIN, MovedError, Operations, Remote, Tree
-from nlp_transfer.export.retries import GaveUpError, HubAnswerError, one_try_each
+from nlp_transfer.export.retries import HubAnswerError, one_try_each
 from nlp_transfer.export.rights import Target, check_name, check_target
+from nlp_transfer.hub_client import HubError
 
 RIVALS = 5  # how often somebody else may commit in between
 BIG = 10_000_000  # bytes, from which on a file is named
@@ -80,7 +81,7 @@ def push(
     """
     check_name(repo_id)
     remote = Remote(repo_id, token)
-    with one_try_each():
+    with one_try_each(f"pushing to {repo_id}"):
         target = check_target(remote, public, revision, create_pr, tag)
         package = make_package(model, repo_id, adapter)
         remote.check_card(package.card)
@@ -106,7 +107,7 @@ def check_push(repo_id: str) -> None:
         UserError: as `push`.
     """
     check_name(repo_id)
-    with one_try_each():
+    with one_try_each(f"asking whether {repo_id} may be pushed to"):
         check_target(Remote(repo_id))
 
 
@@ -161,14 +162,14 @@ def _create(remote: Remote, target: Target) -> None:
     try:
         if remote.create(not target.public):
             return
-    except GaveUpError:
-        found = remote.info()
-        if found is not None and found.head is not None and set(remote.tree(found.head)) <= set(FRESH):
-            _remove(remote, target, "repository", [])
-        raise
     except HubAnswerError as answer:
         if answer.status == 409:
             raise UserError(taken) from answer
+        raise
+    except HubError:
+        found = remote.info()
+        if found is not None and found.head is not None and set(remote.tree(found.head)) <= set(FRESH):
+            _remove(remote, target, "repository", [])
         raise
     found = remote.info()
     if found is None or found.head is None:

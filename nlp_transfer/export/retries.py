@@ -1,11 +1,12 @@
 """Calls to a hub that are made again: one policy for all of them, which says what it waits for.
 
-huggingface_hub repeats some of its calls by itself and others not, without a limit to how long one may take. Inside
-`one_try_each` each of its requests is sent once and fails after PATIENCE seconds without progress; `again` makes it again.
+huggingface_hub repeats some of its calls by itself and others not. Inside `one_try_each` each of its requests is sent once and
+fails after PATIENCE seconds without progress; `again` makes it again.
 """
 
 import random
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,12 +18,12 @@ from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
-    get_session,
 )
 from huggingface_hub.utils import logging as hub_logging
 
 from nlp_transfer.console import console, say
 from nlp_transfer.errors import UserError
+from nlp_transfer.hub_client import PATIENCE, HubError, guarded, policy, said
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -30,7 +31,6 @@ E = TypeVar("E", bound=BaseException)
 TRIES = 6
 FIRST, LONGEST = 1.0, 30.0  # seconds between two tries: doubled each time, up to the longest
 ASKED = 300.0  # seconds that a hub may ask to wait for
-PATIENCE = 120.0
 BUSY = (408, 429)
 RESET = re.compile(r"\br=0\b.*?\bt=(\d+)")  # of the header `RateLimit: "api";r=0;t=55`
 sleep = time.sleep
@@ -44,11 +44,11 @@ class NoAnswerError(Exception):
         self.wait = wait
 
 
-class GaveUpError(UserError):
+class GaveUpError(HubError):
     """No answer, however often the hub was asked."""
 
 
-class HubAnswerError(UserError):
+class HubAnswerError(HubError):
     """An answer that says no. `error` is what huggingface_hub made of it."""
 
     def __init__(self, message: str, error: HfHubHTTPError) -> None:
@@ -69,19 +69,23 @@ def again(what: str, call: Callable[[], T], arrived: Callable[[], T | None] = la
         arrived: after a try without an answer, its result if the call was carried out all the same.
 
     Raises:
-        GaveUpError: there was no answer.
+        GaveUpError: there was no answer, or none that can be understood.
         HubAnswerError: the hub said no.
+        HubError: the hub's answer was refused.
     """
+    outer = sys.exc_info()[1]
     for attempt in range(1, TRIES + 1):
         try:
             return call()
         except Exception as error:
-            if answer := within(error, HfHubHTTPError):
+            if answer := within(error, HfHubHTTPError, outer):
                 raise HubAnswerError(_explain(what, answer), answer) from error
-            silence = within(error, NoAnswerError)
-            if silence is None:
-                raise
-            trouble = silence
+            if refused := within(error, UserError, outer):
+                raise refused from error
+            silence = within(error, NoAnswerError, outer)
+            if silence is None and isinstance(error, OSError):  # offline mode, or a file that cannot be read
+                raise UserError(f"{what}: {said(error)}") from error
+            trouble = silence or NoAnswerError(f"the answer cannot be understood ({said(error)})")
         wait = _wait(attempt, trouble)
         if attempt == TRIES or wait > ASKED:
             break
@@ -101,11 +105,15 @@ def _wait(attempt: int, trouble: NoAnswerError) -> float:
     return spread if trouble.wait is None else trouble.wait + random.uniform(0.0, 1.0)
 
 
-def within(error: BaseException | None, kind: type[E]) -> E | None:
-    """The error of a kind that another was raised from: huggingface_hub wraps what happens in its threads."""
-    while error is not None and not isinstance(error, kind):
+def within(error: BaseException | None, kind: type[E], outer: BaseException | None = None) -> E | None:
+    """The error of a kind that another was raised from: huggingface_hub wraps what happens in its threads.
+
+    Args:
+        outer: an error that was being handled before, such as the one that a push is taken back for.
+    """
+    while error is not None and error is not outer and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
-    return error
+    return error if isinstance(error, kind) and error is not outer else None
 
 
 def _explain(what: str, error: HfHubHTTPError) -> str:
@@ -120,16 +128,18 @@ def _explain(what: str, error: HfHubHTTPError) -> str:
 
 
 @contextmanager
-def one_try_each() -> Iterator[None]:
-    """Within it huggingface_hub sends each request once, and is silent."""
-    client: Any = get_session()
-    send = client.send
+def one_try_each(what: str) -> Iterator[None]:
+    """Within it huggingface_hub sends each request once, and is silent. Answers are guarded (`hub_client`).
 
-    def once(request: Any, **settings: Any) -> Any:
+    Args:
+        what: what is wanted, for messages.
+    """
+
+    def once(send: Any, request: Any, **settings: Any) -> Any:
         request.extensions = dict(request.extensions) | {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), PATIENCE)}
         try:
             response = send(request, **settings)
-        except OSError:  # offline mode, say, or a file that cannot be read
+        except (OSError, UserError):  # offline mode, a file that cannot be read, or an answer that was refused
             raise
         except Exception as error:
             if _is_transport(error):
@@ -141,13 +151,11 @@ def one_try_each() -> Iterator[None]:
 
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
-    client.send = once
     try:
-        with warnings.catch_warnings():
+        with guarded(what), policy(once), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        del client.send
         hub_logging.set_verbosity(level)
 
 

@@ -234,8 +234,11 @@ def load_hub_metric(name: str, *, allow_foreign_code: bool) -> evaluate.Evaluati
         )
     import evaluate
 
+    from nlp_transfer.hub_client import guarded
+
     try:
-        return evaluate.load(name)
+        with guarded(f"training.hub_metrics: {name}"):
+            return evaluate.load(name)
     except Exception as error:  # the hub, the network and the metric's own code each have their own
         raise UserError(f"training.hub_metrics: cannot load {name!r} from the hub: {error}") from error
 
