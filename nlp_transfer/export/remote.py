@@ -56,7 +56,7 @@ class Remote:
 
     def whoami(self) -> dict[str, Any]:
         """Whom the token belongs to. Raises a HubAnswerError where the hub does not know it."""
-        found: dict[str, Any] = again("asking whose token it is", self._api.whoami)
+        found: dict[str, Any] = again(f"{self.repo_id}: asking whose token it is", self._api.whoami)
         return found
 
     def info(self, revision: str = MAIN) -> Info | None:
@@ -92,7 +92,7 @@ class Remote:
     def check_card(self, content: str) -> None:
         """Raises a UserError with what the hub finds wrong in a model card."""
         try:
-            again("checking the model card", lambda: ModelCard(content).validate())
+            again(f"{self.repo_id}: checking the model card", lambda: ModelCard(content).validate())
         except HubAnswerError as answer:
             if answer.status != 400:
                 raise
@@ -124,11 +124,14 @@ class Remote:
         again(f"removing {self.repo_id}", lambda: self._api.delete_repo(self.repo_id, missing_ok=True))
 
     def create_branch(self, name: str) -> None:
-        again(f"creating the branch {name}", lambda: self._api.create_branch(self.repo_id, branch=name, exist_ok=True))
+        again(
+            f"{self.repo_id}: creating the branch {name}",
+            lambda: self._api.create_branch(self.repo_id, branch=name, exist_ok=True),
+        )
 
     def delete_branch(self, name: str) -> None:
         try:
-            again(f"removing the branch {name}", lambda: self._api.delete_branch(self.repo_id, branch=name))
+            again(f"{self.repo_id}: removing the branch {name}", lambda: self._api.delete_branch(self.repo_id, branch=name))
         except HubAnswerError as answer:
             if answer.status != GONE:
                 raise
@@ -136,7 +139,9 @@ class Remote:
     def tag(self, name: str, commit: str) -> None:
         """Raises a UserError where the tag stands elsewhere already."""
         try:
-            again(f"setting the tag {name}", lambda: self._api.create_tag(self.repo_id, tag=name, revision=commit))
+            again(
+                f"{self.repo_id}: setting the tag {name}", lambda: self._api.create_tag(self.repo_id, tag=name, revision=commit)
+            )
         except HubAnswerError as answer:
             if answer.status != 409 or not any(one.name == name and one.target_commit == commit for one in self.refs().tags):
                 raise

@@ -77,8 +77,8 @@ def check_target(
 def _check_rights(who: Mapping[str, Any], repo_id: str, create_pr: bool) -> None:
     """The account must be allowed to write there, and the token too."""
     name, namespace = str(who["name"]), repo_id.split("/")[0]
-    roles = {str(one["name"]): one.get("roleInOrg") for one in who.get("orgs", [])}
-    token = who.get("auth", {}).get("accessToken", {})
+    roles = {str(one["name"]): one.get("roleInOrg") for one in who.get("orgs") or []}
+    token = (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise UserError(
             f"{repo_id}: the token of {name} may only read; make one that may write in the settings of the account, and set it "
@@ -93,7 +93,7 @@ def _check_rights(who: Mapping[str, Any], repo_id: str, create_pr: bool) -> None
         raise UserError(f"{repo_id}: {name} may only read in {namespace}; ask there for the right to write")
     if token.get("role") == "fineGrained":
         scoped = (token.get("fineGrained") or {}).get("scoped") or []
-        places = [one["entity"].get("name") for one in scoped if "repo.write" in one.get("permissions", [])]
+        places = [one["entity"].get("name") for one in scoped if "repo.write" in (one.get("permissions") or [])]
         if namespace not in places and repo_id not in places:
             raise UserError(
                 f"{repo_id}: the token may not write there (it may in {', '.join(map(str, places)) or 'no place'}); add the "

@@ -2,12 +2,15 @@
 
 import random
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 BEFORE = ("500", "503", "429", "401", "409", "cut-request")
-AFTER = ("500-after", "cut-answer", "drop")
-OTHER = ("slow", "corrupt", "rival")
+AFTER = ("500-after", "cut-answer", "drop", "changed")
+OTHER = ("slow", "corrupt", "rival", "trickling-head")
 KINDS = (*BEFORE, *AFTER, *OTHER)
+Answer = tuple[int, Iterable[bytes], Mapping[str, str]]
+"""Status, body (in pieces, or whole), and headers. A body that is whole gets the header Content-Length unless it has one."""
 
 
 @dataclass
@@ -17,6 +20,8 @@ class Fault:
     - 500, 503, 429, 401, 409: this answer, and nothing is done. After 401 the token is not known any more.
     - 500-after: all is done, and the answer is 500. drop: all is done, and there is no answer.
     - cut-request: the connection ends in the middle of what is sent; cut-answer: of what is answered.
+    - changed: all is done, and `change` makes another answer of the right one.
+    - trickling-head: the answer's headers come byte by byte, and do not end.
     - slow: the answer takes `seconds`. corrupt: one bit of what arrives is turned. rival: somebody else commits first.
     """
 
@@ -27,6 +32,7 @@ class Fault:
     """Which of the calls that match, from 1 on; without it all of them."""
     retry_after: int | str | None = None
     seconds: float = 0.0
+    change: Callable[[int, bytes, dict[str, str]], Answer] | None = None
     seen: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,6 +75,13 @@ class Handler(BaseHTTPRequestHandler):
             body = self.body()
         except (ConnectionError, TimeoutError):
             return
+        while kind == "trickling-head":
+            try:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX: " if not self.headers.get("begun") else b"x")
+                self.headers["begun"] = "yes"
+                time.sleep(0.05)
+            except ConnectionError:
+                return
         if kind == "slow" and self.fault:
             time.sleep(self.fault.seconds)
         try:
@@ -139,13 +146,22 @@ class Handler(BaseHTTPRequestHandler):
             return
         if kind == "500-after":
             status, content, headers = 500, b'{"error": "Internal Error"}', {}
+        pieces: Iterable[bytes] = content
+        headers = {"Content-Type": "application/json"} | headers
+        if self.fault and self.fault.change:
+            status, pieces, changed = self.fault.change(status, content, headers)
+            headers = dict(changed)
+        if isinstance(pieces, bytes):
+            headers = {"Content-Length": str(len(pieces))} | headers
+            pieces = [pieces[: len(pieces) // 2] if kind == "cut-answer" else pieces]
+        self.close_connection = kind == "changed"  # what comes after such an answer is not known
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json"} | headers).items():
+        for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content[: len(content) // 2] if kind == "cut-answer" else content)
+        for piece in pieces if self.command != "HEAD" else ():
+            self.wfile.write(piece)
+            self.wfile.flush()
         if kind == "cut-answer":
             self.wfile.flush()
             self.cut()

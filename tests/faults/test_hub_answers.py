@@ -1,0 +1,400 @@
+"""Whatever a hub answers: its token stays with it, nothing is written outside the cache, and an error says what was wrong."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    constants,
+    get_session,
+    hf_hub_download,
+    set_client_factory,
+    snapshot_download,
+)
+from huggingface_hub.utils import httpx
+
+from nlp_transfer import hub_client
+from nlp_transfer.errors import UserError
+from nlp_transfer.export.remote import Remote
+from nlp_transfer.export.retries import one_try_each
+from nlp_transfer.export.rights import check_target
+from nlp_transfer.hub_answers import ANSWERS, PATH
+from nlp_transfer.hub_client import HubError, asking
+from tests.hub import Fault, Hub, serve
+from tests.hub.client import TOKEN
+from tests.hub.faults import Answer
+from tests.hub.inside import ADDRESS, OTHER, Inside, inside
+
+NAME = "ann/reviews"
+FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100, "folder/vocab.txt": b"a\nb\n"}
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[tuple[Hub, Inside]]:
+    with inside(tmp_path / "cache") as (hub, transport):
+        hub.seed(NAME, FILES)
+        yield hub, transport
+
+
+def with_headers(**more: str) -> Callable[[int, bytes, dict[str, str]], Answer]:
+    added = {name.replace("_", "-"): value for name, value in more.items()}
+    return lambda status, content, headers: (status, content, {**headers, **added})
+
+
+def with_document(change: Callable[[Any], Any]) -> Callable[[int, bytes, dict[str, str]], Answer]:
+    return lambda status, content, headers: (status, json.dumps(change(json.loads(content))).encode(), headers)
+
+
+def download(cache: Path) -> Path:
+    """As a model is fetched from a hub."""
+    with asking(f"model: {NAME}"):
+        return Path(snapshot_download(NAME, cache_dir=cache))
+
+
+def send() -> str:
+    """As a model is pushed, with a large and a small file, a branch and a tag; the commit."""
+    with one_try_each(f"pushing to {NAME}"):
+        remote = Remote(NAME)
+        target = check_target(remote, tag="v1")
+        assert target.info is not None
+        assert target.info.head is not None
+        files = [CommitOperationAdd("new.safetensors", b"new weights"), CommitOperationAdd("notes.txt", b"notes")]
+        remote.send(files, "main", False)
+        commit = remote.commit(files, target.info.head, "main", "message", "mark")
+        remote.tree(commit)
+        remote.tag("v1", commit)
+        remote.propose([CommitOperationAdd("more.txt", b"more")], commit, "main", "message", "another mark")
+        return commit
+
+
+def outcome(action: Callable[[], object]) -> str:
+    """What a refusal says; NAME where there is none."""
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    return NAME
+
+
+def test_a_hub_that_does_well(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    hub, transport = connection
+    found = download(tmp_path / "cache")
+    assert {name: (found / name).read_bytes() for name in FILES} == FILES
+    assert hub.repository(NAME).files(send())["new.safetensors"] == b"new weights"
+    assert not transport.elsewhere
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache"]
+
+
+# --- the token
+
+
+def elsewhere(document: Any) -> Any:
+    for action in document["objects"][0]["actions"].values():
+        action["href"] = f"{OTHER}/x"
+    return document
+
+
+AWAY: dict[str, Fault] = {
+    "verify and upload": Fault("changed", "objects/batch", change=with_document(elsewhere)),
+    "next page": Fault("changed", "GET .*/(tree|commits)/", change=with_headers(Link=f'<{OTHER}/next>; rel="next"')),
+    "next page, by case": Fault("changed", "/tree/", change=with_headers(LINK='<http://HUB.TEST:81/next>; rel="next"')),
+    "redirect": Fault("changed", "GET ", change=lambda *_: (302, b"", {"Location": f"{OTHER}/x", "Set-Cookie": "a=b"})),
+    "redirect of a post": Fault("changed", "POST ", change=lambda *_: (307, b"", {"Location": f"{OTHER}/x"})),
+    "redirect of a file": Fault(
+        "changed", "HEAD ", change=lambda _, __, headers: (302, b"", {**headers, "Location": f"{OTHER}/x"})
+    ),
+    "xet": Fault(
+        "changed", "HEAD ", change=with_headers(X_Xet_Hash="f" * 64, X_Xet_Refresh_Route=f"{OTHER}/x", X_Linked_Etag="e" * 64)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", AWAY)
+def test_the_token_goes_to_the_hub_alone(way: str, connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    hub, transport = connection
+    hub.faults = [AWAY[way]]
+    for action in (lambda: download(tmp_path / "cache"), send):
+        assert NAME in outcome(action)
+    assert hub.faults[0].seen > 0
+    assert transport.elsewhere or way == "xet"  # which is not used at all
+    for request in transport.elsewhere:
+        assert TOKEN not in str(request.headers.raw)
+        assert "Cookie" not in request.headers
+
+
+def test_only_what_is_needed_is_told(connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither versions of other libraries, nor what the environment holds: a hub could ask for variables by name."""
+    hub, _ = connection
+    agents: list[str] = []
+    handle = Inside.handle_request
+
+    def listen(self: Inside, request: Any) -> Any:
+        agents.append(request.headers["User-Agent"])
+        return handle(self, request)
+
+    monkeypatch.setattr(Inside, "handle_request", listen)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    download(tmp_path / "cache")
+    send()
+    assert set(agents) == {hub_client.AGENT}
+    assert all(NAME in call or call == "GET /api/whoami-v2" or "/upload/" in call for call in hub.asked)
+
+
+def test_a_client_of_the_users_own(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    """It makes the requests, and outside of this toolkit it is as it was."""
+    _, transport = connection
+    asked: list[str] = []
+
+    def note(request: Any) -> None:
+        asked.append(request.url.path)
+
+    set_client_factory(lambda: httpx.Client(transport=transport, follow_redirects=True, event_hooks={"request": [note]}))
+    download(tmp_path / "cache")
+    assert any("config.json" in path for path in asked)
+    get_session().get(f"{OTHER}/own", headers={"Authorization": "Bearer mine", "User-Agent": "mine"})
+    headers = transport.elsewhere[-1].headers
+    assert (headers["Authorization"], headers["User-Agent"]) == ("Bearer mine", "mine")
+    assert "gzip" in headers["Accept-Encoding"]
+
+
+# --- names of files
+
+OUTSIDE = ["../../../escaped", "..", ".", "a/b", "/escaped", "..\\escaped", "a" * 300, "-a", "~", "", "é", "a\tb"]
+NAMED: dict[str, Callable[[str], Fault]] = {
+    "ETag": lambda name: Fault("changed", "HEAD ", change=with_headers(ETag=f'"{name}"')),
+    "X-Linked-Etag": lambda name: Fault("changed", "HEAD ", change=with_headers(X_Linked_Etag=f'"{name}"')),
+    "X-Repo-Commit": lambda name: Fault("changed", "HEAD ", change=with_headers(X_Repo_Commit=name)),
+    "X-Repo-Commit of a missing file": lambda name: Fault(
+        "changed", "HEAD ", change=lambda *_: (404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": name})
+    ),
+    "sha": lambda name: Fault(
+        "changed", f"GET /api/models/{NAME}(/revision/main)?$", change=with_document(lambda info: {**info, "sha": name})
+    ),
+    "path": lambda name: Fault(
+        "changed", "/tree/", change=with_document(lambda entries: [{**entries[0], "path": f"../{name}"}, *entries[1:]])
+    ),
+    "oid": lambda name: Fault("changed", "/tree/", change=with_document(lambda entries: [{**entries[0], "oid": name}])),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("field", NAMED)
+def test_no_answer_names_a_file_outside_the_cache(field: str, name: str, connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    hub, _ = connection
+    hub.faults = [NAMED[field](name)]
+
+    def fetch() -> None:
+        with asking(f"model: {NAME}"):
+            hf_hub_download(NAME, "config.json", cache_dir=tmp_path / "cache")
+        download(tmp_path / "cache")
+
+    with pytest.raises(HubError) as error:
+        fetch()
+    for word in (NAME, ADDRESS, field.split()[0], "refused"):
+        assert word in str(error.value)
+    assert [entry.name for entry in tmp_path.iterdir()] in ([], ["cache"])
+    own = {tmp_path / "cache" / name for name in ("models--ann--reviews", ".locks", "CACHEDIR.TAG")}
+    assert set(tmp_path.glob("cache/*")) <= own
+
+
+def test_etags_that_hubs_really_send(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    hub, _ = connection
+    for tag in ('W/"' + "a1" * 20 + '"', '"' + "f" * 64 + '"', '"d41d8cd98f00b204e9800998ecf8427e-5"'):
+        hub.faults = [Fault("changed", "HEAD ", change=with_headers(ETag=tag))]
+        with asking("a file"):
+            assert Path(hf_hub_download(NAME, "config.json", cache_dir=tmp_path / tag.strip('W/"')[:9])).read_bytes() == b"{}"
+    # The hash of an answer that is no file's may hold anything.
+    hub.faults = [Fault("changed", "GET /api", change=with_headers(ETag='W/"2a-cE/+x="'))]
+    download(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.txt", ".gitattributes", "a..b", "..a/b", "a/.b", "ü/漢"])
+def test_paths_that_are_right(path: str) -> None:
+    assert PATH.fullmatch(path)
+
+
+# --- the form of answers
+
+
+def spoiled(document: Any, at: tuple[Any, ...], value: Any) -> Any:
+    """A document with another value somewhere; `...` for none at all."""
+    if not at:
+        return value
+    copy = dict(document) if isinstance(document, dict) else list(document)
+    if value is ... and len(at) == 1:
+        del copy[at[0]]
+    else:
+        copy[at[0]] = spoiled(document[at[0]], at[1:], value)
+    return copy
+
+
+def places(shape: Any, document: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where a document has what a shape describes."""
+    yield at
+    if isinstance(shape, dict) and isinstance(document, dict):
+        for key in shape:
+            if document.get(key.rstrip("?")) is not None:
+                yield from places(shape[key], document[key.rstrip("?")], (*at, key.rstrip("?")))
+    if isinstance(shape, list) and document:
+        yield from places(shape[0], document[0], (*at, 0))
+
+
+WRONG: list[Any] = [None, 7, -1, "", "../x", "\x1b[2J", [], [[]], {}, {"a": {}}, True, 1.5, "x" * 10_000]
+
+
+@pytest.mark.parametrize("number", range(len(ANSWERS)), ids=[f"{method} {path}" for method, path, _ in ANSWERS])
+def test_every_field_of_every_answer_may_be_wrong(number: int, connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    """Each field that is read, with values of each type: the result or a UserError, and nothing but that."""
+    hub, _ = connection
+    method, pattern, shape = ANSWERS[number]
+    documents: list[Any] = []
+
+    def record(status: int, content: bytes, headers: dict[str, str]) -> Answer:
+        documents.append(json.loads(content))
+        return status, content, headers
+
+    def act(round_: int) -> None:
+        if pattern.endswith("create"):
+            with one_try_each(f"pushing to {NAME}"):
+                Remote(f"{NAME}-{round_}").create(True)
+        elif "commits" in pattern:
+            with one_try_each(f"pushing to {NAME}"):
+                Remote(NAME)._marked("main", "mark")
+        elif "paths-info" in pattern:
+            with asking(f"data: {NAME}"):
+                HfApi().get_paths_info(NAME, ["config.json"])
+        else:
+            repository = hub.repository(NAME)
+            repository.tags.clear()
+            send()
+
+    hub.faults = [Fault("changed", f"^{method} {pattern}$", change=record)]
+    act(0)
+    refused = count = 0
+    for at in places(shape, documents[0]):
+        for value in (*WRONG, ...):
+            if value is ... and (not at or at[-1] == 0):
+                continue
+            count += 1
+            change = partial(spoiled, at=at, value=value)
+            hub.faults = [Fault("changed", f"^{method} {pattern}$", change=with_document(change))]
+            said = outcome(lambda: act(count))  # noqa: B023
+            refused += said != NAME
+            assert NAME in said
+    assert refused > count / 2
+
+
+CALLS = (
+    "whoami", "/refs", "/preupload/", "objects/batch", "POST .*/commit/", "/tree/", f"GET /api/models/{NAME}", "HEAD ",
+    "GET .*/resolve/",
+)  # fmt: skip
+BODIES: dict[str, Callable[[int, bytes, dict[str, str]], Answer]] = {
+    "HTML": lambda *_: (200, b"<html>Sign in to this network</html>", {"Content-Type": "text/html"}),
+    "nothing": lambda *_: (200, b"", {}),
+    "half": lambda status, content, headers: (status, content[: len(content) // 2], headers),
+    "short": lambda status, content, headers: (status, content, {**headers, "Content-Length": str(len(content) + 10)}),
+    "an error": lambda *_: (200, b'{"error": "Internal Error"}', {}),
+    "a number": lambda *_: (200, b"1e999", {}),
+    "a long number": lambda *_: (200, b"1" * 5000, {}),
+    "deep": lambda *_: (200, b"[" * 100_000, {}),
+    "no text": lambda *_: (200, b"\xff\xfe\x00", {}),
+    "a loop": lambda *_: (302, b"", {"Location": f"{ADDRESS}/api/models/{NAME}"}),
+    "to a file": lambda *_: (302, b"", {"Location": "file:///etc/passwd"}),
+    "to nowhere": lambda *_: (302, b"", {"Location": "http://[x"}),
+    "packed": lambda *_: (200, b"\x1f\x8b", {"Content-Encoding": "gzip"}),
+    "huge": lambda *_: (200, b" " * 200_000, {}),
+    "huge redirect": lambda *_: (302, b" " * 200_000, {"Location": "/x"}),
+    "huge error": lambda *_: (400, b" " * 200_000, {}),
+    "odd error": lambda *_: (400, b'{"error": {}, "errors": 7}', {}),
+    "another error": lambda *_: (418, b"[]", {"X-Error-Message": "\x1b[2J"}),
+    "warning": lambda status, content, headers: (status, content, {**headers, "X-HF-Warning": "x; \x1b[2J"}),
+    "for ever": lambda *_: (429, b"", {"Retry-After": "99999999999999999999"}),
+    "for days": lambda *_: (503, b"", {"RateLimit": '"api";r=0;t=999999', "Retry-After": "999999"}),
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_malformed_answers(kind: str, connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, _ = connection
+    waited: list[float] = []
+    monkeypatch.setattr(hub_client, "MOST_IN_MEMORY", 100_000)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for number, call in enumerate(CALLS):
+        hub.repository(NAME).tags.clear()
+        hub.faults = [Fault("changed", call, change=BODIES[kind])]
+        for action in (lambda: download(tmp_path / f"cache{number}"), send):  # noqa: B023
+            said = outcome(action)
+            assert NAME in said
+            assert "\x1b" not in said
+    assert sum(waited) < 3600
+
+
+def test_what_a_message_says(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    hub, _ = connection
+    hub.faults = [Fault("changed", "/api/models", change=BODIES["HTML"])]
+    with pytest.raises(HubError) as error:
+        download(tmp_path / "cache")
+    for word in (f"model: {NAME}", ADDRESS, f"GET {ADDRESS}/api/models/{NAME}", "no JSON", "HF_ENDPOINT", "try again"):
+        assert word in str(error.value)
+
+
+# --- without end
+
+
+def test_pages_without_end(connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, _ = connection
+    monkeypatch.setattr(hub_client, "MOST_REQUESTS", 30)
+    pages = iter(range(1000))
+
+    def next_page(*_: Any) -> Answer:
+        return 200, b"[]", {"Link": f'<{ADDRESS}/api/models/{NAME}/tree/main?x={next(pages)}>; rel="next"'}
+
+    hub.faults = [Fault("changed", "/tree/", change=next_page)]
+    with pytest.raises(HubError, match="there is no end"):
+        download(tmp_path / "cache")
+    assert next(pages) < 100
+
+
+def test_downloads_that_break_off_without_end(
+    connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, _ = connection
+    monkeypatch.setattr(hub_client, "MOST_DOWNLOADS", 3)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    hub.faults = [Fault("changed", "GET .*/config.json", change=lambda *_: (206, b"1", {"Content-Length": "2"}))]
+    with pytest.raises(HubError, match=r"config.json.*there is no end"):
+        download(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("part", ["body", "head"])
+def test_an_answer_that_only_trickles_in(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece comes in time, and all of it never."""
+
+    def trickle() -> Iterator[bytes]:
+        for _ in range(600):
+            time.sleep(0.05)
+            yield b"x"
+
+    def slowly(status: int, content: bytes, headers: dict[str, str]) -> Answer:
+        return status, trickle(), headers | {"Content-Length": "600"}
+
+    monkeypatch.setattr(hub_client, "WINDOW", 0.5)
+    monkeypatch.setattr(hub_client, "ANSWER", 0.5)
+    with serve() as (address, hub), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", address)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        hub.seed(NAME, FILES)
+        hub.faults = [
+            Fault("changed", "GET .*/config.json", change=slowly) if part == "body" else Fault("trickling-head", "config.json")
+        ]
+        with pytest.raises(HubError, match="only trickles in" if part == "body" else "has not begun"):
+            download(tmp_path / "cache")
+        hub.faults = []
+        assert (download(tmp_path / "cache") / "config.json").read_bytes() == FILES["config.json"]
