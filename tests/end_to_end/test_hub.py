@@ -9,7 +9,9 @@ from pathlib import Path
 import yaml
 
 from tests.conftest import sentiment_rows, write_csv
-from tests.hub import environment, serve
+from tests.faults.test_hub_answers import BODIES, with_headers
+from tests.hub import Fault, environment, serve
+from tests.hub.client import TOKEN
 
 CHILD = """
 import sys
@@ -82,3 +84,76 @@ def _fine_tuned(folder: Path, tiny: dict[str, Path], data: Path) -> Path:
         output_dir=str(folder / "first"),
     )
     return run.output_dir / "model"
+
+
+BAD = """
+import os, sys
+from pathlib import Path
+from nlp_transfer import load_predictor, push
+from nlp_transfer.cli import cli
+from nlp_transfer.errors import UserError
+
+def train(model, data):
+    arguments = ["--model", model, "--data.train", data, "--task", "text_classification", "--training.max_steps", "1"]
+    cli(["train", *arguments, "--output_dir", "out"], standalone_mode=False)
+
+for name in sys.argv[1].split(","):
+    for action in (
+        lambda: train(f"bad/{name}", "train.csv"), lambda: load_predictor(f"bad/{name}"), lambda: train("tester/tiny", f"bad/{name}"),
+        lambda: push("tuned", f"bad/{name}"),
+    ):
+        try:
+            action()
+            print("done")
+        except UserError as error:
+            print("refused:", str(error).replace("\\n", " "))
+for name in ("other/card", "other/format"):
+    try:
+        train("tester/tiny", name)
+        print("done")
+    except UserError as error:
+        print("refused:", str(error).replace("\\n", " "))
+"""
+
+
+def test_every_command_that_asks_a_hub_names_what_it_answered(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """A page for logging in, nothing, an error as a success, packed answers, hostile headers; and data sets with hostile cards."""
+    root = tmp_path / "hub"
+    kinds = ("HTML", "nothing", "an error", "packed", "escape")
+    answers = BODIES | {"escape": with_headers(X_Repo_Commit="../../../escaped")}
+    data = tmp_path / "data"
+    data.mkdir(parents=True)
+    write_csv(data / "train.csv", sentiment_rows(40))
+    shutil.copytree(tiny["bert"], root / "models/tester/tiny")
+    shutil.copytree(_fine_tuned(tmp_path, tiny, data), tmp_path / "tuned")
+    shutil.copy(data / "train.csv", tmp_path / "train.csv")
+    names = [kind.replace(" ", "-") for kind in kinds]
+    for name in names:
+        shutil.copytree(data, root / "datasets/bad" / name)
+        shutil.copytree(tmp_path / "tuned", root / "models/bad" / name)
+    for name, file in (("card", "train.csv"), ("format", "train.tar")):
+        (root / "datasets/other" / name).mkdir(parents=True)
+        shutil.copy(data / "train.csv", root / "datasets/other" / name / file)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: file://{data}/train.csv\n---\n"
+    (root / "datasets/other/card/README.md").write_text(card)
+    with serve(root) as (address, hub):
+        hub.user(TOKEN, "bad")
+        hub.faults = [Fault("changed", f"bad/{name}($|/)", change=answers[kind]) for name, kind in zip(names, kinds, strict=True)]
+        around = environment(address, tmp_path / "cache") | {"HF_TOKEN": TOKEN}
+        done = subprocess.run(
+            [sys.executable, "-c", BAD, ",".join(names)], cwd=tmp_path, env=around, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("done", "refused:"))]
+    assert len(lines) == 4 * len(names) + 2
+    assert lines[-2].startswith("refused: data.train: cannot load 'other/card'")
+    assert f"file://{data}/train.csv" in lines[-2]
+    assert lines[-1].startswith("refused: data.train: cannot load 'other/format'")
+    assert "webdataset" in lines[-1]
+    for number, line in enumerate(lines[:-2]):
+        assert line.startswith("refused: "), line
+        assert f"bad/{names[number // 4]}" in line
+        assert "\x1b" not in line
+    assert TOKEN not in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert not (tmp_path / "out").exists()
