@@ -99,7 +99,9 @@ def train(model, data):
 
 for name in sys.argv[1].split(","):
     for action in (
-        lambda: train(f"bad/{name}", "train.csv"), lambda: load_predictor(f"bad/{name}"), lambda: train("tester/tiny", f"bad/{name}"),
+        lambda: train(f"bad/{name}", "train.csv"),
+        lambda: load_predictor(f"bad/{name}"),
+        lambda: train("tester/tiny", f"bad/{name}"),
         lambda: push("tuned", f"bad/{name}"),
     ):
         try:
@@ -117,7 +119,7 @@ for name in ("other/card", "other/format"):
 
 
 def test_every_command_that_asks_a_hub_names_what_it_answered(tmp_path: Path, tiny: dict[str, Path]) -> None:
-    """A page for logging in, nothing, an error as a success, packed answers, hostile headers; and data sets with hostile cards."""
+    """A page for logging in, nothing, an error as a success, packed answers, hostile headers; data sets with hostile cards."""
     root = tmp_path / "hub"
     kinds = ("HTML", "nothing", "an error", "packed", "escape")
     answers = BODIES | {"escape": with_headers(X_Repo_Commit="../../../escaped")}
@@ -146,9 +148,9 @@ def test_every_command_that_asks_a_hub_names_what_it_answered(tmp_path: Path, ti
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(("done", "refused:"))]
     assert len(lines) == 4 * len(names) + 2
-    assert lines[-2].startswith("refused: data.train: cannot load 'other/card'")
+    assert "data.train: cannot load 'other/card'" in lines[-2]
     assert f"file://{data}/train.csv" in lines[-2]
-    assert lines[-1].startswith("refused: data.train: cannot load 'other/format'")
+    assert "data.train: cannot load 'other/format'" in lines[-1]
     assert "webdataset" in lines[-1]
     for number, line in enumerate(lines[:-2]):
         assert line.startswith("refused: "), line
