@@ -39,6 +39,10 @@ class HubError(UserError):
     """A hub did not answer, or its answer was refused."""
 
 
+class RefusedError(HubError):
+    """An answer that no hub of good will gives."""
+
+
 @dataclass
 class Operation:
     """What a command wants of the hub, and what was asked and answered so far."""
@@ -47,11 +51,11 @@ class Operation:
     counts: Counter[str] = field(default_factory=Counter)
     last: str = "nothing"
     """The last answer."""
-    refused: HubError | None = None
+    refused: RefusedError | None = None
 
-    def refuse(self, request: Any, reason: str) -> HubError:
+    def refuse(self, request: Any, reason: str) -> RefusedError:
         """The error for an answer. It is remembered, since some libraries go on after any error."""
-        self.refused = HubError(
+        self.refused = RefusedError(
             f"{self.what}: the answer of {constants.ENDPOINT} to {_shown(request)} was refused: {reason}; {ADVICE}"
         )
         return self.refused
@@ -268,7 +272,7 @@ def _check_answer(response: Any) -> None:
     call.stop()
     call.operation.last = f"{response.status_code} to {_shown(request)}, {headers.get('Content-Type', 'without a type')[:80]!r}"
 
-    def refuse(reason: str) -> HubError:
+    def refuse(reason: str) -> RefusedError:
         return call.operation.refuse(request, reason)
 
     for name, value in headers.items():

@@ -23,13 +23,12 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from nlp_transfer.config import shorten
 from nlp_transfer.console import say_once
 from nlp_transfer.errors import UserError
+from nlp_transfer.hub_client import RefusedError, asking
 from nlp_transfer.models.allowed import CONFIGURATIONS, FOLDERS, RECORD, SHARD, TOKENIZER_FILES, WEIGHTS
 from nlp_transfer.models.reading import FAULTS, first_line, read_json
 from nlp_transfer.models.reduce import reduce_config, reduce_generation, reduce_tokenizer
 from nlp_transfer.sources import ModelSource
 
-# For a hub model without safetensors transformers would ask a service elsewhere to convert it, by a pull request to its owner.
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 MOST_BYTES = 2**30  # of a file of a tokenizer
 
@@ -42,12 +41,13 @@ def pin(source: ModelSource) -> ModelSource:
     """
     if source.is_folder:
         return source
-    try:
-        config = hf_hub_download(source.path, "config.json", revision=source.revision)
-    except FAULTS as error:
-        folder = Path(source.path).absolute()
-        message = f"model: {source.name} cannot be opened: {first_line(error)} There is no folder {folder} either."
-        raise UserError(message) from error
+    with asking(f"model: {source.name}"):
+        try:
+            config = hf_hub_download(source.path, "config.json", revision=source.revision)
+        except FAULTS as error:
+            folder = Path(source.path).absolute()
+            message = f"model: {source.name} cannot be opened: {first_line(error)} There is no folder {folder} either."
+            raise UserError(message) from error
     return ModelSource(source.name, source.path, Path(config).parent.name)
 
 
@@ -56,7 +56,10 @@ def _names_on_hub(repository: str, commit: str) -> frozenset[str]:
     """The files of a repository; where the hub cannot be asked, those in the cache."""
     if not constants.is_offline_mode():
         try:
-            return frozenset(HfApi().list_repo_files(repository, revision=commit))
+            with asking(f"model: {repository}"):
+                return frozenset(HfApi().list_repo_files(repository, revision=commit))
+        except RefusedError:
+            raise
         except FAULTS as error:
             say_once(f"warning: the files of {repository} cannot be listed ({first_line(error)}); those in the cache are used")
     folder = Path(hf_hub_download(repository, "config.json", revision=commit, local_files_only=True)).parent
@@ -78,10 +81,11 @@ def find_file(source: ModelSource, name: str) -> Path | None:
     assert source.revision is not None, "the source is pinned to a commit"
     if name not in _names_on_hub(source.path, source.revision):
         return None
-    try:
-        return Path(hf_hub_download(source.path, name, revision=source.revision))
-    except FAULTS as error:
-        raise UserError(f"model: {source.name}: {name} cannot be downloaded: {first_line(error)}") from error
+    with asking(f"model: {source.name}"):
+        try:
+            return Path(hf_hub_download(source.path, name, revision=source.revision))
+        except FAULTS as error:
+            raise UserError(f"model: {source.name}: {name} cannot be downloaded: {first_line(error)}") from error
 
 
 def _inside(source: ModelSource, path: Path) -> Path:
