@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer import console, secrets
+from nlp_transfer import console, known_secrets
 from nlp_transfer.cli import cli, guarded
-from nlp_transfer.secrets import Redacting, clean, redact
+from nlp_transfer.redactor import Redactor, guard_output
+from nlp_transfer.secrets import clean, redact
 from tests.conftest import sentiment_rows, write_csv
 
 HUB = "hf_" + "AbCdEfGh" * 4 + "IJ"
@@ -26,7 +27,7 @@ SERVICE = "plain-value-of-a-service-42"
 
 @pytest.fixture(autouse=True)
 def _no_secrets_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name in [name for name in os.environ if secrets.NAMED_LIKE_ONE.search(name) or name in secrets.HUB_TOKENS]:
+    for name in [name for name in os.environ if known_secrets.NAMED_LIKE_ONE.search(name) or name in known_secrets.HUB_TOKENS]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     before = sys.stdout, sys.stderr, logging.getLogRecordFactory()
@@ -151,9 +152,9 @@ def test_what_others_print_while_a_command_runs(capsys: pytest.CaptureFixture[st
         assert HUB[:10] not in text
         assert text.count("***") >= least, text
     assert "RuntimeError: crash with ***" in shown.err
-    assert isinstance(sys.stderr, Redacting)
-    secrets.guard_output()
-    assert not isinstance(sys.stderr.below, Redacting), "guarded once"
+    assert isinstance(sys.stderr.buffer, Redactor)
+    guard_output()
+    assert not isinstance(sys.stderr.buffer.below.buffer, Redactor), "guarded once"
 
 
 def document(tiny: dict[str, Path], folder: Path, **more: Any) -> dict[str, Any]:
