@@ -79,7 +79,7 @@ class Redactor(io.BufferedIOBase):
         return bool(self.below.isatty())
 
     @property
-    def raw(self) -> "Redactor":  # type: ignore[override]
+    def raw(self) -> "Redactor":
         return self
 
     @property
@@ -111,7 +111,7 @@ def guard_output() -> None:
         below = Redactor(stream)
         text = isinstance(stream, io.TextIOWrapper)
         guarded = io.TextIOWrapper(
-            below,  # type: ignore[arg-type]
+            below,
             encoding=stream.encoding if text else "utf-8",
             errors=stream.errors if text else "backslashreplace",
             line_buffering=stream.line_buffering if text else True,
