@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from nlp_transfer.export.built import FOLDER as BUILT
 from nlp_transfer.export.load import RECORD
-from nlp_transfer.secrets import find_secret
+from nlp_transfer.secrets import find_secret, is_in_bytes
 
 TOKENIZER = frozenset(
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja vocab.txt vocab.json "
@@ -116,20 +116,36 @@ class Content:
         return entry.lfs.sha256 == self.sha256 if entry.lfs else entry.blob_id == self.blob
 
     def find_secret(self) -> int | None:
-        """The number of bytes before the first secret; -1 for one in a compressed text, None where there is none.
+        """The number of bytes before the first secret, roughly; None where there is none.
 
-        What is searched are the bytes, as text in UTF-8, UTF-16 and UTF-32, without escapes, and texts that a PNG holds.
+        What is searched are the bytes, as text in UTF-8, UTF-16 and UTF-32, without escapes, and texts that a PNG holds; of
+        weights so their header, and their numbers as they stand.
         """
-        before, at = b"", 0
-        for part in self.parts():
-            text = (before + part).decode("utf-8", "surrogateescape")
-            if (start := find_secret(text)) is not None:
-                return at - len(before) + len(text[:start].encode("utf-8", "surrogateescape"))
-            before, at = (before + part)[-OVERLAP:], at + len(part)
-        if isinstance(self.source, bytes) and self.source.startswith(PNG):
-            texts = (text.decode("utf-8", "surrogateescape") for text in _compressed_texts(self.source))
-            return next((-1 for text in texts if find_secret(text) is not None), None)
+        if isinstance(self.source, bytes):
+            if (start := _find_in_text(self.source)) is None and self.source.startswith(PNG):
+                return next((0 for text in _compressed_texts(self.source) if _find_in_text(text) is not None), None)
+            return start
+        self.source.seek(0)
+        size = self.source.read(8)
+        header = self.source.read(min(int.from_bytes(size, "little"), self.size))
+        if (start := _find_in_text(size + header)) is not None:
+            return start
+        before = header[-OVERLAP:]
+        while part := self.source.read(BLOCK):
+            if is_in_bytes(before + part):
+                return self.source.tell() - len(part)
+            before = part[-OVERLAP:]
         return None
+
+
+def _find_in_text(data: bytes) -> int | None:
+    """As `Content.find_secret`, in blocks, since each is decoded several times."""
+    for at in range(0, len(data), BLOCK):
+        first = max(0, at - OVERLAP)
+        text = data[first : at + BLOCK].decode("utf-8", "surrogateescape")
+        if (start := find_secret(text)) is not None:
+            return first + len(text[:start].encode("utf-8", "surrogateescape"))
+    return None
 
 
 def _compressed_texts(image: bytes) -> Iterator[bytes]:

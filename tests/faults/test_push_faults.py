@@ -140,7 +140,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "a variable": (lambda m: add(m / "README.md", "0123-not-a-known-shape-4567"), ["looks like a token or a key"]),
     "escaped in JSON": (
         lambda m: edit(m / "config.json", lambda t: t.replace("{", '{"note": "' + escaped("ghp_" + "a1B2" * 9) + '",', 1)),
-        ["config.json, line 1: holds what looks like a token"],
+        ["config.json, line 1: holds what looks"],
     ),
     "a key of JSON": (
         lambda m: set_field(m / "tokenizer_config.json", "x" * 9 + "\t" + TOKEN, 1),
@@ -150,7 +150,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "UTF-32": (lambda m: (m / "LICENSE").write_text(f"mine {TOKEN}", "utf-32-be"), ["LICENSE, line", "looks like a token"]),
     "base64": (
         lambda m: add(m / "README.md", base64.b64encode(f"user:{TOKEN}".encode()).decode()),
-        ["README.md, line", "looks like a token"],
+        ["README.md, line", "like a token"],
     ),
     "text in an image": (
         lambda m: picture(m, b"tEXt", b"Comment\0" + TOKEN.encode()),
