@@ -4,6 +4,7 @@ import binascii
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class Known:
         self.value = value
         data = value.encode("utf-8", "surrogateescape")
         forms = {value, value.replace(" ", "+"), "".join(value.split()), data.decode("latin-1"), data.hex(), data.hex().upper()}
+        with suppress(UnicodeEncodeError):  # where a stream's encoding is Latin-1
+            forms.add(value.encode("latin-1").decode("utf-8", "surrogateescape"))
         for before in range(3):
             coded = binascii.b2a_base64(bytes(before) + data, newline=False).decode().rstrip("=")
             inner = coded[(0, 2, 3)[before] : len(coded) - ((before + len(data)) % 3 != 0)]  # letters that nothing else is in

@@ -33,13 +33,13 @@ class Redactor(io.BufferedIOBase):
         self._binary = getattr(below, "buffer", None) or _Encoded(below)
         self._before = ""  # of the last line, what is printed already
         self._held = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # any bytes come back as they were
         self._lock = threading.RLock()  # a signal's handler may print while the same thread does
 
     def write(self, data: Any) -> int:
         """Print all that cannot be part of a secret any more."""
         with self._lock:
-            new = str(memoryview(data).tobytes(), "utf-8", "surrogateescape")  # so that any bytes come back as they were
-            text = f"{self._before}{self._held}{new}"
+            text = f"{self._before}{self._held}{self._decoder.decode(memoryview(data).tobytes())}"
             found = spans(text)
             end = begun(text, found)
             if len(text) - end > MOST_HELD:
@@ -57,7 +57,7 @@ class Redactor(io.BufferedIOBase):
     def release(self) -> None:
         """Print what is held back, since nothing follows."""
         with self._lock:
-            text = f"{self._before}{self._held}"
+            text = f"{self._before}{self._held}{self._decoder.decode(b'', final=True)}"
             self._print(text, spans(text), len(text))
             self.flush()
 

@@ -1,4 +1,4 @@
-"""A hundred thousand texts with and without secrets, in all encodings, printed in parts of any size: no secret arrives, all else does.
+"""A hundred thousand texts with and without secrets, in all encodings, printed in parts: no secret arrives, all else does.
 
     python -m scripts.endurance.fuzz_output
     python -m scripts.endurance.fuzz_output --inputs 5000 --seed 1

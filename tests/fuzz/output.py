@@ -33,9 +33,18 @@ def partly(rng: random.Random, text: str, escape: Callable[[str], str]) -> str:
     return "".join(escape(letter) if rng.random() < share else letter for letter in text)
 
 
+def percent(rng: random.Random, text: str) -> str:
+    """Some letters, and all that are not ASCII, as an address holds them."""
+    share = rng.random()
+    codes = ["".join(rng.choice([f"%{byte:02x}", f"%{byte:02X}"]) for byte in letter.encode()) for letter in text]
+    return "".join(
+        code if rng.random() < share or ord(letter) > 126 else letter for code, letter in zip(codes, text, strict=True)
+    )
+
+
 ENCODINGS: dict[str, Callable[[random.Random, str], str]] = {
     "plain": lambda rng, text: text,
-    "percent": lambda rng, text: partly(rng, text, lambda c: rng.choice([f"%{ord(c):02x}", f"%{ord(c):02X}"])),
+    "percent": percent,
     "url": lambda rng, text: f"https://{rng.choice(['user:', ''])}{text}@host.org/x",
     "query": lambda rng, text: f"https://host.org/?n=1&token={quote(text)}",
     "json": lambda rng, text: json.dumps({"x": partly(rng, text, lambda c: c)}),
@@ -47,7 +56,7 @@ ENCODINGS: dict[str, Callable[[random.Random, str], str]] = {
     "base64": lambda rng, text: base64.b64encode(f"{':' * rng.randrange(4)}{text}{'!' * rng.randrange(3)}".encode()).decode(),
     "urlsafe": lambda rng, text: base64.urlsafe_b64encode(f"{'>' * rng.randrange(4)}{text}".encode()).decode(),
     "hex": lambda rng, text: text.encode().hex(),
-    "utf-16": lambda rng, text: text.encode(rng.choice(["utf-16-le", "utf-16-be"])).decode(),
+    "utf-16": lambda rng, text: text.encode(rng.choice(["utf-16-le", "utf-16-be"])).decode("utf-8", "surrogateescape"),
 }
 
 
@@ -68,7 +77,7 @@ def write_in_parts(rng: random.Random, text: str) -> bytes:
     sink = Sink()
     layer = io.TextIOWrapper(Redactor(sink), encoding="utf-8", newline="\n", line_buffering=rng.random() < 0.5,
                              write_through=rng.random() < 0.5)  # type: ignore[arg-type] # fmt: skip
-    data = text.encode()
+    data = text.encode("utf-8", "surrogateescape")
     while data:
         size = min(rng.choice([1, 2, 5, 17, 60, 1000]), len(data))
         part, data = data[:size], data[size:]
@@ -118,7 +127,7 @@ def check(seed: str, known: str) -> str:
     traces = {coded[i : i + len(coded) * 2 // 3] for i in (0, len(coded) // 3)} | {
         token[i : i + TRACES] for i in range(len(token) - TRACES)
     }
-    if found := [trace for trace in traces if trace.encode() in arrived]:
+    if found := [trace for trace in traces if trace.encode("utf-8", "surrogateescape") in arrived]:
         raise ViolationError(f"{seed}: {kind}, of {coded!r} {found[0]!r} arrived in {arrived!r}")
     outside = arrived.decode(errors="replace")
     if not outside.startswith(words[0]) or not outside.endswith(words[1]):
