@@ -104,7 +104,7 @@ BEGUN = re.compile(
     rf"(?:(?<![A-Za-z0-9_]){PREFIX}[\w.-]*…?|(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{{16,}}={{0,2}}|-----BEGIN [A-Z -]*)\Z"
 )
 PARTIAL = re.compile(
-    r"(?:%[0-9A-Fa-f]?|\\(?:u\{?[0-9A-Fa-f]{0,4}|x[0-9A-Fa-f]?|U[0-9A-Fa-f]{0,7}|[0-7]{1,2})?|&\#?[0-9A-Za-z]{0,7}|\x1b(?:\[[0-9;]*)?)\Z"
+    r"(?:%[0-9A-Fa-f]?|\\+(?:u\{?[0-9A-Fa-f]{0,4}|x[0-9A-Fa-f]?|U[0-9A-Fa-f]{0,7}|[0-7]{1,2})?|&\#?[0-9A-Za-z]{0,7}|\x1b(?:\[[0-9;]*)?)\Z"
 )  # escapes that the end of the text cuts off
 NOTED = 4  # characters of a known value at the end of a write from which on it is held back
 LONGEST_LINE = 1 << 12
