@@ -25,7 +25,8 @@ from nlp_transfer.cli_options import (
 )
 from nlp_transfer.errors import UserError
 from nlp_transfer.importing import importing
-from nlp_transfer.secrets import guard_output, redact
+from nlp_transfer.redactor import guard_output
+from nlp_transfer.secrets import redact
 from nlp_transfer.system import error_prefix, finish_output, output_is_closed, rank
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}

@@ -152,6 +152,7 @@ def finish_output() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
+            getattr(getattr(stream, "buffer", None), "release", stream.flush)()  # of a `redactor.Redactor`
         except (OSError, ValueError):
             written = False
             try:

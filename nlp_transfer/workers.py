@@ -23,7 +23,7 @@ from nlp_transfer.console import console
 from nlp_transfer.errors import Problems, UnfinishedError, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.ordered import Reply
-from nlp_transfer.secrets import guard_output
+from nlp_transfer.redactor import guard_output
 from nlp_transfer.sources.tables import Batch
 from nlp_transfer.system import finish_output
 

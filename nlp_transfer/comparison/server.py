@@ -25,8 +25,9 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
 from nlp_transfer.extensions import load_code
 from nlp_transfer.fine_tune import FineTuned, fine_tune
-from nlp_transfer.secrets import guard_output
+from nlp_transfer.redactor import guard_output
 from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.system import finish_output
 
 MOST_SCORES = 64 * 2**20  # bytes of scores kept of a split: above that figures that need them are not compared
 
@@ -94,8 +95,7 @@ def _work(body: bytes) -> int:
         write_json(folder / OUTCOME, {"failed": traceback.format_exception_only(error)[-1].strip()})
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        finish_output()
 
 
 def _run(document: dict[str, Any], rate: float) -> FineTuned:

@@ -1,13 +1,11 @@
 """What is sent to a hub of a saved model: which files, what is cleaned in them, and everything that is checked before."""
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,72 +16,22 @@ from safetensors import SafetensorError, safe_open
 
 from nlp_transfer.console import say
 from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.export.built import FOLDER as BUILT
+from nlp_transfer.export.contents import ALLOWED, TOKENIZER, Content, is_allowed
 from nlp_transfer.export.load import RECORD, find_adapter, load_predictor, quiet, read_record
 from nlp_transfer.export.probe import check_probe
-from nlp_transfer.secrets import find_secret
 from nlp_transfer.sources.paths import without_folders
 from nlp_transfer.sources.wheels import is_wheel
 from nlp_transfer.system import expand
 
-ENDINGS = (".safetensors", ".json", ".txt", ".md", ".model", ".spm", ".jinja", ".png", ".jpg", ".svg")
-BINARY = (".safetensors", ".model", ".spm", ".png", ".jpg")
-FOLDERS = ("", "encoder", "target_tokenizer", BUILT)
-LICENCES = ("LICENSE", "NOTICE")
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "*.spm", "sentencepiece*.model", "spiece.model", "chat_template.jinja",
-)  # fmt: skip
+BINARY = (".safetensors", ".model", ".spm", ".png", ".jpg", ".jpeg")
 # Names that this toolkit writes, or that a loader might take in place of the new weights.
 REPLACED = (
     "model*.safetensors", "*.safetensors.index.json", "adapter_model.*", "adapter_config.json", "config.json",
     "generation_config.json", RECORD, "pytorch_model*", "tf_model*", "flax_model*", "model.ckpt*", "training/*", "encoder/*",
-    "target_tokenizer/*", *TOKENIZER,
+    "target_tokenizer/*", "vocab.*", "*.spm", "sentencepiece*.model", *TOKENIZER,
 )  # fmt: skip
 PATH = re.compile(r"^(/|~/|[A-Za-z]:[\\/])")
 PLACE = "path/or/id"  # how a card names the model before it has an id
-
-
-class Content:
-    """What a file in the repository is to hold."""
-
-    def __init__(self, source: Path | bytes) -> None:
-        self.source = source
-
-    @cached_property
-    def size(self) -> int:
-        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
-
-    @cached_property
-    def sha256(self) -> str:
-        return self._digest(hashlib.sha256())
-
-    @cached_property
-    def blob(self) -> str:
-        """The hash by which git calls it."""
-        return self._digest(hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False))
-
-    def _digest(self, digest: Any) -> str:
-        for part in self.parts():
-            digest.update(part)
-        return str(digest.hexdigest())
-
-    def parts(self) -> Iterator[bytes]:
-        if isinstance(self.source, bytes):
-            yield self.source
-            return
-        with self.source.open("rb") as file:
-            while part := file.read(1 << 20):
-                yield part
-
-    def bytes(self) -> bytes:
-        return b"".join(self.parts())
-
-    def is_at(self, entry: RepoFile | None) -> bool:
-        """Whether a hub lists the same content."""
-        if entry is None or entry.size != self.size:
-            return False
-        return entry.lfs.sha256 == self.sha256 if entry.lfs else entry.blob_id == self.blob
 
 
 @dataclass(frozen=True)
@@ -95,7 +43,7 @@ class Package:
 
     @property
     def card(self) -> str:
-        return self.files["README.md"].bytes().decode("utf-8")
+        return self.files["README.md"].bytes().decode("utf-8", "replace")
 
     def differences(self, tree: Mapping[str, RepoFile]) -> list[str]:
         """Which of the files are not in a listing as they are here."""
@@ -122,16 +70,16 @@ def make_package(model: str | Path, repo_id: str, adapter: bool = False) -> Pack
     folder = find_folder(expand(model), adapter)
     problems = Problems(f"{folder}: cannot be pushed")
     package = Package(folder)
-    paths = _known_files(folder, problems)
-    if (folder / "adapter_config.json").is_file() and "tokenizer_config.json" not in paths:
+    _take(package, _known_files(folder, problems), folder, problems)
+    if "adapter_config.json" in package.files and "tokenizer_config.json" not in package.files:
         beside = folder.parent / "model"
-        paths |= {path.name: path for path in sorted(beside.glob("*")) if any(fnmatch(path.name, name) for name in TOKENIZER)}
-    for name, path in sorted(paths.items()):
-        package.files[name] = Content(_cleaned(name, path, repo_id, problems) or path)
+        _take(package, sorted(name for name in TOKENIZER if os.path.lexists(beside / name)), beside, problems)
+    for name, content in package.files.items():
+        package.files[name] = _cleaned(name, content, repo_id, problems)
     package.files.update(_training(folder, problems))
     _check_complete(package, problems)
     _check_text(package, problems)
-    _check_base(folder, problems)
+    _check_base(package, problems)
     problems.raise_if_any()
     _check_answers(folder)
     return package
@@ -155,39 +103,53 @@ def find_folder(path: Path, adapter: bool) -> Path:
     raise UserError(f"{path}: holds no model; allowed: a run folder, a model folder or an adapter folder")
 
 
-def _known_files(folder: Path, problems: Problems) -> dict[str, Path]:
-    """By their path in the folder. Whatever does not belong to a model is a problem."""
-    found: dict[str, Path] = {}
+def _known_files(folder: Path, problems: Problems) -> list[str]:
+    """Paths in the folder. Whatever does not belong to a model is a problem."""
+    found = []
+    try:
+        card = Content.of(folder, "README.md").bytes().decode("utf-8", "replace")
+    except OSError:
+        card = ""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         parent = name.rpartition("/")[0]
-        if path.is_dir():
-            if name not in FOLDERS and parent in FOLDERS:
-                problems.add(f"{name}/: a model has no such folder; allowed: {'/, '.join(FOLDERS[1:])}/; remove it")
-        elif parent in FOLDERS:
-            if path.name.startswith(".") or (path.suffix.lower() not in ENDINGS and path.name not in LICENCES):
-                problems.add(f"{name}: is no file of a model; allowed: {', '.join((*ENDINGS, *LICENCES))}; remove it")
-            else:
-                found[name] = path
+        if path.is_dir() and not path.is_symlink():
+            if name not in ALLOWED and parent in ALLOWED:
+                problems.add(f"{name}/: a model has no such folder; allowed: {'/, '.join(filter(None, ALLOWED))}/; remove it")
+        elif is_allowed(name, card):
+            found.append(name)
+        elif parent in ALLOWED:
+            allowed = ", ".join(sorted(ALLOWED[parent]))
+            images = ", and images that README.md shows" if not parent else ""
+            problems.add(f"{name}: is no file of a model; allowed: {allowed}{images}; remove it")
     return found
 
 
-def _cleaned(name: str, path: Path, repo_id: str, problems: Problems) -> bytes | None:
-    """A file without what holds on this machine alone; None where it is sent as it is."""
-    base = path.name
+def _take(package: Package, names: Iterable[str], folder: Path, problems: Problems) -> None:
+    """Read the files, or open them: what is checked is then what is sent."""
+    for name in names:
+        try:
+            package.files[name] = Content.of(folder, name)
+        except OSError as error:
+            problems.add(f"{name}: cannot be read ({error.strerror or error}); allowed: regular files, no links")
+
+
+def _cleaned(name: str, content: Content, repo_id: str, problems: Problems) -> Content:
+    """A file without what holds on this machine alone."""
+    base = name.rpartition("/")[2]
     try:
         if base == "README.md":
-            text = path.read_text(encoding="utf-8")
-            return text.replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
+            return Content(content.bytes().decode("utf-8").replace(f'"{PLACE}"', json.dumps(repo_id)).encode())
         if base in ("config.json", "tokenizer_config.json", "generation_config.json", RECORD):
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(content.bytes().decode("utf-8"))
             cleaned = _without_paths(document)
-            return None if cleaned == document else (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
-        if base.endswith(".json"):
-            json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+            if cleaned != document:
+                return Content((json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode())
+        elif base.endswith(".json"):
+            json.loads(content.bytes().decode("utf-8"))
+    except ValueError as error:
         problems.add(f"{name}: cannot be read ({error}); save the model again")
-    return None
+    return content
 
 
 def _without_paths(document: Any) -> Any:
@@ -270,7 +232,7 @@ def _check_complete(package: Package, problems: Problems) -> None:
         problems.extend(f"{shard}: is missing, {index} names it; copy the model again" for shard in sorted(shards - weights))
     for name in sorted(weights):
         try:
-            with safe_open(package.folder / name, framework="numpy") as file:
+            with safe_open(files[name].place, framework="numpy") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
             problems.add(f"{name}: the weights cannot be read ({error}); copy the file again, or save the model again")
@@ -282,24 +244,25 @@ def _check_text(package: Package, problems: Problems) -> None:
     home = Path(os.path.expanduser("~"))
     places = {f"{place}/" for place in (home, own.parent if _is_of_run(own) else own) if len(place.parts) > 1}
     for name, content in package.files.items():
-        if name.endswith(BINARY):
-            continue
-        text = content.bytes().decode("utf-8", errors="replace")
-        if (start := find_secret(text)) is not None:
-            line = text.count("\n", 0, start) + 1
-            problems.add(f"{name}, line {line}: holds what looks like a token or a key; remove it, and make it invalid")
+        start = content.find_secret()
+        binary = name.endswith(BINARY)
+        data = b"" if binary else content.bytes()
+        if start is not None:
+            where = name if binary else f"{name}, line {data.count(bytes([10]), 0, start) + 1}"
+            problems.add(f"{where}: holds what looks like a token or a key; remove it, and make it invalid")
+        text = data.decode("utf-8", errors="replace")
         if not name.endswith("tokenizer.json") and (place := next((place for place in places if place in text), None)):
             line = text.count("\n", 0, text.find(place)) + 1
             problems.add(f"{name}, line {line}: names a folder of this machine ({place}); remove it")
 
 
-def _check_base(folder: Path, problems: Problems) -> None:
+def _check_base(package: Package, problems: Problems) -> None:
     """An adapter must name a base that others can get."""
-    if not (folder / "adapter_config.json").is_file():
+    if "adapter_config.json" not in package.files:
         return
     try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        saved = read_record(folder) or {}
+        settings = json.loads(package.files["adapter_config.json"].bytes())
+        saved = read_record(package.folder) or {}
     except (OSError, ValueError) as error:
         problems.add(f"the adapter's settings cannot be read: {error}")
         return

@@ -187,8 +187,7 @@ def _send(remote: Remote, target: Target, package: Package, before: _Before, mes
         if not changed and not outdated:
             return Pushed(target.repo_id, remote.url, head, revision, before.private, False, target.tag)
         for path in changed:
-            source = package.files[path].source
-            additions.setdefault(path, CommitOperationAdd(path, source if isinstance(source, bytes) else str(source)))
+            additions.setdefault(path, CommitOperationAdd(path, package.files[path].place))
         _announce(package, changed, outdated, attempt > 0)
         files = [additions[path] for path in changed]
         remote.send(files, revision, target.create_pr)

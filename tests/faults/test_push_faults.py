@@ -1,18 +1,23 @@
 """Pushes that are refused send nothing; pushes that fail leave nothing; and no hub is so bad that a push does half of it."""
 
+import base64
 import json
+import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from nlp_transfer import UserError, fine_tune, push
-from nlp_transfer.export import retries
+from nlp_transfer.export import package, retries
 from nlp_transfer.export.package import make_package
 from tests.hub import Fault, Hub, RandomFaults
 from tests.hub.client import TOKEN, connected
@@ -86,6 +91,20 @@ def cut(path: Path) -> None:
         pass
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def picture(folder: Path, kind: bytes, text: bytes) -> None:
+    """An image that the card shows, with a chunk of text."""
+    chunk = kind + text
+    (folder / "plot.png").write_bytes(PNG + len(text).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big"))
+    add(folder / "README.md", "![plot](plot.png)")
+
+
+def escaped(text: str) -> str:
+    return "".join(f"\\u{ord(letter):04x}" for letter in text)
+
+
 # What is done to the model's folder, and what the message must say.
 SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "bad YAML": (lambda m: edit(m / "README.md", lambda t: t.replace("tags:", "tags: [", 1)), ["README.md: its head"]),
@@ -119,6 +138,53 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "another's token": (lambda m: set_field(m / "config.json", "note", "ghp_" + "a1B2" * 9), ["config.json, line"]),
     "a key": (lambda m: add(m / "README.md", "-----BEGIN PRIVATE KEY-----"), ["looks like a token or a key"]),
     "a variable": (lambda m: add(m / "README.md", "0123-not-a-known-shape-4567"), ["looks like a token or a key"]),
+    "escaped in JSON": (
+        lambda m: edit(m / "config.json", lambda t: t.replace("{", '{"note": "' + escaped("ghp_" + "a1B2" * 9) + '",', 1)),
+        ["config.json, line 1: holds what looks"],
+    ),
+    "a key of JSON": (
+        lambda m: set_field(m / "tokenizer_config.json", "x" * 9 + "\t" + TOKEN, 1),
+        ["tokenizer_config.json, line"],
+    ),
+    "UTF-16": (lambda m: (m / "vocab.txt").write_text(f"[PAD]\n{TOKEN}\n", "utf-16"), ["vocab.txt, line", "looks like a token"]),
+    "UTF-32": (lambda m: (m / "LICENSE").write_text(f"mine {TOKEN}", "utf-32-be"), ["LICENSE, line", "looks like a token"]),
+    "base64": (
+        lambda m: add(m / "README.md", base64.b64encode(f"user:{TOKEN}".encode()).decode()),
+        ["README.md, line", "like a token"],
+    ),
+    "text in an image": (
+        lambda m: picture(m, b"tEXt", b"Comment\0" + TOKEN.encode()),
+        ["plot.png: holds what looks like a token"],
+    ),
+    "compressed text in an image": (
+        lambda m: picture(m, b"zTXt", b"Comment\0\0" + zlib.compress(TOKEN.encode())),
+        ["plot.png: holds what looks like a token"],
+    ),
+    "compressed Unicode text in an image": (
+        lambda m: picture(m, b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(TOKEN.encode())),
+        ["plot.png: holds what looks like a token"],
+    ),
+    "metadata of weights": (
+        lambda m: save_file({"a": torch.zeros(1)}, m / "model.safetensors", {"note": TOKEN}),
+        ["model.safetensors: holds what looks like a token"],
+    ),
+    "weights that are a token": (
+        lambda m: save_file({"a": torch.tensor(list(TOKEN.encode()), dtype=torch.uint8)}, m / "model.safetensors"),
+        ["model.safetensors: holds what looks like a token"],
+    ),
+    "an image that nothing shows": (lambda m: (m / "other.png").write_bytes(PNG), ["other.png: is no file of a model"]),
+    "other text": (lambda m: (m / "notes.txt").write_text("mine"), ["notes.txt: is no file of a model"]),
+    "a file in the wrong folder": (
+        lambda m: ((m / "encoder").mkdir(), (m / "encoder/README.md").write_text("mine")),
+        ["encoder/README.md: is no file of a model"],
+    ),
+    "a link": (
+        lambda m: ((m.parent / "other").write_text("[PAD]"), (m / "vocab.txt").symlink_to(m.parent / "other")),
+        ["vocab.txt: cannot be read", "no links"],
+    ),
+    "a link to a folder": (lambda m: (m / "encoder").symlink_to(m.parent), ["encoder: is no file of a model"]),
+    "a pipe": (lambda m: os.mkfifo(m / "merges.txt"), ["merges.txt: cannot be read"]),
+    "a pipe for a card": (lambda m: ((m / "README.md").unlink(), os.mkfifo(m / "README.md")), ["README.md: cannot be read"]),
     "own folder": (lambda m: add(m / "README.md", f"see {m.absolute()}/x"), ["names a folder of this machine"]),
 }
 
@@ -138,6 +204,31 @@ def test_a_spoiled_folder_is_refused_and_nothing_is_sent(
     assert "not-a-known-shape" not in printed
     assert hub.wrote() == []
     assert not hub.repositories
+
+
+def test_the_bytes_that_were_checked_are_sent(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are replaced between the check and the upload: the hub gets those that were checked."""
+    before = {name: (run / "model" / name).read_bytes() for name in ("model.safetensors", "vocab.txt", "tokenizer.json")
+              if (run / "model" / name).exists()}  # fmt: skip
+    checked = package._check_answers
+
+    def replace_all(folder: Path) -> None:
+        checked(folder)
+        for name in before:
+            (folder / "other").write_bytes(TOKEN.encode())
+            os.replace(folder / "other", folder / name)
+
+    monkeypatch.setattr(package, "_check_answers", replace_all)
+    push(run, NAME)
+    files = hub.repository(NAME).files()
+    assert {name: files[name] for name in before} == before
+    assert len(before) > 1
+
+
+def test_an_image_that_the_card_shows_is_sent(run: Path, hub: Hub) -> None:
+    picture(run / "model", b"tEXt", b"Software\0drawn by hand")
+    push(run, NAME)
+    assert hub.repository(NAME).files()["plot.png"] == (run / "model/plot.png").read_bytes()
 
 
 def test_an_adapter_with_a_local_base_is_refused(run: Path, hub: Hub) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer import console, secrets
+from nlp_transfer import console, known_secrets
 from nlp_transfer.cli import cli, guarded
-from nlp_transfer.secrets import Redacting, clean, redact
+from nlp_transfer.redactor import Redactor, guard_output
+from nlp_transfer.secrets import clean, redact
 from tests.conftest import sentiment_rows, write_csv
 
 HUB = "hf_" + "AbCdEfGh" * 4 + "IJ"
@@ -26,7 +27,7 @@ SERVICE = "plain-value-of-a-service-42"
 
 @pytest.fixture(autouse=True)
 def _no_secrets_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name in [name for name in os.environ if secrets.NAMED_LIKE_ONE.search(name) or name in secrets.HUB_TOKENS]:
+    for name in [name for name in os.environ if known_secrets.NAMED_LIKE_ONE.search(name) or name in known_secrets.HUB_TOKENS]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     before = sys.stdout, sys.stderr, logging.getLogRecordFactory()
@@ -151,9 +152,58 @@ def test_what_others_print_while_a_command_runs(capsys: pytest.CaptureFixture[st
         assert HUB[:10] not in text
         assert text.count("***") >= least, text
     assert "RuntimeError: crash with ***" in shown.err
-    assert isinstance(sys.stderr, Redacting)
-    secrets.guard_output()
-    assert not isinstance(sys.stderr.below, Redacting), "guarded once"
+    assert isinstance(sys.stderr.buffer, Redactor)
+    guard_output()
+    assert not isinstance(sys.stderr.buffer.below.buffer, Redactor), "guarded once"
+
+
+def printed(script: str, **around: str) -> tuple[str, str]:
+    """Standard output and standard error of a process that guards its output and runs a script."""
+    start = "import os, sys\nfrom nlp_transfer.redactor import guard_output\nguard_output()\n"
+    done = subprocess.run([sys.executable, "-c", start + script], env=os.environ | around, capture_output=True, check=False)
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def test_every_way_to_print_takes_the_same_path() -> None:
+    half = len(HUB) // 2
+    script = f"""
+import base64, threading, warnings
+a, b = {HUB[:half]!r}, {HUB[half:]!r}
+print("one", a, end="", flush=True); print(b)
+sys.stdout.buffer.write(f"two {{a}}".encode()); sys.stdout.buffer.flush(); sys.stdout.write(b + "\\n")
+sys.stdout.buffer.raw.write(f"three {{a}}{{b}}\\n".encode())
+sys.__stdout__.writelines(["four ", a, b, "\\n"])
+print("five %68%66%5f" + (a + b)[3:])
+print("six Authorization: Basic", base64.b64encode(f"user:{{a}}{{b}}".encode()).decode())
+print("seven", "".join(f"\\\\u{{ord(c):04x}}" for c in a + b), (a + b).encode("utf-16-le"))
+print("eight", end=" ", flush=True)
+threading.Thread(target=print, args=(a, b), kwargs={{"sep": ""}}).start()
+"""
+    out, _ = printed(script)
+    shown = ["one ***", "two ***", "three ***", "four ***", "five ***", "six Authorization: Basic ***"]
+    assert out.splitlines() == [*shown, "seven *** b'***\\x00'", "eight ***"]
+
+
+def test_what_is_held_back_is_printed_at_the_end() -> None:
+    """And nothing that cannot be part of a secret is held back by a flush."""
+    text = "45% | done\rhttps://host.org/a?b=c\n你好 … the token: "
+    script = (
+        f"sys.stdout.write({text!r}); sys.stdout.flush(); os.write(1, b'|'); print('hf_', end='', flush=True); os.write(1, b'|')"
+    )
+    assert printed(script)[0] == f"{text}||hf_"
+
+
+def test_predictions_on_standard_output_are_the_users_data(tmp_path: Path) -> None:
+    script = f"""
+from nlp_transfer.standard_streams import results
+with results() as stream:
+    stream.write("{HUB},positive\\n"); stream.flush()
+    stream.buffer.write(b"{SERVICE}\\n")
+    print("{HUB}")
+print("{HUB}")
+"""
+    out, err = printed(script, SERVICE_TOKEN=SERVICE)
+    assert (out, err) == (f"{HUB},positive\n{SERVICE}\n***\n", "***\n")
 
 
 def document(tiny: dict[str, Path], folder: Path, **more: Any) -> dict[str, Any]:

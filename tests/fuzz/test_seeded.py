@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nlp_transfer.errors import Problems, UserError
-from tests.fuzz import files, hub, settings, wheels
+from tests.fuzz import files, hub, output, settings, wheels
 from tests.fuzz.cases import Case, Make, Place, ViolationError, attempt
 
 PARTS: dict[str, tuple[Make, int]] = {
@@ -37,6 +37,15 @@ def test_input_is_read_right_or_refused(part: str, place: Place) -> None:
         seen.update([kind, outcome])
     assert len(seen) > 6, "inputs of few kinds"
     assert min(seen["returned"], seen["refused"]) > count // 20, "all of them returned, or none"
+
+
+def test_no_secret_is_printed_and_all_else_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However it is encoded, and wherever one write ends and the next begins."""
+    value = "wört/of a+service-42"
+    monkeypatch.setenv("SERVICE_TOKEN", value)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    seen = Counter(output.check(f"test:{i}", value) for i in range(600))
+    assert set(seen) == {*output.ENCODINGS, "wrapped", "harmless"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Hides secrets in whatever this process prints, wherever one write ends and the next begins.
+
+Text and bytes take one path: `sys.stdout` and `sys.stderr` become text layers over a `Redactor`, which is also their `buffer`.
+What is written to the file descriptors directly goes past it: messages of C libraries, and predictions on standard output,
+which are the user's data (`standard_streams`).
+"""
+
+import atexit
+import codecs
+import io
+import logging
+import sys
+import threading
+from contextlib import suppress
+from typing import Any, TextIO
+
+from nlp_transfer.secrets import begun, hide, redact, spans
+from nlp_transfer.system import finish_output, open_streams
+
+MOST_HELD = 1 << 16  # bytes; what is longer and still no complete secret is none
+CONTEXT = 512  # characters of an unfinished line by which the next write is judged
+
+
+class Redactor(io.BufferedIOBase):
+    """A binary stream that writes to the one below all but secrets.
+
+    The end of a write is held back where a secret may begin in it: until the next write, or `release`. Of a secret that is
+    written in parts, at most three characters or what its kind begins with (`hf_`) are printed.
+    """
+
+    def __init__(self, below: Any) -> None:
+        self.below = below
+        self._binary = getattr(below, "buffer", None) or _Encoded(below)
+        self._before = ""  # of the last line, what is printed already
+        self._held = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # any bytes come back as they were
+        self._lock = threading.RLock()  # a signal's handler may print while the same thread does
+
+    def write(self, data: Any) -> int:
+        """Print all that cannot be part of a secret any more."""
+        with self._lock:
+            text = f"{self._before}{self._held}{self._decoder.decode(memoryview(data).tobytes())}"
+            found = spans(text)
+            end = begun(text, found)
+            if len(text) - end > MOST_HELD:
+                end = len(text)
+            self._print(text, found, max(end, len(self._before)))
+        return len(data)
+
+    def _print(self, text: str, found: list[tuple[int, int]], end: int) -> None:
+        shown = hide(text, found, len(self._before), end)
+        line = max(text.rfind("\n", 0, end), text.rfind("\r", 0, end)) + 1
+        self._before, self._held = text[max(line, end - CONTEXT) : end], text[end:]
+        if shown:
+            self._binary.write(shown.encode("utf-8", "surrogateescape"))
+
+    def release(self) -> None:
+        """Print what is held back, since nothing follows."""
+        with self._lock:
+            text = f"{self._before}{self._held}{self._decoder.decode(b'', final=True)}"
+            self._print(text, spans(text), len(text))
+            self.flush()
+
+    def flush(self) -> None:
+        self._binary.flush()
+
+    def close(self) -> None:
+        """Release; the stream below stays open, since others may hold it."""
+        with suppress(ValueError):  # closed by others
+            self.release()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self.below.fileno())
+
+    def isatty(self) -> bool:
+        return bool(self.below.isatty())
+
+    @property
+    def raw(self) -> "Redactor":
+        return self
+
+    @property
+    def name(self) -> Any:
+        return getattr(self.below, "name", None)
+
+
+class _Encoded:
+    """A text stream without a `buffer`, such as a notebook's, as a binary one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def write(self, data: bytes) -> None:
+        self.stream.write(self._decoder.decode(data))
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def guard_output() -> None:
+    """From now on nothing secret is printed by this process: not by its threads, warnings, other libraries, or a traceback."""
+    open_streams()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(getattr(stream, "buffer", None), Redactor):
+            continue
+        below = Redactor(stream)
+        text = isinstance(stream, io.TextIOWrapper)
+        guarded = io.TextIOWrapper(
+            below,
+            encoding=stream.encoding if text else "utf-8",
+            errors=stream.errors if text else "backslashreplace",
+            line_buffering=stream.line_buffering if text else True,
+            write_through=stream.write_through if text else False,
+        )
+        setattr(sys, name, guarded)
+        if getattr(sys, f"__{name}__") is stream:
+            setattr(sys, f"__{name}__", guarded)
+    atexit.register(finish_output)
+    before = logging.getLogRecordFactory()
+    if not getattr(before, "redacts", False):
+        logging.setLogRecordFactory(_redacting(before))
+
+
+def _redacting(make: Any) -> Any:
+    """Log records without secrets: a handler may hold a stream that was there before, or write to a file."""
+
+    def record(*arguments: Any, **fields: Any) -> logging.LogRecord:
+        found: logging.LogRecord = make(*arguments, **fields)
+        try:
+            text = found.getMessage()
+        except Exception:  # its arguments do not fit: logging itself complains about that
+            return found
+        if (hidden := redact(text)) != text:
+            found.msg, found.args = hidden, None
+        if found.exc_info and found.exc_info[0] is not None:
+            found.exc_text = redact(logging.Formatter().formatException(found.exc_info))
+        return found
+
+    record.redacts = True  # type: ignore[attr-defined]
+    return record
