@@ -13,7 +13,6 @@ from nlp_transfer.command_inputs import batch_of, check_files
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, is_main, say, show_metrics
 from nlp_transfer.data.bad_rows import SHOWN, SKIP_HINT, check_rows, describe_skipped, name_skipped
-from nlp_transfer.disk import DiskFullError
 from nlp_transfer.errors import Fault, Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.journal import Answer, OutputFile
@@ -295,7 +294,9 @@ def check_figures_file(output: Path | None, overwrite: bool = False) -> None:
         raise UserError(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
 
 
-def print_figures(figures: dict[str, float], output: Path | None, signatures: dict[str, str] | None = None) -> None:
+def print_figures(
+    figures: dict[str, float], output: Path | None, signatures: dict[str, str] | None = None, overwrite: bool = False
+) -> None:
     """A table for people on standard error, JSON for programs on standard output; the file also holds the `signatures`."""
     if not is_main():
         return
@@ -306,8 +307,8 @@ def print_figures(figures: dict[str, float], output: Path | None, signatures: di
         from nlp_transfer.export.save import write_json
 
         try:
-            write_json(output, {**figures, **({"signatures": signatures} if signatures else {})})
-        except (OSError, DiskFullError) as error:
+            write_json(output.resolve(), {**figures, **({"signatures": signatures} if signatures else {})}, overwrite)
+        except OSError as error:
             raise UserError(f"--output: {output} cannot be written: {error}") from error
 
 

@@ -3,6 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from nlp_transfer.config import DataConfig
@@ -84,11 +85,10 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
     none."""
     if not skipped:
         return
-    with (
-        replacing(folder / SKIPPED_ROWS) as part,
-        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
+    with replacing(folder / SKIPPED_ROWS) as file:
+        text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        writer = csv.writer(text)
         writer.writerow(("split", "file", "row", "column", "reason"))
         for split, bad in skipped:
             writer.writerow((split, redact(bad.file), bad.row or "", bad.column or "", redact(bad.reason)))
+        text.detach()

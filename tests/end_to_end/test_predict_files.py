@@ -26,6 +26,7 @@ from nlp_transfer import UserError, load_predictor
 from nlp_transfer.answers import Answers
 from nlp_transfer.console import Steps, console
 from nlp_transfer.inference import WINDOW
+from nlp_transfer.locks import LOCKED
 from nlp_transfer.streaming import predict_file
 from nlp_transfer.workers import Stopped
 from nlp_transfer.writing import Writer
@@ -478,8 +479,7 @@ def test_a_mistake_in_the_second_command_keeps_what_was_predicted(
     interrupt(4, Stopped(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     part = ".part-" + "0" * 32
-    with Path(".out.csv.partial").open("a") as file:  # as a kill leaves it
-        file.write(json.dumps({"part": part}) + "\n")
+    Path(".out.csv.lock").write_bytes(LOCKED + f"{part}\n".encode())  # as a kill leaves it
     Path(part).touch()
     before = Path("in.jsonl").read_text()
     with monkeypatch.context() as patch:
