@@ -199,10 +199,13 @@ def append(path: Path, line: bytes) -> None:
         size = os.fstat(file.fileno()).st_size
 
         def write() -> None:
-            file.truncate(size)  # removes what a full disk left of the line
             rest = line
-            while rest:
-                rest = rest[file.write(rest) :]
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except BaseException:
+                file.truncate(size)
+                raise
 
         patiently(write, path.name, path.parent)
 

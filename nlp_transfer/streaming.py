@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from nlp_transfer.command_inputs import batch_of, check_files
+from nlp_transfer.command_inputs import batch_of, check_files, check_not_of_model
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, is_main, say, show_metrics
 from nlp_transfer.data.bad_rows import SHOWN, SKIP_HINT, check_rows, describe_skipped, name_skipped
@@ -103,6 +103,7 @@ def _predict(
         wanted: arguments of `Answers` but for `source`.
     """
     ending = check_files(source, output, processes, form, overwrite, notes, bool(wanted.get("probabilities")))
+    check_not_of_model(output, wanted["model"])
     with at_once(), opened_input(source, form or "txt") as path, _opened_output(output, ending, overwrite) as target:
         data, before = _data_settings(wanted["settings"], path), state_of(path)
         rows, columns = scan_table(path, data)

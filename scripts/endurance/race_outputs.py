@@ -3,12 +3,12 @@
     python -m scripts.endurance.race_outputs                     # 24,000 writes, about 5 minutes
     python -m scripts.endurance.race_outputs --writes 2000 --seed 1
 
-In each round some processes write one file, as predictions (an `OutputFile` with a `Writer`), as JSON (`write_json`), as bytes
-(`replacing`) or as a folder (`replacing_folder`). Some are ended by SIGKILL at a random moment, and meanwhile links to a victim, a
-link to nowhere and pipes are planted at the names that could be guessed. What must hold: the output is absent or exactly what one
-of the writers wrote; a writer that ended with status 0 was the one that wrote it, or was followed by another one; the victims are
-as they were, and a last writer leaves nothing beside the output but what was planted. Ends with status 1 where something does not
-hold.
+In each round four processes write one output: predictions (an `OutputFile` with a `Writer`), bytes (`write_bytes`, `replacing`)
+or a folder (`replacing_folder`). Some are ended by SIGKILL at a random moment, and meanwhile links to a victim or to nowhere,
+pipes and files are planted at names that could be guessed. What must hold: the output is absent or exactly what one of the
+writers wrote; a writer that reports success had its complete content there when the file was renamed; nothing that was planted has
+changed, nor what it leads to; and after a last writer nothing is left beside the output. Ends with status 1 where something does
+not hold.
 """
 
 import argparse

@@ -27,6 +27,7 @@ from nlp_transfer.answers import Answers
 from nlp_transfer.console import Steps, console
 from nlp_transfer.inference import WINDOW
 from nlp_transfer.locks import LOCKED
+from nlp_transfer.sources.reading import Lines
 from nlp_transfer.streaming import predict_file
 from nlp_transfer.workers import Stopped
 from nlp_transfer.writing import Writer
@@ -557,6 +558,65 @@ def test_what_bears_the_name_of_the_journal_is_left_alone(model: Path, kind: str
     assert files() == [".out.csv.partial", "in.jsonl", "precious"]
     assert Path("precious").read_text() == "mine\n"
     assert kind != "file of the user's" or Path(".out.csv.partial").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("name", [".out.csv.lock", ".out.csv.partial", ".part-zz.csv", f".part-{'0' * 32}.txt"])
+def test_an_input_with_the_name_of_a_file_of_the_command_stays_as_it_is(model: Path, name: str) -> None:
+    content = ("text\n" if name.endswith(".csv") else "") + "".join(f"{text}\n" for text in TEXTS)
+    Path(name).write_text(content)
+    expected = 2 if name.startswith(".out") else 0  # the name is needed for the lock, or the journal
+    assert predict(model, name, "out.csv") == expected
+    assert Path(name).read_text() == content
+    assert files() == sorted([name, "out.csv"] if expected == 0 else [name])
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "hard link"])
+def test_what_is_planted_as_the_lock_is_left_alone(model: Path, kind: str) -> None:
+    write_input()
+    Path("precious").write_text("mine\n")
+    lock = Path(".out.csv.lock")
+    {
+        "link": lambda: lock.symlink_to("precious"),
+        "pipe": lambda: os.mkfifo(lock),
+        "hard link": lambda: lock.hardlink_to("precious"),
+    }[kind]()
+    assert predict(model, "in.jsonl", "out.csv") == 2
+    assert files() == [".out.csv.lock", "in.jsonl", "precious"]
+    assert Path("precious").read_text() == "mine\n"
+
+
+def test_files_of_the_model_are_no_output(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_input()
+    for output in (model / "log.jsonl", model / "model" / "vocab.txt"):
+        output.touch()
+        before = output.read_bytes()
+        assert predict(model, "in.jsonl", str(output), "--overwrite") == 2
+        assert "is a file of the model" in capfd.readouterr().err
+        assert output.read_bytes() == before
+
+
+def test_an_input_that_grows_is_refused_and_not_read_past_its_end(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each row that is read adds another one: read to its end as that moves on, the file would never end."""
+    rows = 200_000  # more than is read at once
+    Path("in.txt").write_text("good film\n" * rows)
+    true, read = Lines.__next__, [0]
+
+    def grow(self: Lines) -> str:
+        line = true(self)
+        read[0] += 1
+        assert read[0] <= 2 * rows
+        if read[0] % 1000 == 0:
+            with Path("in.txt").open("a") as file:
+                file.write("good film\n" * 1000)
+        return line
+
+    monkeypatch.setattr(Lines, "__next__", grow)
+    monkeypatch.setattr("nlp_transfer.streaming.Steps", lambda *_: (_ for _ in ()).throw(UserError(f"{read[0]} rows counted")))
+    assert predict(model, "in.txt", "out.txt") == 2
+    assert f"{rows} rows counted" in capfd.readouterr().err
+    assert files() == ["in.txt"]
 
 
 def test_an_output_is_replaced_only_where_that_is_asked_for(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
