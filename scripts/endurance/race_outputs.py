@@ -6,9 +6,9 @@
 In each round four processes write one output: predictions (an `OutputFile` with a `Writer`), bytes (`write_bytes`, `replacing`)
 or a folder (`replacing_folder`). Some are ended by SIGKILL at a random moment, and meanwhile links to a victim or to nowhere,
 pipes and files are planted at names that could be guessed. What must hold: the output is absent or exactly what one of the
-writers wrote; a writer that reports success had its complete content there when the file was renamed; nothing that was planted has
-changed, nor what it leads to; and after a last writer nothing is left beside the output. Ends with status 1 where something does
-not hold.
+writers wrote; a writer that reports success had its complete content there when the file was renamed; nothing that was planted
+has changed, nor what it leads to; and after a last writer nothing is left beside the output. Ends with status 1 where something
+does not hold.
 """
 
 import argparse

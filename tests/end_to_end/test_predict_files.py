@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import UserError, load_predictor
 from nlp_transfer.answers import Answers
+from nlp_transfer.command_inputs import check_not_of_model
 from nlp_transfer.console import Steps, console
 from nlp_transfer.inference import WINDOW
 from nlp_transfer.locks import LOCKED
@@ -575,24 +576,31 @@ def test_what_is_planted_as_the_lock_is_left_alone(model: Path, kind: str) -> No
     write_input()
     Path("precious").write_text("mine\n")
     lock = Path(".out.csv.lock")
-    {
-        "link": lambda: lock.symlink_to("precious"),
-        "pipe": lambda: os.mkfifo(lock),
-        "hard link": lambda: lock.hardlink_to("precious"),
-    }[kind]()
+    make: dict[str, Callable[[], None]] = {"link": lambda: lock.symlink_to("precious"), "pipe": lambda: os.mkfifo(lock)}
+    make.get(kind, lambda: lock.hardlink_to("precious"))()
     assert predict(model, "in.jsonl", "out.csv") == 2
     assert files() == [".out.csv.lock", "in.jsonl", "precious"]
     assert Path("precious").read_text() == "mine\n"
 
 
-def test_files_of_the_model_are_no_output(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_files_of_the_model_are_no_output(model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("model/config.json", "model/vocab.txt", "log.jsonl", "mine.csv"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    (tmp_path / "link.txt").symlink_to(run / "model/vocab.txt")
+    for source, output in ((run, run / "log.jsonl"), (run, run / "model/vocab.txt"), (run / "model", tmp_path / "link.txt")):
+        with pytest.raises(UserError, match=f"{output.name} is a file of the model"):
+            check_not_of_model(output, str(source))
+    check_not_of_model(run / "mine.csv", str(run))
+    check_not_of_model(run / "new.csv", str(run))
     write_input()
-    for output in (model / "log.jsonl", model / "model" / "vocab.txt"):
-        output.touch()
-        before = output.read_bytes()
-        assert predict(model, "in.jsonl", str(output), "--overwrite") == 2
-        assert "is a file of the model" in capfd.readouterr().err
-        assert output.read_bytes() == before
+    record = model / "config.json"
+    assert record.exists()
+    link = Path("out.txt")
+    link.symlink_to(record)
+    assert predict(model, "in.jsonl", "out.txt", "--overwrite") == 2
+    assert json.loads(record.read_text())["model_type"]
 
 
 def test_an_input_that_grows_is_refused_and_not_read_past_its_end(
