@@ -90,9 +90,9 @@ def _locked(path: Path, kind: int, lock: Lock | None, shared: bool) -> Iterator[
 
 
 @contextmanager
-def _part(path: Path, lock: Lock | None) -> Iterator[Path]:
+def _part(path: Path, lock: Lock | None, kind: str = "part") -> Iterator[Path]:
     """A random name beside `path`, recorded in its lock; what still has this name in the end is removed."""
-    part = path.with_name(f".part-{uuid4().hex}")
+    part = path.with_name(f".{kind}-{uuid4().hex}")
     if lock is not None:
         lock.record(part.name)
     try:
@@ -155,7 +155,7 @@ def replacing_folder(path: Path, shared: bool = False) -> Iterator[Path]:
 
     While it is filled only this user can enter it; in the end its files get the permissions that the umask gives.
     """
-    with _locked(path, stat.S_IFDIR, None, shared) as held, _part(path, held) as part, _part(path, held) as old:
+    with _locked(path, stat.S_IFDIR, None, shared) as held, _part(path, held) as part, _part(path, held, "old") as old:
         part.mkdir(0o700)
         yield part
         sync_all(part)

@@ -21,7 +21,7 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no links, no waiting for a pipe
-PART = re.compile(r"\.part-[0-9a-f]{32}")
+PART, OLD = re.compile(r"\.part-[0-9a-f]{32}"), re.compile(r"\.old-[0-9a-f]{32}")
 LOCKED = b"nlp_transfer lock\n"  # the first line of a lock file; one with other content is not ours
 BEYOND = 2**30  # on Windows the byte here is locked, so that others may read the content
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -111,8 +111,12 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
         file.close()
         raise UserError(f"{path} is not a lock of this program; allowed: rename or remove it, or write to another place")
     for name in content.decode("ascii", "replace").splitlines():
-        if PART.fullmatch(name):
-            remove(path.with_name(name))
+        target, left = path.with_name(path.name.removeprefix(".").removesuffix(".lock")), path.with_name(name)
+        if OLD.fullmatch(name) and target.name and not os.path.lexists(target):  # killed before the new folder took its place
+            with suppress(FileNotFoundError):
+                os.rename(left, target)
+        elif PART.fullmatch(name) or OLD.fullmatch(name):
+            remove(left)
     file.seek(0)
     file.truncate()
     file.write(LOCKED)

@@ -185,7 +185,8 @@ class _RegularFile(io.FileIO):
         OSError: it is a pipe or a device, which may never end.
     """
 
-    read, readall = io.RawIOBase.read, io.RawIOBase.readall  # both call `readinto`
+    read = io.RawIOBase.read  # type: ignore[assignment]  # calls `readinto`, as the next one does
+    readall = io.RawIOBase.readall
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
@@ -205,7 +206,7 @@ def open_binary(path: Path) -> Any:
     if path.suffix.lower() != ".gz":
         return file
     unpacked = gzip.GzipFile(fileobj=file)
-    unpacked.myfileobj = file  # closed with it
+    unpacked.myfileobj = file  # type: ignore[assignment]  # closed with it
     return unpacked
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from nlp_transfer import disk
 from nlp_transfer.errors import UserError
 from nlp_transfer.journal import Answer, OutputFile
+from nlp_transfer.locks import lock_target
 from nlp_transfer.sources.tables import Batch
 from nlp_transfer.writing import ENDINGS, Writer
 
@@ -176,13 +177,6 @@ class Race:
         for mark, outcome in said.items():
             if outcome.startswith("error"):
                 wrong(f"{mark} ended with an error")
-        done = {mark for mark, outcome in said.items() if outcome == "written"}
-        possible = done | {mark for mark, outcome in said.items() if outcome == "begun"}
-        found = _written(path, list(said))
-        if found is not None and found not in possible:
-            wrong(f"the output is that of {found}")
-        if done and (found is None or (not overwrite and done != {found})):
-            wrong(f"{done} have ended with success, and the output is that of {found}")
         for place, inode in planted.items():
             if not os.path.lexists(place) or place.lstat().st_ino != inode:
                 wrong(f"{place.name} was planted and is not as it was")
@@ -190,6 +184,15 @@ class Race:
                 if stat.S_ISREG(place.lstat().st_mode) and place.read_bytes() != SECRET:
                     wrong(f"{place.name} was changed")
                 place.unlink()
+        if not path.suffix:  # after a kill the next process that takes the lock restores a folder that was moved away
+            lock_target(path).release()
+        done = {mark for mark, outcome in said.items() if outcome == "written"}
+        possible = done | {mark for mark, outcome in said.items() if outcome == "begun"}
+        found = _written(path, list(said))
+        if found is not None and found not in possible:
+            wrong(f"the output is that of {found}")
+        if done and (found is None or (not overwrite and done != {found})):
+            wrong(f"{done} have ended with success, and the output is that of {found}")
         if self.victim.read_bytes() != SECRET or (self.root / "nowhere").exists():
             wrong("a victim was changed")
         last = write_folder if not path.suffix else predict

@@ -16,7 +16,7 @@ from nlp_transfer import disk
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS, write_skipped
 from nlp_transfer.errors import BadRow, UserError
 from nlp_transfer.export.save import write_json
-from nlp_transfer.locks import LOCKED, lock_now
+from nlp_transfer.locks import LOCKED, lock_now, lock_target
 from nlp_transfer.training import checkpoints
 from nlp_transfer.writing import Writer
 
@@ -181,6 +181,20 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
     with disk.replacing_folder(tmp_path / "out") as part:
         (part / "model").touch()
     assert names(tmp_path) == [other.name, "mine.csv", "out"]
+
+
+def test_a_folder_that_a_killed_writer_moved_away_is_restored(tmp_path: Path) -> None:
+    old = tmp_path / f".old-{'0' * 32}"
+    old.mkdir()
+    (old / "model").touch()
+    lock = LOCKED + f"{old.name}\n".encode()
+    (tmp_path / ".out.lock").write_bytes(lock)
+    lock_target(tmp_path / "out").release()
+    assert (names(tmp_path), names(tmp_path / "out")) == (["out"], ["model"])
+    old.mkdir()
+    (tmp_path / ".out.lock").write_bytes(lock)
+    lock_target(tmp_path / "out").release()
+    assert (names(tmp_path), names(tmp_path / "out")) == (["out"], ["model"])
 
 
 def test_a_lock_file_that_was_removed_guards_nothing(tmp_path: Path) -> None:
