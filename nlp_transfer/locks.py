@@ -111,7 +111,7 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
         file.close()
         raise UserError(f"{path} is not a lock of this program; allowed: rename or remove it, or write to another place")
     for name in content.decode("ascii", "replace").splitlines():
-        target, left = path.with_name(path.name.removeprefix(".").removesuffix(".lock")), path.with_name(name)
+        target, left = path.parent / path.name.removeprefix(".").removesuffix(".lock"), path.parent / name
         if OLD.fullmatch(name) and target.name and not os.path.lexists(target):  # killed before the new folder took its place
             with suppress(FileNotFoundError):
                 os.rename(left, target)

@@ -49,7 +49,7 @@ def write_checkpoint(
 
 def remove_parts(folder: Path) -> None:
     """Removes what an interrupted write or removal left."""
-    for path in folder.glob(".part-*"):
+    for path in (*folder.glob(".part-*"), *folder.glob(".old-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -40,6 +40,7 @@ ALLOWED = {
     "trial_save.py": "a private folder with a random name, removed afterwards",
     "data/token_cache.py": "a private folder with a random name in the user's cache, renamed when complete; files have checksums",
     "sources/wheels.py": "a private folder with a random name in the user's cache; files are renamed when complete",
+    "models/view.py": "the private temporary folder that libraries read a model from",
     "sources/reading.py": "opens for reading, without waiting for a pipe",
     "sources/texts.py": "a temporary file without a name",
     "standard_streams.py": "standard output, and temporary files that nobody else can name",
