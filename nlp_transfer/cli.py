@@ -108,7 +108,7 @@ def evaluate(
 
     check_figures_file(output, overwrite)
     figures, signatures = score_source(model, _only(ctx, ctx.args), batch_size, precision, base)
-    print_figures(figures, output, signatures)
+    print_figures(figures, output, signatures, overwrite)
 
 
 @cli.command(cls=TextsHelp, context_settings=OVERRIDES)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.errors import Fault, Problems, UserError
-from nlp_transfer.sources.reading import SURROGATE, UNDECODED, format_of, has_lines, kind_of, names_no_format, undecoded
+from nlp_transfer.sources.reading import SURROGATE, UNDECODED, at_home, format_of, has_lines, kind_of, names_no_format, undecoded
 from nlp_transfer.sources.tables import ENDINGS, Batch, check_lines
 from nlp_transfer.standard_streams import DASH
 from nlp_transfer.system import world_size
@@ -87,6 +87,16 @@ def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any])
             f"{' and '.join(missing)}: not given; allowed: a file, or - for the standard stream, as in "
             f'{command} --input new.csv --output predictions.csv; or texts in place of files, as in {command} "a text"'
         )
+
+
+def check_not_of_model(output: Path, model: str) -> None:
+    """Raise a UserError where the output would replace a file that belongs to the model, or to the run that made it."""
+    folder, place = at_home(model).resolve(), output.resolve()
+    if output != DASH and place.exists() and place.is_relative_to(folder):
+        from nlp_transfer.run_folder import OWN
+
+        if (folder / "config.json").exists() or place.relative_to(folder).parts[0] in OWN:
+            raise UserError(f"--output: {output} is a file of the model {model}; allowed: another file")
 
 
 def check_files(

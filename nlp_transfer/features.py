@@ -3,10 +3,9 @@
 A cut says where the fixed part ends. `replay` plays back there what is kept here.
 """
 
-import contextlib
 import hashlib
+import math
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 from nlp_transfer.console import Steps, say
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import inference_batches
+from nlp_transfer.disk import replacing
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import EncoderHeadForSequenceClassification, pool
 from nlp_transfer.kernels.functions import FastFunctions
@@ -98,18 +98,18 @@ def _together() -> bool:
 
 def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
     """A whole file or none."""
-    part = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-        fill(values)
-        values.flush()
-        os.replace(part, path)
+        with replacing(path, shared=True) as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):  # where there is no room, writing to mapped memory would end the process
+                os.posix_fallocate(file.fileno(), 0, file.tell() + 4 * math.prod(shape))
+            values = np.memmap(file, np.float32, "r+", offset=file.tell(), shape=shape)
+            fill(values)
+            values.flush()
     except OSError as error:
         raise UserError(f"strategy.cache: {path.parent} cannot be written: {error.strerror}; allowed: memory") from error
-    finally:
-        with contextlib.suppress(NotADirectoryError):  # where there can be no folder, there is no part of a file
-            part.unlink(missing_ok=True)
 
 
 def _shape(model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device) -> tuple[int, ...]:

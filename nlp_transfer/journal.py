@@ -8,24 +8,20 @@ journal. The output itself is written from the start every time, and replaces an
 import hashlib
 import json
 import os
-import re
-import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
-from uuid import uuid4
-
-from filelock import FileLock
 
 from nlp_transfer.console import say
-from nlp_transfer.disk import is_full, lock_now, sync
+from nlp_transfer.disk import is_full, replacing
 from nlp_transfer.errors import Fault, UnfinishedError, UserError
+from nlp_transfer.locks import Lock, lock_now, open_own
 from nlp_transfer.sources.tables import Batch
 
 FORMAT = 1
-PART = re.compile(r"\.part-[0-9a-f]{32}")
-SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no links, no waiting for a pipe
+MARK = "nlp_transfer journal"
+LONGEST_HEADER = 2**20  # bytes
 
 
 class Answer(NamedTuple):
@@ -62,13 +58,13 @@ class OutputFile:
         self.journal = self.output.with_name(f".{self.output.name}.partial")
         self._lock_path = self.output.with_name(f".{self.output.name}.lock")
         self._file: BinaryIO | None = None
-        self._lock: FileLock | None = None
+        self._lock: Lock | None = None
         self._made: list[Path] = []
         self._known: dict[str, int] = {}  # digest of a window to the offset of its record
         self._rows = 0
         self._earlier = False  # the journal holds predictions of an earlier command
         self._header: bytes | None = None  # of the journal that takes the place of another one with the first predictions
-        self._part: Path | None = None
+        self._part = ExitStack()  # the file that takes the output's place in the end
         self._finished = False
 
     def __str__(self) -> str:
@@ -99,16 +95,11 @@ class OutputFile:
         Raises:
             UserError: the journal's name is taken by something else, or it cannot be written.
         """
-        header = json.dumps({"nlp_transfer journal": FORMAT, **identity}, sort_keys=True).encode() + b"\n"
+        header = json.dumps({MARK: FORMAT, **identity}, sort_keys=True).encode() + b"\n"
         try:
-            descriptor = os.open(self.journal, os.O_RDWR | os.O_CREAT | SAFE, 0o600)
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
-                os.close(descriptor)
-                raise UserError(f"--output: {self.journal} is not a file of this user's; allowed: remove it, or another --output")
-            file = os.fdopen(descriptor, "r+b")
-            before = file.readline()
-            if before[:2] != b'{"'[: len(before)]:
+            file = open_own(self.journal)
+            before = file.readline(LONGEST_HEADER)
+            if not header.startswith(before) and not _is_header(before):
                 file.close()
                 raise UserError(f"--output: {self.journal} is not a journal of predictions; allowed: rename or remove it")
             self._file = file
@@ -138,12 +129,8 @@ class OutputFile:
                 record = json.loads(line)
                 if not line.endswith(b"\n"):
                     break
-                if "part" in record:
-                    if PART.fullmatch(record["part"]):
-                        self.output.with_name(record["part"]).unlink(missing_ok=True)
-                else:
-                    self._known[record["window"]] = end
-                    self._rows += record["rows"]
+                self._known[record["window"]] = end
+                self._rows += record["rows"]
             except (ValueError, KeyError, TypeError):  # the last record was being written
                 break
             end += len(line)
@@ -180,8 +167,6 @@ class OutputFile:
             with self.writing():
                 self._start(self._header)
             self._header, self._earlier = None, False
-            if self._part is not None:
-                self._append({"part": self._part.name})
         content = {"columns": answer.columns, "in_pieces": answer.in_pieces, "faults": faults}
         self._append({"window": _digest(batch), "rows": len(batch), **content})
         self._rows += len(batch)
@@ -194,15 +179,10 @@ class OutputFile:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def part(self) -> Path:
+    def part(self) -> BinaryIO:
         """Create the file that takes the output's place in the end."""
-        self._part = self.output.with_name(f".part-{uuid4().hex}")
-        self._append({"part": self._part.name})  # a command that resumes after a kill removes it
-        try:
-            os.close(os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, 0o666))
-        except OSError as error:
-            raise self._unwritable(error) from error
-        return self._part
+        with self.writing():
+            return self._part.enter_context(replacing(self.output, self.overwrite, self._lock))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -218,24 +198,20 @@ class OutputFile:
         Raises:
             UnfinishedError: there is an output by now, or no room on the disk.
         """
-        assert self._part is not None
         try:
-            if self.output.exists():
-                if not self.overwrite:
-                    raise UnfinishedError(f"--output: {self.name} appeared meanwhile; allowed: --overwrite to replace it")
-                os.chmod(self._part, stat.S_IMODE(self.output.stat().st_mode))
-            sync(self._part)
-            os.replace(self._part, self.output)
+            self._part.close()
+        except FileExistsError as error:
+            raise UnfinishedError(f"--output: {self.name} appeared meanwhile; allowed: --overwrite to replace it") from error
         except OSError as error:
             raise self._unwritable(error) from error
-        self._part, self._finished = None, True
+        self._finished = True
 
     def _unwritable(self, error: OSError) -> UserError:
         if is_full(error):
             return UnfinishedError(f"--output: {self.name} cannot be written: the disk is full ({error}); make room")
         return UnfinishedError(f"--output: {self.name} cannot be written: {error}; allowed: a file in a writable folder")
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *how: Any) -> None:
         mistake = kind is not None and issubclass(kind, UserError) and not issubclass(kind, UnfinishedError)
         keep = self._earlier or (bool(self._rows) and not mistake)
         try:
@@ -251,15 +227,12 @@ class OutputFile:
                     same = "the command that began it" if mistake else "the same command"
                     say(f"the predictions of {self._rows} rows are kept in {self.journal}; {same} resumes")
         finally:  # also where nobody reads standard error any more
+            with suppress(OSError):
+                self._part.__exit__(kind, *how)
             self._tidy()
 
     def _tidy(self) -> None:
-        if self._part is not None:
-            with suppress(OSError):
-                self._part.unlink()
         if self._lock is not None:
-            with suppress(OSError):
-                self._lock_path.unlink()
             self._lock.release()
         for folder in self._made:
             with suppress(OSError):  # it was not made, or holds the output or the journal
@@ -270,6 +243,13 @@ def _digest(batch: Batch) -> str:
     """A digest of what a model reads of a window; `repr` of Python's own types is exact."""
     content = (list(batch.columns), list(batch.names), len(batch), sorted(batch.faults.items()), list(batch.columns.values()))
     return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _is_header(line: bytes) -> bool:
+    try:
+        return MARK in json.loads(line)
+    except (ValueError, TypeError):
+        return False
 
 
 def _changed(before: bytes, now: bytes) -> list[str]:

@@ -1,6 +1,5 @@
 """What a run leaves: a model that was saved, read again and scored; and the same for what was learned beside its own task."""
 
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from accelerate import Accelerator
 from nlp_transfer.config import TrainingConfig
 from nlp_transfer.console import say, show_metrics
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.disk import patiently, replacing, usual_permissions
+from nlp_transfer.disk import DiskFullError, patiently
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.load import quiet
 from nlp_transfer.export.save import check_adapter, is_adapted, is_plain, save_adapted, save_model
@@ -21,7 +20,7 @@ from nlp_transfer.inference import PRECISION, meaningful, score
 from nlp_transfer.metrics import KNOWN_KEYS
 from nlp_transfer.metrics.own import OwnMetrics
 from nlp_transfer.processes import compute_on_main
-from nlp_transfer.run_folder import OWN, PREDICTIONS, RunFolder
+from nlp_transfer.run_folder import PREDICTIONS, RunFolder
 from nlp_transfer.secrets import clean
 from nlp_transfer.sources.rows import BLOCK
 from nlp_transfer.strategies import Job, Strategy
@@ -38,11 +37,8 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
     if not accelerator.is_main_process:
         with tempfile.TemporaryDirectory() as elsewhere:
             return strategy.unwrap(model, Path(elsewhere))
-    shutil.rmtree(folder.path / "model", ignore_errors=True)
     with quiet():
         plain = strategy.unwrap(model, folder.path)
-        for name in OWN:  # what the strategy wrote is among them
-            usual_permissions(folder.path / name)
     if is_adapted(plain):
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
@@ -75,6 +71,8 @@ def score_splits(
                 patiently(
                     partial(_write_predictions, path, job, split, answers[split]), f"the predictions of {split}", path.parent
                 )
+            except DiskFullError:
+                raise
             except (UserError, OSError) as error:
                 # The model is worth more: a task of a user's own may predict what Parquet cannot hold.
                 say(f"warning: {path} was not written: {error}")
@@ -103,7 +101,7 @@ def _write_predictions(path: Path, job: Job, split: str, answers: Arrays) -> Non
             say(f"{path.name}: {name!r} is an input column, so that the {name} of a row in the data is in 'source_{name}'")
         found[f"source_{name}" if name in inputs else name] = column
     start = 0
-    with replacing(path) as part, Writer(part, path.suffix) as writer:
+    with Writer(path, path.suffix) as writer:
         for block in rows.batches(BLOCK):
             end = start + len(next(iter(block.values())))
             own = {name: block[name] for name in inputs}
@@ -117,8 +115,6 @@ def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelera
     for name, (job, learned) in jobs.items():
         model, place = learned, folder.path / "tasks" / name / "model"
         if accelerator.is_main_process:
-            shutil.rmtree(place, ignore_errors=True)
-            place.parent.mkdir(parents=True, exist_ok=True)
             model = patiently(partial(save_job, job, model, place), name, place)
         metrics, _ = score_splits(job, model, accelerator, [], place.parent)
         found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}

@@ -1,10 +1,10 @@
 """Predictions in Parquet: columns of a Parquet input pass through as they are, others get a type that fits all their rows."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from nlp_transfer.errors import UserError
 
@@ -20,16 +20,17 @@ class ParquetOutput:
     one part, which is the output itself. Each window becomes a row group; memory does not grow with the file.
     """
 
-    def __init__(self, path: Path, types: Mapping[str, str] | None = None) -> None:
-        """Open a file.
+    def __init__(self, file: BinaryIO, types: Mapping[str, str] | None = None) -> None:
+        """Begin a file.
 
         Args:
+            file: empty, for reading and writing; it is not closed.
             types: aliases of Arrow types by column, for columns without any value.
         """
-        self.path, self.types = path, types or {}
+        self.file, self.types = file, types or {}
         self.schema: Any = None
         self.writer: Any = None
-        self.parts: list[Path | IO[bytes]] = []
+        self.parts: list[IO[bytes]] = []
 
     def write(self, columns: dict[str, list[Any]], table: Any = None) -> None:
         """Appends the columns of `table` (a `pyarrow.Table` or None) and then `columns` (Python values).
@@ -63,8 +64,8 @@ class ParquetOutput:
             self.schema = self._without_null(schema)
         if complete and (len(self.parts) > 1 or self.schema is not schema):
             self._merge()
-            with self.path.open("wb") as file:
-                shutil.copyfileobj(self._rewound(self.parts[0]), file)
+            shutil.copyfileobj(self._rewound(self.parts[0]), self._rewound(self.file))
+            self.file.truncate()
 
     def _without_null(self, schema: Any) -> Any:
         """The schema with the types known for columns that have no value; itself where there are no such columns."""
@@ -89,7 +90,7 @@ class ParquetOutput:
         self._end_part()
         if len(self.parts) >= MOST_PARTS:
             self._merge()
-        self.parts.append(tempfile.TemporaryFile(dir=self.path.parent) if self.parts else self.path)  # noqa: SIM115
+        self.parts.append(self._unnamed() if self.parts else self.file)
         try:
             self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
         except pa.ArrowException as error:  # an object without any field, say
@@ -99,7 +100,7 @@ class ParquetOutput:
         """Replaces the parts, which are closed, by one that has all of their rows under the current schema."""
         import pyarrow.parquet as pq
 
-        merged = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 (it outlives this call)
+        merged = self._unnamed()
         with pq.ParquetWriter(merged, self.schema) as self.writer:
             for table in self._rows():
                 self._write(_conform(table, self.schema))
@@ -109,9 +110,14 @@ class ParquetOutput:
         import pyarrow.parquet as pq
 
         for part in self.parts:
-            with pq.ParquetFile(part if isinstance(part, Path) else self._rewound(part)) as file:
+            with pq.ParquetFile(self._rewound(part)) as file:
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group)
+
+    def _unnamed(self) -> IO[bytes]:
+        """A temporary file on the disk of the output."""
+        name = self.file.name
+        return tempfile.TemporaryFile(dir=os.path.dirname(name) if isinstance(name, str) else None)
 
     @staticmethod
     def _rewound(part: Any) -> Any:

@@ -1,6 +1,5 @@
 """A run's folder: claimed only when all is known to be well, and never mixed up with another run's."""
 
-import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -9,14 +8,14 @@ from typing import Any, Literal, get_args
 
 import yaml
 from accelerate.utils import gather_object
-from filelock import FileLock
 
 from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS
-from nlp_transfer.disk import lock_now
+from nlp_transfer.disk import write_bytes
 from nlp_transfer.document import read_document
 from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.locks import Lock, lock_now
 from nlp_transfer.provenance import compare_content, describe_changes
 from nlp_transfer.sources.paths import mapping
 from nlp_transfer.system import expand, from_main, rank, world_size
@@ -51,7 +50,7 @@ class RunFolder:
     def __init__(self, path: str, resume: Resume = "auto") -> None:
         self.path = expand(path)
         self.resume = resume
-        self._lock: FileLock | None = None
+        self._lock: Lock | None = None
         self._own_lock = False  # the file was not there before
 
     def __enter__(self) -> "RunFolder":
@@ -59,10 +58,7 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            if self._own_lock or not self.unfinished:
-                with contextlib.suppress(OSError):  # Windows keeps a file that is open
-                    (self.path / LOCK).unlink(missing_ok=True)
-            self._lock.release()
+            self._lock.release(remove=self._own_lock or not self.unfinished)
             self._lock = None
 
     def check(self) -> None:
@@ -113,9 +109,8 @@ class RunFolder:
             if self.unfinished:
                 self._compare(read_document(self.path / "config.yaml"), document)
                 return
-            part = self.path / ".part-config.yaml"
-            part.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
-            os.replace(part, self.path / "config.yaml")
+            text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+            write_bytes(self.path / "config.yaml", text.encode())
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written: {error}") from error
 
@@ -127,8 +122,7 @@ class RunFolder:
             f"output_dir: another process is at work in {self.path}; wait until it ends, or give another output_dir",
             "nothing keeps a second run out of it",
         )
-        if self._lock is not None:
-            self._check()  # the process that held it may have finished the run
+        self._check()  # the process that held it may have finished the run
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         problems = Problems(

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from nlp_transfer.console import say
 from nlp_transfer.errors import UnfinishedError, UserError
@@ -102,7 +102,7 @@ class OutputStream:
     def __init__(self, stream: TextIO, ending: str) -> None:
         self.stream = stream
         with self.writing():
-            self.folder = tempfile.TemporaryDirectory() if ending == ".parquet" else None
+            self.file = tempfile.TemporaryFile() if ending == ".parquet" else None  # noqa: SIM115 (closed in the end)
 
     def __str__(self) -> str:
         return "standard output"
@@ -111,8 +111,9 @@ class OutputStream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.folder is not None:
-            self.folder.cleanup()
+        if self.file is not None:
+            with suppress(OSError):  # what was not written is not needed
+                self.file.close()
 
     def begin(self, identity: Any) -> None:
         """Nothing is kept."""
@@ -126,9 +127,9 @@ class OutputStream:
         with self.writing():
             self.stream.flush()
 
-    def part(self) -> Path | TextIO:
+    def part(self) -> BinaryIO | TextIO:
         """Where a `Writer` writes to."""
-        return self.stream if self.folder is None else Path(self.folder.name) / "output.parquet"
+        return self.stream if self.file is None else self.file
 
     writing = staticmethod(writing)
 
@@ -136,7 +137,7 @@ class OutputStream:
         """Send what was not sent yet."""
         with self.writing():
             self.stream.flush()
-            if self.folder is not None:
-                with (Path(self.folder.name) / "output.parquet").open("rb") as file:
-                    shutil.copyfileobj(file, self.stream.buffer)
+            if self.file is not None:
+                self.file.seek(0)
+                shutil.copyfileobj(self.file, self.stream.buffer)
                 self.stream.buffer.flush()

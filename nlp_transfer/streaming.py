@@ -9,11 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from nlp_transfer.command_inputs import batch_of, check_files
+from nlp_transfer.command_inputs import batch_of, check_files, check_not_of_model
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
 from nlp_transfer.console import Steps, is_main, say, show_metrics
 from nlp_transfer.data.bad_rows import SHOWN, SKIP_HINT, check_rows, describe_skipped, name_skipped
-from nlp_transfer.disk import DiskFullError
 from nlp_transfer.errors import Fault, Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.journal import Answer, OutputFile
@@ -104,6 +103,7 @@ def _predict(
         wanted: arguments of `Answers` but for `source`.
     """
     ending = check_files(source, output, processes, form, overwrite, notes, bool(wanted.get("probabilities")))
+    check_not_of_model(output, wanted["model"])
     with at_once(), opened_input(source, form or "txt") as path, _opened_output(output, ending, overwrite) as target:
         data, before = _data_settings(wanted["settings"], path), state_of(path)
         rows, columns = scan_table(path, data)
@@ -295,7 +295,9 @@ def check_figures_file(output: Path | None, overwrite: bool = False) -> None:
         raise UserError(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
 
 
-def print_figures(figures: dict[str, float], output: Path | None, signatures: dict[str, str] | None = None) -> None:
+def print_figures(
+    figures: dict[str, float], output: Path | None, signatures: dict[str, str] | None = None, overwrite: bool = False
+) -> None:
     """A table for people on standard error, JSON for programs on standard output; the file also holds the `signatures`."""
     if not is_main():
         return
@@ -306,8 +308,8 @@ def print_figures(figures: dict[str, float], output: Path | None, signatures: di
         from nlp_transfer.export.save import write_json
 
         try:
-            write_json(output, {**figures, **({"signatures": signatures} if signatures else {})})
-        except (OSError, DiskFullError) as error:
+            write_json(output.resolve(), {**figures, **({"signatures": signatures} if signatures else {})}, overwrite)
+        except OSError as error:
             raise UserError(f"--output: {output} cannot be written: {error}") from error
 
 

@@ -220,11 +220,11 @@ def error_prefix(message: str) -> str | None:
     note = folder.parent / "0" / "message.txt"
     if first:
         try:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            part = note.with_suffix(".part")
-            part.write_text(message, encoding="utf-8")
-            os.replace(part, note)
-        except OSError:
+            from nlp_transfer.disk import replacing
+
+            with replacing(note, shared=True) as file:
+                file.write(message.encode())
+        except (OSError, ValueError):
             pass
         return prefix
     if threading.current_thread() is threading.main_thread():

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 
 from nlp_transfer import registry
 from nlp_transfer.console import say
 from nlp_transfer.disk import DiskFullError
 from nlp_transfer.errors import UserError, brief
+from nlp_transfer.locks import Lock, lock_now
 from nlp_transfer.memory import is_out_of_memory
 from nlp_transfer.models.reading import first_line
 from nlp_transfer.outcome import save, save_job
 from nlp_transfer.processes import compute_on_main, same_random_state
 from nlp_transfer.registry import is_own
-from nlp_transfer.run_folder import RunFolder
+from nlp_transfer.run_folder import LOCK, RunFolder
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Task, task_name
 
@@ -125,10 +125,8 @@ def _trial_folder(output_dir: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=output_dir))
     except OSError as error:
         raise UserError(f"output_dir: {output_dir} cannot be written: {error.strerror}; allowed: another folder") from error
-    lock = FileLock(folder / ".lock")
+    lock = _lock(folder)
     try:
-        with suppress(NotImplementedError):  # some network file systems have no locks
-            lock.acquire()
         yield folder
     finally:
         lock.release()
@@ -141,8 +139,9 @@ def _trial_folder(output_dir: Path) -> Iterator[Path]:
 def remove_stale(output_dir: Path) -> None:
     """Remove what trials left that were killed."""
     for folder in output_dir.glob(f"{PREFIX}*"):
-        lock = FileLock(folder / ".lock")
-        with suppress(Timeout, OSError, NotImplementedError):
-            lock.acquire(timeout=0)
-            lock.release()
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError, UserError), _lock(folder, create=False):  # another folder, or of a process at work
+            shutil.rmtree(folder)
+
+
+def _lock(folder: Path, create: bool = True) -> Lock:
+    return lock_now(folder / LOCK, f"{folder}: another process is at work in it", "what a killed trial leaves stays", create)

@@ -5,11 +5,13 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
+from io import TextIOBase, TextIOWrapper
 from math import isfinite
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
+from nlp_transfer.disk import replacing
 from nlp_transfer.errors import UserError
 from nlp_transfer.parquet_output import ParquetOutput, text_cells
 
@@ -36,20 +38,23 @@ class Writer:
     what becomes of them.
     """
 
-    def __init__(self, target: Path | TextIO, ending: str, types: Mapping[str, str] | None = None) -> None:
-        """Open a file.
+    def __init__(self, target: Path | BinaryIO | TextIO, ending: str, types: Mapping[str, str] | None = None) -> None:
+        """Begin a file.
 
         Args:
-            target: an open text stream, which is not closed in the end, only for text formats.
+            target: the name of a file, which is written whole or not at all; or an open file, which is not closed in the end, or
+                text stream, which is only for text formats.
             types: Arrow types by column, for a Parquet file in which a column has no value at all.
         """
         self.ending = ending
         self.names: list[str] = []
-        self.parquet = ParquetOutput(target, types) if ending == ".parquet" and isinstance(target, Path) else None
-        self.owned = isinstance(target, Path)
-        self.file: TextIO | None = None
-        if self.parquet is None:
-            self.file = target.open("w", encoding="utf-8", newline="") if isinstance(target, Path) else target
+        self.opened = ExitStack()
+        file: Any = self.opened.enter_context(replacing(target)) if isinstance(target, Path) else target
+        self.parquet = ParquetOutput(file, types) if ending == ".parquet" else None
+        self.wrapper: TextIOWrapper | None = None
+        if self.parquet is None and not isinstance(file, TextIOBase):
+            file = self.wrapper = TextIOWrapper(file, encoding="utf-8", newline="")
+        self.file: TextIO = file
 
     def write(self, columns: Columns, table: Any = None) -> None:
         """Appends rows.
@@ -71,13 +76,9 @@ class Writer:
         elif self.ending == ".txt":
             answers = columns["translation"] if "translation" in columns else columns["prediction"]
             lines = ("" if answer is None else LINE_END.sub(" ", str(answer)) for answer in answers)
-            self._text().writelines(line + "\n" for line in lines)  # a line a row, whatever it says
+            self.file.writelines(line + "\n" for line in lines)  # a line a row, whatever it says
         else:
             self._write_csv(columns)
-
-    def _text(self) -> TextIO:
-        assert self.file is not None
-        return self.file
 
     def _write_jsonl(self, columns: Columns) -> None:
         for row in zip(*columns.values(), strict=True):
@@ -86,10 +87,10 @@ class Writer:
                 line = json.dumps(record, ensure_ascii=False, default=_json_text, allow_nan=False)
             except ValueError:
                 line = json.dumps(_finite(record), ensure_ascii=False, default=_json_text, allow_nan=False)
-            self._text().write(line + "\n")
+            self.file.write(line + "\n")
 
     def _write_csv(self, columns: Columns) -> None:
-        writer = csv.writer(_UnixLines(self._text()), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")
+        writer = csv.writer(_UnixLines(self.file), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")
         if not self.names:
             self.names = list(columns)
             writer.writerow(columns)
@@ -104,13 +105,21 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close the file; after an error it will be thrown away, and that it cannot be completed is no error of its own."""
-        with nullcontext() if kind is None else suppress(OSError, UserError):
-            if self.parquet is not None:
-                self.parquet.close(complete=kind is None)
-            if self.file is not None and self.owned:
-                self.file.close()
+    def __exit__(self, kind: type[BaseException] | None, *how: Any) -> None:
+        """End the file; after an error it will be thrown away, and that it cannot be completed is no further error."""
+        if kind is None:
+            with self.opened:
+                self._end(complete=True)
+        else:
+            with suppress(OSError, UserError):
+                self._end(complete=False)
+            self.opened.__exit__(kind, *how)
+
+    def _end(self, complete: bool) -> None:
+        if self.parquet is not None:
+            self.parquet.close(complete)
+        if self.wrapper is not None:
+            self.wrapper.detach()
 
 
 def _csv_cell(value: object) -> object:

@@ -8,7 +8,8 @@ from nlp_transfer.comparison.advice import show, show_seconds
 from nlp_transfer.comparison.drawing import Mark, against_seconds, dots_and_intervals, learning_curves
 from nlp_transfer.comparison.plan import shots_text
 from nlp_transfer.comparison.rows import Measured, Row, most
-from nlp_transfer.comparison.tables import notes, table, write_text
+from nlp_transfer.comparison.tables import notes, table
+from nlp_transfer.disk import write_bytes
 
 STYLE = """
 body { font: 15px/1.5 system-ui, Helvetica, Arial, sans-serif; color: #222; background: #fff; max-width: 1060px;
@@ -61,7 +62,7 @@ def write_page(path: Path, measured: Measured, seeds: Sequence[int]) -> None:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{whole}\n</body></html>\n"
     )
-    write_text(path, page.encode(errors="replace").decode())  # a flag's bytes need not be UTF-8
+    write_bytes(path, page.encode(errors="replace"))  # a flag's bytes need not be UTF-8
 
 
 def _labels(measured: Measured) -> list[str]:

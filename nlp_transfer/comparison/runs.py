@@ -19,9 +19,9 @@ import numpy as np
 
 from nlp_transfer.comparison.figures import Scored
 from nlp_transfer.config import Document
-from nlp_transfer.disk import lock_now
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
+from nlp_transfer.locks import lock_now
 from nlp_transfer.run_folder import OWN
 
 OUTCOME, ANSWERS, LOG = "outcome.json", "answers.npz", "log.txt"
@@ -177,8 +177,5 @@ def claimed(folder: Path) -> Any:
         )
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be written: {error.strerror}; allowed: another folder") from None
-    try:
+    with lock:
         yield
-    finally:
-        if lock is not None:
-            lock.release()

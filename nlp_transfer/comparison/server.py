@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.comparison.runs import ANSWERS, LOG, OUTCOME
+from nlp_transfer.disk import open_end, replacing
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
 from nlp_transfer.extensions import load_code
@@ -79,9 +80,9 @@ def _work(body: bytes) -> int:
     """One run, in the forked process: 0 done, 2 the run is not possible, 1 it failed; the reason is in its folder."""
     job: dict[str, Any] = pickle.loads(body)
     folder = Path(job["document"]["output_dir"])
-    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for stream in (1, 2):
-        os.dup2(log, stream)
+    with open_end(folder / LOG) as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
     try:
         run = _run(job["document"], job["rate"])
         keep_what_is_needed(run, job["keep_models"])
@@ -126,9 +127,8 @@ def keep_what_is_needed(run: FineTuned, keep_models: bool) -> None:
                 if name != "scores" or array.nbytes <= MOST_SCORES:
                     text = array.dtype == object
                     arrays[f"{split}/{kind}/{name}"] = np.array([str(cell) for cell in array]) if text else array
-    with (folder / f".part-{ANSWERS}").open("wb") as file:
+    with replacing(folder / ANSWERS) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    os.replace(folder / f".part-{ANSWERS}", folder / ANSWERS)
     model = size_of(folder / "model")
     adapter = folder / "adapter"
     stored = size_of(adapter) if adapter.is_dir() else model

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from nlp_transfer.comparison.advice import show, show_bytes, show_p, show_seconds
 from nlp_transfer.comparison.plan import shots_text
 from nlp_transfer.comparison.rows import Measured, Row
+from nlp_transfer.disk import write_bytes
 from nlp_transfer.export.save import write_json
 
 COSTS = ("trained", "time", "memory", "stored")
@@ -107,7 +107,7 @@ def write_tables(folder: Path, measured: Measured, seeds: Sequence[int]) -> None
         own = [values[0] if name == "shots" else values[1] if name == "seeds" else document[name] for name in plain]
         figures = [row.metrics.get(split, {}).get(name) for split, _, name in (metric.partition(".") for metric in metrics)]
         writer.writerow([*own, measured.metric, measured.split, *figures])
-    write_text(folder / "comparison.csv", text.getvalue())
+    write_bytes(folder / "comparison.csv", text.getvalue().encode())
     write_json(
         folder / "comparison.json",
         {
@@ -115,9 +115,3 @@ def write_tables(folder: Path, measured: Measured, seeds: Sequence[int]) -> None
             "rows": documents, "advice": measured.advice,
         },
     )  # fmt: skip
-
-
-def write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(text, encoding="utf-8", newline="")
-    os.replace(part, path)

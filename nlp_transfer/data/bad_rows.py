@@ -3,10 +3,11 @@
 import csv
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from nlp_transfer.config import DataConfig
-from nlp_transfer.disk import replacing
+from nlp_transfer.disk import patiently, replacing
 from nlp_transfer.errors import BadRow, Problems
 from nlp_transfer.secrets import redact
 from nlp_transfer.sources.rows import Rows
@@ -84,11 +85,14 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
     none."""
     if not skipped:
         return
-    with (
-        replacing(folder / SKIPPED_ROWS) as part,
-        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(("split", "file", "row", "column", "reason"))
-        for split, bad in skipped:
-            writer.writerow((split, redact(bad.file), bad.row or "", bad.column or "", redact(bad.reason)))
+
+    def write() -> None:
+        with replacing(folder / SKIPPED_ROWS) as file:
+            text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+            writer = csv.writer(text)
+            writer.writerow(("split", "file", "row", "column", "reason"))
+            for split, bad in skipped:
+                writer.writerow((split, redact(bad.file), bad.row or "", bad.column or "", redact(bad.reason)))
+            text.detach()
+
+    patiently(write, SKIPPED_ROWS, folder)

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nlp_transfer.console import number
+from nlp_transfer.disk import write_bytes
 from nlp_transfer.export.built import FOLDER as BUILT
 from nlp_transfer.export.load import read_record
 from nlp_transfer.export.markdown import code, one_line, plain_text, row
@@ -105,7 +106,8 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         part.limits,
         "",
     ]
-    ModelCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n".join(lines)).save(folder / "README.md")
+    text = str(ModelCard(f"---\n{card.to_yaml()}\n---\n\n" + "\n".join(lines)))
+    write_bytes(folder / "README.md", text.encode())
 
 
 def _hub_id(base: str) -> str | None:

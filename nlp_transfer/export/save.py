@@ -1,7 +1,6 @@
 """The saved model: written beside, loaded again, compared, and only then given its name."""
 
 import json
-import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.disk import patiently, sync, sync_all
+from nlp_transfer.disk import DiskFullError, replacing_folder, write_bytes
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.built import is_built, save_built, ways_to_save
 from nlp_transfer.export.load import RECORD, load_model, open_adapter, quiet, read_record
@@ -89,6 +88,8 @@ def save_model(
     for config in ways_to_save(model, checkpoint, task):
         try:
             return _save_as(config, model, tokenizer, task, folder, probe)
+        except DiskFullError:
+            raise
         except (UnfaithfulError, UserError) as error:
             errors.append(error)
     raise errors[0]
@@ -98,9 +99,7 @@ def _save_as(
     config: PretrainedConfig | None, model: Any, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path,
     probe: dict[str, torch.Tensor],
 ) -> PreTrainedModel:  # fmt: skip
-    part = folder.with_name(f".part-{folder.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with replacing_folder(folder) as part:
         with quiet():
             if config is None:
                 model.save_pretrained(part)
@@ -116,11 +115,6 @@ def _save_as(
         task.connect(again)
         _compare(task, model, again, probe, part)
         add_to_record(part, {"probe": make_probe(again, part)})
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    sync_all(part)  # checkpoints are removed soon after
-    os.replace(part, folder)
     found: PreTrainedModel = again.to(next(model.parameters()).device)
     return found
 
@@ -130,12 +124,9 @@ def save_adapted(adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
 
     It holds the adapter and no config.json, so that nothing takes it for a model whose head is to be drawn at random.
     """
-    part = folder.with_name(f".part-{folder.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(adapter, part)
-    with quiet():
+    with replacing_folder(folder) as part, quiet():
+        shutil.copytree(adapter, part, dirs_exist_ok=True)
         tokenizer.save_pretrained(part)
-    os.replace(part, folder)
     return open_adapter(folder)[0]
 
 
@@ -180,19 +171,8 @@ def _compare(task: Task, model: Any, again: PreTrainedModel, probe: dict[str, to
         raise UnfaithfulError(f"{folder}: read again, the model's logits differ by {difference}; it was not saved faithfully")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, overwrite: bool = True) -> None:
     """Writes a whole file or none, without secrets. A NaN is refused: JSON has no word for it, and readers elsewhere stop at
     it."""
-    part = path.with_name(f".part-{path.name}")
     text = json.dumps(clean(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def write() -> None:
-        part.write_text(text, encoding="utf-8")
-        sync(part)
-
-    try:
-        patiently(write, path.name, path.parent)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_bytes(path, text.encode(), overwrite)

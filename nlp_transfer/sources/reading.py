@@ -1,7 +1,9 @@
 """What all readers share: regular files alone, text in the encoding asked for, rows of bounded length."""
 
 import codecs
+import errno
 import gzip
+import io
 import os
 import re
 import stat
@@ -176,9 +178,36 @@ class Lines:
             yield line
 
 
+class _RegularFile(io.FileIO):
+    """A regular file up to the size that it had when it was opened: one that grows is not read any further.
+
+    Raises:
+        OSError: it is a pipe or a device, which may never end.
+    """
+
+    read = io.RawIOBase.read  # type: ignore[assignment]  # calls `readinto`, as the next one does
+    readall = io.RawIOBase.readall
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+        status = os.fstat(self.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise OSError(errno.EINVAL, "is no regular file")
+        self._end = status.st_size
+
+    def readinto(self, buffer: Any) -> int:
+        return super().readinto(memoryview(buffer).cast("B")[: max(0, self._end - self.tell())]) or 0
+
+
 def open_binary(path: Path) -> Any:
     """A file as bytes; of one that ends in `.gz` what was compressed, decompressed piece by piece as it is read."""
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    file = io.BufferedReader(_RegularFile(path))
+    if path.suffix.lower() != ".gz":
+        return file
+    unpacked = gzip.GzipFile(fileobj=file)
+    unpacked.myfileobj = file  # type: ignore[assignment]  # closed with it
+    return unpacked
 
 
 def open_text(path: Path, encoding: str, newline: str | None) -> TextIO:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.disk import replacing_folder, write_bytes
 from nlp_transfer.errors import UserError, did_you_mean
 from nlp_transfer.models import Layers, encoder_type, has_decoder, linear_layers
 from nlp_transfer.secrets import clean
@@ -84,12 +85,13 @@ def norms(model: nn.Module, layers: Layers) -> str:
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Writes the adapter alone into `folder`."""
-    model.save_pretrained(str(folder))  # no config.json: beside an adapter it would make loaders take it for a model
-    (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run's card describes the adapter
-    settings = clean(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
-    if Path(settings["base_model_name_or_path"] or "").exists():
-        settings["base_model_name_or_path"] = None  # a path on this machine means nothing, and tells something, elsewhere
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+    with replacing_folder(folder) as part:
+        model.save_pretrained(str(part))  # no config.json: beside an adapter it would make loaders take it for a model
+        (part / "README.md").unlink(missing_ok=True)  # peft's template; the run's card describes the adapter
+        settings = clean(json.loads((part / "adapter_config.json").read_text(encoding="utf-8")))
+        if Path(settings["base_model_name_or_path"] or "").exists():
+            settings["base_model_name_or_path"] = None  # a path on this machine means nothing, and tells something, elsewhere
+        write_bytes(part / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True).encode())
 
 
 def can_merge(model: Any) -> bool:

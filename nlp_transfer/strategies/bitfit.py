@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.disk import write_bytes
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Layers, encoder_type, find_layers, freeze, has_new_decoder, new_parameters, width
 from nlp_transfer.strategies import DECODER_SCALE, Strategy
@@ -58,13 +59,12 @@ class Bitfit(Strategy):
 
         `model.load_state_dict(load_file(path), strict=False)` puts them into the pretrained encoder again.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         chosen = self._chosen(model, find_layers(model)) - new_parameters(model)
         parameters = dict(model.named_parameters())
-        save_file(
-            {name: parameters[name].detach().cpu().contiguous() for name in sorted(chosen)}, folder / FILE, {"format": "pt"}
-        )
+        biases = {name: parameters[name].detach().cpu().contiguous() for name in sorted(chosen)}
+        write_bytes(folder / FILE, save(biases, {"format": "pt"}))
         return model
 
     def _chosen(self, model: nn.Module, layers: Layers) -> set[str]:

@@ -25,6 +25,7 @@ from nlp_transfer.applicability import UsedWith
 from nlp_transfer.config import DataConfig, Document, Positive, Settings
 from nlp_transfer.console import say
 from nlp_transfer.data.splits import UNLABELLED, input_keys, read_splits
+from nlp_transfer.disk import replacing_folder
 from nlp_transfer.errors import Problems, UserError
 from nlp_transfer.models import find_layers, has_decoder, head_notes, new_parameters
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
@@ -224,10 +225,11 @@ class Multitask(Strategy):
     def _save_shared(self, models: dict[str, Any], folder: Path) -> None:
         first = next(iter(models.values()))
         prefix = first.base_model_prefix
-        getattr(first, prefix).save_pretrained(folder / "encoder")
-        for name, model in models.items():
-            head = {key: value.contiguous() for key, value in model.state_dict().items() if not key.startswith(f"{prefix}.")}
-            save_file(head, folder / f"{name}.safetensors")
+        with replacing_folder(folder) as part:
+            getattr(first, prefix).save_pretrained(part / "encoder")
+            for name, model in models.items():
+                head = {key: value.contiguous() for key, value in model.state_dict().items() if not key.startswith(f"{prefix}.")}
+                save_file(head, part / f"{name}.safetensors")
 
 
 def _shared_inputs(jobs: Mapping[str, Job]) -> list[str]:

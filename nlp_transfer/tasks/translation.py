@@ -16,6 +16,7 @@ from nlp_transfer.config import Count, Name, TrainingConfig
 from nlp_transfer.data.pairs import FILTERS, check_sides, describe_pairs, draw_rows, filter_pairs
 from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import model_inputs
+from nlp_transfer.disk import replacing_folder
 from nlp_transfer.errors import BadRow, Problems, UserError
 from nlp_transfer.metrics import compute_translation_metrics, translation_signatures, translation_statistics
 from nlp_transfer.models import Checkpoint
@@ -188,7 +189,8 @@ class Translation(Task):
     def save_parts(self, folder: Path) -> None:
         """The target's tokenizer: one folder has room for one `tokenizer.json`, which is the source's."""
         if not self.sides.own_format:
-            self.sides.target.save_pretrained(folder / TARGET_FOLDER)
+            with replacing_folder(folder / TARGET_FOLDER) as part:
+                self.sides.target.save_pretrained(part)
 
     def _with_length(self, checkpoint: Checkpoint) -> Self:
         task = super()._with_length(checkpoint)

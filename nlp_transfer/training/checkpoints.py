@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nlp_transfer.disk import sync, sync_all
+from nlp_transfer.disk import replacing, replacing_folder, sync
 from nlp_transfer.sources.wheels import sha256_of
 
 Tensors = dict[str, torch.Tensor]
@@ -28,22 +28,13 @@ def write_checkpoint(
     the newest `number` and the best weights that each of them knows (`best_step` in its state)."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step}"
-    part = folder / f".part-{step}"
     remove_parts(folder)
-    part.mkdir()
-    try:
+    with replacing_folder(target, shared=True) as part:  # the run's lock is held
         for name, values in tensors.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, part / f"{name}.safetensors")
         (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
         hashes = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
         (part / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-        sync_all(part)
-    except Exception:
-        shutil.rmtree(part, ignore_errors=True)  # on a full disk it would only be in the way
-        raise
-    if target.exists():  # in the way, since a folder cannot be renamed onto another
-        os.replace(target, folder / f".part-old-{step}")
-    os.replace(part, target)
     point(folder, "last", target.name)
     if best:
         point(folder, "best", target.name)
@@ -58,7 +49,7 @@ def write_checkpoint(
 
 def remove_parts(folder: Path) -> None:
     """Removes what an interrupted write or removal left."""
-    for path in folder.glob(".part-*"):
+    for path in (*folder.glob(".part-*"), *folder.glob(".old-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -78,10 +69,8 @@ def _best_step(path: Path) -> int:
 
 def point(folder: Path, name: str, target: str) -> None:
     """Makes the pointer file `name` say `target`, atomically."""
-    part = folder / f".{name}"
-    part.write_text(target, encoding="utf-8")
-    sync(part)
-    os.replace(part, folder / name)
+    with replacing(folder / name, shared=True) as file:
+        file.write(target.encode())
 
 
 def pointed(folder: Path, name: str) -> str | None:

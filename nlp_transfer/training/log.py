@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from nlp_transfer.disk import patiently
+from nlp_transfer.disk import append, write_bytes
 
 
 class RunLog:
@@ -24,30 +23,17 @@ class RunLog:
         if self.path is None or not self.path.exists():
             return
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _place_of(line) <= (step, judged)]
-        part = self.path.with_name(f".part-{self.path.name}")
-        text = "".join(f"{line}\n" for line in kept)
-        patiently(lambda: part.write_text(text, encoding="utf-8"), "log.jsonl", self.path.parent)
-        os.replace(part, self.path)
+        write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, step: int, **fields: Any) -> None:
         if self.path is None:
             return
         validation = fields.pop("validation", {})
         line = {"step": step, **_numbers(fields)} | ({"validation": _numbers(validation)} if validation else {})
-        self._append(self.path, json.dumps(line, allow_nan=False) + "\n")
+        append(self.path, json.dumps(line, allow_nan=False).encode() + b"\n")
         figures = {f"train/{name}": value for name, value in fields.items()}
         figures |= {f"validation/{name}": value for name, value in validation.items()}
         self.accelerator.log(figures, step=step)
-
-    def _append(self, path: Path, line: str) -> None:
-        size = path.stat().st_size if path.exists() else 0
-
-        def write() -> None:
-            with path.open("ab") as file:
-                file.truncate(size)  # what a full disk left of the line
-                file.write(line.encode())
-
-        patiently(write, "log.jsonl", path.parent)
 
 
 def _numbers(figures: dict[str, float]) -> dict[str, float | None]:

@@ -24,8 +24,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import UserError, load_predictor
 from nlp_transfer.answers import Answers
+from nlp_transfer.command_inputs import check_not_of_model
 from nlp_transfer.console import Steps, console
 from nlp_transfer.inference import WINDOW
+from nlp_transfer.locks import LOCKED
+from nlp_transfer.sources.reading import Lines
 from nlp_transfer.streaming import predict_file
 from nlp_transfer.workers import Stopped
 from nlp_transfer.writing import Writer
@@ -478,8 +481,7 @@ def test_a_mistake_in_the_second_command_keeps_what_was_predicted(
     interrupt(4, Stopped(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     part = ".part-" + "0" * 32
-    with Path(".out.csv.partial").open("a") as file:  # as a kill leaves it
-        file.write(json.dumps({"part": part}) + "\n")
+    Path(".out.csv.lock").write_bytes(LOCKED + f"{part}\n".encode())  # as a kill leaves it
     Path(part).touch()
     before = Path("in.jsonl").read_text()
     with monkeypatch.context() as patch:
@@ -557,6 +559,72 @@ def test_what_bears_the_name_of_the_journal_is_left_alone(model: Path, kind: str
     assert files() == [".out.csv.partial", "in.jsonl", "precious"]
     assert Path("precious").read_text() == "mine\n"
     assert kind != "file of the user's" or Path(".out.csv.partial").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("name", [".out.csv.lock", ".out.csv.partial", ".part-zz.csv", f".part-{'0' * 32}.txt"])
+def test_an_input_with_the_name_of_a_file_of_the_command_stays_as_it_is(model: Path, name: str) -> None:
+    content = ("text\n" if name.endswith(".csv") else "") + "".join(f"{text}\n" for text in TEXTS)
+    Path(name).write_text(content)
+    expected = 2 if name.startswith(".out") else 0  # the name is needed for the lock, or the journal
+    assert predict(model, name, "out.csv") == expected
+    assert Path(name).read_text() == content
+    assert files() == sorted([name, "out.csv"] if expected == 0 else [name])
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "hard link"])
+def test_what_is_planted_as_the_lock_is_left_alone(model: Path, kind: str) -> None:
+    write_input()
+    Path("precious").write_text("mine\n")
+    lock = Path(".out.csv.lock")
+    make: dict[str, Callable[[], None]] = {"link": lambda: lock.symlink_to("precious"), "pipe": lambda: os.mkfifo(lock)}
+    make.get(kind, lambda: lock.hardlink_to("precious"))()
+    assert predict(model, "in.jsonl", "out.csv") == 2
+    assert files() == [".out.csv.lock", "in.jsonl", "precious"]
+    assert Path("precious").read_text() == "mine\n"
+
+
+def test_files_of_the_model_are_no_output(model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("model/config.json", "model/vocab.txt", "log.jsonl", "mine.csv"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    (tmp_path / "link.txt").symlink_to(run / "model/vocab.txt")
+    for source, output in ((run, run / "log.jsonl"), (run, run / "model/vocab.txt"), (run / "model", tmp_path / "link.txt")):
+        with pytest.raises(UserError, match=f"{output.name} is a file of the model"):
+            check_not_of_model(output, str(source))
+    check_not_of_model(run / "mine.csv", str(run))
+    check_not_of_model(run / "new.csv", str(run))
+    write_input()
+    record = model / "config.json"
+    assert record.exists()
+    link = Path("out.txt")
+    link.symlink_to(record)
+    assert predict(model, "in.jsonl", "out.txt", "--overwrite") == 2
+    assert json.loads(record.read_text())["model_type"]
+
+
+def test_an_input_that_grows_is_refused_and_not_read_past_its_end(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each row that is read adds another one: read to its end as that moves on, the file would never end."""
+    rows = 200_000  # more than is read at once
+    Path("in.txt").write_text("good film\n" * rows)
+    true, read = Lines.__next__, [0]
+
+    def grow(self: Lines) -> str:
+        line = true(self)
+        read[0] += 1
+        assert read[0] <= 2 * rows
+        if read[0] % 1000 == 0:
+            with Path("in.txt").open("a") as file:
+                file.write("good film\n" * 1000)
+        return line
+
+    monkeypatch.setattr(Lines, "__next__", grow)
+    monkeypatch.setattr("nlp_transfer.streaming.Steps", lambda *_: (_ for _ in ()).throw(UserError(f"{read[0]} rows counted")))
+    assert predict(model, "in.txt", "out.txt") == 2
+    assert f"{rows} rows counted" in capfd.readouterr().err
+    assert files() == ["in.txt"]
 
 
 def test_an_output_is_replaced_only_where_that_is_asked_for(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -499,7 +499,7 @@ def test_the_model_and_the_log_wait_for_room_as_well(
 
     straight = run("straight", max_steps=4)
     original, left = BertForSequenceClassification.save_pretrained, [2]
-    opened, tries = Path.open, [2]
+    opened, tries = disk.open_end, [2]
 
     def save(self: Any, folder: Any, *arguments: Any, **more: Any) -> Any:
         original(self, folder, *arguments, **more)
@@ -507,18 +507,32 @@ def test_the_model_and_the_log_wait_for_room_as_well(
             left[0] -= 1
             raise OSError(28, "No space left on device")
 
-    def open_(self: Path, *arguments: Any, **more: Any) -> Any:
-        if self.name == "log.jsonl" and tries[0]:
-            tries[0] -= 1
-            with opened(self, "ab") as file:
-                file.write(b'{"half a li')
-            raise OSError(28, "No space left on device")
-        return opened(self, *arguments, **more)
+    class Full:
+        """A file of which half a line is written."""
+
+        def __init__(self, path: Path) -> None:
+            self.file = opened(path)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, line: bytes) -> int:
+            if tries[0]:
+                tries[0] -= 1
+                self.file.write(b'{"half a li')
+                raise OSError(28, "No space left on device")
+            return self.file.write(line)
 
     with monkeypatch.context() as patch:
         patch.setattr(disk, "PAUSE", 0.0)
         patch.setattr(BertForSequenceClassification, "save_pretrained", save)
-        patch.setattr(Path, "open", open_)
+        patch.setattr(disk, "open_end", Full)
         waited = run("waited", max_steps=4)
     shown = capsys.readouterr().err
     assert "waiting for room to write the model" in shown

@@ -1,0 +1,57 @@
+"""Four processes write the same files at the same time, are killed, and meet links and pipes planted in their way.
+
+    python -m scripts.endurance.race_outputs                     # 24,000 writes, about 5 minutes
+    python -m scripts.endurance.race_outputs --writes 2000 --seed 1
+
+In each round four processes write one output: predictions (an `OutputFile` with a `Writer`), bytes (`write_bytes`, `replacing`)
+or a folder (`replacing_folder`). Some are ended by SIGKILL at a random moment, and meanwhile links to a victim or to nowhere,
+pipes and files are planted at names that could be guessed. What must hold: the output is absent or exactly what one of the
+writers wrote; a writer that reports success had its complete content there when the file was renamed; nothing that was planted
+has changed, nor what it leads to; and after a last writer nothing is left beside the output. Ends with status 1 where something
+does not hold.
+"""
+
+import argparse
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.fuzz.outputs import Race
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--writes", type=int, default=24_000)
+    parser.add_argument("--seed", default="0")
+    given = parser.parse_args()
+    started = time.monotonic()
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.path.isdir(memory) else None) as name:
+        race = Race(Path(name))
+        rounds = 0
+        while race.writes < given.writes:
+            race.round(random.Random(f"{given.seed}:{rounds}"))
+            rounds += 1
+            if rounds % 500 == 0:
+                print(f"{race.writes:,} writes, {len(race.violations)} violations", flush=True)
+    for what, count in sorted(race.counts.items()):
+        print(f"{count:>8,}  {what}")
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) >> 10
+    seconds = time.monotonic() - started
+    print(f"{race.writes:,} writes in {rounds:,} rounds and {seconds:.0f} seconds; peak memory of a process {peak} MiB")
+    print(f"{len(race.violations)} violations")
+    for text in race.violations[:50]:
+        print(f"  {text[:1000]}")
+    return 1 if race.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
