@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nlp_transfer.child_processes import start_program
 from nlp_transfer.comparison.figures import Scored
 from nlp_transfer.config import Document
 from nlp_transfer.disk import lock_now
@@ -71,7 +71,7 @@ class Server:
     def __init__(self, verbose: bool = False, code: Sequence[str] = ()) -> None:
         """`code`: files with classes of the user's own, which that process loads."""
         self.verbose, self.code = verbose, list(code)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None  # a `subprocess.Popen`
         self.errors: Any = None
 
     def run(self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any]) -> Outcome:
@@ -93,8 +93,6 @@ class Server:
 
     def _ask(self, job: bytes, log: Path) -> int:
         process = self._started()
-        assert process.stdin is not None
-        assert process.stdout is not None
         shown = log.stat().st_size if log.exists() else 0
         with contextlib.suppress(BrokenPipeError):  # then there is no reply either
             process.stdin.write(len(job).to_bytes(8, "big") + job)
@@ -123,16 +121,12 @@ class Server:
         sys.stderr.flush()
         return shown + len(text)
 
-    def _started(self) -> "subprocess.Popen[bytes]":
+    def _started(self) -> Any:
         if self.process is not None and not hasattr(os, "fork"):
             self.close()  # it has done its job
         if self.process is None:
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # no terminal, so that nobody colours what goes into a log
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "nlp_transfer.comparison.server", *self.code],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            self.process = start_program("from nlp_transfer.comparison.server import serve; serve()", self.code, self.errors)
         return self.process
 
     def close(self) -> None:
@@ -140,7 +134,7 @@ class Server:
         if self.process is not None:
             for stream in (self.process.stdin, self.process.stdout):
                 with contextlib.suppress(OSError):
-                    stream.close()  # type: ignore[union-attr]
+                    stream.close()
             self.process.wait()
             self.errors.close()
             self.process = None

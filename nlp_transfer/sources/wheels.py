@@ -19,8 +19,6 @@ import os
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from filelock import FileLock
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from nlp_transfer.child_processes import run_module
 from nlp_transfer.config import shorten
 from nlp_transfer.console import say_once
 from nlp_transfer.errors import UserError, did_you_mean
@@ -185,8 +184,7 @@ def _run_pip(requirement: str, folder: Path) -> None:
     """Have pip put the wheel of ``requirement`` into ``folder``."""
     # Without the version check, pip's last line is about the failure and not about a newer pip.
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, requirement]
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = run_module("pip", ["download", *options, requirement])
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
         raise UserError(
