@@ -11,7 +11,11 @@ import pytest
 import yaml
 
 from nlp_transfer import child_processes, cli, compare, extensions, fine_tune
+from nlp_transfer.config import DataConfig
+from nlp_transfer.errors import UserError
+from nlp_transfer.metrics import load_hub_metric
 from nlp_transfer.ordered import in_order
+from nlp_transfer.sources import find_model, read_rows
 from nlp_transfer.workers import Workers
 from tests.conftest import sentiment_rows, write_csv
 from tests.processes import ROOT
@@ -147,3 +151,25 @@ def test_an_interpreter_that_ignores_the_variable_is_refused(stranger: Path) -> 
         "try:\n    child_processes.run_module('pip', [])\nexcept child_processes.UserError as error:\n    print(error)"
     )
     assert "-E" in python("-E", "-c", program)
+
+
+@pytest.mark.parametrize("name", ["rouge", "org/rouge", "./rouge", "rouge/rouge.py", "../elsewhere"])
+def test_a_hub_metric_is_not_a_file_of_the_current_folder(
+    name: str, stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate.load` prefers one."""
+    for folder in (stranger / "rouge", stranger / "org/rouge", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+        (folder / f"{folder.name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('metric')\n")
+    with pytest.raises(UserError, match="hub_metrics"):
+        load_hub_metric(name, allow_foreign_code=True)
+
+
+def test_a_part_of_something_on_the_hub_is_not_read_from_the_current_folder(stranger: Path) -> None:
+    (stranger / "org/name").mkdir(parents=True)
+    (stranger / "org/name/config.json").write_text("{}")
+    assert find_model("org/name").is_folder
+    with pytest.raises(UserError, match="model: found org/name@main"):
+        find_model("org/name@main")
+    with pytest.raises(UserError, match=r"data\.train: found org/name#train"):
+        read_rows("org/name#train", "train", DataConfig(), ["text"])
