@@ -112,7 +112,7 @@ class Trainer:
             ) from error
 
     def _train(self) -> Position:
-        self.position = at = self.keeper.resume()
+        self.position = at = self.keeper.resume(self._check_position)
         self.log.go_on_after(at.step, not at.unjudged)
         if at.scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(at.scaler)
@@ -132,6 +132,13 @@ class Trainer:
             at.phase = None
         self.keeper.restore_best(at)
         return at
+
+    def _check_position(self, at: Position) -> None:
+        """Raise a ValueError where a checkpoint's position cannot be one of this run."""
+        self.budget.check_position(at, self.objectives)
+        scaler = self.accelerator.scaler
+        if scaler is not None and at.scaler.keys() != scaler.state_dict().keys():
+            raise ValueError(f"scaler: found {at.scaler}; allowed: {', '.join(scaler.state_dict())}")
 
     def _run_phase(self, phase: Phase) -> None:
         at, training, accelerator = self.position, self.training, self.accelerator
