@@ -9,16 +9,18 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
 from nlp_transfer.child_processes import start_program
 from nlp_transfer.comparison.figures import Scored
 from nlp_transfer.config import Document
+from nlp_transfer.console import say
 from nlp_transfer.disk import lock_now
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
@@ -53,16 +55,58 @@ class Outcome:
         return Scored(found["answer"], found["reference"])
 
 
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class _Done:
+    __pydantic_config__ = _STRICT
+
+    done: Literal[True]
+    model_bytes: NonNegativeInt
+    stored_bytes: NonNegativeInt
+
+
+@dataclass(frozen=True)
+class _Impossible:
+    __pydantic_config__ = _STRICT
+
+    impossible: str
+
+
+@dataclass(frozen=True)
+class _Failed:
+    __pydantic_config__ = _STRICT
+
+    failed: str
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a comparison reads of `result.json`."""
+
+    task: dict[str, Any]
+    metrics: dict[str, dict[str, float | None]]
+    train: dict[str, float | None]
+
+
 def read_outcome(folder: Path) -> Outcome | None:
-    """How the run in a folder ended, or None: it has not been begun, or not been finished."""
+    """How the run in a folder ended, or None: it has not been begun, not been finished, or its records cannot be used."""
+    path = folder / OUTCOME
     try:
-        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+        ended = TypeAdapter(_Done | _Impossible | _Failed).validate_json(path.read_bytes(), strict=True)
+        if not isinstance(ended, _Done):
+            return Outcome(folder, **asdict(ended))
+        path = folder / "result.json"
+        content = path.read_bytes()
+        TypeAdapter(_Result).validate_json(content, strict=True)
     except FileNotFoundError:
         return None
-    if not outcome.get("done"):
-        return Outcome(folder, impossible=outcome.get("impossible", ""), failed=outcome.get("failed", ""))
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return Outcome(folder, result, outcome["model_bytes"], outcome["stored_bytes"])
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[-1]["msg"] if isinstance(error, ValidationError) else error
+        say(f"warning: {path}: cannot be used ({reason}); the run is done again")
+        return None
+    return Outcome(folder, json.loads(content), ended.model_bytes, ended.stored_bytes)
 
 
 class Server:

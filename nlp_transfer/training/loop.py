@@ -137,8 +137,9 @@ class Trainer:
         """Raise a ValueError where a checkpoint's position cannot be one of this run."""
         self.budget.check_position(at, self.objectives)
         scaler = self.accelerator.scaler
-        if scaler is not None and at.scaler.keys() != scaler.state_dict().keys():
-            raise ValueError(f"scaler: found {at.scaler}; allowed: {', '.join(scaler.state_dict())}")
+        names = {} if scaler is None else scaler.state_dict()
+        if at.scaler.keys() != names.keys():
+            raise ValueError(f"scaler: found {at.scaler}; allowed: numbers for {', '.join(names) or 'nothing'}")
 
     def _run_phase(self, phase: Phase) -> None:
         at, training, accelerator = self.position, self.training, self.accelerator

@@ -157,6 +157,8 @@ def read_position(content: str | bytes, step: int) -> Position:
         check(_as_text(at.phase_rank) in ranks, "phase_rank", f"that of the evaluation {at.worse} before the last")
     else:
         check(at.worse == 0, "worse", "0 before the first evaluation of a phase")
+        late = [each for each in steps if each > step - at.phase_step]
+        check(at.best is None or not late, "phase_rank", "that of the best evaluation of the phase")
     check(at.pieces & (at.pieces - 1) == 0 < at.pieces, "pieces", "a power of 2")
     check(at.touched == sorted({*at.touched}), "touched", "sorted names, each once")
     return at
