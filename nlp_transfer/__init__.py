@@ -4,8 +4,19 @@ Names are loaded when they are first used: `import nlp_transfer` is light, and s
 the toolkit's own head.
 """
 
-import importlib
+import os
 import sys
+
+# Under `python -m nlp_transfer` Python has put the current folder first on the path, so that `pickle.py` in it would be imported.
+if (
+    sys.argv[:1] == ["-m"]
+    and sys.orig_argv[-len(sys.argv)].split(".")[0].endswith("nlp_transfer")
+    and not sys.flags.safe_path
+    and sys.path[0] != os.path.dirname(os.path.dirname(__file__))
+):
+    del sys.path[0]
+
+import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 

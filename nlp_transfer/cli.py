@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from nlp_transfer import __version__
+from nlp_transfer.child_processes import isolated
 from nlp_transfer.cli_options import (
     BASE,
     BATCH_SIZE,
@@ -282,7 +283,8 @@ def _guarded(run: Callable[[], Any]) -> Any:
     """As `guarded`; raises a BrokenPipeError where nobody reads the output any more."""
     stdout = sys.stdout
     try:
-        return run()
+        with isolated():
+            return run()
     except UserError as error:
         message = redact(str(error))
         if (prefix := error_prefix(message)) is not None:

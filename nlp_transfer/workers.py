@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, parent_process
 from types import FrameType
 from typing import Any
 
 from nlp_transfer import extensions
+from nlp_transfer.child_processes import ENDING, held_signals, start_worker
 from nlp_transfer.console import console
 from nlp_transfer.errors import Problems, UnfinishedError, UserError
 from nlp_transfer.importing import importing
@@ -27,7 +28,6 @@ from nlp_transfer.redactor import guard_output
 from nlp_transfer.sources.tables import Batch
 from nlp_transfer.system import finish_output
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
 GONE = 10.0  # seconds in which the system tells how a process ended whose pipe is closed
 
 
@@ -83,15 +83,11 @@ class Workers:
     def __enter__(self) -> "Workers":
         """Raises a UserError where the system lets no more processes be started."""
         try:
-            with _held_signals():
+            with held_signals():
                 for number in range(self._count):
-                    ours, theirs = get_context("spawn").Pipe()
-                    arguments = (number, theirs, *self._start)
-                    process = get_context("spawn").Process(target=_work, args=arguments, daemon=True)
-                    process.start()
-                    theirs.close()  # so that the pipe ends with the process
+                    process, pipe = start_worker(_work, (number, *self._start))
                     self._processes.append(process)
-                    self._pipes.append(ours)
+                    self._pipes.append(pipe)
                     self._batches.append(None)
         except BaseException as error:
             self.__exit__()
@@ -172,24 +168,7 @@ def at_once() -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-@contextmanager
-def _held_signals() -> Iterator[None]:
-    """Processes that are started inside never see SIGINT and SIGTERM, which terminals and schedulers send to all of them: they
-    end with this one."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # starting it later would let the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _work(number: int, pipe: Any, module: str, name: str, arguments: dict[str, Any], threads: int, code: list[str]) -> None:
+def _work(pipe: Any, number: int, module: str, name: str, arguments: dict[str, Any], threads: int, code: list[str]) -> None:
     """One of the processes: loads, and answers windows until the pipe is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     guard_output()

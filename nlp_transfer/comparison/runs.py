@@ -5,20 +5,22 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
+from nlp_transfer.child_processes import start_program
 from nlp_transfer.comparison.figures import Scored
 from nlp_transfer.config import Document
+from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
 from nlp_transfer.locks import lock_now
@@ -53,16 +55,58 @@ class Outcome:
         return Scored(found["answer"], found["reference"])
 
 
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class _Done:
+    __pydantic_config__ = _STRICT
+
+    done: Literal[True]
+    model_bytes: NonNegativeInt
+    stored_bytes: NonNegativeInt
+
+
+@dataclass(frozen=True)
+class _Impossible:
+    __pydantic_config__ = _STRICT
+
+    impossible: str
+
+
+@dataclass(frozen=True)
+class _Failed:
+    __pydantic_config__ = _STRICT
+
+    failed: str
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a comparison reads of `result.json`."""
+
+    task: dict[str, Any]
+    metrics: dict[str, dict[str, float | None]]
+    train: dict[str, float | None]
+
+
 def read_outcome(folder: Path) -> Outcome | None:
-    """How the run in a folder ended, or None: it has not been begun, or not been finished."""
+    """How the run in a folder ended, or None: it has not been begun, not been finished, or its records cannot be used."""
+    path = folder / OUTCOME
     try:
-        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+        ended = TypeAdapter(_Done | _Impossible | _Failed).validate_json(path.read_bytes(), strict=True)
+        if not isinstance(ended, _Done):
+            return Outcome(folder, **asdict(ended))
+        path = folder / "result.json"
+        content = path.read_bytes()
+        TypeAdapter(_Result).validate_json(content, strict=True)
     except FileNotFoundError:
         return None
-    if not outcome.get("done"):
-        return Outcome(folder, impossible=outcome.get("impossible", ""), failed=outcome.get("failed", ""))
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return Outcome(folder, result, outcome["model_bytes"], outcome["stored_bytes"])
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[-1]["msg"] if isinstance(error, ValidationError) else error
+        say(f"warning: {path}: cannot be used ({reason}); the run is done again")
+        return None
+    return Outcome(folder, json.loads(content), ended.model_bytes, ended.stored_bytes)
 
 
 class Server:
@@ -71,7 +115,7 @@ class Server:
     def __init__(self, verbose: bool = False, code: Sequence[str] = ()) -> None:
         """`code`: files with classes of the user's own, which that process loads."""
         self.verbose, self.code = verbose, list(code)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None  # a `subprocess.Popen`
         self.errors: Any = None
 
     def run(self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any]) -> Outcome:
@@ -93,8 +137,6 @@ class Server:
 
     def _ask(self, job: bytes, log: Path) -> int:
         process = self._started()
-        assert process.stdin is not None
-        assert process.stdout is not None
         shown = log.stat().st_size if log.exists() else 0
         with contextlib.suppress(BrokenPipeError):  # then there is no reply either
             process.stdin.write(len(job).to_bytes(8, "big") + job)
@@ -123,16 +165,12 @@ class Server:
         sys.stderr.flush()
         return shown + len(text)
 
-    def _started(self) -> "subprocess.Popen[bytes]":
+    def _started(self) -> Any:
         if self.process is not None and not hasattr(os, "fork"):
             self.close()  # it has done its job
         if self.process is None:
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # no terminal, so that nobody colours what goes into a log
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "nlp_transfer.comparison.server", *self.code],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            self.process = start_program("from nlp_transfer.comparison.server import serve; serve()", self.code, self.errors)
         return self.process
 
     def close(self) -> None:
@@ -140,7 +178,7 @@ class Server:
         if self.process is not None:
             for stream in (self.process.stdin, self.process.stdout):
                 with contextlib.suppress(OSError):
-                    stream.close()  # type: ignore[union-attr]
+                    stream.close()
             self.process.wait()
             self.errors.close()
             self.process = None

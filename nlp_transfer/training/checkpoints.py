@@ -8,6 +8,7 @@ checkpoints/
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,15 @@ def remove_parts(folder: Path) -> None:
 
 def _steps(folder: Path) -> list[str]:
     """Names of the checkpoints, the newest first."""
-    names = [path.name for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    names = [path.name for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(names, key=lambda name: -int(name.removeprefix("step-")))
 
 
 def _best_step(path: Path) -> int:
     """The step of the best weights that a checkpoint knows; 0 where it cannot be read, or knows none."""
     try:
-        return int(read_state(path).get("best_step", 0))
-    except (OSError, ValueError, AttributeError, TypeError):
+        return int(json.loads((path / "state.json").read_text(encoding="utf-8"))["best_step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0
 
 
@@ -77,15 +78,19 @@ def pointed(folder: Path, name: str) -> str | None:
     """What the pointer file says, or None where there is none."""
     try:
         return (folder / name).read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeError):
         return None
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all there with their hashes, and notes on those that were passed over."""
+def newest_whole(folder: Path, fault: Callable[[Path], str | None] | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint without a fault, and notes on those that were passed over.
+
+    Args:
+        fault: a reason not to use a checkpoint, or None; by default what is wrong with its files (`what_is_broken`).
+    """
     notes: list[str] = []
     for path in (folder / name for name in _steps(folder)):
-        broken = what_is_broken(path)
+        broken = (fault or what_is_broken)(path)
         if broken is None:
             return path, notes
         notes.append(f"warning: checkpoint {path} is passed over: {broken}")
@@ -96,7 +101,7 @@ def what_is_broken(path: Path) -> str | None:
     """A reason not to trust a checkpoint, or None."""
     try:
         hashes = dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return "manifest.json is missing or unreadable"
     if "state.json" not in hashes:
         return "manifest.json does not name state.json"
@@ -115,8 +120,3 @@ def read_tensors(path: Path, name: str) -> Tensors:
         return load_file(file) if file.is_file() else {}
     except SafetensorError as error:
         raise RuntimeError(f"{file}: cannot be read ({error})") from error
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return state

