@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nlp_transfer.system import open_streams
+from nlp_transfer.terminal import guard_messages
 
 HIDDEN = "***"
 NAMED_LIKE_ONE = re.compile(r"(_|^)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
@@ -206,6 +207,7 @@ def guard_output() -> None:
     before = logging.getLogRecordFactory()
     if not getattr(before, "redacts", False):
         logging.setLogRecordFactory(_redacting(before))
+    guard_messages()
 
 
 def _redacting(make: Any) -> Any:

@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from nlp_transfer.console import say
 from nlp_transfer.errors import UnfinishedError, UserError
 from nlp_transfer.journal import Answer
 from nlp_transfer.sources.tables import Batch
+from nlp_transfer.terminal import PrintableStream
 
 DASH = Path("-")
 
@@ -128,7 +129,9 @@ class OutputStream:
 
     def part(self) -> Path | TextIO:
         """Where a `Writer` writes to."""
-        return self.stream if self.folder is None else Path(self.folder.name) / "output.parquet"
+        if self.folder is None:
+            return cast(TextIO, PrintableStream(self.stream)) if self.stream.isatty() else self.stream
+        return Path(self.folder.name) / "output.parquet"
 
     writing = staticmethod(writing)
 

@@ -1,6 +1,5 @@
 """The saved model: written beside, loaded again, compared, and only then given its name."""
 
-import json
 import os
 import shutil
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer import strict_json
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.disk import patiently, sync, sync_all
 from nlp_transfer.errors import UserError
@@ -181,10 +181,9 @@ def _compare(task: Task, model: Any, again: PreTrainedModel, probe: dict[str, to
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a whole file or none, without secrets. A NaN is refused: JSON has no word for it, and readers elsewhere stop at
-    it."""
+    """Writes a whole file or none, without secrets, and with null for numbers that are not finite."""
     part = path.with_name(f".part-{path.name}")
-    text = json.dumps(clean(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = strict_json.dumps(clean(value), indent=2, ensure_ascii=False) + "\n"
 
     def write() -> None:
         part.write_text(text, encoding="utf-8")
