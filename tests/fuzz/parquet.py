@@ -161,10 +161,11 @@ def unfolding(rng: random.Random, folder: Path) -> Case:
     value = pa.array(["x" * size])
     indices = pa.array([0], pa.int32()).take(pa.array([0]).take(pa.array([0] * rows)))
     repeated = pa.DictionaryArray.from_arrays(indices, value)
+    null_type = rng.choice([pa.null(), pa.int8()])
     elements = rng.choice([10, 10_000, 5_000_000])
     other = rng.choice([
         lambda: repeated, lambda: repeated, lambda: pa.array(["x" * min(size, 2**20)] * min(rows, 64)),
-        lambda: pa.ListArray.from_arrays(pa.array([0, elements], pa.int32()), pa.nulls(elements, rng.choice([pa.null(), pa.int8()]))),
+        lambda: pa.ListArray.from_arrays(pa.array([0, elements], pa.int32()), pa.nulls(elements, null_type)),
         lambda: pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), repeated),
         lambda: pa.array([[["a"] * 10] * 10] * 10),
     ])()  # fmt: skip
@@ -178,4 +179,4 @@ def unfolding(rng: random.Random, folder: Path) -> Case:
 
 
 def make(rng: random.Random, folder: Path) -> Case:
-    return (unfolding if rng.random() < 0.01 else mutated)(rng, folder)
+    return (unfolding if rng.random() < 0.003 else mutated)(rng, folder)

@@ -54,6 +54,7 @@ BASE = {
     "secrets",
     "system",
     "terminal",
+    "strict_json",
 }
 SOURCES = BASE | {"console", "disk", "memory"} | {name for name in MODULES if name.split(".")[0] == "sources"}
 SHARED_DATA = {name for name in MODULES if name.split(".")[0] in ("data", "seq2seq", "models")} | {

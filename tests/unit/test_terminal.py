@@ -45,13 +45,11 @@ def test_errors_are_printable(error: Exception, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         guarded(fail)
     printed = capsys.readouterr().err
-    assert SPELLED in printed
+    assert SPELLED.partition("J")[2] in printed  # click itself removes what comes before
     assert printable(printed) == printed
 
 
-def test_log_records_and_warnings_of_libraries_are_printable(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_log_records_and_warnings_of_libraries_are_printable(caplog: pytest.LogCaptureFixture) -> None:
     factory, formatted = logging.getLogRecordFactory(), warnings.formatwarning
     try:
         guard_messages()
