@@ -114,7 +114,8 @@ def mutated(rng: random.Random, folder: Path) -> Case:
     elif what < 9:
         body = body[:4] + mutate(rng, body[4:])
     path.write_bytes(with_footer(body, thrift.struct_bytes(footer)) if what < 9 else mutate(rng, content))
-    return broken("mutated Parquet", path, rng, *rng.choice([("text",), ()])) if rng.random() < 0.5 else predicted(path, rng)
+    kind = "Parquet with another " + ("footer" if what < 5 else "page header" if what < 8 else "page" if what < 9 else "byte")
+    return broken(kind, path, rng, *rng.choice([("text",), ()])) if rng.random() < 0.5 else predicted(kind, path, rng)
 
 
 def chunks(footer: list[thrift.Field]) -> Iterator[dict[int, thrift.Field]]:
@@ -138,7 +139,7 @@ def shift(footer: list[thrift.Field], behind: int, by: int) -> None:
                 chunk[number][2] += by
 
 
-def predicted(path: Path, rng: random.Random) -> Case:
+def predicted(kind: str, path: Path, rng: random.Random) -> Case:
     """What `predict` does with a table: all columns are kept, and one is read."""
     ending = rng.choice([".parquet", ".csv", ".jsonl", ".tsv", ".txt"])
 
@@ -150,7 +151,7 @@ def predicted(path: Path, rng: random.Random) -> Case:
             ):
                 writer.write({"prediction": ["x"] * len(batch)}, batch.table)
 
-    return Case("Parquet, predicted", run, (str(path), "--output", "column "))
+    return Case(f"{kind}, predicted", run, (str(path), "--output", "column "))
 
 
 def unfolding(rng: random.Random, folder: Path) -> Case:
@@ -175,7 +176,7 @@ def unfolding(rng: random.Random, folder: Path) -> Case:
         table, path, compression=rng.choice(["zstd", "gzip", "snappy"]), store_schema=rng.random() < 0.5,
         dictionary_pagesize_limit=2**30, use_dictionary=not plain, column_encoding=COLUMN if plain else None,
     )  # fmt: skip
-    return predicted(path, rng)
+    return predicted("Parquet that unfolds", path, rng)
 
 
 def make(rng: random.Random, folder: Path) -> Case:
