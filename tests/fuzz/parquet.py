@@ -149,7 +149,7 @@ def predicted(kind: str, path: Path, rng: random.Random) -> Case:
         scan_table(path, DataConfig())
         with Writer(path.with_name(f"out{ending}"), ending) as writer:
             for batch in read_table(
-                path, DataConfig(), rng.choice([1, 100, 10_000]), ["text"], ending != ".txt", mark_faults=True
+                path, DataConfig(), rng.choice([7, 100, 10_000]), ["text"], ending != ".txt", mark_faults=True
             ):
                 writer.write({"prediction": ["x"] * len(batch)}, batch.table)
 
@@ -159,7 +159,7 @@ def predicted(kind: str, path: Path, rng: random.Random) -> Case:
 def unfolding(rng: random.Random, folder: Path) -> Case:
     """A small file that stands for much."""
     path = folder / "a.parquet"
-    size = rng.choice([2**10, 2**16, 2**20, 2**23, 2**25])
+    size = rng.choice([2**10, 2**16, 2**20, 2**22])
     rows = min(rng.choice([1, 64, 1000, 100_000]), 2**37 // size)
     value = pa.array(["x" * size])
     indices = pa.array([0], pa.int32()).take(pa.array([0]).take(pa.array([0] * rows)))
