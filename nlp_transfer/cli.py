@@ -29,6 +29,7 @@ from nlp_transfer.importing import importing
 from nlp_transfer.redactor import guard_output
 from nlp_transfer.secrets import redact
 from nlp_transfer.system import error_prefix, finish_output, output_is_closed, rank
+from nlp_transfer.terminal import printable
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -169,7 +170,7 @@ def push(model: Path, repository: str, **how: Any) -> None:
     """
     from nlp_transfer.export.push import push as send
 
-    print(send(model, repository, **how).url)
+    print(printable(send(model, repository, **how).url))
 
 
 @cli.command(cls=CompareHelp, context_settings=OVERRIDES)
@@ -286,14 +287,14 @@ def _guarded(run: Callable[[], Any]) -> Any:
         with isolated():
             return run()
     except UserError as error:
-        message = redact(str(error))
+        message = printable(redact(str(error)))
         if (prefix := error_prefix(message)) is not None:
             click.echo(f"{prefix}{message}", err=True)
         sys.exit(2)
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        message = redact(shown.getvalue())
+        usage = io.StringIO()
+        error.show(usage)
+        message = printable(redact(usage.getvalue()))
         if (prefix := error_prefix(message)) is not None:
             click.echo(message if rank() == 0 else f"{prefix}{message}", err=True, nl=False)
         sys.exit(2)
@@ -302,7 +303,7 @@ def _guarded(run: Callable[[], Any]) -> Any:
     except (KeyboardInterrupt, click.Abort) as error:
         cause = error.__cause__ or error  # click turns an interrupt into its own error
         if str(cause) and rank() == 0:
-            click.echo(f"interrupted: {cause}", err=True)
+            click.echo(printable(redact(f"interrupted: {cause}")), err=True)
         sys.exit(getattr(cause, "status", 130))
     except SystemExit:
         if sys.stdout is not stdout:  # click wraps the streams where nobody reads them, and ends with status 1
@@ -311,7 +312,7 @@ def _guarded(run: Callable[[], Any]) -> Any:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and output_is_closed():
             raise
-        traceback.print_exc()
+        click.echo(printable(redact(traceback.format_exc())), err=True, nl=False)
         sys.exit(1)
     finally:
         if device := sys.modules.get("nlp_transfer.training.device"):

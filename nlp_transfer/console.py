@@ -1,6 +1,7 @@
 """What a user sees while something runs: lines, tables and progress, from the main process alone.
 
-Everything goes to standard error, so that standard output holds results and can be piped. Secrets are hidden in all of it.
+Everything goes to standard error, so that standard output holds results and can be piped. Secrets are hidden in all of it, and
+control characters are spelled out.
 """
 
 import math
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from nlp_transfer.secrets import redact
 from nlp_transfer.system import rank
+from nlp_transfer.terminal import printable
 
 
 class _Console(Console):
@@ -30,11 +32,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def shown(text: str) -> str:
+    """The text as messages show it: without secrets and without what a terminal would obey."""
+    return printable(redact(text))
+
+
 def say(*lines: str) -> None:
     """Prints lines; one that starts with `warning:` stands out."""
     if is_main():
         for line in lines:
-            console.print(redact(line), style="yellow" if line.startswith("warning:") else None, markup=False)
+            console.print(shown(line), style="yellow" if line.startswith("warning:") else None, markup=False)
 
 
 @cache
@@ -64,11 +71,11 @@ def percent(part: float, whole: float = 1.0) -> str:
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     if not is_main():
         return
-    table = Table(title=Text(redact(title)), title_justify="left")
+    table = Table(title=Text(shown(title)), title_justify="left")
     for i, name in enumerate(columns):  # as texts, since words in square brackets would be markup
-        table.add_column(Text(redact(name)), justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(Text(shown(name)), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(number(cell) if isinstance(cell, float) else Text(redact(str(cell))) for cell in row))
+        table.add_row(*(number(cell) if isinstance(cell, float) else Text(shown(str(cell))) for cell in row))
     console.print(table)
 
 
@@ -95,7 +102,7 @@ class Steps:
     EVERY, LONGEST = 30.0, 600.0  # seconds between the first two lines without a terminal, and between any two
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
-        self.title, self.total, self.done = redact(title), total, done
+        self.title, self.total, self.done = shown(title), total, done
         self.started, self.done_before = time.monotonic(), done
         self.spoken, self.pause = self.started, self.EVERY
         self.text = ""
@@ -111,7 +118,7 @@ class Steps:
 
     def note(self, text: str) -> None:
         """What is shown beside the progress from now on."""
-        self.text = redact(text)
+        self.text = shown(text)
 
     def skip(self, steps: int) -> None:
         """Count steps that took no time here, such as those of an earlier run: they say nothing about the rate, nor does the

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, BinaryIO
 
 from nlp_transfer.errors import UserError
+from nlp_transfer.sources.parquet import map_leaves
 
 MOST_PARTS = 64  # open at once
 
@@ -221,7 +222,7 @@ def text_cells(column: Any, name: str) -> list[Any]:
     import pyarrow as pa
 
     try:
-        cells = list(column.cast(_text_type(column.type)).to_pylist())
+        cells = list(column.cast(map_leaves(column.type, _text_leaf)).to_pylist())
         if pa.types.is_temporal(column.type) and any(str(cell).startswith("<value out of range") for cell in cells):
             raise ValueError("a time too far from now")
         return cells
@@ -231,24 +232,9 @@ def text_cells(column: Any, name: str) -> list[Any]:
         ) from error
 
 
-def _text_type(kind: Any) -> Any:
-    """`kind` with string in place of what JSON has no type for; bytes are left as they are."""
+def _text_leaf(kind: Any) -> Any:
+    """String in place of a type that JSON has no values for; bytes stay bytes."""
     import pyarrow as pa
 
-    if isinstance(kind, pa.BaseExtensionType):
-        return _text_type(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _text_type(kind.value_type)
-    if pa.types.is_decimal(kind) or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind)):
-        return pa.string()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_text_type(field.type)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(_text_type(kind.key_type), _text_type(kind.item_type))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_text_type(kind.value_type)), kind.list_size)
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_text_type(kind.value_type)))
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_text_type(kind.value_type)))
-    return kind
+    as_text = pa.types.is_decimal(kind) or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
+    return pa.string() if as_text else kind

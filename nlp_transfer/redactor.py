@@ -11,11 +11,13 @@ import io
 import logging
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from typing import Any, TextIO
 
 from nlp_transfer.secrets import begun, hide, redact, spans
 from nlp_transfer.system import finish_output, open_streams
+from nlp_transfer.terminal import printable
 
 MOST_HELD = 1 << 16  # bytes; what is longer and still no complete secret is none
 CONTEXT = 512  # characters of an unfinished line by which the next write is judged
@@ -121,25 +123,32 @@ def guard_output() -> None:
         if getattr(sys, f"__{name}__") is stream:
             setattr(sys, f"__{name}__", guarded)
     atexit.register(finish_output)
+    guard_messages()
+
+
+def guard_messages() -> None:
+    """From now on log records and warnings of all libraries are without secrets and control sequences."""
     before = logging.getLogRecordFactory()
-    if not getattr(before, "redacts", False):
-        logging.setLogRecordFactory(_redacting(before))
+    if not getattr(before, "is_guarded", False):
+        logging.setLogRecordFactory(_guarded(before))
+        show = warnings.formatwarning
+        warnings.formatwarning = lambda *arguments, **named: printable(show(*arguments, **named))
 
 
-def _redacting(make: Any) -> Any:
-    """Log records without secrets: a handler may hold a stream that was there before, or write to a file."""
+def _guarded(make: Any) -> Any:
+    """Log records without secrets and control sequences; handlers may write past the streams that are guarded."""
 
     def record(*arguments: Any, **fields: Any) -> logging.LogRecord:
-        found: logging.LogRecord = make(*arguments, **fields)
+        made: logging.LogRecord = make(*arguments, **fields)
         try:
-            text = found.getMessage()
-        except Exception:  # its arguments do not fit: logging itself complains about that
-            return found
-        if (hidden := redact(text)) != text:
-            found.msg, found.args = hidden, None
-        if found.exc_info and found.exc_info[0] is not None:
-            found.exc_text = redact(logging.Formatter().formatException(found.exc_info))
-        return found
+            text = made.getMessage()
+        except Exception:  # the arguments do not fit the message: logging itself complains about that
+            return made
+        if (shown := printable(redact(text))) != text:
+            made.msg, made.args = shown, None
+        if made.exc_info and made.exc_info[0] is not None:
+            made.exc_text = printable(redact(logging.Formatter().formatException(made.exc_info)))
+        return made
 
-    record.redacts = True  # type: ignore[attr-defined]
+    record.is_guarded = True  # type: ignore[attr-defined]
     return record

@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from nlp_transfer.console import say
 from nlp_transfer.errors import UnfinishedError, UserError
 from nlp_transfer.journal import Answer
 from nlp_transfer.sources.tables import Batch
+from nlp_transfer.terminal import PrintableStream
 
 DASH = Path("-")
 
@@ -129,7 +130,9 @@ class OutputStream:
 
     def part(self) -> BinaryIO | TextIO:
         """Where a `Writer` writes to."""
-        return self.stream if self.file is None else self.file
+        if self.file is not None:
+            return self.file
+        return cast(TextIO, PrintableStream(self.stream)) if self.stream.isatty() else self.stream
 
     writing = staticmethod(writing)
 

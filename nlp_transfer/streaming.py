@@ -1,6 +1,5 @@
 """Whole files through a saved model: rows are read, predicted and written window by window."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,15 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from nlp_transfer import strict_json
 from nlp_transfer.command_inputs import batch_of, check_files, check_not_of_model
 from nlp_transfer.config import DataConfig, TrainingConfig, validate
-from nlp_transfer.console import Steps, is_main, say, show_metrics
+from nlp_transfer.console import Steps, is_main, say, show_metrics, shown
 from nlp_transfer.data.bad_rows import SHOWN, SKIP_HINT, check_rows, describe_skipped, name_skipped
 from nlp_transfer.errors import Fault, Problems, UserError
 from nlp_transfer.importing import importing
 from nlp_transfer.journal import Answer, OutputFile
 from nlp_transfer.ordered import in_order
-from nlp_transfer.secrets import redact
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.aligned import check_no_aligned
 from nlp_transfer.sources.reading import check_unchanged, state_of
@@ -179,6 +178,11 @@ def _write_all(
             stack.close()
     target.finish()
     say(f"{rows} rows are in {target}" if rows != 1 else f"1 row is in {target}")
+    if writer is not None and writer.not_finite:
+        say(
+            f"warning: NaN and infinite numbers are null in {target}, {writer.not_finite} times, first for row "
+            f"{writer.first_not_finite}: JSON has no such numbers; .parquet keeps them, and .csv outside of lists and objects"
+        )
     if kinds:
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         more = [f"... and {kinds.total() - len(shown)} more"] if kinds.total() > len(shown) else []
@@ -191,7 +195,7 @@ def _write_all(
 def _as_texts(cells: list[Any], faults: Mapping[int, Fault]) -> list[Any]:
     """A column of texts in which cells of other types, which have no prediction, are JSON: a Parquet column has one type."""
     bad = {i for i in faults if not isinstance(cells[i], (str, type(None)))}
-    return [json.dumps(cell, ensure_ascii=False) if i in bad else cell for i, cell in enumerate(cells)]
+    return [strict_json.dumps(cell, ensure_ascii=False) if i in bad else cell for i, cell in enumerate(cells)]
 
 
 def _notes(batch: Batch, faults: Mapping[int, Fault]) -> Columns:
@@ -223,7 +227,7 @@ def predict_texts(wanted: dict[str, Any], texts: Sequence[str]) -> None:
             if stream.isatty():
                 for row in zip(*answer.columns.values(), *batch.columns.values(), strict=True):
                     cells = (f"{cell:.4f}" if isinstance(cell, float) else "-" if cell is None else str(cell) for cell in row)
-                    stream.write(redact("  ".join(cells)) + "\n")
+                    stream.write(shown("  ".join(cells)) + "\n")
             else:
                 Writer(stream, ".jsonl").write(batch.columns | answer.columns)
         say(*(fault.at(f"warning: TEXT {index + 1}") for index, fault in answer.faults.items()))
@@ -303,7 +307,7 @@ def print_figures(
         return
     show_metrics({"test": figures})
     with writing():
-        print(json.dumps(figures), flush=True)
+        print(strict_json.dumps(figures), flush=True)
     if output is not None:
         from nlp_transfer.export.save import write_json
 

@@ -7,10 +7,10 @@ from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from io import TextIOBase, TextIOWrapper
-from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from nlp_transfer import strict_json
 from nlp_transfer.disk import replacing
 from nlp_transfer.errors import UserError
 from nlp_transfer.parquet_output import ParquetOutput, text_cells
@@ -48,6 +48,8 @@ class Writer:
         """
         self.ending = ending
         self.names: list[str] = []
+        self.rows = 0  # written so far, in text formats
+        self.not_finite = self.first_not_finite = 0  # values with null in place of a number, and the row of the first
         self.opened = ExitStack()
         file: Any = self.opened.enter_context(replacing(target)) if isinstance(target, Path) else target
         self.parquet = ParquetOutput(file, types) if ending == ".parquet" else None
@@ -83,11 +85,8 @@ class Writer:
     def _write_jsonl(self, columns: Columns) -> None:
         for row in zip(*columns.values(), strict=True):
             record = dict(zip(columns, row, strict=True))
-            try:
-                line = json.dumps(record, ensure_ascii=False, default=_json_text, allow_nan=False)
-            except ValueError:
-                line = json.dumps(_finite(record), ensure_ascii=False, default=_json_text, allow_nan=False)
-            self.file.write(line + "\n")
+            self.rows += 1
+            self.file.write(self._json(record) + "\n")
 
     def _write_csv(self, columns: Columns) -> None:
         writer = csv.writer(_UnixLines(self.file), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")
@@ -100,7 +99,22 @@ class Writer:
                 "rows of the input; allowed: .jsonl, .parquet"
             )
         for row in zip(*(columns[name] for name in self.names), strict=True):  # a late JSON key may stand elsewhere
-            writer.writerow(map(_csv_cell, row))
+            self.rows += 1
+            writer.writerow(map(self._csv_cell, row))
+
+    def _csv_cell(self, value: object) -> object:
+        """What `csv` writes of a cell as it should be."""
+        if isinstance(value, (list, dict)):
+            return self._json(value)
+        return _json_text(value) if isinstance(value, bytes) else value
+
+    def _json(self, value: Any) -> str:
+        """JSON of a value, with null for numbers that JSON does not have, which are counted."""
+        try:
+            return json.dumps(value, ensure_ascii=False, default=_json_text, allow_nan=False)
+        except ValueError:
+            self.not_finite, self.first_not_finite = self.not_finite + 1, self.first_not_finite or self.rows
+            return strict_json.dumps(value, ensure_ascii=False, default=_json_text)
 
     def __enter__(self) -> "Writer":
         return self
@@ -120,22 +134,6 @@ class Writer:
             self.parquet.close(complete)
         if self.wrapper is not None:
             self.wrapper.detach()
-
-
-def _csv_cell(value: object) -> object:
-    """What `csv` writes of a cell as it should be."""
-    if isinstance(value, (list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=_json_text)
-    return _json_text(value) if isinstance(value, bytes) else value
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for NaN and the infinities, also inside lists and objects: JSON has no such numbers."""
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _json_text(value: object) -> str:

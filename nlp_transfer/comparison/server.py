@@ -29,6 +29,7 @@ from nlp_transfer.fine_tune import FineTuned, fine_tune
 from nlp_transfer.redactor import guard_output
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.system import finish_output
+from nlp_transfer.terminal import printable
 
 MOST_SCORES = 64 * 2**20  # bytes of scores kept of a split: above that figures that need them are not compared
 
@@ -88,7 +89,7 @@ def _work(body: bytes) -> int:
         keep_what_is_needed(run, job["keep_models"])
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         write_json(folder / OUTCOME, {"impossible": str(error)})
         return 2
     except BaseException as error:

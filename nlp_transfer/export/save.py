@@ -1,6 +1,5 @@
 """The saved model: written beside, loaded again, compared, and only then given its name."""
 
-import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer import strict_json
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.disk import DiskFullError, replacing_folder, write_bytes
 from nlp_transfer.errors import UserError
@@ -172,7 +172,5 @@ def _compare(task: Task, model: Any, again: PreTrainedModel, probe: dict[str, to
 
 
 def write_json(path: Path, value: Any, overwrite: bool = True) -> None:
-    """Writes a whole file or none, without secrets. A NaN is refused: JSON has no word for it, and readers elsewhere stop at
-    it."""
-    text = json.dumps(clean(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes(path, text.encode(), overwrite)
+    """Write a whole file or none, without secrets, and with null for numbers that are not finite."""
+    write_bytes(path, (strict_json.dumps(clean(value), indent=2, ensure_ascii=False) + "\n").encode(), overwrite)

@@ -17,7 +17,7 @@ from nlp_transfer.console import say
 from nlp_transfer.errors import BadRow, Fault, Problems, UserError
 from nlp_transfer.sources.headers import check_header, check_separator, named_columns
 from nlp_transfer.sources.json_rows import BLANK, Records, check_count, json_records, jsonl_records
-from nlp_transfer.sources.parquet import parquet_batches
+from nlp_transfer.sources.parquet import count_rows, parquet_batches
 from nlp_transfer.sources.reading import (
     ENCODING,
     MAX_ROW,
@@ -170,15 +170,8 @@ def scan_table(path: Path, data: DataConfig) -> tuple[int, list[str]]:
     """
     ending = format_of(path) or ".txt"
     if ending == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         check_regular(path)
-        try:
-            with pq.ParquetFile(path) as file:
-                return file.metadata.num_rows, list(file.schema_arrow.names)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: cannot be read as Parquet ({error})") from error
+        return count_rows(path)
     rows, columns = 0, dict[str, None]()
     for batch in _read(path, ending, data, 10_000, None, False, True):
         rows += len(batch)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SHARES = {"files": 0.5, "wheels": 0.15, "settings": 0.25, "hub": 0.1}
+SHARES = {"files": 0.4, "parquet": 0.2, "wheels": 0.1, "settings": 0.2, "hub": 0.1}
 CHUNK = 5000  # inputs a worker
 SILENCE = 300.0  # seconds without a word from a worker, after which it is ended
 MEMORY = 2**30  # bytes that a worker may grow by

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from nlp_transfer.errors import Problems, UserError
-from tests.fuzz import files, hub, output, settings, wheels
+from tests.fuzz import files, hub, output, parquet, settings, wheels
 from tests.fuzz.cases import Case, Make, Place, ViolationError, attempt
 
 PARTS: dict[str, tuple[Make, int]] = {
     "files": (files.make, 500),
+    "parquet": (parquet.make, 300),
     "wheels": (wheels.make, 250),
     "settings": (settings.make, 300),
     "hub": (hub.make, 300),

@@ -1,0 +1,93 @@
+"""Small Parquet files that stand for gigabytes are refused within the limit of memory; what is not asked for is not decoded."""
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nlp_transfer.config import DataConfig
+from nlp_transfer.errors import UserError
+from nlp_transfer.sources import parquet
+from nlp_transfer.sources.memory_limit import limited_memory
+from nlp_transfer.sources.tables import read_table, scan_table
+
+MIB = 2**20
+ROWS = 1000
+Make = Callable[[Path], None]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixteenth of the limits, so that files are small and quick to write."""
+    monkeypatch.setattr(parquet, "MEMORY", 64 * MIB)
+    monkeypatch.setattr(parquet, "ROW_BYTES", 4 * MIB)
+
+
+def write(path: Path, other: Any, **how: Any) -> None:
+    table = pa.table({"text": ["a"] * len(other), "other": other})
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**30, **how)
+
+
+def repeated(value: str, rows: int = ROWS) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+
+
+def lists(elements: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array([0, len(elements)], pa.int32()), elements)
+
+
+HOSTILE: dict[str, Make] = {
+    "a large value in a dictionary": lambda path: write(path, repeated("x" * 8 * MIB), store_schema=False),
+    "the same as a column of categories": lambda path: write(path, repeated("x" * 8 * MIB)),
+    "many values from a small dictionary": lambda path: write(path, repeated("x" * 2**17, 10_000), store_schema=False),
+    "prefixes of the value before": lambda path: write(
+        path, ["x" * 4 * MIB] * 100, use_dictionary=False, column_encoding={"text": "PLAIN", "other": "DELTA_BYTE_ARRAY"}
+    ),
+    "a page of zeros": lambda path: write(path, ["z" * 100 * MIB], use_dictionary=False),
+    "a list of nulls": lambda path: write(path, lists(pa.nulls(20_000_000, pa.int8()))),
+    "a list of what is null by its type": lambda path: write(path, lists(pa.nulls(5_000_000))),
+    "a list of truth values": lambda path: write(path, lists(pa.array([True] * 5_000_000))),
+    "a dictionary in a list": lambda path: write(path, lists(repeated("x" * MIB))),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_file_that_unfolds_is_refused_and_another_column_can_be_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    HOSTILE[kind](path)
+    rows, names = scan_table(path, DataConfig())
+    assert path.stat().st_size < MIB
+    assert names == ["text", "other"]
+    with pytest.raises(UserError) as refused:
+        deque(read_table(path, DataConfig(), 10_000, ["text"], keep_table=True), maxlen=0)
+    message = str(refused.value)
+    assert str(path) in message
+    assert "'other" in message
+    assert "row" in message
+    asked = [text for batch in read_table(path, DataConfig(), 10_000, ["text"]) for text in batch.columns["text"]]
+    assert asked == ["a"] * rows
+
+
+def test_rows_of_just_the_limit_are_read_piece_by_piece(tmp_path: Path) -> None:
+    text = ["x" * (parquet.ROW_BYTES - 100), "y" * (parquet.ROW_BYTES - 100), "z"]
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet", compression="none")
+    batches = list(read_table(tmp_path / "a.parquet", DataConfig(), 10_000, ["text"]))
+    assert [value for batch in batches for value in batch.columns["text"]] == text
+    assert [batch.first for batch in batches] == [1, 3]
+
+
+def test_a_row_over_the_limit_is_named(tmp_path: Path) -> None:
+    columns = {"text": ["a", "b"], "large": ["", "x" * 3 * MIB], "other": ["", "y" * 2 * MIB]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"row 2, column 'large'.*3,145,7.*4,194,304"):
+        list(read_table(tmp_path / "a.parquet", DataConfig()))
+
+
+def test_memory_is_limited_inside_the_block_alone() -> None:
+    with pytest.raises(MemoryError), limited_memory(64 * MIB):
+        bytearray(256 * MIB)
+    assert len(bytearray(256 * MIB)) == 256 * MIB

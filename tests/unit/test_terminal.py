@@ -1,0 +1,90 @@
+"""What strangers wrote is shown on a terminal, and not obeyed by it."""
+
+import io
+import logging
+import warnings
+
+import click
+import pytest
+
+from nlp_transfer import console
+from nlp_transfer.cli import guarded
+from nlp_transfer.errors import UserError
+from nlp_transfer.redactor import guard_messages
+from nlp_transfer.standard_streams import OutputStream
+from nlp_transfer.terminal import PrintableStream, printable
+from nlp_transfer.writing import Writer
+
+HOSTILE = "a\x1b[2J\x9b31m\x07\r\x7f\u202eb\u2066\udc80\x00"
+SPELLED = r"a\x1b[2J\x9b31m\x07\r\x7f\u202eb\u2066\udc80\x00"
+
+
+def test_what_a_terminal_obeys_is_spelled_out_and_nothing_else() -> None:
+    assert printable(HOSTILE) == SPELLED
+    for text in ("tab\tand line\n", "é ß 漢字 🎉 👩‍👩‍👧", "می\u200cخواهم", "שלום\u200f!", "\\x1b [bold]"):
+        assert printable(text) == text
+
+
+def test_lines_tables_and_progress_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say(f"label {HOSTILE}")
+    console.show_table(HOSTILE, ["", HOSTILE], [[HOSTILE, HOSTILE]])
+    steps = console.Steps(HOSTILE, 2)
+    steps.note(HOSTILE)
+    steps.pause = 0
+    steps.advance()
+    printed = capsys.readouterr().err
+    assert f"label {SPELLED}" in printed
+    assert f"{SPELLED}: 1/2" in printed
+    assert printable(printed) == printed
+
+
+@pytest.mark.parametrize("error", [UserError(HOSTILE), click.UsageError(HOSTILE), RuntimeError(HOSTILE)])
+def test_errors_are_printable(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit):
+        guarded(fail)
+    printed = capsys.readouterr().err
+    assert SPELLED.partition("J")[2] in printed  # click itself removes what comes before
+    assert printable(printed) == printed
+
+
+def test_log_records_and_warnings_of_libraries_are_printable(caplog: pytest.LogCaptureFixture) -> None:
+    factory, formatted = logging.getLogRecordFactory(), warnings.formatwarning
+    try:
+        guard_messages()
+        guard_messages()  # twice changes nothing
+        logging.getLogger("transformers").warning("model type %s", HOSTILE)
+        shown = warnings.formatwarning(UserWarning(HOSTILE), UserWarning, "a.py", 1, "")
+    finally:
+        logging.setLogRecordFactory(factory)
+        warnings.formatwarning = formatted
+    assert caplog.messages == [f"model type {SPELLED}"]
+    assert SPELLED in shown
+    assert printable(shown) == shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".jsonl"])
+def test_predictions_are_printable_on_a_terminal_and_exact_elsewhere(ending: str) -> None:
+    found = []
+    for stream in (Terminal(), io.StringIO()):
+        with Writer(OutputStream(stream, ending).part(), ending) as writer:  # type: ignore[arg-type]
+            writer.write({"prediction": ["a\x9bb\u202ec"]})
+        found.append(stream.getvalue())
+    assert r"a\x9bb\u202ec" in found[0]
+    assert "a\x9bb\u202ec" in found[1]
+
+
+def test_a_printable_stream_leaves_the_one_below_open() -> None:
+    below = io.StringIO()
+    stream = PrintableStream(below)
+    stream.writelines(["a\x1b\n", "b\n"])
+    stream.close()
+    del stream
+    assert below.getvalue() == "a\\x1b\nb\n"
