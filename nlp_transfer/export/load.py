@@ -213,10 +213,8 @@ def open_adapter(
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
         model = with_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
-        try:
-            whole: Any = load_adapter(model, folder, merge_adapter if merge and saved.get("merges", True) else None)
-        except UserError as error:
-            raise UserError(f"{error}; the adapter {_bases(saved['base'], source)}; {MOVED}") from error
+        join = merge_adapter if merge and saved.get("merges", True) else None
+        whole: Any = load_adapter(model, folder, join, f"; it {_bases(saved['base'], source)}; {MOVED}")
     task.connect(whole)
     if verify:
         _check_base(whole, saved, source, folder)

@@ -16,14 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
 from nlp_transfer.models.allocation import AllocationLimit
 from nlp_transfer.models.trust import read_json
-from nlp_transfer.models.weight_files import ADAPTER_WEIGHTS, Shapes, check_finite, numbers_in, stored_shapes, why
+from nlp_transfer.models.weight_files import ADAPTER_WEIGHTS, check_finite, numbers_in, why
 
 SETTINGS = "adapter_config.json"
 # The methods whose adapters keep a head, and which the strategies lora and peft therefore save.
@@ -98,7 +96,7 @@ MOST_WAYS = 2**18  # in which the alternatives of a pattern can be combined, and
 REPEATS = 64  # characters over which a repeat may reach, for the count of ways
 MOST_NAMES = 4096
 MOST_SIZE = 2**14  # ranks, virtual tokens, widths
-MOST_LAYERS = 256  # after replication
+MOST_LAYERS = 128  # after replication
 LARGE = re.compile(r"seed|key|n_frequency|theta")  # numbers that may be larger, since they are no sizes, or lengths of a vector
 # What loading may take: numbers allocated, by those in the base and the adapter's weights; operations, by the base's modules.
 # The methods of peft take up to 3 times as many numbers, and 40 operations a module.
@@ -236,11 +234,12 @@ def _replication_problem(value: Any) -> str | None:
     return f"pairs of first and last layer, which together give up to {MOST_LAYERS} layers"
 
 
-def load_adapter(model: Any, folder: Path, merge: Any = None) -> Any:
+def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -> Any:
     """Put the adapter in a folder on a model.
 
     Args:
         merge: a function that puts the adapter's updates into the model's own weights; None: the adapter stays beside them.
+        bases: on what base the adapter was trained, and what to do where this is another one, for messages.
 
     Returns:
         The adapted model, or what `merge` makes of it.
@@ -258,37 +257,36 @@ def load_adapter(model: Any, folder: Path, merge: Any = None) -> Any:
     numbers = numbers_in(weights) + sum(parameter.numel() for parameter in model.parameters())
     operations = OPERATIONS * sum(1 for _ in model.modules())
     limit = AllocationLimit(f"{folder}: {SETTINGS}", TIMES * numbers + SPARE, operations + SPARE_OPERATIONS)
-    with tempfile.TemporaryDirectory(prefix="nlp_transfer-") as private:
+    with tempfile.TemporaryDirectory(prefix="nlp_transfer-adapter-") as private:
         Path(private, SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
         os.symlink(weights.resolve(), Path(private, weights.name))
         try:
             with limit, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 adapted: Any = PeftModel.from_pretrained(model, private)
-                _check_loaded(adapted, weights)
+                if unfit := _unfit(adapted, private):
+                    raise ValueError(f"{weights.name} {unfit}")
                 check_finite(adapted, str(weights), "train the adapter again, or copy it again")
                 return adapted if merge is None else merge(adapted)
         except UserError:
             raise
         except Exception as error:  # whatever peft raises over settings and weights that do not fit each other or the model
-            raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, [weights])}") from error
+            raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, [weights])}{bases}") from error
 
 
-def _check_loaded(adapted: Any, weights: Path) -> None:
-    """Raise a UserError where the adapter has other tensors than the file: peft leaves what is missing as it was drawn."""
-    from peft import get_peft_model_state_dict
+def _unfit(adapted: Any, private: str) -> str | None:
+    """Return how the stored tensors differ from those of the adapter: peft leaves what is missing as it was drawn."""
+    from peft import get_peft_model_state_dict, load_peft_weights
 
-    needed = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
-    stored = stored_shapes(weights) if weights.suffix == ".safetensors" else _pickled_shapes(weights)
-    for what, names in (
-        ("has no", needed.keys() - stored.keys()),
-        ("has, and the adapter does not use,", stored.keys() - needed.keys()),
-        ("has in another shape", {name for name in needed.keys() & stored.keys() if needed[name] != stored[name]}),
-    ):
+    needed = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
+    stored = {name: tensor.shape for name, tensor in load_peft_weights(private, device="cpu").items()}
+    differences = {
+        "has no": needed.keys() - stored.keys(),
+        "also has": stored.keys() - needed.keys(),
+        "has in another shape": {name for name in needed.keys() & stored.keys() if needed[name] != stored[name]},
+    }
+    for difference, names in differences.items():
         if names:
             listed = ", ".join(shorten(name) for name in sorted(names)[:4]) + (" ..." if len(names) > 4 else "")
-            raise UserError(f"{weights}: {what} {listed}; allowed: the tensors that {SETTINGS} describes for this base")
-
-
-def _pickled_shapes(path: Path) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in torch.load(path, map_location="cpu", weights_only=True).items()}
+            return f"{difference} {listed}; allowed: the tensors that {SETTINGS} describes for this base"
+    return None

@@ -1,4 +1,5 @@
-"""A hundred thousand hostile inputs for what reads files, wheels and settings: each is read right, or refused with a message.
+"""A hundred thousand hostile inputs for what reads files, wheels, settings and adapters: each is read right, or refused in
+words.
 
     python -m scripts.endurance.fuzz_readers                       # all of them, about 15 minutes on one core
     python -m scripts.endurance.fuzz_readers --part files --inputs 5000 --seed 1
@@ -29,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SHARES = {"files": 0.6, "wheels": 0.15, "settings": 0.25}
+SHARES = {"files": 0.5, "wheels": 0.1, "settings": 0.2, "adapters": 0.18, "adapter_loads": 0.02}
 CHUNK = 5000  # inputs a worker
 SILENCE = 300.0  # seconds without a word from a worker, after which it is ended
 MEMORY = 2**30  # bytes that a worker may grow by
