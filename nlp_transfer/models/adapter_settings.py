@@ -34,7 +34,7 @@ NUMBERS = frozenset(
     """alpha apply_GS asa_importance_beta asa_schedule_exponent asa_target_subspaces asa_uncertainty_beta block_share block_size
     boft_block_num boft_block_size boft_dropout boft_n_butterfly_factor cayley_neumann_eps coft d_initial decompose_both
     decompose_factor deft_dropout delora_lambda depth effective_rank encoder_dropout encoder_hidden_size encoder_num_layers
-    ensure_weight_tying eps fan_in_fan_out final_warmup frod_dropout generator_seed global_scaling_weight gralora_dropout
+    ensure_weight_tying eps fan_in_fan_out final_warmup frod_dropout generator_seed gralora_dropout
     gralora_k group_size hira_dropout hybrid_r inference_mode init_ia3_weights init_logits_std init_scale init_theta_d_bound
     init_v_bound init_vector_bank_bound init_warmup lora_alpha lora_bias lora_dropout mask_interval mini_r miss_dropout
     module_dropout n_frequency num_B num_attention_heads num_cayley_neumann_terms num_frozen_tokens num_layers num_subspaces
@@ -83,7 +83,7 @@ GROUPS = {
 # Where an adapter came from and how its values began, which the stored weights replace. The record names the base.
 NOT_NEEDED = frozenset(
     """auto_mapping base_model_name_or_path megatron_core prompt_tuning_init prompt_tuning_init_text revision runtime_config
-    tokenizer_kwargs tokenizer_name_or_path""".split()
+    runtime_offload_base_weight tokenizer_kwargs tokenizer_name_or_path""".split()
 )
 
 NAME = re.compile(r"[\w-]+(\.[\w-]+)*")

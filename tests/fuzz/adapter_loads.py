@@ -3,6 +3,8 @@
 import copy
 import json
 import random
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -34,7 +36,7 @@ def make(rng: random.Random, folder: Path) -> Case:
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
 
     def run() -> None:
-        with quiet():
+        with quiet(), redirect_stderr(StringIO()):
             adapted = load_adapter(copy.deepcopy(base_model()), folder)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in adapted.parameters()):
             raise ViolationError("weights that are not finite were loaded")
