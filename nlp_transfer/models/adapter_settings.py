@@ -97,11 +97,12 @@ REPEATS = 64  # characters over which a repeat may reach, for the count of ways
 MOST_NAMES = 4096
 MOST_SIZE = 2**14  # ranks, virtual tokens, widths
 MOST_LAYERS = 128  # after replication
+REPEATED = {"num_cayley_neumann_terms": 100, "psoft_svd_lowrank_niter": 100}  # what is computed so often
 LARGE = re.compile(r"seed|key|n_frequency|theta")  # numbers that may be larger, since they are no sizes, or lengths of a vector
 # What loading may take: numbers allocated, by those in the base and the adapter's weights; operations, by the base's modules.
-# The methods of peft take up to 3 times as many numbers, and 40 operations a module.
+# The methods of peft take up to 3 times as many numbers; BOFT, with the most operations, 500 a module for a width of 384.
 TIMES, SPARE = 8, 10**7
-OPERATIONS, SPARE_OPERATIONS = 1000, 10**5
+OPERATIONS, SPARE_OPERATIONS = 3000, 10**5
 
 
 def reduce_adapter_settings(document: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def _number_problem(name: str, value: Any, default: Any) -> str | None:
         return None if isinstance(value, bool) else "true, false"
     if value is None:
         return None if default is None else "a number"
-    most = 2**63 if LARGE.search(name) else MOST_SIZE
+    most = 2**63 if LARGE.search(name) else REPEATED.get(name, MOST_SIZE)
     is_number = isinstance(value, (int, float)) and (default is None or not isinstance(value, bool))
     return None if is_number and math.isfinite(value) and abs(value) <= most else f"a number up to {most:,}"
 
@@ -267,7 +268,7 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
                 if unfit := _unfit(adapted, private):
                     raise ValueError(f"{weights.name} {unfit}")
                 check_finite(adapted, str(weights), "train the adapter again, or copy it again")
-                return adapted if merge is None else merge(adapted)
+            return adapted if merge is None else merge(adapted)
         except UserError:
             raise
         except Exception as error:  # whatever peft raises over settings and weights that do not fit each other or the model

@@ -1,6 +1,7 @@
 """A limit on what code that reads a hostile file may allocate, checked before each allocation and whatever the file says."""
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,10 +46,10 @@ class AllocationLimit(TorchDispatchMode):
 
 def _numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Return how many numbers an operation will allocate by the sizes that it is given; 0 where it is given none."""
-    names = [argument.name for argument in func._schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if "device" not in names:
+    names = _factory_arguments(func)
+    if names is None:
         return 0
+    given = dict(zip(names, args, strict=False)) | kwargs
     if "size" in given:  # empty, zeros, full, randn, new_zeros ...
         return math.prod(given["size"])
     if any(isinstance(value, torch.Tensor) for value in given.values()):
@@ -56,3 +57,10 @@ def _numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int
     sizes = {name: value for name, value in given.items() if name != "generator"}  # arange, eye, randperm, triu_indices ...
     made: torch.Tensor = func.overloadpacket(**sizes | {"device": "meta"})
     return made.numel()
+
+
+@cache
+def _factory_arguments(func: Any) -> tuple[str, ...] | None:
+    """Return the names of an operation's arguments where it makes new tensors; None where it does not."""
+    names = tuple(argument.name for argument in func._schema.arguments)
+    return names if "device" in names else None

@@ -155,12 +155,14 @@ def check_finite(model: nn.Module, place: str, advice: str, new: Collection[str]
         advice: what to do about it, for the message.
         new: names of parameters that did not come from a file.
     """
-    broken = [
-        (name, parameter.numel() - int(torch.isfinite(parameter).sum()), parameter.numel())
+    # A sum is finite only where all of its terms are; where it is not it may have overflowed.
+    doubtful = [
+        (name, parameter)
         for name, parameter in model.named_parameters()
-        if name not in new and parameter.is_floating_point() and not bool(torch.isfinite(parameter).all())
+        if name not in new and parameter.is_floating_point() and not bool(torch.isfinite(parameter.detach().sum()))
     ]
-    if broken:
+    counts = [(name, parameter.numel() - int(torch.isfinite(parameter).sum()), parameter.numel()) for name, parameter in doubtful]
+    if broken := [part for part in counts if part[1]]:
         found = ", ".join(f"{name} ({count:,} of {size:,})" for name, count, size in broken[:SHOWN])
         raise UserError(
             f"{place}: found weights that are NaN or infinite in {len(broken)} parameters: {found}"

@@ -107,9 +107,10 @@ def _settings(rng: random.Random, folder: Path) -> Case:
         with redirect_stderr(StringIO()):  # nobody reads the notes of thousands of inputs
             reduced = reduce_adapter_settings(document, SETTINGS)
         for name, inner in _leaves("", reduced):
-            if isinstance(inner, str) and (re.search("[/:~]", inner) or inner in ("TEXT", "mirror")):
+            matched = "modules" in name or "pattern" in name or name == "target_parameters"
+            if isinstance(inner, str) and (re.search("[/:~]", inner) or (not matched and inner in ("TEXT", "mirror"))):
                 raise ViolationError(f"{name} is {inner[:100]}")
-            if isinstance(inner, str) and ("modules" in name or "pattern" in name):
+            if isinstance(inner, str) and matched:
                 for module in _module_names():
                     re.fullmatch(inner, module)
 
