@@ -20,8 +20,9 @@ from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
 from nlp_transfer.models.allocation import AllocationLimit
-from nlp_transfer.models.trust import read_json
+from nlp_transfer.models.view import find_file, read_settings
 from nlp_transfer.models.weight_files import ADAPTER_WEIGHTS, check_finite, numbers_in, why
+from nlp_transfer.sources import ModelSource
 
 SETTINGS = "adapter_config.json"
 # The methods whose adapters keep a head, and which the strategies lora and peft therefore save.
@@ -251,8 +252,9 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
     """
     from peft import PeftModel
 
-    settings = reduce_adapter_settings(read_json(folder / SETTINGS), f"{folder}: {SETTINGS}")
-    weights = next((path for name in ADAPTER_WEIGHTS if (path := folder / name).is_file()), None)
+    source = ModelSource(str(folder), str(folder))
+    settings = reduce_adapter_settings(read_settings(source, SETTINGS) or {}, f"{folder}: {SETTINGS}")
+    name, weights = next(((name, path) for name in ADAPTER_WEIGHTS if (path := find_file(source, name))), ("", None))
     if weights is None:
         raise UserError(f"{folder}: the adapter has no weights; allowed: {' or '.join(ADAPTER_WEIGHTS)} in its folder")
     numbers = numbers_in(weights) + sum(parameter.numel() for parameter in model.parameters())
@@ -260,19 +262,19 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
     limit = AllocationLimit(f"{folder}: {SETTINGS}", TIMES * numbers + SPARE, operations + SPARE_OPERATIONS)
     with tempfile.TemporaryDirectory(prefix="nlp_transfer-adapter-") as private:
         Path(private, SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
-        os.symlink(weights.resolve(), Path(private, weights.name))
+        os.symlink(weights, Path(private, name))
         try:
             with limit, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 adapted: Any = PeftModel.from_pretrained(model, private)
                 if unfit := _unfit(adapted, private):
-                    raise ValueError(f"{weights.name} {unfit}")
-                check_finite(adapted, str(weights), "train the adapter again, or copy it again")
+                    raise ValueError(f"{name} {unfit}")
+                check_finite(adapted, f"{folder}: {name}", "train the adapter again, or copy it again")
             return adapted if merge is None else merge(adapted)
         except UserError:
             raise
         except Exception as error:  # whatever peft raises over settings and weights that do not fit each other or the model
-            raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, [weights])}{bases}") from error
+            raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, [Path(name)])}{bases}") from error
 
 
 def _unfit(adapted: Any, private: str) -> str | None:
