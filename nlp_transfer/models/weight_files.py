@@ -71,9 +71,9 @@ def numbers_in(path: Path) -> int:
         UserError: the file is damaged, or was made to exhaust memory.
     """
     with path.open("rb") as file:
-        start = file.read(8)
-    # A blob in the hub's cache has no suffix. The length of a header is below 2^32; a pickle has something else in its place.
-    if path.suffix == ".safetensors" or start[4:] == bytes(4):
+        start = file.read(9)
+    # A blob in the hub's cache has no suffix. A safetensors file begins with the length of its header, below 2^32, and a bracket.
+    if path.suffix == ".safetensors" or start[4:] == bytes(4) + b"{":
         return sum(map(math.prod, stored_shapes(path).values()))
     _check_pickle(path)
     return path.stat().st_size

@@ -162,7 +162,7 @@ def _header(rng: random.Random, folder: Path) -> Case:
         if shapes != read:
             raise ViolationError(f"read {shapes}, and the library {read}")
 
-    return Case("header", run, (WEIGHTS,))
+    return Case(f"header {kind}", run, (WEIGHTS,))
 
 
 def _packed(header: Any, rest: bytes) -> bytes:

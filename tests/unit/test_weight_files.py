@@ -144,3 +144,13 @@ def test_translations_by_scores_that_are_not_finite_are_refused(beams: int, tmp_
     translate = load_translator(model, settings={"beams": beams})
     with pytest.raises(UserError, match=r"'The dog is red\.'.*NaN or infinite"):
         translate(["The dog is red."])
+
+
+def test_files_without_a_suffix_are_told_apart(tmp_path: Path) -> None:
+    """As the hub's cache names them."""
+    weights = {"a": torch.ones(2, 3)}
+    save_file(weights, tmp_path / "one", {"format": "pt"})
+    assert numbers_in(tmp_path / "one") == 6
+    for name, settings in (("zip", {}), ("old", {"_use_new_zipfile_serialization": False})):
+        torch.save(weights, tmp_path / name, **settings)
+        assert numbers_in(tmp_path / name) == (tmp_path / name).stat().st_size
