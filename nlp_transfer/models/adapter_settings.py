@@ -180,7 +180,7 @@ def _number_problem(name: str, value: Any, default: Any) -> str | None:
         return None if default is None else "a number"
     most = 2**63 if LARGE.search(name) else REPEATED.get(name, MOST_SIZE)
     is_number = isinstance(value, (int, float)) and (default is None or not isinstance(value, bool))
-    return None if is_number and math.isfinite(value) and abs(value) <= most else f"a number up to {most:,}"
+    return None if is_number and abs(value) <= most else f"a number up to {most:,}"
 
 
 def _are_names(value: Any) -> bool:
@@ -222,6 +222,8 @@ def _group_problem(name: str, value: Any) -> str | None:
     if not isinstance(value, dict) or len(value) > 20:
         return "null, or settings by name"
     for key, inner in value.items():
+        if not re.fullmatch(r"\w{1,40}", key):
+            return "settings by name"
         is_plain = inner is None or isinstance(inner, bool) or inner in GROUPS[name] or _are_names(inner)
         if not is_plain and (problem := _number_problem(key, inner, 0)):
             return f"{key} that is {problem}"

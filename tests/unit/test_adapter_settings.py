@@ -95,7 +95,8 @@ def test_what_an_adapter_came_from_is_dropped_and_what_is_unknown_is_named(capsy
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("peft_type", "XLORA"), ("peft_type", None), ("r", "8"), ("r", 10**6), ("r", True), ("r", float("nan")), ("r", None),
+        ("peft_type", "XLORA"), ("peft_type", None), ("r", "8"), ("r", 10**6), ("r", True), ("r", float("nan")), ("r", 10**400),
+        ("kasa_config", {"org/name": 1}), ("r", None),
         ("use_dora", 1), ("lora_dropout", [0.1]), ("bias", "../x"), ("init_lora_weights", "corda"),
         ("init_lora_weights", "pissa_niter_999"), ("corda_config", {"cache_file": "/etc/passwd"}), ("arrow_config", {"top_k": 1}),
         ("megatron_config", {"x": 1}), ("target_modules", "(.*)*x"), ("target_modules", ["a|b"]), ("target_modules", 5),
