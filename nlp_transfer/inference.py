@@ -1,7 +1,7 @@
 """Answers for whole splits, for lists of texts and for files of any size; batches are sorted by length."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.compatibility import split_by_length
 from nlp_transfer.console import Steps, say
-from nlp_transfer.data.row_faults import OnBadRows, check_on_bad_rows, predict_sound
+from nlp_transfer.data.row_faults import OnBadRows, check_finite_predictions, check_on_bad_rows, predict_sound
 from nlp_transfer.data.tokens import TokenTable, encode_rows, on_device
 from nlp_transfer.data.windows import inference_batches, token_batches
 from nlp_transfer.errors import Fault, Problems, UserError
@@ -58,6 +58,7 @@ def answer(
     part: tuple[int, int] = (0, 1),
     title: str | None = None,
     chosen: np.ndarray | None = None,
+    where: Callable[[int], str] = "row {}".format,
 ) -> tuple[Arrays, np.ndarray, Items]:
     """Answers for the rows of a table, with the row indices they belong to and the summed plain losses.
 
@@ -66,6 +67,10 @@ def answer(
         part: (process, processes); a process answers every n-th batch, so that each row is answered exactly once.
         title: of the progress that is shown; null: none is.
         chosen: bool of shape (rows,): rows that need a whole answer (`Task.answer`); None: all.
+        where: names a row in messages, by its index.
+
+    Raises:
+        UserError: a prediction is NaN or infinite.
 
     Returns:
         Answers by name, in the order of the int64 row indices; losses are sums and counts by term, empty where rows have no
@@ -96,6 +101,7 @@ def answer(
             if len(indices) == 1 or not is_out_of_memory(error):
                 raise
         else:
+            check_finite_predictions(found, indices, where, precision)
             answers.append(found)
             done.append(indices)
             _add(items, losses)
@@ -299,7 +305,7 @@ class Predictor:
         problems = Problems()
         self.task.check(rows, problems, targets=False)
         problems.raise_if_any()
-        own = answer(self.model, self.task, self.encode(rows), self.batch_size, self.precision)
+        own = answer(self.model, self.task, self.encode(rows), self.batch_size, self.precision, where=rows.where)
         answers = gather([own], len(rows))[0]
         floats = {name: meaningful(name, array, self.precision) for name, array in answers.items() if array.dtype == np.float32}
         return self.task.describe(answers | floats, probabilities)

@@ -19,6 +19,7 @@ from nlp_transfer.heads import fold_outputs
 from nlp_transfer.inference import PRECISION, meaningful, score
 from nlp_transfer.metrics import KNOWN_KEYS
 from nlp_transfer.metrics.own import OwnMetrics
+from nlp_transfer.models.weight_files import check_finite
 from nlp_transfer.processes import compute_on_main
 from nlp_transfer.run_folder import PREDICTIONS, RunFolder
 from nlp_transfer.secrets import clean
@@ -33,6 +34,7 @@ TRIED = 32  # rows with which metrics of the user's own are tried
 
 def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerator: Accelerator) -> Any:
     """The model that anyone can load, as read again from `model/`. Only the main process leaves files."""
+    check_finite(model, "training: the trained model", "a lower training.learning_rate, or training.precision: fp32")
     fold_outputs(model)  # before an adapter is saved with the head
     if not accelerator.is_main_process:
         with tempfile.TemporaryDirectory() as elsewhere:

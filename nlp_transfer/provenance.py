@@ -17,8 +17,8 @@ from typing import Any
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.models.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
-from nlp_transfer.models.trust import weight_files
 from nlp_transfer.models.view import find_file
+from nlp_transfer.models.weight_files import weight_files
 from nlp_transfer.resolve import Run
 from nlp_transfer.sources import ModelSource, find_model
 from nlp_transfer.sources.paths import mapping, portable, replaced

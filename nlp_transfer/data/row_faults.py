@@ -47,6 +47,29 @@ def check_on_bad_rows(value: str) -> None:
         raise UserError(f"on_bad_rows: found {value!r}; allowed: {', '.join(get_args(OnBadRows))}")
 
 
+def check_finite_predictions(
+    predictions: Mapping[str, np.ndarray], indices: np.ndarray, where: Callable[[int], str], precision: str
+) -> None:
+    """Raise a UserError where a row of a batch has predictions that are NaN or infinite.
+
+    Args:
+        predictions: arrays of shape (rows, ...) by name; those of numbers are checked.
+        indices: int64 of shape (rows,), of the batch's rows.
+        where: names a row by its index.
+        precision: in which they were computed.
+    """
+    for name, values in predictions.items():
+        if values.dtype.kind != "f":
+            continue
+        broken = indices[~np.isfinite(values).reshape(len(values), -1).all(1)]
+        if len(broken):
+            advice = "a new copy of the model, or train it again" if precision == "fp32" else "--precision fp32"
+            raise UserError(
+                f"{where(int(broken.min()))}: the model's {name} are NaN or infinite, in {len(broken)} of {len(indices)} rows "
+                f"that were computed together in {precision}; allowed: finite numbers; {advice}"
+            )
+
+
 def _row_faults(task: Any, rows: Rows) -> dict[int, Fault]:
     """Return by index why rows cannot be predicted."""
     bad: dict[int, BadRow] = {}

@@ -23,8 +23,8 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.export.probe import probe_difference
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.models.reading import FAULTS, first_line
-from nlp_transfer.models.trust import check_weights
 from nlp_transfer.models.view import check_model, find_file, load_configuration
+from nlp_transfer.models.weight_files import check_finite, check_weights
 from nlp_transfer.registry import is_own
 from nlp_transfer.sources import ModelSource
 from nlp_transfer.tasks import Task, task_name
@@ -154,6 +154,7 @@ def load_built(checkpoint: Checkpoint, task: Task) -> Any:
             f"model: {source.name}: {task_name(task)}.build_model does not give a {type(model).__name__} that the saved weights "
             f"fit: {first_line(error)}; allowed: one that builds the same modules from a checkpoint's configuration each time"
         ) from error
+    check_finite(model, f"model: {source.name}", "a new copy of the model, or train it again")
     model.built_by_task, model.new_parameters = True, frozenset()
     return model.eval()
 

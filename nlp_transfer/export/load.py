@@ -21,12 +21,14 @@ from nlp_transfer.export.probe import check_files, describe_tokenizer, probe_dif
 from nlp_transfer.hub_client import asking
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
-from nlp_transfer.models.allowed import RECORD
-from nlp_transfer.models.reading import FAULTS, read_json
-from nlp_transfer.models.trust import ADAPTER_WEIGHTS, check_adapter, why
+from nlp_transfer.models.adapter_settings import load_adapter
+from nlp_transfer.models.allowed import RECORD, TOKENIZER_FILES
+from nlp_transfer.models.reading import read_json
 from nlp_transfer.models.view import read_settings
-from nlp_transfer.sources import HUB_MODEL, ModelSource, find_model
-from nlp_transfer.sources.paths import mapping, relocate
+from nlp_transfer.models.weight_files import ADAPTER_WEIGHTS
+from nlp_transfer.seq2seq.sides import TARGET_FOLDER
+from nlp_transfer.sources import HUB_MODEL, ModelSource, check_recorded_model, find_model
+from nlp_transfer.sources.paths import mapping
 from nlp_transfer.system import expand
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.tasks._schema import check_schema, task_for_config
@@ -164,29 +166,25 @@ def hub_adapter(model: str) -> Path | None:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    names = ["adapter_config.json", RECORD, *ADAPTER_WEIGHTS, *(f"{TARGET_FOLDER}/{name}" for name in TOKENIZER_FILES)]
     with asking(f"model: {model}"):
         try:
             hf_hub_download(match["id"], "adapter_config.json", revision=match["revision"])
             hf_hub_download(match["id"], RECORD, revision=match["revision"])
-            return Path(snapshot_download(match["id"], revision=match["revision"]))
+            return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=names))
         except (OSError, HFValidationError):  # no adapter of this toolkit; or it cannot be read, which is said where it is opened
             return None
 
 
 def adapter_record(folder: Path) -> dict[str, Any]:
     """The record of an adapter. Raises a UserError where it does not say on what base the adapter belongs."""
-    saved = read_record(folder)
+    saved = _with_settings(read_settings(ModelSource(str(folder), str(folder)), RECORD), str(folder))
     if saved is None or "base" not in saved:
         raise UserError(f"{folder}: is an adapter without its {RECORD}, which says on what base it belongs")
     base = saved["base"]
     model, revision = (base.get("model"), base.get("revision")) if isinstance(base, dict) else (None, None)
     if not isinstance(model, str) or not isinstance(revision, (str, NoneType)):
         raise UserError(f"{folder / RECORD}: found base: {shorten(base)}; allowed: the name of a model, and its revision or null")
-    if model.startswith((".", "~")) or ".." in Path(model).parts:
-        raise UserError(
-            f"{folder / RECORD}: the base is {shorten(model)}, a place that depends on who looks for it; allowed: a hub id, "
-            "pypi:NAME==VERSION#PATH, or the whole path of a model's folder"
-        )
     return saved
 
 
@@ -209,24 +207,17 @@ def open_adapter(
         UserError: it has no record of its base and labels, its files are broken or ask for what is no part of it, or the base
             is missing or another model.
     """
-    from peft import PeftModel
-
     saved = adapter_record(folder)
-    check_adapter(folder)
     checkpoint = _open_base(folder, saved["base"], base)
     source = checkpoint.source
     task = _changed(task_from(saved["settings"], kind), settings, checkpoint.max_length)
+    for setting, model in [(name, model) for name, models in task.models().items() for model in models]:
+        check_recorded_model(model, f"{folder / RECORD}: {setting}")
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
         model = with_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
-        try:
-            adapted: Any = PeftModel.from_pretrained(model, str(folder))
-        except FAULTS as error:
-            files = [path for name in ADAPTER_WEIGHTS if (path := folder / name).is_file()]
-            raise UserError(
-                f"{folder}: the adapter cannot be loaded: {why(error, files)}; it {_bases(saved['base'], source)}; {MOVED}"
-            ) from error
-        whole: PreTrainedModel = merge_adapter(adapted) if merge and saved.get("merges", True) else adapted
+        join = merge_adapter if merge and saved.get("merges", True) else None
+        whole: Any = load_adapter(model, folder, join, f"; it {_bases(saved['base'], source)}; {MOVED}")
     task.connect(whole)
     if verify:
         _check_base(whole, saved, source, folder)
@@ -243,8 +234,10 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | No
     try:
         if given is None and os.path.isabs(recorded["model"]) and not os.path.exists(recorded["model"]):
             given = _base_of_run(folder.parent / "config.yaml")
-        base = find_model(str(recorded["model"] if given is None else given))
-        same = given is None or str(given) == recorded["model"]
+        if given is None:
+            check_recorded_model(recorded["model"], f"{RECORD}: base")
+        base = find_model(str(given or recorded["model"]))
+        same = str(given or recorded["model"]) == recorded["model"]
         revision = base.revision or (recorded["revision"] if same else None)
         return Checkpoint.open(ModelSource(base.name, base.path, revision))
     except UserError as error:
@@ -254,14 +247,19 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | No
 
 
 def _base_of_run(settings: Path) -> str | None:
-    """Where the base of a run's adapter lies, by the run's `config.yaml`, which may have been moved together with it. That it is
-    the same base is checked by its logits."""
+    """Return the folder of the base by a run's `config.yaml`, which may have been moved together with it.
+
+    A relative path is read from the working directory that the file records, relative to itself.
+    """
     try:
         document = mapping(yaml.safe_load(settings.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    model = relocate(dict(document), settings).get("model")
-    if not isinstance(model, str) or not Path(model).is_dir():
+    directory, model = mapping(document.get("provenance")).get("directory"), document.get("model")
+    if not isinstance(directory, str) or not isinstance(model, str):
+        return None
+    model = os.path.normpath(os.path.join(settings.parent.absolute(), directory, model))
+    if not os.path.isdir(model):
         return None
     say(f"the base of the adapter is {model}, by {settings}")
     return model

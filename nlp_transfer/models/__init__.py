@@ -34,8 +34,8 @@ from nlp_transfer.layers import new_parameters as new_parameters
 from nlp_transfer.layers import width as width
 from nlp_transfer.models.allowed import RECORD
 from nlp_transfer.models.reading import FAULTS
-from nlp_transfer.models.trust import check_weights, weight_files, why
 from nlp_transfer.models.view import check_model, load_configuration, load_tokenizer, pin, private_folder, read_settings
+from nlp_transfer.models.weight_files import check_finite, check_weights, weight_files, why
 from nlp_transfer.sources import ModelSource
 
 # The names under which the families keep their dropout rates.
@@ -169,6 +169,7 @@ class Checkpoint:
         mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
         model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)
         model.replaced_parameters = frozenset(mismatched)
+        check_finite(model, f"model: {self.source.name}", "another checkpoint, or a new copy of this one", model.new_parameters)
         if "vocab_size" not in overrides:
             self._fit_tokenizer(model, auto_class is AutoModelForSequenceClassification)
         return model

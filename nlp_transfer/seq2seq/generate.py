@@ -13,8 +13,10 @@ import torch
 from transformers import EncoderDecoderCache, LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
+from nlp_transfer.config import shorten
 from nlp_transfer.data.tokens import Ragged
 from nlp_transfer.data.windows import inference_batches
+from nlp_transfer.errors import UserError
 from nlp_transfer.seq2seq.pieces import join, pieces_of
 from nlp_transfer.seq2seq.search import search
 from nlp_transfer.seq2seq.sides import Sides
@@ -170,7 +172,13 @@ def _answers(
             mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
             limits = torch.tensor([limit(tokens) for tokens in lengths.tolist()])
             ids_here, mask, limits = (tensor.to(model.device) for tensor in (padded, mask, limits))
-            written = sides.decode(generate(model, sides, ids_here, mask, limits, beams, length_penalty))
+            try:
+                written = sides.decode(generate(model, sides, ids_here, mask, limits, beams, length_penalty))
+            except FloatingPointError as error:
+                raise UserError(
+                    f"the translation of {shorten(texts[batch[0]])}, or of one of {len(batch) - 1} texts beside it: {error}; "
+                    "allowed: finite numbers; --precision fp32, or where it was that, a new copy of the model"
+                ) from error
             for row, text in zip(batch.tolist(), written, strict=True):
                 answers[row] = text
     return answers

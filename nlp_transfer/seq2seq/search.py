@@ -29,12 +29,19 @@ class Decoding:
         self.model, self.cache, self.states, self.mask, self.output = model, cache, states, mask, output
 
     def scores(self, tokens: torch.Tensor) -> torch.Tensor:
-        """fp32 of shape (rows, vocabulary): the logits of what follows `tokens`, int64 of shape (rows, 1)."""
+        """fp32 of shape (rows, vocabulary): the logits of what follows `tokens`, int64 of shape (rows, 1).
+
+        Raises:
+            FloatingPointError: those of a row are NaN or infinite.
+        """
         found = self.model(
             encoder_outputs=self.output(last_hidden_state=self.states), attention_mask=self.mask, decoder_input_ids=tokens,
             past_key_values=self.cache, use_cache=True, return_dict=True,
         )  # fmt: skip
-        return found.logits[:, -1].float()
+        scores: torch.Tensor = found.logits[:, -1].float()
+        if not bool(torch.isfinite(scores.amax(-1)).all()):  # a NaN among a row's scores is its maximum
+            raise FloatingPointError("the scores of the next token are NaN or infinite")
+        return scores
 
     def widen(self, beams: int) -> None:
         """Each row `beams` times, side by side."""

@@ -90,6 +90,25 @@ def find_model(source: str) -> ModelSource:
     return ModelSource(source, match["id"], match["revision"])
 
 
+def check_recorded_model(model: str, place: str) -> None:
+    """Raise a UserError where the model that a saved record names depends on the folder in which it is opened.
+
+    Args:
+        place: the record and its field, for messages.
+    """
+    is_hub_id = HUB_MODEL.match(model) and not model.startswith(".")
+    if not (os.path.isabs(model) or wheels.is_wheel(model) or is_hub_id) or ".." in Path(model).parts:
+        raise UserError(
+            f"{place}: found {shorten(model)}, a place that depends on who looks for it; allowed: a hub id, "
+            "pypi:NAME==VERSION#PATH, or the whole path of a model's folder"
+        )
+    if is_hub_id and os.path.exists(model):
+        raise UserError(
+            f"{place}: found {shorten(model)}, a model on the hub; the current folder, {Path.cwd()}, holds something of this "
+            "name, which would be read in its place; allowed: another current folder"
+        )
+
+
 def _fetch(source: str, setting: str) -> Path:
     try:
         return wheels.fetch(source)

@@ -1,4 +1,4 @@
-"""A hundred thousand hostile inputs for what reads files, wheels, settings and answers of a hub: each is read right or refused.
+"""Hostile inputs, a hundred thousand, for all that reads what comes from elsewhere: each is read right, or refused in words.
 
     python -m scripts.endurance.fuzz_readers                       # all of them, about 15 minutes on one core
     python -m scripts.endurance.fuzz_readers --part files --inputs 5000 --seed 1
@@ -29,7 +29,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SHARES = {"files": 0.4, "parquet": 0.2, "wheels": 0.1, "settings": 0.2, "hub": 0.1}
+SHARES = {
+    "files": 0.3, "parquet": 0.2, "wheels": 0.05, "settings": 0.1, "hub": 0.1, "adapters": 0.15, "adapter_loads": 0.02,
+    "tokenizers": 0.08,
+}  # fmt: skip
 CHUNK = 5000  # inputs a worker
 SILENCE = 300.0  # seconds without a word from a worker, after which it is ended
 MEMORY = 2**30  # bytes that a worker may grow by

@@ -131,6 +131,7 @@ def visibility(folder: Path, hub: Hub, address: str) -> None:
 
 def adapter(folder: Path, hub: Hub, address: str) -> None:
     """The adapter alone, with the tokenizer: on its base, which the hub has, it answers as the merged model."""
+    from huggingface_hub import try_to_load_from_cache
     from peft import AutoPeftModelForSequenceClassification
 
     from nlp_transfer import load_predictor, push
@@ -142,6 +143,8 @@ def adapter(folder: Path, hub: Hub, address: str) -> None:
     assert "config.json" not in files
     assert b'"model": "ann/tiny"' in files["nlp_transfer.json"]
     assert same(load_predictor("ann/adapter")(BATCH), load_predictor(folder / "run")(BATCH))
+    assert isinstance(try_to_load_from_cache("ann/adapter", "adapter_model.safetensors"), str)
+    assert try_to_load_from_cache("ann/adapter", "tokenizer.json") is None, "an adapter has no use for it, nor for other files"
     assert push(folder / "run/adapter", "ann/adapter").changed is False
     with_peft = AutoPeftModelForSequenceClassification.from_pretrained("ann/adapter", num_labels=2)
     assert with_peft.num_labels == 2

@@ -366,8 +366,8 @@ def test_a_hostile_adapter_is_refused(tmp_path: Path, runs: dict[str, Path]) -> 
         refusal(lambda: load_predictor(adapter))
         refusal(lambda: load_adapters(str(runs["plain"]), {"x": adapter}))
     settings: dict[str, Any] = {
-        "r": 10**9, "megatron_config": {"x": 1}, "auto_map": {"AutoModel": "evil.M"}, "rank_pattern": {"query": 10**9},
-        "peft_type": "EVIL", "target_modules": 5, "trust_remote_code": True, "lora_dropout": "x", "task_type": "EVIL",
+        "r": 10**9, "megatron_config": {"x": 1}, "rank_pattern": {"query": 10**9}, "peft_type": "EVIL", "target_modules": 5,
+        "lora_dropout": "x", "task_type": "EVIL",
     }  # fmt: skip
     for name, value in settings.items():
         copy_of(runs["lora"] / "adapter", adapter)

@@ -217,3 +217,52 @@ def test_the_same_weights_with_another_tokenizer_are_refused(name: str, made: Pa
     with pytest.raises(UserError, match="tokenizer"):
         load_predictor(adapter(made, name), base=base)
     assert len(load_predictor(adapter(made, name), base=made / "base")(TEXTS)) == 2
+
+
+def recorded(made: Path, place: Path, **fields: Any) -> Path:
+    """A copy of the LoRA adapter with another record."""
+    shutil.copytree(adapter(made, "lora"), place)
+    record = json.loads((place / "nlp_transfer.json").read_text())
+    (place / "nlp_transfer.json").write_text(json.dumps(record | fields))
+    return place
+
+
+@pytest.mark.parametrize("name", ["models/base", "base", "./models/base", "models/../models/base", "~/base"])
+def test_a_recorded_base_is_never_read_from_the_current_folder(
+    name: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made / "base", tmp_path / "models" / "base")
+    shutil.copytree(made / "base", tmp_path / "base")
+    place = recorded(made, tmp_path / "adapter", base={"model": name, "revision": None})
+    with pytest.raises(UserError) as caught:
+        load_predictor(place)
+    for fact in (str(place), repr(name), "base="):
+        assert fact in str(caught.value)
+    assert load_predictor(place, base="models/base")(TEXTS) == load_predictor(adapter(made, "lora"))(TEXTS)
+
+
+def test_a_recorded_decoder_is_never_read_from_the_current_folder(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made / "base", tmp_path / "models" / "base")
+    settings = {"name": "translation", "source": "a", "target": "b", "architecture": "encoder_decoder", "decoder": "models/base"}
+    place = recorded(made, tmp_path / "adapter", settings=settings)
+    with pytest.raises(UserError, match=r"nlp_transfer\.json: decoder: found 'models/base'"):
+        load_predictor(place)
+
+
+def test_the_base_of_a_moved_run_is_never_read_from_the_current_folder(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`config.yaml` beside the adapter says from which folder its relative paths are meant."""
+    place = recorded(made, tmp_path / "project" / "run" / "adapter", base={"model": "/nowhere/base", "revision": None})
+    settings = {"model": "models/base", "output_dir": "run", "provenance": {"directory": "..", "files": {}, "content": {}}}
+    (place.parent / "config.yaml").write_text(json.dumps(settings))
+    shutil.copytree(made / "base", tmp_path / "elsewhere" / "models" / "base")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="/nowhere/base"):
+        load_predictor(place)
+    shutil.copytree(made / "base", tmp_path / "project" / "models" / "base")
+    assert load_predictor(place)(TEXTS) == load_predictor(adapter(made, "lora"))(TEXTS)

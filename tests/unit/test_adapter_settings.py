@@ -1,0 +1,182 @@
+"""The settings of an adapter are reduced to data, and loading it allocates no more than its weights call for."""
+
+import copy
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nlp_transfer import UserError
+from nlp_transfer.export.load import quiet
+from nlp_transfer.models.adapter_settings import KINDS, NUMBERS, SETTINGS, load_adapter, pattern_problem, reduce_adapter_settings
+from nlp_transfer.models.allocation import AllocationLimit
+from nlp_transfer.strategies._adapters import save_adapter
+from nlp_transfer.strategies.peft import Peft, _methods
+from tests.models import tiny_classifier
+from tests.unit.test_strategy_peft import METHODS, REFUSED
+
+IDS = torch.tensor([[2, 7, 9, 3], [2, 11, 30, 3]])
+
+
+@pytest.fixture(scope="module")
+def base() -> Any:
+    torch.manual_seed(0)
+    return tiny_classifier("bert")
+
+
+@pytest.fixture(scope="module")
+def saved(base: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of adapters by name."""
+    folder = tmp_path_factory.mktemp("adapters")
+    made: dict[str, dict[str, Any]] = {
+        "lora": {"type": "LORA", "settings": {"r": 4, "rank_pattern": {"query": 2}, "alpha_pattern": {".*key": 3}}},
+        "prefix": {"type": "PREFIX_TUNING"},
+        "replicated": {"type": "LORA", "settings": {"r": 4, "layer_replication": [[0, 2], [1, 2]]}},
+        "kasa": {"type": "LORA", "settings": {"r": 4, "kasa_config": {}}},
+        "pattern": {"type": "LORA", "settings": {"r": 4, "target_modules": r".*layer\.[01]\..*(query|value)"}},
+    }
+    for name, document in made.items():
+        with quiet():
+            save_adapter(Peft(**document).wrap(copy.deepcopy(base)), folder / name)
+    return {name: folder / name for name in made}
+
+
+def loaded(folder: Path, base: Any) -> Any:
+    with quiet():
+        return load_adapter(copy.deepcopy(base), folder)
+
+
+def changed(folder: Path, place: Path, **settings: Any) -> Path:
+    shutil.copytree(folder, place)
+    document = json.loads((place / SETTINGS).read_text())
+    (place / SETTINGS).write_text(json.dumps(document | settings))
+    return place
+
+
+@pytest.mark.parametrize("name", ["lora", "prefix", "replicated", "kasa", "pattern"])
+def test_a_saved_adapter_is_loaded_as_peft_loads_it(name: str, saved: dict[str, Path], base: Any) -> None:
+    from peft import PeftModel
+
+    with quiet(), torch.inference_mode():
+        expected = PeftModel.from_pretrained(copy.deepcopy(base), str(saved[name])).eval()(IDS).logits
+        assert torch.equal(loaded(saved[name], base).eval()(IDS).logits, expected)
+
+
+def test_the_methods_are_those_that_the_strategies_save() -> None:
+    assert set(METHODS) - set(REFUSED) == KINDS
+
+
+def test_every_number_among_the_settings_of_the_installed_peft_is_known() -> None:
+    """A new version of peft brings settings that nobody looked at: they are refused until they are in the lists."""
+    fields = [field for kind in KINDS for field in dataclasses.fields(_methods()[kind])]
+    numbers = {field.name for field in fields if isinstance(field.default, (bool, int, float))}
+    elsewhere = {"init_lora_weights", "init_weights", "runtime_offload_base_weight"}  # words as well; where a run keeps weights
+    assert numbers - NUMBERS == elsewhere
+    assert {field.name for field in fields} > NUMBERS
+
+
+def test_what_an_adapter_came_from_is_dropped_and_what_is_unknown_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {
+        "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "base_model_name_or_path": "/etc", "prompt_tuning_init": "TEXT",
+        "tokenizer_name_or_path": "org/name", "prompt_tuning_init_text": "x", "modules_to_save": ["classifier"],
+        "auto_map": {"AutoModel": "evil.M"}, "future": 5,
+    }  # fmt: skip
+    reduced = reduce_adapter_settings(document, "here")
+    assert reduced == {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "modules_to_save": ["classifier"]}
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("here", "auto_map", "future"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("peft_type", "XLORA"), ("peft_type", None), ("r", "8"), ("r", 10**6), ("r", True), ("r", float("nan")), ("r", 10**400),
+        ("kasa_config", {"org/name": 1}), ("r", None),
+        ("use_dora", 1), ("lora_dropout", [0.1]), ("bias", "../x"), ("init_lora_weights", "corda"),
+        ("init_lora_weights", "pissa_niter_999"), ("corda_config", {"cache_file": "/etc/passwd"}), ("arrow_config", {"top_k": 1}),
+        ("megatron_config", {"x": 1}), ("target_modules", "(.*)*x"), ("target_modules", ["a|b"]), ("target_modules", 5),
+        ("modules_to_save", ["(a+)+$"]), ("modules_to_save", "classifier"), ("rank_pattern", {"(a+)+$": 2}),
+        ("rank_pattern", {"query": 10**9}), ("layers_pattern", "(a+)+$"), ("layers_to_transform", [0]),
+        ("layer_replication", [[0, 2]] * 3000), ("layer_replication", [[0, 10**9]]), ("kasa_config", {"beta": "/x"}),
+        ("trainable_token_indices", [1]), ("exclude_modules", "((((")
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_values_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        reduce_adapter_settings({"peft_type": "LORA", name: value}, "here")
+    assert str(caught.value).startswith(f"here: found {name}: ")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "query", "all-linear", r"(bert\.encoder\.layer|x)\.\d+\.(attention\.self\.query|output\.dense)", r"(a)\.(0|1)\.(\-)",
+        ".*query", r".*\.layer\..*", r".*layer\.[01]\.(?:a|b)", r"x\.a\.norm|x\.b\.norm",
+    ],
+)  # fmt: skip
+def test_patterns_that_are_quick_to_match_are_allowed(pattern: str) -> None:
+    assert pattern_problem(pattern) is None
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+", "(a|b)*", "a?", "a{1,9}", ".*.*.*", r"\d+\d+\d+", r"(a)\1", "(?=a)", "(?P<a>b)", "^a", "a$", r"\w", "[^a]", "(",
+        "a)",
+        "(a|a)" * 20, "((a|b)|(c|d))*", "a" * 70_000,
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_patterns_that_may_take_long_to_match_are_refused(pattern: str) -> None:
+    assert pattern_problem(pattern) is not None
+
+
+def test_sizes_that_multiply_allocate_nothing(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
+    folder = changed(saved["prefix"], tmp_path / "x", num_virtual_tokens=2**14, num_layers=2**14, token_dim=2**14)
+    with pytest.raises(UserError) as caught:
+        loaded(folder, base)
+    for fact in (f"{folder}: {SETTINGS}", f"{2 * 2**42:,} numbers"):
+        assert fact in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [torch.empty, torch.zeros, torch.randn, lambda n: torch.full((n,), 1), torch.arange,
+                                  torch.randperm, lambda n: torch.eye(n // 300, 300), torch.ones(1).new_zeros])  # fmt: skip
+def test_whatever_takes_a_size_is_counted_before_it_allocates(make: Any) -> None:
+    with AllocationLimit("here", 1000, 50):
+        assert make(900).numel() > 0
+    with pytest.raises(UserError, match="here: describes tensors of "), AllocationLimit("here", 10**6, 50):
+        make(10**12)
+    with pytest.raises(UserError, match="here: takes more than 10 operations"), AllocationLimit("here", 10**6, 10):
+        [make(300) for _ in range(20)]
+
+
+def test_tensors_other_than_the_adapters_are_refused(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
+    weights = load_file(saved["lora"] / "adapter_model.safetensors")
+    name = sorted(weights)[3]
+    for i, (others, fact) in enumerate(
+        [
+            ({key: value for key, value in weights.items() if key != name}, f"has no '{name}'"),
+            (weights | {"more": torch.ones(2)}, "also has 'more'"),
+            (weights | {name: torch.ones(3, 3)}, "size mismatch"),
+            (weights | {name: torch.full_like(weights[name], torch.nan)}, "NaN or infinite"),
+        ]
+    ):
+        folder = changed(saved["lora"], tmp_path / str(i))
+        save_file(others, folder / "adapter_model.safetensors", {"format": "pt"})
+        with pytest.raises(UserError) as caught:
+            loaded(folder, base)
+        assert fact in str(caught.value)
+        assert str(folder) in str(caught.value)
+
+
+def test_an_adapter_without_weights_is_refused(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
+    folder = changed(saved["lora"], tmp_path / "x")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"{folder}: the adapter has no weights"):
+        loaded(folder, base)

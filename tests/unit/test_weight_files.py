@@ -1,0 +1,156 @@
+"""Weights from elsewhere: their headers are measured before a library opens them, and weights and predictions must be finite."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel
+
+from nlp_transfer import UserError, load_predictor, load_translator
+from nlp_transfer.cli import cli
+from nlp_transfer.models import Checkpoint
+from nlp_transfer.models.weight_files import MOST_HEADER, MOST_TENSORS, check_finite, numbers_in, stored_shapes
+from nlp_transfer.outcome import save
+from nlp_transfer.sources import find_model
+from tests.conftest import train_tiny, write_csv
+from tests.models import tiny_classifier
+from tests.seq2seq_models import save_tiny_seq2seq
+
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+
+def written(path: Path, header: Any, content: bytes = b"") -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+    return path
+
+
+def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a.b": torch.ones(2, 3), "c": torch.ones(0, 7), "d": torch.tensor(True)}, path, {"format": "pt"})
+    assert stored_shapes(path) == {"a.b": (2, 3), "c": (0, 7), "d": ()}
+    assert numbers_in(path) == 7
+
+
+@pytest.mark.parametrize(
+    ("header", "content", "fact"),
+    [
+        ({f"t{i}": EMPTY for i in range(MOST_TENSORS + 1)}, b"", f"{MOST_TENSORS:,}"),
+        ({"t": EMPTY | {"shape": [2**40]}}, b"", "t"),
+        ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12", "2 are there"),
+        ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345678", "8 are there"),
+        ({"t": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234", "-1"),
+        ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"", "4 to 0"),
+        ({"t": 5}, b"", "5"),
+        ([], b"", "tensors by name"),
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_fit_its_file_is_refused(header: Any, content: bytes, fact: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "model.safetensors", header, content)
+    with pytest.raises(UserError) as caught:
+        stored_shapes(path)
+    assert str(path) in str(caught.value)
+    assert fact in str(caught.value)
+
+
+def test_a_header_larger_than_that_of_any_model_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", MOST_HEADER + 1))
+        file.truncate(MOST_HEADER + 100)  # without content
+    with pytest.raises(UserError, match=f"{MOST_HEADER + 1:,} bytes"):
+        stored_shapes(path)
+
+
+def test_a_model_whose_weights_are_a_million_empty_tensors_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+    model = shutil.copytree(tiny["bert"], tmp_path / "model")
+    written(model / "model.safetensors", {f"t{i}": EMPTY for i in range(300_000)})
+    with pytest.raises(UserError, match=r"model\.safetensors: found a header"):
+        Checkpoint.open(find_model(str(model))).load(AutoModel)
+
+
+def test_a_pickle_whose_entries_grow_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+    from zipfile import ZIP_DEFLATED, ZipFile
+
+    model = shutil.copytree(tiny["bert"], tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    with ZipFile(model / "pytorch_model.bin", "w", ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10**7)
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: its entries grow to 10,000,000 bytes"):
+        Checkpoint.open(find_model(str(model))).load(AutoModel)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(broken: float, tiny: dict[str, Path], tmp_path: Path) -> None:
+    model = shutil.copytree(tiny["bert"], tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["encoder.layer.1.output.dense.bias"][:3] = broken
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError) as caught:
+        Checkpoint.open(find_model(str(model))).load(AutoModel)
+    for fact in (str(model), "encoder.layer.1.output.dense.bias (3 of 32)"):
+        assert fact in str(caught.value)
+
+
+def test_masks_may_be_infinite_and_new_parameters_are_not_checked() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf))
+    check_finite(model, "here", "")
+    with torch.no_grad():
+        model.bias.fill_(torch.nan)
+    check_finite(model, "here", "", new={"bias"})
+    with pytest.raises(UserError, match=r"here: .*bias \(2 of 2\)"):
+        check_finite(model, "here", "")
+
+
+def test_a_trained_model_that_is_not_finite_is_not_saved() -> None:
+    model = tiny_classifier("bert")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    anything: Any = None
+    with pytest.raises(UserError, match=r"training: .*embeddings\.word_embeddings\.weight"):
+        save(anything, anything, model, anything, anything)
+
+
+def scaled(folder: Path, factor: float, place: Path) -> Path:
+    """The model with weights that are finite, and too large to compute with."""
+    shutil.copytree(folder, place)
+    weights = load_file(place / "model.safetensors")
+    save_file({k: v * factor if v.ndim == 2 else v for k, v in weights.items()}, place / "model.safetensors", {"format": "pt"})
+    return place
+
+
+def test_predictions_that_are_not_finite_are_refused_by_their_row(tmp_path: Path) -> None:
+    train_tiny(tmp_path)
+    model = scaled(tmp_path / "run" / "model", 1e25, tmp_path / "huge")
+    with pytest.raises(UserError, match="row 1: the model's scores are NaN or infinite"):
+        load_predictor(model)(["a good film"])
+    table, output = write_csv(tmp_path / "new.csv", [("a good film",)] * 3, ("text",)), tmp_path / "out.csv"
+    with pytest.raises(UserError, match=rf"{table}, row 2: .*in 3 of 3 rows"):
+        cli.main(["predict", str(model), "--input", str(table), "--output", str(output)], standalone_mode=False)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_translations_by_scores_that_are_not_finite_are_refused(beams: int, tmp_path: Path) -> None:
+    model = scaled(save_tiny_seq2seq("marian", tmp_path / "model"), 1e25, tmp_path / "huge")
+    translate = load_translator(model, settings={"beams": beams})
+    with pytest.raises(UserError, match=r"'The dog is red\.'.*NaN or infinite"):
+        translate(["The dog is red."])
+
+
+def test_files_without_a_suffix_are_told_apart(tmp_path: Path) -> None:
+    """As the hub's cache names them."""
+    weights = {"a": torch.ones(2, 3)}
+    save_file(weights, tmp_path / "one", {"format": "pt"})
+    assert numbers_in(tmp_path / "one") == 6
+    for name, settings in (("zip", {}), ("old", {"_use_new_zipfile_serialization": False})):
+        torch.save(weights, tmp_path / name, **settings)
+        assert numbers_in(tmp_path / name) == (tmp_path / name).stat().st_size
