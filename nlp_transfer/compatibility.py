@@ -22,6 +22,7 @@ MORE_THAN_TEXT = {
 }  # fmt: skip
 # Families whose models mix tokens with the padding beside them, whatever the mask says.
 READS_PADDING = ("canine", "convbert", "fnet", "nystromformer", "yoso")
+MOST_ADDED_ROWS = 1024  # for added tokens, besides as many as there are already
 POSITIONS = 512  # the limit of models that have none of their own
 
 
@@ -125,7 +126,9 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     needed = max(vocabulary.values(), default=-1) + 1
     if needed <= rows:
         return
-    if tokenizer.vocab_size > rows:  # without the tokens that were added
+    known = set(tokenizer.get_added_vocab())
+    own = max((i for token, i in vocabulary.items() if token not in known), default=-1) + 1
+    if max(own, tokenizer.vocab_size) > rows or needed > 2 * rows + MOST_ADDED_ROWS:  # vocab_size: without added tokens
         raise UserError(
             f"model: the tokenizer beside {name} has ids up to {needed - 1}, and the model's embeddings have {rows} rows; it is "
             "that of another model; allowed: the tokenizer that the model was trained with"
