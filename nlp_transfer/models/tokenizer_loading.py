@@ -60,6 +60,14 @@ def check_loaded(tokenizer: Any, name: str) -> None:
     Raises:
         UserError: it cannot encode them, makes them far longer, or its ids are far beyond the number of its tokens.
     """
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    for token in tokenizer.added_tokens_decoder.values():
+        # The library searches for it without end.
+        if normalizer is not None and token.normalized and not normalizer.normalize_str(token.content):
+            raise UserError(
+                f"model: the tokenizer of {name} has an added token {token.content!r} of which its normalizer leaves nothing; "
+                "allowed: added tokens that are not normalized, or not empty then"
+            )
     with converted(f"model: the tokenizer of {name} cannot encode a text"):
         rows = tokenizer(TRIALS, truncation=False, padding=False, return_attention_mask=False, verbose=False)["input_ids"]
         added = max(tokenizer.added_tokens_encoder.values(), default=0)

@@ -1,4 +1,4 @@
-"""A hundred thousand hostile inputs for what reads files, wheels and settings: each is read right, or refused with a message.
+"""A hundred thousand hostile inputs for what reads files, wheels, settings and tokenizers: each is read right or refused.
 
     python -m scripts.endurance.fuzz_readers                       # all of them, about 15 minutes on one core
     python -m scripts.endurance.fuzz_readers --part files --inputs 5000 --seed 1
@@ -23,13 +23,15 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RUST_BACKTRACE", "0")
 
-SHARES = {"files": 0.6, "wheels": 0.15, "settings": 0.25}
+SHARES = {"files": 0.6, "wheels": 0.15, "settings": 0.15, "tokenizers": 0.1}
 CHUNK = 5000  # inputs a worker
 SILENCE = 300.0  # seconds without a word from a worker, after which it is ended
 MEMORY = 2**30  # bytes that a worker may grow by
@@ -87,13 +89,14 @@ def watch(part: str, seed: str, first: int, last: int, tally: Tally) -> None:
     while first < last:
         command = [sys.executable, "-m", "scripts.endurance.fuzz_readers", "--part", part, "--seed", seed]
         end = min(last, first + CHUNK)
-        worker = subprocess.Popen(
-            [*command, "--work", str(first), str(end)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        first = listen(worker, part, first, end, tally)
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:  # a pipe would be filled by what panics print
+            worker = subprocess.Popen(
+                [*command, "--work", str(first), str(end)], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+            first = listen(worker, errors, part, first, end, tally)
 
 
-def listen(worker: "subprocess.Popen[str]", part: str, first: int, end: int, tally: Tally) -> int:
+def listen(worker: "subprocess.Popen[str]", errors: TextIO, part: str, first: int, end: int, tally: Tally) -> int:
     """Takes over what a worker says; the first input that the next one has to try."""
     assert worker.stdout is not None
     while first < end:
@@ -102,7 +105,8 @@ def listen(worker: "subprocess.Popen[str]", part: str, first: int, end: int, tal
         if not line:
             worker.kill()
             why = f"ended with {worker.wait()}" if heard else f"said nothing for {SILENCE:.0f} seconds"
-            tally.add(f"{part} {first}: the worker {why}: {worker.stderr.read()[-500:] if worker.stderr else ''}")
+            errors.seek(0)
+            tally.add(f"{part} {first}: the worker {why}: {errors.read()[-500:]}")
             return first + 1
         i, kind, outcome, seconds, peak = json.loads(line)
         tally.done, first = tally.done + 1, i + 1

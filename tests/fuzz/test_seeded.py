@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from nlp_transfer.errors import Problems, UserError
-from tests.fuzz import files, settings, wheels
+from tests.fuzz import files, settings, tokenizers, wheels
 from tests.fuzz.cases import Case, Make, Place, ViolationError, attempt
 
-PARTS: dict[str, tuple[Make, int]] = {"files": (files.make, 500), "wheels": (wheels.make, 250), "settings": (settings.make, 300)}
+PARTS: dict[str, tuple[Make, int]] = {
+    "files": (files.make, 500),
+    "wheels": (wheels.make, 250),
+    "settings": (settings.make, 300),
+    "tokenizers": (tokenizers.make, 150),
+}
 
 
 @pytest.fixture
