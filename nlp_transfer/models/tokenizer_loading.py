@@ -8,7 +8,7 @@ from typing import Any
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError, converted
 from nlp_transfer.models.sentencepiece_file import check_sentencepiece
-from nlp_transfer.models.tokenizer_fields import FLAG, ID, LONGEST_TOKEN, MOST_TOKENS, TOKEN, TYPE, Field, one_of
+from nlp_transfer.models.tokenizer_fields import ADDED_TOKEN, FLAG, ID, LONGEST_TOKEN, MOST_TOKENS, TOKEN, TYPE, Field, one_of
 from nlp_transfer.models.tokenizer_file import (
     MOST_ADDED,
     MOST_BYTES,
@@ -122,9 +122,14 @@ def _check_named_tokens(tokens: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_token(token: Any, path: Path, key: str) -> None:
-    content = token.get("content") if isinstance(token, dict) else token
-    if not TOKEN.fits(content) or (isinstance(token, dict) and not all(isinstance(v, (str, bool)) for v in token.values())):
-        raise UserError(f"{path}: {key}: found {shorten(token)}; allowed: a token of up to {LONGEST_TOKEN} characters")
+    """A token's text, or an object; of names that it does not know, the library writes to standard output."""
+    fields = token if isinstance(token, dict) else {"content": token}
+    flags = {name: allowed for name, allowed in ADDED_TOKEN.items() if name != "id"} | {"__type": one_of("AddedToken")}
+    if "content" not in fields or not all(name in flags and flags[name].fits(value) for name, value in fields.items()):
+        raise UserError(
+            f"{path}: {key}: found {shorten(token)}; allowed: a token of up to {LONGEST_TOKEN:,} characters, or one with "
+            f"{', '.join(flags)}"
+        )
 
 
 def _check_added_tokens(path: Path) -> list[str]:

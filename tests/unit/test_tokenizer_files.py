@@ -184,6 +184,7 @@ def test_a_published_table_writes_at_most_eighteen_characters() -> None:
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"1000000000": {"content": "x"}}}'),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"-1": {"content": "x"}}}'),
         ("tokenizer_config.json", b'{"pad_token": 5}'),
+        ("tokenizer_config.json", b'{"pad_token": {"content": "a", "printed": true}}'),
         ("special_tokens_map.json", b'{"pad_token": ["a", {"content": 3}]}'),
         ("added_tokens.json", b'{"x": 1000000000}'),
         ("vocab.json", b'{"a": 0, "b": 5000}'),
