@@ -124,6 +124,12 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
         return
     vocabulary = tokenizer.get_vocab()
     needed = max(vocabulary.values(), default=-1) + 1
+    # Some put languages behind their vocabulary, for which the model has rows already.
+    if (highest := max(tokenizer("a")["input_ids"], default=-1)) >= max(rows, needed):
+        raise UserError(
+            f"model: the tokenizer of {name} writes the id {highest}, and the model's embeddings have {rows} rows; allowed: the "
+            "tokenizer that the model was trained with"
+        )
     if needed <= rows:
         return
     known = set(tokenizer.get_added_vocab())

@@ -60,36 +60,34 @@ def read_document(path: Path) -> Any:
 
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
+            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except UserError:
         raise
     except RecursionError:
-        raise UserError(f"{path}: is nested too deeply to be a tokenizer's file") from None
+        raise UserError("is nested too deeply to be a tokenizer's file") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"cannot be read ({error})") from error
 
 
-def reduce_tokenizer(document: Any, where: str) -> tuple[dict[str, Any], list[str]]:
+def reduce_document(document: Any) -> tuple[dict[str, Any], list[str]]:
     """Return a tokenizer.json with known components and fields only, and the fields that were dropped.
 
     Args:
         document: the parsed file.
-        where: begins each message, such as the file's path.
 
     Raises:
         UserError: a component is unknown, or a value is not allowed.
     """
-    return _Reduction(where).reduce(document)
+    return _Reduction().reduce(document)
 
 
 class _Reduction:
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self) -> None:
         self.dropped: list[str] = []
 
     def refuse(self, key: str, found: object, allowed: str) -> UserError:
-        return UserError(f"{self.where}: {key}: found {shorten(found)}; allowed: {allowed}")
+        return UserError(f"{key}: found {shorten(found)}; allowed: {allowed}")
 
     def reduce(self, document: Any) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
@@ -108,10 +106,7 @@ class _Reduction:
         truncation = reduced.get("truncation") or {}
         if truncation.get("stride", 0) >= max(truncation.get("max_length", math.inf), 1):
             raise self.refuse("truncation.stride", truncation["stride"], "less than max_length")
-        try:
-            times = growth(components["normalizer"][1] + components["pre_tokenizer"][1])
-        except UserError as error:
-            raise UserError(f"{self.where}: {error}") from error
+        times = growth(components["normalizer"][1] + components["pre_tokenizer"][1])
         if "added_tokens" in reduced:
             reduced["added_tokens"] = self.added_tokens(reduced["added_tokens"], times)
             ids = [*ids, *(token["id"] for token in reduced["added_tokens"])]
@@ -169,7 +164,7 @@ class _Reduction:
             return {kind: linear_pattern(value)} if kind == "Regex" else pattern
         except PatternError as error:
             raise UserError(
-                f"{self.where}: {key}: found {shorten(value)}, a regular expression with {error}; matching it could take "
+                f"{key}: found {shorten(value)}, a regular expression with {error}; matching it could take "
                 "longer than any run lasts; use a tokenizer without it"
             ) from error
 
@@ -214,7 +209,7 @@ class _Reduction:
         vocabulary = reduced.get("vocab")
         if kind == "Unigram":
             return reduced, self.pieces(vocabulary, reduced)
-        ids = check_vocabulary(vocabulary, f"{self.where}: model.vocab")
+        ids = check_vocabulary(vocabulary, "model.vocab")
         if kind == "BPE":
             self.merges(reduced.get("merges"))
         return reduced, ids

@@ -1,7 +1,6 @@
 """The other files of a tokenizer, and what is checked of a tokenizer after it was loaded."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from nlp_transfer.models.tokenizer_file import (
     check_vocabulary,
     most_id,
     read_document,
-    reduce_tokenizer,
+    reduce_document,
 )
 
 TRIALS = ["a", "A text, with 3 numbers: 1,234.5!", "na\u00efve \u4e2d\u6587 \U0001f389", " ", "word " * 200]
@@ -23,7 +22,7 @@ MOST_TRIAL_TOKENS = 8  # for a character of a trial's text: spelt in bytes, one 
 SIDE = one_of("left", "right")
 AT_LEAST_ONE = Field(  # files say 1e30 where they do not know
     "a number of at least 1",
-    lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 1 and math.isfinite(value),
+    lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 1e300,
 ).or_null()
 SETTINGS = {
     "model_max_length": AT_LEAST_ONE, "max_len": AT_LEAST_ONE, "padding_side": SIDE.or_null(), "truncation_side": SIDE.or_null(),
@@ -34,20 +33,33 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def check_tokenizer_file(path: Path) -> list[str]:
-    """Check one file of a tokenizer by its name, and return the fields of it that no library needs.
+def checked_file(path: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """Check one file of a tokenizer by its name.
+
+    Returns:
+        None where a library may read the file as it is; else what to give it instead, and the fields that were dropped.
 
     Raises:
         UserError: it is damaged, larger than any such file, or describes what could take unbounded time or memory.
     """
-    checks: dict[str, Callable[[Path], list[str]]] = {
-        "tokenizer.json": lambda path: reduce_tokenizer(read_document(path), str(path))[1],
-        "tokenizer_config.json": _check_settings, "special_tokens_map.json": _check_special_tokens,
-        "added_tokens.json": _check_added_tokens, "vocab.json": _check_vocab_json, "target_vocab.json": _check_vocab_json,
-        ".txt": _check_lines, ".codes": _check_lines, ".model": _check_model, ".spm": _check_model,
-    }  # fmt: skip
-    check = checks.get(path.name) or checks.get(path.suffix)
-    return check(path) if check else []
+    if path.name == "tokenizer.json":
+        document = read_document(path)
+        reduced, dropped = reduce_document(document)
+        return None if reduced == document else (reduced, dropped)
+    if path.name == "added_tokens.json":
+        if (tokens := len(set(check_vocabulary(read_document(path), "ids")))) > MOST_ADDED:
+            raise UserError(f"found {tokens:,} ids; allowed: up to {MOST_ADDED:,}")
+    elif path.name in ("vocab.json", "target_vocab.json"):
+        ids = set(check_vocabulary(read_document(path), "ids"))
+        if max(ids, default=0) > most_id(len(ids)):
+            raise UserError(f"found the id {max(ids):,}; allowed: up to {most_id(len(ids)):,} for {len(ids):,} tokens")
+    elif path.suffix in (".model", ".spm"):
+        _check_model(path)
+    elif path.suffix == ".json":
+        read_document(path)
+    else:
+        _check_lines(path)
+    return None
 
 
 def check_loaded(tokenizer: Any, name: str) -> None:
@@ -84,99 +96,68 @@ def check_loaded(tokenizer: Any, name: str) -> None:
         )
 
 
-def _check_settings(path: Path) -> list[str]:
-    settings = read_document(path)
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: found {shorten(settings)}; allowed: settings by name")
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise a UserError where a tokenizer_config.json has a value that no tokenizer can use."""
     for key, allowed in SETTINGS.items():
         if key in settings and not allowed.fits(settings[key]):
-            raise UserError(f"{path}: {key}: found {shorten(settings[key])}; allowed: {allowed.allowed}")
-    added = settings.get("added_tokens_decoder") or {}
-    if not isinstance(added, dict) or len(added) > MOST_ADDED:
-        raise UserError(f"{path}: added_tokens_decoder: found {shorten(added)}; allowed: up to {MOST_ADDED:,} tokens by id")
-    for key, token in added.items():
-        if not (key.isascii() and key.isdigit() and len(key) < 8 and ID.fits(int(key))):
-            raise UserError(f"{path}: added_tokens_decoder: found the id {shorten(key)}; allowed: {ID.allowed}")
-        _check_token(token, path, f"added_tokens_decoder.{key}")
-    _check_named_tokens({key: value for key, value in settings.items() if key.endswith(("_token", "_tokens"))}, path)
-    return []
+            raise UserError(f"the tokenizer has {key}: {shorten(settings[key])}; allowed: {allowed.allowed}")
 
 
-def _check_special_tokens(path: Path) -> list[str]:
-    tokens = read_document(path)
-    if not isinstance(tokens, dict):
-        raise UserError(f"{path}: found {shorten(tokens)}; allowed: tokens by name")
-    _check_named_tokens(tokens, path)
-    return []
-
-
-def _check_named_tokens(tokens: Mapping[str, Any], path: Path) -> None:
+def check_tokens(tokens: Mapping[str, Any]) -> None:
+    """Raise a UserError where tokens by name, or lists of them, are too many, too long, or have an impossible id."""
     for key, value in tokens.items():
-        several = list(value.values()) if isinstance(value, dict) and key == "extra_special_tokens" else value
+        several = list(value.values()) if isinstance(value, dict) and "content" not in value else value
         several = several if isinstance(several, list) else [several]
         if len(several) > MOST_ADDED:
-            raise UserError(f"{path}: {key}: found {len(several):,} tokens; allowed: up to {MOST_ADDED:,}")
+            raise UserError(f"the tokenizer has {len(several):,} {key}; allowed: up to {MOST_ADDED:,}")
         for token in several:
-            if token is not None and not isinstance(token, bool):  # add_bos_token, split_special_tokens
-                _check_token(token, path, key)
+            if token is not None and not _is_token(token):
+                raise UserError(
+                    f"the tokenizer has {key}: {shorten(token)}; allowed: a token of up to {LONGEST_TOKEN:,} characters, or its "
+                    "content with flags"
+                )
+    for key in tokens.get("added_tokens_decoder") or {}:
+        if not (key.isascii() and key.isdigit() and len(key) < 8 and ID.fits(int(key))):
+            raise UserError(f"the tokenizer has the id {shorten(key)} in added_tokens_decoder; allowed: {ID.allowed}")
 
 
-def _check_token(token: Any, path: Path, key: str) -> None:
-    """A token's text, or an object; of names that it does not know, the library writes to standard output."""
+def _is_token(token: Any) -> bool:
     fields = token if isinstance(token, dict) else {"content": token}
     flags = {name: allowed for name, allowed in ADDED_TOKEN.items() if name != "id"} | {"__type": one_of("AddedToken")}
-    if "content" not in fields or not all(name in flags and flags[name].fits(value) for name, value in fields.items()):
-        raise UserError(
-            f"{path}: {key}: found {shorten(token)}; allowed: a token of up to {LONGEST_TOKEN:,} characters, or one with "
-            f"{', '.join(flags)}"
-        )
-
-
-def _check_added_tokens(path: Path) -> list[str]:
-    if len(ids := list(check_vocabulary(read_document(path), str(path)))) > MOST_ADDED:
-        raise UserError(f"{path}: found {len(ids):,} tokens; allowed: up to {MOST_ADDED:,}")
-    return []
-
-
-def _check_vocab_json(path: Path) -> list[str]:
-    ids = set(check_vocabulary(read_document(path), str(path)))
-    if max(ids, default=0) > most_id(len(ids)):
-        raise UserError(f"{path}: found the id {max(ids):,}; allowed: up to {most_id(len(ids)):,} for {len(ids):,} tokens")
-    return []
+    return "content" in fields and all(name in flags and flags[name].fits(value) for name, value in fields.items())
 
 
 def _content(path: Path) -> bytes:
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
+            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"cannot be read ({error})") from error
 
 
-def _check_lines(path: Path) -> list[str]:
+def _check_lines(path: Path) -> None:
     """A vocabulary or merges, one a line."""
     content = _content(path)
     try:
         content.decode("utf-8")
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"cannot be read ({error})") from error
     lines = content.split(b"\n")
     if len(lines) > MOST_TOKENS or max(map(len, lines)) > 8 * LONGEST_TOKEN:
         raise UserError(
-            f"{path}: found {len(lines):,} lines, the longest of {max(map(len, lines)):,} bytes; allowed: up to {MOST_TOKENS:,} "
+            f"found {len(lines):,} lines, the longest of {max(map(len, lines)):,} bytes; allowed: up to {MOST_TOKENS:,} "
             f"lines of up to {8 * LONGEST_TOKEN:,} bytes"
         )
-    return []
 
 
-def _check_model(path: Path) -> list[str]:
+def _check_model(path: Path) -> None:
     """A SentencePiece model, or ranks of byte sequences (tiktoken), which some call so."""
     content = _content(path)
     try:
         check_sentencepiece(content)
     except ValueError as error:
         if content[:100].isascii() and b" " in content[:100] and content[:1].isalnum():
-            return _check_lines(path)
-        raise UserError(f"{path}: is not a SentencePiece model, or damaged: {error}") from error
-    return []
+            _check_lines(path)
+            return
+        raise UserError(f"is not a SentencePiece model, or damaged: {error}") from error
