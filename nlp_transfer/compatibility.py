@@ -22,6 +22,7 @@ MORE_THAN_TEXT = {
 }  # fmt: skip
 # Families whose models mix tokens with the padding beside them, whatever the mask says.
 READS_PADDING = ("canine", "convbert", "fnet", "nystromformer", "yoso")
+MOST_ADDED_ROWS = 1024  # for added tokens, besides as many as there are already
 POSITIONS = 512  # the limit of models that have none of their own
 
 
@@ -123,9 +124,17 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
         return
     vocabulary = tokenizer.get_vocab()
     needed = max(vocabulary.values(), default=-1) + 1
+    # Some put languages behind their vocabulary, for which the model has rows already.
+    if (highest := max(tokenizer("a")["input_ids"], default=-1)) >= max(rows, needed):
+        raise UserError(
+            f"model: the tokenizer of {name} writes the id {highest}, and the model's embeddings have {rows} rows; allowed: the "
+            "tokenizer that the model was trained with"
+        )
     if needed <= rows:
         return
-    if tokenizer.vocab_size > rows:  # without the tokens that were added
+    known = set(tokenizer.get_added_vocab())
+    own = max((i for token, i in vocabulary.items() if token not in known), default=-1) + 1
+    if max(own, tokenizer.vocab_size) > rows or needed > 2 * rows + MOST_ADDED_ROWS:  # vocab_size: without added tokens
         raise UserError(
             f"model: the tokenizer beside {name} has ids up to {needed - 1}, and the model's embeddings have {rows} rows; it is "
             "that of another model; allowed: the tokenizer that the model was trained with"

@@ -2,7 +2,8 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -27,6 +28,28 @@ class UserError(ValueError):
 class UnfinishedError(UserError):
     """No mistake in the input: something was missing on this machine (room on the disk, memory), and the same command can be
     run again. Finished work is kept."""
+
+
+@contextmanager
+def converted(message: str) -> Iterator[None]:
+    """Raise a UserError that begins with `message` for anything that a library raises over a hostile file.
+
+    A panic in a library written in Rust counts as well, although it is no `Exception`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{message}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in short."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 class Fault(NamedTuple):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlp_transfer.data.growing import GrowingRagged, in_memory
 from nlp_transfer.data.repeats import Repeats
+from nlp_transfer.errors import converted
 from nlp_transfer.sources.rows import Rows
 
 
@@ -231,8 +232,11 @@ def tokenize(
         texts: one list, or two of the same length.
         names: the columns wanted; those that the tokenizer does not give are left out.
     """
-    if _plain_backend(tokenizer):
-        return _by_backend(tokenizer, texts, names, limit)
+    with converted(f"model: the tokenizer {getattr(tokenizer, 'name_or_path', '')} cannot encode the rows"):
+        return (_by_backend if _plain_backend(tokenizer) else _by_call)(tokenizer, texts, names, limit)
+
+
+def _by_call(tokenizer: Any, texts: Sequence[list[str]], names: Iterable[str], limit: int) -> tuple[dict[str, Ragged], int]:
     encoded = tokenizer(*texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
     long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
     columns = {name: list(encoded[name]) for name in names if name in encoded}

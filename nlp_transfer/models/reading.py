@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
+from nlp_transfer.errors import first_line as first_line
 
 FAULTS = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, ArithmeticError, RuntimeError,
@@ -18,12 +19,6 @@ FAULTS = (
 )  # fmt: skip
 MOST_JSON = 256 * 2**20  # bytes of a configuration: that of a million labels takes a quarter
 DEEPEST = 50  # levels of a configuration
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in short."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:

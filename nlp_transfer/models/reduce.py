@@ -27,6 +27,7 @@ from nlp_transfer.models.allowed import (
     WORDS,
 )
 from nlp_transfer.models.reading import FAULTS
+from nlp_transfer.models.tokenizer_loading import check_settings, check_tokens
 
 WORD = re.compile(r"[\w.+ #-]{0,64}")
 MOST_LAYERS, MOST_LABELS, MOST_NUMBER = 1000, 10**5, 2**31
@@ -113,7 +114,10 @@ def reduce_tokenizer(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     for key in TOKENIZER_NEEDED:
         if document.get(key):
             raise UserError(f"the tokenizer has {key}: {shorten(document[key])}: {TOKENIZER_NEEDED[key]}")
-    return _reduce(document, readers, TOKENIZER_NOTES, TOKENIZER_WORDS)
+    check_settings(document)
+    reduced, ignored = _reduce(document, readers, TOKENIZER_NOTES, TOKENIZER_WORDS)
+    check_tokens({key: value for key, value in reduced.items() if key in TOKENS})
+    return reduced, ignored
 
 
 def _reduce(

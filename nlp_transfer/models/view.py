@@ -22,15 +22,15 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from nlp_transfer.config import shorten
 from nlp_transfer.console import say_once
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import UserError, converted
 from nlp_transfer.hub_client import RefusedError, asking
 from nlp_transfer.models.allowed import CONFIGURATIONS, FOLDERS, RECORD, SHARD, TOKENIZER_FILES, WEIGHTS
 from nlp_transfer.models.reading import FAULTS, first_line, read_json
 from nlp_transfer.models.reduce import reduce_config, reduce_generation, reduce_tokenizer
+from nlp_transfer.models.tokenizer_loading import check_loaded, checked_file
 from nlp_transfer.sources import ModelSource
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-MOST_BYTES = 2**30  # of a file of a tokenizer
 
 
 def pin(source: ModelSource) -> ModelSource:
@@ -193,10 +193,18 @@ def _add_tokenizer(source: ModelSource, inner: str, folder: Path) -> None:
         if name in ("tokenizer_config.json", "special_tokens_map.json"):
             _write_reduced(source, prefix + name, reduce_tokenizer, folder)
         elif path := find_file(source, prefix + name):
-            if (size := path.stat().st_size) > MOST_BYTES:
-                raise UserError(f"model: {source.name}: {prefix}{name}: found {size:,} bytes; allowed: up to {MOST_BYTES:,}")
             (folder / inner).mkdir(exist_ok=True)
-            _link(path, folder / inner / name)
+            try:
+                reduced = checked_file(path)
+            except UserError as error:
+                raise UserError(f"model: {source.name}: {prefix}{name}: {error}") from error
+            if reduced is None:
+                _link(path, folder / inner / name)
+                continue
+            document, ignored = reduced
+            if ignored:
+                say_once(f"{source.name}: {prefix}{name}: ignored {', '.join(ignored[:9])}: unknown here")
+            (folder / inner / name).write_text(json.dumps(document), encoding="utf-8")
 
 
 def _link(path: Path, place: Path) -> None:
@@ -235,13 +243,12 @@ def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizer
     if folder and source.is_folder and not Path(source.path, folder).is_dir():
         raise UserError(f"model: {source.name} has no folder {folder}/, which was saved with it; copy the model whole")
     with private_folder(source, tokenizer=folder) as place:
-        try:
+        inside = f" in {folder}/" if folder else ""
+        with converted(f"model: {source.name} has no tokenizer that can be loaded{inside}"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 place, subfolder=folder, trust_remote_code=False, local_files_only=True
             )
-        except FAULTS as error:
-            inside = f" in {folder}/" if folder else ""
-            raise UserError(f"model: {source.name} has no tokenizer that can be loaded{inside}: {first_line(error)}") from error
+        check_loaded(tokenizer, source.name)
         # What remembers its files copies them when it is saved.
         for names in (vars(tokenizer), tokenizer.init_kwargs):
             names.update({name: _original(value, place) for name, value in names.items()})

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlp_transfer.compatibility import vocabulary_size
 from nlp_transfer.config import shorten
-from nlp_transfer.errors import UserError
+from nlp_transfer.errors import UserError, converted
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.models.view import load_tokenizer
 from nlp_transfer.seq2seq.tokenizers import end_token, language_codes, language_prefix, set_languages, start_token, target_token
@@ -112,9 +112,9 @@ class Sides:
         The start, the language and what follows the end go here: a tokenizer need not know that they are no text. Spaces stay
         as they were learned, also before French punctuation, which some tokenizers would put right as if it were English.
         """
-        found = self.target.batch_decode(
-            [self._written(row) for row in ids.cpu().tolist()], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        rows = [self._written(row) for row in ids.cpu().tolist()]
+        with converted(f"model: the tokenizer {self.target.name_or_path} cannot decode what was generated"):
+            found = self.target.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [text.strip() for text in found]
 
     def _written(self, row: list[int]) -> list[int]:

@@ -23,11 +23,13 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RUST_BACKTRACE", "0")
 
 SHARES = {
     "files": 0.3, "parquet": 0.2, "wheels": 0.05, "settings": 0.1, "hub": 0.1, "adapters": 0.15, "adapter_loads": 0.02,
@@ -65,6 +67,8 @@ def work(part: str, seed: str, first: int, last: int) -> None:
     from tests.fuzz.cases import Place, ViolationError
 
     make = import_module(f"tests.fuzz.{part}").make
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no result
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         place = Place(Path(folder) / "place")
         before = None
@@ -81,7 +85,7 @@ def work(part: str, seed: str, first: int, last: int) -> None:
             before = before or peak  # with what the first input imported
             if peak - before > MEMORY and outcome in ("returned", "refused"):
                 kind, outcome, before = "violation", f"{kind}: memory grew by {(peak - before) >> 20} MiB", peak
-            print(json.dumps([i, kind, outcome, round(seconds, 3), peak]), flush=True)
+            print(json.dumps([i, kind, outcome, round(seconds, 3), peak]), file=results, flush=True)
         os.chdir("/")
 
 
@@ -90,13 +94,14 @@ def watch(part: str, seed: str, first: int, last: int, tally: Tally) -> None:
     while first < last:
         command = [sys.executable, "-m", "scripts.endurance.fuzz_readers", "--part", part, "--seed", seed]
         end = min(last, first + CHUNK)
-        worker = subprocess.Popen(
-            [*command, "--work", str(first), str(end)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        first = listen(worker, part, first, end, tally)
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:  # a pipe would be filled by what panics print
+            worker = subprocess.Popen(
+                [*command, "--work", str(first), str(end)], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+            first = listen(worker, errors, part, first, end, tally)
 
 
-def listen(worker: "subprocess.Popen[str]", part: str, first: int, end: int, tally: Tally) -> int:
+def listen(worker: "subprocess.Popen[str]", errors: TextIO, part: str, first: int, end: int, tally: Tally) -> int:
     """Takes over what a worker says; the first input that the next one has to try."""
     assert worker.stdout is not None
     while first < end:
@@ -105,7 +110,8 @@ def listen(worker: "subprocess.Popen[str]", part: str, first: int, end: int, tal
         if not line:
             worker.kill()
             why = f"ended with {worker.wait()}" if heard else f"said nothing for {SILENCE:.0f} seconds"
-            tally.add(f"{part} {first}: the worker {why}: {worker.stderr.read()[-500:] if worker.stderr else ''}")
+            errors.seek(0)
+            tally.add(f"{part} {first}: the worker {why}: {errors.read()[-500:]}")
             return first + 1
         i, kind, outcome, seconds, peak = json.loads(line)
         tally.done, first = tally.done + 1, i + 1
