@@ -264,7 +264,7 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
     limit = AllocationLimit(f"{folder}: {SETTINGS}", TIMES * numbers + SPARE, operations + SPARE_OPERATIONS)
     with tempfile.TemporaryDirectory(prefix="nlp_transfer-adapter-") as private:
         Path(private, SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
-        os.symlink(weights, Path(private, name))
+        os.symlink(weights.resolve(), Path(private, name))
         try:
             with limit, warnings.catch_warnings():
                 warnings.simplefilter("ignore")

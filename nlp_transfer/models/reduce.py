@@ -114,8 +114,8 @@ def reduce_tokenizer(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     for key in TOKENIZER_NEEDED:
         if document.get(key):
             raise UserError(f"the tokenizer has {key}: {shorten(document[key])}: {TOKENIZER_NEEDED[key]}")
-    check_settings(document)
     reduced, ignored = _reduce(document, readers, TOKENIZER_NOTES, TOKENIZER_WORDS)
+    check_settings(reduced)
     check_tokens({key: value for key, value in reduced.items() if key in TOKENS})
     return reduced, ignored
 

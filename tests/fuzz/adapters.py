@@ -90,7 +90,8 @@ def changed(rng: random.Random, settings: dict[str, Any]) -> dict[str, Any]:
             settings.pop(name, None)
     if rng.random() < 0.05:
         settings["layer_replication"] = [[0, rng.choice([1, 2, 1000])]] * rng.choice([1, 2, 40, 3000])
-    return settings
+    changed_settings: dict[str, Any] = json.loads(json.dumps(settings))  # JSON's keys are texts
+    return changed_settings
 
 
 def make(rng: random.Random, folder: Path) -> Case:

@@ -67,6 +67,11 @@ def test_a_saved_adapter_is_loaded_as_peft_loads_it(name: str, saved: dict[str, 
         assert torch.equal(loaded(saved[name], base).eval()(IDS).logits, expected)
 
 
+def test_an_adapter_is_loaded_by_a_relative_path(saved: dict[str, Path], base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved["lora"].parent)
+    assert "default" in loaded(Path("lora"), base).peft_config
+
+
 def test_the_methods_are_those_that_the_strategies_save() -> None:
     assert set(METHODS) - set(REFUSED) == KINDS
 
