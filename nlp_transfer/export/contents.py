@@ -17,16 +17,11 @@ from typing import Any
 from huggingface_hub.hf_api import RepoFile
 
 from nlp_transfer.export.built import FOLDER as BUILT
-from nlp_transfer.export.load import RECORD
+from nlp_transfer.models.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.secrets import find_secret, is_in_bytes
 
-TOKENIZER = frozenset(
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja vocab.txt vocab.json "
-    "merges.txt bpe.codes tokenizer.model spiece.model sentencepiece.model sentencepiece.bpe.model spm.model spm_char.model "
-    "source.spm target.spm target_vocab.json entity_vocab.json word_shape.json word_pronunciation.json dict.txt".split()
-)
-CONFIGURATIONS = frozenset(("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"))
-OF_A_MODEL = TOKENIZER | CONFIGURATIONS
+TOKENIZER = frozenset((*TOKENIZER_FILES, "chat_template.jinja"))
+OF_A_MODEL = TOKENIZER | {*CONFIGURATIONS, "model.safetensors", "model.safetensors.index.json"}
 ALLOWED = {
     "": OF_A_MODEL | {"README.md", "LICENSE", "NOTICE", RECORD, "adapter_config.json", "adapter_model.safetensors"},
     "encoder": OF_A_MODEL,
