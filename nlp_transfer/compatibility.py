@@ -1,6 +1,8 @@
 """What a model and its tokenizer must agree on: embedding rows, padding, token types and positions."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -65,6 +67,17 @@ def drop_unknown_token_types(tokenizer: Any, config: Any, name: str) -> None:
         say(f"token types: the tokenizer of {name} returns types up to {highest}, the model knows {types}; they are left out")
 
 
+@contextmanager
+def truncation_kept(tokenizer: Any) -> Iterator[None]:
+    """Keep how a tokenizer truncates and pads by itself, which each call changes, and which is saved with it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    truncation, padding = (backend.truncation, backend.padding) if backend is not None else (None, None)
+    yield
+    if backend is not None:
+        backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+        backend.enable_padding(**padding) if padding else backend.no_padding()
+
+
 def position_limit(config: Any) -> int:
     """Tokens that a model can read at once, as its table of positions says; 512 where there is no such table.
 
@@ -125,7 +138,9 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     vocabulary = tokenizer.get_vocab()
     needed = max(vocabulary.values(), default=-1) + 1
     # Some put languages behind their vocabulary, for which the model has rows already.
-    if (highest := max(tokenizer("a")["input_ids"], default=-1)) >= max(rows, needed):
+    with truncation_kept(tokenizer):
+        highest = max(tokenizer("a")["input_ids"], default=-1)
+    if highest >= max(rows, needed):
         raise UserError(
             f"model: the tokenizer of {name} writes the id {highest}, and the model's embeddings have {rows} rows; allowed: the "
             "tokenizer that the model was trained with"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nlp_transfer.compatibility import truncation_kept
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError, converted
 from nlp_transfer.models.sentencepiece_file import check_sentencepiece
@@ -80,7 +81,7 @@ def check_loaded(tokenizer: Any, name: str) -> None:
                 f"model: the tokenizer of {name} has an added token {token.content!r} of which its normalizer leaves nothing; "
                 "allowed: added tokens that are not normalized, or not empty then"
             )
-    with converted(f"model: the tokenizer of {name} cannot encode a text"):
+    with converted(f"model: the tokenizer of {name} cannot encode a text"), truncation_kept(tokenizer):
         rows = tokenizer(TRIALS, truncation=False, padding=False, return_attention_mask=False, verbose=False)["input_ids"]
         added = max(tokenizer.added_tokens_encoder.values(), default=0)
         most = most_id(len(tokenizer))

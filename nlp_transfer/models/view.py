@@ -253,6 +253,7 @@ def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizer
         for names in (vars(tokenizer), tokenizer.init_kwargs):
             names.update({name: _original(value, place) for name, value in names.items()})
     tokenizer.name_or_path = source.path
+    tokenizer.init_kwargs["local_files_only"] = False  # it would be saved
     return tokenizer
 
 

@@ -203,7 +203,18 @@ def test_what_was_loaded_names_the_model_and_not_the_private_folder(tmp_path: Pa
     ):
         assert place == str(model)
     checkpoint.tokenizer.save_pretrained(tmp_path / "saved")
+    assert not json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["local_files_only"]
     assert "nlp_transfer-model-" not in "".join(path.read_text() for path in (tmp_path / "saved").iterdir())
     assert torch.equal(
         loaded.embeddings.word_embeddings.weight, load_file(model / "model.safetensors")["embeddings.word_embeddings.weight"]
     )
+
+
+def test_loading_a_model_keeps_how_its_tokenizer_truncates(model: Path) -> None:
+    checkpoint = Checkpoint.open(find_model(str(model)))
+    checkpoint.tokenizer(["a good film"], truncation=True, max_length=7, padding="max_length")
+    before = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())
+    checkpoint.load(AutoModel)
+    after = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())
+    assert after["truncation"]["max_length"] == 7
+    assert after == before
