@@ -283,11 +283,14 @@ def _unfit(adapted: Any, private: str) -> str | None:
     """Return how the stored tensors differ from those of the adapter: peft leaves what is missing as it was drawn."""
     from peft import get_peft_model_state_dict, load_peft_weights
 
-    needed = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
+    def shapes(**settings: Any) -> dict[str, Any]:
+        return {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted, **settings).items()}
+
+    needed = shapes(save_embedding_layers=False)
     stored = {name: tensor.shape for name, tensor in load_peft_weights(private, device="cpu").items()}
     differences = {
         "has no": needed.keys() - stored.keys(),
-        "also has": stored.keys() - needed.keys(),
+        "also has": stored.keys() - shapes(save_embedding_layers=True).keys(),  # of tokens that were added to the base
         "has in another shape": {name for name in needed.keys() & stored.keys() if needed[name] != stored[name]},
     }
     for difference, names in differences.items():

@@ -91,7 +91,7 @@ def stored_shapes(path: Path) -> Shapes:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: is no safetensors file that can be read ({first_line(error)}); copy it again") from error
+        raise UserError(f"{path}: cannot be read as safetensors ({first_line(error)}); copy it again") from error
 
 
 def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:

@@ -19,9 +19,18 @@ ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wq
 
 
 def adapt(model: PreTrainedModel, config: Any) -> Any:
-    """The model below the adapter that a peft configuration describes; what was tied stays tied."""
+    """The model below the adapter that a peft configuration describes; what was tied stays tied.
+
+    Raises:
+        UserError: the model has only some of its checkpoint's layers.
+    """
     from peft import TaskType, get_peft_model
 
+    if setting := getattr(model, "shortened_by", None):
+        raise UserError(
+            f"{setting}: an adapter belongs on a whole checkpoint, and this model has a part of its layers; allowed beside lora "
+            "and peft: null"
+        )
     config.task_type = TaskType.SEQ_2_SEQ_LM if has_decoder(model) else TaskType.SEQ_CLS
     tied = tied_parameters(model)
     adapted: Any = get_peft_model(model, config)

@@ -54,6 +54,7 @@ def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedM
     moved = {f"{layers.prefix}.{old}.": f"{layers.prefix}.{new}." for new, old in enumerate(kept)}
     names = new_parameters(model) if layers.shared else _renamed(new_parameters(model), layers.prefix, moved)
     model.new_parameters = frozenset(names)  # type: ignore[assignment]
+    model.shortened_by = setting  # type: ignore[assignment]
     return model
 
 

@@ -115,14 +115,8 @@ class Distill(Strategy):
         """Train becomes train and the unlabelled rows, with what the teachers answer.
 
         Raises:
-            UserError: a teacher cannot be used; rows change or are repeated while training; or an adapter lies on a student
-                that is no whole checkpoint.
+            UserError: a teacher cannot be used, or rows change or are repeated while training.
         """
-        if self.student_layers is not None and hasattr(model, "peft_config"):
-            raise UserError(
-                "strategy.student_layers: an adapter belongs on a whole checkpoint, and this student is a part of one; allowed "
-                "beside lora and peft: null"
-            )
         if self.teacher is None:
             return job
         for name in ("augment", "oversample"):

@@ -146,20 +146,28 @@ def test_shots_rates_and_what_is_not_possible(tmp_path: Path, tiny: dict[str, Pa
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path, tiny: dict[str, Path]) -> None:
-    """A folder stands where one run's answers must be written: it ends with a traceback, and is repeated by the next call."""
+    """One run ends with a traceback, and is repeated by the next call."""
     out = write_run(tmp_path, tiny)
-    (out / "runs/full-all-0/answers.npz").mkdir(parents=True)
-    done = command(tmp_path, "--strategies", "full", "lora", "--seeds", "0")
-    assert done.returncode == 1
-    assert "failed: IsADirectoryError" in done.stderr
-    assert "Traceback" in (out / "runs/full-all-0/log.txt").read_text()
+    (tmp_path / "crash.py").write_text(
+        "from pathlib import Path\nfrom nlp_transfer.strategies.full import Full\nclass Crash(Full):\n"
+        "    def prepare_data(self, job, model):\n        if Path('crash').exists():\n"
+        "            raise ZeroDivisionError('planted')\n        return job\n"
+    )
+    (tmp_path / "crash").touch()
+    arguments = ["--strategies", "crash:Crash", "lora", "--seeds", "0", "--code", "crash.py"]
+    done = command(tmp_path, *arguments)
+    assert done.returncode == 1, done.stderr
+    assert "failed: ZeroDivisionError" in done.stderr
+    [failed] = [path for path in (out / "runs").iterdir() if "lora" not in path.name]
+    assert "Traceback" in (failed / "log.txt").read_text()
     assert "Traceback" not in done.stderr
     found = json.loads((out / "comparison.json").read_text())["rows"]
     assert found[0]["mean"] is None
-    assert found[0]["note"].startswith("seed 0 failed: IsADirectoryError")
+    assert found[0]["note"].startswith("seed 0 failed: ZeroDivisionError")
     assert found[1]["mean"] is not None
     before = stamps(out)["lora-all-0"]
-    again = command(tmp_path, "--strategies", "full", "lora", "--seeds", "0")
+    (tmp_path / "crash").unlink()
+    again = command(tmp_path, *arguments)
     assert again.returncode == 0, again.stderr
     assert json.loads((out / "comparison.json").read_text())["rows"][0]["mean"] is not None
     assert stamps(out)["lora-all-0"] == before

@@ -460,7 +460,7 @@ TEACHERS = [
     ),
     Case(
         "teacher with a broken record",
-        ("strategy.teacher: t/nlp_transfer.json: cannot be read",),
+        ("strategy.teacher: ", "t/nlp_transfer.json: cannot be read"),
         {"t": teacher("positive", "negative"), "t/nlp_transfer.json": "{"},
         chosen("distill", teacher="t"),
     ),

@@ -592,7 +592,7 @@ ANSWERS = [
     ),
     Case(
         "target tokenizer broken",
-        ("model: translator has no tokenizer that can be loaded in target_tokenizer/",),
+        ("model: translator: target_tokenizer/tokenizer.json: cannot be read",),
         {"translator/target_tokenizer": broken},
         arguments=translate(),
     ),
@@ -616,7 +616,7 @@ ANSWERS = [
     ),
     Case(
         "weights truncated",
-        ("model: translator cannot be loaded",),
+        ("translator/model.safetensors", "cannot be read"),
         {"translator/model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:-3000])},
         arguments=translate(),
     ),

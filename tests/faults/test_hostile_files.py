@@ -282,7 +282,7 @@ def test_split_of_a_hub_id_may_have_brackets(monkeypatch: pytest.MonkeyPatch) ->
         asked.update(name=name, split=split)
         return datasets.Dataset.from_dict({"text": ["a"]})
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("nlp_transfer.sources.hub._load", load)
     monkeypatch.setattr("nlp_transfer.sources.hub._commit", lambda name, revision: "0" * 40)
     assert texts_of("org/name#train[:10%]") == ["a"]
     assert asked == {"name": "org/name", "split": "train[:10%]"}

@@ -16,7 +16,9 @@ from transformers import AutoModel
 
 from nlp_transfer import UserError, extensions, fine_tune, load_predictor, registry
 from nlp_transfer.cli import cli
+from nlp_transfer.locks import LOCKED
 from nlp_transfer.resolve import resolve
+from nlp_transfer.run_folder import LOCK
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.streaming import evaluate_source
 from nlp_transfer.tasks import task_from, task_name
@@ -191,6 +193,7 @@ def test_what_a_killed_trial_left_is_removed_at_the_next_start(
     stale = tmp_path / "run" / f"{PREFIX}abc" / "model"
     stale.mkdir(parents=True)
     (stale / "model.safetensors").write_bytes(b"half")
+    (stale.parent / LOCK).write_bytes(LOCKED)  # by this a folder of a trial is known
     fine_tune(**settings(tiny, sentiment, tmp_path / "run", task="text_classification"))
     assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 

@@ -143,7 +143,7 @@ def wrong_commands(text: str) -> Iterator[str]:
         start = next(
             (i for i, word in enumerate(words) if word in ("nlp-transfer", "nlp_transfer") or word.endswith(".py")), None
         )
-        if start is None:
+        if start is None or start + 1 == len(words):  # a command's name alone
             yield from (word for word in words[:1] if word.startswith("scripts/") and not (ROOT / word).exists())
             continue
         script = words[start].endswith(".py")
