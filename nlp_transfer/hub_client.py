@@ -232,7 +232,7 @@ def _guard(client: Any) -> Any:
         finally:
             call.stop()
         shape = shape_of(request.method, request.url.path)
-        if not stream and made.status_code < 300 and shape is not None:
+        if not stream and made.status_code < 400 and shape is not None:
             _check_document(call.operation, request, made, shape)
         return made
 

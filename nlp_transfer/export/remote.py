@@ -97,7 +97,10 @@ class Remote:
             if answer.status != 400:
                 raise
             said = (answer.error.server_message or "").replace("\n", "; ")
-            raise UserError(f"README.md: the hub refuses the model card ({said}); correct its head") from answer
+            reason = said or "without a reason"
+            raise UserError(
+                f"README.md: the hub refuses the model card of {self.repo_id} ({reason}); correct its head"
+            ) from answer
 
     def create(self, private: bool) -> bool:
         """Whether it was made for sure; where an answer was lost and the name is taken now, somebody else may have made it.

@@ -117,7 +117,10 @@ def check_tokens(tokens: Mapping[str, Any]) -> None:
                     f"the tokenizer has {key}: {shorten(token)}; allowed: a token of up to {LONGEST_TOKEN:,} characters, or its "
                     "content with flags"
                 )
-    for key in tokens.get("added_tokens_decoder") or {}:
+    by_id = tokens.get("added_tokens_decoder") or {}
+    if not isinstance(by_id, dict):
+        raise UserError(f"the tokenizer has added_tokens_decoder: {shorten(by_id)}; allowed: tokens by id")
+    for key in by_id:
         if not (key.isascii() and key.isdigit() and len(key) < 8 and ID.fits(int(key))):
             raise UserError(f"the tokenizer has the id {shorten(key)} in added_tokens_decoder; allowed: {ID.allowed}")
 

@@ -62,7 +62,12 @@ def _names_on_hub(repository: str, commit: str) -> frozenset[str]:
             raise
         except FAULTS as error:
             say_once(f"warning: the files of {repository} cannot be listed ({first_line(error)}); those in the cache are used")
-    folder = Path(hf_hub_download(repository, "config.json", revision=commit, local_files_only=True)).parent
+    try:
+        folder = Path(hf_hub_download(repository, "config.json", revision=commit, local_files_only=True)).parent
+    except FAULTS as error:
+        raise UserError(
+            f"model: {repository}: its files cannot be listed, and are not in the cache ({first_line(error)})"
+        ) from error
     return frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 

@@ -214,12 +214,14 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     skipped = no_bad_rows(data)
     first: int | None = None
     names: dict[str, None] = {}
+    has_rows = False
     source = f"data.{role}: {path}"
     before = state_of(path)
     for batch in read_table(path, data, wanted=wanted, mark_faults=skipped is not None):
         found = unfold(lines_as(batch.columns, path, wanted), wanted)
         first = batch.first if first is None else first
         if len(batch.faults) < len(batch):  # a line that is no JSON says nothing about columns
+            has_rows = True
             there = names_of(found, batch.names)
             names |= {name: None for name in there if len(names) < MAX_COLUMNS or name in wanted}
             if format_of(path) not in (".json", ".jsonl") and TRANSLATION not in names:
@@ -234,7 +236,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
                 if len(known[name]) > SHARED:  # hardly any two are equal, as texts are
                     del known[name]
             column.extend(cells)
-    if names:  # of JSON, and inside a column `translation`, a name may come late
+    if has_rows:  # of JSON, and inside a column `translation`, a name may come late
         check_columns(list(names), wanted, source)
     digest = wheels.sha256_of(path)
     check_unchanged(path, before)
