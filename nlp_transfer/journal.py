@@ -175,7 +175,7 @@ class OutputFile:
         self._file.seek(end)
         if record is None or record.rows != len(batch):
             return None
-        faults = {index: Fault(*fault) for index, *fault in record.faults}
+        faults = {index: Fault(kind, reason, column) for index, kind, reason, column in record.faults}
         return Answer(record.columns, record.in_pieces, faults, resumed=True)
 
     def add(self, batch: Batch, answer: Answer) -> None:
