@@ -30,7 +30,10 @@ T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 IN_TEXT = re.compile(r"os error (27|28|122)\b|No space left on device|Disk quota exceeded")  # safetensors' error has no number
 PAUSE, LONGEST = 5.0, 600.0  # seconds between two tries, and in all
-NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+NO_LINKS = (
+    errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES, errno.EXDEV, errno.EINVAL, errno.EPROTO,
+)  # fmt: skip
+"""Errors of file systems that have no hard links."""
 
 
 class DiskFullError(UnfinishedError):
@@ -144,8 +147,10 @@ def _put(part: Path, path: Path, overwrite: bool) -> None:
             os.link(part, path)  # unlike renaming, it never replaces a file that has just appeared
             return
         except OSError as error:
-            if error.errno not in NO_LINKS or os.path.lexists(path):
+            if error.errno not in NO_LINKS:
                 raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
     os.replace(part, path)
 
 

@@ -10,8 +10,11 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
+
+from pydantic import Field, StrictInt, StrictStr, TypeAdapter
 
 from nlp_transfer.console import say
 from nlp_transfer.disk import is_full, replacing
@@ -22,6 +25,7 @@ from nlp_transfer.sources.tables import Batch
 FORMAT = 1
 MARK = "nlp_transfer journal"
 LONGEST_HEADER = 2**20  # bytes
+LONGEST = 2**28  # bytes of a record: the predictions of a window, with probabilities of thousands of labels
 
 
 class Answer(NamedTuple):
@@ -38,6 +42,26 @@ class Answer(NamedTuple):
     in_pieces: int = 0
     faults: dict[int, Fault] = {}
     resumed: bool = False
+
+
+@dataclass
+class _Record:
+    """A line of the journal: the predictions of a window."""
+
+    window: StrictStr
+    rows: StrictInt
+    columns: dict[StrictStr, list[Any]]
+    in_pieces: Annotated[StrictInt, Field(ge=0)]
+    faults: list[tuple[StrictInt, StrictStr, StrictStr, StrictStr | None]]
+
+    def __post_init__(self) -> None:
+        if {len(cells) for cells in self.columns.values()} != {self.rows}:
+            raise ValueError("another number of predictions than of rows")
+        if any(index not in range(self.rows) for index, *_ in self.faults):
+            raise ValueError("a fault of a row that does not exist")
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 class OutputFile:
@@ -121,18 +145,12 @@ class OutputFile:
             raise self._unwritable(error) from error
 
     def _read(self) -> None:
-        """Index the complete records, remove what a kill left behind, and go to the end."""
+        """Index the records up to the first that is incomplete or damaged, remove the rest, and go to the end."""
         assert self._file is not None
         end = self._file.tell()
-        for line in iter(self._file.readline, b""):
-            try:
-                record = json.loads(line)
-                if not line.endswith(b"\n"):
-                    break
-                self._known[record["window"]] = end
-                self._rows += record["rows"]
-            except (ValueError, KeyError, TypeError):  # the last record was being written
-                break
+        while record := _record(line := self._file.readline(LONGEST)):
+            self._known[record.window] = end
+            self._rows += record.rows
             end += len(line)
         self._file.seek(end)
         self._file.truncate()
@@ -153,10 +171,12 @@ class OutputFile:
         assert self._file is not None
         end = self._file.tell()
         self._file.seek(offset)
-        record = json.loads(self._file.readline())
+        record = _record(self._file.readline(LONGEST))
         self._file.seek(end)
-        faults = {index: Fault(*fault) for index, *fault in record["faults"]}
-        return Answer(record["columns"], record["in_pieces"], faults, resumed=True)
+        if record is None or record.rows != len(batch):
+            return None
+        faults = {index: Fault(kind, reason, column) for index, kind, reason, column in record.faults}
+        return Answer(record.columns, record.in_pieces, faults, resumed=True)
 
     def add(self, batch: Batch, answer: Answer) -> None:
         """Record the predictions of a window."""
@@ -168,16 +188,14 @@ class OutputFile:
                 self._start(self._header)
             self._header, self._earlier = None, False
         content = {"columns": answer.columns, "in_pieces": answer.in_pieces, "faults": faults}
-        self._append({"window": _digest(batch), "rows": len(batch), **content})
-        self._rows += len(batch)
-
-    def _append(self, record: dict[str, Any]) -> None:
+        line = json.dumps({"window": _digest(batch), "rows": len(batch), **content}).encode() + b"\n"
+        if len(line) > LONGEST:  # it could not be read again
+            return
         assert self._file is not None
-        try:
-            self._file.write(json.dumps(record).encode() + b"\n")
+        with self.writing():
+            self._file.write(line)
             self._file.flush()
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self._rows += len(batch)
 
     def part(self) -> BinaryIO:
         """Create the file that takes the output's place in the end."""
@@ -247,14 +265,21 @@ def _digest(batch: Batch) -> str:
 
 def _is_header(line: bytes) -> bool:
     try:
-        return MARK in json.loads(line)
-    except (ValueError, TypeError):
+        header = json.loads(line)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(header, dict) and MARK in header
+
+
+def _record(line: bytes) -> _Record | None:
+    """The record in a line of the journal; None where the line is incomplete or damaged."""
+    try:
+        return _RECORD.validate_python(json.loads(line)) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _changed(before: bytes, now: bytes) -> list[str]:
-    try:
-        old, new = json.loads(before), json.loads(now)
-        return [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    except (ValueError, AttributeError):
-        return []
+    """Names of what differs between two headers."""
+    old, new = json.loads(before), json.loads(now)
+    return [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]

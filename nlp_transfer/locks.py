@@ -24,6 +24,8 @@ SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os,
 PART, OLD = re.compile(r"\.part-[0-9a-f]{32}"), re.compile(r"\.old-[0-9a-f]{32}")
 LOCKED = b"nlp_transfer lock\n"  # the first line of a lock file; one with other content is not ours
 BEYOND = 2**30  # on Windows the byte here is locked, so that others may read the content
+LONGEST_LOCK = 2**20  # bytes
+LONGEST_RECORD = 2**30
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -44,6 +46,21 @@ def open_own(path: Path, create: bool = True) -> BinaryIO:
         os.close(descriptor)
         raise foreign
     return os.fdopen(descriptor, "r+b")
+
+
+def read_own(path: Path, most: int = LONGEST_RECORD) -> bytes:
+    """Read a file that a command recorded something in, without following a link or waiting for a pipe.
+
+    Raises:
+        OSError: it is missing, not a regular file, larger than `most` bytes or not readable.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | SAFE)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        if status.st_size > most:
+            raise OSError(f"{path} is larger than {most:,} bytes")
+        return file.read(most)
 
 
 class Lock:
@@ -106,8 +123,9 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
             raise UserError(busy)
     else:  # another file has taken its place each time
         raise UserError(busy)
-    content = file.read()
-    if content and not content.startswith(LOCKED) and not LOCKED.startswith(content):
+    content = file.read(LONGEST_LOCK + 1)
+    foreign = content and not content.startswith(LOCKED) and not LOCKED.startswith(content)
+    if foreign or len(content) > LONGEST_LOCK:
         file.close()
         raise UserError(f"{path} is not a lock of this program; allowed: rename or remove it, or write to another place")
     for name in content.decode("ascii", "replace").splitlines():

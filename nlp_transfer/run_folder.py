@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -82,10 +83,15 @@ class RunFolder:
                 f"resume: found never; {self.path} holds an unfinished run; remove the folder to begin anew, or give another "
                 "output_dir; auto goes on with it"
             )
-        if not self.unfinished:
-            clash = [name for name in OWN if (self.path / name).exists()]
-            if clash:
-                raise UserError(f"output_dir: {self.path} already holds {', '.join(clash)}; give another output_dir")
+        own = [name for name in OWN if os.path.lexists(self.path / name)]
+        if own and not self.unfinished:
+            raise UserError(f"output_dir: {self.path} already holds {', '.join(own)}; give another output_dir")
+        foreign = [name for name in own if stat.S_IFMT((self.path / name).lstat().st_mode) != _kind_of(name)]
+        if foreign:  # what stands behind a link is not this run's to write or to remove
+            raise UserError(
+                f"output_dir: {self.path} holds {', '.join(foreign)} as a link, a pipe or the like; allowed: files and "
+                "folders of the run itself; to use another disk, make the whole output_dir a link"
+            )
         existing = next((folder for folder in (self.path, *self.path.absolute().parents) if folder.exists()), Path("/"))
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(
@@ -147,6 +153,11 @@ class RunFolder:
     def clear_checkpoints(self) -> None:
         """A finished run needs none: `model/` holds its best weights."""
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+
+def _kind_of(name: str) -> int:
+    """The kind of file that stands for one of the names in `OWN`: a regular file where it has an ending, otherwise a folder."""
+    return stat.S_IFREG if "." in name else stat.S_IFDIR
 
 
 def check_same_on_all(document: dict[str, Any]) -> None:

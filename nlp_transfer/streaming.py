@@ -19,7 +19,7 @@ from nlp_transfer.journal import Answer, OutputFile
 from nlp_transfer.ordered import in_order
 from nlp_transfer.sources import read_rows
 from nlp_transfer.sources.aligned import check_no_aligned
-from nlp_transfer.sources.reading import check_unchanged, state_of
+from nlp_transfer.sources.reading import check_unchanged, kind_of, state_of
 from nlp_transfer.sources.tables import Batch, read_table, scan_table
 from nlp_transfer.standard_streams import DASH, OutputStream, opened_input, results, writing
 from nlp_transfer.unused_settings import check_format_settings, unused_columns
@@ -293,9 +293,18 @@ def check_figures_file(output: Path | None, overwrite: bool = False) -> None:
         return
     if output.suffix.lower() != ".json":
         raise UserError(f"--output: found the ending {output.suffix!r} of {output}; allowed: .json")
-    if output.is_dir() or not output.parent.is_dir():
-        raise UserError(f"--output: {output} cannot be written; allowed: a .json file in a folder that exists")
-    if output.exists() and not overwrite:
+    allowed = "allowed: a .json file in a folder that exists"
+    try:
+        if not output.parent.is_dir():
+            raise UserError(f"--output: {output} cannot be written; {allowed}")
+        kind = kind_of(output)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a link to itself, say
+        raise UserError(f"--output: {output} cannot be written ({error.strerror}); {allowed}") from error
+    if kind:
+        raise UserError(f"--output: {output} is {kind}; {allowed}")
+    if not overwrite:
         raise UserError(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nlp_transfer.system import resource
 
-_LOCK = threading.RLock()  # the limit belongs to the process: two threads inside would restore each other's
+LOCK = threading.RLock()  # the limit belongs to the process: two threads inside would restore each other's
 
 
 @contextmanager
@@ -21,13 +21,13 @@ def limited_memory(most: int) -> Iterator[None]:
     Raises:
         MemoryError: from whatever allocates inside the block (`pyarrow.ArrowMemoryError` is one).
     """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        [used] = re.findall(r"^VmData:\s*(\d+) kB", status, re.MULTILINE)
-    except (OSError, ValueError):  # another system than Linux
-        yield
-        return
-    with _LOCK:
+    with LOCK:
+        try:
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+            [used] = re.findall(r"^VmData:\s*(\d+) kB", status, re.MULTILINE)
+        except (OSError, ValueError):  # another system than Linux
+            yield
+            return
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         given = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_DATA, (min([1024 * int(used) + most, *given]), hard))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
-from nlp_transfer.sources.memory_limit import limited_memory
+from nlp_transfer.sources.memory_limit import LOCK, limited_memory
 from nlp_transfer.sources.reading import MAX_ROW
 from nlp_transfer.sources.rows import TRANSLATION
 
@@ -45,17 +45,20 @@ def _count_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _limited(items: Iterator[T], path: Path) -> Iterator[T]:
     """Yield from `items`, which are made from the file at `path`, each within a limit of memory."""
     import pyarrow as pa
+    import pyarrow.parquet  # its libraries count as memory of the process, not of the file
 
     while True:
-        before = pa.default_memory_pool()
-        pa.set_memory_pool(pa.system_memory_pool())  # the default one reserves a GiB at once
-        try:
-            with limited_memory(MEMORY + 2 * path.stat().st_size):
-                item = next(items)
-        except StopIteration:
-            return
-        finally:
-            pa.set_memory_pool(before)
+        with LOCK:  # the pool belongs to the process, like the limit
+            before = pa.default_memory_pool()
+            pa.allocate_buffer(64, memory_pool=before)  # some pools reserve 1 GiB at first use: not inside the limit
+            pa.set_memory_pool(pa.system_memory_pool())
+            try:
+                with limited_memory(MEMORY + 2 * path.stat().st_size):
+                    item = next(items)
+            except StopIteration:
+                return
+            finally:
+                pa.set_memory_pool(before)
         yield item
 
 

@@ -7,7 +7,8 @@ checkpoints/
 
 import json
 import os
-import shutil
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nlp_transfer.disk import replacing, replacing_folder, sync
+from nlp_transfer.locks import OLD, PART, read_own, remove
 from nlp_transfer.sources.wheels import sha256_of
 
 Tensors = dict[str, torch.Tensor]
+
+MOVED = re.compile(r"\.part-step-[0-9]+")  # a checkpoint on its way out
+LONGEST_POINTER, LONGEST_MANIFEST = 2**10, 2**20  # bytes
 
 
 def write_checkpoint(
@@ -49,9 +54,10 @@ def write_checkpoint(
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what an interrupted write or removal left."""
+    """Remove what an interrupted write or removal left, and no other file or folder."""
     for path in (*folder.glob(".part-*"), *folder.glob(".old-*")):
-        shutil.rmtree(path, ignore_errors=True)
+        if any(pattern.fullmatch(path.name) for pattern in (PART, OLD, MOVED)):
+            remove(path)
 
 
 def _steps(folder: Path) -> list[str]:
@@ -63,7 +69,7 @@ def _steps(folder: Path) -> list[str]:
 def _best_step(path: Path) -> int:
     """The step of the best weights that a checkpoint knows; 0 where it cannot be read, or knows none."""
     try:
-        return int(json.loads((path / "state.json").read_text(encoding="utf-8"))["best_step"])
+        return int(json.loads(read_own(path / "state.json"))["best_step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0
 
@@ -75,9 +81,9 @@ def point(folder: Path, name: str, target: str) -> None:
 
 
 def pointed(folder: Path, name: str) -> str | None:
-    """What the pointer file says, or None where there is none."""
+    """The content of a pointer file, or None where there is none that can be read."""
     try:
-        return (folder / name).read_text(encoding="utf-8").strip()
+        return read_own(folder / name, LONGEST_POINTER).decode().strip()
     except (OSError, UnicodeError):
         return None
 
@@ -99,14 +105,20 @@ def newest_whole(folder: Path, fault: Callable[[Path], str | None] | None = None
 
 def what_is_broken(path: Path) -> str | None:
     """A reason not to trust a checkpoint, or None."""
+    if path.is_symlink():
+        return "it is a link"
     try:
-        hashes = dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+        hashes = dict(json.loads(read_own(path / "manifest.json", LONGEST_MANIFEST)))
+        modes = {entry.name: entry.lstat().st_mode for entry in path.iterdir()}
     except (OSError, ValueError, TypeError, RecursionError):
         return "manifest.json is missing or unreadable"
     if "state.json" not in hashes:
         return "manifest.json does not name state.json"
+    for name in (*hashes, *(name for name in modes if name.endswith(".safetensors"))):
+        if not stat.S_ISREG(modes.get(name, stat.S_IFREG)):
+            return f"{name} is not a regular file"
     for name, digest in hashes.items():
-        if not (path / name).is_file():
+        if name not in modes:
             return f"{name} is missing"
         if sha256_of(path / name) != digest:
             return f"{name} is not what was written (its hash differs)"

@@ -12,6 +12,7 @@ from torch import nn
 from nlp_transfer.console import say
 from nlp_transfer.disk import patiently
 from nlp_transfer.errors import UserError
+from nlp_transfer.locks import read_own
 from nlp_transfer.system import from_main, rank
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
@@ -89,7 +90,7 @@ class Keeper:
         return position
 
     def _read(self, path: Path) -> Position:
-        return read_position((path / "state.json").read_bytes(), int(path.name.removeprefix("step-")))
+        return read_position(read_own(path / "state.json"), int(path.name.removeprefix("step-")))
 
     def _fault(self, path: Path) -> str | None:
         """Why the tensors of a checkpoint cannot be used with this model, or None."""
@@ -115,7 +116,7 @@ class Keeper:
             if position.touched != sorted(_shapes(path / "model.safetensors")):
                 return "state.json: touched: found other names than model.safetensors has"
             check(position)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             return f"state.json: {error}"
         return None
 

@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from nlp_transfer.disk import append, write_bytes
+from nlp_transfer.errors import UserError
+from nlp_transfer.locks import read_own
 
 
 class RunLog:
@@ -19,10 +22,17 @@ class RunLog:
 
     def go_on_after(self, step: int, judged: bool = True) -> None:
         """Drops the lines of later steps, which an interrupted run took and which are about to be taken again; unless `judged`,
-        the evaluation after `step` too."""
-        if self.path is None or not self.path.exists():
+        the evaluation after `step` too.
+
+        Raises:
+            UserError: the file is a link, a pipe or the like, or too large.
+        """
+        if self.path is None or not os.path.lexists(self.path):
             return
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            lines = read_own(self.path).decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise UserError(f"{self.path}: is not a log of a run ({error}); allowed: remove or rename it to resume") from error
         kept = [line for line in lines if _place_of(line) <= (step, judged)]
         write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 

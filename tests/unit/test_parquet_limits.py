@@ -1,7 +1,11 @@
 """Small Parquet files that stand for gigabytes are refused within the limit of memory; what is not asked for is not decoded."""
 
+import os
+import subprocess
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +95,41 @@ def test_memory_is_limited_inside_the_block_alone() -> None:
     with pytest.raises(MemoryError), limited_memory(64 * MIB):
         bytearray(256 * MIB)
     assert len(bytearray(256 * MIB)) == 256 * MIB
+
+
+def test_memory_that_arrow_reserves_is_not_the_file_s(tmp_path: Path) -> None:
+    """Arrow's default pool reserves 1 GiB at first use, which is as much as the limit leaves."""
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    code = (
+        "import pyarrow.parquet\nfrom pathlib import Path\nfrom nlp_transfer.config import DataConfig\n"
+        "from nlp_transfer.sources.tables import scan_table\nprint(scan_table(Path('a.parquet'), DataConfig()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(parquet.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("(2, ['text'])\n", "")
+
+
+def test_threads_that_read_at_the_same_time_leave_the_pool_of_the_process(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    before, inside, second_is_done = pa.default_memory_pool().backend_name, threading.Event(), threading.Event()
+    pools: list[str] = []
+
+    def first() -> Iterator[int]:
+        inside.set()
+        second_is_done.wait(0.5)  # it has to wait for this one
+        pools.append(pa.default_memory_pool().backend_name)
+        yield 1
+
+    def read_second() -> None:
+        inside.wait()
+        pools.extend(pa.default_memory_pool().backend_name for _ in parquet._limited(iter([1]), tmp_path / "a"))
+        second_is_done.set()
+
+    thread = threading.Thread(target=read_second)
+    thread.start()
+    assert list(parquet._limited(first(), tmp_path / "a")) == [1]
+    thread.join()
+    assert pools == ["system", before]
+    assert pa.default_memory_pool().backend_name == before
