@@ -143,12 +143,14 @@ def wrong_commands(text: str) -> Iterator[str]:
         start = next(
             (i for i, word in enumerate(words) if word in ("nlp-transfer", "nlp_transfer") or word.endswith(".py")), None
         )
-        if start is None or start + 1 == len(words):  # a command's name alone
+        if start is None:
             yield from (word for word in words[:1] if word.startswith("scripts/") and not (ROOT / word).exists())
             continue
         script = words[start].endswith(".py")
         if script and not (ROOT / words[start]).exists():
             yield words[start]
+        if not script and start + 1 == len(words):  # the program's name alone
+            continue
         command = "train" if script else words[start + 1]
         if command not in COMMANDS:
             yield f"nlp-transfer {command}"
