@@ -1,5 +1,6 @@
 """A run's folder: claimed only when all is known to be well, and never mixed up with another run's."""
 
+import math
 import os
 import shutil
 import stat
@@ -192,9 +193,10 @@ def _window(document: dict[str, Any]) -> tuple[bool, Any]:
     try:
         training, processes = document["training"], document["provenance"]["processes"]
         tokens = training["batch_tokens"]
-        return tokens is not None, (tokens or training["batch_size"]) * training["gradient_accumulation_steps"] * processes
+        factors = [tokens or training["batch_size"], training["gradient_accumulation_steps"], processes]
     except (KeyError, TypeError):
         return False, None
+    return tokens is not None, math.prod(factors) if all(type(factor) is int for factor in factors) else None
 
 
 def is_place(name: str, compared: Iterable[str]) -> bool:
@@ -208,7 +210,7 @@ def differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any,
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             found
-            for name in sorted({*before, *now})
+            for name in sorted({*before, *now}, key=str)
             for found in differences(before.get(name), now.get(name), f"{prefix}.{name}" if prefix else str(name))
         ]
     return [] if before == now else [(prefix, before, now)]

@@ -25,6 +25,7 @@ from nlp_transfer.errors import UserError
 from nlp_transfer.export.save import write_json
 from nlp_transfer.locks import lock_now
 from nlp_transfer.run_folder import OWN
+from nlp_transfer.sources.wheels import sha256_of
 
 OUTCOME, ANSWERS, LOG = "outcome.json", "answers.npz", "log.txt"
 
@@ -65,6 +66,7 @@ class _Done:
     done: Literal[True]
     model_bytes: NonNegativeInt
     stored_bytes: NonNegativeInt
+    hashes: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def read_outcome(folder: Path) -> Outcome | None:
         ended = TypeAdapter(_Done | _Impossible | _Failed).validate_json(path.read_bytes(), strict=True)
         if not isinstance(ended, _Done):
             return Outcome(folder, **asdict(ended))
-        path = folder / "result.json"
+        for path in (folder / ANSWERS, folder / "result.json"):
+            if ended.hashes.get(path.name) != sha256_of(path):
+                raise OSError("it is not the file that the run wrote")
         content = path.read_bytes()
         TypeAdapter(_Result).validate_json(content, strict=True)
     except FileNotFoundError:

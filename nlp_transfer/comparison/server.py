@@ -27,6 +27,7 @@ from nlp_transfer.export.save import write_json
 from nlp_transfer.extensions import load_code
 from nlp_transfer.fine_tune import FineTuned, fine_tune
 from nlp_transfer.redactor import guard_output
+from nlp_transfer.sources.wheels import sha256_of
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.system import finish_output
 from nlp_transfer.terminal import printable
@@ -136,7 +137,8 @@ def keep_what_is_needed(run: FineTuned, keep_models: bool) -> None:
     if not keep_models:
         shutil.rmtree(folder / "model", ignore_errors=True)
         shutil.rmtree(adapter, ignore_errors=True)
-    write_json(folder / OUTCOME, {"done": True, "model_bytes": model, "stored_bytes": stored})
+    hashes = {name: sha256_of(folder / name) for name in (ANSWERS, "result.json")}
+    write_json(folder / OUTCOME, {"done": True, "model_bytes": model, "stored_bytes": stored, "hashes": hashes})
 
 
 def size_of(folder: Path) -> int:

@@ -253,7 +253,7 @@ def _base_of_run(settings: Path) -> str | None:
     """
     try:
         document = mapping(yaml.safe_load(settings.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     directory, model = mapping(document.get("provenance")).get("directory"), document.get("model")
     if not isinstance(directory, str) or not isinstance(model, str):

@@ -5,6 +5,8 @@ The ids are made up, not taken from the data: what is published must not tell wh
 
 import hashlib
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.compatibility import embedding_rows
+from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
 from nlp_transfer.heads import regression_outputs
 from nlp_transfer.models import end_rows, has_decoder
@@ -61,8 +64,11 @@ def check_probe(model: PreTrainedModel, probe: dict[str, Any], folder: Path) -> 
 
 def check_files(probe: dict[str, Any], folder: Path) -> None:
     """Raises a UserError where a file of weights is missing or is not the one that was saved."""
-    for name, digest in probe.get("weights", {}).items():
-        if not (folder / name).is_file():
+    weights = probe.get("weights", {})
+    if not isinstance(weights, dict) or not all(re.fullmatch(r"[\w-][\w./-]{0,200}", name) for name in weights):
+        raise UserError(f"{folder}: the record of its weights is {shorten(weights)}; allowed: their hashes by name of file")
+    for name, digest in weights.items():
+        if ".." in Path(name).parts or not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing; copy the model again, whole")
         if sha256_of(folder / name) != digest:
             raise UserError(
@@ -79,6 +85,8 @@ def probe_difference(model: PreTrainedModel, probe: dict[str, Any]) -> str | Non
         if any(ids.shape != (ROWS, LENGTH) for ids in inputs.values()):
             return "they are recorded for ids of another shape"
         wanted, found = torch.tensor(probe["logits"]), _logits(model, inputs)
+        if not 0 < (scale := float(probe.get("scale", 1))) < math.inf or not wanted.isfinite().all():
+            return "they are recorded as numbers that are not finite"
     except FAULTS as error:  # ids beyond the vocabulary, say
         return f"they cannot be computed: {first_line(error)}"
     if wanted.shape != found.shape:
@@ -86,7 +94,7 @@ def probe_difference(model: PreTrainedModel, probe: dict[str, Any]) -> str | Non
     difference = float((wanted - found).abs().max())
     largest, apart = float(wanted.abs().max()), float((wanted - wanted.mean()).abs().max())
     if "scale" in probe:  # of a regression, whose values may lie far from 0 and close together
-        allowed = max(TOLERANCE * probe["scale"], ROUNDING_OF_NUMBERS * largest)
+        allowed = max(TOLERANCE * scale, ROUNDING_OF_NUMBERS * largest)
     else:
         allowed = TOLERANCE * apart + ROUNDING * max(1.0, largest)
     return None if difference <= allowed else f"they differ by {difference:g}, which is more than rounding ({allowed:.1g})"

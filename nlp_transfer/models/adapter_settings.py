@@ -88,12 +88,13 @@ NOT_NEEDED = frozenset(
 )
 
 NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
-# Module names, `\.`, `.`, `.*`, `\d+`, classes such as [01], and groups of alternatives: no repeated group, which may take
-# exponential time to match.
-PATTERN = re.compile(r"(?P<repeat>\\d\+|\\d\*|\.\*|\.\+)|(?P<group>\((\?:)?)|[\w|)-]|\\[.d-]|\.|\[[\w-]+\]")
+# Module names, `\.`, `.`, `.*`, `\d+`, classes such as [01], and groups of alternatives, perhaps between `^` and `$`: no repeated
+# group, which may take exponential time to match.
+PATTERN = re.compile(r"(?P<repeat>(?:\\[dw]|\.|\[[\w-]+\])[+*]\??)|(?P<group>\((\?:)?)|[\w|)-]|\\[.dw-]|\.|\[[\w-]+\]")
 MOST_CHARACTERS = 2**16
-MOST_REPEATS, MOST_GROUPS = 2, 6
-MOST_WAYS = 2**18  # in which the alternatives of a pattern can be combined, and a repeat be split
+MOST_REPEATS, MOST_GROUPS = 3, 6
+MOST_KEYS = 200  # of settings by pattern: each is matched with each module, and Python remembers 512 patterns
+MOST_WAYS = 2**22  # in which the alternatives of a pattern can be combined, and a repeat be split
 REPEATS = 64  # characters over which a repeat may reach, for the count of ways
 MOST_NAMES = 4096
 MOST_SIZE = 2**14  # ranks, virtual tokens, widths
@@ -188,17 +189,22 @@ def _are_names(value: Any) -> bool:
     return is_list and all(isinstance(name, str) and len(name) <= 500 and NAME.fullmatch(name) for name in value)
 
 
-def pattern_problem(pattern: str) -> str | None:
-    """Return what is allowed where a pattern of module names could take long to match; None where it cannot."""
+def pattern_problem(pattern: str, most: int = MOST_REPEATS) -> str | None:
+    """Return what is allowed where a pattern of module names could take long to match; None where it cannot.
+
+    Args:
+        most: repeats that it may have.
+    """
+    pattern = pattern.removeprefix("^").removesuffix("$")
     pieces = list(PATTERN.finditer(pattern))
     is_plain = len(pattern) <= MOST_CHARACTERS and sum(len(piece[0]) for piece in pieces) == len(pattern)
     repeats = sum(piece["repeat"] is not None for piece in pieces)
     groups = sum(piece["group"] is not None for piece in pieces)
     ways = REPEATS**repeats * math.prod(part.count("|") + 1 for part in re.split(r"[()]", pattern))
-    if not is_plain or repeats > MOST_REPEATS or groups > MOST_GROUPS or ways > MOST_WAYS:
+    if not is_plain or repeats > most or groups > MOST_GROUPS or ways > MOST_WAYS:
         return (
             r"a list of names of modules, or a pattern made of names, `\.`, `.`, [01] and alternatives in round brackets, with "
-            rf"up to {MOST_REPEATS} of `.*` and `\d+`"
+            rf"up to {most} of `.*` and `\d+`"
         )
     try:
         re.compile(pattern)
@@ -208,10 +214,10 @@ def pattern_problem(pattern: str) -> str | None:
 
 
 def _by_pattern_problem(value: Any) -> str | None:
-    if not isinstance(value, dict) or len(value) > MOST_NAMES:
-        return "numbers by pattern of module names"
+    if not isinstance(value, dict) or len(value) > MOST_KEYS or sum(map(len, value)) > MOST_CHARACTERS:
+        return f"numbers by pattern of module names, up to {MOST_KEYS} patterns of {MOST_CHARACTERS:,} characters together"
     for key, number in value.items():
-        if problem := pattern_problem(key):
+        if problem := pattern_problem(key, most=1):  # peft puts another one before it
             return f"keys that are {problem}"
         if problem := _number_problem("", number, 0):
             return f"values that are {problem}"

@@ -31,10 +31,11 @@ UNDECLARED = frozenset((
     "attention_head_size", "embedding_size", "pooler_hidden_size", "cls_dropout", "classifier_dropout", "hidden_dropout",
     "conv_act", "conv_groups", "conv_kernel_size", "norm_rel_ebd", "position_buckets", "share_att_key", "talking_head",
     "position_embedding_type", "is_decoder", "add_cross_attention", "tie_word_embeddings", "scale_decoder_outputs",
-    "decoder_start_token_id", "dense_act_fn", "is_gated_act", "first_k_dense_replace", "moe_layer_freq", "summary_type",
-    "summary_activation", "summary_use_proj", "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels",
-    "lang2id", "id2lang", "asm_cutoffs", "asm_div_value", "output_attentions", "type_vocab_size", "dropout_rate",
-    "cross_attention_hidden_size", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id",
+    "decoder_start_token_id", "dense_act_fn", "is_gated_act", "force_bos_token_to_be_generated", "first_k_dense_replace",
+    "moe_layer_freq", "summary_type", "summary_activation", "summary_use_proj", "summary_first_dropout",
+    "summary_last_dropout", "summary_proj_to_labels", "lang2id", "id2lang", "asm_cutoffs", "asm_div_value",
+    "output_attentions", "type_vocab_size", "dropout_rate", "cross_attention_hidden_size", "bos_token_id", "eos_token_id",
+    "pad_token_id", "sep_token_id", "cls_token_id",
 ))  # fmt: skip
 # Fields that may hold a word, or words in a list or a mapping.
 WORDS = frozenset((
@@ -59,7 +60,10 @@ NOTES = frozenset((
     "task_specific_params", "finetuning_task", "output_past", "xla_device", "directionality", "pooler_fc_size",
     "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "use_bfloat16",
     "torchscript", "prefix", "tie_weights_", "n_positions", "use_cache", "tf_legacy_loss", "reference_compile",
-    "output_hidden_states", "return_dict",
+    "output_hidden_states", "return_dict", "_num_labels", "add_bias_logits", "add_final_layer_norm", "classif_dropout",
+    "normalize_before", "normalize_embedding", "static_position_embeddings", "extra_pos_embeddings", "down_scale_factor",
+    "gap_size", "net_structure_type", "num_memory_blocks", "attention_mode", "ignore_attention_mask",
+    "repad_logits_with_grad", "untie_r", "n_ctx", "tie_encoder_decoder", "padding_idx", "do_blenderbot_90_layernorm",
 ))  # fmt: skip
 
 # --- tokenizer_config.json

@@ -29,9 +29,10 @@ from nlp_transfer.models.allowed import (
 from nlp_transfer.models.reading import FAULTS
 from nlp_transfer.models.tokenizer_loading import check_settings, check_tokens
 
-WORD = re.compile(r"[\w.+ #-]{0,64}")
-MOST_LAYERS, MOST_LABELS, MOST_NUMBER = 1000, 10**5, 2**31
-COUNTS_LAYERS = re.compile(r"(layers|groups|blocks)$")
+WORD = re.compile(r"[\w.+ #|-]{0,64}")
+MOST_LAYERS, MOST_POSITIONS, MOST_LABELS, MOST_NUMBER = 1000, 2**21, 10**5, 2**31
+COUNTS_LAYERS = re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$")
+COUNTS_POSITIONS = re.compile(r"position|n_ctx|seq_len")
 NO_TABLE = re.compile(r"theta|length")  # numbers that make nothing large
 MODEL_TYPE = "model_type"
 
@@ -68,6 +69,7 @@ def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) 
         )
     reduced: dict[str, Any] = {}
     ignored: list[str] = []
+    declared = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
     fields, own = _fields(kind), not kind.__module__.startswith("transformers.")
     inner = {name: part if hasattr(part, "sub_configs") else None for name, part in getattr(kind, "sub_configs", {}).items()}
     for key, value in document.items():
@@ -85,6 +87,10 @@ def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) 
             elif value not in (None, "", [], {}) and key not in NOTES:
                 ignored.append(prefix + key)
         except _NotDataError:
+            if key in declared and key not in NOTES:  # without it, it would be another model
+                raise UserError(
+                    f"config.json has {prefix}{key}: {shorten(value)}; allowed: numbers, booleans, null and single words"
+                ) from None
             if key not in NOTES:
                 ignored.append(prefix + key)
     for key, value in reduced.items():
@@ -194,6 +200,7 @@ def _check_sizes(key: str, value: Any) -> None:
         for inner_key, inner in value.items() if isinstance(value, dict) else ((key, inner) for inner in value):
             _check_sizes(inner_key, inner)
         return
-    most = MOST_LAYERS if COUNTS_LAYERS.search(name) else MOST_LABELS if name == "num_labels" else MOST_NUMBER
+    limits = ((COUNTS_LAYERS, MOST_LAYERS), (COUNTS_POSITIONS, MOST_POSITIONS), (re.compile("^num_labels$"), MOST_LABELS))
+    most = next((limit for names, limit in limits if names.search(name)), MOST_NUMBER)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not NO_TABLE.search(name) and abs(value) > most:
         raise UserError(f"config.json has {key}: {shorten(value)}; allowed: up to {most:,}")

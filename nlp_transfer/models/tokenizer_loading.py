@@ -83,6 +83,7 @@ def check_loaded(tokenizer: Any, name: str) -> None:
             )
     with converted(f"model: the tokenizer of {name} cannot encode a text"), truncation_kept(tokenizer):
         rows = tokenizer(TRIALS, truncation=False, padding=False, return_attention_mask=False, verbose=False)["input_ids"]
+        tokenizer("a", "b", truncation=False, padding=False, verbose=False)
         added = max(tokenizer.added_tokens_encoder.values(), default=0)
         most = most_id(len(tokenizer))
     for text, ids in zip(TRIALS, rows, strict=True):

@@ -172,8 +172,9 @@ def _add_weights(source: ModelSource, folder: Path) -> None:
         shards = read_index(source, name)
         (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": shards}), encoding="utf-8")
         for shard in sorted(set(shards.values())):
-            if found := find_file(source, shard):
-                _link(found, folder / shard)
+            if (found := find_file(source, shard)) is None:
+                raise UserError(f"model: {source.name}: {shard} is missing, {name} names it; copy the model again, whole")
+            _link(found, folder / shard)
         return
 
 
@@ -181,7 +182,7 @@ def read_index(source: ModelSource, name: str) -> dict[str, str]:
     """In which file beside an index each weight is. Raises a UserError where it names files that are not the model's."""
     index = read_settings(source, name) or {}
     shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not isinstance(index.get("metadata", {}), dict):
+    if not isinstance(shards, dict) or not shards or not isinstance(index.get("metadata", {}), dict):
         raise UserError(f"model: {source.name}: {name} has no weight_map that says in which file each weight is")
     for shard in shards.values():
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
@@ -253,6 +254,9 @@ def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizer
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 place, subfolder=folder, trust_remote_code=False, local_files_only=True
             )
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            kind = type(tokenizer).__name__
+            raise UserError(f"model: {source.name}: the tokenizer_class {kind} is no tokenizer; allowed: one of transformers")
         check_loaded(tokenizer, source.name)
         # What remembers its files copies them when it is saved.
         for names in (vars(tokenizer), tokenizer.init_kwargs):

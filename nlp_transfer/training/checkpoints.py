@@ -62,7 +62,7 @@ def remove_parts(folder: Path) -> None:
 
 def _steps(folder: Path) -> list[str]:
     """Names of the checkpoints, the newest first."""
-    names = [path.name for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    names = [path.name for path in folder.glob("step-*") if re.fullmatch("step-(0|[1-9][0-9]{0,17})", path.name)]
     return sorted(names, key=lambda name: -int(name.removeprefix("step-")))
 
 

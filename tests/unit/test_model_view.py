@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from nlp_transfer import models
 from nlp_transfer.compatibility import MORE_THAN_TEXT
 from nlp_transfer.errors import UserError
 from nlp_transfer.models import Checkpoint
 from nlp_transfer.models.allowed import TOKENIZER_FILES, TOKENIZER_NUMBERS, TOKENIZER_WORDS, TOKENS
 from nlp_transfer.models.reduce import reduce_config, reduce_generation, reduce_tokenizer
 from nlp_transfer.models.view import load_configuration, load_tokenizer, private_folder
+from nlp_transfer.models.weight_files import check_weights
 from nlp_transfer.sources import ModelSource, find_model
 from tests.families import CLASSIFIERS, family_config
 
@@ -80,9 +82,16 @@ def test_a_configuration_is_reduced_to_what_is_listed(capsys: pytest.CaptureFixt
     reduced, ignored = reduce_config(known | hostile)
     assert reduced == known
     assert sorted(ignored) == sorted(hostile)
-    for key in ("hidden_act", "problem_type", "torch_dtype"):  # a word, but neither a path nor a repository
-        for value in ("org/name", "/etc/passwd", "..\\x", "a\nb", "x" * 65, {"a/b": "gelu"}, float("nan"), ["a/b"]):
-            assert reduce_config(known | {key: value}) == ({name: known[name] for name in known if name != key}, [key])
+    for value in ("org/name", "/etc/passwd", "..\\x", "a\nb", "x" * 65, {"a/b": "gelu"}, float("nan"), ["a/b"]):
+        assert reduce_config(known | {"summary_type": value}) == (known, ["summary_type"])  # no field of BERT
+        for key in ("hidden_act", "problem_type"):  # without a field of its own it would be another model
+            with pytest.raises(UserError, match=key):
+                reduce_config(known | {key: value})
+    for types in ("p2c|c2p", ["p2c", "c2p"]):
+        assert reduce_config({"model_type": "deberta-v2", "pos_att_type": types}) == (
+            {"model_type": "deberta-v2", "pos_att_type": types},
+            [],
+        )
     assert reduce_config({"model_type": "bert", "_name_or_path": "/home/someone", "vocab_size": None}) == (
         {"model_type": "bert", "vocab_size": None},
         [],
@@ -218,3 +227,37 @@ def test_loading_a_model_keeps_how_its_tokenizer_truncates(model: Path) -> None:
     after = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())
     assert after["truncation"]["max_length"] == 7
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("albert", {"inner_group_num": 10**9}), ("xlnet", {"n_layer": 10**9}), ("gpt2", {"n_layer": 10**8}),
+        ("mobilebert", {"num_feedforward_networks": 10**9}), ("funnel", {"block_sizes": [10**9]}),
+        ("canine", {"num_hash_functions": 10**9}), ("switch_transformers", {"num_experts": 10**8}),
+        ("roformer", {"max_position_embeddings": 2 * 10**7}), ("m2m_100", {"max_position_embeddings": 2**26}),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_would_take_hours_to_build_is_refused(family: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(fields))):
+        reduce_config({"model_type": family} | fields)
+
+
+@pytest.mark.parametrize("kind", ["BertConfig", "RagTokenizer", "ProcessorMixin", "TapasTokenizer"])
+def test_a_class_that_is_no_tokenizer_for_texts_is_refused(kind: str, model: Path) -> None:
+    change(model / "tokenizer_config.json", tokenizer_class=kind)
+    with pytest.raises(UserError, match="tokenizer"):
+        load_tokenizer(find_model(str(model)))
+
+
+def test_buffers_count_as_well_and_building_ends(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithBuffer(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.register_buffer("table", torch.empty(10**9), persistent=False)
+
+    with torch.device("meta"), pytest.raises(UserError, match="1,000,000,006 numbers"):
+        check_weights(find_model(str(model)), WithBuffer())
+    monkeypatch.setattr(models, "MOST_OPERATIONS", 3)
+    with pytest.raises(UserError, match="operations"):
+        Checkpoint.open(find_model(str(model))).load(AutoModel)
