@@ -1,13 +1,12 @@
 """Files of weights: which files a model has, whether they may be opened, how many numbers they hold, and whether all are finite.
 
-A file is measured before a library opens it: the header of a safetensors file, the directory of a pickle's archive.
+A file is measured before a library opens it: the header of a safetensors file; of a pickle see `pickles`.
 """
 
 import json
 import math
 import os
 import pickle
-import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +17,7 @@ from torch import nn
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
 from nlp_transfer.models.allowed import WEIGHTS
+from nlp_transfer.models.pickles import check_pickle, refusal
 from nlp_transfer.models.reading import first_line
 from nlp_transfer.models.view import find_file, read_index
 from nlp_transfer.sources import ModelSource
@@ -28,7 +28,6 @@ MOST_TENSORS = 100_000
 SPARE = 10**8  # numbers that a head, or a decoder, may have besides what the weights hold
 TIMES = 4  # how many times as many a model may have as its weights hold: a decoder gets attention to the encoder besides
 SHOWN = 4
-ZIP_END, ZIP_END_SIZE = b"PK\x05\x06", 22  # the record that ends an archive without a comment
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -75,7 +74,7 @@ def numbers_in(path: Path) -> int:
     # A blob in the hub's cache has no suffix. A safetensors file begins with the length of its header, below 2^32, and a bracket.
     if path.suffix == ".safetensors" or start[4:] == bytes(4) + b"{":
         return sum(map(math.prod, stored_shapes(path).values()))
-    _check_pickle(path)
+    check_pickle(path)
     return path.stat().st_size
 
 
@@ -123,31 +122,6 @@ def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:
     return shapes
 
 
-def _check_pickle(path: Path) -> None:
-    """Raise a UserError where an archive of pickled tensors lists too many entries, or entries that grow when they are read."""
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":  # the older format, without an archive
-            return
-        file.seek(max(0, path.stat().st_size - ZIP_END_SIZE))
-        end = file.read()
-    entries, directory = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
-    if not end.startswith(ZIP_END):
-        raise UserError(f"{path}: is no archive of tensors that can be read: its end is missing; copy it again")
-    if entries == 0xFFFF or directory > MOST_HEADER:
-        raise UserError(
-            f"{path}: found a directory of {directory:,} bytes with {entries:,} entries; allowed: {MOST_HEADER:,} bytes"
-        )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{path}: is no archive of tensors that can be read ({first_line(error)}); copy it again") from error
-    if size > path.stat().st_size:
-        raise UserError(
-            f"{path}: its entries grow to {size:,} bytes when they are read; allowed: entries that are not compressed"
-        )
-
-
 def check_finite(model: nn.Module, place: str, advice: str, new: Collection[str] = ()) -> None:
     """Raise a UserError where a weight is NaN or infinite, since every prediction would be NaN, or silently wrong.
 
@@ -177,8 +151,5 @@ def why(error: BaseException, files: list[Path]) -> str:
     """What an error in loading weights means to the user; a pickle that was refused is named."""
     pickles = [path.name for path in files if path.suffix == ".bin"]
     if pickles and (isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error).lower().replace(" ", "_")):
-        return (
-            f"{pickles[0]} is a pickle that holds more than tensors, or is damaged, and was not opened: a pickle can run code; "
-            "allowed: model.safetensors, or a pickle of tensors alone"
-        )
+        return refusal(pickles[0])
     return first_line(error)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,61 @@ def test_a_model_whose_weights_are_a_million_empty_tensors_is_refused(tiny: dict
     written(model / "model.safetensors", {f"t{i}": EMPTY for i in range(300_000)})
     with pytest.raises(UserError, match=r"model\.safetensors: found a header"):
         Checkpoint.open(find_model(str(model))).load(AutoModel)
+
+
+class Call:
+    """Pickled as a call of a function, which whoever reads the pickle makes."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_holds_nothing_that_allocates(archive: bool, tmp_path: Path) -> None:
+    path = tmp_path / "adapter_model.bin"
+    hostile: list[Any] = [
+        Call(bytearray, 50), Call(torch.UntypedStorage, 50), Call(OrderedDict, [("a", 1)]), torch.zeros(1).expand(10**9),
+        torch.zeros([1] * 65), {(1,): 1}, {1}, 1j,
+    ]  # fmt: skip
+    for value in hostile:
+        torch.save({"a": value}, path, _use_new_zipfile_serialization=archive)
+        with pytest.raises(UserError, match=r"adapter_model\.bin is a pickle that holds more than tensors"):
+            numbers_in(path)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_pickles_of_tensors_are_read(archive: bool, tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    base = torch.arange(12.0).view(3, 4)
+    types = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.half, torch.bfloat16, torch.double)
+    harmless: list[Any] = [
+        nn.Linear(3, 2).state_dict(), {"a": nn.Parameter(base), "b": base, "c": base[1:].T, "d": torch.zeros(0, 7)}, {},
+        {str(dtype): torch.ones(2, 3, dtype=dtype) for dtype in types}, {"one": torch.tensor(1.0)},
+    ]  # fmt: skip
+    for tensors in harmless:
+        torch.save(tensors, path, _use_new_zipfile_serialization=archive)
+        assert numbers_in(path) == path.stat().st_size
+        stored = torch.load(path, weights_only=True)
+        assert stored.keys() == tensors.keys()
+        assert all(torch.equal(stored[name], tensors[name]) for name in tensors)
+
+
+def test_a_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(10**5)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    count = b"J" + struct.pack("<i", 10**5)  # of the storage, and the tensor's length
+    assert content.count(count) == 2
+    path.write_bytes(content.replace(count, b"J" + struct.pack("<i", 2**31 - 1), 1))
+    with pytest.raises(UserError, match=r"storages of 8,589,934,588 bytes"):
+        numbers_in(path)
+    torch.save({"a": torch.zeros(10**5)}, path)
+    path.write_bytes(path.read_bytes().replace(count, b"J" + struct.pack("<i", 10**5 - 1), 1))
+    with pytest.raises(UserError, match="storage 0 has not 399,996 bytes"):
+        numbers_in(path)
 
 
 def test_a_pickle_whose_entries_grow_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
