@@ -123,6 +123,7 @@ def test_other_values_are_refused_by_name(name: str, value: Any) -> None:
     [
         "query", "all-linear", r"(bert\.encoder\.layer|x)\.\d+\.(attention\.self\.query|output\.dense)", r"(a)\.(0|1)\.(\-)",
         ".*query", r".*\.layer\..*", r".*layer\.[01]\.(?:a|b)", r"x\.a\.norm|x\.b\.norm",
+        r".*\.(query|value)$", "^bert.*query", r"[0-9]+\.\w+", ".*(encoder|decoder).*(SelfAttention|EncDecAttention).*(q|v|k|o)",
     ],
 )  # fmt: skip
 def test_patterns_that_are_quick_to_match_are_allowed(pattern: str) -> None:
@@ -132,7 +133,7 @@ def test_patterns_that_are_quick_to_match_are_allowed(pattern: str) -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        "(a+)+", "(a|b)*", "a?", "a{1,9}", ".*.*.*", r"\d+\d+\d+", r"(a)\1", "(?=a)", "(?P<a>b)", "^a", "a$", r"\w", "[^a]", "(",
+        "(a+)+", "(a|b)*", "a?", "a{1,9}", ".*.*.*.*", r"\d+\d+\d+\d+", r"(a)\1", "(?=a)", "(?P<a>b)", "a^", "$a", r"\S", "[^a]", "(",
         "a)",
         "(a|a)" * 20, "((a|b)|(c|d))*", "a" * 70_000,
     ],
@@ -185,3 +186,15 @@ def test_an_adapter_without_weights_is_refused(saved: dict[str, Path], base: Any
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=f"{folder}: the adapter has no weights"):
         loaded(folder, base)
+
+
+def test_settings_by_pattern_are_few_enough_to_be_matched_with_every_module() -> None:
+    def problem(patterns: dict[str, int]) -> str:
+        with pytest.raises(UserError) as caught:
+            reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": patterns}, "here")
+        return str(caught.value)
+
+    for patterns in ({f"zz{i}": 16 for i in range(600)}, {"z" * 1000 + str(i): 16 for i in range(100)}, {".*.*x": 2}):
+        assert "rank_pattern" in problem(patterns)
+    for key in (r".*\.query$", "^bert.*query", "query"):
+        assert reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": {key: 2}}, "here")["rank_pattern"] == {key: 2}

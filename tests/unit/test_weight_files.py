@@ -119,15 +119,16 @@ def test_pickles_of_tensors_are_read(archive: bool, tmp_path: Path) -> None:
 
 def test_a_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
-    torch.save({"a": torch.zeros(100)}, path, _use_new_zipfile_serialization=False)
+    torch.save({"a": torch.zeros(10**5)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
-    assert content.count(b"cpuq\x07Kd") == 1  # the storage's count of numbers
-    path.write_bytes(content.replace(b"cpuq\x07Kd", b"cpuq\x07J\xff\xff\xff\x7f"))
+    count = b"J" + struct.pack("<i", 10**5)  # of the storage, and the tensor's length
+    assert content.count(count) == 2
+    path.write_bytes(content.replace(count, b"J" + struct.pack("<i", 2**31 - 1), 1))
     with pytest.raises(UserError, match=r"storages of 8,589,934,588 bytes"):
         numbers_in(path)
-    torch.save({"a": torch.zeros(100)}, path)
-    path.write_bytes(path.read_bytes().replace(b"cpuq\x07Kd", b"cpuq\x07Kc"))
-    with pytest.raises(UserError, match="is a pickle that holds more than tensors"):
+    torch.save({"a": torch.zeros(10**5)}, path)
+    path.write_bytes(path.read_bytes().replace(count, b"J" + struct.pack("<i", 10**5 - 1), 1))
+    with pytest.raises(UserError, match="storage 0 has not 399,996 bytes"):
         numbers_in(path)
 
 
