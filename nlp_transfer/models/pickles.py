@@ -48,7 +48,7 @@ def refusal(name: str) -> str:
 
 
 def check_pickle(path: Path) -> None:
-    """Raise a UserError where a file is not what torch.save writes for tensors by name, or would take more memory than its size."""
+    """Raise a UserError where a file is not what torch.save writes for tensors by name, or would take more memory than it has."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
