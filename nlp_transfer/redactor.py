@@ -9,9 +9,11 @@ import atexit
 import codecs
 import io
 import logging
+import os
 import sys
 import threading
 import warnings
+import weakref
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -19,6 +21,7 @@ from nlp_transfer.secrets import begun, hide, redact, spans
 from nlp_transfer.system import finish_output, open_streams
 from nlp_transfer.terminal import printable
 
+_redactors: "weakref.WeakSet[Redactor]" = weakref.WeakSet()
 MOST_HELD = 1 << 16  # bytes; what is longer and still no complete secret is none
 CONTEXT = 512  # characters of an unfinished line by which the next write is judged
 
@@ -37,6 +40,7 @@ class Redactor(io.BufferedIOBase):
         self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # any bytes come back as they were
         self._lock = threading.RLock()  # a signal's handler may print while the same thread does
+        _redactors.add(self)
 
     def write(self, data: Any) -> int:
         """Print all that cannot be part of a secret any more."""
@@ -87,6 +91,16 @@ class Redactor(io.BufferedIOBase):
     @property
     def name(self) -> Any:
         return getattr(self.below, "name", None)
+
+
+def _begin_child() -> None:
+    """After a fork: another thread may have held a lock, and what is held back is printed by the parent."""
+    for redactor in _redactors:
+        redactor._lock, redactor._held = threading.RLock(), ""
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 class _Encoded:

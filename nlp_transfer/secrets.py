@@ -25,14 +25,17 @@ KINDS = (
     r"hf_[A-Za-z0-9]{16,}", r"api_org_[A-Za-z0-9]{16,}",  # Hugging Face
     r"gh[pousr]_[A-Za-z0-9]{20,}", r"github_pat_[A-Za-z0-9_]{20,}",  # GitHub
     r"glpat-[A-Za-z0-9_-]{16,}",  # GitLab
-    r"sk-[A-Za-z0-9_-]{20,}", r"AIza[A-Za-z0-9_-]{30,}", r"ya29\.[A-Za-z0-9_-]{20,}",  # OpenAI and the like, Google
+    # OpenAI and the like (not the names of models, as in `opus-mt-sk-en`), Google
+    r"(?<![A-Za-z0-9_-])sk-(?=[a-z_-]*[A-Z0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{20,}",
+    r"AIza[A-Za-z0-9_-]{30,}", r"ya29\.[A-Za-z0-9_-]{20,}",
     r"AKIA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16}",  # AWS
     r"xox[abeoprs]-[A-Za-z0-9_-]{10,}",  # Slack
     r"pypi-[A-Za-z0-9_-]{40,}",  # PyPI
     r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+",  # JSON web tokens
 )  # fmt: skip
-CUT = (
-    r"(?:hf_|api_org_|gh[pousr]_|github_pat_|glpat-|sk-|AIza|xox[abeoprs]-|pypi-AgEI)[\w-]{6,}(?:\.\.\.|…)[\w-]*"  # by a message
+CUT = (  # by a message
+    r"(?:hf_|api_org_|gh[pousr]_|github_pat_|glpat-|sk-|AIza|xox[abeoprs]-|pypi-AgEI)"
+    r"(?=[a-z_-]*[A-Z0-9])[\w-]{6,}(?:\.\.\.|…)[\w-]*"
 )
 SHAPES = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(KINDS)}|{CUT})")
 IN_BYTES = [re.compile(kind.encode()) for kind in KINDS]  # one by one, since each is found fast by what it begins with
@@ -42,11 +45,15 @@ KEY_BLOCK = re.compile(
     re.DOTALL,
 )
 SECRET_WORD = r"(?:(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!bos_)(?<!eos_)(?<!mask_)token|secret|passw(?:or)?d|api[_-]?key)"
-SAID = rf"(?:(?<!\w)[\w.-]*{SECRET_WORD}['\"]?\s*[:=]\s*|--[\w.-]*{SECRET_WORD}\s+)(?P<quote>['\"]?)"
+# Repeats are bounded, so that a long line takes time in proportion to its length.
+SAID = (
+    rf"(?:(?:(?<!\w)|(?<=\w{{64}}))[\w.-]{{0,64}}{SECRET_WORD}['\"]?\s{{0,64}}[:=]\s{{0,64}}"
+    rf"|--[\w.-]{{0,64}}{SECRET_WORD}\s{{1,64}})(?P<quote>['\"]?)"
+)
 BEARER = r"\b(?:bearer|authorization:?)\s+(?!bearer\b)"
 BASIC = r"\bbasic\s+"
-QUERY = r"[?&](?:[\w.-]*(?:token|secret|password|signature|credential|api[_-]?key)|sig|key)="
-ADDRESS = r"\b[a-z][a-z0-9+.-]*:/{1,2}"  # one slash is enough: taken for a path, an address loses the other
+QUERY = r"[?&](?:[\w.-]{0,64}(?:token|secret|password|signature|credential|api[_-]?key)|sig|key)="
+ADDRESS = r"\b[a-z][a-z0-9+.-]{0,30}:/{1,2}"  # one slash is enough: taken for a path, an address loses the other
 
 
 class Rule(NamedTuple):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_transfer.config import shorten
@@ -46,21 +47,27 @@ def pin(source: ModelSource) -> ModelSource:
             config = hf_hub_download(source.path, "config.json", revision=source.revision)
         except FAULTS as error:
             folder = Path(source.path).absolute()
-            message = f"model: {source.name} cannot be opened: {first_line(error)} There is no folder {folder} either."
+            message = f"model: {source.name} cannot be opened: {_said(error)} There is no folder {folder} either."
             raise UserError(message) from error
     return ModelSource(source.name, source.path, Path(config).parent.name)
 
 
 @cache
-def _names_on_hub(repository: str, commit: str) -> frozenset[str]:
-    """The files of a repository; where the hub cannot be asked, those in the cache."""
+def _listed(repository: str, commit: str) -> frozenset[str]:
+    with asking(f"model: {repository}"):
+        return frozenset(HfApi().list_repo_files(repository, revision=commit))
+
+
+def _names_on_hub(repository: str, commit: str) -> frozenset[str] | None:
+    """The files of a repository; where the hub cannot be reached, those in the cache; None where it does not list them."""
     if not constants.is_offline_mode():
         try:
-            with asking(f"model: {repository}"):
-                return frozenset(HfApi().list_repo_files(repository, revision=commit))
+            return _listed(repository, commit)
         except RefusedError:
             raise
         except FAULTS as error:
+            if isinstance(error.__cause__, HfHubHTTPError):  # it answers, so its files can be asked for one by one
+                return None
             say_once(f"warning: the files of {repository} cannot be listed ({first_line(error)}); those in the cache are used")
     try:
         folder = Path(hf_hub_download(repository, "config.json", revision=commit, local_files_only=True)).parent
@@ -84,13 +91,22 @@ def find_file(source: ModelSource, name: str) -> Path | None:
         path = Path(source.path, name)
         return _inside(source, path) if os.path.lexists(path) else None
     assert source.revision is not None, "the source is pinned to a commit"
-    if name not in _names_on_hub(source.path, source.revision):
+    names = _names_on_hub(source.path, source.revision)
+    if names is not None and name not in names:
         return None
     with asking(f"model: {source.name}"):
         try:
             return Path(hf_hub_download(source.path, name, revision=source.revision))
+        except RemoteEntryNotFoundError:
+            return None
         except FAULTS as error:
-            raise UserError(f"model: {source.name}: {name} cannot be downloaded: {first_line(error)}") from error
+            raise UserError(f"model: {source.name}: {name} cannot be downloaded: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    """All that the library says of an error, and the answer that it comes from."""
+    lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:500]
+    return f"{lines} ({first_line(error.__cause__)})" if error.__cause__ is not None else lines
 
 
 def _inside(source: ModelSource, path: Path) -> Path:

@@ -26,6 +26,8 @@ from nlp_transfer.export.retries import one_try_each
 from nlp_transfer.export.rights import check_target
 from nlp_transfer.hub_answers import ANSWERS, PATH
 from nlp_transfer.hub_client import HubError, asking
+from nlp_transfer.models.view import find_file, pin
+from nlp_transfer.sources import ModelSource
 from tests.hub import Fault, Hub, serve
 from tests.hub.client import TOKEN
 from tests.hub.faults import Answer
@@ -398,3 +400,24 @@ def test_an_answer_that_only_trickles_in(part: str, tmp_path: Path, monkeypatch:
             download(tmp_path / "cache")
         hub.faults = []
         assert (download(tmp_path / "cache") / "config.json").read_bytes() == FILES["config.json"]
+
+
+@pytest.mark.parametrize("status", [404, 501])
+def test_a_hub_that_lists_no_files_still_has_them(connection: tuple[Hub, Inside], status: int) -> None:
+    """A file that is not listed must not count as missing: a model without its tokenizer's settings would be another one."""
+    hub, _ = connection
+    hub.seed(NAME, FILES | {"tokenizer_config.json": b"{}"})
+    hub.faults = [Fault("changed", "tree", None, change=lambda _, content, headers: (status, content, headers))]
+    source = pin(ModelSource(NAME, NAME))
+    found = find_file(source, "tokenizer_config.json")
+    assert found is not None
+    assert found.read_bytes() == b"{}"
+    assert find_file(source, "added_tokens.json") is None
+
+
+def test_a_repository_that_may_not_be_read_says_so(connection: tuple[Hub, Inside]) -> None:
+    hub, _ = connection
+    refused = with_headers(X_Error_Code="GatedRepo")
+    hub.faults = [Fault("changed", "", None, change=lambda _, content, headers: (403, *refused(403, content, headers)[1:]))]
+    with pytest.raises(UserError, match=r"(?s)403.*(gated|restricted|access|Gated)"):
+        pin(ModelSource(NAME, NAME))

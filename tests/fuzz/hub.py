@@ -15,7 +15,7 @@ from nlp_transfer import hub_client
 from nlp_transfer.errors import UserError
 from nlp_transfer.export import remote, retries, rights
 from nlp_transfer.hub_client import asking
-from nlp_transfer.models.view import _names_on_hub, find_file, pin
+from nlp_transfer.models.view import _listed, find_file, pin
 from nlp_transfer.sources import ModelSource
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
 from tests.hub import Fault
@@ -244,7 +244,7 @@ def make(rng: random.Random, folder: Path) -> Case:
         if kind == "push":
             send()
         elif kind == "file":
-            _names_on_hub.cache_clear()
+            _listed.cache_clear()
             find_file(pin(ModelSource(NAME, NAME)), "model.safetensors")
         elif kind == "data":
             with asking(f"data.train: {NAME}"):
