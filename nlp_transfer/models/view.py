@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.utils import httpx
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_transfer.config import shorten
@@ -66,7 +67,7 @@ def _names_on_hub(repository: str, commit: str) -> frozenset[str] | None:
         except RefusedError:
             raise
         except FAULTS as error:
-            if isinstance(error.__cause__, HfHubHTTPError):  # it answers, so its files can be asked for one by one
+            if not isinstance(error.__cause__, httpx.TransportError):  # it answers, so its files can be asked for one by one
                 return None
             say_once(f"warning: the files of {repository} cannot be listed ({first_line(error)}); those in the cache are used")
     try:
