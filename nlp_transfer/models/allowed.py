@@ -41,13 +41,14 @@ UNDECLARED = frozenset((
 WORDS = frozenset((
     "model_type", "architectures", "tokenizer_class", "dtype", "torch_dtype", "transformers_version", "problem_type",
     "activation", "activation_function", "afn", "approx_mode", "attention_layers", "attention_type", "attention_types",
-    "attn_impl", "attn_layers", "attn_type", "classifier_activation", "classifier_pooling", "conv_act",
-    "cross_attention_shape_for_attention", "default_language", "dense_act_fn", "early_stopping", "encoder_attention_type",
-    "feed_forward_proj", "ff_activation", "force_dequant", "hidden_act", "hidden_activation", "hidden_mamba_act",
-    "init_device", "langs", "languages", "layer_types", "layers", "layers_block_type", "mamba_dt_rank", "mlp_layer_types",
-    "norm_rel_ebd", "norm_type", "normalization_type", "pooler_hidden_act", "pooling", "pooling_type", "pos_att_type",
-    "position_embedding_type", "position_embeddings_type", "rope_type", "second_expert_policy", "sliding_window_pattern",
-    "summary_activation", "summary_type", "topk_method", "type", "__float__",
+    "attn_impl", "attn_layers", "attn_type", "average_approximation_function", "classifier_activation", "classifier_pooling",
+    "conv_act", "cross_attention_shape_for_attention", "default_language", "dense_act_fn", "early_stopping",
+    "encoder_attention_type", "feed_forward_proj", "ff_activation", "force_dequant", "hidden_act", "hidden_activation",
+    "hidden_mamba_act", "init_device", "langs", "languages", "layer_types", "layers", "layers_block_type", "mamba_dt_rank",
+    "mlp_layer_types", "norm_rel_ebd", "norm_type", "normalization_type", "pooler_hidden_act", "pooling", "pooling_type",
+    "pos_att_type", "position_embedding_type", "position_embeddings_type", "projector_hidden_act", "rope_type",
+    "router_dtype", "second_expert_policy", "sliding_window_pattern", "speech_encoder_hidden_act", "summary_activation",
+    "summary_type", "topk_method", "type", "__float__",
 ))  # fmt: skip
 LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # words of the data, as they are
 # These may hold a configuration, besides the `sub_configs` of a class; it is reduced by its own class.
