@@ -99,10 +99,10 @@ def position_limit(config: Any) -> int:
 
 def _outline(config: Any) -> nn.Module:
     """The model without memory for its weights; an empty one where it cannot be built from its configuration alone."""
-    from nlp_transfer.models.allocation import AllocationLimit  # that package imports this module
+    from nlp_transfer.models.allocation import outlined  # that package imports this module
 
     try:
-        with torch.device("meta"), AllocationLimit("config.json", 2**62, 500_000):
+        with outlined("config.json"):
             model: nn.Module = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
     except Exception:  # families raise what they like; loading the model says what is wrong
         return nn.Module()

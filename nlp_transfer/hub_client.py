@@ -25,10 +25,10 @@ PATIENCE = 120.0  # seconds for a connection, and between two pieces of an answe
 ANSWER = 300.0  # seconds until an answer begins, besides those that sending takes
 WINDOW, SLOWEST = 60.0, 1000  # within so many seconds an answer must bring so many bytes a second
 MOST_IN_MEMORY = 32 * 2**20  # bytes of an answer that is not a download
-MOST_UNANNOUNCED = 2**30  # bytes of a download whose length is not told
+MOST_UNANNOUNCED = 2**30  # bytes of a download without a Content-Length
 MOST_REQUESTS, MOST_DOWNLOADS = 10_000, 50  # of one address in one operation
 LONGEST_WAIT = 300  # seconds that a hub may ask to wait before the next try
-TOLD = ("Retry-After", "RateLimit")
+WAITS = ("Retry-After", "RateLimit")
 ADVICE = "check HF_ENDPOINT (the hub's address), or try again later"
 CALL = "nlp_transfer"  # the key under which a request carries its _Call
 AGENT = f"nlp_transfer/{version('nlp_transfer')}; hf_hub/{version('huggingface_hub')}"
@@ -137,7 +137,7 @@ def guarded(what: str) -> Iterator[Operation]:
     with _lock:
         _install()
         if not _operations:
-            # hf_xet has connections of its own, which pass no guard; telemetry asks the hub what it would like to know.
+            # hf_xet opens connections that this client does not see; telemetry asks the hub what to report.
             _before.update({name: getattr(constants, name) for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY")})
             for name in _before:
                 setattr(constants, name, True)
@@ -292,7 +292,7 @@ def _check_answer(response: Any) -> None:
     asked = request.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
     if response.status_code == 206 and asked and not headers.get("Content-Range", "").startswith(f"bytes {asked}-"):
         raise refuse(f"it is another part of the file than was asked for ({headers.get('Content-Range', '')[:80]!r})")
-    for name in TOLD:  # digits that are too many for a wait; then the library's own waits apply
+    for name in WAITS:  # digits that are too many for a wait; then the library's own waits apply
         if any(len(digits) > 9 or int(digits) > LONGEST_WAIT for digits in _numbers(headers.get(name, ""))) and not _policies:
             del headers[name]
     download = call.stream and response.status_code in (200, 206)

@@ -17,8 +17,7 @@ from typing import Any
 from nlp_transfer.config import DataConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.models.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
-from nlp_transfer.models.view import find_file
-from nlp_transfer.models.weight_files import weight_files
+from nlp_transfer.models.view import find_file, find_weights
 from nlp_transfer.resolve import Run
 from nlp_transfer.sources import ModelSource, find_model
 from nlp_transfer.sources.paths import mapping, portable, replaced
@@ -89,7 +88,7 @@ def _hash_model(source: ModelSource) -> list[tuple[str, str]]:
         return []
 
     names = [f"{folder}{name}" for folder in MODEL_FOLDERS for name in (*CONFIGURATIONS, RECORD, *TOKENIZER_FILES)]
-    files = {path for name in names if (path := find_file(source, name))} | set(weight_files(source))
+    files = {path for name in names if (path := find_file(source, name))} | set(find_weights(source)[0].values())
     return [(str(path), sha256_of(path)) for path in sorted(files)]
 
 

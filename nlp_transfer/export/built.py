@@ -22,6 +22,7 @@ from nlp_transfer.config import TrainingConfig
 from nlp_transfer.errors import UserError
 from nlp_transfer.export.probe import probe_difference
 from nlp_transfer.models import Checkpoint
+from nlp_transfer.models.allocation import outlined
 from nlp_transfer.models.reading import FAULTS, first_line
 from nlp_transfer.models.view import check_model, find_file, load_configuration
 from nlp_transfer.models.weight_files import check_finite, check_weights
@@ -53,7 +54,7 @@ class SavedCheckpoint(Checkpoint):
         config = load_configuration(self.source)
         for name, value in overrides.items():
             setattr(config, name, value)
-        with torch.device("meta"):
+        with outlined(f"model: {self.source.name}: {FOLDER}/config.json"):
             check_weights(self.source, auto_class.from_config(copy.deepcopy(config), trust_remote_code=False))
         model: Any = auto_class.from_config(config, trust_remote_code=False, dtype=torch.float32)
         model.new_parameters = frozenset(name for name, _ in model.named_parameters())

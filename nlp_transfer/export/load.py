@@ -22,10 +22,9 @@ from nlp_transfer.hub_client import asking
 from nlp_transfer.inference import Predictor
 from nlp_transfer.models import Checkpoint, check_head, encoder_type, forbid_new_parameters, merge_adapter
 from nlp_transfer.models.adapter_settings import load_adapter
-from nlp_transfer.models.allowed import RECORD, TOKENIZER_FILES
+from nlp_transfer.models.allowed import ADAPTER_WEIGHTS, RECORD, TOKENIZER_FILES
 from nlp_transfer.models.reading import read_json
 from nlp_transfer.models.view import read_settings
-from nlp_transfer.models.weight_files import ADAPTER_WEIGHTS
 from nlp_transfer.seq2seq.sides import TARGET_FOLDER
 from nlp_transfer.sources import HUB_MODEL, ModelSource, check_recorded_model, find_model
 from nlp_transfer.sources.paths import mapping

@@ -32,11 +32,19 @@ from nlp_transfer.layers import is_encoder_decoder as is_encoder_decoder
 from nlp_transfer.layers import linear_layers as linear_layers
 from nlp_transfer.layers import new_parameters as new_parameters
 from nlp_transfer.layers import width as width
-from nlp_transfer.models.allocation import AllocationLimit
+from nlp_transfer.models.allocation import outlined
 from nlp_transfer.models.allowed import RECORD
 from nlp_transfer.models.reading import FAULTS
-from nlp_transfer.models.view import check_model, load_configuration, load_tokenizer, pin, private_folder, read_settings
-from nlp_transfer.models.weight_files import check_finite, check_weights, weight_files, why
+from nlp_transfer.models.view import (
+    check_model,
+    find_weights,
+    load_configuration,
+    load_tokenizer,
+    pin,
+    private_folder,
+    read_settings,
+)
+from nlp_transfer.models.weight_files import check_finite, check_weights, why
 from nlp_transfer.sources import ModelSource
 
 # The names under which the families keep their dropout rates.
@@ -45,7 +53,6 @@ HIDDEN_DROPOUT = (
     "embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "head_dropout",
 )  # fmt: skip
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-MOST_NUMBERS, MOST_OPERATIONS = 2**62, 500_000  # of a model that is only outlined: any size, since it takes no memory
 HEAD = re.compile(r"For([A-Z]\w+)$")  # at the end of a class's name; RoFormerModel has none
 LAYER_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop")
 
@@ -144,9 +151,9 @@ class Checkpoint:
             )
         for name, value in overrides.items():
             setattr(config, name, value)
-        files = weight_files(self.source)
+        files = list(find_weights(self.source)[0].values())
         try:
-            with torch.device("meta"), AllocationLimit(f"model: {self.source.name}: config.json", MOST_NUMBERS, MOST_OPERATIONS):
+            with outlined(f"model: {self.source.name}: config.json"):
                 check_weights(self.source, auto_class.from_config(config, trust_remote_code=False))
             with private_folder(self.source, weights=True) as folder:
                 model, report = auto_class.from_pretrained(

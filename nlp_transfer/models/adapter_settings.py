@@ -7,7 +7,6 @@ private folder with the reduced settings, written anew, and the file of weights,
 import dataclasses
 import json
 import math
-import os
 import re
 import tempfile
 import warnings
@@ -20,8 +19,9 @@ from nlp_transfer.config import shorten
 from nlp_transfer.console import say
 from nlp_transfer.errors import UserError
 from nlp_transfer.models.allocation import AllocationLimit
-from nlp_transfer.models.view import find_file, read_settings
-from nlp_transfer.models.weight_files import ADAPTER_WEIGHTS, check_finite, numbers_in, why
+from nlp_transfer.models.allowed import ADAPTER_WEIGHTS
+from nlp_transfer.models.view import find_file, link_file, read_settings
+from nlp_transfer.models.weight_files import check_finite, numbers_in, why
 from nlp_transfer.sources import ModelSource
 
 SETTINGS = "adapter_config.json"
@@ -270,7 +270,7 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
     limit = AllocationLimit(f"{folder}: {SETTINGS}", TIMES * numbers + SPARE, operations + SPARE_OPERATIONS)
     with tempfile.TemporaryDirectory(prefix="nlp_transfer-adapter-") as private:
         Path(private, SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
-        os.symlink(weights.resolve(), Path(private, name))
+        link_file(weights, Path(private, name))
         try:
             with limit, warnings.catch_warnings():
                 warnings.simplefilter("ignore")

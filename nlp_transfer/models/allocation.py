@@ -1,6 +1,8 @@
 """A limit on what code that reads a hostile file may allocate, checked before each allocation and whatever the file says."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -8,6 +10,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nlp_transfer.errors import UserError
+
+MOST_OUTLINED = 500_000  # operations that building a model takes: one of 1,000 layers takes less than half
+
+
+@contextmanager
+def outlined(place: str) -> Iterator[None]:
+    """Build models inside on the device `meta`, where they may have any size, since they take no memory; but not forever.
+
+    Args:
+        place: the configuration, for messages.
+    """
+    with torch.device("meta"), AllocationLimit(place, 2**62, MOST_OUTLINED):
+        yield
 
 
 class AllocationLimit(TorchDispatchMode):

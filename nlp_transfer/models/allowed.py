@@ -10,6 +10,7 @@ import re
 CONFIGURATIONS = ("config.json", "generation_config.json")
 RECORD = "nlp_transfer.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin)")  # in the folder of its index
 # The names under which the tokenizers of transformers look for their files; pickles (`vocab.pkl`) are not among them.
 TOKENIZER_FILES = (

@@ -27,12 +27,16 @@ from nlp_transfer.models.allowed import (
     WORDS,
 )
 from nlp_transfer.models.reading import FAULTS
+from nlp_transfer.models.tokenizer_fields import ADDED_TOKEN
 from nlp_transfer.models.tokenizer_loading import check_settings, check_tokens
 
 WORD = re.compile(r"[\w.+ #|-]{0,64}")
 MOST_LAYERS, MOST_POSITIONS, MOST_LABELS, MOST_NUMBER = 1000, 2**21, 10**5, 2**31
-COUNTS_LAYERS = re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$")
-COUNTS_POSITIONS = re.compile(r"position|n_ctx|seq_len")
+LIMITS = (  # of numbers, by their names
+    (re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$"), MOST_LAYERS),
+    (re.compile(r"position|n_ctx|seq_len"), MOST_POSITIONS),
+    (re.compile(r"^num_labels$"), MOST_LABELS),
+)
 NO_TABLE = re.compile(r"theta|length")  # numbers that make nothing large
 MODEL_TYPE = "model_type"
 
@@ -69,7 +73,7 @@ def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) 
         )
     reduced: dict[str, Any] = {}
     ignored: list[str] = []
-    declared = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    declared = _declared(kind)
     fields, own = _fields(kind), not kind.__module__.startswith("transformers.")
     inner = {name: part if hasattr(part, "sub_configs") else None for name, part in getattr(kind, "sub_configs", {}).items()}
     for key, value in document.items():
@@ -98,10 +102,14 @@ def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) 
     return reduced, ignored
 
 
+def _declared(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+
+
 @cache
 def _fields(kind: Any) -> frozenset[str]:
     """The keys that a family's configuration may have."""
-    names = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    names = _declared(kind)
     renamed: Mapping[str, str] = getattr(kind, "attribute_map", {})
     with suppress(*FAULTS):
         names |= set(kind().to_dict())  # with what is computed from the fields, and saved
@@ -179,8 +187,7 @@ def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
     if isinstance(value, list):
         return [_tokens(inner, key, words) for inner in value]
     if isinstance(value, dict) and "content" in value:
-        known = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-        flags = {name: _data(inner, "", ()) for name, inner in value.items() if name in known[1:]}
+        flags = {name: _data(inner, "", ()) for name, inner in value.items() if name in ADDED_TOKEN.keys() - {"id", "content"}}
         if not isinstance(value["content"], str):
             raise _NotDataError
         return {"content": value["content"], **flags, **({"__type": "AddedToken"} if "__type" in value else {})}
@@ -200,7 +207,6 @@ def _check_sizes(key: str, value: Any) -> None:
         for inner_key, inner in value.items() if isinstance(value, dict) else ((key, inner) for inner in value):
             _check_sizes(inner_key, inner)
         return
-    limits = ((COUNTS_LAYERS, MOST_LAYERS), (COUNTS_POSITIONS, MOST_POSITIONS), (re.compile("^num_labels$"), MOST_LABELS))
-    most = next((limit for names, limit in limits if names.search(name)), MOST_NUMBER)
+    most = next((limit for names, limit in LIMITS if names.search(name)), MOST_NUMBER)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not NO_TABLE.search(name) and abs(value) > most:
         raise UserError(f"config.json has {key}: {shorten(value)}; allowed: up to {most:,}")

@@ -92,9 +92,7 @@ class _Reduction:
     def reduce(self, document: Any) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
             raise self.refuse("model", document, "a tokenizer.json with a model")
-        reduced = self.fields(
-            "", document, dict.fromkeys(("version", "truncation", "padding", "added_tokens", *LISTS, "model"), ANY)
-        )
+        reduced = self.fields("", document, dict.fromkeys(SECTIONS, ANY))
         model, ids = self.model(document["model"])
         reduced["model"] = model
         components = {section: self.section(section, document.get(section)) for section in LISTS}

@@ -26,13 +26,13 @@ from nlp_transfer.config import shorten
 from nlp_transfer.console import say_once
 from nlp_transfer.errors import UserError, converted
 from nlp_transfer.hub_client import RefusedError, asking
-from nlp_transfer.models.allowed import CONFIGURATIONS, FOLDERS, RECORD, SHARD, TOKENIZER_FILES, WEIGHTS
+from nlp_transfer.models.allowed import ADAPTER_WEIGHTS, CONFIGURATIONS, FOLDERS, RECORD, SHARD, TOKENIZER_FILES, WEIGHTS
 from nlp_transfer.models.reading import FAULTS, first_line, read_json
 from nlp_transfer.models.reduce import reduce_config, reduce_generation, reduce_tokenizer
 from nlp_transfer.models.tokenizer_loading import check_loaded, checked_file
 from nlp_transfer.sources import ModelSource
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_FILES = ("adapter_config.json", *ADAPTER_WEIGHTS)
 
 
 def pin(source: ModelSource) -> ModelSource:
@@ -180,22 +180,36 @@ def _write_reduced(source: ModelSource, name: str, reduce: Any, folder: Path) ->
 
 
 def _add_weights(source: ModelSource, folder: Path) -> None:
+    files, index = find_weights(source)
+    for name, path in files.items():
+        link_file(path, folder / name)
+    for name, shards in index.items():
+        (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": shards}), encoding="utf-8")
+
+
+def find_weights(source: ModelSource) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
+    """The files by name that transformers takes the weights from, and by its name the index in which of them each weight is.
+
+    Both are empty where there are no weights, the index also where they are in one file. Pickles come last.
+
+    Raises:
+        UserError: an index names files that are not the model's, or that are missing.
+    """
     for name in WEIGHTS:
         if (path := find_file(source, name)) is None:
             continue
         if not name.endswith(".json"):
-            _link(path, folder / name)
-            return
-        shards = read_index(source, name)
-        (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": shards}), encoding="utf-8")
+            return {name: path}, {}
+        shards, files = _read_index(source, name), dict[str, Path]()
         for shard in sorted(set(shards.values())):
             if (found := find_file(source, shard)) is None:
                 raise UserError(f"model: {source.name}: {shard} is missing, {name} names it; copy the model again, whole")
-            _link(found, folder / shard)
-        return
+            files[shard] = found
+        return files, {name: shards}
+    return {}, {}
 
 
-def read_index(source: ModelSource, name: str) -> dict[str, str]:
+def _read_index(source: ModelSource, name: str) -> dict[str, str]:
     """In which file beside an index each weight is. Raises a UserError where it names files that are not the model's."""
     index = read_settings(source, name) or {}
     shards = index.get("weight_map")
@@ -222,7 +236,7 @@ def _add_tokenizer(source: ModelSource, inner: str, folder: Path) -> None:
             except UserError as error:
                 raise UserError(f"model: {source.name}: {prefix}{name}: {error}") from error
             if reduced is None:
-                _link(path, folder / inner / name)
+                link_file(path, folder / inner / name)
                 continue
             document, ignored = reduced
             if ignored:
@@ -230,7 +244,8 @@ def _add_tokenizer(source: ModelSource, inner: str, folder: Path) -> None:
             (folder / inner / name).write_text(json.dumps(document), encoding="utf-8")
 
 
-def _link(path: Path, place: Path) -> None:
+def link_file(path: Path, place: Path) -> None:
+    """Make a checked file appear at a place in a private folder."""
     try:
         place.symlink_to(path.resolve())
     except OSError:  # Windows allows it only to some users

@@ -1,4 +1,4 @@
-"""Files of weights: which files a model has, whether they may be opened, how many numbers they hold, and whether all are finite.
+"""Files of weights: whether they may be opened, how many numbers they hold, and whether all are finite.
 
 A file is measured before a library opens it: the header of a safetensors file; of a pickle see `pickles`.
 """
@@ -16,13 +16,11 @@ from torch import nn
 
 from nlp_transfer.config import shorten
 from nlp_transfer.errors import UserError
-from nlp_transfer.models.allowed import WEIGHTS
 from nlp_transfer.models.pickles import check_pickle, refusal
 from nlp_transfer.models.reading import first_line
-from nlp_transfer.models.view import find_file, read_index
+from nlp_transfer.models.view import find_weights
 from nlp_transfer.sources import ModelSource
 
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 MOST_HEADER = 16 * 2**20  # bytes; the header of a model of a thousand layers has one or two million
 MOST_TENSORS = 100_000
 SPARE = 10**8  # numbers that a head, or a decoder, may have besides what the weights hold
@@ -32,29 +30,13 @@ SHOWN = 4
 Shapes = dict[str, tuple[int, ...]]
 
 
-def weight_files(source: ModelSource) -> list[Path]:
-    """Return the files that transformers will take the weights from; none where there are none. Pickles come last.
-
-    Raises:
-        UserError: an index names files that are not the model's.
-    """
-    for name in WEIGHTS:
-        if (path := find_file(source, name)) is None:
-            continue
-        if not name.endswith(".json"):
-            return [path]
-        shards = sorted(set(read_index(source, name).values()))
-        return [found for shard in shards if (found := find_file(source, shard)) is not None]
-    return []
-
-
 def check_weights(source: ModelSource, model: nn.Module) -> None:
     """Raise a UserError where a model as it is configured is far larger than its weights, or a file of weights is damaged.
 
     Args:
         model: on the device `meta`, where it takes no memory.
     """
-    stored = sum(map(numbers_in, weight_files(source)))
+    stored = sum(map(numbers_in, find_weights(source)[0].values()))
     described = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if stored and described > stored * TIMES + SPARE:
         raise UserError(

@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from nlp_transfer import models
 from nlp_transfer.compatibility import MORE_THAN_TEXT
 from nlp_transfer.errors import UserError
-from nlp_transfer.models import Checkpoint
+from nlp_transfer.models import Checkpoint, allocation
 from nlp_transfer.models.allowed import TOKENIZER_FILES, TOKENIZER_NUMBERS, TOKENIZER_WORDS, TOKENS
 from nlp_transfer.models.reduce import reduce_config, reduce_generation, reduce_tokenizer
 from nlp_transfer.models.view import load_configuration, load_tokenizer, private_folder
@@ -258,6 +257,6 @@ def test_buffers_count_as_well_and_building_ends(model: Path, monkeypatch: pytes
 
     with torch.device("meta"), pytest.raises(UserError, match="1,000,000,006 numbers"):
         check_weights(find_model(str(model)), WithBuffer())
-    monkeypatch.setattr(models, "MOST_OPERATIONS", 3)
+    monkeypatch.setattr(allocation, "MOST_OUTLINED", 3)
     with pytest.raises(UserError, match="operations"):
         Checkpoint.open(find_model(str(model))).load(AutoModel)
