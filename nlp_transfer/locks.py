@@ -48,17 +48,27 @@ def open_own(path: Path, create: bool = True) -> BinaryIO:
     return os.fdopen(descriptor, "r+b")
 
 
-def read_own(path: Path, most: int = LONGEST_RECORD) -> bytes:
-    """Read a file that a command recorded something in, without following a link or waiting for a pipe.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, without following a link or waiting for a pipe.
 
     Raises:
-        OSError: it is missing, not a regular file, larger than `most` bytes or not readable.
+        OSError: it is missing, not a regular file or not readable.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | SAFE)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path} is not a regular file")
-        if status.st_size > most:
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | SAFE))  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path} is not a regular file")
+    return file
+
+
+def read_own(path: Path, most: int = LONGEST_RECORD) -> bytes:
+    """Read a file that a command recorded something in, as `open_regular`.
+
+    Raises:
+        OSError: it cannot be opened, or is larger than `most` bytes.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
             raise OSError(f"{path} is larger than {most:,} bytes")
         return file.read(most)
 

@@ -7,16 +7,16 @@ import hashlib
 import io
 import os
 import re
-import stat
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from huggingface_hub.hf_api import RepoFile
 
 from nlp_transfer.export.built import FOLDER as BUILT
+from nlp_transfer.locks import open_regular
 from nlp_transfer.models.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.secrets import find_secret, is_in_bytes
 
@@ -47,7 +47,7 @@ def is_allowed(name: str, card: str) -> bool:
 class Content:
     """What a file in the repository is to hold: bytes, or a file that stays open."""
 
-    def __init__(self, source: bytes | io.BufferedReader) -> None:
+    def __init__(self, source: bytes | BinaryIO) -> None:
         self.source = source
 
     @classmethod
@@ -59,11 +59,7 @@ class Content:
         """
         if any((folder / parent).is_symlink() for parent in Path(name).parents if parent.name):
             raise OSError(f"{Path(name).parent} is a link")
-        flags = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC"))
-        file = os.fdopen(os.open(folder / name, flags), "rb")
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise OSError("it is no regular file")
+        file = open_regular(folder / name)
         if name.endswith(".safetensors"):
             return cls(file)
         with file:

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from nlp_transfer.console import say
 from nlp_transfer.disk import patiently
 from nlp_transfer.errors import UserError
 from nlp_transfer.locks import read_own
+from nlp_transfer.models.weight_files import stored_shapes
 from nlp_transfer.system import from_main, rank
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
@@ -96,14 +96,14 @@ class Keeper:
         """Why the tensors of a checkpoint cannot be used with this model, or None."""
         if broken := checkpoints.what_is_broken(path):
             return broken
-        own = {name: list(parameter.shape) for name, parameter in self.model.named_parameters()}
+        own = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
         try:
             for name in ("model", "optimizer", *(["average"] if self.ema else [])):
-                for key, shape in _shapes(path / f"{name}.safetensors").items():
+                for key, shape in stored_shapes(path / f"{name}.safetensors").items():
                     parameter, _, state = key.rpartition("/") if name == "optimizer" else (key, "", "")
                     if parameter not in own or (state in ("", "exp_avg", "exp_avg_sq") and shape != own[parameter]):
                         return f"{name}.safetensors: found {key} of shape {shape}; the model has {own.get(parameter, 'none')}"
-        except (OSError, SafetensorError) as error:
+        except UserError as error:
             return f"{name}.safetensors cannot be read: {error}"
         return None
 
@@ -113,7 +113,7 @@ class Keeper:
             position = self._read(path)
             if position.average_steps != (steps := position.step if self.ema else 0):
                 return f"state.json: average_steps: found {position.average_steps}; allowed: {steps}"
-            if position.touched != sorted(_shapes(path / "model.safetensors")):
+            if position.touched != sorted(stored_shapes(path / "model.safetensors")):
                 return "state.json: touched: found other names than model.safetensors has"
             check(position)
         except (OSError, ValueError) as error:
@@ -183,9 +183,3 @@ class Keeper:
         with torch.no_grad():
             for name, value in weights.items():
                 parameters[name].copy_(value)
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """The shapes of the tensors in a file, from its header alone."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -42,7 +42,6 @@ ALLOWED = {
     "sources/wheels.py": "a private folder with a random name in the user's cache; files are renamed when complete",
     "sources/entries.py": "a private folder with a random name in the user's cache; files are renamed when complete",
     "models/adapter_settings.py": "the private temporary folder that peft reads an adapter from",
-    "export/contents.py": "opens for reading, without following links",
     "models/view.py": "the private temporary folder that libraries read a model from",
     "sources/reading.py": "opens for reading, without waiting for a pipe",
     "sources/texts.py": "a temporary file without a name",
