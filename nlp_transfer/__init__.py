@@ -20,32 +20,32 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from nlp_transfer.head_type import register
-from nlp_transfer.system import prepare_libraries
+from nlp_transfer.models.head_registration import register
+from nlp_transfer.utils.environment import prepare_libraries
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "AdapterSet": "export.adapters",
-    "Comparison": "compare",
-    "DataConfig": "config",
+    "AdapterSet": "inference.adapter_sets",
+    "Comparison": "experiments.compare",
+    "DataConfig": "settings.schema",
     "FineTuned": "fine_tune",
-    "Predictor": "inference",
-    "Pushed": "export.push",
-    "RunConfig": "config",
+    "Predictor": "inference.predictor",
+    "Pushed": "hub.push",
+    "RunConfig": "settings.schema",
     "Strategy": "strategies",
     "Task": "tasks",
     "Trainer": "training",
-    "TrainingConfig": "config",
+    "TrainingConfig": "settings.schema",
     "TrainingError": "training",
-    "Translator": "translator",
-    "UserError": "errors",
-    "compare": "compare",
+    "Translator": "inference.translator",
+    "UserError": "utils.errors",
+    "compare": "experiments.compare",
     "fine_tune": "fine_tune",
-    "load_adapters": "export.adapters",
-    "load_predictor": "export.load",
-    "load_translator": "export.load",
-    "push": "export.push",
+    "load_adapters": "inference.adapter_sets",
+    "load_predictor": "inference.loading",
+    "load_translator": "inference.loading",
+    "push": "hub.push",
     "recipe": "cli",
 }
 
@@ -80,23 +80,23 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from nlp_transfer.cli import recipe as recipe
-    from nlp_transfer.compare import Comparison as Comparison
-    from nlp_transfer.compare import compare as compare
-    from nlp_transfer.config import DataConfig as DataConfig
-    from nlp_transfer.config import RunConfig as RunConfig
-    from nlp_transfer.config import TrainingConfig as TrainingConfig
-    from nlp_transfer.errors import UserError as UserError
-    from nlp_transfer.export.adapters import AdapterSet as AdapterSet
-    from nlp_transfer.export.adapters import load_adapters as load_adapters
-    from nlp_transfer.export.load import load_predictor as load_predictor
-    from nlp_transfer.export.load import load_translator as load_translator
-    from nlp_transfer.export.push import Pushed as Pushed
-    from nlp_transfer.export.push import push as push
+    from nlp_transfer.experiments.compare import Comparison as Comparison
+    from nlp_transfer.experiments.compare import compare as compare
     from nlp_transfer.fine_tune import FineTuned as FineTuned
     from nlp_transfer.fine_tune import fine_tune as fine_tune
-    from nlp_transfer.inference import Predictor as Predictor
+    from nlp_transfer.hub.push import Pushed as Pushed
+    from nlp_transfer.hub.push import push as push
+    from nlp_transfer.inference.adapter_sets import AdapterSet as AdapterSet
+    from nlp_transfer.inference.adapter_sets import load_adapters as load_adapters
+    from nlp_transfer.inference.loading import load_predictor as load_predictor
+    from nlp_transfer.inference.loading import load_translator as load_translator
+    from nlp_transfer.inference.predictor import Predictor as Predictor
+    from nlp_transfer.inference.translator import Translator as Translator
+    from nlp_transfer.settings.schema import DataConfig as DataConfig
+    from nlp_transfer.settings.schema import RunConfig as RunConfig
+    from nlp_transfer.settings.schema import TrainingConfig as TrainingConfig
     from nlp_transfer.strategies import Strategy as Strategy
     from nlp_transfer.tasks import Task as Task
     from nlp_transfer.training import Trainer as Trainer
     from nlp_transfer.training import TrainingError as TrainingError
-    from nlp_transfer.translator import Translator as Translator
+    from nlp_transfer.utils.errors import UserError as UserError

@@ -10,9 +10,8 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer import __version__
-from nlp_transfer.child_processes import isolated
-from nlp_transfer.cli_options import (
+from nlp_transfer.commands.launcher_messages import error_prefix
+from nlp_transfer.commands.options import (
     BASE,
     BATCH_SIZE,
     CODE,
@@ -24,19 +23,20 @@ from nlp_transfer.cli_options import (
     how_to_train,
     on_files,
 )
-from nlp_transfer.errors import UserError
-from nlp_transfer.importing import importing
-from nlp_transfer.redactor import guard_output
-from nlp_transfer.secrets import redact
-from nlp_transfer.system import error_prefix, finish_output, output_is_closed, rank
-from nlp_transfer.terminal import printable
+from nlp_transfer.security.child_processes import isolated
+from nlp_transfer.security.redaction import guard_output
+from nlp_transfer.security.secret_patterns import redact
+from nlp_transfer.security.terminal_text import printable
+from nlp_transfer.utils.distributed import rank
+from nlp_transfer.utils.environment import finish_output, importing, output_is_closed
+from nlp_transfer.utils.errors import UserError
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 @click.group(context_settings=CONTEXT)
-@click.version_option(__version__)
+@click.version_option(package_name="nlp_transfer")
 def cli() -> None:
     """Fine-tune BERT-family models on text, from a data file to a saved, measured model."""
 
@@ -57,7 +57,7 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **how: Any) -> None:
     """
     if not arguments:
         raise click.exceptions.NoArgsIsHelpError(ctx)
-    from nlp_transfer.completion import split_arguments
+    from nlp_transfer.commands.completion import split_arguments
 
     file, flags = split_arguments(arguments)
     _train(_document(file, flags), how)
@@ -65,9 +65,9 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **how: Any) -> None:
 
 def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
     """The document of a run: a file of settings with the flags put in, or what a table and the flags leave open filled in."""
-    from nlp_transfer.completion import complete, is_document, prompt
-    from nlp_transfer.console import say
-    from nlp_transfer.document import read_document
+    from nlp_transfer.commands.completion import complete, is_document, prompt
+    from nlp_transfer.run.document import read_document
+    from nlp_transfer.utils.console import say
 
     if file is not None and is_document(file):
         return _merged(read_document(file), flags)
@@ -85,8 +85,8 @@ def _train(document: Any, how: dict[str, Any]) -> Any:
 
 
 def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
-    from nlp_transfer.console import say
-    from nlp_transfer.document import merge, parse_overrides
+    from nlp_transfer.run.document import merge, parse_overrides
+    from nlp_transfer.utils.console import say
 
     merged, notes = merge(document, parse_overrides(arguments))
     say(*notes)
@@ -106,7 +106,7 @@ def evaluate(
     ctx: click.Context, model: str, output: Path | None, overwrite: bool, batch_size: int | None, precision: str, base: str | None
 ) -> None:
     """Score MODEL (a run folder, a model folder or a hub id) on --data.test FILE; figures go to standard output."""
-    from nlp_transfer.streaming import check_figures_file, print_figures, score_source
+    from nlp_transfer.inference.files import check_figures_file, print_figures, score_source
 
     check_figures_file(output, overwrite)
     figures, signatures = score_source(model, _only(ctx, ctx.args), batch_size, precision, base)
@@ -137,8 +137,8 @@ def translate(ctx: click.Context, model: str, texts: tuple[str, ...], **options:
 
 
 def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict[str, Any]) -> None:
-    from nlp_transfer.command_inputs import check_inputs, split_words
-    from nlp_transfer.streaming import predict_file, predict_texts, translate_file
+    from nlp_transfer.inference.command_inputs import check_inputs, split_words
+    from nlp_transfer.inference.files import predict_file, predict_texts, translate_file
 
     texts, overrides = split_words(words)
     settings = _only(ctx, overrides)
@@ -168,7 +168,7 @@ def push(model: Path, repository: str, **how: Any) -> None:
 
     The token is HF_TOKEN, or that of `hf auth login`.
     """
-    from nlp_transfer.export.push import push as send
+    from nlp_transfer.hub.push import push as send
 
     print(printable(send(model, repository, **how).url))
 
@@ -206,10 +206,10 @@ def compare(
     FILE (settings, or a table as for train) stands before the flags; without it all settings are given as flags. Called again,
     what is finished is not run again.
     """
-    from nlp_transfer.completion import split_arguments
+    from nlp_transfer.commands.completion import split_arguments
 
     document = _document(*split_arguments([file, *ctx.args]))
-    from nlp_transfer.compare import compare as run
+    from nlp_transfer.experiments.compare import compare as run
 
     done = run(document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)  # type: ignore[arg-type]
     if done.failed:
@@ -222,9 +222,9 @@ def _only(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: one of them has no effect on this command.
     """
-    from nlp_transfer.applicability import check_arguments
-    from nlp_transfer.document import merge, parse_overrides
-    from nlp_transfer.explain import all_settings, suggest
+    from nlp_transfer.run.document import merge, parse_overrides
+    from nlp_transfer.settings.applicability import check_arguments
+    from nlp_transfer.settings.validation import all_settings, suggest
 
     document, _ = merge({}, parse_overrides(arguments))
     parts = ("data", "task")
@@ -257,7 +257,7 @@ def recipe(
             return _train(_merged(document, ctx.args), how)
         if given := [name for name in how if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
             raise UserError(f"--{given[0].replace('_', '-')}: has no effect on a recipe that compares strategies; leave it out")
-        from nlp_transfer.compare import compare
+        from nlp_transfer.experiments.compare import compare
 
         return compare(_merged(document, ctx.args), strategies, seeds)
 
@@ -315,7 +315,7 @@ def _guarded(run: Callable[[], Any]) -> Any:
         click.echo(printable(redact(traceback.format_exc())), err=True, nl=False)
         sys.exit(1)
     finally:
-        if device := sys.modules.get("nlp_transfer.training.device"):
+        if device := sys.modules.get("nlp_transfer.models.device"):
             device.leave_group()
 
 

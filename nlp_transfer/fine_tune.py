@@ -9,36 +9,37 @@ from typing import Any
 import numpy as np
 from accelerate.utils import set_seed
 
-from nlp_transfer import report
-from nlp_transfer.config import Document, RunConfig
-from nlp_transfer.console import is_main, percent, say, show_metrics
-from nlp_transfer.data.augment import make_augmenter
+from nlp_transfer.data.augmentation import make_augmenter
 from nlp_transfer.data.bad_rows import write_skipped
+from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
 from nlp_transfer.data.token_cache import Keep
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.export.built import with_config
-from nlp_transfer.export.load import load_predictor, load_translator, quiet
-from nlp_transfer.export.push import check_push, push_run
-from nlp_transfer.export.save import is_plain, versions
-from nlp_transfer.inference import PRECISION, Predictor
-from nlp_transfer.metrics import load_hub_metric
-from nlp_transfer.metrics.own import OwnMetrics
-from nlp_transfer.models import Checkpoint, count_parameters, head_notes
-from nlp_transfer.outcome import finish_further, foreign_figures, right_answers, save, score_splits, try_own_metrics
-from nlp_transfer.resolve import Run, resolve
-from nlp_transfer.run_folder import Resume, RunFolder, check_same_on_all
-from nlp_transfer.sources import find_model
+from nlp_transfer.data.unused_settings import describe_unused
+from nlp_transfer.evaluation.metrics import load_hub_metric
+from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.hub.push import check_push, push_run
+from nlp_transfer.inference.loading import load_predictor, load_translator
+from nlp_transfer.inference.predictor import PRECISION, Predictor
+from nlp_transfer.inference.translator import Translator
+from nlp_transfer.models.checkpoint import Checkpoint, count_parameters, head_notes
+from nlp_transfer.models.device import finish_trackers
+from nlp_transfer.run import records
+from nlp_transfer.run.folder import Resume, RunFolder, check_same_on_all
+from nlp_transfer.run.outputs import finish_further, foreign_figures, right_answers, save, score_splits, try_own_metrics
+from nlp_transfer.run.resolve import Run, resolve
+from nlp_transfer.run.trial_save import check_saving, check_saving_further
+from nlp_transfer.saved_models.custom_models import with_config
+from nlp_transfer.saved_models.load import quiet
+from nlp_transfer.saved_models.save import is_plain, versions
+from nlp_transfer.settings.launch_config import check_launch
+from nlp_transfer.settings.schema import Document, RunConfig
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.training.choices import choose
-from nlp_transfer.training.device import finish_trackers
-from nlp_transfer.training.launch import check_launch
-from nlp_transfer.training.loop import Trainer
-from nlp_transfer.training.signals import Signals
-from nlp_transfer.translator import Translator
-from nlp_transfer.trial_save import check_saving, check_saving_further
-from nlp_transfer.unused_settings import describe_unused
+from nlp_transfer.training.automatic_settings import choose
+from nlp_transfer.training.interruption import Signals
+from nlp_transfer.training.trainer import Trainer
+from nlp_transfer.utils.console import is_main, percent, say, show_metrics
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         output_dir=folder.path, describe=lambda rows: _describe(splits, rows), objectives=prepared.objectives,
         augment=augment, signals=signals, own_metrics=own,
     )  # fmt: skip
-    say(*report.resolved_lines(trainer))
-    document = report.resolved_document(run, task, trainer, checkpoint, splits)
+    say(*records.resolved_lines(trainer))
+    document = records.resolved_document(run, task, trainer, checkpoint, splits)
     check_same_on_all(document)
     if accelerator.is_main_process:
         folder.begin(document)
@@ -161,7 +162,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
 
     parameters, preparation = count_parameters(model), time.monotonic() - began
     position = trainer.train()
-    figures = report.training_figures(position, parameters, report.peak_memory(), preparation)
+    figures = records.training_figures(position, parameters, records.peak_memory(), preparation)
     further = run.strategy.further_jobs(model)
     model = save(run.strategy, job, model, folder, accelerator)
     metrics, answers = score_splits(job, model, accelerator, foreign, folder.path, own)
@@ -177,7 +178,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         **finish_further(further, folder, accelerator),
     }  # fmt: skip
     if accelerator.is_main_process:
-        report.finish(folder, run, task, result, document, splits, further)
+        records.finish(folder, run, task, result, document, splits, further)
     accelerator.wait_for_everyone()
     finish_trackers(accelerator)
     show_metrics(metrics, f"metrics, computed in {PRECISION}")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nlp_transfer import registry
+from nlp_transfer.settings import registry
 from tests.conftest import sentiment_rows, write_csv
 
 HEADER = ("text", "other", "label", "tags", "score")

@@ -8,7 +8,7 @@ from typing import Any
 
 import sentencepiece
 
-from nlp_transfer.models.sentencepiece_file import fields
+from nlp_transfer.models.verification.sentencepiece_file import fields
 from tests.models import WORDS
 
 ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -1,1 +1,1 @@
-"""Checked, named splits -> tokens -> windows of batches."""
+"""Read, check and split the rows of a run, and turn them into tokens and batches."""

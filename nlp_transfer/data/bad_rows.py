@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from nlp_transfer.config import DataConfig
-from nlp_transfer.disk import patiently, replacing
-from nlp_transfer.errors import BadRow, Problems
-from nlp_transfer.secrets import redact
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.security.secret_patterns import redact
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.atomic_files import patiently, replacing
+from nlp_transfer.utils.errors import BadRow, Problems
 
 SKIPPED_ROWS = "skipped_rows.csv"
 SHOWN = 5  # skipped rows that are named where no file lists them

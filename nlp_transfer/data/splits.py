@@ -12,12 +12,12 @@ from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
-from nlp_transfer.config import DataConfig, TrainingConfig
 from nlp_transfer.data.bad_rows import SKIP_HINT, check_filter, check_group, check_rows, describe_skipped
-from nlp_transfer.errors import BadRow, Problems, UserError
-from nlp_transfer.sources import read_rows
-from nlp_transfer.sources.rows import Rows, from_columns
-from nlp_transfer.sources.texts import fingerprints, normalized
+from nlp_transfer.data.sources import read_rows
+from nlp_transfer.data.sources.rows import Rows, from_columns
+from nlp_transfer.data.sources.text_columns import fingerprints, normalized
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
+from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 UNLABELLED = "unlabelled"
 NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings of training

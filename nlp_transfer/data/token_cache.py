@@ -26,11 +26,11 @@ from filelock import FileLock, Timeout
 from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
-from nlp_transfer.console import say
-from nlp_transfer.data.growing import GrowingRagged
+from nlp_transfer.data.growing_columns import GrowingRagged
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import Encode, Ragged, TokenTable, blocks_of, encode_rows
-from nlp_transfer.sources.rows import Rows
-from nlp_transfer.sources.wheels import default_cache
+from nlp_transfer.utils.console import say
 
 Keep = Literal["auto", "disk", "none"]
 FEWEST = 2000  # rows: these are encoded in a tenth of a second, and found in a hundredth
@@ -39,7 +39,6 @@ PATIENCE = 3600.0  # seconds that a process waits for another one that encodes t
 BLOCK = 2**20
 DAY = 86400
 META = "meta.json"
-OWN_CODE = ("data/growing.py", "data/token*.py", "tasks/*.py", "seq2seq/sides.py", "seq2seq/tokenizers.py")
 
 
 def cache_folder() -> Path:
@@ -104,9 +103,9 @@ def fingerprint(rows: Rows, decides: Mapping[str, Any]) -> str | None:
 
 @functools.cache
 def _own_code() -> str:
-    """A sum of the sources that make tokens of rows: a version's number stays the same while they are worked on."""
+    """Return a hash of this package's sources: the version alone does not change while the code that makes tokens is edited."""
     digest, package = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(path for pattern in OWN_CODE for path in package.glob(pattern)):
+    for path in sorted(package.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

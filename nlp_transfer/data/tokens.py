@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from nlp_transfer.data.growing import GrowingRagged, in_memory
-from nlp_transfer.data.repeats import Repeats
-from nlp_transfer.errors import converted
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.data.growing_columns import GrowingRagged, in_memory
+from nlp_transfer.data.oversampling import Repeats
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.utils.errors import converted
 
 
 @dataclass(frozen=True)

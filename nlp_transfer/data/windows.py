@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nlp_transfer.data.repeats import Repeats
+from nlp_transfer.data.oversampling import Repeats
 
 BUCKET = 200  # windows whose rows are sorted by length together: little padding, and still well mixed
 BLUR = 0.25  # share by which lengths are blurred before sorting where rows are repeated

@@ -1,1 +1,1 @@
-"""Faster ways to compute on CPUs what PyTorch computes; each has a test that compares it with PyTorch's own."""
+"""Faster CPU implementations of PyTorch functions; each is tested against the original."""

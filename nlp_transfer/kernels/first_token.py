@@ -15,8 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from nlp_transfer.head_type import MODEL_TYPE
-
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "data2vec-text", "distilbert")
 """Model types whose sequence classifier reads the first token of the last layer, and whose layers are built as below."""
 
@@ -28,7 +26,7 @@ def last_layer(model: nn.Module) -> nn.Module | None:
         return None
     config: Any = inner.config
     family = type(inner).__name__.endswith("ForSequenceClassification") and config.model_type in FAMILIES
-    own = config.model_type == MODEL_TYPE and (config.pooling, config.layers) == ("cls", "last")
+    own = config.model_type == "nlp_transfer_encoder_head" and (config.pooling, config.layers) == ("cls", "last")
     if not (family or (own and config.encoder.get("model_type") in FAMILIES)) or getattr(config, "is_decoder", False):
         return None
     layers = [module for module in inner.modules() if _forward_of(module) is not None]

@@ -13,15 +13,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer import registry
-from nlp_transfer.config import DataConfig, Settings, TrainingConfig, validate
+from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.errors import BadRow, Problems, UserError
-from nlp_transfer.extensions import FORM
-from nlp_transfer.heads import HeadConfig
-from nlp_transfer.models import Checkpoint, find_layers, has_decoder, width
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.models.checkpoint import Checkpoint, find_layers, has_decoder, width
+from nlp_transfer.models.heads import HeadConfig
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.extensions import FORM
+from nlp_transfer.settings.schema import DataConfig, Settings, TrainingConfig
+from nlp_transfer.settings.validation import validate
 from nlp_transfer.tasks import Objective, Task
+from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 DECODER_SCALE = 3.0  # a new decoder is a deep network with much to learn: faster than pretrained layers, slower than a head
 

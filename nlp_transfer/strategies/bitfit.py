@@ -11,10 +11,10 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.disk import write_bytes
-from nlp_transfer.errors import UserError
-from nlp_transfer.models import Layers, encoder_type, find_layers, freeze, has_new_decoder, new_parameters, width
+from nlp_transfer.models.checkpoint import Layers, encoder_type, find_layers, freeze, has_new_decoder, new_parameters, width
 from nlp_transfer.strategies import DECODER_SCALE, Strategy
+from nlp_transfer.utils.atomic_files import write_bytes
+from nlp_transfer.utils.errors import UserError
 
 FILE = "biases.safetensors"
 # The query's projection, and the first of the two layers after attention, as the families call them.

@@ -11,17 +11,17 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.applicability import UsedWith
-from nlp_transfer.config import Positive
-from nlp_transfer.errors import UserError
-from nlp_transfer.features import Cut
-from nlp_transfer.heads import HeadConfig
-from nlp_transfer.models import find_layers, freeze, has_decoder
-from nlp_transfer.replay import run_live
+from nlp_transfer.models.cached_features import Cut
+from nlp_transfer.models.checkpoint import find_layers, freeze, has_decoder
+from nlp_transfer.models.feature_replay import run_live
+from nlp_transfer.models.heads import HeadConfig
+from nlp_transfer.settings.applicability import UsedWith
+from nlp_transfer.settings.schema import Positive
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
-from nlp_transfer.strategies._frozen import on_cached_features
-from nlp_transfer.strategies._linear import fit_logistic_regression, last_linear
+from nlp_transfer.strategies.common.frozen_encoder import on_cached_features
+from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression, last_linear
 from nlp_transfer.tasks import Task
+from nlp_transfer.utils.errors import UserError
 
 
 class Features(Strategy):

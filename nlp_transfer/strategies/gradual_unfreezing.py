@@ -12,13 +12,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.applicability import UsedWith
-from nlp_transfer.config import Count
-from nlp_transfer.errors import UserError
-from nlp_transfer.models import has_decoder, new_parameters
+from nlp_transfer.models.checkpoint import has_decoder, new_parameters
+from nlp_transfer.settings.applicability import UsedWith
+from nlp_transfer.settings.schema import Count
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
-from nlp_transfer.strategies._depth import HEAD_SCALE, separate_layers
+from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, separate_layers
 from nlp_transfer.tasks import Task
+from nlp_transfer.utils.errors import UserError
 
 
 class GradualUnfreezing(Strategy):

@@ -25,10 +25,7 @@ from pydantic import ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.config import Document
-from nlp_transfer.console import say
-from nlp_transfer.errors import UserError, did_you_mean
-from nlp_transfer.models import (
+from nlp_transfer.models.checkpoint import (
     Layers,
     encoder_config,
     encoder_type,
@@ -40,8 +37,9 @@ from nlp_transfer.models import (
     merge_adapter,
     width,
 )
+from nlp_transfer.settings.schema import Document
 from nlp_transfer.strategies import DECODER_SCALE, Group, Job, Strategy
-from nlp_transfer.strategies._adapters import (
+from nlp_transfer.strategies.common.adapter_modules import (
     adapt,
     can_merge,
     chosen_layers,
@@ -51,6 +49,8 @@ from nlp_transfer.strategies._adapters import (
     pattern,
     save_adapter,
 )
+from nlp_transfer.utils.console import say
+from nlp_transfer.utils.errors import UserError, did_you_mean
 
 KEY_OR_VALUE = re.compile(r"(key|value|k_proj|v_proj|key_proj|value_proj|k_lin|v_lin|attn\.[kv]|Wqkv|Attention\.[kv])$")
 # Starting points, not the best of a search; give `training.learning_rate` where it matters.

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from nlp_transfer.heads import HeadConfig
+from nlp_transfer.models.heads import HeadConfig
 from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies._linear import fix_for_computed_head
-from nlp_transfer.strategies._means import write_prototypes
+from nlp_transfer.strategies.common.linear_heads import fix_for_computed_head
+from nlp_transfer.strategies.common.nearest_mean import write_prototypes
 
 SETTING = "strategy.name: found prototypes"
 

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.config import Count, Positive, Share
-from nlp_transfer.console import say
-from nlp_transfer.errors import UserError
-from nlp_transfer.models import has_decoder
+from nlp_transfer.models.checkpoint import has_decoder
+from nlp_transfer.settings.schema import Count, Positive, Share
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies._depth import head_apart
+from nlp_transfer.strategies.common.layer_depth import head_apart
+from nlp_transfer.utils.console import say
+from nlp_transfer.utils.errors import UserError
 
 
 class SelfTraining(Strategy):

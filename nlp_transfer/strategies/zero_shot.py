@@ -14,19 +14,19 @@ from pydantic import AfterValidator, field_validator
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from nlp_transfer.applicability import UsedWith
-from nlp_transfer.config import DataConfig, Name, Positive
-from nlp_transfer.console import Steps
+from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.data.windows import inference_batches
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.heads import EncoderHeadForSequenceClassification, HeadConfig
-from nlp_transfer.models import Checkpoint, check_head, forbid_new_parameters
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.models.checkpoint import Checkpoint, check_head, forbid_new_parameters
+from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
+from nlp_transfer.settings.applicability import UsedWith
+from nlp_transfer.settings.schema import DataConfig, Name, Positive
 from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies._linear import fix_for_computed_head, last_linear, layer_inputs, set_layer
-from nlp_transfer.strategies._words import in_words
+from nlp_transfer.strategies.common.label_words import in_words
+from nlp_transfer.strategies.common.linear_heads import fix_for_computed_head, last_linear, layer_inputs, set_layer
 from nlp_transfer.tasks import Task
+from nlp_transfer.utils.console import Steps
+from nlp_transfer.utils.errors import Problems, UserError
 
 BATCH = 64
 

@@ -18,18 +18,19 @@ from pydantic import PrivateAttr
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer import registry
-from nlp_transfer.config import Settings, TrainingConfig, validate
-from nlp_transfer.data.repeats import Repeats
+from nlp_transfer.data.oversampling import Repeats
+from nlp_transfer.data.sources import ModelSource
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.token_cache import Keep, kept_table, may_keep
 from nlp_transfer.data.tokens import TokenTable, model_inputs
-from nlp_transfer.errors import BadRow, Problems, UserError
-from nlp_transfer.extensions import FORM
-from nlp_transfer.heads import HeadConfig
-from nlp_transfer.metrics import higher_is_better
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import ModelSource
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.evaluation.metrics import higher_is_better
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.heads import HeadConfig
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.extensions import FORM
+from nlp_transfer.settings.schema import Settings, TrainingConfig
+from nlp_transfer.settings.validation import validate
+from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 Batch = Mapping[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]

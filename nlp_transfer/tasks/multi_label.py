@@ -9,14 +9,12 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.config import shorten as shorten_value
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.metrics import MULTILABEL_KEYS, compute_label_metrics
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.evaluation.metrics import MULTILABEL_KEYS, compute_label_metrics
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
-from nlp_transfer.tasks._label_schema import (
+from nlp_transfer.tasks.common.label_schema import (
     BRACKETS,
     POSITIONS,
     LabelSchema,
@@ -28,7 +26,7 @@ from nlp_transfer.tasks._label_schema import (
     label_text,
     label_value,
 )
-from nlp_transfer.tasks._labels import (
+from nlp_transfer.tasks.common.labels import (
     LabelList,
     balance,
     check_taught,
@@ -45,7 +43,9 @@ from nlp_transfer.tasks._labels import (
     unknown_label,
     weight_vector,
 )
-from nlp_transfer.tasks._text import TextTask
+from nlp_transfer.tasks.common.text_task import TextTask
+from nlp_transfer.utils.errors import Problems, UserError
+from nlp_transfer.utils.errors import shorten as shorten_value
 
 
 class MultiLabel(TextTask):

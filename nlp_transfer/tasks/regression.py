@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.config import Positive, TrainingConfig, shorten, validate
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.heads import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
-from nlp_transfer.metrics import REGRESSION_KEYS, compute_regression_metrics
-from nlp_transfer.models import Checkpoint, new_parameters
-from nlp_transfer.sources.memory import plain_cell
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.data.sources.in_memory import plain_cell
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.evaluation.metrics import REGRESSION_KEYS, compute_regression_metrics
+from nlp_transfer.models.checkpoint import Checkpoint, new_parameters
+from nlp_transfer.models.heads import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
+from nlp_transfer.settings.schema import Positive, TrainingConfig
+from nlp_transfer.settings.validation import validate
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
-from nlp_transfer.tasks._labels import MISSING, check_no_classes
-from nlp_transfer.tasks._text import TextTask
+from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
+from nlp_transfer.tasks.common.text_task import TextTask
+from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 LARGEST = float(np.finfo(np.float32).max)  # a saved model computes in fp32
 SPREAD = 1e-30, 1e30  # standard deviations with which fp32 weights neither vanish nor overflow

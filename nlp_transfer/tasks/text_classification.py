@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.errors import Problems
-from nlp_transfer.metrics import LABEL_KEYS, compute_label_metrics
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.evaluation.metrics import LABEL_KEYS, compute_label_metrics
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
-from nlp_transfer.tasks._label_schema import LabelSchema, LabelType, as_list
-from nlp_transfer.tasks._labels import (
+from nlp_transfer.tasks.common.label_schema import LabelSchema, LabelType, as_list
+from nlp_transfer.tasks.common.labels import (
     LabelList,
     balance,
     check_labels,
@@ -29,7 +28,8 @@ from nlp_transfer.tasks._labels import (
     similar_labels,
     weight_vector,
 )
-from nlp_transfer.tasks._text import TextTask
+from nlp_transfer.tasks.common.text_task import TextTask
+from nlp_transfer.utils.errors import Problems
 
 MANY_CLASSES = 10
 

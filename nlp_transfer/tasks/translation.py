@@ -11,23 +11,29 @@ from pydantic import Field, PrivateAttr
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.applicability import Not, UsedWith
-from nlp_transfer.config import Count, Name, TrainingConfig
-from nlp_transfer.data.pairs import FILTERS, check_sides, describe_pairs, draw_rows, filter_pairs
+from nlp_transfer.data.parallel_texts import FILTERS, check_sides, describe_pairs, draw_rows, filter_pairs
+from nlp_transfer.data.sources import ModelSource
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.token_cache import of_tokenizer
 from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.disk import replacing_folder
-from nlp_transfer.errors import BadRow, Problems, UserError
-from nlp_transfer.metrics import compute_translation_metrics, translation_signatures, translation_statistics
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.seq2seq.build import build_encoder_decoder, build_whole, choose_target, decoder_limit, set_special_tokens
-from nlp_transfer.seq2seq.generate import ROWS, set_search, translate
-from nlp_transfer.seq2seq.sides import IGNORED, TARGET_FOLDER, Sides, own_target
-from nlp_transfer.seq2seq.tokenizers import LEAST
-from nlp_transfer.sources import ModelSource
-from nlp_transfer.sources.rows import Rows
+from nlp_transfer.evaluation.metrics import compute_translation_metrics, translation_signatures, translation_statistics
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.seq2seq.encoder_decoder import (
+    build_encoder_decoder,
+    build_whole,
+    choose_target,
+    decoder_limit,
+    set_special_tokens,
+)
+from nlp_transfer.models.seq2seq.generation import ROWS, set_search, translate
+from nlp_transfer.models.seq2seq.target_tokenizers import LEAST
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, Sides, own_target
+from nlp_transfer.settings.applicability import Not, UsedWith
+from nlp_transfer.settings.schema import Count, Name, TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, Items, LossOptions, Task
-from nlp_transfer.tasks._labels import check_no_classes
+from nlp_transfer.tasks.common.labels import check_no_classes
+from nlp_transfer.utils.atomic_files import replacing_folder
+from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 MADE_HERE = "encoder-decoder"  # the family of models made from an encoder and a decoder
 HEAD_START = 8  # tokens added to a source's length before the ratio: short texts vary more

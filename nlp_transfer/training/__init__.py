@@ -1,5 +1,5 @@
-"""The visible loop on Accelerate, optimisers, checkpoints."""
+"""The training loop on Accelerate, with its optimizer, checkpoints and schedule."""
 
-from nlp_transfer.training.loop import Trainer, TrainingError
+from nlp_transfer.training.trainer import Trainer, TrainingError
 
 __all__ = ["Trainer", "TrainingError"]

@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nlp_transfer.disk import replacing, replacing_folder, sync
-from nlp_transfer.locks import OLD, PART, read_own, remove
-from nlp_transfer.sources.wheels import sha256_of
+from nlp_transfer.data.sources.wheels import sha256_of
+from nlp_transfer.security.file_locks import OLD, PART, read_own, remove
+from nlp_transfer.utils.atomic_files import replacing, replacing_folder, sync
 
 Tensors = dict[str, torch.Tensor]
 

@@ -9,15 +9,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from nlp_transfer.console import say
 from nlp_transfer.data.tokens import TokenTable, model_inputs, on_device
 from nlp_transfer.data.windows import Window, WindowPlan
-from nlp_transfer.memory import give_back, is_out_of_memory
+from nlp_transfer.models.device import seed_step
+from nlp_transfer.models.memory import give_back, is_out_of_memory
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks import LossOptions, Objective
-from nlp_transfer.training.device import seed_step
-from nlp_transfer.training.keeper import Position
-from nlp_transfer.training.stepping import Stepper
+from nlp_transfer.training.checkpointer import Position
+from nlp_transfer.training.step import Stepper
+from nlp_transfer.utils.console import say
 
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]  # a batch, its rows, the step
 Found = dict[str, torch.Tensor]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from nlp_transfer.config import shorten
-from nlp_transfer.console import number, say
+from nlp_transfer.utils.console import number, say
+from nlp_transfer.utils.errors import shorten
 
 FEW = 5  # further figures that are shown beside the one that decides
 

@@ -16,18 +16,18 @@ from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32, gather_object
 from torch import nn
 
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import say
 from nlp_transfer.data.tokens import TokenTable, model_inputs, on_device
-from nlp_transfer.errors import UserError
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.memory import give_back, is_out_of_memory
-from nlp_transfer.models import autocast, enable_gradient_checkpointing, encoder_type, train_mode
-from nlp_transfer.processes import same_random_state
-from nlp_transfer.registry import is_own
+from nlp_transfer.models.checkpoint import autocast, enable_gradient_checkpointing, encoder_type, train_mode
+from nlp_transfer.models.memory import give_back, is_out_of_memory
+from nlp_transfer.settings.registry import is_own
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.training.gradient import TrainingError
+from nlp_transfer.utils.console import say
+from nlp_transfer.utils.distributed import same_random_state
+from nlp_transfer.utils.errors import UserError
 
 NOT_FINITE = "the loss or its gradient is not a finite number"
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tests.conftest  # noqa: F401  (keeps everything else offline)
 from nlp_transfer import UserError, fine_tune, load_predictor, push
-from nlp_transfer.export.package import make_package
+from nlp_transfer.hub.package import make_package
 from tests.conftest import sentiment_rows, write_csv
 from tests.hub import Hub, RandomFaults
 from tests.hub.client import TOKEN, connected

@@ -15,7 +15,8 @@ import traceback
 from itertools import permutations
 from pathlib import Path
 
-from nlp_transfer import UserError, fine_tune, load_predictor, registry
+from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer.settings import registry
 from tests.models import save_tiny
 from tests.strategies import document, files, settings_of
 

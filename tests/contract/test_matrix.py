@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nlp_transfer import UserError, fine_tune, load_predictor, load_translator
-from nlp_transfer.training import checkpoints, keeper
+from nlp_transfer.training import checkpointer, checkpoints
 from tests.contract.matrix_jobs import CUT, TWICE, run
 from tests.contract.test_round_trip import logits_of
 from tests.processes import in_child, launch_pair
@@ -106,7 +106,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
         return written[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper.checkpoints, "write_checkpoint", write)
+        patch.setattr(checkpointer.checkpoints, "write_checkpoint", write)
         try:
             run(case, tiny["bert"], folder, output, checkpoint_every=1, **CUT)
         except Killed:

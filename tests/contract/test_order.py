@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nlp_transfer import fine_tune, registry
-from nlp_transfer.data.repeats import Repeats
+from nlp_transfer import fine_tune
+from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.windows import Window, WindowPlan
+from nlp_transfer.settings import registry
 from nlp_transfer.training.gradient import WindowGradient
 from tests.conftest import write_csv
 from tests.strategies import HEADER, TASKS, document, rows_of

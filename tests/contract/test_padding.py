@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import encode_rows
-from nlp_transfer.errors import Problems
-from nlp_transfer.inference import answer
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.inference.predictor import answer
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 

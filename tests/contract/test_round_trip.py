@@ -10,8 +10,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.export.load import open_adapter
-from nlp_transfer.inference import Predictor
+from nlp_transfer.inference.predictor import Predictor
+from nlp_transfer.saved_models.load import open_adapter
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import FAMILIES
 from tests.processes import in_child

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from nlp_transfer import registry
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.models import Checkpoint, find_layers, new_parameters, train_mode
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.models.checkpoint import Checkpoint, find_layers, new_parameters, train_mode
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.training import Trainer
+from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 

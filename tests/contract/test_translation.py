@@ -10,14 +10,14 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from nlp_transfer import fine_tune, load_translator
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.export.load import load_model, open_adapter
-from nlp_transfer.export.save import check_adapter, save_model
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.seq2seq.generate import generate
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.seq2seq.generation import generate
+from nlp_transfer.saved_models.load import load_model, open_adapter
+from nlp_transfer.saved_models.save import check_adapter, save_model
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer

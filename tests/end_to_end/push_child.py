@@ -247,7 +247,7 @@ def run(folder: Path) -> None:
     with serve() as (address, hub):
         os.environ.clear()
         os.environ.update(environment(address, folder / "cache") | {"HF_TOKEN": ANN})
-        from nlp_transfer.export import retries
+        from nlp_transfer.hub import retries
 
         retries.sleep = lambda seconds: None  # type: ignore[assignment]
         hub.user(ANN, "ann", orgs={"lab": "admin"})

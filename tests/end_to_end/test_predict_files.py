@@ -23,15 +23,15 @@ from filelock import FileLock
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import UserError, load_predictor
-from nlp_transfer.answers import Answers
-from nlp_transfer.command_inputs import check_not_of_model
-from nlp_transfer.console import Steps, console
-from nlp_transfer.inference import WINDOW
-from nlp_transfer.locks import LOCKED
-from nlp_transfer.sources.reading import Lines
-from nlp_transfer.streaming import predict_file
-from nlp_transfer.workers import Stopped
-from nlp_transfer.writing import Writer
+from nlp_transfer.data.sources.file_reading import Lines
+from nlp_transfer.inference.command_inputs import check_not_of_model
+from nlp_transfer.inference.file_predictor import Answers
+from nlp_transfer.inference.files import predict_file
+from nlp_transfer.inference.predictor import WINDOW
+from nlp_transfer.inference.worker_processes import Stopped
+from nlp_transfer.inference.writers import Writer
+from nlp_transfer.security.file_locks import LOCKED
+from nlp_transfer.utils.console import Steps, console
 from tests.conftest import sentiment_rows
 from tests.faults.test_bad_input import command
 from tests.processes import ROOT
@@ -53,8 +53,8 @@ def model(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder; files are read in windows of four rows, and the machine has two cores."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nlp_transfer.inference.WINDOW", 4)
-    monkeypatch.setattr("nlp_transfer.workers.cores", lambda: 2)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", 4)
+    monkeypatch.setattr("nlp_transfer.inference.worker_processes.cores", lambda: 2)
     return tmp_path
 
 
@@ -96,8 +96,8 @@ def test_rows_that_cannot_be_predicted_keep_their_place(
     model: Path, output: str, window: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The first windows hold none that can be predicted, and a column comes late. Parquet holds cells of other types as JSON."""
-    monkeypatch.setattr("nlp_transfer.inference.WINDOW", window)
-    monkeypatch.setattr("nlp_transfer.sources.reading.MAX_ROW", 2500)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", window)
+    monkeypatch.setattr("nlp_transfer.data.sources.file_reading.MAX_ROW", 2500)
     good = [json.dumps({"text": text, "late": i}) for i, text in enumerate(TEXTS)]
     lines = [*BAD_JSON, *good]
     Path("in.jsonl").write_text("\n".join(lines) + "\n")
@@ -152,7 +152,7 @@ def test_an_unclosed_quote_is_found_before_the_model_is_loaded(
 
 
 def test_nulls_of_parquet_and_processes(model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("nlp_transfer.inference.WINDOW", WINDOW)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", WINDOW)
     cells = [None, *TEXTS[:4], "", None, " ", *TEXTS[4:9], None]
     pq.write_table(pa.table({"n": range(len(cells)), "text": cells}), "in.parquet")
     said = []
@@ -268,7 +268,7 @@ def test_several_processes_resume(
     model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two processes resume what one began, with as many threads each."""
-    monkeypatch.setattr("nlp_transfer.inference.WINDOW", WINDOW)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", WINDOW)
     write_input(3 * WINDOW + 10)
     assert predict(model, "in.jsonl", "whole.parquet") == 0
     interrupt(2, Stopped(signal.SIGTERM))
@@ -469,7 +469,7 @@ def overwritten(how: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         Path("in.jsonl").write_text(text.replace('"id"', '"note"'))
         return ["--notes"]
     elif how == "touched":
-        monkeypatch.setattr("nlp_transfer.streaming.state_of", lambda path: (1,))
+        monkeypatch.setattr("nlp_transfer.inference.files.state_of", lambda path: (1,))
     return []
 
 
@@ -520,8 +520,8 @@ def test_nobody_reads_standard_error_and_nothing_is_left_beside_the_output(model
         if Path("out.csv").exists():
             raise BrokenPipeError
 
-    monkeypatch.setattr("nlp_transfer.streaming.say", closed)
-    monkeypatch.setattr("nlp_transfer.journal.say", closed)
+    monkeypatch.setattr("nlp_transfer.inference.files.say", closed)
+    monkeypatch.setattr("nlp_transfer.inference.output_journal.say", closed)
     with pytest.raises(BrokenPipeError):
         predict_file(str(model), Path("in.jsonl"), Path("out.csv"), {}, False, None, "fp32")
     assert files() == ["in.jsonl", "out.csv"]
@@ -621,7 +621,9 @@ def test_an_input_that_grows_is_refused_and_not_read_past_its_end(
         return line
 
     monkeypatch.setattr(Lines, "__next__", grow)
-    monkeypatch.setattr("nlp_transfer.streaming.Steps", lambda *_: (_ for _ in ()).throw(UserError(f"{read[0]} rows counted")))
+    monkeypatch.setattr(
+        "nlp_transfer.inference.files.Steps", lambda *_: (_ for _ in ()).throw(UserError(f"{read[0]} rows counted"))
+    )
     assert predict(model, "in.txt", "out.txt") == 2
     assert f"{rows} rows counted" in capfd.readouterr().err
     assert files() == ["in.txt"]
@@ -848,7 +850,7 @@ def test_what_cannot_be_meant_is_refused(
 
 def test_progress_never_passes_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    monkeypatch.setattr("nlp_transfer.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("nlp_transfer.utils.console.time.monotonic", lambda: now[0])
     with Steps("predicting", 30) as progress:
         progress.skip(10)
         for _ in range(3):
@@ -874,7 +876,7 @@ def test_the_time_before_rows_that_were_skipped_is_no_part_of_the_rate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("nlp_transfer.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("nlp_transfer.utils.console.time.monotonic", lambda: now[0])
     with Steps("predicting", 200) as progress:
         now[0] = 1000.0  # a model is loaded
         progress.skip(100)
@@ -885,7 +887,7 @@ def test_the_time_before_rows_that_were_skipped_is_no_part_of_the_rate(
 
 def test_few_lines_of_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    monkeypatch.setattr("nlp_transfer.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("nlp_transfer.utils.console.time.monotonic", lambda: now[0])
     with Steps("training", 36_000) as progress:
         for _ in range(36_000):
             now[0] += 1

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from nlp_transfer import UserError, fine_tune
-from nlp_transfer.answers import Answers
-from nlp_transfer.inference import WINDOW
-from nlp_transfer.translator import WINDOW as TRANSLATOR_WINDOW
+from nlp_transfer.inference.file_predictor import Answers
+from nlp_transfer.inference.predictor import WINDOW
+from nlp_transfer.inference.translator import WINDOW as TRANSLATOR_WINDOW
 from tests.conftest import sentiment_rows, write_csv
 from tests.end_to_end.test_translate import ENGLISH, command, make_loud, train
 
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nlp_transfer.workers.cores", lambda: 2)
+    monkeypatch.setattr("nlp_transfer.inference.worker_processes.cores", lambda: 2)
 
 
 def test_two_processes_predict_what_one_does(
@@ -98,6 +98,6 @@ def test_more_processes_than_cores_are_refused_before_anything_is_loaded(tmp_pat
 
 
 def test_a_gpu_is_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nlp_transfer.answers.inference_device", lambda: "cuda:0")
+    monkeypatch.setattr("nlp_transfer.inference.file_predictor.inference_device", lambda: "cuda:0")
     with pytest.raises(UserError, match=r"--processes: found 2; this machine computes on a GPU \(cuda:0\).*; allowed: 1"):
         Answers("no-model", tmp_path / "in.csv", {}, None, "fp32", processes=2)

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from nlp_transfer import RunConfig, recipe
-from nlp_transfer.resolve import resolve
+from nlp_transfer.run.resolve import resolve
 from tests.conftest import sentiment_rows, write_csv
 
 ROOT = Path(__file__).parents[2]

@@ -97,7 +97,7 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         told.extend(texts)
         return list(texts)
 
-    monkeypatch.setattr("nlp_transfer.seq2seq.generate._answers", say)
+    monkeypatch.setattr("nlp_transfer.models.seq2seq.generation._answers", say)
     return told
 
 
@@ -171,7 +171,7 @@ def test_blank_lines_alone(run: Path, echo: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", LINE_ENDS)
 def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str) -> None:
     monkeypatch.setattr(
-        "nlp_transfer.seq2seq.generate._answers",
+        "nlp_transfer.models.seq2seq.generation._answers",
         lambda model, sides, texts, *settings: [f"{mark}a{mark}{mark}b{mark}" for _ in texts],
     )
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")
@@ -209,7 +209,7 @@ def test_missing_cells_have_no_translation(run: Path, echo: list[str], tmp_path:
 
 
 def test_over_many_windows(run: Path, echo: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("nlp_transfer.translator.WINDOW", 16)
+    monkeypatch.setattr("nlp_transfer.inference.translator.WINDOW", 16)
     texts = ["" if i % 16 in (0, 15) or 48 <= i < 80 else f"{WORDS[i % 40]} {'the dog. ' * (i % 30)}{i}" for i in range(200)]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
     command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")

@@ -16,18 +16,20 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nlp_transfer import DataConfig, TrainingConfig, UserError, fine_tune, inference, load_predictor
-from nlp_transfer.inference import score
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.run_folder import check_same_on_all
-from nlp_transfer.sources import find_model, read_rows
+from nlp_transfer import DataConfig, TrainingConfig, UserError, fine_tune, load_predictor
+from nlp_transfer.data.sources import find_model, read_rows
+from nlp_transfer.inference import predictor as inference
+from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.inference.predictor import score
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.device import make_accelerator
+from nlp_transfer.run.folder import check_same_on_all
 from nlp_transfer.strategies import Phase, State, Strategy, View
-from nlp_transfer.streaming import evaluate_source
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.tasks.translation import Translation
-from nlp_transfer.training import Trainer, choices, validation
-from nlp_transfer.training.device import make_accelerator
-from nlp_transfer.training.keeper import Keeper, Position
+from nlp_transfer.training import Trainer, automatic_settings
+from nlp_transfer.training import validation_scores as validation
+from nlp_transfer.training.checkpointer import Keeper, Position
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import WORDS
 
@@ -202,7 +204,7 @@ def stops_early(checkpoint: Path, source: dict[str, str], output: Path, batch_si
 
 def without_folder(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Weights of this process after training that writes nothing, the second of four evaluations having been the best."""
-    from nlp_transfer.training import validation
+    from nlp_transfer.training import validation_scores as validation
     from tests.unit.test_training import make
 
     figures = iter([0.5, 0.9, 0.6, 0.7])
@@ -244,16 +246,20 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
     rank = int(os.environ["RANK"])
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choices, "resolve_precision", lambda *_: (("bf16", "fp32")[rank], f"of {rank}"))
-        patch.setattr(choices, "resolve_kernels", lambda *_: (("plain", "fast")[rank], f"of {rank}"))
-        patch.setattr(choices, "choose_attention", lambda asked, *_: (("eager", "sdpa")[rank] if asked == "auto" else asked, ""))
-        patch.setattr(choices, "fit_batch", lambda m, t, training, *_: (training.model_copy(update={"batch_size": 4 + rank}), ""))
+        patch.setattr(automatic_settings, "resolve_precision", lambda *_: (("bf16", "fp32")[rank], f"of {rank}"))
+        patch.setattr(automatic_settings, "resolve_kernels", lambda *_: (("plain", "fast")[rank], f"of {rank}"))
+        patch.setattr(
+            automatic_settings, "choose_attention", lambda asked, *_: (("eager", "sdpa")[rank] if asked == "auto" else asked, "")
+        )
+        patch.setattr(
+            automatic_settings, "fit_batch", lambda m, t, training, *_: (training.model_copy(update={"batch_size": 4 + rank}), "")
+        )
         task = TextClassification(labels=["negative", "positive"])
         opened = Checkpoint.open(find_model(str(checkpoint)))
         rows = read_rows(source["train"], "train", DataConfig(), task.columns())
         task = task.prepare(opened, rows)
         model, table = task.build_model(opened, TrainingConfig()), task.table(rows, opened.tokenizer, "none", True, "train")
-        choice = choices.choose(model, table, TrainingConfig(batch_size="auto"))
+        choice = automatic_settings.choose(model, table, TrainingConfig(batch_size="auto"))
         found["choices"] = (choice.precision, choice.accelerator.mixed_precision, choice.kernels, choice.attention)
         found["choices"] += (choice.training.batch_size, choice.reasons["precision"])
         patch.setattr(validation, "score", lambda *_, **__: ({"accuracy": 0.5 + rank / 4, "loss": 1.0}, {}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nlp_transfer.streaming import evaluate_source
+from nlp_transfer.inference.files import evaluate_source
 from nlp_transfer.training.gradient import WindowGradient
 from tests.equivalence import jobs
 from tests.processes import launch_pair

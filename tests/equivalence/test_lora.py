@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.errors import Problems
-from nlp_transfer.export.save import quiet
-from nlp_transfer.models import Checkpoint, find_layers, linear_layers, new_parameters
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.models.checkpoint import Checkpoint, find_layers, linear_layers, new_parameters
+from nlp_transfer.saved_models.save import quiet
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies.lora import Lora
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
+from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 

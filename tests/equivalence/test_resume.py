@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from nlp_transfer import UserError, fine_tune
 from nlp_transfer.strategies import Strategy
-from nlp_transfer.training import checkpoints, keeper, stepping
+from nlp_transfer.training import checkpointer, checkpoints
+from nlp_transfer.training import step as stepping
 from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.jobs import HeadThenAll
 
@@ -75,7 +76,7 @@ def die_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
         done.append(original(*arguments))
         return done[-1]
 
-    monkeypatch.setattr(keeper.checkpoints, "write_checkpoint", write)
+    monkeypatch.setattr(checkpointer.checkpoints, "write_checkpoint", write)
 
 
 @pytest.mark.parametrize("name", list(CASES))

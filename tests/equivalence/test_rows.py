@@ -10,9 +10,9 @@ from torch import nn
 
 from nlp_transfer import fine_tune
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.training import stepping
-from nlp_transfer.training.optimizers import restore_state, state_by_name
-from nlp_transfer.training.rows import SWEEP, RowwiseTable
+from nlp_transfer.kernels.sparse_adamw import SWEEP, RowwiseTable
+from nlp_transfer.training import step as stepping
+from nlp_transfer.training.optimizer import restore_state, state_by_name
 from tests.conftest import sentiment_rows, write_csv
 
 VOCABULARY, WIDTH = 300, 8

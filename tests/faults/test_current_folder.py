@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer import child_processes, cli, compare, extensions, fine_tune
-from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import UserError
-from nlp_transfer.metrics import load_hub_metric
-from nlp_transfer.ordered import in_order
-from nlp_transfer.sources import find_model, read_rows
-from nlp_transfer.workers import Workers
+from nlp_transfer import cli, compare, fine_tune
+from nlp_transfer.data.sources import find_model, read_rows
+from nlp_transfer.evaluation.metrics import load_hub_metric
+from nlp_transfer.inference.ordered import in_order
+from nlp_transfer.inference.worker_processes import Workers
+from nlp_transfer.security import child_processes
+from nlp_transfer.settings import extensions
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.processes import ROOT
 from tests.unit.slow_answers import windows

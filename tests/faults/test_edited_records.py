@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nlp_transfer import fine_tune
-from nlp_transfer.comparison.runs import read_outcome
-from nlp_transfer.training import checkpoints, keeper
+from nlp_transfer.experiments.runs import read_outcome
+from nlp_transfer.training import checkpointer, checkpoints
 from nlp_transfer.training.position import Position, read_position
 from tests.conftest import sentiment_rows, write_csv
 
@@ -54,7 +54,7 @@ def unfinished(start: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFa
         return done[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeper.checkpoints, "write_checkpoint", write)
+        patch.setattr(checkpointer.checkpoints, "write_checkpoint", write)
         with pytest.raises(Killed):
             start(folder)
     return folder
@@ -111,7 +111,7 @@ def test_no_edited_field_is_believed(unfinished: Path, start: Callable[[Path], A
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeper.Keeper, "resume", resume)
+        patch.setattr(checkpointer.Keeper, "resume", resume)
         with pytest.raises(Killed):
             start(run)
     names = [name for name, _ in believed]
@@ -145,11 +145,11 @@ def straight(start: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFact
 
 def test_tensors_of_another_model_are_not_believed(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 3)
-    own = keeper.Keeper(model, tmp_path, None)
+    own = checkpointer.Keeper(model, tmp_path, None)
     at = Position(step=1)
     own.begin(at, ["weight", "bias"])
     own.keep(at, best=False)
-    assert keeper.Keeper(model, tmp_path, None).resume().step == 1
+    assert checkpointer.Keeper(model, tmp_path, None).resume().step == 1
     path = tmp_path / "step-1/model.safetensors"
     for tensors in (
         {"weight": torch.zeros(3, 2)},
@@ -158,7 +158,7 @@ def test_tensors_of_another_model_are_not_believed(tmp_path: Path) -> None:
     ):
         save_file(tensors, path)
         seal(path.parent)
-        fresh = keeper.Keeper(model, tmp_path, None)
+        fresh = checkpointer.Keeper(model, tmp_path, None)
         assert fresh.resume() == Position()
         assert fresh.moments == {}
 

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nlp_transfer.config import DataConfig
+from nlp_transfer.data.sources import find_model, globs, json_rows, read_rows, table_reader, wheels
+from nlp_transfer.data.sources.file_reading import MAX_ROW
+from nlp_transfer.data.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
+from nlp_transfer.data.sources.rows import from_columns
+from nlp_transfer.data.sources.table_reader import read_table
 from nlp_transfer.data.splits import split_off
-from nlp_transfer.document import MAX_BYTES, merge, parse_overrides, read_document
-from nlp_transfer.errors import LONGEST, UserError, did_you_mean
-from nlp_transfer.resolve import resolve
-from nlp_transfer.sources import find_model, globs, json_rows, read_rows, tables, wheels
-from nlp_transfer.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
-from nlp_transfer.sources.reading import MAX_ROW
-from nlp_transfer.sources.rows import from_columns
-from nlp_transfer.sources.tables import read_table
+from nlp_transfer.run.document import MAX_BYTES, merge, parse_overrides, read_document
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.errors import LONGEST, UserError, did_you_mean
 from tests.fuzz.cases import Case, attempt, replaced
 
 
@@ -282,8 +282,8 @@ def test_split_of_a_hub_id_may_have_brackets(monkeypatch: pytest.MonkeyPatch) ->
         asked.update(name=name, split=split)
         return datasets.Dataset.from_dict({"text": ["a"]})
 
-    monkeypatch.setattr("nlp_transfer.sources.hub._load", load)
-    monkeypatch.setattr("nlp_transfer.sources.hub._commit", lambda name, revision: "0" * 40)
+    monkeypatch.setattr("nlp_transfer.data.sources.hub_datasets._load", load)
+    monkeypatch.setattr("nlp_transfer.data.sources.hub_datasets._commit", lambda name, revision: "0" * 40)
     assert texts_of("org/name#train[:10%]") == ["a"]
     assert asked == {"name": "org/name", "split": "train[:10%]"}
 
@@ -311,7 +311,7 @@ def test_file_that_changes_while_it_is_read(how: str, side: bool, tmp_path: Path
     true = wheels.sha256_of
     source: Any = {"source": str(path), "target": str(other)} if side else str(path)
     wanted = ["source", "target"] if side else ["text"]
-    module: Any = sys.modules["nlp_transfer.sources.aligned"] if side else wheels
+    module: Any = sys.modules["nlp_transfer.data.sources.aligned_files"] if side else wheels
     with replaced(module, "sha256_of", change), pytest.raises(UserError) as error:
         read_rows(source, "train", DataConfig(), wanted)
     assert str(path) in str(error.value)
@@ -331,12 +331,12 @@ def test_batches_of_large_rows_are_small(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "a.csv").write_text("text,n\n" + f"{text},1\n" * 100)
     (tmp_path / "a.jsonl").write_text((json.dumps({"text": text, "n": "1"}) + "\n") * 100)
     pq.write_table(pa.table({"text": [text + str(i) for i in range(200)], "n": ["1"] * 200}), tmp_path / "a.parquet")
-    monkeypatch.setattr(tables, "MAX_ROW", 10_000)
+    monkeypatch.setattr(table_reader, "MAX_ROW", 10_000)
     for name, most in (("a.csv", 10), ("a.jsonl", 10), ("a.parquet", 64)):
         sizes = [len(batch) for batch in read_table(tmp_path / name, DataConfig())]
         assert max(sizes) <= most
         assert sum(sizes) == (200 if name == "a.parquet" else 100)
-    monkeypatch.setattr(tables, "BATCH_CELLS", 20)
+    monkeypatch.setattr(table_reader, "BATCH_CELLS", 20)
     assert {len(batch) for batch in read_table(tmp_path / "a.csv", DataConfig())} == {10}
 
 

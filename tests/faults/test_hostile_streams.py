@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import fine_tune
-from nlp_transfer.sources import tables
-from nlp_transfer.translator import Translator
-from nlp_transfer.writing import Writer
+from nlp_transfer.data.sources import table_reader
+from nlp_transfer.inference.translator import Translator
+from nlp_transfer.inference.writers import Writer
 from tests.faults.test_bad_input import command, listing
 from tests.seq2seq_models import PAIRS
 
@@ -48,8 +48,8 @@ def place(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for name in ("predict", "translate"):
         shutil.copytree(models / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nlp_transfer.inference.WINDOW", WINDOW)
-    monkeypatch.setattr("nlp_transfer.translator.WINDOW", WINDOW)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", WINDOW)
+    monkeypatch.setattr("nlp_transfer.inference.translator.WINDOW", WINDOW)
     monkeypatch.setattr(Translator, "__call__", lambda self, texts: list(texts))  # reading is what is tried here
     return tmp_path
 
@@ -107,7 +107,7 @@ MARKED: list[tuple[str, Callable[[Path], Any], str]] = [
 def test_broken_input_leaves_no_output(
     does: str, output: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nlp_transfer.sources.reading.MAX_ROW", 5000)
+    monkeypatch.setattr("nlp_transfer.data.sources.file_reading.MAX_ROW", 5000)
     for name, make, says in BROKEN:
         make(place)
         before = listing(place) if (place / name).is_file() and not (place / name).is_symlink() else None
@@ -126,7 +126,7 @@ def test_broken_input_leaves_no_output(
 def test_a_broken_row_is_marked_and_the_others_are_predicted(
     does: str, output: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nlp_transfer.sources.reading.MAX_ROW", 5000)
+    monkeypatch.setattr("nlp_transfer.data.sources.file_reading.MAX_ROW", 5000)
     column = "translation" if does == "translate" else "prediction"
     for name, make, says in MARKED:
         make(place)
@@ -151,7 +151,7 @@ def test_input_that_is_there_and_then_is_not(
     does: str, how: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (place / "in.csv").write_bytes(lines(0, b"", head="text\n"))
-    true = tables.check_regular
+    true = table_reader.check_regular
 
     def gone(path: Path) -> None:
         true(path)
@@ -161,9 +161,9 @@ def test_input_that_is_there_and_then_is_not(
         raise PermissionError(13, "Permission denied")
 
     if how == "vanishes":
-        monkeypatch.setattr(tables, "check_regular", gone)
+        monkeypatch.setattr(table_reader, "check_regular", gone)
     else:
-        monkeypatch.setattr(tables, "open_text", closed)
+        monkeypatch.setattr(table_reader, "open_text", closed)
     assert command(does, does, "--input", "in.csv", "--output", "out.csv") == 2
     assert "in.csv: cannot be read (" in capfd.readouterr().err
     assert not (place / "out.csv").exists()
@@ -180,7 +180,7 @@ def test_input_that_is_there_and_then_is_not(
     ids=["huge", "good", "mixed list", "mixed"],
 )
 def test_values_that_parquet_has_no_place_for(columns: dict[str, list[Any]], says: str, tmp_path: Path) -> None:
-    from nlp_transfer.errors import UserError
+    from nlp_transfer.utils.errors import UserError
 
     with Writer(tmp_path / "a.parquet", ".parquet") as writer:
         if not says:

@@ -19,15 +19,15 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import httpx
 
-from nlp_transfer import hub_client
-from nlp_transfer.errors import UserError
-from nlp_transfer.export.remote import Remote
-from nlp_transfer.export.retries import one_try_each
-from nlp_transfer.export.rights import check_target
-from nlp_transfer.hub_answers import ANSWERS, PATH
-from nlp_transfer.hub_client import HubError, asking
-from nlp_transfer.models.view import find_file, pin
-from nlp_transfer.sources import ModelSource
+from nlp_transfer.data.sources import ModelSource
+from nlp_transfer.hub import client
+from nlp_transfer.hub.client import HubError, asking
+from nlp_transfer.hub.permissions import check_target
+from nlp_transfer.hub.repository import Remote
+from nlp_transfer.hub.responses import ANSWERS, PATH
+from nlp_transfer.hub.retries import one_try_each
+from nlp_transfer.models.verification.model_files import find_file, pin
+from nlp_transfer.utils.errors import UserError
 from tests.hub import Fault, Hub, serve
 from tests.hub.client import TOKEN
 from tests.hub.faults import Answer
@@ -144,7 +144,7 @@ def test_only_what_is_needed_is_told(connection: tuple[Hub, Inside], tmp_path: P
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
     download(tmp_path / "cache")
     send()
-    assert set(agents) == {hub_client.AGENT}
+    assert set(agents) == {client.AGENT}
     assert all(NAME in call or call == "GET /api/whoami-v2" or "/upload/" in call for call in hub.asked)
 
 
@@ -325,7 +325,7 @@ BODIES: dict[str, Callable[[int, bytes, dict[str, str]], Answer]] = {
 def test_malformed_answers(kind: str, connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub, _ = connection
     waited: list[float] = []
-    monkeypatch.setattr(hub_client, "MOST_IN_MEMORY", 100_000)
+    monkeypatch.setattr(client, "MOST_IN_MEMORY", 100_000)
     monkeypatch.setattr(time, "sleep", waited.append)
     for number, call in enumerate(CALLS):
         hub.repository(NAME).tags.clear()
@@ -351,7 +351,7 @@ def test_what_a_message_says(connection: tuple[Hub, Inside], tmp_path: Path) -> 
 
 def test_pages_without_end(connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub, _ = connection
-    monkeypatch.setattr(hub_client, "MOST_REQUESTS", 30)
+    monkeypatch.setattr(client, "MOST_REQUESTS", 30)
     pages = iter(range(1000))
 
     def next_page(*_: Any) -> Answer:
@@ -367,7 +367,7 @@ def test_downloads_that_break_off_without_end(
     connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, _ = connection
-    monkeypatch.setattr(hub_client, "MOST_DOWNLOADS", 3)
+    monkeypatch.setattr(client, "MOST_DOWNLOADS", 3)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     hub.faults = [Fault("changed", "GET .*/config.json", change=lambda *_: (206, b"1", {"Content-Length": "2"}))]
     with pytest.raises(HubError, match=r"config.json.*there is no end"):
@@ -386,8 +386,8 @@ def test_an_answer_that_only_trickles_in(part: str, tmp_path: Path, monkeypatch:
     def slowly(status: int, content: bytes, headers: dict[str, str]) -> Answer:
         return status, trickle(), headers | {"Content-Length": "600"}
 
-    monkeypatch.setattr(hub_client, "WINDOW", 0.5)
-    monkeypatch.setattr(hub_client, "ANSWER", 0.5)
+    monkeypatch.setattr(client, "WINDOW", 0.5)
+    monkeypatch.setattr(client, "ANSWER", 0.5)
     with serve() as (address, hub), pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", address)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")

@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nlp_transfer import UserError, disk, fine_tune
-from nlp_transfer.training import checkpoints, gradient, validation
+from nlp_transfer import UserError, fine_tune
+from nlp_transfer.training import checkpoints, gradient, validation_scores
 from nlp_transfer.training.gradient import WindowGradient
-from nlp_transfer.training.loop import Trainer, TrainingError
-from nlp_transfer.training.signals import Interrupted, Signals
+from nlp_transfer.training.interruption import Interrupted, Signals
+from nlp_transfer.training.trainer import Trainer, TrainingError
+from nlp_transfer.utils import atomic_files
 from tests.conftest import sentiment_rows, write_csv
 
 STRATEGIES = ["full", "lora", "gradual_unfreezing"]
@@ -92,14 +93,14 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_when_the_run_goes_on(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     straight = run("straight", ema=0.9, early_stopping=9)
-    original = validation.score
+    original = validation_scores.score
 
     def score(*arguments: Any, **more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(validation, "score", score)
+        patch.setattr(validation_scores, "score", score)
         with pytest.raises(Interrupted, match="step 3 is kept"):
             run("broken", ema=0.9, early_stopping=9)
     state = json.loads((tmp_path / "broken/checkpoints/step-3/state.json").read_text())
@@ -311,7 +312,7 @@ def test_a_run_waits_for_room_on_the_disk(
     straight = run("straight")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full(3))
-        patch.setattr(disk, "PAUSE", 0.0)
+        patch.setattr(atomic_files, "PAUSE", 0.0)
         waited = run("waited")
     assert capsys.readouterr().err.count("the disk is full; waiting for room to write the checkpoint of step 3") == 1
     assert same_model(straight, waited)
@@ -324,11 +325,11 @@ def test_where_no_room_is_made_the_checkpoint_before_is_left_whole(
     straight = run("straight")
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: patch.setattr(Path, "write_text", full(10**9)))
-        patch.setattr(disk, "PAUSE", 0.0)
-        patch.setattr(disk, "LONGEST", 0.0 if ended_by == "time" else 600.0)
+        patch.setattr(atomic_files, "PAUSE", 0.0)
+        patch.setattr(atomic_files, "LONGEST", 0.0 if ended_by == "time" else 600.0)
         if ended_by == "signal":
-            patch.setattr(disk, "say", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(disk.DiskFullError, match=r"the disk is full, so the checkpoint of step 6 was not written"):
+            patch.setattr(atomic_files, "say", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(atomic_files.DiskFullError, match=r"the disk is full, so the checkpoint of step 6 was not written"):
             run("broken")
     folder = tmp_path / "broken/checkpoints"
     assert not list(folder.glob(".part*"))
@@ -339,13 +340,13 @@ def test_where_no_room_is_made_the_checkpoint_before_is_left_whole(
 def test_every_form_in_which_a_full_disk_shows() -> None:
     from safetensors import SafetensorError
 
-    assert disk.is_full(OSError(28, "x"))
-    assert disk.is_full(OSError(122, "x"))
-    assert disk.is_full(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
-    assert not disk.is_full(OSError(13, "Permission denied"))
-    assert not disk.is_full(RuntimeError("os error 280"))
+    assert atomic_files.is_full(OSError(28, "x"))
+    assert atomic_files.is_full(OSError(122, "x"))
+    assert atomic_files.is_full(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not atomic_files.is_full(OSError(13, "Permission denied"))
+    assert not atomic_files.is_full(RuntimeError("os error 280"))
     with pytest.raises(PermissionError):
-        disk.patiently(lambda: (_ for _ in ()).throw(PermissionError(13, "no")), "x", "y")
+        atomic_files.patiently(lambda: (_ for _ in ()).throw(PermissionError(13, "no")), "x", "y")
 
 
 # --- checkpoints
@@ -475,10 +476,12 @@ def test_an_evaluation_that_is_done_again_stands_once_in_the_log(
 ) -> None:
     """A signal breaks the evaluation off; it is done; and then the process is lost before its next checkpoint."""
     straight = run("straight", learning_rate=1e-9)
-    original = validation.score
+    original = validation_scores.score
     with monkeypatch.context() as patch:
         at_step(
-            patch, 5, lambda: patch.setattr(validation, "score", lambda *a, **b: os.kill(os.getpid(), 15) or original(*a, **b))
+            patch,
+            5,
+            lambda: patch.setattr(validation_scores, "score", lambda *a, **b: os.kill(os.getpid(), 15) or original(*a, **b)),
         )
         with pytest.raises(Interrupted, match="step 6 is kept"):
             run("broken", learning_rate=1e-9)
@@ -499,7 +502,7 @@ def test_the_model_and_the_log_wait_for_room_as_well(
 
     straight = run("straight", max_steps=4)
     original, left = BertForSequenceClassification.save_pretrained, [2]
-    opened, tries = disk.open_end, [2]
+    opened, tries = atomic_files.open_end, [2]
 
     def save(self: Any, folder: Any, *arguments: Any, **more: Any) -> Any:
         original(self, folder, *arguments, **more)
@@ -530,9 +533,9 @@ def test_the_model_and_the_log_wait_for_room_as_well(
             return self.file.write(line)
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "PAUSE", 0.0)
+        patch.setattr(atomic_files, "PAUSE", 0.0)
         patch.setattr(BertForSequenceClassification, "save_pretrained", save)
-        patch.setattr(disk, "open_end", Full)
+        patch.setattr(atomic_files, "open_end", Full)
         waited = run("waited", max_steps=4)
     shown = capsys.readouterr().err
     assert "waiting for room to write the model" in shown

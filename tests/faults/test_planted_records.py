@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from nlp_transfer import UserError, disk
-from nlp_transfer.journal import MARK, Answer, OutputFile, _digest
-from nlp_transfer.locks import LOCKED, LONGEST_LOCK, lock_target, read_own
-from nlp_transfer.run_folder import OWN, RunFolder
-from nlp_transfer.sources.tables import Batch
-from nlp_transfer.streaming import check_figures_file
+from nlp_transfer import UserError
+from nlp_transfer.data.sources.table_reader import Batch
+from nlp_transfer.inference.files import check_figures_file
+from nlp_transfer.inference.output_journal import MARK, Answer, OutputFile, _digest
+from nlp_transfer.run.folder import RunFolder
+from nlp_transfer.saved_models.layout import RUN_FILES
+from nlp_transfer.security.file_locks import LOCKED, LONGEST_LOCK, lock_target, read_own
 from nlp_transfer.training import checkpoints
-from nlp_transfer.training.log import RunLog
+from nlp_transfer.training.run_log import RunLog
+from nlp_transfer.utils import atomic_files
 
 BATCH = Batch({"text": ["a", "b"]}, 1, 2)
 RECORD = {
@@ -98,7 +100,7 @@ def test_a_first_line_of_another_form_is_not_ours(header: str, tmp_path: Path) -
 
 def test_no_more_than_one_record_is_held_and_longer_ones_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = json.dumps(RECORD) + "\n"
-    monkeypatch.setattr("nlp_transfer.journal.LONGEST", len(line))
+    monkeypatch.setattr("nlp_transfer.inference.output_journal.LONGEST", len(line))
     answer, left = find(tmp_path, line, "x" * len(line) + line)
     assert answer is not None
     assert left == HEADER + line
@@ -134,7 +136,7 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["link", "lost link", "pipe"])
-@pytest.mark.parametrize("name", [name for name in OWN if name not in ("config.yaml", "result.json", "checkpoints")])
+@pytest.mark.parametrize("name", [name for name in RUN_FILES if name not in ("config.yaml", "result.json", "checkpoints")])
 def test_a_name_of_an_unfinished_run_that_is_taken_by_a_link_or_a_pipe_is_refused(name: str, kind: str, run: Path) -> None:
     RunFolder(str(run)).check()
     plant(run / name, kind, run.parent / ("victim" if kind == "link" else "nowhere"))
@@ -142,7 +144,7 @@ def test_a_name_of_an_unfinished_run_that_is_taken_by_a_link_or_a_pipe_is_refuse
         RunFolder(str(run)).check()
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", RUN_FILES)
 def test_a_lost_link_is_refused_like_a_file_where_a_run_begins(name: str, tmp_path: Path) -> None:
     (tmp_path / name).symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=f"already holds {name}"):
@@ -239,8 +241,8 @@ def test_where_there_are_no_hard_links_files_are_renamed_and_none_is_replaced(
         raise OSError(getattr(errno, error), "no hard links")
 
     monkeypatch.setattr(os, "link", link)
-    disk.write_bytes(tmp_path / "new", b"a", overwrite=False)
+    atomic_files.write_bytes(tmp_path / "new", b"a", overwrite=False)
     with pytest.raises(FileExistsError):
-        disk.write_bytes(tmp_path / "new", b"b", overwrite=False)
+        atomic_files.write_bytes(tmp_path / "new", b"b", overwrite=False)
     assert (tmp_path / "new").read_bytes() == b"a"
     assert os.listdir(tmp_path) == ["new"]

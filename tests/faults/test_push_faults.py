@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nlp_transfer import UserError, fine_tune, push
-from nlp_transfer.export import package, retries
-from nlp_transfer.export.package import make_package
+from nlp_transfer.hub import package, retries
+from nlp_transfer.hub.package import make_package
 from tests.hub import Fault, Hub, RandomFaults
 from tests.hub.client import TOKEN, connected
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer import console, known_secrets
 from nlp_transfer.cli import cli, guarded
-from nlp_transfer.redactor import Redactor, guard_output
-from nlp_transfer.secrets import clean, redact
+from nlp_transfer.security import known_secrets
+from nlp_transfer.security.redaction import Redactor, guard_output
+from nlp_transfer.security.secret_patterns import clean, redact
+from nlp_transfer.utils import console
 from tests.conftest import sentiment_rows, write_csv
 
 HUB = "hf_" + "AbCdEfGh" * 4 + "IJ"
@@ -163,7 +164,7 @@ def test_what_others_print_while_a_command_runs(capsys: pytest.CaptureFixture[st
 
 def printed(script: str, **around: str) -> tuple[str, str]:
     """Standard output and standard error of a process that guards its output and runs a script."""
-    start = "import os, sys\nfrom nlp_transfer.redactor import guard_output\nguard_output()\n"
+    start = "import os, sys\nfrom nlp_transfer.security.redaction import guard_output\nguard_output()\n"
     done = subprocess.run([sys.executable, "-c", start + script], env=os.environ | around, capture_output=True, check=False)
     return done.stdout.decode(), done.stderr.decode()
 

@@ -26,16 +26,16 @@ from transformers import AutoConfig, AutoModel, dynamic_module_utils
 import nlp_transfer
 from nlp_transfer import fine_tune, load_adapters, load_predictor
 from nlp_transfer.cli import cli, guarded
-from nlp_transfer.comparison.page import write_page
-from nlp_transfer.comparison.rows import Measured, Row
-from nlp_transfer.document import parse_overrides, read_document
-from nlp_transfer.errors import UserError
-from nlp_transfer.export.card import write_card
-from nlp_transfer.export.markdown import one_line
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.models.view import load_tokenizer
-from nlp_transfer.sources import find_model
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.experiments.comparison_page import write_page
+from nlp_transfer.experiments.summary_rows import Measured, Row
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.verification.model_files import load_tokenizer
+from nlp_transfer.report.markdown import one_line
+from nlp_transfer.report.model_card import write_card
+from nlp_transfer.run.document import parse_overrides, read_document
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import UserError
 from tests.hub import environment, serve
 
 ROOT = Path(nlp_transfer.__file__).parent

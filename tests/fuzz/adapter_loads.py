@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from nlp_transfer.export.load import quiet
-from nlp_transfer.models.adapter_settings import KINDS, SETTINGS, load_adapter
+from nlp_transfer.models.verification.adapter_settings import KINDS, SETTINGS, load_adapter
+from nlp_transfer.saved_models.load import quiet
 from tests.fuzz.adapters import WEIGHTS, base_model, changed, saved_adapter
 from tests.fuzz.cases import Case, ViolationError, odd_text
 

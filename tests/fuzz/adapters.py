@@ -17,11 +17,11 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from nlp_transfer.export.load import RECORD, adapter_record, quiet
-from nlp_transfer.models import adapter_settings
-from nlp_transfer.models.adapter_settings import SETTINGS, reduce_adapter_settings
-from nlp_transfer.models.weight_files import stored_shapes
-from nlp_transfer.sources import check_recorded_model
+from nlp_transfer.data.sources import check_recorded_model
+from nlp_transfer.models.verification import adapter_settings
+from nlp_transfer.models.verification.adapter_settings import SETTINGS, reduce_adapter_settings
+from nlp_transfer.models.verification.weight_files import stored_shapes
+from nlp_transfer.saved_models.load import RECORD, adapter_record, quiet
 from nlp_transfer.strategies.peft import Peft
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text
 from tests.fuzz.settings import value

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nlp_transfer.errors import LONGEST, SHOWN, UserError
+from nlp_transfer.utils.errors import LONGEST, SHOWN, UserError
 
 SECONDS = 5.0  # of computing: a busy machine is no fault
 PATIENCE = 120.0  # seconds on the clock: what waits does not compute

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlp_transfer import sources
-from nlp_transfer.config import DataConfig
-from nlp_transfer.sources import read_rows, tables, wheels
-from nlp_transfer.sources.reading import MAX_ROW
-from nlp_transfer.sources.tables import ENDINGS, read_table
+from nlp_transfer.data import sources
+from nlp_transfer.data.sources import read_rows, table_reader, wheels
+from nlp_transfer.data.sources.file_reading import MAX_ROW
+from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
+from nlp_transfer.settings.schema import DataConfig
 from tests.fuzz.cases import Case, ViolationError, odd_text, replaced
 from tests.fuzz.tables import (
     broken_parquet,
@@ -169,7 +169,7 @@ def changed(rng: random.Random, folder: Path) -> Case:
             path.write_bytes(b"\xff\0" * 9)
 
     owner, name = rng.choice(
-        [(wheels, "sha256_of"), (tables, "choose_encoding"), (tables, "open_text"), (sources, "from_columns")]
+        [(wheels, "sha256_of"), (table_reader, "choose_encoding"), (table_reader, "open_text"), (sources, "from_columns")]
     )
     true = getattr(owner, name)
 

@@ -11,12 +11,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 
-from nlp_transfer import hub_client
-from nlp_transfer.errors import UserError
-from nlp_transfer.export import remote, retries, rights
-from nlp_transfer.hub_client import asking
-from nlp_transfer.models.view import _listed, find_file, pin
-from nlp_transfer.sources import ModelSource
+from nlp_transfer.data.sources import ModelSource
+from nlp_transfer.hub import client, permissions, repository, retries
+from nlp_transfer.hub.client import asking
+from nlp_transfer.models.verification.model_files import _listed, find_file, pin
+from nlp_transfer.utils.errors import UserError
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
 from tests.hub import Fault
 from tests.hub.client import TOKEN
@@ -217,8 +216,8 @@ def odd_answer(rng: random.Random) -> Callable[[int, bytes, dict[str, str]], Ans
 
 def send() -> None:
     with retries.one_try_each(f"pushing to {NAME}"):
-        place = remote.Remote(NAME)
-        target = rights.check_target(place, tag="v1")
+        place = repository.Remote(NAME)
+        target = permissions.check_target(place, tag="v1")
         if target.info is None or target.info.head is None:
             raise UserError(f"{NAME}: is gone")
         place.check_card("---\ntags: [a]\n---\n")
@@ -227,7 +226,7 @@ def send() -> None:
         place.create_branch("other")
         try:
             commit = place.commit(files, target.info.head, "main", "message", "mark")
-        except remote.MovedError:
+        except repository.MovedError:
             return
         place.tree(commit)
         place.tag("v1", commit)
@@ -262,12 +261,12 @@ def make(rng: random.Random, folder: Path) -> Case:
             inside(cache) as (hub, transport),
             replaced(time, "sleep", waited.append),
             replaced(retries, "say", str),
-            replaced(rights, "say", str),
+            replaced(permissions, "say", str),
         ):
             hub.seed(NAME, FILES)
             hub.repositories["datasets", NAME] = hub.repositories["models", NAME]
             hub.faults = [Fault("changed", call, at, change=change)]
-            with replaced(hub_client, "MOST_IN_MEMORY", 200_000):
+            with replaced(client, "MOST_IN_MEMORY", 200_000):
                 try:
                     act()
                 finally:

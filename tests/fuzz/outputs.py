@@ -14,12 +14,12 @@ from contextlib import redirect_stderr, suppress
 from functools import cache
 from pathlib import Path
 
-from nlp_transfer import disk
-from nlp_transfer.errors import UserError
-from nlp_transfer.journal import Answer, OutputFile
-from nlp_transfer.locks import lock_target
-from nlp_transfer.sources.tables import Batch
-from nlp_transfer.writing import ENDINGS, Writer
+from nlp_transfer.data.sources.table_reader import Batch
+from nlp_transfer.inference.output_journal import Answer, OutputFile
+from nlp_transfer.inference.writers import ENDINGS, Writer
+from nlp_transfer.security.file_locks import lock_target
+from nlp_transfer.utils import atomic_files
+from nlp_transfer.utils.errors import UserError
 
 PROCESSES, EACH = 4, 6  # writers of a round, and the writes of each
 ROWS = 3
@@ -55,18 +55,18 @@ def predict(path: Path, mark: str, overwrite: bool) -> None:
 
 
 def write_bytes(path: Path, mark: str, overwrite: bool) -> None:
-    disk.write_bytes(path, content(mark, path.suffix), overwrite)
+    atomic_files.write_bytes(path, content(mark, path.suffix), overwrite)
 
 
 def write_in_steps(path: Path, mark: str, overwrite: bool) -> None:
-    with disk.replacing(path, overwrite) as file:
+    with atomic_files.replacing(path, overwrite) as file:
         for byte in content(mark, path.suffix):
             file.write(bytes([byte]))
             file.flush()
 
 
 def write_folder(path: Path, mark: str, overwrite: bool) -> None:
-    with disk.replacing_folder(path) as part:
+    with atomic_files.replacing_folder(path) as part:
         for name in ("first", "second"):
             (part / name).write_bytes(content(mark, ".txt"))
 
@@ -206,14 +206,14 @@ class Race:
 
 
 def _write_some(report: int, path: Path, name: str, rng: random.Random, overwrite: bool) -> None:
-    put = disk._put
+    put = atomic_files._put
 
     def checked(part: Path, target: Path, *more: bool) -> None:
         put(part, target, *more)
         if target.read_bytes() != content(mark, path.suffix):  # the lock is held, so that nobody else may have written it
             raise AssertionError("the file was not the writer's when it was renamed")
 
-    disk._put = checked
+    atomic_files._put = checked
     for i in range(EACH):
         mark = f"{name}{i}"
         write = rng.choice(WRITERS) if path.suffix else write_folder

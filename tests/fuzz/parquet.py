@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlp_transfer.config import DataConfig
-from nlp_transfer.sources import parquet as reader
-from nlp_transfer.sources.tables import read_table, scan_table
-from nlp_transfer.writing import Writer
+from nlp_transfer.data.sources import parquet_reader as reader
+from nlp_transfer.data.sources.table_reader import read_table, scan_table
+from nlp_transfer.inference.writers import Writer
+from nlp_transfer.settings.schema import DataConfig
 from tests.fuzz import thrift
 from tests.fuzz.cases import Case, mutate, odd_text, replaced
 from tests.fuzz.tables import broken

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from nlp_transfer import registry
-from nlp_transfer.config import DataConfig, TrainingConfig
-from nlp_transfer.document import MAX_BYTES, MAX_DEPTH, merge, parse_overrides, read_document
-from nlp_transfer.resolve import resolve
+from nlp_transfer.run.document import MAX_BYTES, MAX_DEPTH, merge, parse_overrides, read_document
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text
 from tests.fuzz.files import no_file
 

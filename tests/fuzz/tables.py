@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlp_transfer.config import DataConfig
-from nlp_transfer.sources import read_rows, wheels
-from nlp_transfer.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
-from nlp_transfer.sources.tables import read_table
+from nlp_transfer.data.sources import read_rows, wheels
+from nlp_transfer.data.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
+from nlp_transfer.data.sources.table_reader import read_table
+from nlp_transfer.settings.schema import DataConfig
 from tests.fuzz.cases import PIECES, Case, ViolationError, mutate, odd_names, odd_text
 
 Columns = dict[str, list[Any]]

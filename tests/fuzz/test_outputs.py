@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nlp_transfer import disk
+from nlp_transfer.utils import atomic_files
 from tests.fuzz.outputs import Race
 
 
@@ -24,7 +24,7 @@ def test_raced_outputs_are_always_one_complete_content_of_one_writer(tmp_path: P
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the writers are forked")
 def test_what_counts_as_a_violation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The net catches a writer that does not care whether there is a file."""
-    monkeypatch.setattr(disk, "_put", lambda part, path, overwrite: os.replace(part, path))
+    monkeypatch.setattr(atomic_files, "_put", lambda part, path, overwrite: os.replace(part, path))
     race = Race(tmp_path)
     for i in range(10):
         race.round(random.Random(f"test:{i}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nlp_transfer.errors import Problems, UserError
+from nlp_transfer.utils.errors import Problems, UserError
 from tests.fuzz import adapter_loads, adapters, files, hub, output, parquet, settings, tokenizers, wheels
 from tests.fuzz.cases import Case, Make, Place, ViolationError, attempt
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.tokens import tokenize
-from nlp_transfer.errors import converted
-from nlp_transfer.models.tokenizer_fields import COMPONENTS, LISTS, MODELS
-from nlp_transfer.models.tokenizer_file import most_id
-from nlp_transfer.models.view import load_tokenizer
-from nlp_transfer.sources import ModelSource
+from nlp_transfer.models.verification.model_files import load_tokenizer
+from nlp_transfer.models.verification.tokenizer_fields import COMPONENTS, LISTS, MODELS
+from nlp_transfer.models.verification.tokenizer_file import most_id
+from nlp_transfer.utils.errors import converted
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text
 from tests.fuzz.settings import value as odd_value
 from tests.tokenizer_documents import PUBLISHED, SKELETONS, added, precompiled, sentencepiece_model

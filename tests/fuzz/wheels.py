@@ -10,8 +10,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from nlp_transfer.errors import UserError
-from nlp_transfer.sources import wheels
+from nlp_transfer.data.sources import wheels
+from nlp_transfer.utils.errors import UserError
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
 
 NAME = "toy-data==1.0.0"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer import fine_tune
-from nlp_transfer.export.save import versions
+from nlp_transfer.saved_models.save import versions
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import save_tiny
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import close_session, constants
 
-from nlp_transfer.export import retries
+from nlp_transfer.hub import retries
 from tests.hub.server import serve
 from tests.hub.store import Hub
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import close_session, constants, set_client_factory
 from huggingface_hub.utils import _http, httpx
 
-from nlp_transfer.export import retries
+from nlp_transfer.hub import retries
 from tests.hub.client import TOKEN
 from tests.hub.server import Handler
 from tests.hub.store import Hub

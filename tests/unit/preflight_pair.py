@@ -8,7 +8,7 @@ import torch
 from transformers.models.bert.modeling_bert import BertForSequenceClassification
 
 from nlp_transfer import fine_tune
-from nlp_transfer.training.loop import Trainer
+from nlp_transfer.training.trainer import Trainer
 
 
 def main(model: str, train: str, folder: str) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nlp_transfer.cli import guarded
-from nlp_transfer.console import say
-from nlp_transfer.errors import UserError
-from nlp_transfer.ordered import in_order
-from nlp_transfer.sources.tables import Batch
-from nlp_transfer.workers import Workers, at_once
+from nlp_transfer.data.sources.table_reader import Batch
+from nlp_transfer.inference.ordered import in_order
+from nlp_transfer.inference.worker_processes import Workers, at_once
+from nlp_transfer.utils.console import say
+from nlp_transfer.utils.errors import UserError
 
 
 class Slow:

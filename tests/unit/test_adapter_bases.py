@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from nlp_transfer import UserError, fine_tune, load_adapters, load_predictor, load_translator
 from nlp_transfer.cli import cli
-from nlp_transfer.export.load import open_adapter, quiet
+from nlp_transfer.saved_models.load import open_adapter, quiet
 from tests.conftest import write_csv
 from tests.models import save_tiny
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq

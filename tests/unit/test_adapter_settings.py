@@ -12,10 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nlp_transfer import UserError
-from nlp_transfer.export.load import quiet
-from nlp_transfer.models.adapter_settings import KINDS, NUMBERS, SETTINGS, load_adapter, pattern_problem, reduce_adapter_settings
-from nlp_transfer.models.allocation import AllocationLimit
-from nlp_transfer.strategies._adapters import save_adapter
+from nlp_transfer.models.verification.adapter_settings import (
+    KINDS,
+    NUMBERS,
+    SETTINGS,
+    load_adapter,
+    pattern_problem,
+    reduce_adapter_settings,
+)
+from nlp_transfer.models.verification.allocation_limit import AllocationLimit
+from nlp_transfer.saved_models.load import quiet
+from nlp_transfer.strategies.common.adapter_modules import save_adapter
 from nlp_transfer.strategies.peft import Peft, _methods
 from tests.models import tiny_classifier
 from tests.unit.test_strategy_peft import METHODS, REFUSED

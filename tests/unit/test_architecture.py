@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source with `ast`; and what must stay light."""
+"""The layers of the package: who may import whom, read from the source with `ast`; and what must stay light to import."""
 
 import ast
 import re
@@ -13,6 +13,24 @@ import nlp_transfer
 ROOT = Path(nlp_transfer.__file__).parent
 PACKAGE = "nlp_transfer"
 
+# A module may import its own layer and those before it. The longest prefix of its name counts.
+LAYERS = (
+    ("utils", "security"),
+    ("settings", "hub.client", "hub.responses", "kernels"),
+    ("data", "models", "evaluation.metrics"),
+    ("tasks",),
+    ("strategies",),
+    ("saved_models",),
+    ("training", "inference", "evaluation"),
+    ("report", "hub"),
+    ("run",),
+    ("fine_tune",),
+    ("experiments",),
+    ("commands",),
+    ("cli",),
+    ("__main__", ""),
+)
+
 
 def module_name(path: Path) -> str:
     """`data.splits` for data/splits.py, `data` for data/__init__.py, an empty text for the package itself."""
@@ -24,167 +42,88 @@ MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def imports(source: str) -> set[str]:
-    """The package's own modules that a source imports anywhere, those inside functions too."""
+    """The package's own modules that a source imports anywhere, inside functions too."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
-            base = node.module or ""
-            inner = {f"{base}.{alias.name}" for alias in node.names}
-            modules = {name for name in inner if name.removeprefix(f"{PACKAGE}.") in MODULES}
-            found |= modules if modules == inner else modules | {base}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name.removeprefix(f"{PACKAGE}.") in MODULES else str(node.module) for name in inner}
     own = {name.removeprefix(PACKAGE).removeprefix(".") for name in found if name.split(".")[0] == PACKAGE}
-    unknown = own - set(MODULES) - {""}
-    assert not unknown, unknown
+    assert not own - set(MODULES), own - set(MODULES)
     return own
 
 
 GRAPH = {name: imports(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
-
-BASE = {
-    "errors", "applicability", "config", "explain", "registry", "extensions", "processes", "head_type", "secrets",
-    "known_secrets", "redactor", "system", "child_processes", "terminal", "strict_json",
-}  # fmt: skip
-SOURCES = (
-    BASE
-    | {"console", "disk", "hub_answers", "hub_client", "locks", "memory"}
-    | {name for name in MODULES if name.split(".")[0] == "sources"}
-)
-SHARED_DATA = {name for name in MODULES if name.split(".")[0] in ("data", "seq2seq", "models")} | {
-    "layers", "heads", "compatibility",
-}  # fmt: skip
-METRICS = {"metrics", "metrics.classification", "metrics.regression", "metrics.translation", "metrics.own"}
-CONCRETE = {name for name in MODULES if name.startswith(("tasks.", "strategies.")) and not name.split(".")[1].startswith("_")}
-SHARED_STRATEGY_PARTS = {name for name in MODULES if name.startswith("strategies._")}
-SHARED_TASK_PARTS = {name for name in MODULES if name.startswith("tasks._")}
-PROTOCOLS = {"tasks", "strategies"}
+METHODS = {
+    name for name in MODULES if re.fullmatch(r"(tasks|strategies)\.(?!common$)\w+", name)
+}  # one for each task and strategy
 
 
-def room(name: str) -> str:
-    return name.split(".")[0]
+def layer(name: str) -> int:
+    """The number of the layer that a module belongs to."""
+    found = {
+        prefix: number
+        for number, names in enumerate(LAYERS)
+        for prefix in names
+        if f"{name}.".startswith(f"{prefix}.") or not prefix
+    }
+    return found[max(found, key=len)]
 
 
-def of(*rooms: str) -> list[str]:
-    """Every module of these rooms; a room that does not exist is an error, so that no rule is empty."""
-    found = [name for name in MODULES if room(name) in rooms]
-    assert {room(name) for name in found} == set(rooms)
-    return found
+def method(name: str) -> str | None:
+    """The task or strategy that a module is a part of."""
+    return next((other for other in METHODS if f"{name}.".startswith(f"{other}.")), None)
 
 
 def test_the_whole_package_was_read() -> None:
-    assert len(MODULES) > 40
-    assert sum(map(len, GRAPH.values())) > 100
-    assert len(CONCRETE) >= 6
+    assert len(MODULES) > 100
+    assert sum(map(len, GRAPH.values())) > 500
+    assert len(METHODS) > 15
+    assert all(any(f"{name}.".startswith(f"{prefix}.") for name in MODULES) for names in LAYERS for prefix in names if prefix)
+
+
+def test_the_root_holds_four_modules() -> None:
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py", "fine_tune.py"}
 
 
 def test_imports_are_found_wherever_they_stand() -> None:
-    source = (
-        "import nlp_transfer.config\nfrom nlp_transfer import registry\ndef f():\n    from nlp_transfer.errors import UserError\n"
-    )
-    assert imports(source) == {"config", "registry", "errors"}
+    source = "import nlp_transfer.cli\nfrom nlp_transfer.settings import registry\n"
+    source += "def f():\n    from nlp_transfer.utils.errors import UserError\n"
+    assert imports(source) == {"cli", "settings.registry", "utils.errors"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    of(
-        "errors",
-        "applicability",
-        "config",
-        "registry",
-        "extensions",
-        "processes",
-        "metrics",
-        "head_type",
-        "hub_answers",
-        "hub_client",
-        "secrets",
-        "known_secrets",
-        "redactor",
-        "console",
-        "system",
-        "child_processes",
-        "terminal",
-        "strict_json",
-    ),
-)
-def test_the_ground_floor_imports_errors_alone(name: str) -> None:
-    own = {other for other in MODULES if room(other) == room(name)}
-    late = {"heads"} if name == "head_type" else set()  # inside the functions that transformers calls back
-    hidden = {
-        "console": {"secrets", "system", "terminal"},
-        "redactor": {"secrets", "system", "terminal"},
-        "secrets": {"known_secrets"},
-    }.get(name, set())
-    depends = {
-        "config": {"annotations", "applicability", "explain"},
-        "registry": {"extensions"},
-        "extensions": {"system"},
-        "processes": {"system"},
-        "metrics": {"hub_client"},
-        "system": {"disk"},
-        "metrics.own": {"processes"},
-        "hub_client": {"hub_answers"},
-    }.get(name, set())
-    assert GRAPH[name] <= {"errors"} | own | late | hidden | depends
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_to_lower_layers(name: str) -> None:
+    assert {other for other in GRAPH[name] if layer(other) > layer(name)} == set()
 
 
-def test_what_explains_settings_knows_their_schema_and_names() -> None:
-    assert GRAPH["explain"] == {"errors", "config", "registry"}
-
-
-@pytest.mark.parametrize("name", of("sources"))
-def test_sources_import_settings_and_errors(name: str) -> None:
-    assert GRAPH[name] <= SOURCES - {"registry", "head_type"}
-
-
-@pytest.mark.parametrize("name", of("data", "models", "layers", "heads", "compatibility", "features", "replay", "seq2seq"))
-def test_data_and_models_import_what_lies_below(name: str) -> None:
-    played_back = {"features"} if name == "replay" else set()
-    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | set(of("kernels")) | played_back
-
-
-@pytest.mark.parametrize("name", of("kernels"))
-def test_kernels_know_one_another_alone(name: str) -> None:
-    assert {other for other in GRAPH[name] if room(other) != "kernels"} <= {"head_type"}
-
-
-@pytest.mark.parametrize("name", of("tasks", "strategies"))
-def test_tasks_and_strategies_know_no_sibling_and_no_training(name: str) -> None:
-    # A strategy may put several tasks together, by their protocol; a task knows no strategy.
-    own = {"tasks"} | SHARED_TASK_PARTS if room(name) == "tasks" else PROTOCOLS | {"features", "replay"} | SHARED_STRATEGY_PARTS
-    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | own
-    assert not GRAPH[name] & CONCRETE
-
-
-@pytest.mark.parametrize("name", of("training", "inference", "translator", "export"))
-def test_training_and_the_like_know_the_protocols_alone(name: str) -> None:
-    own = {other for other in MODULES if room(other) in ("training", "inference", "translator", "export", "kernels")}
-    assert GRAPH[name] <= SOURCES | SHARED_DATA | METRICS | PROTOCOLS | SHARED_TASK_PARTS | own
-    assert not GRAPH[name] & CONCRETE
-
-
-@pytest.mark.parametrize("name", of("compare", "comparison"))
-def test_comparing_knows_no_concrete_task_and_no_command_line(name: str) -> None:
-    assert "cli" not in GRAPH[name]
-    assert name == "compare" or "compare" not in GRAPH[name]
-    assert not GRAPH[name] & CONCRETE
-    assert name == "comparison.server" or "fine_tune" not in GRAPH[name], "what looks at runs must not need what makes them"
-
-
-def test_no_module_names_a_concrete_task_or_strategy() -> None:
+@pytest.mark.parametrize("name", MODULES)
+def test_a_task_or_strategy_is_imported_by_its_own_parts_alone(name: str) -> None:
     """They are found by name, so a new one is a new file and nothing else."""
-    assert {name: found & CONCRETE for name, found in GRAPH.items() if found & CONCRETE} == {}
+    assert {other for other in GRAPH[name] if method(other) not in (None, method(name))} == set()
 
 
-def test_only_the_way_in_imports_the_command_line() -> None:
-    assert {name for name, found in GRAPH.items() if "cli" in found} <= {"", "__main__"}
-    assert "cli" in GRAPH["__main__"]
+def test_no_imports_are_circular() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"circular: {' -> '.join((*path, name))}"
+        if name not in done:
+            for other in GRAPH[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
 
 
-def test_nothing_imports_the_story_but_the_ways_in() -> None:
-    assert {name for name, found in GRAPH.items() if "fine_tune" in found} <= {"", "cli", "comparison.server"}
+def test_no_two_files_share_a_name() -> None:
+    stems = [path.stem for path in MODULES.values() if path.stem != "__init__"]
+    assert sorted(stems) == sorted(set(stems))
+    assert not set(stems) & set(sys.stdlib_module_names), "named like a module of the standard library"
 
 
 def test_import_stays_light() -> None:
@@ -220,7 +159,7 @@ def starting(source: str) -> set[str]:
 def test_one_module_starts_processes() -> None:
     """Each child is isolated, since the only code that starts one isolates it (`tests/faults/test_current_folder.py`)."""
     found = {name: starting(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
-    assert {name for name, what in found.items() if what} == {"child_processes"}
+    assert {name for name, what in found.items() if what} == {"security.child_processes"}
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from nlp_transfer import UserError
-from nlp_transfer.config import AugmentConfig, TrainingConfig
-from nlp_transfer.data.augment import Augmenter, WordTable, make_augmenter
+from nlp_transfer.data.augmentation import Augmenter, WordTable, make_augmenter
 from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, View
 from nlp_transfer.training import Trainer
 from nlp_transfer.training.gradient import WindowGradient

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 
 from nlp_transfer import fine_tune
-from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.data.sources import file_reading
 from nlp_transfer.data.splits import Splits, read_splits
-from nlp_transfer.errors import UserError
-from nlp_transfer.run_folder import RunFolder
-from nlp_transfer.sources import reading
-from nlp_transfer.streaming import evaluate_source
+from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.run.folder import RunFolder
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
-from nlp_transfer.training import checkpoints, keeper
+from nlp_transfer.training import checkpointer, checkpoints
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 
 GOOD = [f"{text},{label}" for text, label in sentiment_rows(60)]
@@ -84,7 +84,7 @@ def test_lines_of_json(tmp_path: Path) -> None:
 
 
 def test_a_line_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_ROW", 100)
+    monkeypatch.setattr(file_reading, "MAX_ROW", 100)
     for ending, row, quoting in ((".jsonl", '{{"text": "{}", "label": "x"}}', "minimal"), (".csv", "{},x", "none")):
         lines = [row.format(text) for text in ("a" * 10, "b" * 95, "c" * 1000, "d" * 10)] + [
             row.format("e").replace('x"', 'y"') if ending == ".jsonl" else "e,y"
@@ -261,7 +261,7 @@ def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper.checkpoints, "write_checkpoint", write)
+        patch.setattr(checkpointer.checkpoints, "write_checkpoint", write)
         with pytest.raises(Killed):
             run("broken")
     (tmp_path / "broken/skipped_rows.csv").unlink()

@@ -10,16 +10,16 @@ import yaml
 from transformers import PreTrainedModel
 
 from nlp_transfer import UserError, fine_tune
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import Ragged, TokenTable
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.seq2seq.build import build_encoder_decoder
-from nlp_transfer.seq2seq.tokenizers import train_tokenizer
-from nlp_transfer.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.device import make_accelerator
+from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder
+from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
-from nlp_transfer.training import Trainer, choices
-from nlp_transfer.training.choices import choose, choose_attention
-from nlp_transfer.training.device import make_accelerator
+from nlp_transfer.training import Trainer, automatic_settings
+from nlp_transfer.training.automatic_settings import choose, choose_attention
 from tests.contract.test_strategies import TASKS, prepare
 from tests.models import tiny_classifier
 from tests.seq2seq_models import PAIRS
@@ -48,7 +48,7 @@ def is_innermost(part: Any) -> bool:
     return isinstance(part, PreTrainedModel) and sum(isinstance(inner, PreTrainedModel) for inner in part.modules()) == 1
 
 
-def chosen(tokens: int = 9, family: str = "bert", **training: Any) -> choices.Choices:
+def chosen(tokens: int = 9, family: str = "bert", **training: Any) -> automatic_settings.Choices:
     return choose(tiny_classifier(family), table(tokens), TrainingConfig(**training))
 
 
@@ -60,7 +60,7 @@ def test_a_run_says_what_was_chosen_and_why_and_records_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     asked: list[str] = []
-    monkeypatch.setattr(choices, "choose_attention", lambda *a: asked.append(a[0]) or choose_attention(*a))
+    monkeypatch.setattr(automatic_settings, "choose_attention", lambda *a: asked.append(a[0]) or choose_attention(*a))
     run = fine_tune(
         model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "validation_share": 0}, task="text_classification",
         training={"max_steps": 1, "batch_size": "auto"}, output_dir=tmp_path / "run",

@@ -10,13 +10,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import Ragged
 from nlp_transfer.data.windows import WindowPlan
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.strategies import strategy_from
-from nlp_transfer.strategies._linear import fit_logistic_regression
-from nlp_transfer.training.keeper import Position
+from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression
+from nlp_transfer.training.checkpointer import Position
 from tests.contract.test_strategies import TASKS, prepare
 from tests.strategies import document, files
 

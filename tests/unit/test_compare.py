@@ -14,19 +14,19 @@ import pytest
 from scipy.stats import binomtest
 
 from nlp_transfer import UserError
-from nlp_transfer.comparison import drawing
-from nlp_transfer.comparison.advice import Candidate, advise, show_bytes, show_seconds
-from nlp_transfer.comparison.figures import Figure, Scored, row_draws
-from nlp_transfer.comparison.flags import expand
-from nlp_transfer.comparison.page import write_page
-from nlp_transfer.comparison.plan import make_plan, read_strategies
-from nlp_transfer.comparison.rows import Measured, Row
-from nlp_transfer.comparison.statistics import Runs, compare_runs, estimate, measure
-from nlp_transfer.comparison.tables import table, write_tables
-from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.commands.flags import expand
 from nlp_transfer.data.splits import draw_shots, read_splits
-from nlp_transfer.errors import Problems
+from nlp_transfer.evaluation.intervals import Runs, compare_runs, estimate, measure
+from nlp_transfer.evaluation.resampling import Figure, Scored, row_draws
+from nlp_transfer.experiments.advice import Candidate, advise, show_bytes, show_seconds
+from nlp_transfer.experiments.comparison_page import write_page
+from nlp_transfer.experiments.plan import make_plan, read_strategies
+from nlp_transfer.experiments.results_table import table, write_tables
+from nlp_transfer.experiments.summary_rows import Measured, Row
+from nlp_transfer.report import plots
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.utils.errors import Problems
 
 CLASSES: Task = task_from({"name": "text_classification"})
 LABELS: Task = task_from({"name": "multi_label", "label": "labels"})
@@ -568,12 +568,11 @@ def test_the_page_stands_by_itself_and_its_labels_do_not_overlap(
 
 
 def test_labels_are_spread_within_their_column() -> None:
-    places = drawing.spread([5, 5, 5, 100, 99], 10, 0, 100)
+    places = plots.spread([5, 5, 5, 100, 99], 10, 0, 100)
     assert places == [*sorted(places[:3]), 100, 90]
     assert min(abs(a - b) for i, a in enumerate(places) for b in places[i + 1 :]) >= 10
     assert (
-        drawing.spread([3.0] * 5, 50, 0, 100) == [0.0, 25.0, 50.0, 75.0, 100.0]
-        or max(drawing.spread([3.0] * 5, 50, 0, 100)) <= 100
+        plots.spread([3.0] * 5, 50, 0, 100) == [0.0, 25.0, 50.0, 75.0, 100.0] or max(plots.spread([3.0] * 5, 50, 0, 100)) <= 100
     )
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer.config import DataConfig, RunConfig, TrainingConfig, settings_help, shorten, validate
-from nlp_transfer.document import merge, parse_overrides, read_document
-from nlp_transfer.errors import SHOWN, Problems, UserError, did_you_mean
-from nlp_transfer.resolve import resolve
+from nlp_transfer.run.document import merge, parse_overrides, read_document
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.settings.schema import DataConfig, RunConfig, TrainingConfig, settings_help
+from nlp_transfer.settings.validation import validate
+from nlp_transfer.utils.errors import SHOWN, Problems, UserError, did_you_mean, shorten
 
 BASE: dict[str, Any] = {
     "model": "m",

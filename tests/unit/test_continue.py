@@ -8,14 +8,14 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from nlp_transfer import UserError, fine_tune, load_predictor
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.export.load import quiet
-from nlp_transfer.models import Checkpoint, head_notes, new_parameters
-from nlp_transfer.sources import find_model
-from nlp_transfer.strategies._teacher import Teacher
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint, head_notes, new_parameters
+from nlp_transfer.saved_models.load import quiet
+from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.strategies.distill.teachers import Teacher
 from nlp_transfer.strategies.l2_sp import L2Sp
 from nlp_transfer.tasks import task_from
-from nlp_transfer.tasks._head import output_layer
+from nlp_transfer.tasks.common.pretrained_head import output_layer
 from tests.classifiers import ENCODER_DECODERS, save_encoder_decoder
 from tests.conftest import write_csv
 from tests.models import FAMILIES

@@ -14,16 +14,17 @@ import torch
 import yaml
 from transformers import AutoModel
 
-from nlp_transfer import UserError, extensions, fine_tune, load_predictor, registry
+from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.cli import cli
-from nlp_transfer.locks import LOCKED
-from nlp_transfer.resolve import resolve
-from nlp_transfer.run_folder import LOCK
+from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.run.folder import LOCK
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.run.trial_save import PREFIX
+from nlp_transfer.security.file_locks import LOCKED
+from nlp_transfer.settings import extensions, registry
 from nlp_transfer.strategies import strategy_from
-from nlp_transfer.streaming import evaluate_source
 from nlp_transfer.tasks import task_from, task_name
 from nlp_transfer.tasks.text_classification import TextClassification
-from nlp_transfer.trial_save import PREFIX
 from tests import custom_tasks
 from tests.processes import launch_pair
 from tests.strategies import document, files

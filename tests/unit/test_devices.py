@@ -15,17 +15,18 @@ from transformers import AutoModelForSequenceClassification, modeling_utils
 from transformers.integrations.flash_attention import get_target_dtype
 
 from nlp_transfer import UserError, fine_tune, load_predictor
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.export.save import _compare
-from nlp_transfer.inference import answer, gather
-from nlp_transfer.memory import is_out_of_memory
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.inference.predictor import answer, gather
+from nlp_transfer.kernels.sparse_adamw import RowwiseTable
+from nlp_transfer.models import device
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.memory import is_out_of_memory
+from nlp_transfer.saved_models.save import _compare
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks.text_classification import TextClassification
-from nlp_transfer.training import device, stepping
-from nlp_transfer.training.choices import resolve_kernels
-from nlp_transfer.training.rows import RowwiseTable
+from nlp_transfer.training import step as stepping
+from nlp_transfer.training.automatic_settings import resolve_kernels
 from tests.contract.test_strategies import TASKS, prepare
 from tests.equivalence.test_resume import Killed, die_after
 from tests.models import tiny_classifier
@@ -119,7 +120,7 @@ def test_no_forward_pass_takes_cudnn_attention_which_plans_for_each_shape(run: R
     try:
         trained = run("run", kernels="plain", precision="fp32", max_steps=2)
         now = "predict"
-        monkeypatch.setattr("nlp_transfer.inference.answering", lambda *_: torch.inference_mode())
+        monkeypatch.setattr("nlp_transfer.inference.predictor.answering", lambda *_: torch.inference_mode())
         load_predictor(trained.output_dir, precision="bf16")(["a good film"])
         assert torch.backends.cuda.cudnn_sdp_enabled(), "elsewhere it stays what it was"
     finally:

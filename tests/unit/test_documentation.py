@@ -12,17 +12,17 @@ import pytest
 import yaml
 
 import nlp_transfer
-from nlp_transfer import registry
-from nlp_transfer.applicability import takes
 from nlp_transfer.cli import cli
-from nlp_transfer.config import DataConfig, RunConfig, Settings, TrainingConfig, validate
-from nlp_transfer.document import parse_overrides
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.explain import all_settings
-from nlp_transfer.heads import HeadConfig
-from nlp_transfer.resolve import resolve
+from nlp_transfer.models.heads import HeadConfig
+from nlp_transfer.run.document import parse_overrides
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.applicability import takes
+from nlp_transfer.settings.schema import DataConfig, RunConfig, Settings, TrainingConfig
+from nlp_transfer.settings.validation import all_settings, validate
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import Problems, UserError
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "nlp_transfer"
@@ -297,4 +297,4 @@ def test_one_function_decides_where_the_cache_is() -> None:
     readers = {
         path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if '"NLP_TRANSFER_CACHE"' in path.read_text()
     }
-    assert readers == {"sources/wheels.py"}
+    assert readers == {"data/sources/wheels.py"}

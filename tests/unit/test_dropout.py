@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from nlp_transfer import registry
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
 from tests import strategies

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from nlp_transfer.config import DataConfig, Settings, TrainingConfig, validate
-from nlp_transfer.document import parse_overrides, read_document
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.explain import MEANT, all_settings, suggest
-from nlp_transfer.resolve import resolve
+from nlp_transfer.run.document import parse_overrides, read_document
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.settings.schema import DataConfig, Settings, TrainingConfig
+from nlp_transfer.settings.validation import MEANT, all_settings, suggest, validate
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import Problems, UserError
 
 
 def problems_of(schema: type[Settings], raw: Any, prefix: str = "") -> list[str]:

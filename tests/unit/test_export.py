@@ -14,10 +14,11 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import UserError, fine_tune, load_predictor
-from nlp_transfer.export.card import write_card
-from nlp_transfer.export.save import save_model, write_json
-from nlp_transfer.export.usage import language_code
+from nlp_transfer.report.card_usage import language_code
+from nlp_transfer.report.model_card import write_card
+from nlp_transfer.saved_models.save import save_model
 from nlp_transfer.tasks.text_classification import TextClassification
+from nlp_transfer.utils.atomic_files import write_json
 from tests.conftest import write_csv
 from tests.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from nlp_transfer import FineTuned, UserError, fine_tune, load_predictor, load_translator
-from nlp_transfer.compatibility import position_limit
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.compatibility import position_limit
 from tests.conftest import write_csv
 from tests.families import family_config, family_tokenizer, save_family
 from tests.models import POSITIONS, VOCABULARY, WORDS

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer import features, fine_tune, load_predictor
-from nlp_transfer.errors import UserError
-from nlp_transfer.features import Cut, cache_tables
-from nlp_transfer.models import Checkpoint, find_layers
-from nlp_transfer.replay import check_replay, replay, run_live
-from nlp_transfer.sources import find_model
+from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.models import cached_features
+from nlp_transfer.models.cached_features import Cut, cache_tables
+from nlp_transfer.models.checkpoint import Checkpoint, find_layers
+from nlp_transfer.models.feature_replay import check_replay, replay, run_live
 from nlp_transfer.strategies import strategy_from
+from nlp_transfer.utils.errors import UserError
 from tests.contract.test_strategies import TASKS, prepare
 from tests.models import FAMILIES
 
@@ -112,8 +113,8 @@ def test_a_file_of_features_is_found_again_only_by_what_would_be_the_same(
 ) -> None:
     model, table = make(tiny["bert"], FAMILY, {"name": "features"})
     computed: list[str] = []
-    original = features._fill
-    monkeypatch.setattr(features, "_fill", lambda *arguments: (computed.append(arguments[-1]), original(*arguments)))
+    original = cached_features._fill
+    monkeypatch.setattr(cached_features, "_fill", lambda *arguments: (computed.append(arguments[-1]), original(*arguments)))
 
     def cache(table: Any, precision: str = "fp32") -> Any:
         return cache_tables(model, {"train": table}, Cut(), CPU, precision, "disk")["train"].cached["pooled"]
@@ -144,10 +145,10 @@ def test_a_half_written_file_is_no_cache(tiny: dict[str, Path], monkeypatch: pyt
         values[:3] = 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(features, "_fill", fails)
+    monkeypatch.setattr(cached_features, "_fill", fails)
     with pytest.raises(KeyboardInterrupt):
         cache_tables(model, {"train": table}, Cut(), CPU, "fp32", "disk")
-    assert list(features.cache_folder().iterdir()) == []
+    assert list(cached_features.cache_folder().iterdir()) == []
 
 
 def test_a_logistic_regression_is_scikit_learns(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:

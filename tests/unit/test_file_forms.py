@@ -9,12 +9,12 @@ import pytest
 
 from nlp_transfer import UserError
 from nlp_transfer.cli import cli
-from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.data.sources import read_rows
+from nlp_transfer.data.sources.file_reading import MAX_ROW, format_of
+from nlp_transfer.data.sources.json_rows import CHUNK
+from nlp_transfer.data.sources.table_reader import read_table
 from nlp_transfer.data.splits import read_splits
-from nlp_transfer.sources import read_rows
-from nlp_transfer.sources.json_rows import CHUNK
-from nlp_transfer.sources.reading import MAX_ROW, format_of
-from nlp_transfer.sources.tables import read_table
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 from tests.conftest import sentiment_rows, write_csv
 

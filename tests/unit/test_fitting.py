@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from nlp_transfer import fine_tune
-from nlp_transfer.config import TrainingConfig
 from nlp_transfer.data.tokens import Ragged, TokenTable
-from nlp_transfer.training import fitting
-from nlp_transfer.training.choices import choose
-from nlp_transfer.training.device import make_accelerator
+from nlp_transfer.models.device import make_accelerator
+from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.training import batch_size
+from nlp_transfer.training.automatic_settings import choose
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import tiny_classifier
 
@@ -24,10 +24,10 @@ def table(rows: int, tokens: int) -> TokenTable:
 
 
 def fitted(monkeypatch: pytest.MonkeyPatch, free: float, tokens: int = 20, **settings: Any) -> tuple[int, int]:
-    monkeypatch.setattr(fitting, "free_memory", lambda device: free)
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: free)
     training = TrainingConfig(batch_size="auto", **settings)
     model = tiny_classifier("bert")
-    found, reason = fitting.fit_batch(model, table(5, tokens), training, make_accelerator(training, "fp32"), "fp32")
+    found, reason = batch_size.fit_batch(model, table(5, tokens), training, make_accelerator(training, "fp32"), "fp32")
     assert not model.training or all(module.training for module in model.modules())
     assert ("all rows" in reason) == (found.gradient_accumulation_steps == 1)
     return found.rows, found.gradient_accumulation_steps
@@ -55,7 +55,7 @@ def test_a_number_stays_as_it_is() -> None:
 
 
 def test_a_budget_of_tokens_leaves_a_step_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "free_memory", lambda device: 1.0)
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: 1.0)
     found = choose(tiny_classifier("bert"), table(5, 9), TrainingConfig(batch_size="auto", batch_tokens=64)).training
     assert (found.batch_tokens, found.gradient_accumulation_steps) == (64, 1)
     assert isinstance(found.batch_size, int)
@@ -67,7 +67,7 @@ def test_a_run_records_what_was_found_and_learns_as_with_any_cut(
     data = {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(80))), "validation_share": 0}
     losses = []
     for free, size in ((1e12, 32), (3e6, None)):
-        monkeypatch.setattr(fitting, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(batch_size, "free_memory", lambda device, free=free: free)
         run = fine_tune(
             model=str(tiny["bert"]), data=data, task="text_classification", output_dir=str(tmp_path / str(size)),
             training={

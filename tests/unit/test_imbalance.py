@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nlp_transfer import fine_tune
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.data.repeats import Repeats
+from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import WindowPlan
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, LossOptions
 from nlp_transfer.tasks.multi_label import MultiLabel
 from nlp_transfer.tasks.text_classification import TextClassification

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer import features, fine_tune, inference, load_predictor
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.features import Cut, cache_tables
-from nlp_transfer.inference import answer_all
+from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.inference import predictor as inference
+from nlp_transfer.inference.predictor import answer_all
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.models import cached_features
+from nlp_transfer.models.cached_features import Cut, cache_tables
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.device import make_accelerator
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
-from nlp_transfer.training.device import make_accelerator
 from tests.contract.test_strategies import TASKS, prepare
 
 CPU_ALONE = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU another precision is chosen")
@@ -59,8 +61,8 @@ def test_a_cache_casts_the_weights_once(tiny: dict[str, Path], monkeypatch: pyte
             used.append(self)
             return super().__enter__()
 
-    monkeypatch.setattr(features, "FastFunctions", Seen)
-    monkeypatch.setattr(features, "BATCH", 3)
+    monkeypatch.setattr(cached_features, "FastFunctions", Seen)
+    monkeypatch.setattr(cached_features, "BATCH", 3)
     cache_tables(model, {"train": table}, Cut(), torch.device("cpu"), "bf16")
     assert len(used) == 1 + -(-len(table) // 3), "one row for the shape, then every batch"
     assert len(set(map(id, used))) == 2

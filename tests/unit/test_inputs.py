@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from nlp_transfer import Predictor, Translator, UserError, fine_tune, load_predictor, load_translator
-from nlp_transfer.sources.memory import read_inputs
+from nlp_transfer.data.sources.in_memory import read_inputs
 from tests.conftest import sentiment_rows
 
 TEXTS = ["a good film", "an awful plot", "the cat sat"]

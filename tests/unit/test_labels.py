@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from nlp_transfer.config import DataConfig, TrainingConfig
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.sources import read_rows
+from nlp_transfer.data.sources import read_rows
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import Task, task_from
-from nlp_transfer.tasks._label_schema import label_value, learn_labels
+from nlp_transfer.tasks.common.label_schema import label_value, learn_labels
+from nlp_transfer.utils.errors import Problems, UserError
 
 TEXTS = [f"text {i}" for i in range(12)]
 

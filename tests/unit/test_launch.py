@@ -15,9 +15,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from nlp_transfer import Trainer, UserError, fine_tune
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.training import device, launch
-from nlp_transfer.training.launch import CONFIGURATION, check_launch
+from nlp_transfer.models import device
+from nlp_transfer.settings import launch_config
+from nlp_transfer.settings.launch_config import CONFIGURATION, check_launch
+from nlp_transfer.settings.schema import TrainingConfig
 from tests.equivalence.jobs import gradients
 
 README = Path(__file__).parents[2] / "README.md"
@@ -91,14 +92,14 @@ def test_variables_of_what_is_not_supported_are_refused(
 def test_variables_that_turn_something_off_change_nothing(
     value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in (*launch.BACK_ENDS, "ACCELERATE_USE_CPU"):
+    for name in (*launch_config.BACK_ENDS, "ACCELERATE_USE_CPU"):
         monkeypatch.setenv(name, value)
     check_launch()
     assert capsys.readouterr().err == ""
 
 
 def test_an_installed_torch_xla_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "is_torch_xla_available", lambda: True)
+    monkeypatch.setattr(launch_config, "is_torch_xla_available", lambda: True)
     with pytest.raises(UserError, match="USE_TORCH_XLA=false"):
         check_launch()
 
@@ -122,7 +123,7 @@ def test_one_process_is_no_false_alarm(monkeypatch: pytest.MonkeyPatch, capsys: 
             check_launch()
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert capsys.readouterr().err == ""
-    monkeypatch.delenv(launch.LAUNCHED)  # no launcher: a cluster that sets the address everywhere
+    monkeypatch.delenv(launch_config.LAUNCHED)  # no launcher: a cluster that sets the address everywhere
     check_launch()
     assert "one process: MASTER_ADDR is set" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from nlp_transfer import metrics
+from nlp_transfer.evaluation import metrics
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -362,6 +362,6 @@ def test_hub_metric_is_refused_without_permission(monkeypatch: pytest.MonkeyPatc
 
 def test_import_is_cheap() -> None:
     heavy = {"evaluate", "datasets", "sklearn", "scipy", "torch", "sacrebleu"}
-    code = f"import sys, nlp_transfer.metrics; print(*{heavy} & {{*sys.modules}})"
+    code = f"import sys, nlp_transfer.evaluation.metrics; print(*{heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from nlp_transfer.compatibility import MORE_THAN_TEXT
-from nlp_transfer.errors import UserError
-from nlp_transfer.models import Checkpoint, allocation
-from nlp_transfer.models.allowed import TOKENIZER_FILES, TOKENIZER_NUMBERS, TOKENIZER_WORDS, TOKENS
-from nlp_transfer.models.reduce import reduce_config, reduce_generation, reduce_tokenizer
-from nlp_transfer.models.view import load_configuration, load_tokenizer, private_folder
-from nlp_transfer.models.weight_files import check_weights
-from nlp_transfer.sources import ModelSource, find_model
+from nlp_transfer.data.sources import ModelSource, find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.compatibility import MORE_THAN_TEXT
+from nlp_transfer.models.verification import allocation_limit
+from nlp_transfer.models.verification.allowed import TOKENIZER_FILES, TOKENIZER_NUMBERS, TOKENIZER_WORDS, TOKENS
+from nlp_transfer.models.verification.model_files import load_configuration, load_tokenizer, private_folder
+from nlp_transfer.models.verification.reduced_configs import reduce_config, reduce_generation, reduce_tokenizer
+from nlp_transfer.models.verification.weight_files import check_weights
+from nlp_transfer.utils.errors import UserError
 from tests.families import CLASSIFIERS, family_config
 
 SECRET = "zqsecretzq"
@@ -257,6 +258,6 @@ def test_buffers_count_as_well_and_building_ends(model: Path, monkeypatch: pytes
 
     with torch.device("meta"), pytest.raises(UserError, match="1,000,000,006 numbers"):
         check_weights(find_model(str(model)), WithBuffer())
-    monkeypatch.setattr(allocation, "MOST_OUTLINED", 3)
+    monkeypatch.setattr(allocation_limit, "MOST_OUTLINED", 3)
     with pytest.raises(UserError, match="operations"):
         Checkpoint.open(find_model(str(model))).load(AutoModel)

@@ -12,10 +12,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from nlp_transfer import FineTuned, UserError, compare, fine_tune, load_predictor
-from nlp_transfer.document import read_document
-from nlp_transfer.provenance import check_files, compare_content
-from nlp_transfer.sources.paths import mapping, without_folders
-from nlp_transfer.training import checkpoints, keeper
+from nlp_transfer.data.sources.portable_paths import mapping, without_folders
+from nlp_transfer.run.document import read_document
+from nlp_transfer.run.provenance import check_files, compare_content
+from nlp_transfer.training import checkpointer, checkpoints
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import save_tiny
 
@@ -56,7 +56,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, start: Callable[[], Any] = run) -> N
         return original(folder, step, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper.checkpoints, "write_checkpoint", write)
+        patch.setattr(checkpointer.checkpoints, "write_checkpoint", write)
         with pytest.raises(Killed):
             start()
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
-from nlp_transfer.training.optimizers import (
+from nlp_transfer.training.optimizer import (
     MovingAverage,
     make_optimizer,
     named_groups,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.ordered import AHEAD, Reply, WorkerError, in_order
-from nlp_transfer.sources.tables import Batch
+from nlp_transfer.data.sources.table_reader import Batch
+from nlp_transfer.inference.ordered import AHEAD, Reply, WorkerError, in_order
+from nlp_transfer.utils.errors import Problems, UserError
 
 SIZE = 3
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer import UserError, fine_tune, metrics
-from nlp_transfer.metrics.own import OwnMetrics
-from nlp_transfer.streaming import evaluate_source
+from nlp_transfer import UserError, fine_tune
+from nlp_transfer.evaluation import metrics
+from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.inference.files import evaluate_source
 from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 from tests.strategies import document, files

@@ -5,12 +5,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nlp_transfer.config import DataConfig, TrainingConfig
-from nlp_transfer.data.pairs import check_sides, describe_pairs
+from nlp_transfer.data.parallel_texts import check_sides, describe_pairs
+from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.splits import Splits, read_splits
-from nlp_transfer.errors import Problems
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import Problems
 
 CHINESE = "我们昨天在城里的商店买了一些新鲜的水果和面包"
 ENGLISH = "Yesterday we bought some fresh fruit and some bread in a shop in the town"

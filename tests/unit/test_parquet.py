@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nlp_transfer import answers, parquet_output
-from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import UserError
-from nlp_transfer.journal import Answer
-from nlp_transfer.sources import parquet, read_rows
-from nlp_transfer.sources.tables import Batch, read_table, scan_table
-from nlp_transfer.streaming import predict_file
-from nlp_transfer.writing import Writer
+from nlp_transfer.data.sources import parquet_reader, read_rows
+from nlp_transfer.data.sources.table_reader import Batch, read_table, scan_table
+from nlp_transfer.inference import file_predictor, parquet_writer
+from nlp_transfer.inference.files import predict_file
+from nlp_transfer.inference.output_journal import Answer
+from nlp_transfer.inference.writers import Writer
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.errors import UserError
 from tests.faults.test_hostile_files import not_utf8
 
 ROWS = 100
@@ -80,8 +80,8 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
         predict_file("model", tmp_path / "in.parquet", tmp_path / name, {}, False, None, "fp32")
         return tmp_path / name
 
-    monkeypatch.setattr(parquet, "AT_ONCE", 10)
-    monkeypatch.setattr(answers, "Answers", Model)
+    monkeypatch.setattr(parquet_reader, "AT_ONCE", 10)
+    monkeypatch.setattr(file_predictor, "Answers", Model)
     return run
 
 
@@ -99,7 +99,7 @@ def test_columns_pass_through_parquet_bit_for_bit(predict: Predict, tmp_path: Pa
 
 def test_values_of_large_dictionaries_pass_through(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrow repeats the dictionary of all rows in each batch; neither memory nor output may hold it as often."""
-    monkeypatch.setattr(parquet, "LARGE_DICTIONARY", 10)
+    monkeypatch.setattr(parquet_reader, "LARGE_DICTIONARY", 10)
     values = pa.array([f"value {i // 2}" for i in range(ROWS)])
     output = pq.read_table(predict("out.parquet", pa.table({"text": values, "d": values.dictionary_encode()})))
     assert output.schema.field("d").type == pa.dictionary(pa.int32(), pa.string())
@@ -188,7 +188,7 @@ def test_types_that_show_late_hold_for_all_rows(tmp_path: Path) -> None:
 
 
 def test_many_late_columns_need_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_output, "MOST_PARTS", 3)
+    monkeypatch.setattr(parquet_writer, "MOST_PARTS", 3)
     table = write(tmp_path / "a.parquet", *({f"c{i}": [i], "t": [str(i)]} for i in range(10)))
     assert table.to_pylist() == [
         {name: i if name == f"c{i}" else str(i) if name == "t" else None for name in table.column_names} for i in range(10)

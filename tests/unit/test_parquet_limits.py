@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import UserError
-from nlp_transfer.sources import parquet
-from nlp_transfer.sources.memory_limit import limited_memory
-from nlp_transfer.sources.tables import read_table, scan_table
+from nlp_transfer.data.sources import parquet_reader
+from nlp_transfer.data.sources.memory_limit import limited_memory
+from nlp_transfer.data.sources.table_reader import read_table, scan_table
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.errors import UserError
 
 MIB = 2**20
 ROWS = 1000
@@ -27,8 +27,8 @@ Make = Callable[[Path], None]
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sixteenth of the limits, so that files are small and quick to write."""
-    monkeypatch.setattr(parquet, "MEMORY", 64 * MIB)
-    monkeypatch.setattr(parquet, "ROW_BYTES", 4 * MIB)
+    monkeypatch.setattr(parquet_reader, "MEMORY", 64 * MIB)
+    monkeypatch.setattr(parquet_reader, "ROW_BYTES", 4 * MIB)
 
 
 def write(path: Path, other: Any, **how: Any) -> None:
@@ -77,7 +77,7 @@ def test_a_file_that_unfolds_is_refused_and_another_column_can_be_read(kind: str
 
 
 def test_rows_of_just_the_limit_are_read_piece_by_piece(tmp_path: Path) -> None:
-    text = ["x" * (parquet.ROW_BYTES - 100), "y" * (parquet.ROW_BYTES - 100), "z"]
+    text = ["x" * (parquet_reader.ROW_BYTES - 100), "y" * (parquet_reader.ROW_BYTES - 100), "z"]
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet", compression="none")
     batches = list(read_table(tmp_path / "a.parquet", DataConfig(), 10_000, ["text"]))
     assert [value for batch in batches for value in batch.columns["text"]] == text
@@ -101,10 +101,10 @@ def test_memory_that_arrow_reserves_is_not_the_file_s(tmp_path: Path) -> None:
     """Arrow's default pool reserves 1 GiB at first use, which is as much as the limit leaves."""
     pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
     code = (
-        "import pyarrow.parquet\nfrom pathlib import Path\nfrom nlp_transfer.config import DataConfig\n"
-        "from nlp_transfer.sources.tables import scan_table\nprint(scan_table(Path('a.parquet'), DataConfig()))"
+        "import pyarrow.parquet\nfrom pathlib import Path\nfrom nlp_transfer.settings.schema import DataConfig\n"
+        "from nlp_transfer.data.sources.table_reader import scan_table\nprint(scan_table(Path('a.parquet'), DataConfig()))"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(parquet.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(parquet_reader.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -124,12 +124,12 @@ def test_threads_that_read_at_the_same_time_leave_the_pool_of_the_process(tmp_pa
 
     def read_second() -> None:
         inside.wait()
-        pools.extend(pa.default_memory_pool().backend_name for _ in parquet._limited(iter([1]), tmp_path / "a"))
+        pools.extend(pa.default_memory_pool().backend_name for _ in parquet_reader._limited(iter([1]), tmp_path / "a"))
         second_is_done.set()
 
     thread = threading.Thread(target=read_second)
     thread.start()
-    assert list(parquet._limited(first(), tmp_path / "a")) == [1]
+    assert list(parquet_reader._limited(first(), tmp_path / "a")) == [1]
     thread.join()
     assert pools == ["system", before]
     assert pa.default_memory_pool().backend_name == before

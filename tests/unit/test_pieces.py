@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nlp_transfer.seq2seq.pieces import join, pieces_of
+from nlp_transfer.models.seq2seq.long_texts import join, pieces_of
 
 SPECIAL = 2  # tokens that every text has beside its own
 

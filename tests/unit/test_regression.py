@@ -12,18 +12,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BartConfig, T5Config, pipeline
 
 from nlp_transfer import FineTuned, UserError, fine_tune, load_adapters, load_predictor
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.errors import Problems
-from nlp_transfer.export.load import read_record
-from nlp_transfer.export.probe import check_probe
-from nlp_transfer.heads import RegressionOutput, fold_outputs, standardized_outputs
-from nlp_transfer.inference import score
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import from_columns
+from nlp_transfer.inference.predictor import score
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.device import make_accelerator
+from nlp_transfer.models.heads import RegressionOutput, fold_outputs, standardized_outputs
+from nlp_transfer.saved_models.load import read_record
+from nlp_transfer.saved_models.probe import check_probe
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.tasks.regression import Regression
-from nlp_transfer.training.device import make_accelerator
+from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.test_resume import Killed, die_after
 from tests.models import FAMILIES, tiny_classifier
@@ -292,7 +292,7 @@ def test_a_spread_that_fp32_cannot_hold_is_refused(factor: float, tiny: dict[str
 
 
 def test_a_head_without_a_bias_is_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from nlp_transfer.tasks._text import TextTask
+    from nlp_transfer.tasks.common.text_task import TextTask
 
     checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
     rows = from_columns(columns(BASE + 7), "rows")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.seq2seq.generate import LengthLimit, generate, set_search
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import from_columns
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.seq2seq.generation import LengthLimit, generate, set_search
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from tests.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
 

@@ -19,14 +19,13 @@ from transformers import (
     OPTConfig,
 )
 
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.errors import UserError
-from nlp_transfer.models import Checkpoint, find_layers, has_decoder, new_parameters
-from nlp_transfer.seq2seq.build import build_encoder_decoder, build_whole
-from nlp_transfer.seq2seq.generate import LengthLimit, generate, set_search
-from nlp_transfer.seq2seq.sides import IGNORED, Sides
-from nlp_transfer.seq2seq.tokenizers import (
+from nlp_transfer.models.checkpoint import Checkpoint, find_layers, has_decoder, new_parameters
+from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder, build_whole
+from nlp_transfer.models.seq2seq.generation import LengthLimit, generate, set_search
+from nlp_transfer.models.seq2seq.target_tokenizers import (
     LEAST,
     end_token,
     language_codes,
@@ -36,9 +35,10 @@ from nlp_transfer.seq2seq.tokenizers import (
     train_tokenizer,
     warn_of_losses,
 )
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, Sides
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import UserError
 from tests.models import FAMILIES, WORDS, save_tiny
 from tests.seq2seq_models import LANGUAGES, PAIRS, SCRIPTS, SEQ2SEQ, TRANSLATION, languages, save_tiny_seq2seq
 

@@ -15,12 +15,12 @@ import yaml
 from safetensors.torch import load_file
 
 from nlp_transfer import fine_tune
-from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.data.sources.rows import Rows, from_columns
+from nlp_transfer.data.sources.text_columns import fingerprints, normalized
 from nlp_transfer.data.splits import Splits, describe_repeats, read_splits, split_off
-from nlp_transfer.errors import UserError
-from nlp_transfer.sources.rows import Rows, from_columns
-from nlp_transfer.sources.texts import fingerprints, normalized
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 
 

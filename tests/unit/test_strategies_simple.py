@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel, MarianConfig, MarianMTModel, T5Config, T5ForConditionalGeneration
 
 from nlp_transfer import UserError, fine_tune
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
 from nlp_transfer.training import Trainer
-from nlp_transfer.training.optimizers import named_groups
+from nlp_transfer.training.optimizer import named_groups
 from tests.contract.test_strategies import TASKS, prepare
 from tests.models import FAMILIES
 

@@ -15,17 +15,17 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from nlp_transfer import fine_tune
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, model_inputs
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.models import Checkpoint, find_layers, new_parameters
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.models.checkpoint import Checkpoint, find_layers, new_parameters
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, State, Strategy, strategy_from
-from nlp_transfer.strategies._shorten import evenly, keep_layers
 from nlp_transfer.strategies.distill import Imitation, answers
+from nlp_transfer.strategies.distill.layer_reduction import evenly, keep_layers
 from nlp_transfer.tasks import Objective, task_from
 from nlp_transfer.training import Trainer
+from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.test_resume import Killed, die_after
 from tests.models import FAMILIES, save_tiny

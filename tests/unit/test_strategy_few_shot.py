@@ -12,13 +12,13 @@ import torch
 from torch.nn import functional as F
 
 from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import Ragged, TokenTable
-from nlp_transfer.errors import UserError
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, strategy_from
-from nlp_transfer.strategies._pairs import Comparison, GroupTable, similarity
+from nlp_transfer.strategies.few_shot.contrastive_groups import Comparison, GroupTable, similarity
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.contract.test_strategies import prepare
 

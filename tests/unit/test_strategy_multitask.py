@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.errors import UserError
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, Strategy
-from nlp_transfer.strategies._mixed import MixedObjective, MixedTable, split_batch
-from nlp_transfer.training.budget import Budget
+from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable, split_batch
+from nlp_transfer.training.phase_plan import Budget
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.contract.test_strategies import TASKS, prepare
 

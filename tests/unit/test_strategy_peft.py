@@ -12,19 +12,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nlp_transfer import UserError, fine_tune, load_adapters, load_predictor
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.errors import Problems
-from nlp_transfer.export.load import open_adapter, quiet
-from nlp_transfer.export.save import check_adapter
-from nlp_transfer.models import Checkpoint, find_layers, new_parameters
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.models.checkpoint import Checkpoint, find_layers, new_parameters
+from nlp_transfer.saved_models.load import open_adapter, quiet
+from nlp_transfer.saved_models.save import check_adapter
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
-from nlp_transfer.strategies._adapters import can_merge
+from nlp_transfer.strategies.common.adapter_modules import can_merge
 from nlp_transfer.strategies.peft import Peft, _methods
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
+from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 
@@ -261,7 +261,7 @@ def test_prompts_need_the_familys_own_head(tiny: dict[str, Path]) -> None:
 
 
 def test_only_what_is_kept_whole_is_decayed(tiny: dict[str, Path]) -> None:
-    from nlp_transfer.training.optimizers import named_groups
+    from nlp_transfer.training.optimizer import named_groups
 
     _, _, model, _ = wrapped(tiny["bert"], "IA3")
     groups = named_groups(model, TrainingConfig(weight_decay=0.1), Peft())

@@ -9,10 +9,10 @@ from transformers import AutoModel
 
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.data.tokens import Ragged, TokenTable
-from nlp_transfer.errors import UserError
-from nlp_transfer.heads import HeadConfig, attach_head
-from nlp_transfer.strategies._linear import layer_inputs
-from nlp_transfer.strategies._means import nearest_mean, write_prototypes
+from nlp_transfer.models.heads import HeadConfig, attach_head
+from nlp_transfer.strategies.common.linear_heads import layer_inputs
+from nlp_transfer.strategies.common.nearest_mean import nearest_mean, write_prototypes
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 
 

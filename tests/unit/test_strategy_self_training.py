@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from nlp_transfer import fine_tune
-from nlp_transfer.errors import UserError
 from nlp_transfer.strategies import Phase, strategy_from
 from nlp_transfer.strategies.self_training import SelfTraining
-from nlp_transfer.training import loop, validation
+from nlp_transfer.training import trainer as loop
+from nlp_transfer.training import validation_scores
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.test_resume import Killed, die_after
 from tests.unit.test_training import equal, make, weights_of
@@ -114,7 +115,7 @@ def test_the_best_weights_label_and_not_the_last(
         began.append(weights_of(self.model))
         run_phase(self, phase)
 
-    monkeypatch.setattr(validation, "score", scored)
+    monkeypatch.setattr(validation_scores, "score", scored)
     monkeypatch.setattr(loop, "answer_all", answer_all)
     monkeypatch.setattr(loop.Trainer, "_run_phase", begin)
     monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.arange(2), np.array([0, 1])))

@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.errors import UserError
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import from_columns
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job
 from nlp_transfer.strategies.zero_shot import ZeroShot, entailments, fit_answers
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 
 WORDS = {"negative": "bad awful dull", "positive": "good great bright"}

@@ -8,10 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nlp_transfer import strict_json
-from nlp_transfer.export.save import write_json
-from nlp_transfer.streaming import print_figures
-from nlp_transfer.writing import Writer
+from nlp_transfer.inference.files import print_figures
+from nlp_transfer.inference.writers import Writer
+from nlp_transfer.utils.atomic_files import to_json, write_json
 
 
 def strict(text: str) -> Any:
@@ -26,7 +25,7 @@ NULLS = {"a": None, "b": [None, 1.5, [None, "x"]], "c": {"d": None}}
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert strict(strict_json.dumps(VALUES)) == NULLS
+    assert strict(to_json(VALUES)) == NULLS
     write_json(tmp_path / "result.json", VALUES)
     assert strict((tmp_path / "result.json").read_text()) == NULLS
     print_figures({"pearson": math.nan, "mse": 0.5}, None)

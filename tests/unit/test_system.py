@@ -14,17 +14,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nlp_transfer
-from nlp_transfer import UserError, system
-from nlp_transfer.answers import _device_name
-from nlp_transfer.comparison.plan import make_plan
-from nlp_transfer.config import TrainingConfig
-from nlp_transfer.console import is_main, say_once
+from nlp_transfer import UserError
+from nlp_transfer.commands.launcher_messages import error_prefix
+from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import on_device
-from nlp_transfer.disk import sync
-from nlp_transfer.sources.wheels import default_cache
+from nlp_transfer.experiments.plan import make_plan
+from nlp_transfer.inference.file_predictor import _device_name
+from nlp_transfer.models import device
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies.multitask import Multitask
 from nlp_transfer.tasks.regression import Regression
-from nlp_transfer.training import device
+from nlp_transfer.utils import environment
+from nlp_transfer.utils.atomic_files import sync
+from nlp_transfer.utils.console import is_main, say_once
+from nlp_transfer.utils.distributed import rank
 from tests.models import save_tiny
 
 ROOT = Path(nlp_transfer.__file__).parent
@@ -44,9 +47,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     say_once.cache_clear()
-    system.fallback_cache.cache_clear()
+    environment.fallback_cache.cache_clear()
     yield tmp_path / "temporary"
-    system.fallback_cache.cache_clear()
+    environment.fallback_cache.cache_clear()
 
 
 # --- folders
@@ -58,7 +61,7 @@ def test_without_a_home_folder_caches_are_private_temporary_folders(nobody: Path
     assert cache.parent.stat().st_mode & 0o777 == 0o700
     assert default_cache() == cache
     assert capsys.readouterr().err.count(str(cache.parent)) == 1, "told once"
-    system.prepare_libraries()
+    environment.prepare_libraries()
     assert Path(os.environ["HF_HOME"]).is_relative_to(nobody)
     assert os.environ.pop("LOGNAME") == str(os.getuid())
     os.environ.pop("HF_HOME")
@@ -75,7 +78,7 @@ def test_a_home_folder_that_cannot_be_written_is_no_place_for_caches(
 def test_named_cache_folders_are_used(nobody: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_cache() == tmp_path / "xdg/nlp_transfer"
-    system.prepare_libraries()
+    environment.prepare_libraries()
     assert "HF_HOME" not in os.environ, "huggingface_hub honors XDG_CACHE_HOME by itself"
     monkeypatch.setenv("NLP_TRANSFER_CACHE", str(tmp_path / "own"))
     assert default_cache() == tmp_path / "own"
@@ -87,22 +90,22 @@ def test_a_cache_that_exists_is_used_although_it_cannot_be_written(
 ) -> None:
     (tmp_path / "home/.cache/nlp_transfer").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(system, "_can_create", lambda _: False)
+    monkeypatch.setattr(environment, "_can_create", lambda _: False)
     assert default_cache() == tmp_path / "home/.cache/nlp_transfer"
 
 
 def test_a_folder_that_another_user_may_have_prepared_is_not_trusted(nobody: Path) -> None:
     (nobody / f"nlp_transfer-{os.getuid()}").symlink_to(nobody.parent)
-    assert system.fallback_cache().parent == nobody
-    assert not system.fallback_cache().is_symlink()
-    assert system.fallback_cache().stat().st_mode & 0o777 == 0o700
+    assert environment.fallback_cache().parent == nobody
+    assert not environment.fallback_cache().is_symlink()
+    assert environment.fallback_cache().stat().st_mode & 0o777 == 0o700
 
 
 def test_a_tilde_needs_a_home_folder(nobody: Path) -> None:
     with pytest.raises(UserError, match=r"~/runs.*HOME is not set"):
-        system.expand("~/runs")
-    assert system.expand("~notes.csv") == Path("~notes.csv")
-    assert system.expand("runs") == Path("runs")
+        environment.expand("~/runs")
+    assert environment.expand("~notes.csv") == Path("~notes.csv")
+    assert environment.expand("runs") == Path("runs")
 
 
 def test_folders_are_synchronized_where_the_system_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +241,8 @@ def command(script: str, *arguments: str, **popen: Any) -> subprocess.Popen[byte
         "guarded(lambda: print('x' * 100_000, file=sys.STREAM))",
         "guarded(lambda: print('x', file=sys.STREAM))",  # which is written when the process ends
         "guarded(lambda: getattr(sys.STREAM, 'buffer').write(b'x' * 100_000))",
-        "from nlp_transfer.console import say\nsys.stderr = sys.STREAM\nguarded(lambda: [say('x' * 9000) for _ in range(9)])",
+        "from nlp_transfer.utils.console import say\n"
+        "sys.stderr = sys.STREAM\nguarded(lambda: [say('x' * 9000) for _ in range(9)])",
         "from nlp_transfer import UserError\n@cli.command()\ndef fail():\n    raise UserError('x')\nsys.argv[1] = 'fail'\nmain()",
     ],
 )  # fmt: skip
@@ -267,7 +271,7 @@ def test_a_broken_connection_elsewhere_is_a_crash() -> None:
 def test_closed_standard_streams_do_no_harm(tmp_path: Path) -> None:
     """Else the next file that is opened gets their number, and what is printed is written into it."""
     script = (
-        "def f():\n    import os\n    from nlp_transfer.console import say\n"
+        "def f():\n    import os\n    from nlp_transfer.utils.console import say\n"
         "    with open(sys.argv[1], 'w', encoding='utf-8') as file:\n        print('lost')\n        say('lost')\n"
         "        os.write(1, b'lost')\n        os.write(2, b'lost')\n        file.write('kept')\n"
         "        sys.stdin.read()\nguarded(f)"
@@ -285,7 +289,7 @@ def test_closed_standard_streams_do_no_harm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_characters_that_a_console_lacks_are_written_as_escapes(encoding: str) -> None:
     script = (
-        "def f():\n    import json\n    from nlp_transfer.console import say, show_table, Steps\n"
+        "def f():\n    import json\n    from nlp_transfer.utils.console import say, show_table, Steps\n"
         "    say('Grüße ☃ \\ud800')\n    show_table('☃', ['süß'], [['日本']])\n    print(json.dumps({'☃': 1}))\n    print('☃')\n"
         "    with Steps('☃', 2) as steps:\n        steps.advance()\nguarded(f)"
     )
@@ -313,7 +317,7 @@ def test_a_rank_that_an_earlier_launcher_left_silences_nothing(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert system.rank() == expected
+    assert rank() == expected
     assert is_main() == (expected == 0)
 
 
@@ -321,7 +325,7 @@ def test_a_rank_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("RANK", "abc")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"RANK: found 'abc'.*allowed: a number"):
-        system.rank()
+        rank()
 
 
 def test_the_name_of_a_device_is_found_on_every_kind() -> None:
@@ -343,13 +347,13 @@ def test_what_another_process_says_is_printed_unless_rank_0_says_it(
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}/error.json"))
 
-    monkeypatch.setattr("nlp_transfer.system.SAME_MESSAGE", 0.2)
+    monkeypatch.setattr("nlp_transfer.commands.launcher_messages.SAME_MESSAGE", 0.2)
     if first is not None:
         at(0)
-        assert system.error_prefix(first) == "error: "
+        assert error_prefix(first) == "error: "
     at(1)
     found: list[str | None] = []
-    thread = threading.Thread(target=lambda: found.append(system.error_prefix(second)))  # which leaves signals as they are
+    thread = threading.Thread(target=lambda: found.append(error_prefix(second)))  # which leaves signals as they are
     thread.start()
     thread.join()
     assert found == [expected]
@@ -358,7 +362,8 @@ def test_what_another_process_says_is_printed_unless_rank_0_says_it(
 def test_an_error_of_rank_1_reaches_the_user(tmp_path: Path) -> None:
     """Rank 0 has ended well before; rank 1 prints a message that only it has."""
     script = (
-        "from nlp_transfer import UserError, system\nsystem.SAME_MESSAGE = 0.1\n"
+        "from nlp_transfer import UserError\nfrom nlp_transfer.commands import launcher_messages\n"
+        "launcher_messages.SAME_MESSAGE = 0.1\n"
         "def f():\n    raise UserError('the disk of this machine is full')\nguarded(f)"
     )
     launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "1/error.json")}

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import UserError
-from nlp_transfer.sources import read_rows
-from nlp_transfer.sources.tables import ENDINGS, read_table
-from nlp_transfer.writing import Writer
+from nlp_transfer.data.sources import read_rows
+from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
+from nlp_transfer.inference.writers import Writer
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.errors import UserError
 from tests.conftest import write_csv
 
 CELLS = [

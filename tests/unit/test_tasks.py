@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import Ragged, TokenTable
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.registry import names
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.settings.registry import names
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import LossOptions, Task, task_from, task_name
-from nlp_transfer.tasks._label_schema import label_text
-from nlp_transfer.tasks._labels import balance, sort_labels
+from nlp_transfer.tasks.common.label_schema import label_text
+from nlp_transfer.tasks.common.labels import balance, sort_labels
 from nlp_transfer.tasks.regression import number
+from nlp_transfer.utils.errors import Problems, UserError
 
 torch.manual_seed(0)
 TEXTS = ["one", "two", "three", "four", "five", "six"]

@@ -7,13 +7,13 @@ import warnings
 import click
 import pytest
 
-from nlp_transfer import console
 from nlp_transfer.cli import guarded
-from nlp_transfer.errors import UserError
-from nlp_transfer.redactor import guard_messages
-from nlp_transfer.standard_streams import OutputStream
-from nlp_transfer.terminal import PrintableStream, printable
-from nlp_transfer.writing import Writer
+from nlp_transfer.inference.standard_streams import OutputStream
+from nlp_transfer.inference.writers import Writer
+from nlp_transfer.security.redaction import guard_messages
+from nlp_transfer.security.terminal_text import PrintableStream, printable
+from nlp_transfer.utils import console
+from nlp_transfer.utils.errors import UserError
 
 HOSTILE = "a\x1b[2J\x9b31m\x07\r\x7f\u202eb\u2066\udc80\x00"
 SPELLED = r"a\x1b[2J\x9b31m\x07\r\x7f\u202eb\u2066\udc80\x00"

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.data.sources import find_model, read_rows, text_columns
+from nlp_transfer.data.sources.rows import concatenate
+from nlp_transfer.data.sources.text_columns import GrowingColumn, Texts, fingerprints
+from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.splits import read_splits
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model, read_rows, texts
-from nlp_transfer.sources.rows import concatenate
-from nlp_transfer.sources.texts import GrowingColumn, Texts, fingerprints
-from nlp_transfer.sources.wheels import default_cache
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 from tests.models import save_tiny
 
@@ -29,7 +29,7 @@ CELLS = ["plain", "", "naïve 日本語 🙂", "two\nlines", "half \ud83d", "tai
 @pytest.fixture
 def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every column of text goes to a file at once."""
-    monkeypatch.setattr(texts, "IN_MEMORY", 0)
+    monkeypatch.setattr(text_columns, "IN_MEMORY", 0)
 
 
 def grown(*blocks: list[Any]) -> GrowingColumn:
@@ -169,7 +169,7 @@ def tables_of(source: str, model: str) -> tuple[dict[str, TokenTable], list[str]
 def test_a_run_sees_the_same_tokens_and_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, source = str(save_tiny("bert", tmp_path / "tiny")), sources(tmp_path)["glob"]
     expected, notes = tables_of(source, model)
-    monkeypatch.setattr(texts, "IN_MEMORY", 0)
+    monkeypatch.setattr(text_columns, "IN_MEMORY", 0)
     found, same_notes = tables_of(source, model)
     assert same_notes == notes
     for name, table in expected.items():
@@ -178,7 +178,7 @@ def test_a_run_sees_the_same_tokens_and_splits(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_an_empty_cell_is_named_wherever_it_stands(short_memory: None, tmp_path: Path) -> None:
-    from nlp_transfer.errors import UserError
+    from nlp_transfer.utils.errors import UserError
 
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "fine,x\nfine too,y\n" * 40 + " ,x\n", encoding="utf-8")

@@ -12,17 +12,17 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nlp_transfer.config import DataConfig
 from nlp_transfer.data import token_cache
+from nlp_transfer.data.sources import find_model, read_rows
+from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.token_cache import META, cache_folder, kept_table, of_tokenizer
 from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows, tokenize
-from nlp_transfer.errors import Problems
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model, read_rows
-from nlp_transfer.sources.rows import Rows, from_columns
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.tasks.text_classification import TextClassification
+from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import FAMILIES, save_tiny
 

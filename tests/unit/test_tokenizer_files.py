@@ -12,14 +12,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from nlp_transfer import UserError
+from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import tokenize
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.models.reduce import reduce_tokenizer
-from nlp_transfer.models.tokenizer_file import read_document, reduce_document
-from nlp_transfer.models.tokenizer_growth import growth
-from nlp_transfer.models.tokenizer_loading import check_loaded, checked_file
-from nlp_transfer.seq2seq.tokenizers import train_tokenizer
-from nlp_transfer.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
+from nlp_transfer.models.verification.reduced_configs import reduce_tokenizer
+from nlp_transfer.models.verification.tokenizer_file import read_document, reduce_document
+from nlp_transfer.models.verification.tokenizer_growth import growth
+from nlp_transfer.models.verification.tokenizer_loading import check_loaded, checked_file
 from tests.models import VOCABULARY
 from tests.models import tokenizer as tiny_tokenizer
 from tests.seq2seq_models import TOKENIZERS

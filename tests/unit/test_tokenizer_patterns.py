@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Regex
 from tokenizers.normalizers import Replace
 
-from nlp_transfer.errors import UserError
-from nlp_transfer.models.patterns import linear_pattern, shortest_match
+from nlp_transfer.models.verification.regex_cost import linear_pattern, shortest_match
+from nlp_transfer.utils.errors import UserError
 from tests.tokenizer_documents import PUBLISHED
 
 REFUSED = [

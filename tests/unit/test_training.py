@@ -15,17 +15,17 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from nlp_transfer import TrainingError, UserError, fine_tune
-from nlp_transfer.config import TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.errors import Problems
-from nlp_transfer.export.save import quiet
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.saved_models.save import quiet
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
 from nlp_transfer.tasks import task_from
-from nlp_transfer.training import Trainer, validation
-from nlp_transfer.training.log import RunLog
+from nlp_transfer.training import Trainer, validation_scores
+from nlp_transfer.training.run_log import RunLog
+from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.golden import record
 from tests.models import FAMILIES, VOCABULARY, save_tiny
@@ -185,7 +185,7 @@ def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(
     sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One word has a broken vector; the message must lead to the rows that hold it."""
-    monkeypatch.setattr("nlp_transfer.models.check_finite", lambda *args: None)  # which refuses it as it is loaded
+    monkeypatch.setattr("nlp_transfer.models.checkpoint.check_finite", lambda *args: None)  # which refuses it as it is loaded
     folder = save_tiny("bert", tmp_path / "bert")
     weights = load_file(folder / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][VOCABULARY["hill"]] = math.nan
@@ -224,7 +224,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float], losses: l
         place = len(seen) - 1
         return {"accuracy": accuracies[place], "loss": losses[place] if losses else 1.0}, {}
 
-    monkeypatch.setattr(validation, "score", score)
+    monkeypatch.setattr(validation_scores, "score", score)
     return seen
 
 

@@ -9,8 +9,8 @@ import pytest
 import sacrebleu
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from nlp_transfer import metrics
-from nlp_transfer.metrics.translation import RESAMPLES, bleu_tokenizer
+from nlp_transfer.evaluation import metrics
+from nlp_transfer.evaluation.metrics.translation_metrics import RESAMPLES, bleu_tokenizer
 
 KEYS = ("bleu", "chrf", "ter")
 

@@ -13,22 +13,22 @@ import yaml
 from click.testing import CliRunner
 
 from nlp_transfer import fine_tune, load_predictor, load_translator
-from nlp_transfer.applicability import COMMAND_SETTINGS, FORMAT, IDENTITY, NO_STEPS, takes
 from nlp_transfer.cli import cli, recipe
-from nlp_transfer.comparison.plan import Job, make_plan
-from nlp_transfer.config import RunConfig, TrainingConfig
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.token_cache import kept_table
-from nlp_transfer.errors import Problems, UserError
-from nlp_transfer.explain import all_settings
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.resolve import resolve
-from nlp_transfer.sources import find_model
-from nlp_transfer.sources.rows import from_columns
+from nlp_transfer.data.unused_settings import unused_columns
+from nlp_transfer.experiments.plan import Job, make_plan
+from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.settings.applicability import COMMAND_SETTINGS, FORMAT, IDENTITY, NO_STEPS, takes
+from nlp_transfer.settings.schema import RunConfig, TrainingConfig
+from nlp_transfer.settings.validation import all_settings
 from nlp_transfer.strategies import strategy_from
-from nlp_transfer.streaming import evaluate_source
 from nlp_transfer.tasks import task_from
-from nlp_transfer.training.optimizers import idle_parts
-from nlp_transfer.unused_settings import unused_columns
+from nlp_transfer.training.optimizer import idle_parts
+from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 

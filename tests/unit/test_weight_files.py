@@ -15,10 +15,10 @@ from transformers import AutoModel
 
 from nlp_transfer import UserError, load_predictor, load_translator
 from nlp_transfer.cli import cli
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.models.weight_files import MOST_HEADER, MOST_TENSORS, check_finite, numbers_in, stored_shapes
-from nlp_transfer.outcome import save
-from nlp_transfer.sources import find_model
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.verification.weight_files import MOST_HEADER, MOST_TENSORS, check_finite, numbers_in, stored_shapes
+from nlp_transfer.run.outputs import save
 from tests.conftest import train_tiny, write_csv
 from tests.models import tiny_classifier
 from tests.seq2seq_models import save_tiny_seq2seq

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nlp_transfer.config import DataConfig
-from nlp_transfer.errors import UserError
-from nlp_transfer.sources import read_rows, wheels
+from nlp_transfer.data.sources import read_rows, wheels
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.errors import UserError
 
 FILES = {
     "toy_data/__init__.py": "import pathlib\npathlib.Path('executed').write_text('oops')\n",

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from nlp_transfer import workers
-from nlp_transfer.errors import LONGEST, Problems, UserError
-from nlp_transfer.ordered import WorkerError, in_order
-from nlp_transfer.workers import Stopped, Workers, at_once, check_processes, plan, threads_each
+from nlp_transfer.inference import worker_processes
+from nlp_transfer.inference.ordered import WorkerError, in_order
+from nlp_transfer.inference.worker_processes import Stopped, Workers, at_once, check_processes, plan, threads_each
+from nlp_transfer.utils.errors import LONGEST, Problems, UserError
 from tests.processes import ROOT
 from tests.unit.slow_answers import windows
 
@@ -26,7 +26,7 @@ PATIENCE = 300  # seconds until a test that waits for another process is given u
 
 @pytest.fixture
 def eight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "cores", lambda: 8)
+    monkeypatch.setattr(worker_processes, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
@@ -57,7 +57,7 @@ def test_threads_are_shared_out(eight: None, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_what_is_under_way_once(number: signal.Signals) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script begin without it
-    before = [signal.getsignal(each) for each in workers.ENDING]
+    before = [signal.getsignal(each) for each in worker_processes.ENDING]
     tidied = []
 
     def work() -> None:
@@ -73,7 +73,7 @@ def test_a_signal_ends_what_is_under_way_once(number: signal.Signals) -> None:
         work()
     assert tidied
     assert stopped.value.status == 128 + number
-    assert [signal.getsignal(each) for each in workers.ENDING] == before
+    assert [signal.getsignal(each) for each in worker_processes.ENDING] == before
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
@@ -96,7 +96,7 @@ def test_a_long_list_of_problems_arrives_whole() -> None:
     def work() -> Any:
         problems.raise_if_any()
 
-    kind, *content = workers._reply(work)
+    kind, *content = worker_processes._reply(work)
     again = UserError(*content)
     assert kind == "refused"
     assert len(str(again)) > 2 * LONGEST
@@ -128,7 +128,7 @@ def exists(process: int | str) -> bool:
 def test_what_processes_find_around_them(
     eight: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nlp_transfer.extensions._CODE", {})  # files of code that other tests named, which import torch
+    monkeypatch.setattr("nlp_transfer.settings.extensions._CODE", {})  # files of code that other tests named, which import torch
     texts = [str(i) for i in range(101)]
     with started(tmp_path) as team:
         found = list(in_order(lambda size, *_: iter(windows(texts, size)), team, 2))
@@ -144,7 +144,8 @@ def test_what_processes_find_around_them(
 
 
 def test_the_process_that_writes_needs_no_model() -> None:
-    program = "import sys, nlp_transfer.streaming; print('nlp_transfer.workers' in sys.modules, 'torch' in sys.modules)"
+    program = "import sys, nlp_transfer.inference.files; "
+    program += "print('nlp_transfer.inference.worker_processes' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"
 

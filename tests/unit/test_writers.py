@@ -12,43 +12,43 @@ from typing import Any
 import pytest
 
 import nlp_transfer
-from nlp_transfer import disk
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS, write_skipped
-from nlp_transfer.errors import BadRow, UserError
-from nlp_transfer.export.save import write_json
-from nlp_transfer.locks import LOCKED, lock_now, lock_target
+from nlp_transfer.inference.writers import Writer
+from nlp_transfer.security.file_locks import LOCKED, lock_now, lock_target
 from nlp_transfer.training import checkpoints
-from nlp_transfer.writing import Writer
+from nlp_transfer.utils import atomic_files
+from nlp_transfer.utils.atomic_files import write_json
+from nlp_transfer.utils.errors import BadRow, UserError
 
 ROOT = Path(nlp_transfer.__file__).parent
 
 ALLOWED = {
-    "disk.py": "the writer",
-    "locks.py": "lock files and journals: opened without following links, checked, removed by their holder alone",
-    "journal.py": "the journal is appended to, through `locks.open_own`; it is removed when the output is complete",
-    "features.py": "maps a file that `replacing` has made",
-    "parquet_output.py": "writes into files that `replacing` has made, and into temporary files without a name",
-    "export/save.py": "libraries write into a folder that `replacing_folder` has made",
-    "export/built.py": "libraries write into a folder that `replacing_folder` has made",
+    "utils/atomic_files.py": "the writer",
+    "security/file_locks.py": "lock files and journals: opened without following links, checked, removed by their holder alone",
+    "inference/output_journal.py": "appends to its journal through `file_locks.open_own`; removes it when the output is complete",
+    "models/cached_features.py": "maps a file that `replacing` has made",
+    "inference/parquet_writer.py": "writes into files that `replacing` has made, and into temporary files without a name",
+    "saved_models/save.py": "libraries write into a folder that `replacing_folder` has made",
+    "saved_models/custom_models.py": "libraries write into a folder that `replacing_folder` has made",
     "tasks/translation.py": "libraries write into a folder that `replacing_folder` has made",
-    "strategies/multitask.py": "libraries write into a folder that `replacing_folder` has made",
-    "strategies/_adapters.py": "libraries write into a folder that `replacing_folder` has made",
+    "strategies/multitask/__init__.py": "libraries write into a folder that `replacing_folder` has made",
+    "strategies/common/adapter_modules.py": "libraries write into a folder that `replacing_folder` has made",
     "training/checkpoints.py": "libraries write into a folder that `replacing_folder` has made; removes checkpoints of its run",
-    "run_folder.py": "removes the checkpoints of its run",
-    "comparison/runs.py": "removes an unfinished run of its comparison; what a process prints goes to a file without a name",
-    "comparison/server.py": "removes models of its comparison; writes into a file that `replacing` has made",
-    "trial_save.py": "a private folder with a random name, removed afterwards",
+    "run/folder.py": "removes the checkpoints of its run",
+    "experiments/runs.py": "removes an unfinished run of its comparison; what a process prints goes to a file without a name",
+    "experiments/run_server.py": "removes models of its comparison; writes into a file that `replacing` has made",
+    "run/trial_save.py": "a private folder with a random name, removed afterwards",
     "data/token_cache.py": "a private folder with a random name in the user's cache, renamed when complete; files have checksums",
-    "sources/wheels.py": "a private folder with a random name in the user's cache; files are renamed when complete",
-    "sources/entries.py": "a private folder with a random name in the user's cache; files are renamed when complete",
-    "models/adapter_settings.py": "the private temporary folder that peft reads an adapter from",
-    "models/view.py": "the private temporary folder that libraries read a model from",
-    "sources/reading.py": "opens for reading, without waiting for a pipe",
-    "sources/texts.py": "a temporary file without a name",
-    "standard_streams.py": "standard output, and temporary files that nobody else can name",
-    "metrics/__init__.py": "a temporary folder for a library",
-    "system.py": "tries where the user may write; temporary folders; the null device",
-    "outcome.py": "a temporary folder for what other processes than the first one save",
+    "data/sources/wheels.py": "a private folder with a random name in the user's cache; files are renamed when complete",
+    "data/sources/archive_entries.py": "a private folder with a random name in the user's cache; files are renamed when complete",
+    "models/verification/adapter_settings.py": "the private temporary folder that peft reads an adapter from",
+    "models/verification/model_files.py": "the private temporary folder that libraries read a model from",
+    "data/sources/file_reading.py": "opens for reading, without waiting for a pipe",
+    "data/sources/text_columns.py": "a temporary file without a name",
+    "inference/standard_streams.py": "standard output, and temporary files that nobody else can name",
+    "evaluation/metrics/__init__.py": "a temporary folder for a library",
+    "utils/environment.py": "tries where the user may write; temporary folders; the null device",
+    "run/outputs.py": "a temporary folder for what other processes than the first one save",
 }
 CALLS = {
     "os.open", "os.fdopen", "os.replace", "os.rename", "os.renames", "os.link", "os.symlink", "os.unlink", "os.remove",
@@ -107,11 +107,11 @@ def test_a_file_is_replaced_whole_with_its_permissions(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
     before = os.umask(0o027)
     try:
-        disk.write_bytes(path, b"one")
+        atomic_files.write_bytes(path, b"one")
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
         path.chmod(0o604)
         inode = path.stat().st_ino
-        with disk.replacing(path) as file:
+        with atomic_files.replacing(path) as file:
             file.write(b"two")
             file.flush()
             [part] = [name for name in names(tmp_path) if name.startswith(".part-")]
@@ -121,23 +121,23 @@ def test_a_file_is_replaced_whole_with_its_permissions(tmp_path: Path) -> None:
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"two", 0o604)
     assert path.stat().st_ino != inode
     assert names(tmp_path) == ["out.txt"]
-    with disk.replacing(path) as file:
+    with atomic_files.replacing(path) as file:
         assert part not in names(tmp_path), "the name is another one each time"
 
 
 def test_a_second_writer_is_refused_and_the_first_one_succeeds(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
-    with disk.replacing(path) as file:
+    with atomic_files.replacing(path) as file:
         file.write(b"first")
         with pytest.raises(UserError, match=r"out\.txt: another process"):
-            disk.write_bytes(path, b"second")
+            atomic_files.write_bytes(path, b"second")
     assert path.read_bytes() == b"first"
     assert names(tmp_path) == ["out.txt"]
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
-    with pytest.raises(FileExistsError), disk.replacing(path, overwrite=False):
+    with pytest.raises(FileExistsError), atomic_files.replacing(path, overwrite=False):
         path.write_text("precious")
     assert path.read_text() == "precious"
     assert names(tmp_path) == ["out.txt"]
@@ -159,12 +159,12 @@ def test_what_is_planted_is_never_written_through(tmp_path: Path, name: str, kin
     target = tmp_path / "in/out.txt"
     replaces = name == "out.txt" and kind not in ("pipe", "folder")
     if name == ".part-out.txt" or replaces:
-        disk.write_bytes(target, b"new")
+        atomic_files.write_bytes(target, b"new")
         assert target.read_bytes() == b"new"
         assert not target.is_symlink()
     else:
         with pytest.raises(UserError, match=r"out\.txt"):
-            disk.write_bytes(target, b"new")
+            atomic_files.write_bytes(target, b"new")
     if not replaces:
         assert place.lstat().st_ino == before
         assert kind != "file" or place.read_text() == "mine"
@@ -181,7 +181,7 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
     (tmp_path / "mine.csv").touch()
     recorded = f"{left.name}\nmine.csv\n../{other.name}\n"
     (tmp_path / ".out.lock").write_bytes(LOCKED + recorded.encode())
-    with disk.replacing_folder(tmp_path / "out") as part:
+    with atomic_files.replacing_folder(tmp_path / "out") as part:
         (part / "model").touch()
     assert names(tmp_path) == [other.name, "mine.csv", "out"]
 
@@ -231,9 +231,9 @@ def write_checkpoint(folder: Path) -> None:
 
 MUCH = [BadRow("a.csv", i, None, "x" * 100, "bad") for i in range(1000)]
 EVERY: dict[str, Callable[[Path], None]] = {
-    "bytes": lambda folder: disk.write_bytes(folder / "out", bytes(50_000)),
+    "bytes": lambda folder: atomic_files.write_bytes(folder / "out", bytes(50_000)),
     "json": lambda folder: write_json(folder / "out.json", ["x" * 50_000]),
-    "line": lambda folder: disk.append(folder / "log", bytes(50_000)),
+    "line": lambda folder: atomic_files.append(folder / "log", bytes(50_000)),
     "skipped rows": lambda folder: write_skipped(folder, [("train", bad) for bad in MUCH]),
     "checkpoint": write_checkpoint,
     **{ending: write_table(ending) for ending in (".csv", ".jsonl", ".parquet")},
@@ -242,8 +242,8 @@ EVERY: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("what", list(EVERY))
 def test_a_disk_without_room_leaves_nothing_half_written(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "LONGEST", 0.0)
-    monkeypatch.setattr(disk, "PAUSE", 0.0)
+    monkeypatch.setattr(atomic_files, "LONGEST", 0.0)
+    monkeypatch.setattr(atomic_files, "PAUSE", 0.0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
@@ -251,7 +251,7 @@ def test_a_disk_without_room_leaves_nothing_half_written(what: str, tmp_path: Pa
             EVERY[what](tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert disk.is_full(caught.value) or "the disk is full" in str(caught.value)
+    assert atomic_files.is_full(caught.value) or "the disk is full" in str(caught.value)
     assert [path for path in tmp_path.rglob("*") if path.stat().st_size] == []
     assert not any(name.startswith(".") for name in names(tmp_path))
     EVERY[what](tmp_path)
@@ -272,14 +272,14 @@ def test_a_failing_disk_is_an_error(of: str, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="Input/output"):
-        disk.write_bytes(tmp_path / "out", b"after")
+        atomic_files.write_bytes(tmp_path / "out", b"after")
     assert (tmp_path / "out").read_text() == ("before" if of == "file" else "after")
     assert names(tmp_path) == ["out"]
 
 
 def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in "one", "two":
-        with disk.replacing_folder(tmp_path / "out") as part:
+        with atomic_files.replacing_folder(tmp_path / "out") as part:
             (part / content).touch()
         assert names(tmp_path / "out") == [content]
     true, calls = os.replace, list[Any]()
@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(tmp_path: Pat
         true(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match="Input/output"), disk.replacing_folder(tmp_path / "out") as part:
+    with pytest.raises(OSError, match="Input/output"), atomic_files.replacing_folder(tmp_path / "out") as part:
         (part / "three").touch()
     assert names(tmp_path / "out") == ["two"]
     assert names(tmp_path) == ["out"]

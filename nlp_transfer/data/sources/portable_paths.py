@@ -1,0 +1,127 @@
+"""Paths in a run's `config.yaml` that still lead somewhere when the project is moved."""
+
+import os
+from collections.abc import Mapping
+from glob import has_magic
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.data.sources.file_reading import at_home
+from nlp_transfer.data.sources.wheels import is_wheel
+from nlp_transfer.settings.schema import Document
+from nlp_transfer.utils.console import say
+
+
+def portable(source: Any) -> Any:
+    """Return a local source as `config.yaml` holds it.
+
+    Paths stay relative where they were, and become relative to the working directory where they lie in it. A folder begins with
+    `./`, so that no hub id is read in its place where it is missing. Mappings and lists are converted inside; objects in memory
+    become a description.
+    """
+    if isinstance(source, Mapping):
+        return {name: portable(inner) for name, inner in source.items()}
+    if isinstance(source, list):
+        return [portable(inner) for inner in source]
+    if not isinstance(source, str):
+        plain = isinstance(source, (int, float, type(None)))
+        return source if plain else f"<{type(source).__name__} of {len(source)} rows in memory>"
+    path = at_home(source)
+    if is_wheel(source) or not (path.is_absolute() or os.path.exists(path) or has_magic(source)):
+        return source
+    here = Path.cwd()
+    for place in (path, path.parent.resolve() / path.name):
+        if path.is_absolute() and place.is_relative_to(here):
+            path = place.relative_to(here)
+            break
+    return str(path) if path.is_absolute() or not path.is_dir() else f"./{path}"
+
+
+def relocate(document: Document, file: Path) -> Document:
+    """Return the document of a run's own `config.yaml` as it is meant, wherever the command is called.
+
+    Where the file lies in the run's folder, relative paths are read from the working directory of the run, also after all of it
+    was moved together, but only where all its files are found from there, which they are not where a link leads to the run's
+    folder. Where an unfinished run's folder was moved alone, `output_dir` becomes the folder that the file lies in. Any other
+    document is returned as it is.
+    """
+    provenance, output = mapping(document.get("provenance")), document.get("output_dir")
+    directory = provenance.get("directory")
+    if not isinstance(directory, str) or not isinstance(output, str):
+        return document
+    folder = Path(os.path.abspath(file)).parent
+    base = os.path.normpath(folder / directory)
+    recorded = os.path.normpath(os.path.join(base, at_home(output)))
+    is_here = _is_same(base, Path.cwd())
+    if _is_same(recorded, folder):
+        if is_here:
+            return document
+    elif not (folder / "checkpoints").is_dir() or (folder / "result.json").exists():
+        return document
+    document = {**document, "output_dir": str(folder)}
+    recorded_files = [str(path) for path in mapping(provenance.get("files"))]
+    local = [path for path in recorded_files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
+    if not all(os.path.exists(os.path.join(base, at_home(path))) for path in local):
+        if missing := [path for path in local if not os.path.exists(at_home(path))]:
+            say(
+                f"warning: {file}: the run's folder was moved, so its paths are read from the current folder, where {missing[0]} "
+                "is missing; call this from the folder from which that path leads to it, or name its new place"
+            )
+        return document
+    if is_here:
+        return document
+    for name in mapping(provenance.get("content")):
+        document = replaced(document, str(name), lambda value: _under(base, value))
+    files = mapping(provenance.get("files")).items()
+    moved = {path if str(path).startswith("hub:") else _under(base, path): digest for path, digest in files}
+    return document | {"provenance": {**provenance, "files": moved}}
+
+
+def mapping(value: Any) -> Mapping[Any, Any]:
+    """Return the value where it is a mapping, else an empty one: whatever stands in a document that people can edit."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_same(first: str | Path, second: str | Path) -> bool:
+    return os.path.exists(first) and os.path.samefile(first, second)
+
+
+def _under(base: str, source: Any) -> Any:
+    if isinstance(source, Mapping):
+        return {name: _under(base, inner) for name, inner in source.items()}
+    if isinstance(source, list):
+        return [_under(base, inner) for inner in source]
+    if not isinstance(source, str) or is_wheel(source) or source.startswith("<") or at_home(source).is_absolute():
+        return source
+    return os.path.normpath(os.path.join(base, source)) if ".." not in Path(source).parts else os.path.join(base, source)
+
+
+def replaced(document: Any, name: str, change: Any) -> Any:
+    """Return a copy of a document with the value at a dotted name changed by a function; as it is where there is no such name."""
+    first, _, rest = name.partition(".")
+    if isinstance(document, list) and first.isdigit() and int(first) < len(document):
+        place = int(first)
+        inner = replaced(document[place], rest, change) if rest else change(document[place])
+        return [*document[:place], inner, *document[place + 1 :]]
+    if isinstance(document, Mapping) and first in document:
+        return {**document, first: replaced(document[first], rest, change) if rest else change(document[first])}
+    return document
+
+
+def without_folders(document: Document) -> Document:
+    """Return the document of a run with names of files and folders in place of their paths, and without `output_dir`."""
+    document = {name: value for name, value in document.items() if name != "output_dir"}
+    provenance = {name: value for name, value in mapping(document.get("provenance")).items() if name != "directory"}
+    for name in mapping(provenance.get("content")):
+        document = replaced(document, str(name), _names)
+    files = mapping(provenance.get("files")).items()
+    provenance["files"] = {path if str(path).startswith("hub:") else _names(path): digest for path, digest in files}
+    return document | {"provenance": provenance}
+
+
+def _names(source: Any) -> Any:
+    if isinstance(source, Mapping):
+        return {name: _names(inner) for name, inner in source.items()}
+    if isinstance(source, list):
+        return [_names(inner) for inner in source]
+    return Path(source).name if isinstance(source, str) and not is_wheel(source) else source

@@ -1,0 +1,1 @@
+"""Many runs compared: plan, processes, statistics, tables and page."""

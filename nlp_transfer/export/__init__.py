@@ -1,1 +1,0 @@
-"""Save, model card, and loading what was saved."""

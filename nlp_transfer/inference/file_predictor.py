@@ -1,0 +1,165 @@
+"""What a saved model answers to a file's rows, window by window: in the process that writes them, or in one of several."""
+
+import hashlib
+import json
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+from nlp_transfer.data.sources.table_reader import Batch
+from nlp_transfer.data.token_cache import of_tokenizer
+from nlp_transfer.data.unused_settings import unused_columns
+from nlp_transfer.inference import predictor as inference
+from nlp_transfer.inference import translator
+from nlp_transfer.inference.loading import load_predictor
+from nlp_transfer.inference.output_journal import Answer
+from nlp_transfer.inference.predictor import PRECISION, Predictor
+from nlp_transfer.inference.translator import Translator, translates
+from nlp_transfer.models.device import inference_device
+from nlp_transfer.tasks import task_name
+from nlp_transfer.utils.console import say
+from nlp_transfer.utils.errors import UserError
+
+
+def open_predictor(
+    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
+) -> Predictor:
+    """Load a saved model; print the precision where that was left to this machine."""
+    predictor = load_predictor(model, batch_size, precision, settings.get("task"), base)
+    if precision == "auto":
+        exact = "" if predictor.precision == PRECISION else f"; {PRECISION}, the default, is more exact"
+        say(f"computing in {predictor.precision}, the fastest on this machine{exact}")
+    return predictor
+
+
+class Answers:
+    """A saved model that answers windows of one file: `answers(window)`."""
+
+    def __init__(
+        self,
+        model: str,
+        source: Path,
+        settings: dict[str, Any],
+        batch_size: int | None,
+        precision: str,
+        probabilities: bool = False,
+        translate: bool = False,
+        beams: int | None = None,
+        processes: int = 1,
+        base: str | None = None,
+    ) -> None:
+        """Raises a UserError where the model cannot be used, does something else than what it is asked for, or is on a GPU that
+        several processes would share."""
+        if processes > 1 and (device := inference_device()) != "cpu":
+            raise UserError(
+                f"--processes: found {processes}; this machine computes on a GPU ({device}), which one process keeps busy; "
+                "allowed: 1"
+            )
+        predictor = open_predictor(model, settings, batch_size, precision, base)
+        if translate and not translates(predictor.task):
+            raise UserError(
+                f"{model}: is a {task_name(predictor.task)} model, which does not translate; use nlp-transfer predict"
+            )
+        if translates(predictor.task) and not translate:
+            raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
+        if beams:
+            predictor.task = predictor.task.model_copy(update={"beams": beams})
+        if probabilities and predictor.task.answer_kind not in ("label", "labels"):
+            raise UserError(f"--probabilities: {model} predicts numbers, which have none; leave it out")
+        say(*unused_columns(predictor.task, source))
+        self.predictor, self.source, self.probabilities = predictor, source, probabilities
+        self.translator = Translator(predictor) if translate else None
+
+    @property
+    def window(self) -> int:
+        """Rows that are answered together."""
+        return inference.WINDOW if self.translator is None else translator.WINDOW
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that the model reads."""
+        return self.predictor.task.input_columns()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides predictions beside the rows, as JSON: with an equal one, equal windows get the same bytes."""
+        predictor, model = self.predictor, self.predictor.model
+        config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+        generation = getattr(model, "generation_config", None)
+        task = {f"task.{name}": value for name, value in predictor.task.document().items()}
+        return {
+            "model": _digest([_weights(model), config, getattr(model, "peft_config", None)]),
+            "generation settings": _digest(generation.to_dict() if generation else None),
+            "tokenizer": _digest([_vocabulary(tokenizer) for tokenizer in self._tokenizers()]),
+            **{name: json.loads(_canonical(value)) for name, value in task.items()},
+            "precision": predictor.precision,
+            "batch size": predictor.batch_size,
+            "probabilities": self.probabilities,
+            "window": self.window,
+            "types": {"prediction": _answer_type(predictor.task), "translation": "string", "probability": "double"},
+            "threads": torch.get_num_threads(),
+            "device": _device_name(inference_device()),
+            "versions": [version("nlp_transfer"), torch.__version__, transformers.__version__, tokenizers.__version__],
+        }
+
+    def _tokenizers(self) -> list[Any]:
+        if self.translator is None:
+            return [self.predictor.tokenizer]
+        return [self.translator.task.sides.source, self.translator.task.sides.target]
+
+    def __call__(self, batch: Batch) -> Answer:
+        """The predictions of a window.
+
+        Raises:
+            UserError: a column is missing, or the file already has a column of the name of a new one.
+        """
+        if self.translator is not None:
+            before = self.translator.in_pieces
+            columns, faults = self.translator.translate_batch(batch, self.source)
+            return Answer(columns, self.translator.in_pieces - before, faults)
+        columns, faults = self.predictor.answer_batch(batch, self.source, self.probabilities)
+        return Answer(columns, 0, faults)
+
+
+def _answer_type(task: Any) -> str:
+    """The Arrow type of predictions in a file."""
+    if task.answer_kind == "number":
+        return "double"
+    kinds = {"int": "int64", "float": "double", "bool": "bool"}
+    return kinds.get(getattr(task, "label_type", None) or "str", "string") if task.answer_kind == "label" else "string"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def _weights(model: torch.nn.Module) -> str:
+    """A digest of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _vocabulary(tokenizer: Any) -> Any:
+    known = of_tokenizer(tokenizer)
+    if known is not None:
+        return known
+    return [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]
+
+
+def _device_name(device: str) -> str:
+    """Devices of one name compute the same digits: of a CPU its instructions, of a GPU its model."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() if device == "cpu" else device

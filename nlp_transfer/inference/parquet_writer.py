@@ -1,0 +1,240 @@
+"""Predictions in Parquet: columns of a Parquet input pass through as they are, others get a type that fits all their rows."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, BinaryIO
+
+from nlp_transfer.data.sources.parquet_reader import map_leaves
+from nlp_transfer.utils.errors import UserError
+
+MOST_PARTS = 64  # open at once
+
+
+class ParquetOutput:
+    """A Parquet file whose schema becomes known while rows arrive.
+
+    A column may be null, lack the fields of a struct or hold integers alone for thousands of rows, and get its type only then.
+    Rows are written as long as the schema fits; a wider one (null to any type, int64 to float64, more fields, another column)
+    begins a part in a temporary file without a name, and at the end all parts are cast to the widest schema. Usually there is
+    one part, which is the output itself. Each window becomes a row group; memory does not grow with the file.
+    """
+
+    def __init__(self, file: BinaryIO, types: Mapping[str, str] | None = None) -> None:
+        """Begin a file.
+
+        Args:
+            file: empty, for reading and writing; it is not closed.
+            types: aliases of Arrow types by column, for columns without any value.
+        """
+        self.file, self.types = file, types or {}
+        self.schema: Any = None
+        self.writer: Any = None
+        self.parts: list[IO[bytes]] = []
+
+    def write(self, columns: dict[str, list[Any]], table: Any = None) -> None:
+        """Appends the columns of `table` (a `pyarrow.Table` or None) and then `columns` (Python values).
+
+        Raises:
+            UserError: a column's values have no common type, or Parquet has no place for them.
+        """
+        import pyarrow as pa
+
+        arrays = {name: _array(name, values) for name, values in columns.items()}
+        if table is None:
+            table = pa.table(arrays)
+        else:
+            for name, array in arrays.items():
+                table = table.append_column(name, array)
+        schema = table.schema if self.schema is None else _wider(self.schema, table.schema)
+        if self.schema is None or not schema.equals(self.schema):
+            self.schema = schema
+            self._begin_part()
+        self._write(_conform(table, self.schema))
+
+    def close(self, complete: bool) -> None:
+        """Ends the file; `complete`: all rows were written, otherwise what there is of it will be thrown away.
+
+        Raises:
+            UserError: numbers of an early row do not fit the type that later ones made necessary.
+        """
+        self._end_part()
+        schema = self.schema
+        if complete and schema is not None:
+            self.schema = self._without_null(schema)
+        if complete and (len(self.parts) > 1 or self.schema is not schema):
+            self._merge()
+            shutil.copyfileobj(self._rewound(self.parts[0]), self._rewound(self.file))
+            self.file.truncate()
+
+    def _without_null(self, schema: Any) -> Any:
+        """The schema with the types known for columns that have no value; itself where there are no such columns."""
+        import pyarrow as pa
+
+        empty = {field.name for field in schema if pa.types.is_null(field.type)} & set(self.types)
+        kinds = {name: pa.type_for_alias(self.types[name]) for name in empty}
+        fields = [field.with_type(kinds[field.name]) if field.name in kinds else field for field in schema]
+        return pa.schema(fields, metadata=schema.metadata) if kinds else schema
+
+    def _end_part(self) -> None:
+        if self.writer is not None:
+            try:
+                self.writer.close()
+            finally:
+                self.writer.is_open = False  # else it tries again when it is collected, and Python prints the error
+
+    def _begin_part(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._end_part()
+        if len(self.parts) >= MOST_PARTS:
+            self._merge()
+        self.parts.append(self._unnamed() if self.parts else self.file)
+        try:
+            self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
+        except pa.ArrowException as error:  # an object without any field, say
+            raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
+
+    def _merge(self) -> None:
+        """Replaces the parts, which are closed, by one that has all of their rows under the current schema."""
+        import pyarrow.parquet as pq
+
+        merged = self._unnamed()
+        with pq.ParquetWriter(merged, self.schema) as self.writer:
+            for table in self._rows():
+                self._write(_conform(table, self.schema))
+        self.parts = [merged]
+
+    def _rows(self) -> Iterator[Any]:
+        import pyarrow.parquet as pq
+
+        for part in self.parts:
+            with pq.ParquetFile(self._rewound(part)) as file:
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group)
+
+    def _unnamed(self) -> IO[bytes]:
+        """A temporary file on the disk of the output."""
+        name = self.file.name
+        return tempfile.TemporaryFile(dir=os.path.dirname(name) if isinstance(name, str) else None)
+
+    @staticmethod
+    def _rewound(part: Any) -> Any:
+        part.seek(0)
+        return part
+
+    def _write(self, table: Any) -> None:
+        import pyarrow as pa
+
+        try:
+            self.writer.write_table(table)
+        except pa.ArrowException as error:
+            raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
+
+
+def _array(name: str, values: Sequence[Any]) -> Any:
+    """Python values as an Arrow array of the type that fits them all.
+
+    Raises:
+        UserError: there is no such type.
+    """
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values if value is not None}
+    try:
+        _check_truth(values)
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        kind = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(
+            f"--output: a .parquet column has one type; column {name!r} holds {kind} ({error}); allowed: .jsonl"
+        ) from error
+
+
+def _check_truth(values: Iterable[Any]) -> None:
+    """Raise a TypeError where truth values stand among numbers, also inside lists and objects: Arrow would make 1.0 of true."""
+    present = [value for value in values if value is not None]
+    kinds = {type(value) for value in present}
+    if bool in kinds and len(kinds) > 1:
+        raise TypeError("true and false are no numbers")
+    if list in kinds:
+        _check_truth(element for value in present if isinstance(value, list) for element in value)
+    objects = [value for value in present if isinstance(value, dict)]
+    for name in {name for value in objects for name in value}:
+        _check_truth(value.get(name) for value in objects)
+
+
+def _wider(known: Any, new: Any) -> Any:
+    """The narrowest Arrow schema that holds the rows of both; `known` where it does.
+
+    Raises:
+        UserError: a column's types have nothing in common, such as text and a number.
+    """
+    import pyarrow as pa
+
+    if new.equals(known):
+        return known
+    fields = {field.name: field for field in known}
+    for field in new:
+        before = fields.get(field.name, field)
+        try:
+            [fields[field.name]] = pa.unify_schemas([pa.schema([before]), pa.schema([field])], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise UserError(
+                f"--output: a .parquet column has one type; column {field.name!r} is {before.type} in the first rows and "
+                f"{field.type} in later ones; allowed: .jsonl"
+            ) from error
+    return pa.schema(fields.values(), metadata=known.metadata)
+
+
+def _conform(table: Any, schema: Any) -> Any:
+    """The table under a schema that is as wide as its own or wider; columns that it lacks are null."""
+    import pyarrow as pa
+
+    if table.schema.equals(schema):
+        return table
+    columns = []
+    for field in schema:
+        try:
+            known = field.name in table.column_names
+            columns.append(table.column(field.name).cast(field.type) if known else pa.nulls(len(table), field.type))
+        except pa.ArrowException as error:
+            raise UserError(
+                f"--output: a .parquet column has one type; column {field.name!r} is {table.field(field.name).type} in some rows "
+                f"and {field.type} in others ({error}); allowed: .jsonl"
+            ) from error
+    return pa.table(columns, schema=schema)
+
+
+def text_cells(column: Any, name: str) -> list[Any]:
+    """An Arrow column as values for CSV, TSV and JSONL, without loss.
+
+    Numbers, truth values and text stay what they are, dictionaries become their values. Decimals keep all their digits, and
+    dates, times and durations their unit (`2024-05-01 12:00:00.000000001`, with a time zone its offset; durations count their
+    unit), as text. Bytes become base64. Lists, structs and maps (lists of pairs) are converted inside likewise, and are JSON in
+    CSV.
+
+    Raises:
+        UserError: a value has no such form, such as a time in an unknown time zone.
+    """
+    import pyarrow as pa
+
+    try:
+        cells = list(column.cast(map_leaves(column.type, _text_leaf)).to_pylist())
+        if pa.types.is_temporal(column.type) and any(str(cell).startswith("<value out of range") for cell in cells):
+            raise ValueError("a time too far from now")
+        return cells
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"column {name!r} ({column.type}) cannot be written as text ({error}); allowed: a .parquet file as --output"
+        ) from error
+
+
+def _text_leaf(kind: Any) -> Any:
+    """String in place of a type that JSON has no values for; bytes stay bytes."""
+    import pyarrow as pa
+
+    as_text = pa.types.is_decimal(kind) or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
+    return pa.string() if as_text else kind

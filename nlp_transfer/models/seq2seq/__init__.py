@@ -1,0 +1,1 @@
+"""Encoder-decoder models: building, warm-starting, tokenizers and generation."""

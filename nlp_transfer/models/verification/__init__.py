@@ -1,0 +1,1 @@
+"""Checks of model files from elsewhere, made before any library reads them."""

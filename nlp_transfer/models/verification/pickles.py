@@ -1,0 +1,185 @@
+"""Files of weights that torch.save wrote: their pickles are read as opcodes, before torch builds anything from them.
+
+torch's own `weights_only` keeps foreign code out. It still calls functions that allocate what their arguments ask for, such as
+`bytearray`. Here a pickle may hold what torch.save writes for a state dict, and every number in it must fit the file.
+"""
+
+import math
+import pickletools
+import zipfile
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from nlp_transfer.models.verification.untrusted_json import first_line
+from nlp_transfer.utils.errors import UserError
+
+MOST_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; those of a model of 1,000 layers have one or two million
+MOST_OPERATIONS = 2_000_000  # of a pickle; a tensor takes about 30
+MOST_DIMENSIONS = 64
+ZIP_START, ZIP_END, ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22  # the last is the record of an archive without a comment
+STREAMS = 5  # pickles in a file without an archive: a magic number, the version, the system, the tensors, the storages' names
+
+ITEM_SIZES = {
+    f"torch {name}Storage": size
+    for size, names in {1: "Bool Byte Char", 2: "BFloat16 Half Short", 4: "Float Int", 8: "Double Long"}.items()
+    for name in names.split()
+}
+DICT, TENSOR, PARAMETER = "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
+NAMES = {DICT, TENSOR, PARAMETER, *ITEM_SIZES}
+VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "NONE", "NEWTRUE", "NEWFALSE"}
+
+
+class _Name(str):
+    """The name of a class or a function, as opposed to text."""
+
+
+_MARK, _CONTAINER, _TENSOR, _STORAGE = (_Name(text) for text in ("mark", "container", "tensor", "storage"))
+
+
+def refusal(name: str) -> str:
+    """Return the message for a pickle that is not opened."""
+    return (
+        f"{name} is a pickle that holds more than tensors, or is damaged, and was not opened: a pickle can run code; "
+        "allowed: model.safetensors, or a pickle of tensors alone"
+    )
+
+
+def check_pickle(path: Path) -> None:
+    """Raise a UserError where a file is not what torch.save writes for tensors by name, or would take more memory than it has."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != ZIP_START:  # the older format, without an archive
+                file.seek(0)
+                for _ in range(STREAMS):
+                    _read_storages(file, size)
+                return
+        _check_archive(path, size)
+        reader = torch._C.PyTorchFileReader(str(path))  # the reader of torch.load, so that both see the same entries
+        if (length := reader.get_record_size("data.pkl")) > MOST_BYTES:
+            raise ValueError(f"its pickle has {length:,} bytes")
+        for key, stored in _read_storages(reader.get_record("data.pkl"), size).items():
+            if reader.get_record_size(f"data/{key}") != stored:
+                raise ValueError(f"storage {key} has not {stored:,} bytes")
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RuntimeError) as error:
+        raise UserError(f"{refusal(str(path))}; found: {first_line(error)}") from error
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Raise a UserError where an archive lists too many entries, or entries that grow when they are read."""
+    with path.open("rb") as file:
+        file.seek(max(0, size - ZIP_END_SIZE))
+        end = file.read()
+    entries, directory = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    if not end.startswith(ZIP_END):
+        raise UserError(f"{path}: is no archive of tensors that can be read: its end is missing; copy it again")
+    if entries == 0xFFFF or directory > MOST_BYTES:
+        raise UserError(
+            f"{path}: found a directory of {directory:,} bytes with {entries:,} entries; allowed: {MOST_BYTES:,} bytes"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{path}: is no archive of tensors that can be read ({first_line(error)}); copy it again") from error
+    if unpacked > size:
+        raise UserError(
+            f"{path}: its entries grow to {unpacked:,} bytes when they are read; allowed: entries that are not compressed"
+        )
+
+
+def _read_storages(stream: bytes | IO[bytes], most: int) -> dict[str, int]:
+    """Return the bytes of each storage that a pickle names. Nothing is built: names stand for objects.
+
+    Each call has arguments of a fixed size, so that a few opcodes cannot copy a large object again and again.
+
+    Args:
+        most: bytes that all storages together, and numbers that a tensor, may have.
+
+    Raises:
+        ValueError, LookupError, TypeError: an opcode, a name or an argument is not what torch.save writes.
+    """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    storages: dict[str, int] = {}
+    builds = 0
+
+    def since_mark() -> tuple[Any, ...]:
+        begin = len(stack) - 1
+        while stack[begin] is not _MARK:  # an IndexError where there is none
+            begin -= 1
+        items = tuple(stack[begin + 1 :])
+        del stack[begin:]
+        return items
+
+    for operation, argument, _ in islice(pickletools.genops(stream), MOST_OPERATIONS):
+        match operation.name:
+            case "PROTO":
+                pass
+            case "STOP":
+                if sum(storages.values()) > most:
+                    raise ValueError(f"storages of {sum(storages.values()):,} bytes in a file of {most:,}")
+                return storages
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "MARK":
+                stack.append(_MARK)
+            case "GLOBAL" if argument in NAMES:
+                stack.append(_Name(argument))
+            case "EMPTY_DICT" | "EMPTY_LIST":
+                stack.append(_CONTAINER)
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(since_mark())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
+            case name if name in VALUES:
+                stack.append({"NEWTRUE": True, "NEWFALSE": False}.get(name, argument))
+            case "APPENDS":
+                since_mark()
+            case "APPEND":
+                stack.pop()
+            case "SETITEM" | "SETITEMS" as name:
+                items = since_mark() if name == "SETITEMS" else (stack.pop(-2), stack.pop())
+                if stack[-1] is not _CONTAINER or not all(type(key) is str for key in items[::2]):
+                    raise ValueError("a dictionary with keys that are no text")
+            case "BUILD" if stack.pop() is _CONTAINER and stack[-1] is _CONTAINER and not builds:
+                builds += 1  # the attribute `_metadata` of a state dict
+            case "BINPERSID":
+                match stack.pop():
+                    case ("storage", _Name() as kind, str(key), str(), int(numbers), *_) if numbers >= 0:
+                        storages[key] = numbers * ITEM_SIZES[kind]
+                    case _:
+                        raise ValueError("a storage that torch.save would not write")
+                stack.append(_STORAGE)
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_called(function, arguments, most))
+            case name:
+                raise ValueError(f"{name} {argument or ''}")
+    raise ValueError(f"more than {MOST_OPERATIONS:,} operations")
+
+
+def _called(function: Any, arguments: Any, most: int) -> _Name:
+    """Return what stands for the result of a call, once its arguments were checked."""
+    match function, arguments:
+        case _Name(), () if function == DICT:
+            return _CONTAINER
+        case _Name(), (_Name() as tensor, bool(), _Name() as hooks) if function == PARAMETER:
+            if tensor is _TENSOR and hooks is _CONTAINER:
+                return _TENSOR
+        case _Name(), (_Name() as storage, int(), (*shape,), (*strides,), bool(), _Name()) if function == TENSOR:
+            is_small = len(shape) == len(strides) <= MOST_DIMENSIONS and all(
+                type(n) is int and n >= 0 for n in (*shape, *strides)
+            )
+            if storage is _STORAGE and is_small and math.prod(shape) <= most:
+                return _TENSOR
+    raise ValueError(f"a call of {function}")

@@ -1,0 +1,211 @@
+"""Configurations of a model that comes from elsewhere, reduced to what `allowed.py` lists."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import transformers
+from transformers import CONFIG_MAPPING, GenerationConfig
+
+from nlp_transfer.models.verification.allowed import (
+    INNER,
+    LABELS,
+    NEEDED,
+    NOTES,
+    TOKENIZER_NEEDED,
+    TOKENIZER_NOTES,
+    TOKENIZER_NUMBERS,
+    TOKENIZER_WORDS,
+    TOKENS,
+    UNDECLARED,
+    WORDS,
+)
+from nlp_transfer.models.verification.tokenizer_fields import ADDED_TOKEN
+from nlp_transfer.models.verification.tokenizer_loading import check_settings, check_tokens
+from nlp_transfer.models.verification.untrusted_json import FAULTS
+from nlp_transfer.utils.errors import UserError, shorten
+
+WORD = re.compile(r"[\w.+ #|-]{0,64}")
+MOST_LAYERS, MOST_POSITIONS, MOST_LABELS, MOST_NUMBER = 1000, 2**21, 10**5, 2**31
+LIMITS = (  # of numbers, by their names
+    (re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$"), MOST_LAYERS),
+    (re.compile(r"position|n_ctx|seq_len"), MOST_POSITIONS),
+    (re.compile(r"^num_labels$"), MOST_LABELS),
+)
+NO_TABLE = re.compile(r"theta|length")  # numbers that make nothing large
+MODEL_TYPE = "model_type"
+
+
+class _NotDataError(ValueError):
+    """A value of a kind that its key may not have."""
+
+
+def reduce_config(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Reduce a `config.json`.
+
+    Returns:
+        Its allowed part, and the names of the keys that were ignored.
+
+    Raises:
+        UserError: its model type is unknown, or a key describes something that no model is; the message begins with the key.
+    """
+    return _reduce_config(document, None, "")
+
+
+def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) -> tuple[dict[str, Any], list[str]]:
+    family = document.get(MODEL_TYPE)
+    if isinstance(family, str) and family in CONFIG_MAPPING:
+        kind = CONFIG_MAPPING[family]
+    if kind is None:
+        if document.get("auto_map"):
+            raise UserError(
+                f"config.json has an auto_map, which asks for code that comes with the model ({shorten(document['auto_map'])}); "
+                "nothing that comes with a model is run here; allowed: families that transformers knows"
+            )
+        raise UserError(
+            f"config.json has {prefix}{MODEL_TYPE}: {shorten(family)}; allowed: a family that transformers "
+            f"{transformers.__version__} knows, such as bert"
+        )
+    reduced: dict[str, Any] = {}
+    ignored: list[str] = []
+    declared = _declared(kind)
+    fields, own = _fields(kind), not kind.__module__.startswith("transformers.")
+    inner = {name: part if hasattr(part, "sub_configs") else None for name, part in getattr(kind, "sub_configs", {}).items()}
+    for key, value in document.items():
+        if value is not None and key in NEEDED:
+            raise UserError(f"config.json has {prefix}{key}: {shorten(value)}: {NEEDED[key]}")
+        if isinstance(value, dict) and value and (key in inner or (key in INNER and key in fields)):
+            reduced[key], names = _reduce_config(value, inner.get(key), f"{prefix}{key}.")
+            ignored += names
+            continue
+        try:
+            if key in LABELS:
+                reduced[key] = _labels(value)
+            elif key in fields:
+                reduced[key] = _data(value, key, WORDS | (fields if own else set()))
+            elif value not in (None, "", [], {}) and key not in NOTES:
+                ignored.append(prefix + key)
+        except _NotDataError:
+            if key in declared and key not in NOTES:  # without it, it would be another model
+                raise UserError(
+                    f"config.json has {prefix}{key}: {shorten(value)}; allowed: numbers, booleans, null and single words"
+                ) from None
+            if key not in NOTES:
+                ignored.append(prefix + key)
+    for key, value in reduced.items():
+        _check_sizes(prefix + key, value)
+    return reduced, ignored
+
+
+def _declared(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+
+
+@cache
+def _fields(kind: Any) -> frozenset[str]:
+    """The keys that a family's configuration may have."""
+    names = _declared(kind)
+    renamed: Mapping[str, str] = getattr(kind, "attribute_map", {})
+    with suppress(*FAULTS):
+        names |= set(kind().to_dict())  # with what is computed from the fields, and saved
+    return frozenset({*names, *renamed, *UNDECLARED, *GenerationConfig().to_dict()})
+
+
+def reduce_generation(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Reduce a `generation_config.json`, as `reduce_config` does."""
+    return _reduce(document, dict.fromkeys((*GenerationConfig().to_dict(), "transformers_version"), _data), NOTES)
+
+
+def reduce_tokenizer(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Reduce a `tokenizer_config.json` or a `special_tokens_map.json`, as `reduce_config` does."""
+    readers: dict[str, Any] = dict.fromkeys(TOKENS, _tokens)
+    readers |= dict.fromkeys((*TOKENIZER_WORDS, *TOKENIZER_NUMBERS), _data)
+    for key in TOKENIZER_NEEDED:
+        if document.get(key):
+            raise UserError(f"the tokenizer has {key}: {shorten(document[key])}: {TOKENIZER_NEEDED[key]}")
+    reduced, ignored = _reduce(document, readers, TOKENIZER_NOTES, TOKENIZER_WORDS)
+    check_settings(reduced)
+    check_tokens({key: value for key, value in reduced.items() if key in TOKENS})
+    return reduced, ignored
+
+
+def _reduce(
+    document: Mapping[str, Any], readers: Mapping[str, Any], notes: Iterable[str], words: frozenset[str] = WORDS
+) -> tuple[dict[str, Any], list[str]]:
+    reduced: dict[str, Any] = {}
+    ignored: list[str] = []
+    for key, value in document.items():
+        try:
+            if key in readers:
+                reduced[key] = readers[key](value, key, words)
+            elif value not in (None, "", [], {}) and key not in notes:
+                ignored.append(key)
+        except _NotDataError:
+            ignored.append(key)
+    return reduced, ignored
+
+
+def _data(value: Any, key: str, words: Iterable[str]) -> Any:
+    """A value of numbers, booleans and null, and of words under the keys that may have them.
+
+    Raises:
+        _NotDataError: it is none.
+    """
+    if isinstance(value, str):
+        if key in words and WORD.fullmatch(value):
+            return value
+        raise _NotDataError
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _NotDataError
+    if isinstance(value, list):
+        return [_data(inner, key, words) for inner in value]
+    if isinstance(value, dict):
+        if not all(WORD.fullmatch(name) for name in value):
+            raise _NotDataError
+        # A mapping by numbers or languages has the words of its key, one by names those of each name.
+        return {name: _data(inner, key if key in words else name, words) for name, inner in value.items()}
+    return value
+
+
+def _labels(value: Any) -> Any:
+    if value is not None and not isinstance(value, dict):
+        raise _NotDataError
+    if value and not all(isinstance(inner, (str, int, float)) for inner in value.values()):
+        raise _NotDataError
+    return value
+
+
+def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
+    """Tokens are words of the data: any text, alone or with what is said of it, in a list or by id or name."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return [_tokens(inner, key, words) for inner in value]
+    if isinstance(value, dict) and "content" in value:
+        flags = {name: _data(inner, "", ()) for name, inner in value.items() if name in ADDED_TOKEN.keys() - {"id", "content"}}
+        if not isinstance(value["content"], str):
+            raise _NotDataError
+        return {"content": value["content"], **flags, **({"__type": "AddedToken"} if "__type" in value else {})}
+    if isinstance(value, dict):
+        return {name: _tokens(inner, key, words) for name, inner in value.items()}
+    raise _NotDataError
+
+
+def _check_sizes(key: str, value: Any) -> None:
+    """Raise a UserError for numbers that no model has. transformers makes a name for each label, so this comes before."""
+    name = key.rpartition(".")[2]
+    if name in LABELS:
+        if len(value or ()) > MOST_LABELS:
+            raise UserError(f"config.json has {len(value):,} entries in {key}; allowed: up to {MOST_LABELS:,}")
+        return
+    if isinstance(value, (dict, list)):
+        for inner_key, inner in value.items() if isinstance(value, dict) else ((key, inner) for inner in value):
+            _check_sizes(inner_key, inner)
+        return
+    most = next((limit for names, limit in LIMITS if names.search(name)), MOST_NUMBER)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not NO_TABLE.search(name) and abs(value) > most:
+        raise UserError(f"config.json has {key}: {shorten(value)}; allowed: up to {most:,}")

@@ -1,0 +1,284 @@
+"""tokenizer.json: reduce what a file describes to known components, each of bounded cost.
+
+The library that runs these files does whatever they say: it multiplies a text by 2 in each of 30 normalizers, backtracks without
+end, or aborts. Here a file is reduced to the components, fields and values below. A component that is not listed is refused; a
+field that is not listed is dropped and named. What passes makes a text at most 64 times as long, in time
+proportional to its length.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.models.verification.regex_cost import PatternError, linear_pattern
+from nlp_transfer.models.verification.tokenizer_fields import (
+    ADDED_TOKEN,
+    ANY,
+    COMPONENTS,
+    ID,
+    LISTS,
+    LONGEST_TOKEN,
+    MODELS,
+    MOST_TOKENS,
+    PADDING,
+    TOKEN,
+    TRUNCATION,
+    TYPE,
+    Field,
+)
+from nlp_transfer.models.verification.tokenizer_growth import growth
+from nlp_transfer.utils.errors import UserError, shorten
+
+MOST_BYTES = 64 * 2**20  # of a file; the largest published ones have 35 MB
+MOST_ADDED = 2**16  # added tokens: the library takes 45 microseconds for each
+MOST_ADDED_CHARACTERS = 2**20  # of all added tokens
+MOST_NORMALIZED_CHARACTERS = 2**22  # of all added tokens, when they are normalized
+MOST_COMPONENTS = 64  # in sequences of one section
+MOST_SPECIAL = 64  # tokens that a post-processor adds to a text
+
+SECTIONS = ("version", "truncation", "padding", "added_tokens", *LISTS, "model")
+
+
+def read_document(path: Path) -> Any:
+    """Parse a JSON file, strictly: no name twice in an object, no NaN or infinity.
+
+    Raises:
+        UserError: it is too large, cannot be read, or is not JSON of this kind.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name occurs twice in one object")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"found {constant}, which is no number in JSON")
+
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError("is nested too deeply to be a tokenizer's file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})") from error
+
+
+def reduce_document(document: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return a tokenizer.json with known components and fields only, and the fields that were dropped.
+
+    Args:
+        document: the parsed file.
+
+    Raises:
+        UserError: a component is unknown, or a value is not allowed.
+    """
+    return _Reduction().reduce(document)
+
+
+class _Reduction:
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+
+    def refuse(self, key: str, found: object, allowed: str) -> UserError:
+        return UserError(f"{key}: found {shorten(found)}; allowed: {allowed}")
+
+    def reduce(self, document: Any) -> tuple[dict[str, Any], list[str]]:
+        if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+            raise self.refuse("model", document, "a tokenizer.json with a model")
+        reduced = self.fields("", document, dict.fromkeys(SECTIONS, ANY))
+        model, ids = self.model(document["model"])
+        reduced["model"] = model
+        components = {section: self.section(section, document.get(section)) for section in LISTS}
+        for section in set(LISTS) & set(reduced):
+            reduced[section] = components[section][0]
+        for section, fields in (("truncation", TRUNCATION), ("padding", PADDING)):
+            if reduced.get(section) is not None:
+                reduced[section] = self.fields(section, reduced[section], fields)
+        truncation = reduced.get("truncation") or {}
+        if truncation.get("stride", 0) >= max(truncation.get("max_length", math.inf), 1):
+            raise self.refuse("truncation.stride", truncation["stride"], "less than max_length")
+        times = growth(components["normalizer"][1] + components["pre_tokenizer"][1])
+        if "added_tokens" in reduced:
+            reduced["added_tokens"] = self.added_tokens(reduced["added_tokens"], times)
+            ids = [*ids, *(token["id"] for token in reduced["added_tokens"])]
+        self.ids(ids, components["post_processor"][1])
+        return reduced, self.dropped
+
+    def fields(self, key: str, value: Any, fields: dict[str, Field]) -> dict[str, Any]:
+        """The known fields of an object, whose values must fit."""
+        if not isinstance(value, dict):
+            raise self.refuse(key, value, f"an object with {', '.join(fields) or 'a type'}")
+        known = {}
+        for name, inner in value.items():
+            inside = f"{key}.{name}".lstrip(".")
+            if name not in fields:
+                self.dropped.append(shorten(inside))
+            elif not fields[name].fits(inner):
+                raise self.refuse(inside, inner, fields[name].allowed)
+            else:
+                known[name] = inner
+        return known
+
+    def section(self, section: str, value: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """The components of a section: as they were nested, and one after the other."""
+        flat: list[dict[str, Any]] = []
+
+        def component(key: str, value: Any, depth: int) -> dict[str, Any]:
+            kind = value.get("type") if isinstance(value, dict) else value
+            known = COMPONENTS[section]
+            if kind == "Sequence" and depth < 5:
+                name = LISTS[section]
+                reduced = self.fields(key, value, {"type": ANY, name: ANY})
+                inner = reduced.get(name)
+                if not isinstance(inner, list) or len(inner) > MOST_COMPONENTS:
+                    raise self.refuse(f"{key}.{name}", inner, f"a list of up to {MOST_COMPONENTS} components")
+                return reduced | {name: [component(f"{key}.{name}[{i}]", part, depth + 1) for i, part in enumerate(inner)]}
+            if not isinstance(kind, str) or kind not in known:
+                raise self.refuse(f"{key}.type", kind, f"{', '.join(known)}, or a Sequence of them, nested up to 5 times")
+            reduced = self.fields(key, value, {"type": ANY} | known[kind])
+            if "pattern" in reduced:
+                reduced["pattern"] = self.pattern(f"{key}.pattern", reduced["pattern"])
+            if kind == "TemplateProcessing":
+                self.template(key, reduced)
+            flat.append(reduced)
+            if len(flat) > MOST_COMPONENTS:
+                raise self.refuse(section, f"more than {MOST_COMPONENTS} components", f"up to {MOST_COMPONENTS}")
+            return reduced
+
+        return (None if value is None else component(section, value, 0)), flat
+
+    def pattern(self, key: str, pattern: dict[str, Any]) -> dict[str, Any]:
+        kind, value = next(iter(pattern.items()))
+        if kind not in ("String", "Regex") or not isinstance(value, str) or len(value) > 4000:
+            raise self.refuse(key, pattern, "a String or a Regex of up to 4,000 characters")
+        try:
+            return {kind: linear_pattern(value)} if kind == "Regex" else pattern
+        except PatternError as error:
+            raise UserError(
+                f"{key}: found {shorten(value)}, a regular expression with {error}; matching it could take "
+                "longer than any run lasts; use a tokenizer without it"
+            ) from error
+
+    def template(self, key: str, value: dict[str, Any]) -> None:
+        special = value.get("special_tokens", {})
+        if not isinstance(special, dict) or len(special) > MOST_SPECIAL:
+            raise self.refuse(f"{key}.special_tokens", special, f"up to {MOST_SPECIAL} tokens by name")
+        for name, token in special.items():
+            ids, tokens = (token.get(part) if isinstance(token, dict) else None for part in ("ids", "tokens"))
+            if not (
+                isinstance(ids, list) and isinstance(tokens, list) and len(ids) == len(tokens) <= MOST_SPECIAL
+                and all(map(ID.fits, ids)) and all(map(TOKEN.fits, tokens)) and token.get("id") == name
+            ):  # fmt: skip
+                raise self.refuse(f"{key}.special_tokens.{name}", token, f"its id, and up to {MOST_SPECIAL} ids with tokens")
+        for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
+            pieces = value.get(name, [])
+            if not isinstance(pieces, list) or len(pieces) > MOST_SPECIAL or not all(map(self.is_piece, pieces)):
+                raise self.refuse(
+                    f"{key}.{name}", pieces, f"up to {MOST_SPECIAL} pieces: SpecialToken or Sequence, with id and type_id"
+                )
+            used = [piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece]
+            missing = [piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece]
+            if pieces and (sorted(used) != texts or not set(missing) <= set(special)):
+                raise self.refuse(f"{key}.{name}", pieces, f"{' and '.join(texts)} once, and tokens listed in special_tokens")
+
+    @staticmethod
+    def is_piece(piece: Any) -> bool:
+        if not isinstance(piece, dict) or len(piece) != 1:
+            return False
+        kind, value = next(iter(piece.items()))
+        return (
+            kind in ("Sequence", "SpecialToken") and isinstance(value, dict) and set(value) == {"id", "type_id"}
+            and TOKEN.fits(value["id"]) and TYPE.fits(value["type_id"])
+        )  # fmt: skip
+
+    def model(self, model: dict[str, Any]) -> tuple[dict[str, Any], Iterable[int]]:
+        """The model, and all its ids."""
+        kind = model.get("type", self._usual_kind(model))  # old files do not say which
+        if not isinstance(kind, str) or kind not in MODELS:
+            raise self.refuse("model.type", kind, ", ".join(MODELS))
+        reduced = self.fields("model", model, {"type": ANY} | MODELS[kind])
+        vocabulary = reduced.get("vocab")
+        if kind == "Unigram":
+            return reduced, self.pieces(vocabulary, reduced)
+        ids = check_vocabulary(vocabulary, "model.vocab")
+        if kind == "BPE":
+            self.merges(reduced.get("merges"))
+        return reduced, ids
+
+    @staticmethod
+    def _usual_kind(model: dict[str, Any]) -> str:
+        if "merges" in model:
+            return "BPE"
+        if isinstance(model.get("vocab"), list):
+            return "Unigram"
+        return "WordPiece" if {"continuing_subword_prefix", "max_input_chars_per_word"} & set(model) else "WordLevel"
+
+    def pieces(self, vocabulary: Any, model: dict[str, Any]) -> Iterable[int]:
+        if not isinstance(vocabulary, list) or not 0 < len(vocabulary) <= MOST_TOKENS:
+            raise self.refuse("model.vocab", vocabulary, f"a list of 1 to {MOST_TOKENS:,} pieces with scores")
+        for piece in vocabulary:
+            if not (isinstance(piece, list) and len(piece) == 2 and TOKEN.fits(piece[0]) and type(piece[1]) in (int, float)):
+                raise self.refuse("model.vocab", piece, f"a piece of up to {LONGEST_TOKEN} characters, and its score")
+        if (model.get("unk_id") or 0) >= len(vocabulary):
+            raise self.refuse("model.unk_id", model["unk_id"], f"less than {len(vocabulary):,}")
+        return range(len(vocabulary))
+
+    def merges(self, merges: Any) -> None:
+        if not isinstance(merges, list) or len(merges) > MOST_TOKENS:
+            raise self.refuse("model.merges", merges, f"a list of up to {MOST_TOKENS:,} pairs")
+        for merge in merges:
+            parts = merge.split(" ") if isinstance(merge, str) else merge
+            if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+                raise self.refuse("model.merges", merge, "two tokens")
+
+    def added_tokens(self, tokens: Any, times: float) -> list[dict[str, Any]]:
+        if not isinstance(tokens, list) or len(tokens) > MOST_ADDED:
+            raise self.refuse("added_tokens", tokens, f"a list of up to {MOST_ADDED:,} tokens")
+        reduced = [self.fields(f"added_tokens[{i}]", token, ADDED_TOKEN) for i, token in enumerate(tokens)]
+        for i, token in enumerate(reduced):
+            if missing := {"id", "content"} - set(token):
+                raise self.refuse(f"added_tokens[{i}]", token, f"one with {' and '.join(sorted(missing))}")
+        characters = sum(len(token["content"]) for token in reduced)
+        if characters > MOST_ADDED_CHARACTERS or characters * times > MOST_NORMALIZED_CHARACTERS:
+            raise self.refuse("added_tokens", f"{characters:,} characters in all tokens", f"up to {MOST_ADDED_CHARACTERS:,}")
+        return reduced
+
+    def ids(self, ids: Iterable[int], processors: list[dict[str, Any]]) -> None:
+        """Ids may leave gaps, but not so many that a table with a row for each would be mostly empty."""
+        used = set(ids)
+        most = most_id(len(used))
+        added = [(f"post_processor.{name}", part[name][1]) for part in processors for name in ("sep", "cls") if name in part]
+        for part in processors:
+            for name, token in part.get("special_tokens", {}).items():
+                added += [(f"post_processor.special_tokens.{name}", i) for i in token["ids"]]
+        for key, found in [("the ids of its tokens", max(used, default=0)), *added]:
+            if found > most:
+                raise self.refuse(key, found, f"ids up to {most:,} for {len(used):,} tokens")
+        for key, found in added:
+            if found not in used:
+                raise self.refuse(key, found, "the id of a token")
+
+
+def most_id(tokens: int) -> int:
+    """The highest id that a tokenizer of so many tokens may use."""
+    return 2 * tokens + 1024
+
+
+def check_vocabulary(vocabulary: Any, where: str) -> Iterable[int]:
+    """The ids of a vocabulary. Raises a UserError if it is not one."""
+    if not isinstance(vocabulary, dict) or len(vocabulary) > MOST_TOKENS:
+        raise UserError(f"{where}: found {shorten(vocabulary)}; allowed: ids by token, up to {MOST_TOKENS:,}")
+    if not set(map(type, vocabulary.values())) <= {int} or min(vocabulary.values(), default=0) < 0:
+        bad = next(item for item in vocabulary.items() if not ID.fits(item[1]))
+        raise UserError(f"{where}: found {shorten(dict([bad]))}; allowed: {ID.allowed}")
+    if max(map(len, vocabulary), default=0) > LONGEST_TOKEN:
+        raise UserError(f"{where}: found {shorten(max(vocabulary, key=len))}; allowed: up to {LONGEST_TOKEN} characters")
+    if max(vocabulary.values(), default=0) > MOST_TOKENS:
+        raise UserError(f"{where}: found the id {max(vocabulary.values()):,}; allowed: {ID.allowed}")
+    return vocabulary.values()

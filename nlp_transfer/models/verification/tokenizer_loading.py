@@ -1,0 +1,177 @@
+"""The other files of a tokenizer, and what is checked of a tokenizer after it was loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.models.compatibility import truncation_kept
+from nlp_transfer.models.verification.sentencepiece_file import check_sentencepiece
+from nlp_transfer.models.verification.tokenizer_fields import (
+    ADDED_TOKEN,
+    FLAG,
+    ID,
+    LONGEST_TOKEN,
+    MOST_TOKENS,
+    TOKEN,
+    TYPE,
+    Field,
+    one_of,
+)
+from nlp_transfer.models.verification.tokenizer_file import (
+    MOST_ADDED,
+    MOST_BYTES,
+    check_vocabulary,
+    most_id,
+    read_document,
+    reduce_document,
+)
+from nlp_transfer.utils.errors import UserError, converted, shorten
+
+TRIALS = ["a", "A text, with 3 numbers: 1,234.5!", "na\u00efve \u4e2d\u6587 \U0001f389", " ", "word " * 200]
+MOST_TRIAL_TOKENS = 8  # for a character of a trial's text: spelt in bytes, one becomes 4
+SIDE = one_of("left", "right")
+AT_LEAST_ONE = Field(  # files say 1e30 where they do not know
+    "a number of at least 1",
+    lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 1e300,
+).or_null()
+SETTINGS = {
+    "model_max_length": AT_LEAST_ONE, "max_len": AT_LEAST_ONE, "padding_side": SIDE.or_null(), "truncation_side": SIDE.or_null(),
+    "pad_token_type_id": TYPE.or_null(), "split_special_tokens": FLAG, "clean_up_tokenization_spaces": FLAG.or_null(),
+    "model_input_names": Field(
+        "a list of up to 16 names", lambda value: isinstance(value, list) and len(value) <= 16 and all(map(TOKEN.fits, value))
+    ).or_null(),
+}  # fmt: skip
+
+
+def checked_file(path: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """Check one file of a tokenizer by its name.
+
+    Returns:
+        None where a library may read the file as it is; else what to give it instead, and the fields that were dropped.
+
+    Raises:
+        UserError: it is damaged, larger than any such file, or describes what could take unbounded time or memory.
+    """
+    if path.name == "tokenizer.json":
+        document = read_document(path)
+        reduced, dropped = reduce_document(document)
+        return None if reduced == document else (reduced, dropped)
+    if path.name == "added_tokens.json":
+        if (tokens := len(set(check_vocabulary(read_document(path), "ids")))) > MOST_ADDED:
+            raise UserError(f"found {tokens:,} ids; allowed: up to {MOST_ADDED:,}")
+    elif path.name in ("vocab.json", "target_vocab.json"):
+        ids = set(check_vocabulary(read_document(path), "ids"))
+        if max(ids, default=0) > most_id(len(ids)):
+            raise UserError(f"found the id {max(ids):,}; allowed: up to {most_id(len(ids)):,} for {len(ids):,} tokens")
+    elif path.suffix in (".model", ".spm"):
+        _check_model(path)
+    elif path.suffix == ".json":
+        read_document(path)
+    else:
+        _check_lines(path)
+    return None
+
+
+def check_loaded(tokenizer: Any, name: str) -> None:
+    """Encode a few short texts as a trial.
+
+    Args:
+        tokenizer: just loaded.
+        name: the model's.
+
+    Raises:
+        UserError: it cannot encode them, makes them far longer, or its ids are far beyond the number of its tokens.
+    """
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    for token in tokenizer.added_tokens_decoder.values():
+        # The library searches for it without end.
+        if normalizer is not None and token.normalized and not normalizer.normalize_str(token.content):
+            raise UserError(
+                f"model: the tokenizer of {name} has an added token {token.content!r} of which its normalizer leaves nothing; "
+                "allowed: added tokens that are not normalized, or not empty then"
+            )
+    with converted(f"model: the tokenizer of {name} cannot encode a text"), truncation_kept(tokenizer):
+        rows = tokenizer(TRIALS, truncation=False, padding=False, return_attention_mask=False, verbose=False)["input_ids"]
+        tokenizer("a", "b", truncation=False, padding=False, verbose=False)
+        added = max(tokenizer.added_tokens_encoder.values(), default=0)
+        most = most_id(len(tokenizer))
+    for text, ids in zip(TRIALS, rows, strict=True):
+        if len(ids) > MOST_TRIAL_TOKENS * (len(text) + 64):
+            raise UserError(
+                f"model: the tokenizer of {name} makes {len(ids):,} tokens of a text of {len(text)} characters; allowed: up to "
+                f"{MOST_TRIAL_TOKENS} for each"
+            )
+    if (highest := max([added, *(i for ids in rows for i in ids)])) > most or min(map(min, filter(None, rows)), default=0) < 0:
+        raise UserError(
+            f"model: the tokenizer of {name} has an id {highest:,} with {len(tokenizer):,} tokens; allowed: 0 to {most:,}"
+        )
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise a UserError where a tokenizer_config.json has a value that no tokenizer can use."""
+    for key, allowed in SETTINGS.items():
+        if key in settings and not allowed.fits(settings[key]):
+            raise UserError(f"the tokenizer has {key}: {shorten(settings[key])}; allowed: {allowed.allowed}")
+
+
+def check_tokens(tokens: Mapping[str, Any]) -> None:
+    """Raise a UserError where tokens by name, or lists of them, are too many, too long, or have an impossible id."""
+    for key, value in tokens.items():
+        several = list(value.values()) if isinstance(value, dict) and "content" not in value else value
+        several = several if isinstance(several, list) else [several]
+        if len(several) > MOST_ADDED:
+            raise UserError(f"the tokenizer has {len(several):,} {key}; allowed: up to {MOST_ADDED:,}")
+        for token in several:
+            if token is not None and not _is_token(token):
+                raise UserError(
+                    f"the tokenizer has {key}: {shorten(token)}; allowed: a token of up to {LONGEST_TOKEN:,} characters, or its "
+                    "content with flags"
+                )
+    by_id = tokens.get("added_tokens_decoder") or {}
+    if not isinstance(by_id, dict):
+        raise UserError(f"the tokenizer has added_tokens_decoder: {shorten(by_id)}; allowed: tokens by id")
+    for key in by_id:
+        if not (key.isascii() and key.isdigit() and len(key) < 8 and ID.fits(int(key))):
+            raise UserError(f"the tokenizer has the id {shorten(key)} in added_tokens_decoder; allowed: {ID.allowed}")
+
+
+def _is_token(token: Any) -> bool:
+    fields = token if isinstance(token, dict) else {"content": token}
+    flags = {name: allowed for name, allowed in ADDED_TOKEN.items() if name != "id"} | {"__type": one_of("AddedToken")}
+    return "content" in fields and all(name in flags and flags[name].fits(value) for name, value in fields.items())
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})") from error
+
+
+def _check_lines(path: Path) -> None:
+    """A vocabulary or merges, one a line."""
+    content = _content(path)
+    try:
+        content.decode("utf-8")
+    except ValueError as error:
+        raise UserError(f"cannot be read ({error})") from error
+    lines = content.split(b"\n")
+    if len(lines) > MOST_TOKENS or max(map(len, lines)) > 8 * LONGEST_TOKEN:
+        raise UserError(
+            f"found {len(lines):,} lines, the longest of {max(map(len, lines)):,} bytes; allowed: up to {MOST_TOKENS:,} "
+            f"lines of up to {8 * LONGEST_TOKEN:,} bytes"
+        )
+
+
+def _check_model(path: Path) -> None:
+    """A SentencePiece model, or ranks of byte sequences (tiktoken), which some call so."""
+    content = _content(path)
+    try:
+        check_sentencepiece(content)
+    except ValueError as error:
+        if content[:100].isascii() and b" " in content[:100] and content[:1].isalnum():
+            _check_lines(path)
+            return
+        raise UserError(f"is not a SentencePiece model, or damaged: {error}") from error

@@ -1,0 +1,153 @@
+"""What was in a run's inputs: hashes by which they are compared, wherever they are.
+
+`provenance` in `config.yaml` says:
+
+- `directory`: the working directory, as seen from the run's folder (`paths.relocate`);
+- `files`: SHA-256 by path, and the revision of data on a hub: for people, and for messages;
+- `content`: by the dotted name of each setting that names local data or a local model, the SHA-256 of its files, in order.
+
+Runs are compared by `content`: where a file is, and what it is called, is no part of a run.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.data.sources import ModelSource, find_model
+from nlp_transfer.data.sources.portable_paths import mapping, portable, replaced
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.data.sources.wheels import sha256_of
+from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
+from nlp_transfer.models.verification.model_files import find_file, find_weights
+from nlp_transfer.run.resolve import Run
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.strategies import Combined, Strategy
+from nlp_transfer.tasks import Task
+from nlp_transfer.utils.errors import UserError
+
+MODEL_FOLDERS = ("", "target_tokenizer/")
+Inputs = dict[str, list[tuple[str, str]]]  # (path, SHA-256) of each file, by dotted name of a setting
+
+
+def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Inputs:
+    """Return path and SHA-256 of each file of a run's model, task and data, in order, by the dotted name of the setting that
+    names it. `hash_strategy` returns the same for its strategy.
+
+    Settings that name something on a hub are left out: it is known by its revision.
+
+    Args:
+        rows: by split.
+    """
+    inputs = {"model": files} if (files := _hash_model(model)) else {}
+    return inputs | _hash_models("task", run.task) | _hash_data("data", run.config.data, rows)
+
+
+def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[str, str]) -> dict[str, Any]:
+    """Return a document with portable paths, and with `files` and `content` of its inputs in its `provenance`.
+
+    Args:
+        revisions: of data on a hub, by `hub:` and its name.
+    """
+    for name in inputs:
+        document = replaced(document, name, portable)
+    files = {portable(path): digest for found in inputs.values() for path, digest in found}
+    content = {name: [digest for _, digest in found] for name, found in inputs.items()}
+    return document | {"provenance": {**document.get("provenance", {}), "files": {**revisions, **files}, "content": content}}
+
+
+def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] | None = None) -> Inputs:
+    """Return the same for the models and the data that a strategy's settings name.
+
+    Args:
+        nested: rows by split that were read for the settings in `Strategy.nested`; None: none were read.
+    """
+    parts = {"strategy": strategy}
+    if isinstance(strategy, Combined):
+        parts = {f"strategy.{i}": part for i, part in enumerate(strategy.parts)}
+    inputs = {name: files for prefix, part in parts.items() for name, files in _hash_models(prefix, part).items()}
+    for name, rows in (nested or {}).items():
+        inputs |= _hash_data(f"strategy.{name}.data", strategy.nested()[name][0], rows)
+    return inputs
+
+
+def _hash_data(prefix: str, settings: DataConfig, rows: Mapping[str, Rows]) -> Inputs:
+    given = {role: read for role, read in rows.items() if getattr(settings, role) is not None}  # others are a part of train
+    return {f"{prefix}.{role}": list(read.hashes.items()) for role, read in given.items() if read.hashes}
+
+
+def _hash_models(prefix: str, settings: Task | Strategy) -> Inputs:
+    named = settings.models().items()
+    inputs = {f"{prefix}.{name}": [file for model in models for file in _hash_model(find_model(model))] for name, models in named}
+    return {name: files for name, files in inputs.items() if files}
+
+
+def _hash_model(source: ModelSource) -> list[tuple[str, str]]:
+    """Return path and SHA-256 of what is loaded from a model's folder: weights, configuration, tokenizer."""
+    if not source.is_folder:
+        return []
+
+    names = [f"{folder}{name}" for folder in MODEL_FOLDERS for name in (*CONFIGURATIONS, RECORD, *TOKENIZER_FILES)]
+    files = {path for name in names if (path := find_file(source, name))} | set(find_weights(source)[0].values())
+    return [(str(path), sha256_of(path)) for path in sorted(files)]
+
+
+def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+    """Compare the inputs of two documents.
+
+    Args:
+        before, now: `provenance` of a document: `files` and `content`.
+
+    Returns:
+        Dotted names of the settings whose inputs are the same, wherever they are; and by dotted name those that differ, with the
+        lines about files (none where files were only put into another order, or left out): those whose content changed, and those
+        whose name is none of the recorded ones.
+    """
+    same, changed = [], dict[str, list[str]]()
+    known, paths = mapping(before.get("content")), dict[str, list[str]]()
+    names = {Path(str(path)).name for path in mapping(before.get("files"))}
+    for path, digest in now["files"].items():
+        paths.setdefault(digest, []).append(path)
+    for name, digests in now["content"].items():
+        if known.get(name) == digests:
+            same.append(name)
+        elif isinstance(known.get(name), list):
+            new = [path for digest in digests if digest not in known[name] for path in paths.get(digest, [])]
+            others = {"the content of {} changed": [path for path in new if Path(path).name in names]}
+            others["{} was not among the files before"] = [path for path in new if Path(path).name not in names]
+            changed[name] = [line.format(", ".join(found)) for line, found in others.items() if found]
+    return same, changed
+
+
+def describe_changes(others: Mapping[str, list[str]]) -> list[str]:
+    """Return a line for each setting whose inputs `compare_content` found to differ."""
+    return [f"{name}: {'; '.join(lines) or 'its files are others, or in another order'}" for name, lines in others.items()]
+
+
+def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that files and revisions are those that a document was resolved with; a file at another path may be any file.
+
+    Raises:
+        UserError: one of them is another.
+    """
+    present = dict(_by_place(now["files"]))
+    for path, digest in _by_place(mapping(before.get("files"))):
+        found = present.get(path, digest)
+        if found != digest and path.startswith("hub:"):
+            raise UserError(f"provenance: {path} is at revision {found}, recorded is {digest}; name it as ID@{digest}")
+        if found != digest:
+            raise UserError(
+                f"provenance: {path} is not the file that this document was resolved with (its sha256 is {found[:12]}..., "
+                f"recorded is {digest[:12]}...); restore the file, or remove `provenance` to train on the new one"
+            )
+    wanted = before.get("model_revision")
+    if wanted and wanted != now.get("model_revision"):
+        raise UserError(
+            f"provenance: the model is at revision {now.get('model_revision')}, recorded is {wanted}; name it as ID@{wanted}"
+        )
+
+
+def _by_place(files: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    for path, digest in ((str(path), str(digest)) for path, digest in files.items()):
+        if not path.startswith("<"):  # objects in memory are what the caller gives
+            yield path if path.startswith("hub:") else os.path.abspath(path), digest

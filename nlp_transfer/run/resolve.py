@@ -1,0 +1,164 @@
+"""From one raw document to a run whose every part is typed: all problems in it are shown at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.data.bad_rows import check_filter
+from nlp_transfer.data.sources.aligned_files import check_no_aligned
+from nlp_transfer.data.splits import check_shares
+from nlp_transfer.data.unused_settings import Unused, find_unused
+from nlp_transfer.run.document import read_document
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.applicability import refuse_unused
+from nlp_transfer.settings.schema import Document, RunConfig
+from nlp_transfer.settings.validation import validate
+from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.tasks import Task, task_from, task_name
+from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's settings, checked, and the two objects that they name."""
+
+    config: RunConfig
+    task: Task
+    strategy: Strategy
+    unused: dict[str, str] = field(default_factory=dict)
+    """Given settings that have no effect, by dotted name with the reason: for the user to know."""
+
+    def with_validation_share(self, share: float | None) -> "Run":
+        """The run with `data.validation_share` resolved; None: as it was given."""
+        if share is None:
+            return self
+        data = self.config.data.model_copy(update={"validation_share": share})
+        config = self.config.model_copy(update={"data": data})
+        return replace(self, config=config, unused=find_unused(config, self.task, self.strategy).reported)
+
+
+def resolve(
+    config: RunConfig | Document | str | Path | None = None, *, shared: bool = False, own_metrics: bool = False, **settings: Any
+) -> Run:
+    """The run that a file, a document or keyword arguments describe; keyword arguments win over the rest.
+
+    A `Task` or `Strategy` object, or its class where no setting is required, may stand where a document would.
+
+    Args:
+        own_metrics: whether there are metrics whose names are not known yet, so that `best_metric` may be one of them.
+        shared: whether the document is one for several strategies, so that what only some of them use is not refused.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    if isinstance(config, RunConfig):
+        raw: Document = {name: getattr(config, name) for name in config.model_fields_set}
+    elif isinstance(config, (str, Path)):
+        raw = read_document(config)
+    else:
+        raw = dict(config or {})
+    raw |= settings
+    problems = Problems("settings")
+    raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
+    own = {name: raw[name] for name in ("task", "strategy") if isinstance(raw.get(name), (Task, Strategy))}
+    raw |= {name: value.document() for name, value in own.items()}
+    asked, moves = raw.get("task"), raw.get("strategy", "full")
+    if isinstance(moves, list):
+        raw["strategy"] = [part.document() if isinstance(part, Strategy) else part for part in moves]
+    plain = {name: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for name, value in raw.items()}
+    checked = validate(RunConfig, plain, problems)
+    task: Any = own.get("task") or _build(task_from, None if isinstance(asked, list) else asked, problems)
+    strategy: Any = own.get("strategy") or _build(strategy_from, moves, problems)
+    if checked is not None:
+        _check_together(checked, task, problems, own_metrics)
+    unused = Unused()
+    if checked is not None and task is not None and strategy is not None:
+        for learned in (task, *(nested for _, nested in strategy.nested().values())):
+            _check_columns(learned, problems)
+        strategy.check_data(checked.data, task, problems)
+        task = task if checked.data.train is not None else strategy.name_labels(task)
+        unused = find_unused(checked, task, strategy)
+        accepted = {name for name in unused.refused if shared and name.startswith("data.")}
+        unused.reported |= {name: unused.refused.pop(name) for name in accepted}
+        refuse_unused(unused.refused, unused.refused, problems)
+    problems.raise_if_any()
+    assert checked is not None
+    return Run(checked, task, strategy, unused.reported)
+
+
+def _named(value: Any) -> Any:
+    """The value, with documents that name classes in place of the classes themselves."""
+    if isinstance(value, type) and issubclass(value, (Task, Strategy)):
+        return {"name": registry.name_of(value)}
+    if isinstance(value, Mapping) and isinstance(value.get("name"), type):
+        return {**value, "name": registry.name_of(value["name"])}
+    return [_named(part) for part in value] if isinstance(value, list) else value
+
+
+def _build(build: Any, document: Any, problems: Problems) -> Any:
+    if isinstance(document, str):
+        document = {"name": document}
+    if isinstance(document, list):
+        document = [{"name": part} if isinstance(part, str) else part for part in document]
+        if not all(isinstance(part, (Mapping, Strategy)) for part in document):
+            return None
+    elif not isinstance(document, Mapping):  # missing or of a wrong kind: the schema has said so
+        return None
+    try:
+        return build(document)
+    except UserError as error:
+        problems.absorb(error)
+        return None
+
+
+def _check_together(config: RunConfig, task: Task | None, problems: Problems, own_metrics: bool = False) -> None:
+    """What no part can see by itself."""
+    data, training = config.data, config.training
+    check_shares(data, problems)
+    if training.early_stopping and data.train is not None and "validation" not in data.splits:
+        problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
+    _check_trackers(training.trackers, problems)
+    if task is not None:
+        if not own_metrics:
+            _check_best_metric(training.best_metric, task, problems)
+        task.check_settings(training, problems)
+        check_filter(data, task.filters, problems)
+        if not task.aligned:
+            check_no_aligned(data, task.columns(), problems)
+
+
+def _check_columns(task: Task, problems: Problems) -> None:
+    """Adds input columns that have the name of a column beside them in `predictions/SPLIT.parquet`."""
+    added = ["reference", "prediction", *(["probability"] if task.answer_kind in ("label", "labels") else [])]
+    for name in task.input_columns():
+        if name in added:
+            problems.add(
+                f"task: the input column {name!r} has the name of a column that is written beside it to the predictions of a "
+                "split; rename it in the data"
+            )
+
+
+def _check_best_metric(asked: str | None, task: Task, problems: Problems) -> None:
+    known = [*task.metric_names(), "loss"]
+    if asked is not None and asked not in known:
+        problems.add(
+            f"training.best_metric: found {asked!r}, which {task_name(task)} does not compute{did_you_mean(asked, known)}; "
+            f"allowed: {', '.join(known)}; in Python also what functions in fine_tune(metrics=[...]) compute"
+        )
+
+
+def _check_trackers(asked: list[str], problems: Problems) -> None:
+    """Accelerate leaves out trackers that are not installed without a word."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    installed = sorted(str(name) for name in get_available_trackers())
+    for name in asked:
+        if name not in known:
+            problems.add(f"training.trackers: found {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
+        elif name not in installed:
+            problems.add(
+                f"training.trackers: found {name!r}, which is not installed; install it, or use one of those that are: "
+                f"{', '.join(installed) or 'none'}"
+            )

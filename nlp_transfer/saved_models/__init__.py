@@ -1,0 +1,1 @@
+"""Saved models: write them, verify them, and load them again."""

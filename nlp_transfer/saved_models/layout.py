@@ -1,0 +1,9 @@
+"""Names of the files and folders that a run writes into its output folder."""
+
+from nlp_transfer.data.bad_rows import SKIPPED_ROWS
+
+PREDICTIONS = "predictions"
+RUN_FILES = (
+    "config.yaml", "result.json", "log.jsonl", "model", "adapter", PREDICTIONS, "checkpoints", "biases.safetensors", "tasks",
+    "shared", SKIPPED_ROWS,
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Redaction of secrets, safe terminal output, locked files and isolated child processes."""

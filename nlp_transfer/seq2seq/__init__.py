@@ -1,1 +1,0 @@
-"""What encoder-decoder models need beyond encoders: building and warm-starting them, target tokenizers, generation."""

@@ -1,0 +1,205 @@
+"""What is wrong with settings, in the words of someone who writes YAML, and which setting was probably meant."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.schema import RunConfig, Settings, settings_help
+from nlp_transfer.utils.errors import Problems, did_you_mean, shorten
+
+QUOTE = "YAML reads an unquoted yes, no, on or off as true or false, and null or ~ as nothing: put quotes around text like that"
+
+# What users of transformers, PEFT, Lightning and scikit-learn would type, by the last part of its name.
+MEANT = {
+    "model": "model_name_or_path pretrained_model_name_or_path model_name model_id model_path base_model checkpoint backbone",
+    "data.train": "train_file train_data training_data train_path train_dataset train_csv dataset dataset_name data_path",
+    "data.validation": "validation_file validation_data eval_file eval_data eval_dataset valid_file dev_file val_file val_data",
+    "data.test": "test_file test_data test_path test_dataset",
+    "data.validation_share": "validation_split val_split val_size validation_size eval_size valid_size",
+    "data.test_share": "test_size test_split",
+    "data.delimiter": "sep csv_separator",
+    "task.name": "task_name task_type problem_type",
+    "task.text": "text_column text_column_name text_column_names text_col text_field sentence_column input_column sentence1_key",
+    "task.text_pair": "text_pair_column text_column_2 sentence2_key",
+    "task.label": "label_column label_column_name label_col label_field labels_column target_column target_col",
+    "task.labels": "label_list label_names class_names classes candidate_labels",
+    "task.max_length": "max_seq_length max_seq_len max_len max_sequence_length max_source_length",
+    "task.source": "source_column src_column",
+    "task.target": "target_text_column tgt_column",
+    "task.source_language": "source_lang src_lang",
+    "task.target_language": "target_lang tgt_lang",
+    "task.beams": "num_beams beam_size",
+    "strategy.name": "strategy_name method peft_method peft_type",
+    "strategy.r": "lora_r lora_rank rank",
+    "strategy.alpha": "lora_alpha",
+    "training.epochs": "num_train_epochs num_epochs n_epochs max_epochs",
+    "training.max_steps": "max_train_steps num_steps train_steps",
+    "training.batch_size": "per_device_train_batch_size train_batch_size per_gpu_train_batch_size batch bs",
+    "training.gradient_accumulation_steps": "accumulate_grad_batches grad_accum gradient_accumulation accumulation_steps",
+    "training.learning_rate": "lr learning_rate_init base_lr",
+    "training.weight_decay": "wd",
+    "training.schedule": "lr_scheduler_type lr_scheduler scheduler lr_schedule",
+    "training.warmup": "warmup_ratio warmup_steps num_warmup_steps warmup_proportion",
+    "training.max_grad_norm": "gradient_clip_val clip_grad_norm grad_clip max_norm gradient_clipping",
+    "training.label_smoothing": "label_smoothing_factor",
+    "training.class_weights": "class_weight weights",
+    "training.precision": "fp16 bf16 amp mixed_precision dtype torch_dtype",
+    "training.attention": "attn_implementation",
+    "training.evaluate_every": "eval_steps eval_strategy evaluation_strategy val_check_interval eval_every",
+    "training.checkpoint_every": "save_steps save_strategy save_every",
+    "training.keep_checkpoints": "save_total_limit",
+    "training.early_stopping": "early_stopping_patience patience",
+    "training.best_metric": "metric_for_best_model monitor",
+    "training.trackers": "report_to logger tracker",
+    "training.seed": "random_state random_seed",
+    "training.logging_steps": "log_every_n_steps log_every",
+    "output_dir": "output out out_dir save_dir output_path default_root_dir run_dir",
+}
+_BY_WORD = {word: name for name, words in MEANT.items() for word in words.split()}
+
+
+@cache  # the sources of all tasks and strategies are parsed for it
+def all_settings() -> list[tuple[str, str, str]]:
+    """(dotted name, default, help) of every setting, those of all tasks and strategies among them."""
+    found = "required in YAML, else chosen"
+    rows = [(name, found if default == "required" else default, text) for name, default, text in settings_help()]
+    rows = [row for row in rows if row[0] not in ("task", "strategy")]
+    rows += [
+        ("task.name", found, ", ".join(registry.names("task"))),
+        ("strategy.name", "full", ", ".join(registry.names("strategy"))),
+    ]
+    return rows + [row for kind in registry.FOLDERS for row in registry.settings_of(kind)]
+
+
+def suggest(name: str, beside: Sequence[str] = ()) -> str:
+    """A suggestion such as ` (did you mean 'training.learning_rate'?)` for an unknown dotted name, or nothing.
+
+    Looked up in this order: words of other libraries (`MEANT`), near names among those that are known `beside` it, the same last
+    part elsewhere. A name without a place is looked up elsewhere first, by near last parts too.
+    """
+    place, _, last = name.lower().replace("-", "_").rpartition(".")
+    if (meant := _BY_WORD.get(last, name)) != name:
+        return f" (did you mean {meant!r}?)"
+    by_last: dict[str, list[str]] = {}
+    for other, _, _ in all_settings():
+        if other != name and other not in by_last.setdefault(other.rpartition(".")[2], []):
+            by_last[other.rpartition(".")[2]].append(other)
+    same = f" (did you mean {' or '.join(map(repr, by_last[last][:3]))}?)" if by_last.get(last) else ""
+    near = did_you_mean(last, list(beside))
+    if found := (near or same) if place else (same or near):
+        return found
+    close = "" if place else did_you_mean(last, list(by_last))
+    return next((close.replace(repr(short), repr(names[0])) for short, names in by_last.items() if repr(short) in close), "")
+
+
+def check_names(document: Mapping[str, Any]) -> None:
+    """Check that all settings exist, before anything is asked about the data.
+
+    Raises:
+        UserError: some do not; each is listed with the one that was probably meant.
+    """
+    problems = Problems("settings")
+    known = {name for name, _, _ in all_settings()}
+    parts = {
+        part: [name.partition(".")[2] for name in known if name.startswith(f"{part}.")] for part in ("data", "task", "training")
+    }
+    for part, value in document.items():
+        if part not in RunConfig.model_fields:
+            problems.add(f"{part}: unknown setting{suggest(part, list(RunConfig.model_fields))}")
+        settings = value if part in parts and isinstance(value, Mapping) else {}
+        is_foreign = ":" in str(settings.get("name", ""))  # other code has settings of its own
+        for name in settings if not is_foreign else ():
+            if f"{part}.{name}" not in known:
+                problems.add(f"{part}.{name}: unknown setting{suggest(f'{part}.{name}', parts[part])}")
+    problems.raise_if_any()
+
+
+def explain(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:
+    """One line a setting: pydantic reports each member of a union by itself, a user sees one setting."""
+    found: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        path, owner = _place(detail["loc"], schema)
+        name = ".".join(filter(None, [prefix, path]))
+        if detail["type"] == "extra_forbidden":
+            known = sorted(owner.model_fields)
+            found[name] = [f"{name}: unknown setting{suggest(name, known)}; known here: {', '.join(known) or 'none'}"]
+        elif detail["type"] == "missing":
+            found[name] = [f"{name}: is required and was not given"]
+        else:
+            reason = _reason(detail["type"], detail["msg"], owner)
+            hint = f" ({QUOTE})" if _is_unquoted(detail["input"], reason) else ""
+            lines = found.setdefault(name, [f"{name}: found {shorten(detail['input'])}; allowed: {reason}{hint}"])
+            if reason not in lines[0]:
+                lines[0] += f", or {reason}"
+    # Where settings or a word may stand, settings that are wrong are also no such word: what is wrong inside says enough.
+    inner = {name for name in found if any(other.startswith(f"{name}.") for other in found)}
+    return [line for name, lines in found.items() if name not in inner for line in lines]
+
+
+def _is_unquoted(value: Any, reason: str) -> bool:
+    """Whether a value is what YAML makes of unquoted text, in a place where text is allowed."""
+    inside = list(value) if isinstance(value, (Mapping, list)) else [value]
+    is_other = any(inner is None or isinstance(inner, (bool, date)) for inner in inside)
+    return is_other and "quotes" not in reason and any(word in reason for word in ("text", "path", "names", "list"))
+
+
+PLAIN_WORDS = {
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+    "a valid dictionary": "settings by name",
+    "a valid ": "a ",
+    "String should have": "text of",
+    "String should match pattern": "text that matches",
+    "List should have": "a list of",
+}
+
+
+def _reason(kind: str, message: str, owner: type[BaseModel]) -> str:
+    """What is allowed, in the words of someone who writes YAML."""
+    if kind == "model_type":
+        return f"settings by name ({', '.join(list(owner.model_fields)[:6])} ...)"
+    if kind == "invalid_key":
+        return "names of settings, as text"
+    plain = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    plain = plain.split(", unable to ")[0].split(" after validation")[0]
+    for pydantic, ours in PLAIN_WORDS.items():
+        plain = plain.replace(pydantic, ours)
+    return plain
+
+
+def _place(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, type[BaseModel]]:
+    """The dotted name without the union members that pydantic adds, and the settings class it belongs to."""
+    names: list[str] = []
+    owner = schema
+    for part in location:
+        if part == owner.__name__ or str(part).startswith("literal["):  # a member of a union
+            continue
+        names.append(str(part))
+        if isinstance(part, int):  # a place in a list of settings
+            continue
+        field = owner.model_fields.get(str(part))
+        nested = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((kind for kind in nested if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner is None:
+            break
+        owner = inner
+    return ".".join(names), owner
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def validate(schema: type[SettingsType], raw: Any, problems: Problems, prefix: str = "") -> SettingsType | None:
+    """The typed settings, or None with every problem added to `problems`, each under its dotted name."""
+    if not isinstance(raw, Mapping):
+        problems.add(f"{prefix or 'the document'}: found {shorten(raw)}; allowed: settings by name")
+        return None
+    try:
+        return schema.model_validate(dict(raw))
+    except ValidationError as error:
+        problems.extend(explain(error, schema, prefix))
+        return None

@@ -1,0 +1,83 @@
+"""A model with fewer layers: some of its own, as they are.
+
+Sanh et al. 2019, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 1910.01108, start a student
+from one layer out of two.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlp_transfer.models.checkpoint import encoder_config, encoder_type, find_layers, is_encoder_decoder, new_parameters
+from nlp_transfer.utils.errors import UserError
+
+
+def evenly(depth: int, count: int) -> list[int]:
+    """Which of `depth` layers, counted from 0, `count` stand for: the first, the last, and others evenly in between.
+
+    Six of twelve are 0, 2, 4, 7, 9 and 11, those of DistilBERT; a single one is the first.
+    """
+    return [0] if count == 1 else [round(i * (depth - 1) / (count - 1)) for i in range(count)]
+
+
+def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedModel:
+    """The model with `count` of its layers; `new_parameters` and the configuration follow, so that it is saved as it is.
+
+    Where all layers share one set of weights it is only passed through less often.
+
+    Raises:
+        UserError: the model has fewer layers, an adapter on them, or layers that cannot be told apart.
+    """
+    if hasattr(model, "peft_config"):
+        raise UserError(f"{setting}: found {count} behind an adapter, whose layers are fixed; allowed: null")
+    if is_encoder_decoder(model):
+        raise UserError(f"{setting}: found {count}; a {encoder_type(model.config)} model has layers in two stacks; allowed: null")
+    layers = find_layers(model)
+    before = int(encoder_config(model.config).num_hidden_layers)
+    least = layers.depth if layers.shared else 1
+    if not least <= count <= before:
+        raise UserError(
+            f"{setting}: found {count}; allowed: {least} to {before}, the layers of this {encoder_type(model.config)} model"
+        )
+    kept = evenly(before, count)
+    if not layers.shared:
+        parent, _, name = layers.prefix.rpartition(".")
+        stack: Any = model.get_submodule(layers.prefix)
+        setattr(model.get_submodule(parent), name, nn.ModuleList(stack[i] for i in kept))
+        for i, layer in enumerate(model.get_submodule(layers.prefix).children()):
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = i  # type: ignore[assignment]
+    _describe(model, kept, layers.shared)
+    moved = {f"{layers.prefix}.{old}.": f"{layers.prefix}.{new}." for new, old in enumerate(kept)}
+    names = new_parameters(model) if layers.shared else _renamed(new_parameters(model), layers.prefix, moved)
+    model.new_parameters = frozenset(names)  # type: ignore[assignment]
+    model.shortened_by = setting  # type: ignore[assignment]
+    return model
+
+
+def _renamed(names: frozenset[str], prefix: str, moved: dict[str, str]) -> frozenset[str]:
+    inside = {name for name in names if name.startswith(f"{prefix}.")}
+    return (names - inside) | {
+        new + name.removeprefix(old) for name in inside for old, new in moved.items() if name.startswith(old)
+    }
+
+
+def _describe(model: Any, kept: list[int], shared: bool) -> None:
+    """Puts the layers that are left into every configuration that speaks of them."""
+    encoder = getattr(model, model.base_model_prefix)
+    for config in {id(config): config for config in (model.config, encoder.config)}.values():
+        if isinstance(getattr(config, "encoder", None), dict):
+            continue  # the toolkit's own head keeps the encoder's, see below
+        config.num_hidden_layers = len(kept)
+        if getattr(config, "layer_types", None):
+            config.layer_types = [config.layer_types[i] for i in kept]
+        if hasattr(config, "num_hidden_groups") and not shared:
+            config.num_hidden_groups = len(kept)
+    if encoder.config is not model.config and isinstance(getattr(model.config, "encoder", None), dict):
+        model.config.encoder = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
+    if hasattr(model, "mix"):  # a weight for each layer, the embeddings being the first
+        with torch.no_grad():
+            model.mix.weight = nn.Parameter(model.mix.weight[[0, *(i + 1 for i in kept)]].clone())

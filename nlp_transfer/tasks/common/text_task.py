@@ -1,0 +1,177 @@
+"""What every task over one text or a pair of texts shares: its input columns, their checks, tokens and the model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
+
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
+from nlp_transfer.data.sources.in_memory import plain_cell
+from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
+from nlp_transfer.data.token_cache import of_tokenizer
+from nlp_transfer.data.tokens import tokenize
+from nlp_transfer.models.checkpoint import Checkpoint, dropout_overrides, encoder_config, encoder_type, new_parameters
+from nlp_transfer.models.compatibility import is_causal
+from nlp_transfer.models.heads import EncoderHeadConfig, HeadConfig, attach_head
+from nlp_transfer.settings.schema import Count, TrainingConfig
+from nlp_transfer.tasks import Task, task_name
+from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head
+from nlp_transfer.utils.console import say
+from nlp_transfer.utils.errors import Problems, UserError
+
+
+class TextTask(Task):
+    """A text, or a pair of texts, in; an answer of fixed shape out."""
+
+    max_length: Count | None = None
+    """Longest input in tokens; null: 512, or the checkpoint's limit where that is smaller."""
+    text: str = "text"
+    """The column with the text."""
+    text_pair: str | None = None
+    """The column with the second text, for pairs."""
+    label: str = "label"
+    """The column with the answer."""
+    head: HeadConfig | Literal["family"] | None = None
+    """A deeper head (`hidden`, `dropout`, `pooling`, `layers`, `normalize`); family: the one of the checkpoint's own family;
+    null: what the strategy works best with, for most of them the family's."""
+
+    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        inputs = [("task.text", self.text), ("task.text_pair", self.text_pair)]
+        first: dict[str | None, str] = {None: ""}
+        for setting, column in [*inputs, *(("task.label", column) for column in self.target_columns())]:
+            if column is not None and column in first:
+                problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: a column of its own")
+            first.setdefault(column, setting)
+
+    def input_columns(self) -> list[str]:
+        return [self.text] if self.text_pair is None else [self.text, self.text_pair]
+
+    def target_columns(self) -> list[str]:
+        return [self.label]
+
+    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
+        for name in self.input_columns():
+            for row, cell in enumerate(rows.columns[name]):
+                if not isinstance(cell, str):
+                    is_missing = plain_cell(cell) is None
+                    found = "nothing" if is_missing else f"{cell!r} ({type(cell).__name__})"
+                    kind = EMPTY_TEXT if is_missing else NO_TEXT
+                    problems.add_row(row, rows.bad(row, name, f"found {found}; allowed: text", kind))
+                elif not cell.strip():
+                    problems.add_row(row, rows.bad(row, name, "the cell is empty; allowed: text", EMPTY_TEXT))
+                elif fault := undecoded(cell, "utf-8"):
+                    problems.add_row(row, rows.bad(row, name, f"{fault}; allowed: text", UNDECODED))
+        if targets:
+            self.check_targets(rows, problems)
+
+    def target_cells(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+        """Return the target of each row as one cell."""
+        return columns[self.label]
+
+    def check_targets(self, rows: Rows, problems: Problems) -> None:
+        """Adds every answer that cannot be used."""
+        raise NotImplementedError
+
+    def keys(self, rows: Rows) -> Iterator[str]:
+        texts = [rows.columns[name] for name in self.input_columns()]
+        return (" \0 ".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True))
+
+    def encode(
+        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
+    ) -> tuple[dict[str, Any], int]:
+        texts = [columns[name] for name in self.input_columns()]
+        ids, cut = tokenize(tokenizer, texts, self.fill(tokenizer), self.max_length or 512)
+        features: dict[str, Any] = {**ids}
+        if targets:
+            features["labels"] = self.encode_targets(self.target_cells(columns))
+        return features, cut
+
+    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+        told = of_tokenizer(tokenizer)
+        settings = {name: value for name, value in self.document().items() if name != "head"}  # strategies differ in it
+        return None if told is None else {"task": settings, "tokenizer": told}
+
+    def _with_length(self, checkpoint: Checkpoint) -> Self:
+        """Also sees to it that every row has the end token that the classifiers of encoder-decoders (BART, T5) read, and once.
+
+        Raises:
+            UserError: the tokenizer of such a checkpoint does not add that token.
+        """
+        config: Any = checkpoint.config
+        if config.is_encoder_decoder:
+            checkpoint.tokenizer.split_special_tokens = True  # an end token that a text spells out is text
+            if config.eos_token_id not in checkpoint.tokenizer("a")["input_ids"]:
+                raise UserError(
+                    f"model: a {config.model_type} classifier reads the end token {config.eos_token_id} of every row, which "
+                    f"the tokenizer of {checkpoint.source.name} does not add; allowed: a checkpoint with its own tokenizer"
+                )
+        return super()._with_length(checkpoint)
+
+    def encode_targets(self, cells: Sequence[Any]) -> Any:
+        """The answers as a dense array."""
+        raise NotImplementedError
+
+    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        names = tokenizer.model_input_names
+        fill = {"input_ids": tokenizer.pad_token_id}
+        return fill | ({"token_type_ids": tokenizer.pad_token_type_id} if "token_type_ids" in names else {})
+
+    def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
+        dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
+        fields = self.head_fields()
+        if self.head == "family" and isinstance(checkpoint.config, EncoderHeadConfig):
+            raise UserError(
+                f"task.head: found family; {checkpoint.source.name} has a head of this toolkit; allowed: null, which keeps it, "
+                "or as model the folder `encoder` in that of the model, which is the encoder alone"
+            )
+        if self.head is None or self.head == "family":
+            _check_decoder(checkpoint)
+            model = checkpoint.load(AutoModelForSequenceClassification, **dropout, **fields)
+            inside = f"{model.base_model_prefix}."
+            if checkpoint.config.is_encoder_decoder and any(name.startswith(inside) for name in new_parameters(model)):
+                raise _one_half(checkpoint)
+            return match_head(model, checkpoint)
+        if checkpoint.config.is_encoder_decoder:
+            raise UserError(
+                f"task.head: found {self.head.model_dump(exclude_unset=True)}; {checkpoint.source.name} is a "
+                f"{checkpoint.config.model_type} model, whose decoder's end token is classified, and such a head pools an "
+                "encoder's tokens; allowed: family, with a strategy that works with the family's head, such as full or lora"
+            )
+        if self.head.pooling == "cls" and is_causal(encoder_config(checkpoint.config)):
+            raise UserError(
+                f"task.head: found pooling cls; the first token of a {encoder_type(checkpoint.config)} model sees none of the "
+                "others; allowed: mean, max"
+            )
+        if isinstance(checkpoint.config, EncoderHeadConfig):  # a head of the toolkit's own lies on the encoder already
+            rate = {} if self.head.dropout is None else {"head_dropout": self.head.dropout}
+            with_head: Any = checkpoint.load(AutoModelForSequenceClassification, **(dropout | rate), **fields)
+            if checkpoint.config.has_shape(self.head):
+                return match_head(with_head, checkpoint)
+            return note_unused_head(attach_head(with_head.encoder, self.head, training.dropout, **fields), checkpoint)
+        encoder = checkpoint.load(AutoModel, **dropout)
+        return note_unused_head(attach_head(encoder, self.head, training.dropout, **fields), checkpoint)
+
+    def prefer_head(self, head: HeadConfig | None) -> Self:
+        if head is None or self.head is not None:
+            return self
+        if type(self).build_model.__module__.partition(".")[0] != __package__.partition(".")[0]:
+            say(f"note: task.head: {task_name(self)} builds its model itself, so the head that suits the strategy is not used")
+            return self
+        return self.model_copy(update={"head": head})
+
+    def head_fields(self) -> dict[str, Any]:
+        """Configuration fields that say what the head answers: `id2label`, `label2id`, `problem_type`."""
+        raise NotImplementedError
+
+
+def _check_decoder(checkpoint: Checkpoint) -> None:
+    """Raises a UserError for a checkpoint with one half of a family whose classifiers are encoder-decoders."""
+    if not checkpoint.config.is_encoder_decoder and type(checkpoint.config)().is_encoder_decoder:
+        raise _one_half(checkpoint)
+
+
+def _one_half(checkpoint: Checkpoint) -> UserError:
+    return UserError(
+        f"model: {checkpoint.source.name} ({checkpoint.architecture or checkpoint.config.model_type}) lacks the encoder or the "
+        f"decoder, and the classifiers of {checkpoint.config.model_type} models need both; allowed: a checkpoint with both"
+    )

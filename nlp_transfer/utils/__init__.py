@@ -1,0 +1,1 @@
+"""Errors, console output, atomic files, ranks and the operating system."""

@@ -1,0 +1,87 @@
+"""Ranks, values shared among the processes of a run, and saved random states."""
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from nlp_transfer.utils.errors import UserError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Return the rank of this process; 0 without a launcher, even if an earlier one left RANK in the environment.
+
+    Raises:
+        UserError: a launcher's variable is not a number.
+    """
+    return _number("RANK", 0) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """Return the number of processes that a launcher started; 1 without a launcher.
+
+    Raises:
+        UserError: a launcher's variable is not a number.
+    """
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal():
+        raise UserError(f"{name}: found {value!r} in the environment; allowed: a number, as a launcher sets it, or unset it")
+    return int(value)
+
+
+def from_main(value: T) -> T:
+    """Broadcast the value of rank 0 to all processes, for decisions on which processes could disagree.
+
+    Every process must call it. Without a process group the value itself is returned.
+    """
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    decided: list[T] = broadcast_object_list([value], from_process=0)
+    return decided[0]
+
+
+def compute_on_main(accelerator: Any, compute: Callable[[], T]) -> T:
+    """Call `compute` in the main process and return its result in every process of the Accelerator.
+
+    Raises:
+        UserError: `compute` raised it in the main process; then every process raises it.
+    """
+    if accelerator.num_processes == 1:
+        return compute()
+    value, refused = None, None
+    if accelerator.is_main_process:
+        try:
+            value = compute()
+        except UserError as error:  # as its parts: pickled, it would be shortened again
+            refused = (str(error), error.problems)
+    value, refused = from_main((value, refused))
+    if refused is not None:
+        raise UserError(*refused)
+    result: Any = value
+    return result
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and PyTorch at the end of the block."""
+    import numpy as np
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
