@@ -253,7 +253,7 @@ def test_all_that_a_document_names_exists(path: Path) -> None:
         ("```python\nfrom nlp_transfer import train\n```", wrong_python, "train"),
         ("`load_predictor(..., precison='auto')`", wrong_python, "load_predictor(precison=)"),
         ("```python\nfrom nlp_transfer import fine_tune\nfine_tune(data={'tests': 1})\n```", wrong_python, "data.tests"),
-        ("see `export/lost.py`", missing_files, "export/lost.py"),
+        ("see `hub/lost.py`", missing_files, "hub/lost.py"),
         ("`tests/unit/test_config.py::test_lost`", missing_files, "tests/unit/test_config.py::test_lost"),
         ("`NLP_TRANSFER_KASH`", unknown_variables, "NLP_TRANSFER_KASH"),
     ],
