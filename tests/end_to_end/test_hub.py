@@ -17,7 +17,7 @@ CHILD = """
 import sys
 from nlp_transfer import load_predictor
 from nlp_transfer.cli import cli
-from nlp_transfer.errors import UserError
+from nlp_transfer.utils.errors import UserError
 
 cli(["train", "run.yaml"], standalone_mode=False)
 print(load_predictor("tester/tuned")(["a good film"])[0]["prediction"])
@@ -91,7 +91,7 @@ import os, sys
 from pathlib import Path
 from nlp_transfer import load_predictor, push
 from nlp_transfer.cli import cli
-from nlp_transfer.errors import UserError
+from nlp_transfer.utils.errors import UserError
 
 def train(model, data):
     arguments = ["--model", model, "--data.train", data, "--task", "text_classification", "--training.max_steps", "1"]

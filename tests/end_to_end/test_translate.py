@@ -390,7 +390,7 @@ def test_texts_of_the_command_line(run: Path, echo: list[str], capfd: pytest.Cap
 CHILD = """
 from nlp_transfer import load_translator
 from nlp_transfer.cli import cli
-from nlp_transfer.errors import UserError
+from nlp_transfer.utils.errors import UserError
 
 cli(["train", "run.yaml"], standalone_mode=False)
 cli(["translate", "tester/tuned", "--input", "in.txt", "--output", "out.jsonl", "--precision", "fp32"], standalone_mode=False)

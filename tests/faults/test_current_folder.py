@@ -149,7 +149,7 @@ def test_whatever_a_command_starts_is_isolated(stranger: Path) -> None:
 
 def test_an_interpreter_that_ignores_the_variable_is_refused(stranger: Path) -> None:
     program = (
-        f"import sys; sys.path[:] = {list(filter(None, sys.path))!r}; from nlp_transfer import child_processes\n"
+        f"import sys; sys.path[:] = {list(filter(None, sys.path))!r}; from nlp_transfer.security import child_processes\n"
         "try:\n    child_processes.run_module('pip', [])\nexcept child_processes.UserError as error:\n    print(error)"
     )
     assert "-E" in python("-E", "-c", program)

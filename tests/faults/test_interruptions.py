@@ -139,7 +139,7 @@ def test_signals_are_left_alone_outside_the_main_thread(run: Callable[..., Any])
 
 SECOND = """
 import os, signal
-from nlp_transfer.training.signals import Signals
+from nlp_transfer.training.interruption import Signals
 with Signals() as signals, signals.held():
     os.kill(os.getpid(), signal.SIGTERM)
     print(signals.received, flush=True)

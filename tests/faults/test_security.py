@@ -450,7 +450,7 @@ def test_trust_is_off_wherever_something_is_loaded() -> None:
             assert said.get("trust_remote_code", "False") == "False"
             assert (owner, name) not in (("torch", "load"), ("joblib", "load"), ("pickle", "load")), path
             if (owner, name) == ("pickle", "loads"):
-                assert path.name == "server.py", "only what this process wrote to itself through a pipe"
+                assert path.name == "run_server.py", "only what this process wrote to itself through a pipe"
             if owner == "yaml" and name in ("load", "load_all", "unsafe_load", "full_load"):
                 assert said.get("Loader") == "_StrictLoader", path
             if (owner, name) == ("np", "load"):

@@ -104,7 +104,7 @@ def test_memory_that_arrow_reserves_is_not_the_file_s(tmp_path: Path) -> None:
         "import pyarrow.parquet\nfrom pathlib import Path\nfrom nlp_transfer.settings.schema import DataConfig\n"
         "from nlp_transfer.data.sources.table_reader import scan_table\nprint(scan_table(Path('a.parquet'), DataConfig()))"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(parquet_reader.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(parquet_reader.__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

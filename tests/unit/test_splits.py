@@ -263,8 +263,8 @@ def test_too_small_a_share_names_the_setting() -> None:
 PROGRAM = """
 import numpy as np
 from nlp_transfer.data.splits import split_off
-from nlp_transfer.sources.rows import from_columns
-from nlp_transfer.sources.texts import fingerprints, normalized
+from nlp_transfer.data.sources.rows import from_columns
+from nlp_transfer.data.sources.text_columns import fingerprints, normalized
 words = [f"text {i * 7 % 40}" for i in range(100)]
 rows = from_columns({"text": words, "by": [f"author {i // 3}" for i in range(100)]}, "t")
 strata = np.arange(100) % 3

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -449,8 +450,12 @@ def test_the_setting_reaches_the_story(
     assert len(entries(root)) == 2
 
 
-def test_the_code_that_decides_is_part_of_the_name() -> None:
+def test_the_code_of_the_package_is_part_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = Path(token_cache.__file__).parents[1]
-    found = {pattern: [*package.glob(pattern)] for pattern in token_cache.OWN_CODE}
-    assert all(found.values()), "a file was renamed"
-    assert package / "data" / "tokens.py" in found["data/token*.py"]
+    copied = shutil.copytree(package, tmp_path / "nlp_transfer", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(token_cache, "__file__", str(copied / "data" / "token_cache.py"))
+    before = token_cache._own_code.__wrapped__()
+    assert before == token_cache._own_code.__wrapped__()
+    with (copied / "tasks" / "common" / "labels.py").open("a") as file:
+        file.write("# changed\n")
+    assert before != token_cache._own_code.__wrapped__()
