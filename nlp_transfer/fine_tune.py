@@ -13,7 +13,7 @@ from nlp_transfer.data.augmentation import make_augmenter
 from nlp_transfer.data.bad_rows import write_skipped
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
-from nlp_transfer.data.token_cache import Keep
+from nlp_transfer.data.token_cache import CachePolicy
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.evaluation.metrics import load_hub_metric
@@ -193,7 +193,7 @@ def _settle(run: Run, splits: Splits) -> Run:
     return settled
 
 
-def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, keep: Keep) -> dict[str, TokenTable]:
+def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, keep: CachePolicy) -> dict[str, TokenTable]:
     tokenizer = checkpoint.tokenizer
     tables = {}
     for name, rows in splits.rows.items():

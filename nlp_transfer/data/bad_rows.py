@@ -1,4 +1,4 @@
-"""Rows that cannot be used: refused or skipped (`data.on_bad_rows`), counted, and written to `skipped_rows.csv`."""
+"""Rows that cannot be used: refuse or skip them (`data.on_bad_rows`), count them, and list them in `skipped_rows.csv`."""
 
 import csv
 from collections import Counter
@@ -13,19 +13,19 @@ from nlp_transfer.utils.atomic_files import patiently, replacing
 from nlp_transfer.utils.errors import BadRow, Problems
 
 SKIPPED_ROWS = "skipped_rows.csv"
-SHOWN = 5  # skipped rows that are named where no file lists them
-SKIP_HINT = "  data.on_bad_rows: skip leaves such rows out and counts them"
+SHOWN = 5  # skipped rows that are named if no file lists them
+SKIP_HINT = "  data.on_bad_rows: skip would skip such rows and count them"
 
 
 def check_rows(
     rows: Rows, role: str, data: DataConfig, check: Callable[[Rows, Problems], None], problems: Problems
 ) -> Rows:  # fmt: skip
-    """The rows that can be used: with `data.on_bad_rows: skip` the bad ones are dropped, else they are added to `problems`.
+    """Return the usable rows; bad ones are dropped with `data.on_bad_rows: skip`, and otherwise added to `problems`.
 
     Args:
-        role: the split, for messages.
-        check: adds what is wrong with rows. It is called again with the rows that are left, since what it finds may depend on
-            all of them, as the labels of train do.
+        role: Name of the split, for messages.
+        check: Adds the problems of rows. It is called again with the remaining rows, since its result may depend on all of them,
+            as the labels of the training split do.
     """
     while True:
         faults = Problems(skipped={} if data.on_bad_rows == "skip" else None)
@@ -38,12 +38,14 @@ def check_rows(
     problems.merge(faults)
     if not len(rows):
         examples = "; ".join(map(str, rows.skipped[:3]))
-        problems.add(f"data.{role}: no row is left of {len(rows.skipped):,}: {_count_kinds(rows.skipped)}, such as {examples}")
+        problems.add(
+            f"data.{role}: none of {len(rows.skipped):,} rows can be used: {_count_kinds(rows.skipped)}, such as {examples}"
+        )
     return rows
 
 
 def check_group(train: Rows, group: str | None, problems: Problems) -> None:
-    """Adds rows whose cell in the column `data.group` is empty."""
+    """Add the rows whose cell in the column `data.group` is empty to `problems`."""
     for row, value in enumerate(train.columns[group] if group else ()):
         if value is None or not str(value).strip():
             problems.add_row(
@@ -52,16 +54,16 @@ def check_group(train: Rows, group: str | None, problems: Problems) -> None:
 
 
 def check_filter(data: DataConfig, filters: Collection[str], problems: Problems) -> None:
-    """Adds those of `data.filter` that are not among the `filters` of the task."""
+    """Add a problem if `data.filter` names filters that the task does not have."""
     if unknown := [name for name in data.filter or () if name not in filters]:
         problems.add(
-            f"data.filter: found {', '.join(unknown)}, which this task does not have; it is about pairs of a source and its "
-            "translation. Allowed: null; rows with an empty text can be left out by data.on_bad_rows: skip"
+            f"data.filter: found {', '.join(unknown)}, but this task has no such filter (filters apply to pairs of source and "
+            "translation); allowed: null. data.on_bad_rows: skip skips rows with an empty text"
         )
 
 
 def describe_skipped(role: str, rows: Rows) -> list[str]:
-    """A line that counts the skipped rows of a split's file by kind; a warning where they are more than half."""
+    """Return a line that counts the skipped rows of a split by kind; a warning if they are more than half."""
     if not (skipped := len(rows.skipped)):
         return []
     line = f"{role}: {skipped:,} of {skipped + len(rows):,} rows skipped: {_count_kinds(rows.skipped)}"
@@ -71,7 +73,7 @@ def describe_skipped(role: str, rows: Rows) -> list[str]:
 
 
 def name_skipped(rows: Rows) -> list[str]:
-    """A line for each of the first skipped rows of a split's file, and one that counts the others."""
+    """Return a line for each of the first skipped rows of a split, and one that counts the others."""
     more = [f"... and {len(rows.skipped) - SHOWN:,} more"] if len(rows.skipped) > SHOWN else []
     return [*map(str, rows.skipped[:SHOWN]), *more]
 
@@ -81,8 +83,11 @@ def _count_kinds(skipped: Sequence[BadRow]) -> str:
 
 
 def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
-    """Writes the skipped rows, each with the split that its file was given for, to `skipped_rows.csv`; nothing where there are
-    none."""
+    """Write the skipped rows, if any, to `skipped_rows.csv` in a folder.
+
+    Args:
+        skipped: Pairs of the split for which a file was given, and a bad row.
+    """
     if not skipped:
         return
 

@@ -1,17 +1,17 @@
-"""Columns that grow block by block, in memory or in files: a corpus of millions of rows is never held twice."""
+"""Ragged columns that are written block by block to memory or a file, so that a large corpus is never held twice."""
 
 import io
 from typing import BinaryIO
 
 import numpy as np
 
-BLOCK = 2**20  # values that are written at once
+BLOCK = 2**20  # values per write
 
 
 class GrowingRagged:
-    """A ragged column of int32 values, written to a stream as they come; only the lengths of its rows stay in memory.
+    """A ragged column of int32 values that is appended to a stream; only the lengths of its rows stay in memory.
 
-    Values that are all the same, as the types of tokens in a single text are, are counted and not written.
+    A column of equal values, such as the token types of single texts, is counted instead of written.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -22,7 +22,7 @@ class GrowingRagged:
         self._lengths: list[np.ndarray] = []
 
     def add(self, values: np.ndarray, offsets: np.ndarray) -> None:
-        """Rows as `Ragged` keeps them: int32 values of shape (all values,), int64 offsets of shape (rows + 1,)."""
+        """Append rows in the form of `Ragged`: int32 values of shape (all values,), int64 offsets of shape (rows + 1,)."""
         self._lengths.append(np.diff(offsets))
         if len(values) == 0:
             return
@@ -32,13 +32,13 @@ class GrowingRagged:
                 self.constant, self.count = first, self.count + len(values)
                 return
             self._mixed, self.constant = True, None
-            for start in range(0, self.count, BLOCK):  # what was only counted so far
+            for start in range(0, self.count, BLOCK):  # the equal values that were only counted
                 self.stream.write(np.full(min(BLOCK, self.count - start), first, np.int32).data)
         self.stream.write(np.ascontiguousarray(values, np.int32).data)
         self.count += len(values)
 
     def offsets(self) -> np.ndarray:
-        """int64 of shape (rows + 1,)."""
+        """Return the offsets of all rows, int64 of shape (rows + 1,)."""
         offsets = np.zeros(sum(map(len, self._lengths)) + 1, np.int64)
         if self._lengths:
             np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
@@ -46,7 +46,7 @@ class GrowingRagged:
 
 
 def in_memory(column: GrowingRagged) -> np.ndarray:
-    """The values of a column that grew in memory, int32, without a copy."""
+    """Return the int32 values of a column that was written to a `BytesIO`, without a copy."""
     assert isinstance(column.stream, io.BytesIO)
     if column.constant is not None:
         return np.broadcast_to(np.int32(column.constant), (column.count,))

@@ -1,7 +1,7 @@
-"""Named splits: read, checked together, and made where they are not given.
+"""Read the splits of a run, check them together, and create those that are not given.
 
-A split made here is stratified and seeded, and rows with the same input (or of the same group) never stand in two. Inputs are
-compared as `normalized` gives them: a copy with another case, spacing or Unicode form is the same input.
+A split that is created here is stratified and seeded, and rows with the same input or group are always in the same split. Inputs
+are compared after normalization: a copy with another case, spacing or Unicode form is the same input.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # setting
 
 
 class Readable(Protocol):
-    """What reading needs to know of a task."""
+    """The methods of a task that reading its data needs; see `nlp_transfer.tasks.Task`."""
 
     def columns(self) -> list[str]: ...
     def input_columns(self) -> list[str]: ...
@@ -46,47 +46,50 @@ TaskType = TypeVar("TaskType", bound=Readable)
 
 @dataclass
 class Splits:
-    """`train` and, where there are such, `validation`, `test` and `unlabelled`; `notes` are for the user, none of them fatal."""
+    """The rows of a run by split: `train` and, if present, `validation`, `test` and `unlabelled`."""
 
     rows: dict[str, Rows]
     notes: list[str] = field(default_factory=list)
+    """Lines for the user; none of them is an error."""
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)
-    """The rows that were left out, each with the split that its file was given for."""
+    """Skipped rows, each with the split for which its file was given."""
     validation_share: float | None = None
-    """`data.validation_share` as resolved; None where validation was given, so that it has no effect."""
+    """The resolved `data.validation_share`; None if a validation split was given."""
 
     @property
     def train(self) -> Rows:
-        """The rows that are learned from; none where the strategy needs none."""
+        """The training rows; empty if the strategy needs none."""
         return self.rows.get("train", from_columns({}, "data.train"))
 
     @property
     def labelled(self) -> list[str]:
-        """The names of the splits whose labels are known."""
+        """Names of the splits with labels."""
         return [name for name in self.rows if name != UNLABELLED]
 
     def provenance(self) -> dict[str, str]:
-        """Path to sha256 of every file that was read, and `hub:` source to revision."""
-        found: dict[str, str] = {}
+        """Return the SHA-256 of every file by path, and the revision of every hub source by `hub:SOURCE`."""
+        origins: dict[str, str] = {}
         for rows in self.rows.values():
-            found |= rows.hashes
+            origins |= rows.hashes
             if rows.revision:
-                found[f"hub:{rows.files[0]}"] = rows.revision
-        return found
+                origins[f"hub:{rows.files[0]}"] = rows.revision
+        return origins
 
 
 def read_splits(
     data: DataConfig, task: TaskType, training: TrainingConfig, seed: int, needs_validation: bool = False
 ) -> tuple[Splits, TaskType]:
-    """Every split of a run, checked, and the task with what it learned from train (its labels), or without
-    train knows from its settings.
+    """Read and check every split of a run.
 
     Args:
-        needs_validation: whether `data.validation_share: auto` makes a validation split however small it is, which some settings
-            of `training` also ask for.
+        needs_validation: Whether `data.validation_share: auto` creates a validation split of any size. Some settings of
+            `training` (`NEED_VALIDATION`) require that as well.
+
+    Returns:
+        The splits, and the task fitted to the training rows (its labels), or to its settings if there are no training rows.
 
     Raises:
-        UserError: anything is wrong with any of the splits; all problems are listed together.
+        UserError: At least one split has a problem; all problems are listed together.
     """
     problems = Problems("data", row_hint=SKIP_HINT)
     needs_validation = needs_validation or any(getattr(training, name) is not None for name in NEED_VALIDATION)
@@ -108,11 +111,11 @@ def read_splits(
         if names := [name for name in data.filter or () if name in task.filters]:
             given["train"] = given["train"].without(task.filter(given["train"], names))
         task, given["train"] = _fit(task, given["train"], data, problems)
-        task.check_settings(training, problems)  # settings may name labels, which are known only now
-    knows = len(given["train"]) > 0 if "train" in given else data.train is None and not problems  # its labels
+        task.check_settings(training, problems)  # settings may name labels, which are known from here on
+    has_labels = len(given["train"]) > 0 if "train" in given else data.train is None and not problems
     for role, rows in given.items():
         if role != "train":
-            check = partial(task.check, targets=knows and role != UNLABELLED)
+            check = partial(task.check, targets=has_labels and role != UNLABELLED)
             given[role] = check_rows(rows, role, data, check, problems)
     problems.raise_if_any()
     skipped = [(role, bad) for role, rows in given.items() for bad in sorted(rows.skipped, key=lambda bad: bad[:2])]
@@ -125,27 +128,27 @@ def read_splits(
         if role in given or role not in data.splits:
             continue
         train = splits.rows["train"]
-        rest, part = split_off(train, share, task.strata(train), keys["train"], data.group, seed)
-        few = role == "validation" and len(part) < task.least_validation()
+        rest, chosen = split_off(train, share, task.strata(train), keys["train"], data.group, seed)
+        few = role == "validation" and len(chosen) < task.least_validation()
         if few and data.validation_share == "auto" and not needs_validation:
-            splits.notes.append(_without_validation(share, len(part), len(train), task.least_validation()))
+            splits.notes.append(_without_validation(share, len(chosen), len(train), task.least_validation()))
             continue
         if data.shots != 1:
             task.check_split(given["train"], faults := Problems())
             faults.messages = [f"{message}, or a file as data.{role}, or data.{role}_share: 0" for message in faults.messages]
             problems.merge(faults)
             problems.raise_if_any()
-        if len(part) == 0:
+        if len(chosen) == 0:
             raise UserError(
-                f"data.{role}_share: {share} of {len(train)} rows leaves no row for {role}; allowed: a larger share, 0, or a "
-                f"file as data.{role}"
+                f"data.{role}_share: {share} of {len(train)} rows leaves no row for {role}; allowed: a larger share, 0, or "
+                f"a file as data.{role}"
             )
-        splits.rows |= {"train": train.select(rest), role: train.select(part)}
-        keys |= {"train": keys["train"][rest], role: keys["train"][part]}
-        splits.notes.append(f"{role}: {len(part)} rows set aside from train (stratified, seed {seed})")
+        splits.rows |= {"train": train.select(rest), role: train.select(chosen)}
+        keys |= {"train": keys["train"][rest], role: keys["train"][chosen]}
+        splits.notes.append(f"{role}: {len(chosen)} rows set aside from train (stratified, seed {seed})")
         if few:
             splits.notes.append(
-                f"warning: validation: {len(part)} rows decide which weights are kept, fewer than {task.least_validation()}; "
+                f"warning: validation: its {len(chosen)} rows (fewer than {task.least_validation()}) select the best weights; "
                 "their metrics are uncertain"
             )
     if data.validation is None and data.train is not None:
@@ -158,52 +161,51 @@ def read_splits(
 
 
 def _fit(task: TaskType, train: Rows, data: DataConfig, problems: Problems) -> tuple[TaskType, Rows]:
-    """The task with what it learned from train, and train as checked: nothing is learned from a row that is skipped."""
+    """Return the task fitted to the usable training rows, and these rows. Skipped rows have no influence on the fit."""
     fitted = task
 
-    def check_inputs(rows: Rows, found: Problems) -> None:
-        task.check(rows, found, targets=False)
-        check_group(rows, data.group, found)
+    def check_inputs(rows: Rows, problems: Problems) -> None:
+        task.check(rows, problems, targets=False)
+        check_group(rows, data.group, problems)
 
-    def fit(rows: Rows, found: Problems) -> None:
+    def fit(rows: Rows, problems: Problems) -> None:
         nonlocal fitted
-        fitted = task.fit(rows, found)
-        check_group(rows, data.group, found)
-        fitted.check(rows, found)
+        fitted = task.fit(rows, problems)
+        check_group(rows, data.group, problems)
+        fitted.check(rows, problems)
 
     if data.on_bad_rows == "skip":
-        train = check_rows(train, "train", data, check_inputs, Problems())  # what else is wrong is found below
+        train = check_rows(train, "train", data, check_inputs, Problems())  # other problems are found below
     train = check_rows(train, "train", data, fit, problems)
     return fitted, train
 
 
 def _without_validation(share: float, part: int, rows: int, least: int) -> str:
-    """The note on a split that `data.validation_share: auto` does not make."""
+    """Return the note on a validation split that `data.validation_share: auto` does not create."""
     return (
-        f"validation: no row is set aside from train; a stratified {share:g} of {rows:,} rows is {part} rows, and fewer than "
-        f"{least} are too few to decide which weights are kept. train keeps all rows, and no weights are chosen by it. For a "
-        "validation split set data.validation, or data.validation_share to a number"
+        f"validation: none; a stratified {share:g} of {rows:,} rows is {part} rows, and fewer than {least} are too few to select "
+        "the best weights. All rows are used for training, and the last weights are kept. For a validation split, set "
+        "data.validation, or data.validation_share to a number"
     )
 
 
 def input_keys(task: Readable, rows: Rows) -> np.ndarray:
-    """int64 of shape (rows,), equal where inputs are the same or near copies (`normalized`)."""
+    """Return int64 keys of shape (rows,) that are equal if inputs are equal after normalization."""
     return fingerprints(map(normalized, task.keys(rows)))
 
 
 def check_shares(data: DataConfig, problems: Problems) -> None:
-    """Adds what makes it unclear which rows are tested on, and shares that leave nothing to learn from."""
+    """Add problems for shares that contradict `data.test` or leave no training rows."""
     if data.test is not None and data.test_share:
-        problems.add(f"data.test_share: found {data.test_share} beside data.test; allowed: one of the two")
+        problems.add(f"data.test_share: found {data.test_share} together with data.test; allowed: one of the two")
     if data.train is not None and data.validation is None and data.validation_part + data.test_share >= 1:
         problems.add(
-            f"data.validation_share: found {data.validation_part:g} beside test_share {data.test_share}; allowed: together below "
-            "1"
+            f"data.validation_share: found {data.validation_part:g} with test_share {data.test_share}; allowed: a sum below 1"
         )
 
 
 def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> np.ndarray:
-    """Leaves `shots` rows of each label in train; gives back which of its rows."""
+    """Keep `shots` rows of each label in `splits.train`, and return their indices."""
     train = splits.rows["train"]
     strata = task.strata(train)
     kept = draw_shots(strata, shots, seed)
@@ -217,13 +219,12 @@ def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> np.nda
 
 
 def draw_shots(strata: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Indices (int64, ascending) of `shots` rows of each stratum, all rows of one that has fewer.
+    """Return indices (int64, ascending) of `shots` rows of each stratum, or of all its rows if it has fewer.
 
-    Each stratum is put in an order that the seed alone decides, and its first rows are taken: the draw of 8 is part of that
-    of 16.
+    The order within a stratum depends only on the seed, and its first rows are taken, so a draw of 8 is part of a draw of 16.
 
     Args:
-        strata: int array of shape (rows,).
+        strata: The stratum of each row, int of shape (rows,).
     """
     drawn = [np.zeros(0, np.int64)]
     for stratum in np.unique(strata):
@@ -234,39 +235,39 @@ def draw_shots(strata: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 
 def _add_unlabelled(splits: Splits, rows: Rows, keys: np.ndarray, known: np.ndarray) -> None:
-    """Rows without answers, each text once, and none that stands in another split: its answer is known or will be asked for."""
+    """Add the unlabeled rows, without duplicates and without inputs that occur in another split."""
     new = np.flatnonzero(~np.isin(keys, known))
     first = np.sort(new[np.unique(keys[new], return_index=True)[1]])
     if not len(first):
-        raise UserError(f"data.unlabelled: each of its {len(rows)} rows stands in another split; allowed: other texts as well")
+        raise UserError(f"data.unlabelled: each of its {len(rows)} rows also occurs in another split; allowed: new texts")
     splits.rows[UNLABELLED] = rows.select(first)
     if len(first) < len(rows):
         splits.notes.append(
-            f"{UNLABELLED}: {len(rows) - len(first)} of {len(rows)} rows left out, which repeat another or stand in another split"
+            f"{UNLABELLED}: {len(rows) - len(first)} of {len(rows)} rows skipped; they repeat a row or occur in another split"
         )
 
 
 def describe_repeats(keys: dict[str, np.ndarray], exact: Callable[[str], np.ndarray] | None = None) -> list[str]:
-    """Notes on inputs that stand twice in a split, and warnings on inputs that stand in two given splits.
+    """Return notes on duplicate inputs within a split, and warnings on inputs that occur in two given splits.
 
     Args:
-        keys: of shape (rows,) by split, equal where inputs are equal or near copies.
-        exact: gives keys of a split that are equal only where inputs are; asked for only where there are copies, to count the
-            near ones. None: they are not counted.
+        keys: Keys by split, of shape (rows,), equal for inputs that are equal after normalization.
+        exact: Returns keys of a split that are equal only for identical inputs, to count duplicates that differ. None: do not
+            count them.
     """
     notes = []
-    for role, own in keys.items():
-        if repeated := _repeats(own):
+    for role, split_keys in keys.items():
+        if repeated := _repeats(split_keys):
             near = repeated - _repeats(exact(role)) if exact else 0
-            notes.append(f"{role}: {repeated} of {len(own)} rows repeat the input of another row{_near(near)}")
+            notes.append(f"{role}: {repeated} of {len(split_keys)} rows repeat the input of another row{_near(near)}")
     roles = list(keys)
     for i, first in enumerate(roles):
         for second in roles[i + 1 :]:
             if leaked := int(np.isin(keys[second], keys[first]).sum()):
                 near = leaked - int(np.isin(exact(second), exact(first)).sum()) if exact else 0
                 notes.append(
-                    f"warning: {leaked} of {len(keys[second])} rows of {second} have an input that also stands in {first}"
-                    f"{_near(near)}; figures on {second} will be too good"
+                    f"warning: {leaked} of {len(keys[second])} rows of {second} have an input that also occurs in {first}"
+                    f"{_near(near)}; metrics on {second} will be too high"
                 )
     return notes
 
@@ -276,24 +277,27 @@ def _repeats(keys: np.ndarray) -> int:
 
 
 def _near(count: int) -> str:
-    return f" ({count} of them in another case, spacing or Unicode form)" if count else ""
+    return f" ({count} of them with another case, spacing or Unicode form)" if count else ""
 
 
 def split_off(
     rows: Rows, share: float, strata: np.ndarray, keys: np.ndarray, group: str | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (int64, ascending) of the rows that stay and of the rows set aside.
+    """Set aside a share of the rows.
 
-    Whole units are moved: rows with the same key or the same value in column `group` (as `normalized` gives it) belong to one
-    unit. In each stratum units are taken in random order while that brings the stratum nearer to `share`; a stratum's last unit
-    stays.
+    Rows with the same key, or the same normalized value in the column `group`, form a unit that is never divided. In each
+    stratum, units are taken in random order as long as that brings the stratum closer to `share`; the last unit of a
+    stratum always stays.
 
     Args:
-        strata: int array of shape (rows,), the class of each row for stratification.
-        keys: of shape (rows,).
+        strata: The class of each row for stratification, int of shape (rows,).
+        keys: Keys of the inputs, of shape (rows,).
+
+    Returns:
+        Indices (int64, ascending) of the rows that stay, and of the rows that are set aside.
     """
     unit_of = _units(keys, rows.columns[group] if group else None)
-    # Arrays in place of a list for each unit: of a large corpus nearly every row is one.
+    # Arrays instead of a list per unit, since nearly every row of a large corpus is a unit.
     order = np.argsort(unit_of, kind="stable")
     starts = np.flatnonzero(np.diff(unit_of[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
@@ -305,23 +309,23 @@ def split_off(
     grouped = np.argsort(stratum_of, kind="stable")
     generator = np.random.default_rng(seed)
     taken: list[np.ndarray] = [np.zeros(0, np.int64)]
-    owed = 0.0  # what rounding left over is carried on, so that many tiny classes together still give their share
+    owed = 0.0  # the rounding error is carried over, so that many tiny classes together contribute their share
     for units in np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1):
         sizes = (ends - starts)[units].tolist()
-        aim = sum(sizes) * share + owed
-        got = 0
+        target = sum(sizes) * share + owed
+        size = 0
         for position in generator.permutation(len(units))[:-1].tolist():
-            if abs(got + sizes[position] - aim) < abs(got - aim):
+            if abs(size + sizes[position] - target) < abs(size - target):
                 taken.append(order[starts[units[position]] : ends[units[position]]])
-                got += sizes[position]
-        owed = aim - got
+                size += sizes[position]
+        owed = target - size
     is_aside = np.zeros(len(rows), bool)
     is_aside[np.concatenate(taken)] = True
     return np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
 
 
 def _units(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
-    """A number for each row, equal where rows must stay together (connected through key or group)."""
+    """Return a number for each row; rows that must stay together (connected by key or group) have the same number."""
     by_key = _numbered(keys)
     if groups is None:
         return by_key
@@ -336,9 +340,9 @@ def _units(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
 
 
 def _numbered(values: np.ndarray) -> np.ndarray:
-    """int64 of shape (values,): the place of the first value that is equal."""
+    """Return the index of the first equal value for each value, int64 of shape (values,)."""
     order = np.argsort(values, kind="stable")
-    begins = np.flatnonzero(np.append(True, values[order[1:]] != values[order[:-1]]))  # where other values do
+    begins = np.flatnonzero(np.append(True, values[order[1:]] != values[order[:-1]]))
     numbers = np.empty(len(values), np.int64)
     numbers[order] = np.repeat(order[begins], np.diff(begins, append=len(values)))
     return numbers

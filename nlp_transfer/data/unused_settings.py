@@ -1,4 +1,4 @@
-"""Settings of a run that were given and would have no effect beside the others: refused, or reported in a line each."""
+"""Settings of a run that were given but would have no effect: refuse or report them."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -13,26 +13,30 @@ from nlp_transfer.settings.applicability import FORMAT, NO_STEPS, given_fields, 
 from nlp_transfer.settings.schema import DataConfig, RunConfig
 from nlp_transfer.utils.errors import Problems, UserError
 
-_BY_ENDING = {
+_BY_EXTENSION = {
     ".csv": FORMAT, ".tsv": FORMAT, ".jsonl": FORMAT[:1], ".json": FORMAT[:1], ".txt": FORMAT[:1], ".parquet": (),
 }  # fmt: skip
 
 
 @dataclass
 class Unused:
-    """Given settings without an effect: by dotted name, the reason. The refused ones contradict the choice of a strategy; the
-    reported ones are such as a document that is shared among strategies and data sets naturally carries."""
+    """Given settings without effect: reasons by dotted name.
+
+    Attributes:
+        refused: Settings that contradict the choice of the strategy.
+        reported: Settings that a document shared by several strategies and datasets naturally contains.
+    """
 
     refused: dict[str, str] = field(default_factory=dict)
     reported: dict[str, str] = field(default_factory=dict)
 
 
 def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
-    """The settings of a run that were given, differ from their defaults, and have no effect."""
+    """Return the settings of a run that were given, differ from their defaults, and have no effect."""
     unused = Unused()
     given = given_fields(config.data, "data") | given_fields(config.training, "training") | given_fields(task, "task")
     for name, reason in without_effect(config, task, strategy).items():
-        if name in given:  # where nothing is learned from labelled rows either, unlabelled ones contradict nothing
+        if name in given:  # without labeled training rows, unlabeled ones do not contradict the strategy
             refused = name == f"data.{UNLABELLED}" and config.data.train is not None
             (unused.refused if refused else unused.reported)[name] = reason
     parts = getattr(strategy, "parts", None)
@@ -51,7 +55,7 @@ def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
 
 
 def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str]:
-    """The settings of `data`, `training` and `task`, given or not, that have no effect in a run: by dotted name, the reason."""
+    """Return all settings of `data`, `training` and `task` without effect in a run, given or not: reasons by dotted name."""
     training = config.training
     reasons = _unused_data(config.data, "data", strategy.uses_unlabelled())
     reasons |= unused_fields(training, "training") | unused_fields(task, "task") | strategy.unused(task)
@@ -60,7 +64,7 @@ def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str
     if "validation" not in config.data.splits:
         reasons |= {f"task.{setting}": "there is no validation split" for setting in task.while_training}
         reasons.setdefault("training.best_metric", "there is no validation split")
-        only = "" if training.checkpoint_every else "; it decides only when checkpoints are written"
+        only = "" if training.checkpoint_every else "; it only determines when checkpoints are written"
         reasons.setdefault("training.evaluate_every", f"there is no validation split{only}")
     return {setting: reason for setting, reason in reasons.items() if setting not in strategy.always_used()}
 
@@ -68,45 +72,47 @@ def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str
 def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool) -> dict[str, str]:
     reasons = unused_fields(data, prefix)
     if not uses_unlabelled:
-        reasons[f"{prefix}.{UNLABELLED}"] = "the strategy, with these settings, uses no rows without labels"
+        reasons[f"{prefix}.{UNLABELLED}"] = "the strategy, with these settings, does not use unlabeled rows"
     if data.train is None:
         reasons |= {f"{prefix}.{name}": "there is no data.train" for name in ("validation_share", "test_share", "shots", "group")}
     elif not any(getattr(data, role) is None and getattr(data, f"{role}_share") for role in ("validation", "test")):
-        reasons[f"{prefix}.group"] = "no split is made here: validation and test are given, or their shares are 0"
+        reasons[f"{prefix}.group"] = "no split is created: validation and test are given, or their shares are 0"
     sources = [getattr(data, role) for role in ("train", "validation", "test", UNLABELLED)]
     used = format_settings(source for source in sources if source is not None)
     for name in FORMAT:
         if name not in used:
-            reasons[name.replace("data", prefix, 1)] = "no source of data is of a format that has it"
+            reasons[name.replace("data", prefix, 1)] = "no data source has a format with this setting"
     return reasons
 
 
 def format_settings(sources: Iterable[Any]) -> set[str]:
-    """The settings of `FORMAT` that matter for how some sources are read. A source of which that cannot be told before it is
-    read, such as a glob without an ending, counts as using all of them."""
+    """Return the settings of `FORMAT` that affect how the sources are read.
+
+    All of them, if the format of a source is unknown before it is read, as for a glob without an extension.
+    """
     return {name for source in sources for name in _format_settings(source)}
 
 
 def _format_settings(source: Any) -> Iterable[str]:
     if isinstance(source, Mapping):  # line-aligned files
-        return _BY_ENDING[".txt"]
+        return _BY_EXTENSION[".txt"]
     if not isinstance(source, (str, Path)):
         return ()
     try:
         inner = wheels.parse(str(source)).path if wheels.is_wheel(str(source)) else str(source)
-    except UserError:  # reading it says what is wrong
+    except UserError:  # reported when it is read
         return FORMAT
     path = at_home(inner)
-    if inner == str(source) and (os.path.isdir(path) or has_lines(path)):  # a folder: class folders of text files
-        return _BY_ENDING[".txt"]
-    if ending := format_of(path):
-        return _BY_ENDING[ending]
+    if inner == str(source) and (os.path.isdir(path) or has_lines(path)):  # class folders of text files
+        return _BY_EXTENSION[".txt"]
+    if extension := format_of(path):
+        return _BY_EXTENSION[extension]
     is_hub = inner == str(source) and HUB_DATA.match(inner) and not (os.path.exists(path) or inner.startswith("."))
     return () if is_hub else FORMAT
 
 
 def unused_columns(task: Any, source: Any) -> list[str]:
-    """A line about names of columns that were given at loading (`Task.changed`) for a source whose columns have no names."""
+    """Return a line about column names given at loading (`Task.changed`) if the columns of the source have no names."""
     if not isinstance(source, Mapping) and not has_lines(source):
         return []
     names = sorted(f"task.{name}" for name in task.changed if getattr(task, name) in task.columns())
@@ -114,14 +120,14 @@ def unused_columns(task: Any, source: Any) -> list[str]:
 
 
 def check_format_settings(data: DataConfig, source: Any, problems: Problems) -> None:
-    """Add the given settings of `FORMAT` that say nothing about how a source is read."""
+    """Add problems for given settings of `FORMAT` that do not affect how a source is read."""
     used = format_settings([source])
-    reasons = {name: f"{source} is not of a format that has it" for name in FORMAT if name not in used}
+    reasons = {name: f"the format of {source} does not have this setting" for name in FORMAT if name not in used}
     refuse_unused(reasons, given_fields(data, "data"), problems)
 
 
 def describe_unused(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each reason, with the settings that have no effect for it, out of pairs of a dotted name and a reason."""
+    """Return a line for each reason with its settings, given pairs of a dotted name and a reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in sorted(reasons):
         by_reason.setdefault(reason, []).append(name)

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.data.token_cache import of_tokenizer
+from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.unused_settings import unused_columns
 from nlp_transfer.inference import predictor as inference
 from nlp_transfer.inference import translator
@@ -152,7 +152,7 @@ def _weights(model: torch.nn.Module) -> str:
 
 
 def _vocabulary(tokenizer: Any) -> Any:
-    known = of_tokenizer(tokenizer)
+    known = tokenizer_fingerprint(tokenizer)
     if known is not None:
         return known
     return [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_transfer.data.sources.in_memory import read_inputs
 from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, from_columns, lines_as, names_of, unfold
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.data.tokens import TokenTable, encode_rows, on_device
+from nlp_transfer.data.tokens import TokenTable, encode_rows, to_device
 from nlp_transfer.data.windows import inference_batches, token_batches
 from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
 from nlp_transfer.inference.row_errors import OnBadRows, check_finite_predictions, check_on_bad_rows, predict_sound
@@ -46,7 +46,7 @@ def batches_of(table: TokenTable, device: torch.device, batch_size: int | None =
     """
     if batch_size is None and "labels" not in table.ragged:
         return token_batches(table.lengths, CPU_TOKENS * torch.get_num_threads() if device.type == "cpu" else GPU_TOKENS)
-    return inference_batches(table.sides, batch_size or ROWS)
+    return inference_batches(table.side_lengths, batch_size or ROWS)
 
 
 def answer(
@@ -77,7 +77,7 @@ def answer(
         targets.
     """
     device = next(model.parameters()).device
-    sides, limit = table.sides, _LIMITS.get(model, sys.maxsize)
+    sides, limit = table.side_lengths, _LIMITS.get(model, sys.maxsize)
     answers: list[Arrays] = []
     done: list[np.ndarray] = []
     items: Items = {}
@@ -93,7 +93,7 @@ def answer(
                 take(half)
             return
         try:
-            batch = on_device(table.batch(indices), device)
+            batch = to_device(table.batch(indices), device)
             with autocast(device, precision):
                 texts = {name: column[indices] for name, column in table.texts.items()}
                 found, losses = task.answer(model, batch, None if chosen is None else chosen[indices], texts)

@@ -139,7 +139,7 @@ def in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: s
     """
     distributed = _together()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
-    batches = inference_batches(table.sides, BATCH)
+    batches = inference_batches(table.side_lengths, BATCH)
     with Steps(title, -(-len(batches) // world)) as progress:
         for first in range(0, len(batches), world):
             own = batches[first + rank] if first + rank < len(batches) else None

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.token_cache import Keep, kept_table, may_keep
+from nlp_transfer.data.token_cache import CachePolicy, cached_table, is_cached
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.evaluation.metrics import higher_is_better
 from nlp_transfer.models.checkpoint import Checkpoint
@@ -201,13 +201,13 @@ class Task(Settings, ABC):
         return None
 
     def table(
-        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, keep: Keep, targets: bool = True, name: str = "rows"
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, keep: CachePolicy, targets: bool = True, name: str = "rows"
     ) -> TokenTable:
-        """Rows that were checked as the model's tokens; with `keep` as in `kept_table`, perhaps read where they were kept."""
+        """Rows that were checked as the model's tokens; with `keep` as in `cached_table`, perhaps read where they were kept."""
         ours = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]  # other code may change any time
         encode = partial(self.encode, tokenizer=tokenizer, targets=targets)
-        decides = self.encoding(tokenizer) if ours and may_keep(rows, keep) else None
-        return kept_table(rows, encode, self.fill(tokenizer), decides and decides | {"targets": targets}, keep, name)
+        decides = self.encoding(tokenizer) if ours and is_cached(rows, keep) else None
+        return cached_table(rows, encode, self.fill(tokenizer), decides and decides | {"targets": targets}, keep, name)
 
     def auto_class(self) -> Any:
         """The Auto class that loads what `build_model` gives."""

@@ -11,10 +11,10 @@ from pydantic import Field, PrivateAttr
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.data.parallel_texts import FILTERS, check_sides, describe_pairs, draw_rows, filter_pairs
+from nlp_transfer.data.parallel_texts import FILTERS, check_pairs, describe_pairs, draw_rows, filter_pairs
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.token_cache import of_tokenizer
+from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.evaluation.metrics import compute_translation_metrics, translation_signatures, translation_statistics
 from nlp_transfer.models.checkpoint import Checkpoint
@@ -132,7 +132,7 @@ class Translation(Task):
         return self
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
-        check_sides(rows, self.source, self.target if targets else None, problems)
+        check_pairs(rows, self.source, self.target if targets else None, problems)
 
     def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]:
         return filter_pairs(train, self.source, self.target, names)
@@ -237,7 +237,7 @@ class Translation(Task):
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
         sides = self.sides
-        told = [of_tokenizer(sides.source), of_tokenizer(sides.target)]
+        told = [tokenizer_fingerprint(sides.source), tokenizer_fingerprint(sides.target)]
         tokens = [sides.own_format, sides.start, sides.end, sides.forced, sides.prefix]
         return None if None in told else {"task": self.document(), "tokenizers": told, "tokens": tokens}
 

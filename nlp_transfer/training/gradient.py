@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from nlp_transfer.data.tokens import TokenTable, model_inputs, on_device
+from nlp_transfer.data.tokens import TokenTable, model_inputs, to_device
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.models.device import seed_step
 from nlp_transfer.models.memory import give_back, is_out_of_memory
@@ -63,7 +63,7 @@ class WindowGradient:
             except Exception as error:  # the error holds the tensors; they go with it
                 if not is_out_of_memory(error):
                     raise
-                rows = max(len(micro.rows) for micro in self.plan.cut(window.rows, process, at.pieces))
+                rows = max(len(micro.rows) for micro in self.plan.micro_batches(window.rows, process, at.pieces))
                 if rows == 1 or processes > 1:  # others have begun to exchange gradients, and would wait
                     smaller = "half the training.batch_size and twice its gradient_accumulation_steps, "
                     raise TrainingError(
@@ -87,13 +87,13 @@ class WindowGradient:
         """
         accelerator, objective = self.accelerator, self.objective
         counts = objective.counts(self.table.targets(window.rows), self.options)
-        micros = self.plan.cut(window.rows, accelerator.process_index, at.pieces)
+        micros = self.plan.micro_batches(window.rows, accelerator.process_index, at.pieces)
         found = {"loss": torch.zeros((), device=accelerator.device)}
         for i, micro in enumerate(micros):
             rows = self.table.batch(micro.rows)
             if self.augment is not None:
                 rows = self.augment(rows, micro.rows, at.step)
-            batch = on_device(rows, accelerator.device)
+            batch = to_device(rows, accelerator.device)
             with self.stepper.computing(), nullcontext() if i == len(micros) - 1 else accelerator.no_sync(self.model):
                 outputs = self.model(**model_inputs(batch))
                 terms = self.strategy.loss(objective.loss(outputs, batch, self.options), outputs, batch, self.plain)

@@ -49,7 +49,7 @@ class Budget:
         accumulation = training.gradient_accumulation_steps
         repeats = self.task.repeats(training, table) if phase.objective is None else table.repeats
         return WindowPlan(
-            table.lengths, training.rows, accumulation, self.processes, training.batch_tokens, training.seed, table.sides,
+            table.lengths, training.rows, accumulation, self.processes, training.batch_tokens, training.seed, table.side_lengths,
             repeats, finished,
         )  # fmt: skip
 

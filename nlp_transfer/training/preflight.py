@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32, gather_object
 from torch import nn
 
-from nlp_transfer.data.tokens import TokenTable, model_inputs, on_device
+from nlp_transfer.data.tokens import TokenTable, model_inputs, to_device
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models.checkpoint import autocast, enable_gradient_checkpointing, encoder_type, train_mode
@@ -128,7 +128,7 @@ class Preflight:
     def _pass(self, rows: np.ndarray, precision: str, kernels: str, device: torch.device) -> bool:
         model = self.model.to(device)
         train_mode(model)
-        batch = on_device(self.train.batch(rows), device)
+        batch = to_device(self.train.batch(rows), device)
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         with ExitStack() as stack:
             if kernels == "fast":

@@ -228,7 +228,7 @@ def test_a_position_is_still_two_integers_and_cutting_changes_nothing() -> None:
     for one, two in zip(through[13:23], later, strict=True):
         assert (one.epoch, one.index, one.of) == (two.epoch, two.index, two.of)
         assert np.array_equal(one.rows, two.rows)
-        parts = [micro.rows for process in (0, 1) for micro in cut.cut(two.rows, process) if micro.counted]
+        parts = [micro.rows for process in (0, 1) for micro in cut.micro_batches(two.rows, process) if micro.counted]
         assert sorted(np.concatenate(parts).tolist()) == sorted(one.rows.tolist())
 
 

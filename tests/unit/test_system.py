@@ -17,7 +17,7 @@ import nlp_transfer
 from nlp_transfer import UserError
 from nlp_transfer.commands.launcher_messages import error_prefix
 from nlp_transfer.data.sources.wheels import default_cache
-from nlp_transfer.data.tokens import on_device
+from nlp_transfer.data.tokens import to_device
 from nlp_transfer.experiments.plan import make_plan
 from nlp_transfer.inference.file_predictor import _device_name
 from nlp_transfer.models import device
@@ -162,7 +162,7 @@ def test_a_regression_makes_no_float64_on_a_device_without_it() -> None:
     labels = torch.tensor([1e9 + 1, 1e9 + 3], dtype=torch.float64)
     logits = torch.zeros(2, 1)
     with Float64():
-        batch = on_device({"labels": labels, "input_ids": torch.ones(2, 3, dtype=torch.long)}, torch.device("meta"))
+        batch = to_device({"labels": labels, "input_ids": torch.ones(2, 3, dtype=torch.long)}, torch.device("meta"))
         found = task.loss(type("Outputs", (), {"logits": logits.to("meta")}), batch)
     assert batch["input_ids"].device.type == "meta"
     assert found["squared_error"].device.type == "meta"

@@ -17,7 +17,7 @@ from nlp_transfer.data import token_cache
 from nlp_transfer.data.sources import find_model, read_rows
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.splits import Splits
-from nlp_transfer.data.token_cache import META, cache_folder, kept_table, of_tokenizer
+from nlp_transfer.data.token_cache import META, cache_folder, cached_table, tokenizer_fingerprint
 from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows, tokenize
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import DataConfig
@@ -99,7 +99,7 @@ def test_texts_that_answers_are_compared_with_are_kept(root: Path) -> None:
     fill = {"input_ids": 0, "labels": -100}
     plain = encode_rows(rows, encode, fill)
     for _ in range(2):
-        same(plain, kept_table(rows, encode, fill, {"by": "lengths"}))
+        same(plain, cached_table(rows, encode, fill, {"by": "lengths"}))
     assert len(entries(root)) == 1
 
 
@@ -170,23 +170,23 @@ def test_other_settings_are_encoded_anew(tokenizer: PreTrainedTokenizerBase, roo
 def test_another_tokenizer_has_another_description(tmp_path: Path) -> None:
     """Whatever is changed in it, and in its content alone: the folder has the same name."""
     folder = save_tiny("bert", tmp_path / "bert")
-    first = of_tokenizer(AutoTokenizer.from_pretrained(folder))
+    first = tokenizer_fingerprint(AutoTokenizer.from_pretrained(folder))
     seen = [first]
     for name, old, new in (("tokenizer.json", '"tree"', '"trees"'), ("tokenizer.json", '"Lowercase"', '"NFC"')):
         path = folder / name
         before = path.read_text()
         assert old in before
         path.write_text(before.replace(old, new))
-        seen.append(of_tokenizer(AutoTokenizer.from_pretrained(folder)))
+        seen.append(tokenizer_fingerprint(AutoTokenizer.from_pretrained(folder)))
         path.write_text(before)
     other = AutoTokenizer.from_pretrained(folder)
     other.add_tokens([AddedToken("filmplot")])
-    seen.append(of_tokenizer(other))
+    seen.append(tokenizer_fingerprint(other))
     left = AutoTokenizer.from_pretrained(folder, truncation_side="left")
-    seen.append(of_tokenizer(left))
+    seen.append(tokenizer_fingerprint(left))
     again = AutoTokenizer.from_pretrained(folder)
     again(["the cat"] * 2, truncation=True, max_length=3, padding=True)
-    assert of_tokenizer(again) == first, "a call leaves nothing behind that counts"
+    assert tokenizer_fingerprint(again) == first, "a call leaves nothing behind that counts"
     assert len({json.dumps(one) for one in seen}) == len(seen) == 5
 
 
@@ -207,7 +207,7 @@ def test_code_of_others_is_not_trusted_to_stay_as_it_is(tokenizer: PreTrainedTok
 
 def test_cells_that_cannot_be_told_apart_are_not_kept(root: Path) -> None:
     rows = from_columns({"text": [object(), object()]}, "rows")
-    table = kept_table(rows, lambda columns: ({"input_ids": [[1]] * len(columns["text"])}, 0), {"input_ids": 0}, {}, "disk")
+    table = cached_table(rows, lambda columns: ({"input_ids": [[1]] * len(columns["text"])}, 0), {"input_ids": 0}, {}, "disk")
     assert len(table) == 2
     assert entries(root) == []
 
@@ -272,7 +272,7 @@ def test_nothing_is_left_of_rows_that_cannot_be_encoded(root: Path) -> None:
         return {"input_ids": [[1]] * len(columns["text"])}, 0
 
     with pytest.raises(ValueError, match=r"^no$"):
-        kept_table(rows, encode, {"input_ids": 0}, {})
+        cached_table(rows, encode, {"input_ids": 0}, {})
     assert entries(root) == []
 
 
@@ -290,7 +290,7 @@ def test_of_two_that_need_the_same_one_encodes(tokenizer: PreTrainedTokenizerBas
     tables = []
 
     def work() -> None:
-        tables.append(kept_table(rows, encode, task.fill(tokenizer), {"by": "both"}))
+        tables.append(cached_table(rows, encode, task.fill(tokenizer), {"by": "both"}))
 
     workers = [threading.Thread(target=work) for _ in range(2)]
     workers[0].start()
@@ -325,7 +325,7 @@ def test_two_that_write_at_once_leave_one_whole_entry(
     tables = []
 
     def work() -> None:
-        tables.append(kept_table(rows, encode, task.fill(tokenizer), {"by": "each"}))
+        tables.append(cached_table(rows, encode, task.fill(tokenizer), {"by": "each"}))
 
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:
@@ -333,7 +333,7 @@ def test_two_that_write_at_once_leave_one_whole_entry(
     for worker in workers:
         worker.join(60)
     assert len(tables) == 2
-    for table in [*tables, kept_table(rows, encode, task.fill(tokenizer), {"by": "each"})]:  # the third must not encode
+    for table in [*tables, cached_table(rows, encode, task.fill(tokenizer), {"by": "each"})]:  # the third must not encode
         same(task.table(rows, tokenizer, "none"), table)
     assert len(entries(root)) == 1
 
@@ -397,7 +397,7 @@ def test_the_backend_alone_gives_what_a_call_gives(family: str, tiny: dict[str, 
             for limit in (5, 9, 40):
                 calls: list[tuple[dict[str, Ragged], int]] = []
                 for plain in (True, False):
-                    monkeypatch.setattr("nlp_transfer.data.tokens._plain_backend", lambda _, plain=plain: plain)
+                    monkeypatch.setattr("nlp_transfer.data.tokens._is_plain", lambda _, plain=plain: plain)
                     calls.append(tokenize(tokenizer, given, ["input_ids", "token_type_ids"], limit))
                 (quick, cut), (usual, expected) = calls
                 assert cut == expected > 0
@@ -424,7 +424,7 @@ def test_values_that_differ_late_are_written_whole() -> None:
     rows = from_columns({"text": list(range(2005))}, "rows")
     ids = [[7] * (i % 3) if i < 2003 else [8] for i in range(2005)]
     for keep in ("none", "disk", "disk"):
-        table = kept_table(
+        table = cached_table(
             rows,
             lambda columns: ({"input_ids": [ids[i] for i in columns["text"]]}, 0),
             {"input_ids": 0},

@@ -64,7 +64,7 @@ def test_labels_that_are_tokens() -> None:
     decoder = Ragged.from_lists([[0, 5], [0, 5, 6, 6, 6], [0]])
     fill = {"input_ids": 0, "labels": -100, "decoder_input_ids": 9}
     table = TokenTable({"input_ids": ids, "labels": labels, "decoder_input_ids": decoder}, {}, fill)
-    assert table.sides.tolist() == [[3, 2], [2, 5], [4, 1]], "source and target, and the decoder's input not once more"
+    assert table.side_lengths.tolist() == [[3, 2], [2, 5], [4, 1]], "source and target, and the decoder's input not once more"
     assert table.lengths.tolist() == [5, 7, 5]
     batch = table.batch(np.array([1, 0]))
     assert batch["labels"].tolist() == [[5, 6, 6, 6, 1], [5, 1, -100, -100, -100]]
@@ -79,7 +79,7 @@ def test_labels_that_are_tokens() -> None:
 def test_lengths_are_the_source_alone_without_a_target() -> None:
     table = TokenTable({"input_ids": Ragged.from_lists([[2, 7, 3], [2, 3]])}, {}, {"input_ids": 0})
     assert table.lengths.tolist() == [3, 2]
-    assert table.sides.tolist() == [[3], [2]]
+    assert table.side_lengths.tolist() == [[3], [2]]
     assert table.targets(np.array([0])) == {}
     assert table.references == {}
 

@@ -16,7 +16,7 @@ from nlp_transfer import fine_tune, load_predictor, load_translator
 from nlp_transfer.cli import cli, recipe
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.token_cache import kept_table
+from nlp_transfer.data.token_cache import cached_table
 from nlp_transfer.data.unused_settings import unused_columns
 from nlp_transfer.experiments.plan import Job, make_plan
 from nlp_transfer.inference.files import evaluate_source
@@ -433,7 +433,7 @@ def test_tokens_that_cannot_be_cached_are_reported(capsys: pytest.CaptureFixture
         return {"input_ids": [[1]] * len(columns["text"])}, 0
 
     for keep, reported in (("disk", True), ("auto", False), ("none", False)):
-        kept_table(rows, encode, {"input_ids": 0}, None, keep, "train")
+        cached_table(rows, encode, {"input_ids": 0}, None, keep, "train")
         assert ("data.token_cache" in capsys.readouterr().err) == reported
 
 

@@ -6,7 +6,7 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from nlp_transfer.data.windows import Window, WindowPlan, alike, inference_batches, token_batches
+from nlp_transfer.data.windows import Window, WindowPlan, sort_by_length, inference_batches, token_batches
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 333)
 # (batch_size, accumulation, processes): all see 32 rows a step.
@@ -86,7 +86,7 @@ def test_micro_batches_cover_the_window_and_keep_the_processes_in_step(
 ) -> None:
     cut = plan(batch_size=batch_size, accumulation=accumulation, processes=processes)
     window = np.arange(100, 100 + rows)
-    shares = [cut.cut(window, process) for process in range(processes)]
+    shares = [cut.micro_batches(window, process) for process in range(processes)]
     assert len({len(share) for share in shares}) == 1, "no process waits for another"
     assert len(shares[0]) <= accumulation
     counted = Counter(row for share in shares for micro in share if micro.counted for row in micro.rows.tolist())
@@ -100,7 +100,7 @@ def test_micro_batches_cover_the_window_and_keep_the_processes_in_step(
 def test_no_micro_batch_passes_the_token_budget(batch_tokens: int, accumulation: int, processes: int) -> None:
     budget = plan(batch_tokens=batch_tokens, accumulation=accumulation, processes=processes)
     for window in budget.windows(0):
-        shares = [budget.cut(window, process) for process in range(processes)]
+        shares = [budget.micro_batches(window, process) for process in range(processes)]
         assert len({len(share) for share in shares}) == 1
         assert sorted(row for share in shares for micro in share if micro.counted for row in micro.rows) == sorted(window)
         for micro in (micro for share in shares for micro in share):
@@ -149,19 +149,19 @@ def test_rows_with_two_sides_pad_each_other_little_on_both() -> None:
     def padding(windows: list[np.ndarray]) -> float:
         return float(sum((sides[window].max(0) - sides[window]).sum() for window in windows) / sides.sum())
 
-    two, one = (WindowPlan(sides.sum(1), 30, seed=1, sides=given).windows(0) for given in (sides, None))
+    two, one = (WindowPlan(sides.sum(1), 30, seed=1, side_lengths=given).windows(0) for given in (sides, None))
     assert padding(two) < 0.6 * padding(one), "by the sum alone short sources meet long ones"
     assert sorted(np.concatenate(two).tolist()) == list(range(3000))
     assert {len(window) for window in two} == {30}
-    budget = WindowPlan(sides.sum(1), 30, batch_tokens=1500, sides=sides).windows(0)
+    budget = WindowPlan(sides.sum(1), 30, batch_tokens=1500, side_lengths=sides).windows(0)
     assert padding(budget) < 0.7 * padding(one)
     assert padding(inference_batches(sides, 30)) < 0.6 * padding(inference_batches(sides.sum(1)[:, None], 30))
 
 
 def test_rows_are_halved_by_the_side_that_differs_most() -> None:
     sides = np.array([[1, 40], [2, 10], [9, 41], [8, 11], [1, 42], [9, 12], [2, 43], [3, 13]])
-    assert alike(sides, 2).tolist() == [1, 7, 3, 5, 0, 4, 6, 2], "short targets first, and on each half short sources first"
-    assert alike(np.array([[3], [1], [2], [1]]), 2).tolist() == [1, 3, 2, 0], "one side: by length, equal ones as they came"
+    assert sort_by_length(sides, 2).tolist() == [1, 7, 3, 5, 0, 4, 6, 2], "short targets first, and on each half short sources first"
+    assert sort_by_length(np.array([[3], [1], [2], [1]]), 2).tolist() == [1, 3, 2, 0], "one side: by length, equal ones as they came"
 
 
 def test_inference_answers_every_row_once_and_the_longest_first() -> None:

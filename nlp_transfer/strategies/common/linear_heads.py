@@ -53,7 +53,7 @@ def layer_inputs(model: nn.Module, layer: nn.Module, table: TokenTable, batch_si
     device = next(model.parameters()).device
     found: list[np.ndarray] = []
     handle = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu().numpy()))
-    batches = inference_batches(table.sides, batch_size)
+    batches = inference_batches(table.side_lengths, batch_size)
     model.eval()
     try:
         with torch.inference_mode():

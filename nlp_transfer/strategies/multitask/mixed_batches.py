@@ -48,9 +48,9 @@ class MixedTable(TokenTable):
         return len(self.owner)
 
     @property
-    def sides(self) -> np.ndarray:
+    def side_lengths(self) -> np.ndarray:
         """As for any table; rows of a task with fewer sides than another have none there."""
-        sides = [table.sides for table in self.tables.values()]
+        sides = [table.side_lengths for table in self.tables.values()]
         found = np.zeros((len(self), max(part.shape[1] for part in sides)), np.int64)
         for number, part in enumerate(sides):
             own = self.owner == number

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
-from nlp_transfer.data.token_cache import of_tokenizer
+from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.models.checkpoint import Checkpoint, dropout_overrides, encoder_config, encoder_type, new_parameters
 from nlp_transfer.models.compatibility import is_causal
@@ -87,7 +87,7 @@ class TextTask(Task):
         return features, cut
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        told = of_tokenizer(tokenizer)
+        told = tokenizer_fingerprint(tokenizer)
         settings = {name: value for name, value in self.document().items() if name != "head"}  # strategies differ in it
         return None if told is None else {"task": settings, "tokenizer": told}
 
