@@ -90,9 +90,8 @@ def cached_table(
                 table = _read(folder, fill, check=False)
                 prune(folder.parent, folder)
     except OSError as error:
-        say(
-            f"warning: {name}: tokens cannot be cached in {folder.parent} ({error.strerror or error}); data.token_cache: none disables it"
-        )
+        reason = error.strerror or error
+        say(f"warning: {name}: tokens cannot be cached in {folder.parent} ({reason}); data.token_cache: none disables the cache")
     return encode_rows(rows, encode, fill) if table is None else table
 
 

@@ -193,7 +193,7 @@ def test_rows_to_compare_on_are_set_aside_in_every_run_however_few(tmp_path: Pat
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     done = command(tmp_path, "--strategies", "full", "prototypes", "--seeds", "0")
     assert done.returncode == 0, done.stderr
-    assert "warning: validation: 6 rows decide which weights are kept" in done.stderr
+    assert "warning: validation: its 6 rows" in done.stderr
     for name in ("full-all-0", "prototypes-all-0"):
         config = yaml.safe_load((out / "runs" / name / "config.yaml").read_text())
         assert config["data"]["validation_share"] == 0.1

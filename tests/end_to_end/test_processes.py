@@ -63,7 +63,7 @@ def test_two_processes_mark_and_refuse_what_one_does(
         command("translate", run, *how, tmp_path / f"{processes}.jsonl", "--processes", processes)
         said.append(capfd.readouterr().err.partition("warning: ")[2])
     assert said[0] == said[1]
-    assert f"2 of {len(cells)} rows have no prediction: 2 with a cell that is no text" in said[0]
+    assert f"2 of {len(cells)} rows have no prediction: 2 with a cell that is not text" in said[0]
     assert f"in.jsonl, row {TRANSLATOR_WINDOW + 5}, column 'source': found 7 (int)" in said[0]
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
     with source.open("a") as file:

@@ -204,7 +204,7 @@ def test_missing_cells_have_no_translation(run: Path, echo: list[str], tmp_path:
     assert [row["translation"] for row in read(tmp_path / "out.jsonl")] == ["a", None, None, "", None, "b"]
     assert echo == ["a", "b"]
     said = capfd.readouterr().err
-    assert "4 of 6 rows have no prediction: 3 with an empty text, 1 with a cell that is no text" in said
+    assert "4 of 6 rows have no prediction: 3 with an empty text, 1 with a cell that is not text" in said
     assert "in.jsonl, row 5, column 'source': found 5 (int); allowed: text" in said
 
 

@@ -174,12 +174,12 @@ SETTINGS = [
     ),
     Case(
         "test and test_share",
-        ("data.test_share: found 0.2 beside data.test", "one of the two"),
+        ("data.test_share: found 0.2 together with data.test", "one of the two"),
         settings={"data.test": "train.csv", "data.test_share": 0.2},
     ),
     Case(
         "shares of 1 together",
-        ("data.validation_share: found 0.6 beside test_share 0.4", "together below 1"),
+        ("data.validation_share: found 0.6 with test_share 0.4", "a sum below 1"),
         settings={"data.validation_share": 0.6, "data.test_share": 0.4},
     ),
     Case(
@@ -229,7 +229,7 @@ SETTINGS = [
     ),
     Case(
         "augmentation that leaves nothing",
-        ("training.augment: found {'drop': 0.5, 'mask': 0.5}", "drop, mask and replace together below 1"),
+        ("training.augment: found {'drop': 0.5, 'mask': 0.5}", "drop, mask and replace a sum below 1"),
         settings={"training.augment": {"drop": 0.5, "mask": 0.5}},
     ),
     Case(

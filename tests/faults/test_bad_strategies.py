@@ -163,7 +163,7 @@ UNLABELLED_DATA = [
     ),
     Case(
         "unlabelled all known",
-        ("data.unlabelled: each of its 16 rows stands in another split", "allowed: other texts"),
+        ("data.unlabelled: each of its 16 rows also occurs in another split", "allowed: new texts"),
         {"u.csv": CSV},
         {"data.unlabelled": "u.csv", **USED},
     ),
@@ -188,7 +188,7 @@ COMMON = [
     setting("training.augment", 0.1, "training.augment: found 0.1; allowed: settings by name (drop, swap, mask, replace"),
     setting("training.augment", {"drop": 1}, "training.augment.drop: found 1; allowed: less than 1"),
     setting("training.augment", {"dorp": 0.1}, "training.augment.dorp: unknown setting (did you mean 'drop'?)"),
-    setting("training.augment", {"drop": 0.5, "mask": 0.5}, "allowed: drop, mask and replace together below 1"),
+    setting("training.augment", {"drop": 0.5, "mask": 0.5}, "allowed: drop, mask and replace a sum below 1"),
     Case(
         "augment without a mask token",
         ("training.augment.mask: found 0.1", "no mask token"),
@@ -514,12 +514,12 @@ SEVERAL = [
     ),
     Case(
         "further shares",
-        ("strategy.tasks, other: ", "data.validation_share: found 0.5 beside test_share 0.6"),
+        ("strategy.tasks, other: ", "data.validation_share: found 0.5 with test_share 0.6"),
         settings=tasks(other(data__validation_share=0.5, data__test_share=0.6)),
     ),
     Case(
         "further test twice",
-        ("strategy.tasks, other: ", "data.test_share: found 0.2 beside data.test"),
+        ("strategy.tasks, other: ", "data.test_share: found 0.2 together with data.test"),
         settings=tasks(other(data__test="train.csv", data__test_share=0.2)),
     ),
     Case("further unknown task", (f"{FIRST}.task: found 'topics'", "there is no task"), settings=tasks(other(task="topics"))),

@@ -72,7 +72,7 @@ ALIGNED = [
     Case("a side is an empty file", ("train.de: the file is empty; allowed: text, a line or more",), {"train.de": ""}),
     Case(
         "an empty line in the source",
-        ("train.en + train.de, row 5, column 'source': this side is empty; allowed: text, or remove the pair",),
+        ("train.en + train.de, row 5, column 'source': this side is empty; allowed: text (or remove the pair)",),
         {"train.en": lines(ENGLISH, 5)},
     ),
     Case(
@@ -99,12 +99,15 @@ ALIGNED = [
     ),
     Case(
         "the same text in two files",
-        ("train.en + train.de, row 1: source and target are the same text here and in 16 of 16 pairs", "the wrong file"),
+        (
+            "train.en + train.de, row 1: source and target are the same text in this and in and in 16 of 16 pairs",
+            "the wrong file",
+        ),
         {"train.de": lines(ENGLISH)},
     ),
     Case(
         "mostly the same text",
-        ("row 2: source and target are the same text here and in 60 of 100 pairs", "allowed: a translation"),
+        ("row 2: source and target are the same text in this and in and in 60 of 100 pairs", "allowed: a translation"),
         {
             "train.en": lines([f"one {i}" for i in range(100)]),
             "train.de": lines([f"{('eins', 'one')[0 < i < 61]} {i}" for i in range(100)]),
@@ -243,7 +246,7 @@ TABLES = [
     ),
     Case(
         "an empty cell",
-        ("train.tsv, row 18, column 'target': this side is empty; allowed: text, or remove the pair",),
+        ("train.tsv, row 18, column 'target': this side is empty; allowed: text (or remove the pair)",),
         {"train.tsv": TSV + "a dog\t\n"},
         {"data.train": "train.tsv"},
     ),

@@ -174,7 +174,7 @@ def test_a_row_without_a_group_and_texts_without_labels() -> None:
     assert list(splits.rows["unlabelled"].columns["text"]) == ["g", "h"]
     assert skipped(splits) == {
         ("train", 2): "without a group", ("train", 4): "without a group", ("unlabelled", 2): "with an empty text",
-        ("unlabelled", 4): "with an empty text", ("unlabelled", 5): "with a cell that is no text",
+        ("unlabelled", 4): "with an empty text", ("unlabelled", 5): "with a cell that is not text",
     }  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def test_many_bad_rows_stand_out_and_none_left_is_an_error() -> None:
     for role in ("train", "test"):
         frames = {"train": half, role: half.iloc[2:]} | {"on_bad_rows": "skip"}
         with pytest.raises(
-            UserError, match=rf"data\.{role}: no row is left of 3: 3 with an empty text, such as data\.{role}, row 1"
+            UserError, match=rf"data\.{role}: none of 3 rows can be used: 3 with an empty text, such as data\.{role}, row 1"
         ):
             split(frames)
 

@@ -37,7 +37,7 @@ def different(count: int, length: int = 5) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
-        ("", "this side is empty; allowed: text, or remove the pair"),
+        ("", "this side is empty; allowed: text (or remove the pair)"),
         (" \t\r\u3000\u2028", "this side is empty"),
         (None, "found nothing; allowed: text"),
         (5, "found 5 (int); allowed: text"),
@@ -69,7 +69,7 @@ def test_mostly_the_same_text_is_a_mistake(alike: int) -> None:
     found = problems_of(pairs[alike:] + [(f" {source}", f"{source}\r") for source, _ in pairs[:alike]])
     assert len(found) == 1
     assert f"in {alike} of 100 pairs" in found[0]
-    assert f"row {100 - alike + 2}: source and target are the same text here" in found[0]
+    assert f"row {100 - alike + 2}: source and target are the same text in this and in" in found[0]
 
 
 def test_some_of_the_same_text_is_told() -> None:
@@ -99,7 +99,7 @@ def test_odd_lengths_are_told() -> None:
     pairs = different(50)
     pairs[7] = ("No.", "Nein, " * 20)
     pairs[9] = ("dog " * 30, "Hund")
-    assert told(pairs) == ["warning: 2 of 50 pairs differ oddly in length: pairs.tsv, row 9; pairs.tsv, row 11"]
+    assert told(pairs) == ["warning: 2 of 50 pairs have an unusual ratio of lengths: pairs.tsv, row 9; pairs.tsv, row 11"]
 
 
 def test_short_texts_may_differ() -> None:
@@ -108,7 +108,7 @@ def test_short_texts_may_differ() -> None:
 
 def test_one_huge_text_does_not_make_all_others_odd() -> None:
     pairs = [*different(50, length=20), ("a", "Hund " * 100_000)]
-    assert told(pairs) == ["warning: 1 of 51 pairs differ oddly in length: pairs.tsv, row 52"]
+    assert told(pairs) == ["warning: 1 of 51 pairs have an unusual ratio of lengths: pairs.tsv, row 52"]
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -118,7 +118,9 @@ def test_scripts_of_other_lengths_are_not_odd(swapped: bool) -> None:
     pairs = [(target, source) for source, target in pairs] if swapped else pairs
     assert told(pairs) == []
     odd = (CHINESE * 6, ENGLISH)
-    assert told([*pairs, odd[::-1] if swapped else odd]) == ["warning: 1 of 61 pairs differ oddly in length: pairs.tsv, row 62"]
+    assert told([*pairs, odd[::-1] if swapped else odd]) == [
+        "warning: 1 of 61 pairs have an unusual ratio of lengths: pairs.tsv, row 62"
+    ]
 
 
 def test_pairs_that_stand_twice_are_counted() -> None:
@@ -155,4 +157,4 @@ def test_the_same_source_never_stands_in_two_splits(seed: int) -> None:
 def test_sources_of_given_splits_that_stand_in_two_are_told() -> None:
     test = pd.DataFrame([(" source 1 ", "anders"), ("source 99", "neu")], columns=["source", "target"])
     notes = split([(f"source {i}", f"target {i}") for i in range(20)], test=test, validation_share=0).notes
-    assert any("1 of 2 rows of test have an input that also stands in train" in note for note in notes)
+    assert any("1 of 2 rows of test have an input that also occurs in train" in note for note in notes)

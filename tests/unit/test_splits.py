@@ -141,9 +141,9 @@ def test_leaks_between_given_splits_are_counted() -> None:
     notes = describe_repeats({"train": ["a", "b", "b"], "validation": ["c"], "test": ["b", "a", "b", "x", "c"]})
     assert notes[0] == "train: 1 of 3 rows repeat the input of another row"
     assert notes[1] == "test: 1 of 5 rows repeat the input of another row"
-    assert [note for note in notes if note.startswith("warning: 3 of 5 rows of test have an input that also stands in train")]
+    assert [note for note in notes if note.startswith("warning: 3 of 5 rows of test have an input that also occurs in train")]
     assert [
-        note for note in notes if note.startswith("warning: 1 of 5 rows of test have an input that also stands in validation")
+        note for note in notes if note.startswith("warning: 1 of 5 rows of test have an input that also occurs in validation")
     ]
     assert len(notes) == 4
 
@@ -155,7 +155,7 @@ def test_clean_splits_have_nothing_to_say() -> None:
 def test_leak_is_a_note_and_no_error() -> None:
     splits = split(DataConfig(train=frame(40), test=frame(4), validation_share=0))
     assert splits.notes == [
-        "warning: 4 of 4 rows of test have an input that also stands in train; figures on test will be too good"
+        "warning: 4 of 4 rows of test have an input that also occurs in train; metrics on test will be too high"
     ]
 
 
@@ -211,7 +211,7 @@ def test_near_copies_stay_together(task: dict[str, Any]) -> None:
     assert all(numbers.values())
     copies = count * (len(SPELLINGS) - 1)
     assert (
-        f"train: {copies} of {len(train)} rows repeat the input of another row ({copies} of them in another case, spacing or "
+        f"train: {copies} of {len(train)} rows repeat the input of another row ({copies} of them with another case, spacing or "
         "Unicode form)"
     ) in splits.notes
 
@@ -222,8 +222,8 @@ def test_near_copies_in_given_splits_are_counted() -> None:
     notes = split(DataConfig(train=train, test=test, validation_share=0)).notes
     assert notes == [
         "test: 1 of 5 rows repeat the input of another row",
-        "warning: 4 of 5 rows of test have an input that also stands in train (2 of them in another case, spacing or Unicode "
-        "form); figures on test will be too good",
+        "warning: 4 of 5 rows of test have an input that also occurs in train (2 of them with another case, spacing or Unicode "
+        "form); metrics on test will be too high",
     ]
 
 
@@ -294,7 +294,7 @@ def test_validation_of_a_few_rows_is_not_made_by_itself(rows: int, labels: str, 
         {"train": rows - validation, "validation": validation} if validation else {"train": rows}
     )
     assert splits.validation_share == (0.1 if validation else 0)
-    note = next((note for note in splits.notes if note.startswith("validation: no row is set aside")), "")
+    note = next((note for note in splits.notes if note.startswith("validation: none; ")), "")
     assert bool(note) is not bool(validation)
     assert validation or all(part in note for part in (f"of {rows} rows is {round(rows / 10)} rows", "data.validation_share"))
     assert contents_equal(splits, split(DataConfig(train=frame(rows, labels))))
@@ -319,7 +319,7 @@ def test_a_small_validation_split_is_made_where_it_is_asked_for(setting: dict[st
     needed, _ = read_splits(DataConfig(train=frame(40)), task, TrainingConfig(**setting), 0)
     for splits in (explicit, needed, read_splits(DataConfig(train=frame(40)), task, TrainingConfig(), 0, True)[0]):
         assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 36, "validation": 4}
-        assert sum(note.startswith("warning: validation: 4 rows decide which weights are kept") for note in splits.notes) == 1
+        assert sum(note.startswith("warning: validation: its 4 rows") for note in splits.notes) == 1
         assert splits.validation_share == 0.1
 
 

@@ -85,7 +85,7 @@ def test_rounds_learn_from_more_and_more_rows(
 ) -> None:
     found = run(files, tiny, tmp_path / "run", rounds=2, confidence=0)
     said = capsys.readouterr().err
-    assert "unlabelled: 22 of 110 rows left out" in said  # 8 of test, 4 of train, 10 twice
+    assert "unlabelled: 22 of 110 rows skipped" in said  # 8 of test, 4 of train, 10 twice
     assert "round 1 of 2" in said
     assert "round 2 of 2" in said
     steps = found.result["train"]["steps"]
@@ -196,7 +196,7 @@ def test_what_it_needs_is_named(files: dict[str, str], tiny: dict[str, Path], tm
     with pytest.raises(UserError, match="answers of a regression have no probability"):
         run(files | {"train": str(numbers), "test": str(numbers)}, tiny, tmp_path / "run", "regression")
     inside = files | {"unlabelled": files["test"]}
-    with pytest.raises(UserError, match=r"data\.unlabelled: each of its 40 rows stands in another split"):
+    with pytest.raises(UserError, match=r"data\.unlabelled: each of its 40 rows also occurs in another split"):
         run(inside, tiny, tmp_path / "run")
     with pytest.raises(UserError, match="both decide what is trained when"):
         strategy_from([{"name": "self_training"}, {"name": "gradual_unfreezing"}])

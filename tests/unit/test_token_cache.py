@@ -259,7 +259,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     rows = rows_of(60)
     same(task_of(rows).table(rows, tokenizer, "none"), task_of(rows).table(rows, tokenizer, "disk", name="train"))
     said = capfd.readouterr().err
-    assert said.startswith("warning: train: tokens cannot be kept in")
+    assert said.startswith("warning: train: tokens cannot be cached in")
     assert "data.token_cache: none" in said
 
 
@@ -454,8 +454,8 @@ def test_the_code_of_the_package_is_part_of_the_name(tmp_path: Path, monkeypatch
     package = Path(token_cache.__file__).parents[1]
     copied = shutil.copytree(package, tmp_path / "nlp_transfer", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(token_cache, "__file__", str(copied / "data" / "token_cache.py"))
-    before = token_cache._own_code.__wrapped__()
-    assert before == token_cache._own_code.__wrapped__()
+    before = token_cache._code_hash.__wrapped__()
+    assert before == token_cache._code_hash.__wrapped__()
     with (copied / "tasks" / "common" / "labels.py").open("a") as file:
         file.write("# changed\n")
-    assert before != token_cache._own_code.__wrapped__()
+    assert before != token_cache._code_hash.__wrapped__()

@@ -6,7 +6,7 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from nlp_transfer.data.windows import Window, WindowPlan, sort_by_length, inference_batches, token_batches
+from nlp_transfer.data.windows import Window, WindowPlan, inference_batches, sort_by_length, token_batches
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 333)
 # (batch_size, accumulation, processes): all see 32 rows a step.
@@ -160,8 +160,12 @@ def test_rows_with_two_sides_pad_each_other_little_on_both() -> None:
 
 def test_rows_are_halved_by_the_side_that_differs_most() -> None:
     sides = np.array([[1, 40], [2, 10], [9, 41], [8, 11], [1, 42], [9, 12], [2, 43], [3, 13]])
-    assert sort_by_length(sides, 2).tolist() == [1, 7, 3, 5, 0, 4, 6, 2], "short targets first, and on each half short sources first"
-    assert sort_by_length(np.array([[3], [1], [2], [1]]), 2).tolist() == [1, 3, 2, 0], "one side: by length, equal ones as they came"
+    assert sort_by_length(sides, 2).tolist() == [1, 7, 3, 5, 0, 4, 6, 2], (
+        "short targets first, and on each half short sources first"
+    )
+    assert sort_by_length(np.array([[3], [1], [2], [1]]), 2).tolist() == [1, 3, 2, 0], (
+        "one side: by length, equal ones as they came"
+    )
 
 
 def test_inference_answers_every_row_once_and_the_longest_first() -> None:

@@ -17,7 +17,7 @@ from nlp_transfer.utils.errors import BadRow, Problems, did_you_mean, shorten
 BLOCK = 10_000  # rows that are copied at once
 UNTYPED = (".csv", ".tsv", ".txt")
 TRANSLATION = "translation"  # the column in which data sets on the hub keep {"en": ..., "de": ...}
-EMPTY_TEXT, NO_TEXT = "with an empty text", "with a cell that is no text"  # kinds of bad rows
+EMPTY_TEXT, NO_TEXT = "with an empty text", "with a cell that is not text"  # kinds of bad rows
 
 
 @dataclass(frozen=True)
