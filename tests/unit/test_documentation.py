@@ -266,24 +266,32 @@ def test_what_does_not_exist_is_found(text: str, check: Any, fault: str) -> None
 
 def test_documents_are_not_read_in_vain() -> None:
     texts = {path.name: path.read_text(encoding="utf-8") for path in DOCUMENTS}
-    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbc_news.py"} <= set(texts)
-    assert len(list(command_lines(texts["README.md"]))) > 15
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbc_news.py", "strategies.md"} <= set(texts)
+    assert sum(len(list(command_lines(text))) for text in texts.values()) > 25
     assert len(list(command_lines(ast.get_docstring(ast.parse(texts["translation.py"])) or ""))) > 4
-    assert sum(language == "yaml" for language, _ in BLOCK.findall(texts["README.md"])) > 5
+    assert sum(language == "yaml" for text in texts.values() for language, _ in BLOCK.findall(text)) > 5
     assert texts["SECURITY.md"].count("::test_") > 20
 
 
-def test_every_strategy_is_named_in_the_readme_and_the_changelog() -> None:
-    for name in ("README.md", "CHANGELOG.md"):
+def test_every_strategy_and_task_is_named() -> None:
+    for name in ("README.md", "CHANGELOG.md", "docs/strategies.md"):
         spans = set(SPAN.findall((ROOT / name).read_text(encoding="utf-8")))
         assert set(registry.names("strategy")) - spans == set(), name
-    assert set(registry.names("task")) - set(SPAN.findall((ROOT / "README.md").read_text(encoding="utf-8"))) == set()
+    for name in ("README.md", "docs/tasks.md"):
+        assert set(registry.names("task")) - set(SPAN.findall((ROOT / name).read_text(encoding="utf-8"))) == set()
 
 
 @pytest.mark.parametrize("name", registry.names("strategy"))
-def test_the_readme_lists_every_setting_of_a_strategy(name: str) -> None:
-    [row] = re.findall(rf"^\| `{name}` \|(.*)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)[:1]
+def test_every_setting_of_a_strategy_is_documented(name: str) -> None:
+    text = (ROOT / "docs/strategies.md").read_text(encoding="utf-8")
+    [row] = re.findall(rf"^\| `{name}` \|(.*)", text, re.MULTILINE)[:1]
     assert set(registry.load("strategy", name).model_fields) - set(SPAN.findall(row)) == set()
+
+
+def test_every_document_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 180
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if f"(docs/{path.name})" not in readme] == []
 
 
 def test_every_part_of_the_package_is_in_the_table_of_contributing() -> None:
