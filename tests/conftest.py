@@ -21,6 +21,13 @@ def pytest_configure() -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test without one of the marks `model`, `process` and `hub` is fast."""
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("model", "process", "hub")):
+            item.add_marker("fast")
+
+
 GOOD, BAD = ("good", "great", "bright"), ("bad", "awful", "dull")
 
 
