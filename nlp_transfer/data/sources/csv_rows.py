@@ -7,6 +7,7 @@ from typing import Any
 
 from nlp_transfer.data.sources.file_reading import (
     ENCODING,
+    MAX_ROW,
     SURROGATE,
     TOO_LONG,
     UNDECODED,
@@ -15,7 +16,6 @@ from nlp_transfer.data.sources.file_reading import (
     format_of,
     undecoded,
 )
-from nlp_transfer.data.sources.file_reading import ENDINGS as ENDINGS
 from nlp_transfer.data.sources.json_rows import BLANK, Records
 from nlp_transfer.data.sources.table_headers import check_header, check_separator, named_columns
 from nlp_transfer.settings.schema import DataConfig
