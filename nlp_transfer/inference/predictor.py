@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources.in_memory import read_inputs
-from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, from_columns, lines_as, names_of, unfold
+from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, from_columns, name_lines, names_of, unfold
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.data.tokens import TokenTable, encode_rows, to_device
 from nlp_transfer.data.windows import inference_batches, token_batches
@@ -339,7 +339,7 @@ def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[
     Raises:
         UserError: one is missing.
     """
-    columns = unfold(lines_as(batch.columns, path, wanted), wanted)
+    columns = unfold(name_lines(batch.columns, path, wanted), wanted)
     if TRANSLATION in columns and not any(isinstance(cell, dict) for cell in columns[TRANSLATION]):
         columns = {name: [None] * len(batch) for name in wanted} | columns  # all texts of the window are missing
     check_columns(names_of(columns, batch.names), wanted, str(path))
