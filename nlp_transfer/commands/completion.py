@@ -63,8 +63,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             files.append(first)
     if len(files) > 1:
         raise UserError(
-            f"found {files[1]!r} beside {files[0]!r}; allowed: settings by their dotted name, such as --training.epochs 5, and "
-            "one FILE"
+            f"found {files[1]!r} beside {files[0]!r}; allowed: settings by dotted name, such as --training.epochs 5, and one FILE"
         )
     return (files[0] if files else None), flags
 

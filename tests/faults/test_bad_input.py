@@ -165,7 +165,7 @@ SETTINGS = [
     ),
     Case("text is a list", ("task.text: found ['text']", "allowed: text"), settings={"task.text": ["text"]}),
     Case("delimiter of two characters", ("data.delimiter: found '||'", "one character"), settings={"data.delimiter": "||"}),
-    Case("delimiter is a line end", ("data.delimiter: found '\\n'", "no line end"), settings={"data.delimiter": "\n"}),
+    Case("delimiter is a line end", ("data.delimiter: found '\\n'", "line break", "such as ;"), settings={"data.delimiter": "\n"}),
     Case("no encodings", ("data.encoding: found []", "at least 1 item"), settings={"data.encoding": []}),
     Case(
         "several problems at once",
@@ -342,7 +342,7 @@ SETTINGS = [
         settings={"strategy": ["full", "lora"]},
         arguments=train("--strategy.3.r", "5"),
     ),
-    Case("word instead of a flag", ("found 'epochs=5'", "allowed: settings by their dotted name"), arguments=train("epochs=5")),
+    Case("word instead of a flag", ("found 'epochs=5'", "allowed: settings by dotted name"), arguments=train("epochs=5")),
     Case("no file named", ("nlp-transfer train reviews.csv",), arguments=("train",)),
     Case("unknown command", ("No such command 'trian'",), arguments=("trian",)),
 ]
