@@ -30,6 +30,15 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
+def local_rank() -> int:
+    """Return the rank among the processes of this machine; without LOCAL_RANK, the rank itself.
+
+    Raises:
+        UserError: a launcher's variable is not a number.
+    """
+    return _number("LOCAL_RANK", rank())
+
+
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name) or str(default)
     if not value.isdecimal():
