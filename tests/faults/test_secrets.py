@@ -30,7 +30,7 @@ SERVICE = "plain-value-of-a-service-42"
 
 @pytest.fixture(autouse=True)
 def _no_secrets_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name in [name for name in os.environ if known_secrets.NAMED_LIKE_ONE.search(name) or name in known_secrets.HUB_TOKENS]:
+    for name in [name for name in os.environ if known_secrets.SECRET_NAME.search(name) or name in known_secrets.HUB_TOKENS]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     before = sys.stdout, sys.stderr, logging.getLogRecordFactory()
