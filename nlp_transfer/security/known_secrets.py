@@ -25,9 +25,7 @@ class Known:
             forms.add(value.encode("latin-1").decode("utf-8", "surrogateescape"))
         for before in range(3):
             coded = binascii.b2a_base64(bytes(before) + data, newline=False).decode().rstrip("=")
-            inner = coded[
-                (0, 2, 3)[before] : len(coded) - ((before + len(data)) % 3 != 0)
-            ]  # only depends on the value
+            inner = coded[(0, 2, 3)[before] : len(coded) - ((before + len(data)) % 3 != 0)]  # only depends on the value
             forms |= {inner, inner.replace("+", "-").replace("/", "_")}
         self.forms = sorted(forms, key=len, reverse=True)
 
