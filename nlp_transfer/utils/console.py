@@ -87,10 +87,8 @@ def show_metrics(metrics: Mapping[str, Mapping[str, float]], title: str = "metri
     if not splits:
         return
     names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
-    shown_names = [name for name in names if not name.endswith(("_low", "_high")) or name.rpartition("_")[0] not in names]
-    show_table(
-        title, ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in shown_names]
-    )
+    rows = [name for name in names if not name.endswith(("_low", "_high")) or name.rpartition("_")[0] not in names]
+    show_table(title, ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in rows])
 
 
 def _with_interval(metrics: Mapping[str, float], name: str) -> object:
