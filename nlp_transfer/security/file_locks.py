@@ -65,7 +65,7 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def read_own(path: Path, most: int = LONGEST_RECORD) -> bytes:
+def read_record(path: Path, most: int = LONGEST_RECORD) -> bytes:
     """Read a record, opened with `open_regular`.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nlp_transfer.models.verification.weight_files import stored_shapes
-from nlp_transfer.security.file_locks import read_own
+from nlp_transfer.security.file_locks import read_record
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizer import MovingAverage
@@ -90,7 +90,7 @@ class Keeper:
         return position
 
     def _read(self, path: Path) -> Position:
-        return read_position(read_own(path / "state.json"), int(path.name.removeprefix("step-")))
+        return read_position(read_record(path / "state.json"), int(path.name.removeprefix("step-")))
 
     def _fault(self, path: Path) -> str | None:
         """Why the tensors of a checkpoint cannot be used with this model, or None."""
