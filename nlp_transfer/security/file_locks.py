@@ -33,7 +33,7 @@ LONGEST_RECORD = 2**30
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-def open_own(path: Path, create: bool = True) -> BinaryIO:
+def open_record(path: Path, create: bool = True) -> BinaryIO:
     """Open a lock, journal or other record of this user's commands for reading and writing.
 
     Raises:
@@ -122,7 +122,7 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
         UserError: another process holds the lock, or the file is not a lock of this program.
     """
     for _ in range(1000):
-        file = open_own(path, create)
+        file = open_record(path, create)
         try:
             held = _lock(file.fileno())
         except OSError as error:
