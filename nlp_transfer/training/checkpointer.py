@@ -14,7 +14,7 @@ from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizer import MovingAverage
 from nlp_transfer.training.position import Position, read_position
-from nlp_transfer.utils.atomic_files import patiently
+from nlp_transfer.utils.atomic_files import retry_while_full
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.distributed import from_main, rank
 from nlp_transfer.utils.errors import UserError
@@ -138,7 +138,7 @@ class Keeper:
         position.average_steps = self.average.steps if self.average else 0
         tensors = {"model": weights, "optimizer": self.moments} | ({"average": average} if average else {})
         folder, state = self.folder, asdict(position)
-        patiently(
+        retry_while_full(
             lambda: checkpoints.write_checkpoint(folder, position.step, tensors, state, best, self.number),
             f"the checkpoint of step {position.step}", folder, give_up,
         )  # fmt: skip

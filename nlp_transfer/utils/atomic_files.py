@@ -49,7 +49,7 @@ def is_full(error: BaseException) -> bool:
     return IN_TEXT.search(str(error)) is not None
 
 
-def patiently(write: Callable[[], T], name: str, place: object, give_up: Callable[[], bool] = bool) -> T:
+def retry_while_full(write: Callable[[], T], name: str, place: object, give_up: Callable[[], bool] = bool) -> T:
     """Call `write`, and repeat it from the start while the disk is full.
 
     Args:
@@ -188,7 +188,7 @@ def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
         with replacing(path, overwrite) as file:
             file.write(content)
 
-    patiently(write, path.name, path.parent)
+    retry_while_full(write, path.name, path.parent)
 
 
 def open_end(path: Path) -> BinaryIO:
@@ -219,7 +219,7 @@ def append(path: Path, line: bytes) -> None:
                 file.truncate(size)
                 raise
 
-        patiently(write, path.name, path.parent)
+        retry_while_full(write, path.name, path.parent)
 
 
 def sync(path: Path) -> None:

@@ -346,7 +346,7 @@ def test_every_form_in_which_a_full_disk_shows() -> None:
     assert not atomic_files.is_full(OSError(13, "Permission denied"))
     assert not atomic_files.is_full(RuntimeError("os error 280"))
     with pytest.raises(PermissionError):
-        atomic_files.patiently(lambda: (_ for _ in ()).throw(PermissionError(13, "no")), "x", "y")
+        atomic_files.retry_while_full(lambda: (_ for _ in ()).throw(PermissionError(13, "no")), "x", "y")
 
 
 # --- checkpoints
