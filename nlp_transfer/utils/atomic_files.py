@@ -239,12 +239,12 @@ def sync(path: Path) -> None:
 
 def sync_all(folder: Path) -> None:
     """Sync a folder with all its contents to disk, after giving them the permissions of the umask."""
-    usual_permissions(folder)
+    apply_umask(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
-def usual_permissions(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give a file, or a folder with all its contents, the permissions that the umask gives to new files.
 
     safetensors writes temporary files that only their owner can read.
