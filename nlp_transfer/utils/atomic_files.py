@@ -191,7 +191,7 @@ def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
     retry_while_full(write, path.name, path.parent)
 
 
-def open_end(path: Path) -> BinaryIO:
+def open_for_append(path: Path) -> BinaryIO:
     """Open a file for appending, without a buffer; create it if missing.
 
     Raises:
@@ -207,7 +207,7 @@ def open_end(path: Path) -> BinaryIO:
 
 def append(path: Path, line: bytes) -> None:
     """Append a line to a file, completely or not at all, and wait while the disk is full."""
-    with open_end(path) as file:
+    with open_for_append(path) as file:
         size = os.fstat(file.fileno()).st_size
 
         def write() -> None:
