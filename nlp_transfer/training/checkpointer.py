@@ -16,7 +16,7 @@ from nlp_transfer.training.optimizer import MovingAverage
 from nlp_transfer.training.position import Position, read_position
 from nlp_transfer.utils.atomic_files import retry_while_full
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.distributed import from_main, rank
+from nlp_transfer.utils.distributed import broadcast_from_main, rank
 from nlp_transfer.utils.errors import UserError
 
 
@@ -63,7 +63,7 @@ class Keeper:
         position = self._read(own) if own else Position()
         broken = self._fault(self._best_folder(position)) if position.best is not None else None
         # From two checkpoints, processes would train two models without a sign of it.
-        name, broken = from_main((own.name if own else None, broken))
+        name, broken = broadcast_from_main((own.name if own else None, broken))
         if name is None or self.folder is None:
             return Position()
         folder = self.folder / name

@@ -46,7 +46,7 @@ def _number(name: str, default: int) -> int:
     return int(value)
 
 
-def from_main(value: T) -> T:
+def broadcast_from_main(value: T) -> T:
     """Broadcast the value of rank 0 to all processes, for decisions on which processes could disagree.
 
     Every process must call it. Without a process group, returns the value unchanged.
@@ -74,7 +74,7 @@ def compute_on_main(accelerator: Any, compute: Callable[[], T]) -> T:
             value = compute()
         except UserError as error:  # sent in parts, since unpickling would shorten the message again
             refused = (str(error), error.problems)
-    value, refused = from_main((value, refused))
+    value, refused = broadcast_from_main((value, refused))
     if refused is not None:
         raise UserError(*refused)
     result: Any = value
