@@ -121,8 +121,8 @@ def _check_one_process() -> None:
         return
     raise UserError(
         "MASTER_ADDR is set, but WORLD_SIZE is not: on CPUs, `accelerate launch --num_processes N` starts one process for any N. "
-        "Allowed: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m nlp_transfer ...; for one process, --num_processes 1 (if "
-        "this machine sets MASTER_ADDR: env -u MASTER_ADDR accelerate launch ...)"
+        "Allowed: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m nlp_transfer ...; for one process, --num_processes 1 "
+        "(if this machine sets MASTER_ADDR: env -u MASTER_ADDR accelerate launch ...)"
     )
 
 
