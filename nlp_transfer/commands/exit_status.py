@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,13 @@ def _exit_on_error(run: Callable[[], Any]) -> Any:
             message = usage.getvalue()
         message = printable(redact(message))
         if (prefix := error_prefix(message)) is not None:
-            click.echo(message if rank() == 0 and usage.getvalue() else f"{prefix}{message}", err=True, nl=False)
+            click.echo(message if _rank() == 0 and usage.getvalue() else f"{prefix}{message}", err=True, nl=False)
         sys.exit(2)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
         cause = error.__cause__ or error  # click converts a KeyboardInterrupt to its own error
-        if str(cause) and rank() == 0:
+        if str(cause) and _rank() == 0:
             click.echo(printable(redact(f"interrupted: {cause}")), err=True)
         sys.exit(getattr(cause, "status", 130))
     except SystemExit:
@@ -79,6 +80,13 @@ def _exit_on_error(run: Callable[[], Any]) -> Any:
             device.leave_group()
 
 
+def _rank() -> int:
+    """Return the rank; 0 if a variable of the launcher is invalid, since that is the error to print."""
+    with suppress(UserError):
+        return rank()
+    return 0
+
+
 def error_prefix(message: str) -> str | None:
     """Return the prefix of an error message of this process, or None if the first process prints the same message.
 
@@ -87,7 +95,7 @@ def error_prefix(message: str) -> str | None:
     are compared; with any other launcher every process prints.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    prefix = "error: " if rank() == 0 else f"error (rank {rank()}): "
+    prefix = "error: " if _rank() == 0 else f"error (rank {_rank()}): "
     if not error_file:
         return prefix
     first_message = Path(error_file).parents[1] / "0" / "message.txt"

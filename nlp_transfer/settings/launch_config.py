@@ -25,29 +25,29 @@ XLA = ("PJRT_DEVICE", "XRT_TPU_CONFIG")
 MIXED = ("no", "bf16", "fp16")
 LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"  # set by every `accelerate launch`
 
-COUNTS = "counts"
+USED = "used"
 NO_EFFECT = "no effect"
 REFUSED = "refused"
 CONFIGURATION: dict[str, tuple[str, str]] = {
-    "distributed_type": (COUNTS, "NO, MULTI_CPU and MULTI_GPU; others are refused"),
-    "num_processes": (COUNTS, "on CUDA GPUs; on CPUs Accelerate starts one process, which is refused: use torchrun"),
-    "num_machines": (COUNTS, ""),
-    "machine_rank": (COUNTS, ""),
-    "main_process_ip": (COUNTS, ""),
-    "main_process_port": (COUNTS, ""),
-    "rdzv_backend": (COUNTS, ""),
-    "same_network": (COUNTS, ""),
-    "gpu_ids": (COUNTS, ""),
-    "mpirun_config": (COUNTS, ""),
-    "enable_cpu_affinity": (COUNTS, ""),
-    "debug": (COUNTS, ""),
-    "use_cpu": (COUNTS, "training, evaluation and prediction use the CPU"),
-    "mixed_precision": (COUNTS, "bf16 and fp16, where `training.precision` is `auto` and the device can; fp8 is refused"),
+    "distributed_type": (USED, "NO, MULTI_CPU and MULTI_GPU; others are refused"),
+    "num_processes": (USED, "on CUDA GPUs; on CPUs Accelerate starts one process, which is refused: use torchrun"),
+    "num_machines": (USED, ""),
+    "machine_rank": (USED, ""),
+    "main_process_ip": (USED, ""),
+    "main_process_port": (USED, ""),
+    "rdzv_backend": (USED, ""),
+    "same_network": (USED, ""),
+    "gpu_ids": (USED, ""),
+    "mpirun_config": (USED, ""),
+    "enable_cpu_affinity": (USED, ""),
+    "debug": (USED, ""),
+    "use_cpu": (USED, "training, evaluation and prediction use the CPU"),
+    "mixed_precision": (USED, "bf16 and fp16, where `training.precision` is `auto` and the device can; fp8 is refused"),
     "gradient_accumulation_steps": (NO_EFFECT, "use `training.gradient_accumulation_steps`"),
     "dynamo_config": (NO_EFFECT, "models are not compiled"),
     "downcast_bf16": (NO_EFFECT, "is for TPUs"),
     "main_training_function": (NO_EFFECT, "is for TPUs and notebooks"),
-    "compute_environment": (COUNTS, "LOCAL_MACHINE; SageMaker is refused"),
+    "compute_environment": (USED, "LOCAL_MACHINE; SageMaker is refused"),
     "fp8_config": (REFUSED, ""),
     "fsdp_config": (REFUSED, ""),
     "deepspeed_config": (REFUSED, ""),
