@@ -24,9 +24,7 @@ def score_validation(
     whose final predictions are made in another way come with what differs (`Task.draft_settings`).
     """
     metrics, _ = score(model, task, table, accelerator, draft=True, own=own)
-    metrics = broadcast_from_main(
-        metrics
-    )  # processors of different kinds round differently, and all must stop after the same step
+    metrics = broadcast_from_main(metrics)  # CPU models round differently, and all processes must stop after the same step
     metrics |= task.draft_settings(len(table))
     further = strategy.further_jobs(model)
     decisive = [(task, metrics.get(task.best_metric, math.nan))]
