@@ -25,7 +25,7 @@ from nlp_transfer.models.checkpoint import autocast, encoder_config, find_layers
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, pool
 from nlp_transfer.utils.atomic_files import replacing
 from nlp_transfer.utils.console import Steps, say
-from nlp_transfer.utils.distributed import from_main
+from nlp_transfer.utils.distributed import broadcast_from_main
 from nlp_transfer.utils.errors import UserError
 
 Where = Literal["auto", "memory", "disk"]
@@ -83,7 +83,7 @@ def _cached(
         _fill(values, model, table, cut, device, precision, name)
     else:
         path = cache_folder() / f"{_fingerprint(model, table, cut, precision)}.npy"
-        if not from_main(path.exists()):
+        if not broadcast_from_main(path.exists()):
             _write(path, shape, lambda values: _fill(values, model, table, cut, device, precision, name))
         else:
             say(f"{name}: features found in {path}")

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Gra
 from nlp_transfer.kernels.sdpa import attention_for_fp32
 from nlp_transfer.settings.launch_config import SUPPORTED, configured_precision, flag
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.utils.distributed import from_main, world_size
+from nlp_transfer.utils.distributed import broadcast_from_main, world_size
 from nlp_transfer.utils.errors import UserError
 
 NO_FP16 = ("deberta-v2",)  # attention scores of DeBERTa-v2/v3 overflow in fp16 and turn into NaN
@@ -90,7 +90,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     on_cpu = device_type() == "cpu"  # without this, plain torchrun on CPUs would start unrelated jobs
     try:
         PartialState(on_cpu, **group.to_kwargs())
-        precision = from_main(precision)
+        precision = broadcast_from_main(precision)
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if precision == "fp32" else precision,

@@ -24,7 +24,7 @@ from nlp_transfer.security.secret_patterns import clean
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.utils.atomic_files import DiskFullError, patiently
+from nlp_transfer.utils.atomic_files import DiskFullError, retry_while_full
 from nlp_transfer.utils.console import say, show_metrics
 from nlp_transfer.utils.distributed import compute_on_main
 from nlp_transfer.utils.errors import UserError
@@ -46,7 +46,7 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
     place = folder.path / "model"
-    saved = patiently(partial(save_job, job, plain, place), "the model", place)
+    saved = retry_while_full(partial(save_job, job, plain, place), "the model", place)
     if (folder.path / "adapter").is_dir():
         check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
     return saved
@@ -71,7 +71,7 @@ def score_splits(
         if accelerator.is_main_process:
             path = folder / PREDICTIONS / f"{split}.parquet"
             try:
-                patiently(
+                retry_while_full(
                     partial(_write_predictions, path, job, split, answers[split]), f"the predictions of {split}", path.parent
                 )
             except DiskFullError:
@@ -118,7 +118,7 @@ def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelera
     for name, (job, learned) in jobs.items():
         model, place = learned, folder.path / "tasks" / name / "model"
         if accelerator.is_main_process:
-            model = patiently(partial(save_job, job, model, place), name, place)
+            model = retry_while_full(partial(save_job, job, model, place), name, place)
         metrics, _ = score_splits(job, model, accelerator, [], place.parent)
         found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
         if metrics and (signatures := job.task.signatures()):

@@ -29,7 +29,7 @@ from nlp_transfer.training.checkpointer import Position
 from nlp_transfer.training.optimizer import idle_parts
 from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils import environment
-from nlp_transfer.utils.atomic_files import patiently, write_json
+from nlp_transfer.utils.atomic_files import retry_while_full, write_json
 from nlp_transfer.utils.console import percent
 
 FEW_STEPS = 100
@@ -197,6 +197,6 @@ def finish(
             sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
             counts = {"rows": {split: len(part) for split, part in rows.items()}}
             card = partial(write_card, place, learned, clean(figures), {**sources, **counts}, document["training"])
-            patiently(card, "the model card", place)
+            retry_while_full(card, "the model card", place)
     write_json(folder.path / "result.json", result)
     folder.clear_checkpoints()

@@ -25,7 +25,7 @@ from nlp_transfer.models.verification.model_files import check_model, find_file,
 from nlp_transfer.models.verification.untrusted_json import FAULTS, first_line
 from nlp_transfer.models.verification.weight_files import check_finite, check_weights
 from nlp_transfer.saved_models.probe import probe_difference
-from nlp_transfer.settings.registry import is_own
+from nlp_transfer.settings.registry import is_user_defined
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.utils.errors import UserError
@@ -86,7 +86,7 @@ def is_built(model: nn.Module) -> bool:
 def is_known(model: Any, task: Task) -> bool:
     """Whether the task's Auto class makes the same model from its configuration: modules of the same classes, and parameters of
     the same shapes. The tasks of this package see to that."""
-    if not is_own(task):
+    if not is_user_defined(task):
         return True
     try:
         with torch.device("meta"):
@@ -114,7 +114,7 @@ def ways_to_save(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[
     A model of the user's own class may compute what its modules do not show (hooks), and a strategy may have changed its
     configuration (fewer layers). Which way reproduces the model is known once it was read again.
     """
-    if checkpoint is None or not is_own(task):
+    if checkpoint is None or not is_user_defined(task):
         return [None]
     ways: list[PretrainedConfig | None] = [None] if is_known(model, task) else []
     ways.append(checkpoint.config)

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nlp_transfer.cli import cli, guarded
+from nlp_transfer.cli import cli
+from nlp_transfer.commands.exit_status import run_command
 from tests.conftest import sentiment_rows
 
 GONE = object()  # as a setting's value: the setting is left out
@@ -165,7 +166,7 @@ SETTINGS = [
     ),
     Case("text is a list", ("task.text: found ['text']", "allowed: text"), settings={"task.text": ["text"]}),
     Case("delimiter of two characters", ("data.delimiter: found '||'", "one character"), settings={"data.delimiter": "||"}),
-    Case("delimiter is a line end", ("data.delimiter: found '\\n'", "no line end"), settings={"data.delimiter": "\n"}),
+    Case("line break as delimiter", ("data.delimiter: found '\\n'", "line break", ";"), settings={"data.delimiter": "\n"}),
     Case("no encodings", ("data.encoding: found []", "at least 1 item"), settings={"data.encoding": []}),
     Case(
         "several problems at once",
@@ -342,7 +343,7 @@ SETTINGS = [
         settings={"strategy": ["full", "lora"]},
         arguments=train("--strategy.3.r", "5"),
     ),
-    Case("word instead of a flag", ("found 'epochs=5'", "allowed: settings by their dotted name"), arguments=train("epochs=5")),
+    Case("word instead of a flag", ("found 'epochs=5'", "allowed: settings by dotted name"), arguments=train("epochs=5")),
     Case("no file named", ("nlp-transfer train reviews.csv",), arguments=("train",)),
     Case("unknown command", ("No such command 'trian'",), arguments=("trian",)),
 ]
@@ -896,7 +897,7 @@ def listing(folder: Path) -> dict[str, str]:
 def command(*arguments: str) -> int:
     """The exit status of `nlp-transfer` with these arguments, run in this process."""
     try:
-        guarded(lambda: cli.main(list(arguments), standalone_mode=False))
+        run_command(lambda: cli.main(list(arguments), standalone_mode=False))
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0
@@ -970,7 +971,7 @@ def test_crash_is_one_with_a_traceback(capfd: pytest.CaptureFixture[str]) -> Non
         raise RuntimeError("a fault of the program")
 
     with pytest.raises(SystemExit) as ended:
-        guarded(crash)
+        run_command(crash)
     assert ended.value.code == 1
     assert "Traceback" in (said := capfd.readouterr().err)
     assert "a fault of the program" in said

@@ -563,7 +563,7 @@ COMPARISONS = [
     ),
     Case(
         "compare file behind the flags",
-        ("Missing argument 'FILE', which stands before the flags",),
+        ("Missing argument 'FILE', which precedes the flags",),
         arguments=("compare", "--strategies", "full", "run.yaml"),
     ),
     compared("lorra", says=("--strategies lorra: ", "there is no strategy 'lorra'", "did you mean 'lora'?")),

@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModel, dynamic_module_utils
 
 import nlp_transfer
 from nlp_transfer import fine_tune, load_adapters, load_predictor
-from nlp_transfer.cli import cli, guarded
+from nlp_transfer.cli import cli
+from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.experiments.comparison_page import write_page
 from nlp_transfer.experiments.summary_rows import Measured, Row
@@ -156,7 +157,7 @@ def test_code_that_comes_with_a_model_is_refused_and_does_not_run(
     for way in ways:
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | way))
         with pytest.raises(SystemExit) as ended:
-            guarded(lambda: cli.main(["train", str(tmp_path / "run.yaml")], standalone_mode=False))
+            run_command(lambda: cli.main(["train", str(tmp_path / "run.yaml")], standalone_mode=False))
         assert ended.value.code == 2, way
         assert "auto_map" in capsys.readouterr().err, way
         assert not (tmp_path / "out").exists()
@@ -460,12 +461,12 @@ def test_trust_is_off_wherever_something_is_loaded() -> None:
 
 CHILD = """
 import sys
-from nlp_transfer.cli import cli, guarded
+from nlp_transfer.cli import cli
 
 for line in ("train run.yaml --model tester/coded", "train run.yaml --data.train tester/scripted", "predict tester/coded --input "
              "new.txt --output answers.csv", "train run.yaml --model tester/pointing", "train run.yaml --model tester/pickled"):
     try:
-        guarded(lambda: cli.main(line.split(), standalone_mode=False))
+        run_command(lambda: cli.main(line.split(), standalone_mode=False))
     except SystemExit as ended:
         print(f"ended {ended.code}", file=sys.stderr)
 """

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import binomtest
 
 from nlp_transfer import UserError
-from nlp_transfer.commands.flags import expand
+from nlp_transfer.commands.options import repeat_flags
 from nlp_transfer.data.splits import draw_shots, read_splits
 from nlp_transfer.evaluation.intervals import Runs, compare_runs, estimate, measure
 from nlp_transfer.evaluation.resampling import Figure, Scored, row_draws
@@ -38,9 +38,9 @@ NUMBERS: Task = task_from({"name": "regression"})
 def test_flags_take_what_follows_up_to_the_next_flag() -> None:
     given = ["run.yaml", "--seeds", "0", "1", "--training.epochs", "5", "--shots=8", "all", "--verbose"]
     wanted = ["run.yaml", "--seeds=0", "--seeds=1", "--training.epochs", "5", "--shots=8", "--shots=all", "--verbose"]
-    assert expand(given, ("--seeds", "--shots")) == wanted
-    with pytest.raises(UserError, match="--seeds: needs a value"):
-        expand(["--seeds", "--shots", "1"], ("--seeds", "--shots"))
+    assert repeat_flags(given, ("--seeds", "--shots")) == wanted
+    with pytest.raises(UserError, match="--seeds: needs one or more values"):
+        repeat_flags(["--seeds", "--shots", "1"], ("--seeds", "--shots"))
 
 
 def test_strategies_are_names_mappings_and_sums() -> None:

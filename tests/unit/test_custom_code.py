@@ -330,7 +330,7 @@ def test_code_in_the_root_of_an_editable_project_is_imported_only_from_packages_
     ("name", "parts"),
     [
         ("tests.custom_tasks:Nothing", ["has no class Nothing", "Metric"]),
-        ("tests.custom_tasks:Slow", ["no Task"]),
+        ("tests.custom_tasks:Slow", ["not a subclass of Task"]),
         ("nlp_transfer.tasks:Task", ["does not define", "encode"]),
         ("__main__:Gone", ["script", "--code", "load_predictor"]),
         ("no_such_module:Task", ["no module no_such_module", "--code no_such_module.py", "pip install"]),

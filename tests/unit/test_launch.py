@@ -21,7 +21,7 @@ from nlp_transfer.settings.launch_config import CONFIGURATION, check_launch
 from nlp_transfer.settings.schema import TrainingConfig
 from tests.equivalence.jobs import gradients
 
-README = Path(__file__).parents[2] / "README.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/distributed.md"
 DEEPSPEED = ("--use_deepspeed", "--zero_stage", "2", "--num_machines", "1", "--main_process_port", "29555")
 
 
@@ -219,11 +219,11 @@ def test_an_accelerator_of_the_callers_own_is_checked(monkeypatch: pytest.Monkey
 
 
 def test_the_table_says_what_counts() -> None:
-    """README against the dictionary, and the dictionary against the fields that Accelerate's configuration has."""
+    """The document against the dictionary, and the dictionary against the fields that Accelerate's configuration has."""
     fields = {field.name for kind in (BaseConfig, ClusterConfig) for field in dataclasses.fields(kind)}
     assert set(CONFIGURATION) == fields | {"gradient_accumulation_steps"}
     table: dict[str, str] = {}
-    for line in README.read_text(encoding="utf-8").splitlines():
-        if match := re.fullmatch(r"\| ((?:`\w+`(?:, )?)+) \| (counts|no effect|refused)(?:: .*)? \|", line):
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"\| ((?:`\w+`(?:, )?)+) \| (used|no effect|refused)\b.* \|", line):
             table |= dict.fromkeys(re.findall(r"`(\w+)`", match[1]), match[2])
     assert table == {name: effect for name, (effect, _) in CONFIGURATION.items()}

@@ -25,7 +25,7 @@ ROOT = Path(nlp_transfer.__file__).parent
 ALLOWED = {
     "utils/atomic_files.py": "the writer",
     "security/file_locks.py": "lock files and journals: opened without following links, checked, removed by their holder alone",
-    "inference/output_journal.py": "appends to its journal through `file_locks.open_own`; removes it when the output is complete",
+    "inference/output_journal.py": "appends to its journal, opened by `open_record`; removes it when the output is complete",
     "models/cached_features.py": "maps a file that `replacing` has made",
     "inference/parquet_writer.py": "writes into files that `replacing` has made, and into temporary files without a name",
     "saved_models/save.py": "libraries write into a folder that `replacing_folder` has made",
