@@ -199,10 +199,8 @@ def _explain(operation: Operation, error: BaseException) -> str:
             f"last answer: {operation.last_answer}; {ADVICE}"
         )
     status, reason = answer.response.status_code, answer.server_message or answer.response.reason_phrase or "no reason"
-    return (
-        f"{operation.purpose}: the answer to {_describe(answer.response.request)} is {status} ({' '.join(reason.split())[:300]}); "
-        f"{ADVICE_FOR_STATUS.get(status, ADVICE)}"
-    )
+    call, advice = _describe(answer.response.request), ADVICE_FOR_STATUS.get(status, ADVICE)
+    return f"{operation.purpose}: the answer to {call} is {status} ({' '.join(reason.split())[:300]}); {advice}"
 
 
 def _install() -> None:

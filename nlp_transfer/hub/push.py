@@ -149,22 +149,19 @@ def _commit(api: HfApi, target: Target, package: Package, message: str) -> Pushe
             if not changed and not outdated:
                 return Pushed(repo_id, _address(api, repo_id), head, revision, state.private, False, target.tag)
             _announce(package, changed, outdated)
+            additions = [CommitOperationAdd(name, package.files[name]) for name in changed]
             with _progress_bars_on_terminals():
                 commit = api.create_commit(
                     repo_id,
-                    [
-                        *(CommitOperationAdd(name, package.files[name]) for name in changed),
-                        *(CommitOperationDelete(name) for name in outdated),
-                    ],
+                    [*additions, *map(CommitOperationDelete, outdated)],
                     commit_message=message,
                     revision=revision,
                     create_pr=target.create_pr,
                     parent_commit=head,
                     num_threads=2,
                 )
-        return Pushed(
-            repo_id, _address(api, repo_id), commit.oid, commit.pr_revision or revision, state.private, True, target.tag
-        )
+        revision = commit.pr_revision or revision
+        return Pushed(repo_id, _address(api, repo_id), commit.oid, revision, state.private, True, target.tag)
     except UserError as error:
         arrived, description = _after_failure(api, target, package, head)
         if arrived is None:
@@ -187,7 +184,7 @@ def _create(api: HfApi, target: Target) -> RepositoryState:
         raise UserError(f"{repo_id} has no branch {revision}, although the hub has just created it; push again later")
     if target.state is None and state.private is target.public:
         kind = "private" if state.private else "public"
-        raise UserError(f"{repo_id}: somebody else has just created it, and it is {kind}; push again if this is intended")
+        raise UserError(f"{repo_id}: somebody else has just created it, and it is {kind}")
     return state
 
 
@@ -201,14 +198,14 @@ def _after_failure(api: HfApi, target: Target, package: Package, head: str | Non
     try:
         with asking(f"reading the state of {repo_id}"):
             state = read_state(api, repo_id, revision)
-            if state is None or state.head is None:
-                return None, f"{repo_id}: nothing was created"
-            tree = _list_files(api, repo_id, state.head)
+            tree = _list_files(api, repo_id, state.head or MAIN) if state else {}
     except UserError as error:
         return None, f"{url}, {revision}: the state is unknown ({error}); look at it before you push again"
+    if state is None:
+        return None, f"{repo_id} does not exist; nothing was created"
     if target.create_pr:
         return None, f"{repo_id}, {revision} is unchanged; if {url}/discussions lists a pull request of this push, close it"
-    if head is not None and state.head != head:
+    if head and state.head and state.head != head:
         if not package.differences(tree) and not package.outdated(tree):
             pushed = Pushed(repo_id, url, state.head, revision, state.private, True, target.tag)
             return pushed, f"the commit {state.head} arrived nevertheless"
@@ -216,12 +213,17 @@ def _after_failure(api: HfApi, target: Target, package: Package, head: str | Non
             f"{repo_id}, {revision} has moved from {head} to {state.head} during the push, and a push is accepted only on top of "
             f"the commit that it was made for; look at {url}/commit/{state.head}, and push again"
         )
-    if target.state is None and set(tree) <= INITIAL_FILES:
-        return None, f"{repo_id} was created by this push and is empty; push again, or remove it with `hf repos delete {repo_id}`"
-    if target.state is None or target.state.head is None:
+    if target.state is None:
+        is_empty = set(tree) <= INITIAL_FILES
+        advice = f"push again, or remove it with `hf repos delete {repo_id}`" if is_empty else "push again if this is intended"
+        content = "is empty" if is_empty else "holds files of somebody else"
+        return None, f"{repo_id} did not exist before this push, and {content} now; {advice}"
+    if state.head is None:
+        return None, f"{repo_id} is unchanged and has no branch {revision}; push again later"
+    if target.state.head is None:
         return None, (
-            f"the branch {revision} of {repo_id} was created by this push and holds none of its files; push again, or remove it "
-            f"with `hf repos branch delete {repo_id} {revision}`"
+            f"the branch {revision} of {repo_id} did not exist before this push, and holds none of its files; push again, or "
+            f"remove it with `hf repos branch delete {repo_id} {revision}`"
         )
     return None, f"{repo_id}, {revision} is unchanged ({state.head}); push again later"
 

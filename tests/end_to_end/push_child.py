@@ -59,18 +59,18 @@ def train_and_push(folder: Path, hub: Hub, address: str) -> None:
     status_code, output = command("train", str(folder / "run.yaml"), "--push-to", "ann/reviews")
     assert status_code == 0, output
     assert ANN not in output
-    found = hub.repository("ann/reviews")
-    assert [commit.title for commit in found.history()] == ["Push model with nlp_transfer", "initial commit"]
-    assert found.private
+    repository = hub.repository("ann/reviews")
+    assert [commit.title for commit in repository.history()] == ["Push model with nlp_transfer", "initial commit"]
+    assert repository.private
     assert status(f"{address}/api/models/ann/reviews") == 401
     assert status(f"{address}/api/models/ann/reviews", BEA) == 404
     assert status(f"{address}/api/models/ann/reviews", ANN) == 200
-    assert set(found.files()) == {
+    assert set(repository.files()) == {
         ".gitattributes", "README.md", "config.json", "model.safetensors", "nlp_transfer.json", "tokenizer.json",
         "tokenizer_config.json", "training/config.yaml", "training/result.json",
     }  # fmt: skip
-    assert not any(str(folder).encode() in content for content in found.files().values())
-    card = found.files()["README.md"].decode()
+    assert not any(str(folder).encode() in content for content in repository.files().values())
+    card = repository.files()["README.md"].decode()
     assert "type: accuracy" in card.split("---")[1]
     assert 'pipeline("text-classification", "ann/reviews")' in card
     wanted = load_predictor(folder / "run")(BATCH)
@@ -155,9 +155,9 @@ def branch_and_pull_request(folder: Path, hub: Hub, address: str) -> None:
     from nlp_transfer import load_predictor, push
 
     pushed = push(folder / "run", "ann/branches", revision="dev", tag="v1")
-    found = hub.repository("ann/branches")
-    assert set(found.files()) == {".gitattributes"}
-    assert found.branches["dev"] == pushed.commit == found.tags["v1"]
+    repository = hub.repository("ann/branches")
+    assert set(repository.files()) == {".gitattributes"}
+    assert repository.branches["dev"] == pushed.commit == repository.tags["v1"]
     for revision in ("dev", "v1", pushed.commit):
         assert same(load_predictor(f"ann/branches@{revision}")(BATCH), load_predictor(folder / "run")(BATCH))
     proposed = push(folder / "run", "bea/hers", create_pr=True)

@@ -83,8 +83,8 @@ def outcome(action: Callable[[], object]) -> str:
 
 def test_a_well_behaved_hub(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
     hub, transport = connection
-    found = download(tmp_path / "cache")
-    assert {name: (found / name).read_bytes() for name in FILES} == FILES
+    folder = download(tmp_path / "cache")
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
     assert hub.repository(NAME).files(send())["new.safetensors"] == b"new weights"
     assert not transport.elsewhere
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache"]
@@ -198,8 +198,8 @@ def test_no_answer_names_a_file_outside_the_cache(field: str, name: str, connect
     for word in (NAME, ADDRESS, field.split()[0], "refused"):
         assert word in str(error.value)
     assert [entry.name for entry in tmp_path.iterdir()] in ([], ["cache"])
-    own = {tmp_path / "cache" / name for name in ("models--ann--reviews", ".locks", "CACHEDIR.TAG")}
-    assert set(tmp_path.glob("cache/*")) <= own
+    allowed = {tmp_path / "cache" / name for name in ("models--ann--reviews", ".locks", "CACHEDIR.TAG")}
+    assert set(tmp_path.glob("cache/*")) <= allowed
 
 
 def test_etags_of_real_hubs(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
@@ -403,9 +403,9 @@ def test_files_of_a_hub_that_cannot_list_them(connection: tuple[Hub, Inside], st
     hub.seed(NAME, FILES | {"tokenizer_config.json": b"{}"})
     hub.faults = [Fault("changed", "tree", None, change=lambda _, content, headers: (status, content, headers))]
     source = pin(ModelSource(NAME, NAME))
-    found = find_file(source, "tokenizer_config.json")
-    assert found is not None
-    assert found.read_bytes() == b"{}"
+    path = find_file(source, "tokenizer_config.json")
+    assert path is not None
+    assert path.read_bytes() == b"{}"
     assert find_file(source, "added_tokens.json") is None
 
 

@@ -46,8 +46,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[tuple[Hub, list[float]]]:
-    with connected(tmp_path) as found:
-        yield found
+    with connected(tmp_path) as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def hub(connection: tuple[Hub, list[float]]) -> Hub:
 @pytest.fixture(scope="module")
 def expected(finished: Path) -> dict[str, bytes]:
     """The files that a push of the run sends."""
-    with make_package(finished, NAME) as found:
-        return {name: path.read_bytes() for name, path in found.files.items()}
+    with make_package(finished, NAME) as package:
+        return {name: path.read_bytes() for name, path in package.files.items()}
 
 
 def is_complete(hub: Hub, expected: dict[str, bytes], revision: str = "main") -> bool:
@@ -287,13 +287,13 @@ RIGHTS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "user", "said"), RIGHTS)
-def test_without_the_right_to_write_nothing_is_sent(name: str, user: dict[str, Any], said: str, run: Path, hub: Hub) -> None:
+@pytest.mark.parametrize(("name", "user", "fact"), RIGHTS)
+def test_without_the_right_to_write_nothing_is_sent(name: str, user: dict[str, Any], fact: str, run: Path, hub: Hub) -> None:
     for field, value in user.items():
         setattr(hub.users[TOKEN], field, value)
     hub.seed("bob/reviews", {"README.md": b"his"})
     before = hub.repository("bob/reviews").state()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=fact):
         push(run, name)
     assert hub.wrote() == []
     assert hub.repository("bob/reviews").state() == before
@@ -316,18 +316,18 @@ def test_without_a_valid_token_nothing_is_sent(run: Path, hub: Hub, monkeypatch:
 
 
 def test_places_that_cannot_be_pushed_to(run: Path, hub: Hub) -> None:
-    for settings, said in (
+    for settings, fact in (
         ({"revision": "0" * 40}, "a commit; allowed: a branch"),
         ({"create_pr": True}, "there is no repository"),
         ({"revision": "refs/pr/1"}, "has no refs/pr/1"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=fact):
             push(run, NAME, **settings)
-    found = hub.seed(NAME, {"README.md": b"before"})
-    found.tags["v1"] = found.branches["main"]
-    for settings, said in (({"tag": "v1"}, "already has a tag v1"), ({"revision": "v1"}, "v1 is a tag"),
+    repository = hub.seed(NAME, {"README.md": b"before"})
+    repository.tags["v1"] = repository.branches["main"]
+    for settings, fact in (({"tag": "v1"}, "already has a tag v1"), ({"revision": "v1"}, "v1 is a tag"),
                            ({"create_pr": True, "revision": "dev"}, "has no branch dev")):  # fmt: skip
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=fact):
             push(run, NAME, **settings)
     assert hub.wrote() == []
 
@@ -398,7 +398,7 @@ def test_a_lasting_failure_leaves_the_hub_unchanged(call: str, exists: bool, run
     elif call == "create":
         assert "nothing was created" in message
     else:
-        assert f"{NAME} was created by this push and is empty" in message
+        assert f"{NAME} did not exist before this push, and is empty now" in message
         assert f"hf repos delete {NAME}" in message
     if exists or call == "create":
         assert states(hub) == before
@@ -474,9 +474,31 @@ def test_a_new_branch_that_stays_empty_is_reported(run: Path, hub: Hub) -> None:
     before = hub.seed(NAME, {"README.md": b"before"}).files()
     hub.faults = [Fault("500", "/commit/dev")]
     message = failure(run, revision="dev")
-    for fact in (f"the branch dev of {NAME} was created by this push", f"hf repos branch delete {NAME} dev"):
+    for fact in (f"the branch dev of {NAME} did not exist before this push", f"hf repos branch delete {NAME} dev"):
         assert fact in message
     assert hub.repository(NAME).files("dev") == hub.repository(NAME).files() == before
+
+
+def test_a_branch_that_cannot_be_created(run: Path, hub: Hub) -> None:
+    hub.faults = [Fault("500", "/branch/dev")]
+    assert f"{NAME} did not exist before this push, and is empty now" in failure(run, revision="dev")
+    assert f"{NAME} is unchanged and has no branch dev" in failure(run, revision="dev")
+    assert set(hub.repository(NAME).branches) == {"main"}
+
+
+def test_a_repository_that_somebody_else_has_just_created(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public one is not used for a push to a new private repository."""
+    check = package._check_predictions
+
+    def check_and_create(checked: package.Package) -> None:
+        check(checked)
+        hub.seed(NAME, BEFORE)
+
+    monkeypatch.setattr(package, "_check_predictions", check_and_create)
+    message = failure(run)
+    for fact in (NAME, "somebody else has just created it", "public", "holds files of somebody else"):
+        assert fact in message
+    assert commits(hub) == ["initial commit"]
 
 
 def test_a_tag_that_cannot_be_set(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:

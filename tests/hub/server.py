@@ -95,23 +95,23 @@ class Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        found = b""
+        content = b""
         while size := int(self.rfile.readline().split(b";")[0], 16):
-            found += self.rfile.read(size)
+            content += self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()
-        return found
+        return content
 
     def route(self, path: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         self.token, self.sent = token, body
         for methods, pattern, name in ROUTES:
-            found = pattern.match(path)
-            if found and re.fullmatch(methods, self.command):
-                part = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
-                part.setdefault("kind", "datasets" if part.get("data") else "models")
+            match = pattern.match(path)
+            if match and re.fullmatch(methods, self.command):
+                fields = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                fields.setdefault("kind", "datasets" if fields.get("data") else "models")
                 user = self.hub.who(token)
-                answer = getattr(self, f"on_{name}")(part, user)
+                answer = getattr(self, f"on_{name}")(fields, user)
                 return answer if isinstance(answer, tuple) else (200, json.dumps(answer).encode(), {})
         raise RefusedError(404, "Not found", "RepoNotFound")
 
@@ -179,9 +179,9 @@ class Handler(BaseHTTPRequestHandler):
         made = self.hub.create(json.loads(self.sent), user)
         return {"url": f"http://{self.headers['Host']}/{made.name}", "name": made.name}
 
-    def on_info(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.hub.read(part["kind"], part["id"], user)
-        commit = found.find(part.get("revision", "main"))
+    def on_info(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.read(fields["kind"], fields["id"], user)
+        commit = repository.find(fields.get("revision", "main"))
         siblings = [
             {"rfilename": path, "size": len(blob.content), "blobId": blob.oid}
             | (
@@ -191,80 +191,84 @@ class Handler(BaseHTTPRequestHandler):
             )
             for path, blob in commit.files.items()
         ]
-        return {"id": found.name, "sha": commit.sha, "private": found.private, "siblings": siblings}
+        return {"id": repository.name, "sha": commit.sha, "private": repository.private, "siblings": siblings}
 
-    def on_tree(self, part: dict[str, str], user: User | None) -> Any:
-        files = self.hub.read(part["kind"], part["id"], user).find(part["revision"]).files
-        below = f"{part['path']}/" if "path" in part else ""
+    def on_tree(self, fields: dict[str, str], user: User | None) -> Any:
+        files = self.hub.read(fields["kind"], fields["id"], user).find(fields["revision"]).files
+        below = f"{fields['path']}/" if "path" in fields else ""
         return [blob.entry(path) for path, blob in files.items() if path.startswith(below)]
 
-    def on_paths(self, part: dict[str, str], user: User | None) -> Any:
-        files = self.hub.read(part["kind"], part["id"], user).find(part["revision"]).files
+    def on_paths(self, fields: dict[str, str], user: User | None) -> Any:
+        files = self.hub.read(fields["kind"], fields["id"], user).find(fields["revision"]).files
         asked = parse_qs(self.sent.decode()).get("paths", [])
         return [blob.entry(path) for path, blob in files.items() if path in asked]
 
-    def on_refs(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.hub.read(part["kind"], part["id"], user)
+    def on_refs(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.read(fields["kind"], fields["id"], user)
 
         def shown(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
             return [{"name": name.removeprefix(prefix), "ref": prefix + name.removeprefix(prefix), "targetCommit": sha}
                     for name, sha in names.items()]  # fmt: skip
 
-        refs = {"branches": shown(found.branches, "refs/heads/"), "converts": [], "tags": shown(found.tags, "refs/tags/")}
-        return refs | ({"pullRequests": shown(found.pulls, "refs/pr/")} if "include_prs" in self.query else {})
+        refs = {
+            "branches": shown(repository.branches, "refs/heads/"),
+            "converts": [],
+            "tags": shown(repository.tags, "refs/tags/"),
+        }
+        return refs | ({"pullRequests": shown(repository.pulls, "refs/pr/")} if "include_prs" in self.query else {})
 
-    def on_preupload(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.writable(part, user)
-        return writing.preupload(found, part["revision"], json.loads(self.sent))
+    def on_preupload(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.writable(fields, user)
+        return writing.preupload(repository, fields["revision"], json.loads(self.sent))
 
-    def on_commit(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.writable(part, user)
+    def on_commit(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.writable(fields, user)
         kind = self.fault.kind if self.fault else ""
         made = writing.commit(
-            self.hub, found, part["revision"], self.sent, "create_pr" in self.query, kind == "corrupt", kind == "rival"
+            self.hub, repository, fields["revision"], self.sent, "create_pr" in self.query, kind == "corrupt", kind == "rival"
         )
-        address = f"http://{self.headers['Host']}/{found.name}"
-        pull = next((name for name, sha in found.pulls.items() if sha == made.sha), None)
+        address = f"http://{self.headers['Host']}/{repository.name}"
+        pull = next((name for name, sha in repository.pulls.items() if sha == made.sha), None)
         more = {"pullRequestUrl": f"{address}/discussions/{pull.removeprefix('refs/pr/')}"} if pull else {}
         return {"success": True, "commitOid": made.sha, "commitUrl": f"{address}/commit/{made.sha}"} | more
 
-    def writable(self, part: dict[str, str], user: User | None) -> Repository:
+    def writable(self, fields: dict[str, str], user: User | None) -> Repository:
         """Return the repository. Everyone who may read may open a pull request."""
         if "create_pr" in self.query and user is not None and user.role != "read":
-            return self.hub.read(part["kind"], part["id"], user)
-        return self.hub.write(part["kind"], part["id"], user)
+            return self.hub.read(fields["kind"], fields["id"], user)
+        return self.hub.write(fields["kind"], fields["id"], user)
 
-    def on_branch(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.hub.write(part["kind"], part["id"], user)
+    def on_branch(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.write(fields["kind"], fields["id"], user)
         start = json.loads(self.sent or b"{}").get("startingPoint", "main")
-        return writing.add_ref(found.branches, part["revision"], found.find(start).sha)
+        return writing.add_ref(repository.branches, fields["revision"], repository.find(start).sha)
 
-    def on_tag(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.hub.write(part["kind"], part["id"], user)
-        return writing.add_ref(found.tags, json.loads(self.sent)["tag"], found.find(part["revision"]).sha)
+    def on_tag(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.write(fields["kind"], fields["id"], user)
+        return writing.add_ref(repository.tags, json.loads(self.sent)["tag"], repository.find(fields["revision"]).sha)
 
-    def on_batch(self, part: dict[str, str], user: User | None) -> Any:
-        repository = self.hub.read(part["kind"], part["id"], user)
+    def on_batch(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.read(fields["kind"], fields["id"], user)
         if user is None or user.role == "read":
             raise RefusedError(403, "You don't have the rights to upload here")
         return writing.batch(self.hub, repository, f"http://{self.headers['Host']}", json.loads(self.sent))
 
-    def on_verify(self, part: dict[str, str], user: User | None) -> Any:
-        self.hub.read(part["kind"], part["id"], user)
+    def on_verify(self, fields: dict[str, str], user: User | None) -> Any:
+        self.hub.read(fields["kind"], fields["id"], user)
         body = json.loads(self.sent)
         if len(self.hub.stored.get(body["oid"], b"")) != body["size"]:
             raise RefusedError(422, "the object has another size")
         self.hub.verified.add(body["oid"])
         return {}
 
-    def on_upload(self, part: dict[str, str], _: User | None) -> Any:
+    def on_upload(self, fields: dict[str, str], _: User | None) -> Any:
         broken = self.fault is not None and self.fault.kind == "corrupt"
-        etag = writing.upload(self.hub, part["oid"], part.get("part"), self.command, self.sent, broken)
+        etag = writing.upload(self.hub, fields["oid"], fields.get("part"), self.command, self.sent, broken)
         return 200, b"", {"ETag": etag}
 
-    def on_file(self, part: dict[str, str], user: User | None) -> Any:
-        commit = self.hub.read(part["kind"], part["id"], user).find(part["revision"])
-        blob = commit.files.get(part["path"])
+    def on_file(self, fields: dict[str, str], user: User | None) -> Any:
+        commit = self.hub.read(fields["kind"], fields["id"], user).find(fields["revision"])
+        blob = commit.files.get(fields["path"])
         if blob is None:
             raise RefusedError(404, "Entry not found", "EntryNotFound", commit=commit.sha)
         etag = blob.sha256 if blob.large else hashlib.sha1(blob.content).hexdigest()

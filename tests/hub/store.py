@@ -80,10 +80,10 @@ class Blob:
 
     def entry(self, path: str) -> dict[str, Any]:
         """Return the entry in a listing."""
-        found: dict[str, Any] = {"type": "file", "path": path, "size": len(self.content), "oid": self.oid}
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(self.content), "oid": self.oid}
         if self.large:
-            found["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
-        return found
+            entry["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
+        return entry
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ class Repository:
 
     def history(self, revision: str = "main") -> list[Commit]:
         """Return the commits, the newest first."""
-        found: list[Commit] = [self.find(revision)]
-        while found[-1].parent is not None:
-            found.append(self.commits[found[-1].parent])
-        return found
+        commits: list[Commit] = [self.find(revision)]
+        while commits[-1].parent is not None:
+            commits.append(self.commits[commits[-1].parent])
+        return commits
 
     def state(self) -> dict[str, Any]:
         """Return the visible state, for comparisons."""
@@ -169,20 +169,20 @@ class Hub:
         return self.users[token]
 
     def known(self, kind: str, name: str) -> Repository | None:
-        found = self.repositories.get((kind, name))
+        repository = self.repositories.get((kind, name))
         folder = self.root / kind / name if self.root and name else None
-        if found is None and folder is not None and folder.is_dir():
+        if repository is None and folder is not None and folder.is_dir():
             files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
             blobs = {path: Blob(file.read_bytes(), path.endswith(LARGE)) for path, file in files.items()}
-            found = self.repositories[kind, name] = Repository(kind, name, False, blobs)
-        return found
+            repository = self.repositories[kind, name] = Repository(kind, name, False, blobs)
+        return repository
 
     def repository(self, name: str, kind: str = "models") -> Repository:
         """Return a repository. Raises KeyError if there is none."""
-        found = self.known(kind, name)
-        if found is None:
+        repository = self.known(kind, name)
+        if repository is None:
             raise KeyError(name)
-        return found
+        return repository
 
     def commit(self, kind: str, name: str) -> str:
         """Return the commit of the main branch."""
@@ -190,18 +190,18 @@ class Hub:
 
     def read(self, kind: str, name: str, user: User | None) -> Repository:
         """Return a repository for a user. Raises RefusedError if it does not exist or is hidden from the user."""
-        found = self.known(kind, name)
-        if found is None or (found.private and not (user and user.reads(name))):
+        repository = self.known(kind, name)
+        if repository is None or (repository.private and not (user and user.reads(name))):
             raise RefusedError(404 if user else 401, "Repository not found", "RepoNotFound")
-        return found
+        return repository
 
     def write(self, kind: str, name: str, user: User | None) -> Repository:
-        found = self.read(kind, name, user)
+        repository = self.read(kind, name, user)
         if user is None:
             raise RefusedError(401, "Invalid username or password.")
         if not user.writes(name):
             raise RefusedError(403, "You don't have the rights to write to this repository")
-        return found
+        return repository
 
     def create(self, body: Mapping[str, Any], user: User | None) -> Repository:
         if user is None:

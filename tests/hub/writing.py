@@ -18,9 +18,9 @@ MODEL_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 def check_card(content: str) -> dict[str, Any]:
     """Check the metadata of a model card as the real hub does. Raises RefusedError with status 400."""
     errors, warnings = [], []
-    found = CARD.match(content)
+    match = CARD.match(content)
     try:
-        card = yaml.safe_load(found[1]) if found else {}
+        card = yaml.safe_load(match[1]) if match else {}
     except yaml.YAMLError as error:
         raise RefusedError(400, "Invalid metadata", errors=[{"message": f"YAML: {str(error).splitlines()[0]}"}]) from None
     if not isinstance(card, dict):
@@ -63,18 +63,18 @@ def batch(hub: Hub, repository: Repository, address: str, body: Mapping[str, Any
     objects = []
     for asked in body["objects"]:
         oid, size = asked["oid"], asked["size"]
-        found: dict[str, Any] = {"oid": oid, "size": size}
+        item: dict[str, Any] = {"oid": oid, "size": size}
         if oid not in hub.verified:
             upload: dict[str, Any] = {"href": f"{address}/upload/{oid}"}
             if hub.part_size:
                 count = -(-size // hub.part_size)
                 parts = {str(number + 1): f"{address}/upload/{oid}/{number + 1}" for number in range(count)}
                 upload["header"] = {"chunk_size": str(hub.part_size)} | parts
-            found["actions"] = {
+            item["actions"] = {
                 "upload": upload,
                 "verify": {"href": f"{address}/{repository.name}.git/info/lfs/objects/verify"},
             }
-        objects.append(found)
+        objects.append(item)
     return {"transfer": "multipart" if hub.part_size else "basic", "objects": objects}
 
 
