@@ -159,7 +159,10 @@ def _copy(package: Package, names: Iterable[str], folder: Path, problems: Proble
             copy_file(folder, name, package.copy)
             package.files[name] = package.copy / name
         except OSError as error:
-            problems.add(f"{name}: cannot be copied ({error.strerror or error}); allowed: regular files, no links")
+            problems.add(
+                f"{name}: cannot be copied to {package.copy.parent} ({error.strerror or error}); allowed: regular files, no "
+                "links, and enough room for the copy (TMPDIR names another folder)"
+            )
 
 
 def _clean(package: Package, name: str, repo_id: str, problems: Problems) -> None:

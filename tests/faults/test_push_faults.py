@@ -199,7 +199,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "a link": (
         lambda m: ((m.parent / "other").write_text("[PAD]"), (m / "vocab.txt").symlink_to(m.parent / "other")),
-        ["vocab.txt: cannot be copied", "no links"],
+        ["vocab.txt: cannot be copied to", "no links"],
     ),
     "a link to a folder": (lambda m: (m / "encoder").symlink_to(m.parent), ["encoder: a model has no file"]),
     "a pipe": (lambda m: os.mkfifo(m / "merges.txt"), ["merges.txt: cannot be copied"]),
