@@ -42,6 +42,8 @@ ALLOWED = {
     "data/sources/wheels.py": "a private folder with a random name in the user's cache; files are renamed when complete",
     "data/sources/archive_entries.py": "a private folder with a random name in the user's cache; files are renamed when complete",
     "models/verification/adapter_settings.py": "the private temporary folder that peft reads an adapter from",
+    "hub/package.py": "the private temporary folder of what is pushed",
+    "hub/package_contents.py": "copies into the private temporary folder of what is pushed",
     "models/verification/model_files.py": "the private temporary folder that libraries read a model from",
     "data/sources/file_reading.py": "opens for reading, without waiting for a pipe",
     "data/sources/text_columns.py": "a temporary file without a name",
