@@ -315,8 +315,8 @@ def _guarded(run: Callable[[], Any]) -> Any:
         click.echo(printable(redact(traceback.format_exc())), err=True, nl=False)
         sys.exit(1)
     finally:
-        if device := sys.modules.get("nlp_transfer.models.device"):
-            device.leave_group()
+        if accelerator := sys.modules.get("nlp_transfer.models.accelerator"):
+            accelerator.destroy_process_group()
 
 
 def main() -> NoReturn:

@@ -14,10 +14,10 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.kernels.sdpa import attention_for_any_shape
 from nlp_transfer.models.compatibility import (
+    add_padding_hooks,
     check_reads_text,
     drop_unknown_token_types,
     fit_embeddings,
-    pad_as_needed,
     position_limit,
     set_padding_token,
     set_pooled_token,
@@ -25,14 +25,14 @@ from nlp_transfer.models.compatibility import (
 from nlp_transfer.models.layers import Layers as Layers
 from nlp_transfer.models.layers import encoder_config as encoder_config
 from nlp_transfer.models.layers import encoder_type as encoder_type
-from nlp_transfer.models.layers import end_rows as end_rows
 from nlp_transfer.models.layers import find_layers as find_layers
 from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.models.layers import is_encoder_decoder as is_encoder_decoder
 from nlp_transfer.models.layers import linear_layers as linear_layers
 from nlp_transfer.models.layers import new_parameters as new_parameters
+from nlp_transfer.models.layers import place_end_tokens as place_end_tokens
 from nlp_transfer.models.layers import width as width
-from nlp_transfer.models.verification.allocation_limit import outlined
+from nlp_transfer.models.verification.allocation_limit import on_meta_device
 from nlp_transfer.models.verification.allowed import RECORD
 from nlp_transfer.models.verification.model_files import (
     check_model,
@@ -44,7 +44,7 @@ from nlp_transfer.models.verification.model_files import (
     read_settings,
 )
 from nlp_transfer.models.verification.untrusted_json import FAULTS
-from nlp_transfer.models.verification.weight_files import check_finite, check_weights, why
+from nlp_transfer.models.verification.weight_files import check_finite, check_weights, explain_load_error
 from nlp_transfer.utils.errors import UserError
 
 # The names under which the families keep their dropout rates.
@@ -153,7 +153,7 @@ class Checkpoint:
             setattr(config, name, value)
         files = list(find_weights(self.source)[0].values())
         try:
-            with outlined(f"model: {self.source.name}: config.json"):
+            with on_meta_device(f"model: {self.source.name}: config.json"):
                 check_weights(self.source, auto_class.from_config(config, trust_remote_code=False))
             with private_folder(self.source, weights=True) as folder:
                 model, report = auto_class.from_pretrained(
@@ -170,7 +170,7 @@ class Checkpoint:
         except UserError:
             raise
         except FAULTS as error:
-            raise UserError(f"model: {self.source.name} cannot be loaded: {why(error, files)}") from error
+            raise UserError(f"model: {self.source.name} cannot be loaded: {explain_load_error(error, files)}") from error
         if set(report["missing_keys"]) >= {name for name, _ in model.named_parameters()}:
             raise UserError(
                 f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is it another family?"
@@ -191,7 +191,7 @@ class Checkpoint:
         fit_embeddings(model, tokenizer, self.source.name)
         if classifies:
             set_pooled_token(model, tokenizer)
-            pad_as_needed(model)
+            add_padding_hooks(model)
 
 
 def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def replaced_parameters(model: nn.Module) -> frozenset[str]:
     return getattr(model, "replaced_parameters", frozenset())
 
 
-def has_new_decoder(model: nn.Module) -> bool:
+def has_untrained_decoder(model: nn.Module) -> bool:
     """Whether the model writes text by a decoder that no checkpoint brought whole."""
     return has_decoder(model) and bool(new_parameters(model))
 
@@ -254,7 +254,7 @@ def train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def head_notes(model: nn.Module) -> list[str]:
+def describe_head(model: nn.Module) -> list[str]:
     """What became of the head that the checkpoint had been trained with, for the log; empty if it had none."""
     note: str | None = getattr(model, "head_note", None)
     return [note] if note else []

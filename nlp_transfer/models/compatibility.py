@@ -23,7 +23,7 @@ MORE_THAN_TEXT = {
 }  # fmt: skip
 # Families whose models mix tokens with the padding beside them, whatever the mask says.
 READS_PADDING = ("canine", "convbert", "fnet", "nystromformer", "yoso")
-MOST_ADDED_ROWS = 1024  # for added tokens, besides as many as there are already
+MAX_ADDED_ROWS = 1024  # for added tokens, besides as many as there are already
 POSITIONS = 512  # the limit of models that have none of their own
 
 
@@ -67,7 +67,7 @@ def drop_unknown_token_types(tokenizer: Any, config: Any, name: str) -> None:
 
 
 @contextmanager
-def truncation_kept(tokenizer: Any) -> Iterator[None]:
+def preserve_truncation(tokenizer: Any) -> Iterator[None]:
     """Keep how a tokenizer truncates and pads by itself, which each call changes, and which is saved with it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     truncation, padding = (backend.truncation, backend.padding) if backend is not None else (None, None)
@@ -98,10 +98,10 @@ def position_limit(config: Any) -> int:
 
 def _outline(config: Any) -> nn.Module:
     """The model without memory for its weights; an empty one where it cannot be built from its configuration alone."""
-    from nlp_transfer.models.verification.allocation_limit import outlined  # that package imports this module
+    from nlp_transfer.models.verification.allocation_limit import on_meta_device  # that package imports this module
 
     try:
-        with outlined("config.json"):
+        with on_meta_device("config.json"):
             model: nn.Module = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
     except Exception:  # families raise what they like; loading the model says what is wrong
         return nn.Module()
@@ -139,7 +139,7 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     vocabulary = tokenizer.get_vocab()
     needed = max(vocabulary.values(), default=-1) + 1
     # Some put languages behind their vocabulary, for which the model has rows already.
-    with truncation_kept(tokenizer):
+    with preserve_truncation(tokenizer):
         highest = max(tokenizer("a")["input_ids"], default=-1)
     if highest >= max(rows, needed):
         raise UserError(
@@ -150,7 +150,7 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
         return
     known = set(tokenizer.get_added_vocab())
     own = max((i for token, i in vocabulary.items() if token not in known), default=-1) + 1
-    if max(own, tokenizer.vocab_size) > rows or needed > 2 * rows + MOST_ADDED_ROWS:  # vocab_size: without added tokens
+    if max(own, tokenizer.vocab_size) > rows or needed > 2 * rows + MAX_ADDED_ROWS:  # vocab_size: without added tokens
         raise UserError(
             f"model: the tokenizer beside {name} has ids up to {needed - 1}, and the model's embeddings have {rows} rows; it is "
             "that of another model; allowed: the tokenizer that the model was trained with"
@@ -198,7 +198,7 @@ def set_pooled_token(model: Any, tokenizer: Any) -> None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def pad_as_needed(model: Any) -> None:
+def add_padding_hooks(model: Any) -> None:
     """Move padding to the left inside models that read the last column of a batch, whatever it holds (XLNet), and pad to the
     fewest tokens that a model can read (CANINE, which takes several characters together)."""
     if any(getattr(module, "summary_type", None) == "last" for module in model.modules()):

@@ -28,7 +28,7 @@ def has_decoder(model: nn.Module) -> bool:
     return is_encoder_decoder(model) and bool(whole.can_generate())
 
 
-def end_rows(model: nn.Module, ids: torch.Tensor, place: int = -1) -> torch.Tensor:
+def place_end_tokens(model: nn.Module, ids: torch.Tensor, place: int = -1) -> torch.Tensor:
     """Made-up token ids (rows, tokens) for any model: where a classifier reads the end token of a row (BART, T5), each row gets
     one at `place`, and no other."""
     if not is_encoder_decoder(model) or has_decoder(model):

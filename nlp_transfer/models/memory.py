@@ -29,7 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in message for words in OUT_OF_MEMORY) or should_reduce_batch_size(error)
 
 
-def give_back() -> None:
+def free_cached_memory() -> None:
     """Frees what nothing refers to any more. Called after the `except` clause: until then the error holds its tensors."""
     clear_device_cache(garbage_collection=True)
 

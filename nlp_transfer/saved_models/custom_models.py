@@ -20,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.verification.allocation_limit import outlined
+from nlp_transfer.models.verification.allocation_limit import on_meta_device
 from nlp_transfer.models.verification.model_files import check_model, find_file, load_configuration
 from nlp_transfer.models.verification.untrusted_json import FAULTS, first_line
 from nlp_transfer.models.verification.weight_files import check_finite, check_weights
@@ -54,7 +54,7 @@ class SavedCheckpoint(Checkpoint):
         config = load_configuration(self.source)
         for name, value in overrides.items():
             setattr(config, name, value)
-        with outlined(f"model: {self.source.name}: {FOLDER}/config.json"):
+        with on_meta_device(f"model: {self.source.name}: {FOLDER}/config.json"):
             check_weights(self.source, auto_class.from_config(copy.deepcopy(config), trust_remote_code=False))
         model: Any = auto_class.from_config(config, trust_remote_code=False, dtype=torch.float32)
         model.new_parameters = frozenset(name for name, _ in model.named_parameters())
@@ -62,7 +62,7 @@ class SavedCheckpoint(Checkpoint):
         return found
 
 
-def with_config(model: Any, checkpoint: Checkpoint) -> Any:
+def ensure_config(model: Any, checkpoint: Checkpoint) -> Any:
     """The model, with the checkpoint's configuration where its class has none.
 
     Raises:
@@ -83,7 +83,7 @@ def is_built(model: nn.Module) -> bool:
     return bool(getattr(model, "built_by_task", False))
 
 
-def is_known(model: Any, task: Task) -> bool:
+def is_auto_model(model: Any, task: Task) -> bool:
     """Whether the task's Auto class makes the same model from its configuration: modules of the same classes, and parameters of
     the same shapes. The tasks of this package see to that."""
     if not is_own(task):
@@ -107,7 +107,7 @@ def _foreign(kind: type) -> type:
     return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] != ours)
 
 
-def ways_to_save(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[PretrainedConfig | None]:
+def save_candidates(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[PretrainedConfig | None]:
     """The ways in which a model may be saved, the best first: None, as transformers does; else by `save_built` with this
     configuration.
 
@@ -116,7 +116,7 @@ def ways_to_save(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[
     """
     if checkpoint is None or not is_own(task):
         return [None]
-    ways: list[PretrainedConfig | None] = [None] if is_known(model, task) else []
+    ways: list[PretrainedConfig | None] = [None] if is_auto_model(model, task) else []
     ways.append(checkpoint.config)
     if type(model.config) is type(checkpoint.config) and model.config is not checkpoint.config:
         ways.append(model.config)
@@ -147,7 +147,7 @@ def load_built(checkpoint: Checkpoint, task: Task) -> Any:
     inner = ModelSource(source.name, str(config.parent))
     check_model(inner)
     saved = SavedCheckpoint(inner, load_configuration(inner), checkpoint)
-    model = with_config(task.build_model(saved, TrainingConfig()), saved)
+    model = ensure_config(task.build_model(saved, TrainingConfig()), saved)
     try:
         load_weights(model, str(weights))
     except FAULTS as error:

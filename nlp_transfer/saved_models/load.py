@@ -21,7 +21,7 @@ from nlp_transfer.models.verification.adapter_settings import load_adapter
 from nlp_transfer.models.verification.allowed import ADAPTER_WEIGHTS, RECORD, TOKENIZER_FILES
 from nlp_transfer.models.verification.model_files import read_settings
 from nlp_transfer.models.verification.untrusted_json import read_json
-from nlp_transfer.saved_models.custom_models import TaskModelConfig, load_built, with_config
+from nlp_transfer.saved_models.custom_models import TaskModelConfig, ensure_config, load_built
 from nlp_transfer.saved_models.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.settings.applicability import IDENTITY, refuse_unused, takes
 from nlp_transfer.settings.schema import TrainingConfig
@@ -117,7 +117,7 @@ def open_adapter(
         check_recorded_model(model, f"{folder / RECORD}: {setting}")
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
-        model = with_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
+        model = ensure_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
         join = merge_adapter if merge and saved.get("merges", True) else None
         whole: Any = load_adapter(model, folder, join, f"; it {_bases(saved['base'], source)}; {MOVED}")
     task.connect(whole)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources.wheels import sha256_of
-from nlp_transfer.models.checkpoint import end_rows, has_decoder
+from nlp_transfer.models.checkpoint import has_decoder, place_end_tokens
 from nlp_transfer.models.compatibility import embedding_rows
 from nlp_transfer.models.heads import regression_outputs
 from nlp_transfer.models.verification.untrusted_json import FAULTS, first_line
@@ -36,7 +36,7 @@ def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     any_model: Any = model
     own = not isinstance(model, PreTrainedModel)  # a module of the user's own class
     words = model.config.vocab_size if own else embedding_rows(model) or CHARACTERS
-    inputs = {"input_ids": end_rows(model, _spread(words, ROWS * LENGTH).view(ROWS, LENGTH))}
+    inputs = {"input_ids": place_end_tokens(model, _spread(words, ROWS * LENGTH).view(ROWS, LENGTH))}
     if has_decoder(model):
         inputs["decoder_input_ids"] = _spread(any_model.get_output_embeddings().weight.shape[0], ROWS * LENGTH).view(ROWS, LENGTH)
     return {

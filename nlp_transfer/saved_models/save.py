@@ -14,7 +14,7 @@ from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.kernels.sdpa import attention_for_fp32
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
-from nlp_transfer.saved_models.custom_models import is_built, save_built, ways_to_save
+from nlp_transfer.saved_models.custom_models import is_built, save_built, save_candidates
 from nlp_transfer.saved_models.load import RECORD, load_model, open_adapter, quiet, read_record
 from nlp_transfer.saved_models.probe import describe_tokenizer, make_probe
 from nlp_transfer.tasks import Task, task_name
@@ -83,7 +83,7 @@ def save_model(
         RuntimeError: what was read again answers otherwise. Nothing is left behind then.
     """
     task, errors = task.export(model), []
-    for config in ways_to_save(model, checkpoint, task):
+    for config in save_candidates(model, checkpoint, task):
         try:
             return _save_as(config, model, tokenizer, task, folder, probe)
         except DiskFullError:
@@ -128,7 +128,7 @@ def save_adapted(adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
     return open_adapter(folder)[0]
 
 
-def check_adapter(
+def verify_adapter(
     folder: Path, checkpoint: Checkpoint, task: Task, model: PreTrainedModel, probe: dict[str, torch.Tensor]
 ) -> None:
     """Puts the labels beside an adapter, then loads it on its base and compares with the merged model.

@@ -18,7 +18,7 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.inference.predictor import answer, gather
 from nlp_transfer.kernels.sparse_adamw import RowwiseTable
-from nlp_transfer.models import device
+from nlp_transfer.models import accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.saved_models.save import _compare
@@ -303,9 +303,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UserError, match=r"process 2 .* 1 CUDA GPU;.*nproc_per_node 1"):
-        device._check_gpus()
+        accelerator._check_gpu_count()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    device._check_gpus()
+    accelerator._check_gpu_count()
     monkeypatch.delenv("ACCELERATE_USE_CPU")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    device._check_gpus()
+    accelerator._check_gpu_count()

@@ -10,9 +10,9 @@ import torch
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.models import cached_features
-from nlp_transfer.models.cached_features import Cut, cache_tables
+from nlp_transfer.models.cached_features import CachePoint, cache_tables
 from nlp_transfer.models.checkpoint import Checkpoint, find_layers
-from nlp_transfer.models.feature_replay import check_replay, replay, run_live
+from nlp_transfer.models.feature_replay import check_replay, disable_replay, enable_replay
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.utils.errors import UserError
 from tests.contract.test_strategies import TASKS, prepare
@@ -41,15 +41,15 @@ def test_logits_from_cached_vectors_are_the_live_ones(family: str, head: str, ti
     model, table = make(tiny[family], HEADS[head], {"name": "features"})
     rows = np.array([5, 0, 11, 7])
     live = logits(model, table, rows)
-    replay(model, Cut())
-    cached = cache_tables(model, {"train": table}, Cut(), CPU)["train"]
+    enable_replay(model, CachePoint())
+    cached = cache_tables(model, {"train": table}, CachePoint(), CPU)["train"]
     calls: list[int] = []
     handle = model.get_submodule(find_layers(model).prefix)[0].register_forward_hook(lambda *_: calls.append(1))
     assert torch.allclose(logits(model, cached, rows), live, atol=1e-5)
     assert not calls, "no layer of the encoder ran"
     assert torch.allclose(logits(model, table, rows), live, atol=1e-5), "without cached vectors the encoder runs as ever"
     handle.remove()
-    run_live(model)
+    disable_replay(model)
     assert torch.allclose(logits(model, table, rows), live, atol=1e-6)
     assert cached.lengths.tolist() == table.lengths.tolist(), "windows are planned as for live rows"
 
@@ -59,9 +59,9 @@ def test_logits_from_cached_states_of_a_lower_layer_are_the_live_ones(family: st
     model, table = make(tiny[family], TASKS["single"], {"name": "partial", "frozen_layers": 1})
     rows = np.array([5, 0, 11, 7])
     live = logits(model, table, rows)
-    replay(model, Cut(1))
-    check_replay(model, table, Cut(1), CPU)
-    cached = cache_tables(model, {"train": table}, Cut(1), CPU)["train"]
+    enable_replay(model, CachePoint(1))
+    check_replay(model, table, CachePoint(1), CPU)
+    cached = cache_tables(model, {"train": table}, CachePoint(1), CPU)["train"]
     with torch.no_grad():  # so that only the cached states can still give the right answer
         for parameter in model.get_submodule(find_layers(model).prefix)[0].parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -113,11 +113,16 @@ def test_a_file_of_features_is_found_again_only_by_what_would_be_the_same(
 ) -> None:
     model, table = make(tiny["bert"], FAMILY, {"name": "features"})
     computed: list[str] = []
-    original = cached_features._fill
-    monkeypatch.setattr(cached_features, "_fill", lambda *arguments: (computed.append(arguments[-1]), original(*arguments)))
+    original = cached_features.compute_in_batches
+
+    def count(table: Any, compute: Any, title: str) -> Any:
+        computed.append(title)
+        return original(table, compute, title)
+
+    monkeypatch.setattr(cached_features, "compute_in_batches", count)
 
     def cache(table: Any, precision: str = "fp32") -> Any:
-        return cache_tables(model, {"train": table}, Cut(), CPU, precision, "disk")["train"].cached["pooled"]
+        return cache_tables(model, {"train": table}, CachePoint(), CPU, precision, "disk")["train"].cached["pooled"]
 
     first = cache(table)
     assert isinstance(first, np.memmap)
@@ -135,19 +140,20 @@ def test_a_file_of_features_is_found_again_only_by_what_would_be_the_same(
     cache(table)
     model.config.id2label = {0: "bad", 1: "good"}
     cache(table)
-    assert len(computed) == 4, "the head above the cut and its labels do not matter"
+    assert len(computed) == 4, "the head above the cache point and its labels do not matter"
 
 
 def test_a_half_written_file_is_no_cache(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, table = make(tiny["bert"], FAMILY, {"name": "features"})
 
-    def fails(values: np.ndarray, *_: Any) -> None:
-        values[:3] = 1
+    def fail(table: Any, compute: Any, title: str) -> Any:
+        rows = np.arange(3)
+        yield rows, compute(rows)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cached_features, "_fill", fails)
+    monkeypatch.setattr(cached_features, "compute_in_batches", fail)
     with pytest.raises(KeyboardInterrupt):
-        cache_tables(model, {"train": table}, Cut(), CPU, "fp32", "disk")
+        cache_tables(model, {"train": table}, CachePoint(), CPU, "fp32", "disk")
     assert list(cached_features.cache_folder().iterdir()) == []
 
 

@@ -258,6 +258,6 @@ def test_buffers_count_as_well_and_building_ends(model: Path, monkeypatch: pytes
 
     with torch.device("meta"), pytest.raises(UserError, match="1,000,000,006 numbers"):
         check_weights(find_model(str(model)), WithBuffer())
-    monkeypatch.setattr(allocation_limit, "MOST_OUTLINED", 3)
+    monkeypatch.setattr(allocation_limit, "MAX_META_OPERATIONS", 3)
     with pytest.raises(UserError, match="operations"):
         Checkpoint.open(find_model(str(model))).load(AutoModel)

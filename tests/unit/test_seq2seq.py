@@ -1,4 +1,4 @@
-"""Parts of translation models: encoder-decoders built from encoders, tokenizers of both sides, limits of generation."""
+"""Parts of translation models: encoder-decoders built from encoders, source and target tokenizers, limits of generation."""
 
 import json
 import re
@@ -23,8 +23,8 @@ from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.models.checkpoint import Checkpoint, find_layers, has_decoder, new_parameters
-from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder, build_whole
-from nlp_transfer.models.seq2seq.generation import LengthLimit, generate, set_search
+from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder, load_encoder_decoder
+from nlp_transfer.models.seq2seq.generation import LengthLimit, configure_search, generate
 from nlp_transfer.models.seq2seq.target_tokenizers import (
     LEAST,
     end_token,
@@ -33,9 +33,9 @@ from nlp_transfer.models.seq2seq.target_tokenizers import (
     set_languages,
     start_token,
     train_tokenizer,
-    warn_of_losses,
+    warn_if_lossy,
 )
-from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, Sides
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TokenizerPair
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
@@ -186,7 +186,7 @@ def test_a_cold_start_is_the_same_shape_from_random_weights(decoder: str, tiny: 
 @pytest.mark.parametrize("family", ["marian", "t5"])
 def test_a_cold_start_of_a_whole_model(family: str, checkpoints: dict[str, Path]) -> None:
     checkpoint = opened(checkpoints[family])
-    warm, cold = (build_whole(checkpoint, warm, None, None) for warm in (True, False))
+    warm, cold = (load_encoder_decoder(checkpoint, warm, None, None) for warm in (True, False))
     computed = {name for name in warm.state_dict() if "embed_positions" in name}
     drawn = {name: value for name, value in weights(cold).items() if name not in computed}
     assert equal_to_none(drawn, weights(warm))
@@ -283,10 +283,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 def back(tokenizer: Any, text: str) -> str:
     """A text as it comes out of a model that writes it."""
-    sides = Sides(tokenizer, tokenizer, False, start_token(tokenizer), end_token(tokenizer))
-    labels, cut = sides.target_ids([text], 1 << 20)
+    tokenizers = TokenizerPair(tokenizer, tokenizer, False, start_token(tokenizer), end_token(tokenizer))
+    labels, cut = tokenizers.target_ids([text], 1 << 20)
     assert not cut
-    return sides.decode(torch.tensor([[sides.start, *labels[0], sides.pad, sides.pad]]))[0]
+    return tokenizers.decode(torch.tensor([[tokenizers.start, *labels[0], tokenizers.pad, tokenizers.pad]]))[0]
 
 
 @pytest.mark.parametrize("text", [*SCRIPTS, *OTHER])
@@ -379,7 +379,7 @@ def test_the_prefix_of_a_multilingual_marian_model(checkpoints: dict[str, Path])
             language_prefix(many, wrong)
 
 
-# Both sides as tokens
+# Source and target token ids
 
 
 def prepared(folder: Path, given: dict[str, Any] | None = None, rows: Rows = ROWS) -> Any:
@@ -405,11 +405,11 @@ FORMS = {
 
 @pytest.mark.parametrize("family", list(FORMS))
 def test_each_family_begins_and_ends_a_text_in_its_own_way(family: str, checkpoints: dict[str, Path]) -> None:
-    sides = prepared(checkpoints[family], languages(family)).sides
+    tokenizers = prepared(checkpoints[family], languages(family)).tokenizers
     start, source, target = FORMS[family]
     for tokenizer, ids, form in (
-        (sides.source, sides.source_ids(SOURCES, 64)[0], source),
-        (sides.target, sides.target_ids(TARGETS, 64)[0], target),
+        (tokenizers.source, tokenizers.source_ids(SOURCES, 64)[0], source),
+        (tokenizers.target, tokenizers.target_ids(TARGETS, 64)[0], target),
     ):
         before, after = (part.split() for part in form.split("."))
         for row in ids:
@@ -419,9 +419,9 @@ def test_each_family_begins_and_ends_a_text_in_its_own_way(family: str, checkpoi
             inside = written[len(before) : len(written) - len(after)]
             assert inside
             assert not set(inside) & {"<s>", "</s>", "<pad>", "[CLS]", "[SEP]", "[PAD]", *before, *after}
-    assert sides.target.convert_ids_to_tokens(sides.start) == start
+    assert tokenizers.target.convert_ids_to_tokens(tokenizers.start) == start
     first = target.split(".")[0].strip()
-    assert sides.forced == (sides.target.convert_tokens_to_ids(first) if first else None)
+    assert tokenizers.forced == (tokenizers.target.convert_tokens_to_ids(first) if first else None)
 
 
 @pytest.mark.parametrize("family", ["mbart", "mbart50", "m2m100", "nllb"])
@@ -429,8 +429,11 @@ def test_the_languages_asked_for_are_those_written(family: str, checkpoints: dic
     """None of them is the tokenizer's own first choice."""
     german = LANGUAGES[family][1]
     french = {"m2m100": "fr", "nllb": "fra_Latn"}.get(family, "fr_XX")
-    sides = prepared(checkpoints[family], {"source_language": german, "target_language": french}).sides
-    written = [sides.source.convert_ids_to_tokens(ids[0][0]) for ids in (sides.source_ids(["a"], 9), sides.target_ids(["a"], 9))]
+    tokenizers = prepared(checkpoints[family], {"source_language": german, "target_language": french}).tokenizers
+    written = [
+        tokenizers.source.convert_ids_to_tokens(ids[0][0])
+        for ids in (tokenizers.source_ids(["a"], 9), tokenizers.target_ids(["a"], 9))
+    ]
     for row, code in zip(written, (german, french), strict=True):
         assert [token for token in row if token in (code, f"__{code}__")] == [row[-1] if family == "mbart" else row[0]]
 
@@ -442,12 +445,12 @@ def test_a_batch_of_both_sides(family: str, checkpoints: dict[str, Path]) -> Non
     found = table.batch(np.array([0, 5, 10]))
     labels, inputs = found["labels"], found["decoder_input_ids"]
     assert labels.shape == inputs.shape
-    wanted = task.sides.target_ids([TARGETS[row] for row in (0, 5, 10)], 64)[0]
+    wanted = task.tokenizers.target_ids([TARGETS[row] for row in (0, 5, 10)], 64)[0]
     assert len(set(map(len, wanted))) > 1, "rows of different length, or nothing is padded"
     for row, ids in enumerate(wanted):
         size = len(ids)
         assert labels[row].tolist() == ids + [IGNORED] * (labels.shape[1] - size)
-        assert inputs[row].tolist() == [task.sides.start, *ids[:-1]] + [task.sides.pad] * (labels.shape[1] - size)
+        assert inputs[row].tolist() == [task.tokenizers.start, *ids[:-1]] + [task.tokenizers.pad] * (labels.shape[1] - size)
     assert int(inputs.min()) >= 0
     pad = opened(checkpoints[family]).tokenizer.pad_token_id
     assert torch.equal(found["input_ids"] == pad, found["attention_mask"] == 0)
@@ -458,17 +461,17 @@ def test_a_batch_of_both_sides(family: str, checkpoints: dict[str, Path]) -> Non
 @pytest.mark.parametrize("family", list(FORMS))
 def test_a_target_that_is_cut_has_no_end(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family) | {"max_length": 7})
-    whole = prepared(checkpoints[family], languages(family)).sides.target_ids(TARGETS, 64)[0]
-    found, cut = task.sides.target_ids(TARGETS, 7)
+    whole = prepared(checkpoints[family], languages(family)).tokenizers.target_ids(TARGETS, 64)[0]
+    found, cut = task.tokenizers.target_ids(TARGETS, 7)
     assert cut == {row for row, ids in enumerate(whole) if len(ids) > 7}
     assert cut
     for row, ids in enumerate(found):
         assert ids == whole[row][:7]
-        assert (task.sides.end in ids) == (row not in cut)
-    sources, shortened = task.sides.source_ids(["the dog " * 20, "the dog"], 7)
+        assert (task.tokenizers.end in ids) == (row not in cut)
+    sources, shortened = task.tokenizers.source_ids(["the dog " * 20, "the dog"], 7)
     assert shortened == {0}
     assert len(sources[0]) == 7
-    end = prepared(checkpoints[family], languages(family)).sides.source_ids(["the dog"], 64)[0][0][-1]
+    end = prepared(checkpoints[family], languages(family)).tokenizers.source_ids(["the dog"], 64)[0][0][-1]
     assert sources[0][-1] == sources[1][-1] == end, "a source keeps its end"
     table = tokens(task, opened(checkpoints[family]))
     assert table.truncated >= len(cut)
@@ -481,9 +484,9 @@ def test_what_stands_before_and_after_a_translation_is_no_text(checkpoints: dict
     bare = M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"), src_lang="en", tgt_lang="de")
     ids = bare(text_target=TARGETS[1])["input_ids"]
     assert "__de__" in bare.decode(ids, skip_special_tokens=True)
-    sides = Sides(bare, bare, True, bare.eos_token_id, bare.eos_token_id, ids[0])
+    tokenizers = TokenizerPair(bare, bare, True, bare.eos_token_id, bare.eos_token_id, ids[0])
     padded = torch.tensor([[bare.eos_token_id, *ids, 9, 9]])
-    assert sides.decode(padded) == [TARGETS[1]]
+    assert tokenizers.decode(padded) == [TARGETS[1]]
 
 
 def test_spaces_before_punctuation_stay(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -491,8 +494,8 @@ def test_spaces_before_punctuation_stay(checkpoints: dict[str, Path], tmp_path: 
     text = "Die Katze ist rot . Der Hund !"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) != text
-    sides = Sides(tokenizer, tokenizer, True, 0, 1)
-    assert sides.decode(torch.tensor([[0, *ids]])) == [text]
+    tokenizers = TokenizerPair(tokenizer, tokenizer, True, 0, 1)
+    assert tokenizers.decode(torch.tensor([[0, *ids]])) == [text]
 
 
 # Generation
@@ -519,7 +522,7 @@ def test_a_checkpoints_own_way_of_generating_does_not_matter(checkpoints: dict[s
     )
     for beams in (1, 3):
         model.generation_config = own.__class__(**own.to_dict())
-        set_search(model.generation_config, beams, 1.5)
+        configure_search(model.generation_config, beams, 1.5)
         model.save_pretrained(tmp_path / str(beams))
         saved = json.loads((tmp_path / str(beams) / "generation_config.json").read_text())
         assert saved["num_beams"] == beams
@@ -527,7 +530,7 @@ def test_a_checkpoints_own_way_of_generating_does_not_matter(checkpoints: dict[s
         assert (saved["length_penalty"], saved["temperature"], saved["top_k"]) == (1.5 if beams > 1 else 1.0, 1.0, 50)
         ids, mask = torch.tensor([[4, 5, 6, 0]]), torch.ones(1, 4).long()
         model.generation_config = own.__class__(**own.to_dict())
-        found = [generate(model.eval(), plain.sides, ids, mask, torch.tensor([12]), beams, 1.5) for _ in range(2)]
+        found = [generate(model.eval(), plain.tokenizers, ids, mask, torch.tensor([12]), beams, 1.5) for _ in range(2)]
         assert torch.equal(found[0], found[1])
         assert found[0].shape[1] > 5, "longer than the checkpoint's own limit"
 
@@ -535,16 +538,16 @@ def test_a_checkpoints_own_way_of_generating_does_not_matter(checkpoints: dict[s
 def test_a_foreign_limit_is_not_reported_at_each_batch(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoints["marian"])
     model.generation_config.max_length = 512
-    sides = prepared(checkpoints["marian"]).sides
-    generate(model, sides, torch.tensor([[4, 5, 0]]), torch.ones(1, 3).long(), torch.tensor([6]), 1, 1.0)
+    tokenizers = prepared(checkpoints["marian"]).tokenizers
+    generate(model, tokenizers, torch.tensor([[4, 5, 0]]), torch.ones(1, 3).long(), torch.tensor([6]), 1, 1.0)
     assert "max_new_tokens" not in caplog.text
 
 
 @pytest.mark.parametrize("family", TRANSLATION)
 def test_limits_come_from_train(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family))
-    sides = task.sides
-    sources, targets = sides.source_ids(SOURCES, 64)[0], sides.target_ids(TARGETS, 64)[0]
+    tokenizers = task.tokenizers
+    sources, targets = tokenizers.source_ids(SOURCES, 64)[0], tokenizers.target_ids(TARGETS, 64)[0]
     assert task.longest_source == min(64, max(16, -(-3 * max(map(len, sources)) // 2)))
     for source, target in zip(sources, targets, strict=True):
         assert len(target) <= task._limit(len(source)) <= 64
@@ -562,7 +565,7 @@ def test_words_of_the_tiny_encoder_are_known() -> None:
 
 def test_a_tokenizer_is_tried_on_texts_from_all_of_the_file(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Not on the first ones alone, which may be of the kind that it can write."""
-    warn_of_losses(opened(tiny["bert"]).tokenizer, "source", ["the dog"] * 3000 + ["Größe"] * 3000)
+    warn_if_lossy(opened(tiny["bert"]).tokenizer, "source", ["the dog"] * 3000 + ["Größe"] * 3000)
     found = re.search(r"cannot write (\d+) of 2000 targets", capsys.readouterr().err)
     assert found
     assert 800 < int(found[1]) < 1200

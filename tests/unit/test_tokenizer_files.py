@@ -19,7 +19,7 @@ from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.models.verification.reduced_configs import reduce_tokenizer
 from nlp_transfer.models.verification.tokenizer_file import read_document, reduce_document
 from nlp_transfer.models.verification.tokenizer_growth import growth
-from nlp_transfer.models.verification.tokenizer_loading import check_loaded, checked_file
+from nlp_transfer.models.verification.tokenizer_loading import check_loaded, reduce_tokenizer_file
 from tests.models import VOCABULARY
 from tests.models import tokenizer as tiny_tokenizer
 from tests.seq2seq_models import TOKENIZERS
@@ -55,7 +55,7 @@ def test_files_that_tokenizers_save_pass_as_they_are(family: str, tmp_path: Path
         if path.name in ("tokenizer_config.json", "special_tokens_map.json"):
             reduce_tokenizer(json.loads(path.read_text()))
         else:
-            assert checked_file(path) is None, path
+            assert reduce_tokenizer_file(path) is None, path
     if (path := tmp_path / "tokenizer.json").is_file():
         assert reduce_document(read_document(path))[0] == json.loads(path.read_text())
     check_loaded(tokenizer, family)
@@ -193,7 +193,7 @@ def test_a_published_table_writes_at_most_eighteen_characters() -> None:
 def test_a_hostile_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"allowed|cannot be read|damaged|nested"):
-        checked_file(tmp_path / name)
+        reduce_tokenizer_file(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -220,13 +220,13 @@ def test_sentencepiece_models_and_their_tables(tmp_path: Path) -> None:
     path = tmp_path / "spiece.model"
     for rule in ("nmt_nfkc", "nfkc_cf", "identity"):
         path.write_bytes(sentencepiece_model(rule))
-        assert checked_file(path) is None
+        assert reduce_tokenizer_file(path) is None
     good = sentencepiece_model()
     at = good.index(charsmap())
     for bad in (good[:-1], good[: at + 9999], good[: at + 4] + b"\xff\xff\xff\x7f" * 256 + good[at + 1028 :]):
         path.write_bytes(bad)
         with pytest.raises(UserError, match="SentencePiece"):
-            checked_file(path)
+            reduce_tokenizer_file(path)
 
 
 def opened(folder: Path) -> Any:

@@ -17,7 +17,7 @@ from nlp_transfer import UserError, load_predictor, load_translator
 from nlp_transfer.cli import cli
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.verification.weight_files import MOST_HEADER, MOST_TENSORS, check_finite, numbers_in, stored_shapes
+from nlp_transfer.models.verification.weight_files import MAX_HEADER, MAX_TENSORS, check_finite, count_values, stored_shapes
 from nlp_transfer.run.outputs import save
 from tests.conftest import train_tiny, write_csv
 from tests.models import tiny_classifier
@@ -36,13 +36,13 @@ def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a.b": torch.ones(2, 3), "c": torch.ones(0, 7), "d": torch.tensor(True)}, path, {"format": "pt"})
     assert stored_shapes(path) == {"a.b": (2, 3), "c": (0, 7), "d": ()}
-    assert numbers_in(path) == 7
+    assert count_values(path) == 7
 
 
 @pytest.mark.parametrize(
     ("header", "content", "fact"),
     [
-        ({f"t{i}": EMPTY for i in range(MOST_TENSORS + 1)}, b"", f"{MOST_TENSORS:,}"),
+        ({f"t{i}": EMPTY for i in range(MAX_TENSORS + 1)}, b"", f"{MAX_TENSORS:,}"),
         ({"t": EMPTY | {"shape": [2**40]}}, b"", "t"),
         ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12", "2 are there"),
         ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345678", "8 are there"),
@@ -64,9 +64,9 @@ def test_a_header_that_does_not_fit_its_file_is_refused(header: Any, content: by
 def test_a_header_larger_than_that_of_any_model_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", MOST_HEADER + 1))
-        file.truncate(MOST_HEADER + 100)  # without content
-    with pytest.raises(UserError, match=f"{MOST_HEADER + 1:,} bytes"):
+        file.write(struct.pack("<Q", MAX_HEADER + 1))
+        file.truncate(MAX_HEADER + 100)  # without content
+    with pytest.raises(UserError, match=f"{MAX_HEADER + 1:,} bytes"):
         stored_shapes(path)
 
 
@@ -97,7 +97,7 @@ def test_a_pickle_holds_nothing_that_allocates(archive: bool, tmp_path: Path) ->
     for value in hostile:
         torch.save({"a": value}, path, _use_new_zipfile_serialization=archive)
         with pytest.raises(UserError, match=r"adapter_model\.bin is a pickle that holds more than tensors"):
-            numbers_in(path)
+            count_values(path)
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -111,7 +111,7 @@ def test_pickles_of_tensors_are_read(archive: bool, tmp_path: Path) -> None:
     ]  # fmt: skip
     for tensors in harmless:
         torch.save(tensors, path, _use_new_zipfile_serialization=archive)
-        assert numbers_in(path) == path.stat().st_size
+        assert count_values(path) == path.stat().st_size
         stored = torch.load(path, weights_only=True)
         assert stored.keys() == tensors.keys()
         assert all(torch.equal(stored[name], tensors[name]) for name in tensors)
@@ -125,11 +125,11 @@ def test_a_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     assert content.count(count) == 2
     path.write_bytes(content.replace(count, b"J" + struct.pack("<i", 2**31 - 1), 1))
     with pytest.raises(UserError, match=r"storages of 8,589,934,588 bytes"):
-        numbers_in(path)
+        count_values(path)
     torch.save({"a": torch.zeros(10**5)}, path)
     path.write_bytes(path.read_bytes().replace(count, b"J" + struct.pack("<i", 10**5 - 1), 1))
     with pytest.raises(UserError, match="storage 0 has not 399,996 bytes"):
-        numbers_in(path)
+        count_values(path)
 
 
 def test_a_pickle_whose_entries_grow_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_files_without_a_suffix_are_told_apart(tmp_path: Path) -> None:
     """As the hub's cache names them."""
     weights = {"a": torch.ones(2, 3)}
     save_file(weights, tmp_path / "one", {"format": "pt"})
-    assert numbers_in(tmp_path / "one") == 6
+    assert count_values(tmp_path / "one") == 6
     for name, settings in (("zip", {}), ("old", {"_use_new_zipfile_serialization": False})):
         torch.save(weights, tmp_path / name, **settings)
-        assert numbers_in(tmp_path / name) == (tmp_path / name).stat().st_size
+        assert count_values(tmp_path / name) == (tmp_path / name).stat().st_size

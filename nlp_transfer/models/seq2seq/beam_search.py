@@ -18,7 +18,7 @@ SHARE = 8  # one row in so many must be finished before the others are copied to
 Keep = Callable[[torch.Tensor], None]
 
 
-class Decoding:
+class DecoderState:
     """A decoder over rows of which some leave: their states, and what they have said so far."""
 
     def __init__(self, model: Any, cache: EncoderDecoderCache, states: torch.Tensor, mask: torch.Tensor, output: Any) -> None:
@@ -70,7 +70,7 @@ def search(
     beams = generation_config.num_beams
     ends = torch.as_tensor(generation_config.eos_token_id, device=input_ids.device).reshape(-1)
     states, mask = given["encoder_outputs"].last_hidden_state[::beams], given["attention_mask"][::beams]
-    decoding = Decoding(model, given["past_key_values"], states, mask, type(given["encoder_outputs"]))
+    decoding = DecoderState(model, given["past_key_values"], states, mask, type(given["encoder_outputs"]))
     if beams == 1:
         return _greedy(decoding, input_ids, logits_processor, ends, keep, fill)
     return _beams(decoding, input_ids, logits_processor, ends, keep, fill, generation_config)
@@ -82,7 +82,7 @@ def _leaving(done: torch.Tensor, keep: Keep | None) -> bool:
 
 
 def _greedy(
-    decoding: Decoding, ids: torch.Tensor, processors: Any, ends: torch.Tensor, keep: Keep | None, fill: int
+    decoding: DecoderState, ids: torch.Tensor, processors: Any, ends: torch.Tensor, keep: Keep | None, fill: int
 ) -> torch.Tensor:
     whole: list[torch.Tensor] = [ids[row] for row in range(len(ids))]
     rows = torch.arange(len(ids), device=ids.device)
@@ -105,7 +105,7 @@ def _greedy(
 
 
 def _beams(
-    decoding: Decoding, ids: torch.Tensor, processors: Any, ends: torch.Tensor, keep: Keep | None, fill: int, settings: Any
+    decoding: DecoderState, ids: torch.Tensor, processors: Any, ends: torch.Tensor, keep: Keep | None, fill: int, settings: Any
 ) -> torch.Tensor:
     """Each row has `beams` open targets, the best first, and as many finished ones; what is open and what is finished are sorted
     by log-probability, the latter divided by a power of its length."""

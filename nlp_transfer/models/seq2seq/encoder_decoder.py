@@ -27,7 +27,7 @@ from transformers import (
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.models.checkpoint import Checkpoint, dropout_overrides, freeze, new_parameters
 from nlp_transfer.models.compatibility import vocabulary_size
-from nlp_transfer.models.seq2seq.target_tokenizers import end_token, start_token, train_tokenizer, warn_of_losses
+from nlp_transfer.models.seq2seq.target_tokenizers import end_token, start_token, train_tokenizer, warn_if_lossy
 from nlp_transfer.utils.errors import UserError
 
 DECODERS = "a BERT, RoBERTa, XLM-RoBERTa or ELECTRA checkpoint, `encoder` or `new`"
@@ -58,7 +58,7 @@ def build_encoder_decoder(
 
     Args:
         decoder: `encoder` (its weights come from the encoder's where names and shapes agree), `new`, or a model.
-        same_vocabulary: whether `target` is the encoder's own tokenizer, so that its embeddings serve both sides.
+        same_vocabulary: whether `target` is the encoder's own tokenizer, so that its embeddings serve both tokenizers.
         warm_start: false draws every weight at random, in the same shape.
 
     Raises:
@@ -91,7 +91,7 @@ def build_encoder_decoder(
     return model
 
 
-def build_whole(
+def load_encoder_decoder(
     checkpoint: Checkpoint, warm_start: bool, hidden_dropout: float | None, attention_dropout: float | None
 ) -> PreTrainedModel:
     """A model that is an encoder-decoder already: Marian, T5, mBART, M2M100 ..., or one that was made by this toolkit.
@@ -127,7 +127,7 @@ def _decoder_like(encoder: Any, positions: int, layers: int | None, target: PreT
     fields = {
         name: getattr(config, other)
         for name in ("num_attention_heads", "intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob")
-        for other in (name, *named_otherwise(config, name))
+        for other in (name, *_field_aliases(config, name))
         if isinstance(getattr(config, other, None), (int, float))
     }
     depth = layers or max(1, config.num_hidden_layers // 2)
@@ -141,7 +141,7 @@ def _decoder_like(encoder: Any, positions: int, layers: int | None, target: PreT
     )  # fmt: skip
 
 
-def named_otherwise(config: Any, name: str) -> tuple[str, ...]:
+def _field_aliases(config: Any, name: str) -> tuple[str, ...]:
     """Fields of other families for a field of BERT's."""
     own = {"intermediate_size": ("hidden_dim",), "hidden_dropout_prob": ("dropout",)}
     return own.get(name, ("attention_dropout",) if name == "attention_probs_dropout_prob" else ())
@@ -198,7 +198,7 @@ def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
         raise UserError(f"task.{setting}: {plain}") from error
 
 
-def decoder_limit(decoder: str, asked: int | None, most: int) -> int:
+def max_target_length(decoder: str, asked: int | None, most: int) -> int:
     """The longest target, in tokens, of a decoder that is taken from a model: `most`, or fewer where it has fewer positions.
 
     Raises:
@@ -212,14 +212,14 @@ def decoder_limit(decoder: str, asked: int | None, most: int) -> int:
     return min(most, positions)
 
 
-def choose_target(
+def choose_target_tokenizer(
     wanted: str, setting: str, source: PreTrainedTokenizerBase, texts: list[str], vocabulary: int | None
 ) -> PreTrainedTokenizerBase:
     """The target's tokenizer: trained on its texts (`train`), the `source`'s own, or that of the model named by `setting`."""
     if wanted == "train":
         return train_tokenizer(texts, vocabulary)
     tokenizer = source if wanted == "source" else open_tokenizer(wanted, setting)
-    warn_of_losses(tokenizer, wanted, texts)
+    warn_if_lossy(tokenizer, wanted, texts)
     return tokenizer
 
 

@@ -16,8 +16,8 @@ from transformers.generation import logits_process
 from nlp_transfer.data.tokens import Ragged
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.models.seq2seq.beam_search import search
-from nlp_transfer.models.seq2seq.long_texts import join, pieces_of
-from nlp_transfer.models.seq2seq.tokenizer_pair import Sides
+from nlp_transfer.models.seq2seq.long_texts import join_pieces, split_text
+from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError, shorten
 
 ROWS = 64  # texts in a batch, if not said otherwise: those that are finished leave it
@@ -69,7 +69,7 @@ class LengthLimit(LogitsProcessor):
         self.limits = self.limits[rows]
 
 
-def set_search(settings: Any, beams: int, length_penalty: float) -> None:
+def configure_search(settings: Any, beams: int, length_penalty: float) -> None:
     """Makes generation settings those of a greedy or a beam search, whatever a checkpoint brought.
 
     What belongs to sampling goes, and with one beam what belongs to several: transformers refuses to save such a mixture. The
@@ -84,7 +84,7 @@ def set_search(settings: Any, beams: int, length_penalty: float) -> None:
 
 def generate(
     model: Any,
-    sides: Sides,
+    tokenizers: TokenizerPair,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     limits: torch.Tensor,
@@ -94,22 +94,22 @@ def generate(
     """Target ids, int64 of shape (rows, longest), from the decoder's start on, filled up with padding or with ends.
 
     Args:
-        sides: knows the target's language, which may be another one than the model was saved with.
+        tokenizers: knows the target's language, which may be another one than the model was saved with.
         input_ids, attention_mask: int64 of shape (rows, tokens).
         limits: int64 of shape (rows,), the most tokens of each row, the end among them.
         beams: 1 is greedy.
     """
     settings = copy.deepcopy(model.generation_config)
-    set_search(settings, beams, length_penalty)
+    configure_search(settings, beams, length_penalty)
     settings.max_length, settings.max_new_tokens = None, int(limits.max())
     settings.use_cache, settings.cache_implementation = True, None  # what `search` works with, whatever a checkpoint says
     model.generation_config.max_length = None  # transformers would fill it in again, and say at each batch that there are two
-    if sides.own_format:
-        settings.decoder_start_token_id, settings.forced_bos_token_id = sides.start, sides.forced
-    limit = LengthLimit(limits, beams, sides.end)
+    if tokenizers.shared_format:
+        settings.decoder_start_token_id, settings.forced_bos_token_id = tokenizers.start, tokenizers.forced
+    limit = LengthLimit(limits, beams, tokenizers.end)
     found: torch.Tensor = model.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings,
-        logits_processor=LogitsProcessorList([limit]), custom_generate=partial(_search, limit=limit, fill=sides.pad),
+        logits_processor=LogitsProcessorList([limit]), custom_generate=partial(_search, limit=limit, fill=tokenizers.pad),
     )  # fmt: skip
     return found
 
@@ -123,7 +123,7 @@ def _search(model: Any, input_ids: torch.Tensor, limit: LengthLimit, fill: int, 
 
 def translate(
     model: Any,
-    sides: Sides,
+    tokenizers: TokenizerPair,
     texts: Sequence[str],
     longest: int,
     limit: Callable[[int], int],
@@ -133,7 +133,7 @@ def translate(
 ) -> tuple[list[str], np.ndarray]:
     """Translate texts of any length; an empty one has an empty translation.
 
-    A text of more than `longest` tokens is split (`pieces_of`), its pieces are translated one by one, and their translations
+    A text of more than `longest` tokens is split (`split_text`), its pieces are translated one by one, and their translations
     joined with the spacing of their language.
 
     Args:
@@ -145,34 +145,36 @@ def translate(
     Returns:
         The translations, and int64 of shape (texts,): in how many pieces each text was translated.
     """
-    lengths = partial(_lengths, sides)
+    lengths = partial(_lengths, tokenizers)
     split = [
-        pieces_of(text, longest, lengths) if tokens > longest else [(text, "")] * bool(text)
+        split_text(text, longest, lengths) if tokens > longest else [(text, "")] * bool(text)
         for text, tokens in zip(texts, lengths(texts), strict=True)
     ]
-    answers = iter(_answers(model, sides, [piece for pieces in split for piece, _ in pieces], longest, limit, beams,
+    answers = iter(_answers(model, tokenizers, [piece for pieces in split for piece, _ in pieces], longest, limit, beams,
                             length_penalty, rows))  # fmt: skip
-    joined = [join(pieces, [next(answers) for _ in pieces]) if pieces else "" for pieces in split]
+    joined = [join_pieces(pieces, [next(answers) for _ in pieces]) if pieces else "" for pieces in split]
     return joined, np.array([len(pieces) for pieces in split], np.int64)
 
 
 def _answers(
-    model: Any, sides: Sides, texts: list[str], longest: int, limit: Callable[[int], int], beams: int, length_penalty: float,
+    model: Any, tokenizers: TokenizerPair, texts: list[str], longest: int, limit: Callable[[int], int], beams: int, length_penalty: float,
     rows: int,
 ) -> list[str]:  # fmt: skip
     """The translations of texts of at most the longest length, in batches of similar length."""
     answers = [""] * len(texts)
-    ids = Ragged.from_lists(tokens for start, end in _blocks(texts) for tokens in sides.source_ids(texts[start:end], longest)[0])
+    ids = Ragged.from_lists(
+        tokens for start, end in _blocks(texts) for tokens in tokenizers.source_ids(texts[start:end], longest)[0]
+    )
     for alike in inference_batches(ids.lengths[:, None], rows) if texts else []:
         size = max(1, PADDED // (int(ids.lengths[alike].max()) * beams))
         for batch in np.split(alike, range(size, len(alike), size)):
-            padded = torch.from_numpy(ids.padded(batch, int(sides.source.pad_token_id or 0)))
+            padded = torch.from_numpy(ids.padded(batch, int(tokenizers.source.pad_token_id or 0)))
             lengths = torch.from_numpy(ids.lengths[batch])
             mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
             limits = torch.tensor([limit(tokens) for tokens in lengths.tolist()])
             ids_here, mask, limits = (tensor.to(model.device) for tensor in (padded, mask, limits))
             try:
-                written = sides.decode(generate(model, sides, ids_here, mask, limits, beams, length_penalty))
+                written = tokenizers.decode(generate(model, tokenizers, ids_here, mask, limits, beams, length_penalty))
             except FloatingPointError as error:
                 raise UserError(
                     f"the translation of {shorten(texts[batch[0]])}, or of one of {len(batch) - 1} texts beside it: {error}; "
@@ -183,9 +185,9 @@ def _answers(
     return answers
 
 
-def _lengths(sides: Sides, texts: Sequence[str]) -> list[int]:
+def _lengths(tokenizers: TokenizerPair, texts: Sequence[str]) -> list[int]:
     """Tokens of each text, as the model sees it."""
-    return [len(ids) for start, end in _blocks(texts) for ids in sides.source_ids(list(texts[start:end]), 1 << 30)[0]]
+    return [len(ids) for start, end in _blocks(texts) for ids in tokenizers.source_ids(list(texts[start:end]), 1 << 30)[0]]
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:

@@ -74,7 +74,7 @@ WORDS = {  # with what a word of each kind of script takes on average
 }
 
 
-def pieces_of(text: str, limit: int, lengths: Lengths) -> list[tuple[str, str]]:
+def split_text(text: str, limit: int, lengths: Lengths) -> list[tuple[str, str]]:
     """Split `text` into pieces of at most `limit` tokens, each with the white space that stands between it and the next one.
 
     Pieces are whole sentences where that is possible, else whole words, if possible up to a comma. In scripts without spaces
@@ -96,7 +96,7 @@ def pieces_of(text: str, limit: int, lengths: Lengths) -> list[tuple[str, str]]:
     return [(text[start:end], text[end:after]) for (start, end), after in zip(spans, starts, strict=True)]
 
 
-def join(pieces: Sequence[tuple[str, str]], answers: Sequence[str]) -> str:
+def join_pieces(pieces: Sequence[tuple[str, str]], answers: Sequence[str]) -> str:
     """Join the translations of a text's pieces with the spacing of the language that they are in.
 
     Line ends of the source stay. Else there is nothing between Chinese or Japanese, in Thai, Lao, Khmer and Burmese a space

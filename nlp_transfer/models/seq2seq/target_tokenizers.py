@@ -122,7 +122,7 @@ def target_token(tokenizer: Any, language: str | None) -> int | None:
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def warn_of_losses(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[str]) -> None:
+def warn_if_lossy(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[str]) -> None:
     """Says what an existing tokenizer does to the targets: an uncased English one can write neither capitals nor accents.
 
     Of many texts some are tried, drawn from all of them: a file may begin with those that it can write.

@@ -1,4 +1,4 @@
-"""The two sides of a translation: their tokenizers, and what begins and ends a target."""
+"""The two tokenizers of a translation: their tokenizers, and what begins and ends a target."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -26,15 +26,15 @@ TARGET_FOLDER = "target_tokenizer"
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Texts to ids and back. `own_format`: the checkpoint's one tokenizer serves both sides and knows their special tokens.
+class TokenizerPair:
+    """Texts to ids and back. `shared_format`: the checkpoint's one tokenizer serves both tokenizers and knows their special tokens.
 
     `start` is what a decoder is given first; `forced` the token that every target then begins with, where languages have one.
     """
 
     source: PreTrainedTokenizerBase
     target: PreTrainedTokenizerBase
-    own_format: bool
+    shared_format: bool
     start: int
     end: int
     forced: int | None = None
@@ -80,7 +80,7 @@ class Sides:
     @property
     def language_settings(self) -> set[str]:
         """Settings of a task by which the model chooses among languages; none where it translates in one direction."""
-        if not self.own_format:
+        if not self.shared_format:
             return set()
         if language_codes(self.source):
             return {"source_language", "target_language"}
@@ -102,7 +102,7 @@ class Sides:
 
     def target_ids(self, texts: list[str], limit: int) -> tuple[list[list[int]], set[int]]:
         """Labels, at most `limit`, and the rows that were cut: without an end, so that they do not teach to stop early."""
-        if self.own_format:
+        if self.shared_format:
             ids = self.target(text_target=texts, **PLAIN)["input_ids"]
         else:
             ids = [[*tokens, self.end] for tokens in self.target(texts, add_special_tokens=False, **PLAIN)["input_ids"]]
@@ -128,7 +128,9 @@ class Sides:
         return written[: written.index(self.end)] if self.end in written else written
 
 
-def own_target(checkpoint: Checkpoint, parts: ModelSource | None = None, ours: bool = False) -> PreTrainedTokenizerBase:
+def load_target_tokenizer(
+    checkpoint: Checkpoint, parts: ModelSource | None = None, ours: bool = False
+) -> PreTrainedTokenizerBase:
     """The target's tokenizer of a saved encoder-decoder: beside it in `target_tokenizer/`, or the only one it has.
 
     Args:
@@ -144,7 +146,7 @@ def own_target(checkpoint: Checkpoint, parts: ModelSource | None = None, ours: b
     except UserError:
         if ours or words != vocabulary_size(checkpoint.tokenizer):
             raise
-        return checkpoint.tokenizer  # made elsewhere: it serves both sides
+        return checkpoint.tokenizer  # made elsewhere: it serves both tokenizers
     if words not in (None, vocabulary_size(target)):
         raise UserError(
             f"model: {checkpoint.source.name} has a decoder of {words} tokens, and in {TARGET_FOLDER}/ a tokenizer of "

@@ -19,7 +19,7 @@ from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.models.verification.allocation_limit import AllocationLimit
 from nlp_transfer.models.verification.allowed import ADAPTER_WEIGHTS
 from nlp_transfer.models.verification.model_files import find_file, link_file, read_settings
-from nlp_transfer.models.verification.weight_files import check_finite, numbers_in, why
+from nlp_transfer.models.verification.weight_files import check_finite, count_values, explain_load_error
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
@@ -90,14 +90,14 @@ NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 # Module names, `\.`, `.`, `.*`, `\d+`, classes such as [01], and groups of alternatives, perhaps between `^` and `$`: no repeated
 # group, which may take exponential time to match.
 PATTERN = re.compile(r"(?P<repeat>(?:\\[dw]|\.|\[[\w-]+\])[+*]\??)|(?P<group>\((\?:)?)|[\w|)-]|\\[.dw-]|\.|\[[\w-]+\]")
-MOST_CHARACTERS = 2**16
-MOST_REPEATS, MOST_GROUPS = 3, 6
-MOST_KEYS = 200  # of settings by pattern: each is matched with each module, and Python remembers 512 patterns
-MOST_WAYS = 2**22  # in which the alternatives of a pattern can be combined, and a repeat be split
+MAX_CHARACTERS = 2**16
+MAX_REPEATS, MAX_GROUPS = 3, 6
+MAX_KEYS = 200  # of settings by pattern: each is matched with each module, and Python remembers 512 patterns
+MAX_WAYS = 2**22  # in which the alternatives of a pattern can be combined, and a repeat be split
 REPEATS = 64  # characters over which a repeat may reach, for the count of ways
-MOST_NAMES = 4096
-MOST_SIZE = 2**14  # ranks, virtual tokens, widths
-MOST_LAYERS = 128  # after replication
+MAX_NAMES = 4096
+MAX_SIZE = 2**14  # ranks, virtual tokens, widths
+MAX_LAYERS = 128  # after replication
 REPEATED = {"num_cayley_neumann_terms": 100, "psoft_svd_lowrank_niter": 100}  # what is computed so often
 LARGE = re.compile(r"seed|key|n_frequency|theta")  # numbers that may be larger, since they are no sizes, or lengths of a vector
 # What loading may take: numbers allocated, by those in the base and the adapter's weights; operations, by the base's modules.
@@ -163,7 +163,7 @@ def _problem(name: str, value: Any, default: Any) -> str | None:
     if name in PATTERNS and isinstance(value, str):
         return pattern_problem(value)
     if name in (*PATTERNS, *NAMES):
-        return None if _are_names(value) else f"a list of up to {MOST_NAMES:,} names of modules"
+        return None if _are_names(value) else f"a list of up to {MAX_NAMES:,} names of modules"
     if name in BY_PATTERN:
         return _by_pattern_problem(value)
     if name in GROUPS:
@@ -178,17 +178,17 @@ def _number_problem(name: str, value: Any, default: Any) -> str | None:
         return None if isinstance(value, bool) else "true, false"
     if value is None:
         return None if default is None else "a number"
-    most = 2**63 if LARGE.search(name) else REPEATED.get(name, MOST_SIZE)
+    most = 2**63 if LARGE.search(name) else REPEATED.get(name, MAX_SIZE)
     is_number = isinstance(value, (int, float)) and (default is None or not isinstance(value, bool))
     return None if is_number and abs(value) <= most else f"a number up to {most:,}"
 
 
 def _are_names(value: Any) -> bool:
-    is_list = isinstance(value, list) and len(value) <= MOST_NAMES
+    is_list = isinstance(value, list) and len(value) <= MAX_NAMES
     return is_list and all(isinstance(name, str) and len(name) <= 500 and NAME.fullmatch(name) for name in value)
 
 
-def pattern_problem(pattern: str, most: int = MOST_REPEATS) -> str | None:
+def pattern_problem(pattern: str, most: int = MAX_REPEATS) -> str | None:
     """Return what is allowed where a pattern of module names could take long to match; None where it cannot.
 
     Args:
@@ -196,11 +196,11 @@ def pattern_problem(pattern: str, most: int = MOST_REPEATS) -> str | None:
     """
     pattern = pattern.removeprefix("^").removesuffix("$")
     pieces = list(PATTERN.finditer(pattern))
-    is_plain = len(pattern) <= MOST_CHARACTERS and sum(len(piece[0]) for piece in pieces) == len(pattern)
+    is_plain = len(pattern) <= MAX_CHARACTERS and sum(len(piece[0]) for piece in pieces) == len(pattern)
     repeats = sum(piece["repeat"] is not None for piece in pieces)
     groups = sum(piece["group"] is not None for piece in pieces)
     ways = REPEATS**repeats * math.prod(part.count("|") + 1 for part in re.split(r"[()]", pattern))
-    if not is_plain or repeats > most or groups > MOST_GROUPS or ways > MOST_WAYS:
+    if not is_plain or repeats > most or groups > MAX_GROUPS or ways > MAX_WAYS:
         return (
             r"a list of names of modules, or a pattern made of names, `\.`, `.`, [01] and alternatives in round brackets, with "
             rf"up to {most} of `.*` and `\d+`"
@@ -213,8 +213,8 @@ def pattern_problem(pattern: str, most: int = MOST_REPEATS) -> str | None:
 
 
 def _by_pattern_problem(value: Any) -> str | None:
-    if not isinstance(value, dict) or len(value) > MOST_KEYS or sum(map(len, value)) > MOST_CHARACTERS:
-        return f"numbers by pattern of module names, up to {MOST_KEYS} patterns of {MOST_CHARACTERS:,} characters together"
+    if not isinstance(value, dict) or len(value) > MAX_KEYS or sum(map(len, value)) > MAX_CHARACTERS:
+        return f"numbers by pattern of module names, up to {MAX_KEYS} patterns of {MAX_CHARACTERS:,} characters together"
     for key, number in value.items():
         if problem := pattern_problem(key, most=1):  # peft puts another one before it
             return f"keys that are {problem}"
@@ -237,10 +237,10 @@ def _group_problem(name: str, value: Any) -> str | None:
 
 def _replication_problem(value: Any) -> str | None:
     is_list = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
-    is_small = is_list and all(type(n) is int and 0 <= n <= MOST_LAYERS for pair in value for n in pair)
-    if is_small and len(value) <= MOST_LAYERS and sum(abs(end - begin) for begin, end in value) <= MOST_LAYERS:
+    is_small = is_list and all(type(n) is int and 0 <= n <= MAX_LAYERS for pair in value for n in pair)
+    if is_small and len(value) <= MAX_LAYERS and sum(abs(end - begin) for begin, end in value) <= MAX_LAYERS:
         return None
-    return f"pairs of first and last layer, which together give up to {MOST_LAYERS} layers"
+    return f"pairs of first and last layer, which together give up to {MAX_LAYERS} layers"
 
 
 def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -> Any:
@@ -264,7 +264,7 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
     name, weights = next(((name, path) for name in ADAPTER_WEIGHTS if (path := find_file(source, name))), ("", None))
     if weights is None:
         raise UserError(f"{folder}: the adapter has no weights; allowed: {' or '.join(ADAPTER_WEIGHTS)} in its folder")
-    numbers = numbers_in(weights) + sum(parameter.numel() for parameter in model.parameters())
+    numbers = count_values(weights) + sum(parameter.numel() for parameter in model.parameters())
     operations = OPERATIONS * sum(1 for _ in model.modules())
     limit = AllocationLimit(f"{folder}: {SETTINGS}", TIMES * numbers + SPARE, operations + SPARE_OPERATIONS)
     with tempfile.TemporaryDirectory(prefix="nlp_transfer-adapter-") as private:
@@ -281,7 +281,9 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
         except UserError:
             raise
         except Exception as error:  # whatever peft raises over settings and weights that do not fit each other or the model
-            raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, [Path(name)])}{bases}") from error
+            raise UserError(
+                f"{folder}: the adapter cannot be loaded: {explain_load_error(error, [Path(name)])}{bases}"
+            ) from error
 
 
 def _unfit(adapted: Any, private: str) -> str | None:

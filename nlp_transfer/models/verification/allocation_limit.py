@@ -11,17 +11,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nlp_transfer.utils.errors import UserError
 
-MOST_OUTLINED = 500_000  # operations that building a model takes: one of 1,000 layers takes less than half
+MAX_META_OPERATIONS = 500_000  # operations that building a model takes: one of 1,000 layers takes less than half
 
 
 @contextmanager
-def outlined(place: str) -> Iterator[None]:
+def on_meta_device(place: str) -> Iterator[None]:
     """Build models inside on the device `meta`, where they may have any size, since they take no memory; but not forever.
 
     Args:
         place: the configuration, for messages.
     """
-    with torch.device("meta"), AllocationLimit(place, 2**62, MOST_OUTLINED):
+    with torch.device("meta"), AllocationLimit(place, 2**62, MAX_META_OPERATIONS):
         yield
 
 

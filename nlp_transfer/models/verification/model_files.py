@@ -34,7 +34,7 @@ from nlp_transfer.models.verification.allowed import (
     WEIGHTS,
 )
 from nlp_transfer.models.verification.reduced_configs import reduce_config, reduce_generation, reduce_tokenizer
-from nlp_transfer.models.verification.tokenizer_loading import check_loaded, checked_file
+from nlp_transfer.models.verification.tokenizer_loading import check_loaded, reduce_tokenizer_file
 from nlp_transfer.models.verification.untrusted_json import FAULTS, first_line, read_json
 from nlp_transfer.utils.console import say_once
 from nlp_transfer.utils.errors import UserError, converted, shorten
@@ -239,7 +239,7 @@ def _add_tokenizer(source: ModelSource, inner: str, folder: Path) -> None:
         elif path := find_file(source, prefix + name):
             (folder / inner).mkdir(exist_ok=True)
             try:
-                reduced = checked_file(path)
+                reduced = reduce_tokenizer_file(path)
             except UserError as error:
                 raise UserError(f"model: {source.name}: {prefix}{name}: {error}") from error
             if reduced is None:

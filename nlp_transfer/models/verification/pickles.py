@@ -16,9 +16,9 @@ import torch
 from nlp_transfer.models.verification.untrusted_json import first_line
 from nlp_transfer.utils.errors import UserError
 
-MOST_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; those of a model of 1,000 layers have one or two million
-MOST_OPERATIONS = 2_000_000  # of a pickle; a tensor takes about 30
-MOST_DIMENSIONS = 64
+MAX_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; those of a model of 1,000 layers have one or two million
+MAX_OPERATIONS = 2_000_000  # of a pickle; a tensor takes about 30
+MAX_DIMENSIONS = 64
 ZIP_START, ZIP_END, ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22  # the last is the record of an archive without a comment
 STREAMS = 5  # pickles in a file without an archive: a magic number, the version, the system, the tensors, the storages' names
 
@@ -59,7 +59,7 @@ def check_pickle(path: Path) -> None:
                 return
         _check_archive(path, size)
         reader = torch._C.PyTorchFileReader(str(path))  # the reader of torch.load, so that both see the same entries
-        if (length := reader.get_record_size("data.pkl")) > MOST_BYTES:
+        if (length := reader.get_record_size("data.pkl")) > MAX_BYTES:
             raise ValueError(f"its pickle has {length:,} bytes")
         for key, stored in _read_storages(reader.get_record("data.pkl"), size).items():
             if reader.get_record_size(f"data/{key}") != stored:
@@ -78,9 +78,9 @@ def _check_archive(path: Path, size: int) -> None:
     entries, directory = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
     if not end.startswith(ZIP_END):
         raise UserError(f"{path}: is no archive of tensors that can be read: its end is missing; copy it again")
-    if entries == 0xFFFF or directory > MOST_BYTES:
+    if entries == 0xFFFF or directory > MAX_BYTES:
         raise UserError(
-            f"{path}: found a directory of {directory:,} bytes with {entries:,} entries; allowed: {MOST_BYTES:,} bytes"
+            f"{path}: found a directory of {directory:,} bytes with {entries:,} entries; allowed: {MAX_BYTES:,} bytes"
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -117,7 +117,7 @@ def _read_storages(stream: bytes | IO[bytes], most: int) -> dict[str, int]:
         del stack[begin:]
         return items
 
-    for operation, argument, _ in islice(pickletools.genops(stream), MOST_OPERATIONS):
+    for operation, argument, _ in islice(pickletools.genops(stream), MAX_OPERATIONS):
         match operation.name:
             case "PROTO":
                 pass
@@ -165,7 +165,7 @@ def _read_storages(stream: bytes | IO[bytes], most: int) -> dict[str, int]:
                 stack.append(_called(function, arguments, most))
             case name:
                 raise ValueError(f"{name} {argument or ''}")
-    raise ValueError(f"more than {MOST_OPERATIONS:,} operations")
+    raise ValueError(f"more than {MAX_OPERATIONS:,} operations")
 
 
 def _called(function: Any, arguments: Any, most: int) -> _Name:
@@ -177,9 +177,7 @@ def _called(function: Any, arguments: Any, most: int) -> _Name:
             if tensor is _TENSOR and hooks is _CONTAINER:
                 return _TENSOR
         case _Name(), (_Name() as storage, int(), (*shape,), (*strides,), bool(), _Name()) if function == TENSOR:
-            is_small = len(shape) == len(strides) <= MOST_DIMENSIONS and all(
-                type(n) is int and n >= 0 for n in (*shape, *strides)
-            )
+            is_small = len(shape) == len(strides) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in (*shape, *strides))
             if storage is _STORAGE and is_small and math.prod(shape) <= most:
                 return _TENSOR
     raise ValueError(f"a call of {function}")

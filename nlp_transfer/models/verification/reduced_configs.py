@@ -30,11 +30,11 @@ from nlp_transfer.models.verification.untrusted_json import FAULTS
 from nlp_transfer.utils.errors import UserError, shorten
 
 WORD = re.compile(r"[\w.+ #|-]{0,64}")
-MOST_LAYERS, MOST_POSITIONS, MOST_LABELS, MOST_NUMBER = 1000, 2**21, 10**5, 2**31
+MAX_LAYERS, MAX_POSITIONS, MAX_LABELS, MAX_NUMBER = 1000, 2**21, 10**5, 2**31
 LIMITS = (  # of numbers, by their names
-    (re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$"), MOST_LAYERS),
-    (re.compile(r"position|n_ctx|seq_len"), MOST_POSITIONS),
-    (re.compile(r"^num_labels$"), MOST_LABELS),
+    (re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$"), MAX_LAYERS),
+    (re.compile(r"position|n_ctx|seq_len"), MAX_POSITIONS),
+    (re.compile(r"^num_labels$"), MAX_LABELS),
 )
 NO_TABLE = re.compile(r"theta|length")  # numbers that make nothing large
 MODEL_TYPE = "model_type"
@@ -199,13 +199,13 @@ def _check_sizes(key: str, value: Any) -> None:
     """Raise a UserError for numbers that no model has. transformers makes a name for each label, so this comes before."""
     name = key.rpartition(".")[2]
     if name in LABELS:
-        if len(value or ()) > MOST_LABELS:
-            raise UserError(f"config.json has {len(value):,} entries in {key}; allowed: up to {MOST_LABELS:,}")
+        if len(value or ()) > MAX_LABELS:
+            raise UserError(f"config.json has {len(value):,} entries in {key}; allowed: up to {MAX_LABELS:,}")
         return
     if isinstance(value, (dict, list)):
         for inner_key, inner in value.items() if isinstance(value, dict) else ((key, inner) for inner in value):
             _check_sizes(inner_key, inner)
         return
-    most = next((limit for names, limit in LIMITS if names.search(name)), MOST_NUMBER)
+    most = next((limit for names, limit in LIMITS if names.search(name)), MAX_NUMBER)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not NO_TABLE.search(name) and abs(value) > most:
         raise UserError(f"config.json has {key}: {shorten(value)}; allowed: up to {most:,}")

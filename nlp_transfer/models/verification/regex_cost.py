@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from nlp_transfer.utils.errors import UserError
 
-MOST_CHARACTERS = 4000
-MOST_REPEATS = 100  # of {n,m}
-MOST_STEPS = 2000  # that a search may take from one position, apart from characters that it consumes
+MAX_CHARACTERS = 4000
+MAX_REPEATS = 100  # of {n,m}
+MAX_STEPS = 2000  # that a search may take from one position, apart from characters that it consumes
 DEEPEST = 10  # groups within groups
 # Everything else that begins with a backslash is refused: references to groups, calls of groups, \K, \G, \R, \X ...
 ESCAPE = re.compile(
@@ -62,16 +62,16 @@ def linear_pattern(pattern: str) -> str:
     Raises:
         PatternError: its structure permits more than linear time, or it is not of the small language that is read here.
     """
-    if len(pattern) > MOST_CHARACTERS:
-        raise PatternError(f"{len(pattern):,} characters; allowed: up to {MOST_CHARACTERS:,}")
+    if len(pattern) > MAX_CHARACTERS:
+        raise PatternError(f"{len(pattern):,} characters; allowed: up to {MAX_CHARACTERS:,}")
     alternatives, end = _alternatives(pattern, 0, "", 0)
     if end < len(pattern):
         raise PatternError("a parenthesis that closes nothing")
     alternatives = _without_outer_groups(alternatives)
     costs = [_cost(alternative, False) for alternative in alternatives]
     steps = sum(cost.ways * (cost.steps + 1) for cost in costs)
-    if steps > MOST_STEPS:
-        raise PatternError(f"up to {steps:,} steps at each character of a text; allowed: up to {MOST_STEPS:,}")
+    if steps > MAX_STEPS:
+        raise PatternError(f"up to {steps:,} steps at each character of a text; allowed: up to {MAX_STEPS:,}")
     for i, cost in enumerate(costs):
         if len(cost.backtracking) > 1:
             raise PatternError("two unbounded quantifiers in a row with something after them that can fail; allowed: one")
@@ -148,8 +148,8 @@ def _cost(alternative: list[_Item], fails: bool) -> _Cost:
                 cost.ways *= sum(part.ways for part in inner) + (item.least == 0)
         if item.least:
             cost.fails = True
-        if cost.ways > MOST_STEPS:
-            raise PatternError(f"more than {MOST_STEPS:,} ways to match one text")
+        if cost.ways > MAX_STEPS:
+            raise PatternError(f"more than {MAX_STEPS:,} ways to match one text")
     return cost
 
 
@@ -235,8 +235,8 @@ def _quantify(item: _Item, pattern: str, at: int) -> int:
         if least is None and most is None:
             raise PatternError(f"a brace that is no quantifier: {sign}; allowed: \\{{")
         item.least, item.most = least or 0, most if quantifier["comma"] else least
-        if max(item.least, item.most or 0) > MOST_REPEATS or (item.most is not None and item.most < item.least):
-            raise PatternError(f"a quantifier {sign}; allowed: up to {MOST_REPEATS} repeats")
+        if max(item.least, item.most or 0) > MAX_REPEATS or (item.most is not None and item.most < item.least):
+            raise PatternError(f"a quantifier {sign}; allowed: up to {MAX_REPEATS} repeats")
     if QUANTIFIER.match(pattern, at):
         raise PatternError(f"two quantifiers in a row, or a lazy one: {sign}{pattern[at : at + 8]}; allowed: greedy ones")
     if item.text.removeprefix("(?i)") in ANCHORS or item.kind in ("=", "!", "<!"):

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nlp_transfer.models.verification.tokenizer_fields import LONGEST_TOKEN, MOST_TOKENS
+from nlp_transfer.models.verification.tokenizer_fields import LONGEST_TOKEN, MAX_TOKENS
 
 PIECE, NORMALIZERS, TABLE = 1, (3, 5), 2  # fields of a ModelProto, and of a NormalizerSpec
-MOST_PIECE = 4 * LONGEST_TOKEN + 32  # bytes
-MOST_WRITTEN = 64  # characters for one; Unicode's forms write up to 18
+MAX_PIECE = 4 * LONGEST_TOKEN + 32  # bytes
+MAX_WRITTEN = 64  # characters for one; Unicode's forms write up to 18
 LEAF, VALUE = np.uint32(1 << 8), np.uint32(0x7FFFFFFF)
 
 
@@ -48,16 +48,14 @@ def check_sentencepiece(content: bytes) -> None:
     for number, value in fields(content):
         if number == PIECE:
             pieces += 1
-            if not isinstance(value, bytes) or len(value) > MOST_PIECE or pieces > MOST_TOKENS:
-                raise ValueError(f"piece {pieces:,} of up to {MOST_TOKENS:,}, each of up to {MOST_PIECE:,} bytes")
+            if not isinstance(value, bytes) or len(value) > MAX_PIECE or pieces > MAX_TOKENS:
+                raise ValueError(f"piece {pieces:,} of up to {MAX_TOKENS:,}, each of up to {MAX_PIECE:,} bytes")
         elif number in NORMALIZERS and isinstance(value, bytes):
             for inner, table in fields(value):
                 if inner == TABLE:
                     written = replacements(table if isinstance(table, bytes) else b"?")
-                    if (longest := max(map(len, written), default=0)) > MOST_WRITTEN:
-                        raise ValueError(
-                            f"its normalizer writes {longest:,} characters for one; up to {MOST_WRITTEN} can be read"
-                        )
+                    if (longest := max(map(len, written), default=0)) > MAX_WRITTEN:
+                        raise ValueError(f"its normalizer writes {longest:,} characters for one; up to {MAX_WRITTEN} can be read")
     if not pieces:
         raise ValueError("it has no pieces")
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-MOST_TOKENS = 2**21
+MAX_TOKENS = 2**21
 LONGEST_TOKEN = 1024  # characters
-MOST_POSITIONS = 2**24  # of lengths to truncate or pad to
+MAX_POSITIONS = 2**24  # of lengths to truncate or pad to
 
 
 class Field(NamedTuple):
@@ -36,7 +36,7 @@ def one_of(*names: str) -> Field:
 FLAG = Field("true or false", lambda value: isinstance(value, bool))
 SHARE = Field("0 to 1", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1)
 SHORT, CHARACTER, TOKEN = text(64), text(1, 1), text(LONGEST_TOKEN)
-ID, TYPE, LENGTH = number(0, MOST_TOKENS), number(0, 255), number(0, MOST_POSITIONS)
+ID, TYPE, LENGTH = number(0, MAX_TOKENS), number(0, 255), number(0, MAX_POSITIONS)
 PATTERN = Field('{"String": ...} or {"Regex": ...}', lambda value: isinstance(value, dict) and len(value) == 1)
 ANY = Field("anything", lambda value: True)  # checked elsewhere
 SIDE = one_of("Left", "Right")
@@ -113,7 +113,7 @@ TRUNCATION = {
     "strategy": one_of("LongestFirst", "OnlyFirst", "OnlySecond"),
 }  # fmt: skip
 PADDING = {
-    "direction": SIDE, "pad_to_multiple_of": number(1, MOST_POSITIONS).or_null(), "pad_id": ID, "pad_type_id": TYPE,
+    "direction": SIDE, "pad_to_multiple_of": number(1, MAX_POSITIONS).or_null(), "pad_id": ID, "pad_type_id": TYPE,
     "pad_token": TOKEN,
     "strategy": Field(
         '"BatchLongest" or {"Fixed": length}',

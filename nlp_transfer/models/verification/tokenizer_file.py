@@ -20,8 +20,8 @@ from nlp_transfer.models.verification.tokenizer_fields import (
     ID,
     LISTS,
     LONGEST_TOKEN,
+    MAX_TOKENS,
     MODELS,
-    MOST_TOKENS,
     PADDING,
     TOKEN,
     TRUNCATION,
@@ -31,12 +31,12 @@ from nlp_transfer.models.verification.tokenizer_fields import (
 from nlp_transfer.models.verification.tokenizer_growth import growth
 from nlp_transfer.utils.errors import UserError, shorten
 
-MOST_BYTES = 64 * 2**20  # of a file; the largest published ones have 35 MB
-MOST_ADDED = 2**16  # added tokens: the library takes 45 microseconds for each
-MOST_ADDED_CHARACTERS = 2**20  # of all added tokens
-MOST_NORMALIZED_CHARACTERS = 2**22  # of all added tokens, when they are normalized
-MOST_COMPONENTS = 64  # in sequences of one section
-MOST_SPECIAL = 64  # tokens that a post-processor adds to a text
+MAX_BYTES = 64 * 2**20  # of a file; the largest published ones have 35 MB
+MAX_ADDED = 2**16  # added tokens: the library takes 45 microseconds for each
+MAX_ADDED_CHARACTERS = 2**20  # of all added tokens
+MAX_NORMALIZED_CHARACTERS = 2**22  # of all added tokens, when they are normalized
+MAX_COMPONENTS = 64  # in sequences of one section
+MAX_SPECIAL = 64  # tokens that a post-processor adds to a text
 
 SECTIONS = ("version", "truncation", "padding", "added_tokens", *LISTS, "model")
 
@@ -58,8 +58,8 @@ def read_document(path: Path) -> Any:
         raise ValueError(f"found {constant}, which is no number in JSON")
 
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MAX_BYTES:,}")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except UserError:
         raise
@@ -136,8 +136,8 @@ class _Reduction:
                 name = LISTS[section]
                 reduced = self.fields(key, value, {"type": ANY, name: ANY})
                 inner = reduced.get(name)
-                if not isinstance(inner, list) or len(inner) > MOST_COMPONENTS:
-                    raise self.refuse(f"{key}.{name}", inner, f"a list of up to {MOST_COMPONENTS} components")
+                if not isinstance(inner, list) or len(inner) > MAX_COMPONENTS:
+                    raise self.refuse(f"{key}.{name}", inner, f"a list of up to {MAX_COMPONENTS} components")
                 return reduced | {name: [component(f"{key}.{name}[{i}]", part, depth + 1) for i, part in enumerate(inner)]}
             if not isinstance(kind, str) or kind not in known:
                 raise self.refuse(f"{key}.type", kind, f"{', '.join(known)}, or a Sequence of them, nested up to 5 times")
@@ -147,8 +147,8 @@ class _Reduction:
             if kind == "TemplateProcessing":
                 self.template(key, reduced)
             flat.append(reduced)
-            if len(flat) > MOST_COMPONENTS:
-                raise self.refuse(section, f"more than {MOST_COMPONENTS} components", f"up to {MOST_COMPONENTS}")
+            if len(flat) > MAX_COMPONENTS:
+                raise self.refuse(section, f"more than {MAX_COMPONENTS} components", f"up to {MAX_COMPONENTS}")
             return reduced
 
         return (None if value is None else component(section, value, 0)), flat
@@ -167,20 +167,20 @@ class _Reduction:
 
     def template(self, key: str, value: dict[str, Any]) -> None:
         special = value.get("special_tokens", {})
-        if not isinstance(special, dict) or len(special) > MOST_SPECIAL:
-            raise self.refuse(f"{key}.special_tokens", special, f"up to {MOST_SPECIAL} tokens by name")
+        if not isinstance(special, dict) or len(special) > MAX_SPECIAL:
+            raise self.refuse(f"{key}.special_tokens", special, f"up to {MAX_SPECIAL} tokens by name")
         for name, token in special.items():
             ids, tokens = (token.get(part) if isinstance(token, dict) else None for part in ("ids", "tokens"))
             if not (
-                isinstance(ids, list) and isinstance(tokens, list) and len(ids) == len(tokens) <= MOST_SPECIAL
+                isinstance(ids, list) and isinstance(tokens, list) and len(ids) == len(tokens) <= MAX_SPECIAL
                 and all(map(ID.fits, ids)) and all(map(TOKEN.fits, tokens)) and token.get("id") == name
             ):  # fmt: skip
-                raise self.refuse(f"{key}.special_tokens.{name}", token, f"its id, and up to {MOST_SPECIAL} ids with tokens")
+                raise self.refuse(f"{key}.special_tokens.{name}", token, f"its id, and up to {MAX_SPECIAL} ids with tokens")
         for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
             pieces = value.get(name, [])
-            if not isinstance(pieces, list) or len(pieces) > MOST_SPECIAL or not all(map(self.is_piece, pieces)):
+            if not isinstance(pieces, list) or len(pieces) > MAX_SPECIAL or not all(map(self.is_piece, pieces)):
                 raise self.refuse(
-                    f"{key}.{name}", pieces, f"up to {MOST_SPECIAL} pieces: SpecialToken or Sequence, with id and type_id"
+                    f"{key}.{name}", pieces, f"up to {MAX_SPECIAL} pieces: SpecialToken or Sequence, with id and type_id"
                 )
             used = [piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece]
             missing = [piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece]
@@ -220,8 +220,8 @@ class _Reduction:
         return "WordPiece" if {"continuing_subword_prefix", "max_input_chars_per_word"} & set(model) else "WordLevel"
 
     def pieces(self, vocabulary: Any, model: dict[str, Any]) -> Iterable[int]:
-        if not isinstance(vocabulary, list) or not 0 < len(vocabulary) <= MOST_TOKENS:
-            raise self.refuse("model.vocab", vocabulary, f"a list of 1 to {MOST_TOKENS:,} pieces with scores")
+        if not isinstance(vocabulary, list) or not 0 < len(vocabulary) <= MAX_TOKENS:
+            raise self.refuse("model.vocab", vocabulary, f"a list of 1 to {MAX_TOKENS:,} pieces with scores")
         for piece in vocabulary:
             if not (isinstance(piece, list) and len(piece) == 2 and TOKEN.fits(piece[0]) and type(piece[1]) in (int, float)):
                 raise self.refuse("model.vocab", piece, f"a piece of up to {LONGEST_TOKEN} characters, and its score")
@@ -230,29 +230,29 @@ class _Reduction:
         return range(len(vocabulary))
 
     def merges(self, merges: Any) -> None:
-        if not isinstance(merges, list) or len(merges) > MOST_TOKENS:
-            raise self.refuse("model.merges", merges, f"a list of up to {MOST_TOKENS:,} pairs")
+        if not isinstance(merges, list) or len(merges) > MAX_TOKENS:
+            raise self.refuse("model.merges", merges, f"a list of up to {MAX_TOKENS:,} pairs")
         for merge in merges:
             parts = merge.split(" ") if isinstance(merge, str) else merge
             if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
                 raise self.refuse("model.merges", merge, "two tokens")
 
     def added_tokens(self, tokens: Any, times: float) -> list[dict[str, Any]]:
-        if not isinstance(tokens, list) or len(tokens) > MOST_ADDED:
-            raise self.refuse("added_tokens", tokens, f"a list of up to {MOST_ADDED:,} tokens")
+        if not isinstance(tokens, list) or len(tokens) > MAX_ADDED:
+            raise self.refuse("added_tokens", tokens, f"a list of up to {MAX_ADDED:,} tokens")
         reduced = [self.fields(f"added_tokens[{i}]", token, ADDED_TOKEN) for i, token in enumerate(tokens)]
         for i, token in enumerate(reduced):
             if missing := {"id", "content"} - set(token):
                 raise self.refuse(f"added_tokens[{i}]", token, f"one with {' and '.join(sorted(missing))}")
         characters = sum(len(token["content"]) for token in reduced)
-        if characters > MOST_ADDED_CHARACTERS or characters * times > MOST_NORMALIZED_CHARACTERS:
-            raise self.refuse("added_tokens", f"{characters:,} characters in all tokens", f"up to {MOST_ADDED_CHARACTERS:,}")
+        if characters > MAX_ADDED_CHARACTERS or characters * times > MAX_NORMALIZED_CHARACTERS:
+            raise self.refuse("added_tokens", f"{characters:,} characters in all tokens", f"up to {MAX_ADDED_CHARACTERS:,}")
         return reduced
 
     def ids(self, ids: Iterable[int], processors: list[dict[str, Any]]) -> None:
         """Ids may leave gaps, but not so many that a table with a row for each would be mostly empty."""
         used = set(ids)
-        most = most_id(len(used))
+        most = max_token_id(len(used))
         added = [(f"post_processor.{name}", part[name][1]) for part in processors for name in ("sep", "cls") if name in part]
         for part in processors:
             for name, token in part.get("special_tokens", {}).items():
@@ -265,20 +265,20 @@ class _Reduction:
                 raise self.refuse(key, found, "the id of a token")
 
 
-def most_id(tokens: int) -> int:
+def max_token_id(tokens: int) -> int:
     """The highest id that a tokenizer of so many tokens may use."""
     return 2 * tokens + 1024
 
 
 def check_vocabulary(vocabulary: Any, where: str) -> Iterable[int]:
     """The ids of a vocabulary. Raises a UserError if it is not one."""
-    if not isinstance(vocabulary, dict) or len(vocabulary) > MOST_TOKENS:
-        raise UserError(f"{where}: found {shorten(vocabulary)}; allowed: ids by token, up to {MOST_TOKENS:,}")
+    if not isinstance(vocabulary, dict) or len(vocabulary) > MAX_TOKENS:
+        raise UserError(f"{where}: found {shorten(vocabulary)}; allowed: ids by token, up to {MAX_TOKENS:,}")
     if not set(map(type, vocabulary.values())) <= {int} or min(vocabulary.values(), default=0) < 0:
         bad = next(item for item in vocabulary.items() if not ID.fits(item[1]))
         raise UserError(f"{where}: found {shorten(dict([bad]))}; allowed: {ID.allowed}")
     if max(map(len, vocabulary), default=0) > LONGEST_TOKEN:
         raise UserError(f"{where}: found {shorten(max(vocabulary, key=len))}; allowed: up to {LONGEST_TOKEN} characters")
-    if max(vocabulary.values(), default=0) > MOST_TOKENS:
+    if max(vocabulary.values(), default=0) > MAX_TOKENS:
         raise UserError(f"{where}: found the id {max(vocabulary.values()):,}; allowed: {ID.allowed}")
     return vocabulary.values()

@@ -9,7 +9,7 @@ from nlp_transfer.models.verification.regex_cost import shortest_match
 from nlp_transfer.models.verification.sentencepiece_file import replacements
 from nlp_transfer.utils.errors import UserError
 
-MOST_GROWTH = 64
+MAX_GROWTH = 64
 
 
 def growth(components: Sequence[dict[str, Any]]) -> float:
@@ -23,7 +23,7 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
         components: reduced ones (`tokenizer_file`), in the order in which they are applied.
 
     Raises:
-        UserError: they can make a text more than `MOST_GROWTH` times as long, or a table is damaged.
+        UserError: they can make a text more than `MAX_GROWTH` times as long, or a table is damaged.
     """
     weights: dict[str, float] = {}
     other = 1.0
@@ -52,10 +52,10 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
                 least = each
         weights = {c: max(weight, least) + more for c, weight in weights.items()}
         other = max(other, least) + more
-        if max([other, *weights.values()]) > MOST_GROWTH:
+        if max([other, *weights.values()]) > MAX_GROWTH:
             raise UserError(
-                f"normalizer: found components that can make a text more than {MOST_GROWTH} times as long; allowed: up to "
-                f"{MOST_GROWTH} times"
+                f"normalizer: found components that can make a text more than {MAX_GROWTH} times as long; allowed: up to "
+                f"{MAX_GROWTH} times"
             )
     return max([other, *weights.values()])
 

@@ -4,31 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.models.compatibility import truncation_kept
+from nlp_transfer.models.compatibility import preserve_truncation
 from nlp_transfer.models.verification.sentencepiece_file import check_sentencepiece
 from nlp_transfer.models.verification.tokenizer_fields import (
     ADDED_TOKEN,
     FLAG,
     ID,
     LONGEST_TOKEN,
-    MOST_TOKENS,
+    MAX_TOKENS,
     TOKEN,
     TYPE,
     Field,
     one_of,
 )
 from nlp_transfer.models.verification.tokenizer_file import (
-    MOST_ADDED,
-    MOST_BYTES,
+    MAX_ADDED,
+    MAX_BYTES,
     check_vocabulary,
-    most_id,
+    max_token_id,
     read_document,
     reduce_document,
 )
 from nlp_transfer.utils.errors import UserError, converted, shorten
 
 TRIALS = ["a", "A text, with 3 numbers: 1,234.5!", "na\u00efve \u4e2d\u6587 \U0001f389", " ", "word " * 200]
-MOST_TRIAL_TOKENS = 8  # for a character of a trial's text: spelt in bytes, one becomes 4
+MAX_TRIAL_TOKENS = 8  # for a character of a trial's text: spelt in bytes, one becomes 4
 SIDE = one_of("left", "right")
 AT_LEAST_ONE = Field(  # files say 1e30 where they do not know
     "a number of at least 1",
@@ -43,7 +43,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def checked_file(path: Path) -> tuple[dict[str, Any], list[str]] | None:
+def reduce_tokenizer_file(path: Path) -> tuple[dict[str, Any], list[str]] | None:
     """Check one file of a tokenizer by its name.
 
     Returns:
@@ -57,12 +57,12 @@ def checked_file(path: Path) -> tuple[dict[str, Any], list[str]] | None:
         reduced, dropped = reduce_document(document)
         return None if reduced == document else (reduced, dropped)
     if path.name == "added_tokens.json":
-        if (tokens := len(set(check_vocabulary(read_document(path), "ids")))) > MOST_ADDED:
-            raise UserError(f"found {tokens:,} ids; allowed: up to {MOST_ADDED:,}")
+        if (tokens := len(set(check_vocabulary(read_document(path), "ids")))) > MAX_ADDED:
+            raise UserError(f"found {tokens:,} ids; allowed: up to {MAX_ADDED:,}")
     elif path.name in ("vocab.json", "target_vocab.json"):
         ids = set(check_vocabulary(read_document(path), "ids"))
-        if max(ids, default=0) > most_id(len(ids)):
-            raise UserError(f"found the id {max(ids):,}; allowed: up to {most_id(len(ids)):,} for {len(ids):,} tokens")
+        if max(ids, default=0) > max_token_id(len(ids)):
+            raise UserError(f"found the id {max(ids):,}; allowed: up to {max_token_id(len(ids)):,} for {len(ids):,} tokens")
     elif path.suffix in (".model", ".spm"):
         _check_model(path)
     elif path.suffix == ".json":
@@ -90,16 +90,16 @@ def check_loaded(tokenizer: Any, name: str) -> None:
                 f"model: the tokenizer of {name} has an added token {token.content!r} of which its normalizer leaves nothing; "
                 "allowed: added tokens that are not normalized, or not empty then"
             )
-    with converted(f"model: the tokenizer of {name} cannot encode a text"), truncation_kept(tokenizer):
+    with converted(f"model: the tokenizer of {name} cannot encode a text"), preserve_truncation(tokenizer):
         rows = tokenizer(TRIALS, truncation=False, padding=False, return_attention_mask=False, verbose=False)["input_ids"]
         tokenizer("a", "b", truncation=False, padding=False, verbose=False)
         added = max(tokenizer.added_tokens_encoder.values(), default=0)
-        most = most_id(len(tokenizer))
+        most = max_token_id(len(tokenizer))
     for text, ids in zip(TRIALS, rows, strict=True):
-        if len(ids) > MOST_TRIAL_TOKENS * (len(text) + 64):
+        if len(ids) > MAX_TRIAL_TOKENS * (len(text) + 64):
             raise UserError(
                 f"model: the tokenizer of {name} makes {len(ids):,} tokens of a text of {len(text)} characters; allowed: up to "
-                f"{MOST_TRIAL_TOKENS} for each"
+                f"{MAX_TRIAL_TOKENS} for each"
             )
     if (highest := max([added, *(i for ids in rows for i in ids)])) > most or min(map(min, filter(None, rows)), default=0) < 0:
         raise UserError(
@@ -119,8 +119,8 @@ def check_tokens(tokens: Mapping[str, Any]) -> None:
     for key, value in tokens.items():
         several = list(value.values()) if isinstance(value, dict) and "content" not in value else value
         several = several if isinstance(several, list) else [several]
-        if len(several) > MOST_ADDED:
-            raise UserError(f"the tokenizer has {len(several):,} {key}; allowed: up to {MOST_ADDED:,}")
+        if len(several) > MAX_ADDED:
+            raise UserError(f"the tokenizer has {len(several):,} {key}; allowed: up to {MAX_ADDED:,}")
         for token in several:
             if token is not None and not _is_token(token):
                 raise UserError(
@@ -143,8 +143,8 @@ def _is_token(token: Any) -> bool:
 
 def _content(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MAX_BYTES:,}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot be read ({error})") from error
@@ -158,9 +158,9 @@ def _check_lines(path: Path) -> None:
     except ValueError as error:
         raise UserError(f"cannot be read ({error})") from error
     lines = content.split(b"\n")
-    if len(lines) > MOST_TOKENS or max(map(len, lines)) > 8 * LONGEST_TOKEN:
+    if len(lines) > MAX_TOKENS or max(map(len, lines)) > 8 * LONGEST_TOKEN:
         raise UserError(
-            f"found {len(lines):,} lines, the longest of {max(map(len, lines)):,} bytes; allowed: up to {MOST_TOKENS:,} "
+            f"found {len(lines):,} lines, the longest of {max(map(len, lines)):,} bytes; allowed: up to {MAX_TOKENS:,} "
             f"lines of up to {8 * LONGEST_TOKEN:,} bytes"
         )
 

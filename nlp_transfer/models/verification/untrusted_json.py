@@ -16,7 +16,7 @@ FAULTS = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, ArithmeticError, RuntimeError,
     MemoryError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, StrictDataclassError,
 )  # fmt: skip
-MOST_JSON = 256 * 2**20  # bytes of a configuration: that of a million labels takes a quarter
+MAX_JSON = 256 * 2**20  # bytes of a configuration: that of a million labels takes a quarter
 DEEPEST = 50  # levels of a configuration
 
 
@@ -27,8 +27,8 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, is none, or is larger or nested deeper than any such file is.
     """
     try:
-        if path.stat().st_size > MOST_JSON:
-            raise UserError(f"{path}: found {path.stat().st_size:,} bytes; allowed: up to {MOST_JSON:,}")
+        if path.stat().st_size > MAX_JSON:
+            raise UserError(f"{path}: found {path.stat().st_size:,} bytes; allowed: up to {MAX_JSON:,}")
         found = json.loads(path.read_text(encoding="utf-8"))
     except UserError:
         raise

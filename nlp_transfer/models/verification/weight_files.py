@@ -20,8 +20,8 @@ from nlp_transfer.models.verification.pickles import check_pickle, refusal
 from nlp_transfer.models.verification.untrusted_json import first_line
 from nlp_transfer.utils.errors import UserError, shorten
 
-MOST_HEADER = 16 * 2**20  # bytes; the header of a model of a thousand layers has one or two million
-MOST_TENSORS = 100_000
+MAX_HEADER = 16 * 2**20  # bytes; the header of a model of a thousand layers has one or two million
+MAX_TENSORS = 100_000
 SPARE = 10**8  # numbers that a head, or a decoder, may have besides what the weights hold
 TIMES = 4  # how many times as many a model may have as its weights hold: a decoder gets attention to the encoder besides
 SHOWN = 4
@@ -35,7 +35,7 @@ def check_weights(source: ModelSource, model: nn.Module) -> None:
     Args:
         model: on the device `meta`, where it takes no memory.
     """
-    stored = sum(map(numbers_in, find_weights(source)[0].values()))
+    stored = sum(map(count_values, find_weights(source)[0].values()))
     described = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if stored and described > stored * TIMES + SPARE:
         raise UserError(
@@ -44,7 +44,7 @@ def check_weights(source: ModelSource, model: nn.Module) -> None:
         )
 
 
-def numbers_in(path: Path) -> int:
+def count_values(path: Path) -> int:
     """Return how many numbers a file of weights holds; of a pickle, which is not opened here, an upper bound.
 
     Raises:
@@ -79,11 +79,11 @@ def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > size - 8:
         raise ValueError(f"its {size:,} bytes are fewer than its header says; it is incomplete, or no such file")
-    if length > MOST_HEADER:
-        raise UserError(f"{path}: found a header of {length:,} bytes; allowed: up to {MOST_HEADER:,}")
+    if length > MAX_HEADER:
+        raise UserError(f"{path}: found a header of {length:,} bytes; allowed: up to {MAX_HEADER:,}")
     text = file.read(length)
-    if text.count(b"[") > 2 * MOST_TENSORS or text.count(b'"') > 10 * MOST_TENSORS:  # before objects are made of it
-        raise UserError(f"{path}: found a header of more than {MOST_TENSORS:,} tensors; allowed: up to that many")
+    if text.count(b"[") > 2 * MAX_TENSORS or text.count(b'"') > 10 * MAX_TENSORS:  # before objects are made of it
+        raise UserError(f"{path}: found a header of more than {MAX_TENSORS:,} tensors; allowed: up to that many")
     header = json.loads(text)
     if not isinstance(header, dict):
         raise ValueError("its header holds no tensors by name")
@@ -128,7 +128,7 @@ def check_finite(model: nn.Module, place: str, advice: str, new: Collection[str]
         )
 
 
-def why(error: BaseException, files: list[Path]) -> str:
+def explain_load_error(error: BaseException, files: list[Path]) -> str:
     """What an error in loading weights means to the user; a pickle that was refused is named."""
     pickles = [path.name for path in files if path.suffix == ".bin"]
     if pickles and (isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error).lower().replace(" ", "_")):
