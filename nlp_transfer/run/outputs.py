@@ -14,7 +14,7 @@ from nlp_transfer.evaluation.metrics import KNOWN_KEYS
 from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
 from nlp_transfer.inference.predictor import PRECISION, meaningful, score
 from nlp_transfer.inference.writers import Writer
-from nlp_transfer.models.heads import fold_outputs
+from nlp_transfer.models.regression_output import fold_outputs
 from nlp_transfer.models.verification.weight_files import check_finite
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.saved_models.layout import PREDICTIONS

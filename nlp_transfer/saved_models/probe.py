@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.checkpoint import has_decoder, place_end_tokens
 from nlp_transfer.models.compatibility import embedding_rows
-from nlp_transfer.models.heads import regression_outputs
+from nlp_transfer.models.regression_output import regression_outputs
 from nlp_transfer.models.verification.untrusted_json import FAULTS, first_line
 from nlp_transfer.utils.errors import UserError, shorten
 

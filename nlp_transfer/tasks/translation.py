@@ -26,7 +26,7 @@ from nlp_transfer.models.seq2seq.encoder_decoder import (
     set_special_tokens,
 )
 from nlp_transfer.models.seq2seq.generation import ROWS, configure_search, translate
-from nlp_transfer.models.seq2seq.target_tokenizers import LEAST
+from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
@@ -72,7 +72,7 @@ class Translation(Task):
     target_tokenizer: Name | None = None
     """encoder_decoder: `train` makes one from the target side, `source` shares the encoder's, or a model to take it from;
     null: that of the model given as `decoder`, else `train`."""
-    target_vocabulary: Annotated[int, Field(ge=LEAST)] | None = None
+    target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
     """Tokens of a trained target tokenizer; null: 8,000, from 100,000 pairs on 16,000, from a million on 32,000."""
     prefix: str = ""
     """What stands before every source text, such as T5's `translate English to German: `."""

@@ -177,7 +177,7 @@ def test_new_embeddings_lie_around_the_mean_and_are_always_the_same(tmp_path: Pa
 
 def test_a_tokenizer_of_another_model_is_refused(sentiment: dict[str, Path], tmp_path: Path) -> None:
     base = save_family("bert", tmp_path / "base", vocab_size=len(VOCABULARY) - 4)
-    with pytest.raises(UserError, match=rf"{len(VOCABULARY) - 1}.*{len(VOCABULARY) - 4} rows.*another model"):
+    with pytest.raises(UserError, match=rf"{len(VOCABULARY) - 1}.*{len(VOCABULARY) - 4} embeddings.*another model"):
         run(base, sentiment["train"], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -185,7 +185,7 @@ def test_a_tokenizer_of_another_model_is_refused(sentiment: dict[str, Path], tmp
 def test_a_saved_model_whose_tokenizer_grew_is_refused_when_it_is_loaded(sentiment: dict[str, Path], tmp_path: Path) -> None:
     run(save_family("bert", tmp_path / "base"), sentiment["train"], tmp_path / "run")
     add_tokens(tmp_path / "run" / "model", "<url>")
-    with pytest.raises(UserError, match="1 more ids than the model has embedding rows"):
+    with pytest.raises(UserError, match="1 more ids than the model has embeddings"):
         load_predictor(tmp_path / "run")
 
 
@@ -197,7 +197,7 @@ def test_token_types_without_embeddings_are_left_out(tmp_path: Path, capsys: pyt
     pairs = [(" ".join(WORDS[i : i + 3]), ("no", "yes")[i % 2], " ".join(WORDS[i + 1 : i + 4])) for i in range(30)]
     train = write_csv(tmp_path / "train.csv", pairs, ("text", "label", "second"))
     run(base, train, tmp_path / "run", task={"text_pair": "second"})
-    assert "types up to 1, the model knows 1" in capsys.readouterr().err
+    assert "types up to 1, the model has 1" in capsys.readouterr().err
     assert load_predictor(tmp_path / "run")([("a good film", "bad")])[0]["prediction"] in ("no", "yes")
 
 
@@ -222,7 +222,7 @@ def test_tokens_added_on_either_side_of_a_translation_get_embeddings(family: str
 def test_families_that_read_more_than_text_are_refused_by_name(
     family: str, reads: str, sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=rf"{family} model, which reads .*{reads}"):
+    with pytest.raises(UserError, match=rf"{family} model, which needs .*{reads}"):
         run(save_family(family, tmp_path / "base"), sentiment["train"], tmp_path / "run")
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from nlp_transfer.data.sources import ModelSource, find_model
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.compatibility import MORE_THAN_TEXT
+from nlp_transfer.models.compatibility import OTHER_INPUTS
 from nlp_transfer.models.verification import allocation_limit
 from nlp_transfer.models.verification.allowed import TOKENIZER_FILES, TOKENIZER_NUMBERS, TOKENIZER_WORDS, TOKENS
 from nlp_transfer.models.verification.model_files import load_configuration, load_tokenizer, private_folder
@@ -131,7 +131,7 @@ def test_generation_and_tokenizers_are_reduced_to_what_is_listed() -> None:
         reduce_tokenizer({"auto_map": {"AutoTokenizer": ["evil.T", None]}})
 
 
-@pytest.mark.parametrize("family", [name for name in CLASSIFIERS if name not in (*MORE_THAN_TEXT, *UNSOUND)])
+@pytest.mark.parametrize("family", [name for name in CLASSIFIERS if name not in (*OTHER_INPUTS, *UNSOUND)])
 def test_the_configuration_of_a_family_is_reduced_to_itself(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
