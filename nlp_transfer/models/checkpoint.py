@@ -43,7 +43,7 @@ from nlp_transfer.models.verification.model_files import (
     private_folder,
     read_settings,
 )
-from nlp_transfer.models.verification.untrusted_json import FAULTS
+from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
 from nlp_transfer.models.verification.weight_files import check_finite, check_weights, explain_load_error
 from nlp_transfer.utils.errors import UserError
 
@@ -173,7 +173,7 @@ class Checkpoint:
             model.name_or_path = model.config._name_or_path = self.source.path
         except UserError:
             raise
-        except FAULTS as error:
+        except LIBRARY_ERRORS as error:
             raise UserError(f"model: {self.source.name} cannot be loaded: {explain_load_error(error, files)}") from error
         if set(report["missing_keys"]) >= {name for name, _ in model.named_parameters()}:
             raise UserError(

@@ -22,13 +22,13 @@ from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.verification.allocation_limit import on_meta_device
 from nlp_transfer.models.verification.model_files import check_model, find_file, load_configuration
-from nlp_transfer.models.verification.untrusted_json import FAULTS, first_line
+from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
 from nlp_transfer.models.verification.weight_files import check_finite, check_weights
 from nlp_transfer.saved_models.probe import probe_difference
 from nlp_transfer.settings.registry import is_own
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_name
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, first_line
 
 FOLDER, WEIGHTS = "built", "model.safetensors"
 
@@ -91,7 +91,7 @@ def is_auto_model(model: Any, task: Task) -> bool:
     try:
         with torch.device("meta"):
             expected = task.auto_class().from_config(copy.deepcopy(model.config), trust_remote_code=False)
-    except FAULTS:
+    except LIBRARY_ERRORS:
         return False
     return _describe(model) == _describe(expected)
 
@@ -150,7 +150,7 @@ def load_built(checkpoint: Checkpoint, task: Task) -> Any:
     model = ensure_config(task.build_model(saved, TrainingConfig()), saved)
     try:
         load_weights(model, str(weights))
-    except FAULTS as error:
+    except LIBRARY_ERRORS as error:
         raise UserError(
             f"model: {source.name}: {task_name(task)}.build_model does not give a {type(model).__name__} that the saved weights "
             f"fit: {first_line(error)}; allowed: one that builds the same modules from a checkpoint's configuration each time"

@@ -17,8 +17,8 @@ from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.checkpoint import has_decoder, place_end_tokens
 from nlp_transfer.models.compatibility import embedding_rows
 from nlp_transfer.models.regression_output import regression_outputs
-from nlp_transfer.models.verification.untrusted_json import FAULTS, first_line
-from nlp_transfer.utils.errors import UserError, shorten
+from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
+from nlp_transfer.utils.errors import UserError, first_line, shorten
 
 ROWS, LENGTH, SHOWN = 2, 8, 8
 # Another machine rounds otherwise; damage is larger. A share of how far logits lie apart (of a head that was hardly trained about
@@ -86,7 +86,7 @@ def probe_difference(model: PreTrainedModel, probe: dict[str, Any]) -> str | Non
         wanted, found = torch.tensor(probe["logits"]), _logits(model, inputs)
         if not 0 < (scale := float(probe.get("scale", 1))) < math.inf or not wanted.isfinite().all():
             return "they are recorded as numbers that are not finite"
-    except FAULTS as error:  # ids beyond the vocabulary, say
+    except LIBRARY_ERRORS as error:  # ids beyond the vocabulary, say
         return f"they cannot be computed: {first_line(error)}"
     if wanted.shape != found.shape:
         return f"they have the shape {tuple(found.shape)} and not {tuple(wanted.shape)}"

@@ -70,8 +70,8 @@ def test_the_same_is_found_as_by_transformers(
 ) -> None:
     model, tokenizers = built[family]
     kept: list[int] = []
-    keep = LengthLimit.keep
-    monkeypatch.setattr(LengthLimit, "keep", lambda limit, rows: (kept.append(len(rows)), keep(limit, rows)))
+    keep = LengthLimit.select_rows
+    monkeypatch.setattr(LengthLimit, "select_rows", lambda limit, rows: (kept.append(len(rows)), keep(limit, rows)))
     different, early = set(), 0
     for pull in (1.05, 1.2, 2.5):  # towards the end, the stronger the longer a target is: few would end by themselves
         found, wanted = _both(model, tokenizers, settings, pull)

@@ -17,9 +17,10 @@ from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.models.verification.reduced_configs import reduce_tokenizer
-from nlp_transfer.models.verification.tokenizer_file import read_document, reduce_document
+from nlp_transfer.models.verification.tokenizer_file import reduce_document
 from nlp_transfer.models.verification.tokenizer_growth import growth
 from nlp_transfer.models.verification.tokenizer_loading import check_loaded, reduce_tokenizer_file
+from nlp_transfer.models.verification.untrusted_json import parse_limited
 from tests.models import VOCABULARY
 from tests.models import tokenizer as tiny_tokenizer
 from tests.seq2seq_models import TOKENIZERS
@@ -57,7 +58,7 @@ def test_files_that_tokenizers_save_pass_as_they_are(family: str, tmp_path: Path
         else:
             assert reduce_tokenizer_file(path) is None, path
     if (path := tmp_path / "tokenizer.json").is_file():
-        assert reduce_document(read_document(path))[0] == json.loads(path.read_text())
+        assert reduce_document(parse_limited(path, 2**26, strict=True))[0] == json.loads(path.read_text())
     check_loaded(tokenizer, family)
 
 

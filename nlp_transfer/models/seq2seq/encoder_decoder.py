@@ -120,9 +120,7 @@ def load_encoder_decoder(
     overrides |= dropout_overrides(checkpoint.config, hidden_dropout, attention_dropout)
     model = checkpoint.load(AutoModelForSeq2SeqLM, **overrides)
     if missing := sorted(new_parameters(model)):
-        raise UserError(
-            f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}; it is not a complete model"
-        )
+        raise UserError(f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}, so it is incomplete")
     if not warm_start:
         generation = model.generation_config
         model = AutoModelForSeq2SeqLM.from_config(model.config, trust_remote_code=False)
@@ -269,9 +267,10 @@ def copy_layers(encoder: PreTrainedModel, decoder: PreTrainedModel, same_vocabul
 
 def _with_bert_names(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in state.items():
+        bert_name = name
         for other, bert in BERT_NAMES:
-            name = name.replace(other, bert)
-        yield name, tensor
+            bert_name = bert_name.replace(other, bert)
+        yield bert_name, tensor
 
 
 def check_cross_attention(model: nn.Module, decoder: str) -> None:

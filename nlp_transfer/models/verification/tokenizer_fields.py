@@ -1,24 +1,29 @@
-"""Which components, fields and values a tokenizer.json may have: everything that is not listed here is refused or dropped."""
+"""The components, fields and values that a tokenizer.json may have; all others are refused or dropped.
+
+Each listed component takes bounded time and memory, which an attacker could otherwise exhaust.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 MAX_TOKENS = 2**21
 LONGEST_TOKEN = 1024  # characters
-MAX_POSITIONS = 2**24  # of lengths to truncate or pad to
+MAX_POSITIONS = 2**24  # maximum length of truncation or padding
 
 
 class Field(NamedTuple):
-    """Which values a field may have."""
+    """The allowed values of a field: a description for messages, and a predicate."""
 
     allowed: str
     fits: Callable[[Any], bool]
 
     def or_null(self) -> "Field":
+        """Return the field with null as another allowed value."""
         return Field(f"{self.allowed} or null", lambda value: value is None or self.fits(value))
 
 
 def number(least: float, most: float) -> Field:
+    """Allow integers in a range."""
     return Field(
         f"an integer from {least:,} to {most:,}",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
@@ -26,10 +31,12 @@ def number(least: float, most: float) -> Field:
 
 
 def text(most: int, least: int = 0) -> Field:
+    """Allow text of limited length."""
     return Field(f"{least} to {most:,} characters", lambda value: isinstance(value, str) and least <= len(value) <= most)
 
 
 def one_of(*names: str) -> Field:
+    """Allow these words."""
     return Field(", ".join(names), lambda value: isinstance(value, str) and value in names)
 
 
@@ -49,7 +56,7 @@ METASPACE = {
 }  # fmt: skip
 REPLACE = {"pattern": PATTERN, "content": text(LONGEST_TOKEN)}
 PROCESSING = {"sep": TOKEN_AND_ID, "cls": TOKEN_AND_ID}
-# Each section's components, and their fields.
+# The components of each section, and their fields.
 COMPONENTS: dict[str, dict[str, dict[str, Field]]] = {
     "normalizer": {
         "BertNormalizer": {
@@ -100,7 +107,7 @@ MODELS: dict[str, dict[str, Field]] = {
         "nbest_size": number(-1, 512).or_null(),
     },
     "WordLevel": {"unk_token": TOKEN, "vocab": ANY},
-    # Words up to this length are tried piece by piece, in time that grows with its square.
+    # Splitting a word takes time that grows with the square of its length, up to this limit.
     "WordPiece": {
         "unk_token": TOKEN, "continuing_subword_prefix": SHORT, "max_input_chars_per_word": number(0, 500), "vocab": ANY,
     },
