@@ -198,8 +198,8 @@ def _check_base(model: PreTrainedModel, saved: Mapping[str, Any], source: ModelS
     if (difference := probe_difference(model, probe)) is not None:
         check_files(probe, folder)
         raise UserError(
-            f"{folder}: the adapter belongs to another base. It {_describe_bases(saved['base'], source)}, where the logits are not "
-            f"those recorded when the adapter was saved ({difference}); allowed: the same base, unchanged; {MOVED}"
+            f"{folder}: the adapter belongs to another base. It {_describe_bases(saved['base'], source)}, where the logits are "
+            f"not those recorded when the adapter was saved ({difference}); allowed: the same base, unchanged; {MOVED}"
         )
 
 

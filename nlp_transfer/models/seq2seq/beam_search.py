@@ -57,7 +57,7 @@ class DecoderState:
         self.cache.batch_repeat_interleave(beams)
         self.states, self.mask = self.states.repeat_interleave(beams, 0), self.mask.repeat_interleave(beams, 0)
 
-    def reorder(self, parents: torch.Tensor, rows: torch.Tensor | None = None) -> None:
+    def reorder(self, parents: Any, rows: Any = None) -> None:
         """Let each row continue from the row at `parents`, which has the same source.
 
         Args:
