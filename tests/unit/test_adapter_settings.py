@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nlp_transfer import UserError
 from nlp_transfer.models.verification.adapter_settings import (
-    METHODS,
+    SUPPORTED_METHODS,
     NUMBER_SETTINGS,
     SETTINGS,
     load_adapter,
@@ -80,12 +80,12 @@ def test_an_adapter_is_loaded_by_a_relative_path(saved: dict[str, Path], base: A
 
 
 def test_the_methods_are_those_that_the_strategies_save() -> None:
-    assert set(METHODS) - set(REFUSED) == METHODS
+    assert set(METHODS) - set(REFUSED) == SUPPORTED_METHODS
 
 
 def test_every_number_among_the_settings_of_the_installed_peft_is_known() -> None:
     """A new version of peft brings settings that nobody looked at: they are refused until they are in the lists."""
-    fields = [field for kind in METHODS for field in dataclasses.fields(_methods()[kind])]
+    fields = [field for kind in SUPPORTED_METHODS for field in dataclasses.fields(_methods()[kind])]
     numbers = {field.name for field in fields if isinstance(field.default, (bool, int, float))}
     elsewhere = {"init_lora_weights", "init_weights", "runtime_offload_base_weight"}  # words as well; where a run keeps weights
     assert numbers - NUMBER_SETTINGS == elsewhere

@@ -25,7 +25,7 @@ from nlp_transfer.utils.errors import UserError, shorten
 
 SETTINGS = "adapter_config.json"
 # Methods whose adapters include a head; only these are saved by the strategies lora and peft.
-METHODS = frozenset(
+SUPPORTED_METHODS = frozenset(
     """ADAMSS BEFT BOFT C3A CARTRIDGE DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR LORA MISS
     OFT OSF PEANUT PREFIX_TUNING PROMPT_TUNING PSOFT PVERA P_TUNING RANDLORA ROAD SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA
     WAVEFT""".split()
@@ -118,7 +118,7 @@ def reduce_adapter_settings(document: Mapping[str, Any], place: str) -> dict[str
         UserError: the PEFT method is not supported, or a setting has a value that is not allowed.
     """
     method = document.get("peft_type")
-    supported = METHODS & _defaults().keys()
+    supported = SUPPORTED_METHODS & _defaults().keys()
     if not isinstance(method, str) or method not in supported:
         raise UserError(f"{place}: found peft_type: {shorten(method)}; allowed: {', '.join(sorted(supported))}")
     defaults = _defaults()[method]
