@@ -23,7 +23,8 @@ from nlp_transfer.inference.loading import load_predictor, load_translator
 from nlp_transfer.inference.predictor import PRECISION, Predictor
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.accelerator import finish_trackers
-from nlp_transfer.models.checkpoint import Checkpoint, count_parameters, describe_head
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.preparation import count_parameters, describe_head
 from nlp_transfer.run import records
 from nlp_transfer.run.folder import Resume, RunFolder, check_same_on_all
 from nlp_transfer.run.outputs import finish_further, foreign_figures, right_answers, save, score_splits, try_own_metrics

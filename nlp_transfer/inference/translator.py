@@ -12,7 +12,7 @@ from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.inference.predictor import Predictor, answering, pick_columns
 from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows
-from nlp_transfer.models.checkpoint import autocast
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.models.seq2seq.generation import ROWS
 from nlp_transfer.settings.applicability import check_used
 from nlp_transfer.utils.errors import Fault, UserError, with_type

@@ -21,8 +21,9 @@ from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.models.checkpoint import autocast, encoder_config, find_layers
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, pool
+from nlp_transfer.models.layers import encoder_config, find_layers
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.utils.atomic_files import replacing
 from nlp_transfer.utils.console import Steps, say
 from nlp_transfer.utils.distributed import from_main

@@ -17,8 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.models.cached_features import CachePoint, base_encoder, cache_tables, encoder_layers
-from nlp_transfer.models.checkpoint import is_encoder_decoder
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
+from nlp_transfer.models.layers import is_encoder_decoder
 from nlp_transfer.utils.errors import UserError, shorten
 
 TOLERANCE = 1e-4

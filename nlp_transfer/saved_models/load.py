@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 from nlp_transfer.data.sources import HUB_MODEL, ModelSource, check_recorded_model, find_model
 from nlp_transfer.data.sources.portable_paths import mapping
 from nlp_transfer.hub.client import asking
-from nlp_transfer.models.checkpoint import Checkpoint, forbid_new_parameters, merge_adapter
+from nlp_transfer.models.checkpoint import Checkpoint, forbid_new_parameters
+from nlp_transfer.models.preparation import merge_adapter
 from nlp_transfer.models.seq2seq.tokenizer_pair import TARGET_FOLDER
 from nlp_transfer.models.verification.adapter_settings import load_adapter
 from nlp_transfer.models.verification.allowed import ADAPTER_WEIGHTS, RECORD, TOKENIZER_FILES

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import Layers, encoder_type, find_layers, freeze, has_untrained_decoder, new_parameters, width
+from nlp_transfer.models.layers import Layers, encoder_type, find_layers, new_parameters, width
+from nlp_transfer.models.preparation import freeze, has_untrained_decoder
 from nlp_transfer.strategies import DECODER_SCALE, Strategy
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import UserError

@@ -12,9 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.cached_features import CachePoint
-from nlp_transfer.models.checkpoint import find_layers, freeze, has_decoder
 from nlp_transfer.models.feature_replay import disable_replay
 from nlp_transfer.models.heads import HeadConfig
+from nlp_transfer.models.layers import find_layers, has_decoder
+from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import Positive
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View

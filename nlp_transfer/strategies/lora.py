@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import find_layers, has_untrained_decoder, merge_adapter, width
+from nlp_transfer.models.layers import find_layers, width
+from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.settings.schema import Count, Share
 from nlp_transfer.strategies import DECODER_SCALE, Strategy
 from nlp_transfer.strategies.common.adapter_modules import adapt, chosen_layers, modules_to_save, pattern, save_adapter

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.cached_features import CachePoint
-from nlp_transfer.models.checkpoint import find_layers, freeze, new_parameters
 from nlp_transfer.models.feature_replay import disable_replay
+from nlp_transfer.models.layers import find_layers, new_parameters
+from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.strategies import Group, Job, Strategy, scale_head
 from nlp_transfer.strategies.common.frozen_encoder import on_cached_features

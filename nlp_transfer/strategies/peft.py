@@ -25,18 +25,17 @@ from pydantic import ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import (
+from nlp_transfer.models.layers import (
     Layers,
     encoder_config,
     encoder_type,
     find_layers,
     has_decoder,
-    has_untrained_decoder,
     linear_layers,
-    merge_adapter,
     place_end_tokens,
     width,
 )
+from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.settings.schema import Document
 from nlp_transfer.strategies import DECODER_SCALE, Group, Job, Strategy
 from nlp_transfer.strategies.common.adapter_modules import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from nlp_transfer.models.verification.adapter_settings import SUPPORTED_METHODS, SETTINGS, load_adapter
+from nlp_transfer.models.verification.adapter_settings import SETTINGS, SUPPORTED_METHODS, load_adapter
 from nlp_transfer.saved_models.load import quiet
 from tests.fuzz.adapters import WEIGHTS, base_model, changed, saved_adapter
 from tests.fuzz.cases import Case, ViolationError, odd_text

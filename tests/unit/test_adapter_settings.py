@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from nlp_transfer import UserError
 from nlp_transfer.models.verification.adapter_settings import (
-    SUPPORTED_METHODS,
     NUMBER_SETTINGS,
     SETTINGS,
+    SUPPORTED_METHODS,
     load_adapter,
     pattern_problem,
     reduce_adapter_settings,

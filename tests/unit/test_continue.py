@@ -9,7 +9,9 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
-from nlp_transfer.models.checkpoint import Checkpoint, describe_head, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import new_parameters
+from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies.distill.teachers import Teacher

@@ -11,8 +11,9 @@ from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.models import cached_features
 from nlp_transfer.models.cached_features import CachePoint, cache_tables
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers
+from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.feature_replay import check_replay, disable_replay, enable_replay
+from nlp_transfer.models.layers import find_layers
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.utils.errors import UserError
 from tests.contract.test_strategies import TASKS, prepare

@@ -22,7 +22,8 @@ from transformers import (
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers, has_decoder, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import find_layers, has_decoder, new_parameters
 from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder, load_encoder_decoder
 from nlp_transfer.models.seq2seq.generation import LengthLimit, configure_search, generate
 from nlp_transfer.models.seq2seq.target_tokenizers import (

@@ -15,7 +15,8 @@ from nlp_transfer import UserError, fine_tune, load_adapters, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import find_layers, new_parameters
 from nlp_transfer.saved_models.load import open_adapter, quiet
 from nlp_transfer.saved_models.save import verify_adapter
 from nlp_transfer.settings.schema import TrainingConfig

@@ -25,8 +25,10 @@ from transformers import (
 )
 
 from nlp_transfer.data.sources import find_model
-from nlp_transfer.models.checkpoint import Checkpoint, dropout_overrides, freeze, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.compatibility import vocabulary_size
+from nlp_transfer.models.layers import new_parameters
+from nlp_transfer.models.preparation import dropout_overrides, freeze
 from nlp_transfer.models.seq2seq.target_tokenizers import end_token, start_token, train_tokenizer, warn_if_lossy
 from nlp_transfer.utils.errors import UserError
 

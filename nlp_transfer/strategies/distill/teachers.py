@@ -13,8 +13,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import encode_rows, model_inputs
 from nlp_transfer.models.cached_features import compute_in_batches
-from nlp_transfer.models.checkpoint import Checkpoint, autocast, check_head, new_parameters, width
+from nlp_transfer.models.checkpoint import Checkpoint, check_head
 from nlp_transfer.models.heads import pool
+from nlp_transfer.models.layers import new_parameters, width
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import say

@@ -22,7 +22,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.data.splits import UNLABELLED, input_keys, read_splits
-from nlp_transfer.models.checkpoint import describe_head, find_layers, has_decoder, new_parameters
+from nlp_transfer.models.layers import find_layers, has_decoder, new_parameters
+from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Document, Positive, Settings
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
