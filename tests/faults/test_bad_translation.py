@@ -384,7 +384,7 @@ SETTINGS = [
         "decoder without cross-attention",
         (
             "task.decoder: distilbert cannot be loaded",
-            "none for distilbert models",
+            "no ModelForCausalLM for distilbert models",
             "allowed: a BERT, RoBERTa",
         ),
         settings={"task.decoder": "distilbert", "task.target_vocabulary": GONE},

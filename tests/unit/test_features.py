@@ -38,7 +38,7 @@ def logits(model: Any, table: Any, rows: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("head", list(HEADS))
-def test_logits_from_cached_vectors_are_the_live_ones(family: str, head: str, tiny: dict[str, Path]) -> None:
+def test_cached_vectors_give_the_live_logits(family: str, head: str, tiny: dict[str, Path]) -> None:
     model, table = make(tiny[family], HEADS[head], {"name": "features"})
     rows = np.array([5, 0, 11, 7])
     live = logits(model, table, rows)
@@ -56,7 +56,7 @@ def test_logits_from_cached_vectors_are_the_live_ones(family: str, head: str, ti
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "albert"])  # whose layers share their weights
-def test_logits_from_cached_states_of_a_lower_layer_are_the_live_ones(family: str, tiny: dict[str, Path]) -> None:
+def test_cached_layer_states_give_the_live_logits(family: str, tiny: dict[str, Path]) -> None:
     model, table = make(tiny[family], TASKS["single"], {"name": "partial", "frozen_layers": 1})
     rows = np.array([5, 0, 11, 7])
     live = logits(model, table, rows)
@@ -81,7 +81,7 @@ def test_logits_from_cached_states_of_a_lower_layer_are_the_live_ones(family: st
         ({"name": "partial", "frozen_layers": "all"}, {"name": "text_classification", "text_pair": "other"}),
     ],
 )
-def test_training_on_cached_features_is_training_on_live_ones(
+def test_training_on_cached_and_live_features_is_equal(
     strategy: dict[str, Any], task: Any, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     from tests.conftest import sentiment_rows, write_csv
@@ -109,9 +109,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_a_file_of_features_is_found_again_only_by_what_would_be_the_same(
-    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_file_is_reused_only_for_equal_features(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, table = make(tiny["bert"], FAMILY, {"name": "features"})
     computed: list[str] = []
     original = cached_features.compute_in_batches
@@ -144,7 +142,7 @@ def test_a_file_of_features_is_found_again_only_by_what_would_be_the_same(
     assert len(computed) == 4, "the head above the cache point and its labels do not matter"
 
 
-def test_a_half_written_file_is_no_cache(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_file_is_not_reused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, table = make(tiny["bert"], FAMILY, {"name": "features"})
 
     def fail(table: Any, compute: Any, title: str) -> Any:
@@ -158,7 +156,7 @@ def test_a_half_written_file_is_no_cache(tiny: dict[str, Path], monkeypatch: pyt
     assert list(cached_features.cache_folder().iterdir()) == []
 
 
-def test_a_logistic_regression_is_scikit_learns(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_logistic_regression_equals_scikit_learn(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     run = fine_tune(
@@ -193,7 +191,7 @@ def test_a_logistic_regression_is_scikit_learns(tiny: dict[str, Path], sentiment
         ({}, TASKS["single"], {"augment": {"drop": 0.1}}, "training.augment"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_invalid_combinations_are_refused(
     strategy: dict[str, Any], task: dict[str, Any], training: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     from tests.conftest import sentiment_rows, write_csv

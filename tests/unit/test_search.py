@@ -65,7 +65,7 @@ def _up_to_end(row: list[int], end: int) -> list[int]:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(f"{k}={v}" for k, v in settings.items()))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_is_found_as_by_transformers(
+def test_search_equals_transformers(
     family: str, settings: dict[str, Any], built: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizers = built[family]

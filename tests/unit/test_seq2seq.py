@@ -110,7 +110,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("family", list(NAMES))
-def test_a_decoder_starts_from_the_encoders_layers_evenly(family: str, tmp_path: Path) -> None:
+def test_decoder_copies_layers_at_even_distances(family: str, tmp_path: Path) -> None:
     folder = save_tiny(family, tmp_path / family, num_hidden_layers=3)
     model = build(folder, decoder_layers=2)
     given, own = model.encoder.state_dict(), model.decoder.state_dict()
@@ -135,7 +135,7 @@ def test_a_decoder_starts_from_the_encoders_layers_evenly(family: str, tmp_path:
 
 
 @pytest.mark.parametrize(("asked", "layers"), [(None, [0]), (1, [0]), (4, [0, 0, 1, 1])])
-def test_a_decoder_has_the_layers_asked_for(asked: int | None, layers: list[int], tiny: dict[str, Path]) -> None:
+def test_decoder_has_the_requested_layers(asked: int | None, layers: list[int], tiny: dict[str, Path]) -> None:
     model = build(tiny["bert"], decoder_layers=asked)
     given = model.encoder.state_dict()
     found = [layer.attention.self.query.weight for layer in model.decoder.bert.encoder.layer]
@@ -144,7 +144,7 @@ def test_a_decoder_has_the_layers_asked_for(asked: int | None, layers: list[int]
         assert torch.equal(mine, given[f"encoder.layer.{of}.{QUERY}"])
 
 
-def test_the_encoders_words_serve_a_target_in_its_own_tokens(tiny: dict[str, Path]) -> None:
+def test_shared_vocabulary_copies_the_embeddings(tiny: dict[str, Path]) -> None:
     tokenizer = opened(tiny["bert"]).tokenizer
     shared, other = (build(tiny["bert"], target=tokenizer, same_vocabulary=same) for same in (True, False))
     words = "embeddings.word_embeddings.weight"
@@ -165,14 +165,14 @@ def equal_to_none(found: dict[str, torch.Tensor], others: dict[str, torch.Tensor
     return not any(one.shape == other.shape and torch.equal(one, other) for one in found.values() for other in others.values())
 
 
-def test_a_new_decoder_has_nothing_of_the_encoder(tiny: dict[str, Path]) -> None:
+def test_new_decoder_copies_nothing(tiny: dict[str, Path]) -> None:
     model = build(tiny["bert"], "new")
     assert equal_to_none(weights(model, "decoder."), weights(model, "encoder."))
     assert {name for name, _ in model.named_parameters() if name.startswith("decoder.")} == new_parameters(model)
 
 
 @pytest.mark.parametrize("decoder", ["encoder", "new", "folder"])
-def test_a_cold_start_is_the_same_shape_from_random_weights(decoder: str, tiny: dict[str, Path]) -> None:
+def test_cold_start_randomizes_the_same_architecture(decoder: str, tiny: dict[str, Path]) -> None:
     name = str(tiny["roberta"]) if decoder == "folder" else decoder
     warm, cold = (build(tiny["bert"], name, warm_start=warm) for warm in (True, False))
     assert {key: value.shape for key, value in warm.state_dict().items()} == {
@@ -185,7 +185,7 @@ def test_a_cold_start_is_the_same_shape_from_random_weights(decoder: str, tiny: 
 
 
 @pytest.mark.parametrize("family", ["marian", "t5"])
-def test_a_cold_start_of_a_whole_model(family: str, checkpoints: dict[str, Path]) -> None:
+def test_cold_start_of_a_pretrained_seq2seq_model(family: str, checkpoints: dict[str, Path]) -> None:
     checkpoint = opened(checkpoints[family])
     warm, cold = (load_encoder_decoder(checkpoint, warm, None, None) for warm in (True, False))
     computed = {name for name in warm.state_dict() if "embed_positions" in name}
@@ -196,7 +196,7 @@ def test_a_cold_start_of_a_whole_model(family: str, checkpoints: dict[str, Path]
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
-def test_another_model_as_decoder(family: str, tiny: dict[str, Path]) -> None:
+def test_named_model_as_decoder(family: str, tiny: dict[str, Path]) -> None:
     tokenizer = opened(tiny[family]).tokenizer
     model = build(tiny["distilbert"], str(tiny[family]), tokenizer, decoder_layers=1)
     own = AutoModelForCausalLM.from_pretrained(tiny[family], is_decoder=True).state_dict()
@@ -213,7 +213,7 @@ def test_another_model_as_decoder(family: str, tiny: dict[str, Path]) -> None:
     assert logits.shape == (2, 3, len(tokenizer))
 
 
-def test_a_decoder_of_another_width_is_joined_by_a_projection(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_decoder_of_another_width_gets_a_projection(tiny: dict[str, Path], tmp_path: Path) -> None:
     model = build(tiny["bert"], str(save_tiny("bert", tmp_path / "wide", hidden_size=48)))
     assert model.enc_to_dec_proj.weight.shape == (48, 32)
     assert "enc_to_dec_proj.weight" in new_parameters(model)
@@ -222,7 +222,7 @@ def test_a_decoder_of_another_width_is_joined_by_a_projection(tiny: dict[str, Pa
 
 
 @pytest.mark.parametrize("family", ["distilbert", "mpnet", "opt"])
-def test_a_decoder_that_cannot_see_the_source_is_refused(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_decoder_without_cross_attention_is_refused(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     folder = tiny.get(family, tmp_path / "opt")
     if family == "opt":
         config = OPTConfig(
@@ -234,12 +234,12 @@ def test_a_decoder_that_cannot_see_the_source_is_refused(family: str, tiny: dict
         build(tiny["bert"], str(folder))
 
 
-def test_more_layers_than_the_decoder_has_are_refused(tiny: dict[str, Path]) -> None:
+def test_too_many_decoder_layers_are_refused(tiny: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"task\.decoder_layers: found 3; allowed: up to 2"):
         build(tiny["bert"], str(tiny["roberta"]), decoder_layers=3)
 
 
-def test_beginning_and_end_are_said_wherever_they_are_looked_for(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_special_tokens_are_set_in_both_configurations(tiny: dict[str, Path], tmp_path: Path) -> None:
     build(tiny["bert"]).save_pretrained(tmp_path)
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     expected = {"decoder_start_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<pad>"}
@@ -248,7 +248,7 @@ def test_beginning_and_end_are_said_wherever_they_are_looked_for(tiny: dict[str,
 
 
 @pytest.mark.parametrize("family", SEQ2SEQ)
-def test_dropout_is_what_was_asked_for_and_no_layer_is_skipped(family: str, checkpoints: dict[str, Path]) -> None:
+def test_requested_dropout_is_set_and_layerdrop_is_off(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family))
     model = task.build_model(opened(checkpoints[family]), TrainingConfig(dropout=0, attention_dropout=0))
     rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
@@ -291,7 +291,7 @@ def back(tokenizer: Any, text: str) -> str:
 
 
 @pytest.mark.parametrize("text", [*SCRIPTS, *OTHER])
-def test_every_text_comes_back_as_it_was(text: str, trained: tuple[Any, Any]) -> None:
+def test_trained_tokenizer_reproduces_every_text(text: str, trained: tuple[Any, Any]) -> None:
     ids = [tokenizer(text)["input_ids"] for tokenizer in trained]
     assert ids[0] == ids[1]
     special = {trained[0].convert_tokens_to_ids(token) for token in ("<pad>", "<s>", "</s>")}
@@ -304,11 +304,11 @@ def test_every_text_comes_back_as_it_was(text: str, trained: tuple[Any, Any]) ->
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text().map(str.strip))
-def test_any_text_comes_back_as_it_was(text: str, trained: tuple[Any, Any]) -> None:
+def test_trained_tokenizer_reproduces_random_text(text: str, trained: tuple[Any, Any]) -> None:
     assert back(trained[1], text) == text
 
 
-def test_a_word_is_the_same_token_wherever_it_stands() -> None:
+def test_words_have_the_same_token_at_all_positions() -> None:
     tokenizer = train_tokenizer(["Hund Katze", "Katze Hund"] * 5, 300)
     first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Hund Katze", "Katze Hund"))
     assert len(first) == 2
@@ -316,7 +316,7 @@ def test_a_word_is_the_same_token_wherever_it_stands() -> None:
 
 
 @pytest.mark.parametrize("size", [MIN_VOCABULARY, 300, 8000])
-def test_a_vocabulary_is_no_larger_than_asked_for(size: int) -> None:
+def test_vocabulary_size_is_limited(size: int) -> None:
     tokenizer = train_tokenizer(SCRIPTS, size)
     assert MIN_VOCABULARY <= len(tokenizer) <= size
     assert (len(tokenizer) == size) == (size < 8000), "a few sentences have no more tokens to give"
@@ -324,7 +324,7 @@ def test_a_vocabulary_is_no_larger_than_asked_for(size: int) -> None:
     assert all(back(tokenizer, text) == text for text in SCRIPTS)
 
 
-def test_a_vocabulary_does_not_depend_on_the_process() -> None:
+def test_vocabulary_does_not_depend_on_the_process() -> None:
     assert train_tokenizer(SCRIPTS, 500).get_vocab() == train_tokenizer(list(SCRIPTS), 500).get_vocab()
 
 
@@ -334,7 +334,7 @@ CODES = {"mbart": 25, "mbart50": 52, "m2m100": 100, "nllb": 202, "marian": 0, "m
 
 
 @pytest.mark.parametrize("family", list(CODES))
-def test_the_languages_of_a_tokenizer_are_known(family: str, checkpoints: dict[str, Path]) -> None:
+def test_language_codes_of_tokenizers(family: str, checkpoints: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoints[family])
     codes = language_codes(tokenizer)
     assert len(codes) == CODES[family]
@@ -344,7 +344,7 @@ def test_the_languages_of_a_tokenizer_are_known(family: str, checkpoints: dict[s
         assert not any("<" in code or " " in code for code in codes)
 
 
-def test_a_language_that_was_added_is_known_and_another_mark_is_none(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_added_language_tokens_are_recognized(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoints["nllb"])
     more = [*tokenizer.extra_special_tokens, "tyv_Cyrl", "<formal>"]
     tokenizer.add_special_tokens({"extra_special_tokens": more})
@@ -358,20 +358,20 @@ def test_a_language_that_was_added_is_known_and_another_mark_is_none(checkpoints
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (None, "de_DE", r"task\.source_language: is required .* known: ar_AR, cs_CZ"),
+        (None, "de_DE", r"task\.source_language: is required .* allowed: ar_AR, cs_CZ"),
         ("en_XX", None, r"task\.target_language: is required"),
         ("en_XX", "de", r"task\.target_language: found 'de'"),
         ("en_XY", "de_DE", r"task\.source_language: found 'en_XY' \(did you mean 'en_XX'\?\)"),
     ],
 )
-def test_a_multilingual_model_needs_languages_that_it_knows(
+def test_unknown_languages_are_refused(
     source: str | None, target: str | None, message: str, checkpoints: dict[str, Path]
 ) -> None:
     with pytest.raises(UserError, match=message):
         set_languages(AutoTokenizer.from_pretrained(checkpoints["mbart"]), source, target)
 
 
-def test_the_prefix_of_a_multilingual_marian_model(checkpoints: dict[str, Path]) -> None:
+def test_prefix_of_multilingual_marian_models(checkpoints: dict[str, Path]) -> None:
     many, one = (AutoTokenizer.from_pretrained(checkpoints[name]) for name in ("marian-multilingual", "marian"))
     assert language_prefix(many, "nb") == ">>nb<< "
     assert language_prefix(one, None) == language_prefix(one, "de") == ""
@@ -405,7 +405,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("family", list(FORMS))
-def test_each_family_begins_and_ends_a_text_in_its_own_way(family: str, checkpoints: dict[str, Path]) -> None:
+def test_special_tokens_of_each_family(family: str, checkpoints: dict[str, Path]) -> None:
     tokenizers = prepared(checkpoints[family], languages(family)).tokenizers
     start, source, target = FORMS[family]
     for tokenizer, ids, form in (
@@ -426,7 +426,7 @@ def test_each_family_begins_and_ends_a_text_in_its_own_way(family: str, checkpoi
 
 
 @pytest.mark.parametrize("family", ["mbart", "mbart50", "m2m100", "nllb"])
-def test_the_languages_asked_for_are_those_written(family: str, checkpoints: dict[str, Path]) -> None:
+def test_requested_languages_are_used(family: str, checkpoints: dict[str, Path]) -> None:
     """None of them is the tokenizer's own first choice."""
     german = LANGUAGES[family][1]
     french = {"m2m100": "fr", "nllb": "fra_Latn"}.get(family, "fr_XX")
@@ -440,7 +440,7 @@ def test_the_languages_asked_for_are_those_written(family: str, checkpoints: dic
 
 
 @pytest.mark.parametrize("family", list(FORMS))
-def test_a_batch_of_both_sides(family: str, checkpoints: dict[str, Path]) -> None:
+def test_batches_of_sources_and_targets(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family))
     table = tokens(task, opened(checkpoints[family]))
     found = table.batch(np.array([0, 5, 10]))
@@ -460,7 +460,7 @@ def test_a_batch_of_both_sides(family: str, checkpoints: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize("family", list(FORMS))
-def test_a_target_that_is_cut_has_no_end(family: str, checkpoints: dict[str, Path]) -> None:
+def test_truncated_targets_have_no_end_token(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family) | {"max_length": 7})
     whole = prepared(checkpoints[family], languages(family)).tokenizers.target_ids(TARGETS, 64)[0]
     found, cut = task.tokenizers.target_ids(TARGETS, 7)
@@ -479,7 +479,7 @@ def test_a_target_that_is_cut_has_no_end(family: str, checkpoints: dict[str, Pat
     assert table.ragged["labels"].lengths.max() == table.ragged["decoder_input_ids"].lengths.max() == 7
 
 
-def test_what_stands_before_and_after_a_translation_is_no_text(checkpoints: dict[str, Path]) -> None:
+def test_decoding_removes_tokens_around_the_translation(checkpoints: dict[str, Path]) -> None:
     """Also where the tokenizer does not know the language for a special token, or has no padding of its own."""
     folder = checkpoints["m2m100"]
     bare = M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"), src_lang="en", tgt_lang="de")
@@ -490,7 +490,7 @@ def test_what_stands_before_and_after_a_translation_is_no_text(checkpoints: dict
     assert tokenizers.decode(padded) == [TARGETS[1]]
 
 
-def test_spaces_before_punctuation_stay(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_spaces_before_punctuation_are_preserved(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoints["t5"], clean_up_tokenization_spaces=True)
     text = "Die Katze ist rot . Der Hund !"
     ids = tokenizer(text)["input_ids"]
@@ -502,7 +502,7 @@ def test_spaces_before_punctuation_stay(checkpoints: dict[str, Path], tmp_path: 
 # Generation
 
 
-def test_a_row_ends_at_its_own_limit() -> None:
+def test_rows_end_at_their_limits() -> None:
     limit = LengthLimit(torch.tensor([2, 4]), 2, end=3)
     scores = torch.arange(20.0).reshape(4, 5)
     assert limit(torch.zeros(4, 1), scores) is scores
@@ -512,7 +512,7 @@ def test_a_row_ends_at_its_own_limit() -> None:
             assert torch.equal(found[row], torch.tensor([-torch.inf] * 3 + [0.0, -torch.inf]) if over else scores[row])
 
 
-def test_a_checkpoints_own_way_of_generating_does_not_matter(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_generation_settings_of_checkpoints_are_overridden(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Sampling, and limits and penalties that fit other lengths: neither is left in what is saved, nor used."""
     folder = checkpoints["marian"]
     own = GenerationConfig.from_pretrained(folder)
@@ -536,7 +536,7 @@ def test_a_checkpoints_own_way_of_generating_does_not_matter(checkpoints: dict[s
         assert found[0].shape[1] > 5, "longer than the checkpoint's own limit"
 
 
-def test_a_foreign_limit_is_not_reported_at_each_batch(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_second_length_limit_causes_no_warnings(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoints["marian"])
     model.generation_config.max_length = 512
     tokenizers = prepared(checkpoints["marian"]).tokenizers
@@ -558,13 +558,13 @@ def test_limits_come_from_train(family: str, checkpoints: dict[str, Path]) -> No
     assert (asked.longest_source, asked._limit(20)) == (20, 14)
 
 
-def test_words_of_the_tiny_encoder_are_known() -> None:
+def test_tiny_encoder_knows_its_words() -> None:
     """Sources are told apart by words that the tiny encoder has."""
     lowered = {"".join(filter(str.isalpha, word)).lower() for text in SOURCES for word in text.split()}
     assert lowered <= set(WORDS)
 
 
-def test_a_tokenizer_is_tried_on_texts_from_all_of_the_file(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_lossy_tokenizer_warning_samples_all_texts(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Not on the first ones alone, which may be of the kind that it can write."""
     warn_if_lossy(opened(tiny["bert"]).tokenizer, "source", ["the dog"] * 3000 + ["Größe"] * 3000)
     found = re.search(r"cannot reproduce (\d+) of 2000 targets", capsys.readouterr().err)

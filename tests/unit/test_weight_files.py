@@ -32,7 +32,7 @@ def written(path: Path, header: Any, content: bytes = b"") -> Path:
     return path
 
 
-def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
+def test_stored_shapes_equal_those_of_the_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a.b": torch.ones(2, 3), "c": torch.ones(0, 7), "d": torch.tensor(True)}, path, {"format": "pt"})
     assert stored_shapes(path) == {"a.b": (2, 3), "c": (0, 7), "d": ()}
@@ -53,7 +53,7 @@ def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_header_that_does_not_fit_its_file_is_refused(header: Any, content: bytes, fact: str, tmp_path: Path) -> None:
+def test_header_that_does_not_fit_its_file_is_refused(header: Any, content: bytes, fact: str, tmp_path: Path) -> None:
     path = written(tmp_path / "model.safetensors", header, content)
     with pytest.raises(UserError) as caught:
         stored_shapes(path)
@@ -61,7 +61,7 @@ def test_a_header_that_does_not_fit_its_file_is_refused(header: Any, content: by
     assert fact in str(caught.value)
 
 
-def test_a_header_larger_than_that_of_any_model_is_not_read(tmp_path: Path) -> None:
+def test_oversized_header_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:
         file.write(struct.pack("<Q", MAX_HEADER + 1))
@@ -70,7 +70,7 @@ def test_a_header_larger_than_that_of_any_model_is_not_read(tmp_path: Path) -> N
         stored_shapes(path)
 
 
-def test_a_model_whose_weights_are_a_million_empty_tensors_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_a_million_empty_tensors_are_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
     model = shutil.copytree(tiny["bert"], tmp_path / "model")
     written(model / "model.safetensors", {f"t{i}": EMPTY for i in range(300_000)})
     with pytest.raises(UserError, match=r"model\.safetensors: found a header"):
@@ -88,7 +88,7 @@ class Call:
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_a_pickle_holds_nothing_that_allocates(archive: bool, tmp_path: Path) -> None:
+def test_allocating_pickle_is_refused(archive: bool, tmp_path: Path) -> None:
     path = tmp_path / "adapter_model.bin"
     hostile: list[Any] = [
         Call(bytearray, 50), Call(torch.UntypedStorage, 50), Call(OrderedDict, [("a", 1)]), torch.zeros(1).expand(10**9),
@@ -101,7 +101,7 @@ def test_a_pickle_holds_nothing_that_allocates(archive: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_pickles_of_tensors_are_read(archive: bool, tmp_path: Path) -> None:
+def test_pickles_of_tensors_are_accepted(archive: bool, tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     base = torch.arange(12.0).view(3, 4)
     types = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.half, torch.bfloat16, torch.double)
@@ -117,7 +117,7 @@ def test_pickles_of_tensors_are_read(archive: bool, tmp_path: Path) -> None:
         assert all(torch.equal(stored[name], tensors[name]) for name in tensors)
 
 
-def test_a_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+def test_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     torch.save({"a": torch.zeros(10**5)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
@@ -132,7 +132,7 @@ def test_a_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
         count_values(path)
 
 
-def test_a_pickle_whose_entries_grow_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_pickle_with_compressed_entries_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
     from zipfile import ZIP_DEFLATED, ZipFile
 
     model = shutil.copytree(tiny["bert"], tmp_path / "model")
@@ -155,7 +155,7 @@ def test_weights_that_are_not_finite_are_refused(broken: float, tiny: dict[str, 
         assert fact in str(caught.value)
 
 
-def test_masks_may_be_infinite_and_new_parameters_are_not_checked() -> None:
+def test_buffers_and_new_parameters_may_be_infinite() -> None:
     model = nn.Linear(2, 2)
     model.register_buffer("mask", torch.full((2, 2), -torch.inf))
     check_finite(model, "here", "")
@@ -166,7 +166,7 @@ def test_masks_may_be_infinite_and_new_parameters_are_not_checked() -> None:
         check_finite(model, "here", "")
 
 
-def test_a_trained_model_that_is_not_finite_is_not_saved() -> None:
+def test_trained_model_that_is_not_finite_is_not_saved() -> None:
     model = tiny_classifier("bert")
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
@@ -183,7 +183,7 @@ def scaled(folder: Path, factor: float, place: Path) -> Path:
     return place
 
 
-def test_predictions_that_are_not_finite_are_refused_by_their_row(tmp_path: Path) -> None:
+def test_predictions_that_are_not_finite_name_their_row(tmp_path: Path) -> None:
     train_tiny(tmp_path)
     model = scaled(tmp_path / "run" / "model", 1e25, tmp_path / "huge")
     with pytest.raises(UserError, match="row 1: the model's scores are NaN or infinite"):
@@ -195,14 +195,14 @@ def test_predictions_that_are_not_finite_are_refused_by_their_row(tmp_path: Path
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_translations_by_scores_that_are_not_finite_are_refused(beams: int, tmp_path: Path) -> None:
+def test_translation_scores_that_are_not_finite_are_refused(beams: int, tmp_path: Path) -> None:
     model = scaled(save_tiny_seq2seq("marian", tmp_path / "model"), 1e25, tmp_path / "huge")
     translate = load_translator(model, settings={"beams": beams})
     with pytest.raises(UserError, match=r"'The dog is red\.'.*NaN or infinite"):
         translate(["The dog is red."])
 
 
-def test_files_without_a_suffix_are_told_apart(tmp_path: Path) -> None:
+def test_formats_without_suffix_are_recognized(tmp_path: Path) -> None:
     """As the hub's cache names them."""
     weights = {"a": torch.ones(2, 3)}
     save_file(weights, tmp_path / "one", {"format": "pt"})
