@@ -589,7 +589,7 @@ ANSWERS = [
     Case("fp16 on a CPU", ("--precision: found fp16",), arguments=translate("--precision", "fp16")),
     Case(
         "target tokenizer removed",
-        ("model: translator has no folder target_tokenizer/", "copy the model whole"),
+        ("model: translator has no folder target_tokenizer/", "copy the complete model again"),
         {"translator/target_tokenizer": shutil.rmtree},
         arguments=translate(),
     ),

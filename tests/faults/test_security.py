@@ -193,7 +193,7 @@ def test_pickles_are_opened_only_for_tensors(tmp_path: Path, runs: dict[str, Pat
         (model / name).write_bytes(pickle.dumps(plant))
     wanted = load_predictor(model)(["a good film"])  # safetensors are taken, and no other file is opened
     (model / "model.safetensors").unlink()
-    assert "pytorch_model.bin is a pickle that holds more than tensors" in refusal(lambda: load_predictor(model))
+    assert "pytorch_model.bin is a pickle that contains more than tensors" in refusal(lambda: load_predictor(model))
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(plant))  # the older format
     assert "pytorch_model.bin is a pickle" in refusal(lambda: load_predictor(model))
     torch.save(weights, model / "pytorch_model.bin")
@@ -205,7 +205,7 @@ def test_pickles_are_opened_only_for_tensors(tmp_path: Path, runs: dict[str, Pat
     torch.save({"x": plant}, adapter / "adapter_model.bin")
     assert load_predictor(adapter)(["a good film"]) == wanted
     (adapter / "adapter_model.safetensors").unlink()
-    assert "adapter_model.bin is a pickle that holds more than tensors" in refusal(lambda: load_predictor(adapter))
+    assert "adapter_model.bin is a pickle that contains more than tensors" in refusal(lambda: load_predictor(adapter))
     torch.save(weights, adapter / "adapter_model.bin")
     assert load_predictor(adapter)(["a good film"]) == wanted
     assert not plant.ran()

@@ -187,7 +187,7 @@ def test_only_regular_files_inside_the_model_are_opened(name: str, tmp_path: Pat
 
     path.unlink(missing_ok=True)
     os.mkfifo(path)
-    assert f"{name} is no regular file" in opened()
+    assert f"{name} is not a regular file" in opened()
     path.unlink()
     path.symlink_to("/dev/zero")
     assert f"{name} is a link out of the folder" in opened()
@@ -196,7 +196,7 @@ def test_only_regular_files_inside_the_model_are_opened(name: str, tmp_path: Pat
     assert name in opened()
     path.unlink()
     path.mkdir()
-    assert f"{name} is no regular file" in opened()
+    assert f"{name} is not a regular file" in opened()
 
 
 def test_loaded_objects_name_the_model_not_the_private_folder(tmp_path: Path, model: Path) -> None:

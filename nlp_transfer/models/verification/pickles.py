@@ -1,8 +1,8 @@
 """Check weight files of torch.save by reading the opcodes of their pickles, before torch builds anything from them.
 
 torch's `weights_only` prevents foreign code, but it calls functions such as `bytearray` that allocate whatever their arguments
-request, which could exhaust memory. Here a pickle may contain only what torch.save writes for a state dict, and every number in
-it must fit the size of the file.
+request: a file of 291 bytes can take 3 GB. Here a pickle may contain only what torch.save writes for a state dict, and every
+number in it must fit the size of the file.
 """
 
 import math

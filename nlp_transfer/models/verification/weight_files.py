@@ -64,7 +64,7 @@ def count_values(path: Path) -> int:
 def stored_shapes(path: Path) -> Shapes:
     """Read the shapes of all tensors by name from the header of a safetensors file.
 
-    `safetensors.safe_open` would build all entries of a hostile header, of up to 100 MB, before its sizes can be checked.
+    `safetensors.safe_open` needs 40 s and 800 MiB for a hostile header of 56 MiB, before any size can be checked.
 
     Raises:
         UserError: the header is too large, or does not fit the file.
