@@ -501,7 +501,7 @@ def test_code_on_the_hub_is_refused_and_does_not_run(
     ends = done.stderr.split("ended ")
     assert [end.partition("\n")[0] for end in ends[1:]] == ["2"] * 5, done.stderr
     for text, said in zip(
-        ends, ("auto_map", "script", "auto_map", "outside of the model", "is a pickle that holds more"), strict=False
+        ends, ("auto_map", "script", "auto_map", "outside of the model", "is a pickle that contains more"), strict=False
     ):
         assert said in text, done.stderr
     assert not plant.ran()

@@ -165,7 +165,7 @@ def test_allocations_are_counted_in_advance(make: Any) -> None:
         assert make(900).numel() > 0
     with pytest.raises(UserError, match="here: describes tensors of "), AllocationLimit("here", 10**6, 50):
         make(10**12)
-    with pytest.raises(UserError, match="here: takes more than 10 operations"), AllocationLimit("here", 10**6, 10):
+    with pytest.raises(UserError, match="here: needs more than 10 operations"), AllocationLimit("here", 10**6, 10):
         [make(300) for _ in range(20)]
 
 

@@ -128,7 +128,7 @@ def test_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
         count_values(path)
     torch.save({"a": torch.zeros(10**5)}, path)
     path.write_bytes(path.read_bytes().replace(count, b"J" + struct.pack("<i", 10**5 - 1), 1))
-    with pytest.raises(UserError, match="storage 0 has not 399,996 bytes"):
+    with pytest.raises(UserError, match="storage 0 does not have 399,996 bytes"):
         count_values(path)
 
 
