@@ -76,8 +76,8 @@ def _exit_on_error(run: Callable[[], Any]) -> Any:
         click.echo(printable(redact(traceback.format_exc())), err=True, nl=False)
         sys.exit(1)
     finally:
-        if device := sys.modules.get("nlp_transfer.models.device"):
-            device.leave_group()
+        if accelerator := sys.modules.get("nlp_transfer.models.accelerator"):
+            accelerator.destroy_process_group()
 
 
 def _rank() -> int:

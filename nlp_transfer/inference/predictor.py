@@ -21,9 +21,9 @@ from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
 from nlp_transfer.inference.row_errors import OnBadRows, check_finite_predictions, check_on_bad_rows, predict_sound
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.models.checkpoint import autocast
 from nlp_transfer.models.compatibility import split_by_length
-from nlp_transfer.models.memory import give_back, is_out_of_memory, keep_freed_memory
+from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory, keep_freed_memory
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.tasks import Arrays, Items, Task
 from nlp_transfer.utils.console import Steps, say
 from nlp_transfer.utils.distributed import compute_on_main
@@ -106,7 +106,7 @@ def answer(
             done.append(indices)
             _add(items, losses)
             return
-        give_back()
+        free_cached_memory()
         limit = _LIMITS[model] = min(limit, max(map(padded, halves)))
         say(
             f"warning: out of memory with {len(indices)} rows ({padded(indices):,} tokens with padding) at a time; from now on "

@@ -14,12 +14,12 @@ from nlp_transfer.evaluation.metrics import KNOWN_KEYS
 from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
 from nlp_transfer.inference.predictor import PRECISION, meaningful, score
 from nlp_transfer.inference.writers import Writer
-from nlp_transfer.models.heads import fold_outputs
+from nlp_transfer.models.regression_output import fold_outputs
 from nlp_transfer.models.verification.weight_files import check_finite
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.saved_models.layout import PREDICTIONS
 from nlp_transfer.saved_models.load import quiet
-from nlp_transfer.saved_models.save import check_adapter, is_adapted, is_plain, save_adapted, save_model
+from nlp_transfer.saved_models.save import is_adapted, is_plain, save_adapted, save_model, verify_adapter
 from nlp_transfer.security.secret_patterns import clean
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, Strategy
@@ -43,12 +43,12 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
     with quiet():
         plain = strategy.unwrap(model, folder.path)
     if is_adapted(plain):
-        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
+        verify_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
     place = folder.path / "model"
     saved = retry_while_full(partial(save_job, job, plain, place), "the model", place)
     if (folder.path / "adapter").is_dir():
-        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
+        verify_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
     return saved
 
 

@@ -14,8 +14,10 @@ from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.unused_settings import describe_unused, without_effect
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.inference.predictor import PRECISION
-from nlp_transfer.models.checkpoint import Checkpoint, count_parameters, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.device import device_type
+from nlp_transfer.models.layers import new_parameters
+from nlp_transfer.models.preparation import count_parameters
 from nlp_transfer.report.model_card import write_card
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.run.provenance import check_files, hash_inputs, hash_strategy, record_inputs

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 
 from nlp_transfer.models.memory import is_out_of_memory
-from nlp_transfer.models.verification.untrusted_json import first_line
 from nlp_transfer.run.folder import LOCK, RunFolder
 from nlp_transfer.run.outputs import save, save_job
 from nlp_transfer.security.file_locks import Lock, lock_now
@@ -23,7 +22,7 @@ from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.utils.atomic_files import DiskFullError
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.distributed import compute_on_main, same_random_state
-from nlp_transfer.utils.errors import UserError, brief
+from nlp_transfer.utils.errors import UserError, brief, first_line
 
 PREFIX = ".trial-"
 

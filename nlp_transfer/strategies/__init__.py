@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers, has_decoder, width
+from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import HeadConfig
+from nlp_transfer.models.layers import find_layers, has_decoder, width
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.extensions import FORM
 from nlp_transfer.settings.schema import DataConfig, Settings, TrainingConfig

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import Layers, encoder_type, find_layers, freeze, has_new_decoder, new_parameters, width
+from nlp_transfer.models.layers import Layers, encoder_type, find_layers, new_parameters, width
+from nlp_transfer.models.preparation import freeze, has_untrained_decoder
 from nlp_transfer.strategies import DECODER_SCALE, Strategy
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import UserError
@@ -36,7 +37,7 @@ class Bitfit(Strategy):
 
     def learning_rate(self, model: nn.Module) -> float:
         """So few numbers need, and bear, far larger steps than whole layers; a new decoder, trained whole, does not."""
-        if has_new_decoder(model):
+        if has_untrained_decoder(model):
             return super().learning_rate(model) * DECODER_SCALE
         return 3e-3 if width(model) <= 512 else 1e-3
 

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.cached_features import Cut
-from nlp_transfer.models.checkpoint import find_layers, freeze, new_parameters
-from nlp_transfer.models.feature_replay import run_live
+from nlp_transfer.models.cached_features import CachePoint
+from nlp_transfer.models.feature_replay import disable_replay
+from nlp_transfer.models.layers import find_layers, new_parameters
+from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.strategies import Group, Job, Strategy, scale_head
 from nlp_transfer.strategies.common.frozen_encoder import on_cached_features
@@ -71,7 +72,7 @@ class Partial(Strategy):
         fixed = self._fixed(depth)
         if self.cache == "none" or fixed == 0:
             return job
-        return on_cached_features(job, model, Cut(None if fixed == depth else fixed), self.cache)
+        return on_cached_features(job, model, CachePoint(None if fixed == depth else fixed), self.cache)
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        return run_live(model)
+        return disable_replay(model)

@@ -25,18 +25,17 @@ from pydantic import ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import (
+from nlp_transfer.models.layers import (
     Layers,
     encoder_config,
     encoder_type,
-    end_rows,
     find_layers,
     has_decoder,
-    has_new_decoder,
     linear_layers,
-    merge_adapter,
+    place_end_tokens,
     width,
 )
+from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.settings.schema import Document
 from nlp_transfer.strategies import DECODER_SCALE, Group, Job, Strategy
 from nlp_transfer.strategies.common.adapter_modules import (
@@ -96,7 +95,7 @@ class Peft(Strategy):
 
     def learning_rate(self, model: nn.Module) -> float:
         """What trains little bears large steps; for methods that were not measured LoRA's."""
-        if has_new_decoder(model):
+        if has_untrained_decoder(model):
             return super().learning_rate(model) * DECODER_SCALE
         return RATES.get(self.type, 2e-3 if width(model) <= 512 else 5e-4)
 
@@ -313,7 +312,7 @@ def _answers(model: Any) -> torch.Tensor:
     words = _embeddings(model).num_embeddings
     device = next(model.parameters()).device
     ids = torch.randint(min(5, words - 1), words, (2, 6), generator=torch.Generator().manual_seed(0)).to(device)
-    ids = end_rows(model, ids, 3)
+    ids = place_end_tokens(model, ids, 3)
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}

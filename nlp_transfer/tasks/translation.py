@@ -20,14 +20,14 @@ from nlp_transfer.evaluation.metrics import compute_translation_metrics, transla
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.encoder_decoder import (
     build_encoder_decoder,
-    build_whole,
-    choose_target,
-    decoder_limit,
+    choose_target_tokenizer,
+    load_encoder_decoder,
+    max_target_length,
     set_special_tokens,
 )
-from nlp_transfer.models.seq2seq.generation import ROWS, set_search, translate
-from nlp_transfer.models.seq2seq.target_tokenizers import LEAST
-from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, Sides, own_target
+from nlp_transfer.models.seq2seq.generation import ROWS, configure_search, translate
+from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, Items, LossOptions, Task
@@ -72,7 +72,7 @@ class Translation(Task):
     target_tokenizer: Name | None = None
     """encoder_decoder: `train` makes one from the target side, `source` shares the encoder's, or a model to take it from;
     null: that of the model given as `decoder`, else `train`."""
-    target_vocabulary: Annotated[int, Field(ge=LEAST)] | None = None
+    target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
     """Tokens of a trained target tokenizer; null: 8,000, from 100,000 pairs on 16,000, from a million on 32,000."""
     prefix: str = ""
     """What stands before every source text, such as T5's `translate English to German: `."""
@@ -87,7 +87,7 @@ class Translation(Task):
     longest_source: Count | None = None
     """Longer texts are translated in pieces; null: the longest of train, in tokens, and half more."""
 
-    _sides: Sides | None = PrivateAttr(None)
+    _tokenizers: TokenizerPair | None = PrivateAttr(None)
 
     def models(self) -> dict[str, list[str]]:
         named = {"decoder": self.decoder, "target_tokenizer": self.target_tokenizer}
@@ -156,21 +156,23 @@ class Translation(Task):
             task._check_whole(problems)
             problems.raise_if_any()
         if kind == "seq2seq":
-            task._sides = task._seq2seq_sides(checkpoint)
+            task._tokenizers = task._seq2seq_tokenizers(checkpoint)
         elif whole:  # it was made so before, and goes on learning
-            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, own_target(checkpoint), self.prefix)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(
+                checkpoint.tokenizer, load_target_tokenizer(checkpoint), self.prefix
+            )
         else:
-            most = decoder_limit(task.decoder, self.max_length, task.max_length or 512)
+            most = max_target_length(task.decoder, self.max_length, task.max_length or 512)
             task = task.model_copy(update={"max_length": most})
             texts = [str(cell).strip() for cell in train.columns[self.target]]
             setting = "target_tokenizer" if self.target_tokenizer else "decoder"
-            target = choose_target(self._target_from(), setting, checkpoint.tokenizer, texts, self.target_vocabulary)
-            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
-        task.sides.check_room(task.max_length or 512, self.longest_source)
+            target = choose_target_tokenizer(self._target_from(), setting, checkpoint.tokenizer, texts, self.target_vocabulary)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
+        task.tokenizers.check_room(task.max_length or 512, self.longest_source)
         return task._measure(train)
 
-    def _seq2seq_sides(self, checkpoint: Checkpoint) -> Sides:
-        return Sides.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
+    def _seq2seq_tokenizers(self, checkpoint: Checkpoint) -> TokenizerPair:
+        return TokenizerPair.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
 
     def _target_from(self) -> str:
         """Where the target's tokenizer comes from: `train`, `source` or a model."""
@@ -179,7 +181,7 @@ class Translation(Task):
     def _measure(self, train: Rows) -> Self:
         """How long targets get: `generate` by itself stops at 20 tokens, or far too late."""
         chosen = train.select(draw_rows(len(train), SAMPLE))
-        features, _ = self.encode(next(chosen.batches(SAMPLE)), self.sides.source)
+        features, _ = self.encode(next(chosen.batches(SAMPLE)), self.tokenizers.source)
         source, target = (np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels"))
         ratio = float(np.quantile(target / (source + HEAD_START), 0.999)) * 1.25
         longest = max(16, math.ceil(float(np.quantile(source, 0.999)) * 1.5))
@@ -187,16 +189,16 @@ class Translation(Task):
         return self.model_copy(update={"length_ratio": self.length_ratio or round(ratio, 3), "longest_source": most})
 
     @property
-    def sides(self) -> Sides:
+    def tokenizers(self) -> TokenizerPair:
         """The tokenizers of source and target."""
-        assert self._sides is not None, "prepare, or restore, gives a task its tokenizers"
-        return self._sides
+        assert self._tokenizers is not None, "prepare, or restore, gives a task its tokenizers"
+        return self._tokenizers
 
     def save_parts(self, folder: Path) -> None:
         """The target's tokenizer: one folder has room for one `tokenizer.json`, which is the source's."""
-        if not self.sides.own_format:
+        if not self.tokenizers.shared_format:
             with replacing_folder(folder / TARGET_FOLDER) as part:
-                self.sides.target.save_pretrained(part)
+                self.tokenizers.target.save_pretrained(part)
 
     def _with_length(self, checkpoint: Checkpoint) -> Self:
         task = super()._with_length(checkpoint)
@@ -209,15 +211,19 @@ class Translation(Task):
     def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
         task = super().restore(checkpoint)
         if checkpoint.config.model_type == MADE_HERE or self.architecture == "encoder_decoder":
-            target = own_target(checkpoint, parts, ours=self.architecture is not None)
-            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
+            target = load_target_tokenizer(checkpoint, parts, ours=self.architecture is not None)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         else:
-            task._sides = task._seq2seq_sides(checkpoint)
+            task._tokenizers = task._seq2seq_tokenizers(checkpoint)
         return task
 
     def unused_by_model(self, scored: bool) -> dict[str, str]:
         """Languages that the model does not choose among; that of the target decides how translations are scored."""
-        names = {"source_language", "target_language"} - self.sides.language_settings - ({"target_language"} if scored else set())
+        names = (
+            {"source_language", "target_language"}
+            - self.tokenizers.language_settings
+            - ({"target_language"} if scored else set())
+        )
         return dict.fromkeys(names, "the model translates in one direction")
 
     def encode(
@@ -225,42 +231,42 @@ class Translation(Task):
     ) -> tuple[dict[str, Any], int]:
         limit = self.max_length or 512
         sources = [str(cell).strip() for cell in columns[self.source]]
-        ids, cut = self.sides.source_ids(sources, limit)
+        ids, cut = self.tokenizers.source_ids(sources, limit)
         features: dict[str, Any] = {"input_ids": ids, "sources": np.array(sources, object)}
         if targets:
             references = [str(cell).strip() for cell in columns[self.target]]
-            labels, also = self.sides.target_ids(references, limit)
+            labels, also = self.tokenizers.target_ids(references, limit)
             cut |= also
-            features |= {"labels": labels, "decoder_input_ids": self.sides.decoder_ids(labels)}
+            features |= {"labels": labels, "decoder_input_ids": self.tokenizers.decoder_ids(labels)}
             features["references"] = np.array(references, object)
         return features, len(cut)
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        sides = self.sides
-        told = [tokenizer_fingerprint(sides.source), tokenizer_fingerprint(sides.target)]
-        tokens = [sides.own_format, sides.start, sides.end, sides.forced, sides.prefix]
+        tokenizers = self.tokenizers
+        told = [tokenizer_fingerprint(tokenizers.source), tokenizer_fingerprint(tokenizers.target)]
+        tokens = [tokenizers.shared_format, tokenizers.start, tokenizers.end, tokenizers.forced, tokenizers.prefix]
         return None if None in told else {"task": self.document(), "tokenizers": told, "tokens": tokens}
 
     def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.sides.pad}
+        return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.tokenizers.pad}
 
     def auto_class(self) -> Any:
         return AutoModelForSeq2SeqLM
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
-        sides = self.sides
+        tokenizers = self.tokenizers
         if checkpoint.config.is_encoder_decoder:
-            model: Any = build_whole(checkpoint, self.warm_start, training.dropout, training.attention_dropout)
-            set_special_tokens(model, sides.start, sides.end, sides.pad, sides.forced)
+            model: Any = load_encoder_decoder(checkpoint, self.warm_start, training.dropout, training.attention_dropout)
+            set_special_tokens(model, tokenizers.start, tokenizers.end, tokenizers.pad, tokenizers.forced)
         else:
             model = build_encoder_decoder(
-                checkpoint, self.decoder, self.decoder_layers, sides.target, self.target_tokenizer == "source",
+                checkpoint, self.decoder, self.decoder_layers, tokenizers.target, self.target_tokenizer == "source",
                 self.warm_start, training.dropout, training.attention_dropout,
             )  # fmt: skip
         # For those who call `generate` without this toolkit: it would stop at 20 tokens.
         model.generation_config.max_length = None
         model.generation_config.max_new_tokens = self._limit(self.longest_source or 512)
-        set_search(model.generation_config, self.beams, self.length_penalty)
+        configure_search(model.generation_config, self.beams, self.length_penalty)
         return model
 
     def _limit(self, source_tokens: int) -> int:
@@ -306,7 +312,7 @@ class Translation(Task):
     def translate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> tuple[list[str], np.ndarray]:
         """Translate texts of any length; see `seq2seq.generate.translate`. Both `answer` and `Translator` call this."""
         beams = beams or self.beams
-        return translate(model, self.sides, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
+        return translate(model, self.tokenizers, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
 
     def answer(
         self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None

@@ -10,8 +10,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.models.checkpoint import encoder_type
-from nlp_transfer.models.device import allow_unused_parameters, check_accelerator, make_accelerator, resolve_precision
+from nlp_transfer.models.accelerator import allow_unused_parameters, check_accelerator, make_accelerator
+from nlp_transfer.models.device import resolve_precision
+from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.batch_size import fit_batch

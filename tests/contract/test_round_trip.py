@@ -72,7 +72,7 @@ def logits_of(predictor: Predictor, texts: list[tuple[str, ...]]) -> torch.Tenso
     return found
 
 
-def test_every_family_and_strategy_is_there(runs: dict[str, Path]) -> None:
+def test_all_families_and_strategies_are_covered(runs: dict[str, Path]) -> None:
     assert len(PLAIN) == len(FAMILIES) * len(STRATEGIES) + len(KINDS) + 1
     assert all((run / "result.json").is_file() for run in runs.values())
 
@@ -99,14 +99,14 @@ def test_the_pipeline_gives_the_probabilities_of_predict(name: str, runs: dict[s
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_a_deeper_head_is_refused_by_name_without_the_toolkit(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
+def test_plain_transformers_refuses_a_deeper_head(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
     assert "nlp_transfer_encoder_head" in child[name]["error"]
     assert child[name]["encoder_missing"] == []
     assert json.loads((runs[name] / "result.json").read_text())["plain"] is False
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN | HEADS if name.endswith(("lora", "peft"))])
-def test_an_adapter_answers_like_the_merged_model(name: str, runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+def test_adapter_predicts_like_the_merged_model(name: str, runs: dict[str, Path], tiny: dict[str, Path]) -> None:
     adapter = runs[name] / "adapter"
     assert sorted(path.name for path in adapter.iterdir()) == [
         "README.md",
@@ -125,7 +125,7 @@ def test_an_adapter_answers_like_the_merged_model(name: str, runs: dict[str, Pat
         assert torch.allclose(merged, logits_of(Predictor(by_peft, ours.tokenizer, ours.task), texts_of(name)), atol=1e-5)
 
 
-def test_merging_is_w_plus_ba(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+def test_merged_weights_equal_w_plus_ba(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
     from safetensors.torch import load_file
 
     settings = json.loads((runs["bert-lora"] / "adapter/adapter_config.json").read_text())

@@ -222,7 +222,7 @@ def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], capfd: pyt
     long = ["the dog ran on the mat. " * 50 + "\nred " * 200, "the cat", "hill, " * 500, "a dog sat on", "猫" * 100]
     assert translate(long) == [text.strip() for text in long]
     assert translate.in_pieces == 2  # the tiny tokenizer takes a run of Chinese characters for one word
-    sides = translate.task.sides
+    sides = translate.task.tokenizers
     assert max(len(ids) for ids in sides.source_ids(echo, 1 << 30)[0]) <= translate.task.longest_source
     assert echo[:2] == ["the dog ran on the mat."] * 2
     (tmp_path / "in.txt").write_text("\n".join(text.replace("\n", " ") for text in long))

@@ -350,7 +350,7 @@ SETTINGS = [
     ),
     Case(
         "languages that a model does not know",
-        ("task.source_language: found 'english'", "known to this model: "),
+        ("task.source_language: found 'english'", "; allowed: "),
         settings={"model": "nllb", "task": {"name": "translation", "source_language": "english", "target_language": "deu_Latn"}},
     ),
     Case(
@@ -384,7 +384,7 @@ SETTINGS = [
         "decoder without cross-attention",
         (
             "task.decoder: distilbert cannot be loaded",
-            "none for distilbert models",
+            "no ModelForCausalLM for distilbert models",
             "allowed: a BERT, RoBERTa",
         ),
         settings={"task.decoder": "distilbert", "task.target_vocabulary": GONE},
@@ -589,7 +589,7 @@ ANSWERS = [
     Case("fp16 on a CPU", ("--precision: found fp16",), arguments=translate("--precision", "fp16")),
     Case(
         "target tokenizer removed",
-        ("model: translator has no folder target_tokenizer/", "copy the model whole"),
+        ("model: translator has no folder target_tokenizer/", "copy the complete model again"),
         {"translator/target_tokenizer": shutil.rmtree},
         arguments=translate(),
     ),

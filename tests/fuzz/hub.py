@@ -14,7 +14,7 @@ from huggingface_hub.utils import logging as hub_logging
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.hub import client, permissions
 from nlp_transfer.hub.client import asking
-from nlp_transfer.models.verification.model_files import _listed, find_file, pin
+from nlp_transfer.models.verification.model_files import _list_files, find_file, pin
 from nlp_transfer.utils.errors import UserError
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
 from tests.hub import Fault
@@ -238,7 +238,7 @@ def make(rng: random.Random, folder: Path) -> Case:
         if kind == "push":
             send()
         elif kind == "file":
-            _listed.cache_clear()
+            _list_files.cache_clear()
             find_file(pin(ModelSource(NAME, NAME)), "model.safetensors")
         elif kind == "data":
             with asking(f"data.train: {NAME}"):

@@ -15,7 +15,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from nlp_transfer import Trainer, UserError, fine_tune
-from nlp_transfer.models import device
+from nlp_transfer.models import accelerator, device
 from nlp_transfer.settings import launch_config
 from nlp_transfer.settings.launch_config import CONFIGURATION, check_launch
 from nlp_transfer.settings.schema import TrainingConfig
@@ -164,8 +164,8 @@ def test_steps_of_accelerate_do_not_divide_the_gradient(
     assert "no effect: dynamo_backend EAGER" in said
     assert "no effect: downcast_bf16" in said
     with pytest.raises(UserError, match="found gradient_accumulation_steps 4; allowed: 1"):
-        device.check_accelerator(Accelerator(cpu=True))
-    device.make_accelerator(TrainingConfig(), "fp32")
+        accelerator.check_accelerator(Accelerator(cpu=True))
+    accelerator.make_accelerator(TrainingConfig(), "fp32")
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_only_errors_of_trackers_are_reported_as_such(monkeypatch: pytest.Monkey
         raise ValueError("the processes cannot find each other")
 
     with pytest.raises(UserError, match=r"training\.trackers: found \['wrong'\]"):
-        device.make_accelerator(TrainingConfig.model_construct(trackers=["wrong"], process_timeout=60), "fp32")
-    monkeypatch.setattr(device, "Accelerator", fail)
+        accelerator.make_accelerator(TrainingConfig.model_construct(trackers=["wrong"], process_timeout=60), "fp32")
+    monkeypatch.setattr(accelerator, "Accelerator", fail)
     with pytest.raises(UserError, match=r"accelerate: .*: the processes cannot find each other") as error:
-        device.make_accelerator(TrainingConfig(), "fp32")
+        accelerator.make_accelerator(TrainingConfig(), "fp32")
     assert "trackers" not in str(error.value)
 
 

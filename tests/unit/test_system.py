@@ -20,7 +20,7 @@ from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import to_device
 from nlp_transfer.experiments.plan import make_plan
 from nlp_transfer.inference.file_predictor import _device_name
-from nlp_transfer.models import device
+from nlp_transfer.models import accelerator, device
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies.multitask import Multitask
 from nlp_transfer.tasks.regression import Regression
@@ -184,7 +184,7 @@ def test_one_function_chooses_the_device_of_training_and_prediction(monkeypatch:
     with pytest.raises(UserError, match="fp16; ACCELERATE_USE_CPU is set"):
         device.resolve_precision("fp16", "bert")
     monkeypatch.delenv("LOCAL_RANK")
-    assert device.make_accelerator(TrainingConfig(), "fp32").device.type == "cpu"
+    assert accelerator.make_accelerator(TrainingConfig(), "fp32").device.type == "cpu"
 
 
 # --- other systems

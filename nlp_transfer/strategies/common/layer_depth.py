@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from nlp_transfer.models.checkpoint import Layers, encoder_type, find_layers
+from nlp_transfer.models.layers import Layers, encoder_type, find_layers
 from nlp_transfer.strategies import Group, scale_head
 from nlp_transfer.utils.errors import UserError
 
