@@ -113,7 +113,7 @@ def fine_tune(
 def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, own: OwnMetrics) -> FineTuned:
     """The story itself, in a folder that it may write in."""
     training = run.config.training
-    foreign = [load_hub_metric(name, allow_foreign_code=allow_hub_metrics) for name in training.hub_metrics]
+    foreign = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
 
     checkpoint = Checkpoint.open(find_model(run.config.model))

@@ -10,7 +10,7 @@ import sacrebleu
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from nlp_transfer.evaluation import metrics
-from nlp_transfer.evaluation.metrics.translation_metrics import RESAMPLES, bleu_tokenizer
+from nlp_transfer.evaluation.metrics.translation_metrics import RESAMPLES, bleu_tokenizer, score_translations
 
 KEYS = ("bleu", "chrf", "ter")
 
@@ -87,10 +87,9 @@ def test_intervals_stay_within_what_a_figure_can_be(seed: int) -> None:
 def test_intervals_of_many_rows_take_little_memory() -> None:
     """All resamples at once would be 1,000 x 3,000 rows x 24 numbers: 288 MB in single precision."""
     found, wanted = ["a cat"] * 3000, ["a dog", "a cat", "two cats"] * 1000
-    metric = metrics.load("chrf")
     tracemalloc.start()
     try:
-        metric._compute(predictions=found, references=wanted, resamples=RESAMPLES)
+        score_translations("chrf", found, wanted, resamples=RESAMPLES)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -206,7 +205,7 @@ def test_a_metric_by_name_and_language() -> None:
 @pytest.mark.parametrize("brief", [False, True])
 @pytest.mark.parametrize(("found", "wanted"), [([], []), (["a"], []), ([], ["a"]), (["a"], ["a", "b"]), (["a", "b"], ["a"])])
 def test_unequal_numbers_of_texts_are_refused(found: list[str], wanted: list[str], brief: bool) -> None:
-    with pytest.raises(ValueError, match=f"predictions: {len(found)}, references: {len(wanted)}; expected as many, at least one"):
+    with pytest.raises(ValueError, match=f"predictions: {len(found)}, references: {len(wanted)}; .*at least one"):
         metrics.compute_translation_metrics(found, wanted, brief=brief)
 
 
