@@ -11,7 +11,7 @@ import torch
 
 from nlp_transfer import UserError, fine_tune
 from nlp_transfer.evaluation import metrics
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.files import evaluate_source
 from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
@@ -135,14 +135,14 @@ def changing(predictions: list[Any], references: list[Any]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        (lambda p, r: {"accuracy": 1.0}, ["accuracy", "name of its own"]),
-        (lambda p, r: {"loss": 1.0}, ["loss", "name of its own"]),
+        (lambda p, r: {"accuracy": 1.0}, ["'accuracy'", "taken", "unique"]),
+        (lambda p, r: {"loss": 1.0}, ["'loss'", "taken", "unique"]),
         (lambda p, r: {"own": "much"}, ["'much' (str)", "number"]),
         (lambda p, r: {"own": np.zeros(2)}, ["ndarray", "number"]),
         (lambda p, r: {"own": None}, ["NoneType", "number"]),
         (lambda p, r: 0.5, ["0.5", "by name"]),
         (lambda p, r: {1: 0.5}, ["name 1"]),
-        (raises, ["raises", "test_own_metrics.py", "TypeError", "rows", "negative"]),
+        (raises, ["raises", "test_user_metrics.py", "TypeError", "rows", "negative"]),
         (changing, ["changing", "own before training", "other now"]),
         ("accuracy", ["'accuracy'", "function"]),
     ],
@@ -159,7 +159,7 @@ def test_what_a_function_does_wrong_is_said_before_training(
 def test_two_functions_with_one_name_and_an_unknown_best_metric(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="'own', which another metric"):
+    with pytest.raises(UserError, match=r"'own'.*taken"):
         fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=[Seen(), Seen()])
     with pytest.raises(UserError, match=r"training.best_metric: found 'owm'.*did you mean 'own'.*accuracy"):
         fine_tune(**settings(tiny, sentiment, tmp_path / "run", training={"best_metric": "owm"}), metrics=[Seen()])
@@ -175,7 +175,7 @@ def test_a_function_can_neither_change_what_others_see_nor_what_is_drawn() -> No
         return {"greedy": float("nan")}
 
     seen = Seen()
-    own = OwnMetrics([greedy, seen])
+    own = UserMetrics([greedy, seen])
     rows = [["a"], ["a", "b"], []]
     torch.manual_seed(1)
     np.random.seed(1)
