@@ -17,7 +17,7 @@ from nlp_transfer.data.token_cache import CachePolicy
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.evaluation.metrics import load_hub_metric
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.hub.push import check_push, push_run
 from nlp_transfer.inference.loading import load_predictor, load_translator
 from nlp_transfer.inference.predictor import PRECISION, Predictor
@@ -98,7 +98,7 @@ def fine_tune(
         Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is kept. It is a KeyboardInterrupt.
     """
     check_launch()
-    own = OwnMetrics(metrics)
+    own = UserMetrics(metrics)
     run = resolve(config, own_metrics=bool(own), **settings)
     say(*describe_unused(run.unused.items()))
     with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
@@ -111,10 +111,10 @@ def fine_tune(
     return done
 
 
-def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, own: OwnMetrics) -> FineTuned:
+def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, own: UserMetrics) -> FineTuned:
     """The story itself, in a folder that it may write in."""
     training = run.config.training
-    foreign = [load_hub_metric(name, allow_foreign_code=allow_hub_metrics) for name in training.hub_metrics]
+    foreign = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
 
     checkpoint = Checkpoint.open(find_model(run.config.model))

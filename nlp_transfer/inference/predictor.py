@@ -17,7 +17,7 @@ from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, fro
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.data.tokens import TokenTable, encode_rows, to_device
 from nlp_transfer.data.windows import inference_batches, token_batches
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.row_errors import OnBadRows, check_finite_predictions, check_on_bad_rows, predict_sound
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
@@ -173,7 +173,7 @@ def score(
     batch_size: int | None = None,
     precision: str = "fp32",
     draft: bool = False,
-    own: OwnMetrics | None = None,
+    own: UserMetrics | None = None,
 ) -> tuple[dict[str, float], Arrays]:
     """Metrics over a whole table, `loss` among them, and its answers; the same in every process.
 

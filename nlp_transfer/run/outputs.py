@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from nlp_transfer.data.sources.rows import BLOCK
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.evaluation.metrics import KNOWN_KEYS
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.predictor import PRECISION, meaningful, score
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.models.regression_output import fold_outputs
@@ -58,7 +58,7 @@ def save_job(job: Job, model: Any, place: Path) -> Any:
 
 
 def score_splits(
-    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any], folder: Path, own: OwnMetrics | None = None
+    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any], folder: Path, own: UserMetrics | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
     """Metrics (in fp32) and predictions of validation and test, where there are such. The predictions are also written to
     `predictions/SPLIT.parquet` in `folder`."""
@@ -149,7 +149,7 @@ def foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: T
     return found
 
 
-def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: TrainingConfig, accelerator: Accelerator) -> None:
+def try_own_metrics(own: UserMetrics, task: Task, table: TokenTable, training: TrainingConfig, accelerator: Accelerator) -> None:
     """Call the user's own metrics with the targets of a few rows of train, before anything is trained: in the main process, for
     all of them.
 
@@ -161,5 +161,5 @@ def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: Tr
     rows = np.unique(np.linspace(0, len(table) - 1, TRIED).astype(np.int64))
     wanted = right_answers(table)["prediction"][rows]
     taken = [*KNOWN_KEYS, *task.metric_names()]
-    own.adopt(compute_on_main(accelerator, lambda: own.try_out(task.written(wanted), wanted.tolist(), taken)))
+    own.trials = compute_on_main(accelerator, lambda: own.try_out(task.written(wanted), wanted.tolist(), taken))
     own.check_best(training.best_metric, task.metric_names())

@@ -22,6 +22,7 @@ from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
 from nlp_transfer.models.preparation import autocast, enable_gradient_checkpointing, train_mode
+from nlp_transfer.settings.registry import is_user_defined
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.training.gradient import TrainingError

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.predictor import score
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
@@ -16,7 +16,7 @@ from nlp_transfer.utils.distributed import broadcast_from_main
 
 def score_validation(
     model: nn.Module, task: Task, table: TokenTable, strategy: Strategy, training: TrainingConfig, accelerator: Accelerator,
-    own: OwnMetrics | None = None,
+    own: UserMetrics | None = None,
 ) -> tuple[dict[str, float], str, bool]:  # fmt: skip
     """Metrics in fp32, as the saved model is scored; which of them decides, and whether more of it is better.
 

@@ -165,7 +165,7 @@ def test_a_hub_metric_is_not_a_file_of_the_current_folder(
         folder.mkdir(parents=True)
         (folder / f"{folder.name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('metric')\n")
     with pytest.raises(UserError, match="hub_metrics"):
-        load_hub_metric(name, allow_foreign_code=True)
+        load_hub_metric(name, allow_hub_metrics=True)
 
 
 def test_a_part_of_something_on_the_hub_is_not_read_from_the_current_folder(stranger: Path) -> None:

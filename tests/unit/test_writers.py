@@ -48,7 +48,6 @@ ALLOWED = {
     "data/sources/file_reading.py": "opens for reading, without waiting for a pipe",
     "data/sources/text_columns.py": "a temporary file without a name",
     "inference/standard_streams.py": "standard output, and temporary files that nobody else can name",
-    "evaluation/metrics/__init__.py": "a temporary folder for a library",
     "utils/environment.py": "tries where the user may write; temporary folders; the null device",
     "run/outputs.py": "a temporary folder for what other processes than the first one save",
 }
