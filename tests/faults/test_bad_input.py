@@ -386,7 +386,7 @@ DATA = [
     ),
     Case(
         "unknown ending",
-        ("data.xls", "found the ending '.xls'", "allowed: .csv, .tsv, .jsonl, .json, .parquet, .txt"),
+        ("data.xls", "found the file extension '.xls'", "allowed: .csv, .tsv, .jsonl, .json, .parquet, .txt"),
         {"data.xls": "x"},
         {"data.train": "data.xls"},
     ),
@@ -468,7 +468,7 @@ DATA = [
         {"train.csv": row(3, "a b c,positive,\n", CSV.replace("\n", ",x\n").replace("label,x", "label,by"))},
         {"data.group": "by"},
     ),
-    Case("column twice", ("train.csv: column 'text' stands twice in the header",), {"train.csv": "text,text,label\na,b,c\n"}),
+    Case("column twice", ("train.csv: column 'text' occurs twice in the header",), {"train.csv": "text,text,label\na,b,c\n"}),
     Case("row too long", ("train.csv, row 4: found 3 cells; the header has 2 (text, label)",), {"train.csv": row(4, "a,b,c\n")}),
     Case("row too short", ("train.csv, row 5: found 1 cells; the header has 2",), {"train.csv": row(5, "a\n")}),
     Case("blank line", ("train.csv, row 6: the line is blank; remove it",), {"train.csv": row(6, "\n")}),
@@ -582,7 +582,7 @@ DATA = [
     ),
     Case(
         "UTF-16 file",
-        ("train.csv: starts with the mark of UTF-16", "set data.encoding: utf-16"),
+        ("train.csv: a byte order mark of UTF-16", "set data.encoding: utf-16"),
         {"train.csv": CSV.encode("utf-16")},
     ),
     Case(
@@ -718,13 +718,21 @@ DATA = [
 
 ANSWERS = [
     Case("input missing", ("--input: there is no file nowhere.csv",), arguments=predict(source="nowhere.csv")),
-    Case("input of unknown ending", ("--input: found the ending '.xls'", "allowed: .csv"), arguments=predict(source="data.xls")),
+    Case(
+        "input of unknown ending",
+        ("--input: found the file extension '.xls'", "allowed: .csv"),
+        arguments=predict(source="data.xls"),
+    ),
     Case(
         "input not named",
         ("--input: not given", "--input new.csv --output", '"a text"'),
         arguments=("predict", "classifier", "--output", "a.csv"),
     ),
-    Case("output of unknown ending", ("--output: found the ending '.xlsx'", "allowed: .csv"), arguments=predict(output="a.xlsx")),
+    Case(
+        "output of unknown ending",
+        ("--output: found the file extension '.xlsx'", "allowed: .csv"),
+        arguments=predict(output="a.xlsx"),
+    ),
     Case(
         "output is the input",
         ("--output: train.csv is the input", "allowed: another file"),
@@ -818,7 +826,7 @@ ANSWERS = [
     ),
     Case(
         "figures of unknown ending",
-        ("--output: found the ending '.txt'", "allowed: .json"),
+        ("--output: found the file extension '.txt'", "allowed: .json"),
         arguments=evaluate("--data.test", "train.csv", "--output", "figures.txt"),
     ),
 ]

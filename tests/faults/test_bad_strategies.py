@@ -172,7 +172,7 @@ UNLABELLED_DATA = [
     ),
     Case(
         "unlabelled ending",
-        ("u.xls: found the ending '.xls'", "allowed: .csv"),
+        ("u.xls: found the file extension '.xls'", "allowed: .csv"),
         {"u.xls": "x"},
         {"data.unlabelled": "u.xls", **USED},
     ),
