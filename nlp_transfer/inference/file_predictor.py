@@ -76,8 +76,8 @@ class Answers:
         self.translator = Translator(predictor) if translate else None
 
     @property
-    def window(self) -> int:
-        """Rows that are answered together."""
+    def chunk_rows(self) -> int:
+        """Number of rows that are predicted together."""
         return inference.WINDOW if self.translator is None else translator.WINDOW
 
     @property
@@ -100,7 +100,7 @@ class Answers:
             "precision": predictor.precision,
             "batch size": predictor.batch_size,
             "probabilities": self.probabilities,
-            "window": self.window,
+            "window": self.chunk_rows,
             "types": {"prediction": _answer_type(predictor.task), "translation": "string", "probability": "double"},
             "threads": torch.get_num_threads(),
             "device": _device_name(inference_device()),

@@ -15,10 +15,9 @@ from nlp_transfer.data.sources.file_reading import check_unchanged, kind_of, sta
 from nlp_transfer.data.sources.table_reader import Batch, read_table, scan_table
 from nlp_transfer.data.unused_settings import check_format_settings, unused_columns
 from nlp_transfer.inference.command_inputs import batch_of, check_files, check_not_of_model
-from nlp_transfer.inference.ordered import in_order
 from nlp_transfer.inference.output_journal import Answer, OutputFile
 from nlp_transfer.inference.standard_streams import DASH, OutputStream, opened_input, results, writing
-from nlp_transfer.inference.worker_processes import Workers, at_once, plan
+from nlp_transfer.inference.worker_processes import PredictorPool, describe_processes
 from nlp_transfer.inference.writers import Columns, Writer
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.settings.validation import validate
@@ -26,6 +25,7 @@ from nlp_transfer.utils.atomic_files import to_json
 from nlp_transfer.utils.console import Steps, is_main, say, show_metrics, shown
 from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import Fault, Problems, UserError
+from nlp_transfer.utils.interrupts import raise_interrupts
 
 
 def predict_file(
@@ -104,7 +104,7 @@ def _predict(
     """
     ending = check_files(source, output, processes, form, overwrite, notes, bool(wanted.get("probabilities")))
     check_not_of_model(output, wanted["model"])
-    with at_once(), opened_input(source, form or "txt") as path, _opened_output(output, ending, overwrite) as target:
+    with raise_interrupts(), opened_input(source, form or "txt") as path, _opened_output(output, ending, overwrite) as target:
         data, before = _data_settings(wanted["settings"], path), state_of(path)
         rows, columns = scan_table(path, data)
         texts: list[str] = []  # columns that the model reads, once it is loaded
@@ -123,14 +123,13 @@ def _predict(
             with importing():
                 from nlp_transfer.inference.file_predictor import Answers
             answers = Answers(**wanted, source=path)
-            windows = read(answers.window, answers.columns, answers.identity if target.journaled else {})
+            windows = read(answers.chunk_rows, answers.columns, answers.identity if target.journaled else {})
             predicted = ((batch, target.find(batch) or answers(batch)) for batch in windows)
             return _write_all(target, predicted, Steps(title, rows), _name(source), ending, texts, types, notes)
-        say(plan(processes))
-        with Workers(
-            "nlp_transfer.inference.file_predictor", "Answers", wanted | {"source": path, "processes": processes}, processes
-        ) as workers:
-            ordered = in_order(read, workers, processes, target.find)
+        say(describe_processes(processes))
+        module, arguments = "nlp_transfer.inference.file_predictor", wanted | {"source": path, "processes": processes}
+        with PredictorPool(module, "Answers", arguments, processes) as pool:
+            ordered = pool.predict(read, target.find)
             return _write_all(target, ordered, Steps(title, rows), _name(source), ending, texts, types, notes, processes)
 
 

@@ -8,16 +8,18 @@ a test checks, and every command runs inside `isolated`, so that processes that 
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.interrupts import SIGNALS
 
 if TYPE_CHECKING:
     import subprocess
+    from concurrent.futures import Future
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
 _SAFE_PATH = "PYTHONSAFEPATH"
 
 
@@ -73,32 +75,84 @@ def start_program(program: str, arguments: Sequence[str], errors: Any) -> "subpr
         )  # fmt: skip
 
 
-def start_worker(target: Any, arguments: Sequence[Any]) -> tuple[Any, Any]:
-    """Start a process that calls `target` with one end of a pipe and the arguments; return it and the other end."""
-    import multiprocessing
+class WorkerPool:
+    """A `concurrent.futures.ProcessPoolExecutor` of isolated processes that end with this process and never handle signals.
 
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
-    with isolated():
-        process.start()
-    theirs.close()  # so that the pipe ends with the process
-    return process, ours
+    Entering starts nothing; `submit` starts the processes. Leaving kills them: they have nothing to finish.
+
+    Args:
+        processes: their number.
+        initialize: called in each process before its first task. The first argument is true in one of the processes.
+        arguments: further arguments of `initialize`.
+    """
+
+    def __init__(self, processes: int, initialize: Callable[..., None], arguments: Sequence[Any]) -> None:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        context = multiprocessing.get_context("spawn")
+        self._others = set(multiprocessing.active_children())
+        with _protected_start():
+            arguments = (context.Lock(), initialize, arguments)
+            self._executor = ProcessPoolExecutor(processes, context, _initialize_worker, arguments)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Call a function in one of the processes.
+
+        Raises:
+            BrokenExecutor: a process has ended.
+            OSError: the system cannot start another process.
+        """
+        with _protected_start():
+            return self._executor.submit(function, *arguments)
+
+    def processes(self) -> list[Any]:
+        """Return the `multiprocessing.Process` objects of the pool."""
+        import multiprocessing
+
+        return [process for process in multiprocessing.active_children() if process not in self._others]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes():
+            process.kill()
+        self._executor.shutdown(cancel_futures=True)
+
+
+def _initialize_worker(lock: Any, initialize: Callable[..., None], arguments: Sequence[Any]) -> None:
+    end_with_parent()
+    initialize(lock.acquire(block=False), *arguments)  # nobody releases the lock
+
+
+def end_with_parent() -> None:
+    """End this process as soon as its parent has ended, even if the parent was killed and even in the middle of a computation."""
+    from multiprocessing import parent_process
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
-def held_signals() -> Iterator[None]:
-    """Processes that are started inside never see SIGINT and SIGTERM, which terminals and schedulers send to all of them: they
-    end with this one."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    from multiprocessing import resource_tracker
+def _protected_start() -> Iterator[None]:
+    """Isolate processes that are started inside, and block SIGINT and SIGTERM in them: they are ended by this process.
 
+    Terminals and schedulers send these signals to all processes of a command.
+    """
     with isolated():
-        resource_tracker.ensure_running()  # starting it later would let the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # it unblocks the signals when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -22,7 +22,7 @@ from nlp_transfer.tasks import Objective, Task
 from nlp_transfer.training.automatic_settings import Choices, choose
 from nlp_transfer.training.checkpointer import Keeper, Position
 from nlp_transfer.training.gradient import Augment, TrainingError, WindowGradient
-from nlp_transfer.training.interruption import Interrupted, Signals
+from nlp_transfer.training.interruption import Signals
 from nlp_transfer.training.optimizer import (
     MovingAverage,
     make_optimizer,
@@ -38,6 +38,7 @@ from nlp_transfer.training.step import Stepper
 from nlp_transfer.training.validation_scores import score_validation
 from nlp_transfer.utils.console import Steps, number, say
 from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.interrupts import Interrupted
 
 CHECKPOINT_SECONDS = 900.0  # a checkpoint is written at least this often, however long an epoch is
 
