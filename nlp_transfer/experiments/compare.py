@@ -15,7 +15,7 @@ from nlp_transfer.experiments.advice import show, show_seconds
 from nlp_transfer.experiments.comparison_page import write_page
 from nlp_transfer.experiments.plan import Job, Plan, make_plan
 from nlp_transfer.experiments.results_table import notes, table, write_tables
-from nlp_transfer.experiments.runs import LOG, Outcome, Server, claimed, read_outcome
+from nlp_transfer.experiments.runs import LOG, Outcome, RunServer, claimed, read_outcome
 from nlp_transfer.experiments.summary_rows import Measured, Row, make_rows, one_line, split_of
 from nlp_transfer.run.document import as_document
 from nlp_transfer.run.folder import differences, is_place
@@ -99,7 +99,7 @@ def compare(
     with claimed(folder):
         documents = strategy_documents(plan, runs)
         _check_same(folder, plan, first, splits, documents)
-        with Server(verbose, code) as server:
+        with RunServer(verbose, code) as server:
             runner = _Runner(plan, folder, server, first, documents, keep_models)
             chosen = runner.all()
         measured = make_rows(plan, chosen, first)
@@ -187,7 +187,7 @@ class _Runner:
 
     plan: Plan
     folder: Path
-    server: Server
+    server: RunServer
     first: Run
     strategies: dict[str, Any]
     keep_models: bool

@@ -1,8 +1,8 @@
-"""Starting other processes, none of which searches the current folder for modules.
+"""Start child processes that do not import modules from the current folder.
 
-Python puts the current folder first among the places where a child of `python -m` or `python -c` finds modules. In a folder from
-a stranger, a file `pickle.py` there would run. `multiprocessing` and `subprocess` are therefore used in this module alone, which
-a test checks, and every command runs inside `isolated`, so that processes that libraries start are isolated as well.
+Python searches the current folder first for the modules of `python -m` and `python -c`, so that a file `pickle.py` in a
+downloaded folder would run. Therefore only this module starts processes, which a test checks. Every command also runs inside
+`isolated`, which isolates the processes that libraries start.
 """
 
 import os
@@ -25,13 +25,13 @@ _SAFE_PATH = "PYTHONSAFEPATH"
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Keep the current folder out of the module search of all processes that are started inside, in whatever way.
+    """Remove the current folder from the module search path of all processes that are started inside.
 
-    `PYTHONSAFEPATH` does that for Python's own search path, also in their children. `multiprocessing` sends `sys.path` as well,
-    where an empty entry (interactive sessions and notebooks have one) is the current folder.
+    `PYTHONSAFEPATH` does this for Python itself and is inherited. `multiprocessing` also sends `sys.path`, in which an empty
+    entry, as in interactive sessions and notebooks, is the current folder.
 
     Raises:
-        UserError: this process was started in a way in which Python ignores the variable.
+        UserError: Python was started with -E and ignores the variable.
     """
     if sys.flags.ignore_environment and not sys.flags.safe_path:
         raise UserError("python: found -E, with which a child process searches the current folder; allowed: -I, or -E with -P")
@@ -49,7 +49,7 @@ def isolated() -> Iterator[None]:
 
 
 def run_module(module: str, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Run an installed module as a command, such as pip, and return its exit status and what it printed."""
+    """Run an installed module as a command, such as pip, and return its exit status and output."""
     import subprocess
 
     with isolated():
@@ -60,11 +60,12 @@ def run_module(module: str, arguments: Sequence[str]) -> "subprocess.CompletedPr
 
 
 def start_program(program: str, arguments: Sequence[str], errors: Any) -> "subprocess.Popen[bytes]":
-    """Start a Python program that finds the same modules as this process; its standard input and output are unbuffered pipes.
+    """Start a Python program with the module search path of this process, and pipes as standard input and output.
 
     Args:
-        program: the source.
-        errors: a file for its standard error.
+        program: source code.
+        arguments: in `sys.argv[1:]` of the program.
+        errors: an open file for its standard error.
     """
     import subprocess
 
@@ -73,6 +74,33 @@ def start_program(program: str, arguments: Sequence[str], errors: Any) -> "subpr
             [sys.executable, "-u", "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
+
+
+def run_forked(target: Callable[..., None], *arguments: Any) -> int:
+    """Call `target` in a fork of this process and return its exit status, negative for a signal.
+
+    The fork is killed when standard input, which must be silent meanwhile, is closed.
+    """
+    import multiprocessing
+    from multiprocessing import connection
+
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    if 0 in connection.wait([0, process.sentinel]):
+        process.kill()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def end_with_input() -> None:
+    """End this process as soon as standard input, which must be silent, is closed."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class WorkerPool:

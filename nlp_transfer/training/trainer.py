@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
-from nlp_transfer.inference.predictor import answer_all
+from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.models.accelerator import in_fp32, is_lost_process, release_model
 from nlp_transfer.models.preparation import enable_gradient_checkpointing, train_mode
 from nlp_transfer.settings.schema import TrainingConfig
@@ -296,7 +296,7 @@ class Trainer:
         def predict(table: Any) -> dict[str, Any]:
             self.model.to(self.accelerator.device)
             with self.keeper.best_weights(self.position):
-                return answer_all(self.model, self.task, table, self.accelerator, precision=self.precision)[0]
+                return predict_table(self.model, self.task, table, precision=self.precision, accelerator=self.accelerator)[0]
 
         epochs, windows = (self.budget.epochs(), self.budget.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
         most = self.training.max_steps
