@@ -12,7 +12,6 @@ from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.portable_paths import mapping, portable, replaced
 from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.experiments.advice import show, show_seconds
-from nlp_transfer.experiments.comparison_page import write_page
 from nlp_transfer.experiments.plan import Job, Plan, make_plan
 from nlp_transfer.experiments.results_table import notes, table, write_tables
 from nlp_transfer.experiments.runs import LOG, Outcome, Server, claimed, read_outcome
@@ -104,6 +103,8 @@ def compare(
             chosen = runner.all()
         measured = make_rows(plan, chosen, first)
         write_tables(folder, measured, plan.seeds)
+        from nlp_transfer.experiments.comparison_page import write_page  # loads matplotlib
+
         write_page(folder / "comparison.html", measured, plan.seeds)
     _show(measured, plan, folder)
     return Comparison(folder, measured.rows, measured.advice, measured.metric, measured.split, runner.failed)

@@ -32,8 +32,8 @@ from nlp_transfer.experiments.comparison_page import write_page
 from nlp_transfer.experiments.summary_rows import Measured, Row
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.verification.model_files import load_tokenizer
-from nlp_transfer.report.markdown import one_line
 from nlp_transfer.report.model_card import write_card
+from nlp_transfer.report.rendering import one_line
 from nlp_transfer.run.document import parse_overrides, read_document
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from nlp_transfer.commands.options import repeat_flags
 from nlp_transfer.data.splits import draw_shots, read_splits
 from nlp_transfer.evaluation.intervals import StrategyScores, compare_strategies, estimate, estimate_strategy
 from nlp_transfer.evaluation.resampling import ResampledMetric, ScoredSplit, resample_rows
-from nlp_transfer.experiments.advice import Candidate, advise, show_bytes, show_seconds
+from nlp_transfer.experiments.advice import Candidate, advise, show, show_bytes, show_seconds
 from nlp_transfer.experiments.comparison_page import write_page
 from nlp_transfer.experiments.plan import make_plan, read_strategies
 from nlp_transfer.experiments.results_table import table, write_tables
@@ -530,56 +531,89 @@ def measured(strategies: int = 13, shots: list[int | None] | None = None) -> Mea
     return Measured(rows, "Take lora: a < b.", "accuracy", "test", True)
 
 
-def boxes(picture: ET.Element) -> list[tuple[float, float, float, float]]:
-    """Left, top, right and bottom of each text that lies flat, at a generous width a letter."""
-    found = []
-    for node in picture.iter("{http://www.w3.org/2000/svg}text"):
-        if node.get("transform"):
-            continue
-        x, y, width = float(node.get("x", 0)), float(node.get("y", 0)), 6.6 * len(node.text or "")
-        left = {"start": x, "middle": x - width / 2, "end": x - width}[node.get("text-anchor", "start")]
-        found.append((left, y - 9, left + width, y + 3))
-    return found
-
-
 @pytest.mark.parametrize(("strategies", "shots"), [(13, None), (2, [8, None]), (1, [None])])
-def test_the_page_stands_by_itself_and_its_labels_do_not_overlap(
-    tmp_path: Path, strategies: int, shots: list[int | None] | None
-) -> None:
-    write_page(tmp_path / "page.html", measured(strategies, shots), [0, 1])
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+def test_the_page_is_self_contained(tmp_path: Path, strategies: int, shots: list[int | None] | None) -> None:
+    pages = []
+    for name in ("page.html", "again.html"):
+        write_page(tmp_path / name, measured(strategies, shots), [0, 1])
+        pages.append((tmp_path / name).read_text(encoding="utf-8"))
+    page = pages[0]
+    assert pages[1] == page, "the same figures make the same file"
     assert "<script" not in page
-    assert set(re.findall(r"https?://[^\"' <]+", page)) <= {"http://www.w3.org/2000/svg"}
+    assert set(re.findall(r"https?://[^\"' <]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert not re.search(r"""(src|href)=["'](?!#)|@import|url\((?!#)""", page), "nothing is loaded"
     assert "Take lora: a &lt; b." in page
     assert "not possible: &lt;no&gt; unlabelled rows" in page
-    pictures = re.findall(r"<svg.*?</svg>", page, re.S)
+    pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(pictures) == (2 if shots == [None] else 3)
-    for text in pictures:
-        picture = ET.fromstring(text)
-        _, _, width, height = map(float, str(picture.get("viewBox")).split())
-        found = boxes(picture)
-        assert len(found) > 3
-        for left, top, right, bottom in found:
-            assert left >= 0
-            assert top >= 0
-            assert right <= width
-            assert bottom <= height
-        for i, one in enumerate(found):
-            for other in found[i + 1 :]:
-                apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-                assert apart, (one, other)
-        for node in picture.iter("{http://www.w3.org/2000/svg}circle"):
-            assert 0 <= float(node.get("cx", -1)) <= width
-            assert 0 <= float(node.get("cy", -1)) <= height
+    points = [len(re.findall("<title>", picture)) for picture in pictures]
+    assert points == [strategies, strategies, strategies * len(shots or [8, 16, 64, 256, None])][: len(pictures)]
+    for picture in map(ET.fromstring, pictures):
+        assert picture.get("aria-label")
+        colors = re.findall(r"(?:fill|stroke): (?!none|var)[^;\"]+", ET.tostring(picture, encoding="unicode"))
+        assert not colors, "all colors follow light and dark mode"
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def points(count: int, xs: list[float | None]) -> list[list[plots.Point]]:
+    """Return a curve of each strategy; many values are close to each other, and some labels are long."""
+    generator = np.random.default_rng(1)
+    labels = [f"strategy_{i}{'_with_a_long_name_of_more_than_forty_letters' * (i % 5 == 4)}" for i in range(count)]
+    return [
+        [plots.Point(label, value := 0.9 + generator.random() / 50, value - 0.01, value + 0.01, x, i) for x in xs]
+        for i, label in enumerate(labels)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 4, 13, 21])
+@pytest.mark.parametrize("kind", ["intervals", "cost", "curves"])
+def test_the_labels_of_a_plot_do_not_overlap(count: int, kind: str) -> None:
+    curves = points(count, [8, 16, None])
+    first = [curve[1] for curve in curves]
+    with plots.plot_style():
+        if kind == "intervals":
+            figure = plots.interval_plot(first, first[-1].label, "accuracy", show)
+        elif kind == "cost":
+            figure = plots.cost_plot(first, "accuracy", show, show_seconds)
+        else:
+            figure = plots.learning_curves(curves, "accuracy", show)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        ticks = [text for text in axes.get_xticklabels() if axes.get_xlim()[0] <= text.get_position()[0] <= axes.get_xlim()[1]]
+        ticks += [text for text in axes.get_yticklabels() if axes.get_ylim()[0] <= text.get_position()[1] <= axes.get_ylim()[1]]
+        texts = [text for text in (*axes.texts, *ticks, axes.xaxis.label, axes.yaxis.label) if text.get_text()]
+        boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) > count
+    for i, box in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width, texts[i]
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height, texts[i]
+        for j in range(i):
+            assert not box.padded(-0.5).overlaps(boxes[j].padded(-0.5)), (texts[i], texts[j])
+
+
+def test_equal_times_have_a_tick_on_the_axis_of_seconds() -> None:
+    for seconds in (1e-4, 0.3, 3.3, 24.0, 47.0, 1100.0, 1e6):
+        with plots.plot_style():
+            figure = plots.cost_plot([plots.Point("full", 0.5, 0.4, 0.6, seconds)], "accuracy", show, show_seconds)
+        low, high = figure.axes[0].get_xlim()
+        assert any(low <= tick <= high for tick in figure.axes[0].get_xticks()), seconds
+
+
+def test_settings_of_matplotlib_do_not_change_plots() -> None:
+    def svg() -> str:
+        with plots.plot_style():
+            return plots.to_svg(plots.interval_plot(points(2, [8])[0], "none", "accuracy", show), "intervals")
+
+    usual = svg()
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "text.usetex": True}):
+        assert svg() == usual
 
 
 def test_labels_are_spread_within_their_column() -> None:
-    places = plots.spread([5, 5, 5, 100, 99], 10, 0, 100)
-    assert places == [*sorted(places[:3]), 100, 90]
-    assert min(abs(a - b) for i, a in enumerate(places) for b in places[i + 1 :]) >= 10
-    assert (
-        plots.spread([3.0] * 5, 50, 0, 100) == [0.0, 25.0, 50.0, 75.0, 100.0] or max(plots.spread([3.0] * 5, 50, 0, 100)) <= 100
-    )
+    assert plots.spread([0.05, 0.05, 0.05, 1.0, 0.99], 0.1) == pytest.approx([0.05, 0.15, 0.25, 1.0, 0.9])
+    assert plots.spread([0.03] * 5, 0.5) == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0]), "too many for the gap"
+    assert plots.spread([0.4], 0.1) == pytest.approx([0.4])
 
 
 def test_tables_hold_every_row(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import UserError, fine_tune, load_predictor
-from nlp_transfer.report.card_usage import language_code
+from nlp_transfer.report.language_codes import language_code
 from nlp_transfer.report.model_card import write_card
 from nlp_transfer.saved_models.save import save_model
 from nlp_transfer.tasks.text_classification import TextClassification
@@ -126,7 +126,7 @@ def test_the_code_of_a_card_runs(saved: Path) -> None:
     (code,) = blocks(card)
     (answer,) = ast.literal_eval(printed(code, saved))
     assert answer["label"] in ("negative", "positive")
-    assert "## Figures\n\nNo split was scored.\n" in card.text
+    assert "## Metrics\n\nNo split was scored.\n" in card.text
 
 
 TRANSLATORS = ["bert", "marian", "marian-multilingual"]
@@ -192,8 +192,8 @@ def test_a_card_of_a_translation_says_how_it_was_made(translators: dict[str, Pat
     assert "- languages: `eng_Latn` to `de-DE`\n" in text
     assert "- beams: 2, length penalty 0.8\n" in text
     assert f"- longest source and longest target: {settings['max_length']} tokens each;" in text
-    assert f"at most {settings['length_ratio']:g} tokens for each of its source's and of 8 more" in text
-    assert f"texts of more than {settings['longest_source']} tokens in pieces" in text
+    assert f"at most {settings['length_ratio']:g} x (source tokens + 8) tokens" in text
+    assert f"splits texts of more than {settings['longest_source']} tokens" in text
     assert "- architecture: seq2seq\n" in (translators["marian"] / "model/README.md").read_text()
 
 
