@@ -7,48 +7,48 @@ from markupsafe import Markup
 
 from nlp_transfer.experiments.advice import show, show_seconds
 from nlp_transfer.experiments.results_table import notes, table
-from nlp_transfer.experiments.summary_rows import Measured, Row, most
+from nlp_transfer.experiments.summary_rows import Summary, SummaryRow, largest
 from nlp_transfer.report.plots import Point, cost_plot, interval_plot, learning_curves, plot_style, to_svg
 from nlp_transfer.report.rendering import render_html
 from nlp_transfer.utils.atomic_files import write_bytes
 
 
-def write_page(path: Path, measured: Measured, seeds: Sequence[int]) -> None:
+def write_page(path: Path, summary: Summary, seeds: Sequence[int]) -> None:
     """Write the advice, the table, its notes and the plots to an HTML file that loads nothing from elsewhere."""
-    with_shots = len({row.shots for row in measured.rows}) > 1
-    title = f"{measured.metric} on {measured.split}"
-    sign = -1 if measured.higher else 1
-    ranked = sorted((row for row in measured.rows if row.mean is not None), key=lambda row: sign * (row.mean or 0.0))
+    with_shots = len({row.shots for row in summary.rows}) > 1
+    title = f"{summary.metric} on {summary.split}"
+    sign = -1 if summary.higher else 1
+    ranked = sorted((row for row in summary.rows if row.mean is not None), key=lambda row: sign * (row.mean or 0.0))
     best = {row.shots: row for row in reversed(ranked)}
-    head, cells = table(measured, with_shots)
+    head, cells = table(summary, with_shots)
     rows = [
         {"kind": "none" if row.mean is None else "best" if best[row.shots] is row else "", "note": row.note, "cells": texts}
-        for row, texts in zip(measured.rows, cells, strict=True)
+        for row, texts in zip(summary.rows, cells, strict=True)
     ]
     page = render_html(
-        "comparison.html", title=title, advice=measured.advice, head=head, rows=rows, notes=notes(measured, seeds, with_shots),
-        plots=_plots(measured, ranked, title, with_shots),
+        "comparison.html", title=title, advice=summary.advice, head=head, rows=rows, notes=notes(summary, seeds, with_shots),
+        plots=_plots(summary, ranked, title, with_shots),
     )  # fmt: skip
     write_bytes(path, page.encode(errors="replace"))  # the bytes of a flag need not be UTF-8
 
 
-def _plots(measured: Measured, ranked: Sequence[Row], title: str, with_shots: bool) -> list[tuple[str, Markup]]:
+def _plots(summary: Summary, ranked: Sequence[SummaryRow], title: str, with_shots: bool) -> list[tuple[str, Markup]]:
     """Return the headings and plots: intervals and costs at the largest number of shots, and learning curves over all numbers."""
-    labels = list(dict.fromkeys(row.label for row in measured.rows))
+    labels = list(dict.fromkeys(row.label for row in summary.rows))
 
-    def point(row: Row, x: float | None) -> Point:
+    def point(row: SummaryRow, x: float | None) -> Point:
         mean = row.mean or 0.0
         low, high = mean if row.low is None else row.low, mean if row.high is None else row.high
         return Point(row.label, mean, low, high, x, labels.index(row.label))
 
-    largest = most([row.shots for row in measured.rows])
-    shots = f", {'all examples' if largest is None else f'{largest} examples per label'}" if with_shots else ""
-    points = [point(row, row.seconds) for row in ranked if row.shots == largest]
-    curves = [[point(row, row.shots) for row in measured.rows if row.label == label and row in ranked] for label in labels]
+    most = largest([row.shots for row in summary.rows])
+    shots = f", {'all examples' if most is None else f'{most} examples per label'}" if with_shots else ""
+    points = [point(row, row.seconds) for row in ranked if row.shots == most]
+    curves = [[point(row, row.shots) for row in summary.rows if row.label == label and row in ranked] for label in labels]
     plots = []
     with plot_style():
         if points:
-            axis = f"{title} ({'higher' if measured.higher else 'lower'} is better; dashed: the first strategy)"
+            axis = f"{title} ({'higher' if summary.higher else 'lower'} is better; dashed: the first strategy)"
             figure = interval_plot(points, labels[0], axis, show)
             plots.append((f"{title}{shots}: means with 95 % intervals, the best first", to_svg(figure, axis)))
             figure = cost_plot(points, title, show, show_seconds)

@@ -64,7 +64,7 @@ def test_a_comparison_is_stopped_and_goes_on(tmp_path: Path, tiny: dict[str, Pat
     after = stamps(out)
     assert set(after) == {"full-all-0", "lora-all-0", "full-all-1", "lora-all-1"}
     assert after["full-all-0"] == before["full-all-0"]
-    assert "run 1 of 4: full, seed 0: is done" in done.stderr
+    assert "run 1 of 4: full, seed 0: already finished" in done.stderr
     assert "run 2 of 4: lora, seed 0" in done.stderr
     assert "step " not in done.stderr, "what runs print goes into their logs"
     assert "accuracy" in (out / "runs/lora-all-1/log.txt").read_text()

@@ -21,9 +21,9 @@ from nlp_transfer.evaluation.intervals import StrategyScores, compare_strategies
 from nlp_transfer.evaluation.resampling import ResampledMetric, ScoredSplit, resample_rows
 from nlp_transfer.experiments.advice import Candidate, advise, show, show_bytes, show_seconds
 from nlp_transfer.experiments.comparison_page import write_page
-from nlp_transfer.experiments.plan import make_plan, read_strategies
+from nlp_transfer.experiments.plan import PlannedRun, make_plan, read_strategies
 from nlp_transfer.experiments.results_table import table, write_tables
-from nlp_transfer.experiments.summary_rows import Measured, Row
+from nlp_transfer.experiments.summary_rows import Summary, SummaryRow
 from nlp_transfer.report import plots
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import Task, task_from
@@ -47,13 +47,19 @@ def test_flags_take_what_follows_up_to_the_next_flag() -> None:
 def test_strategies_are_names_mappings_and_sums() -> None:
     problems = Problems()
     items = ["lora", "{name: partial, frozen_layers: all}", "full+lora", ["full", {"name": "lora", "r": 2}], "{name: lora, r: 8}"]
-    ways = read_strategies(items, {"name": "lora", "r": 4, "alpha": 3.0}, problems)
+    variants = read_strategies(items, {"name": "lora", "r": 4, "alpha": 3.0}, problems)
     assert not problems
-    assert [way.label for way in ways] == ["lora", "partial(frozen_layers=all)", "full+lora", "full+lora(r=2)", "lora(r=8)"]
-    assert ways[0].document == {"name": "lora", "r": 4, "alpha": 3.0}, "the file's own settings"
-    assert ways[1].document == {"name": "partial", "frozen_layers": "all"}
-    assert ways[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
-    assert ways[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "those given here win"
+    assert [variant.label for variant in variants] == [
+        "lora",
+        "partial(frozen_layers=all)",
+        "full+lora",
+        "full+lora(r=2)",
+        "lora(r=8)",
+    ]
+    assert variants[0].document == {"name": "lora", "r": 4, "alpha": 3.0}, "the file's own settings"
+    assert variants[1].document == {"name": "partial", "frozen_layers": "all"}
+    assert variants[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
+    assert variants[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "those given here win"
 
 
 def test_a_long_label_is_shortened_and_stays_the_same() -> None:
@@ -70,14 +76,14 @@ def document(**more: Any) -> dict[str, Any]:
 def test_a_plan_counts_its_runs() -> None:
     held_out = document(data={"train": "train.csv", "test_share": 0.2})
     plan, runs = make_plan(held_out, ["full", "lora"], [0, 1, 2], [8, "all"], [0.3, 1, 3])
-    assert plan.runs == 2 * 2 * (3 + 2)
+    assert plan.run_count == 2 * 2 * (3 + 2)
     assert [run.strategy.document()["name"] for run in runs] == ["full", "lora"]
     assert plan.shots == [8, None]
-    jobs = plan.first_jobs()
-    assert [job.name for job in jobs] == ["full-8-0", "lora-8-0"]
-    assert plan.document(jobs[1], Path("out"))["data"] == {"train": "train.csv", "test_share": 0.2, "shots": 8}
-    fixed = make_plan(held_out, ["full", "prototypes"], [0, 1, 2], None, [0.3, 1, 3])[0]
-    assert fixed.runs == (3 + 2) + 3, "nothing is trained by gradients, so no rate is tried"
+    planned = [PlannedRun(variant, 8, 0) for variant in plan.variants]
+    assert [run.name for run in planned] == ["full-8-0", "lora-8-0"]
+    assert plan.document(planned[1], Path("out"))["data"] == {"train": "train.csv", "test_share": 0.2, "shots": 8}
+    without_steps = make_plan(held_out, ["full", "prototypes"], [0, 1, 2], None, [0.3, 1, 3])[0]
+    assert without_steps.run_count == (3 + 2) + 3, "nothing is trained by gradients, so no rate is tried"
     assert make_plan(document(data={"train": "a.csv", "shots": 4}), ["full"], [0], None, None)[0].shots == [4]
 
 
@@ -95,15 +101,15 @@ def test_every_problem_is_told_at_once() -> None:
         "--seeds: found -1; allowed: whole numbers from 0",
         "--shots: found 'x'; allowed: whole numbers from 1 and all",
         "--rates: found 0; allowed: numbers above 0",
-        "--rates: validation decides which is best, and there is none",
-        "--rates: are factors on each strategy's own rate; found training.learning_rate 0.001; allowed: auto",
+        "--rates: found no validation split to choose a rate on",
+        "--rates: are factors on each strategy's default rate; found training.learning_rate 0.001; allowed: auto",
     ):
         assert part in message, part
     assert message.count("training.epochs: found -1") == 1, "a problem of the document is told once"
 
 
 def test_rates_need_rows_that_did_not_choose_them() -> None:
-    with pytest.raises(UserError, match=r"--rates: validation chooses .* data\.test, or data\.test_share"):
+    with pytest.raises(UserError, match=r"--rates: validation .* data\.test, or data\.test_share"):
         make_plan(document(), ["full", "lora"], [0], None, [1, 3])
     for data in ({"test": "test.csv"}, {"test_share": 0.1}):
         make_plan(document(data={"train": "train.csv", **data}), ["full", "lora"], [0], None, [1, 3])
@@ -429,40 +435,40 @@ def of(
         ([of("full", 0.9, 100), of("lora", 0.8, 50, 0.001)], "Take full", ["no other is better than the first, full"], []),
         (
             [of("full", 0.9, 100), of("lora", 0.895, 50, 0.6, stored=10**6)],
-            "Take lora: at accuracy 0.895",
-            ["cannot be told from the best, full (0.900, p 0.600)", "50 s, 1.0 MB against 1.7 min, 100 MB"],
+            "Take lora: with accuracy 0.895",
+            ["not measurably worse than the best, full (0.900, p 0.600)", "(50 s, 1.0 MB; full: 1.7 min, 100 MB)"],
             [],
         ),
         (
             [of("full", 0.89, 100, 0.5), of("lora", 0.9, 50)],
-            "Take lora: it is the best by mean",
+            "Take lora: it has the best mean",
             ["the cheapest (50 s, 100 MB)", "full (0.890, p 0.500)", "no other is measurably better than the first, full"],
             [],
         ),
         (
             [of("full", 0.9, 50), of("lora", 0.895, 50, 0.6, stored=10**6)],
             "Take lora",
-            ["50 s, 1.0 MB against 50 s, 100 MB"],
+            ["(50 s, 1.0 MB; full: 50 s, 100 MB)"],
             [],
         ),
         (
             [of("full", 0.5, 20, 0.24), of("lora", 0.8, 30, seeds=3)],
-            "Take lora: it is the best by mean",
+            "Take lora: it has the best mean",
             [
-                "with 3 seeds the lead of lora over full (0.500, p 0.240) is not certain",
+                "with 3 seeds the lead of lora over full (0.500, p 0.240) is uncertain",
                 "no other is measurably better than the first",
             ],
             [],
         ),
         (
             [of("full", 0.8, 50, seeds=1), of("lora", 0.9, 150, seeds=1)],
-            "Take lora: it is the best by mean",
-            ["with one seed the lead of lora over full (0.800, one seed) is not certain", "the rows of test alone"],
+            "Take lora: it has the best mean",
+            ["with one seed the lead of lora over full (0.800, one seed) is uncertain", "only the rows of test"],
             ["measurably worse", "(p", " p "],
         ),
         ([of("full", 0.9, 100)], "Only full was measured (accuracy 0.900 on test)", ["nothing to compare it with"], []),
         ([of("full", 0.9, 100), of("lora", 0.8, 50)], "Take full", ["fewer than two common seeds"], []),
-        ([], "No strategy gave figures", [], []),
+        ([], "No strategy has metrics", [], []),
     ],
 )
 def test_advice_follows_from_the_figures(candidates: list[Candidate], begins: str, holds: list[str], lacks: list[str]) -> None:
@@ -495,13 +501,13 @@ def test_sizes_and_times_in_words() -> None:
 # What is written
 
 
-def rows_of(strategies: int, shots: list[int | None]) -> list[Row]:
+def rows_of(strategies: int, shots: list[int | None]) -> list[SummaryRow]:
     generator = np.random.default_rng(0)
     names = ["full", "lora", "partial(frozen_layers=all)", "layerwise_lr+full <&>", *(f"strategy_{i}" for i in range(20))][
         :strategies
     ]
     return [
-        Row(
+        SummaryRow(
             name,
             points,
             [0, 1],
@@ -525,10 +531,13 @@ def rows_of(strategies: int, shots: list[int | None]) -> list[Row]:
     ]
 
 
-def measured(strategies: int = 13, shots: list[int | None] | None = None) -> Measured:
+def measured(strategies: int = 13, shots: list[int | None] | None = None) -> Summary:
     shots = shots or [8, 16, 64, 256, None]
-    rows = [*rows_of(strategies, shots), *(Row("distill", points, note="not possible: <no> unlabelled rows") for points in shots)]
-    return Measured(rows, "Take lora: a < b.", "accuracy", "test", True)
+    rows = [
+        *rows_of(strategies, shots),
+        *(SummaryRow("distill", points, note="not possible: <no> unlabeled rows") for points in shots),
+    ]
+    return Summary(rows, "Take lora: a < b.", "accuracy", "test", True)
 
 
 @pytest.mark.parametrize(("strategies", "shots"), [(13, None), (2, [8, None]), (1, [None])])
@@ -543,7 +552,7 @@ def test_the_page_is_self_contained(tmp_path: Path, strategies: int, shots: list
     assert set(re.findall(r"https?://[^\"' <]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert not re.search(r"""(src|href)=["'](?!#)|@import|url\((?!#)""", page), "nothing is loaded"
     assert "Take lora: a &lt; b." in page
-    assert "not possible: &lt;no&gt; unlabelled rows" in page
+    assert "not possible: &lt;no&gt; unlabeled rows" in page
     pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(pictures) == (2 if shots == [None] else 3)
     points = [len(re.findall("<title>", picture)) for picture in pictures]
@@ -630,14 +639,14 @@ def test_tables_hold_every_row(tmp_path: Path) -> None:
 
 
 def test_every_p_value_that_the_advice_quotes_is_in_the_table() -> None:
-    def row(label: str, mean: float, p: float | None, p_best: float | None) -> Row:
-        return Row(label, None, seeds=[0, 1, 2], mean=mean, low=0.1, high=0.9, p=p, p_best=p_best, trainable_parameters=1)
+    def row(label: str, mean: float, p: float | None, p_best: float | None) -> SummaryRow:
+        return SummaryRow(label, None, seeds=[0, 1, 2], mean=mean, low=0.1, high=0.9, p=p, p_best=p_best, trainable_parameters=1)
 
     rows = [row("full", 0.6, None, 0.901), row("lora", 0.59, 0.971, 0.817), row("features", 0.615, 0.901, None)]
     for brief in (False, True):
-        head, cells = table(Measured(rows, "", "accuracy", "test", True), False, brief)
+        head, cells = table(Summary(rows, "", "accuracy", "test", True), False, brief)
         assert [len(line) for line in cells] == [len(head)] * 3
         assert [line[head.index("p best")] for line in cells] == ["0.901", "0.817", ""]
         assert [line[head.index("p first")] for line in cells] == ["", "0.971", "0.901"]
-    head, cells = table(Measured([row("full", 0.6, None, None), row("lora", 0.5, 0.3, 0.3)], "", "accuracy", "test", True), False)
+    head, cells = table(Summary([row("full", 0.6, None, None), row("lora", 0.5, 0.3, 0.3)], "", "accuracy", "test", True), False)
     assert (head.count("p"), cells[1][head.index("p")]) == (1, "0.300")
