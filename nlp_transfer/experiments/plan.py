@@ -105,15 +105,10 @@ def make_plan(
         UserError: lists every problem of the document and of the arguments.
     """
     problems = Problems("compare")
-    data = raw.get("data")
+    data, with_shots = raw.get("data"), shots is not None
     document_shots = data.get("shots") if isinstance(data, Mapping) else None
-    points = _numbers(
-        "shots",
-        [document_shots] if shots is None else shots,
-        _parse_shots,
-        f"whole numbers from 1 and {ALL}, each once",
-        problems,
-    )
+    shots = [document_shots] if shots is None else shots
+    points = _numbers("shots", shots, _parse_shots, f"whole numbers from 1 and {ALL}, each once", problems)
     plan = Plan(
         {name: value for name, value in raw.items() if name not in ("strategy", "output_dir")},
         read_strategies(strategies, raw.get("strategy"), problems),
@@ -131,7 +126,7 @@ def make_plan(
         replace(variant, takes_steps=run.strategy.takes_steps(), unused=frozenset(run.unused) - {BEST_METRIC})
         for variant, run in zip(plan.variants, runs, strict=True)
     ]
-    say(*_unused_lines(raw, plan, runs, shots is not None))
+    say(*_unused_lines(raw, plan, runs, with_shots))
     return replace(plan, variants=variants), runs
 
 
@@ -150,15 +145,11 @@ def _unused_lines(raw: Document, plan: Plan, runs: list[Run], with_shots: bool) 
         for name, reason in run.unused.items():
             if name != BEST_METRIC and not (name == "data.shots" and with_shots):
                 labels_by_reason.setdefault((name, reason), []).append(variant.label)
-    return describe_unused(
-        [
-            *unused.items(),
-            *(
-                (name, reason if len(labels) == len(runs) else f"with {', '.join(labels)}: {reason}")
-                for (name, reason), labels in labels_by_reason.items()
-            ),
-        ]
-    )
+    lines = [
+        (name, reason if len(labels) == len(runs) else f"with {', '.join(labels)}: {reason}")
+        for (name, reason), labels in labels_by_reason.items()
+    ]
+    return describe_unused([*unused.items(), *lines])
 
 
 def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
@@ -224,29 +215,25 @@ def _numbers(name: str, arguments: Any, parse: Any, allowed: str, problems: Prob
     return values
 
 
-def _number(value: Any, kind: Any) -> Any:
-    if isinstance(value, bool):
-        return None
+def _number(value: Any, kind: Any, least: float = -math.inf, most: float = math.inf) -> Any:
+    """Return a finite number from `least` to `most`, or None if the value is not one."""
     try:
-        number = kind(str(value))
+        number = None if isinstance(value, bool) else kind(str(value))
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if number is not None and math.isfinite(number) and least <= number <= most else None
 
 
 def _parse_seed(value: Any) -> int | None:
-    seed = _number(value, int)
-    return seed if seed is not None and 0 <= seed < 2**32 else None
+    return _number(value, int, 0, 2**32 - 1)
 
 
-def _parse_shots(value: Any) -> Any:
-    shots = ALL if value in (None, ALL) else _number(value, int)
-    return shots if shots == ALL or (isinstance(shots, int) and shots >= 1) else None
+def _parse_shots(value: Any) -> int | str | None:
+    return ALL if value in (None, ALL) else _number(value, int, 1)
 
 
 def _parse_rate(value: Any) -> float | None:
-    rate = _number(value, float)
-    return rate if rate is not None and rate > 0 else None
+    return _number(value, float, 0) or None
 
 
 def read_strategies(arguments: Any, base: Any, problems: Problems) -> list[Variant]:

@@ -20,28 +20,26 @@ def table(summary: Summary, with_shots: bool, brief: bool = False) -> tuple[list
     Args:
         brief: leave out the columns that do not fit on a narrow terminal.
     """
-    columns: dict[str, Callable[[SummaryRow], str]] = {"strategy": _name}
-    if with_shots:
-        columns["per label"] = lambda row: shots_text(row.shots)
-    columns[summary.metric if brief else f"{summary.metric} ({summary.split})"] = lambda row: show(row.mean or 0)
-    columns["interval" if brief else "95 % interval"] = lambda row: _interval(row.low, row.high, show)
-    if not brief:
-        columns["to the first"] = _difference
-    if any(row.p_best != row.p for row in summary.rows):
-        columns |= {"p first": lambda row: _p(row.p), "p best": lambda row: _p(row.p_best)}
-    else:
-        columns["p"] = lambda row: _p(row.p)
-    if not brief:
-        columns["trained"] = lambda row: f"{row.trainable_parameters:,}"
-    columns["time"] = lambda row: show_seconds(row.seconds or 0)
-    if not brief:
-        columns["memory"] = lambda row: show_bytes(row.peak_memory_bytes or 0)
-    columns["stored"] = lambda row: show_bytes(row.stored_bytes or 0)
-    known = ("strategy", "per label")  # also of strategies that were not measured
-    cells = [
-        [text(row) if row.mean is not None or name in known else "-" for name, text in columns.items()] for row in summary.rows
+    two_tests = any(row.p_best != row.p for row in summary.rows)
+    columns: list[tuple[bool, str, Callable[[SummaryRow], str]]] = [
+        (True, "strategy", _name),
+        (with_shots, "per label", lambda row: shots_text(row.shots)),
+        (True, summary.metric if brief else f"{summary.metric} ({summary.split})", lambda row: show(row.mean or 0)),
+        (True, "interval" if brief else "95 % interval", lambda row: _interval(row.low, row.high, show)),
+        (not brief, "to the first", _difference),
+        (True, "p first" if two_tests else "p", lambda row: _p(row.p)),
+        (two_tests, "p best", lambda row: _p(row.p_best)),
+        (not brief, "trained", lambda row: f"{row.trainable_parameters:,}"),
+        (True, "time", lambda row: show_seconds(row.seconds or 0)),
+        (not brief, "memory", lambda row: show_bytes(row.peak_memory_bytes or 0)),
+        (True, "stored", lambda row: show_bytes(row.stored_bytes or 0)),
     ]
-    return list(columns), cells
+    shown = [(name, text) for is_shown, name, text in columns if is_shown]
+    always = 1 + with_shots  # the first columns also have text if nothing was measured
+    cells = [
+        [text(row) if row.mean is not None or i < always else "-" for i, (_, text) in enumerate(shown)] for row in summary.rows
+    ]
+    return [name for name, _ in shown], cells
 
 
 def notes(summary: Summary, seeds: Sequence[int], with_shots: bool) -> list[str]:
