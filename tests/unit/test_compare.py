@@ -1,4 +1,4 @@
-"""Comparing: what is asked for, the statistics, the advice, the plots."""
+"""Comparisons: arguments, shots, statistics, advice, tables and plots."""
 
 import json
 import math
@@ -33,10 +33,10 @@ CLASSES: Task = task_from({"name": "text_classification"})
 LABELS: Task = task_from({"name": "multi_label", "label": "labels"})
 NUMBERS: Task = task_from({"name": "regression"})
 
-# What is asked for
+# Arguments
 
 
-def test_flags_take_what_follows_up_to_the_next_flag() -> None:
+def test_flags_take_several_values() -> None:
     given = ["run.yaml", "--seeds", "0", "1", "--training.epochs", "5", "--shots=8", "all", "--verbose"]
     wanted = ["run.yaml", "--seeds=0", "--seeds=1", "--training.epochs", "5", "--shots=8", "--shots=all", "--verbose"]
     assert repeat_flags(given, ("--seeds", "--shots")) == wanted
@@ -44,7 +44,7 @@ def test_flags_take_what_follows_up_to_the_next_flag() -> None:
         repeat_flags(["--seeds", "--shots", "1"], ("--seeds", "--shots"))
 
 
-def test_strategies_are_names_mappings_and_sums() -> None:
+def test_strategies_from_names_and_mappings() -> None:
     problems = Problems()
     items = ["lora", "{name: partial, frozen_layers: all}", "full+lora", ["full", {"name": "lora", "r": 2}], "{name: lora, r: 8}"]
     variants = read_strategies(items, {"name": "lora", "r": 4, "alpha": 3.0}, problems)
@@ -56,13 +56,13 @@ def test_strategies_are_names_mappings_and_sums() -> None:
         "full+lora(r=2)",
         "lora(r=8)",
     ]
-    assert variants[0].document == {"name": "lora", "r": 4, "alpha": 3.0}, "the file's own settings"
+    assert variants[0].document == {"name": "lora", "r": 4, "alpha": 3.0}, "settings of the file"
     assert variants[1].document == {"name": "partial", "frozen_layers": "all"}
     assert variants[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
-    assert variants[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "those given here win"
+    assert variants[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "settings of the argument override"
 
 
-def test_a_long_label_is_shortened_and_stays_the_same() -> None:
+def test_long_labels_become_stable_hashes() -> None:
     item = {"name": "lora", "target_modules": ["attention.self.query", "attention.self.value"], "r": 8}
     first, again = (read_strategies([thing], None, Problems())[0].label for thing in (item, dict(reversed(item.items()))))
     assert first == again
@@ -73,7 +73,7 @@ def document(**more: Any) -> dict[str, Any]:
     return {"model": "tiny", "data": {"train": "train.csv"}, "task": {"name": "text_classification"}, **more}
 
 
-def test_a_plan_counts_its_runs() -> None:
+def test_plan_counts_its_runs() -> None:
     held_out = document(data={"train": "train.csv", "test_share": 0.2})
     plan, runs = make_plan(held_out, ["full", "lora"], [0, 1, 2], [8, "all"], [0.3, 1, 3])
     assert plan.run_count == 2 * 2 * (3 + 2)
@@ -83,11 +83,11 @@ def test_a_plan_counts_its_runs() -> None:
     assert [run.name for run in planned] == ["full-8-0", "lora-8-0"]
     assert plan.document(planned[1], Path("out"))["data"] == {"train": "train.csv", "test_share": 0.2, "shots": 8}
     without_steps = make_plan(held_out, ["full", "prototypes"], [0, 1, 2], None, [0.3, 1, 3])[0]
-    assert without_steps.run_count == (3 + 2) + 3, "nothing is trained by gradients, so no rate is tried"
+    assert without_steps.run_count == (3 + 2) + 3, "no optimizer steps, so no rate is tried"
     assert make_plan(document(data={"train": "a.csv", "shots": 4}), ["full"], [0], None, None)[0].shots == [4]
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     raw = document(training={"epochs": -1, "learning_rate": 1e-3}, data={"train": "a.csv", "validation_share": 0})
     with pytest.raises(UserError) as caught:
         make_plan(raw, ["full", "loro", "{name: lora, r: 0}", "full"], [0, 0, -1], ["8", "x"], [1, 0])
@@ -105,10 +105,10 @@ def test_every_problem_is_told_at_once() -> None:
         "--rates: are factors on each strategy's default rate; found training.learning_rate 0.001; allowed: auto",
     ):
         assert part in message, part
-    assert message.count("training.epochs: found -1") == 1, "a problem of the document is told once"
+    assert message.count("training.epochs: found -1") == 1, "a problem of the document is reported once"
 
 
-def test_rates_need_rows_that_did_not_choose_them() -> None:
+def test_rates_need_separate_rows() -> None:
     with pytest.raises(UserError, match=r"--rates: validation .* data\.test, or data\.test_share"):
         make_plan(document(), ["full", "lora"], [0], None, [1, 3])
     for data in ({"test": "test.csv"}, {"test_share": 0.1}):
@@ -127,7 +127,7 @@ def test_rates_need_rows_that_did_not_choose_them() -> None:
         (["full"], [True], "--seeds: found True"),
     ],
 )
-def test_empty_and_wrong_lists(strategies: Any, seeds: Any, part: str) -> None:
+def test_empty_and_invalid_lists(strategies: Any, seeds: Any, part: str) -> None:
     with pytest.raises(UserError, match=re.escape(part)):
         make_plan(document(), strategies, seeds, None, None)
 
@@ -471,7 +471,7 @@ def of(
         ([], "No strategy has metrics", [], []),
     ],
 )
-def test_advice_follows_from_the_figures(candidates: list[Candidate], begins: str, holds: list[str], lacks: list[str]) -> None:
+def test_advice(candidates: list[Candidate], begins: str, holds: list[str], lacks: list[str]) -> None:
     said = advise(candidates, "accuracy", True, "test")
     assert said.startswith(begins), said
     assert said.endswith(".")
@@ -481,12 +481,12 @@ def test_advice_follows_from_the_figures(candidates: list[Candidate], begins: st
         assert part not in said, said
 
 
-def test_advice_where_less_is_better() -> None:
+def test_advice_if_lower_is_better() -> None:
     said = advise([of("full", 0.5, 100), of("lora", 0.9, 50, 0.001)], "mse", False, "validation")
     assert said.startswith("Take full: it is the best (mse 0.500 on validation)")
 
 
-def test_sizes_and_times_in_words() -> None:
+def test_sizes_and_times_as_text() -> None:
     assert [show_bytes(size) for size in (12, 4_500, 90_900_000, 1.2e9)] == ["12 B", "4.5 kB", "90.9 MB", "1.2 GB"]
     assert [show_seconds(seconds) for seconds in (0.5, 2, 45, 60, 600, 7200)] == [
         "0.5 s",
@@ -498,7 +498,7 @@ def test_sizes_and_times_in_words() -> None:
     ]
 
 
-# What is written
+# Tables and the page
 
 
 def rows_of(strategies: int, shots: list[int | None]) -> list[SummaryRow]:
@@ -541,13 +541,13 @@ def measured(strategies: int = 13, shots: list[int | None] | None = None) -> Sum
 
 
 @pytest.mark.parametrize(("strategies", "shots"), [(13, None), (2, [8, None]), (1, [None])])
-def test_the_page_is_self_contained(tmp_path: Path, strategies: int, shots: list[int | None] | None) -> None:
+def test_page_is_self_contained(tmp_path: Path, strategies: int, shots: list[int | None] | None) -> None:
     pages = []
     for name in ("page.html", "again.html"):
         write_page(tmp_path / name, measured(strategies, shots), [0, 1])
         pages.append((tmp_path / name).read_text(encoding="utf-8"))
     page = pages[0]
-    assert pages[1] == page, "the same figures make the same file"
+    assert pages[1] == page, "the same summary gives the same file"
     assert "<script" not in page
     assert set(re.findall(r"https?://[^\"' <]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert not re.search(r"""(src|href)=["'](?!#)|@import|url\((?!#)""", page), "nothing is loaded"
@@ -577,7 +577,7 @@ def points(count: int, xs: list[float | None]) -> list[list[plots.Point]]:
 
 @pytest.mark.parametrize("count", [1, 4, 13, 21])
 @pytest.mark.parametrize("kind", ["intervals", "cost", "curves"])
-def test_the_labels_of_a_plot_do_not_overlap(count: int, kind: str) -> None:
+def test_plot_labels_do_not_overlap(count: int, kind: str) -> None:
     curves = points(count, [8, 16, None])
     first = [curve[1] for curve in curves]
     with plots.plot_style():
@@ -601,7 +601,7 @@ def test_the_labels_of_a_plot_do_not_overlap(count: int, kind: str) -> None:
             assert not box.padded(-0.5).overlaps(boxes[j].padded(-0.5)), (texts[i], texts[j])
 
 
-def test_equal_times_have_a_tick_on_the_axis_of_seconds() -> None:
+def test_time_axis_always_has_a_tick() -> None:
     for seconds in (1e-4, 0.3, 3.3, 24.0, 47.0, 1100.0, 1e6):
         with plots.plot_style():
             figure = plots.cost_plot([plots.Point("full", 0.5, 0.4, 0.6, seconds)], "accuracy", show, show_seconds)
@@ -609,7 +609,7 @@ def test_equal_times_have_a_tick_on_the_axis_of_seconds() -> None:
         assert any(low <= tick <= high for tick in figure.axes[0].get_xticks()), seconds
 
 
-def test_settings_of_matplotlib_do_not_change_plots() -> None:
+def test_matplotlib_settings_have_no_effect() -> None:
     def svg() -> str:
         with plots.plot_style():
             return plots.to_svg(plots.interval_plot(points(2, [8])[0], "none", "accuracy", show), "intervals")
@@ -619,13 +619,13 @@ def test_settings_of_matplotlib_do_not_change_plots() -> None:
         assert svg() == usual
 
 
-def test_labels_are_spread_within_their_column() -> None:
+def test_spread() -> None:
     assert plots.spread([0.05, 0.05, 0.05, 1.0, 0.99], 0.1) == pytest.approx([0.05, 0.15, 0.25, 1.0, 0.9])
     assert plots.spread([0.03] * 5, 0.5) == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0]), "too many for the gap"
     assert plots.spread([0.4], 0.1) == pytest.approx([0.4])
 
 
-def test_tables_hold_every_row(tmp_path: Path) -> None:
+def test_tables_hold_all_rows(tmp_path: Path) -> None:
     write_tables(tmp_path, measured(), [0, 1])
     table = pd.read_csv(tmp_path / "comparison.csv")
     assert len(table) == 14 * 5
@@ -638,7 +638,7 @@ def test_tables_hold_every_row(tmp_path: Path) -> None:
     assert whole["rows"][0]["metrics"]["test"]["accuracy"] == whole["rows"][0]["mean"]
 
 
-def test_every_p_value_that_the_advice_quotes_is_in_the_table() -> None:
+def test_table_holds_the_p_values_of_the_advice() -> None:
     def row(label: str, mean: float, p: float | None, p_best: float | None) -> SummaryRow:
         return SummaryRow(label, None, seeds=[0, 1, 2], mean=mean, low=0.1, high=0.9, p=p, p_best=p_best, trainable_parameters=1)
 
