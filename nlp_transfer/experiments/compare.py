@@ -1,6 +1,7 @@
 """Compare strategies: fine-tune with each strategy and seed on the same data, and recommend one."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -105,6 +106,7 @@ def compare(
             chosen = runner.run_all()
         summary = summarize(plan, chosen, first)
         write_tables(folder, summary, plan.seeds)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if it cannot cache its list of fonts
         from nlp_transfer.experiments.comparison_page import write_page  # loads matplotlib
 
         write_page(folder / "comparison.html", summary, plan.seeds)
