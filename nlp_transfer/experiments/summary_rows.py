@@ -116,8 +116,8 @@ def _rows(
 
 
 def _row(
-    label: str, shots: int | None, ended: Mapping[int, tuple[PlannedRun, Outcome]], runs: Mapping[str, StrategyScores], first: str,
-    best: str | None,
+    label: str, shots: int | None, ended: Mapping[int, tuple[PlannedRun, Outcome]], runs: Mapping[str, StrategyScores],
+    first: str, best: str | None,
 ) -> SummaryRow:  # fmt: skip
     """Return the row of one strategy.
 
