@@ -66,7 +66,7 @@ def answer(
         batch_size: rows in a batch; null: as many as the device computes best at once.
         part: (process, processes); a process answers every n-th batch, so that each row is answered exactly once.
         title: of the progress that is shown; null: none is.
-        chosen: bool of shape (rows,): rows that need a whole answer (`Task.answer`); None: all.
+        chosen: bool of shape (rows,): rows that need a whole answer (`Task.predict_batch`); None: all.
         where: names a row in messages, by its index.
 
     Raises:
@@ -96,7 +96,7 @@ def answer(
             batch = to_device(table.batch(indices), device)
             with autocast(device, precision):
                 texts = {name: column[indices] for name, column in table.texts.items()}
-                found, losses = task.answer(model, batch, None if chosen is None else chosen[indices], texts)
+                found, losses = task.predict_batch(model, batch, None if chosen is None else chosen[indices], texts)
         except Exception as error:
             if len(indices) == 1 or not is_out_of_memory(error):
                 raise
@@ -177,10 +177,10 @@ def score(
 ) -> tuple[dict[str, float], Arrays]:
     """Metrics over a whole table, `loss` among them, and its answers; the same in every process.
 
-    `draft` is for scores while training: where answers are costly, only some rows get one (`Task.partly`). `own` are metrics of
-    the user's own; one process computes them for all.
+    `draft` is for scores while training: where answers are costly, only some rows get one (`Task.draft_rows`). `own` are metrics
+    of the user's own; one process computes them for all.
     """
-    chosen = task.partly(len(table)) if draft else None
+    chosen = task.draft_rows(len(table)) if draft else None
     answers, items = answer_all(model, task, table, accelerator, batch_size, precision, chosen)
     metrics = task.metrics(answers, table.references)
     metrics["loss"] = sum(value / count for value, count in items.values())

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.checkpoint import Layers, encoder_type, find_layers, freeze, has_new_decoder, new_parameters, width
-from nlp_transfer.strategies import DECODER_SCALE, Strategy
+from nlp_transfer.strategies import Strategy
+from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import UserError
 

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import nn
 
-from nlp_transfer.strategies import Group, Strategy, scale_head
+from nlp_transfer.strategies import Group, Strategy
+from nlp_transfer.strategies.common.layer_depth import scale_head
 
 
 class Full(Strategy):

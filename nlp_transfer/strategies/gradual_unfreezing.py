@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from nlp_transfer.models.checkpoint import has_decoder, new_parameters
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import Count
-from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View, scale_head
-from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, separate_layers
+from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
+from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, scale_head, separate_layers
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import UserError
 

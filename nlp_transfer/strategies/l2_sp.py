@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.checkpoint import has_decoder, new_parameters
 from nlp_transfer.strategies import Group, Losses, Strategy
-from nlp_transfer.strategies.common.layer_depth import added_by_peft, head_apart, inner_layers, plain_name
+from nlp_transfer.strategies.common.layer_depth import added_by_peft, inner_layers, plain_name, scale_mixed_head
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import UserError
 
@@ -53,7 +53,7 @@ class L2Sp(Strategy):
         """Without weight decay for what is penalised."""
         pulled = {name for names, _ in self._pulls(model) for name in names}
         found = []
-        for group in head_apart(model, groups):
+        for group in scale_mixed_head(model, groups):
             rest = [name for name in group.names if name not in pulled]
             found += [replace(group, names=rest)]
             found += [replace(group, names=[name for name in group.names if name in pulled], weight_decay=0.0)]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.checkpoint import Layers
 from nlp_transfer.strategies import Group, Strategy
-from nlp_transfer.strategies.common.layer_depth import head_apart, inner_layers, plain_name, separate_layers
+from nlp_transfer.strategies.common.layer_depth import inner_layers, plain_name, scale_mixed_head, separate_layers
 
 
 class LayerwiseLr(Strategy):
@@ -41,7 +41,7 @@ class LayerwiseLr(Strategy):
         ]
         decoder_depth = max(numbers, default=-1) + 1
         found: list[Group] = []
-        for group in head_apart(model, groups):
+        for group in scale_mixed_head(model, groups):
             by_factor: dict[int, list[str]] = {}
             for name in group.names:
                 by_factor.setdefault(_layers_above(plain_name(name), layers, decoder_depth), []).append(name)

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.checkpoint import find_layers, has_new_decoder, merge_adapter, width
 from nlp_transfer.settings.schema import Count, Share
-from nlp_transfer.strategies import DECODER_SCALE, Strategy
+from nlp_transfer.strategies import Strategy
 from nlp_transfer.strategies.common.adapter_modules import adapt, chosen_layers, modules_to_save, pattern, save_adapter
+from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 
 
 class Lora(Strategy):

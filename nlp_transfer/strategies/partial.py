@@ -15,9 +15,9 @@ from nlp_transfer.models.cached_features import Cut
 from nlp_transfer.models.checkpoint import find_layers, freeze, new_parameters
 from nlp_transfer.models.feature_replay import run_live
 from nlp_transfer.settings.applicability import Not, UsedWith
-from nlp_transfer.strategies import Group, Job, Strategy, scale_head
+from nlp_transfer.strategies import Group, Job, Strategy
 from nlp_transfer.strategies.common.frozen_encoder import on_cached_features
-from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE
+from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, scale_head
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import UserError
 

@@ -38,7 +38,7 @@ from nlp_transfer.models.checkpoint import (
     width,
 )
 from nlp_transfer.settings.schema import Document
-from nlp_transfer.strategies import DECODER_SCALE, Group, Job, Strategy
+from nlp_transfer.strategies import Group, Job, Strategy
 from nlp_transfer.strategies.common.adapter_modules import (
     adapt,
     can_merge,
@@ -49,6 +49,7 @@ from nlp_transfer.strategies.common.adapter_modules import (
     pattern,
     save_adapter,
 )
+from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, did_you_mean
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from nlp_transfer.models.checkpoint import has_decoder
 from nlp_transfer.settings.schema import Count, Positive, Share
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.layer_depth import head_apart
+from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
@@ -42,7 +42,7 @@ class SelfTraining(Strategy):
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """As in full fine-tuning the head learns faster, unless another strategy of a list has set its rate."""
-        return head_apart(model, groups)
+        return scale_mixed_head(model, groups)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Raises a UserError where answers come without a probability."""

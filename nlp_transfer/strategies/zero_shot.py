@@ -70,9 +70,9 @@ class ZeroShot(Strategy):
         return self.by == "entailment"
 
     def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
-        if data.train is None and "label" not in task.answer_kind:
+        if data.train is None and "label" not in task.prediction_kind:
             problems.add(
-                f"strategy.name: found zero_shot beside answers that are {task.answer_kind}s; allowed: a task with labels"
+                f"strategy.name: found zero_shot beside answers that are {task.prediction_kind}s; allowed: a task with labels"
             )
         elif self.by == "entailment" and data.train is None and data.unlabelled is None:
             problems.add(
@@ -101,7 +101,7 @@ class ZeroShot(Strategy):
         if self.by == "embedding":
             reasons["data.shots"] = "zero_shot by embedding learns from no row of train"
             reasons["data.unlabelled"] = "zero_shot by embedding learns from no rows; nlp-transfer predict labels them afterwards"
-        if task.answer_kind != "labels":
+        if task.prediction_kind != "labels":
             reasons["strategy.similarity"] = "a row has one label, that of the description that fits best"
         return reasons
 

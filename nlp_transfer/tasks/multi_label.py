@@ -52,7 +52,7 @@ class MultiLabel(TextTask):
     """Each label is decided by itself: a sigmoid and a threshold a label."""
 
     best_metric: ClassVar[str] = "f1_macro"
-    answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "labels"
+    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "labels"
 
     label: str | Annotated[list[str], Field(min_length=1)] = "label"  # type: ignore[assignment]
     """The column with the labels of a row, in a list or joined by `separator`; or a list of columns that hold 0 or 1, each

@@ -48,7 +48,7 @@ class Regression(TextTask):
     """
 
     best_metric: ClassVar[str] = "r2"  # ranks as the squared error does; a correlation does not see predictions that are far off
-    answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
+    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
 
     mean: float | None = None
     """What is subtracted from the targets while training; null: their mean over train."""

@@ -47,7 +47,7 @@ class Translation(Task):
     best_metric: ClassVar[str] = "token_accuracy"
     aligned: ClassVar[bool] = True
     filters: ClassVar[tuple[str, ...]] = tuple(FILTERS)
-    answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "text"
+    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "text"
     while_training: ClassVar[tuple[str, ...]] = ("translated_rows",)
 
     max_length: Count | None = None
@@ -284,11 +284,11 @@ class Translation(Task):
         total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
         return {"cross_entropy": total}
 
-    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
         """`token_accuracy`: the share of target tokens that are the likeliest ones after the target's beginning."""
         return {"token_accuracy": (_right(outputs, batch).sum(), "cross_entropy")}
 
-    def partly(self, rows: int) -> np.ndarray | None:
+    def draft_rows(self, rows: int) -> np.ndarray | None:
         chosen = np.zeros(rows, bool)
         chosen[draw_rows(rows, self.translated_rows)] = True
         return chosen
@@ -308,7 +308,7 @@ class Translation(Task):
         beams = beams or self.beams
         return translate(model, self.sides, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
 
-    def answer(
+    def predict_batch(
         self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
     ) -> tuple[Arrays, Items]:
         """`prediction` (objects, rows): translations of the whole `sources` in `texts`, None for rows that are not `chosen`;
@@ -356,7 +356,7 @@ class Translation(Task):
         texts = answers["prediction"].tolist(), targets["references"].tolist()
         return translation_statistics(metric, *texts, self.target_language)
 
-    def remarks(self, answers: Arrays, targets: Arrays) -> list[str]:
+    def example_lines(self, answers: Arrays, targets: Arrays) -> list[str]:
         """A few sources with their translations and references."""
         lines = []
         if long := int((answers["pieces"] > 1).sum()):

@@ -26,7 +26,7 @@ from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, Positive, Settings, TrainingConfig
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.layer_depth import head_apart
+from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
 from nlp_transfer.strategies.distill.layer_reduction import keep_layers
 from nlp_transfer.strategies.distill.teachers import Teacher, layer_directions
 from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions, Task
@@ -76,7 +76,7 @@ class Distill(Strategy):
         return self.teacher is not None
 
     def unused(self, task: Task) -> dict[str, str]:
-        reasons = {"strategy.temperature": "a regression has no probabilities"} if task.answer_kind == "number" else {}
+        reasons = {"strategy.temperature": "a regression has no probabilities"} if task.prediction_kind == "number" else {}
         if self.teacher is not None and self.alpha == 1:
             names = ("class_weights", "focal_gamma", "label_smoothing")
             reasons |= {f"training.{name}": "with strategy.alpha 1 the labels are not learned from" for name in names}
@@ -84,7 +84,7 @@ class Distill(Strategy):
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """As in full fine-tuning the head learns faster than pretrained layers."""
-        return head_apart(model, groups)
+        return scale_mixed_head(model, groups)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Leaves the student's layers, and with `hidden` lets it show its states until `unwrap`.
@@ -238,7 +238,7 @@ class Imitation:
             found = F.kl_div(scaled.log_softmax(-1), wanted, reduction="sum")
         return self.temperature**2 * found
 
-    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
         return {}
 
     @property

@@ -79,7 +79,7 @@ class Teacher:
             logits[rows] = found
             if states is not None:
                 states[rows] = directions
-        if job.task.answer_kind == "number" and (distance := abs(float(logits.mean()))) > FAR:
+        if job.task.prediction_kind == "number" and (distance := abs(float(logits.mean()))) > FAR:
             say(
                 f"warning: on {split} {self.name} predicts {distance:.3g} standard deviations away from the mean of train; was "
                 "it trained on a column of the same units?"

@@ -20,9 +20,9 @@ from nlp_transfer.models.checkpoint import has_decoder
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Name, Positive, TrainingConfig
-from nlp_transfer.strategies import SENTENCE_MODEL, Group, Job, Phase, State, Strategy, View, scale_head
+from nlp_transfer.strategies import SENTENCE_MODEL, Group, Job, Phase, State, Strategy, View
 from nlp_transfer.strategies.common.label_words import in_words
-from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, plain_name
+from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, plain_name, scale_head
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression, last_linear, layer_inputs
 from nlp_transfer.strategies.common.nearest_mean import answered, write_prototypes
 from nlp_transfer.strategies.few_shot.contrastive_groups import Comparison, GroupTable
@@ -64,7 +64,7 @@ class FewShot(Strategy):
 
     def unused(self, task: Task) -> dict[str, str]:
         reasons: dict[str, str] = {}
-        if len(task.input_columns()) > 1 or task.answer_kind == "number":
+        if len(task.input_columns()) > 1 or task.prediction_kind == "number":
             reasons |= dict.fromkeys(("strategy.learn_labels", "strategy.labels"), "labels in words are not rows of train here")
         if self.classifier == "logistic_regression":
             reason = "few_shot fits its logistic regression in one go, and compares rows for strategy.epochs before"

@@ -13,21 +13,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from nlp_transfer.data.random_numbers import GOLDEN, splitmix64
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions
 
 NEAR = 5  # rows of similar length from which one is drawn: texts of one batch that differ in length are mostly padding
 Loss = Literal["contrastive", "cosine"]
-
-
-def mix(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """uint64: numbers that look random and depend on the seed and a number alone (Steele et al. 2014, SplitMix64)."""
-    with np.errstate(over="ignore"):
-        z = numbers.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,8 @@ class GroupTable(TokenTable):
 
     def anchors(self, groups: np.ndarray) -> np.ndarray:
         """The row that each group starts from."""
-        return (mix(self.seed, groups) % np.uint64(len(self.ragged["input_ids"]))).astype(np.int64)
+        state = groups.astype(np.uint64) + np.uint64((self.seed + 1) * int(GOLDEN) % 2**64)
+        return (splitmix64(state) % np.uint64(len(self.ragged["input_ids"]))).astype(np.int64)
 
     def members(self, groups: np.ndarray) -> np.ndarray:
         """int64 of shape (groups, size): the rows of each group, all of them different."""
@@ -205,5 +198,5 @@ class Comparison:
         wanted = similar / similar.sum(-1, keepdim=True).clamp(min=1e-6)  # a text without its like says nothing
         return {self.how: -(wanted * likelihoods).sum()}
 
-    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
         return {}

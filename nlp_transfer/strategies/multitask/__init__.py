@@ -218,7 +218,7 @@ class Multitask(Strategy):
             self._save_shared({self.OWN: whole, **further}, folder / "shared")
         return model
 
-    def further_jobs(self, model: nn.Module) -> dict[str, tuple[Job, PreTrainedModel]]:
+    def auxiliary_jobs(self, model: nn.Module) -> dict[str, tuple[Job, PreTrainedModel]]:
         whole: Any = model
         return {name: (job, whole.further[name]) for name, job in whole.jobs.items()}
 

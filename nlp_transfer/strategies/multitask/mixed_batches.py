@@ -117,7 +117,7 @@ class MixedObjective:
             found |= {f"{name}/{term}": value for term, value in terms.items()}
         return found
 
-    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
         return {}
 
 
