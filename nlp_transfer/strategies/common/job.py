@@ -52,7 +52,7 @@ class Job:
     def sample(self, rows: int = 4) -> dict[str, torch.Tensor]:
         """Return a batch of at most `rows` rows for testing a model.
 
-        The rows are from the training split, or another split. A run without rows, made from label names alone, uses sample texts.
+        The rows are from the training split, or another split. A run without rows, made from label names, uses sample texts.
         """
         table = next(iter(self.tables.values()), None)
         if table is None:

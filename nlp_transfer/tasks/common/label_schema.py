@@ -95,6 +95,18 @@ def as_list(cell: Any) -> list[Any] | None:
     return None
 
 
+def is_unreadable_list(text: str, separator: str) -> bool:
+    """Return whether text is in brackets but is neither a list nor a single word, such as NumPy's `[0 1 0]`."""
+    text = text.strip().removeprefix("array")
+    in_brackets = (text[:1], text[-1:]) in BRACKETS and separator not in text
+    return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")
+
+
+def are_words(elements: Sequence[Any]) -> bool:
+    """Return whether all elements are labels that cannot be mistaken for indicators."""
+    return not any((text := label_text(element)) is None or is_number(str(label_value(text, "int"))) for element in elements)
+
+
 def is_indicator(cell: Any) -> bool:
     """Return whether a cell is 0 or 1, or false or true, in any spelling."""
     return label_value(cell, "int") in ("0", "1")

@@ -43,7 +43,7 @@ class LabelTask(TextTask):
         weights = None
         if training.class_weights == "balanced":
             repeats = self.repeats(training, train)
-            times = np.ones(len(train), np.int64) if repeats is None else repeats.times()
+            times = np.ones(len(train)) if repeats is None else repeats.times()
             weights = self.balanced_weights(train.dense["labels"], times)
         elif isinstance(training.class_weights, Mapping):
             weights = weight_vector(training.class_weights, self.labels or [], self.label_type)
@@ -55,7 +55,7 @@ class LabelTask(TextTask):
 
         Args:
             labels: Targets as `encode_targets` returns them.
-            times: How often each row occurs in an epoch, shape (rows,).
+            times: How often each row occurs in an epoch on average, float64 of shape (rows,).
         """
 
     def probability_columns(self, predictions: Arrays) -> dict[str, list[Any]]:

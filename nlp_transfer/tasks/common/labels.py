@@ -166,6 +166,16 @@ def check_taught(labels: list[str], found: "Counter[str]", train: Rows, problems
             )
 
 
+def rarest_labels(hot: np.ndarray) -> np.ndarray:
+    """Return the rarest label of each row, int64 of shape (rows,), -1 for a row without labels.
+
+    Args:
+        hot: Labels of each row, 0 or 1, of shape (rows, labels).
+    """
+    rarity = np.where(hot > 0, hot.sum(0), np.inf)
+    return np.where(hot.any(1), rarity.argmin(1), -1).astype(np.int64)
+
+
 def no_label(cell: Any, allowed: str) -> tuple[str, str]:
     """Reason and kind of the bad row whose cell holds no label."""
     if cell is None or cell != cell or not str(cell).strip():
