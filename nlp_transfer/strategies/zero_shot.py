@@ -22,8 +22,8 @@ from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, Head
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Name, Positive
 from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.label_words import in_words
-from nlp_transfer.strategies.common.linear_heads import fix_for_computed_head, last_linear, layer_inputs, set_layer
+from nlp_transfer.strategies.common.label_words import describe_labels
+from nlp_transfer.strategies.common.linear_heads import freeze_for_computed_head, last_linear, layer_inputs, set_layer
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import Steps
 from nlp_transfer.utils.errors import Problems, UserError
@@ -93,7 +93,7 @@ class ZeroShot(Strategy):
         if isinstance(value, (list, Mapping)) and any(isinstance(name, str) and not name.strip() for name in value):
             raise ValueError("labels that are not empty")
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
-            return {name: in_words([name], {}, "strategy.labels")[0] for name in value}
+            return {name: describe_labels([name], {}, "strategy.labels")[0] for name in value}
         return value
 
     def unused(self, task: Task) -> dict[str, str]:
@@ -111,7 +111,7 @@ class ZeroShot(Strategy):
         Raises:
             UserError: the answer is a text or a number, or the head is not a single layer over vectors of length 1.
         """
-        fix_for_computed_head(model, "strategy.name: found zero_shot")
+        freeze_for_computed_head(model, "strategy.name: found zero_shot")
         if self.by == "embedding":
             if not isinstance(model, EncoderHeadForSequenceClassification):
                 raise UserError(
@@ -142,7 +142,7 @@ class ZeroShot(Strategy):
         Raises:
             UserError: words are given for a label that does not exist.
         """
-        return [self.template.replace("{}", words) for words in in_words(labels, self.labels, "strategy.labels")]
+        return [self.template.replace("{}", words) for words in describe_labels(labels, self.labels, "strategy.labels")]
 
     def _from_embeddings(self, job: Job, model: Any, sentences: list[str], several: bool) -> None:
         alone = job.task.model_copy(update={"text_pair": None})

@@ -21,28 +21,29 @@ from nlp_transfer.saved_models.save import check_adapter
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.strategies.common.adapter_modules import can_merge
-from nlp_transfer.strategies.peft import Peft, _methods
+from nlp_transfer.strategies.peft import Peft
+from nlp_transfer.strategies.peft.method_settings import methods
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 
-METHODS = sorted(_methods())
+METHODS = sorted(methods())
 # Sizes that peft chooses for large models.
 SMALL: dict[str, dict[str, Any]] = {
     "MISS": {"r": 8}, "SHIRA": {"r": 4}, "WAVEFT": {"n_frequency": 100}, "PROMPT_TUNING": {"num_virtual_tokens": 4},
 }  # fmt: skip
 # What a method lacks for a single task with a new head, in words of its message.
 REFUSED = {
-    "ADALORA": "after every step it moves ranks",
-    "ADAPTION_PROMPT": "keeps no head",
+    "ADALORA": "moves ranks between layers after every step",
+    "ADAPTION_PROMPT": "cannot save a head",
     "CPT": "CAUSAL_LM",
     "MULTITASK_PROMPT_TUNING": "task_ids",
     "POLY": "task_ids",
     "SHADOW": "peft cannot put SHADOW",
-    "TRAINABLE_TOKENS": "keeps no head",
-    "XLORA": "keeps no head",
+    "TRAINABLE_TOKENS": "cannot save a head",
+    "XLORA": "cannot save a head",
 }
 UNMERGED = {"CARTRIDGE", "LILY", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -190,6 +191,7 @@ def test_settings_reach_peft_and_targets_are_named_within_a_layer(tiny: dict[str
     [
         ({"type": "IA4"}, r"strategy\.type: found 'IA4'; allowed: ADALORA, .*did you mean 'IA3'"),
         ({"type": "LORA", "settings": {"rank": 4}}, r"strategy\.settings: .*has no 'rank'.*known: .*\br\b"),
+        ({"type": "LORA", "settings": {"target_modules": "(a|b)*c"}}, r"strategy\.settings: .*\(a\|b\)\*c.*target_modules"),
         ({"settings": {"modules_to_save": ["x"]}}, "has no 'modules_to_save'"),
         ({"settings": {"task_type": "CAUSAL_LM"}}, "has no 'task_type'"),
     ],
@@ -206,7 +208,7 @@ def test_unknown_names_are_refused_before_anything_is_loaded(document: dict[str,
         ("LORA", {"target_modules": ["querry"]}, r"settings\.target_modules: .*'querry'.*known: "),
         ("LORA", {"target_modules": "nothing.like.that"}, "peft cannot put LORA"),
         ("LORA", {"layers_to_transform": [0, 2]}, r"layers_to_transform: found 2; allowed: 0 to 1"),
-        ("ADAMSS", {"use_asa": True}, "ADAMSS with use_asa; after every step"),
+        ("ADAMSS", {"use_asa": True}, "ADAMSS with use_asa; it moves ranks"),
     ],
 )
 def test_wrong_settings_are_the_users_to_put_right(
@@ -231,7 +233,7 @@ def test_an_adapter_that_the_model_takes_no_notice_of_is_refused(tiny: dict[str,
     from peft.tuners.ia3.layer import Linear
 
     monkeypatch.setattr(Linear, "forward", lambda self, x, *args, **kwargs: self.base_layer(x))
-    with pytest.raises(UserError, match="takes no notice of the adapter"):
+    with pytest.raises(UserError, match="the adapter has no effect"):
         wrapped(tiny["bert"], "IA3")
 
 
@@ -255,7 +257,7 @@ def test_prompts_and_texts_share_the_position_table(tiny: dict[str, Path], senti
 
 def test_prompts_need_the_familys_own_head(tiny: dict[str, Path]) -> None:
     head = {"hidden": [8], "pooling": "mean"}
-    with pytest.raises(UserError, match="PROMPT_TUNING; peft puts prompts before the families' own models"):
+    with pytest.raises(UserError, match="PROMPT_TUNING; peft adds prompts only to a model with the head of its family"):
         wrapped(tiny["bert"], "PROMPT_TUNING", head=head)
     assert can_merge(wrapped(tiny["bert"], "LN_TUNING", head=head)[2])
 
@@ -368,7 +370,7 @@ def test_adapters_of_other_bases_and_none_are_refused_together(
 
 def test_the_fields_that_are_ours_exist_in_peft() -> None:
     """Names that this strategy fills in are the installed peft's own."""
-    names = {field.name for schema in _methods().values() for field in dataclasses.fields(schema)}
+    names = {field.name for schema in methods().values() for field in dataclasses.fields(schema)}
     filled = {
         "modules_to_save",
         "feedforward_modules",

@@ -21,10 +21,10 @@ from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, Head
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Name, Positive, TrainingConfig
 from nlp_transfer.strategies import SENTENCE_MODEL, Group, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.label_words import in_words
+from nlp_transfer.strategies.common.label_words import describe_labels
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, plain_name, scale_head
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression, last_linear, layer_inputs
-from nlp_transfer.strategies.common.nearest_mean import answered, write_prototypes
+from nlp_transfer.strategies.common.nearest_mean import leave_one_out_accuracy, write_prototypes
 from nlp_transfer.strategies.few_shot.contrastive_groups import Comparison, GroupTable
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import say
@@ -138,7 +138,7 @@ class FewShot(Strategy):
         if labels.dtype == np.int64 and not getattr(model.config, "hidden", None):
             model.to(job.device)  # type: ignore[arg-type]
             layer = last_linear(model, "")
-            share = answered(layer_inputs(model, layer, table).astype(np.float64), labels, layer.out_features)
+            share = leave_one_out_accuracy(layer_inputs(model, layer, table).astype(np.float64), labels, layer.out_features)
             if share >= CLEAR:
                 say(f"the nearest class means answer {share:.0%} of train already, so no rows are compared before")
                 return 0.0
@@ -155,7 +155,7 @@ class FewShot(Strategy):
         """Train, and a row for each label whose description has a letter in it."""
         table, task = job.tables["train"], job.task
         names: list[str] = getattr(task, "labels", None) or []
-        words = in_words(names, self.labels, "strategy.labels")
+        words = describe_labels(names, self.labels, "strategy.labels")
         rows = [(text, name) for text, name in zip(words, names, strict=True) if any(letter.isalpha() for letter in text)]
         if not self.learn_labels or len(task.input_columns()) > 1 or not rows:
             return table

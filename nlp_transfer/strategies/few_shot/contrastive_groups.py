@@ -92,7 +92,7 @@ class GroupTable(TokenTable):
         return self.groups
 
     @property
-    def sides(self) -> np.ndarray:
+    def side_lengths(self) -> np.ndarray:
         """Tokens of each group, about: its first row's, as often as it has rows; int64 of shape (groups, 1)."""
         return self.ragged["input_ids"].lengths[self.anchors(np.arange(self.groups)), None] * self.size
 

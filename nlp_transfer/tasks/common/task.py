@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.token_cache import Keep, kept_table, may_keep
+from nlp_transfer.data.token_cache import CachePolicy, cached_table, is_cached
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.evaluation.metrics import higher_is_better
 from nlp_transfer.models.checkpoint import Checkpoint
@@ -108,13 +108,13 @@ class Task(TaskData):
         return None
 
     def table(
-        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, keep: Keep, targets: bool = True, name: str = "rows"
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, keep: CachePolicy, targets: bool = True, name: str = "rows"
     ) -> TokenTable:
-        """Tokenize checked rows, or read them from the token cache (`keep` as in `kept_table`)."""
+        """Tokenize checked rows, or read them from the token cache (`keep` as in `cached_table`)."""
         in_package = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]  # a user's code may change any time
         encode = partial(self.encode, tokenizer=tokenizer, targets=targets)
-        key = self.encoding(tokenizer) if in_package and may_keep(rows, keep) else None
-        return kept_table(rows, encode, self.fill(tokenizer), key and key | {"targets": targets}, keep, name)
+        key = self.encoding(tokenizer) if in_package and is_cached(rows, keep) else None
+        return cached_table(rows, encode, self.fill(tokenizer), key and key | {"targets": targets}, keep, name)
 
     def auto_class(self) -> Any:
         """Return the Auto class that loads the models of `build_model`."""
