@@ -15,7 +15,7 @@ from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job
-from nlp_transfer.strategies.zero_shot import ZeroShot, entailments, fit_answers
+from nlp_transfer.strategies.zero_shot import ZeroShot, entailments, fit_soft_labels
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
@@ -122,7 +122,7 @@ def test_answers_that_a_layer_can_give_are_fitted_exactly() -> None:
     inputs = generator.normal(size=(40, 3)).astype(np.float32)
     weight, bias = generator.normal(size=(4, 3)), generator.normal(size=4)
     answers = torch.from_numpy(inputs @ weight.T + bias).softmax(-1)
-    found = fit_answers(inputs, answers, several=False, penalty=1e-9)
+    found = fit_soft_labels(inputs, answers, several=False, penalty=1e-9)
     assert np.allclose(found[0] - found[0].mean(0), weight - weight.mean(0), atol=1e-2)
     assert np.allclose(found[1] - found[1].mean(), bias - bias.mean(), atol=1e-2)
 

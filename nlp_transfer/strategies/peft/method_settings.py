@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.checkpoint import Layers, encoder_config, find_layers, has_decoder, linear_layers, width
 from nlp_transfer.settings.schema import Document
-from nlp_transfer.strategies.common.adapter_modules import chosen_layers, last_of_layers, modules_to_save, norms, pattern
+from nlp_transfer.strategies.common.adapter_modules import (
+    chosen_layers,
+    last_of_layers,
+    module_pattern,
+    modules_to_save,
+    norm_pattern,
+)
 from nlp_transfer.utils.errors import UserError
 
 KEY_OR_VALUE = re.compile(r"(key|value|k_proj|v_proj|key_proj|value_proj|k_lin|v_lin|attn\.[kv]|Wqkv|Attention\.[kv])$")
@@ -133,10 +139,12 @@ def _target_modules(method: str, settings: Document, model: PreTrainedModel, lay
             )
         targets |= {"layers_to_transform": None, "layers_pattern": None}
     if asked is None and method == "LN_TUNING":
-        return {"target_modules": norms(model, layers)}
+        return {"target_modules": norm_pattern(model, layers)}
     if has_feedforward and "feedforward_modules" not in settings:
-        targets["feedforward_modules"] = pattern(layers, [name for name in chosen if name in feedforward] or ["-"], numbers)
-    return targets | {"target_modules": pattern(layers, chosen, numbers)}
+        targets["feedforward_modules"] = module_pattern(
+            layers, [name for name in chosen if name in feedforward] or ["-"], numbers
+        )
+    return targets | {"target_modules": module_pattern(layers, chosen, numbers)}
 
 
 def _shape(model: nn.Module, inner: str) -> tuple[int, ...]:
