@@ -122,8 +122,8 @@ class ZeroShot(Strategy):
         if self.by == "embedding":
             if not isinstance(model, EncoderHeadForSequenceClassification):
                 raise UserError(
-                    "task.head: found family; zero_shot compares mean vectors of texts, but this head reads the first token or is "
-                    "built by the task; allowed: null, or {pooling: mean, normalize: true}"
+                    "task.head: found family; zero_shot compares mean vectors of texts, but this head reads the first token or "
+                    "is built by the task; allowed: null, or {pooling: mean, normalize: true}"
                 )
             if not model.config.normalize or model.config.layers == "mix":
                 raise UserError(

@@ -122,7 +122,7 @@ def test_the_best_weights_label_and_not_the_last(
     strategy = SelfTraining(rounds=1, restart=restart)
     trainer: Any = make(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
     trainer.tables["unlabelled"] = trainer.tables["validation"]
-    trainer.model.first_weights = weights_of(trainer.model)
+    trainer.model.initial_weights = weights_of(trainer.model)
     assert trainer.train().step == 4
     assert len(evaluated) == 4
     assert len(labelled) == 1
