@@ -38,28 +38,28 @@ def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any] | Str
     """
     if isinstance(document, Mapping):
         return _single(document, "strategy")
-    parts = tuple(_single(part, f"strategy.{i}") for i, part in enumerate(document))
-    if not parts:
+    strategies = tuple(_single(strategy, f"strategy.{i}") for i, strategy in enumerate(document))
+    if not strategies:
         raise UserError(f"strategy: the list is empty; known: {', '.join(registry.names('strategy'))}")
-    names = [registry.name_of(type(part)) for part in parts]
+    names = [registry.name_of(type(strategy)) for strategy in strategies]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"strategy: {repeated[0]} appears twice; allowed: each strategy once")
-    _check_at_most_one([part for part in parts if part.chooses_parameters], "choose the trainable parameters")
-    for i, part in enumerate(parts):
-        if part.place() == "alone" and len(parts) > 1:
+    _check_at_most_one([strategy for strategy in strategies if strategy.chooses_parameters], "choose the trainable parameters")
+    for i, strategy in enumerate(strategies):
+        if strategy.place() == "alone" and len(strategies) > 1:
             raise UserError(f"strategy.{i}: {names[i]} cannot be combined with other strategies; allowed: {names[i]} alone")
-        if part.place() == "first" and i > 0:
+        if strategy.place() == "first" and i > 0:
             raise UserError(
                 f"strategy.{i}: {names[i]} with these settings replaces layers that the strategies before it have prepared; "
                 "allowed: as the first of the list"
             )
-    _check_at_most_one([part for part in parts if part.owns_phases()], "define the phases of training")
-    return parts[0] if len(parts) == 1 else Combined(parts=parts)
+    _check_at_most_one([strategy for strategy in strategies if strategy.owns_phases()], "define the phases of training")
+    return strategies[0] if len(strategies) == 1 else Combined(parts=strategies)
 
 
-def _check_at_most_one(parts: list[Strategy], role: str) -> None:
-    if len(parts) > 1:
-        names = " and ".join(registry.name_of(type(part)) for part in parts)
+def _check_at_most_one(strategies: list[Strategy], role: str) -> None:
+    if len(strategies) > 1:
+        names = " and ".join(registry.name_of(type(strategy)) for strategy in strategies)
         raise UserError(f"strategy: {names} both {role}; allowed: one of them")
 
 

@@ -55,7 +55,7 @@ class Lora(Strategy):
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Add the updates.
 
-        The pooler and the head are trained completely and saved with the adapter. Without being told, peft recognizes only heads
+        The pooler and the head are trained completely and saved with the adapter. By itself peft recognizes only heads
         called `classifier` or `score`, and would leave other new weights untrained.
         """
         from peft import LoraConfig

@@ -82,8 +82,8 @@ class ZeroShot(Strategy):
         elif self.by == "entailment" and data.train is None and data.unlabelled is None:
             problems.add(
                 "data.unlabelled: is required and was not given; zero_shot by entailment fits a layer to the "
-                "predictions of the checkpoint; allowed: data.unlabelled (texts alone), data.train, or strategy.by: embedding, which "
-                "needs no texts"
+                "predictions of the checkpoint; allowed: data.unlabelled (texts alone), data.train, or strategy.by: embedding, "
+                "which needs no texts"
             )
 
     def name_labels(self, task: Task) -> Task:

@@ -67,8 +67,8 @@ class MultiLabel(LabelTask):
         """Return the elements of a cell: a list, text that contains a list or joined labels, or a single label."""
         if (elements := as_list(cell)) is not None:
             return elements
-        parts = cell.split(self.separator) if isinstance(cell, str) else [cell]
-        return [part for part in parts if label_text(part) is not None]
+        elements = cell.split(self.separator) if isinstance(cell, str) else [cell]
+        return [element for element in elements if label_text(element) is not None]
 
     def labels_of(self, cell: Any) -> list[Any]:
         """Return the labels in a cell. There are none in an empty cell, or in indicators that cannot be read."""
@@ -128,12 +128,12 @@ class MultiLabel(LabelTask):
         A problem is added if most cells contain numbers other than 0 and 1, or another number of them than there are labels. With
         `label_format` in the settings, one valid cell is enough. Other cells are reported later, as bad rows.
         """
-        given = [cell for cell in cells if cell]
-        fitting = sum(map(self._has_positions, given))
-        if not given or (self.labels and fitting and (self.label_format is not None or 2 * fitting > len(given))):
+        filled = [cell for cell in cells if cell]
+        fitting = sum(map(self._has_positions, filled))
+        if not filled or (self.labels and fitting and (self.label_format is not None or 2 * fitting > len(filled))):
             return True  # no labels at all are reported elsewhere
-        usual = Counter(map(len, given)).most_common(1)[0][0]
-        examples = [cell for cell in given if len(cell) == usual]
+        usual = Counter(map(len, filled)).most_common(1)[0][0]
+        examples = [cell for cell in filled if len(cell) == usual]
         named = f"it has {len(self.labels)}" if self.labels else "it is not set"
         example = shorten_value(next((cell for cell in examples if not all(map(is_indicator, cell))), examples[0]))
         problems.add(
@@ -149,9 +149,9 @@ class MultiLabel(LabelTask):
         if not labels:
             problems.add(f"{column}: no row has a label; allowed: labels joined by {self.separator!r} or in a list")
         problems.extend(f"{column}: {fault}" for fault in self._separator_faults())
-        if self.label_type == "float" and (parts := [label for label in labels if "." in label]):
+        if self.label_type == "float" and (fractions := [label for label in labels if "." in label]):
             problems.add(
-                f"{column}: found the labels {shorten(parts)}, which look like probabilities; allowed: names of labels (set "
+                f"{column}: found the labels {shorten(fractions)}, which look like probabilities; allowed: names of labels (set "
                 "task.label_type: str if they are names)"
             )
         for label in labels:

@@ -111,7 +111,7 @@ def test_with_soft_sharing_only_heads_learn_faster(tiny: dict[str, Path]) -> Non
     strategy = strategy_from({"name": "multitask", "sharing": "soft", "tasks": [other]})
     model, *_ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], strategy)
     names = ["bert.encoder.layer.0.output.dense.weight", "classifier.weight"]
-    groups = strategy.param_groups(model, [Group([*names, *(f"further.more.{name}" for name in names)], 0.01)])
+    groups = strategy.param_groups(model, [Group([*names, *(f"auxiliary.more.{name}" for name in names)], 0.01)])
     rates = {name: group.learning_rate_scale for group in groups for name in group.names}
     assert rates == {name: 10.0 if "classifier" in name else 1.0 for name in rates}
     assert len(rates) == 4

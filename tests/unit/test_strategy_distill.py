@@ -21,8 +21,8 @@ from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.models.checkpoint import Checkpoint, find_layers, new_parameters
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, State, Strategy, strategy_from
-from nlp_transfer.strategies.distill import Imitation, answers
-from nlp_transfer.strategies.distill.layer_reduction import evenly, keep_layers
+from nlp_transfer.strategies.distill import DistillationObjective, soft_targets
+from nlp_transfer.strategies.distill.layer_reduction import evenly_spaced, keep_layers
 from nlp_transfer.tasks import Objective, task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems, UserError
@@ -125,8 +125,8 @@ def test_the_loss_is_that_of_the_formula(kind: str) -> None:
     generator, heat = torch.Generator().manual_seed(0), 2.5
     labels = len(LABELS[kind])
     ours, theirs = (torch.randn(6, labels, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
-    objective = Imitation(task_from(KINDS[kind]), HEAD[kind], heat, 0.3, 0.0)
-    found = objective.soft(ours.float(), torch.from_numpy(answers(theirs.float().numpy(), HEAD[kind], heat)))
+    objective = DistillationObjective(task_from(KINDS[kind]), HEAD[kind], heat, 0.3, 0.0)
+    found = objective.soft(ours.float(), torch.from_numpy(soft_targets(theirs.float().numpy(), HEAD[kind], heat)))
     expected = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if kind == "regression":
@@ -144,8 +144,8 @@ def test_a_certain_teacher_costs_no_nan() -> None:
     sure = np.array([[200.0, -200.0]], np.float32)
     logits = torch.tensor([[1.0, 0.0]], requires_grad=True)
     for kind in ("single", "multi_label"):
-        objective = Imitation(task_from(KINDS[kind]), HEAD[kind], 1.0, 0.5, 0.0)
-        loss = objective.soft(logits, torch.from_numpy(answers(sure, HEAD[kind], 1.0)))
+        objective = DistillationObjective(task_from(KINDS[kind]), HEAD[kind], 1.0, 0.5, 0.0)
+        loss = objective.soft(logits, torch.from_numpy(soft_targets(sure, HEAD[kind], 1.0)))
         (gradient,) = torch.autograd.grad(loss, logits)
         assert torch.isfinite(loss)
         assert torch.isfinite(gradient).all()
@@ -241,7 +241,7 @@ def test_states_are_matched_by_layer_over_real_tokens(tiny: dict[str, Path], tmp
     batch = job.tables["train"].batch(np.arange(8))
     outputs = model(**model_inputs(batch))
     objective = job.objectives["distill"]
-    assert isinstance(objective, Imitation)
+    assert isinstance(objective, DistillationObjective)
     expected = 0.0
     for row in range(8):
         for place, layer in enumerate((1, 2)):
@@ -332,7 +332,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     [(12, 6, [0, 2, 4, 7, 9, 11]), (6, 3, [0, 2, 5]), (12, 4, [0, 4, 7, 11]), (2, 1, [0]), (3, 2, [0, 2]), (4, 4, [0, 1, 2, 3])],
 )
 def test_the_layers_that_are_kept_are_spread_evenly(depth: int, count: int, kept: list[int]) -> None:
-    assert evenly(depth, count) == kept
+    assert evenly_spaced(depth, count) == kept
 
 
 @pytest.mark.parametrize("family", FAMILIES)

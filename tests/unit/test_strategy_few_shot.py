@@ -17,7 +17,7 @@ from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, strategy_from
-from nlp_transfer.strategies.few_shot.contrastive_groups import Comparison, GroupTable, similarity
+from nlp_transfer.strategies.few_shot.contrastive_groups import ContrastiveObjective, GroupTable, similarity
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.contract.test_strategies import prepare
@@ -122,7 +122,7 @@ def test_a_million_rows_cost_no_more_than_their_groups() -> None:
 def test_losses_are_sums_whatever_the_cut(how: Any, kind: str) -> None:
     groups = GroupTable.over(table_of(LABELS[kind]), 60, 6, seed=0)
     vectors = torch.randn(200, 8, dtype=torch.float64)
-    objective = Comparison(how)
+    objective = ContrastiveObjective(how)
 
     def loss(indices: np.ndarray) -> float:
         batch = groups.batch(indices)
@@ -142,7 +142,7 @@ def test_the_contrastive_loss_is_a_cross_entropy_over_the_group() -> None:
     vectors = F.normalize(torch.randn(4, 6), dim=-1)
     given = np.concatenate([np.arange(4.0)[None, :, None], similarity(labels, members)], -1)
     batch = {"labels": torch.from_numpy(given).float()}
-    found = Comparison("contrastive", 0.5).loss(SimpleNamespace(embedding=3 * vectors), batch)["contrastive"]
+    found = ContrastiveObjective("contrastive", 0.5).loss(SimpleNamespace(embedding=3 * vectors), batch)["contrastive"]
     expected = 0.0
     for i, likes in {0: (1, 3), 1: (0, 3), 3: (0, 1)}.items():  # the third has no like
         others = [j for j in range(4) if j != i]

@@ -9,7 +9,7 @@ from pydantic import PrivateAttr
 
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.settings import registry
-from nlp_transfer.settings.schema import Settings, TrainingConfig
+from nlp_transfer.settings.schema import Count, Settings, TrainingConfig
 from nlp_transfer.utils.errors import BadRow, Problems
 
 MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_LABEL = 20, 3
@@ -27,7 +27,7 @@ class TaskData(Settings, ABC):
     while_training: ClassVar[tuple[str, ...]] = ()
     """Settings that only have an effect if there is a validation split."""
 
-    max_length: int | None = None
+    max_length: Count | None = None
     """Maximum input length in tokens. null: 512, or the limit of the checkpoint if that is lower."""
 
     _changed: set[str] = PrivateAttr(default_factory=set)
