@@ -77,7 +77,7 @@ class ZeroShot(Strategy):
     def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
         if data.train is None and "label" not in task.prediction_kind:
             problems.add(
-                f"strategy.name: found zero_shot with a task that predicts a {task.prediction_kind}; allowed: a task with labels"
+                f"strategy.name: found zero_shot with a task that predicts {task.prediction_kind}s; allowed: a task with labels"
             )
         elif self.by == "entailment" and data.train is None and data.unlabelled is None:
             problems.add(

@@ -607,7 +607,7 @@ DATA = [
     ),
     Case(
         "lost label",
-        ("train.csv, row 8, column 'label': found 'nan', a lost value", "task.labels"),
+        ("train.csv, row 8, column 'label': found 'nan', a missing value", "task.labels"),
         {"train.csv": row(8, "a b c,nan\n")},
     ),
     Case(

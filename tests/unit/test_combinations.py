@@ -39,7 +39,7 @@ def run(name: str, tiny: dict[str, Path], folder: Path, strategy: Any = None, fa
         ),
         (["few_shot", {"name": "features", "cache": "memory"}], "tables of its own"),
         (["lora", "few_shot"], "few_shot first, then the adapter"),
-        (["self_training", "gradual_unfreezing"], "both decide what is trained when"),
+        (["self_training", "gradual_unfreezing"], "self_training and gradual_unfreezing both"),
     ],
 )
 def test_what_cannot_be_combined_is_refused(strategy: Any, message: str, tiny: dict[str, Path], tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_the_rows_that_a_temperature_repeats_are_drawn_anew_in_every_epoch(tiny:
     [
         ({"tasks": []}, "strategy.tasks"),
         ({"weights": {"nobody": 2}}, "there is no task 'nobody'; known: own, tags, score"),
-        ({"tasks": [{"name": "own", "data": {"train": "x.csv"}, "task": "regression"}]}, "'own' stands twice"),
+        ({"tasks": [{"name": "own", "data": {"train": "x.csv"}, "task": "regression"}]}, "'own' appears twice"),
         ({"tasks": [{"name": "a", "data": {"train": "none.csv"}, "task": "regression"}]}, r"(?s)strategy\.tasks, a: .*none\.csv"),
         ({"tasks": [{"name": "a", "data": {"train": "none.csv"}, "task": "regresion"}]}, "did you mean 'regression'"),
         ({"tasks": [{"name": "a", "data": {"train": "x.csv"}, "task": {"name": "regression", "tetx": 1}}]}, "unknown setting"),
@@ -192,4 +192,4 @@ def test_rows_that_one_task_is_scored_on_and_another_learns_from_are_reported(
     fine_tune(document(files, tiny, tmp_path / "run", tasks=leaking) | {"training": {"max_steps": 1}})
     with open(files["test"]) as file:
         rows = len(file.readlines()) - 1
-    assert f"warning: {rows} of {rows} rows of own's test have an input that stands in train of same" in capsys.readouterr().err
+    assert f"warning: {rows} of {rows} rows of own's test have an input that is also in train of same" in capsys.readouterr().err

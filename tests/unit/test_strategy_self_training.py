@@ -184,7 +184,7 @@ def test_nothing_joins_in_where_the_model_is_sure_of_nothing(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
     found = run(files, tiny, tmp_path / "run")
-    assert "sure of no unlabelled row" in capsys.readouterr().err
+    assert "no prediction of an unlabeled row is confident" in capsys.readouterr().err
     assert found.result["train"]["steps"] == 4
 
 
@@ -193,12 +193,12 @@ def test_what_it_needs_is_named(files: dict[str, str], tiny: dict[str, Path], tm
         run({name: files[name] for name in ("train", "test")}, tiny, tmp_path / "run")
     rows = [(text, i) for i, (text, _) in enumerate(sentiment_rows(20))]
     numbers = write_csv(tmp_path / "numbers.csv", rows)
-    with pytest.raises(UserError, match="answers of a regression have no probability"):
+    with pytest.raises(UserError, match="found self_training; .* regression have no probability"):
         run(files | {"train": str(numbers), "test": str(numbers)}, tiny, tmp_path / "run", "regression")
     inside = files | {"unlabelled": files["test"]}
     with pytest.raises(UserError, match=r"data\.unlabelled: each of its 40 rows also occurs in another split"):
         run(inside, tiny, tmp_path / "run")
-    with pytest.raises(UserError, match="both decide what is trained when"):
+    with pytest.raises(UserError, match="self_training both "):
         strategy_from([{"name": "self_training"}, {"name": "gradual_unfreezing"}])
     assert not (tmp_path / "run").exists()
 

@@ -122,7 +122,7 @@ def test_answers_that_a_layer_can_give_are_fitted_exactly() -> None:
     inputs = generator.normal(size=(40, 3)).astype(np.float32)
     weight, bias = generator.normal(size=(4, 3)), generator.normal(size=4)
     answers = torch.from_numpy(inputs @ weight.T + bias).softmax(-1)
-    found = fit_soft_labels(inputs, answers, several=False, penalty=1e-9)
+    found = fit_soft_labels(inputs, answers, multi_label=False, penalty=1e-9)
     assert np.allclose(found[0] - found[0].mean(0), weight - weight.mean(0), atol=1e-2)
     assert np.allclose(found[1] - found[1].mean(), bias - bias.mean(), atol=1e-2)
 
@@ -136,11 +136,11 @@ def test_answers_that_a_layer_can_give_are_fitted_exactly() -> None:
             r"strategy.labels: there is no label 'positiv' \(did you mean 'positive'\?\)",
         ),
         ({"template": "about"}, {}, r"strategy.template: found 'about'; allowed: .*one \{\}"),
-        ({"by": "entailment"}, {}, "strategy.by: found entailment; .* answers LABEL_0, LABEL_1; allowed: a model that was fine"),
+        ({"by": "entailment"}, {}, "strategy.by: found entailment; .* LABEL_0, LABEL_1; allowed: a model fine-tuned"),
         ({}, {"head": "family"}, "task.head: found family; .* allowed: null, or"),
         ({}, {"head": {"normalize": False}}, "task.head: found normalize false, layers last; .* allowed: normalize true"),
-        ({}, {"head": {"hidden": [8], "normalize": True}}, r"beside task.head.hidden \[8\]; allowed: no hidden layers"),
-        ({}, {"name": "regression", "label": "score"}, "found zero_shot beside answers that are numbers; allowed: a task"),
+        ({}, {"head": {"hidden": [8], "normalize": True}}, r"with task.head.hidden \[8\]; allowed: no hidden layers"),
+        ({}, {"name": "regression", "label": "score"}, "found zero_shot .* numbers; allowed: a task"),
     ],
 )
 def test_what_it_cannot_do_is_refused(

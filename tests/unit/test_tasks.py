@@ -74,7 +74,7 @@ def test_labels_come_from_train_or_from_the_schema() -> None:
 def test_nan_is_a_label_when_named_so() -> None:
     cells = ["nan", "b", "nan", "b"]
     assert fitted("text_classification", cells, labels=["nan", "b"]).encode_targets(cells).tolist() == [0, 1, 0, 1]
-    with pytest.raises(UserError, match="a lost value"):
+    with pytest.raises(UserError, match="a missing value"):
         fitted("text_classification", cells)
 
 

@@ -112,7 +112,7 @@ class Multitask(Strategy):
         return [group for pair in split for group in pair]
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Raises a UserError where the model writes text: a decoder is no head."""
+        """Check that the model has no decoder."""
         if has_decoder(model):
             raise UserError(
                 "strategy.name: found multitask, whose tasks share an encoder and have a head each; allowed: classification and "

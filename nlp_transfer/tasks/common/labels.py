@@ -191,7 +191,7 @@ def unknown_label(label: str, labels: list[str]) -> tuple[str, str]:
     if label.lower() == "nan":
         reason = f"found {label!r}, a missing value; allowed: {shorten(labels)} (if it is a label, add it to task.labels)"
         return reason, MISSING
-    return f"the label {label!r} is unknown{did_you_mean(label, labels)}; allowed: {shorten(labels)}", "with an unknown label"
+    return f"the label {label!r} is not known{did_you_mean(label, labels)}; allowed: {shorten(labels)}", "with an unknown label"
 
 
 def shorten(labels: list[str], shown: int = 8) -> str:

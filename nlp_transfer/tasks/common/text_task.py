@@ -155,7 +155,7 @@ class TextTask(Task):
         if head is None or self.head is not None:
             return self
         if type(self).build_model.__module__.partition(".")[0] != __package__.partition(".")[0]:
-            say(f"note: task.head: {task_name(self)} builds its own model, so the preferred head of the strategy is not used")
+            say(f"note: task.head: {task_name(self)} builds its model itself, so the preferred head of the strategy is not used")
             return self
         return self.model_copy(update={"head": head})
 
