@@ -99,14 +99,14 @@ def test_the_pipeline_gives_the_probabilities_of_predict(name: str, runs: dict[s
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_a_deeper_head_is_refused_by_name_without_the_toolkit(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
+def test_custom_head_is_refused_without_the_toolkit(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
     assert "nlp_transfer_encoder_head" in child[name]["error"]
     assert child[name]["encoder_missing"] == []
     assert json.loads((runs[name] / "result.json").read_text())["plain"] is False
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN | HEADS if name.endswith(("lora", "peft"))])
-def test_an_adapter_answers_like_the_merged_model(name: str, runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+def test_adapter_predicts_like_the_merged_model(name: str, runs: dict[str, Path], tiny: dict[str, Path]) -> None:
     adapter = runs[name] / "adapter"
     assert sorted(path.name for path in adapter.iterdir()) == [
         "README.md",

@@ -629,7 +629,7 @@ def place(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id.replace(" ", "-"))
-def test_mistake_is_named_and_leaves_nothing(case: Case, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistake_is_reported_and_leaves_nothing(case: Case, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare(case)
     before = listing(place)
     capfd.readouterr()  # what making the files said
@@ -642,7 +642,7 @@ def test_mistake_is_named_and_leaves_nothing(case: Case, place: Path, capfd: pyt
     assert out == ""
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     assert len({case.id for case in TABLE}) == len(TABLE) > 150
     assert all(case.says and all(case.says) for case in TABLE)
 
@@ -658,7 +658,7 @@ def test_cache_that_cannot_be_written(place: Path, monkeypatch: pytest.MonkeyPat
     assert listing(place) == before
 
 
-def test_lines_of_text_are_unlabelled_rows(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_text_are_unlabeled_rows(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A .txt file has no header: its first line is a row."""
     Path("u.txt").write_text(UNLABELLED)
     settings = {**chosen("self_training", rounds=1), "data.unlabelled": "u.txt", "training.max_steps": 1}
@@ -667,7 +667,7 @@ def test_lines_of_text_are_unlabelled_rows(place: Path, capfd: pytest.CaptureFix
     assert "unlabelled: 21 rows" in capfd.readouterr().err
 
 
-def test_more_shots_than_rows_are_all_rows(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_more_shots_than_rows_use_all_rows(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare(Case("good", (), settings={"data.shots": 1000, "training.max_steps": 1}))
     assert command("train", "run.yaml") == 0
     assert "12 of 12 rows kept, 1000 of each label (drawn with seed 0); 2 labels have fewer" in capfd.readouterr().err

@@ -710,7 +710,7 @@ def good_run(folder: Path = Path()) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id.replace(" ", "-"))
-def test_mistake_is_named_and_leaves_nothing(case: Case, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistake_is_reported_and_leaves_nothing(case: Case, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare(case, good_run())
     before = listing(place)
     status = command(*case.arguments)
@@ -724,7 +724,7 @@ def test_mistake_is_named_and_leaves_nothing(case: Case, place: Path, capfd: pyt
     assert out == ""
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     """Every id names one case, and every case looks at the message."""
     assert len({case.id for case in TABLE}) == len(TABLE) > 100
     assert all(case.says and all(case.says) for case in TABLE)
