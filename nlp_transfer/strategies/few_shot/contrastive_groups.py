@@ -101,7 +101,7 @@ class GroupTable(TokenTable):
         return self.groups
 
     @property
-    def sides(self) -> np.ndarray:
+    def side_lengths(self) -> np.ndarray:
         """Approximate number of tokens of each group, int64 of shape (groups, 1): that of its anchor times its size."""
         return self.ragged["input_ids"].lengths[self.anchors(np.arange(self.groups)), None] * self.size
 

@@ -52,9 +52,9 @@ class MixedTable(TokenTable):
         return len(self.owner)
 
     @property
-    def sides(self) -> np.ndarray:
+    def side_lengths(self) -> np.ndarray:
         """Lengths of each side of a row, int64 of shape (rows, sides); 0 for sides that a task does not have."""
-        by_table = [table.sides for table in self.tables.values()]
+        by_table = [table.side_lengths for table in self.tables.values()]
         sides = np.zeros((len(self), max(lengths.shape[1] for lengths in by_table)), np.int64)
         for number, lengths in enumerate(by_table):
             rows = self.owner == number

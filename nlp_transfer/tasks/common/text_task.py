@@ -85,7 +85,7 @@ class TextTask(Task):
         return features, truncated
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        tokenizer_key = of_tokenizer(tokenizer)
+        tokenizer_key = tokenizer_fingerprint(tokenizer)
         settings = {name: value for name, value in self.document().items() if name != "head"}  # differs between strategies
         return None if tokenizer_key is None else {"task": settings, "tokenizer": tokenizer_key}
 
