@@ -157,7 +157,7 @@ def test_only_declared_parameters_change_in_every_family(family: str, case: dict
 @pytest.mark.parametrize("task", list(TASKS))
 def test_only_declared_parameters_change_in_every_task(task: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
     if task == "translation" and case["name"] == "distill":
-        with pytest.raises(UserError, match=r"strategy\.name: found distill, .* allowed here: tasks that answer with labels"):
+        with pytest.raises(UserError, match=r"strategy\.name: found distill, .* allowed: tasks with labels"):
             check(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS[task], case)
         return
     if case["name"] in NOT_FOR and task in NOT_FOR[case["name"]]:

@@ -245,7 +245,7 @@ SETTINGS = [
     ),
     Case(
         "class weights for an unknown label",
-        ("training.class_weights: there is no label 'positiv'", "did you mean 'positive'?", "no weight is given for 'positive'"),
+        ("training.class_weights: there is no label 'positiv'", "did you mean 'positive'?", "no weight for 'positive'"),
         settings={"training.class_weights": {"negative": 1, "positiv": 2}},
     ),
     Case(

@@ -529,7 +529,7 @@ SEVERAL = [
     Case("further share of 1", (f"{FIRST}.data.validation_share: found 1",), settings=tasks(other(data__validation_share=1))),
     Case(
         "further translation",
-        ("strategy.tasks, other: task: has no head on an encoder",),
+        ("strategy.tasks, other: task: ", "head on an encoder", "allowed: classification and regression"),
         {"pairs.tsv": PAIRS},
         tasks(other(task=TRANSLATION["task"], data__train="pairs.tsv")),
     ),
@@ -544,7 +544,7 @@ SEVERAL = [
     ),
     Case(
         "augment beside several tasks",
-        ("training.augment: does not go with strategy multitask",),
+        ("training.augment: ", "multitask", "allowed: null"),
         settings={**tasks(OTHER), "training.augment": {"drop": 0.1}},
     ),
 ]

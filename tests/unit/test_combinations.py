@@ -35,9 +35,9 @@ def run(name: str, tiny: dict[str, Path], folder: Path, strategy: Any = None, fa
         (["l2_sp", {"name": "distill", "student_layers": 1}], r"strategy\.1: distill .* as the first of the list"),
         (
             [{"name": "features", "cache": "memory"}, "few_shot"],
-            "few_shot behind a strategy that keeps what the encoder gave once",
+            "few_shot after a strategy that caches features",
         ),
-        (["few_shot", {"name": "features", "cache": "memory"}], "tables of its own"),
+        (["few_shot", {"name": "features", "cache": "memory"}], "changes the tables"),
         (["lora", "few_shot"], "few_shot first, then the adapter"),
         (["self_training", "gradual_unfreezing"], "self_training and gradual_unfreezing both"),
     ],
@@ -121,7 +121,7 @@ def test_soft_sharing_scales_heads_only(tiny: dict[str, Path]) -> None:
 def test_computed_head_needs_a_single_layer(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     source = files(tmp_path / "data")
     for strategy in ({"name": "features", "classifier": "logistic_regression"}, {"name": "prototypes"}):
-        with pytest.raises(UserError, match=r"is new to the checkpoint and would stay at random; allowed: task\.head: null"):
+        with pytest.raises(UserError, match=r"is new and would keep its random weights; allowed: task\.head: null"):
             fine_tune(
                 model=str(tiny[family]), data={"train": source["train"]}, strategy=strategy, output_dir=str(tmp_path / "run"),
                 task={"name": "text_classification", "head": "family"},

@@ -238,5 +238,5 @@ def test_an_encoder_without_token_vectors_takes_no_other_head(sentiment: dict[st
 
 
 def test_a_family_without_linear_layers_has_no_lora(sentiment: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ibert model hold no linear module"):
+    with pytest.raises(UserError, match="ibert model have no linear module"):
         run(save_family("ibert", tmp_path / "base"), sentiment["train"], tmp_path / "run", "lora")

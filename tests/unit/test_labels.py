@@ -345,7 +345,7 @@ def test_labels_in_settings_can_be_numpy_numbers() -> None:
     task_from({"name": "text_classification", "labels": ["1", "0"]}).check_settings(
         TrainingConfig(class_weights={"1": 1.0, "1.0": 2.0, "0": 1.0}), problems
     )
-    assert "two are one label" in str(problems)
+    assert "two are the same label" in str(problems)
 
 
 def test_indicators_without_rows_are_refused() -> None:

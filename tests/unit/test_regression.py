@@ -296,7 +296,7 @@ def test_head_without_bias_is_refused(tiny: dict[str, Path], monkeypatch: pytest
     model: Any = task.build_model(checkpoint, TrainingConfig())
     model.classifier.bias = None
     monkeypatch.setattr(TextTask, "build_model", lambda *_: model)
-    with pytest.raises(UserError, match=r"has no bias, .* allowed: a head with one, such as \{pooling: mean\}"):
+    with pytest.raises(UserError, match=r"has no bias, .* allowed: a head with a bias, such as \{pooling: mean\}"):
         task.build_model(checkpoint, TrainingConfig())
 
 

@@ -437,7 +437,7 @@ def test_unsuitable_teachers_are_refused(tiny: dict[str, Path], tmp_path: Path) 
     refuse(r"strategy\.teacher: .*other does not know 'positive' and also knows 'neutral'", {"teacher": other}, bert)
     tags = save_teacher(bert, tmp_path / "tags", "multi_label")
     refuse(
-        r"strategy\.teacher: .*tags was made for multi_label_classification, the student learns single_label",
+        r"strategy\.teacher: .*tags .* multi_label_classification, .* single_label",
         {"teacher": tags}, bert,
     )  # fmt: skip
     refuse(r"strategy\.teacher: .* has no weights for .*; allowed: a model that was fine-tuned", {"teacher": str(bert)}, bert)
@@ -445,7 +445,7 @@ def test_unsuitable_teachers_are_refused(tiny: dict[str, Path], tmp_path: Path) 
     wide = save_tiny("bert", tmp_path / "wide", hidden_size=16)
     narrow = save_teacher(wide, tmp_path / "narrow")
     refuse(
-        r"strategy\.hidden: the states of .*narrow are 16 wide, the student's 32; allowed: 0, or",
+        r"strategy\.hidden: .*narrow .* width 16, .* 32; allowed: 0, or",
         {"teacher": narrow, "hidden": 1}, bert,
     )  # fmt: skip
     job, _ = prepared(strategy_from({"name": "distill", "teacher": narrow}), *job_of(bert))

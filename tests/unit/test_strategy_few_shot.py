@@ -233,7 +233,7 @@ def test_auto_settings_for_few_rows(tiny: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("task", "strategy", "training", "message"),
     [
-        ({"head": "family"}, {}, {}, r"task.head: found family; .* allowed: null, or one such as"),
+        ({"head": "family"}, {}, {}, r"task.head: found family; .* allowed: null, or a head such as"),
         ({}, {"classifier": "logistic_regression"}, {"ema": 0.9}, r"training.ema: found 0.9; .* allowed: null, or"),
         ({}, {"group": 3}, {}, r"strategy.group: found 3; allowed: "),
     ],
