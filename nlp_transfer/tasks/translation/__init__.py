@@ -38,14 +38,13 @@ from nlp_transfer.tasks.translation.preparation import (
     ENCODER_DECODER,
     LENGTH_OFFSET,
     Architecture,
+    check_no_decoder_settings,
     find_architecture,
     measure_lengths,
 )
 from nlp_transfer.tasks.translation.scoring import metric_sums, score_translations, show_translations
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.errors import BadRow, Problems, UserError
-
-MEASURED_PAIRS = 2000  # pairs of the training data whose lengths are measured
 
 
 class Translation(TextGenerationTask):
@@ -124,15 +123,7 @@ class Translation(TextGenerationTask):
                 f"{origin!r}; allowed: null, or task.target_tokenizer: train"
             )
         if self.architecture == "seq2seq":
-            self._check_decoder_settings(problems)
-
-    def _check_decoder_settings(self, problems: Problems) -> None:
-        """Check that no settings of a new decoder are given for a checkpoint that has one."""
-        unused = {name: getattr(self, name) for name in ("decoder_layers", "target_tokenizer", "target_vocabulary")}
-        unused |= {"decoder": self.decoder} if self.decoder != "encoder" else {}
-        for name, value in unused.items():
-            if value is not None:
-                problems.add(f"task.{name}: found {value!r}; a seq2seq checkpoint has a decoder and a tokenizer; leave it out")
+            check_no_decoder_settings(self, problems)
 
     def fit(self, train: Rows, problems: Problems) -> Self:
         return self
@@ -153,7 +144,7 @@ class Translation(TextGenerationTask):
         task = super().prepare(checkpoint, train).model_copy(update={"architecture": architecture})
         if has_decoder:
             problems = Problems()
-            task._check_decoder_settings(problems)
+            check_no_decoder_settings(task, problems)
             problems.raise_if_any()
         if architecture == "seq2seq":
             task._sides = task._seq2seq_sides(checkpoint)
@@ -167,7 +158,9 @@ class Translation(TextGenerationTask):
             target = choose_target(self._target_from(), setting, checkpoint.tokenizer, texts, self.target_vocabulary)
             task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
         task.sides.check_room(task.max_length or 512, self.longest_source)
-        return task._with_measured_lengths(train)
+        ratio, longest = measure_lengths(task, train)
+        longest = min(self.longest_source or longest, task.max_length or 512)
+        return task.model_copy(update={"length_ratio": self.length_ratio or ratio, "longest_source": longest})
 
     def _seq2seq_sides(self, checkpoint: Checkpoint) -> Sides:
         return Sides.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
@@ -175,13 +168,6 @@ class Translation(TextGenerationTask):
     def _target_from(self) -> str:
         """Return the origin of the target tokenizer: `train`, `source` or a model."""
         return self.target_tokenizer or (self.decoder if self.decoder not in ("encoder", "new") else "train")
-
-    def _with_measured_lengths(self, train: Rows) -> Self:
-        sample = train.select(draw_rows(len(train), MEASURED_PAIRS))
-        features, _ = self.encode(next(sample.batches(MEASURED_PAIRS)), self.sides.source)
-        ratio, longest = measure_lengths(*(np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels")))
-        longest = min(self.longest_source or longest, self.max_length or 512)
-        return self.model_copy(update={"length_ratio": self.length_ratio or ratio, "longest_source": longest})
 
     @property
     def sides(self) -> Sides:
