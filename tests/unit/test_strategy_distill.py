@@ -473,7 +473,7 @@ def test_unsuitable_students_are_refused(tiny: dict[str, Path], tmp_path: Path) 
     deep = {"name": "text_classification", "head": {"pooling": "mean"}}
     own = task_from(deep).fit(job.rows["train"], Problems()).prepare(job.checkpoint, job.rows["train"])
     head = own.build_model(job.checkpoint, job.training)
-    with pytest.raises(UserError, match=r"strategy\.hidden: the student has a head of the toolkit's own"):
+    with pytest.raises(UserError, match=r"strategy\.hidden: the student has a head of this toolkit"):
         strategy_from({"name": "distill", "teacher": "x", "hidden": 1}).wrap(head)
     with pytest.raises(UserError, match=r"gradual_unfreezing and distill both|distill and gradual_unfreezing both"):
         strategy_from([{"name": "distill", "teacher": "x"}, {"name": "gradual_unfreezing"}])
