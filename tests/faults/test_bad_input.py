@@ -229,7 +229,7 @@ SETTINGS = [
     ),
     Case(
         "augmentation that leaves nothing",
-        ("training.augment: found {'drop': 0.5, 'mask': 0.5}", "drop, mask and replace a sum below 1"),
+        ("training.augment: found {'drop': 0.5, 'mask': 0.5}", "drop, mask and replace together below 1"),
         settings={"training.augment": {"drop": 0.5, "mask": 0.5}},
     ),
     Case(

@@ -188,7 +188,7 @@ COMMON = [
     setting("training.augment", 0.1, "training.augment: found 0.1; allowed: settings by name (drop, swap, mask, replace"),
     setting("training.augment", {"drop": 1}, "training.augment.drop: found 1; allowed: less than 1"),
     setting("training.augment", {"dorp": 0.1}, "training.augment.dorp: unknown setting (did you mean 'drop'?)"),
-    setting("training.augment", {"drop": 0.5, "mask": 0.5}, "allowed: drop, mask and replace a sum below 1"),
+    setting("training.augment", {"drop": 0.5, "mask": 0.5}, "allowed: drop, mask and replace together below 1"),
     Case(
         "augment without a mask token",
         ("training.augment.mask: found 0.1", "no mask token"),

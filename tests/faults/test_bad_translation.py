@@ -100,14 +100,14 @@ ALIGNED = [
     Case(
         "the same text in two files",
         (
-            "train.en + train.de, row 1: source and target are the same text in this and in and in 16 of 16 pairs",
+            "train.en + train.de, row 1: source and target are the same text in this and in 16 of 16 pairs",
             "the wrong file",
         ),
         {"train.de": lines(ENGLISH)},
     ),
     Case(
         "mostly the same text",
-        ("row 2: source and target are the same text in this and in and in 60 of 100 pairs", "allowed: a translation"),
+        ("row 2: source and target are the same text in this and in 60 of 100 pairs", "allowed: a translation"),
         {
             "train.en": lines([f"one {i}" for i in range(100)]),
             "train.de": lines([f"{('eins', 'one')[0 < i < 61]} {i}" for i in range(100)]),

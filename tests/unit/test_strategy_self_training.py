@@ -198,7 +198,7 @@ def test_missing_requirements_are_reported(files: dict[str, str], tiny: dict[str
     inside = files | {"unlabelled": files["test"]}
     with pytest.raises(UserError, match=r"data\.unlabelled: each of its 40 rows also occurs in another split"):
         run(inside, tiny, tmp_path / "run")
-    with pytest.raises(UserError, match="self_training both "):
+    with pytest.raises(UserError, match="self_training and gradual_unfreezing both"):
         strategy_from([{"name": "self_training"}, {"name": "gradual_unfreezing"}])
     assert not (tmp_path / "run").exists()
 
