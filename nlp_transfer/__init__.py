@@ -1,13 +1,13 @@
-"""Fine-tune BERT-family models on text, from a data file to a saved, measured model.
+"""Fine-tune BERT-family models on text, from a data file to a saved, evaluated model.
 
-Names are loaded when they are first used: `import nlp_transfer` is light, and still makes transformers' Auto classes know
-the toolkit's own head.
+Public names are imported on first use, so `import nlp_transfer` is fast. It also registers the custom heads with the Auto classes
+of transformers.
 """
 
 import os
 import sys
 
-# Under `python -m nlp_transfer` Python has put the current folder first on the path, so that `pickle.py` in it would be imported.
+# `python -m nlp_transfer` puts the current folder first on the module search path, where a file such as `pickle.py` would run.
 if (
     sys.argv[:1] == ["-m"]
     and sys.orig_argv[-len(sys.argv)].split(".")[0].endswith("nlp_transfer")
@@ -56,11 +56,10 @@ register()
 
 
 class _Package(ModuleType):
-    """`nlp_transfer.fine_tune` is the function, also after the file of the same name was imported."""
+    """Keep `nlp_transfer.fine_tune` a function; importing the submodule of that name would replace it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        same = isinstance(value, ModuleType) and _PLACES.get(name) == name
-        super().__setattr__(name, getattr(value, name) if same else value)
+        super().__setattr__(name, value.fine_tune if name == "fine_tune" and isinstance(value, ModuleType) else value)
 
 
 sys.modules[__name__].__class__ = _Package

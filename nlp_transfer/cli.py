@@ -1,16 +1,14 @@
-"""nlp-transfer: the command line. Nothing heavy is imported before a command runs, so that help answers at once."""
+"""The command line `nlp-transfer`. Heavy modules are only imported when a command runs, so that `--help` is fast."""
 
-import io
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands.launcher_messages import error_prefix
+from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
     BATCH_SIZE,
@@ -20,15 +18,11 @@ from nlp_transfer.commands.options import (
     CompareHelp,
     SettingsHelp,
     TextsHelp,
-    how_to_train,
-    on_files,
+    file_options,
+    training_options,
 )
-from nlp_transfer.security.child_processes import isolated
-from nlp_transfer.security.redaction import guard_output
-from nlp_transfer.security.secret_patterns import redact
 from nlp_transfer.security.terminal_text import printable
-from nlp_transfer.utils.distributed import rank
-from nlp_transfer.utils.environment import finish_output, importing, output_is_closed
+from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import UserError
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -38,33 +32,39 @@ OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 @click.group(context_settings=CONTEXT)
 @click.version_option(package_name="nlp_transfer")
 def cli() -> None:
-    """Fine-tune BERT-family models on text, from a data file to a saved, measured model."""
+    """Fine-tune BERT-family models on text, from a data file to a saved, evaluated model.
+
+    To start: nlp-transfer train reviews.csv
+    """
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("arguments", metavar="[FILE]", nargs=-1, type=click.UNPROCESSED)
-@how_to_train
+@training_options
 @click.pass_context
-def train(ctx: click.Context, arguments: tuple[str, ...], **how: Any) -> None:
-    """Train as FILE says: settings (YAML), or a table, whose columns, task, model and folder are then found, chosen and printed.
+def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> None:
+    """Fine-tune a model.
+
+    FILE is a YAML file with settings, or a table with the training data. For a table, the task, its columns, the model and the
+    output folder are chosen and printed.
 
     \b
     nlp-transfer train reviews.yaml --training.epochs 5
     nlp-transfer train reviews.csv
     nlp-transfer train --model ID --data.train reviews.csv --task.text review --task.label stars
 
-    Any setting can be given by its dotted name; without FILE, the data at least (--data.train).
+    Any setting can be given as a flag, by its dotted name; flags override FILE. Without FILE, --data.train is required.
     """
     if not arguments:
         raise click.exceptions.NoArgsIsHelpError(ctx)
     from nlp_transfer.commands.completion import split_arguments
 
     file, flags = split_arguments(arguments)
-    _train(_document(file, flags), how)
+    _train(_document(file, flags), options)
 
 
 def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
-    """The document of a run: a file of settings with the flags put in, or what a table and the flags leave open filled in."""
+    """Return the settings of a run: a YAML file with the flags merged in, or a table and flags with the rest chosen."""
     from nlp_transfer.commands.completion import complete, is_document, prompt
     from nlp_transfer.run.document import read_document
     from nlp_transfer.utils.console import say
@@ -77,14 +77,14 @@ def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
     return document
 
 
-def _train(document: Any, how: dict[str, Any]) -> Any:
+def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
     with importing():
         from nlp_transfer.fine_tune import fine_tune
 
-    return fine_tune(document, **how)
+    return fine_tune(document, **options)
 
 
-def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
+def _merged(document: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     from nlp_transfer.run.document import merge, parse_overrides
     from nlp_transfer.utils.console import say
 
@@ -95,7 +95,7 @@ def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("model")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this .json file.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the metrics to this .json file.")
 @OVERWRITE
 @BATCH_SIZE
 @PRECISION
@@ -105,34 +105,43 @@ def _merged(document: Any, arguments: Sequence[str]) -> dict[str, Any]:
 def evaluate(
     ctx: click.Context, model: str, output: Path | None, overwrite: bool, batch_size: int | None, precision: str, base: str | None
 ) -> None:
-    """Score MODEL (a run folder, a model folder or a hub id) on --data.test FILE; figures go to standard output."""
+    """Compute the metrics of a model on test data.
+
+    MODEL is a run folder, a model folder or a hub id; the test data is --data.test. Metrics are printed as JSON.
+    """
     from nlp_transfer.inference.files import check_figures_file, print_figures, score_source
 
     check_figures_file(output, overwrite)
-    figures, signatures = score_source(model, _only(ctx, ctx.args), batch_size, precision, base)
+    figures, signatures = score_source(model, _model_settings(ctx, ctx.args), batch_size, precision, base)
     print_figures(figures, output, signatures, overwrite)
 
 
 @cli.command(cls=TextsHelp, context_settings=OVERRIDES)
 @click.argument("model")
-@click.option("--probabilities", is_flag=True, help="Add a column for each label: probability:LABEL.")
-@on_files
+@click.option("--probabilities", is_flag=True, help="Add a column probability:LABEL for each label.")
+@file_options
 def predict(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
-    """Predict every row of a file with MODEL; rows keep their order and their columns. Or print the predictions of TEXTs.
+    """Predict the rows of a file, or TEXTs.
 
-    A row that cannot be predicted, such as an empty text, gets no prediction and is counted at the end. An interrupted command
-    resumes when it is started again. For TEXTs a terminal shows a line each; a pipe or a file gets JSON lines.
-    After -- each word is a TEXT, also one that begins with a dash.
+    MODEL is a run folder, a model folder or a hub id. The output has the rows and columns of --input, in the same order, and the
+    predictions. A row that cannot be predicted, such as an empty text, gets no prediction and is counted at the end. If the
+    command is interrupted, run it again to resume.
+
+    Predictions of TEXTs are printed: one line each on a terminal, otherwise as JSON lines. After --, every word is a TEXT, even
+    if it begins with a dash.
     """
     _predict(ctx, model, texts, options)
 
 
 @cli.command(cls=TextsHelp, context_settings=OVERRIDES)
 @click.argument("model")
-@click.option("--beams", type=click.IntRange(min=1), help="Hypotheses of the beam search; 1: greedy.  [default: the model's]")
-@on_files
+@click.option("--beams", type=click.IntRange(min=1), help="Beams of the beam search; 1: greedy.  [default: as in the model]")
+@file_options
 def translate(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
-    """Translate every row of a file with MODEL, or TEXTs; otherwise as predict. Empty texts stay empty."""
+    """Translate the rows of a file, or TEXTs.
+
+    Works like predict. Empty texts stay empty.
+    """
     _predict(ctx, model, texts, options)
 
 
@@ -141,7 +150,7 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
     from nlp_transfer.inference.files import predict_file, predict_texts, translate_file
 
     texts, overrides = split_words(words)
-    settings = _only(ctx, overrides)
+    settings = _model_settings(ctx, overrides)
     command = str(ctx.command.name)
     check_inputs(f"nlp-transfer {command} {model}", texts, options)
     if texts:
@@ -155,22 +164,22 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="USER/NAME")
 @click.option(
-    "--public", is_flag=True, help="Make a new repository public; else it is private. One that is there stays as it is."
+    "--public", is_flag=True, help="Make a new repository public (default: private). Does not change an existing repository."
 )
-@click.option("--revision", metavar="BRANCH", help="Push to this branch; made from main if it is not there.  [default: main]")
-@click.option("--create-pr", is_flag=True, help="Propose the change as a pull request.")
-@click.option("--tag", help="Give the pushed commit this new tag.")
-@click.option("--adapter", is_flag=True, help="Push the adapter of a run in place of the merged model.")
-@click.option("--message", help="Of the commit.")
+@click.option("--revision", metavar="BRANCH", help="Push to this branch; created from main if missing.  [default: main]")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of pushing to the branch.")
+@click.option("--tag", help="Create this tag for the pushed commit.")
+@click.option("--adapter", is_flag=True, help="Push the adapter of a run instead of the merged model.")
+@click.option("--message", help="Commit message.")
 @CODE
-def push(model: Path, repository: str, **how: Any) -> None:
-    """Push MODEL (a run folder, a model folder or an adapter folder) to a hub, all of it or nothing.
+def push(model: Path, repository: str, **options: Any) -> None:
+    """Push a model to the hub, in one commit.
 
-    The token is HF_TOKEN, or that of `hf auth login`.
+    MODEL is a run folder, a model folder or an adapter folder. The token is HF_TOKEN, or that of `hf auth login`.
     """
-    from nlp_transfer.hub.push import push as send
+    from nlp_transfer.hub.push import push as push_model
 
-    print(printable(send(model, repository, **how).url))
+    print(printable(push_model(model, repository, **options).url))
 
 
 @cli.command(cls=CompareHelp, context_settings=OVERRIDES)
@@ -180,59 +189,61 @@ def push(model: Path, repository: str, **how: Any) -> None:
     multiple=True,
     required=True,
     metavar="NAME ...",
-    help="The first is the one to compare with. Also '{name: partial, frozen_layers: all}', and several joined by +.",
+    help="Names, settings such as '{name: partial, frozen_layers: all}', or combinations such as lora+layerwise_lr. The first is "
+    "the baseline.",
 )
 @click.option(
-    "--seeds", multiple=True, default=("0", "1", "2"), metavar="SEED ...", help="Each with every strategy.  [default: 0 1 2]"
+    "--seeds",
+    multiple=True,
+    default=("0", "1", "2"),
+    metavar="SEED ...",
+    help="Seeds for each strategy.  [default: 0 1 2]",
 )
-@click.option("--shots", multiple=True, metavar="K ...", help="Rows of each label to learn from, or all; a learning curve.")
+@click.option("--shots", multiple=True, metavar="K ...", help="Training rows per label, or all; gives a learning curve.")
 @click.option(
     "--rates",
     multiple=True,
     metavar="FACTOR ...",
-    help="On each strategy's own learning rate; validation decides, test compares.",
+    help="Factors to try on the learning rate of each strategy. The best one is selected on validation.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Folder.  [default: output_dir of FILE with -comparison]")
-@click.option("--keep-models", is_flag=True, help="Keep the model of each run, not its answers alone.")
-@click.option("--verbose", is_flag=True, help="Show what each run prints.")
+@click.option("--output", type=click.Path(path_type=Path), help="Output folder.  [default: output_dir of FILE plus -comparison]")
+@click.option("--keep-models", is_flag=True, help="Keep the model of each run, not only its predictions.")
+@click.option("--verbose", is_flag=True, help="Show the output of each run.")
 @CODE
 @click.pass_context
 def compare(
     ctx: click.Context, file: str, strategies: tuple[str, ...], seeds: tuple[str, ...], shots: tuple[str, ...],
     rates: tuple[str, ...], output: Path | None, keep_models: bool, verbose: bool,
 ) -> None:  # fmt: skip
-    """Fine-tune with several strategies and seeds, measure, and say which strategy to take.
+    """Compare strategies over several seeds.
 
-    FILE (settings, or a table as for train) stands before the flags; without it all settings are given as flags. Called again,
-    what is finished is not run again.
+    Fine-tunes once per strategy and seed, prints the metrics with confidence intervals, and recommends a strategy. FILE is a YAML
+    file or a table, as for train, and precedes the flags; without FILE, give all settings as flags. If the command is
+    interrupted, run it again to resume; finished runs are reused.
     """
     from nlp_transfer.commands.completion import split_arguments
 
     document = _document(*split_arguments([file, *ctx.args]))
-    from nlp_transfer.experiments.compare import compare as run
+    from nlp_transfer.experiments.compare import compare as run_comparison
 
-    done = run(document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)  # type: ignore[arg-type]
-    if done.failed:
+    arguments: Any = (document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)
+    if run_comparison(*arguments).failed:
         sys.exit(1)
 
 
-def _only(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
-    """The dotted settings of a command that works with a saved model, as a document.
+def _model_settings(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse the settings of a command that uses a saved model.
 
     Raises:
-        UserError: one of them has no effect on this command.
+        UserError: a setting does not exist or has no effect on this command.
     """
     from nlp_transfer.run.document import merge, parse_overrides
     from nlp_transfer.settings.applicability import check_arguments
     from nlp_transfer.settings.validation import all_settings, suggest
 
     document, _ = merge({}, parse_overrides(arguments))
-    parts = ("data", "task")
-    if unknown := sorted(set(document) - set(parts)):
-        raise UserError(
-            f"--{unknown[0]}: not a setting of this command{suggest(unknown[0])}; "
-            f"allowed: {', '.join(f'--{part}.NAME' for part in parts)}"
-        )
+    if unknown := sorted(set(document) - {"data", "task"}):
+        raise UserError(f"--{unknown[0]}: not a setting of this command{suggest(unknown[0])}; allowed: --data.NAME, --task.NAME")
     check_arguments(str(ctx.command.name), document, [name for name, _, _ in all_settings()])
     return document
 
@@ -240,86 +251,36 @@ def _only(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
 def recipe(
     config: Any, arguments: Sequence[str] | None = None, *, strategies: Sequence[Any] = (), seeds: Sequence[int] = (0, 1, 2)
 ) -> Any:
-    """Runs a recipe: the settings are code, and the command line may override them as it does those of a file.
+    """Run a recipe as a command: fine-tune with the settings in `config`, which the command line can override.
 
     Args:
         config: a RunConfig.
-        arguments: null: those of the process.
-        strategies: where there are some, they are compared, each with each of the `seeds`.
+        arguments: the command line; None: `sys.argv`.
+        strategies: if there are any, compare them instead, each with all `seeds`.
+        seeds: for a comparison.
+
+    Returns:
+        The finished run, or the comparison.
     """
 
     @click.command(cls=SettingsHelp, context_settings=OVERRIDES | CONTEXT, help=sys.modules["__main__"].__doc__)
-    @how_to_train
+    @training_options
     @click.pass_context
-    def run(ctx: click.Context, **how: Any) -> Any:
+    def run(ctx: click.Context, **options: Any) -> Any:
         document = config.model_dump(exclude_unset=True)
         if not strategies:
-            return _train(_merged(document, ctx.args), how)
-        if given := [name for name in how if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
+            return _train(_merged(document, ctx.args), options)
+        if given := [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
             raise UserError(f"--{given[0].replace('_', '-')}: has no effect on a recipe that compares strategies; leave it out")
         from nlp_transfer.experiments.compare import compare
 
         return compare(_merged(document, ctx.args), strategies, seeds)
 
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: run.main(given, standalone_mode=False))
-
-
-def guarded(run: Callable[[], Any]) -> Any:
-    """Ends the process as the contract says: 2 and a message for what the user can put right, 1 and a traceback for a
-    crash, 128 and the signal's number where one arrived. Nothing secret is printed from here on."""
-    guard_output()
-    try:
-        try:
-            return _guarded(run)
-        finally:
-            if not finish_output() and sys.exc_info()[0] is None:
-                raise BrokenPipeError
-    except BrokenPipeError:
-        finish_output()
-        sys.exit(141)
-
-
-def _guarded(run: Callable[[], Any]) -> Any:
-    """As `guarded`; raises a BrokenPipeError where nobody reads the output any more."""
-    stdout = sys.stdout
-    try:
-        with isolated():
-            return run()
-    except UserError as error:
-        message = printable(redact(str(error)))
-        if (prefix := error_prefix(message)) is not None:
-            click.echo(f"{prefix}{message}", err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        usage = io.StringIO()
-        error.show(usage)
-        message = printable(redact(usage.getvalue()))
-        if (prefix := error_prefix(message)) is not None:
-            click.echo(message if rank() == 0 else f"{prefix}{message}", err=True, nl=False)
-        sys.exit(2)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as error:
-        cause = error.__cause__ or error  # click turns an interrupt into its own error
-        if str(cause) and rank() == 0:
-            click.echo(printable(redact(f"interrupted: {cause}")), err=True)
-        sys.exit(getattr(cause, "status", 130))
-    except SystemExit:
-        if sys.stdout is not stdout:  # click wraps the streams where nobody reads them, and ends with status 1
-            raise BrokenPipeError from None
-        raise
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and output_is_closed():
-            raise
-        click.echo(printable(redact(traceback.format_exc())), err=True, nl=False)
-        sys.exit(1)
-    finally:
-        if device := sys.modules.get("nlp_transfer.models.device"):
-            device.leave_group()
+    command_line = sys.argv[1:] if arguments is None else list(arguments)
+    return run_command(lambda: run.main(command_line, standalone_mode=False))
 
 
 def main() -> NoReturn:
-    """Entry point of the command."""
-    guarded(lambda: cli.main(standalone_mode=False))
+    """Run the command `nlp-transfer`."""
+    run_command(lambda: cli.main(standalone_mode=False))
     sys.exit(0)

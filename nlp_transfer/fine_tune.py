@@ -17,19 +17,20 @@ from nlp_transfer.data.token_cache import CachePolicy
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.evaluation.metrics import load_hub_metric
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.hub.push import check_push, push_run
 from nlp_transfer.inference.loading import load_predictor, load_translator
 from nlp_transfer.inference.predictor import PRECISION, Predictor
 from nlp_transfer.inference.translator import Translator
-from nlp_transfer.models.checkpoint import Checkpoint, count_parameters, head_notes
-from nlp_transfer.models.device import finish_trackers
+from nlp_transfer.models.accelerator import finish_trackers
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.preparation import count_parameters, describe_head
 from nlp_transfer.run import records
 from nlp_transfer.run.folder import Resume, RunFolder, check_same_on_all
 from nlp_transfer.run.outputs import finish_further, foreign_figures, right_answers, save, score_splits, try_own_metrics
 from nlp_transfer.run.resolve import Run, resolve
 from nlp_transfer.run.trial_save import check_saving, check_saving_further
-from nlp_transfer.saved_models.custom_models import with_config
+from nlp_transfer.saved_models.custom_models import ensure_config
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.saved_models.save import is_plain, versions
 from nlp_transfer.settings.launch_config import check_launch
@@ -97,7 +98,7 @@ def fine_tune(
         Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is kept. It is a KeyboardInterrupt.
     """
     check_launch()
-    own = OwnMetrics(metrics)
+    own = UserMetrics(metrics)
     run = resolve(config, own_metrics=bool(own), **settings)
     say(*describe_unused(run.unused.items()))
     with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
@@ -110,10 +111,10 @@ def fine_tune(
     return done
 
 
-def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, own: OwnMetrics) -> FineTuned:
+def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, own: UserMetrics) -> FineTuned:
     """The story itself, in a folder that it may write in."""
     training = run.config.training
-    foreign = [load_hub_metric(name, allow_foreign_code=allow_hub_metrics) for name in training.hub_metrics]
+    foreign = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
 
     checkpoint = Checkpoint.open(find_model(run.config.model))
@@ -132,8 +133,8 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
 
     began = time.monotonic()
     with quiet():
-        model = with_config(task.build_model(checkpoint, training), checkpoint)
-        say(*head_notes(model))
+        model = ensure_config(task.build_model(checkpoint, training), checkpoint)
+        say(*describe_head(model))
         model = run.strategy.wrap(model)
         choices = choose(model, tables.get("train"), training, folder.path, task=task)
         accelerator = choices.accelerator

@@ -1,21 +1,13 @@
-"""Options that commands share, and help that lists the settings which a command takes."""
+"""Options that several commands share, flags with several values, and help that lists the settings of a command."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from nlp_transfer.utils.environment import importing
-
-PROCESSES = click.option(
-    "--processes",
-    type=int,
-    default=1,
-    show_default=True,
-    help="Share the file among this many, each with the model and an even share of the cores: for CPUs with many cores.",
-)
-BASE = click.option("--base", metavar="PLACE", help="Of an adapter, where its base lies now.  [default: where it was trained]")
+from nlp_transfer.utils.errors import UserError
 
 
 def _load_code(ctx: click.Context, parameter: click.Parameter, files: tuple[str, ...]) -> None:
@@ -32,100 +24,133 @@ CODE = click.option(
     multiple=True,
     expose_value=False,
     callback=_load_code,
-    help="Python code of yours with tasks or strategies, which are named FILE:Class; may be given several times.",
+    help="Python file with tasks or strategies of yours; name them as FILE:Class. Can be repeated.",
 )
 PRECISION = click.option(
     "--precision",
     type=click.Choice(["fp32", "auto", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help="fp32 gives the same metrics and predictions everywhere; auto is what this machine is fastest in.",
+    help="fp32 gives the same results on every machine; auto is the fastest format of this machine.",
 )
-
-
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows computed at once.  [default: what is fastest]")
-FILES = (
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing output.")
+BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows per batch.  [default: the fastest]")
+BASE = click.option("--base", metavar="PLACE", help="Base model of an adapter, if it was moved.  [default: as recorded]")
+FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
-    click.option("--input", "source", type=click.Path(path_type=Path), help="CSV, TSV, JSONL, Parquet, .txt; -: standard input."),
-    click.option("--output", type=click.Path(path_type=Path), help="Same formats, by the ending; -: standard output."),
+    click.option(
+        "--input", "source", type=click.Path(path_type=Path), help="A CSV, TSV, JSONL, Parquet or .txt file; -: standard input."
+    ),
+    click.option(
+        "--output",
+        type=click.Path(path_type=Path),
+        help="A file; its extension sets the format, as for --input. -: standard output.",
+    ),
     click.option(
         "--format",
         "form",
         type=click.Choice(["csv", "tsv", "jsonl", "parquet", "txt"]),
-        help="Of standard input and output.  [default: txt, one text per line; for output the input's]",
+        help="Format of standard input and output.  [default: txt, one text per line; for output the format of the input]",
     ),
     OVERWRITE,
-    click.option("--notes", is_flag=True, help="Add a column `note`: why a row has no prediction."),
+    click.option("--notes", is_flag=True, help="Add a column `note` that says why a row has no prediction."),
     BATCH_SIZE,
     PRECISION,
-    PROCESSES,
+    click.option(
+        "--processes",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Number of processes that share the rows of a file, for CPUs with many cores. Each loads the model.",
+    ),
     CODE,
     BASE,
 )
+TRAINING_OPTIONS = (
+    click.option(
+        "--resume",
+        type=click.Choice(["auto", "must", "never"]),
+        default="auto",
+        show_default=True,
+        help="auto: resume the unfinished run in output_dir, if there is one. must: only resume. never: only start a new run.",
+    ),
+    CODE,
+    click.option("--allow-hub-metrics", is_flag=True, help="Allow training.hub_metrics to download and run code from the hub."),
+    click.option("--push-to", metavar="USER/NAME", help="Push the finished run to the hub; a new repository is private."),
+)
+
+
+def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the context and the parameters of commands that take texts or files."""
+    return click.pass_context(_with_all(FILE_OPTIONS, command))
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a training run that are not settings."""
+    return _with_all(TRAINING_OPTIONS, command)
+
+
+def _with_all(parameters: Sequence[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+    for parameter in reversed(parameters):
+        command = parameter(command)
+    return command
 
 
 class SettingsHelp(click.Command):
-    """A command whose help also lists the settings it takes, by `COMMAND_SETTINGS`."""
+    """A command whose help lists the settings that it uses (`COMMAND_SETTINGS`)."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from nlp_transfer.settings.applicability import COMMAND_SETTINGS, takes
         from nlp_transfer.settings.validation import all_settings
 
-        command = self.name if self.name in COMMAND_SETTINGS else "train"  # a recipe takes what `train` takes
-        with formatter.section("Settings, by their dotted name"):
-            chosen = [row for row in all_settings() if takes(str(command), row[0])]
-            formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in chosen])
+        command = self.name if self.name in COMMAND_SETTINGS else "train"  # a recipe uses the settings of `train`
+        with formatter.section("Settings, as --NAME VALUE [default]"):
+            settings = [setting for setting in all_settings() if takes(str(command), setting[0])]
+            formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in settings])
 
 
 class TextsHelp(SettingsHelp):
-    """With texts, which may begin with a dash where they stand after `--`."""
+    """A command with texts; those after `--` may begin with a dash."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        from nlp_transfer.inference.command_inputs import mark_verbatim
+        if "--" in args:
+            from nlp_transfer.inference.command_inputs import mark_verbatim
 
-        return super().parse_args(ctx, mark_verbatim(args))
-
-
-def how_to_train(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags that say how a run is carried out, not what it is: they are in no document."""
-    flags = (
-        click.option(
-            "--resume",
-            type=click.Choice(["auto", "must", "never"]),
-            default="auto",
-            show_default=True,
-            help="Go on with an unfinished run in output_dir: where there is one, in any case, or in no case.",
-        ),
-        CODE,
-        click.option("--allow-hub-metrics", is_flag=True, help="Let training.hub_metrics download and run foreign code."),
-        click.option("--push-to", metavar="USER/NAME", help="Push the finished run to a hub; a new repository is private."),
-    )
-    for flag in reversed(flags):
-        command = flag(command)
-    return command
-
-
-def on_files(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The arguments of commands that take texts, or a file and give one."""
-    for parameter in reversed(FILES):
-        command = parameter(command)
-    return click.pass_context(command)
+            args = mark_verbatim(args)
+        return super().parse_args(ctx, args)
 
 
 class CompareHelp(SettingsHelp):
-    """With flags that take several values."""
-
-    several = ("--strategies", "--seeds", "--shots", "--rates")
+    """A command with flags that take several values."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        from nlp_transfer.commands.flags import expand
-
         try:
-            return super().parse_args(ctx, expand(args, self.several))
+            return super().parse_args(ctx, repeat_flags(args, ("--strategies", "--seeds", "--shots", "--rates")))
         except click.MissingParameter as error:
             if error.param is None or error.param.name != "file":
                 raise
             raise click.UsageError(
-                "Missing argument 'FILE', which stands before the flags: nlp-transfer compare FILE --strategies NAME ...", ctx
+                "Missing argument 'FILE', which precedes the flags: nlp-transfer compare FILE --strategies NAME ...", ctx
             ) from None
+
+
+def repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Rewrite `--seeds 0 1 2` as `--seeds=0 --seeds=1 --seeds=2`, for the flags in `names`.
+
+    Raises:
+        UserError: no value follows such a flag.
+    """
+    repeated: list[str] = []
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag not in names:
+            repeated.append(flag + equals + value)
+            continue
+        values = [value] if equals else []
+        while rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        if not values:
+            raise UserError(f"{flag}: needs one or more values: {flag} VALUE ...")
+        repeated += [f"{flag}={value}" for value in values]
+    return repeated

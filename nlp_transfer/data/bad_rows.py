@@ -9,7 +9,7 @@ from pathlib import Path
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.security.secret_patterns import redact
 from nlp_transfer.settings.schema import DataConfig
-from nlp_transfer.utils.atomic_files import patiently, replacing
+from nlp_transfer.utils.atomic_files import replacing, retry_while_full
 from nlp_transfer.utils.errors import BadRow, Problems
 
 SKIPPED_ROWS = "skipped_rows.csv"
@@ -100,4 +100,4 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
                 writer.writerow((split, redact(bad.file), bad.row or "", bad.column or "", redact(bad.reason)))
             text.detach()
 
-    patiently(write, SKIPPED_ROWS, folder)
+    retry_while_full(write, SKIPPED_ROWS, folder)

@@ -1,1 +1,1 @@
-"""Metrics, and how certain they are."""
+"""Metrics of a split, bootstrap resampling, and confidence intervals."""

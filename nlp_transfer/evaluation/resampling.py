@@ -1,170 +1,173 @@
-"""A metric, computed on thousands of resampled splits.
+"""Metrics on bootstrap resamples of the rows of a split.
 
-Most metrics are functions of sums over rows: for those a resampled split is a vector of how often each row was drawn, and all
-draws are one matrix product. The task may say what is summed (`Task.sums`); any other metric is recomputed by the task
-on the rows that were drawn.
+Most metrics are functions of sums over rows. For these a resample is a vector that says how often each row was drawn, and all
+resamples are one matrix product. `Task.sums` can provide the sums for a metric of its own; any other metric is computed by the
+task on the resampled rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from nlp_transfer.evaluation.metrics import LABEL_KEYS
 from nlp_transfer.tasks import Arrays, Task
 
-DRAWS, FEW_DRAWS = 1000, 200
+RESAMPLES, FEW_RESAMPLES = 1000, 200  # the latter for many rows and for metrics that are no functions of sums
 MANY_ROWS = 20_000
-CHUNK = 100  # draws at a time: memory is this times the rows
-AVERAGED = {f"{kind}_{average}" for kind in ("precision", "recall", "f1") for average in ("micro", "macro", "weighted")}
+CHUNK = 100  # resamples at a time: memory grows with this times the rows
+AVERAGED = {key for key in LABEL_KEYS if "_" in key}
+BOUNDS = (
+    dict.fromkeys((*LABEL_KEYS, "token_accuracy"), (0.0, 1.0))
+    | dict.fromkeys(("mcc", "pearson", "spearman"), (-1.0, 1.0))
+    | dict.fromkeys(("bleu", "chrf"), (0.0, 100.0))
+    | dict.fromkeys(("mse", "rmse", "mae", "ter"), (0.0, np.inf))
+    | {"r2": (-np.inf, 1.0)}
+)
 
-
-SHARES = AVERAGED | {"accuracy", "auc", "token_accuracy"}
+Sums = tuple[Any, Callable[[np.ndarray], np.ndarray]]
+"""An array or sparse matrix of shape (rows, statistics), and the function from sums (resamples, statistics) to (resamples,)."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a run answered for a split, and what it should have; arrays with one row each."""
+class ScoredSplit:
+    """The predictions of one run for a split, and the references; arrays with one entry for each row."""
 
-    answers: Arrays
+    predictions: Arrays
     references: Arrays
 
     def __len__(self) -> int:
-        return len(self.answers["prediction"])
+        return len(self.predictions["prediction"])
 
 
-class Figure:
-    """One metric of a task, for `runs` that are compared."""
+class ResampledMetric:
+    """One metric of a task, on all rows and on resampled rows of the `splits` of several runs.
 
-    def __init__(self, task: Task, metric: str, runs: Sequence[Scored]) -> None:
+    Attributes:
+        bounds: The least and the greatest possible value.
+        fast: Whether the metric is a function of sums over rows.
+        resamples: The number of resamples.
+    """
+
+    def __init__(self, task: Task, metric: str, splits: Sequence[ScoredSplit]) -> None:
         self.task, self.metric = task, metric
-        self._of_sums: Callable[[np.ndarray], np.ndarray] | None = None
-        self.higher = task.higher_is_better(metric)
-        labels = [run.references["labels"] for run in runs if "labels" in run.references]
-        self.multilabel = any(array.ndim == 2 for array in labels)
-        ids = [*labels, *(run.answers["prediction"] for run in runs)] if labels and metric in AVERAGED else []
-        self.classes = labels[0].shape[1] if self.multilabel else max((int(array.max()) + 1 for array in ids), default=0)
-        self.fast = bool(runs) and self.columns(runs[0]) is not None
-        self.draws = DRAWS if self.fast and max(map(len, runs)) <= MANY_ROWS else FEW_DRAWS
+        self.higher_is_better = task.higher_is_better(metric)
+        self.bounds = BOUNDS.get(metric, (-np.inf, np.inf))
+        labels = [split.references["labels"] for split in splits if "labels" in split.references]
+        self._multilabel = any(array.ndim == 2 for array in labels)
+        ids = [*labels, *(split.predictions["prediction"] for split in splits)] if labels and metric in AVERAGED else []
+        self._num_labels = labels[0].shape[1] if self._multilabel else max((int(array.max()) + 1 for array in ids), default=0)
+        self.fast = bool(splits) and self._sums(splits[0]) is not None
+        self.resamples = RESAMPLES if self.fast and max(map(len, splits)) <= MANY_ROWS else FEW_RESAMPLES
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The least and the most that the metric can be."""
-        if self.metric in ("mcc", "pearson", "spearman"):
-            return -1.0, 1.0
-        most = {"bleu": 100.0, "chrf": 100.0, "ter": np.inf, "mse": np.inf, "rmse": np.inf, "mae": np.inf}
-        if self.metric == "r2":
-            return -np.inf, 1.0
-        return (0.0, most.get(self.metric, 1.0)) if self.metric in most or self.metric in SHARES else (-np.inf, np.inf)
+    def value(self, split: ScoredSplit) -> float:
+        """Return the metric over all rows; NaN where it is undefined."""
+        if (sums := self._sums(split)) is None:
+            return self._compute(split.predictions, split.references)
+        statistics, function = sums
+        return float(function(np.ones((1, len(split))) @ statistics)[0])
 
-    def value(self, run: Scored) -> float:
-        """The metric over all rows of a run."""
-        columns = self.columns(run)
-        if columns is None:
-            return self._slow(run.answers, run.references)
-        return float(self.of_sums(np.ones((1, len(run))) @ columns)[0])
+    def replicates(self, split: ScoredSplit, stream: int) -> np.ndarray:
+        """Return the metric on resamples of the rows, float64 of shape (resamples,).
 
-    def _slow(self, answers: Arrays, references: Arrays) -> float:
-        return self.task.metrics(answers, references).get(self.metric, np.nan)
+        Two splits with the same number of rows and the same `stream` get the same resamples, which pairs them.
+        """
+        resamples = resample_rows(len(split), self.resamples, stream)
+        if (sums := self._sums(split)) is None:
+            return np.array([self._compute(_take(split.predictions, rows), _take(split.references, rows)) for rows in resamples])
+        statistics, function = sums
+        replicates = []
+        while chunk := list(islice(resamples, CHUNK)):
+            counts = np.stack([np.bincount(rows, minlength=len(split)) for rows in chunk]).astype(float)
+            replicates.append(function(counts @ statistics))
+        return np.concatenate(replicates)
 
-    def columns(self, run: Scored) -> Any:
-        """What is summed over rows: an array or sparse matrix of shape (rows, sums); None: the metric is no function of sums."""
-        if (summed := self.task.sums(self.metric, run.answers, run.references)) is not None:
-            columns, self._of_sums = summed
-            return columns
-        found, wanted = run.answers["prediction"], run.references.get("labels")
-        if wanted is None or found.dtype.kind not in "biuf":
+    def _compute(self, predictions: Arrays, references: Arrays) -> float:
+        return self.task.metrics(predictions, references).get(self.metric, np.nan)
+
+    def _sums(self, split: ScoredSplit) -> Sums | None:
+        """Return the statistics of each row and the function of their sums; None if the metric is no such function."""
+        if (sums := self.task.sums(self.metric, split.predictions, split.references)) is not None:
+            return sums
+        predicted, true = split.predictions["prediction"], split.references.get("labels")
+        if true is None or predicted.dtype.kind not in "biuf":
             return None
+        if self.metric in AVERAGED:
+            return self._label_counts(predicted, true), self._average
+        ones = np.ones(len(predicted))
         if self.metric == "accuracy":
-            right = found == wanted
-            return np.stack([right.all(1) if right.ndim == 2 else right, np.ones(len(right))], 1).astype(float)
-        if self.metric in ("mse", "rmse"):
-            return np.stack([(found.astype(float) - wanted) ** 2, np.ones(len(found))], 1)
-        if self.metric == "mae":
-            return np.stack([np.abs(found.astype(float) - wanted), np.ones(len(found))], 1)
-        if self.metric == "r2":
-            apart = wanted.astype(float) - float(wanted.mean())  # near the mean, so that no digits are lost in the squares
-            return np.stack([(found.astype(float) - wanted) ** 2, np.ones(len(found)), apart, apart * apart], 1)
-        if self.metric == "pearson":
-            centre = float(wanted.mean())  # near the mean, so that no digits are lost in the squares
-            x, y = found.astype(float) - centre, wanted.astype(float) - centre
-            return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], 1)
-        return self._by_class(found, wanted) if self.metric in AVERAGED else None
+            right = predicted == true
+            return np.stack([right.all(1) if right.ndim == 2 else right, ones], 1).astype(float), _mean
+        if self.metric not in ("mse", "rmse", "mae", "r2", "pearson"):
+            return None
+        error = predicted.astype(float) - true
+        center = float(true.mean())  # sums of squares around it lose no digits
+        x, y = predicted.astype(float) - center, true.astype(float) - center
+        columns, function = {
+            "mse": ((error**2, ones), _mean),
+            "rmse": ((error**2, ones), _root_mean),
+            "mae": ((np.abs(error), ones), _mean),
+            "r2": ((error**2, ones, y, y * y), _r2),
+            "pearson": ((ones, x, y, x * x, y * y, x * y), _pearson),
+        }[self.metric]
+        return np.stack(columns, 1), function
 
-    def _by_class(self, found: np.ndarray, wanted: np.ndarray) -> Any:
+    def _label_counts(self, predicted: np.ndarray, true: np.ndarray) -> Any:
+        """Return a sparse matrix (rows, 3 x labels) of zeros and ones: label right, label predicted, label true."""
         from scipy.sparse import csr_matrix, hstack
 
-        def hot(array: np.ndarray) -> Any:
-            if array.ndim == 2:
-                return csr_matrix(array.astype(float))
-            return csr_matrix((np.ones(len(array)), (np.arange(len(array)), array)), shape=(len(array), self.classes))
+        def one_hot(labels: np.ndarray) -> Any:
+            if labels.ndim == 2:
+                return csr_matrix(labels.astype(float))
+            return csr_matrix((np.ones(len(labels)), (np.arange(len(labels)), labels)), shape=(len(labels), self._num_labels))
 
-        given, true = hot(found), hot(wanted)
-        return hstack([given.multiply(true), given, true]).tocsr()
+        hot_predicted, hot_true = one_hot(predicted), one_hot(true)
+        return hstack([hot_predicted.multiply(hot_true), hot_predicted, hot_true]).tocsr()
 
-    def of_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The metric of sums over rows, (draws, sums) to (draws,)."""
-        if self._of_sums is not None:
-            return self._of_sums(sums)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if self.metric == "pearson":
-                n, x, y, xx, yy, xy = sums.T
-                spread = np.sqrt(np.maximum(n * xx - x * x, 0) * np.maximum(n * yy - y * y, 0))
-                return np.where(spread > 1e-12, (n * xy - x * y) / spread, np.nan)
-            if self.metric == "r2":
-                errors, n, y, yy = sums.T
-                spread = yy - y * y / n
-                return np.where(spread > 1e-12 * yy, 1 - errors / spread, np.nan)
-            if self.metric == "rmse":
-                return np.asarray(np.sqrt(sums[:, 0] / sums[:, 1]))
-            if self.metric in AVERAGED:
-                return self._averaged(*np.split(sums, 3, axis=1))
-            return np.asarray(sums[:, 0] / sums[:, 1])
-
-    def _averaged(self, hits: np.ndarray, given: np.ndarray, true: np.ndarray) -> np.ndarray:
-        """As scikit-learn averages: over the labels that occur (multi-label: over all); 0 where a denominator is 0."""
+    def _average(self, sums: np.ndarray) -> np.ndarray:
+        """Average as scikit-learn: over the labels that occur (multi-label: over all); 0 where a denominator is 0."""
+        right, predicted, true = np.split(sums, 3, axis=1)
         kind, _, average = self.metric.partition("_")
-        of = {"precision": given, "recall": true, "f1": (given + true) / 2}[kind]
-        if average == "micro":
-            return np.nan_to_num(hits.sum(1) / of.sum(1))
-        ratio = np.nan_to_num(hits / of)
-        if average == "weighted":
-            return np.nan_to_num((ratio * true).sum(1) / true.sum(1))
-        occurs = np.ones_like(ratio) if self.multilabel else (given + true) > 0
-        return np.asarray((ratio * occurs).sum(1) / occurs.sum(1))
-
-    def replicates(self, run: Scored, stream: int) -> np.ndarray:
-        """The metric on `draws` resamples of a run's rows, float64 of shape (draws,).
-
-        Equal `stream` and number of rows give equal draws: that is what pairs the strategies.
-        """
-        rows, columns = len(run), self.columns(run)
-        draws = row_draws(rows, self.draws, stream)
-        if columns is None:
-            return np.array([self._slow(_pick(run.answers, chosen), _pick(run.references, chosen)) for chosen in draws])
-        found = []
-        for chunk in _chunks(draws):
-            counts = np.stack([np.bincount(chosen, minlength=rows) for chosen in chunk]).astype(float)
-            found.append(self.of_sums(counts @ columns))
-        return np.concatenate(found)
+        denominator = {"precision": predicted, "recall": true, "f1": (predicted + true) / 2}[kind]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if average == "micro":
+                return np.nan_to_num(right.sum(1) / denominator.sum(1))
+            ratio = np.nan_to_num(right / denominator)
+            if average == "weighted":
+                return np.nan_to_num((ratio * true).sum(1) / true.sum(1))
+            occurs = np.ones_like(ratio) if self._multilabel else (predicted + true) > 0
+            return np.asarray((ratio * occurs).sum(1) / occurs.sum(1))
 
 
-def row_draws(rows: int, draws: int, stream: int) -> Iterator[np.ndarray]:
-    """Row indices drawn with replacement, int64 of shape (rows,), `draws` times; the same for the same arguments."""
+def _mean(sums: np.ndarray) -> np.ndarray:
+    return np.asarray(sums[:, 0] / sums[:, 1])
+
+
+def _root_mean(sums: np.ndarray) -> np.ndarray:
+    return np.asarray(np.sqrt(_mean(sums)))
+
+
+def _r2(sums: np.ndarray) -> np.ndarray:
+    errors, n, y, yy = sums.T
+    variation = yy - y * y / n
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(variation > 1e-12 * yy, 1 - errors / variation, np.nan)
+
+
+def _pearson(sums: np.ndarray) -> np.ndarray:
+    n, x, y, xx, yy, xy = sums.T
+    spread = np.sqrt(np.maximum(n * xx - x * x, 0) * np.maximum(n * yy - y * y, 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(spread > 1e-12, (n * xy - x * y) / spread, np.nan)
+
+
+def resample_rows(rows: int, resamples: int, stream: int) -> Iterator[np.ndarray]:
+    """Draw row indices with replacement, int64 of shape (rows,), `resamples` times; equal arguments give equal draws."""
     generator = np.random.default_rng([1, rows, stream])
-    return (generator.integers(rows, size=rows) for _ in range(draws))
+    return (generator.integers(rows, size=rows) for _ in range(resamples))
 
 
-def _chunks(draws: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    chunk: list[np.ndarray] = []
-    for draw in draws:
-        chunk.append(draw)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _pick(arrays: Arrays, chosen: np.ndarray) -> Arrays:
-    return {name: array[chosen] for name, array in arrays.items()}
+def _take(arrays: Arrays, rows: np.ndarray) -> Arrays:
+    return {name: array[rows] for name, array in arrays.items()}

@@ -17,7 +17,7 @@ from nlp_transfer.experiments.plan import Job, Plan, make_plan
 from nlp_transfer.experiments.results_table import notes, table, write_tables
 from nlp_transfer.experiments.runs import LOG, Outcome, Server, claimed, read_outcome
 from nlp_transfer.experiments.summary_rows import Measured, Row, make_rows, one_line, split_of
-from nlp_transfer.run.document import read_document
+from nlp_transfer.run.document import as_document
 from nlp_transfer.run.folder import differences, is_place
 from nlp_transfer.run.provenance import compare_content, describe_changes, hash_inputs, hash_strategy, record_inputs
 from nlp_transfer.run.resolve import Run
@@ -110,11 +110,7 @@ def compare(
 
 
 def _raw(config: RunConfig | Document | str | Path | None, settings: dict[str, Any]) -> Document:
-    if isinstance(config, RunConfig):
-        raw: Document = {name: getattr(config, name) for name in config.model_fields_set}
-    else:
-        raw = read_document(config) if isinstance(config, (str, Path)) else dict(config or {})
-    raw |= settings
+    raw = as_document(config) | settings
     for name, value in raw.items():
         if name in ("data", "training") and hasattr(value, "model_dump"):
             raw[name] = value.model_dump(exclude_unset=True)

@@ -27,7 +27,7 @@ from nlp_transfer.security.redaction import guard_output
 from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.settings.extensions import load_code
 from nlp_transfer.strategies import Strategy, strategy_from
-from nlp_transfer.utils.atomic_files import open_end, replacing, write_json
+from nlp_transfer.utils.atomic_files import open_for_append, replacing, write_json
 from nlp_transfer.utils.environment import finish_output
 from nlp_transfer.utils.errors import UserError
 
@@ -81,7 +81,7 @@ def _work(body: bytes) -> int:
     """One run, in the forked process: 0 done, 2 the run is not possible, 1 it failed; the reason is in its folder."""
     job: dict[str, Any] = pickle.loads(body)
     folder = Path(job["document"]["output_dir"])
-    with open_end(folder / LOG) as log:
+    with open_for_append(folder / LOG) as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     try:

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
 from nlp_transfer.data.sources.wheels import sha256_of
-from nlp_transfer.evaluation.resampling import Scored
+from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.saved_models.layout import RUN_FILES
 from nlp_transfer.security.child_processes import start_program
 from nlp_transfer.security.file_locks import lock_now
@@ -45,7 +45,7 @@ class Outcome:
         metrics: dict[str, dict[str, float]] = (self.result or {}).get("metrics", {})
         return metrics.get(split, {}).get(metric)
 
-    def scored(self, split: str) -> Scored:
+    def scored(self, split: str) -> ScoredSplit:
         """Answers and references of a split, as they were kept."""
         found: dict[str, dict[str, np.ndarray]] = {"answer": {}, "reference": {}}
         with np.load(self.folder / ANSWERS) as arrays:
@@ -53,7 +53,7 @@ class Outcome:
                 owner, kind, name = path.split("/", 2)
                 if owner == split:
                     found[kind][name] = arrays[path]
-        return Scored(found["answer"], found["reference"])
+        return ScoredSplit(found["answer"], found["reference"])
 
 
 _STRICT = ConfigDict(extra="forbid")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nlp_transfer.evaluation.intervals import Runs, compare_runs, measure
-from nlp_transfer.evaluation.resampling import Figure
+from nlp_transfer.evaluation.intervals import StrategyScores, compare_strategies, estimate_strategy
+from nlp_transfer.evaluation.resampling import ResampledMetric
 from nlp_transfer.experiments.advice import Candidate, advise
 from nlp_transfer.experiments.plan import Job, Plan, Way
 from nlp_transfer.experiments.runs import Outcome
@@ -99,11 +99,11 @@ def _rows_of(
         label: {seed: outcome.scored(split) for seed, outcome in by_seed.items() if outcome.result is not None}
         for label, by_seed in outcomes.items()
     }
-    figure = Figure(task, metric, [run for by_seed in scored.values() for run in by_seed.values()])
-    runs = {label: Runs(figure, by_seed, shared) for label, by_seed in scored.items() if by_seed}
+    resampled = ResampledMetric(task, metric, [run for by_seed in scored.values() for run in by_seed.values()])
+    runs = {label: StrategyScores(resampled, by_seed, shared) for label, by_seed in scored.items() if by_seed}
     means = {label: float(np.mean(list(found.values.values()))) for label, found in runs.items()}
     finite = {label: mean for label, mean in means.items() if math.isfinite(mean)}
-    sign = 1 if figure.higher else -1
+    sign = 1 if resampled.higher_is_better else -1
     best = max(finite, key=lambda label: sign * finite[label], default=None)
     first = plan.ways[0].label
     rows = [_row(way, shots, outcomes[way.label], runs, first, best, chosen) for way in plan.ways]
@@ -112,12 +112,12 @@ def _rows_of(
         for row in rows
         if row.mean is not None and row.seconds is not None and row.stored_bytes is not None
     ]
-    return rows, advise(candidates, metric, figure.higher, split, len(rows))
+    return rows, advise(candidates, metric, resampled.higher_is_better, split, len(rows))
 
 
 def _row(
-    way: Way, shots: int | None, outcomes: Mapping[int, Outcome], runs: Mapping[str, Runs], first: str, best: str | None,
-    chosen: Mapping[tuple[str, int | None, int], tuple[Job, Outcome]],
+    way: Way, shots: int | None, outcomes: Mapping[int, Outcome], runs: Mapping[str, StrategyScores], first: str,
+    best: str | None, chosen: Mapping[tuple[str, int | None, int], tuple[Job, Outcome]],
 ) -> Row:  # fmt: skip
     notes = [
         f"not possible: {one_line(reason)}" for reason in dict.fromkeys(one.impossible for one in outcomes.values()) if reason
@@ -128,9 +128,9 @@ def _row(
         return Row(way.label, shots, note="; ".join(notes) or "not run")
     seeds = list(own.values)
     results = [one.result for seed, one in outcomes.items() if one.result is not None]
-    total = measure(own)
-    to_first = compare_runs(own, runs[first]) if first in runs and first != way.label else None
-    to_best = compare_runs(own, runs[best]) if best is not None and best != way.label else None
+    total = estimate_strategy(own)
+    to_first = compare_strategies(own, runs[first]) if first in runs and first != way.label else None
+    to_best = compare_strategies(own, runs[best]) if best is not None and best != way.label else None
     train = [result["train"] for result in results]
     done = [outcomes[seed] for seed in seeds]
     return Row(

@@ -1,38 +1,44 @@
-"""Every request to a hub passes here: huggingface_hub, transformers, peft and datasets share one HTTP client.
+"""The HTTP client for model hubs, with guards against hostile or broken answers.
 
-Inside `asking` (or `guarded`) the client sends the token to the hub's own address alone, and nothing about this machine. It takes
-no answer that would name a file outside the cache, fill the memory, or never end, and none in an unknown form (`hub_answers`).
-Outside of them the client is as it was, so that other code of the same process is not affected; a client factory that was set
-before goes on making the clients.
+huggingface_hub, transformers, peft and datasets share one HTTP client. Inside `asking` or `guarded` it sends the token only to
+the address in `HF_ENDPOINT`, and nothing about this machine. It refuses answers that name a file outside the cache, fill the
+memory, never end, or have an unknown form (`responses`). Outside these contexts the client behaves as before, so that other code
+in the process is not affected. A client factory that the user has set still makes the clients.
 """
 
+import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from huggingface_hub import close_session, constants, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http, httpx
 
-from nlp_transfer.hub.responses import NAME, fault, shape_of
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.hub.responses import NAME, find_fault, shape_of
+from nlp_transfer.utils.errors import UserError, first_line
 
-PATIENCE = 120.0  # seconds for a connection, and between two pieces of an answer
-ANSWER = 300.0  # seconds until an answer begins, besides those that sending takes
-WINDOW, SLOWEST = 60.0, 1000  # within so many seconds an answer must bring so many bytes a second
+PATIENCE = 120.0  # seconds for a connection, and between two chunks of an answer
+ANSWER = 300.0  # seconds until an answer begins, in addition to the time for sending the request
+INTERVAL, SLOWEST = 60.0, 1000  # seconds between two checks of the speed, and the lowest allowed speed in bytes per second
 MOST_IN_MEMORY = 32 * 2**20  # bytes of an answer that is not a download
 MOST_UNANNOUNCED = 2**30  # bytes of a download without a Content-Length
-MOST_REQUESTS, MOST_DOWNLOADS = 10_000, 50  # of one address in one operation
-LONGEST_WAIT = 300  # seconds that a hub may ask to wait before the next try
-WAITS = ("Retry-After", "RateLimit")
+MOST_REQUESTS, MOST_DOWNLOADS = 10_000, 50  # requests to one address in one operation
+LONGEST_WAIT = 300  # seconds that a hub may ask a client to wait before the next try
+WAIT_HEADERS = ("Retry-After", "RateLimit")
 ADVICE = "check HF_ENDPOINT (the hub's address), or try again later"
-CALL = "nlp_transfer"  # the key under which a request carries its _Call
-AGENT = f"nlp_transfer/{version('nlp_transfer')}; hf_hub/{version('huggingface_hub')}"
-Send = Callable[..., Any]
+ADVICE_FOR_STATUS = {
+    401: "the hub does not accept the token; create a new one with `hf auth login`, or set HF_TOKEN",
+    403: "the token does not have the right to do this; use a token that has it, or ask for access",
+    412: "another commit came in between",
+}
+CALL = "nlp_transfer"  # the key of the _Call in a request's extensions
+USER_AGENT = f"nlp_transfer/{version('nlp_transfer')}; hf_hub/{version('huggingface_hub')}"
 
 
 class HubError(UserError):
@@ -40,106 +46,109 @@ class HubError(UserError):
 
 
 class RefusedError(HubError):
-    """An answer that no hub of good will gives."""
+    """An answer that no well-behaved hub gives."""
 
 
 @dataclass
 class Operation:
-    """What a command wants of the hub, and what was asked and answered so far."""
+    """An operation on a hub: its purpose for messages, the number of requests by address, and the last answers."""
 
-    what: str
+    purpose: str
     counts: Counter[str] = field(default_factory=Counter)
-    last: str = "nothing"
-    """The last answer."""
+    last_answer: str = "none"
     refused: RefusedError | None = None
+    """The error for the last refused answer."""
 
     def refuse(self, request: Any, reason: str) -> RefusedError:
-        """The error for an answer. It is remembered, since some libraries go on after any error."""
+        """Return the error for an answer. It is remembered, because some libraries continue after any error."""
         self.refused = RefusedError(
-            f"{self.what}: the answer of {constants.ENDPOINT} to {_shown(request)} was refused: {reason}; {ADVICE}"
+            f"{self.purpose}: the answer of {constants.ENDPOINT} to {_describe(request)} was refused: {reason}; {ADVICE}"
         )
         return self.refused
 
     def count(self, request: Any, stream: bool) -> None:
-        """Raises a HubError where a hub leads in circles: pages without end, or downloads that break off each time."""
+        """Count a request.
+
+        Raises:
+            RefusedError: the address was requested too often: endless pages, or a download that breaks off each time.
+        """
         address = request.url.copy_with(query=None)
         limits = {f"{request.method} {address}": MOST_REQUESTS} | ({f"download {request.url}": MOST_DOWNLOADS} if stream else {})
         for key, most in limits.items():
             self.counts[key] += 1
             if self.counts[key] > most:
-                raise self.refuse(request, f"it was asked {most:,} times, and there is no end")
+                raise self.refuse(request, f"after {most:,} requests there is no end")
 
 
 @dataclass
 class _Call:
-    """A request until its answer begins; redirects belong to it."""
+    """A request, with its redirects, until its answer begins."""
 
     operation: Operation
     stream: bool
     timer: threading.Timer | None = None
-    late: bool = False
+    is_late: bool = False
 
-    def start(self, seconds: float) -> None:
-        self.stop()
+    def start_timer(self, seconds: float) -> None:
+        self.stop_timer()
         self.timer = threading.Timer(seconds, self._end)
         self.timer.daemon = True
         self.timer.start()
 
-    def stop(self) -> None:
+    def stop_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
 
     def _end(self) -> None:
-        self.late = True
-        close_session()  # what waits for the answer gets an error
+        self.is_late = True
+        close_session()  # raises an error in the thread that waits for the answer
 
 
 class _Body(httpx.SyncByteStream):
-    """The body of an answer, while it is neither too long nor too slow."""
+    """The body of an answer. Reading it fails when it is too long or too slow."""
 
     def __init__(self, body: Any, request: Any, call: _Call, most: int) -> None:
         self.body, self.request, self.call, self.most = body, request, call, most
 
     def __iter__(self) -> Iterator[bytes]:
-        total = new = 0
+        total = recent = 0
         since = time.monotonic()
-        for piece in self.body:
-            total, new = total + len(piece), new + len(piece)
+        for chunk in self.body:
+            total, recent = total + len(chunk), recent + len(chunk)
             if total > self.most:
                 raise self.call.operation.refuse(self.request, f"it is longer than {self.most:,} bytes")
-            if (seconds := time.monotonic() - since) >= WINDOW:
-                if new < SLOWEST * seconds:
+            if (seconds := time.monotonic() - since) >= INTERVAL:
+                if recent < SLOWEST * seconds:
                     raise self.call.operation.refuse(
-                        self.request,
-                        f"it only trickles in ({new:,} bytes in {seconds:.0f} seconds); files that are whole stay in the cache",
+                        self.request, f"it is too slow ({recent:,} bytes in {seconds:.0f} seconds); complete files stay cached"
                     )
-                since, new = time.monotonic(), 0
-            yield piece
+                since, recent = time.monotonic(), 0
+            yield chunk
 
     def close(self) -> None:
         self.body.close()
 
 
-_operations: list[Operation] = []  # of all threads, since libraries make requests in threads of their own
-_policies: list[Callable[..., Any]] = []
-_before: dict[str, bool] = {}
+_operations: list[Operation] = []  # of all threads, because libraries make requests in their own threads
+_saved_constants: dict[str, bool] = {}
 _lock = threading.RLock()
 
 
 @contextmanager
-def guarded(what: str) -> Iterator[Operation]:
-    """Guard all requests to hubs that are made within it.
+def guarded(purpose: str) -> Iterator[Operation]:
+    """Guard all requests to hubs within the context.
 
     Args:
-        what: what is wanted and of which repository, for messages.
+        purpose: the purpose and the repository, for messages.
     """
-    operation = Operation(what)
+    operation = Operation(purpose)
     with _lock:
         _install()
         if not _operations:
-            # hf_xet opens connections that this client does not see; telemetry asks the hub what to report.
-            _before.update({name: getattr(constants, name) for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY")})
-            for name in _before:
+            # hf_xet opens connections outside this client; telemetry asks the hub which variables to report.
+            names = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY")
+            _saved_constants.update({name: getattr(constants, name) for name in names})
+            for name in names:
                 setattr(constants, name, True)
         _operations.append(operation)
     try:
@@ -148,17 +157,17 @@ def guarded(what: str) -> Iterator[Operation]:
         with _lock:
             _operations.remove(operation)
             if not _operations:
-                for name, value in _before.items():
+                for name, value in _saved_constants.items():
                     setattr(constants, name, value)
 
 
 @contextmanager
-def asking(what: str, needed: bool = True) -> Iterator[None]:
-    """Like `guarded`, and whatever a library raises over an answer becomes a HubError; other UserErrors pass.
+def asking(purpose: str, needed: bool = True) -> Iterator[None]:
+    """Guard all requests to hubs within the context, and convert errors of libraries to HubErrors. UserErrors pass.
 
     Args:
-        what: what is wanted and of which repository, for messages.
-        needed: False where no hub is asked, as for a local folder.
+        purpose: the purpose and the repository, for messages.
+        needed: False if no hub is asked, as for a local folder.
 
     Raises:
         HubError: the hub did not answer, or its answer was refused or could not be understood.
@@ -166,7 +175,7 @@ def asking(what: str, needed: bool = True) -> Iterator[None]:
     if not needed:
         yield
         return
-    with guarded(what) as operation:
+    with guarded(purpose) as operation:
         try:
             yield
         except Exception as error:
@@ -174,67 +183,60 @@ def asking(what: str, needed: bool = True) -> Iterator[None]:
                 raise operation.refused from error
             if isinstance(error, UserError):
                 raise
-            raise HubError(
-                f"{what}: {constants.ENDPOINT} was asked, and {said(error)}; its last answer: {operation.last}; {ADVICE}"
-            ) from error
-        if operation.refused is not None:  # a library went on without the answer
+            raise HubError(_explain(operation, error)) from error
+        if operation.refused is not None:  # a library has continued without the answer
             raise operation.refused
 
 
-@contextmanager
-def policy(send: Callable[..., Any]) -> Iterator[None]:
-    """Within it each request is made by `send(plain_send, request, **settings)`."""
-    _policies.append(send)
-    try:
-        yield
-    finally:
-        _policies.remove(send)
-
-
-def said(error: BaseException) -> str:
-    """An error in one short line."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__
+def _explain(operation: Operation, error: BaseException) -> str:
+    """Return the message for an error of a library."""
+    answer: Any = error
+    while answer is not None and not isinstance(answer, HfHubHTTPError):
+        answer = answer.__cause__  # errors of uploads are wrapped
+    if answer is None:
+        return (
+            f"{operation.purpose}: a request to {constants.ENDPOINT} failed ({type(error).__name__}: {first_line(error)[:300]}); "
+            f"last answer: {operation.last_answer}; {ADVICE}"
+        )
+    status, reason = answer.response.status_code, answer.server_message or answer.response.reason_phrase or "no reason"
+    call, advice = _describe(answer.response.request), ADVICE_FOR_STATUS.get(status, ADVICE)
+    return f"{operation.purpose}: the answer to {call} is {status} ({' '.join(reason.split())[:300]}); {advice}"
 
 
 def _install() -> None:
-    """Let huggingface_hub's factory make guarded clients, also where a user has set one of his own."""
-    make = _http._GLOBAL_CLIENT_FACTORY
-    if getattr(make, "guards", False):
+    """Make huggingface_hub's client factory, or the user's own one, return guarded clients."""
+    make_client = _http._GLOBAL_CLIENT_FACTORY
+    if getattr(make_client, "guards", False):
         return
 
     def factory() -> Any:
-        return _guard(make())
+        return _guard(make_client())
 
     factory.guards = True  # type: ignore[attr-defined]
     set_client_factory(factory)
 
 
-def _send(plain: Send, request: Any, **settings: Any) -> Any:
-    return plain(request, **settings)
-
-
 def _guard(client: Any) -> Any:
-    plain = client.send
+    send_unguarded = client.send
 
     def send(request: Any, *, stream: bool = False, **settings: Any) -> Any:
         if not _operations:
-            return plain(request, stream=stream, **settings)
+            return send_unguarded(request, stream=stream, **settings)
         call = _Call(_operations[-1], stream)
         call.operation.count(request, stream)
         request.extensions = {**request.extensions, CALL: call}
         try:
-            made = (_policies[-1] if _policies else _send)(plain, request, stream=stream, **settings)
+            response = send_unguarded(request, stream=stream, **settings)
         except Exception as error:
-            if call.late:
+            if call.is_late:
                 raise call.operation.refuse(request, f"it has not begun after {ANSWER:.0f} seconds") from error
             raise
         finally:
-            call.stop()
+            call.stop_timer()
         shape = shape_of(request.method, request.url.path)
-        if not stream and made.status_code < 400 and shape is not None:
-            _check_document(call.operation, request, made, shape)
-        return made
+        if not stream and response.status_code < 400 and shape is not None:
+            _check_document(call.operation, request, response, shape)
+        return response
 
     client.send = send
     hooks = client.event_hooks
@@ -243,34 +245,35 @@ def _guard(client: Any) -> Any:
 
 
 def _check_request(request: Any) -> None:
-    """Before each request, those that follow a redirect included."""
+    """Restrict a request before it is sent. Also called for each redirect."""
     call: _Call | None = request.extensions.get(CALL)
     if call is None:
         return
     if _origin(request.url) != _origin(httpx.URL(constants.ENDPOINT)):
         for name in ("Authorization", "Cookie"):
             request.headers.pop(name, None)
-    request.headers["User-Agent"] = AGENT
-    request.headers["Accept-Encoding"] = "identity"  # a few bytes of a packed answer can stand for gigabytes
-    given = request.extensions.get("timeout") or {}
-    kinds = ("connect", "read", "write", "pool")
-    request.extensions = {**request.extensions, "timeout": {kind: min(given.get(kind) or PATIENCE, PATIENCE) for kind in kinds}}
+    request.headers["User-Agent"] = USER_AGENT
+    request.headers["Accept-Encoding"] = "identity"  # a few bytes of a compressed answer can stand for gigabytes
+    timeouts = request.extensions.get("timeout") or {}
+    limited = {kind: min(timeouts.get(kind) or PATIENCE, PATIENCE) for kind in ("connect", "read", "write", "pool")}
+    request.extensions = {**request.extensions, "timeout": limited}
     length = request.headers.get("Content-Length", "0")
-    call.start(ANSWER + int(length) / SLOWEST)
+    call.start_timer(ANSWER + int(length) / SLOWEST)
 
 
 def _check_answer(response: Any) -> None:
-    """Before anything reads the body.
+    """Check the headers of an answer before its body is read.
 
     Raises:
-        HubError: the answer is refused.
+        RefusedError: the answer is refused.
     """
     request, headers = response.request, response.headers
     call: _Call | None = request.extensions.get(CALL)
     if call is None:
         return
-    call.stop()
-    call.operation.last = f"{response.status_code} to {_shown(request)}, {headers.get('Content-Type', 'without a type')[:80]!r}"
+    call.stop_timer()
+    content_type = headers.get("Content-Type", "without a type")[:80]
+    call.operation.last_answer = f"{response.status_code} to {_describe(request)}, {content_type!r}"
 
     def refuse(reason: str) -> RefusedError:
         return call.operation.refuse(request, reason)
@@ -278,47 +281,44 @@ def _check_answer(response: Any) -> None:
     for name, value in headers.items():
         if not value.replace("\t", "").isprintable():
             raise refuse(f"its header {name} holds control characters")
-    if (packed := headers.get("Content-Encoding", "identity").lower()) not in ("identity", "aws-chunked"):
-        raise refuse(f"it is packed ({packed[:40]!r}), which was not asked for")
+    if (encoding := headers.get("Content-Encoding", "identity").lower()) not in ("identity", "aws-chunked"):
+        raise refuse(f"it is compressed ({encoding[:40]!r}), which was not requested")
     commit = headers.get("X-Repo-Commit")
     if commit is not None and not NAME.fullmatch(commit):
-        raise refuse(f"its header X-Repo-Commit is {commit[:80]!r}; allowed: a commit, since a folder is named by it")
-    linked = "X-Linked-Etag" if headers.get("X-Linked-Etag") else "ETag"
-    etag = headers.get(linked)
+        raise refuse(f"its header X-Repo-Commit is {commit[:80]!r}; allowed: a commit, because it names a folder of the cache")
+    etag_header = "X-Linked-Etag" if headers.get("X-Linked-Etag") else "ETag"
+    etag = headers.get(etag_header)
     if request.method == "HEAD" and etag is not None and not NAME.fullmatch(etag.removeprefix("W/").strip('"')):
-        if response.status_code < 300 or linked != "ETag":
-            raise refuse(f"its header {linked} is {etag[:80]!r}; allowed: a hash, since a file is named by it")
+        if response.status_code < 300 or etag_header != "ETag":
+            raise refuse(f"its header {etag_header} is {etag[:80]!r}; allowed: a hash, because it names a file of the cache")
         del headers["ETag"]
-    asked = request.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
-    if response.status_code == 206 and asked and not headers.get("Content-Range", "").startswith(f"bytes {asked}-"):
-        raise refuse(f"it is another part of the file than was asked for ({headers.get('Content-Range', '')[:80]!r})")
-    for name in WAITS:  # digits that are too many for a wait; then the library's own waits apply
-        if any(len(digits) > 9 or int(digits) > LONGEST_WAIT for digits in _numbers(headers.get(name, ""))) and not _policies:
+    start = request.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
+    if response.status_code == 206 and start and not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        raise refuse(f"it is another section of the file than requested ({headers.get('Content-Range', '')[:80]!r})")
+    for name in WAIT_HEADERS:  # without the header, huggingface_hub waits as long as it does by default
+        if any(len(digits) > 9 or int(digits) > LONGEST_WAIT for digits in re.findall("[0-9]+", headers.get(name, ""))):
             del headers[name]
-    download = call.stream and response.status_code in (200, 206)
+    is_download = call.stream and response.status_code in (200, 206)
     length = headers.get("Content-Length", "")
-    most = MOST_IN_MEMORY if not download else int(length) if length.isdecimal() and len(length) < 20 else MOST_UNANNOUNCED
+    most = MOST_IN_MEMORY if not is_download else int(length) if length.isdecimal() and len(length) < 20 else MOST_UNANNOUNCED
     response.stream = _Body(response.stream, request, call, most)
-
-
-def _numbers(text: str) -> list[str]:
-    return "".join(sign if sign in "0123456789" else " " for sign in text).split()
 
 
 def _check_document(operation: Operation, request: Any, response: Any, shape: Any) -> None:
     try:
         document = response.json()
     except (ValueError, RecursionError) as error:
-        raise operation.refuse(request, f"it is no JSON ({said(error)[:80]})") from error
-    if found := fault(shape, document):
-        raise operation.refuse(request, found)
+        raise operation.refuse(request, f"it is not valid JSON ({first_line(error)[:80]})") from error
+    if fault := find_fault(shape, document):
+        raise operation.refuse(request, fault)
 
 
 def _origin(address: Any) -> tuple[str, str, int | None]:
     return address.scheme, address.host, address.port
 
 
-def _shown(request: Any) -> str:
-    """Without what may be secret in an address: a user, a signature."""
+def _describe(request: Any) -> str:
+    """Return the method and the address, without user names and signatures."""
     address = request.url
-    return f"{request.method} {address.scheme}://{address.host}{f':{address.port}' if address.port else ''}{address.path[:200]}"
+    port = f":{address.port}" if address.port else ""
+    return f"{request.method} {address.scheme}://{address.host}{port}{address.path[:200]}"

@@ -1,147 +1,121 @@
-"""The files that are sent to a hub: which may be, how they are opened, and the search for secrets in what they hold.
+"""The files that are sent to a hub: allowed names, copying, comparison with a hub's listing, and the search for secrets."""
 
-What was checked is what is sent: small files are read once, and weights stay open from the check until they have arrived.
-"""
-
-import hashlib
-import io
-import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
 
+from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.saved_models.custom_models import FOLDER as BUILT
 from nlp_transfer.security.file_locks import open_regular
-from nlp_transfer.security.secret_patterns import find_secret, is_in_bytes
+from nlp_transfer.security.secret_patterns import find_secret as find_secret_in_text
+from nlp_transfer.security.secret_patterns import is_in_bytes
 
 TOKENIZER = frozenset((*TOKENIZER_FILES, "chat_template.jinja"))
-OF_A_MODEL = TOKENIZER | {*CONFIGURATIONS, "model.safetensors", "model.safetensors.index.json"}
+MODEL_FILES = TOKENIZER | {*CONFIGURATIONS, "model.safetensors", "model.safetensors.index.json"}
+# Exact names by folder: the files that a run writes, and those that the tokenizers of its models write.
 ALLOWED = {
-    "": OF_A_MODEL | {"README.md", "LICENSE", "NOTICE", RECORD, "adapter_config.json", "adapter_model.safetensors"},
-    "encoder": OF_A_MODEL,
-    BUILT: OF_A_MODEL,
+    "": MODEL_FILES | {"README.md", "LICENSE", "NOTICE", RECORD, "adapter_config.json", "adapter_model.safetensors"},
+    "encoder": MODEL_FILES,
+    BUILT: MODEL_FILES,
     "target_tokenizer": TOKENIZER,
-}  # by folder, exact names; what a run writes, and what the tokenizers of its models write
+}
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-IMAGE = re.compile(r"[\w-]+\.(?:png|jpg|jpeg|svg)", re.ASCII)  # allowed where the model card shows them
-BLOCK, OVERLAP = 1 << 20, 1 << 13  # bytes that are searched at once, and those that are searched twice
-PNG = b"\x89PNG\r\n\x1a\n"
-MOST_TEXT = 1 << 24  # bytes of a compressed text in an image
+IMAGE = re.compile(r"[\w-]+\.(?:png|jpg|jpeg|svg)", re.ASCII)  # allowed if the model card shows it
+BLOCK, OVERLAP = 1 << 20, 1 << 13  # bytes that are searched at once, and bytes that two blocks share
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MOST_TEXT = 1 << 24  # bytes of a decompressed text in an image
 
 
 def is_allowed(name: str, card: str) -> bool:
-    """Whether a file of this path in the folder belongs to a model; `card` is the text of its README.md."""
+    """Return whether a model has a file of this name.
+
+    Args:
+        name: the path in the model's folder.
+        card: the text of the model card, which may show images.
+    """
     folder, _, base = name.rpartition("/")
     if folder not in ALLOWED:
         return False
-    weights = folder != "target_tokenizer" and SHARD.fullmatch(base)
-    return base in ALLOWED[folder] or bool(weights) or (not folder and bool(IMAGE.fullmatch(base)) and base in card)
+    is_shard = folder != "target_tokenizer" and SHARD.fullmatch(base)
+    return base in ALLOWED[folder] or bool(is_shard) or (not folder and bool(IMAGE.fullmatch(base)) and base in card)
 
 
-class Content:
-    """What a file in the repository is to hold: bytes, or a file that stays open."""
+def copy_file(folder: Path, name: str, copy: Path) -> None:
+    """Copy a regular file of a folder.
 
-    def __init__(self, source: bytes | BinaryIO) -> None:
-        self.source = source
+    Args:
+        folder: the folder.
+        name: the path of the file in it.
+        copy: the folder to copy it to, where it gets the same path.
 
-    @classmethod
-    def of(cls, folder: Path, name: str) -> "Content":
-        """A file in a folder: weights are opened, others are read.
+    Raises:
+        OSError: the file is a link, lies behind one, is not a regular file, or cannot be read or copied.
+    """
+    if any((folder / parent).is_symlink() for parent in Path(name).parents if parent.name):
+        raise OSError(f"{Path(name).parent} is a link")
+    place = copy / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open_regular(folder / name) as source, place.open("wb") as target:
+        shutil.copyfileobj(source, target, BLOCK)
 
-        Raises:
-            OSError: it is a link, lies behind one, or is no regular file; or it cannot be read.
-        """
-        if any((folder / parent).is_symlink() for parent in Path(name).parents if parent.name):
-            raise OSError(f"{Path(name).parent} is a link")
-        file = open_regular(folder / name)
-        if name.endswith(".safetensors"):
-            return cls(file)
-        with file:
-            return cls(file.read())
 
-    @property
-    def place(self) -> str | bytes:
-        """The content for libraries that take bytes or a path: of an open file, a path that leads to this very file."""
-        if isinstance(self.source, bytes):
-            return self.source
-        own = f"/proc/self/fd/{self.source.fileno()}"
-        return own if os.path.exists(own) else str(self.source.name)
+def is_stored(path: Path, entry: RepoFile | None) -> bool:
+    """Return whether an entry of a hub's listing has the size and the hash of a file."""
+    if entry is None or entry.size != path.stat().st_size:
+        return False
+    return entry.lfs.sha256 == sha256_of(path) if entry.lfs else entry.blob_id == git_hash(path.read_bytes())
 
-    @cached_property
-    def size(self) -> int:
-        return len(self.source) if isinstance(self.source, bytes) else os.fstat(self.source.fileno()).st_size
 
-    @cached_property
-    def sha256(self) -> str:
-        return self._digest(hashlib.sha256())
+def find_secret(path: Path) -> int | None:
+    """Search a file for secrets.
 
-    @cached_property
-    def blob(self) -> str:
-        """The hash by which git calls it."""
-        return self._digest(hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False))
+    The search covers text in UTF-8, UTF-16 and UTF-32, escaped text, and the texts inside a PNG image. Of weights it covers the
+    header as text and the numbers as bytes.
 
-    def _digest(self, digest: Any) -> str:
-        for part in self.parts():
-            digest.update(part)
-        return str(digest.hexdigest())
+    Returns:
+        The approximate number of bytes before the first secret, or None if there is none.
+    """
+    if path.suffix == ".safetensors":
+        return _find_in_weights(path)
+    content = path.read_bytes()
+    if (start := _find_in_text(content)) is None and content.startswith(PNG_SIGNATURE):
+        return next((0 for text in _compressed_texts(content) if _find_in_text(text) is not None), None)
+    return start
 
-    def parts(self) -> Iterator[bytes]:
-        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
-        file.seek(0)
-        while part := file.read(BLOCK):
-            yield part
 
-    def bytes(self) -> bytes:
-        return b"".join(self.parts())
-
-    def is_at(self, entry: RepoFile | None) -> bool:
-        """Whether a hub lists the same content."""
-        if entry is None or entry.size != self.size:
-            return False
-        return entry.lfs.sha256 == self.sha256 if entry.lfs else entry.blob_id == self.blob
-
-    def find_secret(self) -> int | None:
-        """The number of bytes before the first secret, roughly; None where there is none.
-
-        What is searched are the bytes, as text in UTF-8, UTF-16 and UTF-32, without escapes, and texts that a PNG holds; of
-        weights so their header, and their numbers as they stand.
-        """
-        if isinstance(self.source, bytes):
-            if (start := _find_in_text(self.source)) is None and self.source.startswith(PNG):
-                return next((0 for text in _compressed_texts(self.source) if _find_in_text(text) is not None), None)
+def _find_in_weights(path: Path) -> int | None:
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
+        if (start := _find_in_text(length + header)) is not None:
             return start
-        self.source.seek(0)
-        size = self.source.read(8)
-        header = self.source.read(min(int.from_bytes(size, "little"), self.size))
-        if (start := _find_in_text(size + header)) is not None:
-            return start
-        before = header[-OVERLAP:]
-        while part := self.source.read(BLOCK):
-            if is_in_bytes(before + part):
-                return self.source.tell() - len(part)
-            before = part[-OVERLAP:]
-        return None
+        overlap = header[-OVERLAP:]
+        while block := file.read(BLOCK):
+            if is_in_bytes(overlap + block):
+                return file.tell() - len(block)
+            overlap = block[-OVERLAP:]
+    return None
 
 
 def _find_in_text(data: bytes) -> int | None:
-    """As `Content.find_secret`, in blocks, since each is decoded several times."""
+    """Search bytes as `find_secret` does, in blocks, because each is decoded several times."""
     for at in range(0, len(data), BLOCK):
         first = max(0, at - OVERLAP)
         text = data[first : at + BLOCK].decode("utf-8", "surrogateescape")
-        if (start := find_secret(text)) is not None:
+        if (start := find_secret_in_text(text)) is not None:
             return first + len(text[:start].encode("utf-8", "surrogateescape"))
     return None
 
 
 def _compressed_texts(image: bytes) -> Iterator[bytes]:
-    """The texts in a PNG's chunks that are compressed, whatever kind a chunk says it is of, the pixels aside."""
-    at = len(PNG)
+    """Yield the compressed texts in the chunks of a PNG image, whatever their declared kind, except the pixels."""
+    at = len(PNG_SIGNATURE)
     while at + 8 <= len(image):
         size, kind = int.from_bytes(image[at : at + 4], "big"), image[at + 4 : at + 8]
         chunk = image[at + 8 : at + 8 + size]

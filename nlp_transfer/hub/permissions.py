@@ -1,101 +1,142 @@
-"""Where a push is to go, and whether it may: all of it is asked before anything is sent."""
+"""Checks before a push: the name of the repository, the rights of the token, and the branch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from nlp_transfer.hub.repository import COMMIT, MAIN, Info, Remote
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
-WRITERS = ("contributor", "write", "admin")  # what a member of an organisation must be
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MAIN = "main"
+WRITERS = ("contributor", "write", "admin")  # the roles in an organization that may write
+
+
+@dataclass(frozen=True)
+class RepositoryState:
+    """The visibility of a repository, and the commit of one of its branches (None if there is no such branch)."""
+
+    private: bool
+    head: str | None
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a push is to go; `info` is None where the repository is to be made."""
+    """The destination of a push. `state` is None if the repository does not exist yet."""
 
     repo_id: str
     revision: str = MAIN
     create_pr: bool = False
     tag: str | None = None
     public: bool = False
-    info: Info | None = None
+    state: RepositoryState | None = None
 
 
-def check_name(repo_id: str) -> None:
-    """Raises a UserError for what cannot be the id of a repository, and in offline mode."""
+def connect(repo_id: str, token: str | None = None) -> HfApi:
+    """Return a client for pushing to a repository.
+
+    Args:
+        repo_id: USER/NAME.
+        token: default: HF_TOKEN, or the token of `hf auth login`.
+
+    Raises:
+        UserError: the name is not valid, there is no token, or huggingface_hub is in offline mode.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r}: is no name of a repository ({error}); allowed: USER/NAME") from None
+        raise UserError(f"{repo_id!r} is not a valid name of a repository ({error}); allowed: USER/NAME") from None
     if repo_id.count("/") != 1:
-        raise UserError(f"{repo_id!r}: is no name of a repository; allowed: USER/NAME or ORGANISATION/NAME")
+        raise UserError(f"{repo_id!r} is not a valid name of a repository; allowed: USER/NAME or ORGANIZATION/NAME")
     if constants.is_offline_mode():
-        raise UserError(f"{repo_id}: nothing can be pushed in offline mode; unset HF_HUB_OFFLINE (now set), and try again")
+        raise UserError(f"{repo_id}: pushing is not possible in offline mode; unset HF_HUB_OFFLINE (now set), and try again")
+    if not (token := token or get_token()):
+        raise UserError(
+            f"{repo_id}: there is no token for the push; set the environment variable HF_TOKEN, or log in with `hf auth login`"
+        )
+    return HfApi(token=token, library_name="nlp_transfer", library_version=version("nlp_transfer"))
+
+
+def read_state(api: HfApi, repo_id: str, revision: str = MAIN) -> RepositoryState | None:
+    """Return the state of a repository, or None if it does not exist or the token may not see it."""
+    try:
+        info = api.model_info(repo_id, revision=revision)
+        return RepositoryState(bool(info.private), info.sha)
+    except RevisionNotFoundError:
+        return RepositoryState(bool(api.model_info(repo_id).private), None)
+    except RepositoryNotFoundError:
+        return None
 
 
 def check_target(
-    remote: Remote, public: bool = False, revision: str | None = None, create_pr: bool = False, tag: str | None = None
+    api: HfApi,
+    repo_id: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
 ) -> Target:
-    """Asks the hub whether the token may push there. Nothing is created or changed.
+    """Check that the token may push to a repository. Nothing is created or changed.
 
     Raises:
-        UserError: the hub does not know the token; the namespace is another's, or the token may only read; the revision is
-            no branch; the tag is set already; a pull request is to be made where there is no repository.
+        UserError: the token may not write there, the revision is not a branch, the tag exists already, or a pull request is
+            requested for a repository or a branch that does not exist.
     """
-    who = remote.whoami()
-    repo_id, branch = remote.repo_id, revision or MAIN
+    account, branch = api.whoami(), revision or MAIN
     if COMMIT.fullmatch(branch):
         raise UserError(f"--revision: found {branch}, a commit; allowed: a branch")
-    info = remote.info(branch)
-    if branch.startswith("refs/") and (info is None or info.head is None):
-        raise UserError(f"--revision: {repo_id} has no {branch}; allowed: a branch, or a pull request that is there")
-    if create_pr and info is None:
-        raise UserError(f"--create-pr: there is no repository {repo_id} that the token may see; allowed: one that exists")
-    if create_pr and info is not None and info.head is None:
-        raise UserError(f"--create-pr: {repo_id} has no branch {branch}; allowed: one that exists")
-    _check_rights(who, repo_id, create_pr)
-    if info is not None:
-        refs = remote.refs()
-        if any(one.name == branch for one in refs.tags):
+    state = read_state(api, repo_id, branch)
+    if branch.startswith("refs/") and (state is None or state.head is None):
+        raise UserError(f"--revision: {repo_id} has no {branch}; allowed: a branch, or an existing pull request")
+    if create_pr and state is None:
+        raise UserError(f"--create-pr: there is no repository {repo_id} that the token may see; allowed: an existing one")
+    if create_pr and state is not None and state.head is None:
+        raise UserError(f"--create-pr: {repo_id} has no branch {branch}; allowed: an existing one")
+    _check_rights(account, repo_id, create_pr)
+    if state is not None:
+        tags = {ref.name for ref in api.list_repo_refs(repo_id).tags}
+        if branch in tags:
             raise UserError(f"--revision: {branch} is a tag of {repo_id}; allowed: a branch")
-        if tag and any(one.name == tag for one in refs.tags):
-            raise UserError(f"--tag: {repo_id} has a tag {tag} already; allowed: another name, or remove it first")
-        kind = "private" if info.private else "public"
-        if public and info.private:
-            say(f"warning: {repo_id} exists and is private, and stays so; --public is for a new repository")
+        if tag in tags:
+            raise UserError(f"--tag: {repo_id} already has a tag {tag}; use another name, or remove the tag first")
+        if public and state.private:
+            say(f"warning: {repo_id} exists and stays private; --public applies to new repositories only")
         else:
-            say(f"{repo_id} exists and is {kind}; that stays as it is")
-    return Target(repo_id, branch, create_pr, tag, public, info)
+            say(f"{repo_id} exists and stays {'private' if state.private else 'public'}")
+    return Target(repo_id, branch, create_pr, tag, public, state)
 
 
-def _check_rights(who: Mapping[str, Any], repo_id: str, create_pr: bool) -> None:
-    """The account must be allowed to write there, and the token too."""
-    name, namespace = str(who["name"]), repo_id.split("/")[0]
-    roles = {str(one["name"]): one.get("roleInOrg") for one in who.get("orgs") or []}
-    token = (who.get("auth") or {}).get("accessToken") or {}
+def _check_rights(account: Mapping[str, Any], repo_id: str, create_pr: bool) -> None:
+    """Check that the account and its token may write to a repository."""
+    name, namespace = str(account["name"]), repo_id.split("/")[0]
+    roles = {str(member["name"]): member.get("roleInOrg") for member in account.get("orgs") or []}
+    token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise UserError(
-            f"{repo_id}: the token of {name} may only read; make one that may write in the settings of the account, and set it "
-            "as HF_TOKEN or with `hf auth login`"
+            f"{repo_id}: the token of {name} is read-only; create one that may write in the settings of the account, and set "
+            "it as HF_TOKEN or with `hf auth login`"
         )
     if create_pr:
-        return  # whoever may read may propose
+        return  # everyone who may read may open a pull request
     if namespace != name and namespace not in roles:
-        own = ", ".join([name, *roles])
-        raise UserError(f"{repo_id}: {namespace} is not the token's; allowed: {own}; --create-pr proposes a change to another's")
+        raise UserError(
+            f"{repo_id}: the token does not belong to {namespace}; allowed: {', '.join([name, *roles])}; --create-pr proposes a "
+            "change to the repository of another user"
+        )
     if namespace != name and roles[namespace] is not None and roles[namespace] not in WRITERS:
-        raise UserError(f"{repo_id}: {name} may only read in {namespace}; ask there for the right to write")
+        raise UserError(f"{repo_id}: {name} may only read in {namespace}; ask its owners for the right to write")
     if token.get("role") == "fineGrained":
-        scoped = (token.get("fineGrained") or {}).get("scoped") or []
-        places = [one["entity"].get("name") for one in scoped if "repo.write" in (one.get("permissions") or [])]
-        if namespace not in places and repo_id not in places:
+        scopes = (token.get("fineGrained") or {}).get("scoped") or []
+        writable = [scope["entity"].get("name") for scope in scopes if "repo.write" in (scope.get("permissions") or [])]
+        if namespace not in writable and repo_id not in writable:
             raise UserError(
-                f"{repo_id}: the token may not write there (it may in {', '.join(map(str, places)) or 'no place'}); add the "
-                "repository or its owner to the token's rights"
+                f"{repo_id}: the token may not write there (it may write to: {', '.join(map(str, writable)) or 'none'}); add the "
+                "repository or its owner to the rights of the token"
             )

@@ -1,54 +1,54 @@
-"""Pushing a saved model to a hub: all of it or nothing.
+"""Pushing a saved model to a hub in one atomic commit.
 
-Everything is checked first; a repository is made only then. All files go up in one commit, which names the commit that it was
-made for, so that it is refused where somebody else came in between, and cannot happen twice. At the end the hub's own listing is
-compared with the files by their hashes. Where something fails for good, what this push made is taken back.
+All checks come first. Then one commit sends the files and deletes those of an earlier model. It names the commit that it is
+based on, so that the hub refuses it if somebody else has committed in between. Afterwards the hub's listing is compared with the
+files by size and hash. Damage is reported with the address of the commit, and not undone.
 
-Of files that the repository has and the folder has not, those are deleted, in the same commit, that this toolkit writes or
-that a loader might take in place of the new weights: weights in any format, configurations, tokenizers, records. All else stays.
+Retries are left to huggingface_hub, which repeats uploads and listings up to five times and logs a warning for each. The commit
+is not repeated. After a failed commit, a second push uploads no large file again.
 """
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from nlp_transfer.hub.client import HubError
+from nlp_transfer.hub.client import asking
 from nlp_transfer.hub.package import Package, make_package
-from nlp_transfer.hub.permissions import Target, check_name, check_target
-from nlp_transfer.hub.repository import MAIN, MovedError, Operations, Remote, Tree
-from nlp_transfer.hub.retries import HubAnswerError, one_try_each
-from nlp_transfer.utils.console import say
+from nlp_transfer.hub.permissions import MAIN, RepositoryState, Target, check_target, connect, read_state
+from nlp_transfer.utils.console import console, say
 from nlp_transfer.utils.errors import UserError
 
-RIVALS = 5  # how often somebody else may commit in between
-BIG = 10_000_000  # bytes, from which on a file is named
-FRESH = (".gitattributes",)  # all that a new repository holds
+LARGE_FILE = 10_000_000  # bytes from which on a file is named before it is sent
+INITIAL_FILES = {".gitattributes"}  # the content of a new repository
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of a push."""
+    """The result of a push.
+
+    Attributes:
+        repo_id: USER/NAME.
+        url: the address of the repository.
+        commit: the commit that holds the model.
+        revision: a branch, or `refs/pr/N`.
+        private: the visibility of the repository.
+        changed: False if the repository already held all files, so that no commit was made.
+        tag: the tag of the commit.
+    """
 
     repo_id: str
     url: str
     commit: str
     revision: str
-    """A branch, or `refs/pr/N`."""
     private: bool
     changed: bool
-    """False where the repository held all of it already, and no commit was made."""
     tag: str | None = None
-
-
-class DamagedError(UserError):
-    """A commit that does not hold what was sent. `tree` was there before it, at `parent`; `arrived` is what it holds."""
-
-    def __init__(self, message: str, commit: str, parent: str, tree: Tree, arrived: Tree) -> None:
-        super().__init__(message)
-        self.commit, self.parent, self.tree, self.arrived = commit, parent, tree, arrived
 
 
 def push(
@@ -63,224 +63,227 @@ def push(
     token: str | None = None,
     message: str | None = None,
 ) -> Pushed:
-    """Sends a saved model to a hub in one commit: weights, tokenizers, model card, and the records of its training.
+    """Push a saved model to a hub in one commit: weights, tokenizers, model card, and the records of its training.
 
     Args:
         model: a run folder, a model folder or an adapter folder.
-        repo_id: USER/NAME. It is created, private unless `public`, where it is not there; else its visibility stays.
-        revision: a branch, made from main where it is not there.
+        repo_id: USER/NAME. A new repository is private unless `public`; an existing one keeps its visibility.
+        public: make a new repository public.
+        revision: a branch, created from main if it does not exist.
         create_pr: propose the commit as a pull request.
         tag: a new tag for the commit.
-        adapter: of a run, its adapter in place of the merged model.
-        token: default: HF_TOKEN, or that of `hf auth login`.
-        message: of the commit.
+        adapter: push the adapter of a run instead of the merged model.
+        token: default: HF_TOKEN, or the token of `hf auth login`.
+        message: the commit message.
 
     Raises:
-        UserError: something does not allow the push, or the hub did not answer. The repository is as it was before (where
-            it is not, the message says so).
+        UserError: a check failed, the hub did not answer, another commit came in between, or the hub does not hold what was
+            sent. The message says in which state the repository is, and what to do.
     """
-    check_name(repo_id)
-    remote = Remote(repo_id, token)
-    with one_try_each(f"pushing to {repo_id}"):
-        target = check_target(remote, public, revision, create_pr, tag)
-        package = make_package(model, repo_id, adapter)
-        remote.check_card(package.card)
-        before = _make_place(remote, target)
-        try:
-            message = message or f"Push {package.folder.name} with nlp_transfer"
-            pushed = _send(remote, target, package, before, message, uuid4().hex)
-        except BaseException as error:
-            _take_back(remote, target, before, package, error)
-            raise
-        if tag:
-            _set_tag(remote, tag, pushed)
-    kind = "private" if pushed.private else "public"
-    done = f"{remote.url} ({kind}), {pushed.revision} at {pushed.commit[:8]}"
-    say(f"pushed to {done}" if pushed.changed else f"nothing is new: {done} holds all of it already, no commit was made")
+    api, purpose = connect(repo_id, token), f"pushing to {repo_id}"
+    with asking(purpose):
+        target = check_target(api, repo_id, public=public, revision=revision, create_pr=create_pr, tag=tag)
+    with make_package(model, repo_id, adapter) as package:
+        with asking(purpose):
+            _check_card(package, repo_id)
+        pushed = _commit(api, target, package, message or f"Push {package.folder.name} with nlp_transfer")
+        if pushed.changed:
+            _check_commit(api, package, pushed)
+    if tag:
+        _set_tag(api, tag, pushed)
+    place = f"{pushed.url} ({'private' if pushed.private else 'public'}), {pushed.revision} at {pushed.commit[:8]}"
+    say(f"pushed to {place}" if pushed.changed else f"no commit was made: {place} already holds all files")
     return pushed
 
 
 def check_push(repo_id: str) -> None:
-    """Whether the token may push to a repository, before there is something to push.
+    """Check before training that the token may push to a repository.
 
     Raises:
         UserError: as `push`.
     """
-    check_name(repo_id)
-    with one_try_each(f"asking whether {repo_id} may be pushed to"):
-        check_target(Remote(repo_id))
+    api = connect(repo_id)
+    with asking(f"checking whether {repo_id} may be pushed to"):
+        check_target(api, repo_id)
 
 
 def push_run(folder: Path, repo_id: str) -> Pushed:
-    """Pushes a run that was just finished.
+    """Push a run that has just finished.
 
     Raises:
-        UserError: the push failed; the run is finished all the same, and the message says how to push it later.
+        UserError: the push failed. The run is finished nevertheless, and the message says how to push it later.
     """
     try:
         return push(folder, repo_id)
     except UserError as error:
         raise UserError(
-            f"the run is finished and lies whole in {folder}, but it was not pushed: {error}\nTo push it later: "
-            f"nlp-transfer push {shlex.quote(str(folder))} {repo_id}"
+            f"the run is finished and complete in {folder}, but it was not pushed: {error}\nTo push it later: nlp-transfer push "
+            f"{shlex.quote(str(folder))} {repo_id}"
         ) from error
 
 
-@dataclass(frozen=True)
-class _Before:
-    """How things stood before the push; `made` is what it made itself: repository, branch, or nothing."""
-
-    made: str
-    private: bool
-    head: str
-    tree: Tree
-
-
-def _make_place(remote: Remote, target: Target) -> _Before:
-    """The repository and the branch, made where they are not there."""
-    made = ""
-    if target.info is None:
-        _create(remote, target)
-        made = "repository"
+def _check_card(package: Package, repo_id: str) -> None:
+    """Let the hub check the metadata of the model card."""
     try:
-        if target.revision != MAIN and (target.info is None or target.info.head is None):
-            remote.create_branch(target.revision)
-            made = made or "branch"
-        info = remote.info(target.revision)
-        if info is None or info.head is None:
-            raise UserError(f"{target.repo_id}: {target.revision} was made and is not there; push again later")
-        return _Before(made, info.private, info.head, remote.tree(info.head))
-    except BaseException:
-        if made:
-            _remove(remote, target, made, [])
+        ModelCard(package.card).validate()
+    except UserError:
         raise
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"README.md: the hub refuses the model card of {repo_id} ({reason}); correct its metadata") from error
 
 
-def _create(remote: Remote, target: Target) -> None:
-    """A new repository. It is never mistaken for one that somebody else has made in between."""
-    taken = f"{target.repo_id}: the name is taken by a repository that the token may not see; allowed: another name"
+def _commit(api: HfApi, target: Target, package: Package, message: str) -> Pushed:
+    """Create the repository or the branch if it does not exist, and commit all changes at once.
+
+    Raises:
+        UserError: the commit failed. The message says in which state the repository is now.
+    """
+    repo_id, revision, head = target.repo_id, target.revision, None
     try:
-        if remote.create(not target.public):
-            return
-    except HubAnswerError as answer:
-        if answer.status == 409:
-            raise UserError(taken) from answer
-        raise
-    except HubError:
-        found = remote.info()
-        if found is not None and found.head is not None and set(remote.tree(found.head)) <= set(FRESH):
-            _remove(remote, target, "repository", [])
-        raise
-    found = remote.info()
-    if found is None or found.head is None:
-        raise UserError(taken)
-    if found.private is target.public or set(remote.tree(found.head)) - set(FRESH):
-        raise UserError(f"{target.repo_id}: somebody else has made it just now; push again")
+        with asking(f"pushing to {repo_id}"):
+            state = _create(api, target)
+            head = str(state.head)
+            tree = _list_files(api, repo_id, head)
+            changed, outdated = package.differences(tree), package.outdated(tree)
+            if not changed and not outdated:
+                return Pushed(repo_id, _address(api, repo_id), head, revision, state.private, False, target.tag)
+            _announce(package, changed, outdated)
+            additions = [CommitOperationAdd(name, package.files[name]) for name in changed]
+            with _progress_bars_on_terminals():
+                commit = api.create_commit(
+                    repo_id,
+                    [*additions, *map(CommitOperationDelete, outdated)],
+                    commit_message=message,
+                    revision=revision,
+                    create_pr=target.create_pr,
+                    parent_commit=head,
+                    num_threads=2,
+                )
+        revision = commit.pr_revision or revision
+        return Pushed(repo_id, _address(api, repo_id), commit.oid, revision, state.private, True, target.tag)
+    except UserError as error:
+        arrived, description = _after_failure(api, target, package, head)
+        if arrived is None:
+            raise UserError(f"{error}\n{description}") from error
+        say(f"warning: {error}; {description}")
+        return arrived
 
 
-def _send(remote: Remote, target: Target, package: Package, before: _Before, message: str, mark: str) -> Pushed:
-    """One commit, if one is needed, and the comparison with what is then there."""
-    additions: dict[str, CommitOperationAdd] = {}
-    head, tree, revision = before.head, before.tree, target.revision
-    for attempt in range(RIVALS):
-        changed, outdated = package.differences(tree), package.outdated(tree)
-        if not changed and not outdated:
-            return Pushed(target.repo_id, remote.url, head, revision, before.private, False, target.tag)
-        for path in changed:
-            additions.setdefault(path, CommitOperationAdd(path, package.files[path].place))
-        _announce(package, changed, outdated, attempt > 0)
-        files = [additions[path] for path in changed]
-        remote.send(files, revision, target.create_pr)
-        operations: Operations = [*files, *map(CommitOperationDelete, outdated)]
-        try:
-            if target.create_pr:
-                commit, revision = remote.propose(operations, head, revision, message, mark)
-            else:
-                commit = remote.commit(operations, head, revision, message, mark)
-        except MovedError:
-            head, tree = _now(remote, target)
-            continue
-        arrived = remote.tree(commit)
-        if wrong := package.differences(arrived) + package.outdated(arrived):
-            where = f"{target.repo_id}, {commit[:8]}"
-            raise DamagedError(f"{where}: the hub does not hold what was sent ({', '.join(wrong)}); push again", commit, head,
-                               tree, arrived)  # fmt: skip
-        return Pushed(target.repo_id, remote.url, commit, revision, before.private, True, target.tag)
-    raise UserError(f"{target.repo_id}: others commit to {revision} all the time; push again later")
+def _create(api: HfApi, target: Target) -> RepositoryState:
+    """Create the repository or the branch if it does not exist, and return the state of the branch."""
+    repo_id, revision = target.repo_id, target.revision
+    if target.state is None:
+        api.create_repo(repo_id, private=not target.public, exist_ok=True)
+    if revision != MAIN and (target.state is None or target.state.head is None):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    state = read_state(api, repo_id, revision)
+    if state is None:
+        raise UserError(f"{repo_id}: the name is taken by a repository that the token may not see; use another name")
+    if state.head is None:
+        raise UserError(f"{repo_id} has no branch {revision}, although the hub has just created it; push again later")
+    if target.state is None and state.private is target.public:
+        kind = "private" if state.private else "public"
+        raise UserError(f"{repo_id}: somebody else has just created it, and it is {kind}")
+    return state
 
 
-def _now(remote: Remote, target: Target) -> tuple[str, Tree]:
-    info = remote.info(target.revision)
-    if info is None or info.head is None:
-        raise UserError(f"{target.repo_id}: {target.revision} was removed while this push was under way")
-    return info.head, remote.tree(info.head)
+def _after_failure(api: HfApi, target: Target, package: Package, head: str | None) -> tuple[Pushed | None, str]:
+    """Return the result of the push if the commit arrived although its answer was lost, and the state of the repository.
 
-
-def _announce(package: Package, changed: list[str], outdated: list[str], again: bool) -> None:
-    if again:
-        say("somebody else has committed in between; the push is made on top of that")
-    big = [f"{path} ({package.files[path].size / 1e6:,.0f} MB)" for path in changed if package.files[path].size >= BIG]
-    say(f"sending {len(changed)} files{', ' if big else ''}{', '.join(big)}")
-    if outdated:
-        say(f"deleting what belongs to the model before: {', '.join(outdated)}")
-
-
-def _set_tag(remote: Remote, tag: str, pushed: Pushed) -> None:
+    Args:
+        head: the commit that the branch was at before the push, or None if the push failed earlier.
+    """
+    repo_id, revision, url = target.repo_id, target.revision, _address(api, target.repo_id)
     try:
-        remote.tag(tag, pushed.commit)
+        with asking(f"reading the state of {repo_id}"):
+            state = read_state(api, repo_id, revision)
+            tree = _list_files(api, repo_id, state.head or MAIN) if state else {}
+    except UserError as error:
+        return None, f"{url}, {revision}: the state is unknown ({error}); look at it before you push again"
+    if state is None:
+        return None, f"{repo_id} does not exist; nothing was created"
+    if target.create_pr:
+        return None, f"{repo_id}, {revision} is unchanged; if {url}/discussions lists a pull request of this push, close it"
+    if head and state.head and state.head != head:
+        if not package.differences(tree) and not package.outdated(tree):
+            pushed = Pushed(repo_id, url, state.head, revision, state.private, True, target.tag)
+            return pushed, f"the commit {state.head} arrived nevertheless"
+        return None, (
+            f"{repo_id}, {revision} has moved from {head} to {state.head} during the push, and a push is accepted only on top of "
+            f"the commit that it was made for; look at {url}/commit/{state.head}, and push again"
+        )
+    if target.state is None:
+        is_empty = set(tree) <= INITIAL_FILES
+        advice = f"push again, or remove it with `hf repos delete {repo_id}`" if is_empty else "push again if this is intended"
+        content = "is empty" if is_empty else "holds files of somebody else"
+        return None, f"{repo_id} did not exist before this push, and {content} now; {advice}"
+    if state.head is None:
+        return None, f"{repo_id} is unchanged and has no branch {revision}; push again later"
+    if target.state.head is None:
+        return None, (
+            f"the branch {revision} of {repo_id} did not exist before this push, and holds none of its files; push again, or "
+            f"remove it with `hf repos branch delete {repo_id} {revision}`"
+        )
+    return None, f"{repo_id}, {revision} is unchanged ({state.head}); push again later"
+
+
+def _check_commit(api: HfApi, package: Package, pushed: Pushed) -> None:
+    """Compare the hub's listing of a commit with the files by size and hash.
+
+    Raises:
+        UserError: the commit does not hold what was sent, or could not be listed.
+    """
+    address = f"{pushed.url}/commit/{pushed.commit}"
+    try:
+        with asking(f"checking what {pushed.repo_id} holds"):
+            tree = _list_files(api, pushed.repo_id, pushed.commit)
+    except UserError as error:
+        raise UserError(f"the commit {address} was made, but could not be checked: {error}\nPush again to check it") from error
+    if damaged := package.differences(tree) + package.outdated(tree):
+        raise UserError(
+            f"the commit {address} does not hold what was sent ({', '.join(damaged)}), and is still in {pushed.revision}; push "
+            "again to replace these files, or revert the commit"
+        )
+
+
+def _set_tag(api: HfApi, tag: str, pushed: Pushed) -> None:
+    try:
+        with asking(f"setting the tag {tag} of {pushed.repo_id}"):
+            api.create_tag(pushed.repo_id, tag=tag, revision=pushed.commit)
     except UserError as error:
         raise UserError(
-            f"--tag: the model was pushed to {pushed.repo_id} (commit {pushed.commit}), its tag {tag} was not set: {error}"
+            f"--tag: the model was pushed to {pushed.repo_id} (commit {pushed.commit}), but the tag {tag} was not set: {error}\n"
+            f"To set it: push again with --tag {tag}"
         ) from error
 
 
-def _take_back(remote: Remote, target: Target, before: _Before, package: Package, error: BaseException) -> None:
-    """After a failure for good: removes what this push made, and undoes a commit that arrived damaged."""
-    where = f"{target.repo_id}, {target.revision}"
-    if target.create_pr:
-        request = " but for the pull request, which is to be closed" if isinstance(error, DamagedError) else ""
-        say(f"{where}: is as it was{request}")
-        return
+def _list_files(api: HfApi, repo_id: str, commit: str) -> dict[str, RepoFile]:
+    """Return the files of a commit by name, with sizes and hashes."""
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=commit)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _address(api: HfApi, repo_id: str) -> str:
+    return f"{api.endpoint}/{repo_id}"
+
+
+def _announce(package: Package, changed: list[str], outdated: list[str]) -> None:
+    sizes = {name: package.files[name].stat().st_size for name in changed}
+    large = [f"{name} ({size / 1e6:,.0f} MB)" for name, size in sizes.items() if size >= LARGE_FILE]
+    say(f"sending {len(changed)} files{', among them ' if large else ''}{', '.join(large)}")
+    if outdated:
+        say(f"deleting files of an earlier model: {', '.join(outdated)}")
+
+
+@contextmanager
+def _progress_bars_on_terminals() -> Iterator[None]:
+    """Hide the progress bars of uploads if standard error is not a terminal; huggingface_hub would show them."""
+    hide = not (console.is_terminal or are_progress_bars_disabled())
+    if hide:
+        disable_progress_bars()
     try:
-        head, tree = _now(remote, target)
-        if head == before.head and not before.made:
-            return
-        if not package.differences(tree) and not package.outdated(tree):
-            say(f"{where}: the commit did arrive, and is whole ({head})")
-        elif before.made:
-            strangers = set(tree) - set(before.tree) - set(package.files)
-            _remove(remote, target, before.made, sorted(strangers))
-        elif isinstance(error, DamagedError) and head == error.commit:
-            remote.commit(_undo(error), head, target.revision, f"Take back {head[:8]}, which arrived damaged", uuid4().hex)
-            say(f"{where}: the commit was taken back; the files are as they were")
-        elif isinstance(error, DamagedError):
-            say(f"warning: {where}: others have committed on top of {error.commit}; before it was {error.parent}")
-    except (UserError, MovedError) as other:
-        made = f"; the {before.made} was made by this push, remove it by hand if it is empty" if before.made else ""
-        say(f"warning: {where}: cannot be looked at after the failure ({other}); before the push it was {before.head}{made}")
-
-
-def _undo(error: DamagedError) -> Operations:
-    """What puts the files back to what they were before a commit."""
-    paths = {path for path in {*error.tree, *error.arrived} if _blob(error.tree, path) != _blob(error.arrived, path)}
-    return [
-        CommitOperationCopy(path, path, src_revision=error.parent) if path in error.tree else CommitOperationDelete(path)
-        for path in sorted(paths)
-    ]
-
-
-def _blob(tree: Tree, path: str) -> str | None:
-    return tree[path].blob_id if path in tree else None
-
-
-def _remove(remote: Remote, target: Target, made: str, strangers: list[str]) -> None:
-    """Removes a repository or a branch that this push made, unless somebody else has put something there."""
-    what = target.repo_id if made == "repository" else f"the branch {target.revision} of {target.repo_id}"
-    if strangers:
-        say(f"warning: {what} was made by this push, and stays: others have put {', '.join(strangers)} there")
-        return
-    try:
-        remote.delete() if made == "repository" else remote.delete_branch(target.revision)
-        say(f"{what} was made by this push, and was removed again")
-    except UserError as other:
-        say(f"warning: {what} was made by this push and is left empty: it could not be removed ({other}); remove it by hand")
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from nlp_transfer.inference.predictor import Predictor
-from nlp_transfer.models.checkpoint import encoder_type
 from nlp_transfer.models.device import inference_device, resolve_precision
+from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.saved_models.load import adapter_record, describe_base, find_adapter, open_adapter
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean

@@ -110,7 +110,7 @@ class Answers:
     def _tokenizers(self) -> list[Any]:
         if self.translator is None:
             return [self.predictor.tokenizer]
-        return [self.translator.task.sides.source, self.translator.task.sides.target]
+        return [self.translator.task.tokenizers.source, self.translator.task.tokenizers.target]
 
     def __call__(self, batch: Batch) -> Answer:
         """The predictions of a window.

@@ -267,7 +267,7 @@ def score_source(
         check_launch()
         from nlp_transfer.inference.file_predictor import open_predictor
         from nlp_transfer.inference.predictor import score
-        from nlp_transfer.models.device import make_accelerator
+        from nlp_transfer.models.accelerator import make_accelerator
 
     predictor = open_predictor(model, settings, batch_size, precision, base)
     say(*unused_columns(predictor.task, data.test))

@@ -9,8 +9,9 @@ from transformers import AutoModelForSeq2SeqLM
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.inference.translator import Translator
-from nlp_transfer.models.checkpoint import Checkpoint, check_head, encoder_type
+from nlp_transfer.models.checkpoint import Checkpoint, check_head
 from nlp_transfer.models.device import inference_device, resolve_precision
+from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.models.verification.allowed import RECORD
 from nlp_transfer.models.verification.model_files import read_settings
 from nlp_transfer.saved_models.custom_models import check_built

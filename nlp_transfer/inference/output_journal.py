@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, NamedTuple
 from pydantic import Field, StrictInt, StrictStr, TypeAdapter
 
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.security.file_locks import Lock, lock_now, open_own
+from nlp_transfer.security.file_locks import Lock, lock_now, open_record
 from nlp_transfer.utils.atomic_files import is_full, replacing
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Fault, UnfinishedError, UserError
@@ -121,7 +121,7 @@ class OutputFile:
         """
         header = json.dumps({MARK: FORMAT, **identity}, sort_keys=True).encode() + b"\n"
         try:
-            file = open_own(self.journal)
+            file = open_record(self.journal)
             before = file.readline(LONGEST_HEADER)
             if not header.startswith(before) and not _is_header(before):
                 file.close()

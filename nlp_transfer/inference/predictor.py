@@ -13,17 +13,17 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources.in_memory import read_inputs
-from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, from_columns, lines_as, names_of, unfold
+from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, from_columns, name_lines, names_of, unfold
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.data.tokens import TokenTable, encode_rows, to_device
 from nlp_transfer.data.windows import inference_batches, token_batches
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.row_errors import OnBadRows, check_finite_predictions, check_on_bad_rows, predict_sound
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.models.checkpoint import autocast
 from nlp_transfer.models.compatibility import split_by_length
-from nlp_transfer.models.memory import give_back, is_out_of_memory, keep_freed_memory
+from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory, keep_freed_memory
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.tasks import Arrays, Items, Task
 from nlp_transfer.utils.console import Steps, say
 from nlp_transfer.utils.distributed import compute_on_main
@@ -106,7 +106,7 @@ def answer(
             done.append(indices)
             _add(items, losses)
             return
-        give_back()
+        free_cached_memory()
         limit = _LIMITS[model] = min(limit, max(map(padded, halves)))
         say(
             f"warning: out of memory with {len(indices)} rows ({padded(indices):,} tokens with padding) at a time; from now on "
@@ -173,7 +173,7 @@ def score(
     batch_size: int | None = None,
     precision: str = "fp32",
     draft: bool = False,
-    own: OwnMetrics | None = None,
+    own: UserMetrics | None = None,
 ) -> tuple[dict[str, float], Arrays]:
     """Metrics over a whole table, `loss` among them, and its answers; the same in every process.
 
@@ -339,7 +339,7 @@ def pick_columns(batch: Batch, path: Path, wanted: list[str]) -> dict[str, list[
     Raises:
         UserError: one is missing.
     """
-    columns = unfold(lines_as(batch.columns, path, wanted), wanted)
+    columns = unfold(name_lines(batch.columns, path, wanted), wanted)
     if TRANSLATION in columns and not any(isinstance(cell, dict) for cell in columns[TRANSLATION]):
         columns = {name: [None] * len(batch) for name in wanted} | columns  # all texts of the window are missing
     check_columns(names_of(columns, batch.names), wanted, str(path))

@@ -12,7 +12,7 @@ from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.inference.predictor import Predictor, answering, pick_columns
 from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows
-from nlp_transfer.models.checkpoint import autocast
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.models.seq2seq.generation import ROWS
 from nlp_transfer.settings.applicability import check_used
 from nlp_transfer.utils.errors import Fault, UserError, with_type
@@ -22,7 +22,7 @@ WINDOW = 1024  # rows that are read, sorted by length and translated together wh
 
 def translates(task: Any) -> bool:
     """Whether the answers of a task are texts in another language."""
-    return hasattr(type(task), "sides")
+    return hasattr(type(task), "tokenizers")
 
 
 class Translator:
@@ -41,7 +41,7 @@ class Translator:
         check_used(task, scored=False)
         self.predictor, self.task = predictor, task
         self.in_pieces = 0
-        task.sides.check_room(1 << 30, task.longest_piece)
+        task.tokenizers.check_room(1 << 30, task.longest_piece)
 
     @overload
     def __call__(self, inputs: str, on_bad_rows: Literal["refuse"] = "refuse") -> str: ...

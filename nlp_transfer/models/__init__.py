@@ -1,1 +1,1 @@
-"""Checkpoints, layers, heads and devices, and what is verified before a model is loaded."""
+"""Models: checkpoints, layers, heads, devices, cached features, and checks of model files before they are loaded."""

@@ -1,6 +1,6 @@
-"""What a fixed part of a model makes of each row: computed once in evaluation mode and kept, in memory or on disk.
+"""Cache the features that the frozen part of a model computes for each example, in memory or on disk.
 
-A cut says where the fixed part ends. `replay` plays back there what is kept here.
+The features are computed once, in evaluation mode, up to a `CachePoint`. `feature_replay` starts forward passes there.
 """
 
 import hashlib
@@ -21,89 +21,105 @@ from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.models.checkpoint import autocast, encoder_config, find_layers
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, pool
+from nlp_transfer.models.layers import encoder_config, find_layers
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.utils.atomic_files import replacing
 from nlp_transfer.utils.console import Steps, say
-from nlp_transfer.utils.distributed import from_main
+from nlp_transfer.utils.distributed import broadcast_from_main
 from nlp_transfer.utils.errors import UserError
 
 Where = Literal["auto", "memory", "disk"]
-IN_MEMORY = 2**30  # bytes; what takes more is kept in a file
-OF_THE_HEAD = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path")  # fields that features do not depend on
+MAX_IN_MEMORY = 2**30  # bytes; `auto` caches larger features on disk
+HEAD_FIELDS = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path")  # features do not depend on these
 BATCH = 64
 
 
 def cache_folder() -> Path:
-    """Where features are cached on disk: `features` in the toolkit's cache folder."""
+    """Return the folder of features that are cached on disk: `features` in the toolkit's cache folder."""
     return default_cache() / "features"
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The end of the fixed part: below layer `depth` (counted from 0), or with None after the whole encoder."""
+class CachePoint:
+    """The point up to which a model is frozen: the input of layer `depth` (counted from 0), or with None the encoder's output."""
 
     depth: int | None = None
 
     @property
     def column(self) -> str:
-        """The name under which a batch carries what was cached."""
+        """The column of a batch that holds the cached features."""
         return "pooled" if self.depth is None else "states"
 
 
 def cache_tables(
     model: PreTrainedModel,
     tables: dict[str, TokenTable],
-    cut: Cut,
+    point: CachePoint,
     device: torch.device,
     precision: str = "fp32",
     where: Where = "auto",
 ) -> dict[str, TokenTable]:
-    """The tables with what the fixed part makes of their rows, float32: by row (rows, width), or by token.
+    """Compute the features of all examples, or load them from an earlier run's file.
 
-    Of validation it is computed in fp32, so that its metrics are those of the saved model.
+    All processes of a run share the work. The features of the split `validation` are computed in fp32, so that its metrics are
+    those of the saved model.
 
-    Several processes share the work. With `where` disk (auto: from a gigabyte on) it is kept in a memory-mapped file named by
-    a fingerprint of the weights below the cut, the tokens and the precision, so another run with the same finds it there.
+    Args:
+        tables: tokens by split.
+        point: where the frozen part of the model ends.
+        where: `memory`, `disk`, or `auto` (on disk from 1 GiB on). A file on disk is memory-mapped, and named by a fingerprint of
+            the frozen weights, the tokens and the precision, so that later runs find it.
+
+    Returns:
+        The tables with features in `cached`, float32: of shape (rows, width) at the encoder's output (with `layers: mix` of
+        shape (rows, layers + 1, width)), else one vector (width,) for each token.
     """
     model.eval().to(device)
-    precisions = {name: "fp32" if name == "validation" else precision for name in tables}
-    return {name: replace(table, cached={cut.column: _cached(model, table, cut, device, precisions[name], where, name)})
-            for name, table in tables.items()}  # fmt: skip
+    cached = {}
+    for split, table in tables.items():
+        features = _cached(model, table, point, device, "fp32" if split == "validation" else precision, where, split)
+        cached[split] = replace(table, cached={point.column: features})
+    return cached
 
 
 def _cached(
-    model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device, precision: str, where: Where, name: str
+    model: PreTrainedModel, table: TokenTable, point: CachePoint, device: torch.device, precision: str, where: Where, split: str
 ) -> np.ndarray | Ragged:
-    shape = _shape(model, table, cut, device)
-    size = int(np.prod(shape)) * 4
+    first_row = _features(model, table, np.arange(min(1, len(table))), point, device, "fp32", FastFunctions())
     tokens = table.ragged["input_ids"]
-    if where == "memory" or (where == "auto" and size <= IN_MEMORY):
-        values = np.empty(shape, np.float32)
-        _fill(values, model, table, cut, device, precision, name)
+    shape = (len(table) if point.depth is None else len(tokens.values), *first_row.shape[1:])
+
+    def fill(features: np.ndarray) -> None:
+        # The same kernels as in training, since cached features replace live ones. One context casts the weights only once.
+        compute = partial(_features, model, table, point=point, device=device, precision=precision, functions=FastFunctions())
+        for rows, states in compute_in_batches(table, compute, f"encoding {split}"):
+            if point.depth is None:
+                features[rows] = states
+            else:
+                features[np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])] = states
+
+    if where == "memory" or (where == "auto" and 4 * math.prod(shape) <= MAX_IN_MEMORY):
+        features = np.empty(shape, np.float32)
+        fill(features)
     else:
-        path = cache_folder() / f"{_fingerprint(model, table, cut, precision)}.npy"
-        if not from_main(path.exists()):
-            _write(path, shape, lambda values: _fill(values, model, table, cut, device, precision, name))
+        path = cache_folder() / f"{_fingerprint(model, table, point, precision)}.npy"
+        if broadcast_from_main(path.exists()):
+            say(f"{split}: loading cached features from {path}")
         else:
-            say(f"{name}: features found in {path}")
-        values = np.load(path, mmap_mode="r")
-    return values if cut.depth is None else Ragged(values, tokens.offsets)
+            _write_array(path, shape, fill)
+        features = np.load(path, mmap_mode="r")
+    return features if point.depth is None else Ragged(features, tokens.offsets)
 
 
-def _together() -> bool:
-    """Whether other processes work beside this one."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
-    """A whole file or none."""
+def _write_array(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
+    """Write a `.npy` file atomically; `fill` writes the values into a memory map."""
     try:
         with replacing(path, shared=True) as file:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
-            if hasattr(os, "posix_fallocate"):  # where there is no room, writing to mapped memory would end the process
+            if hasattr(os, "posix_fallocate"):  # on a full disk, writing to mapped memory would kill the process
                 os.posix_fallocate(file.fileno(), 0, file.tell() + 4 * math.prod(shape))
             values = np.memmap(file, np.float32, "r+", offset=file.tell(), shape=shape)
             fill(values)
@@ -112,101 +128,91 @@ def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None
         raise UserError(f"strategy.cache: {path.parent} cannot be written: {error.strerror}; allowed: memory") from error
 
 
-def _shape(model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device) -> tuple[int, ...]:
-    found = _states(model, table, np.arange(min(1, len(table))), cut, device, "fp32", FastFunctions())
-    rows = len(table) if cut.depth is None else len(table.ragged["input_ids"].values)
-    return (rows, *found.shape[1:])
+def compute_in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: str) -> Iterator[tuple[np.ndarray, Any]]:
+    """Compute something for all rows, in batches of similar length that are shared among the processes of a run.
 
+    Args:
+        compute: called with row indices, int64 of shape (batch,). Its results are pickled if there are several processes.
+        title: of the progress bar.
 
-def _fill(
-    values: np.ndarray, model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device, precision: str, name: str
-) -> None:
-    """Every row's states, put where they belong."""
-    offsets = table.ragged["input_ids"].offsets
-    # The ways of training, since cached is what is computed live; one context, so that weights are cast once.
-    compute = partial(_states, model, table, cut=cut, device=device, precision=precision, functions=FastFunctions())
-    for rows, states in in_batches(table, compute, f"encoding {name}"):
-        if cut.depth is None:
-            values[rows] = states
-        else:
-            values[np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])] = states
-
-
-def in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: str) -> Iterator[tuple[np.ndarray, Any]]:
-    """What `compute` makes of row indices (int64), batch after batch of rows of similar length, until all rows were there.
-
-    Each process computes a share and all get the whole, so the results are pickled on their way.
+    Yields:
+        The row indices of a batch and its result; every process gets all batches.
     """
-    distributed = _together()
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     batches = inference_batches(table.side_lengths, BATCH)
     with Steps(title, -(-len(batches) // world)) as progress:
         for first in range(0, len(batches), world):
-            own = batches[first + rank] if first + rank < len(batches) else None
-            parts: list[Any] = [(own, None if own is None else compute(own))]
+            mine = batches[first + rank] if first + rank < len(batches) else None
+            result = (mine, None if mine is None else compute(mine))
+            results: list[Any] = [result]
             if world > 1:
-                parts, own_part = [None] * world, parts[0]
-                torch.distributed.all_gather_object(parts, own_part)
-            yield from ((rows, found) for rows, found in parts if rows is not None)
+                results = [None] * world
+                torch.distributed.all_gather_object(results, result)
+            yield from ((rows, computed) for rows, computed in results if rows is not None)
             progress.advance()
 
 
-def _states(
-    model: Any, table: TokenTable, rows: np.ndarray, cut: Cut, device: torch.device, precision: str, functions: FastFunctions
-) -> np.ndarray:
-    """float32: a vector (or one for each layer) a row, or the states of all tokens of the rows, one after the other."""
+def _features(
+    model: Any, table: TokenTable, rows: np.ndarray, point: CachePoint, device: torch.device, precision: str,
+    functions: FastFunctions,
+) -> np.ndarray:  # fmt: skip
+    """Return float32 features: of shape (rows, width) or (rows, layers + 1, width), or (tokens of all rows, width)."""
     batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
     inputs = {name: batch[name] for name in (*table.ragged, "attention_mask")}
     with torch.inference_mode(), autocast(device, precision), functions:
-        if cut.depth is not None:
-            states = _entering(model, cut.depth, inputs)
+        if point.depth is not None:
+            states = _layer_input(model, point.depth, inputs)
             return states[inputs["attention_mask"].bool()].float().cpu().numpy()
         if isinstance(model, EncoderHeadForSequenceClassification):
             return model.pooled_states(**inputs).float().cpu().numpy()
-        states = base_of(model)(**inputs).last_hidden_state
-        how = getattr(model.config, "classifier_pooling", "cls")  # ModernBERT has a choice; all others take the first token
-        return pool(states, inputs["attention_mask"], how).float().cpu().numpy()
+        states = base_encoder(model)(**inputs).last_hidden_state
+        pooling = getattr(model.config, "classifier_pooling", "cls")  # only ModernBERT has a choice
+        return pool(states, inputs["attention_mask"], pooling).float().cpu().numpy()
 
 
-class _Reached(Exception):  # noqa: N818  no error
-    """Ends a forward pass where the states have been seen."""
+class _StopForward(Exception):  # noqa: N818  not an error
+    """Ends a forward pass early."""
 
 
-def _entering(model: nn.Module, depth: int, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """States (rows, tokens, width) that enter a layer; the layers above are not run."""
-    seen: list[torch.Tensor] = []
+def _layer_input(model: nn.Module, depth: int, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the hidden states (rows, tokens, width) that enter a layer.
 
-    def look(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen.append(arguments[0] if arguments else named["hidden_states"])
-        raise _Reached
+    The hook on that layer raises an exception, so the layers above do not run. `output_hidden_states` would run all of them.
+    """
+    captured: list[torch.Tensor] = []
 
-    handle = layers_of(model)[depth].register_forward_pre_hook(look, with_kwargs=True)
+    def capture(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        captured.append(arguments[0] if arguments else named["hidden_states"])
+        raise _StopForward
+
+    handle = encoder_layers(model)[depth].register_forward_pre_hook(capture, with_kwargs=True)
     try:
         model(**inputs)
-    except _Reached:
+    except _StopForward:
         pass
     finally:
         handle.remove()
-    return seen[0]
+    return captured[0]
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The encoder's layers, the lowest first."""
+def encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the encoder's layers, the lowest first."""
     return list(model.get_submodule(find_layers(model).prefix))  # type: ignore[call-overload]
 
 
-def base_of(model: Any) -> Any:
-    """The encoder without its head."""
+def base_encoder(model: Any) -> Any:
+    """Return the encoder of a model with a head."""
     return getattr(model, model.base_model_prefix)
 
 
-def _fingerprint(model: PreTrainedModel, table: TokenTable, cut: Cut, precision: str) -> str:
-    """A name for what would be computed: equal weights, tokens and settings have the same, whatever the labels are."""
+def _fingerprint(model: PreTrainedModel, table: TokenTable, point: CachePoint, precision: str) -> str:
+    """Return a hash of all that the features depend on: frozen weights, tokens, configuration, precision, torch version."""
     layers, config = find_layers(model), model.config
-    depth = layers.depth if cut.depth is None else cut.depth
-    pooled = [getattr(config, name, None) for name in ("classifier_pooling", "pooling", "layers")]
-    encoder = {key: value for key, value in encoder_config(config).to_dict().items() if key not in OF_THE_HEAD}
-    digest = hashlib.sha256(repr((cut, precision, torch.__version__, pooled, sorted(encoder.items()))).encode())
+    depth = layers.depth if point.depth is None else point.depth
+    pooling = [getattr(config, name, None) for name in ("classifier_pooling", "pooling", "layers")]
+    encoder = {key: value for key, value in encoder_config(config).to_dict().items() if key not in HEAD_FIELDS}
+    digest = hashlib.sha256(repr((point, precision, torch.__version__, pooling, sorted(encoder.items()))).encode())
     for name, parameter in sorted(model.named_parameters()):
         if layers.depth_of(name) <= depth:
             digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""What a model and its tokenizer must agree on: embedding rows, padding, token types and positions."""
+"""Make a model and its tokenizer compatible: embedding rows, padding, token types and positions."""
 
 import copy
 from collections.abc import Iterator
@@ -15,60 +15,60 @@ from nlp_transfer.models.layers import encoder_config, encoder_type
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
-# Families whose models read more than text; without the rest they would learn from made-up zeros.
-MORE_THAN_TEXT = {
+# Families whose models need more inputs than text.
+OTHER_INPUTS = {
     "layoutlm": "the box of each word on its page", "layoutlmv2": "an image and the box of each word on it",
     "layoutlmv3": "an image and the box of each word on it", "lilt": "the box of each word on its page",
     "tapas": "a table beside each text", "modernvbert": "images", "ultravbert": "images",
 }  # fmt: skip
-# Families whose models mix tokens with the padding beside them, whatever the mask says.
-READS_PADDING = ("canine", "convbert", "fnet", "nystromformer", "yoso")
-MOST_ADDED_ROWS = 1024  # for added tokens, besides as many as there are already
-POSITIONS = 512  # the limit of models that have none of their own
+# Families whose predictions depend on padding, although it is masked.
+PADDING_SENSITIVE = ("canine", "convbert", "fnet", "nystromformer", "yoso")
+MAX_ADDED_ROWS = 1024  # embedding rows for added tokens, in addition to doubling the table
+DEFAULT_POSITIONS = 512  # the limit for models without position embeddings
 
 
 def check_reads_text(config: Any, name: str) -> None:
-    """Raise a UserError for a family whose models read more than text."""
-    if more := MORE_THAN_TEXT.get(config.model_type):
+    """Raise a UserError if the models of this family need more inputs than text."""
+    if inputs := OTHER_INPUTS.get(config.model_type):
         raise UserError(
-            f"model: {name} is a {config.model_type} model, which reads {more}; allowed: families that read text alone"
+            f"model: {name} is a {config.model_type} model, which needs {inputs}; allowed: families that read only text"
         )
 
 
 def set_padding_token(tokenizer: Any, config: Any, name: str) -> None:
-    """Give a tokenizer without a padding token one: the configuration's, else the end of a text, else the unknown token.
+    """Set the padding token of a tokenizer that has none: the configuration's, else the end token, else the unknown token.
 
     Raises:
-        UserError: it has none of these.
+        UserError: there is none of these.
     """
     if tokenizer.pad_token_id is not None:
         return
     recorded = getattr(config, "pad_token_id", None)
-    known = isinstance(recorded, int) and 0 <= recorded < len(tokenizer)
-    token = tokenizer.convert_ids_to_tokens(recorded) if known else tokenizer.eos_token or tokenizer.unk_token
+    is_valid = isinstance(recorded, int) and 0 <= recorded < len(tokenizer)
+    token = tokenizer.convert_ids_to_tokens(recorded) if is_valid else tokenizer.eos_token or tokenizer.unk_token
     if token is None:
         raise UserError(
-            f"model: the tokenizer of {name} has no padding token, and no end or unknown token to pad with; allowed: a tokenizer "
-            "with one of them (pad_token in tokenizer_config.json)"
+            f"model: the tokenizer of {name} has no padding token, and no end or unknown token to use instead; allowed: a "
+            "tokenizer with one of them (pad_token in tokenizer_config.json)"
         )
     tokenizer.pad_token = token
-    say(f"padding: the tokenizer of {name} has no padding token; rows are padded with {token!r} (id {tokenizer.pad_token_id})")
+    say(f"padding: the tokenizer of {name} has no padding token; using {token!r} (id {tokenizer.pad_token_id})")
 
 
 def drop_unknown_token_types(tokenizer: Any, config: Any, name: str) -> None:
-    """Stop a tokenizer from returning token types that the model has no embeddings for, as RoBERTa has none for a second text."""
+    """Stop a tokenizer from returning token types that the model has no embeddings for (RoBERTa's second text)."""
     types, key = getattr(config, "type_vocab_size", None), "token_type_ids"
-    if not types or key not in tokenizer.model_input_names:  # with 0 types the model ignores them
+    if not types or key not in tokenizer.model_input_names:  # a model with 0 types ignores them
         return
     highest = max([tokenizer.pad_token_type_id, *tokenizer("a", "a").get(key, [])])
     if highest >= types:
         tokenizer.model_input_names = [column for column in tokenizer.model_input_names if column != key]
-        say(f"token types: the tokenizer of {name} returns types up to {highest}, the model knows {types}; they are left out")
+        say(f"token types: the tokenizer of {name} returns types up to {highest}, the model has {types}; they are dropped")
 
 
 @contextmanager
-def truncation_kept(tokenizer: Any) -> Iterator[None]:
-    """Keep how a tokenizer truncates and pads by itself, which each call changes, and which is saved with it."""
+def preserve_truncation(tokenizer: Any) -> Iterator[None]:
+    """Restore the tokenizer's truncation and padding settings at the end; each call changes them, and they are saved with it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     truncation, padding = (backend.truncation, backend.padding) if backend is not None else (None, None)
     yield
@@ -78,38 +78,38 @@ def truncation_kept(tokenizer: Any) -> Iterator[None]:
 
 
 def position_limit(config: Any) -> int:
-    """Tokens that a model can read at once, as its table of positions says; 512 where there is no such table.
+    """Return the maximum number of tokens by the model's position embeddings; 512 if it has none.
 
-    RoBERTa and its relatives number positions from `padding_idx + 1` on, so their first rows hold no position of a token.
+    RoBERTa and related families number positions from `padding_idx + 1` on, so they have fewer positions than rows.
     """
     try:
         stated = getattr(config, "max_position_embeddings", None)
     except NotImplementedError:
         stated = None
     if not isinstance(stated, int) or stated < 1:  # XLNet says -1
-        return POSITIONS
+        return DEFAULT_POSITIONS
     limit = stated
-    for name, module in _outline(config).named_modules():
+    for name, module in _meta_model(config).named_modules():
         padding, weight = getattr(module, "padding_idx", None), getattr(module, "weight", None)
         if "position" in name.rpartition(".")[2] and padding is not None and isinstance(weight, torch.Tensor):
             limit = min(limit, len(weight) - padding - 1)
     return limit
 
 
-def _outline(config: Any) -> nn.Module:
-    """The model without memory for its weights; an empty one where it cannot be built from its configuration alone."""
-    from nlp_transfer.models.verification.allocation_limit import outlined  # that package imports this module
+def _meta_model(config: Any) -> nn.Module:
+    """Return the model on the device `meta`; an empty module if it cannot be built from its configuration."""
+    from nlp_transfer.models.verification.allocation_limit import on_meta_device  # circular at the top of the file
 
     try:
-        with outlined("config.json"):
+        with on_meta_device("config.json"):
             model: nn.Module = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
-    except Exception:  # families raise what they like; loading the model says what is wrong
+    except Exception:  # of any type; loading the model reports it
         return nn.Module()
     return model
 
 
 def embedding_rows(model: Any) -> int | None:
-    """Ids that a model has embeddings for; None where it takes any, as CANINE, which hashes characters."""
+    """Return the number of token ids that a model has embeddings for; None if it accepts any id (CANINE hashes characters)."""
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)
     except NotImplementedError:
@@ -120,111 +120,119 @@ def embedding_rows(model: Any) -> int | None:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """The embedding rows that a tokenizer's ids need; ids may leave gaps, so that is not always the number of its tokens."""
+    """Return the number of embedding rows that a tokenizer needs. Ids may have gaps, so it may have fewer tokens."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
 
 
 def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
-    """Add rows to a model's embeddings for tokens that were added to its tokenizer; `model.added_rows` says how many.
+    """Extend a model's embeddings for tokens that were added to its tokenizer, and set `model.added_rows`.
 
-    New rows are drawn as transformers does, around the mean of the others; always the same ones, since an adapter's base gets
-    them again each time it is loaded.
+    transformers draws the new rows around the mean of the others. The seed is fixed, because the base of an adapter must get the
+    same rows each time it is loaded.
 
     Raises:
-        UserError: the tokenizer is that of another model.
+        UserError: the tokenizer belongs to another model, or the family's embeddings cannot be extended.
     """
     rows = embedding_rows(model)
     if rows is None:
         return
     vocabulary = tokenizer.get_vocab()
     needed = max(vocabulary.values(), default=-1) + 1
-    # Some put languages behind their vocabulary, for which the model has rows already.
-    with truncation_kept(tokenizer):
+    # Some tokenizers use ids after their vocabulary for languages; the model has embeddings for these.
+    with preserve_truncation(tokenizer):
         highest = max(tokenizer("a")["input_ids"], default=-1)
     if highest >= max(rows, needed):
         raise UserError(
-            f"model: the tokenizer of {name} writes the id {highest}, and the model's embeddings have {rows} rows; allowed: the "
+            f"model: the tokenizer of {name} returns the id {highest}, but the model has {rows} embeddings; allowed: the "
             "tokenizer that the model was trained with"
         )
     if needed <= rows:
         return
-    known = set(tokenizer.get_added_vocab())
-    own = max((i for token, i in vocabulary.items() if token not in known), default=-1) + 1
-    if max(own, tokenizer.vocab_size) > rows or needed > 2 * rows + MOST_ADDED_ROWS:  # vocab_size: without added tokens
+    added_tokens = set(tokenizer.get_added_vocab())
+    base_size = max((i for token, i in vocabulary.items() if token not in added_tokens), default=-1) + 1
+    if max(base_size, tokenizer.vocab_size) > rows or needed > 2 * rows + MAX_ADDED_ROWS:  # vocab_size: without added tokens
         raise UserError(
-            f"model: the tokenizer beside {name} has ids up to {needed - 1}, and the model's embeddings have {rows} rows; it is "
-            "that of another model; allowed: the tokenizer that the model was trained with"
+            f"model: the tokenizer of {name} has ids up to {needed - 1}, but the model has {rows} embeddings, so the tokenizer "
+            "belongs to another model; allowed: the tokenizer that the model was trained with"
         )
-    inner = model.encoder if model.config.model_type == "encoder-decoder" or hasattr(model.config, "encoder_config") else model
+    extended = model.encoder if model.config.model_type == "encoder-decoder" or hasattr(model.config, "encoder_config") else model
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            inner.resize_token_embeddings(needed)
-    except (NotImplementedError, AttributeError, TypeError) as error:  # families whose table of words is of their own kind
+            extended.resize_token_embeddings(needed)
+    except (NotImplementedError, AttributeError, TypeError) as error:  # families with special embeddings
         raise UserError(
-            f"model: the tokenizer of {name} has ids up to {needed - 1}, the model's embeddings have {rows} rows, and "
-            f"{model.config.model_type} models cannot be given more; allowed: the tokenizer without added tokens"
+            f"model: the tokenizer of {name} has ids up to {needed - 1}, but the model has {rows} embeddings, and those of "
+            f"{model.config.model_type} models cannot be extended; allowed: the tokenizer without added tokens"
         ) from error
     if hasattr(model.config, "encoder_config"):
         model.config.encoder = {**model.config.encoder, "vocab_size": needed}
     model.added_rows = needed - rows
-    added = sorted((token for token, i in vocabulary.items() if i >= rows), key=vocabulary.__getitem__)
+    new_tokens = sorted((token for token, i in vocabulary.items() if i >= rows), key=vocabulary.__getitem__)
     say(
-        f"tokens: {', '.join(map(shorten, added[:5]))}{' ...' if len(added) > 5 else ''} had no embeddings; {needed - rows} rows "
-        f"were added to the {rows} of {name}, drawn around the mean of the others"
+        f"tokens: {', '.join(map(shorten, new_tokens[:5]))}{' ...' if len(new_tokens) > 5 else ''} had no embeddings; "
+        f"{needed - rows} rows were added to the {rows} of {name}, drawn around the mean of the others"
     )
 
 
 def split_by_length(model: Any, batches: list[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
-    """Batches of row indices without padding in any, for families that read it; the same batches for all others.
+    """Split batches into batches of equal length for families that padding affects; return others unchanged.
 
-    A prediction then does not depend on the rows that are computed with it. Each batch must be sorted by length.
+    Without it, a prediction would depend on the other rows of its batch.
+
+    Args:
+        batches: int64 row indices; each batch is sorted by length.
+        lengths: tokens of each row, int64 of shape (rows,).
     """
     config = getattr(model, "config", None)
-    if config is None or encoder_type(config) not in READS_PADDING:
+    if config is None or encoder_type(config) not in PADDING_SENSITIVE:
         return batches
-    return [part for batch in batches for part in np.split(batch, np.flatnonzero(np.diff(lengths[batch])) + 1)]
+    return [same_length for batch in batches for same_length in np.split(batch, np.flatnonzero(np.diff(lengths[batch])) + 1)]
 
 
 def is_causal(config: Any) -> bool:
-    """Whether the family is a decoder by itself, whose tokens see only those before them."""
-    kind = type(config)
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    """Return whether the family is decoder-only: each token attends to the tokens before it."""
+    family = type(config)
+    is_decoder_only = family in MODEL_FOR_CAUSAL_LM_MAPPING and family not in MODEL_FOR_MASKED_LM_MAPPING
+    return is_decoder_only and not config.is_encoder_decoder
 
 
 def set_pooled_token(model: Any, tokenizer: Any) -> None:
-    """Tell a classifier that reads the last token before the padding (GPT-2, Llama ...) what padding is."""
+    """Set the padding id of decoder-only classifiers (GPT-2, Llama ...), which pool the last token before the padding."""
     if is_causal(model.config):
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def pad_as_needed(model: Any) -> None:
-    """Move padding to the left inside models that read the last column of a batch, whatever it holds (XLNet), and pad to the
-    fewest tokens that a model can read (CANINE, which takes several characters together)."""
+def add_padding_hooks(model: Any) -> None:
+    """Add forward hooks for families with special padding.
+
+    Models that pool the last column of a batch (XLNet) get padding on the left. Models with a minimum length (CANINE
+    downsamples characters) get inputs padded to it.
+    """
     if any(getattr(module, "summary_type", None) == "last" for module in model.modules()):
-        model.register_forward_pre_hook(_padding_to_the_left, with_kwargs=True)
-    if least := getattr(encoder_config(model.config), "downsampling_rate", None):
-        model.register_forward_pre_hook(partial(_at_least, least), with_kwargs=True)
+        model.register_forward_pre_hook(_pad_left, with_kwargs=True)
+    if minimum := getattr(encoder_config(model.config), "downsampling_rate", None):
+        model.register_forward_pre_hook(partial(_pad_to_minimum, minimum), with_kwargs=True)
 
 
-def _at_least(columns: int, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _pad_to_minimum(columns: int, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     mask = named.get("attention_mask")
     if mask is None or mask.ndim != 2 or mask.shape[1] >= columns:
         return arguments, named
-    room = (0, columns - mask.shape[1])
-    padded = {name: nn.functional.pad(value, room) for name, value in named.items() if _is_like(value, mask)}
+    missing = (0, columns - mask.shape[1])
+    padded = {name: nn.functional.pad(value, missing) for name, value in named.items() if _has_shape_of(value, mask)}
     return arguments, named | padded
 
 
-def _is_like(value: Any, mask: torch.Tensor) -> bool:
+def _has_shape_of(value: Any, mask: torch.Tensor) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == mask.shape
 
 
-def _padding_to_the_left(_: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _pad_left(_: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     mask = named.get("attention_mask")
     if mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
         return arguments, named
     columns = mask.shape[1]
-    places = (torch.arange(columns, device=mask.device) - (columns - mask.sum(1, keepdim=True))) % columns
-    moved = {name: value.gather(1, places) for name, value in named.items() if _is_like(value, mask)}
+    sources = (torch.arange(columns, device=mask.device) - (columns - mask.sum(1, keepdim=True))) % columns
+    moved = {name: value.gather(1, sources) for name, value in named.items() if _has_shape_of(value, mask)}
     return arguments, named | moved

@@ -1,7 +1,8 @@
-"""Training on cached features: a forward pass that starts where the fixed part of a model ends.
+"""Train on cached features: start forward passes where the frozen part of the model ends.
 
-Above the cut everything runs as ever, dropout and all, so training on cached features is training on live ones, without the
-forward pass that would give the same states in every epoch.
+Everything above the cache point runs as usual, including dropout. Training on cached features therefore equals training on live
+ones, without the frozen layers' forward pass in every epoch. Hooks and swapped `forward` methods leave the model's class and
+parameter names unchanged, so optimizers, PEFT and saving do not notice.
 """
 
 from collections.abc import Callable
@@ -15,18 +16,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from nlp_transfer.data.tokens import TokenTable, model_inputs
-from nlp_transfer.models.cached_features import Cut, base_of, cache_tables, layers_of
-from nlp_transfer.models.checkpoint import is_encoder_decoder
+from nlp_transfer.models.cached_features import CachePoint, base_encoder, cache_tables, encoder_layers
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
+from nlp_transfer.models.layers import is_encoder_decoder
 from nlp_transfer.utils.errors import UserError, shorten
 
 TOLERANCE = 1e-4
 
 
-def replay(model: PreTrainedModel, cut: Cut) -> None:
-    """From now on a forward pass that is given cached states starts at the cut; without them all runs as before.
+def enable_replay(model: PreTrainedModel, point: CachePoint) -> None:
+    """Let forward passes with cached features start at the cache point; without features they run as usual.
 
-    Names of parameters stay. `run_live` undoes it.
+    `disable_replay` restores the model.
 
     Raises:
         UserError: the model has a decoder, which reads the states of all tokens.
@@ -37,97 +38,100 @@ def replay(model: PreTrainedModel, cut: Cut) -> None:
             "trained on cached features; allowed: none"
         )
     undo: list[Callable[[], None]] = []
-    given: dict[str, torch.Tensor] = {}
-    if cut.depth is None and isinstance(model, EncoderHeadForSequenceClassification):
-        return  # its forward takes what was pooled
+    cached: dict[str, torch.Tensor] = {}  # the features of the forward pass that is running
+    if point.depth is None and isinstance(model, EncoderHeadForSequenceClassification):
+        return  # its forward method takes pooled features
 
-    def take(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if cut.column in named:
-            given["states"] = named.pop(cut.column)
+    def take_features(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if point.column in named:
+            cached["states"] = named.pop(point.column)
         return arguments, named
 
-    undo.append(model.register_forward_pre_hook(take, with_kwargs=True).remove)
-    undo.append(model.register_forward_hook(lambda *_: given.clear(), always_call=True).remove)
-    if cut.depth is None:
-        undo.append(_swap_forward(base_of(model), lambda live: _whole(base_of(model), given, live)))
+    undo.append(model.register_forward_pre_hook(take_features, with_kwargs=True).remove)
+    undo.append(model.register_forward_hook(lambda *_: cached.clear(), always_call=True).remove)
+    if point.depth is None:
+        undo.append(_replace_forward(base_encoder(model), lambda live: _cached_encoder(base_encoder(model), cached, live)))
     else:
-        layers = layers_of(model)
-        for layer in layers[: cut.depth]:
-            undo.append(_swap_forward(layer, lambda live: _skipped(given, live)))
+        layers = encoder_layers(model)
+        for layer in layers[: point.depth]:
+            undo.append(_replace_forward(layer, lambda live: _skipped_layer(cached, live)))
 
-        def put(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if "states" not in given:
+        def insert_features(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if "states" not in cached:
                 return arguments, named
-            return ((given["states"], *arguments[1:]), named) if arguments else ((), named | {"hidden_states": given["states"]})
+            return ((cached["states"], *arguments[1:]), named) if arguments else ((), named | {"hidden_states": cached["states"]})
 
-        undo.append(layers[cut.depth].register_forward_pre_hook(put, with_kwargs=True).remove)
+        undo.append(layers[point.depth].register_forward_pre_hook(insert_features, with_kwargs=True).remove)
 
     model.undo_replay = undo  # type: ignore[assignment]
 
 
-def run_live(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it was before `replay`."""
+def disable_replay(model: PreTrainedModel) -> PreTrainedModel:
+    """Undo `enable_replay` and return the model."""
     for step in getattr(model, "undo_replay", []):
         step()
     model.undo_replay = []  # type: ignore[assignment]
     return model
 
 
-def _swap_forward(module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+def _replace_forward(module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
     module.forward = make(module.forward)
     return lambda: delattr(module, "forward")
 
 
-def _whole(base: Any, given: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
-    """An encoder whose only token is the cached vector."""
+def _cached_encoder(encoder: Any, cached: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward method that returns the cached vector as the state of the only token; the pooler still runs."""
 
     def forward(*arguments: Any, **named: Any) -> Any:
-        if "states" not in given:
+        if "states" not in cached:
             return live(*arguments, **named)
-        states = given["states"][:, None]
-        pooler = getattr(base, "pooler", None)
-        if pooler is None:
-            return BaseModelOutputWithPooling(last_hidden_state=states)
-        if isinstance(pooler, nn.Linear):  # ALBERT's, whose activation lies beside it
-            return BaseModelOutputWithPooling(
-                last_hidden_state=states, pooler_output=base.pooler_activation(pooler(states[:, 0]))
-            )
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooler(states))
+        states = cached["states"][:, None]
+        pooler = getattr(encoder, "pooler", None)
+        pooled = None if pooler is None else pooler(states[:, 0] if isinstance(pooler, nn.Linear) else states)
+        if isinstance(pooler, nn.Linear):  # ALBERT's, whose activation is another module
+            pooled = encoder.pooler_activation(pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
 
     return forward
 
 
-def _skipped(given: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer that is passed by; it is below the cut, and what it would give is replaced there."""
-    returned: list[type] = []
+def _skipped_layer(cached: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward method that skips a layer below the cache point; its output is replaced there.
+
+    The first pass runs live, to see whether the family's layers return a tuple.
+    """
+    output_type: list[type] = []
 
     def forward(*arguments: Any, **named: Any) -> Any:
-        if "states" not in given or not returned:
-            found = live(*arguments, **named)
-            returned[:] = [type(found)]
-            return found
+        if "states" not in cached or not output_type:
+            output = live(*arguments, **named)
+            output_type[:] = [type(output)]
+            return output
         states = arguments[0] if arguments else named["hidden_states"]
-        return (states, None) if returned[0] is tuple else states
+        return (states, None) if output_type[0] is tuple else states
 
     return forward
 
 
-def check_replay(model: PreTrainedModel, table: TokenTable, cut: Cut, device: torch.device) -> None:
-    """Compares logits from cached states with live ones on a few rows.
+def check_replay(model: PreTrainedModel, table: TokenTable, point: CachePoint, device: torch.device) -> None:
+    """Compare the logits from cached and from live features on up to four rows.
 
     Raises:
-        UserError: they differ: the family does not run as the cut supposes.
+        UserError: they differ, so this model family cannot be trained on cached features.
     """
-    live = replace(table.select(np.arange(min(4, len(table)))), cached={})
-    few = cache_tables(model, {"probe": live}, cut, device, where="memory")["probe"]
+    live_table = replace(table.select(np.arange(min(4, len(table)))), cached={})
+    cached_table = cache_tables(model, {"probe": live_table}, point, device, where="memory")["probe"]
+
+    def logits(rows: TokenTable) -> torch.Tensor:
+        inputs = {name: tensor.to(device) for name, tensor in model_inputs(rows.batch(np.arange(len(rows)))).items()}
+        result: torch.Tensor = model(**inputs).logits.float()
+        return result
+
     with torch.inference_mode():
-        found = []
-        for part in (live, few):
-            inputs = {name: tensor.to(device) for name, tensor in model_inputs(part.batch(np.arange(len(few)))).items()}
-            found.append(model(**inputs).logits.float())
-    difference = float((found[0] - found[1]).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(found[0].abs().max())) + (0 if device.type == "cpu" else 1e-2):
+        live, replayed = logits(live_table), logits(cached_table)
+    difference = float((live - replayed).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(live.abs().max())) + (0 if device.type == "cpu" else 1e-2):
         raise UserError(
-            f"strategy.cache: {model.config.model_type} models give other logits from cached features than live (they differ by "
-            f"{shorten(difference)}); allowed: none"
+            f"strategy.cache: logits from cached and from live features of {model.config.model_type} models differ by "
+            f"{shorten(difference)}; allowed: none"
         )

@@ -1,7 +1,7 @@
-"""Makes transformers know the toolkit's own model type, without importing transformers.
+"""Register the toolkit's model type with transformers, without importing transformers.
 
-`import nlp_transfer` must stay light (the command's help answers at once), and yet `pipeline` has to load a saved head
-after it. So the registration waits: it runs when transformers loads its tables of Auto classes, or at once if it has.
+`import nlp_transfer` must stay fast, since the command's help imports it, but `pipeline` must be able to load a saved head after
+it. Therefore an import hook runs the registration when transformers loads its Auto classes, or at once if they are loaded.
 """
 
 import importlib
@@ -16,8 +16,7 @@ MODEL_TYPE = "nlp_transfer_encoder_head"
 
 
 def _register() -> None:
-    """Imports the classes, which register themselves at the end of their module. Where that is what loads transformers, it is
-    half way through; then nothing happens here, and it registers them when it comes to its end."""
+    """Import the module that registers its classes at its end. If this module is importing transformers, it is not run again."""
     importlib.import_module("nlp_transfer.models.heads")
 
 
@@ -25,7 +24,7 @@ WAITING: dict[str, Callable[[], None]] = {"transformers.models.auto.modeling_aut
 
 
 class _AfterImport(MetaPathFinder):
-    """Runs the registration once the module it waits for has been executed."""
+    """Import hook: call the registration after the module that it waits for has been executed."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in WAITING:
@@ -33,19 +32,19 @@ class _AfterImport(MetaPathFinder):
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return None
-        then = WAITING.pop(name)
+        register_classes = WAITING.pop(name)
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> Any:
             execute(module)
-            then()
+            register_classes()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def register() -> None:
-    """Called by `import nlp_transfer`."""
+    """Register now, or install the import hook; called by `import nlp_transfer`."""
     for name in [name for name in WAITING if name in sys.modules]:
         WAITING.pop(name)()
     if WAITING and not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):

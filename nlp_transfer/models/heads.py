@@ -1,12 +1,9 @@
-"""A deeper classification head on any encoder, as a model type of its own.
+"""A configurable classification head on any encoder, as a new model type of transformers.
 
-No family has a place for such a head. Saved under a family's class it would load without a word, with random weights;
-under a model type of its own, plain transformers refuses it by name, and `import nlp_transfer` makes the Auto classes and
-`pipeline` know it.
+No family's class has such a head: saved under one, it would load silently with random weights. Plain transformers refuses the
+unknown model type, and `import nlp_transfer` registers it with the Auto classes and `pipeline`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -32,23 +29,22 @@ from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 
 class HeadConfig(Settings):
-    """A head of the toolkit's own: pooling, hidden layers with GELU and dropout, and the output layer."""
+    """A head made of pooling, hidden layers with GELU and dropout, and an output layer."""
 
     hidden: Annotated[list[Annotated[Count, Field(le=8192)]], Field(max_length=8)] = []
-    """Sizes of the hidden layers, up to 8,192 each; none: a single linear layer."""
+    """Sizes of the hidden layers, each at most 8,192. Empty: a single linear layer."""
     dropout: Share | None = None
-    """Dropout before each linear layer; overrides `training.dropout` for the head. null: `training.dropout` where that is set,
-    else 0.1."""
+    """Dropout before each linear layer of the head. null: `training.dropout` if it is set, else 0.1."""
     pooling: Literal["cls", "mean", "max"] = "mean"
-    """How token vectors become one: the first token's, or the mean or maximum over real tokens."""
+    """Pooling of token vectors: the first token's vector, or the mean or maximum over all tokens except padding."""
     layers: Literal["last", "mix"] = "last"
-    """Whose vectors: the last layer's, or a learned mix of all layers' (Peters et al. 2018, 1802.05365)."""
+    """Layers that are pooled: the last one, or a learned weighted average of all (Peters et al. 2018, 1802.05365)."""
     normalize: bool = False
-    """Scale the vector to length 1, so that directions alone count."""
+    """Scale the pooled vector to length 1, so that only its direction counts."""
 
 
 class EncoderHeadConfig(PretrainedConfig):
-    """The encoder's configuration as a dict, and the shape of the head."""
+    """The encoder's configuration as a dict, and the fields of the head."""
 
     model_type = MODEL_TYPE
 
@@ -60,128 +56,50 @@ class EncoderHeadConfig(PretrainedConfig):
     normalize: bool = False
 
     def __init__(self, **kwargs: Any) -> None:
-        # With encoder=None this is the empty configuration that transformers builds to find defaults.
+        # With encoder=None this is the default configuration that transformers creates for comparisons.
         names = ("encoder", "pooling", "hidden", "head_dropout", "layers", "normalize")
-        own = {name: kwargs.pop(name, getattr(type(self), name)) for name in names}
+        fields = {name: kwargs.pop(name, getattr(type(self), name)) for name in names}
         super().__init__(**kwargs)
-        self._check(own)
-        for name, value in own.items():
+        self._check(fields)
+        for name, value in fields.items():
             setattr(self, name, value)
 
     @staticmethod
-    def _check(own: dict[str, Any]) -> None:
-        """Raises a ValueError where a file's fields are none that this head can have."""
-        shape = {"dropout" if name == "head_dropout" else name: value for name, value in own.items() if name != "encoder"}
+    def _check(fields: dict[str, Any]) -> None:
+        """Raise a UserError (a ValueError) if the fields of a file are not valid for a head."""
+        head = {"dropout" if name == "head_dropout" else name: value for name, value in fields.items() if name != "encoder"}
         problems = Problems()
-        validate(HeadConfig, shape | {"hidden": own["hidden"] or []}, problems, "config.json")
-        encoder = own["encoder"]
-        known = encoder is None or (isinstance(encoder, dict) and encoder.get("model_type") in set(CONFIG_MAPPING) - {MODEL_TYPE})
-        if not known:
+        validate(HeadConfig, head | {"hidden": fields["hidden"] or []}, problems, "config.json")
+        encoder = fields["encoder"]
+        families = set(CONFIG_MAPPING) - {MODEL_TYPE}
+        if encoder is not None and not (isinstance(encoder, dict) and encoder.get("model_type") in families):
             problems.add(f"config.json.encoder: found {shorten(encoder)}; allowed: the configuration of an encoder")
         problems.raise_if_any()
 
     def has_shape(self, head: HeadConfig) -> bool:
-        """Whether weights fit a head with these settings; dropout has none."""
-        own = (self.pooling, self.hidden or [], self.layers, self.normalize)
-        return own == (head.pooling, head.hidden, head.layers, head.normalize)
+        """Return whether stored weights fit a head with these settings. Dropout has no weights."""
+        stored = (self.pooling, self.hidden or [], self.layers, self.normalize)
+        return stored == (head.pooling, head.hidden, head.layers, head.normalize)
 
     def encoder_config(self) -> PretrainedConfig:
+        """Return the encoder's configuration, of its family's class."""
         fields = dict(self.encoder or {})
         if not fields:
-            raise UserError("model: config.json has no `encoder`, the configuration of the encoder below the head")
+            raise UserError("model: config.json has no `encoder` (the encoder's configuration)")
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-class RegressionOutput(nn.Linear):
-    """The output layer of a regression, computed in fp32 even under autocast: in bf16 numbers near 2,000 are 8 apart.
-
-    While a model is trained its weights produce standardized values, (y - `mean`) / `scale`. `fold` changes the weights so that
-    they produce y itself, as a saved model has to. A folded layer can still return standardized values (`standardized_outputs`),
-    from which y is computed in float64: near a large mean fp32 cannot tell close numbers apart.
-    """
-
-    mean: float = 0.0
-    scale: float = 1.0
-    offset: float | None = None
-    """The bias of a folded layer in full precision; None: the layer is not folded."""
-    standardized: bool = False
-    """Whether a folded layer returns standardized values at the moment."""
-
-    @classmethod
-    def replace(cls, model: PreTrainedModel) -> "RegressionOutput | None":
-        """Turns the output layer of a model into one, in place; None where no linear layer outside the encoder has one output."""
-        encoder = f"{model.base_model_prefix}."
-        outputs = [
-            module
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module.out_features == 1 and not name.startswith(encoder)
-        ]
-        if not outputs:
-            return None
-        outputs[-1].__class__ = cls
-        return outputs[-1]  # type: ignore[return-value]
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
-        if self.standardized and self.offset is not None:
-            weight, bias = weight / self.scale, weight.new_tensor([(self.offset - self.mean) / self.scale])
-        with torch.autocast(input.device.type, enabled=False):
-            return F.linear(input.float(), weight, bias)
-
-    def fold(self) -> None:
-        """Makes the weights produce the column's units. Does nothing where that has been done."""
-        if self.offset is None:
-            self.offset = self.stored_bias * self.scale + self.mean
-            self._set(self.weight.detach().cpu().double() * self.scale, self.offset)
-
-    def unfold(self, mean: float, scale: float, offset: float | None = None) -> None:
-        """The inverse, for weights that were loaded from a saved model.
-
-        Args:
-            mean, scale: of the values that the weights shall produce from here on.
-            offset: the bias in full precision, where it is known.
-        """
-        bias = self.stored_bias if offset is None else offset
-        self._set(self.weight.detach().cpu().double() / scale, (bias - mean) / scale)
-
-    @property
-    def stored_bias(self) -> float:
-        """The bias as the weights have it; 0 where there is none."""
-        return 0.0 if self.bias is None else float(self.bias.detach())
-
-    def _set(self, weight: torch.Tensor, bias: float) -> None:
-        with torch.no_grad():
-            self.weight.copy_(weight)
-            if self.bias is not None:
-                self.bias.fill_(bias)
-
-
-def regression_outputs(model: nn.Module) -> list[RegressionOutput]:
-    """The output layers of the regressions that a model is trained for; of a head that peft has copied the copy comes last."""
-    return [module for module in model.modules() if isinstance(module, RegressionOutput)]
-
-
-def fold_outputs(model: nn.Module) -> None:
-    """Makes every regression in a trained model, those of further tasks too, answer in the units of its column."""
-    for layer in regression_outputs(model):
-        layer.fold()
-
-
-@contextmanager
-def standardized_outputs(model: nn.Module) -> Iterator[None]:
-    """Within it, regressions return standardized values, whether their layers are folded or not."""
-    layers = regression_outputs(model)
-    for layer in layers:
-        layer.standardized = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.standardized = False
-
-
 def pool(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
-    """Token states (rows, tokens, width) to one vector a row (rows, width); `mask` is 1 where a token is real."""
+    """Pool token states into one vector for each row.
+
+    Args:
+        states: of shape (rows, tokens, width).
+        mask: of shape (rows, tokens), 0 for padding.
+        how: `cls`, `mean` or `max`.
+
+    Returns:
+        Vectors of shape (rows, width).
+    """
     if how == "cls":
         return states[:, 0]
     real = mask[..., None].to(states.dtype)
@@ -191,15 +109,15 @@ def pool(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    """The encoder without the family's own pooling, which would be kept, and never be trained."""
-    bare: Any = encoder
-    if getattr(bare, "pooler", None) is not None:
-        bare.pooler = None
+    """Remove the encoder's built-in pooler, which would be saved but never trained."""
+    any_encoder: Any = encoder
+    if getattr(any_encoder, "pooler", None) is not None:
+        any_encoder.pooler = None
     return encoder
 
 
 class LayerMix(nn.Module):
-    """A learned average over layers: (rows, layers, width) to (rows, width)."""
+    """A learned weighted average over layers: (rows, layers, width) to (rows, width)."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -211,7 +129,7 @@ class LayerMix(nn.Module):
 
 @dataclass
 class EncoderHeadOutput(SequenceClassifierOutput):
-    """`logits` of shape (rows, labels), and the `embedding` (rows, width) that the classifier saw."""
+    """`logits` of shape (rows, labels), and `embedding`, the classifier's input, of shape (rows, width)."""
 
     embedding: torch.Tensor | None = None
 
@@ -233,7 +151,7 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
             layers += [nn.GELU()] if i else []
             layers += [nn.Dropout(config.head_dropout), nn.Linear(width, after)]
         self.classifier = nn.Sequential(*layers)
-        if config.layers == "mix":  # the embeddings count as a layer; all weigh the same at first
+        if config.layers == "mix":  # the embeddings count as a layer; all weights are equal at first
             self.mix = LayerMix(self.encoder.config.num_hidden_layers + 1)
         self.post_init()
 
@@ -249,8 +167,12 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
         pooled: torch.Tensor | None = None,
         **inputs: Any,
     ) -> EncoderHeadOutput:
-        """Logits for token ids of shape (rows, tokens), or for what `pooled_states` made of them before. Losses are the task's
-        business, so labels are not taken."""
+        """Compute logits. The task computes the loss, so there are no labels.
+
+        Args:
+            input_ids, attention_mask: int64 of shape (rows, tokens).
+            pooled: cached output of `pooled_states`, instead of token ids.
+        """
         inputs.pop("return_dict", None)
         vectors = self.pooled_states(input_ids, attention_mask, **inputs) if pooled is None else pooled
         if self.config.layers == "mix":
@@ -261,28 +183,31 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
     def pooled_states(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> torch.Tensor:
-        """A vector a row (rows, width); with `layers: mix` one a layer, the embeddings first: (rows, layers + 1, width)."""
+        """Return pooled states of shape (rows, width); with `layers: mix` (rows, layers + 1, width), the embeddings first."""
         mix = self.config.layers == "mix"
-        inputs.pop("output_hidden_states", None)  # peft passes it on, whatever it is
-        found = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=mix, **inputs)
-        states = found.last_hidden_state
+        inputs.pop("output_hidden_states", None)  # peft passes it on
+        outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=mix, **inputs)
+        states = outputs.last_hidden_state
         mask = attention_mask if attention_mask is not None else torch.ones(states.shape[:2], device=states.device)
         how = self.config.pooling
-        return torch.stack([pool(layer, mask, how) for layer in found.hidden_states], 1) if mix else pool(states, mask, how)
+        return torch.stack([pool(layer, mask, how) for layer in outputs.hidden_states], 1) if mix else pool(states, mask, how)
 
 
 def attach_head(
     encoder: PreTrainedModel, head: HeadConfig, dropout: float | None = None, **overrides: Any
 ) -> EncoderHeadForSequenceClassification:
-    """A new head on a loaded encoder.
+    """Put a new head on a loaded encoder.
 
     Args:
-        dropout: the head's dropout where its settings name none; None: 0.1.
+        dropout: dropout of the head if its settings have none; None: 0.1.
         overrides: fields of the configuration (`id2label`, `problem_type` ...).
+
+    Raises:
+        UserError: the encoder's output has no vector for each token.
     """
     if not hasattr(encoder.config, "hidden_size"):
         raise UserError(
-            f"task.head: a {encoder.config.model_type} encoder gives no vector for each token that a head could pool; allowed: "
+            f"task.head: a {encoder.config.model_type} encoder has no vector for each token that a head could pool; allowed: "
             "family, with a strategy that works with the family's head, such as full"
         )
     rate = next((rate for rate in (head.dropout, dropout) if rate is not None), EncoderHeadConfig.head_dropout)

@@ -1,4 +1,4 @@
-"""What a model is made of: an encoder, perhaps a decoder, their layers in order, and which of its parameters are new."""
+"""The structure of a model: encoder, decoder, their layers in order, and which parameters are new."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,24 +13,31 @@ from nlp_transfer.utils.errors import UserError
 
 
 def new_parameters(model: nn.Module) -> frozenset[str]:
-    """Names of the parameters that the checkpoint did not have and that were therefore drawn at random."""
+    """Return the names of parameters that the checkpoint did not have; they were initialized at random."""
     return getattr(model, "new_parameters", frozenset())
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether the model has an encoder and a decoder, whatever it does with them: translate or classify."""
+    """Return whether the model has an encoder and a decoder, for generation or for classification."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def has_decoder(model: nn.Module) -> bool:
-    """Whether the model writes text with a decoder. BART's classifier does not: a head reads its decoder's last token."""
-    whole: Any = model
-    return is_encoder_decoder(model) and bool(whole.can_generate())
+    """Return whether the model generates text with a decoder. BART's classifier does not, although it has a decoder."""
+    any_model: Any = model
+    return is_encoder_decoder(model) and bool(any_model.can_generate())
 
 
-def end_rows(model: nn.Module, ids: torch.Tensor, place: int = -1) -> torch.Tensor:
-    """Made-up token ids (rows, tokens) for any model: where a classifier reads the end token of a row (BART, T5), each row gets
-    one at `place`, and no other."""
+def place_end_tokens(model: nn.Module, ids: torch.Tensor, place: int = -1) -> torch.Tensor:
+    """Make artificial token ids valid for classifiers that read the end token of each row (BART, T5).
+
+    Args:
+        ids: int64 of shape (rows, tokens).
+        place: the position of the only end token in each row.
+
+    Returns:
+        The ids; unchanged for other models.
+    """
     if not is_encoder_decoder(model) or has_decoder(model):
         return ids
     end = int(model.config.eos_token_id)  # type: ignore[union-attr, arg-type]
@@ -41,13 +48,17 @@ def end_rows(model: nn.Module, ids: torch.Tensor, place: int = -1) -> torch.Tens
 
 @dataclass(frozen=True)
 class Layers:
-    """A model's layers in order. `encoder` is the module path of the encoder, `prefix` that of its stack of layers, `depth` the
-    number of separate layers in it.
+    """The layers of a model, in the order in which they are computed.
 
-    `outside` are names of parameters that the encoder uses and that are called otherwise: embeddings shared with a decoder.
-    `decoder` is the module path of a decoder's stack of layers, where the checkpoint brought one and the model writes text.
-    `upper` is the path of the decoder's stack in a classifier such as BART's, whose head reads the decoder's last layer:
-    `depth` then counts the layers of both stacks, of which the first `lower` are the encoder's.
+    Attributes:
+        encoder: module path of the encoder.
+        prefix: module path of the encoder's stack of layers.
+        depth: number of layers with separate weights.
+        shared: whether several layers share weights (ALBERT).
+        outside: names of encoder parameters whose names begin otherwise, such as embeddings shared with a decoder.
+        decoder: module path of the stack of a pretrained decoder that generates text.
+        upper: module path of the decoder's stack in a classifier such as BART's. `depth` counts the layers of both stacks then.
+        lower: number of encoder layers in such a classifier.
     """
 
     encoder: str
@@ -65,7 +76,10 @@ class Layers:
         return tuple(stack for stack in (self.prefix, self.decoder, self.upper) if stack)
 
     def depth_of(self, parameter: str) -> int:
-        """0: embeddings and what belongs to all layers; 1 to `depth`: a layer; `depth` + 1: pooler, head and decoder."""
+        """Return the depth of a parameter by its name.
+
+        0 means embeddings and parameters of all layers; 1 to `depth`, a layer; `depth` + 1, the pooler, head and decoder.
+        """
         if parameter in self.outside:
             return 0
         if not parameter.startswith(self.encoder + ".") or "pooler" in parameter.removeprefix(self.encoder):
@@ -81,7 +95,7 @@ class Layers:
 
 
 def encoder_config(config: Any) -> Any:
-    """The family's configuration: the model's own, or that of the encoder below the toolkit's own head or beside a decoder."""
+    """Return the encoder's configuration: the model's, or the inner one below the toolkit's head or beside a decoder."""
     if hasattr(config, "encoder_config"):
         return config.encoder_config()
     inner = getattr(config, "encoder", None)
@@ -89,59 +103,59 @@ def encoder_config(config: Any) -> Any:
 
 
 def encoder_type(config: Any) -> str:
-    """The family's name, also where the configuration is that of the toolkit's own head or of an encoder-decoder."""
+    """Return the model family of the encoder, such as `bert`."""
     return str(encoder_config(config).model_type)
 
 
 def width(model: nn.Module) -> int:
-    """Size of a token's vector."""
+    """Return the encoder's hidden size."""
     return getattr(encoder_config(model.config), "hidden_size", None) or 768
 
 
 def find_layers(model: nn.Module) -> Layers:
-    """The stack of layers of an encoder with a head, or with a decoder.
+    """Find the stacks of layers of an encoder with a head, or with a decoder.
 
     Raises:
-        UserError: the model has no stack that can be recognised.
+        UserError: the model has no recognizable stack of layers.
     """
-    whole: Any = model
+    any_model: Any = model
     config = encoder_config(model.config)
     count = getattr(config, "num_hidden_layers", 0)
     shared = hasattr(config, "num_hidden_groups")  # ALBERT: few groups of weights serve all layers
-    wanted = config.num_hidden_groups if shared else count
-    classifies = is_encoder_decoder(model) and not has_decoder(model)  # by a head on the decoder
-    encoder = _path(model, whole.get_encoder()) if has_decoder(model) else getattr(model, "base_model_prefix", "")
-    prefix = _stack(model, f"{encoder}.encoder" if classifies else encoder, wanted)
+    depth = config.num_hidden_groups if shared else count
+    classifies = is_encoder_decoder(model) and not has_decoder(model)  # with a head on the decoder
+    encoder = _path(model, any_model.get_encoder()) if has_decoder(model) else getattr(model, "base_model_prefix", "")
+    prefix = _stack(model, f"{encoder}.encoder" if classifies else encoder, depth)
     if prefix is None and not isinstance(model, PreTrainedModel):
         raise UserError(
-            f"model: a {type(model).__name__} of the task's own class does not show which of its modules are an encoder; "
-            "allowed: strategies that need not know it, such as full, or a task that puts its head into a model of transformers"
+            f"model: the encoder of the task's {type(model).__name__} cannot be identified; allowed: strategies that do not need "
+            "to know the layers, such as full, or a task that puts its head on a model of transformers"
         )
     if prefix is None:
         raise UserError(
-            f"model: the layers of a {getattr(config, 'model_type', 'model')} cannot be told apart; allowed: BERT-family encoders"
+            f"model: the layers of {getattr(config, 'model_type', 'this')} models cannot be identified; allowed: BERT-family "
+            "encoders"
         )
     if classifies:
         upper = _stack(model, f"{encoder}.decoder")
         stack: Any = model.get_submodule(upper) if upper else ()
-        depth = wanted + len(stack)
-        return Layers(encoder, prefix, depth, False, upper=upper, lower=wanted)
+        return Layers(encoder, prefix, depth + len(stack), False, upper=upper, lower=depth)
     if not has_decoder(model):
-        return Layers(encoder, prefix, wanted, shared and wanted < count)
-    inner = {id(parameter) for parameter in whole.get_encoder().parameters()}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in inner}
-    decoder = _path(model, whole.get_decoder())
-    drawn = any(name.startswith(f"{decoder}.") for name in new_parameters(model))
+        return Layers(encoder, prefix, depth, shared and depth < count)
+    of_encoder = {id(parameter) for parameter in any_model.get_encoder().parameters()}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in of_encoder}
+    decoder = _path(model, any_model.get_decoder())
+    is_new = any(name.startswith(f"{decoder}.") for name in new_parameters(model))
     outside = frozenset(name for name in names if not name.startswith(f"{encoder}."))
-    return Layers(encoder, prefix, wanted, shared and wanted < count, outside, None if drawn else _stack(model, decoder))
+    return Layers(encoder, prefix, depth, shared and depth < count, outside, None if is_new else _stack(model, decoder))
 
 
-def _path(model: nn.Module, part: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is part)
+def _path(model: nn.Module, submodule: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is submodule)
 
 
 def _stack(model: nn.Module, below: str, length: int | None = None) -> str | None:
-    """The path of the first list of modules below a path, of that length where one is given."""
+    """Return the path of the first `ModuleList` below a path, of this length if one is given."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.startswith(f"{below}.") and length in (None, len(module)):
             return name
@@ -149,18 +163,17 @@ def _stack(model: nn.Module, below: str, length: int | None = None) -> str | Non
 
 
 def linear_layers(model: nn.Module, layers: Layers) -> Iterator[str]:
-    """Module paths of the linear projections inside the stacks, relative to their layer, each once.
+    """Yield the distinct module paths of linear projections in the stacks, relative to their layer.
 
-    In families that compute them by convolutions of width 1 (SqueezeBERT) or by transformers' `Conv1D` (GPT-2) they are those.
+    Some families use convolutions of width 1 (SqueezeBERT) or transformers' `Conv1D` (GPT-2) instead of linear layers.
     """
     inside: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
         if stack := next((stack for stack in layers.stacks if name.startswith(stack + ".")), None):
             inside.append((name.removeprefix(stack + ".").partition(".")[2], module))
-    found = [name for name, module in inside if isinstance(module, nn.Linear)]
-    found = found or [name for name, module in inside if isinstance(module, Conv1D) or _is_pointwise(module)]
-    yield from dict.fromkeys(found)
-
-
-def _is_pointwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv1d) and module.kernel_size == (1,)
+    linear = [name for name, module in inside if isinstance(module, nn.Linear)]
+    pointwise = [
+        name for name, module in inside
+        if isinstance(module, Conv1D) or (isinstance(module, nn.Conv1d) and module.kernel_size == (1,))
+    ]  # fmt: skip
+    yield from dict.fromkeys(linear or pointwise)

@@ -1,4 +1,4 @@
-"""Memory: knowing when it ran out, giving back what can be given back, and keeping what will be needed again."""
+"""Memory: recognize out-of-memory errors, free cached memory, and let the C library retain freed memory."""
 
 import ctypes
 import sys
@@ -8,18 +8,19 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-KEPT = 2**30  # bytes
+RETAINED = 2**30  # bytes
 OUT_OF_MEMORY = (
     "out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "allocation_failed", "can't allocate memory",
     "not enough memory",
 )  # fmt: skip
-"""In lower case: of CUDA, HIP and MPS; of cuBLAS; of cuDNN before and since version 9; of the CPU's allocator (two systems)."""
+"""Messages in lower case: CUDA, HIP and MPS; cuBLAS; cuDNN before and since version 9; the CPU's allocator (two systems)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or this process had no memory left.
+    """Return whether an error means that a device or this process ran out of memory.
 
-    PyTorch's allocator has a type of error for that; errors of the driver and of the libraries are recognized by their messages.
+    PyTorch's allocator raises its own type of error. Errors of drivers and libraries are recognized by their messages, of which
+    Accelerate's `should_reduce_batch_size` knows only some.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
@@ -29,17 +30,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in message for words in OUT_OF_MEMORY) or should_reduce_batch_size(error)
 
 
-def give_back() -> None:
-    """Frees what nothing refers to any more. Called after the `except` clause: until then the error holds its tensors."""
+def free_cached_memory() -> None:
+    """Collect garbage and empty the device's cache.
+
+    Call it after the `except` clause of an out-of-memory error, which refers to tensors until it ends.
+    """
     clear_device_cache(garbage_collection=True)
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Lets this process keep up to a GiB of freed memory; false where the C library is not glibc.
+    """Let glibc retain up to 1 GiB of freed memory in this process, which saves up to 20 % of a training step on a CPU.
 
-    PyTorch frees a step's activations and asks for the same again in the next one. glibc gives large blocks back to the system at
-    once, which then hands out each page anew, filled with zeros: up to a fifth of a training step on a CPU.
+    PyTorch frees the activations of each step and allocates them again in the next one. By default glibc returns large blocks to
+    the system at once, and the system must clear each page again.
+
+    Returns:
+        False if the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -47,4 +54,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, KEPT) and mallopt(M_TRIM_THRESHOLD, KEPT))
+    return bool(mallopt(M_MMAP_THRESHOLD, RETAINED) and mallopt(M_TRIM_THRESHOLD, RETAINED))

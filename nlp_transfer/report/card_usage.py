@@ -122,7 +122,7 @@ def _plain_translation(task: Any) -> list[str]:
     """Without this toolkit, and without a pipeline: transformers has none for translation any more."""
     two = task.architecture == "encoder_decoder"  # each side has a tokenizer
     target = "target_tokenizer" if two else "tokenizer"
-    text = json.dumps(f"{task.sides.prefix}some text", ensure_ascii=False)
+    text = json.dumps(f"{task.tokenizers.prefix}some text", ensure_ascii=False)
     return [
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
         "",

@@ -1,4 +1,8 @@
-"""The raw document that describes a run: read from YAML, with overrides by dotted name merged in."""
+"""The raw document that describes a run: strict YAML, and overrides by dotted name.
+
+OmegaConf does not fit: it reads `no`, 010 and 12:30 as false, 8 and 750, expands `${oc.env:NAME}` in values, takes no data
+frames, and cannot merge into lists.
+"""
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -9,34 +13,41 @@ import yaml
 
 from nlp_transfer.data.sources.file_reading import ENDINGS, SURROGATE, kind_of, read_start
 from nlp_transfer.data.sources.portable_paths import relocate
-from nlp_transfer.settings.schema import Document
+from nlp_transfer.settings.schema import Document, RunConfig, expand_name
 from nlp_transfer.settings.validation import all_settings, suggest
 from nlp_transfer.utils.errors import UserError, shorten
 
-MAX_BYTES = 10 * 2**20  # of a file of settings
-MAX_VALUES = 1_000_000  # once each alias (*name) stands for what it names
-MAX_DEPTH = 50  # of settings inside each other
-TOO_DEEP = f"this is nested more than {MAX_DEPTH} deep; allowed: at most {MAX_DEPTH}"
-MAX_NUMBER = 1000  # characters of one that is no text
+MAX_BYTES = 10 * 2**20  # size of a settings file
+MAX_VALUES = 1_000_000  # with all aliases (*name) expanded
+MAX_DEPTH = 50  # nesting of settings
+TOO_DEEP = f"this is nested more than {MAX_DEPTH} levels deep; allowed: at most {MAX_DEPTH}"
+MAX_NUMBER = 1000  # characters of a number
+
+
+def as_document(config: RunConfig | Mapping[str, Any] | str | Path | None) -> Document:
+    """Return the settings of a RunConfig (those that were set), a document, or a YAML file as a new document."""
+    if isinstance(config, RunConfig):
+        return {name: getattr(config, name) for name in config.model_fields_set}
+    return read_document(config) if isinstance(config, (str, Path)) else dict(config or {})
 
 
 def read_document(path: str | Path) -> Document:
-    """The raw document in a YAML file; the `config.yaml` of a run as `relocate` gives it.
+    """Read a YAML file. Paths in the `config.yaml` of a run that was moved are adapted (`relocate`).
 
     Raises:
-        UserError: the file is missing, too large, no file or no YAML, or holds something other than settings by name.
+        UserError: the file is missing, too large, not a regular file, not valid YAML, or not a mapping.
     """
     path = Path(path)
     try:
         if kind := kind_of(path):
-            raise UserError(f"{path}: cannot be read as a YAML file (is {kind}); give a file that describes the run")
-        content = read_start(path, MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes; allowed: a YAML file of at most that many")
-        text = content.decode("utf-8-sig")
+            raise UserError(f"{path}: cannot be read as a YAML file (is {kind}); give a YAML file that describes the run")
+        encoded = read_start(path, MAX_BYTES + 1)
+        if len(encoded) > MAX_BYTES:
+            raise UserError(f"{path}: is larger than {MAX_BYTES:,} bytes; allowed: a YAML file of at most that size")
+        text = encoded.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(
-            f"{path}: there is no such file; give a YAML file that describes the run, or a table (of a hub: --data.train ID)"
+            f"{path}: there is no such file; give a YAML file that describes the run, or a table (on a hub: --data.train ID)"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -47,40 +58,37 @@ def read_document(path: str | Path) -> Document:
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}{_describe_fault(error)}{_or_table(path)}") from None
     if not isinstance(document, dict):
-        found = "nothing" if document is None else f"{shorten(document)} ({type(document).__name__})"
+        content = "nothing" if document is None else f"{shorten(document)} ({type(document).__name__})"
         raise UserError(
-            f"{path}: found {found}; allowed: settings by name, such as `model: ...`; the name of a table ends in "
-            f"{', '.join(ENDINGS)}"
+            f"{path}: found {content}; allowed: settings by name, such as `model: ...`, or a table ({', '.join(ENDINGS)})"
         )
     return relocate(document, path)
 
 
 def _or_table(path: Path) -> str:
-    """What to do with a file that is no YAML and whose name does not say that it is meant to be."""
+    """Return advice for invalid YAML in a file that may be meant as a table."""
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         return ""
     return (
-        f". The ending {path.suffix!r} is not that of a table, so the file was read as settings; allowed for tables: "
-        f"{', '.join(ENDINGS)}, each also with .gz except .parquet (.tsv for columns separated by tabs, .jsonl for a JSON object "
-        "on each line): rename the file"
+        f". The file was read as settings, since {path.suffix!r} is not the extension of a table. If it is a table, rename it; "
+        f"allowed: {', '.join(ENDINGS)}, each also with .gz except .parquet (.tsv: tab-separated; .jsonl: a JSON object a line)"
     )
 
 
 ADVICE = {
     "\\t": "indent with spaces: YAML allows no tabs there",
-    "mapping values are not allowed": "a value that holds a colon and a space needs quotes around it, and what belongs to a "
-    "setting is indented further than it",
-    "that cannot start any token": "a value that begins with such a character needs quotes around it",
-    "alias": "a value that begins with * needs quotes around it",
+    "mapping values are not allowed": "put a value with a colon and a space in quotes, and indent nested settings",
+    "that cannot start any token": "put a value that begins with this character in quotes",
+    "alias": "put a value that begins with * in quotes",
     "is given twice": "keep one of the two",
     "unexpected end of stream": "close the quote",
     "expected ',' or": "close the bracket",
-    "expected": "settings of one level begin in the same column, and each is NAME: VALUE",
-}  # by words of the parser's message: what to do
+    "expected": "write NAME: VALUE, with all settings of one level in the same column",
+}  # by words in the parser's message
 
 
 def _describe_fault(error: Exception) -> str:
-    """Line, column, the fault and what to do, as they follow the name of the file."""
+    """Return the line and column, the fault and advice, to follow the file name."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return f": is not valid YAML: {error}"
@@ -91,11 +99,10 @@ def _describe_fault(error: Exception) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe loading that refuses a key given twice, which YAML loaders otherwise settle silently; and documents that grow while
-    they are read, hold themselves, or hold what no file can.
+    """SafeLoader that also refuses duplicate keys, alias bombs, recursive aliases, deep nesting and lone surrogates.
 
-    Numbers are what a person would read: 010 (octal), 12:30 (base 60), 1_000, 0x1F, +1 and dates stay text. Where a number is
-    expected, the schema makes one of text such as 010, 1_000 or 1e-4.
+    Numbers mean what a person would read: 010 (octal), 12:30 (base 60), 1_000, 0x1F, +1 and dates stay text. If a setting is a
+    number, the schema converts text such as 010, 1_000 or 1e-4.
     """
 
     depth = 0
@@ -112,20 +119,20 @@ class _StrictLoader(yaml.SafeLoader):
         node = self.get_single_node()
         if node is None:
             return None
-        _Measure().of(node)
+        _Size().check(node)
         return self.construct_document(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError):  # whatever Python says to !!bool maybe
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError):  # as for `!!bool maybe`
             kind = node.tag.rpartition(":")[2]
             raise _refusal(node, f"found {shorten(node.value)}, which cannot be read as {kind}") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`; what is taken over may be given again
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`; merged keys may be overridden
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
@@ -158,38 +165,39 @@ def _refusal(node: yaml.Node, why: str) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, why, node.start_mark)
 
 
-class _Measure:
-    """How many values a node stands for and how deep it goes, with every alias written out."""
+class _Size:
+    """Limits on the number of values and the depth of a node, with every alias expanded."""
 
     def __init__(self) -> None:
-        self.known: dict[int, tuple[int, int] | None] = {}
+        self.sizes: dict[int, tuple[int, int] | None] = {}
 
-    def of(self, node: yaml.Node) -> tuple[int, int]:
-        if id(node) in self.known:
-            found = self.known[id(node)]
-            if found is None:
-                raise _refusal(node, "this value holds itself, by an alias")
-            return found
-        self.known[id(node)] = None
+    def check(self, node: yaml.Node) -> tuple[int, int]:
+        """Return the number of values and the depth of a node; raise a YAMLError if a limit is exceeded."""
+        if id(node) in self.sizes:
+            size = self.sizes[id(node)]
+            if size is None:
+                raise _refusal(node, "this value contains itself, by an alias")
+            return size
+        self.sizes[id(node)] = None
         values, depth = 1, 0
         if isinstance(node, yaml.ScalarNode):
             _check_scalar(node)
         else:
-            for part in node.value:
-                for inner in part if isinstance(part, tuple) else (part,):
-                    more, below = self.of(inner)
-                    values, depth = values + more, max(depth, below + 1)
+            for child in node.value:
+                for inner in child if isinstance(child, tuple) else (child,):
+                    inner_values, inner_depth = self.check(inner)
+                    values, depth = values + inner_values, max(depth, inner_depth + 1)
         if values > MAX_VALUES:
-            raise _refusal(node, f"this stands for more than {MAX_VALUES:,} values, aliases counted each time; allowed: fewer")
+            raise _refusal(node, f"this expands to more than {MAX_VALUES:,} values, since aliases are repeated; allowed: fewer")
         if depth > MAX_DEPTH:
             raise _refusal(node, TOO_DEEP)
-        self.known[id(node)] = values, depth
+        self.sizes[id(node)] = values, depth
         return values, depth
 
 
 def _check_scalar(node: yaml.ScalarNode) -> None:
-    if half := SURROGATE.search(node.value):
-        raise _refusal(node, f"found {half.group()!a}, half of a character; allowed: the character itself")
+    if surrogate := SURROGATE.search(node.value):
+        raise _refusal(node, f"found {surrogate.group()!a}, half of a character; allowed: the character itself")
     if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
         raise _refusal(
             node, f"found a number of {len(node.value):,} characters; allowed: at most {MAX_NUMBER:,}, or quotes around it"
@@ -200,13 +208,17 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
-    """`["--training.epochs", "5", "--task.text=review"]` as pairs of dotted name and value."""
+    """Parse `["--training.epochs", "5", "--task.text=review"]` into pairs of dotted name and value.
+
+    Raises:
+        UserError: a flag has no value, or is not a dotted name.
+    """
     pairs: list[tuple[str, Any]] = []
     rest = list(arguments)
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--") or len(flag) == 2:
-            raise UserError(f"found {flag!r}; allowed: settings by their dotted name, such as --training.epochs 5")
+            raise UserError(f"found {flag!r}; allowed: settings by dotted name, such as --training.epochs 5")
         name, equals, value = flag[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -215,69 +227,71 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             value = rest.pop(0)
         if not all(name.split(".")):
             raise UserError(f"--{name}: a part of the name is empty; allowed: a dotted name, such as --training.epochs 5")
-        setting = name.split(".", 2)  # what comes third may be a label, and keeps its dashes
-        pairs.append((".".join([part.replace("-", "_") for part in setting[:2]] + setting[2:]), _parse_value(value)))
+        section, *rest_of_name = name.split(".", 2)
+        setting = [part.replace("-", "_") for part in (section, *rest_of_name[:1])]
+        pairs.append((".".join([*setting, *rest_of_name[1:]]), _parse_value(value)))  # the third part may be a label with dashes
     return pairs
 
 
 def _parse_value(text: str) -> Any:
-    """Numbers, booleans, null, lists and mappings as YAML reads them; anything else is text as it stands."""
+    """Parse numbers, true, false, null, quoted text, and lists and mappings in brackets as YAML. Anything else stays text.
+
+    yes, no, on and off stay text, since they may be labels; boolean settings accept them as well.
+    """
     try:
         value = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError):
         return text
-    bracketed = isinstance(value, (list, dict)) and text.lstrip().startswith(("[", "{"))  # "- " and "a: b" are text here
-    quoted = isinstance(value, str) and text.lstrip().startswith(('"', "'"))
-    # yes, no, on and off stay text: a label may be called so, and a setting that is true or false takes these words as well
-    plain = (isinstance(value, (int, float)) and not isinstance(value, bool)) or text.strip().lower() in (
-        "true",
-        "false",
-        "null",
-        "~",
-    )
-    return value if bracketed or quoted or plain else text
+    if isinstance(value, bool) or value is None:
+        is_yaml = text.strip().lower() in ("true", "false", "null", "~")
+    else:
+        is_yaml = isinstance(value, (int, float)) or text.lstrip()[:1] in ("[", "{", '"', "'")
+    return value if is_yaml else text
 
 
-NAMED = ("task", "strategy")  # parts of a document that may be a name alone
+NAMED = ("task", "strategy")  # sections of a document that may be a name alone
 
 
 def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Document, list[str]]:
-    """The document with the overrides put in, and notes about what that dropped.
+    """Return a copy of the document with the overrides, and notes about the settings that this dropped.
 
-    A changed `task.name` or `strategy.name` drops the settings of the old one: they would be unknown to the new one.
-    Names are therefore put in first, in whatever order the flags came.
+    Changing `task.name` or `strategy.name` drops the settings of the old class, which the new one does not know. Names are
+    therefore set first, regardless of the order of the flags.
+
+    Raises:
+        UserError: an override addresses a list position that does not exist, or a setting inside a plain value.
     """
     merged: Document = _copy(document)
     notes: list[str] = []
     named = [(f"{name}.name" if name in NAMED and isinstance(value, str) else name, value) for name, value in overrides]
     for name, value in sorted(named, key=lambda pair: not pair[0].endswith((*NAMED, ".name"))):
-        *folders, last = name.split(".")
-        place: Any = merged
-        for depth in range(len(folders)):
-            place = _enter(place, folders[: depth + 1], name)
-        if isinstance(place, list):
-            place[_index(place, last, name)] = value
+        *sections, last = name.split(".")
+        parent: Any = merged
+        for depth in range(len(sections)):
+            parent = _descend(parent, sections[: depth + 1], name)
+        if isinstance(parent, list):
+            parent[_index(parent, last, name)] = value
             continue
-        if last == "name" and place.get("name") not in (None, value):
-            dropped = sorted(str(key) for key in place if key != "name")
-            notes.append(f"{name} changed from {place['name']} to {value}; dropped its settings: {', '.join(dropped) or 'none'}")
-            place.clear()
-        place[last] = value
+        if last == "name" and parent.get("name") not in (None, value):
+            dropped = sorted(str(key) for key in parent if key != "name")
+            notes.append(f"{name} changed from {parent['name']} to {value}; dropped its settings: {', '.join(dropped) or 'none'}")
+            parent.clear()
+        parent[last] = value
     return merged, notes
 
 
-def _enter(place: Any, path: list[str], name: str) -> Any:
-    """What lies in `place` under the last word of `path`: made where there was nothing, written out where a name stood alone."""
-    key: Any = _index(place, path[-1], name) if isinstance(place, list) else path[-1]
-    inner = place[key] if isinstance(place, list) else place.get(key)
-    if inner is None:
-        inner = {}
-    elif isinstance(inner, str) and (isinstance(place, list) or key in NAMED):
-        inner = {"name": inner}
-    if not isinstance(inner, (dict, list)):
-        raise UserError(f"--{name}: {'.'.join(path)} is {shorten(inner)}, which has no settings of its own")
-    place[key] = inner
-    return inner
+def _descend(parent: Any, path: list[str], name: str) -> Any:
+    """Return the container at the end of `path` in `parent`; create it if missing, and expand a name alone."""
+    key: Any = _index(parent, path[-1], name) if isinstance(parent, list) else path[-1]
+    child = parent[key] if isinstance(parent, list) else parent.get(key)
+    if child is None:
+        child = {}
+    elif isinstance(parent, list) or key in NAMED:
+        child = child if isinstance(child, list) else expand_name(child)
+    if not isinstance(child, (dict, list)):
+        raise UserError(f"--{name}: {'.'.join(path)} is {shorten(child)}, which has no settings of its own")
+    parent[key] = child
+    return child
 
 
 def _index(items: list[Any], text: str, name: str) -> int:
@@ -289,7 +303,7 @@ def _index(items: list[Any], text: str, name: str) -> int:
 
 
 def _copy(value: Any) -> Any:
-    """Containers are copied, so that a caller's document stays as it was; data frames and the like are not."""
+    """Copy mappings and lists, so that the caller's document does not change, but no data frames."""
     if isinstance(value, Mapping):
         return {key: _copy(inner) for key, inner in value.items()}
     return [_copy(inner) for inner in value] if isinstance(value, list) else value

@@ -18,7 +18,7 @@ from nlp_transfer.saved_models.layout import RUN_FILES
 from nlp_transfer.security.file_locks import Lock, lock_now
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.distributed import from_main, rank, world_size
+from nlp_transfer.utils.distributed import broadcast_from_main, rank, world_size
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
@@ -166,7 +166,7 @@ def check_same_on_all(document: dict[str, Any]) -> None:
     """
     if world_size() == 1:
         return
-    first, inputs = from_main(document), mapping(document["provenance"].get("content"))
+    first, inputs = broadcast_from_main(document), mapping(document["provenance"].get("content"))
     messages = [
         f"{name}: {shorten(other)} on rank 0, {shorten(own)} on rank {rank()}; allowed: the same in all processes"
         for name, other, own in differences(first, document)

@@ -11,20 +11,20 @@ from accelerate import Accelerator
 from nlp_transfer.data.sources.rows import BLOCK
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.evaluation.metrics import KNOWN_KEYS
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.predictor import PRECISION, meaningful, score
 from nlp_transfer.inference.writers import Writer
-from nlp_transfer.models.heads import fold_outputs
+from nlp_transfer.models.regression_output import fold_outputs
 from nlp_transfer.models.verification.weight_files import check_finite
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.saved_models.layout import PREDICTIONS
 from nlp_transfer.saved_models.load import quiet
-from nlp_transfer.saved_models.save import check_adapter, is_adapted, is_plain, save_adapted, save_model
+from nlp_transfer.saved_models.save import is_adapted, is_plain, save_adapted, save_model, verify_adapter
 from nlp_transfer.security.secret_patterns import clean
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.utils.atomic_files import DiskFullError, patiently
+from nlp_transfer.utils.atomic_files import DiskFullError, retry_while_full
 from nlp_transfer.utils.console import say, show_metrics
 from nlp_transfer.utils.distributed import compute_on_main
 from nlp_transfer.utils.errors import UserError
@@ -43,12 +43,12 @@ def save(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerato
     with quiet():
         plain = strategy.unwrap(model, folder.path)
     if is_adapted(plain):
-        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
+        verify_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
     place = folder.path / "model"
-    saved = patiently(partial(save_job, job, plain, place), "the model", place)
+    saved = retry_while_full(partial(save_job, job, plain, place), "the model", place)
     if (folder.path / "adapter").is_dir():
-        check_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
+        verify_adapter(folder.path / "adapter", job.checkpoint, job.task, plain, job.sample())
     return saved
 
 
@@ -58,7 +58,7 @@ def save_job(job: Job, model: Any, place: Path) -> Any:
 
 
 def score_splits(
-    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any], folder: Path, own: OwnMetrics | None = None
+    job: Job, model: Any, accelerator: Accelerator, foreign: list[Any], folder: Path, own: UserMetrics | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
     """Metrics (in fp32) and predictions of validation and test, where there are such. The predictions are also written to
     `predictions/SPLIT.parquet` in `folder`."""
@@ -71,7 +71,7 @@ def score_splits(
         if accelerator.is_main_process:
             path = folder / PREDICTIONS / f"{split}.parquet"
             try:
-                patiently(
+                retry_while_full(
                     partial(_write_predictions, path, job, split, answers[split]), f"the predictions of {split}", path.parent
                 )
             except DiskFullError:
@@ -118,7 +118,7 @@ def finish_further(jobs: dict[str, tuple[Job, Any]], folder: RunFolder, accelera
     for name, (job, learned) in jobs.items():
         model, place = learned, folder.path / "tasks" / name / "model"
         if accelerator.is_main_process:
-            model = patiently(partial(save_job, job, model, place), name, place)
+            model = retry_while_full(partial(save_job, job, model, place), name, place)
         metrics, _ = score_splits(job, model, accelerator, [], place.parent)
         found[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
         if metrics and (signatures := job.task.signatures()):
@@ -149,7 +149,7 @@ def foreign_figures(metrics: list[Any], answers: dict[str, np.ndarray], table: T
     return found
 
 
-def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: TrainingConfig, accelerator: Accelerator) -> None:
+def try_own_metrics(own: UserMetrics, task: Task, table: TokenTable, training: TrainingConfig, accelerator: Accelerator) -> None:
     """Call the user's own metrics with the targets of a few rows of train, before anything is trained: in the main process, for
     all of them.
 
@@ -161,5 +161,5 @@ def try_own_metrics(own: OwnMetrics, task: Task, table: TokenTable, training: Tr
     rows = np.unique(np.linspace(0, len(table) - 1, TRIED).astype(np.int64))
     wanted = right_answers(table)["prediction"][rows]
     taken = [*KNOWN_KEYS, *task.metric_names()]
-    own.adopt(compute_on_main(accelerator, lambda: own.try_out(task.written(wanted), wanted.tolist(), taken)))
+    own.trials = compute_on_main(accelerator, lambda: own.try_out(task.written(wanted), wanted.tolist(), taken))
     own.check_best(training.best_metric, task.metric_names())

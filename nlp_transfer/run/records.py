@@ -14,8 +14,10 @@ from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.unused_settings import describe_unused, without_effect
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.inference.predictor import PRECISION
-from nlp_transfer.models.checkpoint import Checkpoint, count_parameters, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.device import device_type
+from nlp_transfer.models.layers import new_parameters
+from nlp_transfer.models.preparation import count_parameters
 from nlp_transfer.report.model_card import write_card
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.run.provenance import check_files, hash_inputs, hash_strategy, record_inputs
@@ -29,7 +31,7 @@ from nlp_transfer.training.checkpointer import Position
 from nlp_transfer.training.optimizer import idle_parts
 from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils import environment
-from nlp_transfer.utils.atomic_files import patiently, write_json
+from nlp_transfer.utils.atomic_files import retry_while_full, write_json
 from nlp_transfer.utils.console import percent
 
 FEW_STEPS = 100
@@ -197,6 +199,6 @@ def finish(
             sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
             counts = {"rows": {split: len(part) for split, part in rows.items()}}
             card = partial(write_card, place, learned, clean(figures), {**sources, **counts}, document["training"])
-            patiently(card, "the model card", place)
+            retry_while_full(card, "the model card", place)
     write_json(folder.path / "result.json", result)
     folder.clear_checkpoints()

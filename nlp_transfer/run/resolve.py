@@ -9,10 +9,10 @@ from nlp_transfer.data.bad_rows import check_filter
 from nlp_transfer.data.sources.aligned_files import check_no_aligned
 from nlp_transfer.data.splits import check_shares
 from nlp_transfer.data.unused_settings import Unused, find_unused
-from nlp_transfer.run.document import read_document
+from nlp_transfer.run.document import as_document
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.applicability import refuse_unused
-from nlp_transfer.settings.schema import Document, RunConfig
+from nlp_transfer.settings.schema import Document, RunConfig, expand_name
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name
@@ -52,13 +52,7 @@ def resolve(
     Raises:
         UserError: with every problem found.
     """
-    if isinstance(config, RunConfig):
-        raw: Document = {name: getattr(config, name) for name in config.model_fields_set}
-    elif isinstance(config, (str, Path)):
-        raw = read_document(config)
-    else:
-        raw = dict(config or {})
-    raw |= settings
+    raw = as_document(config) | settings
     problems = Problems("settings")
     raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
     own = {name: raw[name] for name in ("task", "strategy") if isinstance(raw.get(name), (Task, Strategy))}
@@ -97,10 +91,8 @@ def _named(value: Any) -> Any:
 
 
 def _build(build: Any, document: Any, problems: Problems) -> Any:
-    if isinstance(document, str):
-        document = {"name": document}
+    document = expand_name(document)
     if isinstance(document, list):
-        document = [{"name": part} if isinstance(part, str) else part for part in document]
         if not all(isinstance(part, (Mapping, Strategy)) for part in document):
             return None
     elif not isinstance(document, Mapping):  # missing or of a wrong kind: the schema has said so

@@ -12,18 +12,17 @@ import torch
 from accelerate import Accelerator
 
 from nlp_transfer.models.memory import is_out_of_memory
-from nlp_transfer.models.verification.untrusted_json import first_line
 from nlp_transfer.run.folder import LOCK, RunFolder
 from nlp_transfer.run.outputs import save, save_job
 from nlp_transfer.security.file_locks import Lock, lock_now
 from nlp_transfer.settings import registry
-from nlp_transfer.settings.registry import is_own
+from nlp_transfer.settings.registry import is_user_defined
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.utils.atomic_files import DiskFullError
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.distributed import compute_on_main, same_random_state
-from nlp_transfer.utils.errors import UserError, brief
+from nlp_transfer.utils.errors import UserError, brief, first_line
 
 PREFIX = ".trial-"
 
@@ -81,7 +80,7 @@ def _explain(task: Task, model: Any, error: Exception, folder: Path) -> str:
     advice = (
         f"{name}.build_model must build the same {kind} again from the configuration and the weights that were saved, its "
         "outputs must have `logits`, and its class must be one that another process can import"
-        if is_own(task) or is_own(model)
+        if is_user_defined(task) or is_user_defined(model)
         else "choose another strategy, or another task.head"
     )
     return (

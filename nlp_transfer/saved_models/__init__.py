@@ -1,1 +1,1 @@
-"""Saved models: write them, verify them, and load them again."""
+"""Save models, verify them, and load them again."""

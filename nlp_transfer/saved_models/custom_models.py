@@ -1,8 +1,8 @@
-"""Models that only their task can build: with a head, or as a whole, of a class that no Auto class of transformers knows.
+"""Save and load models that only their task can build, since no Auto class of transformers knows their class or head.
 
-Under the model type of its family such a model would be loaded with a head drawn at random. Its folder therefore has a model
-type that plain transformers refuses. In `built/` are the configuration of the checkpoint and all weights; `build_model` of the
-task's class makes the model again, and gets the weights.
+Under its family's model type, such a model would load silently with a random head. Its folder therefore has a model type that
+plain transformers refuses. `built/` contains the checkpoint's configuration and all weights. To load the model, `build_model` of
+the task builds it again, and the weights are loaded into it.
 """
 
 import copy
@@ -20,140 +20,144 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.verification.allocation_limit import outlined
+from nlp_transfer.models.verification.allocation_limit import on_meta_device
 from nlp_transfer.models.verification.model_files import check_model, find_file, load_configuration
-from nlp_transfer.models.verification.untrusted_json import FAULTS, first_line
+from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
 from nlp_transfer.models.verification.weight_files import check_finite, check_weights
 from nlp_transfer.saved_models.probe import probe_difference
-from nlp_transfer.settings.registry import is_own
+from nlp_transfer.settings.registry import is_user_defined
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_name
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, first_line
 
 FOLDER, WEIGHTS = "built", "model.safetensors"
 
 
 class TaskModelConfig(PretrainedConfig):
-    """The configuration of a model that its task builds: the labels alone. That of the checkpoint is in `built/`."""
+    """The configuration of a model that its task builds: only its labels. The checkpoint's configuration is in `built/`."""
 
     model_type = "nlp_transfer_task_model"
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint(Checkpoint):
-    """What `build_model` gets when a model is read again: the saved configuration, from which `load` makes models whose weights
-    are then replaced by the saved ones."""
+    """The checkpoint for `build_model` when a saved model is loaded.
 
-    whole: Checkpoint
+    `load` creates models with random weights from the saved configuration; the saved weights replace them afterwards.
+    """
+
+    saved_model: Checkpoint
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.whole.tokenizer
+        return self.saved_model.tokenizer
 
     def load(self, auto_class: Any, **overrides: Any) -> PreTrainedModel:
         config = load_configuration(self.source)
         for name, value in overrides.items():
             setattr(config, name, value)
-        with outlined(f"model: {self.source.name}: {FOLDER}/config.json"):
+        with on_meta_device(f"model: {self.source.name}: {FOLDER}/config.json"):
             check_weights(self.source, auto_class.from_config(copy.deepcopy(config), trust_remote_code=False))
         model: Any = auto_class.from_config(config, trust_remote_code=False, dtype=torch.float32)
         model.new_parameters = frozenset(name for name, _ in model.named_parameters())
-        found: PreTrainedModel = model
-        return found
+        result: PreTrainedModel = model
+        return result
 
 
-def with_config(model: Any, checkpoint: Checkpoint) -> Any:
-    """The model, with the checkpoint's configuration where its class has none.
+def ensure_config(model: Any, checkpoint: Checkpoint) -> Any:
+    """Give a model the checkpoint's configuration if it has none.
 
     Raises:
-        UserError: it is no model.
+        UserError: it is not a `torch.nn.Module`.
     """
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"task: build_model gave {model!r} ({type(model).__name__}); allowed: a torch.nn.Module whose outputs have `logits`"
+            f"task: build_model returned {model!r} ({type(model).__name__}); allowed: a torch.nn.Module whose outputs have "
+            "`logits`"
         )
-    built: Any = model
-    if not hasattr(built, "config"):
-        built.config = checkpoint.config
-    return built
+    any_model: Any = model
+    if not hasattr(any_model, "config"):
+        any_model.config = checkpoint.config
+    return any_model
 
 
 def is_built(model: nn.Module) -> bool:
-    """Whether a model was read again by means of its task."""
+    """Return whether a model was loaded by building it with its task."""
     return bool(getattr(model, "built_by_task", False))
 
 
-def is_known(model: Any, task: Task) -> bool:
-    """Whether the task's Auto class makes the same model from its configuration: modules of the same classes, and parameters of
-    the same shapes. The tasks of this package see to that."""
-    if not is_own(task):
+def is_auto_model(model: Any, task: Task) -> bool:
+    """Return whether the task's Auto class creates the same model: the same classes of modules, and shapes of parameters.
+
+    For the tasks of this package this is always the case.
+    """
+    if not is_user_defined(task):
         return True
     try:
         with torch.device("meta"):
             expected = task.auto_class().from_config(copy.deepcopy(model.config), trust_remote_code=False)
-    except FAULTS:
+    except LIBRARY_ERRORS:
         return False
     return _describe(model) == _describe(expected)
 
 
 def _describe(model: nn.Module) -> tuple[Any, ...]:
-    """The classes of all modules (of a class of this package that which it derives from), and the shapes of all weights."""
-    modules = {name: _foreign(type(module)) for name, module in model.named_modules()}
+    """Return the classes of all modules (without subclasses of this package), and the shapes of all weights."""
+    modules = {name: _library_class(type(module)) for name, module in model.named_modules()}
     return modules, {name: value.shape for name, value in model.state_dict().items()}
 
 
-def _foreign(kind: type) -> type:
-    ours = __package__.partition(".")[0]
-    return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] != ours)
+def _library_class(module_class: type) -> type:
+    package = __package__.partition(".")[0]
+    return next(base for base in module_class.__mro__ if base.__module__.partition(".")[0] != package)
 
 
-def ways_to_save(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[PretrainedConfig | None]:
-    """The ways in which a model may be saved, the best first: None, as transformers does; else by `save_built` with this
-    configuration.
+def save_candidates(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[PretrainedConfig | None]:
+    """Return the ways to save a model, in order of preference: None (`save_pretrained`), or a configuration (`save_built`).
 
-    A model of the user's own class may compute what its modules do not show (hooks), and a strategy may have changed its
-    configuration (fewer layers). Which way reproduces the model is known once it was read again.
+    Which one reproduces the model is known only after it was loaded again: a user's class may compute something that its modules
+    do not show (hooks), and a strategy may have changed the configuration (fewer layers).
     """
-    if checkpoint is None or not is_own(task):
+    if checkpoint is None or not is_user_defined(task):
         return [None]
-    ways: list[PretrainedConfig | None] = [None] if is_known(model, task) else []
-    ways.append(checkpoint.config)
+    candidates: list[PretrainedConfig | None] = [None] if is_auto_model(model, task) else []
+    candidates.append(checkpoint.config)
     if type(model.config) is type(checkpoint.config) and model.config is not checkpoint.config:
-        ways.append(model.config)
-    return ways
+        candidates.append(model.config)
+    return candidates
 
 
 def save_built(model: Any, config: PretrainedConfig, task: Task, folder: Path) -> None:
-    """Write the weights of a model that only its task can build, and the configuration it is built from."""
+    """Save the weights of a model that only its task can build, and the configuration that it is built from."""
     labels = getattr(task, "labels", None)
     fields: dict[str, Any] = {"id2label": dict(enumerate(labels))} if labels else {}
     TaskModelConfig(**fields).save_pretrained(folder)
     config = copy.deepcopy(config)
-    config._name_or_path = ""  # a folder of this machine
+    config._name_or_path = ""  # a local path
     config.save_pretrained(folder / FOLDER)
     save_weights(model, str(folder / FOLDER / WEIGHTS), {"format": "pt"})
 
 
 def load_built(checkpoint: Checkpoint, task: Task) -> Any:
-    """The model in a folder, or on a hub, that `save_built` wrote.
+    """Load a model that `save_built` wrote.
 
     Raises:
-        UserError: the task's class does not build a model that the weights fit.
+        UserError: files are missing or not valid, or the task builds a model that does not fit the weights.
     """
     source = checkpoint.source
     config, weights = (find_file(source, f"{FOLDER}/{name}") for name in ("config.json", WEIGHTS))
     if config is None or weights is None:
-        raise UserError(f"model: {source.name}: {FOLDER}/ lacks config.json or {WEIGHTS}; copy the model whole")
+        raise UserError(f"model: {source.name}: {FOLDER}/ lacks config.json or {WEIGHTS}; copy the complete model again")
     inner = ModelSource(source.name, str(config.parent))
     check_model(inner)
     saved = SavedCheckpoint(inner, load_configuration(inner), checkpoint)
-    model = with_config(task.build_model(saved, TrainingConfig()), saved)
+    model = ensure_config(task.build_model(saved, TrainingConfig()), saved)
     try:
         load_weights(model, str(weights))
-    except FAULTS as error:
+    except LIBRARY_ERRORS as error:
         raise UserError(
-            f"model: {source.name}: {task_name(task)}.build_model does not give a {type(model).__name__} that the saved weights "
-            f"fit: {first_line(error)}; allowed: one that builds the same modules from a checkpoint's configuration each time"
+            f"model: {source.name}: the saved weights do not fit the {type(model).__name__} from {task_name(task)}.build_model: "
+            f"{first_line(error)}; allowed: a build_model that creates the same modules from the same configuration"
         ) from error
     check_finite(model, f"model: {source.name}", "a new copy of the model, or train it again")
     model.built_by_task, model.new_parameters = True, frozenset()
@@ -161,15 +165,23 @@ def load_built(checkpoint: Checkpoint, task: Task) -> Any:
 
 
 def check_built(model: Any, task: Task, saved: Mapping[str, Any] | None, name: str) -> None:
-    """Raise a UserError where a model that its task built again does not give the logits that were recorded when it was saved."""
+    """Compare the logits of a model that its task built with those recorded when it was saved.
+
+    Args:
+        saved: the model's record; models that an Auto class loaded are not compared.
+        name: name of the model, for messages.
+
+    Raises:
+        UserError: they differ.
+    """
     probe = saved.get("probe") if saved and is_built(model) else None
     if not isinstance(probe, dict):
         return
     task.connect(model)
     if (difference := probe_difference(model, probe)) is not None:
         raise UserError(
-            f"model: {name}: {task_name(task)} builds a model that does not give the logits recorded when it was saved "
-            f"({difference}); its class, a library or the saved weights have changed since; allowed: those of then"
+            f"model: {name}: the model that {task_name(task)} builds does not give the logits recorded when it was saved "
+            f"({difference}); its class, a library or the weights were changed since then; allowed: the same ones"
         )
 
 

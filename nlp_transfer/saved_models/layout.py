@@ -1,4 +1,4 @@
-"""Names of the files and folders that a run writes into its output folder."""
+"""Names of the files and folders in the output folder of a run."""
 
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS
 

@@ -1,4 +1,4 @@
-"""Loading what was saved: run folders, model folders, adapters, hub ids."""
+"""Load saved models: run folders, model folders, adapters, hub ids."""
 
 import contextlib
 import os
@@ -15,13 +15,14 @@ from transformers.utils import logging as transformers_logging
 from nlp_transfer.data.sources import HUB_MODEL, ModelSource, check_recorded_model, find_model
 from nlp_transfer.data.sources.portable_paths import mapping
 from nlp_transfer.hub.client import asking
-from nlp_transfer.models.checkpoint import Checkpoint, forbid_new_parameters, merge_adapter
+from nlp_transfer.models.checkpoint import Checkpoint, forbid_new_parameters
+from nlp_transfer.models.preparation import merge_adapter
 from nlp_transfer.models.seq2seq.tokenizer_pair import TARGET_FOLDER
 from nlp_transfer.models.verification.adapter_settings import load_adapter
 from nlp_transfer.models.verification.allowed import ADAPTER_WEIGHTS, RECORD, TOKENIZER_FILES
 from nlp_transfer.models.verification.model_files import read_settings
 from nlp_transfer.models.verification.untrusted_json import read_json
-from nlp_transfer.saved_models.custom_models import TaskModelConfig, load_built, with_config
+from nlp_transfer.saved_models.custom_models import TaskModelConfig, ensure_config, load_built
 from nlp_transfer.saved_models.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.settings.applicability import IDENTITY, refuse_unused, takes
 from nlp_transfer.settings.schema import TrainingConfig
@@ -34,19 +35,19 @@ MOVED = "if the base has moved, name its new place: base=PLACE in Python, --base
 
 
 def load_model(folder: Path, auto_class: Any = AutoModelForSequenceClassification, task: Task | None = None) -> PreTrainedModel:
-    """A saved model, its head included.
+    """Load a saved model with its head.
 
     Args:
-        task: builds the model where no Auto class knows it.
+        task: builds the model if no Auto class knows it.
 
     Raises:
-        UserError: it cannot be loaded, or weights are missing: a head would be drawn at random without a word.
+        UserError: it cannot be loaded, or weights are missing, so that its head would be random.
     """
     return load_checkpoint(Checkpoint.open(ModelSource(str(folder), str(folder))), auto_class, task)
 
 
 def load_checkpoint(checkpoint: Checkpoint, auto_class: Any, task: Task | None = None) -> PreTrainedModel:
-    """Raises a UserError where weights are missing."""
+    """Load a saved model with its head from an opened checkpoint; raises as `load_model`."""
     with quiet():
         if task is not None and isinstance(checkpoint.config, TaskModelConfig):
             return load_built(checkpoint, task)
@@ -56,12 +57,12 @@ def load_checkpoint(checkpoint: Checkpoint, auto_class: Any, task: Task | None =
 
 
 def find_adapter(path: Path) -> Path | None:
-    """The folder of an adapter: the path itself, or `model/` in a run whose adapter could not be merged."""
+    """Return the folder of an adapter: the path itself, or `model/` of a run whose adapter could not be merged; else None."""
     return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "adapter_config.json")), None)
 
 
 def hub_adapter(model: str) -> Path | None:
-    """The folder into which an adapter on a hub was downloaded; None where the model is something else."""
+    """Download an adapter of this toolkit from a hub and return its folder; None if the model is something else."""
     match = HUB_MODEL.match(model)
     if match is None or "/" not in model or os.path.exists(expand(model)):
         return None
@@ -74,15 +75,22 @@ def hub_adapter(model: str) -> Path | None:
             hf_hub_download(match["id"], "adapter_config.json", revision=match["revision"])
             hf_hub_download(match["id"], RECORD, revision=match["revision"])
             return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=names))
-        except (OSError, HFValidationError):  # no adapter of this toolkit; or it cannot be read, which is said where it is opened
+        except (
+            OSError,
+            HFValidationError,
+        ):  # not an adapter of this toolkit, or not readable (reported later)
             return None
 
 
 def adapter_record(folder: Path) -> dict[str, Any]:
-    """The record of an adapter. Raises a UserError where it does not say on what base the adapter belongs."""
+    """Read the record of an adapter.
+
+    Raises:
+        UserError: there is none, or it does not name the base model.
+    """
     saved = check_record(read_settings(ModelSource(str(folder), str(folder)), RECORD), str(folder))
     if saved is None or "base" not in saved:
-        raise UserError(f"{folder}: is an adapter without its {RECORD}, which says on what base it belongs")
+        raise UserError(f"{folder}: is an adapter without its {RECORD}, which names its base model")
     base = saved["base"]
     model, revision = (base.get("model"), base.get("revision")) if isinstance(base, dict) else (None, None)
     if not isinstance(model, str) or not isinstance(revision, (str, NoneType)):
@@ -98,16 +106,20 @@ def open_adapter(
     verify: bool = True,
     kind: type[Task] | None = None,
 ) -> tuple[PreTrainedModel, Checkpoint, Task]:
-    """An adapter on the base it was trained on, by default merged into it where its kind can be; that base, and the task.
+    """Load an adapter on its base model.
 
     Args:
-        base: where the base lies now; null: where the adapter's record says.
-        verify: compare logits with those in the record, which tell whether it is the same base.
-        kind: the class of its task; null: the one that its record names.
+        settings: settings of the task that override the recorded ones.
+        merge: merge the adapter into the base, if its method supports it.
+        base: place of the base model; None: the recorded one.
+        verify: compare logits with the recorded ones, which shows whether the base is the same.
+        kind: class of the task; None: the recorded one.
+
+    Returns:
+        The model, the checkpoint of the base, and the task.
 
     Raises:
-        UserError: it has no record of its base and labels, its files are broken or ask for what is no part of it, or the base
-            is missing or another model.
+        UserError: the record or a file is missing or not valid, or the base is missing or another model.
     """
     saved = adapter_record(folder)
     checkpoint = _open_base(folder, saved["base"], base)
@@ -117,41 +129,41 @@ def open_adapter(
         check_recorded_model(model, f"{folder / RECORD}: {setting}")
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
-        model = with_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
+        model = ensure_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
         join = merge_adapter if merge and saved.get("merges", True) else None
-        whole: Any = load_adapter(model, folder, join, f"; it {_bases(saved['base'], source)}; {MOVED}")
-    task.connect(whole)
+        adapted: Any = load_adapter(model, folder, join, f"; it {_describe_bases(saved['base'], source)}; {MOVED}")
+    task.connect(adapted)
     if verify:
-        _check_base(whole, saved, source, folder)
+        _check_base(adapted, saved, source, folder)
         if saved.get("tokenizer") not in (None, describe_tokenizer(checkpoint.tokenizer)):
             raise UserError(
-                f"{folder}: the adapter {_bases(saved['base'], source)}, whose tokenizer is another one than that of training; "
-                f"allowed: the base of then with its tokenizer; {MOVED}"
+                f"{folder}: the adapter {_describe_bases(saved['base'], source)}, whose tokenizer is not the one used in "
+                f"training; allowed: the same base with its tokenizer; {MOVED}"
             )
-    return whole, checkpoint, task
+    return adapted, checkpoint, task
 
 
-def _open_base(folder: Path, recorded: Mapping[str, Any], given: str | Path | None) -> Checkpoint:
-    """The base of an adapter: at the place that is given, else where it was recorded."""
+def _open_base(folder: Path, recorded: Mapping[str, Any], override: str | Path | None) -> Checkpoint:
+    """Open the base of an adapter: at `override`, else at the recorded place."""
     try:
-        if given is None and os.path.isabs(recorded["model"]) and not os.path.exists(recorded["model"]):
-            given = _base_of_run(folder.parent / "config.yaml")
-        if given is None:
+        if override is None and os.path.isabs(recorded["model"]) and not os.path.exists(recorded["model"]):
+            override = _base_of_run(folder.parent / "config.yaml")
+        if override is None:
             check_recorded_model(recorded["model"], f"{RECORD}: base")
-        base = find_model(str(given or recorded["model"]))
-        same = str(given or recorded["model"]) == recorded["model"]
+        base = find_model(str(override or recorded["model"]))
+        same = str(override or recorded["model"]) == recorded["model"]
         revision = base.revision or (recorded["revision"] if same else None)
         return Checkpoint.open(ModelSource(base.name, base.path, revision))
     except UserError as error:
         reason = str(error).removeprefix("model: ")
-        message = f"{folder}: the base of this adapter: {reason}; {MOVED}" if given is None else f"base: {reason}"
+        message = f"{folder}: the base of this adapter: {reason}; {MOVED}" if override is None else f"base: {reason}"
         raise UserError(message) from error
 
 
 def _base_of_run(settings: Path) -> str | None:
-    """Return the folder of the base by a run's `config.yaml`, which may have been moved together with it.
+    """Return the folder of the base by the `config.yaml` of a run; both may have been moved together.
 
-    A relative path is read from the working directory that the file records, relative to itself.
+    A relative path is resolved from the recorded working directory, which is relative to the file.
     """
     try:
         document = mapping(yaml.safe_load(settings.read_text(encoding="utf-8")))
@@ -167,37 +179,36 @@ def _base_of_run(settings: Path) -> str | None:
     return model
 
 
-def _bases(recorded: Mapping[str, Any], source: ModelSource) -> str:
-    """What an adapter was trained on and what it is put on, for messages."""
+def _describe_bases(recorded: Mapping[str, Any], source: ModelSource) -> str:
+    """Return the recorded and the actual base of an adapter, for messages."""
     place = str(Path(source.path).resolve()) if source.is_folder else describe_base(source.path, source.revision)
     return f"was trained on {describe_base(recorded['model'], recorded['revision'])}; the base is {place}"
 
 
 def describe_base(name: str, revision: str | None) -> str:
+    """Return the name of a base model with its revision."""
     return f"{name}@{revision}" if revision and "@" not in name else name
 
 
 def _check_base(model: PreTrainedModel, saved: Mapping[str, Any], source: ModelSource, folder: Path) -> None:
-    """Raises a UserError where an adapter on its base does not give the logits that were recorded when it was saved."""
+    """Raise a UserError if an adapter on its base does not give the logits recorded when it was saved."""
     probe = saved.get("probe")
     if not isinstance(probe, dict):
-        say(
-            f"warning: {folder / RECORD} holds no logits to compare with, so {source.name} may be another base than the adapter's"
-        )
+        say(f"warning: {folder / RECORD} has no logits to compare with, so {source.name} may not be the base of the adapter")
         return
     if (difference := probe_difference(model, probe)) is not None:
         check_files(probe, folder)
         raise UserError(
-            f"{folder}: the adapter belongs on another base. It {_bases(saved['base'], source)}, where the logits are not those "
-            f"recorded when the adapter was saved ({difference}); allowed: the base of then, unchanged; {MOVED}"
+            f"{folder}: the adapter belongs to another base. It {_describe_bases(saved['base'], source)}, where the logits are "
+            f"not those recorded when the adapter was saved ({difference}); allowed: the same base, unchanged; {MOVED}"
         )
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The folder's `nlp_transfer.json`, or None where there is none.
+    """Read the `nlp_transfer.json` of a folder; None if there is none.
 
     Raises:
-        UserError: it cannot be read, or holds no settings of a task.
+        UserError: it cannot be read, or has no settings of a task.
     """
     if not os.path.lexists(folder / RECORD):
         return None
@@ -206,14 +217,14 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars, advice and deprecations that transformers prints around loading and saving."""
+    """Suppress the progress bars, advice and deprecation warnings of transformers while models are loaded and saved."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
             yield
     finally:
         transformers_logging.set_verbosity(level)
@@ -222,23 +233,30 @@ def quiet() -> Iterator[None]:
 
 
 def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, most: int | None = None) -> Task:
-    """The task with other settings; what the weights were made for stays."""
-    asked = dict(settings or {})
+    """Return the task with changed settings.
+
+    Args:
+        most: maximum length of the model in tokens.
+
+    Raises:
+        UserError: a setting has no effect on a trained model, or the weights do not support its value.
+    """
+    requested = dict(settings or {})
     problems = Problems()
     if before.max_length is not None and most is not None and not 1 <= before.max_length <= most:
         raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {most}, the limits of its model")
-    unused = {f"task.{name}": "it was settled when the model was trained" for name in asked}
+    unused = {f"task.{name}": "it was fixed when the model was trained" for name in requested}
     unused = {name: reason for name, reason in unused.items() if name not in IDENTITY and not takes("load_predictor", name)}
     learned = ("labels", "architecture", "mean", "scale", "offset")
-    made_for = {"name": task_name(before), **{name: getattr(before, name, None) for name in learned}}
-    for name, value in made_for.items():
-        if asked.get(name, value) != value:
-            problems.add(f"--task.{name}: found {asked[name]!r}; allowed: {value!r}, which the model was trained for")
+    trained = {"name": task_name(before), **{name: getattr(before, name, None) for name in learned}}
+    for name, value in trained.items():
+        if requested.get(name, value) != value:
+            problems.add(f"--task.{name}: found {requested[name]!r}; allowed: {value!r}, which the model was trained for")
     problems.raise_if_any()
-    task = task_from(before.document() | asked, type(before))
-    task.changed.update(name for name in asked if getattr(task, name, None) != getattr(before, name, None))
+    task = task_from(before.document() | requested, type(before))
+    task.changed.update(name for name in requested if getattr(task, name, None) != getattr(before, name, None))
     refuse_unused(unused, (f"task.{name}" for name in task.changed), problems)
-    limit = before.max_length or most  # a model from elsewhere does not say with what it was trained
+    limit = before.max_length or most  # other programs' models do not record it
     if task.max_length and limit and task.max_length > limit:
         problems.add(f"--task.max_length: found {task.max_length}; allowed: up to {limit}, which the model was trained with")
     task.check_settings(TrainingConfig(), problems)
@@ -247,6 +265,7 @@ def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, most
 
 
 def check_record(saved: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
+    """Return a record, or raise a UserError if it has no settings of a task."""
     if saved is not None and not isinstance(saved.get("settings"), dict):
         raise UserError(f"{name}: {RECORD} has no `settings` of a task; is it a file of this toolkit?")
     return saved

@@ -1,1 +1,1 @@
-"""Redaction of secrets, safe terminal output, locked files and isolated child processes."""
+"""Redaction of secrets, safe terminal output, file locks and isolated child processes."""

@@ -1,4 +1,8 @@
-"""Locks on files and folders: one process at a time, and what a killed one left is removed by the next."""
+"""Lock files: one process at a time, and the next one removes the unfinished files of a killed one.
+
+The library `filelock` does not fit: it also locks pipes and files of other programs, and cannot record the names of
+unfinished files.
+"""
 
 import errno
 import os
@@ -20,22 +24,22 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no links, no waiting for a pipe
+SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no links, no waiting for pipes
 PART, OLD = re.compile(r"\.part-[0-9a-f]{32}"), re.compile(r"\.old-[0-9a-f]{32}")
-LOCKED = b"nlp_transfer lock\n"  # the first line of a lock file; one with other content is not ours
-BEYOND = 2**30  # on Windows the byte here is locked, so that others may read the content
+LOCKED = b"nlp_transfer lock\n"  # first line of a lock file; files with other content are not touched
+BEYOND = 2**30  # on Windows, lock a byte beyond the content, so that others can read it
 LONGEST_LOCK = 2**20  # bytes
 LONGEST_RECORD = 2**30
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-def open_own(path: Path, create: bool = True) -> BinaryIO:
-    """Open a file in which this user's commands keep records, such as a lock or a journal, for reading and writing.
+def open_record(path: Path, create: bool = True) -> BinaryIO:
+    """Open a lock, journal or other record of this user's commands for reading and writing.
 
     Raises:
-        UserError: the name is taken by a link, a pipe, another user's file or the like; nothing was changed.
+        UserError: there is a link, a pipe, a file of another user or the like; it is not touched.
     """
-    foreign = UserError(f"{path} is not a file of this program and this user; allowed: remove it, or write to another place")
+    foreign = UserError(f"{path}: is not a file of this program and this user; remove it, or write to another folder")
     try:
         descriptor = os.open(path, os.O_RDWR | SAFE | (os.O_CREAT if create else 0), 0o600)
     except OSError as error:
@@ -52,7 +56,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading, without following a link or waiting for a pipe.
 
     Raises:
-        OSError: it is missing, not a regular file or not readable.
+        OSError: the file is missing, not regular, or not readable.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | SAFE))  # noqa: SIM115 - the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -61,11 +65,11 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def read_own(path: Path, most: int = LONGEST_RECORD) -> bytes:
-    """Read a file that a command recorded something in, as `open_regular`.
+def read_record(path: Path, most: int = LONGEST_RECORD) -> bytes:
+    """Read a record, opened with `open_regular`.
 
     Raises:
-        OSError: it cannot be opened, or is larger than `most` bytes.
+        OSError: the file cannot be opened, or is larger than `most` bytes.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most:
@@ -74,26 +78,26 @@ def read_own(path: Path, most: int = LONGEST_RECORD) -> bytes:
 
 
 class Lock:
-    """A lock file that this process holds. It also records the random names of unfinished files beside it."""
+    """A held lock file. It also records the random names of unfinished files in the same folder."""
 
     def __init__(self, path: Path, file: BinaryIO | None) -> None:
         self.path, self._file = path, file
 
     def record(self, name: str) -> None:
-        """Add a name that the next holder of the lock removes, unless `release` was called before."""
+        """Record a file for the next holder of the lock to remove, unless `release` is called before."""
         if self._file is not None:
             self._file.write(f"{name}\n".encode())
             self._file.flush()
 
     def release(self, remove: bool = True) -> None:
-        """Release the lock; `remove`: nothing is left to be resumed, so that the file is not needed any more."""
+        """Release the lock, and remove its file unless `remove` is false, since there is something to resume."""
         if self._file is None:
             return
         if remove and is_same(self.path, os.fstat(self._file.fileno())):
-            with suppress(OSError):  # Windows keeps a file that is open
-                self.path.unlink()  # still locked, so that another process cannot take the lock on a file that is then removed
+            with suppress(OSError):  # Windows cannot remove an open file
+                self.path.unlink()  # while locked, so that no other process locks the removed file
         with suppress(OSError):
-            _unlock(self._file.fileno())  # a forked process may have the file open as well
+            _unlock(self._file.fileno())  # a forked process may also have the file open
         with suppress(OSError):
             self._file.close()
         self._file = None
@@ -106,18 +110,19 @@ class Lock:
 
 
 def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
-    """Take the lock on a file at once, and remove what its last holder left if that was killed.
+    """Take a lock without waiting, and remove the unfinished files of its last holder if that was killed.
 
     Args:
-        busy: the message where another process holds it.
-        unlocked: the warning where the file system has no locks, as some network ones have none.
-        create: whether the file is made where there is none.
+        path: the lock file.
+        busy: message if another process holds the lock.
+        unlocked: warning if the file system has no locks, such as some network file systems.
+        create: whether to create a missing file.
 
     Raises:
-        UserError: another process holds it, or the file is not a lock of this program.
+        UserError: another process holds the lock, or the file is not a lock of this program.
     """
     for _ in range(1000):
-        file = open_own(path, create)
+        file = open_record(path, create)
         try:
             held = _lock(file.fileno())
         except OSError as error:
@@ -131,20 +136,20 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
         file.close()
         if not held:
             raise UserError(busy)
-    else:  # another file has taken its place each time
+    else:  # the file was replaced each time
         raise UserError(busy)
     content = file.read(LONGEST_LOCK + 1)
     foreign = content and not content.startswith(LOCKED) and not LOCKED.startswith(content)
     if foreign or len(content) > LONGEST_LOCK:
         file.close()
-        raise UserError(f"{path} is not a lock of this program; allowed: rename or remove it, or write to another place")
+        raise UserError(f"{path}: is not a lock of this program; rename or remove it, or write to another folder")
     for name in content.decode("ascii", "replace").splitlines():
-        target, left = path.parent / path.name.removeprefix(".").removesuffix(".lock"), path.parent / name
-        if OLD.fullmatch(name) and target.name and not os.path.lexists(target):  # killed before the new folder took its place
+        target, unfinished = path.parent / path.name.removeprefix(".").removesuffix(".lock"), path.parent / name
+        if OLD.fullmatch(name) and target.name and not os.path.lexists(target):  # killed before the new folder was in place
             with suppress(FileNotFoundError):
-                os.rename(left, target)
+                os.rename(unfinished, target)
         elif PART.fullmatch(name) or OLD.fullmatch(name):
-            remove(left)
+            remove(unfinished)
     file.seek(0)
     file.truncate()
     file.write(LOCKED)
@@ -153,13 +158,13 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
 
 
 def lock_target(path: Path) -> Lock:
-    """Take the lock on a file or folder that is about to be written.
+    """Take the lock `.NAME.lock` of a file or folder before writing it.
 
     Raises:
         UserError: another process is writing it.
     """
-    busy = f"{path}: another process is writing it; allowed: wait until it has ended, or another place"
-    return lock_now(path.with_name(f".{path.name}.lock"), busy, "nothing keeps a second process from writing the same files")
+    busy = f"{path}: another process is writing it; wait until it has ended, or write to another place"
+    return lock_now(path.with_name(f".{path.name}.lock"), busy, "a second process could write the same files")
 
 
 def _lock(descriptor: int) -> bool:
@@ -186,15 +191,15 @@ def _unlock(descriptor: int) -> None:
 
 
 def is_same(path: Path, status: os.stat_result) -> bool:
-    """Whether a path, if it is a link the link itself, still is the file with this status."""
+    """Whether a path (not the target of a link) is still the file with this status."""
     try:
-        found = path.lstat()
+        return os.path.samestat(path.lstat(), status)
     except OSError:
         return False
-    return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
 
 
 def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it exists; ignore errors."""
     with suppress(OSError):
         if stat.S_ISDIR(path.lstat().st_mode):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Hides secrets in whatever this process prints, wherever one write ends and the next begins.
+"""Redact secrets in everything that this process prints, also if a secret is split over several writes.
 
-Text and bytes take one path: `sys.stdout` and `sys.stderr` become text layers over a `Redactor`, which is also their `buffer`.
-What is written to the file descriptors directly goes past it: messages of C libraries, and predictions on standard output,
-which are the user's data (`standard_streams`).
+`sys.stdout` and `sys.stderr` become text layers over a `Redactor`, which is also their `buffer`. Only direct writes to the file
+descriptors are not redacted: messages of C libraries, and predictions on standard output, which are the user's data
+(`standard_streams.py`).
 """
 
 import atexit
@@ -17,37 +17,37 @@ import weakref
 from contextlib import suppress
 from typing import Any, TextIO
 
-from nlp_transfer.security.secret_patterns import begun, hide, redact, spans
+from nlp_transfer.security.secret_patterns import hide, redact, spans, unfinished
 from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.utils.environment import finish_output, open_streams
 
 _redactors: "weakref.WeakSet[Redactor]" = weakref.WeakSet()
-MOST_HELD = 1 << 16  # bytes; what is longer and still no complete secret is none
-CONTEXT = 512  # characters of an unfinished line by which the next write is judged
+MOST_HELD = 1 << 16  # characters to hold back; longer text is not a secret
+CONTEXT = 512  # characters of an unfinished line that are context for the next write
 
 
 class Redactor(io.BufferedIOBase):
-    """A binary stream that writes to the one below all but secrets.
+    """A binary stream that redacts secrets and writes the rest to the underlying stream.
 
-    The end of a write is held back where a secret may begin in it: until the next write, or `release`. Of a secret that is
-    written in parts, at most three characters or what its kind begins with (`hf_`) are printed.
+    If a write may end inside a secret, that end is held back until the next write or `release`. Of a secret that is written in
+    parts, at most three characters, or the prefix of its kind (`hf_`), are printed.
     """
 
     def __init__(self, below: Any) -> None:
         self.below = below
         self._binary = getattr(below, "buffer", None) or _Encoded(below)
-        self._before = ""  # of the last line, what is printed already
+        self._before = ""  # the printed part of the current line
         self._held = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # any bytes come back as they were
-        self._lock = threading.RLock()  # a signal's handler may print while the same thread does
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # all bytes round-trip
+        self._lock = threading.RLock()  # a signal handler may print during a write of the same thread
         _redactors.add(self)
 
     def write(self, data: Any) -> int:
-        """Print all that cannot be part of a secret any more."""
+        """Print all text that cannot be part of a secret."""
         with self._lock:
             text = f"{self._before}{self._held}{self._decoder.decode(memoryview(data).tobytes())}"
             found = spans(text)
-            end = begun(text, found)
+            end = unfinished(text, found)
             if len(text) - end > MOST_HELD:
                 end = len(text)
             self._print(text, found, max(end, len(self._before)))
@@ -61,7 +61,7 @@ class Redactor(io.BufferedIOBase):
             self._binary.write(shown.encode("utf-8", "surrogateescape"))
 
     def release(self) -> None:
-        """Print what is held back, since nothing follows."""
+        """Print the text that is held back; called when nothing follows."""
         with self._lock:
             text = f"{self._before}{self._held}{self._decoder.decode(b'', final=True)}"
             self._print(text, spans(text), len(text))
@@ -71,8 +71,8 @@ class Redactor(io.BufferedIOBase):
         self._binary.flush()
 
     def close(self) -> None:
-        """Release; the stream below stays open, since others may hold it."""
-        with suppress(ValueError):  # closed by others
+        """Release the held text. The underlying stream stays open, since other code may use it."""
+        with suppress(ValueError):  # it is closed already
             self.release()
 
     def writable(self) -> bool:
@@ -94,7 +94,7 @@ class Redactor(io.BufferedIOBase):
 
 
 def _begin_child() -> None:
-    """After a fork: another thread may have held a lock, and what is held back is printed by the parent."""
+    """After a fork: replace locks that another thread may have held; the parent prints the held text."""
     for redactor in _redactors:
         redactor._lock, redactor._held = threading.RLock(), ""
 
@@ -104,7 +104,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Encoded:
-    """A text stream without a `buffer`, such as a notebook's, as a binary one."""
+    """A binary stream over a text stream without `buffer`, such as in a notebook."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -118,7 +118,7 @@ class _Encoded:
 
 
 def guard_output() -> None:
-    """From now on nothing secret is printed by this process: not by its threads, warnings, other libraries, or a traceback."""
+    """Redact everything that this process prints from now on, including warnings, tracebacks and output of libraries."""
     open_streams()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -141,7 +141,7 @@ def guard_output() -> None:
 
 
 def guard_messages() -> None:
-    """From now on log records and warnings of all libraries are without secrets and control sequences."""
+    """Redact secrets and escape control characters in all log records and warnings from now on."""
     before = logging.getLogRecordFactory()
     if not getattr(before, "is_guarded", False):
         logging.setLogRecordFactory(_guarded(before))
@@ -150,19 +150,19 @@ def guard_messages() -> None:
 
 
 def _guarded(make: Any) -> Any:
-    """Log records without secrets and control sequences; handlers may write past the streams that are guarded."""
+    """Return a factory of redacted log records, for handlers that do not write to the guarded streams."""
 
-    def record(*arguments: Any, **fields: Any) -> logging.LogRecord:
-        made: logging.LogRecord = make(*arguments, **fields)
+    def make_record(*arguments: Any, **fields: Any) -> logging.LogRecord:
+        record: logging.LogRecord = make(*arguments, **fields)
         try:
-            text = made.getMessage()
-        except Exception:  # the arguments do not fit the message: logging itself complains about that
-            return made
+            text = record.getMessage()
+        except Exception:  # the arguments do not match the message; logging reports it
+            return record
         if (shown := printable(redact(text))) != text:
-            made.msg, made.args = shown, None
-        if made.exc_info and made.exc_info[0] is not None:
-            made.exc_text = printable(redact(logging.Formatter().formatException(made.exc_info)))
-        return made
+            record.msg, record.args = shown, None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = printable(redact(logging.Formatter().formatException(record.exc_info)))
+        return record
 
-    record.is_guarded = True  # type: ignore[attr-defined]
-    return record
+    make_record.is_guarded = True  # type: ignore[attr-defined]
+    return make_record

@@ -1,10 +1,9 @@
-"""What is secret in a text: found as it stands and in the usual encodings, and replaced by `***`.
+"""Find secrets in text, also in common encodings, and replace them by `***`.
 
-The values that this machine keeps secret (the hub's token, environment variables that are named like secrets) are known to the
-letter. Others are recognized by their shape (tokens of well-known services, private keys) or by what stands before them (names
-and passwords in addresses, credentials in headers, values that are said to be a token). Both are also looked for behind escapes
-(percent-encoding, JSON, Python, HTML, UTF-16), in base64 and in hexadecimal, and known values behind line breaks.
-`redactor` applies this to whatever a command prints.
+The secrets of this machine are known exactly (`known_secrets.py`). Others are recognized by their shape (tokens of well-known
+services, private keys) or by their context (credentials in URLs and headers, values that are called a token). All are also found
+behind escapes (percent-encoding, JSON, Python, HTML, UTF-16), in base64 and in hexadecimal; known values also across line breaks.
+`redaction.py` applies this to all output.
 """
 
 import binascii
@@ -13,19 +12,19 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from nlp_transfer.security.known_secrets import HEAD, LEAST, Known, known_secrets
+from nlp_transfer.security.known_secrets import MIN_LENGTH, PREFIX_LENGTH, Known, known_secrets
 
 HIDDEN = "***"
-DEPTH = 3  # encodings inside one another that are looked through
+DEPTH = 3  # levels of nested encodings to decode
 LONGEST_KEY = 1 << 14  # characters of a private key
 
-# How a token of a well-known service begins.
+# Prefixes of tokens of well-known services.
 PREFIX = r"(?:hf_|api_org_|gh[pousr]_|github_pat_|glpat-|sk-|AIza|ya29\.|AKIA|ASIA|xox[abeoprs]-|pypi-|eyJ)"
 KINDS = (
     r"hf_[A-Za-z0-9]{16,}", r"api_org_[A-Za-z0-9]{16,}",  # Hugging Face
     r"gh[pousr]_[A-Za-z0-9]{20,}", r"github_pat_[A-Za-z0-9_]{20,}",  # GitHub
     r"glpat-[A-Za-z0-9_-]{16,}",  # GitLab
-    # OpenAI and the like (not the names of models, as in `opus-mt-sk-en`), Google
+    # OpenAI and others (but not model names such as `opus-mt-sk-en`), Google
     r"(?<![A-Za-z0-9_-])sk-(?=[a-z_-]*[A-Z0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{20,}",
     r"AIza[A-Za-z0-9_-]{30,}", r"ya29\.[A-Za-z0-9_-]{20,}",
     r"AKIA[A-Z0-9]{16}", r"ASIA[A-Z0-9]{16}",  # AWS
@@ -33,45 +32,48 @@ KINDS = (
     r"pypi-[A-Za-z0-9_-]{40,}",  # PyPI
     r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+",  # JSON web tokens
 )  # fmt: skip
-CUT = (  # by a message
+TRUNCATED = (  # in a message
     r"(?:hf_|api_org_|gh[pousr]_|github_pat_|glpat-|sk-|AIza|xox[abeoprs]-|pypi-AgEI)"
     r"(?=[a-z_-]*[A-Z0-9])[\w-]{6,}(?:\.\.\.|…)[\w-]*"
 )
-SHAPES = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(KINDS)}|{CUT})")
-IN_BYTES = [re.compile(kind.encode()) for kind in KINDS]  # one by one, since each is found fast by what it begins with
+SHAPES = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(KINDS)}|{TRUNCATED})")
+IN_BYTES = [re.compile(kind.encode()) for kind in KINDS]  # separate, since a literal prefix makes each search fast
 KEY_BLOCK = re.compile(
     rf"-----BEGIN [A-Z ]{{0,40}}PRIVATE KEY-----"
     rf"(?:.{{0,{LONGEST_KEY}}}?-----END [A-Z ]{{0,40}}PRIVATE KEY-----|(?:\s+(?:[\w-]+:[^\n]*|[A-Za-z0-9+/=]+)(?=\s|\Z))*)",
     re.DOTALL,
 )
 SECRET_WORD = r"(?:(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!bos_)(?<!eos_)(?<!mask_)token|secret|passw(?:or)?d|api[_-]?key)"
-# Repeats are bounded, so that a long line takes time in proportion to its length.
-SAID = (
+# Repetitions are bounded, so that matching takes linear time.
+NAMED_VALUE = (
     rf"(?:(?:(?<!\w)|(?<=\w{{64}}))[\w.-]{{0,64}}{SECRET_WORD}['\"]?\s{{0,64}}[:=]\s{{0,64}}"
     rf"|--[\w.-]{{0,64}}{SECRET_WORD}\s{{1,64}})(?P<quote>['\"]?)"
 )
 BEARER = r"\b(?:bearer|authorization:?)\s+(?!bearer\b)"
 BASIC = r"\bbasic\s+"
 QUERY = r"[?&](?:[\w.-]{0,64}(?:token|secret|password|signature|credential|api[_-]?key)|sig|key)="
-ADDRESS = r"\b[a-z][a-z0-9+.-]{0,30}:/{1,2}"  # one slash is enough: taken for a path, an address loses the other
+ADDRESS = r"\b[a-z][a-z0-9+.-]{0,30}:/{1,2}"  # one slash is enough, since a URL that was read as a path loses the other
 
 
 class Rule(NamedTuple):
-    """A secret that is recognized by what stands around it."""
+    """A secret that is recognized by its context."""
 
-    marks: tuple[str, ...]
-    """Nothing matches in a text that, in lower case, holds none of these."""
+    keywords: tuple[str, ...]
+    """Texts that contain none of these, in lower case, cannot match: a fast check."""
     pattern: re.Pattern[str]
-    """Of a complete secret; its group `value` is hidden."""
-    begun: re.Pattern[str]
-    """Of one that the end of the text cuts off."""
+    """Matches a complete secret; the group `value` is replaced."""
+    unfinished: re.Pattern[str]
+    """Matches a secret that the end of the text may cut off."""
+
+    def is_possible(self, lower: str) -> bool:
+        return any(word in lower for word in self.keywords)
 
 
-def _rule(marks: str, before: str, value: str, begun: str, after: str = "") -> Rule:
+def _rule(keywords: str, before: str, value: str, unfinished: str, after: str = "") -> Rule:
     return Rule(
-        tuple(marks.split()),
+        tuple(keywords.split()),
         re.compile(f"{before}(?P<value>{value}){after}", re.IGNORECASE),
-        re.compile(rf"{before}(?P<value>{begun})\Z", re.IGNORECASE),
+        re.compile(rf"{before}(?P<value>{unfinished})\Z", re.IGNORECASE),
     )
 
 
@@ -81,19 +83,14 @@ RULES = (
     _rule("bearer authorization", BEARER, r"[\w.~+/=-]{16,}", r"[\w.~+/=-]*"),
     _rule("basic", BASIC, r"[\w+/-]{6,}={0,2}", r"[\w+/-]*"),
     # `token: abc`, `"hf_token": "abc"`, `password=abc`, `--token abc`.
-    _rule("token secret passw api", SAID, r"[^\s'\",;{}()<>\[\]]{6,}", r"[^\s'\",;{}()<>\[\]]*"),
+    _rule("token secret passw api", NAMED_VALUE, r"[^\s'\",;{}()<>\[\]]{6,}", r"[^\s'\",;{}()<>\[\]]*"),
 )
 NAMES = re.compile(
     r"^(?:(?:use|hf|hub|auth|access|api|bot|github|wandb|secret)[_-])*"
     r"(?:token|secret|password|passwd|api[_-]?key|access[_-]?key|secret[_-]?key|credentials?)$",
     re.IGNORECASE,
 )
-USERS_OWN = (
-    "labels",
-    "class_weights",
-    "id2label",
-    "label2id",
-)  # in records: words of the user's data, which are kept to the letter
+LABELS = ("labels", "class_weights", "id2label", "label2id")  # fields of records with words from the user's data, never redacted
 
 ESCAPED = re.compile(r"[%\\&\0\x1b]")
 ESCAPE = re.compile(
@@ -102,30 +99,30 @@ ESCAPE = re.compile(
     r"|&(?P<name>amp|lt|gt|quot|apos);|\0+|\x1b\[[0-9;]*m"
 )
 NAMED = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'", "n": "\n", "r": "\r", "t": "\t"}
-BREAK = re.compile(r"[ \t│┃|]*\r?\n[ \t│┃|>]*")  # also of tables and of quoted messages
-RUN = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{24,}={0,2}")  # a token in base64 or in hexadecimal
-SIXTY_FOUR = str.maketrans("-_", "+/")
+BREAK = re.compile(r"[ \t│┃|]*\r?\n[ \t│┃|>]*")  # a line break, also in tables and quoted messages
+RUN = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{24,}={0,2}")  # may be a token in base64 or hexadecimal
+URL_SAFE = str.maketrans("-_", "+/")
 
-# Of a token, or of one in base64, what a write may end with.
-BEGUN = re.compile(
+# An unfinished token, plain or in base64, at the end of a write.
+UNFINISHED = re.compile(
     rf"(?:(?<![A-Za-z0-9_]){PREFIX}[\w.-]*…?|(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{{16,}}={{0,2}}|-----BEGIN [A-Z -]*)\Z"
 )
 PARTIAL = re.compile(
     r"(?:%[0-9A-Fa-f]?|\\+(?:u\{?[0-9A-Fa-f]{0,4}|x[0-9A-Fa-f]?|U[0-9A-Fa-f]{0,7}|[0-7]{1,2})?|&\#?[0-9A-Za-z]{0,7}|\x1b(?:\[[0-9;]*)?)\Z"
-)  # escapes that the end of the text cuts off
-NOTED = 4  # characters of a known value at the end of a write from which on it is held back
+)  # an unfinished escape at the end of the text
+HELD_FROM = 4  # a write is held back if it ends with at least this many characters of a known value
 LONGEST_LINE = 1 << 12
 
 Spans = list[tuple[int, int]]
 
 
 def redact(text: str) -> str:
-    """The text without what is secret in it."""
+    """Return the text with every secret replaced by `***`."""
     return hide(text, spans(text))
 
 
 def hide(text: str, found: Spans, first: int = 0, last: int | None = None) -> str:
-    """A part of the text, with `***` in place of what was found."""
+    """Return `text[first:last]` with `***` in place of the spans in `found`."""
     last = len(text) if last is None else last
     parts = []
     for start, end in found:
@@ -136,20 +133,20 @@ def hide(text: str, found: Spans, first: int = 0, last: int | None = None) -> st
 
 
 def find_secret(text: str) -> int | None:
-    """Where the first secret stands that is known to the letter or by the shape of its token; None where there is none.
+    """Return the position of the first secret that is known or has the shape of a token; None if there is none.
 
-    Words that are merely said to be a token do not count: a vocabulary is full of them.
+    Words that are only called a token do not count, since vocabularies contain many.
     """
     return min((start for start, _ in spans(text, strict=True)), default=None)
 
 
 def is_in_bytes(data: bytes) -> bool:
-    """Whether numbers, such as weights, hold a secret as it stands: as `find_secret`, but for no encoding, and fast."""
+    """Whether binary data, such as weights, contains an unencoded secret: a fast version of `find_secret`."""
     return any(value.value.encode() in data for value in known_secrets()) or any(kind.search(data) for kind in IN_BYTES)
 
 
 def spans(text: str, strict: bool = False) -> Spans:
-    """Where secrets stand, in order and apart from one another; `strict` as in `find_secret`."""
+    """Return the spans of all secrets, sorted and without overlaps; `strict` as for `find_secret`."""
     merged: Spans = []
     for start, end in sorted(_spans(text, known_secrets(), strict, 0)):
         if merged and start <= merged[-1][1]:
@@ -159,39 +156,37 @@ def spans(text: str, strict: bool = False) -> Spans:
     return merged
 
 
-def begun(text: str, found: Spans) -> int:
-    """Where something begins that the end of the text cuts off and that may be, or go on to be, a secret.
+def unfinished(text: str, found: Spans) -> int:
+    """Return where a possible secret starts that the end of the text may cut off; otherwise the length of the text.
 
     Args:
-        text: what is followed by more.
-        found: the secrets in it.
+        text: text to which more will be appended.
+        found: the secrets in the text.
     """
     known = known_secrets()
-    starts = [len(text), _begun(text, known, 0)]
+    starts = [len(text), _unfinished(text, known, 0)]
     if found and (
         found[-1][1] == len(text) or (text[slice(*found[-1])].startswith("-----BEGIN") and text[found[-1][1] :].isspace())
     ):
         starts.append(found[-1][0])
-    if known and "\n" in text:  # it may go on after a line break
+    if known and "\n" in text:  # it may continue after a line break
         view, source = _replaced(BREAK, text, lambda _: "")
-        starts += [source(at, at)[0] for value in known if (at := value.begun(view, HEAD)) is not None]
+        starts += [source(at, at)[0] for value in known if (at := value.unfinished(view, PREFIX_LENGTH)) is not None]
     return min(starts)
 
 
-def _begun(text: str, known: tuple[Known, ...], depth: int) -> int:
+def _unfinished(text: str, known: tuple[Known, ...], depth: int) -> int:
     size, text = len(text), PARTIAL.sub("", text)
-    starts = [at for value in known if (at := value.begun(text, NOTED)) is not None]
-    line = max(text.rfind("\n"), text.rfind("\r")) + 1
-    line = max(line, len(text) - LONGEST_LINE)
+    starts = [at for value in known if (at := value.unfinished(text, HELD_FROM)) is not None]
+    line = max(text.rfind("\n") + 1, text.rfind("\r") + 1, len(text) - LONGEST_LINE)
     tail = text[line:]
-    low = tail.lower()
-    rules = [rule for rule in RULES if any(word in low for word in rule.marks)]
-    starts += [line + match.start("value") for rule in rules if (match := rule.begun.search(tail))]
-    starts += [line + match.start() for match in (BEGUN.search(tail),) if match]
+    rules = [rule for rule in RULES if rule.is_possible(tail.lower())]
+    starts += [line + match.start("value") for rule in rules if (match := rule.unfinished.search(tail))]
+    starts += [line + match.start() for match in (UNFINISHED.search(tail),) if match]
     if depth < DEPTH and ESCAPED.search(tail):
         view, source = unescaped(tail)
         if view != tail:
-            at = _begun(view, known, depth + 1)
+            at = _unfinished(view, known, depth + 1)
             starts += [line + source(at, at)[0]] if at < len(view) else []
     return min(starts, default=size)
 
@@ -202,7 +197,7 @@ def _spans(text: str, known: tuple[Known, ...], strict: bool, depth: int) -> Spa
     def mark(start: int, end: int) -> None:
         nonlocal text
         found.append((start, end))
-        text = f"{text[:start]}{'*' * (end - start)}{text[end:]}"  # so that no other rule takes it for more than it is
+        text = f"{text[:start]}{'*' * (end - start)}{text[end:]}"  # so that no other rule matches it
 
     original = text
     for value in known:
@@ -234,21 +229,24 @@ def _spans(text: str, known: tuple[Known, ...], strict: bool, depth: int) -> Spa
 
 
 def _apply(rule: Rule, text: str, low: str, mark: Any) -> None:
-    if any(word in low for word in rule.marks):
+    if rule.is_possible(low):
         for match in rule.pattern.finditer(text):
             if not _is_harmless(match):
                 mark(*match.span("value"))
 
 
 def _is_harmless(match: "re.Match[str]") -> bool:
-    """Whether a value that was said to be a secret is a number (`of the next token: 0.5312`), the next word of a message
-    (`training.token: unknown setting`), hidden already, or after `basic` no credentials."""
+    """Whether a value only looks like a secret from its context.
+
+    It may be a number (`probability of the token: 0.5312`), the next word of a message (`training.token: unknown setting`),
+    redacted already, or no credentials after `basic`.
+    """
     value, before = match["value"], match[0][: match.start("value") - match.start()]
     if match.re is RULES[3].pattern:
         return all(":" not in inner for inner in _decoded(value)[:1])
     if "quote" not in match.re.groupindex:
         return False
-    number = len(value) < LEAST and re.fullmatch(r"[\d.,:%e+-]+", value)
+    number = len(value) < MIN_LENGTH and re.fullmatch(r"[\d.,:%e+-]+", value)
     word = value.isalpha() and before.endswith(": ")
     return bool(number or word or value.startswith(HIDDEN))
 
@@ -257,13 +255,13 @@ def _is_harmless(match: "re.Match[str]") -> bool:
 
 
 def unescaped(text: str) -> tuple[str, Any]:
-    """The text without escapes, and what gives the span in the text of a span in it."""
+    """Return the text with escapes decoded, and a function that maps its spans to those of the original text."""
     return _replaced(ESCAPE, text, _character)
 
 
 def _character(match: "re.Match[str]") -> str:
     kind, value = match.lastgroup, match[match.lastgroup] if match.lastgroup else ""
-    if kind is None:  # a zero byte, as between the letters of UTF-16, or a colour
+    if kind is None:  # a zero byte, as in UTF-16, or a color
         return ""
     if kind in ("plain", "name"):
         return NAMED.get(value, value)
@@ -273,15 +271,15 @@ def _character(match: "re.Match[str]") -> str:
 
 def _replaced(pattern: "re.Pattern[str]", text: str, make: Any) -> tuple[str, Any]:
     parts: list[str] = []
-    views, sources = [0], [0]  # places that correspond, between which both go on alike
+    views, sources = [0], [0]  # corresponding positions; text between them is equal
     length = at = 0
     for match in pattern.finditer(text):
-        made = make(match)
+        replacement = make(match)
         length += match.start() - at
-        views += [length, length + len(made)]
+        views += [length, length + len(replacement)]
         sources += [match.start(), match.end()]
-        parts += [text[at : match.start()], made]
-        length, at = length + len(made), match.end()
+        parts += [text[at : match.start()], replacement]
+        length, at = length + len(replacement), match.end()
 
     def source(start: int, end: int) -> tuple[int, int]:
         first = bisect_right(views, start) - 1
@@ -293,23 +291,22 @@ def _replaced(pattern: "re.Pattern[str]", text: str, make: Any) -> tuple[str, An
 
 
 def _decoded(run: str) -> list[str]:
-    """What a run of letters may stand for: base64 that begins at any of four letters, hexadecimal."""
-    letters = run.rstrip("=").translate(SIXTY_FOUR)
-    found = []
-    for skipped in range(4):
-        part = letters[skipped:]
-        part = part[: len(part) - (len(part) % 4 == 1)]
-        found.append(binascii.a2b_base64(part + "=" * (-len(part) % 4)).decode("latin-1"))
-    for part in re.findall(r"(?:[0-9A-Fa-f]{2}){12,}", run):
-        found.append(bytes.fromhex(part).decode("latin-1"))
-    return found
+    """Decode a run of characters as base64, with any of four offsets, and as hexadecimal."""
+    letters = run.rstrip("=").translate(URL_SAFE)
+    decoded = []
+    for offset in range(4):
+        base64 = letters[offset:]
+        base64 = base64[: len(base64) - (len(base64) % 4 == 1)]
+        decoded.append(binascii.a2b_base64(base64 + "=" * (-len(base64) % 4)))
+    decoded += map(bytes.fromhex, re.findall(r"(?:[0-9A-Fa-f]{2}){12,}", run))
+    return [content.decode("latin-1") for content in decoded]
 
 
 # --- records
 
 
 def clean(value: Any) -> Any:
-    """A record (JSON) without what is secret in it; labels stay as they are, since an answer must be called as in the data."""
+    """Redact the secrets in a JSON record. Labels are not changed, since predictions must have the labels of the data."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -320,7 +317,7 @@ def clean(value: Any) -> Any:
 
 
 def _field(name: Any, value: Any) -> Any:
-    if name in USERS_OWN:
+    if name in LABELS:
         return value
     if isinstance(name, str) and isinstance(value, str) and value and NAMES.match(name):
         return HIDDEN

@@ -1,25 +1,25 @@
-"""Text that is safe to show on a terminal, whoever wrote it.
+"""Escape control characters before untrusted text is shown on a terminal.
 
-Labels, names of columns, paths and fields of a model's configuration come from strangers, and a terminal obeys the control
-sequences in them: they clear the screen, hide or reorder what else is printed, or set the window's title.
+Labels, column names, paths and model configurations may contain control sequences that clear the screen, hide or reorder other
+output, or set the window title.
 """
 
 import re
 from io import TextIOBase
 from typing import TextIO
 
-# Control characters but for tab and line feed, lone surrogates, marks that reorder text (embeddings, overrides, isolates), and
-# the separators of lines and paragraphs. Joiners and single marks of direction belong to the spelling of languages.
+# Control characters except tab and line feed, lone surrogates, bidirectional embeddings, overrides and isolates, and line and
+# paragraph separators. Joiners and single directional marks stay, since some languages need them.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""The text with `\x1b` and the like spelled out; text without such characters stays as it is."""
-    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    r"""Return the text with control characters escaped, such as `\x1b`."""
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class PrintableStream(TextIOBase):
-    """A stream of text to a terminal that makes what is written through it printable; the stream below stays open."""
+    """A text stream to a terminal that escapes control characters. Closing it leaves the underlying stream open."""
 
     def __init__(self, below: TextIO) -> None:
         self.below = below
@@ -31,4 +31,4 @@ class PrintableStream(TextIOBase):
         self.below.flush()
 
     def close(self) -> None:
-        """Leave the stream below open."""
+        """Leave the underlying stream open."""

@@ -1,4 +1,4 @@
-"""What the type annotation of a setting allows."""
+"""Type annotations of settings: which values they allow, and values as YAML writes them."""
 
 from collections.abc import Mapping
 from types import NoneType, UnionType
@@ -9,8 +9,8 @@ from pydantic import BaseModel
 PLAIN = {int: "a number", float: "a number", str: "text", list: "a list", NoneType: "null"}
 
 
-def allowed(annotation: Any) -> str:
-    """What a setting with numbers may hold, its words and null included."""
+def allowed_values(annotation: Any) -> str:
+    """Describe what a setting may hold, such as `a number, or 'auto'`."""
     choices: list[str] = []
     for member in members(annotation):
         if get_origin(member) is Literal:
@@ -21,7 +21,7 @@ def allowed(annotation: Any) -> str:
 
 
 def members(annotation: Any) -> list[Any]:
-    """The members of a union, without the metadata of `Annotated`."""
+    """Return the members of a union, without the metadata of `Annotated`."""
     if get_origin(annotation) is Annotated:
         return members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -29,23 +29,28 @@ def members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def leaves(annotation: Any) -> set[Any]:
-    """The types in an annotation, out of unions and the like."""
+def leaf_types(annotation: Any) -> set[Any]:
+    """Return all types inside an annotation, except those of literals: `list[int] | None` gives int and NoneType."""
     if get_origin(annotation) is Literal:
         return set()
-    inner = get_args(annotation)
-    return set().union(*map(leaves, inner)) if inner else {annotation}
+    arguments = get_args(annotation)
+    return set().union(*map(leaf_types, arguments)) if arguments else {annotation}
 
 
 def needs_list(annotation: Any, value: Any) -> bool:
-    """Whether a setting takes lists, and this value only as the one element of a list."""
+    """Whether a setting accepts a list, and this value only as an element of the list."""
     choices = members(annotation)
     lists = [member for member in choices if get_origin(member) is list]
     if not lists:
         return False
     if isinstance(value, (Mapping, BaseModel)):
-        fits = any(isinstance(leaf, type) and issubclass(leaf, (dict, BaseModel)) for leaf in leaves(lists[0]))
+        fits = any(isinstance(leaf, type) and issubclass(leaf, (dict, BaseModel)) for leaf in leaf_types(lists[0]))
     else:
         fits = isinstance(value, (str, int, float))
     others = [member for member in choices if member not in (*lists, NoneType)]
     return fits and all(get_origin(other) is Literal and value not in get_args(other) for other in others)
+
+
+def as_yaml(value: Any) -> str:
+    """Return a plain value as YAML writes it, such as `null` or `true`."""
+    return {"None": "null", "True": "true", "False": "false", "": "''"}.get(str(value), str(value))

@@ -1,9 +1,10 @@
-"""Which settings have an effect where: for each command in one table, and for fields that depend on others as metadata."""
+"""Which settings take effect: a table by command, and metadata on fields that depend on other fields."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from nlp_transfer.settings.annotations import as_yaml
 from nlp_transfer.utils.errors import Problems
 
 FORMAT = ("data.encoding", "data.columns", "data.delimiter", "data.quoting")
@@ -22,11 +23,11 @@ COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "push": (),
     "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_SCORED, "task.label_type", "task.translated_rows"),
 }
-"""By command, and for `load_predictor(settings=)`: the dotted names of the settings that have an effect there. `*` stands for
-any name; a name behind `!` is taken out again."""
+"""Dotted names of the settings that take effect, by command and for `load_predictor(settings=)`. `*` matches any name; `!NAME`
+excludes NAME."""
 
 IDENTITY = ("task.name", "task.labels", "task.architecture")
-"""What a saved model was trained for. Loading refuses any other value than the saved one."""
+"""Settings that define a saved model. They cannot be changed when it is loaded."""
 
 NO_STEPS = frozenset(
     "epochs max_steps batch_size batch_tokens gradient_accumulation_steps learning_rate weight_decay schedule warmup "
@@ -34,7 +35,7 @@ NO_STEPS = frozenset(
     "gradient_checkpointing evaluate_every checkpoint_every keep_checkpoints early_stopping best_metric ema trackers "
     "logging_steps".split()
 )
-"""Settings of `training` that have no effect where a strategy takes no optimizer step."""
+"""Settings of `training` without effect under a strategy that takes no optimizer steps."""
 
 
 def takes(command: str, name: str) -> bool:
@@ -44,20 +45,20 @@ def takes(command: str, name: str) -> bool:
 
 
 def check_arguments(command: str, document: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse settings that a command does not use.
+    """Check that a command uses all settings of its command line.
 
     Args:
-        document: what the command line gave, by part (`data`, `task`) and name.
-        known: the dotted names of all settings. Names outside of it are left to the schema, which suggests the nearest one.
+        document: settings by section (`data`, `task`) and name.
+        known: the dotted names of all settings. Other names are reported by the schema, which suggests the nearest one.
 
     Raises:
-        UserError: some of the settings have no effect on this command; all of them are listed.
+        UserError: settings have no effect on this command; lists all of them.
     """
     known, problems = set(known), Problems()
     allowed = ", ".join(f"--{name}" for name in COMMAND_SETTINGS[command])
-    for part, settings in document.items():
+    for section, settings in document.items():
         for setting in settings if isinstance(settings, Mapping) else ():
-            name = f"{part}.{setting}"
+            name = f"{section}.{setting}"
             if name in known and name not in IDENTITY and not takes(command, name):
                 problems.add(f"--{name}: has no effect on {command}, {_why(command, name)}; allowed: {allowed}")
     problems.raise_if_any()
@@ -65,83 +66,76 @@ def check_arguments(command: str, document: Mapping[str, Any], known: Iterable[s
 
 def _why(command: str, name: str) -> str:
     if name.startswith("data."):
-        return "which reads --data.test alone" if command == "evaluate" else "which reads the file of --input"
+        return "which only reads --data.test" if command == "evaluate" else "which only reads --input"
     if takes("load_predictor", name):
         return "which does not use it"
-    return "since it was settled when the model was trained"
+    return "since it was fixed when the model was trained"
 
 
 class UsedWith:
-    """Metadata of a field that has an effect only where other fields of the same settings have certain values.
+    """Metadata of a field that only takes effect if other fields of the same settings have certain values.
 
-    >>> Annotated[float, UsedWith(classifier="logistic_regression")]    # doctest: +SKIP
-
-    Each keyword is a field and the value that it must have: a plain value, or `Not(value)` for any other one.
+    `Annotated[float, UsedWith(classifier="logistic_regression")]`: each keyword names another field and the value that it must
+    have, or must not have (`Not(value)`).
     """
 
     def __init__(self, **values: Any) -> None:
         self.values = values
 
-    def unmet(self, settings: Any) -> str | None:
-        """Why the field has no effect, or None where it has one."""
-        for name, wanted in self.values.items():
-            value = getattr(settings, name)
-            if isinstance(wanted, Not) and value == wanted.value:
-                return f"{{}}{name} is {_as_yaml(value)}"
-            if wanted is None and value is not None:
-                return f"{{}}{name} takes its place"
-            if not isinstance(wanted, Not) and value != wanted:
-                return f"it is used with {{}}{name} {_as_yaml(wanted)} alone"
+    def unmet(self, settings: Any, prefix: str) -> str | None:
+        """Return why the field has no effect, or None if it has one; `prefix` precedes the names of other fields."""
+        for name, expected in self.values.items():
+            value, dotted = getattr(settings, name), f"{prefix}.{name}"
+            if isinstance(expected, Not):
+                if value == expected.value:
+                    return f"{dotted} is {as_yaml(value)}"
+            elif value != expected:
+                return f"{dotted} overrides it" if expected is None else f"it is only used with {dotted} {as_yaml(expected)}"
         return None
 
 
 class Not:
-    """Any other value than this one, in `UsedWith`."""
+    """Any value but this one, in `UsedWith`."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
-def _as_yaml(value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
-
-
 def unused_fields(settings: Any, prefix: str) -> dict[str, str]:
-    """The fields of some settings that have no effect beside the values of the others: by dotted name, the reason."""
-    reasons = {
-        name: condition.unmet(settings)
+    """Return the fields without effect beside the values of other fields: dotted names, each with the reason."""
+    return {
+        f"{prefix}.{name}": reason
         for name, field in type(settings).model_fields.items()
         for condition in field.metadata
-        if isinstance(condition, UsedWith)
+        if isinstance(condition, UsedWith) and (reason := condition.unmet(settings, prefix)) is not None
     }
-    return {f"{prefix}.{name}": reason.replace("{}", f"{prefix}.", 1) for name, reason in reasons.items() if reason is not None}
 
 
 def given_fields(settings: Any, prefix: str) -> set[str]:
-    """The dotted names of the fields that were set, and to another value than the default."""
+    """Return the dotted names of the fields that were set to another value than the default."""
+
+    def differs(value: Any, default: Any) -> bool:
+        return type(value) is not type(default) or bool(value != default)  # data frames are only compared by type
+
     fields = type(settings).model_fields
-    return {f"{prefix}.{name}" for name in settings.model_fields_set if _differ(getattr(settings, name), fields[name].default)}
-
-
-def _differ(value: Any, default: Any) -> bool:
-    return type(value) is not type(default) or bool(value != default)  # a data frame is compared by its type alone
+    return {f"{prefix}.{name}" for name in settings.model_fields_set if differs(getattr(settings, name), fields[name].default)}
 
 
 def refuse_unused(reasons: Mapping[str, str], given: Iterable[str], problems: Problems) -> None:
-    """Add the settings among `given` that have no effect."""
+    """Add a problem for each setting in `given` that has no effect, by `reasons`."""
     for name in sorted(set(given) & reasons.keys()):
         problems.add(f"{name}: has no effect: {reasons[name]}; leave it out")
 
 
 def check_used(task: Any, scored: bool) -> None:
-    """Refuse settings that were given when a model was loaded (`Task.changed`) and change nothing of what it predicts.
+    """Check that all settings that were given when a model was loaded (`Task.changed`) affect its predictions.
 
     Args:
-        scored: whether its predictions may be scored as well.
+        task: the task of the model.
+        scored: whether the predictions may also be scored.
 
     Raises:
-        UserError: some have no effect; all are listed.
+        UserError: settings have no effect; lists all of them.
     """
     problems = Problems()
     reasons = unused_fields(task, "task") | {f"task.{name}": why for name, why in task.unused_by_model(scored).items()}

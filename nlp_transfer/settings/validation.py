@@ -1,4 +1,4 @@
-"""What is wrong with settings, in the words of someone who writes YAML, and which setting was probably meant."""
+"""Validate settings, and report problems in terms of YAML, with a suggestion for misspelled settings."""
 
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nlp_transfer.settings import registry
+from nlp_transfer.settings.extensions import FORM
 from nlp_transfer.settings.schema import RunConfig, Settings, settings_help
 from nlp_transfer.utils.errors import Problems, did_you_mean, shorten
 
-QUOTE = "YAML reads an unquoted yes, no, on or off as true or false, and null or ~ as nothing: put quotes around text like that"
+QUOTE = "YAML reads unquoted yes, no, on and off as true or false, and null and ~ as null: put such text in quotes"
 
-# What users of transformers, PEFT, Lightning and scikit-learn would type, by the last part of its name.
+# Names of the same settings in transformers, PEFT, Lightning and scikit-learn.
 MEANT = {
     "model": "model_name_or_path pretrained_model_name_or_path model_name model_id model_path base_model checkpoint backbone",
     "data.train": "train_file train_data training_data train_path train_dataset train_csv dataset dataset_name data_path",
@@ -62,26 +63,26 @@ MEANT = {
 _BY_WORD = {word: name for name, words in MEANT.items() for word in words.split()}
 
 
-@cache  # the sources of all tasks and strategies are parsed for it
+@cache  # parses the sources of all tasks and strategies
 def all_settings() -> list[tuple[str, str, str]]:
-    """(dotted name, default, help) of every setting, those of all tasks and strategies among them."""
-    found = "required in YAML, else chosen"
-    rows = [(name, found if default == "required" else default, text) for name, default, text in settings_help()]
-    rows = [row for row in rows if row[0] not in ("task", "strategy")]
-    rows += [
-        ("task.name", found, ", ".join(registry.names("task"))),
-        ("strategy.name", "full", ", ".join(registry.names("strategy"))),
+    """Return the dotted name, default and help text of every setting, including those of all tasks and strategies."""
+    chosen = "required in YAML; otherwise chosen"
+    return [
+        *((name, chosen if default == "required" else default, text) for name, default, text in settings_help()),
+        ("task.name", chosen, f"One of {', '.join(registry.names('task'))}; or code of yours as {FORM}."),
+        *registry.settings_of("task"),
+        ("strategy.name", "full", f"One of {', '.join(registry.names('strategy'))}; or code of yours as {FORM}."),
+        *registry.settings_of("strategy"),
     ]
-    return rows + [row for kind in registry.FOLDERS for row in registry.settings_of(kind)]
 
 
-def suggest(name: str, beside: Sequence[str] = ()) -> str:
-    """A suggestion such as ` (did you mean 'training.learning_rate'?)` for an unknown dotted name, or nothing.
+def suggest(name: str, siblings: Sequence[str] = ()) -> str:
+    """Return a suggestion for an unknown setting, such as ` (did you mean 'training.learning_rate'?)`, or an empty string.
 
-    Looked up in this order: words of other libraries (`MEANT`), near names among those that are known `beside` it, the same last
-    part elsewhere. A name without a place is looked up elsewhere first, by near last parts too.
+    The order is: names in other libraries (`MEANT`); similar names among the known `siblings`; settings of other sections with
+    the same last part. For a name without a section, other sections come first, and similar last parts count as well.
     """
-    place, _, last = name.lower().replace("-", "_").rpartition(".")
+    section, _, last = name.lower().replace("-", "_").rpartition(".")
     if (meant := _BY_WORD.get(last, name)) != name:
         return f" (did you mean {meant!r}?)"
     by_last: dict[str, list[str]] = {}
@@ -89,62 +90,61 @@ def suggest(name: str, beside: Sequence[str] = ()) -> str:
         if other != name and other not in by_last.setdefault(other.rpartition(".")[2], []):
             by_last[other.rpartition(".")[2]].append(other)
     same = f" (did you mean {' or '.join(map(repr, by_last[last][:3]))}?)" if by_last.get(last) else ""
-    near = did_you_mean(last, list(beside))
-    if found := (near or same) if place else (same or near):
-        return found
-    close = "" if place else did_you_mean(last, list(by_last))
+    near = did_you_mean(last, list(siblings))
+    if suggestion := (near or same) if section else (same or near):
+        return suggestion
+    close = "" if section else did_you_mean(last, list(by_last))
     return next((close.replace(repr(short), repr(names[0])) for short, names in by_last.items() if repr(short) in close), "")
 
 
 def check_names(document: Mapping[str, Any]) -> None:
-    """Check that all settings exist, before anything is asked about the data.
+    """Check that all settings of a document exist. Called before questions about the data are asked.
 
     Raises:
-        UserError: some do not; each is listed with the one that was probably meant.
+        UserError: settings are unknown; lists all of them, with suggestions.
     """
     problems = Problems("settings")
-    known = {name for name, _, _ in all_settings()}
-    parts = {
-        part: [name.partition(".")[2] for name in known if name.startswith(f"{part}.")] for part in ("data", "task", "training")
-    }
-    for part, value in document.items():
-        if part not in RunConfig.model_fields:
-            problems.add(f"{part}: unknown setting{suggest(part, list(RunConfig.model_fields))}")
-        settings = value if part in parts and isinstance(value, Mapping) else {}
-        is_foreign = ":" in str(settings.get("name", ""))  # other code has settings of its own
-        for name in settings if not is_foreign else ():
-            if f"{part}.{name}" not in known:
-                problems.add(f"{part}.{name}: unknown setting{suggest(f'{part}.{name}', parts[part])}")
+    known: dict[str, list[str]] = {"data": [], "task": [], "training": []}
+    for name, _, _ in all_settings():
+        section, _, rest = name.partition(".")
+        known.get(section, []).append(rest)
+    for section, settings in document.items():
+        if section not in RunConfig.model_fields:
+            problems.add(f"{section}: unknown setting{suggest(section, list(RunConfig.model_fields))}")
+        if section not in known or not isinstance(settings, Mapping) or ":" in str(settings.get("name", "")):  # a user's class
+            continue
+        for name in settings:
+            if name not in known[section]:
+                problems.add(f"{section}.{name}: unknown setting{suggest(f'{section}.{name}', known[section])}")
     problems.raise_if_any()
 
 
 def explain(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:
-    """One line a setting: pydantic reports each member of a union by itself, a user sees one setting."""
-    found: dict[str, list[str]] = {}
+    """Return one line per setting; pydantic reports each member of a union separately."""
+    lines: dict[str, str] = {}
     for detail in error.errors(include_url=False):
-        path, owner = _place(detail["loc"], schema)
+        path, owner = _locate(detail["loc"], schema)
         name = ".".join(filter(None, [prefix, path]))
         if detail["type"] == "extra_forbidden":
             known = sorted(owner.model_fields)
-            found[name] = [f"{name}: unknown setting{suggest(name, known)}; known here: {', '.join(known) or 'none'}"]
+            lines[name] = f"{name}: unknown setting{suggest(name, known)}; known here: {', '.join(known) or 'none'}"
         elif detail["type"] == "missing":
-            found[name] = [f"{name}: is required and was not given"]
+            lines[name] = f"{name}: is required and was not given"
         else:
             reason = _reason(detail["type"], detail["msg"], owner)
             hint = f" ({QUOTE})" if _is_unquoted(detail["input"], reason) else ""
-            lines = found.setdefault(name, [f"{name}: found {shorten(detail['input'])}; allowed: {reason}{hint}"])
-            if reason not in lines[0]:
-                lines[0] += f", or {reason}"
-    # Where settings or a word may stand, settings that are wrong are also no such word: what is wrong inside says enough.
-    inner = {name for name in found if any(other.startswith(f"{name}.") for other in found)}
-    return [line for name, lines in found.items() if name not in inner for line in lines]
+            lines.setdefault(name, f"{name}: found {shorten(detail['input'])}; allowed: {reason}{hint}")
+            if reason not in lines[name]:
+                lines[name] += f", or {reason}"
+    # Invalid nested settings also fail as the other members of the union, such as a word: only report the nested problems.
+    return [line for name, line in lines.items() if not any(other.startswith(f"{name}.") for other in lines)]
 
 
 def _is_unquoted(value: Any, reason: str) -> bool:
-    """Whether a value is what YAML makes of unquoted text, in a place where text is allowed."""
-    inside = list(value) if isinstance(value, (Mapping, list)) else [value]
-    is_other = any(inner is None or isinstance(inner, (bool, date)) for inner in inside)
-    return is_other and "quotes" not in reason and any(word in reason for word in ("text", "path", "names", "list"))
+    """Whether text is allowed, and the value may come from unquoted text, such as `no`."""
+    items = list(value) if isinstance(value, (Mapping, list)) else [value]
+    is_converted = any(item is None or isinstance(item, (bool, date)) for item in items)
+    return is_converted and "quotes" not in reason and any(word in reason for word in ("text", "path", "names", "list"))
 
 
 PLAIN_WORDS = {
@@ -159,27 +159,27 @@ PLAIN_WORDS = {
 
 
 def _reason(kind: str, message: str, owner: type[BaseModel]) -> str:
-    """What is allowed, in the words of someone who writes YAML."""
+    """Rephrase what pydantic allows in terms of YAML."""
     if kind == "model_type":
         return f"settings by name ({', '.join(list(owner.model_fields)[:6])} ...)"
     if kind == "invalid_key":
         return "names of settings, as text"
     plain = message.removeprefix("Value error, ").removeprefix("Input should be ")
     plain = plain.split(", unable to ")[0].split(" after validation")[0]
-    for pydantic, ours in PLAIN_WORDS.items():
-        plain = plain.replace(pydantic, ours)
+    for term, replacement in PLAIN_WORDS.items():
+        plain = plain.replace(term, replacement)
     return plain
 
 
-def _place(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, type[BaseModel]]:
-    """The dotted name without the union members that pydantic adds, and the settings class it belongs to."""
+def _locate(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, type[BaseModel]]:
+    """Return the dotted name of a setting, without pydantic's names of union members, and the class that it belongs to."""
     names: list[str] = []
     owner = schema
     for part in location:
         if part == owner.__name__ or str(part).startswith("literal["):  # a member of a union
             continue
         names.append(str(part))
-        if isinstance(part, int):  # a place in a list of settings
+        if isinstance(part, int):  # a position in a list of settings
             continue
         field = owner.model_fields.get(str(part))
         nested = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
@@ -194,7 +194,7 @@ SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
 def validate(schema: type[SettingsType], raw: Any, problems: Problems, prefix: str = "") -> SettingsType | None:
-    """The typed settings, or None with every problem added to `problems`, each under its dotted name."""
+    """Return the typed settings; if invalid, add every problem with its dotted name to `problems` and return None."""
     if not isinstance(raw, Mapping):
         problems.add(f"{prefix or 'the document'}: found {shorten(raw)}; allowed: settings by name")
         return None

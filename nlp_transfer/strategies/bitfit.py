@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import Layers, encoder_type, find_layers, freeze, has_new_decoder, new_parameters, width
+from nlp_transfer.models.layers import Layers, encoder_type, find_layers, new_parameters, width
+from nlp_transfer.models.preparation import freeze, has_untrained_decoder
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 from nlp_transfer.utils.atomic_files import write_bytes
@@ -41,7 +42,7 @@ class Bitfit(Strategy):
 
     def learning_rate(self, model: nn.Module) -> float:
         """Return a high rate, as so few parameters need it. A new decoder, which is trained completely, needs a lower one."""
-        if has_new_decoder(model):
+        if has_untrained_decoder(model):
             return super().learning_rate(model) * DECODER_SCALE
         return 3e-3 if width(model) <= 512 else 1e-3
 

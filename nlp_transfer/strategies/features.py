@@ -16,10 +16,11 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.cached_features import Cut
-from nlp_transfer.models.checkpoint import find_layers, freeze, has_decoder
-from nlp_transfer.models.feature_replay import run_live
+from nlp_transfer.models.cached_features import CachePoint
+from nlp_transfer.models.feature_replay import disable_replay
 from nlp_transfer.models.heads import HeadConfig
+from nlp_transfer.models.layers import find_layers, has_decoder
+from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import Positive
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
@@ -82,7 +83,7 @@ class Features(Strategy):
         labels = job.tables["train"].dense["labels"]
         if self.classifier == "logistic_regression" and labels.ndim == 1 and labels.dtype != np.int64:
             raise UserError("strategy.classifier: found logistic_regression; a regression has no classes; allowed: trained")
-        return job if self.cache == "none" else with_cached_features(job, model, Cut(), self.cache)
+        return job if self.cache == "none" else with_cached_features(job, model, CachePoint(), self.cache)
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         if self.classifier == "trained":
@@ -91,4 +92,4 @@ class Features(Strategy):
         return None
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        return run_live(model)
+        return disable_replay(model)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import has_decoder, new_parameters
+from nlp_transfer.models.layers import has_decoder, new_parameters
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import Count
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View

@@ -20,7 +20,7 @@ from pydantic import Field, PrivateAttr
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import has_decoder, new_parameters
+from nlp_transfer.models.layers import has_decoder, new_parameters
 from nlp_transfer.strategies import Group, Losses, Strategy
 from nlp_transfer.strategies.common.layer_depth import added_by_peft, inner_layers, plain_name, scale_mixed_head
 from nlp_transfer.tasks import Task

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import Layers
+from nlp_transfer.models.layers import Layers
 from nlp_transfer.strategies import Group, Strategy
 from nlp_transfer.strategies.common.layer_depth import inner_layers, plain_name, scale_mixed_head, separate_layers
 

@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import find_layers, has_new_decoder, merge_adapter, width
+from nlp_transfer.models.layers import find_layers, width
+from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.settings.schema import Count, Share
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.strategies.common.adapter_modules import (
@@ -48,7 +49,7 @@ class Lora(Strategy):
 
     def learning_rate(self, model: nn.Module) -> float:
         """Return a high rate, since the updates start at zero. A new decoder, which is trained completely, needs a lower one."""
-        if has_new_decoder(model):
+        if has_untrained_decoder(model):
             return super().learning_rate(model) * DECODER_SCALE
         return 2e-3 if width(model) <= 512 else 5e-4
 

@@ -15,9 +15,10 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.cached_features import Cut
-from nlp_transfer.models.checkpoint import find_layers, freeze, new_parameters
-from nlp_transfer.models.feature_replay import run_live
+from nlp_transfer.models.cached_features import CachePoint
+from nlp_transfer.models.feature_replay import disable_replay
+from nlp_transfer.models.layers import find_layers, new_parameters
+from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.strategies import Group, Job, Strategy
 from nlp_transfer.strategies.common.frozen_encoder import with_cached_features
@@ -79,7 +80,7 @@ class Partial(Strategy):
         frozen = self._frozen(depth)
         if self.cache == "none" or frozen == 0:
             return job
-        return with_cached_features(job, model, Cut(None if frozen == depth else frozen), self.cache)
+        return with_cached_features(job, model, CachePoint(None if frozen == depth else frozen), self.cache)
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        return run_live(model)
+        return disable_replay(model)

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.metrics import REGRESSION_KEYS, compute_regression_metrics
-from nlp_transfer.models.checkpoint import Checkpoint, new_parameters
-from nlp_transfer.models.heads import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import new_parameters
+from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
 from nlp_transfer.settings.schema import Positive, TrainingConfig
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions

@@ -10,14 +10,15 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.models.checkpoint import encoder_type
-from nlp_transfer.models.device import allow_unused_parameters, check_accelerator, make_accelerator, resolve_precision
+from nlp_transfer.models.accelerator import allow_unused_parameters, check_accelerator, make_accelerator
+from nlp_transfer.models.device import resolve_precision
+from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.batch_size import fit_batch
 from nlp_transfer.training.preflight import Preflight
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.distributed import from_main
+from nlp_transfer.utils.distributed import broadcast_from_main
 from nlp_transfer.utils.errors import UserError
 
 SHORT = 160  # tokens
@@ -61,18 +62,18 @@ def choose(
     precision, why = resolve_precision(training.precision, encoder_type(model.config))
     if accelerator is None:
         accelerator = make_accelerator(training, precision, output_dir)
-        precision, why = from_main((precision, why))
+        precision, why = broadcast_from_main((precision, why))
     else:
         check_accelerator(accelerator)
     if (given := {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)) != precision:
         precision, why = given, "the accelerator's"
     reasons = {"precision": why}
-    kernels, reasons["kernels"] = from_main(resolve_kernels(training, accelerator.device))
+    kernels, reasons["kernels"] = broadcast_from_main(resolve_kernels(training, accelerator.device))
     length = 0.0 if train is None else float(train.ragged["input_ids"].lengths.mean())
     attention, reasons["attention"] = choose_attention(
         training.attention, model, accelerator.device, precision, length, kernels == "fast"
     )
-    if (decided := from_main(attention)) != attention:
+    if (decided := broadcast_from_main(attention)) != attention:
         attention, _ = choose_attention(decided, model, accelerator.device, precision, length, kernels == "fast")
     if train is not None and task is not None:
         trial = Preflight(task, model, train, training)
@@ -80,14 +81,14 @@ def choose(
         reasons |= fallen
         if works != precision:
             precision, accelerator = works, make_accelerator(training, works, output_dir)
-        if accelerator.num_processes > 1 and (unused := from_main(trial.unused)):
+        if accelerator.num_processes > 1 and (unused := broadcast_from_main(trial.unused)):
             allow_unused_parameters(accelerator)
             say(
                 f"{len(unused)} trained parameters got no gradient in a trial, such as {unused[0]}: the processes look for such "
                 "parameters in each step (find_unused_parameters)"
             )
     if train is not None and training.batch_size == "auto":
-        training, reasons["batch_size"] = from_main(fit_batch(model, train, training, accelerator, precision))
+        training, reasons["batch_size"] = broadcast_from_main(fit_batch(model, train, training, accelerator, precision))
     return Choices(training, accelerator, precision, attention, kernels, reasons)
 
 

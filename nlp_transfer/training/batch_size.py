@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable, model_inputs
-from nlp_transfer.models.checkpoint import autocast
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.settings.schema import TrainingConfig
 
 ROWS = 32  # rows of an optimiser step, for a process and each of `gradient_accumulation_steps`

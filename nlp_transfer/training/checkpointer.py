@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from nlp_transfer.models.verification.weight_files import stored_shapes
-from nlp_transfer.security.file_locks import read_own
+from nlp_transfer.security.file_locks import read_record
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizer import MovingAverage
 from nlp_transfer.training.position import Position, read_position
-from nlp_transfer.utils.atomic_files import patiently
+from nlp_transfer.utils.atomic_files import retry_while_full
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.distributed import from_main, rank
+from nlp_transfer.utils.distributed import broadcast_from_main, rank
 from nlp_transfer.utils.errors import UserError
 
 
@@ -63,7 +63,7 @@ class Keeper:
         position = self._read(own) if own else Position()
         broken = self._fault(self._best_folder(position)) if position.best is not None else None
         # From two checkpoints, processes would train two models without a sign of it.
-        name, broken = from_main((own.name if own else None, broken))
+        name, broken = broadcast_from_main((own.name if own else None, broken))
         if name is None or self.folder is None:
             return Position()
         folder = self.folder / name
@@ -90,7 +90,7 @@ class Keeper:
         return position
 
     def _read(self, path: Path) -> Position:
-        return read_position(read_own(path / "state.json"), int(path.name.removeprefix("step-")))
+        return read_position(read_record(path / "state.json"), int(path.name.removeprefix("step-")))
 
     def _fault(self, path: Path) -> str | None:
         """Why the tensors of a checkpoint cannot be used with this model, or None."""
@@ -138,7 +138,7 @@ class Keeper:
         position.average_steps = self.average.steps if self.average else 0
         tensors = {"model": weights, "optimizer": self.moments} | ({"average": average} if average else {})
         folder, state = self.folder, asdict(position)
-        patiently(
+        retry_while_full(
             lambda: checkpoints.write_checkpoint(folder, position.step, tensors, state, best, self.number),
             f"the checkpoint of step {position.step}", folder, give_up,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nlp_transfer.data.sources.wheels import sha256_of
-from nlp_transfer.security.file_locks import OLD, PART, read_own, remove
+from nlp_transfer.security.file_locks import OLD, PART, read_record, remove
 from nlp_transfer.utils.atomic_files import replacing, replacing_folder, sync
 
 Tensors = dict[str, torch.Tensor]
@@ -69,7 +69,7 @@ def _steps(folder: Path) -> list[str]:
 def _best_step(path: Path) -> int:
     """The step of the best weights that a checkpoint knows; 0 where it cannot be read, or knows none."""
     try:
-        return int(json.loads(read_own(path / "state.json"))["best_step"])
+        return int(json.loads(read_record(path / "state.json"))["best_step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0
 
@@ -83,7 +83,7 @@ def point(folder: Path, name: str, target: str) -> None:
 def pointed(folder: Path, name: str) -> str | None:
     """The content of a pointer file, or None where there is none that can be read."""
     try:
-        return read_own(folder / name, LONGEST_POINTER).decode().strip()
+        return read_record(folder / name, LONGEST_POINTER).decode().strip()
     except (OSError, UnicodeError):
         return None
 
@@ -108,7 +108,7 @@ def what_is_broken(path: Path) -> str | None:
     if path.is_symlink():
         return "it is a link"
     try:
-        hashes = dict(json.loads(read_own(path / "manifest.json", LONGEST_MANIFEST)))
+        hashes = dict(json.loads(read_record(path / "manifest.json", LONGEST_MANIFEST)))
         modes = {entry.name: entry.lstat().st_mode for entry in path.iterdir()}
     except (OSError, ValueError, TypeError, RecursionError):
         return "manifest.json is missing or unreadable"

@@ -12,7 +12,7 @@ from torch import nn
 from nlp_transfer.data.tokens import TokenTable, model_inputs, to_device
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.models.device import seed_step
-from nlp_transfer.models.memory import give_back, is_out_of_memory
+from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks import LossOptions, Objective
 from nlp_transfer.training.checkpointer import Position
@@ -72,7 +72,7 @@ class WindowGradient:
                     ) from error
             at.pieces *= 2
             self.stepper.drop()
-            give_back()
+            free_cached_memory()
             say(
                 f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; from now on {-(-rows // 2)}. Each "
                 "optimiser step sees the same rows as before"

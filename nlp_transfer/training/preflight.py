@@ -19,9 +19,10 @@ from torch import nn
 from nlp_transfer.data.tokens import TokenTable, model_inputs, to_device
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.models.checkpoint import autocast, enable_gradient_checkpointing, encoder_type, train_mode
-from nlp_transfer.models.memory import give_back, is_out_of_memory
-from nlp_transfer.settings.registry import is_own
+from nlp_transfer.models.layers import encoder_type
+from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
+from nlp_transfer.models.preparation import autocast, enable_gradient_checkpointing, train_mode
+from nlp_transfer.settings.registry import is_user_defined
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.training.gradient import TrainingError
@@ -70,7 +71,7 @@ class Preflight:
             first = first or problem
         if first == NOT_FINITE:  # the weights or the rows are to blame: the loop names the rows and keeps a checkpoint
             return precision, kernels, {}
-        if is_own(self.task) or is_own(self.model):
+        if is_user_defined(self.task) or is_user_defined(self.model):
             raise UserError(
                 f"task: {task_name(self.task)} gives a {type(self.model).__name__} that cannot be trained: a forward and "
                 f"backward pass of two rows fails: {problem}; allowed: a model that takes `input_ids` and `attention_mask` and "
@@ -122,7 +123,7 @@ class Preflight:
                         f"before step 1: out of memory with the longest row alone ({int(self.train.lengths.max())} tokens); a "
                         "shorter task.max_length or training.gradient_checkpointing help"
                     ) from error
-            give_back()
+            free_cached_memory()
         return True
 
     def _pass(self, rows: np.ndarray, precision: str, kernels: str, device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from nlp_transfer.security.file_locks import read_own
+from nlp_transfer.security.file_locks import read_record
 from nlp_transfer.utils.atomic_files import append, write_bytes
 from nlp_transfer.utils.errors import UserError
 
@@ -30,7 +30,7 @@ class RunLog:
         if self.path is None or not os.path.lexists(self.path):
             return
         try:
-            lines = read_own(self.path).decode("utf-8", "replace").splitlines()
+            lines = read_record(self.path).decode("utf-8", "replace").splitlines()
         except OSError as error:
             raise UserError(f"{self.path}: is not a log of a run ({error}); allowed: remove or rename it to resume") from error
         kept = [line for line in lines if _place_of(line) <= (step, judged)]

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.predictor import answer_all
-from nlp_transfer.models.checkpoint import enable_gradient_checkpointing, train_mode
-from nlp_transfer.models.device import in_fp32, is_lost_process, release_model
+from nlp_transfer.models.accelerator import in_fp32, is_lost_process, release_model
+from nlp_transfer.models.preparation import enable_gradient_checkpointing, train_mode
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import Objective, Task
@@ -76,7 +76,7 @@ class Trainer:
         objectives: Mapping[str, Objective] | None = None,
         augment: Augment | None = None,
         signals: Signals | None = None,
-        own_metrics: OwnMetrics | None = None,
+        own_metrics: UserMetrics | None = None,
     ) -> None:
         self.model, self.task, self.tables = model, task, tables
         self.strategy, self.training = strategy or Strategy(), training or TrainingConfig()

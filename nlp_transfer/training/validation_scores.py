@@ -6,17 +6,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.predictor import score
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks import Task
-from nlp_transfer.utils.distributed import from_main
+from nlp_transfer.utils.distributed import broadcast_from_main
 
 
 def score_validation(
     model: nn.Module, task: Task, table: TokenTable, strategy: Strategy, training: TrainingConfig, accelerator: Accelerator,
-    own: OwnMetrics | None = None,
+    own: UserMetrics | None = None,
 ) -> tuple[dict[str, float], str, bool]:  # fmt: skip
     """Metrics in fp32, as the saved model is scored; which of them decides, and whether more of it is better.
 
@@ -24,14 +24,14 @@ def score_validation(
     whose final predictions are made in another way come with what differs (`Task.draft_settings`).
     """
     metrics, _ = score(model, task, table, accelerator, draft=True, own=own)
-    metrics = from_main(metrics)  # processors of different kinds round differently, and all must stop after the same step
+    metrics = broadcast_from_main(metrics)  # CPU models round differently, and all processes must stop after the same step
     metrics |= task.draft_settings(len(table))
     further = strategy.auxiliary_jobs(model)
     decisive = [(task, metrics.get(task.best_metric, math.nan))]
     for name, (job, learned) in further.items():
         if "validation" in job.tables:
             figures, _ = score(learned, job.task, job.tables["validation"], accelerator, draft=True)
-            figures = from_main(figures)
+            figures = broadcast_from_main(figures)
             metrics |= {f"{name}/{key}": value for key, value in figures.items()}
             decisive.append((job.task, figures.get(job.task.best_metric, math.nan)))
     if not further or training.best_metric:

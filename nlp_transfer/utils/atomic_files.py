@@ -1,13 +1,12 @@
-"""The one writer of files: whole or not at all, durable, through no foreign link; and waiting while the disk is full.
+"""Atomic, durable writes: fsync before renaming, follow no links, and wait while the disk is full.
 
-    with replacing(path) as file:         # a file; `write_bytes` writes content that is in memory
+    with replacing(path) as file:         # a file; see also `write_bytes`
         file.write(content)
     with replacing_folder(path) as part:  # a folder, for libraries that write several files
         model.save_pretrained(part)
 
-Content goes to a new file with a random name beside the target, is synchronized with the disk and then renamed. Meanwhile this
-process holds the lock `.NAME.lock` beside the target, in which the random name is recorded: after a kill, the next process that
-takes the lock removes the unfinished file, and nothing else.
+Content goes to a new file with a random name in the same folder, is synced to disk and then renamed. Meanwhile, this process
+holds the lock `.NAME.lock`, which records the random name: if it is killed, the next holder of the lock removes that file.
 """
 
 import errno
@@ -31,37 +30,38 @@ from nlp_transfer.utils.errors import UnfinishedError, UserError
 T = TypeVar("T")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-IN_TEXT = re.compile(r"os error (27|28|122)\b|No space left on device|Disk quota exceeded")  # safetensors' error has no number
-PAUSE, LONGEST = 5.0, 600.0  # seconds between two tries, and in all
+IN_TEXT = re.compile(r"os error (27|28|122)\b|No space left on device|Disk quota exceeded")  # errors of safetensors have no errno
+PAUSE, LONGEST = 5.0, 600.0  # seconds between two attempts, and in total
 NO_LINKS = (
     errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES, errno.EXDEV, errno.EINVAL, errno.EPROTO,
 )  # fmt: skip
-"""Errors of file systems that have no hard links."""
+"""Errors on file systems without hard links."""
 
 
 class DiskFullError(UnfinishedError):
-    """Nothing more can be written, and nobody made room in time."""
+    """The disk is full, and no space was freed in time."""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether something could not be written for want of room."""
+    """Whether an error means that the disk, or the user's quota, is full."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL
     return IN_TEXT.search(str(error)) is not None
 
 
-def patiently(write: Callable[[], T], what: str, where: object, give_up: Callable[[], bool] = bool) -> T:
-    """`write()`, again and again while the disk is full; it must begin anew each time.
+def retry_while_full(write: Callable[[], T], name: str, place: object, give_up: Callable[[], bool] = bool) -> T:
+    """Call `write`, and repeat it from the start while the disk is full.
 
     Args:
-        what: what is written, for messages.
-        where: its place.
-        give_up: asked while waiting; true: raise at once.
+        write: writes something and can be called again after an error.
+        name: what is written, for messages.
+        place: the folder, for messages.
+        give_up: called while waiting; true: raise at once.
 
     Raises:
-        DiskFullError: there was no room for ten minutes.
+        DiskFullError: no space was freed within ten minutes.
     """
-    began, told = time.monotonic(), False
+    start, warned = time.monotonic(), False
     while True:
         try:
             return write()
@@ -71,25 +71,24 @@ def patiently(write: Callable[[], T], what: str, where: object, give_up: Callabl
             if not is_full(error):
                 raise
             reason = str(error)
-        waited = time.monotonic() - began
-        if waited > LONGEST or give_up():
+        if time.monotonic() - start > LONGEST or give_up():
             raise DiskFullError(
-                f"{where}: the disk is full, so {what} was not written ({reason}). Make room and start the same command again"
+                f"{place}: the disk is full, so {name} was not written ({reason}). Free some space and run the same command again"
             )
-        if not told:
-            told = True
-            say(f"warning: {where}: the disk is full; waiting for room to write {what}, {LONGEST / 60:.0f} minutes at most")
+        if not warned:
+            warned = True
+            say(f"warning: {place}: the disk is full; waiting for room to write {name}, {LONGEST / 60:.0f} minutes at most")
         time.sleep(PAUSE)
 
 
 @contextmanager
 def _locked(path: Path, kind: int, lock: Lock | None, shared: bool) -> Iterator[Lock | None]:
-    """Check that a file or folder (`kind`) may take the place of `path`, and hold its lock; in the end its folder is synced."""
+    """Hold the lock of `path`, after a check that a file or folder (`kind`) may replace it. Sync the parent folder at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if stat.S_IFMT(path.lstat().st_mode) not in (kind, stat.S_IFLNK):  # a link itself is replaced
-            wanted = "file" if kind == stat.S_IFREG else "folder"
-            raise UserError(f"{path}: a {wanted} cannot replace what is there; allowed: rename or remove it, or another place")
+            new = "file" if kind == stat.S_IFREG else "folder"
+            raise UserError(f"{path}: cannot be replaced by a {new}; rename or remove it, or write to another place")
     with nullcontext(lock) if lock or shared else lock_target(path) as held:
         yield held
         sync(path.parent)
@@ -97,7 +96,7 @@ def _locked(path: Path, kind: int, lock: Lock | None, shared: bool) -> Iterator[
 
 @contextmanager
 def _part(path: Path, lock: Lock | None, kind: str = "part") -> Iterator[Path]:
-    """A random name beside `path`, recorded in its lock; what still has this name in the end is removed."""
+    """Yield a random name in the folder of `path`, recorded in its lock. Remove a file that still has this name at the end."""
     part = path.with_name(f".{kind}-{uuid4().hex}")
     if lock is not None:
         lock.record(part.name)
@@ -109,23 +108,27 @@ def _part(path: Path, lock: Lock | None, kind: str = "part") -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shared: bool = False) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when all went well, and is removed when not; the folder is made.
+    """Yield a new file that replaces `path` at the end of the block; after an error, nothing changes.
 
-    It gets the permissions of the file that it replaces, otherwise those that the user's umask gives. A link at `path` is
-    replaced itself: resolve `path` before where the user named the link.
+    Missing folders are created. The file gets the permissions of the file that it replaces, otherwise those of the umask. A link
+    at `path` is replaced, not followed: resolve links of the user before.
 
     Args:
-        overwrite: whether there may be a file when the new one is complete.
-        lock: on the target, where the caller holds it already.
-        shared: take no lock, since all writers write the same, or the caller is the only one.
+        path: the target.
+        overwrite: whether to replace an existing file.
+        lock: the lock of the target, if the caller holds it.
+        shared: take no lock, since all writers write the same content, or there is only one.
+
+    Yields:
+        The file, open for writing bytes.
 
     Raises:
-        UserError: another process writes it, or `path` is a folder, a pipe or a device.
-        FileExistsError: there is a file, and `overwrite` is false.
+        UserError: another process is writing the file, or `path` is a folder, a pipe or a device.
+        FileExistsError: the file exists, and `overwrite` is false.
     """
     with _locked(path, stat.S_IFREG, lock, shared) as held, _part(path, held) as part:
         file: BinaryIO = open(part, "x+b", opener=lambda name, flags: os.open(name, flags | SAFE, 0o666))  # noqa: SIM115
-        made = os.fstat(file.fileno())
+        created = os.fstat(file.fileno())
         try:
             yield file
             file.flush()
@@ -135,11 +138,11 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
                     os.fchmod(file.fileno(), before.st_mode & 0o777)
             os.fsync(file.fileno())
         except BaseException:
-            with suppress(OSError):  # what is thrown away need not be complete
+            with suppress(OSError):  # the file is discarded, so errors do not matter
                 file.close()
             raise
         file.close()
-        if not is_same(part, made):
+        if not is_same(part, created):
             raise FileNotFoundError(f"{part} was moved or removed by another program")
         _put(part, path, overwrite)
 
@@ -147,7 +150,7 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
 def _put(part: Path, path: Path, overwrite: bool) -> None:
     if not overwrite:
         try:
-            os.link(part, path)  # unlike renaming, it never replaces a file that has just appeared
+            os.link(part, path)  # unlike renaming, never replaces a file that appeared meanwhile
             return
         except OSError as error:
             if error.errno not in NO_LINKS:
@@ -159,16 +162,17 @@ def _put(part: Path, path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def replacing_folder(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A new folder that takes the place of `path` when all went well, and is removed when not.
+    """Yield a new folder that replaces `path` at the end of the block; after an error, nothing changes.
 
-    While it is filled only this user can enter it; in the end its files get the permissions that the umask gives.
+    During the block, only this user can access the folder; at the end its files get the permissions of the umask. `shared` is as
+    for `replacing`.
     """
     with _locked(path, stat.S_IFDIR, None, shared) as held, _part(path, held) as part, _part(path, held, "old") as old:
         part.mkdir(0o700)
         yield part
         sync_all(part)
         with suppress(FileNotFoundError):
-            os.replace(path, old)  # a folder cannot be renamed onto another
+            os.replace(path, old)  # a folder cannot be renamed to an existing one
         try:
             os.replace(part, path)
         except BaseException:
@@ -178,32 +182,32 @@ def replacing_folder(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
-    """Write a whole file or none, and wait for room where the disk is full; otherwise as `replacing`."""
+    """Write a file atomically (see `replacing`), and wait while the disk is full."""
 
     def write() -> None:
         with replacing(path, overwrite) as file:
             file.write(content)
 
-    patiently(write, path.name, path.parent)
+    retry_while_full(write, path.name, path.parent)
 
 
-def open_end(path: Path) -> BinaryIO:
-    """Open a file, made where there is none, to write to its end, without a buffer.
+def open_for_append(path: Path) -> BinaryIO:
+    """Open a file for appending, without a buffer; create it if missing.
 
     Raises:
-        OSError: it is a link, or cannot be written.
-        UserError: it is no regular file.
+        OSError: the path is a link, or not writable.
+        UserError: the path is not a regular file.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | SAFE, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UserError(f"{path}: is not a file; allowed: rename or remove it, or another place")
+        raise UserError(f"{path}: is not a regular file; rename or remove it, or write to another place")
     return os.fdopen(descriptor, "ab", buffering=0)
 
 
 def append(path: Path, line: bytes) -> None:
-    """Add a line to a file, whole or not at all, and wait for room where the disk is full."""
-    with open_end(path) as file:
+    """Append a line to a file, completely or not at all, and wait while the disk is full."""
+    with open_for_append(path) as file:
         size = os.fstat(file.fileno()).st_size
 
         def write() -> None:
@@ -215,37 +219,37 @@ def append(path: Path, line: bytes) -> None:
                 file.truncate(size)
                 raise
 
-        patiently(write, path.name, path.parent)
+        retry_while_full(write, path.name, path.parent)
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or the list of a folder's entries, is on the disk itself, where the system can say so."""
-    folder, windows = path.is_dir(), os.name == "nt"
-    if folder and windows:  # folders cannot be opened there, and files are synchronized only when they may be written
+    """Sync a file, or the entries of a folder, to disk, if the system supports it."""
+    is_folder, is_windows = path.is_dir(), os.name == "nt"
+    if is_folder and is_windows:  # folders cannot be opened on Windows
         return
-    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # Windows only syncs writable files
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
             raise
     finally:
         os.close(descriptor)
 
 
 def sync_all(folder: Path) -> None:
-    """`sync` of a folder and of all that is in it, which gets its usual permissions."""
-    usual_permissions(folder)
+    """Sync a folder with all its contents to disk, after giving them the permissions of the umask."""
+    apply_umask(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
-def usual_permissions(path: Path) -> None:
-    """Give a file, or a folder and all that is in it, the permissions that the user's umask gives to new ones.
+def apply_umask(path: Path) -> None:
+    """Give a file, or a folder with all its contents, the permissions that the umask gives to new files.
 
-    safetensors writes through temporary files, which nobody but their owner may read.
+    safetensors writes temporary files that only their owner can read.
     """
-    umask = os.umask(0o077)  # only by setting it can it be read; a file that is made meanwhile gets no more than it should
+    umask = os.umask(0o077)  # can only be read by setting it
     os.umask(umask)
     for entry in (path, *path.rglob("*")):
         if not entry.is_symlink():

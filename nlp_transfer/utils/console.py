@@ -1,7 +1,6 @@
-"""What a user sees while something runs: lines, tables and progress, from the main process alone.
+"""Messages, tables and progress on standard error, only from the main process.
 
-Everything goes to standard error, so that standard output holds results and can be piped. Secrets are hidden in all of it, and
-control characters are spelled out.
+Standard output is reserved for results, so that it can be piped. Secrets are redacted and control characters escaped.
 """
 
 import math
@@ -21,7 +20,7 @@ from nlp_transfer.utils.distributed import rank
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Pass on that nobody reads any more; rich itself would end the process with status 1."""
+        """Raise the error, for the caller to handle; rich itself would exit with status 1."""
         raise BrokenPipeError
 
 
@@ -29,16 +28,17 @@ console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def is_main() -> bool:
+    """Whether this is the main process, with rank 0."""
     return rank() == 0
 
 
 def shown(text: str) -> str:
-    """The text as messages show it: without secrets and without what a terminal would obey."""
+    """Return the text with secrets redacted and control characters escaped."""
     return printable(redact(text))
 
 
 def say(*lines: str) -> None:
-    """Prints lines; one that starts with `warning:` stands out."""
+    """Print lines; those that start with `warning:` are highlighted."""
     if is_main():
         for line in lines:
             console.print(shown(line), style="yellow" if line.startswith("warning:") else None, markup=False)
@@ -46,13 +46,14 @@ def say(*lines: str) -> None:
 
 @cache
 def say_once(line: str) -> None:
-    """Print a line that this process has not printed yet."""
+    """Print a line, unless this process has already printed it."""
     say(line)
 
 
 def number(value: float, decimals: int = 4) -> str:
-    """A metric with its meaningful digits: `decimals` after the point, two fewer from 10 on, none where the digits before the
-    point are enough; two significant ones where it would round to zero."""
+    """Format a metric with `decimals` decimals: two fewer from 10 on, none from 10 ** decimals on; two significant digits if it
+    would round to zero.
+    """
     size = abs(value)
     if 0 < size < 10**-decimals:
         return f"{value:.2g}"
@@ -61,7 +62,7 @@ def number(value: float, decimals: int = 4) -> str:
 
 
 def percent(part: float, whole: float = 1.0) -> str:
-    """A share as `45.3%`; with one significant digit where one decimal is too few for it, and `>99.9%` where it is nearly all."""
+    """Format a share as `45.3%`; with one significant digit below 0.1%, and as `>99.9%` if it would round to 100%."""
     share = part / whole
     if 0 < share < 0.001:
         return f"{share:.{-math.floor(math.log10(100 * share))}%}"
@@ -69,10 +70,11 @@ def percent(part: float, whole: float = 1.0) -> str:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; floats are formatted with `number`."""
     if not is_main():
         return
     table = Table(title=Text(shown(title)), title_justify="left")
-    for i, name in enumerate(columns):  # as texts, since words in square brackets would be markup
+    for i, name in enumerate(columns):  # as Text, since brackets in plain strings are markup
         table.add_column(Text(shown(name)), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(number(cell) if isinstance(cell, float) else Text(shown(str(cell))) for cell in row))
@@ -80,26 +82,31 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def show_metrics(metrics: Mapping[str, Mapping[str, float]], title: str = "metrics") -> None:
-    """One row a metric, one column a split; the ends of a metric's interval stand beside it."""
+    """Print a table with a row per metric and a column per split, with confidence intervals if there are any."""
     splits = list(metrics)
     if not splits:
         return
     names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
-    own = [name for name in names if not name.endswith(("_low", "_high")) or name.rpartition("_")[0] not in names]
-    show_table(title, ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in own])
+    rows = [name for name in names if not name.endswith(("_low", "_high")) or name.rpartition("_")[0] not in names]
+    show_table(title, ["", *splits], [[name, *(_with_interval(metrics[split], name) for split in splits)] for name in rows])
 
 
-def _with_interval(figures: Mapping[str, float], name: str) -> object:
-    if f"{name}_low" not in figures:
-        return figures.get(name, "")
-    return f"{figures[name]:.2f} ({figures[f'{name}_low']:.2f} to {figures[f'{name}_high']:.2f})"
+def _with_interval(metrics: Mapping[str, float], name: str) -> object:
+    if f"{name}_low" not in metrics:
+        return metrics.get(name, "")
+    return f"{metrics[name]:.2f} ({metrics[f'{name}_low']:.2f} to {metrics[f'{name}_high']:.2f})"
 
 
 class Steps:
-    """Progress over a known number of steps, with loss, rate and time left; a line now and then where there is no
-    terminal."""
+    """Progress over a known number of steps, with a note and the time left: a bar on a terminal, otherwise occasional lines.
 
-    EVERY, LONGEST = 30.0, 600.0  # seconds between the first two lines without a terminal, and between any two
+    Args:
+        title: what is being done.
+        total: number of steps.
+        done: steps that were done before.
+    """
+
+    EVERY, LONGEST = 30.0, 600.0  # seconds between lines without a terminal: at first, and at most
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title, self.total, self.done = shown(title), total, done
@@ -117,12 +124,11 @@ class Steps:
             self.task = self.bar.add_task(self.title, total=total, completed=done, note="")
 
     def note(self, text: str) -> None:
-        """What is shown beside the progress from now on."""
+        """Set the text next to the progress."""
         self.text = shown(text)
 
     def skip(self, steps: int) -> None:
-        """Count steps that took no time here, such as those of an earlier run: they say nothing about the rate, nor does the
-        time before them."""
+        """Count steps that took no time, such as those of an earlier run; they do not affect the rate."""
         if self.done == self.done_before:
             self.started = time.monotonic()
         self.done_before += steps
@@ -131,8 +137,9 @@ class Steps:
             self.bar.reset(self.task, total=self.total, completed=self.done)
 
     def advance(self, steps: int = 1) -> None:
+        """Count finished steps and update the progress."""
         self.done += steps
-        self.total = max(self.total, self.done)  # where the total was an estimate
+        self.total = max(self.total, self.done)  # the total may be an estimate
         now = time.monotonic()
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, total=self.total, note=self.text)
@@ -143,6 +150,7 @@ class Steps:
             say(f"{self.title}: {self.done}/{self.total}{left}{', ' if self.text else ''}{self.text}")
 
     def close(self) -> None:
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
 

@@ -1,4 +1,4 @@
-"""Ranks, values shared among the processes of a run, and saved random states."""
+"""Ranks, values broadcast among the processes of a run, and saved random states."""
 
 import os
 import random
@@ -30,32 +30,41 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
+def local_rank() -> int:
+    """Return the rank among the processes of this machine; without LOCAL_RANK, the rank itself.
+
+    Raises:
+        UserError: a launcher's variable is not a number.
+    """
+    return _number("LOCAL_RANK", rank())
+
+
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name) or str(default)
     if not value.isdecimal():
-        raise UserError(f"{name}: found {value!r} in the environment; allowed: a number, as a launcher sets it, or unset it")
+        raise UserError(f"{name}: found {value!r} in the environment; allowed: a number, set by a launcher; otherwise unset it")
     return int(value)
 
 
-def from_main(value: T) -> T:
+def broadcast_from_main(value: T) -> T:
     """Broadcast the value of rank 0 to all processes, for decisions on which processes could disagree.
 
-    Every process must call it. Without a process group the value itself is returned.
+    Every process must call it. Without a process group, returns the value unchanged.
     """
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return value
     from accelerate.utils import broadcast_object_list
 
-    decided: list[T] = broadcast_object_list([value], from_process=0)
-    return decided[0]
+    values: list[T] = broadcast_object_list([value], from_process=0)
+    return values[0]
 
 
 def compute_on_main(accelerator: Any, compute: Callable[[], T]) -> T:
     """Call `compute` in the main process and return its result in every process of the Accelerator.
 
     Raises:
-        UserError: `compute` raised it in the main process; then every process raises it.
+        UserError: in every process, if `compute` raised it in the main process.
     """
     if accelerator.num_processes == 1:
         return compute()
@@ -63,9 +72,9 @@ def compute_on_main(accelerator: Any, compute: Callable[[], T]) -> T:
     if accelerator.is_main_process:
         try:
             value = compute()
-        except UserError as error:  # as its parts: pickled, it would be shortened again
+        except UserError as error:  # sent in parts, since unpickling would shorten the message again
             refused = (str(error), error.problems)
-    value, refused = from_main((value, refused))
+    value, refused = broadcast_from_main((value, refused))
     if refused is not None:
         raise UserError(*refused)
     result: Any = value

@@ -1,7 +1,6 @@
-"""What depends on the operating system, the user and the interpreter: folders, standard streams, imports and memory.
+"""Platform-dependent code: folders, standard streams, imports and memory.
 
-Functions that only some systems have are called in this module alone, with a fallback, so that the rest of the package runs on
-every system.
+Functions that only some systems have are only called in this module, each with a fallback.
 """
 
 import gc
@@ -24,33 +23,33 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-PORTABLE = "names of letters, digits, '_' and '-' that are no devices of Windows, such as reviews_2"
+PORTABLE = "names of letters, digits, '_' and '-' that are not names of Windows devices, such as reviews_2"
 RESERVED = frozenset(
     ["con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(10))]
-)  # Windows has devices of these names in every folder, with any file extension
+)  # device names on Windows, in every folder and with any extension
 
 
 # --- folders
 
 
 def expand(path: str | Path) -> Path:
-    """Replace a leading `~` by the user's home folder. A name such as `~notes.csv`, where there is no such user, stays.
+    """Replace a leading `~` by the home folder. A name such as `~notes.csv` does not change if there is no such user.
 
     Raises:
-        UserError: the path needs a home folder and this user has none.
+        UserError: the path needs a home folder, and this user has none.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
         if Path(path).parts[0] != "~":
             return Path(path)
-    raise UserError(f"{path}: '~' is the home folder, and this user has none (HOME is not set); allowed: the whole path")
+    raise UserError(f"{path}: '~' is the home folder, but this user has none (HOME is not set); use an absolute path")
 
 
 def user_cache(name: str) -> Path:
-    """The folder `name` in `$XDG_CACHE_HOME` or `~/.cache`; where the latter cannot be created, in `fallback_cache`."""
-    if named := os.environ.get("XDG_CACHE_HOME"):  # as the user said, also where it cannot be written: then errors name it
-        return expand(named) / name
+    """Return the folder `name` in `$XDG_CACHE_HOME` or `~/.cache`; in `fallback_cache` if the latter cannot be created."""
+    if configured := os.environ.get("XDG_CACHE_HOME"):  # also if not writable, so that errors name it
+        return expand(configured) / name
     base = os.path.expanduser("~/.cache")
     folder = Path(base, name).absolute()
     if not base.startswith("~") and (os.path.isdir(folder) or _can_create(folder)):
@@ -61,7 +60,7 @@ def user_cache(name: str) -> Path:
 def _can_create(folder: Path) -> bool:
     existing = next((place for place in folder.parents if os.path.lexists(place)), folder)
     try:
-        with tempfile.TemporaryFile(dir=existing):  # permissions do not say it: root may write anywhere but in /proc, say
+        with tempfile.TemporaryFile(dir=existing):  # permissions are not enough: root cannot write to /proc
             return True
     except OSError:
         return False
@@ -69,43 +68,42 @@ def _can_create(folder: Path) -> bool:
 
 @cache
 def fallback_cache() -> Path:
-    """A folder that only this user can enter, among the temporary files."""
+    """Return a temporary folder that only this user can access."""
     try:
         parent = Path(tempfile.gettempdir())
-    except FileNotFoundError:  # nothing can be written anywhere; whoever needs a cache reports that
+    except FileNotFoundError:  # nothing is writable; reported when a cache is needed
         return Path.cwd() / ".nlp_transfer_cache"
     user = os.getuid() if hasattr(os, "getuid") else None
     folder = parent / ("nlp_transfer" if user is None else f"nlp_transfer-{user}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        private = stat.S_ISDIR(found.st_mode) and (user is None or (found.st_uid == user and not found.st_mode & 0o077))
+        status = folder.lstat()
+        is_private = stat.S_ISDIR(status.st_mode) and (user is None or (status.st_uid == user and not status.st_mode & 0o077))
     except OSError:
-        private = False
-    return folder if private else Path(tempfile.mkdtemp(prefix="nlp_transfer-"))  # another user may have made it first
+        is_private = False
+    return folder if is_private else Path(tempfile.mkdtemp(prefix="nlp_transfer-"))  # another user may have created it
 
 
 def uses_fallback(folder: Path) -> bool:
-    """Whether `user_cache` gave a folder in `fallback_cache`, which is not created to find that out."""
+    """Whether `user_cache` returned this folder from `fallback_cache`; does not create the fallback."""
     return bool(fallback_cache.cache_info().currsize) and folder.is_relative_to(fallback_cache())
 
 
 def prepare_libraries() -> None:
-    """Set what libraries read when they are imported: what of them this toolkit does not need, and a home folder and a name,
-    where this user has none."""
-    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets and evaluate count each use at an address elsewhere
-    # For a hub model without safetensors transformers would ask a service elsewhere to convert it, by a pull request.
+    """Set environment variables that libraries read on import: no usage counts, and a home folder and user name if missing."""
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # usage counts of datasets and evaluate
+    # For a hub model without safetensors, transformers would request a conversion by pull request.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     if not os.environ.get("HF_HOME") and uses_fallback(folder := user_cache("huggingface")):
         os.environ["HF_HOME"] = str(folder)
     try:
         getpass.getuser()
-    except Exception:  # of a kind that depends on the system and on the version of Python
+    except Exception:  # the type depends on the system and the Python version
         os.environ["LOGNAME"] = str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
 def is_portable(name: str) -> bool:
-    """Whether a name of letters, digits, `_`, `-` and `.` can be a file's on every system."""
+    """Whether a name of letters, digits, `_`, `-` and `.` is a valid file name on every system."""
     return name.partition(".")[0].casefold() not in RESERVED and not name.endswith(".")
 
 
@@ -113,21 +111,21 @@ def is_portable(name: str) -> bool:
 
 
 def open_streams() -> None:
-    """Make stdin, stdout and stderr usable: open those that the process was started without, and let them hold any character.
+    """Open missing standard streams, and make standard output and error accept any character.
 
-    A character that the console's encoding lacks is written as `\\u2026`. Where a descriptor is closed, the next file that is
-    opened would get its number, and what other code prints would be written into that file.
+    Characters that the encoding lacks are written as `\\u2026`. A closed descriptor would be reused by the next file that is
+    opened, and output of other code would end up in that file.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # a new file gets the lowest free number
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their descriptors
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  as long as the process lives
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  open until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def output_is_closed() -> bool:
-    """Whether whoever read standard output or standard error is gone."""
+    """Whether the reader of standard output or standard error has closed it."""
     return any(_is_closed(stream) for stream in (sys.stdout, sys.stderr))
 
 
@@ -139,12 +137,12 @@ def _is_closed(stream: object) -> bool:
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     except BrokenPipeError:
         return True
-    except (AttributeError, OSError, ValueError):  # no `poll` on this system, or no file below the stream
+    except (AttributeError, OSError, ValueError):  # the system has no `poll`, or the stream no file
         return False
 
 
 def finish_output() -> bool:
-    """Write what standard output and error still hold; false where that fails, and then nothing more is written to them."""
+    """Flush standard output and error. If that fails, discard further output and return False."""
     written = True
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -153,7 +151,7 @@ def finish_output() -> bool:
         except (OSError, ValueError):
             written = False
             try:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python complains when it flushes at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # otherwise flushing fails at exit
             except (OSError, ValueError):
                 continue
     return written
@@ -163,7 +161,7 @@ def finish_output() -> bool:
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most; where the system does not say that, those that it holds now."""
+    """Return the peak memory of this process in bytes; the current memory if the system does not report the peak."""
     if resource is None:
         import psutil
 

@@ -1,4 +1,4 @@
-"""What goes wrong on the user's side: one error type, and a list that collects problems so that all are shown at once."""
+"""Errors that the user can fix, and a list that collects problems to report them together."""
 
 import difflib
 from collections import Counter
@@ -8,16 +8,20 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 SHOWN = 20
-NEARLY_ALL = 0.9  # share of the rows from which on a fault is one of the column
-LONGEST = 2000  # characters of one message: what was found may be a cell of megabytes
-SUGGESTED = 100  # characters of a word, and a thousand words: comparing longer ones takes too long
+NEARLY_ALL = 0.9  # a fault in at least this share of the rows is a fault of the column
+LONGEST = 2000  # characters of one message, since it may quote a cell of megabytes
+SUGGESTED = 100  # characters of a word to compare; longer ones take too long
 
 
 class UserError(ValueError):
-    """Something the user can put right: a setting, a file, a row.
+    """An error that the user can fix, in a setting, a file or a row.
 
-    The message says what was found, where, what is allowed and what to do. The command line prints it without a
-    traceback and ends with exit status 2. `problems` holds the single messages where several were collected.
+    The message says what was found, where, what is allowed and what to do. The command line prints it without a traceback and
+    exits with status 2.
+
+    Args:
+        message: the complete message.
+        problems: the single messages, if several problems were collected.
     """
 
     def __init__(self, message: str, problems: "Problems | None" = None) -> None:
@@ -26,15 +30,14 @@ class UserError(ValueError):
 
 
 class UnfinishedError(UserError):
-    """No mistake in the input: something was missing on this machine (room on the disk, memory), and the same command can be
-    run again. Finished work is kept."""
+    """This machine ran out of disk space or memory. Finished work is kept, and the same command can be run again."""
 
 
 @contextmanager
 def converted(message: str) -> Iterator[None]:
-    """Raise a UserError that begins with `message` for anything that a library raises over a hostile file.
+    """Convert any error of a library that reads an untrusted file to a UserError that begins with `message`.
 
-    A panic in a library written in Rust counts as well, although it is no `Exception`.
+    This includes panics of Rust libraries, which are not subclasses of `Exception`.
     """
     try:
         yield
@@ -47,15 +50,15 @@ def converted(message: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in short."""
+    """Return the first line of an error message; the first two if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 class Fault(NamedTuple):
-    """Why a row cannot be used, wherever the row is.
+    """Why a row cannot be used, without its position.
 
-    `kind` completes a sentence that counts rows, such as `with an empty text`; `column` is None where the whole row is meant.
+    `kind` completes a sentence about several rows, such as `with an empty text`; `column` is None for a fault of the entire row.
     """
 
     kind: str
@@ -66,18 +69,18 @@ class Fault(NamedTuple):
         return self.reason if self.column is None else f"column {self.column!r}: {self.reason}"
 
     def at(self, where: str) -> str:
-        """The message about the row that is at `where`, such as `reviews.csv, row 17`."""
+        """Return the message for a row at a position such as `reviews.csv, row 17`."""
         return f"{where}: {self}" if self.column is None else f"{where}, {self}"
 
     def of_row(self, file: str, row: int) -> "BadRow":
-        """The fault with its place."""
+        """Return the fault with its position."""
         return BadRow(file, row, self.column, self.reason, self.kind)
 
 
 class BadRow(NamedTuple):
     """A row that cannot be used, and why (see `Fault`).
 
-    `row` is counted as a person does (in CSV and TSV the header is row 1); 0: the file is the row.
+    `row` counts from 1, including the header of CSV and TSV files; 0 if the file is a single row.
     """
 
     file: str
@@ -88,6 +91,7 @@ class BadRow(NamedTuple):
 
     @property
     def fault(self) -> Fault:
+        """The fault without its position."""
         return Fault(self.kind, self.reason, self.column)
 
     def __str__(self) -> str:
@@ -95,15 +99,14 @@ class BadRow(NamedTuple):
 
 
 class Problems:
-    """Collects messages; `raise_if_any` shows the first twenty and counts the rest.
+    """Collects messages, to raise them together: the first twenty, and the count of the rest.
 
-    Counting goes on after twenty, storing does not: ten million broken rows cost no memory.
+    Only twenty messages are stored, so millions of bad rows need no memory.
 
     Args:
-        heading: stands before the messages.
-        skipped: takes the first fault of each bad row, by a number of the row, and then bad rows are no problems; None: they
-            are problems.
-        row_hint: a last line where bad rows are among the problems.
+        heading: precedes the messages.
+        skipped: stores the first fault of each bad row, by row number; then bad rows are not problems. None: they are.
+        row_hint: last line of the message, if there are bad rows.
     """
 
     def __init__(self, heading: str = "", skipped: dict[int, BadRow] | None = None, row_hint: str = "") -> None:
@@ -116,12 +119,13 @@ class Problems:
         self._row_messages: dict[str, tuple[str, str | None, str]] = {}  # those of `messages` that are about a row
 
     def add(self, message: str) -> None:
+        """Add a problem."""
         self.count += 1
         if len(self.messages) < SHOWN:
             self.messages.append(brief(message))
 
     def add_row(self, number: int, bad: BadRow) -> None:
-        """Adds a fault of one row; `number` identifies the row in `skipped`."""
+        """Add a fault of one row; `number` identifies the row in `skipped`."""
         if self.skipped is not None:
             self.skipped.setdefault(number, bad._replace(reason=brief(bad.reason)))
             return
@@ -134,8 +138,7 @@ class Problems:
         self.add(str(bad))
 
     def summarize(self, rows: int) -> None:
-        """Replaces the messages about rows by one line for each fault that nearly all of the `rows` share: what is wrong then is
-        the column, and skipping rows would help nobody."""
+        """Replace the messages of each fault in nearly all of the `rows` by one line, since the column is at fault."""
         for key, count in self._kinds.items():
             if count <= SHOWN or count < NEARLY_ALL * rows:
                 continue
@@ -146,18 +149,19 @@ class Problems:
             self.bad_rows -= count
 
     def extend(self, messages: Iterable[str]) -> None:
+        """Add several problems."""
         for message in messages:
             self.add(message)
 
     def absorb(self, error: UserError) -> None:
-        """Takes over what another check found: each of its messages, and the count of those it did not keep."""
+        """Add the problems of an error, including those that are only counted."""
         if error.problems is None:
             self.add(str(error))
         else:
             self.merge(error.problems)
 
     def merge(self, other: "Problems") -> None:
-        """Adds what another list collected."""
+        """Add the problems of another list."""
         self.extend(other.messages)
         self.count += other.count - len(other.messages)
         self.bad_rows += other.bad_rows
@@ -177,17 +181,18 @@ class Problems:
         return "\n".join([*lines, *hint])
 
     def raise_if_any(self) -> None:
+        """Raise a UserError with all problems, if there are any."""
         if self:
             raise UserError(str(self), self)
 
 
 def brief(message: str) -> str:
-    """A message that can be read: of a long one the beginning and the end."""
+    """Shorten a long message to its beginning and end."""
     return message if len(message) <= LONGEST else f"{message[: LONGEST * 3 // 4]} ... {message[-LONGEST // 4 :]}"
 
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:
-    """A suggestion such as ` (did you mean 'lora'?)`, or nothing when no known word is near."""
+    """Return a suggestion such as ` (did you mean 'lora'?)`, or an empty string if no known word is similar."""
     if len(str(word)) > SUGGESTED:
         return ""
     short = [name for name in islice(known, 10 * SUGGESTED) if len(name) <= SUGGESTED]
@@ -196,12 +201,12 @@ def did_you_mean(word: object, known: Sequence[str]) -> str:
 
 
 def shorten(value: Any, most: int = 120) -> str:
-    """A value as a message shows it: a table or a long list must not fill the screen."""
+    """Return a value for a message, with its type if it was shortened to `most` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}... ({type(value).__name__})"
 
 
 def with_type(value: Any, most: int = 120) -> str:
-    """A value as a message shows it where it is of the wrong kind."""
+    """Return a value for a message, with its type."""
     text = repr(value)
     return f"{text[:most]}{'...' if len(text) > most else ''} ({type(value).__name__})"

@@ -72,7 +72,7 @@ def logits_of(predictor: Predictor, texts: list[tuple[str, ...]]) -> torch.Tenso
     return found
 
 
-def test_every_family_and_strategy_is_there(runs: dict[str, Path]) -> None:
+def test_all_families_and_strategies_are_covered(runs: dict[str, Path]) -> None:
     assert len(PLAIN) == len(FAMILIES) * len(STRATEGIES) + len(KINDS) + 1
     assert all((run / "result.json").is_file() for run in runs.values())
 
@@ -125,7 +125,7 @@ def test_adapter_predicts_like_the_merged_model(name: str, runs: dict[str, Path]
         assert torch.allclose(merged, logits_of(Predictor(by_peft, ours.tokenizer, ours.task), texts_of(name)), atol=1e-5)
 
 
-def test_merging_is_w_plus_ba(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+def test_merged_weights_equal_w_plus_ba(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
     from safetensors.torch import load_file
 
     settings = json.loads((runs["bert-lora"] / "adapter/adapter_config.json").read_text())

@@ -11,7 +11,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers, new_parameters, train_mode
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import find_layers, new_parameters
+from nlp_transfer.models.preparation import train_mode
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, Strategy, strategy_from

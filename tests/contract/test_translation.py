@@ -16,7 +16,7 @@ from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.generation import generate
 from nlp_transfer.saved_models.load import load_model, open_adapter
-from nlp_transfer.saved_models.save import check_adapter, save_model
+from nlp_transfer.saved_models.save import save_model, verify_adapter
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
@@ -93,14 +93,14 @@ def test_training_pairs_are_translated_exactly(family: str, runs: dict[str, Path
 def test_plain_transformers_gives_the_same_ids(family: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
     translator = load_translator(runs[family])
     task, model = translator.task, translator.predictor.model
-    ids, _ = task.sides.source_ids(SOURCES, 64)
+    ids, _ = task.tokenizers.source_ids(SOURCES, 64)
     longest = max(map(len, ids))
     pad = translator.predictor.tokenizer.pad_token_id
     padded = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
-    found = generate(model, task.sides, padded, mask, torch.full((32,), 60), task.beams, task.length_penalty).tolist()
+    found = generate(model, task.tokenizers, padded, mask, torch.full((32,), 60), task.beams, task.length_penalty).tolist()
     wanted = child[family]["ids"]
-    assert [up_to_end(row, task.sides.end) for row in found] == [up_to_end(row, task.sides.end) for row in wanted]
+    assert [up_to_end(row, task.tokenizers.end) for row in found] == [up_to_end(row, task.tokenizers.end) for row in wanted]
     # M2M100's own tokenizer leaves a space where the language stood.
     assert [text.strip() for text in child[family]["texts"]] == TARGETS
 
@@ -108,7 +108,7 @@ def test_plain_transformers_gives_the_same_ids(family: str, runs: dict[str, Path
 @pytest.mark.parametrize("family", LEARNED)
 def test_saved_generation_settings(family: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
     translator = load_translator(runs[family])
-    token = translator.task.sides.target.convert_tokens_to_ids
+    token = translator.task.tokenizers.target.convert_tokens_to_ids
     settings = child[family]["settings"]
     expected = {
         "bert": ("<s>", "</s>", None),
@@ -124,7 +124,7 @@ def test_saved_generation_settings(family: str, runs: dict[str, Path], child: di
     assert settings["pad_token_id"] == token("<pad>")
     assert (settings["num_beams"], settings["length_penalty"], settings["do_sample"]) == (2, 1.5, False)
     task = translator.task
-    assert settings["max_new_tokens"] >= max(len(ids) for ids in task.sides.target_ids(TARGETS, 64)[0])
+    assert settings["max_new_tokens"] >= max(len(ids) for ids in task.tokenizers.target_ids(TARGETS, 64)[0])
     assert settings["max_length"] is None
     first = {row[0] for row in child[family]["ids"]}
     assert first == {token(expected[0])}
@@ -148,11 +148,12 @@ def test_target_language_can_be_changed(family: str, runs: dict[str, Path], chec
         translator = load_translator(folder, settings={"source_language": source, "target_language": target})
         task = translator.task
         codes = [
-            task.sides.target.convert_tokens_to_ids(f"__{code}__" if family == "m2m100" else code) for code in (source, target)
+            task.tokenizers.target.convert_tokens_to_ids(f"__{code}__" if family == "m2m100" else code)
+            for code in (source, target)
         ]
-        ids = torch.tensor(task.sides.source_ids(SOURCES[:1], 64)[0])
+        ids = torch.tensor(task.tokenizers.source_ids(SOURCES[:1], 64)[0])
         assert codes[0] in (ids[0, 0], ids[0, -1])
-        found = generate(translator.predictor.model, task.sides, ids, torch.ones_like(ids), torch.tensor([6]), 2, 1.0)
+        found = generate(translator.predictor.model, task.tokenizers, ids, torch.ones_like(ids), torch.tensor([6]), 2, 1.0)
         assert codes[1] == found[0, 0 if family == "mbart" else 1]
         assert len(translator(SOURCES[:2])) == 2
 
@@ -242,22 +243,22 @@ def test_unfinished_rows_end_at_their_limit(family: str, beams: int, checkpoints
     with torch.no_grad():
         for parameter in model.parameters():  # far from the near-ties of small random weights
             parameter.mul_(2.0 if parameter.dim() > 1 else 1.0)
-    ids, _ = task.sides.source_ids(UNSEEN, 64)
+    ids, _ = task.tokenizers.source_ids(UNSEEN, 64)
     limits = torch.tensor([9, 14, 5, 11])
     pad, longest = checkpoint.tokenizer.pad_token_id, max(map(len, ids)) + 5
     padded = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
     mask = (torch.arange(longest) < torch.tensor([len(row) for row in ids])[:, None]).long()
-    together = generate(model, task.sides, padded, mask, limits, beams, 1.0).tolist()
+    together = generate(model, task.tokenizers, padded, mask, limits, beams, 1.0).tolist()
     assert len(set(map(len, ids))) > 2, "rows of different length, or nothing is padded"
     cut = 0
     for row, tokens, limit in zip(together, ids, limits.tolist(), strict=True):
         alone = generate(
-            model, task.sides, torch.tensor([tokens]), torch.ones(1, len(tokens)).long(), torch.tensor([limit]), beams, 1.0
+            model, task.tokenizers, torch.tensor([tokens]), torch.ones(1, len(tokens)).long(), torch.tensor([limit]), beams, 1.0
         )
-        written = up_to_end(row, task.sides.end)
-        assert written == up_to_end(alone[0].tolist(), task.sides.end)
+        written = up_to_end(row, task.tokenizers.end)
+        assert written == up_to_end(alone[0].tolist(), task.tokenizers.end)
         assert len(written) <= 1 + limit
-        assert set(row[len(written) :]) <= {task.sides.pad, task.sides.end}
+        assert set(row[len(written) :]) <= {task.tokenizers.pad, task.tokenizers.end}
         cut += len(written) == 1 + limit
     assert cut, "a row that was ended by its limit"
     assert len({tuple(row) for row in together}) == len(UNSEEN)
@@ -310,7 +311,7 @@ def test_only_declared_parameters_of_translation_change(
         assert torch.allclose(logits(one), trained, atol=1e-4)
         assert one.get_output_embeddings().weight is one.get_decoder().get_input_embeddings().weight
     if case["name"] == "lora":
-        check_adapter(tmp_path / "adapter", checkpoint, task, plain, probe)
+        verify_adapter(tmp_path / "adapter", checkpoint, task, plain, probe)
         opened: Any = open_adapter(tmp_path / "adapter")[0]
         assert torch.allclose(logits(opened), trained, atol=1e-4)
         assert torch.equal(opened.get_output_embeddings().weight, opened.get_decoder().get_input_embeddings().weight)

@@ -1,6 +1,6 @@
-"""Pushes and loads again by id, in a process of its own that takes a hub on the loopback interface for the real one.
+"""A child process that pushes to a hub on the loopback interface, and loads by id.
 
-Called with a folder; prints the name of each step that was taken.
+Its argument is a folder. It prints the name of each completed step.
 """
 
 import os
@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.hub import Fault, Hub, environment, serve
@@ -27,19 +28,19 @@ def status(address: str, token: str | None = None) -> int:
 
 
 def command(*arguments: str) -> tuple[int, str]:
-    """Exit status of the command in this process, and what it printed as the error."""
+    """Run the command in this process, and return its exit status and its output."""
     import contextlib
     import io
 
     from nlp_transfer.cli import main
 
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+    stream = io.StringIO()
+    with contextlib.redirect_stderr(stream), contextlib.redirect_stdout(stream):
         sys.argv = ["nlp-transfer", *arguments]
         try:
             main()
         except SystemExit as end:
-            return int(end.code or 0), said.getvalue()
+            return int(end.code or 0), stream.getvalue()
     raise AssertionError("the command always ends with a status")
 
 
@@ -50,26 +51,26 @@ def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
 
 
 def train_and_push(folder: Path, hub: Hub, address: str) -> None:
-    """`train --push-to`: a private repository; what is loaded by id answers as the run does."""
+    """`train --push-to` creates a private repository. The model loaded by id gives the predictions of the run."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     from nlp_transfer import load_predictor
 
-    ended, said = command("train", str(folder / "run.yaml"), "--push-to", "ann/reviews")
-    assert ended == 0, said
-    assert ANN not in said
-    found = hub.repository("ann/reviews")
-    assert [commit.title for commit in found.history()] == ["Push model with nlp_transfer", "initial commit"]
-    assert found.private
+    status_code, output = command("train", str(folder / "run.yaml"), "--push-to", "ann/reviews")
+    assert status_code == 0, output
+    assert ANN not in output
+    repository = hub.repository("ann/reviews")
+    assert [commit.title for commit in repository.history()] == ["Push model with nlp_transfer", "initial commit"]
+    assert repository.private
     assert status(f"{address}/api/models/ann/reviews") == 401
     assert status(f"{address}/api/models/ann/reviews", BEA) == 404
     assert status(f"{address}/api/models/ann/reviews", ANN) == 200
-    assert set(found.files()) == {
+    assert set(repository.files()) == {
         ".gitattributes", "README.md", "config.json", "model.safetensors", "nlp_transfer.json", "tokenizer.json",
         "tokenizer_config.json", "training/config.yaml", "training/result.json",
     }  # fmt: skip
-    assert not any(str(folder).encode() in content for content in found.files().values())
-    card = found.files()["README.md"].decode()
+    assert not any(str(folder).encode() in content for content in repository.files().values())
+    card = repository.files()["README.md"].decode()
     assert "type: accuracy" in card.split("---")[1]
     assert 'pipeline("text-classification", "ann/reviews")' in card
     wanted = load_predictor(folder / "run")(BATCH)
@@ -81,18 +82,18 @@ def train_and_push(folder: Path, hub: Hub, address: str) -> None:
 
 
 def unchanged(folder: Path, hub: Hub, address: str) -> None:
-    """The same push again makes no commit; a tag is set all the same."""
+    """A second push of the same model makes no commit, but sets a tag."""
     head, asked = hub.commit("models", "ann/reviews"), len(hub.asked)
-    ended, said = command("push", str(folder / "run/model"), "ann/reviews", "--tag", "v1")
-    assert ended == 0, said
-    assert "nothing is new" in said
+    status_code, output = command("push", str(folder / "run/model"), "ann/reviews", "--tag", "v1")
+    assert status_code == 0, output
+    assert "no commit was made" in output
     assert hub.commit("models", "ann/reviews") == head
     assert hub.repository("ann/reviews").tags == {"v1": head}
     assert not any(part in call for call in hub.asked[asked:] for part in ("/commit/", "/preupload/", "PUT ", "batch"))
 
 
 def changed(folder: Path, hub: Hub, address: str) -> None:
-    """What has changed is sent alone, and what belonged to another model before is deleted."""
+    """Only changed files are sent, and files of an earlier model are deleted."""
     from nlp_transfer import push
 
     before = hub.repository("ann/reviews").files()
@@ -117,20 +118,20 @@ def changed(folder: Path, hub: Hub, address: str) -> None:
 
 
 def visibility(folder: Path, hub: Hub, address: str) -> None:
-    """Public where asked for; that of a repository that is there stays, and is said."""
-    ended, said = command("push", str(folder / "run"), "ann/open", "--public")
-    assert (ended, hub.repository("ann/open").private) == (0, False), said
+    """`--public` applies to new repositories. An existing repository keeps its visibility, and a message says so."""
+    status_code, output = command("push", str(folder / "run"), "ann/open", "--public")
+    assert (status_code, hub.repository("ann/open").private) == (0, False), output
     assert status(f"{address}/ann/open/resolve/main/config.json") == 200
-    ended, said = command("push", str(folder / "run"), "ann/reviews", "--public")
-    assert (ended, hub.repository("ann/reviews").private) == (0, True), said
-    assert "is private, and stays so" in " ".join(said.split())
-    ended, said = command("push", str(folder / "run"), "ann/open")
-    assert (ended, hub.repository("ann/open").private) == (0, False), said
-    assert "exists and is public; that stays as it is" in " ".join(said.split())
+    status_code, output = command("push", str(folder / "run"), "ann/reviews", "--public")
+    assert (status_code, hub.repository("ann/reviews").private) == (0, True), output
+    assert "stays private" in " ".join(output.split())
+    status_code, output = command("push", str(folder / "run"), "ann/open")
+    assert (status_code, hub.repository("ann/open").private) == (0, False), output
+    assert "exists and stays public" in " ".join(output.split())
 
 
 def adapter(folder: Path, hub: Hub, address: str) -> None:
-    """The adapter alone, with the tokenizer: on its base, which the hub has, it answers as the merged model."""
+    """The adapter with the tokenizer, on its base from the hub, gives the predictions of the merged model."""
     from huggingface_hub import try_to_load_from_cache
     from peft import AutoPeftModelForSequenceClassification
 
@@ -144,7 +145,7 @@ def adapter(folder: Path, hub: Hub, address: str) -> None:
     assert b'"model": "ann/tiny"' in files["nlp_transfer.json"]
     assert same(load_predictor("ann/adapter")(BATCH), load_predictor(folder / "run")(BATCH))
     assert isinstance(try_to_load_from_cache("ann/adapter", "adapter_model.safetensors"), str)
-    assert try_to_load_from_cache("ann/adapter", "tokenizer.json") is None, "an adapter has no use for it, nor for other files"
+    assert try_to_load_from_cache("ann/adapter", "tokenizer.json") is None, "an adapter downloads only needed files"
     assert push(folder / "run/adapter", "ann/adapter").changed is False
     with_peft = AutoPeftModelForSequenceClassification.from_pretrained("ann/adapter", num_labels=2)
     assert with_peft.num_labels == 2
@@ -154,9 +155,9 @@ def branch_and_pull_request(folder: Path, hub: Hub, address: str) -> None:
     from nlp_transfer import load_predictor, push
 
     pushed = push(folder / "run", "ann/branches", revision="dev", tag="v1")
-    found = hub.repository("ann/branches")
-    assert set(found.files()) == {".gitattributes"}
-    assert found.branches["dev"] == pushed.commit == found.tags["v1"]
+    repository = hub.repository("ann/branches")
+    assert set(repository.files()) == {".gitattributes"}
+    assert repository.branches["dev"] == pushed.commit == repository.tags["v1"]
     for revision in ("dev", "v1", pushed.commit):
         assert same(load_predictor(f"ann/branches@{revision}")(BATCH), load_predictor(folder / "run")(BATCH))
     proposed = push(folder / "run", "bea/hers", create_pr=True)
@@ -169,7 +170,7 @@ def branch_and_pull_request(folder: Path, hub: Hub, address: str) -> None:
 
 
 def translation(folder: Path, hub: Hub, address: str) -> None:
-    """Both tokenizers, and configurations without the paths of this machine."""
+    """Both tokenizers are sent, and no paths of this machine."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     from nlp_transfer import fine_tune, load_translator, push
@@ -192,8 +193,8 @@ def translation(folder: Path, hub: Hub, address: str) -> None:
     AutoTokenizer.from_pretrained("ann/translation", subfolder="target_tokenizer")
 
 
-def own_head(folder: Path, hub: Hub, address: str) -> None:
-    """A head of this toolkit, whose folder has a plain encoder inside; and large files in parts."""
+def custom_head(folder: Path, hub: Hub, address: str) -> None:
+    """A head of this toolkit, with a plain encoder in a subfolder. Large files are sent in parts."""
     from nlp_transfer import fine_tune, load_predictor, push
 
     run = fine_tune(
@@ -213,32 +214,33 @@ def own_head(folder: Path, hub: Hub, address: str) -> None:
 
 def refused_before_training(folder: Path, hub: Hub, address: str) -> None:
     before = set(hub.repositories)
-    for name, words in (("bea/reviews", "bea is not the token's"), ("nothing", "USER/NAME")):
-        ended, said = command("train", str(folder / "run.yaml"), "--output_dir", str(folder / "never"), "--push-to", name)
-        assert ended == 2
-        assert words in said
+    for name, fact in (("bea/reviews", "the token does not belong to bea"), ("nothing", "USER/NAME")):
+        status_code, output = command("train", str(folder / "run.yaml"), "--output_dir", str(folder / "never"), "--push-to", name)
+        assert status_code == 2
+        assert fact in output
         assert not (folder / "never").exists()
     assert set(hub.repositories) == before
 
 
 def failed_after_training(folder: Path, hub: Hub, address: str) -> None:
-    """The run is finished, and the message has the command that pushes it later."""
-    output = folder / "later"
+    """The run is finished, and the message names the command that pushes it later."""
+    run = folder / "later"
     hub.faults = [Fault("500", "/preupload/")]
-    ended, said = command("train", str(folder / "run.yaml"), "--output_dir", str(output), "--push-to", "ann/later")
-    assert ended == 2
-    assert "the run is finished and lies whole in" in said
-    assert f"nlp-transfer push {output} ann/later" in said
-    assert (output / "result.json").is_file()
-    assert ("models", "ann/later") not in hub.repositories
+    status_code, output = command("train", str(folder / "run.yaml"), "--output_dir", str(run), "--push-to", "ann/later")
+    assert status_code == 2
+    assert "the run is finished and complete in" in output
+    assert f"nlp-transfer push {run} ann/later" in output
+    assert (run / "result.json").is_file()
+    assert set(hub.repository("ann/later").files()) == {".gitattributes"}
+    assert "hf repos delete ann/later" in " ".join(output.split())
     hub.faults = []
-    ended, said = command("push", str(output), "ann/later")
-    assert ended == 0, said
+    status_code, output = command("push", str(run), "ann/later")
+    assert status_code == 0, output
     assert "model.safetensors" in hub.repository("ann/later").files()
 
 
 STEPS: list[Callable[[Path, Hub, str], None]] = [
-    train_and_push, unchanged, changed, visibility, adapter, branch_and_pull_request, translation, own_head,
+    train_and_push, unchanged, changed, visibility, adapter, branch_and_pull_request, translation, custom_head,
     refused_before_training, failed_after_training,
 ]  # fmt: skip
 
@@ -247,9 +249,9 @@ def run(folder: Path) -> None:
     with serve() as (address, hub):
         os.environ.clear()
         os.environ.update(environment(address, folder / "cache") | {"HF_TOKEN": ANN})
-        from nlp_transfer.hub import retries
+        from huggingface_hub.utils import _http
 
-        retries.sleep = lambda seconds: None  # type: ignore[assignment]
+        _http.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment]
         hub.user(ANN, "ann", orgs={"lab": "admin"})
         hub.user(BEA, "bea")
         base = folder / "tiny"

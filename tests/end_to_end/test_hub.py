@@ -1,4 +1,4 @@
-"""Models and data by hub id, against a hub on the loopback interface, through the real command in one process of its own."""
+"""Models and datasets by hub id, from a hub on the loopback interface, with the real command in a child process."""
 
 import json
 import shutil
@@ -118,8 +118,8 @@ for name in ("other/card", "other/format"):
 """
 
 
-def test_every_command_that_asks_a_hub_names_what_it_answered(tmp_path: Path, tiny: dict[str, Path]) -> None:
-    """A page for logging in, nothing, an error as a success, packed answers, hostile headers; data sets with hostile cards."""
+def test_every_command_names_a_bad_answer_of_the_hub(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """Login pages, empty answers, errors with status 200, compressed answers, hostile headers, datasets with hostile cards."""
     root = tmp_path / "hub"
     kinds = ("HTML", "nothing", "an error", "packed", "escape")
     answers = BODIES | {"escape": with_headers(X_Repo_Commit="../../../escaped")}

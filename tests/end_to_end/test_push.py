@@ -1,4 +1,4 @@
-"""Pushing to a hub and loading from it by id, through the real command and the real client."""
+"""Pushing to a hub and loading by id, with the real command and the real client."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ from tests.end_to_end.push_child import STEPS
 ROOT = Path(__file__).parents[2]
 
 
-def test_what_is_pushed_is_loaded_by_its_id(tmp_path: Path, tiny: dict[str, Path]) -> None:
+def test_pushed_models_are_loaded_by_id(tmp_path: Path, tiny: dict[str, Path]) -> None:
     shutil.copytree(tiny["bert"], tmp_path / "tiny")
     rows = sentiment_rows(60)
     write_csv(tmp_path / "train.csv", rows[:40])
@@ -38,7 +38,7 @@ def test_what_is_pushed_is_loaded_by_its_id(tmp_path: Path, tiny: dict[str, Path
 
 
 @pytest.mark.parametrize(("rank", "done"), [("0", ["check", "train", "push"]), ("1", ["train"])])
-def test_one_of_several_processes_asks_and_pushes(
+def test_only_the_first_process_pushes(
     rank: str, done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Path], sentiment: dict[str, Path]
 ) -> None:
     module, calls = sys.modules[fine_tune.__module__], []

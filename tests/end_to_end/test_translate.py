@@ -97,7 +97,7 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         told.extend(texts)
         return list(texts)
 
-    monkeypatch.setattr("nlp_transfer.models.seq2seq.generation._answers", say)
+    monkeypatch.setattr("nlp_transfer.models.seq2seq.generation._translate_pieces", say)
     return told
 
 
@@ -171,7 +171,7 @@ def test_blank_lines_alone(run: Path, echo: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", LINE_ENDS)
 def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str) -> None:
     monkeypatch.setattr(
-        "nlp_transfer.models.seq2seq.generation._answers",
+        "nlp_transfer.models.seq2seq.generation._translate_pieces",
         lambda model, sides, texts, *settings: [f"{mark}a{mark}{mark}b{mark}" for _ in texts],
     )
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")
@@ -222,7 +222,7 @@ def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], capfd: pyt
     long = ["the dog ran on the mat. " * 50 + "\nred " * 200, "the cat", "hill, " * 500, "a dog sat on", "猫" * 100]
     assert translate(long) == [text.strip() for text in long]
     assert translate.in_pieces == 2  # the tiny tokenizer takes a run of Chinese characters for one word
-    sides = translate.task.sides
+    sides = translate.task.tokenizers
     assert max(len(ids) for ids in sides.source_ids(echo, 1 << 30)[0]) <= translate.task.longest_source
     assert echo[:2] == ["the dog ran on the mat."] * 2
     (tmp_path / "in.txt").write_text("\n".join(text.replace("\n", " ") for text in long))

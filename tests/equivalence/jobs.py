@@ -21,8 +21,8 @@ from nlp_transfer.data.sources import find_model, read_rows
 from nlp_transfer.inference import predictor as inference
 from nlp_transfer.inference.files import evaluate_source
 from nlp_transfer.inference.predictor import score
+from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.device import make_accelerator
 from nlp_transfer.run.folder import check_same_on_all
 from nlp_transfer.strategies import Phase, State, Strategy, View
 from nlp_transfer.tasks.text_classification import TextClassification

@@ -12,7 +12,7 @@ from nlp_transfer.kernels.attention import softmax, softmax_backward
 from nlp_transfer.kernels.dropout import dropout, keep_mask
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.models.checkpoint import enable_gradient_checkpointing
+from nlp_transfer.models.preparation import enable_gradient_checkpointing
 from tests.models import FAMILIES, tiny_classifier
 
 BF16 = torch.bfloat16

@@ -11,7 +11,8 @@ from torch import nn
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers, linear_layers, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import find_layers, linear_layers, new_parameters
 from nlp_transfer.saved_models.save import quiet
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies.lora import Lora

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from nlp_transfer import fine_tune, load_adapters
 from nlp_transfer.inference.files import evaluate_source
 from nlp_transfer.inference.predictor import meaningful
-from nlp_transfer.models.device import in_fp32
+from nlp_transfer.models.accelerator import in_fp32
 from nlp_transfer.saved_models.load import read_record
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import tiny_classifier

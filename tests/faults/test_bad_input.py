@@ -17,7 +17,8 @@ import pytest
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nlp_transfer.cli import cli, guarded
+from nlp_transfer.cli import cli
+from nlp_transfer.commands.exit_status import run_command
 from tests.conftest import sentiment_rows
 
 GONE = object()  # as a setting's value: the setting is left out
@@ -165,7 +166,7 @@ SETTINGS = [
     ),
     Case("text is a list", ("task.text: found ['text']", "allowed: text"), settings={"task.text": ["text"]}),
     Case("delimiter of two characters", ("data.delimiter: found '||'", "one character"), settings={"data.delimiter": "||"}),
-    Case("delimiter is a line end", ("data.delimiter: found '\\n'", "no line end"), settings={"data.delimiter": "\n"}),
+    Case("line break as delimiter", ("data.delimiter: found '\\n'", "line break", ";"), settings={"data.delimiter": "\n"}),
     Case("no encodings", ("data.encoding: found []", "at least 1 item"), settings={"data.encoding": []}),
     Case(
         "several problems at once",
@@ -342,7 +343,7 @@ SETTINGS = [
         settings={"strategy": ["full", "lora"]},
         arguments=train("--strategy.3.r", "5"),
     ),
-    Case("word instead of a flag", ("found 'epochs=5'", "allowed: settings by their dotted name"), arguments=train("epochs=5")),
+    Case("word instead of a flag", ("found 'epochs=5'", "allowed: settings by dotted name"), arguments=train("epochs=5")),
     Case("no file named", ("nlp-transfer train reviews.csv",), arguments=("train",)),
     Case("unknown command", ("No such command 'trian'",), arguments=("trian",)),
 ]
@@ -385,7 +386,7 @@ DATA = [
     ),
     Case(
         "unknown ending",
-        ("data.xls", "found the ending '.xls'", "allowed: .csv, .tsv, .jsonl, .json, .parquet, .txt"),
+        ("data.xls", "found the file extension '.xls'", "allowed: .csv, .tsv, .jsonl, .json, .parquet, .txt"),
         {"data.xls": "x"},
         {"data.train": "data.xls"},
     ),
@@ -467,7 +468,7 @@ DATA = [
         {"train.csv": row(3, "a b c,positive,\n", CSV.replace("\n", ",x\n").replace("label,x", "label,by"))},
         {"data.group": "by"},
     ),
-    Case("column twice", ("train.csv: column 'text' stands twice in the header",), {"train.csv": "text,text,label\na,b,c\n"}),
+    Case("column twice", ("train.csv: column 'text' occurs twice in the header",), {"train.csv": "text,text,label\na,b,c\n"}),
     Case("row too long", ("train.csv, row 4: found 3 cells; the header has 2 (text, label)",), {"train.csv": row(4, "a,b,c\n")}),
     Case("row too short", ("train.csv, row 5: found 1 cells; the header has 2",), {"train.csv": row(5, "a\n")}),
     Case("blank line", ("train.csv, row 6: the line is blank; remove it",), {"train.csv": row(6, "\n")}),
@@ -581,7 +582,7 @@ DATA = [
     ),
     Case(
         "UTF-16 file",
-        ("train.csv: starts with the mark of UTF-16", "set data.encoding: utf-16"),
+        ("train.csv: a byte order mark of UTF-16", "set data.encoding: utf-16"),
         {"train.csv": CSV.encode("utf-16")},
     ),
     Case(
@@ -717,13 +718,21 @@ DATA = [
 
 ANSWERS = [
     Case("input missing", ("--input: there is no file nowhere.csv",), arguments=predict(source="nowhere.csv")),
-    Case("input of unknown ending", ("--input: found the ending '.xls'", "allowed: .csv"), arguments=predict(source="data.xls")),
+    Case(
+        "input of unknown ending",
+        ("--input: found the file extension '.xls'", "allowed: .csv"),
+        arguments=predict(source="data.xls"),
+    ),
     Case(
         "input not named",
         ("--input: not given", "--input new.csv --output", '"a text"'),
         arguments=("predict", "classifier", "--output", "a.csv"),
     ),
-    Case("output of unknown ending", ("--output: found the ending '.xlsx'", "allowed: .csv"), arguments=predict(output="a.xlsx")),
+    Case(
+        "output of unknown ending",
+        ("--output: found the file extension '.xlsx'", "allowed: .csv"),
+        arguments=predict(output="a.xlsx"),
+    ),
     Case(
         "output is the input",
         ("--output: train.csv is the input", "allowed: another file"),
@@ -817,7 +826,7 @@ ANSWERS = [
     ),
     Case(
         "figures of unknown ending",
-        ("--output: found the ending '.txt'", "allowed: .json"),
+        ("--output: found the file extension '.txt'", "allowed: .json"),
         arguments=evaluate("--data.test", "train.csv", "--output", "figures.txt"),
     ),
 ]
@@ -896,7 +905,7 @@ def listing(folder: Path) -> dict[str, str]:
 def command(*arguments: str) -> int:
     """The exit status of `nlp-transfer` with these arguments, run in this process."""
     try:
-        guarded(lambda: cli.main(list(arguments), standalone_mode=False))
+        run_command(lambda: cli.main(list(arguments), standalone_mode=False))
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0
@@ -970,7 +979,7 @@ def test_crash_is_one_with_a_traceback(capfd: pytest.CaptureFixture[str]) -> Non
         raise RuntimeError("a fault of the program")
 
     with pytest.raises(SystemExit) as ended:
-        guarded(crash)
+        run_command(crash)
     assert ended.value.code == 1
     assert "Traceback" in (said := capfd.readouterr().err)
     assert "a fault of the program" in said

@@ -172,7 +172,7 @@ UNLABELLED_DATA = [
     ),
     Case(
         "unlabelled ending",
-        ("u.xls: found the ending '.xls'", "allowed: .csv"),
+        ("u.xls: found the file extension '.xls'", "allowed: .csv"),
         {"u.xls": "x"},
         {"data.unlabelled": "u.xls", **USED},
     ),
@@ -561,7 +561,7 @@ COMPARISONS = [
     ),
     Case(
         "compare file behind the flags",
-        ("Missing argument 'FILE', which stands before the flags",),
+        ("Missing argument 'FILE', which precedes the flags",),
         arguments=("compare", "--strategies", "full", "run.yaml"),
     ),
     compared("lorra", says=("--strategies lorra: ", "there is no strategy 'lorra'", "did you mean 'lora'?")),

@@ -47,12 +47,12 @@ def of_another(path: Path) -> None:
 ALIGNED = [
     Case(
         "other numbers of lines",
-        ("train.en has 16 lines, train.de has 15 lines; allowed: as many in both",),
+        ("train.en has 16 lines, train.de has 15 lines; allowed: the same number of lines",),
         {"train.de": lines(GERMAN[:-1])},
     ),
     Case(
         "one blank line too many",
-        ("train.en has 17 lines, train.de has 16 lines", "allowed: as many in both"),
+        ("train.en has 17 lines, train.de has 16 lines", "allowed: the same number of lines"),
         {"train.en": lines(ENGLISH) + "\n"},
     ),
     Case(
@@ -94,7 +94,7 @@ ALIGNED = [
     ),
     Case(
         "the same file twice",
-        ("data.train: train.en is given for both sides", "allowed: a file for each"),
+        ("data.train: train.en is given as both source and target", "allowed: a file for each"),
         settings={"data.train.target": "train.en"},
     ),
     Case(
@@ -155,7 +155,7 @@ ALIGNED = [
     ),
     Case(
         "UTF-16 in one side",
-        ("train.de: starts with the mark of UTF-16", "set data.encoding: utf-16"),
+        ("train.de: a byte order mark of UTF-16", "set data.encoding: utf-16"),
         {"train.de": lines(GERMAN).encode("utf-16")},
     ),
     Case(
@@ -356,7 +356,7 @@ SETTINGS = [
     ),
     Case(
         "languages that a model does not know",
-        ("task.source_language: found 'english'", "known to this model: "),
+        ("task.source_language: found 'english'", "; allowed: "),
         settings={"model": "nllb", "task": {"name": "translation", "source_language": "english", "target_language": "deu_Latn"}},
     ),
     Case(
@@ -390,7 +390,7 @@ SETTINGS = [
         "decoder without cross-attention",
         (
             "task.decoder: distilbert cannot be loaded",
-            "none for distilbert models",
+            "no ModelForCausalLM for distilbert models",
             "allowed: a BERT, RoBERTa",
         ),
         settings={"task.decoder": "distilbert", "task.target_vocabulary": GONE},
@@ -499,10 +499,16 @@ ANSWERS = [
     Case("translate with no model", ("model: there is no folder './nowhere'",), arguments=translate(model="./nowhere")),
     Case("input missing", ("--input: there is no file nowhere.txt",), arguments=translate(source="nowhere.txt")),
     Case(
-        "input of unknown ending", ("--input: found the ending '.docx'", "allowed: .csv"), arguments=translate(source="new.docx")
+        "input of unknown ending",
+        ("--input: found the file extension '.docx'", "allowed: .csv"),
+        arguments=translate(source="new.docx"),
     ),
     Case("input empty", ("new.txt: the file is empty",), {"new.txt": ""}, arguments=translate()),
-    Case("output of unknown ending", ("--output: found the ending '.doc'", "allowed: .csv"), arguments=translate(output="a.doc")),
+    Case(
+        "output of unknown ending",
+        ("--output: found the file extension '.doc'", "allowed: .csv"),
+        arguments=translate(output="a.doc"),
+    ),
     Case(
         "output is the input", ("--output: new.txt is the input", "allowed: another file"), arguments=translate(output="new.txt")
     ),
@@ -542,7 +548,7 @@ ANSWERS = [
     ),
     Case(
         "UTF-16 to translate",
-        ("new.txt: starts with the mark of UTF-16", "set data.encoding: utf-16"),
+        ("new.txt: a byte order mark of UTF-16", "set data.encoding: utf-16"),
         {"new.txt": "a dog\n".encode("utf-16")},
         arguments=translate(),
     ),
@@ -595,7 +601,7 @@ ANSWERS = [
     Case("fp16 on a CPU", ("--precision: found fp16",), arguments=translate("--precision", "fp16")),
     Case(
         "target tokenizer removed",
-        ("model: translator has no folder target_tokenizer/", "copy the model whole"),
+        ("model: translator has no folder target_tokenizer/", "copy the complete model again"),
         {"translator/target_tokenizer": shutil.rmtree},
         arguments=translate(),
     ),

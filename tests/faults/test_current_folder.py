@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer import cli, compare, fine_tune
+from nlp_transfer import compare, fine_tune
+from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources import find_model, read_rows
 from nlp_transfer.evaluation.metrics import load_hub_metric
 from nlp_transfer.inference.ordered import in_order
@@ -144,7 +145,7 @@ def test_a_class_of_a_notebooks_folder_is_found_in_a_comparison(
 
 def test_whatever_a_command_starts_is_isolated(stranger: Path) -> None:
     """Also by libraries, such as the resource tracker of `multiprocessing`."""
-    assert cli.guarded(lambda: python("-c", "import sys; print(sys.flags.safe_path)")) == "True\n"
+    assert run_command(lambda: python("-c", "import sys; print(sys.flags.safe_path)")) == "True\n"
 
 
 def test_an_interpreter_that_ignores_the_variable_is_refused(stranger: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_hub_metric_is_not_a_file_of_the_current_folder(
         folder.mkdir(parents=True)
         (folder / f"{folder.name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('metric')\n")
     with pytest.raises(UserError, match="hub_metrics"):
-        load_hub_metric(name, allow_foreign_code=True)
+        load_hub_metric(name, allow_hub_metrics=True)
 
 
 def test_a_part_of_something_on_the_hub_is_not_read_from_the_current_folder(stranger: Path) -> None:

@@ -92,7 +92,7 @@ def wrong_values(state: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return states + [(name, {**state, name: value}) for name, value in nearly.items()]
 
 
-def test_no_edited_field_is_believed(unfinished: Path, start: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_edited_fields_are_detected(unfinished: Path, start: Callable[[Path], Any], tmp_path: Path) -> None:
     """Each edit is tried where a trainer of the same run reads its checkpoints; the trainer then stops."""
     run = tmp_path / "run"
     newest, _ = copied(unfinished, run)
@@ -119,7 +119,7 @@ def test_no_edited_field_is_believed(unfinished: Path, start: Callable[[Path], A
 
 
 @pytest.mark.parametrize("what", ["{}", "[]", "null", '{"step": -5}', "[" * 100_000, "\\ud800", "no manifest entry"])
-def test_a_run_with_edited_checkpoints_ends_as_it_would_have(
+def test_edited_checkpoints_do_not_change_the_result(
     what: str, unfinished: Path, start: Callable[[Path], Any], straight: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -143,7 +143,7 @@ def straight(start: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFact
     return start(tmp_path_factory.mktemp("straight") / "run")
 
 
-def test_tensors_of_another_model_are_not_believed(tmp_path: Path) -> None:
+def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 3)
     own = checkpointer.Keeper(model, tmp_path, None)
     at = Position(step=1)
@@ -163,7 +163,7 @@ def test_tensors_of_another_model_are_not_believed(tmp_path: Path) -> None:
         assert fresh.moments == {}
 
 
-def test_a_position_says_what_is_wrong_with_it() -> None:
+def test_invalid_positions_are_reported() -> None:
     with pytest.raises(ValueError, match=r"step: found -5"):
         read_position(json.dumps({**Position().__dict__, "step": -5}), 3)
     with pytest.raises(ValueError, match=r"step: found 4; allowed: 3"):
@@ -180,9 +180,7 @@ def test_a_position_says_what_is_wrong_with_it() -> None:
         '{"impossible": []}', '{"done": false, "failed": "x", "other": 1}',
     ],
 )  # fmt: skip
-def test_an_edited_outcome_of_a_comparison_counts_as_none(
-    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_edited_comparison_results_are_ignored(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "outcome.json").write_text(content)
     (tmp_path / "result.json").write_text(
         json.dumps({"task": {}, "metrics": {"test": {"accuracy": 0.5}}, "train": {"seconds": 1.0}})

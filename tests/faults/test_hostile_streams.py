@@ -93,7 +93,7 @@ MARKED: list[tuple[str, Callable[[Path], Any], str]] = [
     ("in.csv", put("in.csv", lines(9, b"caf\xe9\n", head="text\n")), "row 11, column 'text': byte 0xe9 is not utf-8"),
     ("in.csv", put("in.csv", lines(9, b"\n", head="text\n")), "row 11: the line is blank"),
     ("in.jsonl", put("in.jsonl", json_lines(9, b"{text\n")), "row 10: is not JSON"),
-    ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": "a", "text": "b"}\n')), "row 10: the key 'text' stands twice"),
+    ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": "a", "text": "b"}\n')), "row 10: the key 'text' occurs twice"),
     ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": 5}\n')), "row 10, column 'text': found 5 (int)"),
     ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": ' + b"[" * 200 + b"]" * 200 + b"}\n")), "row 10: lists and objects"),
     ("in.jsonl", put("in.jsonl", json_lines(9, b'{"text": "\\ud800"}\n')), "row 10: found \\ud800, half of a character"),

@@ -1,4 +1,4 @@
-"""Whatever a hub answers: its token stays with it, nothing is written outside the cache, and an error says what was wrong."""
+"""Hostile and broken answers of a hub: the token stays with the hub, and nothing is written outside the cache."""
 
 import json
 import time
@@ -22,10 +22,8 @@ from huggingface_hub.utils import httpx
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.hub import client
 from nlp_transfer.hub.client import HubError, asking
-from nlp_transfer.hub.permissions import check_target
-from nlp_transfer.hub.repository import Remote
+from nlp_transfer.hub.permissions import check_target, connect
 from nlp_transfer.hub.responses import ANSWERS, PATH
-from nlp_transfer.hub.retries import one_try_each
 from nlp_transfer.models.verification.model_files import find_file, pin
 from nlp_transfer.utils.errors import UserError
 from tests.hub import Fault, Hub, serve
@@ -54,29 +52,28 @@ def with_document(change: Callable[[Any], Any]) -> Callable[[int, bytes, dict[st
 
 
 def download(cache: Path) -> Path:
-    """As a model is fetched from a hub."""
+    """Download a model."""
     with asking(f"model: {NAME}"):
         return Path(snapshot_download(NAME, cache_dir=cache))
 
 
 def send() -> str:
-    """As a model is pushed, with a large and a small file, a branch and a tag; the commit."""
-    with one_try_each(f"pushing to {NAME}"):
-        remote = Remote(NAME)
-        target = check_target(remote, tag="v1")
-        assert target.info is not None
-        assert target.info.head is not None
+    """Make the calls of a push with a large and a small file, a tag and a pull request, and return the commit."""
+    with asking(f"pushing to {NAME}"):
+        api = connect(NAME)
+        target = check_target(api, NAME, tag="v1")
+        assert target.state is not None
         files = [CommitOperationAdd("new.safetensors", b"new weights"), CommitOperationAdd("notes.txt", b"notes")]
-        remote.send(files, "main", False)
-        commit = remote.commit(files, target.info.head, "main", "message", "mark")
-        remote.tree(commit)
-        remote.tag("v1", commit)
-        remote.propose([CommitOperationAdd("more.txt", b"more")], commit, "main", "message", "another mark")
-        return commit
+        commit = api.create_commit(NAME, files, commit_message="message", parent_commit=target.state.head, num_threads=2)
+        list(api.list_repo_tree(NAME, recursive=True, revision=commit.oid))
+        api.create_tag(NAME, tag="v1", revision=commit.oid)
+        more = [CommitOperationAdd("more.txt", b"more")]
+        api.create_commit(NAME, more, commit_message="message", parent_commit=commit.oid, create_pr=True)
+        return commit.oid
 
 
 def outcome(action: Callable[[], object]) -> str:
-    """What a refusal says; NAME where there is none."""
+    """Return the message of a UserError, or NAME if there is none."""
     try:
         action()
     except UserError as error:
@@ -84,10 +81,10 @@ def outcome(action: Callable[[], object]) -> str:
     return NAME
 
 
-def test_a_hub_that_does_well(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+def test_a_well_behaved_hub(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
     hub, transport = connection
-    found = download(tmp_path / "cache")
-    assert {name: (found / name).read_bytes() for name in FILES} == FILES
+    folder = download(tmp_path / "cache")
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
     assert hub.repository(NAME).files(send())["new.safetensors"] == b"new weights"
     assert not transport.elsewhere
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache"]
@@ -102,9 +99,9 @@ def elsewhere(document: Any) -> Any:
     return document
 
 
-AWAY: dict[str, Fault] = {
+ELSEWHERE: dict[str, Fault] = {
     "verify and upload": Fault("changed", "objects/batch", change=with_document(elsewhere)),
-    "next page": Fault("changed", "GET .*/(tree|commits)/", change=with_headers(Link=f'<{OTHER}/next>; rel="next"')),
+    "next page": Fault("changed", "GET .*/tree/", change=with_headers(Link=f'<{OTHER}/next>; rel="next"')),
     "next page, by case": Fault("changed", "/tree/", change=with_headers(LINK='<http://HUB.TEST:81/next>; rel="next"')),
     "redirect": Fault("changed", "GET ", change=lambda *_: (302, b"", {"Location": f"{OTHER}/x", "Set-Cookie": "a=b"})),
     "redirect of a post": Fault("changed", "POST ", change=lambda *_: (307, b"", {"Location": f"{OTHER}/x"})),
@@ -117,21 +114,21 @@ AWAY: dict[str, Fault] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", AWAY)
-def test_the_token_goes_to_the_hub_alone(way: str, connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_the_token_goes_to_the_hub_alone(case: str, connection: tuple[Hub, Inside], tmp_path: Path) -> None:
     hub, transport = connection
-    hub.faults = [AWAY[way]]
+    hub.faults = [ELSEWHERE[case]]
     for action in (lambda: download(tmp_path / "cache"), send):
         assert NAME in outcome(action)
     assert hub.faults[0].seen > 0
-    assert transport.elsewhere or way == "xet"  # which is not used at all
+    assert transport.elsewhere or case == "xet"  # which is disabled
     for request in transport.elsewhere:
         assert TOKEN not in str(request.headers.raw)
         assert "Cookie" not in request.headers
 
 
-def test_only_what_is_needed_is_told(connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither versions of other libraries, nor what the environment holds: a hub could ask for variables by name."""
+def test_nothing_unneeded_is_sent(connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No versions of other libraries, and no environment variables, which a hub can request by name."""
     hub, _ = connection
     agents: list[str] = []
     handle = Inside.handle_request
@@ -144,12 +141,12 @@ def test_only_what_is_needed_is_told(connection: tuple[Hub, Inside], tmp_path: P
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
     download(tmp_path / "cache")
     send()
-    assert set(agents) == {client.AGENT}
+    assert set(agents) == {client.USER_AGENT}
     assert all(NAME in call or call == "GET /api/whoami-v2" or "/upload/" in call for call in hub.asked)
 
 
-def test_a_client_of_the_users_own(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
-    """It makes the requests, and outside of this toolkit it is as it was."""
+def test_the_users_own_client_factory(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    """The user's client sends the requests, and is unchanged outside `asking`."""
     _, transport = connection
     asked: list[str] = []
 
@@ -201,23 +198,23 @@ def test_no_answer_names_a_file_outside_the_cache(field: str, name: str, connect
     for word in (NAME, ADDRESS, field.split()[0], "refused"):
         assert word in str(error.value)
     assert [entry.name for entry in tmp_path.iterdir()] in ([], ["cache"])
-    own = {tmp_path / "cache" / name for name in ("models--ann--reviews", ".locks", "CACHEDIR.TAG")}
-    assert set(tmp_path.glob("cache/*")) <= own
+    allowed = {tmp_path / "cache" / name for name in ("models--ann--reviews", ".locks", "CACHEDIR.TAG")}
+    assert set(tmp_path.glob("cache/*")) <= allowed
 
 
-def test_etags_that_hubs_really_send(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+def test_etags_of_real_hubs(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
     hub, _ = connection
     for tag in ('W/"' + "a1" * 20 + '"', '"' + "f" * 64 + '"', '"d41d8cd98f00b204e9800998ecf8427e-5"'):
         hub.faults = [Fault("changed", "HEAD ", change=with_headers(ETag=tag))]
         with asking("a file"):
             assert Path(hf_hub_download(NAME, "config.json", cache_dir=tmp_path / tag.strip('W/"')[:9])).read_bytes() == b"{}"
-    # The hash of an answer that is no file's may hold anything.
+    # The ETag of an answer that is not a file may hold anything.
     hub.faults = [Fault("changed", "GET /api", change=with_headers(ETag='W/"2a-cE/+x="'))]
     download(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("path", ["a", "a/b.txt", ".gitattributes", "a..b", "..a/b", "a/.b", "ü/漢"])
-def test_paths_that_are_right(path: str) -> None:
+def test_valid_paths(path: str) -> None:
     assert PATH.fullmatch(path)
 
 
@@ -225,7 +222,7 @@ def test_paths_that_are_right(path: str) -> None:
 
 
 def spoiled(document: Any, at: tuple[Any, ...], value: Any) -> Any:
-    """A document with another value somewhere; `...` for none at all."""
+    """Return a document with another value at a place; `...` removes the value."""
     if not at:
         return value
     copy = dict(document) if isinstance(document, dict) else list(document)
@@ -237,7 +234,7 @@ def spoiled(document: Any, at: tuple[Any, ...], value: Any) -> Any:
 
 
 def places(shape: Any, document: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where a document has what a shape describes."""
+    """Yield the places in a document that a shape describes."""
     yield at
     if isinstance(shape, dict) and isinstance(document, dict):
         for key in shape:
@@ -251,8 +248,8 @@ WRONG: list[Any] = [None, 7, -1, "", "../x", "\x1b[2J", [], [[]], {}, {"a": {}},
 
 
 @pytest.mark.parametrize("number", range(len(ANSWERS)), ids=[f"{method} {path}" for method, path, _ in ANSWERS])
-def test_every_field_of_every_answer_may_be_wrong(number: int, connection: tuple[Hub, Inside], tmp_path: Path) -> None:
-    """Each field that is read, with values of each type: the result or a UserError, and nothing but that."""
+def test_wrong_values_in_every_field_of_every_answer(number: int, connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+    """Each field, with values of each type, gives a result or a UserError, and no other exception."""
     hub, _ = connection
     method, pattern, shape = ANSWERS[number]
     documents: list[Any] = []
@@ -263,11 +260,8 @@ def test_every_field_of_every_answer_may_be_wrong(number: int, connection: tuple
 
     def act(round_: int) -> None:
         if pattern.endswith("create"):
-            with one_try_each(f"pushing to {NAME}"):
-                Remote(f"{NAME}-{round_}").create(True)
-        elif "commits" in pattern:
-            with one_try_each(f"pushing to {NAME}"):
-                Remote(NAME)._marked("main", "mark")
+            with asking(f"pushing to {NAME}"):
+                connect(NAME).create_repo(f"{NAME}-{round_}", private=True)
         elif "paths-info" in pattern:
             with asking(f"data: {NAME}"):
                 HfApi().get_paths_info(NAME, ["config.json"])
@@ -286,9 +280,9 @@ def test_every_field_of_every_answer_may_be_wrong(number: int, connection: tuple
             count += 1
             change = partial(spoiled, at=at, value=value)
             hub.faults = [Fault("changed", f"^{method} {pattern}$", change=with_document(change))]
-            said = outcome(lambda: act(count))  # noqa: B023
-            refused += said != NAME
-            assert NAME in said
+            message = outcome(lambda: act(count))  # noqa: B023
+            refused += message != NAME
+            assert NAME in message
     assert refused > count / 2
 
 
@@ -331,25 +325,25 @@ def test_malformed_answers(kind: str, connection: tuple[Hub, Inside], tmp_path: 
         hub.repository(NAME).tags.clear()
         hub.faults = [Fault("changed", call, change=BODIES[kind])]
         for action in (lambda: download(tmp_path / f"cache{number}"), send):  # noqa: B023
-            said = outcome(action)
-            assert NAME in said
-            assert "\x1b" not in said
+            message = outcome(action)
+            assert NAME in message
+            assert "\x1b" not in message
     assert sum(waited) < 3600
 
 
-def test_what_a_message_says(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
+def test_facts_in_the_message_for_a_refused_answer(connection: tuple[Hub, Inside], tmp_path: Path) -> None:
     hub, _ = connection
     hub.faults = [Fault("changed", "/api/models", change=BODIES["HTML"])]
     with pytest.raises(HubError) as error:
         download(tmp_path / "cache")
-    for word in (f"model: {NAME}", ADDRESS, f"GET {ADDRESS}/api/models/{NAME}", "no JSON", "HF_ENDPOINT", "try again"):
+    for word in (f"model: {NAME}", ADDRESS, f"GET {ADDRESS}/api/models/{NAME}", "not valid JSON", "HF_ENDPOINT", "try again"):
         assert word in str(error.value)
 
 
 # --- without end
 
 
-def test_pages_without_end(connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_pages(connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub, _ = connection
     monkeypatch.setattr(client, "MOST_REQUESTS", 30)
     pages = iter(range(1000))
@@ -363,7 +357,7 @@ def test_pages_without_end(connection: tuple[Hub, Inside], tmp_path: Path, monke
     assert next(pages) < 100
 
 
-def test_downloads_that_break_off_without_end(
+def test_a_download_that_breaks_off_again_and_again(
     connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, _ = connection
@@ -375,8 +369,8 @@ def test_downloads_that_break_off_without_end(
 
 
 @pytest.mark.parametrize("part", ["body", "head"])
-def test_an_answer_that_only_trickles_in(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each piece comes in time, and all of it never."""
+def test_an_answer_that_is_too_slow(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each chunk comes in time, but the answer does not end in time."""
 
     def trickle() -> Iterator[bytes]:
         for _ in range(600):
@@ -386,7 +380,7 @@ def test_an_answer_that_only_trickles_in(part: str, tmp_path: Path, monkeypatch:
     def slowly(status: int, content: bytes, headers: dict[str, str]) -> Answer:
         return status, trickle(), headers | {"Content-Length": "600"}
 
-    monkeypatch.setattr(client, "WINDOW", 0.5)
+    monkeypatch.setattr(client, "INTERVAL", 0.5)
     monkeypatch.setattr(client, "ANSWER", 0.5)
     with serve() as (address, hub), pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", address)
@@ -396,26 +390,26 @@ def test_an_answer_that_only_trickles_in(part: str, tmp_path: Path, monkeypatch:
         hub.faults = [
             Fault("changed", "GET .*/config.json", change=slowly) if part == "body" else Fault("trickling-head", "config.json")
         ]
-        with pytest.raises(HubError, match="only trickles in" if part == "body" else "has not begun"):
+        with pytest.raises(HubError, match="too slow" if part == "body" else "has not begun"):
             download(tmp_path / "cache")
         hub.faults = []
         assert (download(tmp_path / "cache") / "config.json").read_bytes() == FILES["config.json"]
 
 
 @pytest.mark.parametrize("status", [404, 501])
-def test_a_hub_that_lists_no_files_still_has_them(connection: tuple[Hub, Inside], status: int) -> None:
-    """A file that is not listed must not count as missing: a model without its tokenizer's settings would be another one."""
+def test_files_of_a_hub_that_cannot_list_them(connection: tuple[Hub, Inside], status: int) -> None:
+    """A file that is not listed is not taken for missing: without its tokenizer settings, the model would differ."""
     hub, _ = connection
     hub.seed(NAME, FILES | {"tokenizer_config.json": b"{}"})
     hub.faults = [Fault("changed", "tree", None, change=lambda _, content, headers: (status, content, headers))]
     source = pin(ModelSource(NAME, NAME))
-    found = find_file(source, "tokenizer_config.json")
-    assert found is not None
-    assert found.read_bytes() == b"{}"
+    path = find_file(source, "tokenizer_config.json")
+    assert path is not None
+    assert path.read_bytes() == b"{}"
     assert find_file(source, "added_tokens.json") is None
 
 
-def test_a_repository_that_may_not_be_read_says_so(connection: tuple[Hub, Inside]) -> None:
+def test_a_gated_repository_is_reported(connection: tuple[Hub, Inside]) -> None:
     hub, _ = connection
     refused = with_headers(X_Error_Code="GatedRepo")
     hub.faults = [Fault("changed", "", None, change=lambda _, content, headers: (403, *refused(403, content, headers)[1:]))]

@@ -346,7 +346,7 @@ def test_every_form_in_which_a_full_disk_shows() -> None:
     assert not atomic_files.is_full(OSError(13, "Permission denied"))
     assert not atomic_files.is_full(RuntimeError("os error 280"))
     with pytest.raises(PermissionError):
-        atomic_files.patiently(lambda: (_ for _ in ()).throw(PermissionError(13, "no")), "x", "y")
+        atomic_files.retry_while_full(lambda: (_ for _ in ()).throw(PermissionError(13, "no")), "x", "y")
 
 
 # --- checkpoints
@@ -502,7 +502,7 @@ def test_the_model_and_the_log_wait_for_room_as_well(
 
     straight = run("straight", max_steps=4)
     original, left = BertForSequenceClassification.save_pretrained, [2]
-    opened, tries = atomic_files.open_end, [2]
+    opened, tries = atomic_files.open_for_append, [2]
 
     def save(self: Any, folder: Any, *arguments: Any, **more: Any) -> Any:
         original(self, folder, *arguments, **more)
@@ -535,7 +535,7 @@ def test_the_model_and_the_log_wait_for_room_as_well(
     with monkeypatch.context() as patch:
         patch.setattr(atomic_files, "PAUSE", 0.0)
         patch.setattr(BertForSequenceClassification, "save_pretrained", save)
-        patch.setattr(atomic_files, "open_end", Full)
+        patch.setattr(atomic_files, "open_for_append", Full)
         waited = run("waited", max_steps=4)
     shown = capsys.readouterr().err
     assert "waiting for room to write the model" in shown

@@ -16,7 +16,7 @@ from nlp_transfer.inference.files import check_figures_file
 from nlp_transfer.inference.output_journal import MARK, Answer, OutputFile, _digest
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.saved_models.layout import RUN_FILES
-from nlp_transfer.security.file_locks import LOCKED, LONGEST_LOCK, lock_target, read_own
+from nlp_transfer.security.file_locks import LOCKED, LONGEST_LOCK, lock_target, read_record
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.run_log import RunLog
 from nlp_transfer.utils import atomic_files
@@ -214,9 +214,9 @@ def test_a_log_that_is_a_link_or_a_pipe_is_refused(kind: str, tmp_path: Path) ->
 
 def test_a_record_is_read_up_to_its_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
-    assert read_own(tmp_path / "file", 3) == b"abc"
+    assert read_record(tmp_path / "file", 3) == b"abc"
     with pytest.raises(OSError, match="larger than 2 bytes"):
-        read_own(tmp_path / "file", 2)
+        read_record(tmp_path / "file", 2)
 
 
 # --- outputs

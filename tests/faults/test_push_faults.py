@@ -1,4 +1,4 @@
-"""Pushes that are refused send nothing; pushes that fail leave nothing; and no hub is so bad that a push does half of it."""
+"""A push makes one commit with all files or none, sends nothing secret, and reports what went wrong."""
 
 import base64
 import json
@@ -6,7 +6,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nlp_transfer import UserError, fine_tune, push
-from nlp_transfer.hub import package, retries
+from nlp_transfer.hub import package
 from nlp_transfer.hub.package import make_package
 from tests.hub import Fault, Hub, RandomFaults
 from tests.hub.client import TOKEN, connected
@@ -40,15 +39,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Path], se
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """A copy that a test may change."""
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
 
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[tuple[Hub, list[float]]]:
-    with connected(tmp_path) as found:
-        yield found
+    with connected(tmp_path) as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -56,15 +55,32 @@ def hub(connection: tuple[Hub, list[float]]) -> Hub:
     return connection[0]
 
 
-def holds(hub: Hub, run: Path, name: str = NAME, revision: str = "main") -> bool:
-    """Whether a repository holds all that a push sends."""
-    files = hub.repository(name).files(revision)
-    return all(files.get(path) == content.bytes() for path, content in make_package(run, name).files.items())
+@pytest.fixture(scope="module")
+def expected(finished: Path) -> dict[str, bytes]:
+    """The files that a push of the run sends."""
+    with make_package(finished, NAME) as package:
+        return {name: path.read_bytes() for name, path in package.files.items()}
 
 
-def commits(hub: Hub, name: str = NAME) -> list[str]:
-    """Titles, the newest first."""
-    return [commit.title for commit in hub.repository(name).history()]
+def is_complete(hub: Hub, expected: dict[str, bytes], revision: str = "main") -> bool:
+    return expected.items() <= hub.repository(NAME).files(revision).items()
+
+
+def commits(hub: Hub) -> list[str]:
+    """Titles of the commits in the repository, the newest first."""
+    return [commit.title for commit in hub.repository(NAME).history()]
+
+
+def states(hub: Hub) -> dict[Any, dict[str, Any]]:
+    return {name: repository.state() for name, repository in hub.repositories.items()}
+
+
+def failure(run: Path, **settings: Any) -> str:
+    """The message of a push that fails."""
+    with pytest.raises(UserError) as error:
+        push(run, NAME, **settings)
+    assert TOKEN not in str(error.value)
+    return str(error.value)
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:
@@ -105,11 +121,14 @@ def escaped(text: str) -> str:
     return "".join(f"\\u{ord(letter):04x}" for letter in text)
 
 
-# What is done to the model's folder, and what the message must say.
+# A change to the model's folder, and the facts that the message must name.
 SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "bad YAML": (lambda m: edit(m / "README.md", lambda t: t.replace("tags:", "tags: [", 1)), ["README.md: its head"]),
-    "no head": (lambda m: (m / "README.md").write_text("# A model"), ["README.md: has no head"]),
-    "no card": (lambda m: (m / "README.md").unlink(), ["README.md: there is no model card"]),
+    "bad YAML": (
+        lambda m: edit(m / "README.md", lambda t: t.replace("tags:", "tags: [", 1)),
+        ["README.md: the metadata cannot be read"],
+    ),
+    "no head": (lambda m: (m / "README.md").write_text("# A model"), ["README.md: the YAML metadata is missing"]),
+    "no card": (lambda m: (m / "README.md").unlink(), ["README.md: the model card is missing"]),
     "card refused": (
         lambda m: edit(m / "README.md", lambda t: t.replace("---\n", "---\nbase_model: not an id!\n", 1)),
         ["the hub refuses the model card", "not an id!"],
@@ -128,12 +147,12 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda m: (m / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'),
         ["model-00002-of-00002.safetensors: is missing"],
     ),
-    "a pickle": (lambda m: (m / "pytorch_model.bin").write_bytes(b"\x80\x04."), ["pytorch_model.bin: is no file of a model"]),
+    "a pickle": (lambda m: (m / "pytorch_model.bin").write_bytes(b"\x80\x04."), ["pytorch_model.bin: a model has no file"]),
     "two more": (
         lambda m: ((m / "optimizer.pt").touch(), (m / ".DS_Store").touch()),
-        ["2 problems", "optimizer.pt: is no file", ".DS_Store: is no file"],
+        ["2 problems", "optimizer.pt: a model has no file", ".DS_Store: a model has no file"],
     ),
-    "checkpoints": (lambda m: (m / "checkpoint-10").mkdir(), ["checkpoint-10/: a model has no such folder"]),
+    "checkpoints": (lambda m: (m / "checkpoint-10").mkdir(), ["checkpoint-10/: a model has no folder of this name"]),
     "own token": (lambda m: add(m / "README.md", f"use {TOKEN}"), ["README.md, line", "looks like a token"]),
     "another's token": (lambda m: set_field(m / "config.json", "note", "ghp_" + "a1B2" * 9), ["config.json, line"]),
     "a key": (lambda m: add(m / "README.md", "-----BEGIN PRIVATE KEY-----"), ["looks like a token or a key"]),
@@ -172,33 +191,33 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda m: save_file({"a": torch.tensor(list(TOKEN.encode()), dtype=torch.uint8)}, m / "model.safetensors"),
         ["model.safetensors: holds what looks like a token"],
     ),
-    "an image that nothing shows": (lambda m: (m / "other.png").write_bytes(PNG), ["other.png: is no file of a model"]),
-    "other text": (lambda m: (m / "notes.txt").write_text("mine"), ["notes.txt: is no file of a model"]),
+    "an image that nothing shows": (lambda m: (m / "other.png").write_bytes(PNG), ["other.png: a model has no file"]),
+    "other text": (lambda m: (m / "notes.txt").write_text("mine"), ["notes.txt: a model has no file"]),
     "a file in the wrong folder": (
         lambda m: ((m / "encoder").mkdir(), (m / "encoder/README.md").write_text("mine")),
-        ["encoder/README.md: is no file of a model"],
+        ["encoder/README.md: a model has no file"],
     ),
     "a link": (
         lambda m: ((m.parent / "other").write_text("[PAD]"), (m / "vocab.txt").symlink_to(m.parent / "other")),
-        ["vocab.txt: cannot be read", "no links"],
+        ["vocab.txt: cannot be copied to", "no links"],
     ),
-    "a link to a folder": (lambda m: (m / "encoder").symlink_to(m.parent), ["encoder: is no file of a model"]),
-    "a pipe": (lambda m: os.mkfifo(m / "merges.txt"), ["merges.txt: cannot be read"]),
-    "a pipe for a card": (lambda m: ((m / "README.md").unlink(), os.mkfifo(m / "README.md")), ["README.md: cannot be read"]),
+    "a link to a folder": (lambda m: (m / "encoder").symlink_to(m.parent), ["encoder: a model has no file"]),
+    "a pipe": (lambda m: os.mkfifo(m / "merges.txt"), ["merges.txt: cannot be copied"]),
+    "a pipe for a card": (lambda m: ((m / "README.md").unlink(), os.mkfifo(m / "README.md")), ["README.md: cannot be copied"]),
     "own folder": (lambda m: add(m / "README.md", f"see {m.absolute()}/x"), ["names a folder of this machine"]),
 }
 
 
-@pytest.mark.parametrize("what", SPOILED)
+@pytest.mark.parametrize("name", SPOILED)
 def test_a_spoiled_folder_is_refused_and_nothing_is_sent(
-    what: str, run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123-not-a-known-shape-4567")
-    spoil, said = SPOILED[what]
+    spoil, facts = SPOILED[name]
     spoil(run / "model")
     with pytest.raises(UserError) as error:
         push(run, NAME)
-    assert all(words in str(error.value) for words in said), error.value
+    assert all(fact in str(error.value) for fact in facts), error.value
     printed = str(error.value) + "".join(capsys.readouterr())
     assert TOKEN not in printed
     assert "not-a-known-shape" not in printed
@@ -207,18 +226,19 @@ def test_a_spoiled_folder_is_refused_and_nothing_is_sent(
 
 
 def test_the_bytes_that_were_checked_are_sent(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that are replaced between the check and the upload: the hub gets those that were checked."""
+    """Files that are replaced or overwritten after the checks are sent as they were checked."""
     before = {name: (run / "model" / name).read_bytes() for name in ("model.safetensors", "vocab.txt", "tokenizer.json")
               if (run / "model" / name).exists()}  # fmt: skip
-    checked = package._check_answers
+    check = package._check_predictions
 
-    def replace_all(folder: Path) -> None:
-        checked(folder)
+    def check_and_replace(checked: package.Package) -> None:
+        check(checked)
         for name in before:
-            (folder / "other").write_bytes(TOKEN.encode())
-            os.replace(folder / "other", folder / name)
+            os.rename(checked.folder / name, checked.folder / "old")
+            for place in (checked.folder / "old", checked.folder / name):
+                place.write_bytes(TOKEN.encode())
 
-    monkeypatch.setattr(package, "_check_answers", replace_all)
+    monkeypatch.setattr(package, "_check_predictions", check_and_replace)
     push(run, NAME)
     files = hub.repository(NAME).files()
     assert {name: files[name] for name in before} == before
@@ -232,7 +252,7 @@ def test_an_image_that_the_card_shows_is_sent(run: Path, hub: Hub) -> None:
 
 
 def test_an_adapter_with_a_local_base_is_refused(run: Path, hub: Hub) -> None:
-    with pytest.raises(UserError, match=r"nlp_transfer.json: base is /.*nobody else has; push the merged model"):
+    with pytest.raises(UserError, match=r"nlp_transfer.json: base is /.*not available to others; push the merged model"):
         push(run, NAME, adapter=True)
     set_field(run / "adapter/adapter_config.json", "base_model_name_or_path", str(run))
     with pytest.raises(UserError, match=r"2 problems[\s\S]*adapter_config.json: base_model_name_or_path is /"):
@@ -240,79 +260,79 @@ def test_an_adapter_with_a_local_base_is_refused(run: Path, hub: Hub) -> None:
     assert hub.wrote() == []
 
 
-def test_what_is_no_finished_run_is_refused(run: Path, hub: Hub, tmp_path: Path) -> None:
+def test_only_a_finished_run_is_pushed(run: Path, hub: Hub, tmp_path: Path) -> None:
     shutil.rmtree(run / "adapter")
     with pytest.raises(UserError, match="holds no adapter"):
         push(run, NAME, adapter=True)
     (run / "result.json").unlink()
     with pytest.raises(UserError, match="the run is not finished"):
         push(run, NAME)
-    for place, words in ((tmp_path / "absent", "there is no such folder"), (tmp_path, "holds no model")):
+    for place, words in ((tmp_path / "absent", "no such folder"), (tmp_path, "holds no model")):
         with pytest.raises(UserError, match=words):
             push(place, NAME)
     assert hub.wrote() == []
 
 
-# Name of the repository, role and scopes of the token, and what the message must say.
+# The name of the repository, the role and scopes of the token, and a fact that the message must name.
 RIGHTS: list[tuple[str, dict[str, Any], str]] = [
-    ("ann/reviews", {"role": "read"}, "the token of ann may only read"),
-    ("bob/reviews", {}, "bob is not the token's; allowed: ann, lab, library"),
+    ("ann/reviews", {"role": "read"}, "the token of ann is read-only"),
+    ("bob/reviews", {}, "does not belong to bob; allowed: ann, lab, library"),
     ("library/reviews", {}, "ann may only read in library"),
-    ("ann/reviews", {"role": "fineGrained", "scopes": {"lab": ["repo.write"]}}, "it may in lab"),
-    ("ann/reviews", {"role": "fineGrained", "scopes": {"ann": ["repo.content.read"]}}, "it may in no place"),
+    ("ann/reviews", {"role": "fineGrained", "scopes": {"lab": ["repo.write"]}}, "it may write to: lab"),
+    ("ann/reviews", {"role": "fineGrained", "scopes": {"ann": ["repo.content.read"]}}, "it may write to: none"),
     ("reviews", {}, "allowed: USER/NAME"),
-    ("ann/bad name", {}, "is no name of a repository"),
-    ("ann/a/b", {}, "is no name of a repository"),
-    ("ann/.hidden", {}, "is no name of a repository"),
+    ("ann/bad name", {}, "is not a valid name of a repository"),
+    ("ann/a/b", {}, "is not a valid name of a repository"),
+    ("ann/.hidden", {}, "is not a valid name of a repository"),
 ]
 
 
-@pytest.mark.parametrize(("name", "user", "said"), RIGHTS)
-def test_who_may_not_write_sends_nothing(name: str, user: dict[str, Any], said: str, run: Path, hub: Hub) -> None:
+@pytest.mark.parametrize(("name", "user", "fact"), RIGHTS)
+def test_without_the_right_to_write_nothing_is_sent(name: str, user: dict[str, Any], fact: str, run: Path, hub: Hub) -> None:
     for field, value in user.items():
         setattr(hub.users[TOKEN], field, value)
     hub.seed("bob/reviews", {"README.md": b"his"})
     before = hub.repository("bob/reviews").state()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=fact):
         push(run, name)
     assert hub.wrote() == []
     assert hub.repository("bob/reviews").state() == before
 
 
-def test_without_a_token_that_the_hub_knows_nothing_is_sent(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_valid_token_nothing_is_sent(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="does not accept the token") as error:
         push(run, NAME, token="hf_" + "unknown" * 5)
     assert "unknown" not in str(error.value)
     monkeypatch.delenv("HF_TOKEN")
     asked = len(hub.asked)
-    with pytest.raises(UserError, match="there is no token to push with; allowed: the environment variable HF_TOKEN"):
+    with pytest.raises(UserError, match="there is no token for the push; set the environment variable HF_TOKEN"):
         push(run, NAME)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="nothing can be pushed in offline mode; unset HF_HUB_OFFLINE"):
+    with pytest.raises(UserError, match="offline mode; unset HF_HUB_OFFLINE"):
         push(run, NAME)
     assert len(hub.asked) == asked
     assert hub.wrote() == []
 
 
 def test_places_that_cannot_be_pushed_to(run: Path, hub: Hub) -> None:
-    for settings, said in (
+    for settings, fact in (
         ({"revision": "0" * 40}, "a commit; allowed: a branch"),
         ({"create_pr": True}, "there is no repository"),
         ({"revision": "refs/pr/1"}, "has no refs/pr/1"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=fact):
             push(run, NAME, **settings)
-    found = hub.seed(NAME, {"README.md": b"before"})
-    found.tags["v1"] = found.branches["main"]
-    for settings, said in (({"tag": "v1"}, "has a tag v1 already"), ({"revision": "v1"}, "v1 is a tag"),
+    repository = hub.seed(NAME, {"README.md": b"before"})
+    repository.tags["v1"] = repository.branches["main"]
+    for settings, fact in (({"tag": "v1"}, "already has a tag v1"), ({"revision": "v1"}, "v1 is a tag"),
                            ({"create_pr": True, "revision": "dev"}, "has no branch dev")):  # fmt: skip
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=fact):
             push(run, NAME, **settings)
     assert hub.wrote() == []
 
 
-def test_a_name_that_a_hidden_repository_has(run: Path, hub: Hub) -> None:
+def test_a_name_taken_by_a_hidden_repository_is_refused(run: Path, hub: Hub) -> None:
     hub.seed(NAME, {"README.md": b"hidden"}, private=True)
     hub.users[TOKEN].blind = True
     before = hub.repository(NAME).state()
@@ -322,204 +342,189 @@ def test_a_name_that_a_hidden_repository_has(run: Path, hub: Hub) -> None:
 
 
 CALLS = {
-    "whoami": "whoami", "info": "GET /api/models", "card": "validate-yaml", "create": "repos/create", "tree": "/tree/",
-    "preupload": "/preupload/", "batch": "objects/batch", "upload": "PUT /upload", "verify": "objects/verify",
-    "commit": "/commit/main",
+    "create": "repos/create", "preupload": "/preupload/", "batch": "objects/batch", "upload": "PUT /upload",
+    "verify": "objects/verify", "commit": "/commit/main", "tree": "/tree/",
 }  # fmt: skip
-ONCE = ("500", "503", "429", "500-after", "cut-answer", "drop")
+BEFORE = {"model.safetensors": b"before", "README.md": b"before", "pytorch_model.bin": b"old", "notes.txt": b"kept"}
 
 
-@pytest.mark.parametrize(
-    ("call", "kind"),
-    [(call, kind) for call in CALLS for kind in ONCE if (call, kind) != ("upload", "cut-answer")],  # that answer is empty
-)
-def test_a_call_that_fails_once_is_made_again(
-    call: str, kind: str, run: Path, connection: tuple[Hub, list[float]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    hub, waits = connection
-    hub.faults = [Fault(kind, CALLS[call], at=(1,), retry_after=7 if kind == "429" else None)]
+@pytest.mark.parametrize("call", ["preupload", "batch", "upload", "verify", "tree"])
+@pytest.mark.parametrize("kind", ["503", "cut-request", "drop"])
+def test_a_transient_failure_is_retried(call: str, kind: str, run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
+    """huggingface_hub repeats the call."""
+    hub.faults = [Fault(kind, CALLS[call], at=(1,))]
     assert push(run, NAME).changed
-    assert holds(hub, run)
-    assert commits(hub) == ["Push model with nlp_transfer", "initial commit"]  # one, also where its answer was lost
-    assert len(waits) == 1
-    assert (7 <= waits[0] <= 8) if kind == "429" else (0 < waits[0] <= 1)
-    assert "trying again in" in capsys.readouterr().err
+    assert hub.faults[0].seen > 1
+    assert is_complete(hub, expected)
 
 
-@pytest.mark.parametrize("call", ["preupload", "upload", "commit", "card"])
-def test_a_request_that_is_cut_is_sent_again(call: str, run: Path, hub: Hub) -> None:
-    hub.faults = [Fault("cut-request", CALLS[call], at=(1, 2))]
-    push(run, NAME)
-    assert holds(hub, run)
-    assert len(commits(hub)) == 2
-
-
-def test_a_hub_that_does_not_answer_in_time(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "PATIENCE", 0.3)
-    hub.faults = [Fault("slow", "/commit/main|/tree/", at=(1, 3), seconds=1.0)]
-    push(run, NAME)
-    assert holds(hub, run)
-    assert len(commits(hub)) == 2
-
-
-@pytest.mark.parametrize("call", ["create", "preupload", "batch", "upload", "verify", "commit"])
-@pytest.mark.parametrize("there", [False, True])
-def test_a_call_that_always_fails_leaves_all_as_it_was(
-    call: str, there: bool, run: Path, connection: tuple[Hub, list[float]]
+@pytest.mark.parametrize("kind", ["500-after", "cut-answer", "drop"])
+def test_a_commit_whose_answer_is_lost_is_found(
+    kind: str, run: Path, hub: Hub, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub, waits = connection
-    if there:
-        hub.seed(NAME, {"model.safetensors": b"before", "README.md": b"before"})
-    before = {name: found.state() for name, found in hub.repositories.items()}
-    hub.faults = [Fault("500", CALLS[call])]
-    if there and call == "create":
-        push(run, NAME)  # it is there, and so is not created
-        return
-    with pytest.raises(UserError, match=r"answered 500 .*, 6 times; push again later"):
-        push(run, NAME)
-    assert {name: found.state() for name, found in hub.repositories.items()} == before
-    assert len(waits) == 5
-    assert all(earlier < 2 * later and later <= 30 for earlier, later in pairwise(waits))
+    hub.faults = [Fault(kind, CALLS["commit"])]
+    pushed = push(run, NAME)
+    assert pushed.changed
+    assert pushed.commit == hub.commit("models", NAME)
+    assert is_complete(hub, expected)
+    assert commits(hub) == ["Push model with nlp_transfer", "initial commit"]
+    assert f"the commit {pushed.commit} arrived" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["drop", "500-after"])
-def test_a_repository_whose_making_was_never_answered_is_removed(kind: str, run: Path, hub: Hub) -> None:
-    hub.faults = [Fault(kind, CALLS["create"])]
-    with pytest.raises(UserError, match=r"creating ann/reviews: .* 6 times; push again later"):
-        push(run, NAME)
-    assert not hub.repositories
-
-
-def test_a_hidden_repository_is_not_taken_for_a_new_one(run: Path, hub: Hub) -> None:
-    """Its name is found taken only by the second try, which could as well mean that the first did arrive."""
-    before = hub.seed(NAME, {"README.md": b"hidden"}, private=True).state()
-    hub.users[TOKEN].blind = True
-    hub.faults = [Fault("500", CALLS["create"], at=(1,))]
-    with pytest.raises(UserError, match="the name is taken by a repository that the token may not see"):
-        push(run, NAME)
-    assert hub.repository(NAME).state() == before
-
-
-def test_what_was_sent_is_not_sent_again(run: Path, hub: Hub) -> None:
-    hub.faults = [Fault("503", CALLS["commit"], at=(1, 2, 3))]
+def test_a_second_push_uploads_no_large_file_again(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
+    hub.faults = [Fault("503", CALLS["commit"], at=(1,))]
+    assert "503" in failure(run)
     push(run, NAME)
+    assert is_complete(hub, expected)
     assert sum(call.startswith("PUT /upload") for call in hub.asked) == 1
-    assert sum("/commit/" in call for call in hub.asked) == 4
 
 
-def test_a_wait_that_is_too_long_is_not_waited_for(run: Path, connection: tuple[Hub, list[float]]) -> None:
+@pytest.mark.parametrize("call", ["create", "preupload", "batch", "upload", "verify", "commit", "tree"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_lasting_failure_leaves_the_hub_unchanged(call: str, exists: bool, run: Path, hub: Hub) -> None:
+    if exists:
+        hub.seed(NAME, BEFORE)
+    before = states(hub)
+    hub.faults = [Fault("500", CALLS[call])]
+    if exists and call == "create":
+        push(run, NAME)  # an existing repository is not created
+        return
+    message = failure(run)
+    assert "500" in message
+    if call == "tree":
+        assert "the state is unknown" in message
+    elif exists:
+        assert f"{NAME}, main is unchanged" in message
+    elif call == "create":
+        assert "nothing was created" in message
+    else:
+        assert f"{NAME} did not exist before this push, and is empty now" in message
+        assert f"hf repos delete {NAME}" in message
+    if exists or call == "create":
+        assert states(hub) == before
+    else:
+        assert set(hub.repository(NAME).files()) == {".gitattributes"}
+
+
+def test_a_hub_that_asks_for_a_long_wait_is_not_waited_for(run: Path, connection: tuple[Hub, list[float]]) -> None:
     hub, waits = connection
-    hub.faults = [Fault("429", CALLS["commit"], retry_after=4000)]
-    with pytest.raises(UserError, match="asks to wait for 4000 seconds; push again later"):
-        push(run, NAME)
-    assert not waits
-    assert not hub.repositories
+    hub.faults = [Fault("429", CALLS["preupload"], retry_after=4000)]
+    assert "429" in failure(run)
+    assert 0 < sum(waits) < 60
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_commit_by_somebody_else_refuses_the_push(exists: bool, run: Path, hub: Hub) -> None:
+    if exists:
+        hub.seed(NAME, BEFORE)
+    hub.faults = [Fault("rival", CALLS["commit"])]
+    message = failure(run)
+    assert commits(hub) == ["from elsewhere", "initial commit"]
+    newest, oldest = hub.repository(NAME).history()
+    for fact in (f"{NAME}, main has moved from {oldest.sha} to {newest.sha}", f"/{NAME}/commit/{newest.sha}", "push again"):
+        assert fact in message
+    assert set(hub.repository(NAME).files()) == {".gitattributes", "rival.txt"} | set(BEFORE if exists else ())
 
 
 @pytest.mark.parametrize("call", ["upload", "commit"])
-@pytest.mark.parametrize("there", [False, True])
-def test_what_arrives_damaged_is_taken_back(call: str, there: bool, run: Path, hub: Hub, capsys: Any) -> None:
-    if there:
-        hub.seed(NAME, {"model.safetensors": b"before", "README.md": b"before", "pytorch_model.bin": b"old", "note": b"kept"})
-    before = {name: found.state() for name, found in hub.repositories.items()}
+def test_damage_is_reported_with_the_commit(call: str, run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
+    hub.seed(NAME, BEFORE)
     hub.faults = [Fault("corrupt", CALLS[call], at=(1,))]
-    with pytest.raises(UserError, match=r"the hub does not hold what was sent \(.*\); push again"):
-        push(run, NAME)
-    assert {name: found.state() for name, found in hub.repositories.items()} == before
-    said = " ".join(capsys.readouterr().err.split())
-    assert "the commit was taken back; the files are as they were" in said if there else "was removed again" in said
+    message = failure(run)
+    files, commit = hub.repository(NAME).files(), hub.commit("models", NAME)
+    damaged = [name for name in expected if files.get(name) != expected[name]]
+    assert damaged
+    for fact in (f"/{NAME}/commit/{commit}", f"({', '.join(damaged)})", "main", "push again"):
+        assert fact in message
+    if call == "commit":  # a damaged large file stays in the fake hub's storage
+        assert push(run, NAME).changed
+        assert is_complete(hub, expected)
 
 
-def test_a_token_that_is_withdrawn_on_the_way(run: Path, hub: Hub, capsys: Any) -> None:
+def test_a_commit_that_cannot_be_checked(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
+    hub.faults = [Fault("500", CALLS["tree"], at=tuple(range(2, 20)))]
+    message = failure(run)
+    assert f"/{NAME}/commit/{hub.commit('models', NAME)} was made, but could not be checked" in message
+    hub.faults = []
+    assert not push(run, NAME).changed
+    assert is_complete(hub, expected)
+
+
+def test_a_token_that_is_revoked_during_the_push(run: Path, hub: Hub) -> None:
     hub.faults = [Fault("401", CALLS["preupload"])]
-    with pytest.raises(UserError, match="does not accept the token"):
-        push(run, NAME)
-    assert set(hub.repository(NAME).files()) == {".gitattributes"}
-    said = " ".join(capsys.readouterr().err.split())
-    assert "remove it by hand" in said
-    assert TOKEN not in said
+    message = failure(run)
+    for fact in ("401", "hf auth login", "the state is unknown", NAME):
+        assert fact in message
 
 
-def test_a_commit_from_elsewhere_in_between_stays(run: Path, hub: Hub) -> None:
-    hub.faults = [Fault("rival", CALLS["commit"], at=(1,))]
-    assert push(run, NAME).changed
-    assert commits(hub) == ["Push model with nlp_transfer", "from elsewhere", "initial commit"]
-    assert holds(hub, run)
-    assert "rival.txt" in hub.repository(NAME).files()
-
-
-def test_commits_from_elsewhere_without_an_end(run: Path, hub: Hub, capsys: Any) -> None:
-    hub.seed(NAME, {})
-    hub.faults = [Fault("rival", CALLS["commit"])]
-    with pytest.raises(UserError, match="others commit to main all the time"):
-        push(run, NAME)
-    assert set(commits(hub)) == {"from elsewhere", "initial commit"}
-    assert set(hub.repository(NAME).files()) == {".gitattributes", "rival.txt"}
-
-
-def test_a_new_repository_in_which_others_have_put_something_stays(run: Path, hub: Hub, capsys: Any) -> None:
-    hub.faults = [Fault("rival", CALLS["commit"])]
-    with pytest.raises(UserError, match="others commit to main all the time"):
-        push(run, NAME)
-    assert "rival.txt" in hub.repository(NAME).files()
-    assert "and stays: others have put rival.txt there" in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_conflict_is_tried_again(run: Path, hub: Hub) -> None:
-    hub.faults = [Fault("409", CALLS["commit"], at=(1, 2))]
-    assert push(run, NAME).changed
-    assert len(commits(hub)) == 2
-
-
-@pytest.mark.parametrize("kind", ["drop", "500-after", "500"])
-def test_a_pull_request_is_opened_once(kind: str, run: Path, hub: Hub) -> None:
-    found = hub.seed(NAME, {"README.md": b"before"})
-    before = found.files()
-    hub.faults = [Fault(kind, CALLS["commit"], at=(1,))]
+def test_a_pull_request(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
+    repository = hub.seed(NAME, {"README.md": b"before"})
+    before = repository.files()
+    hub.faults = [Fault("500", CALLS["commit"], at=(1,))]
+    assert f"{NAME}, main is unchanged; if http" in failure(run, create_pr=True)
+    assert not repository.pulls
     pushed = push(run, NAME, create_pr=True)
+    assert repository.pulls == {"refs/pr/1": pushed.commit}
     assert pushed.revision == "refs/pr/1"
-    assert list(found.pulls.values()) == [pushed.commit]
-    assert holds(hub, run, revision="refs/pr/1")
-    assert found.files() == before
+    assert is_complete(hub, expected, "refs/pr/1")
+    assert repository.files() == before
 
 
-def test_a_branch_that_was_made_is_removed_again(run: Path, hub: Hub) -> None:
-    before = hub.seed(NAME, {"README.md": b"before"}).state()
+def test_a_new_branch_that_stays_empty_is_reported(run: Path, hub: Hub) -> None:
+    before = hub.seed(NAME, {"README.md": b"before"}).files()
     hub.faults = [Fault("500", "/commit/dev")]
-    with pytest.raises(UserError, match="push again later"):
-        push(run, NAME, revision="dev")
-    assert hub.repository(NAME).state() == before
+    message = failure(run, revision="dev")
+    for fact in (f"the branch dev of {NAME} did not exist before this push", f"hf repos branch delete {NAME} dev"):
+        assert fact in message
+    assert hub.repository(NAME).files("dev") == hub.repository(NAME).files() == before
 
 
-@pytest.mark.parametrize("kind", ["drop", "503"])
-def test_a_tag_is_set_once(kind: str, run: Path, hub: Hub) -> None:
-    hub.faults = [Fault(kind, "/tag/", at=(1,))]
-    pushed = push(run, NAME, tag="v1")
-    assert hub.repository(NAME).tags == {"v1": pushed.commit}
+def test_a_branch_that_cannot_be_created(run: Path, hub: Hub) -> None:
+    hub.faults = [Fault("500", "/branch/dev")]
+    assert f"{NAME} did not exist before this push, and is empty now" in failure(run, revision="dev")
+    assert f"{NAME} is unchanged and has no branch dev" in failure(run, revision="dev")
+    assert set(hub.repository(NAME).branches) == {"main"}
 
 
-def test_a_tag_that_cannot_be_set(run: Path, hub: Hub) -> None:
+def test_a_repository_that_somebody_else_has_just_created(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public one is not used for a push to a new private repository."""
+    check = package._check_predictions
+
+    def check_and_create(checked: package.Package) -> None:
+        check(checked)
+        hub.seed(NAME, BEFORE)
+
+    monkeypatch.setattr(package, "_check_predictions", check_and_create)
+    message = failure(run)
+    for fact in (NAME, "somebody else has just created it", "public", "holds files of somebody else"):
+        assert fact in message
+    assert commits(hub) == ["initial commit"]
+
+
+def test_a_tag_that_cannot_be_set(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
     hub.faults = [Fault("500", "/tag/")]
-    with pytest.raises(UserError, match=r"the model was pushed .*, its tag v1 was not set"):
-        push(run, NAME, tag="v1")
-    assert holds(hub, run)
+    message = failure(run, tag="v1")
+    for fact in ("--tag", hub.commit("models", NAME), "the tag v1 was not set", "500"):
+        assert fact in message
+    assert is_complete(hub, expected)
+    hub.faults = []
+    push(run, NAME, tag="v1")
+    assert hub.repository(NAME).tags == {"v1": hub.commit("models", NAME)}
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_faults(seed: int, run: Path, hub: Hub) -> None:
-    """Absent, as before, or whole; and what was said to be pushed is whole."""
+def test_random_faults(seed: int, run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
+    """The repository is absent, empty, unchanged or complete. It is complete if the push succeeds."""
     if seed % 2:
-        hub.seed(NAME, {"model.safetensors": b"before", "README.md": b"before"})
-    before = {name: found.state() for name, found in hub.repositories.items()}
-    faults = RandomFaults(seed, rate=(0.2, 0.35, 0.5)[seed % 3])
+        hub.seed(NAME, BEFORE)
+    before = states(hub)
+    faults = RandomFaults(seed, rate=(0.15, 0.25, 0.4)[seed % 3])
     hub.faults = [faults]
     try:
         push(run, NAME)
     except UserError:
-        hub.faults = []
-        left = {name: found.state() for name, found in hub.repositories.items()}
-        empty = NAME in hub.repositories and set(hub.repository(NAME).files()) == {".gitattributes"}
-        assert left == before or empty or holds(hub, run)
+        is_empty = ("models", NAME) in hub.repositories and set(hub.repository(NAME).files()) == {".gitattributes"}
+        assert states(hub) == before or is_empty or is_complete(hub, expected)
     else:
-        assert holds(hub, run)
+        assert is_complete(hub, expected)
     assert faults.struck

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer.cli import cli, guarded
+from nlp_transfer.cli import cli
+from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.security import known_secrets
 from nlp_transfer.security.redaction import Redactor, guard_output
 from nlp_transfer.security.secret_patterns import clean, redact
@@ -29,7 +30,7 @@ SERVICE = "plain-value-of-a-service-42"
 
 @pytest.fixture(autouse=True)
 def _no_secrets_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name in [name for name in os.environ if known_secrets.NAMED_LIKE_ONE.search(name) or name in known_secrets.HUB_TOKENS]:
+    for name in [name for name in os.environ if known_secrets.SECRET_NAME.search(name) or name in known_secrets.HUB_TOKENS]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     before = sys.stdout, sys.stderr, logging.getLogRecordFactory()
@@ -148,7 +149,7 @@ def test_what_others_print_while_a_command_runs(capsys: pytest.CaptureFixture[st
 
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest's own keeps quiet
     with pytest.raises(SystemExit) as ended:
-        guarded(run)
+        run_command(run)
     logger.removeHandler(handler)
     assert ended.value.code == 1
     shown = capsys.readouterr()
@@ -220,7 +221,7 @@ def document(tiny: dict[str, Path], folder: Path, **more: Any) -> dict[str, Any]
 
 def ended(*arguments: str) -> int:
     try:
-        guarded(lambda: cli.main(list(arguments), standalone_mode=False))
+        run_command(lambda: cli.main(list(arguments), standalone_mode=False))
     except SystemExit as end:
         return int(str(end.code))
     return 0
@@ -263,7 +264,8 @@ def test_a_secret_in_the_settings_is_not_echoed(
 CHILD = """
 import json, sys, logging, warnings
 from pathlib import Path
-from nlp_transfer.cli import cli, guarded
+from nlp_transfer.cli import cli
+from nlp_transfer.commands.exit_status import run_command
 
 plan = json.loads(Path("plan.json").read_text())
 import nlp_transfer.fine_tune
@@ -284,7 +286,7 @@ for line in plan["commands"]:
     if line[0] != "crash":
         Path("crash").unlink()
     try:
-        guarded(lambda: cli.main(line[1:], standalone_mode=False))
+        run_command(lambda: cli.main(line[1:], standalone_mode=False))
     except SystemExit as ended:
         print(f"ended {ended.code}", file=sys.stderr)
 """

@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModel, dynamic_module_utils
 
 import nlp_transfer
 from nlp_transfer import fine_tune, load_adapters, load_predictor
-from nlp_transfer.cli import cli, guarded
+from nlp_transfer.cli import cli
+from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.experiments.comparison_page import write_page
 from nlp_transfer.experiments.summary_rows import Measured, Row
@@ -115,7 +116,7 @@ def with_code(folder: Path, plant: Plant) -> None:
     change(folder / "config.json", auto_map={"AutoConfig": "evil.C"} | dict.fromkeys(names, "evil.M"), model_type="evil")
 
 
-def test_code_that_comes_with_a_model_is_refused_and_does_not_run(
+def test_code_in_a_model_is_refused_and_does_not_run(
     tmp_path: Path, tiny: dict[str, Path], runs: dict[str, Path], plant: Plant, monkeypatch: pytest.MonkeyPatch,
     sentiment: dict[str, Path], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -156,7 +157,7 @@ def test_code_that_comes_with_a_model_is_refused_and_does_not_run(
     for way in ways:
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | way))
         with pytest.raises(SystemExit) as ended:
-            guarded(lambda: cli.main(["train", str(tmp_path / "run.yaml")], standalone_mode=False))
+            run_command(lambda: cli.main(["train", str(tmp_path / "run.yaml")], standalone_mode=False))
         assert ended.value.code == 2, way
         assert "auto_map" in capsys.readouterr().err, way
         assert not (tmp_path / "out").exists()
@@ -175,7 +176,7 @@ def test_code_that_comes_with_a_model_is_refused_and_does_not_run(
     assert not plant.ran()
 
 
-def test_a_pickle_is_opened_for_tensors_alone(tmp_path: Path, runs: dict[str, Path], plant: Plant) -> None:
+def test_pickles_are_opened_only_for_tensors(tmp_path: Path, runs: dict[str, Path], plant: Plant) -> None:
     model = copy_of(runs["plain"] / "model", tmp_path / "model")
     weights = load_file(model / "model.safetensors")
     torch.save({"x": plant}, model / "pytorch_model.bin")
@@ -193,7 +194,7 @@ def test_a_pickle_is_opened_for_tensors_alone(tmp_path: Path, runs: dict[str, Pa
         (model / name).write_bytes(pickle.dumps(plant))
     wanted = load_predictor(model)(["a good film"])  # safetensors are taken, and no other file is opened
     (model / "model.safetensors").unlink()
-    assert "pytorch_model.bin is a pickle that holds more than tensors" in refusal(lambda: load_predictor(model))
+    assert "pytorch_model.bin is a pickle that contains more than tensors" in refusal(lambda: load_predictor(model))
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(plant))  # the older format
     assert "pytorch_model.bin is a pickle" in refusal(lambda: load_predictor(model))
     torch.save(weights, model / "pytorch_model.bin")
@@ -205,13 +206,13 @@ def test_a_pickle_is_opened_for_tensors_alone(tmp_path: Path, runs: dict[str, Pa
     torch.save({"x": plant}, adapter / "adapter_model.bin")
     assert load_predictor(adapter)(["a good film"]) == wanted
     (adapter / "adapter_model.safetensors").unlink()
-    assert "adapter_model.bin is a pickle that holds more than tensors" in refusal(lambda: load_predictor(adapter))
+    assert "adapter_model.bin is a pickle that contains more than tensors" in refusal(lambda: load_predictor(adapter))
     torch.save(weights, adapter / "adapter_model.bin")
     assert load_predictor(adapter)(["a good film"]) == wanted
     assert not plant.ran()
 
 
-def test_no_file_outside_of_the_model_is_read(tmp_path: Path, tiny: dict[str, Path], runs: dict[str, Path]) -> None:
+def test_no_file_outside_the_model_is_read(tmp_path: Path, tiny: dict[str, Path], runs: dict[str, Path]) -> None:
     def opened(folder: Path) -> str:
         return refusal(lambda: Checkpoint.open(find_model(str(folder))).load(AutoModel))
 
@@ -251,7 +252,7 @@ def test_no_file_outside_of_the_model_is_read(tmp_path: Path, tiny: dict[str, Pa
     assert "is a link out of the folder" in refusal(lambda: load_predictor(adapter))
 
 
-def test_what_is_well_is_not_refused(tmp_path: Path, tiny: dict[str, Path]) -> None:
+def test_valid_models_are_not_refused(tmp_path: Path, tiny: dict[str, Path]) -> None:
     """Shards in the folder, the hub's cache, which is made of links, and a link to a whole folder."""
     sharded = copy_of(tiny["bert"], tmp_path / "sharded")
     weights = load_file(sharded / "model.safetensors")
@@ -281,7 +282,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_hostile_configuration_is_refused_before_anything_is_allocated(tmp_path: Path, tiny: dict[str, Path]) -> None:
+def test_hostile_config_is_refused_before_allocation(tmp_path: Path, tiny: dict[str, Path]) -> None:
     copy_of(tiny["bert"], tmp_path / "outside")
     for name, value in SIZES.items():
         model = copy_of(tiny["bert"], tmp_path / "model")
@@ -301,7 +302,7 @@ HEADS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_hostile_head_is_refused(tmp_path: Path, runs: dict[str, Path]) -> None:
+def test_hostile_head_is_refused(tmp_path: Path, runs: dict[str, Path]) -> None:
     assert load_predictor(runs["head"])(["a good film"])
     more: list[dict[str, Any]] = [
         {"hidden": "big"}, {"hidden": [8] * 9}, {"hidden": [-1]}, {"encoder": None}, {"encoder": "bert"}, {"encoder": {}},
@@ -316,7 +317,7 @@ def test_a_hostile_head_is_refused(tmp_path: Path, runs: dict[str, Path]) -> Non
         assert "config.json" in found or "cannot be loaded" in found or "encoder" in found, (fields, found)
 
 
-def test_a_hostile_record_is_refused(tmp_path: Path, runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+def test_hostile_record_is_refused(tmp_path: Path, runs: dict[str, Path], tiny: dict[str, Path]) -> None:
     good = json.loads((runs["plain"] / "model" / "nlp_transfer.json").read_text())["settings"]
     settings: list[Any] = [
         None, 5, "text_classification", [], {}, {"name": 5}, {"name": "../cli"}, {"name": "os.system"}, {"name": "translation"},
@@ -352,7 +353,7 @@ def test_a_hostile_record_is_refused(tmp_path: Path, runs: dict[str, Path], tiny
         assert "max_length" in found
 
 
-def test_a_hostile_adapter_is_refused(tmp_path: Path, runs: dict[str, Path]) -> None:
+def test_hostile_adapter_is_refused(tmp_path: Path, runs: dict[str, Path]) -> None:
     adapter = tmp_path / "adapter"
     bases: list[Any] = [
         None, 5, [], {"model": 5}, {"model": None}, {"model": "bert", "revision": 5}, {"model": "../../etc", "revision": None},
@@ -385,7 +386,7 @@ def test_a_hostile_adapter_is_refused(tmp_path: Path, runs: dict[str, Path]) -> 
     assert "adapter_config.json" in refusal(lambda: Checkpoint.open(find_model(str(model))))
 
 
-def test_yaml_makes_no_objects(tmp_path: Path, plant: Plant) -> None:
+def test_yaml_creates_no_objects(tmp_path: Path, plant: Plant) -> None:
     for tag in ("!!python/object/apply:builtins.exec", "!!python/object/new:builtins.exec", "!!python/name:os.system"):
         text = f"{tag} [{json.dumps(plant.code)}]"
         (tmp_path / "run.yaml").write_text(f"model: {text}\n")
@@ -396,7 +397,7 @@ def test_yaml_makes_no_objects(tmp_path: Path, plant: Plant) -> None:
     assert not plant.ran()
 
 
-def test_no_document_can_allow_foreign_metrics(
+def test_no_document_can_allow_hub_metrics(
     tmp_path: Path, tiny: dict[str, Path], sentiment: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import evaluate
@@ -421,7 +422,7 @@ def test_no_document_can_allow_foreign_metrics(
     assert not (tmp_path / "out").exists()
 
 
-def test_each_promise_is_held_by_a_test_that_exists() -> None:
+def test_each_promise_names_an_existing_test() -> None:
     folder, seen = ROOT.parent, 0
     for line in (folder / "SECURITY.md").read_text(encoding="utf-8").splitlines():
         file = ""
@@ -435,7 +436,7 @@ def test_each_promise_is_held_by_a_test_that_exists() -> None:
 CALLS = ("from_pretrained", "from_config")
 
 
-def test_trust_is_off_wherever_something_is_loaded() -> None:
+def test_trust_remote_code_is_always_off() -> None:
     """Said in each call: left open, transformers asks on the terminal, where somebody may press y."""
     seen = 0
     for path in sorted(ROOT.rglob("*.py")):
@@ -460,12 +461,12 @@ def test_trust_is_off_wherever_something_is_loaded() -> None:
 
 CHILD = """
 import sys
-from nlp_transfer.cli import cli, guarded
+from nlp_transfer.cli import cli
 
 for line in ("train run.yaml --model tester/coded", "train run.yaml --data.train tester/scripted", "predict tester/coded --input "
              "new.txt --output answers.csv", "train run.yaml --model tester/pointing", "train run.yaml --model tester/pickled"):
     try:
-        guarded(lambda: cli.main(line.split(), standalone_mode=False))
+        run_command(lambda: cli.main(line.split(), standalone_mode=False))
     except SystemExit as ended:
         print(f"ended {ended.code}", file=sys.stderr)
 """
@@ -501,7 +502,7 @@ def test_code_on_the_hub_is_refused_and_does_not_run(
     ends = done.stderr.split("ended ")
     assert [end.partition("\n")[0] for end in ends[1:]] == ["2"] * 5, done.stderr
     for text, said in zip(
-        ends, ("auto_map", "script", "auto_map", "outside of the model", "is a pickle that holds more"), strict=False
+        ends, ("auto_map", "script", "auto_map", "outside of the model", "is a pickle that contains more"), strict=False
     ):
         assert said in text, done.stderr
     assert not plant.ran()
@@ -534,7 +535,7 @@ class Shown(HTMLParser):
         self.words += data
 
 
-def test_no_word_of_a_user_becomes_markup_in_a_card(tmp_path: Path, runs: dict[str, Path]) -> None:
+def test_user_text_is_escaped_in_model_cards(tmp_path: Path, runs: dict[str, Path]) -> None:
     result = json.loads((runs["plain"] / "result.json").read_text())
     model = copy_of(runs["plain"] / "model", tmp_path / "model")
 
@@ -565,7 +566,7 @@ def test_no_word_of_a_user_becomes_markup_in_a_card(tmp_path: Path, runs: dict[s
         assert seen.words.count(shown.replace("`", "'")) >= 5, text
 
 
-def test_no_word_of_a_user_becomes_markup_in_the_comparison(tmp_path: Path) -> None:
+def test_user_text_is_escaped_in_comparisons(tmp_path: Path) -> None:
     figures: dict[str, Any] = {"difference": 0.1, "difference_low": 0.0, "difference_high": 0.2, "p": 0.5, "p_best": 0.5}
     figures |= dict.fromkeys(("trainable_parameters", "peak_memory_bytes", "model_bytes", "stored_bytes"), 5)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from nlp_transfer.models.verification.adapter_settings import KINDS, SETTINGS, load_adapter
+from nlp_transfer.models.verification.adapter_settings import SETTINGS, SUPPORTED_METHODS, load_adapter
 from nlp_transfer.saved_models.load import quiet
 from tests.fuzz.adapters import WEIGHTS, base_model, changed, saved_adapter
 from tests.fuzz.cases import Case, ViolationError, odd_text
@@ -18,7 +18,7 @@ from tests.fuzz.cases import Case, ViolationError, odd_text
 
 def make(rng: random.Random, folder: Path) -> Case:
     """A whole adapter, put on a model."""
-    settings, tensors = saved_adapter(rng.choice(sorted(KINDS)))
+    settings, tensors = saved_adapter(rng.choice(sorted(SUPPORTED_METHODS)))
     document, tensors = changed(rng, settings), dict(tensors)
     name = rng.choice(sorted(tensors))
     kind = rng.randrange(8)

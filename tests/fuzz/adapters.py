@@ -72,7 +72,7 @@ def saved_adapter(kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def changed(rng: random.Random, settings: dict[str, Any]) -> dict[str, Any]:
     settings = copy.deepcopy(settings)
-    known = list(adapter_settings._schemas()["LORA"]) + list(settings)
+    known = list(adapter_settings._defaults()["LORA"]) + list(settings)
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
         name = rng.choice(known) if rng.random() < 0.9 else odd_text(rng, 2)
         kind = rng.randrange(6)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 
 from nlp_transfer.data.sources import ModelSource
-from nlp_transfer.hub import client, permissions, repository, retries
+from nlp_transfer.hub import client, permissions
 from nlp_transfer.hub.client import asking
-from nlp_transfer.models.verification.model_files import _listed, find_file, pin
+from nlp_transfer.models.verification.model_files import _list_files, find_file, pin
 from nlp_transfer.utils.errors import UserError
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
 from tests.hub import Fault
@@ -215,22 +215,17 @@ def odd_answer(rng: random.Random) -> Callable[[int, bytes, dict[str, str]], Ans
 
 
 def send() -> None:
-    with retries.one_try_each(f"pushing to {NAME}"):
-        place = repository.Remote(NAME)
-        target = permissions.check_target(place, tag="v1")
-        if target.info is None or target.info.head is None:
+    with asking(f"pushing to {NAME}"):
+        api = permissions.connect(NAME)
+        target = permissions.check_target(api, NAME, tag="v1")
+        if target.state is None or target.state.head is None:
             raise UserError(f"{NAME}: is gone")
-        place.check_card("---\ntags: [a]\n---\n")
+        ModelCard("---\ntags: [a]\n---\n").validate()
         files = [CommitOperationAdd("new.safetensors", b"new weights"), CommitOperationAdd("notes.txt", b"notes")]
-        place.send(files, "main", False)
-        place.create_branch("other")
-        try:
-            commit = place.commit(files, target.info.head, "main", "message", "mark")
-        except repository.MovedError:
-            return
-        place.tree(commit)
-        place.tag("v1", commit)
-        place.delete_branch("other")
+        api.create_branch(NAME, branch="other", exist_ok=True)
+        commit = api.create_commit(NAME, files, commit_message="message", parent_commit=target.state.head, num_threads=2)
+        list(api.list_repo_tree(NAME, recursive=True, revision=commit.oid))
+        api.create_tag(NAME, tag="v1", revision=commit.oid)
 
 
 def make(rng: random.Random, folder: Path) -> Case:
@@ -243,7 +238,7 @@ def make(rng: random.Random, folder: Path) -> Case:
         if kind == "push":
             send()
         elif kind == "file":
-            _listed.cache_clear()
+            _list_files.cache_clear()
             find_file(pin(ModelSource(NAME, NAME)), "model.safetensors")
         elif kind == "data":
             with asking(f"data.train: {NAME}"):
@@ -260,7 +255,6 @@ def make(rng: random.Random, folder: Path) -> Case:
         with (
             inside(cache) as (hub, transport),
             replaced(time, "sleep", waited.append),
-            replaced(retries, "say", str),
             replaced(permissions, "say", str),
         ):
             hub.seed(NAME, FILES)

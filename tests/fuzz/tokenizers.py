@@ -12,7 +12,7 @@ from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.models.verification.model_files import load_tokenizer
 from nlp_transfer.models.verification.tokenizer_fields import COMPONENTS, LISTS, MODELS
-from nlp_transfer.models.verification.tokenizer_file import most_id
+from nlp_transfer.models.verification.tokenizer_file import max_token_id
 from nlp_transfer.utils.errors import converted
 from tests.fuzz.cases import Case, ViolationError, mutate, odd_text
 from tests.fuzz.settings import value as odd_value
@@ -170,8 +170,8 @@ def make(rng: random.Random, folder: Path) -> Case:
         rows = [columns["input_ids"][i] for i in range(len(TEXTS))]
         used = max([len(tokenizer), *tokenizer.get_vocab().values()])
         if not tokenizer.is_fast:  # M2M100 has ids for languages besides its vocabulary
-            used = most_id(used)
-        if used > 2 * most_id(len(tokenizer)) or any(not 0 <= i <= used for row in rows for i in row):
+            used = max_token_id(used)
+        if used > 2 * max_token_id(len(tokenizer)) or any(not 0 <= i <= used for row in rows for i in row):
             raise ViolationError(f"ids up to {max(i for row in rows for i in row)} and {used} with {len(tokenizer)} tokens")
         for text, row in zip(TEXTS, rows, strict=True):
             if len(row) > MOST_TOKENS * (len(text) + 64):

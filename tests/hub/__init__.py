@@ -1,6 +1,6 @@
-"""A hub on the loopback interface that speaks what huggingface_hub and datasets send, for reading and for writing.
+"""A fake hub on the loopback interface for the calls of huggingface_hub and datasets.
 
-`store` knows users, repositories and commits, `server` the calls, `faults` how they fail.
+`store` holds users, repositories and commits, `server` answers the calls, and `faults` makes them fail.
 """
 
 from tests.hub.faults import Fault, RandomFaults

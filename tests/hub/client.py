@@ -1,14 +1,18 @@
-"""Lets this very process push to a hub on the loopback interface. What is loaded by id needs a process of its own: then
-`environment` says how, since huggingface_hub reads most of it when it is imported."""
+"""A connection of this process to a hub on the loopback interface.
+
+Loading by id needs a separate process with the variables of `server.environment`, because huggingface_hub reads most of them when
+it is imported.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import close_session, constants
+from huggingface_hub.utils import _http
 
-from nlp_transfer.hub import retries
 from tests.hub.server import serve
 from tests.hub.store import Hub
 
@@ -17,7 +21,7 @@ TOKEN = "hf_" + "AnnsOwnToken" * 3
 
 @contextmanager
 def connected(folder: Path) -> Iterator[tuple[Hub, list[float]]]:
-    """A hub that `ann` may write to with TOKEN, and the seconds that were waited: nothing is waited for here."""
+    """A hub that `ann` may write to with TOKEN, and the waits in seconds between retries, which are skipped."""
     waits: list[float] = []
     with serve() as (address, hub), pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", address)
@@ -25,7 +29,7 @@ def connected(folder: Path) -> Iterator[tuple[Hub, list[float]]]:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-login"))
-        patch.setattr(retries, "sleep", waits.append)
+        patch.setattr(_http, "time", SimpleNamespace(sleep=waits.append))
         patch.setenv("HF_TOKEN", TOKEN)
         hub.user(TOKEN, "ann", orgs={"lab": "write", "library": "read"})
         try:

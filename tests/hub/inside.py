@@ -1,4 +1,4 @@
-"""The test hub without sockets: thousands of requests a minute, and a record of what was asked of other hosts."""
+"""The fake hub without sockets: thousands of requests per minute, and a record of the requests to other hosts."""
 
 import io
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ import pytest
 from huggingface_hub import close_session, constants, set_client_factory
 from huggingface_hub.utils import _http, httpx
 
-from nlp_transfer.hub import retries
 from tests.hub.client import TOKEN
 from tests.hub.server import Handler
 from tests.hub.store import Hub
@@ -24,7 +23,7 @@ class _Connection:
 
 
 class _Rest(httpx.SyncByteStream):
-    """A body; an error at its end where it is shorter than was announced."""
+    """A body that ends with an error if it is shorter than its Content-Length."""
 
     def __init__(self, body: bytes, announced: str | None) -> None:
         self.body = body[: int(announced)] if announced and announced.isdecimal() else body
@@ -38,7 +37,7 @@ class _Rest(httpx.SyncByteStream):
 
 
 class Inside(httpx.BaseTransport):
-    """Gives requests to the hub's own handler. `elsewhere` holds each request to another host."""
+    """A transport to the handler of the fake hub. `elsewhere` holds the requests to other hosts."""
 
     def __init__(self, hub: Hub) -> None:
         self.handler = type("HandlerInside", (Handler,), {"hub": hub})
@@ -74,7 +73,7 @@ class Inside(httpx.BaseTransport):
 
 @contextmanager
 def inside(cache: Path) -> Iterator[tuple[Hub, Inside]]:
-    """A hub at ADDRESS that `ann` may write to with TOKEN; files from it go to `cache`."""
+    """A hub at ADDRESS that `ann` may write to with TOKEN. Its files are cached in `cache`."""
     hub = Hub()
     transport = Inside(hub)
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +82,6 @@ def inside(cache: Path) -> Iterator[tuple[Hub, Inside]]:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-login"))
-        patch.setattr(retries, "sleep", lambda _: None)
         patch.setenv("HF_TOKEN", TOKEN)
         before = _http._GLOBAL_CLIENT_FACTORY
         set_client_factory(lambda: httpx.Client(transport=transport, follow_redirects=True))

@@ -1,4 +1,4 @@
-"""The hub's calls over HTTP, on the loopback interface."""
+"""The HTTP calls of the fake hub, on the loopback interface."""
 
 import hashlib
 import json
@@ -26,16 +26,14 @@ ROUTES = [
         ("GET", "/api/whoami-v2", "whoami"),
         ("POST", "/api/validate-yaml", "validate"),
         ("POST", "/api/repos/create", "create"),
-        ("DELETE", "/api/repos/delete", "delete"),
         ("GET", REPOSITORY + r"(/revision/(?P<revision>[^/]+))?", "info"),
         ("GET", REPOSITORY + r"/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
         ("POST", REPOSITORY + r"/paths-info/(?P<revision>[^/]+)", "paths"),
         ("GET", REPOSITORY + "/refs", "refs"),
-        ("GET", REPOSITORY + r"/commits/(?P<revision>[^/]+)", "commits"),
         ("POST", REPOSITORY + r"/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", REPOSITORY + r"/commit/(?P<revision>[^/]+)", "commit"),
-        ("POST|DELETE", REPOSITORY + r"/branch/(?P<revision>[^/]+)", "branch"),
-        ("POST|DELETE", REPOSITORY + r"/tag/(?P<revision>[^/]+)", "tag"),
+        ("POST", REPOSITORY + r"/branch/(?P<revision>[^/]+)", "branch"),
+        ("POST", REPOSITORY + r"/tag/(?P<revision>[^/]+)", "tag"),
         ("POST", rf"/(?P<data>datasets/)?{ID}\.git/info/lfs/objects/batch", "batch"),
         ("POST", rf"/(?P<data>datasets/)?{ID}\.git/info/lfs/objects/verify", "verify"),
         ("PUT|POST", r"/upload/(?P<oid>[0-9a-f]{64})(/(?P<part>\d+))?", "upload"),
@@ -45,7 +43,7 @@ ROUTES = [
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request: found in ROUTES, answered by the method of that name, spoiled by a fault where one strikes."""
+    """A request, answered by the method that ROUTES names, or spoiled by a fault."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -82,11 +80,9 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.05)
             except ConnectionError:
                 return
-        if kind == "slow" and self.fault:
-            time.sleep(self.fault.seconds)
         try:
             with self.hub.lock:
-                if self.fault and kind not in (*AFTER, "slow", "corrupt", "rival"):
+                if self.fault and kind not in (*AFTER, "corrupt", "rival"):
                     self.refuse(self.fault)
                 status, content, headers = self.route(parts.path, body)
         except RefusedError as refused:
@@ -99,24 +95,23 @@ class Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        found = b""
+        content = b""
         while size := int(self.rfile.readline().split(b";")[0], 16):
-            found += self.rfile.read(size)
+            content += self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()
-        return found
+        return content
 
     def route(self, path: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         self.token, self.sent = token, body
         for methods, pattern, name in ROUTES:
-            found = pattern.match(path)
-            if found and re.fullmatch(methods, self.command):
-                part = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
-                part.setdefault("kind", "datasets" if part.get("data") else "models")
-                # A token that is not known is refused where a right is needed; storage has its own signed addresses.
+            match = pattern.match(path)
+            if match and re.fullmatch(methods, self.command):
+                fields = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                fields.setdefault("kind", "datasets" if fields.get("data") else "models")
                 user = self.hub.who(token)
-                answer = getattr(self, f"on_{name}")(part, user)
+                answer = getattr(self, f"on_{name}")(fields, user)
                 return answer if isinstance(answer, tuple) else (200, json.dumps(answer).encode(), {})
         raise RefusedError(404, "Not found", "RepoNotFound")
 
@@ -154,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(pieces, bytes):
             headers = {"Content-Length": str(len(pieces))} | headers
             pieces = [pieces[: len(pieces) // 2] if kind == "cut-answer" else pieces]
-        self.close_connection = kind == "changed"  # what comes after such an answer is not known
+        self.close_connection = kind == "changed"  # the client may not know where such an answer ends
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -170,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    # Each of these gives what is sent as JSON, or (status, content, headers).
+    # Each method returns the JSON document of the answer, or (status, content, headers).
 
     def on_whoami(self, _: dict[str, str], user: User | None) -> Any:
         if user is None:
@@ -184,16 +179,9 @@ class Handler(BaseHTTPRequestHandler):
         made = self.hub.create(json.loads(self.sent), user)
         return {"url": f"http://{self.headers['Host']}/{made.name}", "name": made.name}
 
-    def on_delete(self, _: dict[str, str], user: User | None) -> Any:
-        body = json.loads(self.sent)
-        name, kind = f"{body.get('organization') or (user and user.name)}/{body['name']}", f"{body.get('type') or 'model'}s"
-        self.hub.write(kind, name, user)
-        del self.hub.repositories[kind, name]
-        return {}
-
-    def on_info(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.hub.read(part["kind"], part["id"], user)
-        commit = found.find(part.get("revision", "main"))
+    def on_info(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.read(fields["kind"], fields["id"], user)
+        commit = repository.find(fields.get("revision", "main"))
         siblings = [
             {"rfilename": path, "size": len(blob.content), "blobId": blob.oid}
             | (
@@ -203,87 +191,84 @@ class Handler(BaseHTTPRequestHandler):
             )
             for path, blob in commit.files.items()
         ]
-        return {"id": found.name, "sha": commit.sha, "private": found.private, "siblings": siblings}
+        return {"id": repository.name, "sha": commit.sha, "private": repository.private, "siblings": siblings}
 
-    def on_tree(self, part: dict[str, str], user: User | None) -> Any:
-        files = self.hub.read(part["kind"], part["id"], user).find(part["revision"]).files
-        below = f"{part['path']}/" if "path" in part else ""
+    def on_tree(self, fields: dict[str, str], user: User | None) -> Any:
+        files = self.hub.read(fields["kind"], fields["id"], user).find(fields["revision"]).files
+        below = f"{fields['path']}/" if "path" in fields else ""
         return [blob.entry(path) for path, blob in files.items() if path.startswith(below)]
 
-    def on_paths(self, part: dict[str, str], user: User | None) -> Any:
-        files = self.hub.read(part["kind"], part["id"], user).find(part["revision"]).files
+    def on_paths(self, fields: dict[str, str], user: User | None) -> Any:
+        files = self.hub.read(fields["kind"], fields["id"], user).find(fields["revision"]).files
         asked = parse_qs(self.sent.decode()).get("paths", [])
         return [blob.entry(path) for path, blob in files.items() if path in asked]
 
-    def on_refs(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.hub.read(part["kind"], part["id"], user)
+    def on_refs(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.read(fields["kind"], fields["id"], user)
 
         def shown(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
             return [{"name": name.removeprefix(prefix), "ref": prefix + name.removeprefix(prefix), "targetCommit": sha}
                     for name, sha in names.items()]  # fmt: skip
 
-        refs = {"branches": shown(found.branches, "refs/heads/"), "converts": [], "tags": shown(found.tags, "refs/tags/")}
-        return refs | ({"pullRequests": shown(found.pulls, "refs/pr/")} if "include_prs" in self.query else {})
+        refs = {
+            "branches": shown(repository.branches, "refs/heads/"),
+            "converts": [],
+            "tags": shown(repository.tags, "refs/tags/"),
+        }
+        return refs | ({"pullRequests": shown(repository.pulls, "refs/pr/")} if "include_prs" in self.query else {})
 
-    def on_commits(self, part: dict[str, str], user: User | None) -> Any:
-        history = self.hub.read(part["kind"], part["id"], user).history(part["revision"])
-        day = "2020-01-01T00:00:00.000Z"
-        return [{"id": one.sha, "title": one.title, "message": one.description, "date": day, "authors": []} for one in history]
+    def on_preupload(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.writable(fields, user)
+        return writing.preupload(repository, fields["revision"], json.loads(self.sent))
 
-    def on_preupload(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.writable(part, user)
-        return writing.preupload(found, part["revision"], json.loads(self.sent))
-
-    def on_commit(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.writable(part, user)
+    def on_commit(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.writable(fields, user)
         kind = self.fault.kind if self.fault else ""
         made = writing.commit(
-            self.hub, found, part["revision"], self.sent, "create_pr" in self.query, kind == "corrupt", kind == "rival"
+            self.hub, repository, fields["revision"], self.sent, "create_pr" in self.query, kind == "corrupt", kind == "rival"
         )
-        address = f"http://{self.headers['Host']}/{found.name}"
-        pull = next((name for name, sha in found.pulls.items() if sha == made.sha), None)
+        address = f"http://{self.headers['Host']}/{repository.name}"
+        pull = next((name for name, sha in repository.pulls.items() if sha == made.sha), None)
         more = {"pullRequestUrl": f"{address}/discussions/{pull.removeprefix('refs/pr/')}"} if pull else {}
         return {"success": True, "commitOid": made.sha, "commitUrl": f"{address}/commit/{made.sha}"} | more
 
-    def writable(self, part: dict[str, str], user: User | None) -> Repository:
-        """Anyone who can read may open a pull request."""
+    def writable(self, fields: dict[str, str], user: User | None) -> Repository:
+        """Return the repository. Everyone who may read may open a pull request."""
         if "create_pr" in self.query and user is not None and user.role != "read":
-            return self.hub.read(part["kind"], part["id"], user)
-        return self.hub.write(part["kind"], part["id"], user)
+            return self.hub.read(fields["kind"], fields["id"], user)
+        return self.hub.write(fields["kind"], fields["id"], user)
 
-    def on_branch(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.hub.write(part["kind"], part["id"], user)
+    def on_branch(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.write(fields["kind"], fields["id"], user)
         start = json.loads(self.sent or b"{}").get("startingPoint", "main")
-        return writing.move(found.branches, part["revision"], found.find(start).sha, self.command == "DELETE")
+        return writing.add_ref(repository.branches, fields["revision"], repository.find(start).sha)
 
-    def on_tag(self, part: dict[str, str], user: User | None) -> Any:
-        found = self.hub.write(part["kind"], part["id"], user)
-        if self.command == "DELETE":
-            return writing.move(found.tags, part["revision"], "", True)
-        return writing.move(found.tags, json.loads(self.sent)["tag"], found.find(part["revision"]).sha, False)
+    def on_tag(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.write(fields["kind"], fields["id"], user)
+        return writing.add_ref(repository.tags, json.loads(self.sent)["tag"], repository.find(fields["revision"]).sha)
 
-    def on_batch(self, part: dict[str, str], user: User | None) -> Any:
-        repository = self.hub.read(part["kind"], part["id"], user)
+    def on_batch(self, fields: dict[str, str], user: User | None) -> Any:
+        repository = self.hub.read(fields["kind"], fields["id"], user)
         if user is None or user.role == "read":
             raise RefusedError(403, "You don't have the rights to upload here")
         return writing.batch(self.hub, repository, f"http://{self.headers['Host']}", json.loads(self.sent))
 
-    def on_verify(self, part: dict[str, str], user: User | None) -> Any:
-        self.hub.read(part["kind"], part["id"], user)
+    def on_verify(self, fields: dict[str, str], user: User | None) -> Any:
+        self.hub.read(fields["kind"], fields["id"], user)
         body = json.loads(self.sent)
         if len(self.hub.stored.get(body["oid"], b"")) != body["size"]:
             raise RefusedError(422, "the object has another size")
         self.hub.verified.add(body["oid"])
         return {}
 
-    def on_upload(self, part: dict[str, str], _: User | None) -> Any:
+    def on_upload(self, fields: dict[str, str], _: User | None) -> Any:
         broken = self.fault is not None and self.fault.kind == "corrupt"
-        etag = writing.upload(self.hub, part["oid"], part.get("part"), self.command, self.sent, broken)
+        etag = writing.upload(self.hub, fields["oid"], fields.get("part"), self.command, self.sent, broken)
         return 200, b"", {"ETag": etag}
 
-    def on_file(self, part: dict[str, str], user: User | None) -> Any:
-        commit = self.hub.read(part["kind"], part["id"], user).find(part["revision"])
-        blob = commit.files.get(part["path"])
+    def on_file(self, fields: dict[str, str], user: User | None) -> Any:
+        commit = self.hub.read(fields["kind"], fields["id"], user).find(fields["revision"])
+        blob = commit.files.get(fields["path"])
         if blob is None:
             raise RefusedError(404, "Entry not found", "EntryNotFound", commit=commit.sha)
         etag = blob.sha256 if blob.large else hashlib.sha1(blob.content).hexdigest()
@@ -295,12 +280,12 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that went away is what the faults are about
+        pass  # faults make clients close connections
 
 
 @contextmanager
 def serve(root: Path | None = None) -> Iterator[tuple[str, Hub]]:
-    """The address of a running hub, and the hub."""
+    """Yield the address of a running hub, and the hub."""
     hub = Hub(root)
     server = Server(("127.0.0.1", 0), type("HandlerOfOne", (Handler,), {"hub": hub}))
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -314,7 +299,7 @@ def serve(root: Path | None = None) -> Iterator[tuple[str, Hub]]:
 
 
 def environment(address: str, cache: Path) -> dict[str, str]:
-    """What a child process needs to take the hub at `address` for the real one."""
+    """Return the environment of a child process that uses the hub at `address`."""
     return {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | {
         "HF_ENDPOINT": address,
         "HF_HUB_OFFLINE": "0",

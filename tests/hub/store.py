@@ -1,4 +1,4 @@
-"""What a hub remembers: users and their rights, repositories, commits, large files."""
+"""The state of the fake hub: users and their rights, repositories, commits, large files."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ FIRST = {".gitattributes": "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -te
 
 
 class RefusedError(Exception):
-    """An answer other than 200: its status, the code and the message that the real hub gives."""
+    """An error answer: the status, the code and the message of the real hub."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **more: Any) -> None:
         super().__init__(message)
@@ -22,17 +22,17 @@ class RefusedError(Exception):
 
 @dataclass
 class User:
-    """Whom a token belongs to. `role` is the token's: read, write or fineGrained (then `scopes` maps names to rights)."""
+    """The owner of a token. `role` belongs to the token: read, write or fineGrained (then `scopes` maps names to rights)."""
 
     name: str
     role: str = "write"
     orgs: dict[str, str] = field(default_factory=dict)
     scopes: dict[str, list[str]] = field(default_factory=dict)
     blind: bool = False
-    """A token that is not shown private repositories."""
+    """Whether private repositories are hidden from the token."""
 
     def document(self) -> dict[str, Any]:
-        """What whoami-v2 answers."""
+        """Return the answer of whoami-v2."""
         token: dict[str, Any] = {"displayName": "test", "role": self.role}
         if self.role == "fineGrained":
             scoped = [{"entity": {"name": name, "type": "user"}, "permissions": rights} for name, rights in self.scopes.items()]
@@ -45,7 +45,7 @@ class User:
         }
 
     def reads(self, repository: str) -> bool:
-        """Whether private repositories of this name are shown."""
+        """Return whether the user may see a private repository."""
         return not self.blind and repository.split("/")[0] in (self.name, *self.orgs)
 
     def writes(self, repository: str) -> bool:
@@ -79,11 +79,11 @@ class Blob:
         return hashlib.sha1(b"blob %d\0" % len(self.pointer) + self.pointer).hexdigest()
 
     def entry(self, path: str) -> dict[str, Any]:
-        """As a listing shows it."""
-        found: dict[str, Any] = {"type": "file", "path": path, "size": len(self.content), "oid": self.oid}
+        """Return the entry in a listing."""
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(self.content), "oid": self.oid}
         if self.large:
-            found["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
-        return found
+            entry["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
+        return entry
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,10 @@ class Commit:
     parent: str | None
     title: str
     files: Mapping[str, Blob]
-    description: str = ""
 
 
 class Repository:
-    """Commits, and names that point to them."""
+    """Commits, and the branches, tags and pull requests that point to them."""
 
     def __init__(self, kind: str, name: str, private: bool, files: Mapping[str, Blob]) -> None:
         self.kind, self.name, self.private = kind, name, private
@@ -106,17 +105,17 @@ class Repository:
         self.pulls: dict[str, str] = {}
         self.branches["main"] = self.add(None, "initial commit", files).sha
 
-    def add(self, parent: str | None, title: str, files: Mapping[str, Blob], description: str = "") -> Commit:
-        """A commit that no name points to yet."""
+    def add(self, parent: str | None, title: str, files: Mapping[str, Blob]) -> Commit:
+        """Add a commit to which no branch points yet."""
         digest = hashlib.sha1(json.dumps([self.name, parent, title, len(self.commits)]).encode())
         for path, blob in sorted(files.items()):
             digest.update(path.encode() + blob.oid.encode())
-        made = Commit(digest.hexdigest(), parent, title, dict(files), description)
+        made = Commit(digest.hexdigest(), parent, title, dict(files))
         self.commits[made.sha] = made
         return made
 
     def find(self, revision: str) -> Commit:
-        """The commit of a branch, a tag, a pull request or a hash."""
+        """Return the commit of a branch, a tag, a pull request or a hash."""
         sha = self.branches.get(revision) or self.tags.get(revision) or self.pulls.get(revision) or revision
         if sha not in self.commits:
             raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -126,14 +125,14 @@ class Repository:
         return {path: blob.content for path, blob in self.find(revision).files.items()}
 
     def history(self, revision: str = "main") -> list[Commit]:
-        """From the newest back to the first."""
-        found: list[Commit] = [self.find(revision)]
-        while found[-1].parent is not None:
-            found.append(self.commits[found[-1].parent])
-        return found
+        """Return the commits, the newest first."""
+        commits: list[Commit] = [self.find(revision)]
+        while commits[-1].parent is not None:
+            commits.append(self.commits[commits[-1].parent])
+        return commits
 
     def state(self) -> dict[str, Any]:
-        """All that a visitor could see, to compare with later."""
+        """Return the visible state, for comparisons."""
         refs = {f"{kind}/{name}": sha for kind in ("branches", "tags", "pulls") for name, sha in getattr(self, kind).items()}
         return {"private": self.private} | {ref: self.files(sha) for ref, sha in refs.items()}
 
@@ -141,7 +140,7 @@ class Repository:
 class Hub:
     """Repositories by (kind, name). Folders `root/models/USER/NAME` and `root/datasets/USER/NAME` are public ones.
 
-    `asked` keeps what was requested, as `METHOD /path`; `large_from` and `part_size` decide how files are sent.
+    `asked` holds the requests as `METHOD /path`. `part_size` is the size of the parts in which large files are sent.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -150,19 +149,19 @@ class Hub:
         self.users: dict[str, User] = {}
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.stored: dict[str, bytes] = {}
-        """Large files by the hash that they were announced with."""
+        """Large files by their announced hash."""
         self.verified: set[str] = set()
         self.part_size: int | None = None
         self.faults: list[Any] = []
         self.lock = RLock()
 
     def user(self, token: str, name: str, role: str = "write", **more: Any) -> User:
-        """A new token, and whom it belongs to."""
+        """Register a token, and return its owner."""
         self.users[token] = User(name, role, **more)
         return self.users[token]
 
     def who(self, token: str | None) -> User | None:
-        """Raises RefusedError where a token was given and is not known."""
+        """Return the owner of a token. Raises RefusedError if the token is not known."""
         if token is None:
             return None
         if token not in self.users:
@@ -170,39 +169,39 @@ class Hub:
         return self.users[token]
 
     def known(self, kind: str, name: str) -> Repository | None:
-        found = self.repositories.get((kind, name))
+        repository = self.repositories.get((kind, name))
         folder = self.root / kind / name if self.root and name else None
-        if found is None and folder is not None and folder.is_dir():
+        if repository is None and folder is not None and folder.is_dir():
             files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
             blobs = {path: Blob(file.read_bytes(), path.endswith(LARGE)) for path, file in files.items()}
-            found = self.repositories[kind, name] = Repository(kind, name, False, blobs)
-        return found
+            repository = self.repositories[kind, name] = Repository(kind, name, False, blobs)
+        return repository
 
     def repository(self, name: str, kind: str = "models") -> Repository:
-        """Raises KeyError where there is none."""
-        found = self.known(kind, name)
-        if found is None:
+        """Return a repository. Raises KeyError if there is none."""
+        repository = self.known(kind, name)
+        if repository is None:
             raise KeyError(name)
-        return found
+        return repository
 
     def commit(self, kind: str, name: str) -> str:
-        """The revision that a repository is at."""
+        """Return the commit of the main branch."""
         return self.repository(name, kind).branches["main"]
 
     def read(self, kind: str, name: str, user: User | None) -> Repository:
-        """For a visitor; what he may not read is not there for him."""
-        found = self.known(kind, name)
-        if found is None or (found.private and not (user and user.reads(name))):
+        """Return a repository for a user. Raises RefusedError if it does not exist or is hidden from the user."""
+        repository = self.known(kind, name)
+        if repository is None or (repository.private and not (user and user.reads(name))):
             raise RefusedError(404 if user else 401, "Repository not found", "RepoNotFound")
-        return found
+        return repository
 
     def write(self, kind: str, name: str, user: User | None) -> Repository:
-        found = self.read(kind, name, user)
+        repository = self.read(kind, name, user)
         if user is None:
             raise RefusedError(401, "Invalid username or password.")
         if not user.writes(name):
             raise RefusedError(403, "You don't have the rights to write to this repository")
-        return found
+        return repository
 
     def create(self, body: Mapping[str, Any], user: User | None) -> Repository:
         if user is None:
@@ -220,12 +219,12 @@ class Hub:
         return made
 
     def seed(self, name: str, files: Mapping[str, bytes], private: bool = False) -> Repository:
-        """A repository that was there before."""
+        """Create a repository with files."""
         blobs = {path: Blob(content, path.endswith(LARGE)) for path, content in (FIRST | dict(files)).items()}
         made = self.repositories["models", name] = Repository("models", name, private, blobs)
         return made
 
     def wrote(self) -> list[str]:
-        """Calls that could have changed something."""
-        writes = ("repos/create", "repos/delete", "/preupload/", "/info/lfs/", "/commit/", "/branch/", "/tag/", "/upload/")
+        """Return the requests that could have changed something."""
+        writes = ("repos/create", "/preupload/", "/info/lfs/", "/commit/", "/branch/", "/tag/", "/upload/")
         return [call for call in self.asked if not call.startswith(("GET", "HEAD")) and any(part in call for part in writes)]

@@ -1,4 +1,4 @@
-"""What changes a repository: cards are checked, files sent, commits made whole or not at all."""
+"""Changes of a repository: checks of model cards, uploads of files, and atomic commits."""
 
 import base64
 import hashlib
@@ -16,11 +16,11 @@ MODEL_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 def check_card(content: str) -> dict[str, Any]:
-    """Errors as the real hub words them. Raises RefusedError with 400 where there are any."""
+    """Check the metadata of a model card as the real hub does. Raises RefusedError with status 400."""
     errors, warnings = [], []
-    found = CARD.match(content)
+    match = CARD.match(content)
     try:
-        card = yaml.safe_load(found[1]) if found else {}
+        card = yaml.safe_load(match[1]) if match else {}
     except yaml.YAMLError as error:
         raise RefusedError(400, "Invalid metadata", errors=[{"message": f"YAML: {str(error).splitlines()[0]}"}]) from None
     if not isinstance(card, dict):
@@ -42,7 +42,7 @@ def check_card(content: str) -> dict[str, Any]:
 
 
 def preupload(repository: Repository, revision: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Which files go to the store of large files, and what the repository already has."""
+    """Return which files are uploaded as large files, and the hashes of the files that the repository has."""
     there = repository.find(revision).files
     answers = []
     for file in body["files"]:
@@ -59,27 +59,27 @@ def _large(path: str) -> bool:
 
 
 def batch(hub: Hub, repository: Repository, address: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Where each large file is to be sent; one that is there already needs nothing."""
+    """Return the upload address of each large file that is not stored yet."""
     objects = []
     for asked in body["objects"]:
         oid, size = asked["oid"], asked["size"]
-        found: dict[str, Any] = {"oid": oid, "size": size}
+        item: dict[str, Any] = {"oid": oid, "size": size}
         if oid not in hub.verified:
             upload: dict[str, Any] = {"href": f"{address}/upload/{oid}"}
             if hub.part_size:
                 count = -(-size // hub.part_size)
                 parts = {str(number + 1): f"{address}/upload/{oid}/{number + 1}" for number in range(count)}
                 upload["header"] = {"chunk_size": str(hub.part_size)} | parts
-            found["actions"] = {
+            item["actions"] = {
                 "upload": upload,
                 "verify": {"href": f"{address}/{repository.name}.git/info/lfs/objects/verify"},
             }
-        objects.append(found)
+        objects.append(item)
     return {"transfer": "multipart" if hub.part_size else "basic", "objects": objects}
 
 
 def upload(hub: Hub, oid: str, part: str | None, method: str, content: bytes, broken: bool) -> str:
-    """Takes a large file, or a part of one; a POST puts the parts together. Gives the ETag."""
+    """Store a large file or a part of one, or join the parts (POST). Returns the ETag."""
     if broken and content:
         content = _turned(content)
     if method == "POST":
@@ -101,7 +101,7 @@ def _turned(content: bytes) -> bytes:
 def commit(
     hub: Hub, repository: Repository, revision: str, body: bytes, pull: bool, corrupt: bool = False, rival: bool = False
 ) -> Commit:
-    """A commit: all of it is checked before a name points to it."""
+    """Make a commit, and let its branch or a pull request point to it after all checks."""
     if rival and revision in repository.branches:
         other = repository.find(revision)
         note = Blob(f"after {other.sha}".encode(), False)
@@ -133,7 +133,7 @@ def commit(
             files = {name: blob for name, blob in files.items() if not name.startswith(path.rstrip("/") + "/")}
         else:
             raise RefusedError(400, f"unknown operation {kind}")
-    made = repository.add(parent.sha, head["summary"], files, head.get("description", ""))
+    made = repository.add(parent.sha, head["summary"], files)
     if pull:
         repository.pulls[f"refs/pr/{len(repository.pulls) + 1}"] = made.sha
     elif revision in repository.pulls:
@@ -148,13 +148,9 @@ def _known(repository: Repository, oid: str) -> bytes | None:
     return next((blob.content for blob in blobs if blob.large and blob.sha256 == oid), None)
 
 
-def move(names: dict[str, str], name: str, sha: str, remove: bool) -> dict[str, Any]:
-    """Makes a branch or a tag, or removes it."""
-    if remove:
-        if names.pop(name, None) is None:
-            raise RefusedError(404, f"there is no {name}", "RevisionNotFound")
-    elif name in names:
+def add_ref(refs: dict[str, str], name: str, sha: str) -> dict[str, Any]:
+    """Create a branch or a tag."""
+    if name in refs:
         raise RefusedError(409, f"Reference already exists: {name}")
-    else:
-        names[name] = sha
+    refs[name] = sha
     return {}

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nlp_transfer.cli import guarded
+from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.inference.ordered import in_order
 from nlp_transfer.inference.worker_processes import Workers, at_once
@@ -55,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_command(main)

@@ -63,9 +63,7 @@ def adapter(made: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("other", ["seed", "changed", "wide", "family"])
-def test_another_model_in_the_place_of_the_base_is_refused(
-    other: str, name: str, made: Path, bases: dict[str, Path], tmp_path: Path
-) -> None:
+def test_another_base_model_is_refused(other: str, name: str, made: Path, bases: dict[str, Path], tmp_path: Path) -> None:
     aside = tmp_path / "aside"
     shutil.move(made / "base", aside)
     try:
@@ -81,7 +79,7 @@ def test_another_model_in_the_place_of_the_base_is_refused(
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_base_that_has_moved_is_named(name: str, made: Path, bases: dict[str, Path]) -> None:
+def test_moved_base_is_reported(name: str, made: Path, bases: dict[str, Path]) -> None:
     here, there = load_predictor(adapter(made, name)), load_predictor(adapter(made, name), base=bases["moved"])
     assert here(TEXTS) == there(TEXTS)
     beside = load_adapters(str(bases["moved"]), {"a": made / name}).predictor("a")(TEXTS)
@@ -92,13 +90,13 @@ def test_a_base_that_has_moved_is_named(name: str, made: Path, bases: dict[str, 
         assert fact in str(caught.value)
 
 
-def test_settings_at_loading_time_leave_the_base_what_it_is(made: Path) -> None:
+def test_settings_do_not_change_the_base(made: Path) -> None:
     predictor = load_predictor(adapter(made, "lora"), settings={"max_length": 8, "text": "body"}, precision="bf16")
     assert predictor.task.input_columns() == ["body"]
     assert predictor.task.max_length == 8
 
 
-def test_a_missing_base_says_how_to_name_its_place(made: Path, tmp_path: Path) -> None:
+def test_missing_base_message_names_the_option(made: Path, tmp_path: Path) -> None:
     copy = tmp_path / "adapter"
     shutil.copytree(adapter(made, "lora"), copy)
     record = json.loads((copy / "nlp_transfer.json").read_text())
@@ -111,7 +109,7 @@ def test_a_missing_base_says_how_to_name_its_place(made: Path, tmp_path: Path) -
     assert load_adapters(str(made / "base"), {"a": copy}).names == ["a"], "what tells a base is its logits, not its name"
 
 
-def test_a_record_without_logits_is_warned_of(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_record_without_logits_causes_a_warning(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "adapter"
     shutil.copytree(adapter(made, "lora"), copy)
     record = json.loads((copy / "nlp_transfer.json").read_text())
@@ -130,7 +128,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("probe", BROKEN)
-def test_a_broken_record_of_logits_is_refused(probe: dict[str, Any], made: Path, tmp_path: Path) -> None:
+def test_broken_record_of_logits_is_refused(probe: dict[str, Any], made: Path, tmp_path: Path) -> None:
     copy = tmp_path / "adapter"
     shutil.copytree(adapter(made, "lora"), copy)
     record = json.loads((copy / "nlp_transfer.json").read_text())
@@ -139,7 +137,7 @@ def test_a_broken_record_of_logits_is_refused(probe: dict[str, Any], made: Path,
         load_predictor(copy)
 
 
-def test_adapter_weights_that_changed_are_not_blamed_on_the_base(made: Path, tmp_path: Path) -> None:
+def test_changed_adapter_weights_are_reported_as_such(made: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     copy = tmp_path / "adapter"
@@ -150,13 +148,13 @@ def test_adapter_weights_that_changed_are_not_blamed_on_the_base(made: Path, tmp
         load_predictor(copy)
 
 
-def test_a_whole_model_takes_no_base(made: Path, bases: dict[str, Path]) -> None:
+def test_complete_model_takes_no_base(made: Path, bases: dict[str, Path]) -> None:
     for run in ("full", "lora"):  # LoRA's was merged
         with pytest.raises(UserError, match="is no adapter and needs no base"):
             load_predictor(made / run, base=bases["moved"])
 
 
-def test_commands_take_the_place_of_a_base(
+def test_commands_accept_a_base(
     made: Path, bases: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table, output = str(sentiment["test"]), tmp_path / "out.csv"
@@ -175,7 +173,7 @@ def test_commands_take_the_place_of_a_base(
 
 
 @pytest.mark.parametrize("family", ["bert", "marian"])
-def test_translators_look_at_their_base_too(family: str, tmp_path: Path) -> None:
+def test_translators_check_their_base(family: str, tmp_path: Path) -> None:
     base = save_tiny_seq2seq(family, tmp_path / "base")
     fine_tune(
         model=str(base),
@@ -207,7 +205,7 @@ def test_translators_look_at_their_base_too(family: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_same_weights_with_another_tokenizer_are_refused(name: str, made: Path, tmp_path: Path) -> None:
+def test_base_with_another_tokenizer_is_refused(name: str, made: Path, tmp_path: Path) -> None:
     base = shutil.copytree(made / "base", tmp_path / "base")
     content = json.loads((base / "tokenizer.json").read_text())
     words = [word for word in content["model"]["vocab"] if not word.startswith("[")]
@@ -228,7 +226,7 @@ def recorded(made: Path, place: Path, **fields: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", ["models/base", "base", "./models/base", "models/../models/base", "~/base"])
-def test_a_recorded_base_is_never_read_from_the_current_folder(
+def test_recorded_base_is_not_read_from_the_current_folder(
     name: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -242,7 +240,7 @@ def test_a_recorded_base_is_never_read_from_the_current_folder(
     assert load_predictor(place, base="models/base")(TEXTS) == load_predictor(adapter(made, "lora"))(TEXTS)
 
 
-def test_a_recorded_decoder_is_never_read_from_the_current_folder(
+def test_recorded_decoder_is_not_read_from_the_current_folder(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -253,7 +251,7 @@ def test_a_recorded_decoder_is_never_read_from_the_current_folder(
         load_predictor(place)
 
 
-def test_the_base_of_a_moved_run_is_never_read_from_the_current_folder(
+def test_base_of_moved_run_is_not_read_from_the_current_folder(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`config.yaml` beside the adapter says from which folder its relative paths are meant."""

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from nlp_transfer import UserError
 from nlp_transfer.models.verification.adapter_settings import (
-    KINDS,
-    NUMBERS,
+    NUMBER_SETTINGS,
     SETTINGS,
+    SUPPORTED_METHODS,
     load_adapter,
     pattern_problem,
     reduce_adapter_settings,
@@ -67,7 +67,7 @@ def changed(folder: Path, place: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", ["lora", "prefix", "replicated", "kasa", "pattern"])
-def test_a_saved_adapter_is_loaded_as_peft_loads_it(name: str, saved: dict[str, Path], base: Any) -> None:
+def test_adapters_load_as_with_peft(name: str, saved: dict[str, Path], base: Any) -> None:
     from peft import PeftModel
 
     with quiet(), torch.inference_mode():
@@ -75,25 +75,25 @@ def test_a_saved_adapter_is_loaded_as_peft_loads_it(name: str, saved: dict[str, 
         assert torch.equal(loaded(saved[name], base).eval()(IDS).logits, expected)
 
 
-def test_an_adapter_is_loaded_by_a_relative_path(saved: dict[str, Path], base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_loads_from_a_relative_path(saved: dict[str, Path], base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(saved["lora"].parent)
     assert "default" in loaded(Path("lora"), base).peft_config
 
 
-def test_the_methods_are_those_that_the_strategies_save() -> None:
-    assert set(METHODS) - set(REFUSED) == KINDS
+def test_supported_methods_are_those_that_strategies_save() -> None:
+    assert set(METHODS) - set(REFUSED) == SUPPORTED_METHODS
 
 
-def test_every_number_among_the_settings_of_the_installed_peft_is_known() -> None:
+def test_all_numeric_settings_of_peft_are_listed() -> None:
     """A new version of peft brings settings that nobody looked at: they are refused until they are in the lists."""
-    fields = [field for kind in KINDS for field in dataclasses.fields(methods()[kind])]
+    fields = [field for kind in SUPPORTED_METHODS for field in dataclasses.fields(methods()[kind])]
     numbers = {field.name for field in fields if isinstance(field.default, (bool, int, float))}
     elsewhere = {"init_lora_weights", "init_weights", "runtime_offload_base_weight"}  # words as well; where a run keeps weights
-    assert numbers - NUMBERS == elsewhere
-    assert {field.name for field in fields} > NUMBERS
+    assert numbers - NUMBER_SETTINGS == elsewhere
+    assert {field.name for field in fields} > NUMBER_SETTINGS
 
 
-def test_what_an_adapter_came_from_is_dropped_and_what_is_unknown_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_origin_is_dropped_and_unknown_settings_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     document = {
         "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "base_model_name_or_path": "/etc", "prompt_tuning_init": "TEXT",
         "tokenizer_name_or_path": "org/name", "prompt_tuning_init_text": "x", "modules_to_save": ["classifier"],
@@ -120,7 +120,7 @@ def test_what_an_adapter_came_from_is_dropped_and_what_is_unknown_is_named(capsy
     ],
     ids=str,
 )  # fmt: skip
-def test_other_values_are_refused_by_name(name: str, value: Any) -> None:
+def test_invalid_settings_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(UserError) as caught:
         reduce_adapter_settings({"peft_type": "LORA", name: value}, "here")
     assert str(caught.value).startswith(f"here: found {name}: ")
@@ -134,7 +134,7 @@ def test_other_values_are_refused_by_name(name: str, value: Any) -> None:
         r".*\.(query|value)$", "^bert.*query", r"[0-9]+\.\w+", ".*(encoder|decoder).*(SelfAttention|EncDecAttention).*(q|v|k|o)",
     ],
 )  # fmt: skip
-def test_patterns_that_are_quick_to_match_are_allowed(pattern: str) -> None:
+def test_quick_patterns_are_allowed(pattern: str) -> None:
     assert pattern_problem(pattern) is None
 
 
@@ -147,11 +147,11 @@ def test_patterns_that_are_quick_to_match_are_allowed(pattern: str) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
-def test_patterns_that_may_take_long_to_match_are_refused(pattern: str) -> None:
+def test_slow_patterns_are_refused(pattern: str) -> None:
     assert pattern_problem(pattern) is not None
 
 
-def test_sizes_that_multiply_allocate_nothing(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
+def test_sizes_that_multiply_are_refused_before_allocation(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
     folder = changed(saved["prefix"], tmp_path / "x", num_virtual_tokens=2**14, num_layers=2**14, token_dim=2**14)
     with pytest.raises(UserError) as caught:
         loaded(folder, base)
@@ -161,16 +161,16 @@ def test_sizes_that_multiply_allocate_nothing(saved: dict[str, Path], base: Any,
 
 @pytest.mark.parametrize("make", [torch.empty, torch.zeros, torch.randn, lambda n: torch.full((n,), 1), torch.arange,
                                   torch.randperm, lambda n: torch.eye(n // 300, 300), torch.ones(1).new_zeros])  # fmt: skip
-def test_whatever_takes_a_size_is_counted_before_it_allocates(make: Any) -> None:
+def test_allocations_are_counted_in_advance(make: Any) -> None:
     with AllocationLimit("here", 1000, 50):
         assert make(900).numel() > 0
     with pytest.raises(UserError, match="here: describes tensors of "), AllocationLimit("here", 10**6, 50):
         make(10**12)
-    with pytest.raises(UserError, match="here: takes more than 10 operations"), AllocationLimit("here", 10**6, 10):
+    with pytest.raises(UserError, match="here: needs more than 10 operations"), AllocationLimit("here", 10**6, 10):
         [make(300) for _ in range(20)]
 
 
-def test_tensors_other_than_the_adapters_are_refused(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
+def test_missing_and_additional_tensors_are_refused(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
     weights = load_file(saved["lora"] / "adapter_model.safetensors")
     name = sorted(weights)[3]
     for i, (others, fact) in enumerate(
@@ -189,14 +189,14 @@ def test_tensors_other_than_the_adapters_are_refused(saved: dict[str, Path], bas
         assert str(folder) in str(caught.value)
 
 
-def test_an_adapter_without_weights_is_refused(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
+def test_adapter_without_weights_is_refused(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
     folder = changed(saved["lora"], tmp_path / "x")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=f"{folder}: the adapter has no weights"):
         loaded(folder, base)
 
 
-def test_settings_by_pattern_are_few_enough_to_be_matched_with_every_module() -> None:
+def test_number_of_settings_by_pattern_is_limited() -> None:
     def problem(patterns: dict[str, int]) -> str:
         with pytest.raises(UserError) as caught:
             reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": patterns}, "here")

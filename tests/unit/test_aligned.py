@@ -80,7 +80,7 @@ def test_problems_of_both_files_are_listed_together(tmp_path: Path) -> None:
 
 def test_one_file_is_not_two_sides(tmp_path: Path) -> None:
     path = str(save(tmp_path / "a.en", "a\n"))
-    with pytest.raises(UserError, match="is given for both sides"):
+    with pytest.raises(UserError, match="is given as both source and target"):
         read_aligned({"source": path, "target": path}, "train", DataConfig(), ["source", "target"])
 
 

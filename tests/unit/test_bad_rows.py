@@ -130,7 +130,7 @@ def test_both_lines_of_a_pair_are_skipped(tmp_path: Path) -> None:
     assert contents(splits)["train"] == {side: [f"{side} {i}" for i in kept] for side in ("source", "target")}
     assert sorted(bad.row for _, bad in splits.skipped) == [4, 8, 10]
     Path(files["source"]).write_bytes(b"one line\n")
-    with pytest.raises(UserError, match="allowed: as many in both"):
+    with pytest.raises(UserError, match="allowed: the same number of lines"):
         split({"train": files, "on_bad_rows": "skip"}, name="translation")
 
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from nlp_transfer import UserError, fine_tune
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.device import make_accelerator
 from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder
 from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.settings.schema import TrainingConfig

@@ -14,10 +14,10 @@ import pytest
 from scipy.stats import binomtest
 
 from nlp_transfer import UserError
-from nlp_transfer.commands.flags import expand
+from nlp_transfer.commands.options import repeat_flags
 from nlp_transfer.data.splits import draw_shots, read_splits
-from nlp_transfer.evaluation.intervals import Runs, compare_runs, estimate, measure
-from nlp_transfer.evaluation.resampling import Figure, Scored, row_draws
+from nlp_transfer.evaluation.intervals import StrategyScores, compare_strategies, estimate, estimate_strategy
+from nlp_transfer.evaluation.resampling import ResampledMetric, ScoredSplit, resample_rows
 from nlp_transfer.experiments.advice import Candidate, advise, show_bytes, show_seconds
 from nlp_transfer.experiments.comparison_page import write_page
 from nlp_transfer.experiments.plan import make_plan, read_strategies
@@ -38,9 +38,9 @@ NUMBERS: Task = task_from({"name": "regression"})
 def test_flags_take_what_follows_up_to_the_next_flag() -> None:
     given = ["run.yaml", "--seeds", "0", "1", "--training.epochs", "5", "--shots=8", "all", "--verbose"]
     wanted = ["run.yaml", "--seeds=0", "--seeds=1", "--training.epochs", "5", "--shots=8", "--shots=all", "--verbose"]
-    assert expand(given, ("--seeds", "--shots")) == wanted
-    with pytest.raises(UserError, match="--seeds: needs a value"):
-        expand(["--seeds", "--shots", "1"], ("--seeds", "--shots"))
+    assert repeat_flags(given, ("--seeds", "--shots")) == wanted
+    with pytest.raises(UserError, match="--seeds: needs one or more values"):
+        repeat_flags(["--seeds", "--shots", "1"], ("--seeds", "--shots"))
 
 
 def test_strategies_are_names_mappings_and_sums() -> None:
@@ -172,26 +172,28 @@ def test_shots_of_numbers_and_of_several_labels() -> None:
 # Statistics
 
 
-def classified(right: np.ndarray, classes: int = 3, seed: int = 0) -> Scored:
-    """A run that is right on these rows."""
+def classified(right: np.ndarray, classes: int = 3, seed: int = 0) -> ScoredSplit:
+    """Return a run that is right where `right` is True."""
     generator = np.random.default_rng(seed)
     labels = np.random.default_rng(99).integers(classes, size=len(right))
     wrong = (labels + generator.integers(1, classes, size=len(right))) % classes
     prediction = np.where(right, labels, wrong)
     scores = np.eye(classes)[prediction].astype(np.float32)
-    return Scored({"prediction": prediction, "scores": scores}, {"labels": labels})
+    return ScoredSplit({"prediction": prediction, "scores": scores}, {"labels": labels})
 
 
-def several(seed: int, rows: int = 60) -> Scored:
+def several(seed: int, rows: int = 60) -> ScoredSplit:
     generator = np.random.default_rng(seed)
     labels = (generator.random((rows, 4)) < 0.3).astype(np.float32)
     scores = np.clip(labels * 0.4 + generator.random((rows, 4)) * 0.6, 0, 1).astype(np.float32)
-    return Scored({"prediction": scores > 0.5, "scores": scores}, {"labels": labels})
+    return ScoredSplit({"prediction": scores > 0.5, "scores": scores}, {"labels": labels})
 
 
-def numeric(seed: int, rows: int = 60) -> Scored:
+def numeric(seed: int, rows: int = 60) -> ScoredSplit:
     labels = np.random.default_rng(5).normal(100, 1, rows).astype(np.float32)
-    return Scored({"prediction": labels + np.random.default_rng(seed).normal(0, 1, rows).astype(np.float32)}, {"labels": labels})
+    return ScoredSplit(
+        {"prediction": labels + np.random.default_rng(seed).normal(0, 1, rows).astype(np.float32)}, {"labels": labels}
+    )
 
 
 AVERAGES = [f"{kind}_{average}" for kind in ("precision", "recall", "f1") for average in ("micro", "macro", "weighted")]
@@ -209,83 +211,87 @@ AVERAGES = [f"{kind}_{average}" for kind in ("precision", "recall", "f1") for av
         (NUMBERS, "pearson", "numbers"),
     ],
 )
-def test_fast_figures_are_the_metric_itself_on_the_rows_drawn(task: Task, metric: str, make: str) -> None:
+def test_replicates_from_sums_equal_the_metric(task: Task, metric: str, make: str) -> None:
     maker: Any = {
         "classes": lambda seed: classified(np.random.default_rng(seed).random(60) < 0.6, 9, seed),
         "several": several,
         "numbers": numeric,
     }[make]
     run, other = maker(1), maker(2)
-    figure = Figure(task, metric, [run, other])
-    assert figure.fast
-    figure.draws = 4
+    resampled = ResampledMetric(task, metric, [run, other])
+    assert resampled.fast
+    resampled.resamples = 4
     slow = [
-        task.metrics({name: array[rows] for name, array in run.answers.items()}, {"labels": run.references["labels"][rows]})[
+        task.metrics({name: array[rows] for name, array in run.predictions.items()}, {"labels": run.references["labels"][rows]})[
             metric
         ]
-        for rows in row_draws(60, 4, 3)
+        for rows in resample_rows(60, 4, 3)
     ]
-    assert figure.value(run) == pytest.approx(task.metrics(run.answers, run.references)[metric])
-    np.testing.assert_allclose(figure.replicates(run, 3), slow, rtol=1e-6, atol=1e-9)
+    assert resampled.value(run) == pytest.approx(task.metrics(run.predictions, run.references)[metric])
+    np.testing.assert_allclose(resampled.replicates(run, 3), slow, rtol=1e-6, atol=1e-9)
 
 
-def test_other_figures_are_computed_by_the_task() -> None:
+def test_other_replicates_are_computed_by_the_task() -> None:
     run = classified(np.random.default_rng(0).random(40) < 0.7)
-    figure = Figure(CLASSES, "mcc", [run])
-    assert not figure.fast
-    assert figure.draws == 200
-    figure.draws = 3
-    for value, rows in zip(figure.replicates(run, 0), row_draws(40, 3, 0), strict=True):
+    resampled = ResampledMetric(CLASSES, "mcc", [run])
+    assert not resampled.fast
+    assert resampled.resamples == 200
+    resampled.resamples = 3
+    for value, rows in zip(resampled.replicates(run, 0), resample_rows(40, 3, 0), strict=True):
         assert value == pytest.approx(
             CLASSES.metrics(
-                {"prediction": run.answers["prediction"][rows]} | {"scores": run.answers["scores"][rows]},
+                {"prediction": run.predictions["prediction"][rows]} | {"scores": run.predictions["scores"][rows]},
                 {"labels": run.references["labels"][rows]},
             )["mcc"]
         )
 
 
-def test_strategies_share_the_rows_drawn() -> None:
+def test_strategies_share_resamples() -> None:
     right = np.random.default_rng(0).random(200) < 0.8
     first, same = classified(right, seed=1), classified(right, seed=2)
-    figure = Figure(CLASSES, "accuracy", [first, same])
-    assert np.array_equal(figure.replicates(first, 0), figure.replicates(same, 0))
-    found = compare_runs(Runs(figure, {0: first, 1: first}, True), Runs(figure, {0: same, 1: same}, True))
-    assert found is not None
-    assert (found.estimate.value, found.p) == (0, 1)
-    assert -0.03 < found.estimate.low < 0 < found.estimate.high < 0.03, "a row more would still be possible"
+    resampled = ResampledMetric(CLASSES, "accuracy", [first, same])
+    assert np.array_equal(resampled.replicates(first, 0), resampled.replicates(same, 0))
+    difference = compare_strategies(
+        StrategyScores(resampled, {0: first, 1: first}, True), StrategyScores(resampled, {0: same, 1: same}, True)
+    )
+    assert difference is not None
+    assert (difference.estimate.value, difference.p) == (0, 1)
+    assert -0.03 < difference.estimate.low < 0 < difference.estimate.high < 0.03, "one row more may differ"
 
 
-def test_strategies_without_common_seeds_have_no_difference() -> None:
+def test_no_difference_without_common_seeds() -> None:
     run = classified(np.ones(20, bool))
-    figure = Figure(CLASSES, "accuracy", [run])
-    assert compare_runs(Runs(figure, {0: run}, True), Runs(figure, {1: run}, True)) is None
+    resampled = ResampledMetric(CLASSES, "accuracy", [run])
+    assert compare_strategies(StrategyScores(resampled, {0: run}, True), StrategyScores(resampled, {1: run}, True)) is None
 
 
-def simulate(generator: np.random.Generator, rows: int, seeds: int, by_row: float, by_seed: float, noise: float) -> np.ndarray:
-    """bool (seeds, rows): right or not, with an easiness of rows and of seeds, and what belongs to both."""
-    easiness = generator.normal(0.8, by_row, (1, rows)) + generator.normal(0, by_seed, (seeds, 1))
+def simulate(
+    generator: np.random.Generator, rows: int, seeds: int, row_effect: float, seed_effect: float, noise: float
+) -> np.ndarray:
+    """Return which rows are right, bool of shape (seeds, rows), with normal effects of rows, of seeds and of both."""
+    easiness = generator.normal(0.8, row_effect, (1, rows)) + generator.normal(0, seed_effect, (seeds, 1))
     return easiness + generator.normal(0, noise, (seeds, rows)) > 0
 
 
 SITUATIONS = [(3, 1.0, 0.0, 0.3), (3, 0.3, 0.0, 1.0), (3, 0.5, 0.3, 0.5), (5, 0.5, 0.3, 0.5), (1, 1.0, 0.0, 0.3)]
 
 
-@pytest.mark.parametrize(("seeds", "by_row", "by_seed", "noise"), SITUATIONS)
-def test_intervals_cover_the_true_figure(seeds: int, by_row: float, by_seed: float, noise: float) -> None:
-    """In every mixture of what varies; the expected coverage is 95 %, less some for few and skewed seeds."""
+@pytest.mark.parametrize(("seeds", "row_effect", "seed_effect", "noise"), SITUATIONS)
+def test_intervals_cover_the_true_value(seeds: int, row_effect: float, seed_effect: float, noise: float) -> None:
+    """For every mix of variances; nominal coverage is 95 %, slightly less for few and skewed seeds."""
     generator = np.random.default_rng(17)
-    truth = NormalDist().cdf(0.8 / math.hypot(by_row, by_seed, noise))
+    truth = NormalDist().cdf(0.8 / math.hypot(row_effect, seed_effect, noise))
     covered, trials, rows = 0, 300, 150
-    draws = np.stack([np.bincount(drawn, minlength=rows) for drawn in row_draws(rows, 300, 0)]) / rows
+    draws = np.stack([np.bincount(drawn, minlength=rows) for drawn in resample_rows(rows, 300, 0)]) / rows
     for _ in range(trials):
-        right = simulate(generator, rows, seeds, by_row, by_seed, noise).astype(float)
-        found = estimate(right.mean(1), right @ draws.T, rows, (0.0, 1.0))
-        covered += found.low <= truth <= found.high
+        right = simulate(generator, rows, seeds, row_effect, seed_effect, noise).astype(float)
+        interval = estimate(right.mean(1), right @ draws.T, rows, (0.0, 1.0))
+        covered += interval.low <= truth <= interval.high
     assert 0.9 <= covered / trials <= 1
 
 
-def test_one_seed_says_less_than_the_interval_over_several() -> None:
-    """The spread of seeds widens the interval; the bounds of a metric cut it."""
+def test_variance_of_seeds_widens_the_interval() -> None:
+    """The bounds of the metric limit the interval."""
     draws = np.tile(np.linspace(0.79, 0.81, 100), (3, 1))
     alike = estimate(np.array([0.8, 0.8, 0.8]), draws, 400, (0.0, 1.0))
     apart = estimate(np.array([0.6, 0.8, 1.0]), draws + np.array([[-0.2], [0.0], [0.2]]), 400, (0.0, 1.0))
@@ -295,105 +301,105 @@ def test_one_seed_says_less_than_the_interval_over_several() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize(("right", "rows"), [(20, 20), (0, 20), (19, 20), (50, 50), (199, 200)])
-def test_an_interval_near_the_edge_is_wilsons(right: int, rows: int, seeds: int) -> None:
-    """A bootstrap of rows that are all right knows no error: its interval would be 1.0 to 1.0."""
+def test_interval_near_a_bound_is_wilsons(right: int, rows: int, seeds: int) -> None:
+    """A bootstrap of rows that are all right would give the interval 1.0 to 1.0."""
     run = classified(np.arange(rows) < right, 2)
-    figure = Figure(CLASSES, "accuracy", [run])
-    found = measure(Runs(figure, dict.fromkeys(range(seeds), run), True))
+    resampled = ResampledMetric(CLASSES, "accuracy", [run])
+    interval = estimate_strategy(StrategyScores(resampled, dict.fromkeys(range(seeds), run), True))
     wilson = binomtest(right, rows).proportion_ci(method="wilson")
-    assert found.low == pytest.approx(wilson.low, abs=0.02)
-    assert found.high == pytest.approx(wilson.high, abs=0.02)
-    assert found.low < found.high
+    assert interval.low == pytest.approx(wilson.low, abs=0.02)
+    assert interval.high == pytest.approx(wilson.high, abs=0.02)
+    assert interval.low < interval.high
 
 
 @pytest.mark.parametrize("metric", ["f1_macro", "recall_weighted", "mcc"])
-def test_no_metric_is_certain_because_every_row_was_right(metric: str) -> None:
+def test_interval_of_a_perfect_score_has_width(metric: str) -> None:
     run = classified(np.ones(20, bool))
-    figure = Figure(CLASSES, metric, [run])
-    found = measure(Runs(figure, {0: run}, True))
-    assert (found.value, found.high) == (1, 1)
-    assert 0.5 < found.low < 0.9
+    resampled = ResampledMetric(CLASSES, metric, [run])
+    interval = estimate_strategy(StrategyScores(resampled, {0: run}, True))
+    assert (interval.value, interval.high) == (1, 1)
+    assert 0.5 < interval.low < 0.9
 
 
-def test_an_unknown_metric_without_spread_has_no_interval() -> None:
-    found = estimate(np.array([3.0]), np.full((1, 50), 3.0), 20)
-    assert found.value == 3
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
+def test_no_interval_without_bounds_and_variance() -> None:
+    interval = estimate(np.array([3.0]), np.full((1, 50), 3.0), 20)
+    assert interval.value == 3
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3])
-def test_one_seed_has_no_p_value_and_the_p_value_agrees_with_the_interval(seeds: int) -> None:
-    """The level at which the interval of a difference reaches 0; from one seed the spread of seeds cannot be known."""
+def test_p_value_agrees_with_the_interval(seeds: int) -> None:
+    """It is the level at which the interval reaches 0; one seed gives none."""
     generator = np.random.default_rng(seeds)
     first, second = ([classified(generator.random(300) < level) for _ in range(seeds)] for level in (0.9, 0.6))
-    figure = Figure(CLASSES, "accuracy", [*first, *second])
-    runs = [Runs(figure, dict(enumerate(one)), True) for one in (first, second)]
-    found, back = compare_runs(*runs), compare_runs(*reversed(runs))
-    assert found is not None
-    assert back is not None
-    assert found.estimate.value == pytest.approx(-back.estimate.value)
-    assert found.p == back.p, "one p for a pair, whichever is first"
+    resampled = ResampledMetric(CLASSES, "accuracy", [*first, *second])
+    runs = [StrategyScores(resampled, dict(enumerate(one)), True) for one in (first, second)]
+    difference, reverse = compare_strategies(*runs), compare_strategies(*reversed(runs))
+    assert difference is not None
+    assert reverse is not None
+    assert difference.estimate.value == pytest.approx(-reverse.estimate.value)
+    assert difference.p == reverse.p, "the order does not matter"
     if seeds == 1:
-        assert found.p is None
-        assert math.isnan(found.estimate.low)
+        assert difference.p is None
+        assert math.isnan(difference.estimate.low)
     else:
-        assert found.p is not None
-        assert (found.p < 0.05) == (found.estimate.low > 0)
+        assert difference.p is not None
+        assert (difference.p < 0.05) == (difference.estimate.low > 0)
 
 
-def test_translations_are_compared_by_bleu_and_resampled_by_sacrebleus_statistics() -> None:
-    """Not by the accuracy of the next token, which decides while training."""
+def test_translations_are_compared_by_bleu() -> None:
+    """Not by token accuracy, the best metric during training; replicates come from sacreBLEU's statistics."""
     task: Task = task_from({"name": "translation"})
-    assert [task.metric_to_compare(asked) for asked in (None, "loss", "token_accuracy", "bleu", "chrf")] == [
+    assert [task.metric_to_compare(name) for name in (None, "loss", "token_accuracy", "bleu", "chrf")] == [
         "bleu", "bleu", "bleu", "bleu", "chrf",
     ]  # fmt: skip
     assert CLASSES.metric_to_compare(None) == CLASSES.metric_to_compare("loss") == "accuracy"
     assert CLASSES.metric_to_compare("f1_macro") == "f1_macro"
-    wanted = [f"the {word} dog runs over the green hill at noon" for word in ("old", "big", "red", "sad", "wet", "new")]
-    texts = [text.replace("green", "blue") if i % 2 else text for i, text in enumerate(wanted)]
-    answers = {"prediction": np.array(texts, object), "right": np.arange(6), "of": np.full(6, 10)}
-    run = Scored(answers, {"references": np.array(wanted, object)})
+    references = [f"the {word} dog runs over the green hill at noon" for word in ("old", "big", "red", "sad", "wet", "new")]
+    texts = [text.replace("green", "blue") if i % 2 else text for i, text in enumerate(references)]
+    predictions = {"prediction": np.array(texts, object), "right": np.arange(6), "of": np.full(6, 10)}
+    run = ScoredSplit(predictions, {"references": np.array(references, object)})
     for metric in ("bleu", "chrf", "ter", "token_accuracy"):
-        figure = Figure(task, metric, [run])
-        assert figure.fast
-        figure.draws = 3
-        assert figure.value(run) == pytest.approx(task.metrics(answers, run.references)[metric]), metric
-        for value, rows in zip(figure.replicates(run, 0), row_draws(6, 3, 0), strict=True):
-            drawn = {name: array[rows] for name, array in answers.items()}
+        resampled = ResampledMetric(task, metric, [run])
+        assert resampled.fast
+        resampled.resamples = 3
+        assert resampled.value(run) == pytest.approx(task.metrics(predictions, run.references)[metric]), metric
+        for value, rows in zip(resampled.replicates(run, 0), resample_rows(6, 3, 0), strict=True):
+            drawn = {name: array[rows] for name, array in predictions.items()}
             references = {"references": run.references["references"][rows]}
             assert value == pytest.approx(task.metrics(drawn, references)[metric]), metric
 
 
-@pytest.mark.parametrize(("by_seed", "noise"), [(0.0, 1.0), (0.4, 0.5)])
-def test_lucky_seeds_do_not_pass_for_a_better_strategy(by_seed: float, noise: float) -> None:
+@pytest.mark.parametrize(("seed_effect", "noise"), [(0.0, 1.0), (0.4, 0.5)])
+def test_lucky_seeds_are_not_significant(seed_effect: float, noise: float) -> None:
     generator = np.random.default_rng(4)
     alarms = []
     for _ in range(80):
         rows = 150
-        pair = [simulate(generator, rows, 3, 0.0, by_seed, noise) for _ in range(2)]
+        pair = [simulate(generator, rows, 3, 0.0, seed_effect, noise) for _ in range(2)]
         scored = [[classified(right) for right in one] for one in pair]
-        figure = Figure(CLASSES, "accuracy", scored[0])
-        figure.draws = 199
-        difference = compare_runs(*(Runs(figure, dict(enumerate(one)), True) for one in scored))
+        resampled = ResampledMetric(CLASSES, "accuracy", scored[0])
+        resampled.resamples = 199
+        difference = compare_strategies(*(StrategyScores(resampled, dict(enumerate(one)), True) for one in scored))
         assert difference is not None
         assert difference.p is not None
         alarms.append(difference.p < 0.05)
     assert np.mean(alarms) <= 0.1
 
 
-def test_a_real_difference_is_found() -> None:
+def test_real_difference_is_significant() -> None:
     generator = np.random.default_rng(5)
     easy = generator.random(500)
     good, bad = ([classified((easy + generator.normal(0, 0.1, 500)) < level) for _ in range(3)] for level in (0.9, 0.8))
-    figure = Figure(CLASSES, "accuracy", [*good, *bad])
-    runs = [Runs(figure, dict(enumerate(one)), True) for one in (good, bad)]
-    found = compare_runs(*runs)
-    assert found is not None
-    assert found.p is not None
-    assert found.p < 0.01
-    assert 0.04 < found.estimate.low < found.estimate.value < found.estimate.high < 0.16
-    assert found.estimate.value == pytest.approx(measure(runs[0]).value - measure(runs[1]).value)
+    resampled = ResampledMetric(CLASSES, "accuracy", [*good, *bad])
+    runs = [StrategyScores(resampled, dict(enumerate(one)), True) for one in (good, bad)]
+    difference = compare_strategies(*runs)
+    assert difference is not None
+    assert difference.p is not None
+    assert difference.p < 0.01
+    assert 0.04 < difference.estimate.low < difference.estimate.value < difference.estimate.high < 0.16
+    assert difference.estimate.value == pytest.approx(estimate_strategy(runs[0]).value - estimate_strategy(runs[1]).value)
 
 
 # Advice

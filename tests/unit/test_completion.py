@@ -233,7 +233,7 @@ def test_settings_are_checked_before_columns_are_asked_for(task: Any, facts: tup
         complete({"data": {"train": source}, "task": task})
     for fact in facts:
         assert fact in str(caught.value)
-    assert "not clear from their names" not in str(caught.value)
+    assert "cannot tell from the column names" not in str(caught.value)
 
 
 def test_a_missing_name_and_lists_of_label_columns(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
-from nlp_transfer.models.checkpoint import Checkpoint, head_notes, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import new_parameters
+from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies.distill.teachers import Teacher
@@ -82,7 +84,7 @@ def test_outputs_follow_their_labels_into_another_order(family: str, classifiers
     assert float(logits(before).std(1).min()) > 1e-3, "outputs differ, so that their order shows"
     assert not new_parameters(model)
     assert [model.config.id2label[i] for i in range(3)] == OTHER_ORDER
-    (note,) = head_notes(model)
+    (note,) = describe_head(model)
     assert "kept" in note
     assert "'c', 'a', 'b'" in note
 
@@ -102,13 +104,13 @@ def test_other_labels_get_a_new_output_layer(labels: list[str], family: str, cla
         elif parameter.ndim > 1:
             assert not torch.isclose(parameter, before[name][: len(labels)]).any()
             assert 0 < float(parameter.detach().std()) < 0.5
-    (note,) = head_notes(model)
+    (note,) = describe_head(model)
     assert "new" in note
     assert all(repr(label) in note for label in [*LABELS, *labels])
 
 
 def test_an_encoder_without_a_head_has_nothing_to_report(tiny: dict[str, Path]) -> None:
-    assert head_notes(build(tiny["bert"], labels=LABELS)) == []
+    assert describe_head(build(tiny["bert"], labels=LABELS)) == []
 
 
 def one_output(name: str, problem: str | None) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def test_a_head_for_another_kind_of_answer_is_not_reused(
     model = build(save_classifier(tiny["bert"], tmp_path / "saved", **before), **task)
     assert new_parameters(model) == {"classifier.weight", "classifier.bias"}
     assert float(model.classifier.weight.detach().std()) < 0.1
-    assert "new" in head_notes(model)[0]
+    assert "new" in describe_head(model)[0]
 
 
 def test_a_regression_of_the_same_column_keeps_its_head(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_settings_of_a_head_keep_the_one_that_has_them_already(classifiers: dict
     assert torch.allclose(logits(same), logits(before)[:, order], atol=1e-6)
     other = build(classifiers["own-head"], labels=LABELS, head=head | {"pooling": "max"})
     assert new_parameters(other) == {name for name, _ in other.named_parameters() if name.startswith("classifier.")}
-    assert "new" in head_notes(other)[0]
+    assert "new" in describe_head(other)[0]
     encoders = [dict(model.encoder.named_parameters()) for model in (before, other)]
     assert all(torch.equal(value, encoders[1][name]) for name, value in encoders[0].items())
 

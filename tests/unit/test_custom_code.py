@@ -142,11 +142,11 @@ def test_a_class_that_changed_after_saving_is_refused(
     fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=custom_tasks.Hooked))
     load_predictor(tmp_path / "run")
     monkeypatch.setattr(custom_tasks.Hooked, "build_model", TextClassification.build_model)
-    with pytest.raises(UserError, match=r"custom_tasks:Hooked builds a model that does not give the logits"):
+    with pytest.raises(UserError, match=r"custom_tasks:Hooked builds does not give the logits"):
         load_predictor(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("task", "why"), [("Forgetful", "size mismatch"), ("Unfaithful", "logits differ by 1.0")])
+@pytest.mark.parametrize(("task", "why"), [("Forgetful", "size mismatch"), ("Unfaithful", r"logits .*differ by 1\.0")])
 @pytest.mark.parametrize("strategy", ["full", "lora"])
 def test_a_head_that_cannot_be_read_again_is_refused_before_training(
     task: str, why: str, strategy: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
@@ -330,7 +330,7 @@ def test_code_in_the_root_of_an_editable_project_is_imported_only_from_packages_
     ("name", "parts"),
     [
         ("tests.custom_tasks:Nothing", ["has no class Nothing", "Metric"]),
-        ("tests.custom_tasks:Slow", ["no Task"]),
+        ("tests.custom_tasks:Slow", ["not a subclass of Task"]),
         ("nlp_transfer.tasks:Task", ["does not define", "encode"]),
         ("__main__:Gone", ["script", "--code", "load_predictor"]),
         ("no_such_module:Task", ["no module no_such_module", "--code no_such_module.py", "pip install"]),
@@ -464,7 +464,7 @@ def test_two_processes_train_what_a_user_wrote_and_agree_about_what_cannot_be_sa
     found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
     assert found[0]["rank"] == 0.0
-    assert "logits differ by 1.0" in found[0]["refused"]
+    assert "logits of the saved model differ by 1.0" in found[0]["refused"]
     assert not (tmp_path / "other").exists()
     saved = load_predictor(tmp_path / "own").model.encoder.state_dict()
     base = AutoModel.from_pretrained(tiny["bert"]).state_dict()

@@ -18,7 +18,7 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.inference.predictor import answer, gather
 from nlp_transfer.kernels.sparse_adamw import RowwiseTable
-from nlp_transfer.models import device
+from nlp_transfer.models import accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.saved_models.save import _compare
@@ -70,7 +70,7 @@ def flash_attention(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 
 
 @pytest.mark.parametrize("strategy", ["full", "lora"])
-def test_a_run_with_flash_attention_is_saved_and_predicts_without_it(
+def test_flash_attention_is_replaced_for_saving(
     strategy: str, run: Run, flash_attention: list[torch.dtype], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
     trained = fine_tune(
@@ -94,7 +94,7 @@ def test_flash_attention_in_fp32_is_refused_before_training(run: Run, flash_atte
     assert flash_attention == []
 
 
-def test_attention_of_a_model_is_what_it_was_after_the_comparison(flash_attention: list[torch.dtype], tmp_path: Path) -> None:
+def test_comparison_restores_the_attention(flash_attention: list[torch.dtype], tmp_path: Path) -> None:
     model = tiny_classifier("bert")
     model.config._attn_implementation = "flash_attention_2"
     again = tiny_classifier("bert")
@@ -105,7 +105,7 @@ def test_attention_of_a_model_is_what_it_was_after_the_comparison(flash_attentio
     assert flash_attention == []
 
 
-def test_no_forward_pass_takes_cudnn_attention_which_plans_for_each_shape(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnn_attention_is_not_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[bool]] = {"train": set(), "predict": set()}
     original = F.scaled_dot_product_attention
     now = "train"
@@ -149,7 +149,7 @@ def test_fast_kernels_fall_back_off_the_cpu(kind: str, asked: dict[str, Any]) ->
         ({"kernels": "plain", "attention": "eager"}, {"kernels": "fast", "attention": "sdpa"}),
     ],
 )
-def test_a_run_is_resumed_with_other_kernels_and_attention(
+def test_resuming_with_other_kernels_and_attention(
     first: dict[str, Any], second: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(stepping, "LARGE", 8)  # the embeddings of the tiny model are moved by rows too
@@ -169,7 +169,7 @@ def test_a_run_is_resumed_with_other_kernels_and_attention(
         torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_catch_up_on_the_device_of_their_table() -> None:
+def test_sparse_rows_are_updated_on_their_device() -> None:
     """`meta` stands for another device than the table's: nothing may be made there."""
     found = []
     for default in ("cpu", "meta"):
@@ -219,7 +219,7 @@ class Rounding:
         return outputs
 
 
-def test_the_saved_model_is_compared_on_the_cpu_both_times(tmp_path: Path) -> None:
+def test_saved_models_are_compared_on_the_cpu(tmp_path: Path) -> None:
     model, again = Rounding(tiny_classifier("bert")), tiny_classifier("bert")
     again.load_state_dict(model.model.state_dict())
     probe = {"input_ids": torch.tensor([[2, 9, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
@@ -250,7 +250,7 @@ def test_the_saved_model_is_compared_on_the_cpu_both_times(tmp_path: Path) -> No
         MemoryError(),
     ],
 )
-def test_lack_of_memory_is_recognized(error: BaseException) -> None:
+def test_out_of_memory_errors_are_recognized(error: BaseException) -> None:
     assert is_out_of_memory(error)
 
 
@@ -263,11 +263,11 @@ def test_lack_of_memory_is_recognized(error: BaseException) -> None:
         ValueError("out of memory"),
     ],
 )
-def test_other_errors_are_no_lack_of_memory(error: BaseException) -> None:
+def test_other_errors_are_not_out_of_memory(error: BaseException) -> None:
     assert not is_out_of_memory(error)
 
 
-def test_evaluation_remembers_how_much_did_not_fit(
+def test_evaluation_remembers_the_batch_size_limit(
     tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, task, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], Strategy())
@@ -303,9 +303,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UserError, match=r"process 2 .* 1 CUDA GPU;.*nproc_per_node 1"):
-        device._check_gpus()
+        accelerator._check_gpu_count()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    device._check_gpus()
+    accelerator._check_gpu_count()
     monkeypatch.delenv("ACCELERATE_USE_CPU")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    device._check_gpus()
+    accelerator._check_gpu_count()

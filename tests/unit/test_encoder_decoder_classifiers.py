@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from nlp_transfer import UserError, fine_tune, load_predictor
-from nlp_transfer.models.checkpoint import Layers, find_layers, has_decoder
+from nlp_transfer.models.layers import Layers, find_layers, has_decoder
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.settings import registry
 from tests.classifiers import ENCODER_DECODERS, save_encoder_decoder

@@ -45,24 +45,24 @@ def test_swapped_labels_are_refused(saved: Path) -> None:
         load_predictor(saved)
 
 
-def test_a_classifier_from_elsewhere_answers_with_its_own_labels(saved: Path) -> None:
+def test_foreign_classifier_predicts_its_labels(saved: Path) -> None:
     (saved / "nlp_transfer.json").unlink()
     answers = load_predictor(saved)(["a good film", "an awful plot"])
     assert {answer["prediction"] for answer in answers} <= {"negative", "positive"}
 
 
-def test_an_encoder_without_head_is_no_predictor(tiny: dict[str, Path]) -> None:
+def test_encoder_without_head_is_refused(tiny: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="Fine-tune it first"):
         load_predictor(tiny["bert"])
 
 
-def test_a_record_of_another_program_is_refused(saved: Path) -> None:
+def test_record_of_another_program_is_refused(saved: Path) -> None:
     (saved / "nlp_transfer.json").write_text("{}")
     with pytest.raises(UserError, match="is it a file of this toolkit"):
         load_predictor(saved)
 
 
-def test_an_unfaithful_save_is_noticed_and_leaves_nothing(saved: Path, tmp_path: Path) -> None:
+def test_unfaithful_save_is_detected_and_leaves_nothing(saved: Path, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(saved)
     model.register_forward_hook(lambda module, inputs, output: output.__class__(logits=output.logits + 1))
     task = TextClassification(labels=["negative", "positive"], max_length=16)
@@ -72,12 +72,12 @@ def test_an_unfaithful_save_is_noticed_and_leaves_nothing(saved: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_records_hold_null_in_place_of_nan(tmp_path: Path) -> None:
+def test_nan_is_recorded_as_null(tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", {"accuracy": float("nan")})
     assert json.loads((tmp_path / "result.json").read_text()) == {"accuracy": None}
 
 
-def test_no_path_of_this_machine_is_saved(saved: Path, tiny: dict[str, Path]) -> None:
+def test_no_local_path_is_saved(saved: Path, tiny: dict[str, Path]) -> None:
     for path in saved.rglob("*"):
         if path.suffix in (".json", ".md"):
             assert str(tiny["bert"]) not in path.read_text(), path.name

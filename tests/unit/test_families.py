@@ -57,7 +57,7 @@ def change_tokenizer(folder: Path, **names: Any) -> PreTrainedTokenizerBase:
         ("xmod", "lora", "bf16", ("fp32", "fast")),
     ],
 )
-def test_a_family_is_trained_saved_and_read_as_transformers_reads_it(
+def test_each_family_trains_and_loads_with_transformers(
     family: str, strategy: str, precision: str, works_in: tuple[str, str], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
     run(save_family(family, tmp_path / "base"), sentiment["train"], tmp_path / "run", strategy, precision=precision)
@@ -81,7 +81,7 @@ def test_a_family_is_trained_saved_and_read_as_transformers_reads_it(
         ("camembert", POSITIONS), ("mpnet", POSITIONS), ("prophetnet", POSITIONS - 1),
     ],
 )  # fmt: skip
-def test_the_longest_input_is_what_the_position_table_holds(family: str, limit: int) -> None:
+def test_max_length_is_that_of_the_position_embeddings(family: str, limit: int) -> None:
     """Tables of relatives of RoBERTa have `POSITIONS` + 2 rows here, and pad with 1; ProphetNet's has `POSITIONS`, and pads
     with 0."""
     config = family_config(family)
@@ -93,7 +93,7 @@ def test_the_longest_input_is_what_the_position_table_holds(family: str, limit: 
 
 
 @pytest.mark.parametrize("family", ["ibert", "data2vec-text"])
-def test_long_rows_are_truncated_to_the_positions_there_are(family: str, tmp_path: Path) -> None:
+def test_long_rows_are_truncated_to_the_positions(family: str, tmp_path: Path) -> None:
     rows = [(" ".join([*WORDS, *WORDS, word]), ("negative", "positive")[i % 2]) for i, word in enumerate(WORDS)]
     base = save_family(family, tmp_path / "base")
     change_tokenizer(base, model_max_length=10**6)
@@ -102,7 +102,7 @@ def test_long_rows_are_truncated_to_the_positions_there_are(family: str, tmp_pat
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_classifier_without_padding_token_gets_one(
+def test_classifier_without_padding_token_gets_one(
     family: str, sentiment: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = save_family(family, tmp_path / "base", pad_token_id=None)
@@ -115,9 +115,7 @@ def test_a_classifier_without_padding_token_gets_one(
     assert [row["probability"] for row in predictor(TEXTS)] == pytest.approx(alone, abs=1e-6)
 
 
-def test_a_classifier_pools_before_the_tokenizers_padding_whatever_its_configuration_says(
-    sentiment: dict[str, Path], tmp_path: Path
-) -> None:
+def test_classifier_pools_before_the_tokenizers_padding(sentiment: dict[str, Path], tmp_path: Path) -> None:
     base = save_family("gpt2", tmp_path / "base", pad_token_id=VOCABULARY["hill"])
     run(base, sentiment["train"], tmp_path / "run")
     predictor = load_predictor(tmp_path / "run")
@@ -125,7 +123,7 @@ def test_a_classifier_pools_before_the_tokenizers_padding_whatever_its_configura
     assert [row["probability"] for row in predictor(TEXTS)] == pytest.approx(alone, abs=1e-6)
 
 
-def test_a_regression_on_a_head_without_bias_is_advised_what_works(tmp_path: Path) -> None:
+def test_regression_without_bias_message_advises_a_head(tmp_path: Path) -> None:
     rows = [(" ".join(WORDS[i : i + 5]), 2000 + i) for i in range(30)]
     train, base = write_csv(tmp_path / "train.csv", rows), save_family("gpt2", tmp_path / "base")
     with pytest.raises(UserError, match="pooling: mean") as found:
@@ -135,7 +133,7 @@ def test_a_regression_on_a_head_without_bias_is_advised_what_works(tmp_path: Pat
     assert load_predictor(tmp_path / "run")(rows[0][0])["prediction"] == pytest.approx(2015, abs=30)
 
 
-def test_the_first_token_of_a_decoder_is_no_head(sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_first_token_pooling_is_refused_for_decoders(sentiment: dict[str, Path], tmp_path: Path) -> None:
     base = save_family("llama", tmp_path / "base")
     with pytest.raises(UserError, match=r"task\.head.*cls.*mean"):
         run(base, sentiment["train"], tmp_path / "run", task={"head": {"pooling": "cls"}})
@@ -148,7 +146,7 @@ def add_tokens(folder: Path, *tokens: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["full", "lora", "features"])
-def test_tokens_added_to_a_tokenizer_get_embeddings(
+def test_added_tokens_get_embeddings(
     strategy: str, sentiment: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = save_family("bert", tmp_path / "base")
@@ -163,7 +161,7 @@ def test_tokens_added_to_a_tokenizer_get_embeddings(
         assert adapted("a <url>")["probability"] == pytest.approx(predictor("a <url>")["probability"], abs=1e-5)
 
 
-def test_new_embeddings_lie_around_the_mean_and_are_always_the_same(tmp_path: Path) -> None:
+def test_new_embeddings_are_near_the_mean_and_reproducible(tmp_path: Path) -> None:
     base = save_family("bert", tmp_path / "base")
     add_tokens(base, "<url>")
     found = []
@@ -175,21 +173,21 @@ def test_new_embeddings_lie_around_the_mean_and_are_always_the_same(tmp_path: Pa
     assert (found[0][-1] - found[0][:-1].mean(0)).abs().max() < 0.1 * found[0][:-1].std()
 
 
-def test_a_tokenizer_of_another_model_is_refused(sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_tokenizer_of_another_model_is_refused(sentiment: dict[str, Path], tmp_path: Path) -> None:
     base = save_family("bert", tmp_path / "base", vocab_size=len(VOCABULARY) - 4)
-    with pytest.raises(UserError, match=rf"{len(VOCABULARY) - 1}.*{len(VOCABULARY) - 4} rows.*another model"):
+    with pytest.raises(UserError, match=rf"{len(VOCABULARY) - 1}.*{len(VOCABULARY) - 4} embeddings.*another model"):
         run(base, sentiment["train"], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_saved_model_whose_tokenizer_grew_is_refused_when_it_is_loaded(sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_saved_model_with_extended_tokenizer_is_refused(sentiment: dict[str, Path], tmp_path: Path) -> None:
     run(save_family("bert", tmp_path / "base"), sentiment["train"], tmp_path / "run")
     add_tokens(tmp_path / "run" / "model", "<url>")
-    with pytest.raises(UserError, match="1 more ids than the model has embedding rows"):
+    with pytest.raises(UserError, match="1 more ids than the model has embeddings"):
         load_predictor(tmp_path / "run")
 
 
-def test_token_types_without_embeddings_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_token_types_without_embeddings_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = save_family("roberta", tmp_path / "base")
     tokenizer = family_tokenizer(family_config("roberta"))
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
@@ -197,7 +195,7 @@ def test_token_types_without_embeddings_are_left_out(tmp_path: Path, capsys: pyt
     pairs = [(" ".join(WORDS[i : i + 3]), ("no", "yes")[i % 2], " ".join(WORDS[i + 1 : i + 4])) for i in range(30)]
     train = write_csv(tmp_path / "train.csv", pairs, ("text", "label", "second"))
     run(base, train, tmp_path / "run", task={"text_pair": "second"})
-    assert "types up to 1, the model knows 1" in capsys.readouterr().err
+    assert "types up to 1, the model has 1" in capsys.readouterr().err
     assert load_predictor(tmp_path / "run")([("a good film", "bad")])[0]["prediction"] in ("no", "yes")
 
 
@@ -205,7 +203,7 @@ def test_token_types_without_embeddings_are_left_out(tmp_path: Path, capsys: pyt
     ("family", "auto_class"),
     [("bert", AutoModel), ("prophetnet", AutoModelForSeq2SeqLM), ("switch_transformers", AutoModelForSeq2SeqLM)],
 )
-def test_tokens_added_on_either_side_of_a_translation_get_embeddings(family: str, auto_class: Any, tmp_path: Path) -> None:
+def test_added_tokens_of_translations_get_embeddings(family: str, auto_class: Any, tmp_path: Path) -> None:
     base = save_family(family, tmp_path / "base", auto_class)
     add_tokens(base, "<url>")
     pairs = [(f"{' '.join(WORDS[i : i + 3])} <url>", f"<url> {' '.join(WORDS[i : i + 3])}") for i in range(30)]
@@ -219,20 +217,18 @@ def test_tokens_added_on_either_side_of_a_translation_get_embeddings(family: str
 
 
 @pytest.mark.parametrize(("family", "reads"), [("layoutlm", "box"), ("tapas", "table")])
-def test_families_that_read_more_than_text_are_refused_by_name(
-    family: str, reads: str, sentiment: dict[str, Path], tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=rf"{family} model, which reads .*{reads}"):
+def test_families_with_other_inputs_are_refused(family: str, reads: str, sentiment: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{family} model, which needs .*{reads}"):
         run(save_family(family, tmp_path / "base"), sentiment["train"], tmp_path / "run")
 
 
-def test_a_text_that_is_shorter_than_a_model_can_read_is_padded(sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_texts_below_the_minimum_length_are_padded(sentiment: dict[str, Path], tmp_path: Path) -> None:
     run(save_family("canine", tmp_path / "base"), sentiment["train"], tmp_path / "run")
     predictor = load_predictor(tmp_path / "run")
     assert predictor("bright")["probability"] == predictor(["bright", *TEXTS])[0]["probability"]
 
 
-def test_an_encoder_without_token_vectors_takes_no_other_head(sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_encoder_without_token_vectors_refuses_other_heads(sentiment: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.head: a perceiver encoder"):
         run(save_family("perceiver", tmp_path / "base"), sentiment["train"], tmp_path / "run", "features")
 

@@ -10,9 +10,10 @@ import torch
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.models import cached_features
-from nlp_transfer.models.cached_features import Cut, cache_tables
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers
-from nlp_transfer.models.feature_replay import check_replay, replay, run_live
+from nlp_transfer.models.cached_features import CachePoint, cache_tables
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.feature_replay import check_replay, disable_replay, enable_replay
+from nlp_transfer.models.layers import find_layers
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.utils.errors import UserError
 from tests.contract.test_strategies import TASKS, prepare
@@ -37,31 +38,31 @@ def logits(model: Any, table: Any, rows: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("head", list(HEADS))
-def test_logits_from_cached_vectors_are_the_live_ones(family: str, head: str, tiny: dict[str, Path]) -> None:
+def test_cached_vectors_give_the_live_logits(family: str, head: str, tiny: dict[str, Path]) -> None:
     model, table = make(tiny[family], HEADS[head], {"name": "features"})
     rows = np.array([5, 0, 11, 7])
     live = logits(model, table, rows)
-    replay(model, Cut())
-    cached = cache_tables(model, {"train": table}, Cut(), CPU)["train"]
+    enable_replay(model, CachePoint())
+    cached = cache_tables(model, {"train": table}, CachePoint(), CPU)["train"]
     calls: list[int] = []
     handle = model.get_submodule(find_layers(model).prefix)[0].register_forward_hook(lambda *_: calls.append(1))
     assert torch.allclose(logits(model, cached, rows), live, atol=1e-5)
     assert not calls, "no layer of the encoder ran"
     assert torch.allclose(logits(model, table, rows), live, atol=1e-5), "without cached vectors the encoder runs as ever"
     handle.remove()
-    run_live(model)
+    disable_replay(model)
     assert torch.allclose(logits(model, table, rows), live, atol=1e-6)
     assert cached.lengths.tolist() == table.lengths.tolist(), "windows are planned as for live rows"
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "albert"])  # whose layers share their weights
-def test_logits_from_cached_states_of_a_lower_layer_are_the_live_ones(family: str, tiny: dict[str, Path]) -> None:
+def test_cached_layer_states_give_the_live_logits(family: str, tiny: dict[str, Path]) -> None:
     model, table = make(tiny[family], TASKS["single"], {"name": "partial", "frozen_layers": 1})
     rows = np.array([5, 0, 11, 7])
     live = logits(model, table, rows)
-    replay(model, Cut(1))
-    check_replay(model, table, Cut(1), CPU)
-    cached = cache_tables(model, {"train": table}, Cut(1), CPU)["train"]
+    enable_replay(model, CachePoint(1))
+    check_replay(model, table, CachePoint(1), CPU)
+    cached = cache_tables(model, {"train": table}, CachePoint(1), CPU)["train"]
     with torch.no_grad():  # so that only the cached states can still give the right answer
         for parameter in model.get_submodule(find_layers(model).prefix)[0].parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -80,7 +81,7 @@ def test_logits_from_cached_states_of_a_lower_layer_are_the_live_ones(family: st
         ({"name": "partial", "frozen_layers": "all"}, {"name": "text_classification", "text_pair": "other"}),
     ],
 )
-def test_training_on_cached_features_is_training_on_live_ones(
+def test_training_on_cached_and_live_features_is_equal(
     strategy: dict[str, Any], task: Any, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     from tests.conftest import sentiment_rows, write_csv
@@ -108,16 +109,19 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_a_file_of_features_is_found_again_only_by_what_would_be_the_same(
-    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_file_is_reused_only_for_equal_features(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, table = make(tiny["bert"], FAMILY, {"name": "features"})
     computed: list[str] = []
-    original = cached_features._fill
-    monkeypatch.setattr(cached_features, "_fill", lambda *arguments: (computed.append(arguments[-1]), original(*arguments)))
+    original = cached_features.compute_in_batches
+
+    def count(table: Any, compute: Any, title: str) -> Any:
+        computed.append(title)
+        return original(table, compute, title)
+
+    monkeypatch.setattr(cached_features, "compute_in_batches", count)
 
     def cache(table: Any, precision: str = "fp32") -> Any:
-        return cache_tables(model, {"train": table}, Cut(), CPU, precision, "disk")["train"].cached["pooled"]
+        return cache_tables(model, {"train": table}, CachePoint(), CPU, precision, "disk")["train"].cached["pooled"]
 
     first = cache(table)
     assert isinstance(first, np.memmap)
@@ -135,23 +139,24 @@ def test_a_file_of_features_is_found_again_only_by_what_would_be_the_same(
     cache(table)
     model.config.id2label = {0: "bad", 1: "good"}
     cache(table)
-    assert len(computed) == 4, "the head above the cut and its labels do not matter"
+    assert len(computed) == 4, "the head above the cache point and its labels do not matter"
 
 
-def test_a_half_written_file_is_no_cache(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_file_is_not_reused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, table = make(tiny["bert"], FAMILY, {"name": "features"})
 
-    def fails(values: np.ndarray, *_: Any) -> None:
-        values[:3] = 1
+    def fail(table: Any, compute: Any, title: str) -> Any:
+        rows = np.arange(3)
+        yield rows, compute(rows)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cached_features, "_fill", fails)
+    monkeypatch.setattr(cached_features, "compute_in_batches", fail)
     with pytest.raises(KeyboardInterrupt):
-        cache_tables(model, {"train": table}, Cut(), CPU, "fp32", "disk")
+        cache_tables(model, {"train": table}, CachePoint(), CPU, "fp32", "disk")
     assert list(cached_features.cache_folder().iterdir()) == []
 
 
-def test_a_logistic_regression_is_scikit_learns(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_logistic_regression_equals_scikit_learn(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     run = fine_tune(
@@ -186,7 +191,7 @@ def test_a_logistic_regression_is_scikit_learns(tiny: dict[str, Path], sentiment
         ({}, TASKS["single"], {"augment": {"drop": 0.1}}, "training.augment"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_invalid_combinations_are_refused(
     strategy: dict[str, Any], task: dict[str, Any], training: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     from tests.conftest import sentiment_rows, write_csv

@@ -130,7 +130,7 @@ def test_lines_may_have_any_ending_where_one_text_is_wanted(
     rows = read_rows(str(path), "unlabelled", DataConfig(), ["review"])
     assert list(rows.columns["review"]) == ["one, two", "[x] three"]
     assert name in "".join(capsys.readouterr().err.split())
-    with pytest.raises(UserError, match="found the ending"):
+    with pytest.raises(UserError, match="found the file extension"):
         read_rows(str(path), "train", DataConfig(), ["review", "label"])
 
 
@@ -180,7 +180,7 @@ def test_predicting_and_scoring_files_of_these_forms(tiny: dict[str, Path], tmp_
         assert [json.loads(line)["prediction"] for line in (tmp_path / output).read_text().splitlines()] == expected
     assert (tmp_path / "3.de").read_text().splitlines() == expected
     for name, output in (("train.csv", "x.de"), ("train.csv", "x.json"), ("a.en", "x.json")):
-        with pytest.raises(UserError, match="--output: found the ending"):
+        with pytest.raises(UserError, match="--output: found the file extension"):
             cli(
                 ["predict", str(tmp_path / "run"), "--input", str(tmp_path / name), "--output", str(tmp_path / output)],
                 standalone_mode=False,

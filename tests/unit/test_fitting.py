@@ -10,7 +10,7 @@ import yaml
 
 from nlp_transfer import fine_tune
 from nlp_transfer.data.tokens import Ragged, TokenTable
-from nlp_transfer.models.device import make_accelerator
+from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training import batch_size
 from nlp_transfer.training.automatic_settings import choose

@@ -13,9 +13,9 @@ from nlp_transfer.inference import predictor as inference
 from nlp_transfer.inference.predictor import answer_all
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models import cached_features
-from nlp_transfer.models.cached_features import Cut, cache_tables
+from nlp_transfer.models.accelerator import make_accelerator
+from nlp_transfer.models.cached_features import CachePoint, cache_tables
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.device import make_accelerator
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from tests.contract.test_strategies import TASKS, prepare
@@ -63,7 +63,7 @@ def test_a_cache_casts_the_weights_once(tiny: dict[str, Path], monkeypatch: pyte
 
     monkeypatch.setattr(cached_features, "FastFunctions", Seen)
     monkeypatch.setattr(cached_features, "BATCH", 3)
-    cache_tables(model, {"train": table}, Cut(), torch.device("cpu"), "bf16")
+    cache_tables(model, {"train": table}, CachePoint(), torch.device("cpu"), "bf16")
     assert len(used) == 1 + -(-len(table) // 3), "one row for the shape, then every batch"
     assert len(set(map(id, used))) == 2
     assert used[-1].copies._copies, "weights were cast"

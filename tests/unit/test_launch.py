@@ -15,13 +15,13 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from nlp_transfer import Trainer, UserError, fine_tune
-from nlp_transfer.models import device
+from nlp_transfer.models import accelerator, device
 from nlp_transfer.settings import launch_config
 from nlp_transfer.settings.launch_config import CONFIGURATION, check_launch
 from nlp_transfer.settings.schema import TrainingConfig
 from tests.equivalence.jobs import gradients
 
-README = Path(__file__).parents[2] / "README.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/distributed.md"
 DEEPSPEED = ("--use_deepspeed", "--zero_stage", "2", "--num_machines", "1", "--main_process_port", "29555")
 
 
@@ -164,8 +164,8 @@ def test_steps_of_accelerate_do_not_divide_the_gradient(
     assert "no effect: dynamo_backend EAGER" in said
     assert "no effect: downcast_bf16" in said
     with pytest.raises(UserError, match="found gradient_accumulation_steps 4; allowed: 1"):
-        device.check_accelerator(Accelerator(cpu=True))
-    device.make_accelerator(TrainingConfig(), "fp32")
+        accelerator.check_accelerator(Accelerator(cpu=True))
+    accelerator.make_accelerator(TrainingConfig(), "fp32")
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_only_errors_of_trackers_are_reported_as_such(monkeypatch: pytest.Monkey
         raise ValueError("the processes cannot find each other")
 
     with pytest.raises(UserError, match=r"training\.trackers: found \['wrong'\]"):
-        device.make_accelerator(TrainingConfig.model_construct(trackers=["wrong"], process_timeout=60), "fp32")
-    monkeypatch.setattr(device, "Accelerator", fail)
+        accelerator.make_accelerator(TrainingConfig.model_construct(trackers=["wrong"], process_timeout=60), "fp32")
+    monkeypatch.setattr(accelerator, "Accelerator", fail)
     with pytest.raises(UserError, match=r"accelerate: .*: the processes cannot find each other") as error:
-        device.make_accelerator(TrainingConfig(), "fp32")
+        accelerator.make_accelerator(TrainingConfig(), "fp32")
     assert "trackers" not in str(error.value)
 
 
@@ -219,11 +219,11 @@ def test_an_accelerator_of_the_callers_own_is_checked(monkeypatch: pytest.Monkey
 
 
 def test_the_table_says_what_counts() -> None:
-    """README against the dictionary, and the dictionary against the fields that Accelerate's configuration has."""
+    """The document against the dictionary, and the dictionary against the fields that Accelerate's configuration has."""
     fields = {field.name for kind in (BaseConfig, ClusterConfig) for field in dataclasses.fields(kind)}
     assert set(CONFIGURATION) == fields | {"gradient_accumulation_steps"}
     table: dict[str, str] = {}
-    for line in README.read_text(encoding="utf-8").splitlines():
-        if match := re.fullmatch(r"\| ((?:`\w+`(?:, )?)+) \| (counts|no effect|refused)(?:: .*)? \|", line):
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"\| ((?:`\w+`(?:, )?)+) \| (used|no effect|refused)\b.* \|", line):
             table |= dict.fromkeys(re.findall(r"`(\w+)`", match[1]), match[2])
     assert table == {name: effect for name, (effect, _) in CONFIGURATION.items()}

@@ -4,7 +4,6 @@ import math
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from nlp_transfer.evaluation import metrics
+from nlp_transfer.evaluation.metrics.classification_metrics import roc_auc
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -52,12 +52,14 @@ MULTILABEL = {
 REGRESSION_REFERENCES = np.array([1.0, 2.0, 4.0, 3.0])
 REGRESSION_PREDICTIONS = np.array([1.0, 2.0, 3.0, 5.0])
 REGRESSION = {
-    "pearson": 4.5 / math.sqrt(8.75 * 5), "spearman": 1 - 6 * 2 / (4 * 15), "mse": (0 + 0 + 1 + 4) / 4,
-    "mae": (0 + 0 + 1 + 2) / 4, "rmse": math.sqrt(5 / 4), "r2": 1 - 5 / (2.25 + 0.25 + 2.25 + 0.25),
+    "r2": 1 - 5 / (2.25 + 0.25 + 2.25 + 0.25), "pearson": 4.5 / math.sqrt(8.75 * 5), "spearman": 1 - 6 * 2 / (4 * 15),
+    "mae": (0 + 0 + 1 + 2) / 4, "rmse": math.sqrt(5 / 4), "mse": (0 + 0 + 1 + 4) / 4,
 }  # fmt: skip
 
 TEXTS = ["the cat sat on the mat", "a dog ran under the tree"]
 TRANSLATION = {"bleu": 100.0, "chrf": 100.0, "ter": 0.0}  # of texts that are their own references
+
+NAMES = "accuracy auc bleu chrf f1 mae mcc mse pearson precision r2 recall rmse spearman ter".split()
 
 
 @pytest.fixture(autouse=True)
@@ -76,197 +78,107 @@ def evaluate_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return cache
 
 
-def auc(references: Any, scores: Any, multilabel: bool = False) -> float:
-    return metrics.load("auc", "multilabel" if multilabel else None)._compute(prediction_scores=scores, references=references)[
-        "auc"
-    ]
+def columns(*arrays: Any) -> tuple[np.ndarray, ...]:
+    return tuple(map(np.array, arrays))
 
 
-def test_single_label_values() -> None:
-    assert metrics.compute_label_metrics(PREDICTIONS, REFERENCES) == pytest.approx(SINGLE_LABEL)
+# Predictions, references, and some of the expected values.
+LABEL_CASES: dict[str, tuple[Any, Any, dict[str, float]]] = {
+    "each label": (PREDICTIONS, REFERENCES, SINGLE_LABEL),
+    "labels 1 to 4 never occur": ([0, 5, 5], [0, 5, 5], {"f1_macro": 1.0}),
+    "one label, right": ([1, 1, 1], [1, 1, 1], {"mcc": 0.0}),
+    "one label predicted": ([0, 0, 0], [0, 1, 1], {"mcc": 0.0}),
+    "one label true": ([0, 1, 1], [0, 0, 0], {"mcc": 0.0}),
+    "multi-label": (MULTILABEL_PREDICTIONS, MULTILABEL_REFERENCES, MULTILABEL),
+    # Right 1, predicted 1, true 2; the absence of the label is not scored.
+    "one column": ([[1], [0], [0], [0]], [[1], [1], [0], [0]], {"accuracy": 3 / 4}
+        | {f"{name}_{end}": value for name, value in (("precision", 1), ("recall", 1 / 2), ("f1", 2 / 3))
+           for end in ("micro", "macro", "weighted")}),
+    "no labels": (np.zeros((4, 3), bool), np.zeros((4, 3), bool), {key: float(key == "accuracy") for key in MULTILABEL}),
+    "no labels, one column": (np.zeros((4, 1)) > 0, np.zeros((4, 1)) > 0, {key: float(key == "accuracy") for key in MULTILABEL}),
+}  # fmt: skip
 
 
-def test_multilabel_values() -> None:
-    found = metrics.compute_label_metrics(MULTILABEL_PREDICTIONS, MULTILABEL_REFERENCES, multilabel=True)
-    assert found == pytest.approx(MULTILABEL)
+@pytest.mark.parametrize("case", LABEL_CASES)
+def test_label_metrics(case: str) -> None:
+    predictions, references, expected = LABEL_CASES[case]
+    predictions, references = columns(predictions, references)
+    multilabel = references.ndim == 2
+    values = metrics.compute_label_metrics(predictions, references, multilabel=multilabel)
+    assert tuple(values) == tuple(MULTILABEL if multilabel else SINGLE_LABEL)
+    assert {key: values[key] for key in expected} == pytest.approx(expected)
 
 
-def test_regression_values() -> None:
-    found = metrics.compute_regression_metrics(REGRESSION_PREDICTIONS, REGRESSION_REFERENCES)
-    assert found == pytest.approx(REGRESSION)
+REGRESSION_CASES: dict[str, tuple[Any, Any, dict[str, float]]] = {
+    "plain": (REGRESSION_PREDICTIONS, REGRESSION_REFERENCES, REGRESSION),
+    "near a large number": (2e9 + REGRESSION_PREDICTIONS, 2e9 + REGRESSION_REFERENCES, REGRESSION),
+    "constant predictions": ([2.0, 2.0], [1.0, 3.0], {"r2": 0.0, "mae": 1.0, "rmse": 1.0, "mse": 1.0}),
+    "constant references": ([1.0, 3.0], [2.0, 2.0], {"mae": 1.0, "rmse": 1.0, "mse": 1.0}),
+    "one row": ([1.0], [2.0], {"mae": 1.0, "rmse": 1.0, "mse": 1.0}),
+    "NaN": ([1.0, math.nan], [1.0, 2.0], {}),
+    "infinite": ([1.0, 2.0], [1.0, math.inf], {}),
+}
 
 
-def test_spearman_gives_ties_their_mean_rank() -> None:
+@pytest.mark.parametrize("case", REGRESSION_CASES)
+def test_regression_metrics(case: str) -> None:
+    predictions, references, expected = REGRESSION_CASES[case]
+    values = metrics.compute_regression_metrics(*columns(predictions, references))
+    assert values == pytest.approx(expected)
+    assert list(values) == list(expected)
+
+
+def test_spearman_of_tied_and_nearly_constant_values() -> None:
     # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5.
-    found = metrics.compute_regression_metrics(np.array([1.0, 2.0, 2.0, 9.0]), np.array([1.0, 2.0, 3.0, 4.0]))
-    assert found["spearman"] == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    tied = metrics.compute_regression_metrics(*columns([1.0, 2.0, 2.0, 9.0], [1.0, 2.0, 3.0, 4.0]))
+    assert tied["spearman"] == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    nearly_constant = 1 + np.array([0.0, 1e-15, 2e-15])
+    assert metrics.compute_regression_metrics(nearly_constant, np.array([1.0, 2.0, 3.0]))["spearman"] == pytest.approx(1.0)
 
 
-def test_a_label_that_never_occurs_does_not_lower_the_macro_average() -> None:
-    found = metrics.compute_label_metrics(np.array([0, 5, 5]), np.array([0, 5, 5]))
-    assert found["f1_macro"] == 1.0
+SCORES = [[0.5, 0.6, 0.1, 0.2], [0.1, 0.3, 0.2, 0.3], [0.4, 0.1, 0.7, 0.5], [0.0, 0.0, 0.0, 0.1]]
+MULTILABEL_SCORES = [[0.9, 0.1, 0.2], [0.5, 0.8, 0.5], [0.4, 0.3, 0.1], [0.6, 0.2, 0.7]]
+AUC_CASES: dict[str, tuple[Any, Any, float]] = {
+    "two labels": ([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], 3 / 4),  # 3 of 4 pairs in order
+    "two labels, two columns": ([[0, 0.1], [0, 0.4], [9, 0.35], [9, 0.8]], [0, 0, 1, 1], 3 / 4),  # label 0 does not count
+    "one against the rest": (np.transpose(SCORES[:3]), [0, 1, 2, 2], (2 / 3 + 2.5 / 3 + 1) / 3),
+    "no row has label 3": (np.transpose(SCORES), [0, 1, 2, 2], (2 / 3 + 2.5 / 3 + 1) / 3),
+    "multi-label": (MULTILABEL_SCORES, MULTILABEL_REFERENCES, (2 / 3 + 1 + 3 / 4) / 3),
+    "all rows have label 0": (MULTILABEL_SCORES, MULTILABEL_REFERENCES | [1, 0, 0], (1 + 3 / 4) / 2),
+    "one label": ([0.1, 0.2], [1, 1], math.nan),
+    "all or no rows have each label": ([[0.1, 0.2], [0.3, 0.4]], [[1, 0], [1, 0]], math.nan),
+    "NaN": ([0.1, math.nan], [0, 1], math.nan),
+}
 
 
-def test_a_single_multilabel_column_scores_the_label_and_not_its_absence() -> None:
-    # Right 1, predicted 1, true 2.
-    found = metrics.compute_label_metrics(np.array([[1], [0], [0], [0]]), np.array([[1], [1], [0], [0]]), None, True)
-    assert found["accuracy"] == 3 / 4
-    for average in ("micro", "macro", "weighted"):
-        assert found[f"precision_{average}"] == 1.0
-        assert found[f"recall_{average}"] == 1 / 2
-        assert found[f"f1_{average}"] == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("columns", [1, 3])
-def test_multilabel_ratios_without_any_label_are_zero(columns: int) -> None:
-    nothing = np.zeros((4, columns), dtype=bool)
-    found = metrics.compute_label_metrics(nothing, nothing, multilabel=True)
-    assert found == {key: float(key == "accuracy") for key in MULTILABEL}
-
-
-@pytest.mark.parametrize(("predictions", "references"), [([1, 1, 1], [1, 1, 1]), ([0, 0, 0], [0, 1, 1]), ([0, 1, 1], [0, 0, 0])])
-def test_mcc_of_one_label_is_zero(predictions: list[int], references: list[int]) -> None:
-    assert metrics.compute_label_metrics(np.array(predictions), np.array(references))["mcc"] == 0.0
+@pytest.mark.parametrize("case", AUC_CASES)
+def test_auc(case: str) -> None:
+    scores, references, expected = AUC_CASES[case]
+    multilabel = np.ndim(references) == 2
+    scores, references = columns(scores, references)
+    assert roc_auc(scores, references, multilabel) == pytest.approx(expected, nan_ok=True)
+    values = metrics.compute_label_metrics(references, references, scores, multilabel)
+    assert values.get("auc", math.nan) == pytest.approx(expected, nan_ok=True), "undefined values are left out"
+    assert ("auc" in values) == math.isfinite(expected)
+    loaded = metrics.load("auc", "multilabel" if multilabel else None)
+    for make in (list, np.array):
+        value = loaded.compute(prediction_scores=make(scores), references=make(references))
+        assert value == pytest.approx({"auc": expected}, nan_ok=True)
 
 
 @pytest.mark.parametrize("labels", [30, 300])
 def test_many_labels_with_one_row_each(labels: int) -> None:
-    found = metrics.compute_label_metrics(np.arange(labels), np.arange(labels), np.eye(labels))
-    assert found == pytest.approx(dict.fromkeys([*SINGLE_LABEL, "auc"], 1.0))
+    values = metrics.compute_label_metrics(np.arange(labels), np.arange(labels), np.eye(labels))
+    assert values == pytest.approx(dict.fromkeys([*SINGLE_LABEL, "auc"], 1.0))
 
 
-def test_binary_auc_is_that_of_label_one() -> None:
-    references, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])  # 3 of 4 pairs in order
-    assert auc(references, scores) == 3 / 4
-    # The column of label 0 is no complement here: it must not count.
-    assert auc(references, np.stack([np.array([0.0, 0.0, 9.0, 9.0]), scores], axis=1)) == 3 / 4
-
-
-def test_multiclass_auc_is_the_mean_of_one_versus_rest() -> None:
-    columns = [[0.5, 0.6, 0.1, 0.2], [0.1, 0.3, 0.2, 0.3], [0.4, 0.1, 0.7, 0.5], [0.0, 0.0, 0.0, 0.1]]
-    expected = (2 / 3 + 2.5 / 3 + 1) / 3
-    assert auc([0, 1, 2, 2], np.array(columns[:3]).T) == pytest.approx(expected)
-    assert auc([0, 1, 2, 2], np.array(columns).T) == pytest.approx(expected), "no row has label 3"
-
-
-def test_multilabel_auc_is_the_mean_over_labels_with_both_values() -> None:
-    scores = np.array([[0.9, 0.1, 0.2], [0.5, 0.8, 0.5], [0.4, 0.3, 0.1], [0.6, 0.2, 0.7]])
-    assert auc(MULTILABEL_REFERENCES, scores, True) == pytest.approx((2 / 3 + 1 + 3 / 4) / 3)
-    all_rows_have_label_0 = MULTILABEL_REFERENCES.copy()
-    all_rows_have_label_0[:, 0] = 1
-    assert auc(all_rows_have_label_0, scores, True) == pytest.approx((1 + 3 / 4) / 2)
-
-
-def test_scores_add_the_auc() -> None:
-    labels, scores = np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], dtype=np.float32)
-    assert metrics.compute_label_metrics(labels, labels, scores)["auc"] == 1.0
-    assert "auc" not in metrics.compute_label_metrics(labels, labels)
-
-
-def test_undefined_auc_is_left_out() -> None:
-    ones, scores = np.array([1, 1]), np.array([0.1, 0.2])
-    assert math.isnan(auc(ones, scores))
-    assert set(metrics.compute_label_metrics(ones, ones, scores)) == set(SINGLE_LABEL)
-    assert math.isnan(auc([[1, 0], [1, 0]], [[0.1, 0.2], [0.3, 0.4]], True))
-    assert math.isnan(auc([0, 1], [0.1, math.nan]))
-
-
-@pytest.mark.parametrize(("predictions", "references"), [([2.0, 2.0], [1.0, 3.0]), ([1.0, 3.0], [2.0, 2.0]), ([1.0], [2.0])])
-def test_undefined_correlation_is_left_out(predictions: list[float], references: list[float]) -> None:
-    for name in ("pearson", "spearman"):
-        value = metrics.load(name)._compute(predictions=predictions, references=references)[name]
-        assert math.isnan(value)
-    others = {"mse": 1.0, "mae": 1.0, "rmse": 1.0} | ({"r2": 0.0} if references == [1.0, 3.0] else {})
-    assert metrics.compute_regression_metrics(np.array(predictions), np.array(references)) == others
-
-
-def test_errors_near_a_large_number_keep_their_digits() -> None:
-    references = 2e9 + np.array([1.0, 2.0, 4.0, 3.0])
-    found = metrics.compute_regression_metrics(2e9 + REGRESSION_PREDICTIONS, references)
-    assert found == pytest.approx(REGRESSION)
-
-
-def test_nearly_constant_predictions_do_not_warn() -> None:
-    found = metrics.compute_regression_metrics(1 + np.array([0.0, 1e-15, 2e-15]), np.array([1.0, 2.0, 3.0]))
-    assert found["spearman"] == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_regression_with_a_value_that_is_not_finite_is_undefined(bad: float) -> None:
-    assert metrics.compute_regression_metrics(np.array([1.0, bad]), np.array([1.0, 2.0])) == {}
-
-
-def test_values_are_python_floats() -> None:
-    scores = np.linspace(0, 1, 18).reshape(6, 3)
-    found = metrics.compute_label_metrics(PREDICTIONS, REFERENCES, scores)
-    found |= metrics.compute_regression_metrics(REGRESSION_PREDICTIONS, REGRESSION_REFERENCES)
-    found |= metrics.compute_translation_metrics(TEXTS, TEXTS)
-    assert {type(value) for value in found.values()} == {float}
-
-
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_combined_label_metrics_agree(multilabel: bool) -> None:
-    predictions, references, expected = (
-        (MULTILABEL_PREDICTIONS, MULTILABEL_REFERENCES, MULTILABEL) if multilabel else (PREDICTIONS, REFERENCES, SINGLE_LABEL)
-    )
-    combined = metrics.label_metrics(multilabel)
-    assert combined.compute(predictions=predictions, references=references) == pytest.approx(expected)
-    combined.add_batch(predictions=predictions[:1], references=references[:1])
-    combined.add_batch(predictions=predictions[1:], references=references[1:])
-    assert combined.compute() == pytest.approx(expected), "in two batches, after another computation"
-
-
-@pytest.mark.parametrize("name", list(REGRESSION))
-def test_regression_metric_by_name(name: str) -> None:
-    found = metrics.load(name).compute(predictions=REGRESSION_PREDICTIONS, references=REGRESSION_REFERENCES)
-    assert found == pytest.approx({name: REGRESSION[name]})
-
-
-@pytest.mark.parametrize(
-    ("config_name", "references", "scores"),
-    [
-        (None, [0, 1, 0], [0.2, 0.3, 0.4]),
-        (None, [0, 1, 0], [[0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]),
-        ("multilabel", [[0], [1], [0]], [[0.2], [0.3], [0.4]]),
-    ],
-)
-def test_auc_by_name(config_name: str | None, references: list[Any], scores: list[Any]) -> None:
-    for make in (list, np.array):
-        found = metrics.load("auc", config_name).compute(prediction_scores=make(scores), references=make(references))
-        assert found == {"auc": 1 / 2}
-
-
-def test_auc_refuses_predicted_labels() -> None:
-    with pytest.raises(ValueError, match="prediction_scores"):
-        metrics.load("auc").compute(predictions=[0, 1], references=[0, 1])
-
-
-def test_interleaved_computations_do_not_mix() -> None:
-    right, wrong = metrics.load("accuracy"), metrics.load("accuracy")
-    for label in (0, 1, 1):
-        right.add_batch(predictions=[label], references=[label])
-        wrong.add_batch(predictions=[label], references=[1 - label])
-    assert wrong.compute() == {"accuracy": 0.0}
-    assert right.compute() == {"accuracy": 1.0}
-    assert right.experiment_id != wrong.experiment_id
-
-
-def test_whole_split_functions_leave_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evaluate_cache: Path) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    metrics.compute_label_metrics(PREDICTIONS, REFERENCES)
-    metrics.compute_regression_metrics(REGRESSION_PREDICTIONS, REGRESSION_REFERENCES)
-    metrics.compute_translation_metrics(TEXTS, TEXTS, "de")
-    metrics.translation_signatures("de")
-    assert not list(temporary.iterdir())
+def test_values_are_python_floats_and_no_files_are_written(evaluate_cache: Path) -> None:
+    scores = np.linspace(0, 1, 18).reshape(6, 3).astype(np.float32)
+    values = metrics.compute_label_metrics(PREDICTIONS, REFERENCES, scores)
+    values |= metrics.compute_regression_metrics(REGRESSION_PREDICTIONS, REGRESSION_REFERENCES)
+    values |= metrics.compute_translation_metrics(TEXTS, TEXTS, "de")
+    assert {type(value) for value in values.values()} == {float}
     assert not evaluate_cache.exists()
-
-
-def test_loaded_metrics_write_no_files(evaluate_cache: Path) -> None:
-    metric = metrics.load("accuracy")
-    metric.add_batch(predictions=[0], references=[0])
-    assert not [path for path in evaluate_cache.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(
@@ -287,77 +199,103 @@ def test_loaded_metrics_write_no_files(evaluate_cache: Path) -> None:
 def test_wrong_label_inputs(predictions: Any, references: Any, scores: Any, multilabel: bool, message: str) -> None:
     scores = None if scores is None else np.array(scores)
     with pytest.raises(ValueError, match=message):
-        metrics.compute_label_metrics(np.array(predictions), np.array(references), scores, multilabel)
+        metrics.compute_label_metrics(*columns(predictions, references), scores, multilabel)
 
 
 @pytest.mark.parametrize(("predictions", "references"), [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[1.0]])])
 def test_wrong_regression_inputs(predictions: Any, references: Any) -> None:
     with pytest.raises(ValueError, match="predictions: shape"):
-        metrics.compute_regression_metrics(np.array(predictions), np.array(references))
+        metrics.compute_regression_metrics(*columns(predictions, references))
 
 
-def test_every_name_loads() -> None:
-    known = "accuracy auc bleu chrf f1 mae mcc mse pearson precision r2 recall rmse spearman ter"
-    assert metrics.names() == known.split()
-    for name in metrics.names():
-        assert isinstance(metrics.load(name), evaluate.Metric)
+# The adapter to `evaluate`
 
 
-def test_keys_are_distinct_and_have_a_direction() -> None:
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_combined_label_metrics(multilabel: bool) -> None:
+    predictions, references, expected = LABEL_CASES["multi-label" if multilabel else "each label"]
+    combined = metrics.label_metrics(multilabel)
+    assert combined.compute(predictions=predictions, references=references) == pytest.approx(expected)
+    combined.add_batch(predictions=predictions[:1], references=references[:1])
+    combined.add_batch(predictions=predictions[1:], references=references[1:])
+    assert combined.compute() == pytest.approx(expected), "in two batches, after another computation"
+
+
+@pytest.mark.parametrize("name", REGRESSION)
+def test_load_regression_metric(name: str) -> None:
+    values = metrics.load(name).compute(predictions=REGRESSION_PREDICTIONS, references=REGRESSION_REFERENCES)
+    assert values == pytest.approx({name: REGRESSION[name]})
+    undefined = metrics.load(name).compute(predictions=[1.0, math.nan], references=[1.0, 2.0])
+    assert undefined == pytest.approx({name: math.nan}, nan_ok=True)
+
+
+def test_load_gives_every_known_metric() -> None:
+    assert metrics.names() == NAMES
     numbers = {"predictions": [0, 1], "references": [0, 1], "prediction_scores": [0.1, 0.9]}
-    texts = {"predictions": TEXTS, "references": TEXTS}
     keys: list[str] = []
-    for name in metrics.names():
+    for name in NAMES:
         metric = metrics.load(name)
-        inputs = texts if name in TRANSLATION else numbers
-        keys += metric.compute(**{column: inputs[column] for column in metric._feature_names()})
+        assert isinstance(metric, evaluate.Metric)
+        inputs = {"predictions": TEXTS, "references": TEXTS} if name in TRANSLATION else numbers
+        used = "prediction_scores" if name == "auc" else "predictions"
+        keys += metric.compute(**{column: inputs[column] for column in (used, "references")})
     assert len(keys) == len(set(keys))
     assert set(keys) == {*SINGLE_LABEL, *REGRESSION, *TRANSLATION, "auc"}
-    assert {key for key in keys if not metrics.higher_is_better(key)} == {"mae", "mse", "rmse", "ter"}
-    assert not metrics.higher_is_better("loss")
-    assert metrics.higher_is_better("token_accuracy")
 
 
-def test_the_ends_of_an_interval_have_its_metrics_direction() -> None:
-    keys = metrics.compute_translation_metrics(TEXTS, TEXTS)
-    assert set(keys) == {f"{key}{end}" for key in TRANSLATION for end in ("", "_low", "_high")}
-    assert {key for key in keys if not metrics.higher_is_better(key)} == {"ter", "ter_low", "ter_high"}
+def test_loaded_metrics_share_nothing_and_write_no_files(evaluate_cache: Path) -> None:
+    right, wrong = metrics.load("accuracy"), metrics.load("accuracy")
+    for label in (0, 1, 1):
+        right.add_batch(predictions=[label], references=[label])
+        wrong.add_batch(predictions=[label], references=[1 - label])
+    assert wrong.compute() == {"accuracy": 0.0}
+    assert right.compute() == {"accuracy": 1.0}
+    assert right.experiment_id != wrong.experiment_id
+    assert not [path for path in evaluate_cache.rglob("*") if path.is_file()]
 
 
-def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"no metric 'acuracy' \(did you mean 'accuracy'\?\); known: accuracy, auc, bleu, chrf"):
-        metrics.load("acuracy")
-    with pytest.raises(ValueError, match="no metric 'zzz'; known: accuracy"):
-        metrics.load("zzz")
+def test_auc_refuses_predicted_labels() -> None:
+    with pytest.raises(ValueError, match="prediction_scores"):
+        metrics.load("auc").compute(predictions=[0, 1], references=[0, 1])
 
 
 @pytest.mark.parametrize(
-    ("name", "config_name", "known"),
+    ("name", "config_name", "message"),
     [
-        ("f1", "multi", "default, multilabel"),
-        ("auc", "binary", "default, multilabel"),
-        ("mcc", "multilabel", "default"),
-        ("mse", "multilabel", "default"),
+        ("acuracy", None, r"no metric 'acuracy' \(did you mean 'accuracy'\?\); known: accuracy, auc, bleu, chrf"),
+        ("zzz", None, "no metric 'zzz'; known: accuracy"),
+        ("f1", "multi", "'f1' has no config 'multi'; known configs: default, multilabel$"),
+        ("auc", "binary", "'auc' has no config 'binary'; known configs: default, multilabel$"),
+        ("mcc", "multilabel", "'mcc' has no config 'multilabel'; known configs: default$"),
+        ("mse", "multilabel", "'mse' has no config 'multilabel'; known configs: default$"),
     ],
 )
-def test_unknown_config(name: str, config_name: str, known: str) -> None:
-    with pytest.raises(ValueError, match=f"no config '{config_name}'; known configs: {known}$"):
+def test_load_refuses_unknown_names(name: str, config_name: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         metrics.load(name, config_name)
 
 
-def test_unknown_key() -> None:
+# Keys, metrics from the hub, imports
+
+
+def test_every_key_has_a_direction() -> None:
+    bounds = set(metrics.compute_translation_metrics(TEXTS, TEXTS))
+    assert bounds == {f"{key}{end}" for key in TRANSLATION for end in ("", "_low", "_high")}
+    assert set(metrics.KNOWN_KEYS) == {*SINGLE_LABEL, *REGRESSION, *bounds, "auc", "token_accuracy", "loss"}
+    lower = {key for key in metrics.KNOWN_KEYS if not metrics.higher_is_better(key)}
+    assert lower == {"mae", "mse", "rmse", "ter", "ter_low", "ter_high", "loss"}
     with pytest.raises(ValueError, match=r"no metric key 'f1_macros' \(did you mean 'f1_macro'\?\); known: .*loss"):
         metrics.higher_is_better("f1_macros")
 
 
-def test_hub_metric_is_refused_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(evaluate, "load", asked.append)
-    with pytest.raises(ValueError, match=r"'user/metric'.*code written by others.*allow_foreign_code=True"):
-        metrics.load_hub_metric("user/metric", allow_foreign_code=False)
-    assert asked == []
-    metrics.load_hub_metric("user/metric", allow_foreign_code=True)
-    assert asked == ["user/metric"]
+def test_hub_metric_needs_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(evaluate, "load", loaded.append)
+    with pytest.raises(ValueError, match=r"hub_metrics: found 'user/metric'.*code.*--allow-hub-metrics.*allow_hub_metrics=True"):
+        metrics.load_hub_metric("user/metric", allow_hub_metrics=False)
+    assert loaded == []
+    metrics.load_hub_metric("user/metric", allow_hub_metrics=True)
+    assert loaded == ["user/metric"]
 
 
 def test_import_is_cheap() -> None:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from nlp_transfer.data.sources import ModelSource, find_model
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.compatibility import MORE_THAN_TEXT
+from nlp_transfer.models.compatibility import OTHER_INPUTS
 from nlp_transfer.models.verification import allocation_limit
 from nlp_transfer.models.verification.allowed import TOKENIZER_FILES, TOKENIZER_NUMBERS, TOKENIZER_WORDS, TOKENS
 from nlp_transfer.models.verification.model_files import load_configuration, load_tokenizer, private_folder
@@ -35,7 +35,7 @@ def change(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields))
 
 
-def test_no_key_of_a_tokenizer_reads_another_file(tmp_path: Path, model: Path, tiny: dict[str, Path]) -> None:
+def test_no_tokenizer_key_reads_another_file(tmp_path: Path, model: Path, tiny: dict[str, Path]) -> None:
     """Whichever key names a file: its lines are in no token, and nothing of it is saved."""
     secret = tmp_path / "secret.txt"
     secret.write_text("".join(f"{SECRET}{i}\n" for i in range(20)))
@@ -65,7 +65,7 @@ def test_no_key_of_a_tokenizer_reads_another_file(tmp_path: Path, model: Path, t
                 assert SECRET not in "".join(path.read_text() for path in (tmp_path / "saved").iterdir()), (key, value)
 
 
-def test_a_configuration_is_reduced_to_what_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_is_reduced_to_listed_keys(capsys: pytest.CaptureFixture[str]) -> None:
     known = {
         "model_type": "bert",
         "hidden_size": 32,
@@ -107,7 +107,7 @@ def test_a_configuration_is_reduced_to_what_is_listed(capsys: pytest.CaptureFixt
         reduce_config({"model_type": "encoder-decoder", "encoder": {"model_type": "evil"}})
 
 
-def test_generation_and_tokenizers_are_reduced_to_what_is_listed() -> None:
+def test_generation_and_tokenizer_configs_are_reduced() -> None:
     assert reduce_generation(
         {"num_beams": 4, "bad_words_ids": [[5]], "custom_generate": "org/name", "cache_implementation": "x"}
     ) == (
@@ -131,10 +131,8 @@ def test_generation_and_tokenizers_are_reduced_to_what_is_listed() -> None:
         reduce_tokenizer({"auto_map": {"AutoTokenizer": ["evil.T", None]}})
 
 
-@pytest.mark.parametrize("family", [name for name in CLASSIFIERS if name not in (*MORE_THAN_TEXT, *UNSOUND)])
-def test_the_configuration_of_a_family_is_reduced_to_itself(
-    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("family", [name for name in CLASSIFIERS if name not in (*OTHER_INPUTS, *UNSOUND)])
+def test_default_config_of_each_family_is_unchanged(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = family_config(family, id2label={0: "a/b", 1: "c"})
     config.save_pretrained(tmp_path)
     wanted, reduced = AutoConfig.from_pretrained(tmp_path), load_configuration(find_model(str(tmp_path)))
@@ -143,7 +141,7 @@ def test_the_configuration_of_a_family_is_reduced_to_itself(
     assert not capsys.readouterr().err, "nothing that a family saves is unknown"
 
 
-def test_a_model_with_unknown_keys_is_the_same_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_keys_do_not_change_the_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["a good film", "a bad film"]
 
     def logits() -> torch.Tensor:
@@ -163,7 +161,7 @@ def test_a_model_with_unknown_keys_is_the_same_model(model: Path, capsys: pytest
     assert "tokenizer_config.json: ignored 'my_note'" in shown
 
 
-def test_the_private_folder_holds_only_what_is_listed(model: Path) -> None:
+def test_private_folder_contains_only_listed_files(model: Path) -> None:
     for name in ("modeling_evil.py", "vocab.pkl", "training_args.bin", "tokenizer.py", "notes.json", "model-0.safetensors"):
         (model / name).write_text("x")
     (model / "x").mkdir()
@@ -179,7 +177,7 @@ def test_the_private_folder_holds_only_what_is_listed(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json"])
-def test_only_regular_files_inside_a_model_are_opened(name: str, tmp_path: Path, model: Path, tiny: dict[str, Path]) -> None:
+def test_only_regular_files_inside_the_model_are_opened(name: str, tmp_path: Path, model: Path, tiny: dict[str, Path]) -> None:
     path, source = model / name, ModelSource("m", str(model))
 
     def opened() -> str:
@@ -189,7 +187,7 @@ def test_only_regular_files_inside_a_model_are_opened(name: str, tmp_path: Path,
 
     path.unlink(missing_ok=True)
     os.mkfifo(path)
-    assert f"{name} is no regular file" in opened()
+    assert f"{name} is not a regular file" in opened()
     path.unlink()
     path.symlink_to("/dev/zero")
     assert f"{name} is a link out of the folder" in opened()
@@ -198,10 +196,10 @@ def test_only_regular_files_inside_a_model_are_opened(name: str, tmp_path: Path,
     assert name in opened()
     path.unlink()
     path.mkdir()
-    assert f"{name} is no regular file" in opened()
+    assert f"{name} is not a regular file" in opened()
 
 
-def test_what_was_loaded_names_the_model_and_not_the_private_folder(tmp_path: Path, model: Path) -> None:
+def test_loaded_objects_name_the_model_not_the_private_folder(tmp_path: Path, model: Path) -> None:
     checkpoint = Checkpoint.open(find_model(str(model)))
     loaded = checkpoint.load(AutoModel)
     for place in (
@@ -219,7 +217,7 @@ def test_what_was_loaded_names_the_model_and_not_the_private_folder(tmp_path: Pa
     )
 
 
-def test_loading_a_model_keeps_how_its_tokenizer_truncates(model: Path) -> None:
+def test_loading_preserves_truncation_of_the_tokenizer(model: Path) -> None:
     checkpoint = Checkpoint.open(find_model(str(model)))
     checkpoint.tokenizer(["a good film"], truncation=True, max_length=7, padding="max_length")
     before = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())
@@ -238,19 +236,19 @@ def test_loading_a_model_keeps_how_its_tokenizer_truncates(model: Path) -> None:
         ("roformer", {"max_position_embeddings": 2 * 10**7}), ("m2m_100", {"max_position_embeddings": 2**26}),
     ],
 )  # fmt: skip
-def test_a_configuration_that_would_take_hours_to_build_is_refused(family: str, fields: dict[str, Any]) -> None:
+def test_config_that_takes_hours_to_build_is_refused(family: str, fields: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(fields))):
         reduce_config({"model_type": family} | fields)
 
 
 @pytest.mark.parametrize("kind", ["BertConfig", "RagTokenizer", "ProcessorMixin", "TapasTokenizer"])
-def test_a_class_that_is_no_tokenizer_for_texts_is_refused(kind: str, model: Path) -> None:
+def test_tokenizer_class_that_is_not_a_tokenizer_is_refused(kind: str, model: Path) -> None:
     change(model / "tokenizer_config.json", tokenizer_class=kind)
     with pytest.raises(UserError, match="tokenizer"):
         load_tokenizer(find_model(str(model)))
 
 
-def test_buffers_count_as_well_and_building_ends(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_count_and_building_is_limited(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class WithBuffer(torch.nn.Linear):
         def __init__(self) -> None:
             super().__init__(2, 2)
@@ -258,6 +256,6 @@ def test_buffers_count_as_well_and_building_ends(model: Path, monkeypatch: pytes
 
     with torch.device("meta"), pytest.raises(UserError, match="1,000,000,006 numbers"):
         check_weights(find_model(str(model)), WithBuffer())
-    monkeypatch.setattr(allocation_limit, "MOST_OUTLINED", 3)
+    monkeypatch.setattr(allocation_limit, "MAX_META_OPERATIONS", 3)
     with pytest.raises(UserError, match="operations"):
         Checkpoint.open(find_model(str(model))).load(AutoModel)

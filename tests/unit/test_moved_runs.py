@@ -194,7 +194,7 @@ def test_settings_that_do_not_lead_to_the_files_say_where_to_call_them(
     monkeypatch.chdir("/")
     read_document(tmp_path / "x/config.yaml")
     said = capsys.readouterr().err
-    assert "call this from the folder" in said
+    assert "run the command in the folder" in said
     assert "a.csv" in said or "models/bert" in said
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nlp_transfer.models.seq2seq.long_texts import join, pieces_of
+from nlp_transfer.models.seq2seq.long_texts import join_pieces, split_text
 
 SPECIAL = 2  # tokens that every text has beside its own
 
@@ -30,16 +30,16 @@ WORDS, CHARACTERS, PARTS = r"\S+", r"\S", r"\w{1,4}|[^\w\s]"
 
 
 def cut(text: str, limit: int, token: str = WORDS) -> list[str]:
-    return [piece for piece, _ in pieces_of(text, limit, Counter(token))]
+    return [piece for piece, _ in split_text(text, limit, Counter(token))]
 
 
-def test_a_text_that_fits_stays_as_it_is() -> None:
-    assert pieces_of("One. Two.\nThree.", 5, Counter(WORDS)) == [("One. Two.\nThree.", "")]
+def test_text_that_fits_is_not_split() -> None:
+    assert split_text("One. Two.\nThree.", 5, Counter(WORDS)) == [("One. Two.\nThree.", "")]
 
 
 def test_sentences_are_preferred() -> None:
     text = 'A dog ran. "Where to?" he asked!  The cat (it was red.) And then… Nothing'
-    assert pieces_of(text, 7, Counter(WORDS)) == [
+    assert split_text(text, 7, Counter(WORDS)) == [
         ("A dog ran.", " "),
         ('"Where to?" he asked!', "  "),
         ("The cat (it was red.)", " "),
@@ -49,9 +49,9 @@ def test_sentences_are_preferred() -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\n\n \n", "\u2029"])
-def test_line_ends_end_sentences_and_come_back(end: str) -> None:
+def test_line_ends_separate_sentences_and_are_restored(end: str) -> None:
     text = f"a heading{end}the first line of it{end}and another one"
-    assert pieces_of(text, 7, Counter(WORDS)) == [("a heading", end), ("the first line of it", end), ("and another one", "")]
+    assert split_text(text, 7, Counter(WORDS)) == [("a heading", end), ("the first line of it", end), ("and another one", "")]
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_not_every_dot_ends_a_sentence(text: str, pieces: list[str]) -> None:
     assert cut(text, 11) == pieces
 
 
-def test_long_sentences_are_cut_between_words_and_there_at_a_comma() -> None:
+def test_long_sentences_are_split_at_commas_or_words() -> None:
     assert cut("one two three four five six seven eight", 5) == ["one two three", "four five six", "seven eight"]
     assert cut("one two three four, five six seven eight nine ten", 8) == ["one two three four,", "five six seven eight nine ten"]
     assert cut("one, two three four five six seven eight", 8) == ["one, two three four five six", "seven eight"]
 
 
-def test_scripts_without_spaces_are_cut_at_their_commas_and_else_anywhere() -> None:
+def test_scripts_without_spaces_are_split_at_commas() -> None:
     assert cut("我们去商店，买了很多东西，回家", 10, CHARACTERS) == ["我们去商店，", "买了很多东西，", "回家"]
     pieces = cut("漢字" * 50, 12, CHARACTERS)
     assert "".join(pieces) == "漢字" * 50
@@ -99,7 +99,7 @@ def test_scripts_without_spaces_are_cut_at_their_commas_and_else_anywhere() -> N
     assert len(pieces) <= 13
 
 
-def test_accents_and_joined_emoji_stay_with_their_character() -> None:
+def test_grapheme_clusters_are_not_split() -> None:
     family, accent = "👨‍👩‍👧‍👦", "e\u0301\u0323"
     for mark in (family, accent, "👍🏽", "क्षि", "❤️"):
         pieces = cut(mark * 30, 10 + SPECIAL, r"(?s).")
@@ -109,21 +109,21 @@ def test_accents_and_joined_emoji_stay_with_their_character() -> None:
         assert not any(piece.endswith("\u200d") for piece in pieces)
 
 
-def test_a_run_of_nothing_but_accents_is_cut_all_the_same() -> None:
+def test_long_runs_of_accents_are_split() -> None:
     pieces = cut("a" + "\u0301" * 1000, 12, r"(?s).")
     assert "".join(pieces) == "a" + "\u0301" * 1000
     assert max(map(len, pieces)) <= 10
 
 
-def test_a_character_that_does_not_fit_stays_whole() -> None:
+def test_character_over_the_limit_is_not_split() -> None:
     assert cut("ab c", SPECIAL, CHARACTERS) == ["a", "b", "c"]
 
 
-def test_words_that_are_more_tokens_together_are_parted_again() -> None:
+def test_groups_over_the_limit_are_split_again() -> None:
     def lengths(texts: Sequence[str]) -> list[int]:  # each space is a token as well
         return [len(text.split()) + text.count(" ") + SPECIAL for text in texts]
 
-    pieces = [piece for piece, _ in pieces_of("a b c d e f g h i j", 7, lengths)]
+    pieces = [piece for piece, _ in split_text("a b c d e f g h i j", 7, lengths)]
     assert " ".join(pieces) == "a b c d e f g h i j"
     assert max(lengths(pieces)) <= 7
     assert len(pieces) < 10
@@ -140,9 +140,9 @@ TEXT = st.text(
 
 @settings(max_examples=300, deadline=None)
 @given(text=TEXT, limit=st.integers(SPECIAL + 1, 20), token=st.sampled_from([WORDS, CHARACTERS, PARTS]))
-def test_any_text_comes_back_whole_and_in_order(text: str, limit: int, token: str) -> None:
+def test_pieces_contain_the_text_in_order(text: str, limit: int, token: str) -> None:
     lengths = Counter(token)
-    pieces = pieces_of(text, limit, lengths)
+    pieces = split_text(text, limit, lengths)
     if lengths([text])[0] <= limit:
         assert pieces == [(text, "")]
         return
@@ -154,11 +154,11 @@ def test_any_text_comes_back_whole_and_in_order(text: str, limit: int, token: st
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXT, limit=st.integers(SPECIAL + 1, 12))
-def test_pieces_that_come_back_as_they_are_make_the_text_again_but_for_spaces(text: str, limit: int) -> None:
+def test_unchanged_pieces_are_joined_to_the_text(text: str, limit: int) -> None:
     lengths = Counter(CHARACTERS)
     assume(lengths([text])[0] > limit)
-    pieces = pieces_of(text, limit, lengths)
-    joined = join(pieces, [piece for piece, _ in pieces])
+    pieces = split_text(text, limit, lengths)
+    joined = join_pieces(pieces, [piece for piece, _ in pieces])
     assert "".join(joined.split()) == "".join(text.split())
     line_ends = "[\r\n\u2028\u2029]"
     assert re.findall(line_ends, joined) == re.findall(line_ends, text.strip())
@@ -184,7 +184,7 @@ JAPANESE = ["私は", "きょう", "新しい", "を買った", "。", "、", "�
     ),
     room=st.integers(16, 40),
 )
-def test_words_of_other_scripts_and_numbers_stay_whole(words: list[str], room: int) -> None:
+def test_numbers_and_foreign_words_are_not_split(words: list[str], room: int) -> None:
     """Each code point is a token; the longest foreign word has 13."""
     own = {*CHINESE, *JAPANESE}
     separated = [words[0]]  # words of letters that touch would be one
@@ -192,7 +192,7 @@ def test_words_of_other_scripts_and_numbers_stay_whole(words: list[str], room: i
         separated += [word] if before in own or word in own else ["的", word]
     text = "".join(separated)
     lengths = Counter(r"(?s).")
-    pieces = [piece for piece, _ in pieces_of(text, room + SPECIAL, lengths)]
+    pieces = [piece for piece, _ in split_text(text, room + SPECIAL, lengths)]
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= room
     ends = {sum(map(len, pieces[:i])) for i in range(1, len(pieces))}
@@ -222,9 +222,9 @@ SCRIPTS = {
     st.sampled_from(["", "-", " ", "漢", "漢字、", "/", "…"]),
     st.integers(9, 25),
 )
-def test_no_word_of_one_script_is_split_that_would_fit(words: list[str], between: str, room: int) -> None:
+def test_words_that_fit_are_not_split(words: list[str], between: str, room: int) -> None:
     text = between.join(words)
-    pieces = [piece for piece, _ in pieces_of(text, room + SPECIAL, Counter(r"(?s)."))]
+    pieces = [piece for piece, _ in split_text(text, room + SPECIAL, Counter(r"(?s)."))]
     assert "".join("".join(pieces).split()) == "".join(text.split()), "nothing is lost or doubled"
     assert max(map(len, pieces)) <= room
     at = 0
@@ -238,7 +238,7 @@ def test_no_word_of_one_script_is_split_that_would_fit(words: list[str], between
             assert sum(len(part.group()) for part in run if part) > room, "a run of one script that is too long by itself"
 
 
-def test_spaces_that_hold_numbers_and_names_together() -> None:
+def test_non_breaking_spaces() -> None:
     text = "Il y a 12\u202f000 habitants ici, et M.\u00a0Dupont en est. Où\u00a0? « Là\u00a0! »"
     pieces = cut(text, 8 + SPECIAL, r"\w+|[^\w\s]")
     assert "".join("".join(pieces).split()) == "".join(text.split())
@@ -268,19 +268,23 @@ def test_spaces_that_hold_numbers_and_names_together() -> None:
         (4, "x" * 12, "yy", "yyyyyy"),  # parts of one word
     ],
 )  # fmt: skip
-def test_translations_are_joined_with_the_spacing_of_their_language(room: int, source: str, answer: str, joined: str) -> None:
-    pieces = pieces_of(source, room + SPECIAL, Counter(CHARACTERS))
-    assert join(pieces, [answer] * len(pieces)) == joined
+def test_joining_uses_the_spacing_of_the_language(room: int, source: str, answer: str, joined: str) -> None:
+    pieces = split_text(source, room + SPECIAL, Counter(CHARACTERS))
+    assert join_pieces(pieces, [answer] * len(pieces)) == joined
 
 
-def test_one_foreign_word_at_a_joint_does_not_change_the_spacing() -> None:
+def test_foreign_words_do_not_change_the_spacing() -> None:
     english = [("One is here.", " "), ("Two is there.", " "), ("Three.", "")]
-    assert join(english, ["我用iPhone", "2024年3月。", "OK。"]) == "我用iPhone 2024年3月。OK。"
-    assert join(english, ["我用iPhone", "在2024", "年。"]) == "我用iPhone在2024年。"
-    assert join(english, ["He is called 北京", "and she 上海.", "It is so."]) == "He is called 北京 and she 上海. It is so."
-    assert join(english, ["Yes.", "", "No."]) == "Yes. No.", "no space is doubled around a translation that is empty"
-    assert join([("One.", "  "), ("Two.", "")], ["Ich gehe.", "Er kam."]) == "Ich gehe.  Er kam.", "the source's own spaces stay"
-    assert join([("One.", " "), ("Two.", "")], ["", ""]) == ""
+    assert join_pieces(english, ["我用iPhone", "2024年3月。", "OK。"]) == "我用iPhone 2024年3月。OK。"
+    assert join_pieces(english, ["我用iPhone", "在2024", "年。"]) == "我用iPhone在2024年。"
+    assert (
+        join_pieces(english, ["He is called 北京", "and she 上海.", "It is so."]) == "He is called 北京 and she 上海. It is so."
+    )
+    assert join_pieces(english, ["Yes.", "", "No."]) == "Yes. No.", "no space is doubled around a translation that is empty"
+    assert join_pieces([("One.", "  "), ("Two.", "")], ["Ich gehe.", "Er kam."]) == "Ich gehe.  Er kam.", (
+        "the source's own spaces stay"
+    )
+    assert join_pieces([("One.", " "), ("Two.", "")], ["", ""]) == ""
 
 
 LONG = {
@@ -300,11 +304,11 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_work_grows_with_the_text_alone(name: str) -> None:
+def test_work_is_linear_in_the_text(name: str) -> None:
     """The tokenizer sees each character a few times, however long the text is; and nothing else takes its time squared."""
     text, token = LONG[name]
     lengths = Counter(token)
-    pieces = pieces_of(text, 50, lengths)
+    pieces = split_text(text, 50, lengths)
     assert lengths.calls <= 20
     assert lengths.characters <= 10 * len(text)
     assert "".join(piece + gap for piece, gap in pieces) == text.strip()
@@ -324,6 +328,6 @@ def test_work_grows_with_the_text_alone(name: str) -> None:
         ("J. R. R. Tolkien wrote it. So did C. S. Lewis.", ["J. R. R. Tolkien wrote it.", "So did C. S. Lewis."]),
     ],
 )
-def test_abbreviations_end_no_sentence(text: str, sentences: list[str]) -> None:
+def test_abbreviations_do_not_end_sentences(text: str, sentences: list[str]) -> None:
     limit = max(len(sentence.split()) for sentence in sentences) + SPECIAL
-    assert [piece for piece, _ in pieces_of(text, limit, Counter(r"\S+"))] == sentences
+    assert [piece for piece, _ in split_text(text, limit, Counter(r"\S+"))] == sentences

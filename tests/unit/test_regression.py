@@ -15,9 +15,9 @@ from nlp_transfer import FineTuned, UserError, fine_tune, load_adapters, load_pr
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.inference.predictor import score
+from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.device import make_accelerator
-from nlp_transfer.models.heads import RegressionOutput, fold_outputs, standardized_outputs
+from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, standardized_outputs
 from nlp_transfer.saved_models.load import read_record
 from nlp_transfer.saved_models.probe import check_probe
 from nlp_transfer.settings.schema import TrainingConfig

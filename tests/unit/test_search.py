@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.seq2seq.generation import LengthLimit, generate, set_search
+from nlp_transfer.models.seq2seq.generation import LengthLimit, configure_search, generate
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from tests.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
@@ -32,7 +32,7 @@ FAMILIES = ["bert", *SEQ2SEQ]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
-    """An untrained model of each family, with the two sides of its task."""
+    """An untrained model of each family, with the two tokenizers of its task."""
     found = {}
     for family in FAMILIES:
         folder = save_tiny_seq2seq(family, tmp_path_factory.mktemp("tiny") / family)
@@ -49,7 +49,7 @@ def _build(family: str, folder: Path) -> tuple[Any, Any]:
     with torch.no_grad():
         for parameter in model.parameters():  # far from the near-ties of small random weights
             parameter.mul_(2.0 if parameter.dim() > 1 else 1.0)
-    return model, task.sides
+    return model, task.tokenizers
 
 
 def _inputs(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,16 +65,16 @@ def _up_to_end(row: list[int], end: int) -> list[int]:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(f"{k}={v}" for k, v in settings.items()))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_is_found_as_by_transformers(
+def test_search_equals_transformers(
     family: str, settings: dict[str, Any], built: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, sides = built[family]
+    model, tokenizers = built[family]
     kept: list[int] = []
-    keep = LengthLimit.keep
-    monkeypatch.setattr(LengthLimit, "keep", lambda limit, rows: (kept.append(len(rows)), keep(limit, rows)))
+    keep = LengthLimit.select_rows
+    monkeypatch.setattr(LengthLimit, "select_rows", lambda limit, rows: (kept.append(len(rows)), keep(limit, rows)))
     different, early = set(), 0
     for pull in (1.05, 1.2, 2.5):  # towards the end, the stronger the longer a target is: few would end by themselves
-        found, wanted = _both(model, sides, settings, pull)
+        found, wanted = _both(model, tokenizers, settings, pull)
         assert found == wanted
         different |= {tuple(row) for row in found}
         early += sum(1 < len(row) - 1 < limit for row, limit in zip(found, LIMITS.tolist(), strict=True))
@@ -83,7 +83,7 @@ def test_the_same_is_found_as_by_transformers(
     assert bool(kept) == ("encoder_no_repeat_ngram_size" not in settings), "a processor that holds the sources of all rows"
 
 
-def _both(model: Any, sides: Any, settings: dict[str, Any], pull: float) -> tuple[list[list[int]], list[list[int]]]:
+def _both(model: Any, tokenizers: Any, settings: dict[str, Any], pull: float) -> tuple[list[list[int]], list[list[int]]]:
     """The ids that the toolkit finds, and those that transformers finds by itself."""
     own = dict(settings)
     beams, penalty = own.pop("beams"), own.pop("length_penalty", 1.0)
@@ -91,16 +91,16 @@ def _both(model: Any, sides: Any, settings: dict[str, Any], pull: float) -> tupl
     model.generation_config = copy.deepcopy(before)
     model.generation_config.update(**own, exponential_decay_length_penalty=(1, pull))
     plain = copy.deepcopy(model.generation_config)
-    set_search(plain, beams, penalty)
+    configure_search(plain, beams, penalty)
     plain.max_length, plain.max_new_tokens = None, int(LIMITS.max())
-    if sides.own_format:
-        plain.decoder_start_token_id, plain.forced_bos_token_id = sides.start, sides.forced
-    processors = LogitsProcessorList([LengthLimit(LIMITS, beams, sides.end)])
+    if tokenizers.shared_format:
+        plain.decoder_start_token_id, plain.forced_bos_token_id = tokenizers.start, tokenizers.forced
+    processors = LogitsProcessorList([LengthLimit(LIMITS, beams, tokenizers.end)])
     ids, mask = _inputs(model)
     try:
         with torch.inference_mode():
-            found = generate(model, sides, ids, mask, LIMITS, beams, penalty)
+            found = generate(model, tokenizers, ids, mask, LIMITS, beams, penalty)
             wanted = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain, logits_processor=processors)
     finally:
         model.generation_config = before
-    return tuple([_up_to_end(row, sides.end) for row in ids.tolist()] for ids in (found, wanted))  # type: ignore[return-value]
+    return tuple([_up_to_end(row, tokenizers.end) for row in ids.tolist()] for ids in (found, wanted))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Parts of translation models: encoder-decoders built from encoders, tokenizers of both sides, limits of generation."""
+"""Parts of translation models: encoder-decoders built from encoders, source and target tokenizers, limits of generation."""
 
 import json
 import re
@@ -22,20 +22,21 @@ from transformers import (
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers, has_decoder, new_parameters
-from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder, build_whole
-from nlp_transfer.models.seq2seq.generation import LengthLimit, generate, set_search
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import find_layers, has_decoder, new_parameters
+from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder, load_encoder_decoder
+from nlp_transfer.models.seq2seq.generation import LengthLimit, configure_search, generate
 from nlp_transfer.models.seq2seq.target_tokenizers import (
-    LEAST,
+    MIN_VOCABULARY,
     end_token,
     language_codes,
     language_prefix,
     set_languages,
     start_token,
     train_tokenizer,
-    warn_of_losses,
+    warn_if_lossy,
 )
-from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, Sides
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TokenizerPair
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
@@ -109,7 +110,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("family", list(NAMES))
-def test_a_decoder_starts_from_the_encoders_layers_evenly(family: str, tmp_path: Path) -> None:
+def test_decoder_copies_layers_at_even_distances(family: str, tmp_path: Path) -> None:
     folder = save_tiny(family, tmp_path / family, num_hidden_layers=3)
     model = build(folder, decoder_layers=2)
     given, own = model.encoder.state_dict(), model.decoder.state_dict()
@@ -134,7 +135,7 @@ def test_a_decoder_starts_from_the_encoders_layers_evenly(family: str, tmp_path:
 
 
 @pytest.mark.parametrize(("asked", "layers"), [(None, [0]), (1, [0]), (4, [0, 0, 1, 1])])
-def test_a_decoder_has_the_layers_asked_for(asked: int | None, layers: list[int], tiny: dict[str, Path]) -> None:
+def test_decoder_has_the_requested_layers(asked: int | None, layers: list[int], tiny: dict[str, Path]) -> None:
     model = build(tiny["bert"], decoder_layers=asked)
     given = model.encoder.state_dict()
     found = [layer.attention.self.query.weight for layer in model.decoder.bert.encoder.layer]
@@ -143,7 +144,7 @@ def test_a_decoder_has_the_layers_asked_for(asked: int | None, layers: list[int]
         assert torch.equal(mine, given[f"encoder.layer.{of}.{QUERY}"])
 
 
-def test_the_encoders_words_serve_a_target_in_its_own_tokens(tiny: dict[str, Path]) -> None:
+def test_shared_vocabulary_copies_the_embeddings(tiny: dict[str, Path]) -> None:
     tokenizer = opened(tiny["bert"]).tokenizer
     shared, other = (build(tiny["bert"], target=tokenizer, same_vocabulary=same) for same in (True, False))
     words = "embeddings.word_embeddings.weight"
@@ -164,14 +165,14 @@ def equal_to_none(found: dict[str, torch.Tensor], others: dict[str, torch.Tensor
     return not any(one.shape == other.shape and torch.equal(one, other) for one in found.values() for other in others.values())
 
 
-def test_a_new_decoder_has_nothing_of_the_encoder(tiny: dict[str, Path]) -> None:
+def test_new_decoder_copies_nothing(tiny: dict[str, Path]) -> None:
     model = build(tiny["bert"], "new")
     assert equal_to_none(weights(model, "decoder."), weights(model, "encoder."))
     assert {name for name, _ in model.named_parameters() if name.startswith("decoder.")} == new_parameters(model)
 
 
 @pytest.mark.parametrize("decoder", ["encoder", "new", "folder"])
-def test_a_cold_start_is_the_same_shape_from_random_weights(decoder: str, tiny: dict[str, Path]) -> None:
+def test_cold_start_randomizes_the_same_architecture(decoder: str, tiny: dict[str, Path]) -> None:
     name = str(tiny["roberta"]) if decoder == "folder" else decoder
     warm, cold = (build(tiny["bert"], name, warm_start=warm) for warm in (True, False))
     assert {key: value.shape for key, value in warm.state_dict().items()} == {
@@ -184,9 +185,9 @@ def test_a_cold_start_is_the_same_shape_from_random_weights(decoder: str, tiny: 
 
 
 @pytest.mark.parametrize("family", ["marian", "t5"])
-def test_a_cold_start_of_a_whole_model(family: str, checkpoints: dict[str, Path]) -> None:
+def test_cold_start_of_a_pretrained_seq2seq_model(family: str, checkpoints: dict[str, Path]) -> None:
     checkpoint = opened(checkpoints[family])
-    warm, cold = (build_whole(checkpoint, warm, None, None) for warm in (True, False))
+    warm, cold = (load_encoder_decoder(checkpoint, warm, None, None) for warm in (True, False))
     computed = {name for name in warm.state_dict() if "embed_positions" in name}
     drawn = {name: value for name, value in weights(cold).items() if name not in computed}
     assert equal_to_none(drawn, weights(warm))
@@ -195,7 +196,7 @@ def test_a_cold_start_of_a_whole_model(family: str, checkpoints: dict[str, Path]
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
-def test_another_model_as_decoder(family: str, tiny: dict[str, Path]) -> None:
+def test_named_model_as_decoder(family: str, tiny: dict[str, Path]) -> None:
     tokenizer = opened(tiny[family]).tokenizer
     model = build(tiny["distilbert"], str(tiny[family]), tokenizer, decoder_layers=1)
     own = AutoModelForCausalLM.from_pretrained(tiny[family], is_decoder=True).state_dict()
@@ -212,7 +213,7 @@ def test_another_model_as_decoder(family: str, tiny: dict[str, Path]) -> None:
     assert logits.shape == (2, 3, len(tokenizer))
 
 
-def test_a_decoder_of_another_width_is_joined_by_a_projection(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_decoder_of_another_width_gets_a_projection(tiny: dict[str, Path], tmp_path: Path) -> None:
     model = build(tiny["bert"], str(save_tiny("bert", tmp_path / "wide", hidden_size=48)))
     assert model.enc_to_dec_proj.weight.shape == (48, 32)
     assert "enc_to_dec_proj.weight" in new_parameters(model)
@@ -221,7 +222,7 @@ def test_a_decoder_of_another_width_is_joined_by_a_projection(tiny: dict[str, Pa
 
 
 @pytest.mark.parametrize("family", ["distilbert", "mpnet", "opt"])
-def test_a_decoder_that_cannot_see_the_source_is_refused(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_decoder_without_cross_attention_is_refused(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     folder = tiny.get(family, tmp_path / "opt")
     if family == "opt":
         config = OPTConfig(
@@ -233,12 +234,12 @@ def test_a_decoder_that_cannot_see_the_source_is_refused(family: str, tiny: dict
         build(tiny["bert"], str(folder))
 
 
-def test_more_layers_than_the_decoder_has_are_refused(tiny: dict[str, Path]) -> None:
+def test_too_many_decoder_layers_are_refused(tiny: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"task\.decoder_layers: found 3; allowed: up to 2"):
         build(tiny["bert"], str(tiny["roberta"]), decoder_layers=3)
 
 
-def test_beginning_and_end_are_said_wherever_they_are_looked_for(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_special_tokens_are_set_in_both_configurations(tiny: dict[str, Path], tmp_path: Path) -> None:
     build(tiny["bert"]).save_pretrained(tmp_path)
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     expected = {"decoder_start_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<pad>"}
@@ -247,7 +248,7 @@ def test_beginning_and_end_are_said_wherever_they_are_looked_for(tiny: dict[str,
 
 
 @pytest.mark.parametrize("family", SEQ2SEQ)
-def test_dropout_is_what_was_asked_for_and_no_layer_is_skipped(family: str, checkpoints: dict[str, Path]) -> None:
+def test_requested_dropout_is_set_and_layerdrop_is_off(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family))
     model = task.build_model(opened(checkpoints[family]), TrainingConfig(dropout=0, attention_dropout=0))
     rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
@@ -283,14 +284,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 def back(tokenizer: Any, text: str) -> str:
     """A text as it comes out of a model that writes it."""
-    sides = Sides(tokenizer, tokenizer, False, start_token(tokenizer), end_token(tokenizer))
-    labels, cut = sides.target_ids([text], 1 << 20)
+    tokenizers = TokenizerPair(tokenizer, tokenizer, False, start_token(tokenizer), end_token(tokenizer))
+    labels, cut = tokenizers.target_ids([text], 1 << 20)
     assert not cut
-    return sides.decode(torch.tensor([[sides.start, *labels[0], sides.pad, sides.pad]]))[0]
+    return tokenizers.decode(torch.tensor([[tokenizers.start, *labels[0], tokenizers.pad, tokenizers.pad]]))[0]
 
 
 @pytest.mark.parametrize("text", [*SCRIPTS, *OTHER])
-def test_every_text_comes_back_as_it_was(text: str, trained: tuple[Any, Any]) -> None:
+def test_trained_tokenizer_reproduces_every_text(text: str, trained: tuple[Any, Any]) -> None:
     ids = [tokenizer(text)["input_ids"] for tokenizer in trained]
     assert ids[0] == ids[1]
     special = {trained[0].convert_tokens_to_ids(token) for token in ("<pad>", "<s>", "</s>")}
@@ -303,27 +304,27 @@ def test_every_text_comes_back_as_it_was(text: str, trained: tuple[Any, Any]) ->
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text().map(str.strip))
-def test_any_text_comes_back_as_it_was(text: str, trained: tuple[Any, Any]) -> None:
+def test_trained_tokenizer_reproduces_random_text(text: str, trained: tuple[Any, Any]) -> None:
     assert back(trained[1], text) == text
 
 
-def test_a_word_is_the_same_token_wherever_it_stands() -> None:
+def test_words_have_the_same_token_at_all_positions() -> None:
     tokenizer = train_tokenizer(["Hund Katze", "Katze Hund"] * 5, 300)
     first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Hund Katze", "Katze Hund"))
     assert len(first) == 2
     assert first == second[::-1]
 
 
-@pytest.mark.parametrize("size", [LEAST, 300, 8000])
-def test_a_vocabulary_is_no_larger_than_asked_for(size: int) -> None:
+@pytest.mark.parametrize("size", [MIN_VOCABULARY, 300, 8000])
+def test_vocabulary_size_is_limited(size: int) -> None:
     tokenizer = train_tokenizer(SCRIPTS, size)
-    assert LEAST <= len(tokenizer) <= size
+    assert MIN_VOCABULARY <= len(tokenizer) <= size
     assert (len(tokenizer) == size) == (size < 8000), "a few sentences have no more tokens to give"
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert all(back(tokenizer, text) == text for text in SCRIPTS)
 
 
-def test_a_vocabulary_does_not_depend_on_the_process() -> None:
+def test_vocabulary_does_not_depend_on_the_process() -> None:
     assert train_tokenizer(SCRIPTS, 500).get_vocab() == train_tokenizer(list(SCRIPTS), 500).get_vocab()
 
 
@@ -333,7 +334,7 @@ CODES = {"mbart": 25, "mbart50": 52, "m2m100": 100, "nllb": 202, "marian": 0, "m
 
 
 @pytest.mark.parametrize("family", list(CODES))
-def test_the_languages_of_a_tokenizer_are_known(family: str, checkpoints: dict[str, Path]) -> None:
+def test_language_codes_of_tokenizers(family: str, checkpoints: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoints[family])
     codes = language_codes(tokenizer)
     assert len(codes) == CODES[family]
@@ -343,7 +344,7 @@ def test_the_languages_of_a_tokenizer_are_known(family: str, checkpoints: dict[s
         assert not any("<" in code or " " in code for code in codes)
 
 
-def test_a_language_that_was_added_is_known_and_another_mark_is_none(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_added_language_tokens_are_recognized(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoints["nllb"])
     more = [*tokenizer.extra_special_tokens, "tyv_Cyrl", "<formal>"]
     tokenizer.add_special_tokens({"extra_special_tokens": more})
@@ -357,29 +358,29 @@ def test_a_language_that_was_added_is_known_and_another_mark_is_none(checkpoints
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (None, "de_DE", r"task\.source_language: is required .* known: ar_AR, cs_CZ"),
+        (None, "de_DE", r"task\.source_language: is required .* allowed: ar_AR, cs_CZ"),
         ("en_XX", None, r"task\.target_language: is required"),
         ("en_XX", "de", r"task\.target_language: found 'de'"),
         ("en_XY", "de_DE", r"task\.source_language: found 'en_XY' \(did you mean 'en_XX'\?\)"),
     ],
 )
-def test_a_multilingual_model_needs_languages_that_it_knows(
+def test_unknown_languages_are_refused(
     source: str | None, target: str | None, message: str, checkpoints: dict[str, Path]
 ) -> None:
     with pytest.raises(UserError, match=message):
         set_languages(AutoTokenizer.from_pretrained(checkpoints["mbart"]), source, target)
 
 
-def test_the_prefix_of_a_multilingual_marian_model(checkpoints: dict[str, Path]) -> None:
+def test_prefix_of_multilingual_marian_models(checkpoints: dict[str, Path]) -> None:
     many, one = (AutoTokenizer.from_pretrained(checkpoints[name]) for name in ("marian-multilingual", "marian"))
     assert language_prefix(many, "nb") == ">>nb<< "
     assert language_prefix(one, None) == language_prefix(one, "de") == ""
     for wrong, message in ((None, "is required"), ("sv", "found 'sv'")):
-        with pytest.raises(UserError, match=rf"task\.target_language: {message}.*; known to it: de, fr, nb"):
+        with pytest.raises(UserError, match=rf"task\.target_language: {message}.*; allowed: de, fr, nb"):
             language_prefix(many, wrong)
 
 
-# Both sides as tokens
+# Source and target token ids
 
 
 def prepared(folder: Path, given: dict[str, Any] | None = None, rows: Rows = ROWS) -> Any:
@@ -404,12 +405,12 @@ FORMS = {
 
 
 @pytest.mark.parametrize("family", list(FORMS))
-def test_each_family_begins_and_ends_a_text_in_its_own_way(family: str, checkpoints: dict[str, Path]) -> None:
-    sides = prepared(checkpoints[family], languages(family)).sides
+def test_special_tokens_of_each_family(family: str, checkpoints: dict[str, Path]) -> None:
+    tokenizers = prepared(checkpoints[family], languages(family)).tokenizers
     start, source, target = FORMS[family]
     for tokenizer, ids, form in (
-        (sides.source, sides.source_ids(SOURCES, 64)[0], source),
-        (sides.target, sides.target_ids(TARGETS, 64)[0], target),
+        (tokenizers.source, tokenizers.source_ids(SOURCES, 64)[0], source),
+        (tokenizers.target, tokenizers.target_ids(TARGETS, 64)[0], target),
     ):
         before, after = (part.split() for part in form.split("."))
         for row in ids:
@@ -419,35 +420,38 @@ def test_each_family_begins_and_ends_a_text_in_its_own_way(family: str, checkpoi
             inside = written[len(before) : len(written) - len(after)]
             assert inside
             assert not set(inside) & {"<s>", "</s>", "<pad>", "[CLS]", "[SEP]", "[PAD]", *before, *after}
-    assert sides.target.convert_ids_to_tokens(sides.start) == start
+    assert tokenizers.target.convert_ids_to_tokens(tokenizers.start) == start
     first = target.split(".")[0].strip()
-    assert sides.forced == (sides.target.convert_tokens_to_ids(first) if first else None)
+    assert tokenizers.forced == (tokenizers.target.convert_tokens_to_ids(first) if first else None)
 
 
 @pytest.mark.parametrize("family", ["mbart", "mbart50", "m2m100", "nllb"])
-def test_the_languages_asked_for_are_those_written(family: str, checkpoints: dict[str, Path]) -> None:
+def test_requested_languages_are_used(family: str, checkpoints: dict[str, Path]) -> None:
     """None of them is the tokenizer's own first choice."""
     german = LANGUAGES[family][1]
     french = {"m2m100": "fr", "nllb": "fra_Latn"}.get(family, "fr_XX")
-    sides = prepared(checkpoints[family], {"source_language": german, "target_language": french}).sides
-    written = [sides.source.convert_ids_to_tokens(ids[0][0]) for ids in (sides.source_ids(["a"], 9), sides.target_ids(["a"], 9))]
+    tokenizers = prepared(checkpoints[family], {"source_language": german, "target_language": french}).tokenizers
+    written = [
+        tokenizers.source.convert_ids_to_tokens(ids[0][0])
+        for ids in (tokenizers.source_ids(["a"], 9), tokenizers.target_ids(["a"], 9))
+    ]
     for row, code in zip(written, (german, french), strict=True):
         assert [token for token in row if token in (code, f"__{code}__")] == [row[-1] if family == "mbart" else row[0]]
 
 
 @pytest.mark.parametrize("family", list(FORMS))
-def test_a_batch_of_both_sides(family: str, checkpoints: dict[str, Path]) -> None:
+def test_batches_of_sources_and_targets(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family))
     table = tokens(task, opened(checkpoints[family]))
     found = table.batch(np.array([0, 5, 10]))
     labels, inputs = found["labels"], found["decoder_input_ids"]
     assert labels.shape == inputs.shape
-    wanted = task.sides.target_ids([TARGETS[row] for row in (0, 5, 10)], 64)[0]
+    wanted = task.tokenizers.target_ids([TARGETS[row] for row in (0, 5, 10)], 64)[0]
     assert len(set(map(len, wanted))) > 1, "rows of different length, or nothing is padded"
     for row, ids in enumerate(wanted):
         size = len(ids)
         assert labels[row].tolist() == ids + [IGNORED] * (labels.shape[1] - size)
-        assert inputs[row].tolist() == [task.sides.start, *ids[:-1]] + [task.sides.pad] * (labels.shape[1] - size)
+        assert inputs[row].tolist() == [task.tokenizers.start, *ids[:-1]] + [task.tokenizers.pad] * (labels.shape[1] - size)
     assert int(inputs.min()) >= 0
     pad = opened(checkpoints[family]).tokenizer.pad_token_id
     assert torch.equal(found["input_ids"] == pad, found["attention_mask"] == 0)
@@ -456,49 +460,49 @@ def test_a_batch_of_both_sides(family: str, checkpoints: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize("family", list(FORMS))
-def test_a_target_that_is_cut_has_no_end(family: str, checkpoints: dict[str, Path]) -> None:
+def test_truncated_targets_have_no_end_token(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family) | {"max_length": 7})
-    whole = prepared(checkpoints[family], languages(family)).sides.target_ids(TARGETS, 64)[0]
-    found, cut = task.sides.target_ids(TARGETS, 7)
+    whole = prepared(checkpoints[family], languages(family)).tokenizers.target_ids(TARGETS, 64)[0]
+    found, cut = task.tokenizers.target_ids(TARGETS, 7)
     assert cut == {row for row, ids in enumerate(whole) if len(ids) > 7}
     assert cut
     for row, ids in enumerate(found):
         assert ids == whole[row][:7]
-        assert (task.sides.end in ids) == (row not in cut)
-    sources, shortened = task.sides.source_ids(["the dog " * 20, "the dog"], 7)
+        assert (task.tokenizers.end in ids) == (row not in cut)
+    sources, shortened = task.tokenizers.source_ids(["the dog " * 20, "the dog"], 7)
     assert shortened == {0}
     assert len(sources[0]) == 7
-    end = prepared(checkpoints[family], languages(family)).sides.source_ids(["the dog"], 64)[0][0][-1]
+    end = prepared(checkpoints[family], languages(family)).tokenizers.source_ids(["the dog"], 64)[0][0][-1]
     assert sources[0][-1] == sources[1][-1] == end, "a source keeps its end"
     table = tokens(task, opened(checkpoints[family]))
     assert table.truncated >= len(cut)
     assert table.ragged["labels"].lengths.max() == table.ragged["decoder_input_ids"].lengths.max() == 7
 
 
-def test_what_stands_before_and_after_a_translation_is_no_text(checkpoints: dict[str, Path]) -> None:
+def test_decoding_removes_tokens_around_the_translation(checkpoints: dict[str, Path]) -> None:
     """Also where the tokenizer does not know the language for a special token, or has no padding of its own."""
     folder = checkpoints["m2m100"]
     bare = M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"), src_lang="en", tgt_lang="de")
     ids = bare(text_target=TARGETS[1])["input_ids"]
     assert "__de__" in bare.decode(ids, skip_special_tokens=True)
-    sides = Sides(bare, bare, True, bare.eos_token_id, bare.eos_token_id, ids[0])
+    tokenizers = TokenizerPair(bare, bare, True, bare.eos_token_id, bare.eos_token_id, ids[0])
     padded = torch.tensor([[bare.eos_token_id, *ids, 9, 9]])
-    assert sides.decode(padded) == [TARGETS[1]]
+    assert tokenizers.decode(padded) == [TARGETS[1]]
 
 
-def test_spaces_before_punctuation_stay(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_spaces_before_punctuation_are_preserved(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoints["t5"], clean_up_tokenization_spaces=True)
     text = "Die Katze ist rot . Der Hund !"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) != text
-    sides = Sides(tokenizer, tokenizer, True, 0, 1)
-    assert sides.decode(torch.tensor([[0, *ids]])) == [text]
+    tokenizers = TokenizerPair(tokenizer, tokenizer, True, 0, 1)
+    assert tokenizers.decode(torch.tensor([[0, *ids]])) == [text]
 
 
 # Generation
 
 
-def test_a_row_ends_at_its_own_limit() -> None:
+def test_rows_end_at_their_limits() -> None:
     limit = LengthLimit(torch.tensor([2, 4]), 2, end=3)
     scores = torch.arange(20.0).reshape(4, 5)
     assert limit(torch.zeros(4, 1), scores) is scores
@@ -508,7 +512,7 @@ def test_a_row_ends_at_its_own_limit() -> None:
             assert torch.equal(found[row], torch.tensor([-torch.inf] * 3 + [0.0, -torch.inf]) if over else scores[row])
 
 
-def test_a_checkpoints_own_way_of_generating_does_not_matter(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_generation_settings_of_checkpoints_are_overridden(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Sampling, and limits and penalties that fit other lengths: neither is left in what is saved, nor used."""
     folder = checkpoints["marian"]
     own = GenerationConfig.from_pretrained(folder)
@@ -519,7 +523,7 @@ def test_a_checkpoints_own_way_of_generating_does_not_matter(checkpoints: dict[s
     )
     for beams in (1, 3):
         model.generation_config = own.__class__(**own.to_dict())
-        set_search(model.generation_config, beams, 1.5)
+        configure_search(model.generation_config, beams, 1.5)
         model.save_pretrained(tmp_path / str(beams))
         saved = json.loads((tmp_path / str(beams) / "generation_config.json").read_text())
         assert saved["num_beams"] == beams
@@ -527,24 +531,24 @@ def test_a_checkpoints_own_way_of_generating_does_not_matter(checkpoints: dict[s
         assert (saved["length_penalty"], saved["temperature"], saved["top_k"]) == (1.5 if beams > 1 else 1.0, 1.0, 50)
         ids, mask = torch.tensor([[4, 5, 6, 0]]), torch.ones(1, 4).long()
         model.generation_config = own.__class__(**own.to_dict())
-        found = [generate(model.eval(), plain.sides, ids, mask, torch.tensor([12]), beams, 1.5) for _ in range(2)]
+        found = [generate(model.eval(), plain.tokenizers, ids, mask, torch.tensor([12]), beams, 1.5) for _ in range(2)]
         assert torch.equal(found[0], found[1])
         assert found[0].shape[1] > 5, "longer than the checkpoint's own limit"
 
 
-def test_a_foreign_limit_is_not_reported_at_each_batch(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_second_length_limit_causes_no_warnings(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoints["marian"])
     model.generation_config.max_length = 512
-    sides = prepared(checkpoints["marian"]).sides
-    generate(model, sides, torch.tensor([[4, 5, 0]]), torch.ones(1, 3).long(), torch.tensor([6]), 1, 1.0)
+    tokenizers = prepared(checkpoints["marian"]).tokenizers
+    generate(model, tokenizers, torch.tensor([[4, 5, 0]]), torch.ones(1, 3).long(), torch.tensor([6]), 1, 1.0)
     assert "max_new_tokens" not in caplog.text
 
 
 @pytest.mark.parametrize("family", TRANSLATION)
 def test_limits_come_from_train(family: str, checkpoints: dict[str, Path]) -> None:
     task = prepared(checkpoints[family], languages(family))
-    sides = task.sides
-    sources, targets = sides.source_ids(SOURCES, 64)[0], sides.target_ids(TARGETS, 64)[0]
+    tokenizers = task.tokenizers
+    sources, targets = tokenizers.source_ids(SOURCES, 64)[0], tokenizers.target_ids(TARGETS, 64)[0]
     assert task.longest_source == min(64, max(16, -(-3 * max(map(len, sources)) // 2)))
     for source, target in zip(sources, targets, strict=True):
         assert len(target) <= task._limit(len(source)) <= 64
@@ -554,15 +558,15 @@ def test_limits_come_from_train(family: str, checkpoints: dict[str, Path]) -> No
     assert (asked.longest_source, asked._limit(20)) == (20, 14)
 
 
-def test_words_of_the_tiny_encoder_are_known() -> None:
+def test_tiny_encoder_knows_its_words() -> None:
     """Sources are told apart by words that the tiny encoder has."""
     lowered = {"".join(filter(str.isalpha, word)).lower() for text in SOURCES for word in text.split()}
     assert lowered <= set(WORDS)
 
 
-def test_a_tokenizer_is_tried_on_texts_from_all_of_the_file(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_lossy_tokenizer_warning_samples_all_texts(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Not on the first ones alone, which may be of the kind that it can write."""
-    warn_of_losses(opened(tiny["bert"]).tokenizer, "source", ["the dog"] * 3000 + ["Größe"] * 3000)
-    found = re.search(r"cannot write (\d+) of 2000 targets", capsys.readouterr().err)
+    warn_if_lossy(opened(tiny["bert"]).tokenizer, "source", ["the dog"] * 3000 + ["Größe"] * 3000)
+    found = re.search(r"cannot reproduce (\d+) of 2000 targets", capsys.readouterr().err)
     assert found
     assert 800 < int(found[1]) < 1200

@@ -18,7 +18,8 @@ from nlp_transfer import fine_tune
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, model_inputs
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import find_layers, new_parameters
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, State, Strategy, strategy_from
 from nlp_transfer.strategies.distill import DistillationObjective, soft_targets

@@ -15,9 +15,10 @@ from nlp_transfer import UserError, fine_tune, load_adapters, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint, find_layers, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import find_layers, new_parameters
 from nlp_transfer.saved_models.load import open_adapter, quiet
-from nlp_transfer.saved_models.save import check_adapter
+from nlp_transfer.saved_models.save import verify_adapter
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.strategies.common.adapter_modules import can_merge
@@ -114,7 +115,7 @@ def test_every_method_survives_saving_and_loading(
     assert trained.std(0).max() > 5e-4, "answers that differ between texts"
     with quiet():
         saved = strategy.unwrap(model, tmp_path)
-    check_adapter(tmp_path / "adapter", source, task, saved, table.batch(torch.arange(4).numpy()))
+    verify_adapter(tmp_path / "adapter", source, task, saved, table.batch(torch.arange(4).numpy()))
     assert torch.allclose(answers(saved, table), trained, atol=2e-5)
     assert torch.allclose(answers(open_adapter(tmp_path / "adapter")[0], table), trained, atol=2e-5)
     assert not (tmp_path / "adapter/config.json").exists()

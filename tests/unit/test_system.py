@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nlp_transfer
 from nlp_transfer import UserError
-from nlp_transfer.commands.launcher_messages import error_prefix
+from nlp_transfer.commands.exit_status import error_prefix
 from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import to_device
 from nlp_transfer.experiments.plan import make_plan
 from nlp_transfer.inference.file_predictor import _device_name
-from nlp_transfer.models import device
+from nlp_transfer.models import accelerator, device
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies.multitask import Multitask
 from nlp_transfer.tasks.regression import Regression
@@ -184,7 +184,7 @@ def test_one_function_chooses_the_device_of_training_and_prediction(monkeypatch:
     with pytest.raises(UserError, match="fp16; ACCELERATE_USE_CPU is set"):
         device.resolve_precision("fp16", "bert")
     monkeypatch.delenv("LOCAL_RANK")
-    assert device.make_accelerator(TrainingConfig(), "fp32").device.type == "cpu"
+    assert accelerator.make_accelerator(TrainingConfig(), "fp32").device.type == "cpu"
 
 
 # --- other systems
@@ -229,7 +229,7 @@ def test_text_files_name_their_encoding() -> None:
 
 
 def command(script: str, *arguments: str, **popen: Any) -> subprocess.Popen[bytes]:
-    start = f"import sys; sys.argv[0] = 'nlp-transfer'\nfrom nlp_transfer.cli import cli, guarded, main\n{script}"
+    start = f"import sys; sys.argv[0] = 'nlp-transfer'\nfrom nlp_transfer.cli import cli, main, run_command\n{script}"
     return subprocess.Popen([sys.executable, "-c", start, *arguments], **popen)
 
 
@@ -238,17 +238,17 @@ def command(script: str, *arguments: str, **popen: Any) -> subprocess.Popen[byte
     "script",
     [
         "main()",  # with --help: click's own writing
-        "guarded(lambda: print('x' * 100_000, file=sys.STREAM))",
-        "guarded(lambda: print('x', file=sys.STREAM))",  # which is written when the process ends
-        "guarded(lambda: getattr(sys.STREAM, 'buffer').write(b'x' * 100_000))",
+        "run_command(lambda: print('x' * 100_000, file=sys.STREAM))",
+        "run_command(lambda: print('x', file=sys.STREAM))",  # which is written when the process ends
+        "run_command(lambda: getattr(sys.STREAM, 'buffer').write(b'x' * 100_000))",
         "from nlp_transfer.utils.console import say\n"
-        "sys.stderr = sys.STREAM\nguarded(lambda: [say('x' * 9000) for _ in range(9)])",
+        "sys.stderr = sys.STREAM\nrun_command(lambda: [say('x' * 9000) for _ in range(9)])",
         "from nlp_transfer import UserError\n@cli.command()\ndef fail():\n    raise UserError('x')\nsys.argv[1] = 'fail'\nmain()",
     ],
 )  # fmt: skip
 def test_a_closed_pipe_ends_with_141_and_no_message(stream: str, script: str) -> None:
     if (stream == "stderr") == script.startswith("main()") or (stream == "stdout" and "fail" in script):
-        script, stream = script.replace("main()", "guarded(lambda: print('x', file=sys.stderr))"), "stderr"
+        script, stream = script.replace("main()", "run_command(lambda: print('x', file=sys.stderr))"), "stderr"
     other = "stderr" if stream == "stdout" else "stdout"
     read, write = os.pipe()
     os.close(read)
@@ -261,7 +261,7 @@ def test_a_closed_pipe_ends_with_141_and_no_message(stream: str, script: str) ->
 
 def test_a_broken_connection_elsewhere_is_a_crash() -> None:
     process = command(
-        "def f():\n    raise BrokenPipeError(32, 'socket')\nguarded(f)", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        "def f():\n    raise BrokenPipeError(32, 'socket')\nrun_command(f)", stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     _, error = process.communicate()
     assert process.returncode == 1
@@ -274,7 +274,7 @@ def test_closed_standard_streams_do_no_harm(tmp_path: Path) -> None:
         "def f():\n    import os\n    from nlp_transfer.utils.console import say\n"
         "    with open(sys.argv[1], 'w', encoding='utf-8') as file:\n        print('lost')\n        say('lost')\n"
         "        os.write(1, b'lost')\n        os.write(2, b'lost')\n        file.write('kept')\n"
-        "        sys.stdin.read()\nguarded(f)"
+        "        sys.stdin.read()\nrun_command(f)"
     )
 
     def close() -> None:
@@ -291,7 +291,7 @@ def test_characters_that_a_console_lacks_are_written_as_escapes(encoding: str) -
     script = (
         "def f():\n    import json\n    from nlp_transfer.utils.console import say, show_table, Steps\n"
         "    say('Grüße ☃ \\ud800')\n    show_table('☃', ['süß'], [['日本']])\n    print(json.dumps({'☃': 1}))\n    print('☃')\n"
-        "    with Steps('☃', 2) as steps:\n        steps.advance()\nguarded(f)"
+        "    with Steps('☃', 2) as steps:\n        steps.advance()\nrun_command(f)"
     )
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     process = command(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
@@ -347,7 +347,7 @@ def test_what_another_process_says_is_printed_unless_rank_0_says_it(
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}/error.json"))
 
-    monkeypatch.setattr("nlp_transfer.commands.launcher_messages.SAME_MESSAGE", 0.2)
+    monkeypatch.setattr("nlp_transfer.commands.exit_status.SAME_MESSAGE", 0.2)
     if first is not None:
         at(0)
         assert error_prefix(first) == "error: "
@@ -362,9 +362,9 @@ def test_what_another_process_says_is_printed_unless_rank_0_says_it(
 def test_an_error_of_rank_1_reaches_the_user(tmp_path: Path) -> None:
     """Rank 0 has ended well before; rank 1 prints a message that only it has."""
     script = (
-        "from nlp_transfer import UserError\nfrom nlp_transfer.commands import launcher_messages\n"
-        "launcher_messages.SAME_MESSAGE = 0.1\n"
-        "def f():\n    raise UserError('the disk of this machine is full')\nguarded(f)"
+        "from nlp_transfer import UserError\nfrom nlp_transfer.commands import exit_status\n"
+        "exit_status.SAME_MESSAGE = 0.1\n"
+        "def f():\n    raise UserError('the disk of this machine is full')\nrun_command(f)"
     )
     launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "1/error.json")}
     environment = os.environ | launched
@@ -372,3 +372,11 @@ def test_an_error_of_rank_1_reaches_the_user(tmp_path: Path) -> None:
     _, error = process.communicate()
     assert process.returncode == 2
     assert error.decode() == "error (rank 1): the disk of this machine is full\n"
+
+
+def test_an_invalid_rank_does_not_hide_an_error() -> None:
+    process = command("main()", "train", "nope.yaml", stderr=subprocess.PIPE, env=os.environ | {"WORLD_SIZE": "x"})
+    _, error = process.communicate()
+    assert process.returncode == 2
+    assert error.decode().startswith("error: ")
+    assert b"Traceback" not in error

@@ -232,7 +232,7 @@ def test_columns_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 columns called 'text'"):
         read_rows(pd.DataFrame([["a", "b"]], columns=["text", "text"]), "train", DataConfig(), ["text"])
     pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="'text' stands twice"):
+    with pytest.raises(UserError, match="'text' occurs twice"):
         read(tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"data\.train: has no rows"):
         read_rows(pd.DataFrame({"text": []}), "train", DataConfig(), ["text"])

@@ -7,7 +7,7 @@ import warnings
 import click
 import pytest
 
-from nlp_transfer.cli import guarded
+from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.inference.standard_streams import OutputStream
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.security.redaction import guard_messages
@@ -44,7 +44,7 @@ def test_errors_are_printable(error: Exception, capsys: pytest.CaptureFixture[st
         raise error
 
     with pytest.raises(SystemExit):
-        guarded(fail)
+        run_command(fail)
     printed = capsys.readouterr().err
     assert SPELLED.partition("J")[2] in printed  # click itself removes what comes before
     assert printable(printed) == printed

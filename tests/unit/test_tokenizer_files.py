@@ -17,9 +17,10 @@ from nlp_transfer.data.tokens import tokenize
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.models.verification.reduced_configs import reduce_tokenizer
-from nlp_transfer.models.verification.tokenizer_file import read_document, reduce_document
+from nlp_transfer.models.verification.tokenizer_file import reduce_document
 from nlp_transfer.models.verification.tokenizer_growth import growth
-from nlp_transfer.models.verification.tokenizer_loading import check_loaded, checked_file
+from nlp_transfer.models.verification.tokenizer_loading import check_loaded, reduce_tokenizer_file
+from nlp_transfer.models.verification.untrusted_json import parse_limited
 from tests.models import VOCABULARY
 from tests.models import tokenizer as tiny_tokenizer
 from tests.seq2seq_models import TOKENIZERS
@@ -39,14 +40,14 @@ from tests.tokenizer_documents import (
 
 
 @pytest.mark.parametrize("name", SKELETONS)
-def test_what_published_tokenizers_are_made_of_passes_as_it_is(name: str) -> None:
+def test_published_components_are_accepted_unchanged(name: str) -> None:
     good = SKELETONS[name]()
     assert reduce_document(copy.deepcopy(good)) == (good, [])
     assert Tokenizer.from_str(json.dumps(good)).encode("a b").ids or name == "Llama-3", "the library reads it"
 
 
 @pytest.mark.parametrize("family", ["bert", "trained", *TOKENIZERS])
-def test_files_that_tokenizers_save_pass_as_they_are(family: str, tmp_path: Path) -> None:
+def test_saved_tokenizers_are_accepted_unchanged(family: str, tmp_path: Path) -> None:
     tokenizer = {"bert": lambda: tiny_tokenizer("bert"), "trained": lambda: train_tokenizer(["a cat", "ein Café …"])}.get(
         family, lambda: TOKENIZERS[family](tmp_path)
     )()
@@ -55,9 +56,9 @@ def test_files_that_tokenizers_save_pass_as_they_are(family: str, tmp_path: Path
         if path.name in ("tokenizer_config.json", "special_tokens_map.json"):
             reduce_tokenizer(json.loads(path.read_text()))
         else:
-            assert checked_file(path) is None, path
+            assert reduce_tokenizer_file(path) is None, path
     if (path := tmp_path / "tokenizer.json").is_file():
-        assert reduce_document(read_document(path))[0] == json.loads(path.read_text())
+        assert reduce_document(parse_limited(path, 2**26, strict=True))[0] == json.loads(path.read_text())
     check_loaded(tokenizer, family)
 
 
@@ -131,7 +132,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_tokenizer_is_refused_before_a_library_reads_it(name: str) -> None:
+def test_hostile_tokenizer_is_refused_before_it_is_read(name: str) -> None:
     make, said = HOSTILE[name]
     with pytest.raises(UserError) as found:
         reduce_document(make())
@@ -139,7 +140,7 @@ def test_a_hostile_tokenizer_is_refused_before_a_library_reads_it(name: str) -> 
     assert len(str(found.value)) < 2000
 
 
-def test_unknown_fields_are_dropped_and_named() -> None:
+def test_unknown_fields_are_dropped_and_reported() -> None:
     good = SKELETONS["BERT"]()
     odd = copy.deepcopy(good) | {"comment": "x"}
     odd["normalizer"]["speed"] = 3
@@ -164,11 +165,11 @@ def test_unknown_fields_are_dropped_and_named() -> None:
         ([BYTES], 5),
     ],
 )
-def test_growth_is_bounded_from_above(components: list[dict[str, Any]], most: float) -> None:
+def test_growth_has_an_upper_bound(components: list[dict[str, Any]], most: float) -> None:
     assert growth(components) == most
 
 
-def test_a_published_table_writes_at_most_eighteen_characters() -> None:
+def test_nfkc_table_writes_at_most_eighteen_characters() -> None:
     assert growth([precompiled()]) == 18
 
 
@@ -193,7 +194,7 @@ def test_a_published_table_writes_at_most_eighteen_characters() -> None:
 def test_a_hostile_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"allowed|cannot be read|damaged|nested"):
-        checked_file(tmp_path / name)
+        reduce_tokenizer_file(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_a_hostile_file_is_refused(name: str, content: bytes, tmp_path: Path) ->
         ("model_max_length", 10**400),
     ],
 )
-def test_settings_that_no_tokenizer_can_use_are_refused(key: str, value: Any) -> None:
+def test_invalid_tokenizer_settings_are_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=key):
         reduce_tokenizer({key: value})
 
@@ -220,13 +221,13 @@ def test_sentencepiece_models_and_their_tables(tmp_path: Path) -> None:
     path = tmp_path / "spiece.model"
     for rule in ("nmt_nfkc", "nfkc_cf", "identity"):
         path.write_bytes(sentencepiece_model(rule))
-        assert checked_file(path) is None
+        assert reduce_tokenizer_file(path) is None
     good = sentencepiece_model()
     at = good.index(charsmap())
     for bad in (good[:-1], good[: at + 9999], good[: at + 4] + b"\xff\xff\xff\x7f" * 256 + good[at + 1028 :]):
         path.write_bytes(bad)
         with pytest.raises(UserError, match="SentencePiece"):
-            checked_file(path)
+            reduce_tokenizer_file(path)
 
 
 def opened(folder: Path) -> Any:
@@ -262,7 +263,7 @@ def test_opening_a_hostile_tokenizer_is_refused(
 
 
 @pytest.mark.parametrize("length", ["x", float("nan")])
-def test_a_length_that_is_no_number_is_ignored_and_named(
+def test_length_that_is_not_a_number_is_ignored_and_reported(
     tiny: dict[str, Path], tmp_path: Path, length: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = edited(tiny, tmp_path / "m", "tokenizer_config.json", model_max_length=length)
@@ -270,7 +271,7 @@ def test_a_length_that_is_no_number_is_ignored_and_named(
     assert "model_max_length" in "".join(capsys.readouterr())
 
 
-def test_a_length_that_nobody_knows_is_allowed(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_unlimited_length_is_allowed(tiny: dict[str, Path], tmp_path: Path) -> None:
     folder = edited(tiny, tmp_path / "m", "tokenizer_config.json", model_max_length=int(1e30))
     assert Checkpoint.open(find_model(str(folder))).max_length == 64
 
@@ -290,7 +291,7 @@ def test_ids_beyond_the_embeddings(tiny: dict[str, Path], tmp_path: Path) -> Non
         Checkpoint.open(find_model(str(folder))).load(AutoModel)
 
 
-def test_an_added_token_that_vanishes_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_added_token_that_normalizes_to_nothing_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The library would search for nothing, without end."""
     tokens = added("\n\n*a", "\ufeff", first=len(VOCABULARY), normalized=True, special=False, single_word=True)
     folder = edited(tiny, tmp_path / "m", "tokenizer.json", added_tokens=tokens, normalizer=SKELETONS["BERT"]()["normalizer"])
@@ -298,7 +299,7 @@ def test_an_added_token_that_vanishes_is_refused(tiny: dict[str, Path], tmp_path
         opened(folder)
 
 
-def test_a_panic_in_the_library_names_the_tokenizer(capfd: pytest.CaptureFixture[str]) -> None:
+def test_panic_of_the_library_names_the_tokenizer(capfd: pytest.CaptureFixture[str]) -> None:
     """It is no `Exception` in Python, so that it would pass every handler."""
     from tokenizers.pre_tokenizers import FixedLength
 

@@ -1,4 +1,4 @@
-"""BLEU, chrF++ and TER are sacreBLEU's, split words as the target's language wants it, and say how certain they are."""
+"""BLEU, chrF++ and TER: values, intervals and signatures of sacreBLEU, with the tokenization of the target language."""
 
 import random
 import tracemalloc
@@ -10,26 +10,26 @@ import sacrebleu
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from nlp_transfer.evaluation import metrics
-from nlp_transfer.evaluation.metrics.translation_metrics import RESAMPLES, bleu_tokenizer
+from nlp_transfer.evaluation.metrics.translation_metrics import RESAMPLES, bleu_tokenizer, score_translations
 
 KEYS = ("bleu", "chrf", "ter")
 
 
 def texts(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Translations that lost, changed and moved some words of their references; 1 to 20 words, cased and punctuated."""
+    """Return translations and references of 1 to 20 words; translations lack, replace and move some words."""
     generator = random.Random(seed)
     words = [f"{start}ord{i}" for start in "wW" for i in range(40)]
-    found, wanted = [], []
+    predictions, references = [], []
     for i in range(count):
         reference = generator.choices(words, k=generator.randint(1, 20))
         kept = [generator.choice(words) if generator.random() < 0.1 else word for word in reference if generator.random() < 0.9]
         place = generator.randrange(len(kept) + 1)
-        found.append(" ".join(kept[place:] + kept[:place]) + ".,"[i % 2])
-        wanted.append(" ".join(reference) + ".")
-    return found, wanted
+        predictions.append(" ".join(kept[place:] + kept[:place]) + ".,"[i % 2])
+        references.append(" ".join(reference) + ".")
+    return predictions, references
 
 
-FOUND, WANTED = texts(60)
+PREDICTIONS, REFERENCES = texts(60)
 CHINESE = (["我今天去了学校。", "他喜欢吃苹果和香蕉。"], ["我昨天去了学校。", "他喜欢吃苹果。"])
 
 
@@ -38,59 +38,57 @@ def usual_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SACREBLEU_SEED", raising=False)
 
 
-def sacre(found: list[str], wanted: list[str], **settings: Any) -> dict[str, Any]:
-    """sacreBLEU's own scorers, asked directly."""
+def sacre(predictions: list[str], references: list[str], **settings: Any) -> dict[str, Any]:
+    """Return the scores by sacreBLEU's public functions."""
     scorers = {"bleu": BLEU(**settings), "chrf": CHRF(word_order=2), "ter": TER()}
-    return {key: scorer.corpus_score(found, [wanted], n_bootstrap=RESAMPLES) for key, scorer in scorers.items()}
+    return {key: scorer.corpus_score(predictions, [references], n_bootstrap=RESAMPLES) for key, scorer in scorers.items()}
 
 
-def test_figures_are_those_of_sacrebleu() -> None:
-    found, expected = metrics.compute_translation_metrics(FOUND, WANTED), sacre(FOUND, WANTED)
+def test_scores_equal_sacrebleu() -> None:
+    values, expected = metrics.compute_translation_metrics(PREDICTIONS, REFERENCES), sacre(PREDICTIONS, REFERENCES)
     for key in KEYS:
-        assert found[key] == pytest.approx(expected[key].score, abs=1e-9), key
-        assert 10 < found[key] < 90, "neither right nor wrong altogether"
-    assert found["chrf"] != pytest.approx(sacrebleu.corpus_chrf(FOUND, [WANTED]).score, abs=0.1), "chrF++, not chrF"
+        assert values[key] == pytest.approx(expected[key].score, abs=1e-9), key
+        assert 10 < values[key] < 90
+    assert values["chrf"] != pytest.approx(sacrebleu.corpus_chrf(PREDICTIONS, [REFERENCES]).score, abs=0.1), "chrF++, not chrF"
 
 
-def test_intervals_are_as_wide_as_those_of_sacrebleu() -> None:
-    """sacreBLEU gives the mean of all resamples and half the width, computed in single precision."""
-    found, expected = metrics.compute_translation_metrics(FOUND, WANTED), sacre(FOUND, WANTED)
+def test_interval_widths_equal_sacrebleu() -> None:
+    """sacreBLEU returns the mean of the resamples and half the width, in single precision."""
+    values, expected = metrics.compute_translation_metrics(PREDICTIONS, REFERENCES), sacre(PREDICTIONS, REFERENCES)
     for key in KEYS:
-        low, high = found[f"{key}_low"], found[f"{key}_high"]
-        assert low < found[key] < high
+        low, high = values[f"{key}_low"], values[f"{key}_high"]
+        assert low < values[key] < high
         assert low < expected[key]._mean < high
         assert (high - low) / 2 == pytest.approx(expected[key]._ci, rel=1e-4), key
 
 
-def test_intervals_can_be_repeated_and_narrow_with_more_rows() -> None:
+def test_intervals_are_deterministic_and_narrow_with_rows() -> None:
     np.random.seed(7)
-    first = metrics.compute_translation_metrics(FOUND, WANTED)
+    first = metrics.compute_translation_metrics(PREDICTIONS, REFERENCES)
     np.random.seed(8)
-    assert metrics.compute_translation_metrics(FOUND, WANTED) == first
-    more = metrics.compute_translation_metrics(FOUND * 4, WANTED * 4)
+    assert metrics.compute_translation_metrics(PREDICTIONS, REFERENCES) == first
+    more = metrics.compute_translation_metrics(PREDICTIONS * 4, REFERENCES * 4)
     for key in KEYS:
-        wide, narrow = (figures[f"{key}_high"] - figures[f"{key}_low"] for figures in (first, more))
+        wide, narrow = (values[f"{key}_high"] - values[f"{key}_low"] for values in (first, more))
         assert narrow == pytest.approx(wide / 2, rel=0.2)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_intervals_stay_within_what_a_figure_can_be(seed: int) -> None:
-    """A few short texts, of which only some have the four words that BLEU wants."""
-    found, wanted = texts(5, seed)
-    figures = metrics.compute_translation_metrics(found, wanted)
+def test_intervals_stay_within_bounds(seed: int) -> None:
+    """Few short texts, only some of which have the four words that BLEU needs."""
+    values = metrics.compute_translation_metrics(*texts(5, seed))
     for key in KEYS:
-        assert 0 <= figures[f"{key}_low"] <= figures[key] <= figures[f"{key}_high"], key
-    assert figures["bleu_high"] <= 100.0 + 1e-9
-    assert figures["chrf_high"] <= 100.0 + 1e-9
+        assert 0 <= values[f"{key}_low"] <= values[key] <= values[f"{key}_high"], key
+    assert values["bleu_high"] <= 100.0 + 1e-9
+    assert values["chrf_high"] <= 100.0 + 1e-9
 
 
 def test_intervals_of_many_rows_take_little_memory() -> None:
     """All resamples at once would be 1,000 x 3,000 rows x 24 numbers: 288 MB in single precision."""
-    found, wanted = ["a cat"] * 3000, ["a dog", "a cat", "two cats"] * 1000
-    metric = metrics.load("chrf")
+    predictions, references = ["a cat"] * 3000, ["a dog", "a cat", "two cats"] * 1000
     tracemalloc.start()
     try:
-        metric._compute(predictions=found, references=wanted, resamples=RESAMPLES)
+        score_translations("chrf", predictions, references, resamples=RESAMPLES)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -98,33 +96,35 @@ def test_intervals_of_many_rows_take_little_memory() -> None:
 
 
 def test_perfect_translations() -> None:
-    figures = metrics.compute_translation_metrics(WANTED, WANTED)
-    assert figures == pytest.approx({f"{key}{end}": 100.0 * (key != "ter") for key in KEYS for end in ("", "_low", "_high")})
+    values = metrics.compute_translation_metrics(REFERENCES, REFERENCES)
+    assert values == pytest.approx({f"{key}{end}": 100.0 * (key != "ter") for key in KEYS for end in ("", "_low", "_high")})
 
 
-def test_translations_without_a_word_in_common() -> None:
-    figures = metrics.compute_translation_metrics(["y y y y y"], ["z z z z z"], brief=True)
-    assert figures == {"bleu": 0.0, "chrf": 0.0}
+def test_translations_without_a_common_word() -> None:
+    values = metrics.compute_translation_metrics(["y y y y y"], ["z z z z z"], brief=True)
+    assert values == {"bleu": 0.0, "chrf": 0.0}
     assert metrics.load("ter").compute(predictions=["y y y y y"], references=["z z z z z"]) == {"ter": 100.0}
 
 
-def test_an_empty_translation_counts() -> None:
-    whole = metrics.compute_translation_metrics(WANTED, WANTED, brief=True)
-    less = metrics.compute_translation_metrics(["", *WANTED[1:]], WANTED, brief=True)
-    assert 0 < less["bleu"] < whole["bleu"]
+def test_empty_translation() -> None:
+    complete = metrics.compute_translation_metrics(REFERENCES, REFERENCES, brief=True)
+    partial = metrics.compute_translation_metrics(["", *REFERENCES[1:]], REFERENCES, brief=True)
+    assert 0 < partial["bleu"] < complete["bleu"]
     assert metrics.compute_translation_metrics([""], ["a b c d"])["ter"] == 100.0
 
 
-def test_case_counts_in_bleu_and_chrf_and_not_in_ter() -> None:
-    lower = metrics.compute_translation_metrics([text.lower() for text in WANTED], WANTED)
+def test_bleu_and_chrf_are_case_sensitive() -> None:
+    lower = metrics.compute_translation_metrics([text.lower() for text in REFERENCES], REFERENCES)
     assert lower["bleu"] < 100
     assert lower["chrf"] < 100
     assert lower["ter"] == 0
 
 
-def test_brief_is_the_two_quick_ones_without_intervals() -> None:
-    whole = metrics.compute_translation_metrics(FOUND, WANTED)
-    assert metrics.compute_translation_metrics(FOUND, WANTED, brief=True) == {key: whole[key] for key in ("bleu", "chrf")}
+def test_brief_gives_bleu_and_chrf_only() -> None:
+    complete = metrics.compute_translation_metrics(PREDICTIONS, REFERENCES)
+    assert metrics.compute_translation_metrics(PREDICTIONS, REFERENCES, brief=True) == {
+        key: complete[key] for key in ("bleu", "chrf")
+    }
 
 
 @pytest.mark.parametrize(
@@ -136,32 +136,32 @@ def test_brief_is_the_two_quick_ones_without_intervals() -> None:
         *((language, "13a") for language in (None, "", "de", "en_XX", "eng_Latn", "zul_Latn", "jav_Latn", "vi")),
     ],
 )
-def test_the_language_decides_how_words_are_split(language: str | None, tokenizer: str) -> None:
+def test_tokenizer_follows_the_language(language: str | None, tokenizer: str) -> None:
     assert bleu_tokenizer(language) == tokenizer
     assert f"|tok:{tokenizer}|" in metrics.translation_signatures(language)["bleu"]
 
 
 @pytest.mark.parametrize("language", ["zh", "zh_CN", "zho_Hans"])
-def test_chinese_is_not_one_word_a_sentence(language: str) -> None:
-    found = metrics.compute_translation_metrics(*CHINESE, language)
+def test_chinese_is_tokenized(language: str) -> None:
+    values = metrics.compute_translation_metrics(*CHINESE, language)
     expected = BLEU(tokenize="zh").corpus_score(CHINESE[0], [CHINESE[1]])
-    assert found["bleu"] == pytest.approx(expected.score)
-    assert found["bleu"] > 30
+    assert values["bleu"] == pytest.approx(expected.score)
+    assert values["bleu"] > 30
     assert metrics.compute_translation_metrics(*CHINESE, "de", brief=True)["bleu"] == 0
     # One character of 8 was changed, and three of 7 (with the full stop) came on top.
-    assert found["ter"] == pytest.approx(100 * (1 + 3) / (8 + 7))
+    assert values["ter"] == pytest.approx(100 * (1 + 3) / (8 + 7))
     assert metrics.compute_translation_metrics(*CHINESE, "de")["ter"] == 100
 
 
 @pytest.mark.parametrize("language", ["ja", "jpn_Jpan", "ko"])
-def test_japanese_and_korean_are_counted_in_characters(language: str) -> None:
+def test_japanese_and_korean_are_scored_by_character(language: str) -> None:
     pair = (["私は学生です"], ["私は先生です"]) if language != "ko" else (["나는 학생입니다"], ["나는 선생입니다"])
-    found = metrics.compute_translation_metrics(*pair, language, brief=True)
-    assert found["bleu"] == pytest.approx(BLEU(tokenize="char").corpus_score(pair[0], [pair[1]]).score)
-    assert found["bleu"] != pytest.approx(BLEU().corpus_score(pair[0], [pair[1]]).score)
+    values = metrics.compute_translation_metrics(*pair, language, brief=True)
+    assert values["bleu"] == pytest.approx(BLEU(tokenize="char").corpus_score(pair[0], [pair[1]]).score)
+    assert values["bleu"] != pytest.approx(BLEU().corpus_score(pair[0], [pair[1]]).score)
 
 
-def test_signatures_say_how_figures_came_about() -> None:
+def test_signatures_name_the_settings() -> None:
     signatures = metrics.translation_signatures("de")
     assert set(signatures) == set(KEYS)
     for signature in signatures.values():
@@ -177,26 +177,26 @@ def test_signatures_say_how_figures_came_about() -> None:
 
 
 @pytest.mark.parametrize("language", [None, "zh_CN", "ja"])
-def test_signatures_are_sacrebleus_own(language: str | None) -> None:
+def test_signatures_equal_sacrebleu(language: str | None) -> None:
     asian = {"asian_support": True, "normalized": True} if language else {}
     scorers = {"bleu": BLEU(tokenize=bleu_tokenizer(language)), "chrf": CHRF(word_order=2), "ter": TER(**asian)}
     for key, scorer in scorers.items():
-        scorer.corpus_score(FOUND, [WANTED], n_bootstrap=RESAMPLES)
+        scorer.corpus_score(PREDICTIONS, [REFERENCES], n_bootstrap=RESAMPLES)
         assert metrics.translation_signatures(language)[key] == str(scorer.get_signature())
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_metric_by_name(key: str) -> None:
-    expected = metrics.compute_translation_metrics(FOUND, WANTED)
-    assert metrics.load(key).compute(predictions=FOUND, references=WANTED) == {key: expected[key]}
+def test_load(key: str) -> None:
+    expected = metrics.compute_translation_metrics(PREDICTIONS, REFERENCES)
+    assert metrics.load(key).compute(predictions=PREDICTIONS, references=REFERENCES) == {key: expected[key]}
     metric = metrics.load(key)
-    metric.add_batch(predictions=FOUND[:9], references=WANTED[:9])
-    metric.add_batch(predictions=FOUND[9:], references=WANTED[9:])
+    metric.add_batch(predictions=PREDICTIONS[:9], references=REFERENCES[:9])
+    metric.add_batch(predictions=PREDICTIONS[9:], references=REFERENCES[9:])
     names = (key, f"{key}_low", f"{key}_high")
     assert metric.compute(resamples=RESAMPLES) == {name: expected[name] for name in names}
 
 
-def test_a_metric_by_name_and_language() -> None:
+def test_load_with_language() -> None:
     pairs = {"predictions": CHINESE[0], "references": CHINESE[1]}
     expected = metrics.compute_translation_metrics(*CHINESE, "zho_Hans", brief=True)["bleu"]
     assert metrics.load("bleu", "zho_Hans").compute(**pairs) == {"bleu": expected}
@@ -204,13 +204,15 @@ def test_a_metric_by_name_and_language() -> None:
 
 
 @pytest.mark.parametrize("brief", [False, True])
-@pytest.mark.parametrize(("found", "wanted"), [([], []), (["a"], []), ([], ["a"]), (["a"], ["a", "b"]), (["a", "b"], ["a"])])
-def test_unequal_numbers_of_texts_are_refused(found: list[str], wanted: list[str], brief: bool) -> None:
-    with pytest.raises(ValueError, match=f"predictions: {len(found)}, references: {len(wanted)}; expected as many, at least one"):
-        metrics.compute_translation_metrics(found, wanted, brief=brief)
+@pytest.mark.parametrize(
+    ("predictions", "references"), [([], []), (["a"], []), ([], ["a"]), (["a"], ["a", "b"]), (["a", "b"], ["a"])]
+)
+def test_unequal_numbers_of_texts(predictions: list[str], references: list[str], brief: bool) -> None:
+    with pytest.raises(ValueError, match=f"predictions: {len(predictions)}, references: {len(references)}; .*at least one"):
+        metrics.compute_translation_metrics(predictions, references, brief=brief)
 
 
-@pytest.mark.parametrize(("found", "wanted"), [([], []), (["a"], ["a", "b"]), ([1], ["a"]), (["a"], [["a", "b"]])])
-def test_wrong_inputs_of_a_metric_by_name(found: list[Any], wanted: list[Any]) -> None:
+@pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], ["a", "b"]), ([1], ["a"]), (["a"], [["a", "b"]])])
+def test_load_refuses_wrong_inputs(predictions: list[Any], references: list[Any]) -> None:
     with pytest.raises(ValueError, match=r"(?i)predictions.*references"):
-        metrics.load("bleu").compute(predictions=found, references=wanted)
+        metrics.load("bleu").compute(predictions=predictions, references=references)

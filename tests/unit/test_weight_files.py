@@ -17,7 +17,7 @@ from nlp_transfer import UserError, load_predictor, load_translator
 from nlp_transfer.cli import cli
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.verification.weight_files import MOST_HEADER, MOST_TENSORS, check_finite, numbers_in, stored_shapes
+from nlp_transfer.models.verification.weight_files import MAX_HEADER, MAX_TENSORS, check_finite, count_values, stored_shapes
 from nlp_transfer.run.outputs import save
 from tests.conftest import train_tiny, write_csv
 from tests.models import tiny_classifier
@@ -32,20 +32,20 @@ def written(path: Path, header: Any, content: bytes = b"") -> Path:
     return path
 
 
-def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
+def test_stored_shapes_equal_those_of_the_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a.b": torch.ones(2, 3), "c": torch.ones(0, 7), "d": torch.tensor(True)}, path, {"format": "pt"})
     assert stored_shapes(path) == {"a.b": (2, 3), "c": (0, 7), "d": ()}
-    assert numbers_in(path) == 7
+    assert count_values(path) == 7
 
 
 @pytest.mark.parametrize(
     ("header", "content", "fact"),
     [
-        ({f"t{i}": EMPTY for i in range(MOST_TENSORS + 1)}, b"", f"{MOST_TENSORS:,}"),
+        ({f"t{i}": EMPTY for i in range(MAX_TENSORS + 1)}, b"", f"{MAX_TENSORS:,}"),
         ({"t": EMPTY | {"shape": [2**40]}}, b"", "t"),
-        ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12", "2 are there"),
-        ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345678", "8 are there"),
+        ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12", "but it has 2"),
+        ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345678", "but it has 8"),
         ({"t": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234", "-1"),
         ({"t": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"", "4 to 0"),
         ({"t": 5}, b"", "5"),
@@ -53,7 +53,7 @@ def test_shapes_are_those_of_the_tensors(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_header_that_does_not_fit_its_file_is_refused(header: Any, content: bytes, fact: str, tmp_path: Path) -> None:
+def test_header_that_does_not_fit_its_file_is_refused(header: Any, content: bytes, fact: str, tmp_path: Path) -> None:
     path = written(tmp_path / "model.safetensors", header, content)
     with pytest.raises(UserError) as caught:
         stored_shapes(path)
@@ -61,16 +61,16 @@ def test_a_header_that_does_not_fit_its_file_is_refused(header: Any, content: by
     assert fact in str(caught.value)
 
 
-def test_a_header_larger_than_that_of_any_model_is_not_read(tmp_path: Path) -> None:
+def test_oversized_header_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", MOST_HEADER + 1))
-        file.truncate(MOST_HEADER + 100)  # without content
-    with pytest.raises(UserError, match=f"{MOST_HEADER + 1:,} bytes"):
+        file.write(struct.pack("<Q", MAX_HEADER + 1))
+        file.truncate(MAX_HEADER + 100)  # without content
+    with pytest.raises(UserError, match=f"{MAX_HEADER + 1:,} bytes"):
         stored_shapes(path)
 
 
-def test_a_model_whose_weights_are_a_million_empty_tensors_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_a_million_empty_tensors_are_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
     model = shutil.copytree(tiny["bert"], tmp_path / "model")
     written(model / "model.safetensors", {f"t{i}": EMPTY for i in range(300_000)})
     with pytest.raises(UserError, match=r"model\.safetensors: found a header"):
@@ -88,7 +88,7 @@ class Call:
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_a_pickle_holds_nothing_that_allocates(archive: bool, tmp_path: Path) -> None:
+def test_allocating_pickle_is_refused(archive: bool, tmp_path: Path) -> None:
     path = tmp_path / "adapter_model.bin"
     hostile: list[Any] = [
         Call(bytearray, 50), Call(torch.UntypedStorage, 50), Call(OrderedDict, [("a", 1)]), torch.zeros(1).expand(10**9),
@@ -96,12 +96,12 @@ def test_a_pickle_holds_nothing_that_allocates(archive: bool, tmp_path: Path) ->
     ]  # fmt: skip
     for value in hostile:
         torch.save({"a": value}, path, _use_new_zipfile_serialization=archive)
-        with pytest.raises(UserError, match=r"adapter_model\.bin is a pickle that holds more than tensors"):
-            numbers_in(path)
+        with pytest.raises(UserError, match=r"adapter_model\.bin is a pickle that contains more than tensors"):
+            count_values(path)
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_pickles_of_tensors_are_read(archive: bool, tmp_path: Path) -> None:
+def test_pickles_of_tensors_are_accepted(archive: bool, tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     base = torch.arange(12.0).view(3, 4)
     types = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.half, torch.bfloat16, torch.double)
@@ -111,13 +111,13 @@ def test_pickles_of_tensors_are_read(archive: bool, tmp_path: Path) -> None:
     ]  # fmt: skip
     for tensors in harmless:
         torch.save(tensors, path, _use_new_zipfile_serialization=archive)
-        assert numbers_in(path) == path.stat().st_size
+        assert count_values(path) == path.stat().st_size
         stored = torch.load(path, weights_only=True)
         assert stored.keys() == tensors.keys()
         assert all(torch.equal(stored[name], tensors[name]) for name in tensors)
 
 
-def test_a_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+def test_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     torch.save({"a": torch.zeros(10**5)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
@@ -125,21 +125,21 @@ def test_a_storage_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     assert content.count(count) == 2
     path.write_bytes(content.replace(count, b"J" + struct.pack("<i", 2**31 - 1), 1))
     with pytest.raises(UserError, match=r"storages of 8,589,934,588 bytes"):
-        numbers_in(path)
+        count_values(path)
     torch.save({"a": torch.zeros(10**5)}, path)
     path.write_bytes(path.read_bytes().replace(count, b"J" + struct.pack("<i", 10**5 - 1), 1))
-    with pytest.raises(UserError, match="storage 0 has not 399,996 bytes"):
-        numbers_in(path)
+    with pytest.raises(UserError, match="storage 0 does not have 399,996 bytes"):
+        count_values(path)
 
 
-def test_a_pickle_whose_entries_grow_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_pickle_with_compressed_entries_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
     from zipfile import ZIP_DEFLATED, ZipFile
 
     model = shutil.copytree(tiny["bert"], tmp_path / "model")
     (model / "model.safetensors").unlink()
     with ZipFile(model / "pytorch_model.bin", "w", ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10**7)
-    with pytest.raises(UserError, match=r"pytorch_model\.bin: its entries grow to 10,000,000 bytes"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: its entries expand to 10,000,000 bytes"):
         Checkpoint.open(find_model(str(model))).load(AutoModel)
 
 
@@ -155,7 +155,7 @@ def test_weights_that_are_not_finite_are_refused(broken: float, tiny: dict[str, 
         assert fact in str(caught.value)
 
 
-def test_masks_may_be_infinite_and_new_parameters_are_not_checked() -> None:
+def test_buffers_and_new_parameters_may_be_infinite() -> None:
     model = nn.Linear(2, 2)
     model.register_buffer("mask", torch.full((2, 2), -torch.inf))
     check_finite(model, "here", "")
@@ -166,7 +166,7 @@ def test_masks_may_be_infinite_and_new_parameters_are_not_checked() -> None:
         check_finite(model, "here", "")
 
 
-def test_a_trained_model_that_is_not_finite_is_not_saved() -> None:
+def test_trained_model_that_is_not_finite_is_not_saved() -> None:
     model = tiny_classifier("bert")
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
@@ -183,7 +183,7 @@ def scaled(folder: Path, factor: float, place: Path) -> Path:
     return place
 
 
-def test_predictions_that_are_not_finite_are_refused_by_their_row(tmp_path: Path) -> None:
+def test_predictions_that_are_not_finite_name_their_row(tmp_path: Path) -> None:
     train_tiny(tmp_path)
     model = scaled(tmp_path / "run" / "model", 1e25, tmp_path / "huge")
     with pytest.raises(UserError, match="row 1: the model's scores are NaN or infinite"):
@@ -195,18 +195,18 @@ def test_predictions_that_are_not_finite_are_refused_by_their_row(tmp_path: Path
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_translations_by_scores_that_are_not_finite_are_refused(beams: int, tmp_path: Path) -> None:
+def test_translation_scores_that_are_not_finite_are_refused(beams: int, tmp_path: Path) -> None:
     model = scaled(save_tiny_seq2seq("marian", tmp_path / "model"), 1e25, tmp_path / "huge")
     translate = load_translator(model, settings={"beams": beams})
     with pytest.raises(UserError, match=r"'The dog is red\.'.*NaN or infinite"):
         translate(["The dog is red."])
 
 
-def test_files_without_a_suffix_are_told_apart(tmp_path: Path) -> None:
+def test_formats_without_suffix_are_recognized(tmp_path: Path) -> None:
     """As the hub's cache names them."""
     weights = {"a": torch.ones(2, 3)}
     save_file(weights, tmp_path / "one", {"format": "pt"})
-    assert numbers_in(tmp_path / "one") == 6
+    assert count_values(tmp_path / "one") == 6
     for name, settings in (("zip", {}), ("old", {"_use_new_zipfile_serialization": False})):
         torch.save(weights, tmp_path / name, **settings)
-        assert numbers_in(tmp_path / name) == (tmp_path / name).stat().st_size
+        assert count_values(tmp_path / name) == (tmp_path / name).stat().st_size

@@ -121,7 +121,7 @@ def test_parse_gives_normalised_parts(text: str, expected: tuple[str, str, str])
         ("pypi:toy==1#a/../../b", "'a/../../b' has a '..'"),
         ("pypi:toy==1#a\\b", "has a backslash"),
         ("pypi:toy==1#C:/a", "'C:/a' has a drive letter"),
-        ("pypi:toy==1#a/**/b", "'a/**/b' has '**'"),
+        ("pypi:toy==1#a/**/b", "'a/**/b' contains '**'"),
     ],
 )
 def test_parse_names_what_is_wrong_and_the_form(text: str, why: str) -> None:
@@ -387,8 +387,8 @@ def symlink(name: str) -> zipfile.ZipInfo:
         ("C:/escaped", "has a drive letter"),
         ("toy_data\\..\\escaped", "has a backslash"),
         (symlink("toy_data/link"), "is a symbolic link"),
-        ("toy_data/GOOD.csv", "is there twice"),
-        ("toy_data//good.csv", "is there twice"),
+        ("toy_data/GOOD.csv", "occurs twice"),
+        ("toy_data//good.csv", "occurs twice"),
     ],
     ids=str,
 )

@@ -25,7 +25,7 @@ ROOT = Path(nlp_transfer.__file__).parent
 ALLOWED = {
     "utils/atomic_files.py": "the writer",
     "security/file_locks.py": "lock files and journals: opened without following links, checked, removed by their holder alone",
-    "inference/output_journal.py": "appends to its journal through `file_locks.open_own`; removes it when the output is complete",
+    "inference/output_journal.py": "appends to its journal, opened by `open_record`; removes it when the output is complete",
     "models/cached_features.py": "maps a file that `replacing` has made",
     "inference/parquet_writer.py": "writes into files that `replacing` has made, and into temporary files without a name",
     "saved_models/save.py": "libraries write into a folder that `replacing_folder` has made",
@@ -42,11 +42,12 @@ ALLOWED = {
     "data/sources/wheels.py": "a private folder with a random name in the user's cache; files are renamed when complete",
     "data/sources/archive_entries.py": "a private folder with a random name in the user's cache; files are renamed when complete",
     "models/verification/adapter_settings.py": "the private temporary folder that peft reads an adapter from",
+    "hub/package.py": "the private temporary folder of what is pushed",
+    "hub/package_contents.py": "copies into the private temporary folder of what is pushed",
     "models/verification/model_files.py": "the private temporary folder that libraries read a model from",
     "data/sources/file_reading.py": "opens for reading, without waiting for a pipe",
     "data/sources/text_columns.py": "a temporary file without a name",
     "inference/standard_streams.py": "standard output, and temporary files that nobody else can name",
-    "evaluation/metrics/__init__.py": "a temporary folder for a library",
     "utils/environment.py": "tries where the user may write; temporary folders; the null device",
     "run/outputs.py": "a temporary folder for what other processes than the first one save",
 }

@@ -16,7 +16,7 @@ import pytest
 from nlp_transfer import FineTuned, UserError, fine_tune
 from nlp_transfer.cli import cli
 from nlp_transfer.evaluation.metrics import compute_label_metrics, compute_regression_metrics, compute_translation_metrics
-from nlp_transfer.utils.atomic_files import usual_permissions
+from nlp_transfer.utils.atomic_files import apply_umask
 from nlp_transfer.utils.console import _duration, percent
 from tests.conftest import sentiment_rows
 
@@ -258,7 +258,7 @@ def test_the_umask_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "file").touch(0o600)
     before = os.umask(0o022)
     try:
-        usual_permissions(tmp_path / "file")
+        apply_umask(tmp_path / "file")
         assert os.umask(0o022) == 0o022
     finally:
         os.umask(before)

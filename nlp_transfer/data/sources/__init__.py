@@ -1,33 +1,46 @@
-"""Where models and data come from: the hub, files, folders and wheels. A source is a string, or in Python an object."""
+"""Find models and read data from the hub, files, folders, wheels, and Python objects."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from glob import has_magic
-from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nlp_transfer.data.sources import wheels
 from nlp_transfer.data.sources.aligned_files import read_aligned
+from nlp_transfer.data.sources.class_folders import read_class_folders
 from nlp_transfer.data.sources.file_reading import (
-    MAX_ROW,
-    TOO_LONG,
-    UNDECODED,
-    WrongEncodingError,
+    MAX_ROW as MAX_ROW,
+)
+from nlp_transfer.data.sources.file_reading import (
+    TOO_LONG as TOO_LONG,
+)
+from nlp_transfer.data.sources.file_reading import (
+    UNDECODED as UNDECODED,
+)
+from nlp_transfer.data.sources.file_reading import (
+    WrongEncodingError as WrongEncodingError,
+)
+from nlp_transfer.data.sources.file_reading import (
     at_home,
-    check_regular,
     check_unchanged,
-    choose_encoding,
     format_of,
     no_bad_rows,
-    read_start,
     state_of,
-    undecoded,
+)
+from nlp_transfer.data.sources.file_reading import (
+    check_regular as check_regular,
+)
+from nlp_transfer.data.sources.file_reading import (
+    choose_encoding as choose_encoding,
+)
+from nlp_transfer.data.sources.file_reading import (
+    read_start as read_start,
+)
+from nlp_transfer.data.sources.file_reading import (
+    undecoded as undecoded,
 )
 from nlp_transfer.data.sources.globs import expand
 from nlp_transfer.data.sources.in_memory import read_table_object
@@ -39,7 +52,7 @@ from nlp_transfer.data.sources.rows import (
     concatenate,
     from_columns,
     hash_cells,
-    lines_as,
+    name_lines,
     names_of,
     unfold,
 )
@@ -47,18 +60,25 @@ from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
 from nlp_transfer.data.sources.text_columns import GrowingColumn
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.errors import BadRow, Problems, UserError, shorten
+from nlp_transfer.utils.errors import BadRow as BadRow
+from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
 )
-SHARED = 5000  # different cells of a column, up to which equal ones are kept once
+SHARED = 5000  # distinct cells of a column up to which equal cells share one object
 HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What `from_pretrained` is given: a folder or a hub id, and for a hub id perhaps a revision."""
+    """A model for `from_pretrained`: a folder, or a hub id with an optional revision.
+
+    Attributes:
+        name: The source as the user wrote it.
+        path: The folder or hub id.
+        revision: Revision of a hub id.
+    """
 
     name: str
     path: str
@@ -66,14 +86,14 @@ class ModelSource:
 
     @property
     def is_folder(self) -> bool:
-        return os.path.isdir(self.path)  # unlike pathlib's, it knows that a name which is too long is none
+        return os.path.isdir(self.path)  # unlike pathlib, returns False for a name that is too long
 
 
 def find_model(source: str) -> ModelSource:
-    """Where the model called `source` lies; a wheel is downloaded, a hub id is not looked up yet.
+    """Find a model. A wheel is downloaded; a hub id is not looked up yet.
 
     Raises:
-        UserError: the folder holds no model, or the text has none of the allowed forms.
+        UserError: The folder does not hold a model, or the source has none of the allowed forms.
     """
     if wheels.is_wheel(source):
         return ModelSource(source, str(_model_folder(_fetch(source, "model"), source)))
@@ -91,21 +111,22 @@ def find_model(source: str) -> ModelSource:
 
 
 def check_recorded_model(model: str, place: str) -> None:
-    """Raise a UserError where the model that a saved record names depends on the folder in which it is opened.
+    """Raise a UserError if the model named by a saved record depends on the current folder.
 
     Args:
-        place: the record and its field, for messages.
+        model: The recorded source.
+        place: The record and its field, for messages.
     """
     is_hub_id = HUB_MODEL.match(model) and not model.startswith(".")
     if not (os.path.isabs(model) or wheels.is_wheel(model) or is_hub_id) or ".." in Path(model).parts:
         raise UserError(
-            f"{place}: found {shorten(model)}, a place that depends on who looks for it; allowed: a hub id, "
-            "pypi:NAME==VERSION#PATH, or the whole path of a model's folder"
+            f"{place}: found {shorten(model)}, a path that depends on the current folder; allowed: a hub id, "
+            "pypi:NAME==VERSION#PATH, or the absolute path of a model folder"
         )
     if is_hub_id and os.path.exists(model):
         raise UserError(
-            f"{place}: found {shorten(model)}, a model on the hub; the current folder, {Path.cwd()}, holds something of this "
-            "name, which would be read in its place; allowed: another current folder"
+            f"{place}: found {shorten(model)}, a model on the hub, but the current folder, {Path.cwd()}, contains something "
+            "with this name, which would be read instead; run the command in another folder"
         )
 
 
@@ -117,16 +138,16 @@ def _fetch(source: str, setting: str) -> Path:
 
 
 def _check_only_on_hub(setting: str, source: str, name: str) -> None:
-    """Raise a UserError where libraries would read a folder of the same name in the current one in place of the hub."""
+    """Raise a UserError if libraries would read a local folder of the same name instead of the hub."""
     if _exists(Path(name)):
         raise UserError(
-            f"{setting}: found {source}, a part of {name} on the hub, but there is a folder {name} here; allowed: {name} for "
-            "that folder, or another current folder for the hub"
+            f"{setting}: found {source}, a part of {name} on the hub, but there is a folder {name} here; write {name} for that "
+            "folder, or run the command in another folder to use the hub"
         )
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is such a file or folder; a text too long for a path names none."""
+    """Return whether a path exists; False for a text that is too long for a path."""
     try:
         return path.exists()
     except OSError:
@@ -140,17 +161,23 @@ def _model_folder(path: Path, source: str) -> Path:
         for folder in (path, path / "model"):  # a run folder holds its model in model/
             if (folder / "config.json").is_file():
                 return folder
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+        names = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     except OSError as error:
         raise UserError(f"model: the folder {source} cannot be read ({error.strerror or error})") from error
-    raise UserError(f"model: the folder {source} is no model: there is no config.json in it (found: {found})")
+    raise UserError(f"model: the folder {source} does not hold a model: it has no config.json (found: {names})")
 
 
 def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -> Rows:
-    """The `wanted` columns of a source, whole; `role` (train, validation, test) names it in messages.
+    """Read columns of a data source.
+
+    Args:
+        source: A file, glob, folder, hub id, wheel, mapping of line-aligned files, or Python object.
+        role: Name of the split (train, validation, test), for messages.
+        data: Settings for reading files.
+        wanted: Names of the columns.
 
     Raises:
-        UserError: the source cannot be found or read, or has not all of the wanted columns.
+        UserError: The source cannot be found or read, or a column is missing.
     """
     wanted = list(dict.fromkeys(wanted))
     if isinstance(source, Mapping):
@@ -194,15 +221,15 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
         )
     for note in notes:
         say(f"data.{role}: {source!r}: {note}")
-    if os.path.isdir(path):  # unlike pathlib's, it knows that a name which is too long is none
-        return _select_columns(_read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
+    if os.path.isdir(path):  # unlike pathlib, returns False for a name that is too long
+        return _select_columns(read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
     problems, parts = Problems(f"data.{role}"), []
     for file in files:
         try:
             parts.append(_read_file(Path(file), data, wanted, role))
         except UserError as error:
             problems.absorb(error)
-        except OSError as error:  # it was there a moment ago
+        except OSError as error:  # removed after it was listed
             problems.add(f"{file}: cannot be read ({error.strerror or error})")
     problems.raise_if_any()
     return concatenate(parts)
@@ -218,25 +245,25 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     source = f"data.{role}: {path}"
     before = state_of(path)
     for batch in read_table(path, data, wanted=wanted, mark_faults=skipped is not None):
-        found = unfold(lines_as(batch.columns, path, wanted), wanted)
+        cells_of = unfold(name_lines(batch.columns, path, wanted), wanted)
         first = batch.first if first is None else first
-        if len(batch.faults) < len(batch):  # a line that is no JSON says nothing about columns
+        if len(batch.faults) < len(batch):  # faulty rows say nothing about columns
             has_rows = True
-            there = names_of(found, batch.names)
-            names |= {name: None for name in there if len(names) < MAX_COLUMNS or name in wanted}
+            existing = names_of(cells_of, batch.names)
+            names |= {name: None for name in existing if len(names) < MAX_COLUMNS or name in wanted}
             if format_of(path) not in (".json", ".jsonl") and TRANSLATION not in names:
-                check_columns(there, wanted, source)
+                check_columns(existing, wanted, source)
         if skipped is not None:
             skipped |= batch.bad_rows(path)
         length = len(batch)
         for name, column in columns.items():
-            cells = found.get(name, [None] * length)
+            cells = cells_of.get(name, [None] * length)
             if name in known:
                 cells = share(cells, known[name])
-                if len(known[name]) > SHARED:  # hardly any two are equal, as texts are
+                if len(known[name]) > SHARED:  # a column of mostly distinct cells, such as texts
                     del known[name]
             column.extend(cells)
-    if has_rows:  # of JSON, and inside a column `translation`, a name may come late
+    if has_rows:  # in JSON, and in a column `translation`, a name may occur late
         check_columns(list(names), wanted, source)
     digest = wheels.sha256_of(path)
     check_unchanged(path, before)
@@ -245,56 +272,8 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
 
 
 def share(cells: list[Any], known: dict[str, str]) -> list[Any]:
-    """The cells, equal words being one object: a million labels take the room of the few different ones."""
+    """Let equal texts share one object, which saves memory for columns of labels."""
     return [known.setdefault(cell, cell) if type(cell) is str else cell for cell in cells]
-
-
-def _read_class_folders(folder: Path, data: DataConfig) -> Rows:
-    """`folder/<class>/<file>.txt` as columns `text` and `label`; a file is a row."""
-    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".txt")
-    if not files:
-        raise UserError(f"{folder}: found no class folders with .txt files; allowed: FOLDER/<class>/<file>.txt")
-    problems = Problems(str(folder))
-    texts = []
-    digest = hashlib.sha256()
-    skipped = no_bad_rows(data)
-    for number, path in enumerate(files):
-        text = ""
-        found = Problems(skipped=skipped)
-        try:
-            check_regular(path)
-            content = read_start(path, 4 * MAX_ROW + 1)  # a character takes four bytes at most
-            digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + content + b"\0")
-            text = _decode(content, choose_encoding(path, data)) if content else ""
-            if fault := undecoded(text, str(data.encoding)):
-                hint = "; set data.encoding, for instance [utf-8, cp1252]"
-                found.add_row(number, BadRow(str(path), 0, None, f"{fault}{hint}", UNDECODED))
-            if fault := undecoded(path.parent.name, "utf-8"):
-                found.add(f"{path}: in the name of the folder {fault}; allowed: a name that can be a label")
-            if len(text) > MAX_ROW:
-                reason = f"is longer than {MAX_ROW:,} characters; allowed: at most that many in a text"
-                found.add_row(number, BadRow(str(path), 0, None, reason, TOO_LONG))
-        except WrongEncodingError as error:
-            found.add_row(number, BadRow(str(path), 0, None, error.reason, UNDECODED))
-        except UserError as error:
-            found.absorb(error)
-        except UnicodeError as error:
-            reason = f"cannot be read ({error}); set data.encoding if it is in another encoding"
-            found.add_row(number, BadRow(str(path), 0, None, reason, UNDECODED))
-        except OSError as error:
-            found.add(f"{path}: cannot be read ({error})")
-        problems.merge(found)
-        texts.append(text)
-    problems.raise_if_any()
-    names = [str(path) for path in files]
-    columns: dict[str, list[Any]] = {"text": texts, "label": [path.parent.name for path in files]}
-    file_of, position = np.arange(len(files), dtype=np.int32), np.zeros(len(files), np.int64)
-    return Rows(columns, names, file_of, position, {str(folder.resolve()): digest.hexdigest()}).without(skipped or {})
-
-
-def _decode(content: bytes, encoding: str) -> str:
-    """The text of a file that was read; every kind of line end becomes one."""
-    return TextIOWrapper(BytesIO(content), encoding, errors="surrogateescape").read()
 
 
 def _select_columns(rows: Rows, wanted: list[str], source: str) -> Rows:

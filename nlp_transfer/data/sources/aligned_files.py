@@ -1,4 +1,4 @@
-"""Two line-aligned text files, one for each side of a translation: line n of one belongs to line n of the other."""
+"""Read two line-aligned text files: line n of the source file belongs to line n of the target file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,35 +17,35 @@ SIDES = ("source", "target")
 
 
 def check_no_aligned(data: DataConfig, columns: list[str], problems: Problems) -> None:
-    """Adds two line-aligned files as data of a task that learns no translation: a side has no labels."""
+    """Add a problem if line-aligned files are given to a task other than translation."""
     for role in ("train", "validation", "test"):
         if isinstance(getattr(data, role), Mapping):
             problems.add(
-                f"data.{role}: found two line-aligned files, which only translation learns from; allowed: a table with the "
+                f"data.{role}: found two line-aligned files, which only translation can use; allowed: a table with the "
                 f"columns {', '.join(columns)}"
             )
 
 
 def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: list[str]) -> Rows:
-    """The lines of `files["source"]` and `files["target"]` as the two `wanted` columns, in that order; any ending will do.
+    """Read `files["source"]` and `files["target"]` as the two `wanted` columns, in that order; any file extension is allowed.
 
     Raises:
-        UserError: a file is missing or broken, or the numbers of lines differ; a task with other columns than two.
+        UserError: A file is missing or broken, the numbers of lines differ, or the task does not have two columns.
     """
     if len(wanted) != len(SIDES) and data.group in wanted:
         raise UserError(
-            f"data.group: found {data.group!r}, but line-aligned files (data.{role}) have no column beside source and target; "
+            f"data.group: found {data.group!r}, but line-aligned files (data.{role}) have no columns except source and target; "
             "allowed: null, or a table with such a column"
         )
     if len(wanted) != len(SIDES):
         raise UserError(
-            f"data.{role}: found two line-aligned files, which give a source and a target; this task needs the columns "
+            f"data.{role}: found two line-aligned files, which have a source and a target, but this task needs the columns "
             f"{', '.join(wanted)}; allowed: a table with these columns"
         )
     problems = Problems(f"data.{role}")
     paths = {side: at_home(files[side]) for side in SIDES}
     if len({str(path.absolute()) for path in paths.values()}) == 1:
-        raise UserError(f"data.{role}: {paths['source']} is given for both sides; allowed: a file for each")
+        raise UserError(f"data.{role}: {paths['source']} is given as both source and target; allowed: one file for each")
     columns: dict[str, Sequence[Any]] = {}
     hashes: dict[str, str] = {}
     skipped = no_bad_rows(data)
@@ -61,13 +61,13 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
             check_unchanged(path, before)
         except UserError as error:
             problems.absorb(error)
-        except OSError as error:  # it was there a moment ago
+        except OSError as error:  # removed after it was opened
             problems.add(f"{path}: cannot be read ({error.strerror or error})")
     if len(columns) == len(SIDES) and len(set(map(len, columns.values()))) > 1:
         counts = ", ".join(f"{paths[side]} has {len(columns[name])} lines" for side, name in zip(SIDES, wanted, strict=True))
-        problems.add(f"{counts}; allowed: as many in both, line n of one belonging to line n of the other")
+        problems.add(f"{counts}; allowed: the same number of lines, where line n of one belongs to line n of the other")
     problems.raise_if_any()
     length = len(columns[wanted[0]])
-    together = " + ".join(str(path) for path in paths.values())
-    rows = Rows(columns, [together], np.zeros(length, np.int32), np.arange(1, length + 1), hashes)
+    name = " + ".join(str(path) for path in paths.values())
+    rows = Rows(columns, [name], np.zeros(length, np.int32), np.arange(1, length + 1), hashes)
     return rows.without_positions(skipped)

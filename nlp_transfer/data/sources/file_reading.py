@@ -1,4 +1,4 @@
-"""What all readers share: regular files alone, text in the encoding asked for, rows of bounded length."""
+"""Safe reading of files: only regular files, text in a given encoding, and rows of bounded length."""
 
 import codecs
 import errno
@@ -20,40 +20,40 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 OTHERS = frozenset(
     ".xls .xlsx .ods .doc .docx .odt .rtf .pdf .html .htm .xml .zip .tar .7z .bz2 .xz .zst .pkl .pickle .npy .npz .arrow "
     ".feather .h5 .hdf5 .sqlite .db .dta .sav .yaml .yml .toml .ini .py .ipynb .sh .png .jpg .jpeg .bin .pt .safetensors".split()
-)  # endings of formats that are not read here: such a file is never taken for lines of text
+)  # extensions of other formats: such files are never read as lines of text
 MAX_ROW = 2**24  # characters of one row, or of one file of a class folder
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENCODING = "set data.encoding (cp1252 is common for files from Windows)"
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
-LOOKED_AT = 1000  # neighbours among which a mistyped name is looked for
+LOOKED_AT = 1000  # files in the same folder that are compared with a mistyped name
 UNDECODED, TOO_LONG = "with bytes that are not in the encoding", "over the size limit"  # kinds of bad rows
 
 
 def no_bad_rows(data: DataConfig) -> dict[int, BadRow] | None:
-    """Where a reader collects the rows that it skips, by position; None where bad rows are refused."""
+    """Return an empty dict for the rows that a reader skips, by position; None if bad rows are errors."""
     return {} if data.on_bad_rows == "skip" else None
 
 
 def format_of(path: str | Path) -> str | None:
-    """The ending that says how a file is read, in lower case and without `.gz` (.csv for A.CSV.gz); None: it says nothing."""
+    """Return the known file extension in lower case and without `.gz` (`.csv` for A.CSV.gz); None if it is not known."""
     name = Path(path).name.lower()
     ending = Path(name.removesuffix(".gz")).suffix
     return ending if ending in ENDINGS and (ending != ".parquet" or not name.endswith(".gz")) else None
 
 
 def names_no_format(path: str | Path) -> bool:
-    """Whether the ending says nothing about the format, such as .en or none at all, so that a file may hold lines of text."""
+    """Return whether the extension does not name a format, such as `.en` or none, so that a file may hold lines of text."""
     ending = Path(Path(path).name.lower().removesuffix(".gz")).suffix
     return format_of(path) is None and ending not in OTHERS and ending != ".parquet"
 
 
 def has_lines(path: str | Path) -> bool:
-    """Whether a file holds one text a line: .txt, or a file whose ending says nothing and that is there."""
+    """Return whether a file holds one text per line: `.txt`, or an existing file whose extension names no format."""
     return format_of(path) == ".txt" or (names_no_format(path) and os.path.isfile(path))
 
 
 def at_home(text: str) -> Path:
-    """The path with `~` resolved; `~` and a name that no user has stay as they are."""
+    """Replace a leading `~` by the home folder; `~name` stays if there is no such user."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -61,30 +61,31 @@ def at_home(text: str) -> Path:
 
 
 def kind_of(path: Path) -> str | None:
-    """What stands at `path` in place of a regular file, such as `a pipe`; None where it is one, or a link to one.
+    """Return what is at `path`, such as "a pipe"; None if it is a regular file or a link to one.
 
     Raises:
-        OSError: there is nothing, or it cannot be looked at.
+        OSError: Nothing is there, or it cannot be accessed.
     """
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
-    except ValueError:  # a NUL, say: nothing can have such a name
+    except ValueError:  # a name that no file can have, for example with a NUL
         raise FileNotFoundError(path) from None
     return None if kind == stat.S_IFREG else KINDS.get(kind, "a device")
 
 
 def check_regular(path: Path) -> None:
-    """Raises a UserError where `path` is no regular file: a pipe or a device may never end.
+    """Check that `path` is a regular file, since a pipe or a device may never end.
 
     Raises:
-        OSError: it cannot be looked at.
+        UserError: It is missing, or something else.
+        OSError: It cannot be accessed.
     """
     try:
         kind = kind_of(path)
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise UserError(
-                f"{path}: is a link to {os.readlink(path)}, which is not there; allowed: a file that exists"
+                f"{path}: is a link to {os.readlink(path)}, which does not exist; allowed: a file that exists"
             ) from None
         near = did_you_mean(path.name, _siblings(path))
         raise UserError(f"{path}: there is no such file{near}; allowed: a file that exists") from None
@@ -97,24 +98,25 @@ def _siblings(path: Path) -> list[str]:
 
 
 def state_of(path: Path) -> tuple[int, ...]:
-    """What tells whether a file was changed between two looks at it; empty where there is none."""
+    """Return inode, size and modification time of a file, to detect changes; empty if there is no file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def check_unchanged(path: Path, before: tuple[int, ...]) -> None:
-    """Raises an UnfinishedError where the file is no longer the one that it was: its rows and its hash would not belong
-    together."""
+    """Raise an UnfinishedError if the file has changed since `before`, so that its rows and its hash would not match."""
     if state_of(path) != before:
-        raise UnfinishedError(f"{path}: was changed while it was read; allowed: a file that stays as it is. Try again")
+        raise UnfinishedError(f"{path}: was changed while it was read; allowed: a file that does not change. Try again")
 
 
 def read_start(path: Path, most: int) -> bytes:
-    """At most `most` bytes of a file. Of one without any, nothing is read: what the system makes up while it is read, such as
-    /proc/kmsg, has no size, and may have no end."""
+    """Return at most `most` bytes of a file.
+
+    A file of size 0 is not read: files that the system generates, such as /proc/kmsg, have no size and may have no end.
+    """
     if path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:
@@ -122,7 +124,7 @@ def read_start(path: Path, most: int) -> bytes:
 
 
 class WrongEncodingError(UserError):
-    """A file is not in the encoding that it is read with; `reason` says so without naming the file."""
+    """A file is not in the expected encoding; `reason` describes that without the name of the file."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -130,24 +132,26 @@ class WrongEncodingError(UserError):
 
 
 class RowTooLongError(Exception):
-    """More than `MAX_ROW` characters, and the row has not ended."""
+    """A row has more than `MAX_ROW` characters."""
 
     def __str__(self) -> str:
         return f"is longer than {MAX_ROW:,} characters; allowed: at most that many in a row"
 
 
 class Lines:
-    """The lines of a text file, which end in one of `ends`. `length` counts the characters handed out; whoever knows where a row
-    ends sets it back to 0.
+    """An iterator over the lines of a text file that limits the length of a row.
+
+    Attributes:
+        length: Characters returned since the start of the row. The caller resets it to 0 at the end of each row.
 
     Raises:
-        RowTooLongError: a row has no end, so that it would fill the memory.
+        RowTooLongError: A row has more than `MAX_ROW` characters.
     """
 
     def __init__(self, file: TextIO, ends: tuple[str, ...] = ("\n",)) -> None:
         self.file, self.ends = file, ends
         self.length = 0
-        self._inside = False  # a line that was too long has not ended yet
+        self._inside = False  # whether the rest of a line that is too long is still to be read
 
     def __iter__(self) -> "Lines":
         return self
@@ -163,7 +167,7 @@ class Lines:
         return line
 
     def each(self) -> Iterator[str | None]:
-        """Yield every line as a row by itself, and None in place of one that is too long, of which the rest is skipped."""
+        """Yield every line as a row; None for a line that is too long, whose rest is skipped."""
         while True:
             self.length = 0
             try:
@@ -179,13 +183,13 @@ class Lines:
 
 
 class _RegularFile(io.FileIO):
-    """A regular file up to the size that it had when it was opened: one that grows is not read any further.
+    """A regular file that is read up to its size when it was opened, even if it grows.
 
     Raises:
-        OSError: it is a pipe or a device, which may never end.
+        OSError: It is a pipe or a device, which may never end.
     """
 
-    read = io.RawIOBase.read  # type: ignore[assignment]  # calls `readinto`, as the next one does
+    read = io.RawIOBase.read  # type: ignore[assignment]  # this and the next one call `readinto`
     readall = io.RawIOBase.readall
 
     def __init__(self, path: Path) -> None:
@@ -193,7 +197,7 @@ class _RegularFile(io.FileIO):
         status = os.fstat(self.fileno())
         if not stat.S_ISREG(status.st_mode):
             self.close()
-            raise OSError(errno.EINVAL, "is no regular file")
+            raise OSError(errno.EINVAL, "is not a regular file")
         self._end = status.st_size
 
     def readinto(self, buffer: Any) -> int:
@@ -201,7 +205,7 @@ class _RegularFile(io.FileIO):
 
 
 def open_binary(path: Path) -> Any:
-    """A file as bytes; of one that ends in `.gz` what was compressed, decompressed piece by piece as it is read."""
+    """Open a file for reading bytes; `.gz` files are decompressed while they are read."""
     file = io.BufferedReader(_RegularFile(path))
     if path.suffix.lower() != ".gz":
         return file
@@ -211,21 +215,23 @@ def open_binary(path: Path) -> Any:
 
 
 def open_text(path: Path, encoding: str, newline: str | None) -> TextIO:
-    """A text file whose undecodable bytes are carried along as lone surrogates, so that each can be reported with its row and
-    column. In encodings of two bytes and more there is no going on after a broken one."""
+    """Open a text file; undecodable bytes become lone surrogates, so that they can be reported with row and column.
+
+    In UTF-16 and UTF-32 an undecodable byte is an error, since the rest cannot be decoded.
+    """
     errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
     return TextIOWrapper(open_binary(path), encoding=encoding, errors=errors, newline=newline)
 
 
 def choose_encoding(path: Path, data: DataConfig) -> str:
-    """The encoding to read `path` with: the only one given, or the first of the list that decodes the whole file.
+    """Return the encoding of a file: `data.encoding`, or the first of a list that decodes the file.
 
     Raises:
-        UserError: an encoding has no such name, or no encoding of a list decodes the file.
-        OSError: the file cannot be read.
+        UserError: An encoding does not exist, or none of the list decodes the file.
+        OSError: The file cannot be read.
     """
-    given = [data.encoding] if isinstance(data.encoding, str) else data.encoding
-    names = [_normalised(name) for name in given]
+    encodings = [data.encoding] if isinstance(data.encoding, str) else data.encoding
+    names = [_normalized(name) for name in encodings]
     if names == ["utf-8-sig"]:
         _check_no_utf16(path)
     if len(names) == 1:
@@ -238,39 +244,40 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
             return name
         except UnicodeError:
             continue
-    raise WrongEncodingError(path, f"is in none of the encodings given in data.encoding: {', '.join(given)}")
+    raise WrongEncodingError(path, f"is in none of the encodings given in data.encoding: {', '.join(encodings)}")
 
 
 def _check_no_utf16(path: Path) -> None:
-    """UTF-16 of plain English is valid UTF-8 as well, with a NUL beside each letter."""
+    """Raise an error if a file looks like UTF-16, since English text in UTF-16 is also valid UTF-8 with NULs."""
     with open_binary(path) as file:
         start = file.read(64)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise WrongEncodingError(path, "starts with the mark of UTF-16, read as utf-8; set data.encoding: utf-16")
+        raise WrongEncodingError(path, "starts with a byte order mark of UTF-16 but is read as utf-8; set data.encoding: utf-16")
     even, odd = set(start[::2]), set(start[1::2])
     for name, zeros, letters in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if len(start) >= 8 and zeros == {0} and 0 not in letters:
-            raise WrongEncodingError(path, f"looks like UTF-16 without a mark, read as utf-8; set data.encoding: {name}")
+            raise WrongEncodingError(
+                path, f"looks like UTF-16 (no byte order mark) but is read as utf-8; set data.encoding: {name}"
+            )
 
 
-def _normalised(name: str) -> str:
+def _normalized(name: str) -> str:
     try:
-        "".encode(name)  # a name such as rot13 is known, but encodes no text
+        "".encode(name)  # codecs such as rot13 exist but do not encode text
         known = codecs.lookup(name).name
     except (LookupError, ValueError):
         raise UserError(
             f"data.encoding: there is no encoding {name!r}; allowed: an encoding of text, such as utf-8, cp1252, latin-1, utf-16"
         ) from None
-    return "utf-8-sig" if known == "utf-8" else known  # a byte order mark is no part of the first column's name
+    return "utf-8-sig" if known == "utf-8" else known  # so that a byte order mark is not part of the first column name
 
 
 def undecoded(text: str, encoding: str) -> str | None:
-    """What `text` holds that is no character, as a message says it, or None: a byte that is not in the encoding, or half of a
-    character, which a few encodings can spell."""
-    found = None if text.isascii() else SURROGATE.search(text)
-    if found is None:
+    """Describe the first undecodable byte or lone surrogate of a text for a message; None if there is none."""
+    surrogate = None if text.isascii() else SURROGATE.search(text)
+    if surrogate is None:
         return None
-    code = ord(found.group())
+    code = ord(surrogate.group())
     if 0xDC80 <= code <= 0xDCFF:
         return f"byte 0x{code - 0xDC00:02x} is not {encoding.removesuffix('-sig')}"
-    return f"{found.group()!a} is half of a character"
+    return f"{surrogate.group()!a} is half of a character"

@@ -1,4 +1,4 @@
-"""Globs: the files that a pattern names, existing paths taken literally, without following links in circles."""
+"""Expand glob patterns: existing paths are literal, and symbolic links are not followed in circles."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,26 +10,30 @@ from pathlib import Path
 
 from nlp_transfer.utils.errors import UserError
 
-MOST_ENTRIES = 1_000_000  # that one pattern may look at
-LONGEST = 4096  # characters of a pattern, as of a path
-MOST_MAGIC = 20  # names of a pattern with *, ? or [
+MOST_ENTRIES = 1_000_000  # files and folders that one pattern may visit
+LONGEST = 4096  # characters of a pattern
+MOST_MAGIC = 20  # parts of a pattern with *, ? or [
 SHOWN = 5  # names in a note
-LOOKED_AT = 10_000  # entries of a folder, for what a name would be as a pattern
+LOOKED_AT = 10_000  # entries of a folder that are compared with a name that could be a pattern
 
 
 def expand(pattern: str, root: str = "", notes: list[str] | None = None) -> list[str]:
-    """Return the files and folders below `root` (taken as it is) that `pattern` names, sorted, each once.
+    """Return the sorted files and folders below `root` that match a pattern.
 
-    A path that exists is taken literally, name by name: `data[2024]/*.csv` lies in the folder `data[2024]` where there is one,
-    and only otherwise in `data2`. From the first name on that does not exist, `*`, `?` and `[...]` stay within a name and `**`
-    crosses folders, though no links to such. What begins with a dot must be named with it. Names with `[...]` further down, as
-    in `*/data[2024]/*.csv`, are patterns only where no path has all of them literally.
+    Existing names are literal: `data[2024]/*.csv` is in the folder `data[2024]` if it exists, and otherwise in `data2`. From
+    the first name that does not exist, `*`, `?` and `[...]` match within a name, and `**` matches any depth without following
+    links to folders. Names that begin with a dot must be given with it. Names with `[...]` further down, as in
+    `*/data[2024]/*.csv`, are patterns only if no path contains all of them literally.
+
+    The standard `glob` has no such rule, follows links in circles with `**`, and has no limit on the entries it visits.
 
     Args:
-        notes: gets a sentence for each name that could be read in two ways, which says how it was read.
+        pattern: The pattern.
+        root: A folder that is never read as a pattern.
+        notes: Receives a sentence for each name with two possible readings.
 
     Raises:
-        UserError: the pattern is too long, or looks at more than a million entries.
+        UserError: The pattern is too long, or visits more than a million entries.
     """
     if len(pattern) > LONGEST:
         raise UserError(f"found a glob of {len(pattern)} characters; allowed: at most {LONGEST}")
@@ -37,7 +41,7 @@ def expand(pattern: str, root: str = "", notes: list[str] | None = None) -> list
     walk = _Walk(pattern)
     folder, rest = walk.literal("/" if pattern.startswith("/") else root, parts, has_magic)
     if sum(map(has_magic, rest)) > MOST_MAGIC:
-        raise UserError(f"found a glob with *, ? or [ in more names; allowed: in at most {MOST_MAGIC} of the names in it")
+        raise UserError(f"found a glob with *, ? or [ in more than {MOST_MAGIC} parts; allowed: at most {MOST_MAGIC}")
     classes = [part for part in rest if "[" in part]
     walk.strict = bool(classes)
     paths = sorted(set(walk.below(folder, rest)))
@@ -47,8 +51,8 @@ def expand(pattern: str, root: str = "", notes: list[str] | None = None) -> list
     if notes is not None:
         notes += walk.notes.values()
         if classes and not walk.strict:
-            matches = f"it names {_list(paths)}" if paths else "nothing matches"
-            notes.append(f"{classes[0]!r} is a pattern where no file or folder has exactly that name: {matches}")
+            matches = f"it matches {_list(paths)}" if paths else "nothing matches"
+            notes.append(f"{classes[0]!r} is read as a pattern, since no file or folder has exactly that name: {matches}")
     return paths
 
 
@@ -57,18 +61,20 @@ def _list(names: list[str]) -> str:
 
 
 class _Walk:
+    """The search for the files that one pattern matches."""
+
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.left = MOST_ENTRIES
-        self.strict = False  # whether names with [...] are literal alone
-        self.notes: dict[str, str] = {}  # by path that was taken literally
+        self.strict = False  # whether names with [...] are only literal
+        self.notes: dict[str, str] = {}  # by path that was read literally
 
-    def literal(self, folder: str, parts: list[str], is_read: Callable[[str], bool]) -> tuple[str, list[str]]:
-        """Follow names that mean themselves: plain ones, and existing ones of those that `is_read` literally."""
+    def literal(self, folder: str, parts: list[str], is_literal: Callable[[str], bool]) -> tuple[str, list[str]]:
+        """Follow names that are literal: plain ones, and existing ones for which `is_literal` is true."""
         for i, part in enumerate(parts):
             path = os.path.join(folder, part)
             if has_magic(part):
-                if not is_read(part) or not (os.path.isdir(path) if parts[i + 1 :] else os.path.lexists(path)):
+                if not is_literal(part) or not (os.path.isdir(path) if parts[i + 1 :] else os.path.lexists(path)):
                     return folder, parts[i:]
                 self._note(folder, part, path)
             folder = path
@@ -77,13 +83,14 @@ class _Walk:
     def _note(self, folder: str, part: str, path: str) -> None:
         if len(self.notes) >= SHOWN or path in self.notes:
             return
-        self.notes[path] = f"{path} exists and is taken literally"
+        self.notes[path] = f"{path} exists and is read literally"
         with suppress(OSError), os.scandir(folder or ".") as entries:
             others = [entry.name for entry in islice(entries, LOOKED_AT) if entry.name != part and _matches(entry.name, part)]
             if others:
-                self.notes[path] += f"; as a pattern {part!r} would also name {_list(sorted(others))}"
+                self.notes[path] += f"; as a pattern, {part!r} would also match {_list(sorted(others))}"
 
     def below(self, folder: str, parts: list[str]) -> Iterator[str]:
+        """Yield the paths below a folder that match the remaining parts of the pattern."""
         folder, parts = self.literal(folder, parts, lambda part: "[" in part)
         if not parts:
             if os.path.lexists(folder):
@@ -116,15 +123,15 @@ class _Walk:
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         try:
-            with os.scandir(folder or ".") as found:
-                entries = list(islice(found, self.left + 1))
-        except (OSError, ValueError):  # not there, not to be read, or no name at all: nothing in it matches
+            with os.scandir(folder or ".") as iterator:
+                entries = list(islice(iterator, self.left + 1))
+        except (OSError, ValueError):  # missing, not readable, or not a valid name
             return []
         self.left -= len(entries)
         if self.left < 0:
             raise UserError(
-                f"the glob {self.pattern!r} looks at more than {MOST_ENTRIES:,} files and folders; allowed: one that begins with "
-                "the folder of the data"
+                f"the glob {self.pattern!r} visits more than {MOST_ENTRIES:,} files and folders; allowed: a glob that begins "
+                "with the folder of the data"
             )
         return entries
 

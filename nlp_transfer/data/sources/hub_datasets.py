@@ -1,23 +1,30 @@
-"""Data sets on the hub, through `datasets`. Only named here, so that local runs never import it."""
+"""Datasets from a hub, read with `datasets`, which is imported only here so that runs on local files start without it."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nlp_transfer.data.sources.rows import BLOCK, TRANSLATION, Rows, from_columns, names_of, unfold
 from nlp_transfer.data.sources.text_columns import GrowingColumn
-from nlp_transfer.utils.errors import UserError, did_you_mean
+from nlp_transfer.utils.errors import UserError, did_you_mean, first_line
 
-FORMATS = ("arrow", "csv", "json", "parquet", "text")  # of datasets, whose files hold rows and nothing that runs
+FORMATS = ("arrow", "csv", "json", "parquet", "text")  # formats of `datasets` whose files hold only rows and no code
 
 
 def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[str]) -> Rows:
-    """The `wanted` columns of a split; the split is the role's (train, validation, test) unless the source names one.
+    """Read columns of a split of a dataset.
 
-    Class ids of a `ClassLabel` column become their names, so that labels read the same wherever they come from.
+    The ids of a `ClassLabel` column become its names, so that labels are the same as in a file.
+
+    Args:
+        source: the id as the user wrote it.
+        match: its parts `id`, `revision`, `config` and `split`.
+        role: train, validation or test. Also the name of the split if the source names none.
+        wanted: the names of the columns.
 
     Raises:
-        UserError: the data set, the configuration, the split or a column is not there, or the hub cannot be reached.
+        UserError: the dataset, the configuration, the split or a column does not exist, or the hub cannot be reached.
     """
     from nlp_transfer.hub.client import asking
 
@@ -26,60 +33,67 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
         try:
             revision = _commit(match["id"], match["revision"])
             data = _load(match["id"], match["config"], split, revision)
-        except Exception as error:  # the hub, the network, the parser and the data set itself each have their own
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except Exception as error:  # errors of the hub, the network, the parser and the dataset
             raise UserError(
-                f"data.{role}: cannot load {source!r} (split {split!r}): {first}; allowed: a file or folder that exists, or a "
-                "hub id as ORG/NAME, ORG/NAME:CONFIG or ORG/NAME:CONFIG#SPLIT"
+                f"data.{role}: cannot load {source!r} (split {split!r}): {first_line(error)}; allowed: an existing file or "
+                "folder, or a hub id as ORG/NAME, ORG/NAME:CONFIG or ORG/NAME:CONFIG#SPLIT"
             ) from error
-    cells = {TRANSLATION: list(data[TRANSLATION])} if TRANSLATION in data.column_names else {}
-    inside = unfold(cells, [name for name in wanted if name not in data.column_names])
-    missing = [name for name in wanted if name not in data.column_names and name not in inside]
+    translations = {TRANSLATION: list(data[TRANSLATION])} if TRANSLATION in data.column_names else {}
+    unfolded = unfold(translations, [name for name in wanted if name not in data.column_names])
+    missing = [name for name in wanted if name not in data.column_names and name not in unfolded]
     if missing:
-        known = list(dict.fromkeys([*data.column_names, *names_of(inside)]))
+        known = list(dict.fromkeys([*data.column_names, *names_of(unfolded)]))
         raise UserError(
             f"data.{role}: {source} has no column {missing[0]!r}{did_you_mean(missing[0], known)}; found: {', '.join(known)}"
         )
-    columns = {name: inside[name] if name in inside else column_of(data, name) for name in wanted}
-    columns = name_classes(columns, data.features)
-    rows = from_columns(columns, source)
-    return Rows(rows.columns, rows.files, rows.file_of, rows.position, {}, revision)
+    columns = {name: unfolded[name] if name in unfolded else column_of(data, name) for name in wanted}
+    rows = from_columns(name_classes(columns, data.features), source)
+    return replace(rows, revision=revision)
 
 
 def _load(name: str, config: str | None, split: str, revision: str | None) -> Any:
-    """A split, from the files of its own repository alone, in a format for tables or texts.
+    """Load a split from the files of its own repository, in a format for tables or texts.
 
-    The card of a data set may name files of this machine or other addresses, and formats whose files can run code.
+    The card of a dataset may name files of this machine, other addresses, and formats whose files can run code. All of these are
+    refused.
     """
     import datasets
     from datasets import data_files
 
-    resolve, own = data_files.resolve_pattern, f"hf://datasets/{name}@"
+    resolve_pattern, repository = data_files.resolve_pattern, f"hf://datasets/{name}@"
 
-    def resolve_own(pattern: str, base_path: str = "", *rest: Any, **settings: Any) -> list[str]:
-        inside = pattern if pattern.startswith(own) else f"{base_path}/{pattern}"
-        if "::" in pattern or ".." in pattern.split("/") or "://" in inside.removeprefix("hf://") or not inside.startswith(own):
-            raise UserError(f"its card names {pattern!r}, which is no file of its own; allowed: files of its repository")
-        return resolve(pattern, base_path, *rest, **settings)
+    def resolve_in_repository(pattern: str, base_path: str = "", *rest: Any, **settings: Any) -> list[str]:
+        address = pattern if pattern.startswith(repository) else f"{base_path}/{pattern}"
+        is_outside = "://" in address.removeprefix("hf://") or not address.startswith(repository)
+        if "::" in pattern or ".." in pattern.split("/") or is_outside:
+            raise UserError(f"its card names {pattern!r}, which is outside its repository; allowed: files of the repository")
+        return resolve_pattern(pattern, base_path, *rest, **settings)
 
-    data_files.resolve_pattern = resolve_own
+    data_files.resolve_pattern = resolve_in_repository
     try:
         builder = datasets.load_dataset_builder(name, config, revision=revision)
     finally:
-        data_files.resolve_pattern = resolve
-    base = next(kind.__module__.rpartition(".")[2] for kind in type(builder).__mro__ if "packaged_modules" in kind.__module__)
-    if base not in FORMATS:
-        raise UserError(f"its files are of the format {base}; allowed: {', '.join(FORMATS)}")
+        data_files.resolve_pattern = resolve_pattern
+    modules = (kind.__module__ for kind in type(builder).__mro__)
+    file_format = next(module.rpartition(".")[2] for module in modules if "packaged_modules" in module)
+    if file_format not in FORMATS:
+        raise UserError(f"its files are of the format {file_format}; allowed: {', '.join(FORMATS)}")
     builder.download_and_prepare()
     return builder.as_dataset(split=split)
 
 
 def column_of(data: Any, name: str, plain: Callable[[Any], Any] = lambda cell: cell) -> Sequence[Any]:
-    """The cells of a column of a `datasets.Dataset`, which lies on disk, without ever having all of its texts in memory."""
+    """Read a column of a `datasets.Dataset` in blocks, without holding all of its texts in memory.
+
+    Args:
+        data: the dataset, which lies on disk.
+        name: the column.
+        plain: converts a cell to a plain Python value.
+    """
     column = GrowingColumn()
-    alone = data.select_columns([name])
+    selected = data.select_columns([name])
     for start in range(0, len(data), BLOCK):
-        values = alone[start : start + BLOCK][name]
+        values = selected[start : start + BLOCK][name]
         for to_list in ("to_pylist", "tolist"):
             values = getattr(values, to_list)() if hasattr(values, to_list) else values
         column.extend(map(plain, values))
@@ -87,12 +101,12 @@ def column_of(data: Any, name: str, plain: Callable[[Any], Any] = lambda cell: c
 
 
 def name_classes(columns: Mapping[str, Sequence[Any]], features: Any) -> dict[str, Sequence[Any]]:
-    """Ids of `ClassLabel` columns (alone or in a list) as names; -1, the hub's mark for no label, as None."""
+    """Replace the ids in `ClassLabel` columns and lists by names. The id -1, which means no label, becomes None."""
     import datasets
 
     named = dict(columns)
     for name, values in columns.items():
-        feature = features.get(name)  # a side of a `translation` column has no feature of its own
+        feature = features.get(name)  # None for a language of a `translation` column
         if isinstance(feature, datasets.ClassLabel):
             named[name] = [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
         inner = getattr(feature, "feature", None)
@@ -102,12 +116,12 @@ def name_classes(columns: Mapping[str, Sequence[Any]], features: Any) -> dict[st
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """The commit that a revision is at; the data is then read at exactly that one."""
+    """Return the commit of a revision, so that all data is read at this commit."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(name, revision=revision).sha
     except UserError:
         raise
-    except Exception:  # offline, or no such data set: loading finds it in the cache, or says what is wrong
+    except Exception:  # offline, or no such dataset: loading uses the cache or reports the problem
         return revision

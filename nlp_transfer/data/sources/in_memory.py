@@ -1,4 +1,4 @@
-"""Tables and texts in memory: DataFrames, Datasets, Arrow tables, dicts, lists, Series and single texts."""
+"""Read Python objects: DataFrames, Datasets, Arrow tables, dicts, lists, Series and single texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, fro
 from nlp_transfer.utils.errors import Problems, UserError, with_type
 
 INPUTS = (
-    "a text; a list, a Series or an array of texts (of tuples, where a model takes several); a DataFrame, a Dataset, a dict of "
-    "columns or a list of dicts"
+    "a text; a list, Series or array of texts (of tuples, if the model takes several); a DataFrame; a Dataset; a dict of "
+    "columns; a list of dicts"
 )
 
 
@@ -18,13 +18,18 @@ def is_table(source: Any) -> bool:
 
 
 def read_table_object(source: Any, name: str, wanted: list[str]) -> Rows:
-    """Read the `wanted` columns of a DataFrame, a Dataset or an Arrow table, called `name` in messages.
+    """Read columns of a DataFrame, a Dataset or an Arrow table.
+
+    Args:
+        source: The table.
+        name: Name of the table, for messages.
+        wanted: Names of the columns.
 
     Raises:
-        UserError: a column is missing, or the rows can only be read in passing.
+        UserError: A column is missing, or the object is a stream without a length.
     """
     if not hasattr(source, "__len__"):
-        raise UserError(f"{name}: found {type(source).__name__}, whose rows can only be read in passing; allowed: a Dataset")
+        raise UserError(f"{name}: found {type(source).__name__}, a stream without a length; allowed: a Dataset")
     names = [str(column) for column in (source.column_names if hasattr(source, "column_names") else source.columns)]
     cells = {TRANSLATION: list(_cells(source, TRANSLATION))} if names.count(TRANSLATION) == 1 else {}
     inside = unfold(cells, [column for column in wanted if column not in names])
@@ -38,13 +43,13 @@ def read_table_object(source: Any, name: str, wanted: list[str]) -> Rows:
 
 
 def read_inputs(inputs: Any, wanted: list[str]) -> tuple[Rows, bool]:
-    """Read what is to be predicted: the `wanted` columns of a table, or texts that take their place.
+    """Read the inputs of a prediction: the `wanted` columns of a table, or texts without column names.
 
     Returns:
-        The rows, and whether `inputs` was a single one.
+        The rows, and whether `inputs` was a single row.
 
     Raises:
-        UserError: the object holds no texts, or has not all of the wanted columns.
+        UserError: The object does not hold texts, or a column is missing.
     """
     if isinstance(inputs, str):
         return _from_records([inputs], wanted), True
@@ -60,7 +65,7 @@ def read_inputs(inputs: Any, wanted: list[str]) -> tuple[Rows, bool]:
 
 
 def _named(item: Any) -> dict[str, Any] | None:
-    """Return the cells of a named tuple, or of a Series whose index holds text, by name; None for anything else."""
+    """Return the cells of a named tuple or of a Series with a text index by name; None for anything else."""
     if isinstance(item, tuple) and hasattr(item, "_asdict"):
         return {str(name): cell for name, cell in item._asdict().items()}
     index = getattr(item, "index", None)
@@ -81,7 +86,9 @@ def _from_mapping(inputs: Mapping[Any, Any], wanted: list[str]) -> tuple[Rows, b
     problems = Problems()
     for name, cell in cells.items():
         if isinstance(cell, (str, bytes, Mapping, set)) or not isinstance(cell, Iterable):
-            problems.add(f"texts, column {name!r}: found {with_type(cell)}; allowed: a list of texts, as long as the others")
+            problems.add(
+                f"texts, column {name!r}: found {with_type(cell)}; allowed: a list of texts of the same length as the others"
+            )
     problems.raise_if_any()
     columns = {name: [plain_cell(value) for value in cell] for name, cell in cells.items()}
     if len({len(column) for column in columns.values()}) > 1:
@@ -91,7 +98,7 @@ def _from_mapping(inputs: Mapping[Any, Any], wanted: list[str]) -> tuple[Rows, b
 
 
 def _from_records(records: Sequence[Any], wanted: list[str]) -> Rows:
-    """Read texts, tuples of texts or dicts, one a row; a cell that is no text is left to the task's own check."""
+    """Read texts, tuples of texts or dicts, one per row. The task checks later whether cells are texts."""
     problems = Problems()
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     for number, record in enumerate(records, start=1):
@@ -125,7 +132,7 @@ def _cells(source: Any, name: str) -> Sequence[Any]:
     if not hasattr(source, "column_names"):
         name = next(column for column in source.columns if str(column) == name)  # a DataFrame's columns may be numbers
     values = source[name]
-    if str(getattr(values, "dtype", "")) in ("float32", "float16"):  # 0.1, as a CSV file would have it, and not 0.10000000149
+    if str(getattr(values, "dtype", "")) in ("float32", "float16"):  # gives 0.1, as in a CSV file, instead of 0.10000000149
         return [plain_cell(float(str(value))) for value in values.to_numpy()]
     for to_list in ("to_pylist", "tolist", "to_list"):
         if hasattr(values, to_list):
@@ -135,9 +142,9 @@ def _cells(source: Any, name: str) -> Sequence[Any]:
 
 
 def plain_cell(value: Any) -> Any:
-    """Return a cell as a Python value. pandas writes a missing cell as NaN, NA or NaT; here it is None, whatever the source."""
+    """Return a cell as a Python value; missing values (NaN, NA and NaT of pandas) become None."""
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
-    if hasattr(value, "as_py"):  # of Arrow
+    if hasattr(value, "as_py"):  # an Arrow scalar
         return value.as_py()
     return value.tolist() if hasattr(value, "tolist") else value

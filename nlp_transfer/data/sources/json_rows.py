@@ -1,4 +1,4 @@
-"""Rows of JSON: an object a line (.jsonl), or a table in one file (.json)."""
+"""Read rows from JSON: one object per line (.jsonl), or a table in one document (.json)."""
 
 import json
 import re
@@ -12,21 +12,22 @@ from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import Fault, Problems, UserError, shorten
 
 MAX_COLUMNS = 4096
-MAX_DEPTH = 100  # of lists and objects inside each other in a row
-CHUNK = 1 << 16  # characters read at once; twice as many where a row does not end in them
+MAX_DEPTH = 100  # nesting of lists and objects in a row
+CHUNK = 1 << 16  # characters read at once; doubled while a row does not end
 
-Records = Iterator[tuple[int, dict[str, Any], int, Fault | None]]  # position, cells by column, characters, what is wrong
+Records = Iterator[tuple[int, dict[str, Any], int, Fault | None]]  # position, cells by column, characters, problem
 BLANK = Fault("on a blank line", "the line is blank; remove it")
 NO_OBJECT = "without a JSON object"
 
 
 def check_count(columns: Sized, where: str) -> None:
-    """Raises a UserError where there are too many columns."""
+    """Raise a UserError if there are too many columns."""
     if len(columns) > MAX_COLUMNS:
         raise UserError(f"{where}: found {len(columns):,} columns; allowed: at most {MAX_COLUMNS:,}")
 
 
 def jsonl_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
+    """Yield the records of a .jsonl file; blank lines at the end are ignored."""
     blank = range(0)
     for position, line in enumerate(lines.each(), start=1):
         if line is not None and not line.strip():
@@ -39,9 +40,9 @@ def jsonl_records(path: Path, data: DataConfig, encoding: str, lines: Lines, pro
 
 
 def _parse_record(line: str, encoding: str) -> tuple[Any, Fault | None]:
-    """The object in a line of JSON, or why there is none."""
-    if found := undecoded(line, encoding):
-        return None, Fault(UNDECODED, f"{found}; {ENCODING}")
+    """Return the object in a line of JSON, or a problem."""
+    if fault := undecoded(line, encoding):
+        return None, Fault(UNDECODED, f"{fault}; {ENCODING}")
     try:
         record = _DECODER.decode(line)
         reason = _json_fault(record, line)
@@ -55,25 +56,25 @@ def _parse_record(line: str, encoding: str) -> tuple[Any, Fault | None]:
 
 
 class _KeyTwiceError(ValueError):
-    """Which of the two values is meant cannot be told."""
+    """A key occurs twice in an object, so that its value is ambiguous."""
 
     def __str__(self) -> str:
-        return f"the key {shorten(self.args[0])} stands twice in an object; allowed: each key once"
+        return f"the key {shorten(self.args[0])} occurs twice in an object; allowed: each key once"
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise _KeyTwiceError(next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1))
-    return found
+    return members
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
-TOO_DEEP = f"lists and objects stand inside each other more than {MAX_DEPTH} deep; allowed: at most {MAX_DEPTH}"
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep; allowed: at most {MAX_DEPTH}"
 
 
 def _json_fault(record: Any, line: str) -> str | None:
-    """Why what a line of JSON holds is no row, or None."""
+    """Return why a JSON value is not a row, or None."""
     if line.count("[") + line.count("{") > MAX_DEPTH and _is_deep(record):
         return TOO_DEEP
     if not isinstance(record, dict):
@@ -96,7 +97,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _half_character(record: dict[str, Any]) -> str | None:
-    r"""The first surrogate without its partner, such as `\ud83d`: JSON can spell it, but no file can hold it."""
+    r"""Return the first lone surrogate, such as `\ud83d`, which JSON can express but UTF-8 cannot."""
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -104,24 +105,24 @@ def _half_character(record: dict[str, Any]) -> str | None:
     return None
 
 
-SHAPES = 'an array of objects, {"data": [...]}, or an object a line'
+SHAPES = 'an array of objects, {"data": [...]}, or one object per line'
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
-    """The rows of a .json file: an array of objects, an object with such an array as `data`, or objects one after the other.
+    """Yield the records of a .json file: an array of objects, an object with such an array as `data`, or a sequence of objects.
 
-    The file is read value by value, so that only a row is held, which is bounded as a line of .jsonl is.
+    The file is read value by value, so that only one row of bounded size is in memory.
     """
     position, is_lines = 0, False
     text = _JsonText(lines.file)
     try:
         is_lines = text.peek() == "{"
         for position, (record, source) in enumerate(_rows(text), start=1):
-            if found := undecoded(source, encoding):
-                yield position, {}, 0, Fault(UNDECODED, f"{found}; {ENCODING}")
-            elif found := _json_fault(record, source):
-                yield position, {}, 0, Fault(NO_OBJECT, found)
+            if fault := undecoded(source, encoding):
+                yield position, {}, 0, Fault(UNDECODED, f"{fault}; {ENCODING}")
+            elif fault := _json_fault(record, source):
+                yield position, {}, 0, Fault(NO_OBJECT, fault)
             else:
                 yield position, record, len(source), None
     except (_KeyTwiceError, RowTooLongError) as error:
@@ -129,12 +130,16 @@ def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
     except RecursionError:
         problems.add(f"{path}, row {position + 1}: {TOO_DEEP}")
     except _NotJsonError as error:
-        hint = "; a file with an object a line is better named .jsonl: its broken lines can be skipped" if is_lines else ""
+        hint = (
+            "; a file with one object per line should have the extension .jsonl, so that broken lines can be skipped"
+            if is_lines
+            else ""
+        )
         problems.add(f"{path}, row {position + 1}: is not JSON ({error}); allowed: {SHAPES}{hint}")
 
 
 def _rows(text: "_JsonText") -> Iterator[tuple[Any, str]]:
-    """The values that are rows, each with its JSON."""
+    """Yield the values that are rows, each with its JSON text."""
     if text.peek() == "[":
         yield from text.array()
     elif text.peek() == "{":
@@ -144,22 +149,22 @@ def _rows(text: "_JsonText") -> Iterator[tuple[Any, str]]:
             text.members(known=record)
         else:
             if record and not text.peek() and all(isinstance(value, (list, dict)) for value in record.values()):
-                raise _NotJsonError("one object of columns; of pandas: to_json(orient='records')")
+                raise _NotJsonError("it is one object with columns; with pandas, write to_json(orient='records')")
             yield record, source
             while text.peek():
                 yield text.value()
-    elif found := text.peek():
-        raise _NotJsonError(f"found {found!r}")
+    elif character := text.peek():
+        raise _NotJsonError(f"found {character!r}")
     if text.peek():
-        raise _NotJsonError("more follows after the end of the table")
+        raise _NotJsonError("there is more after the end of the table")
 
 
 class _NotJsonError(ValueError):
-    """The text is not a table in JSON."""
+    """The text is not a JSON table."""
 
 
 class _JsonText:
-    """JSON text that is read value by value; what was read is dropped."""
+    """JSON text that is read value by value and then discarded."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -167,7 +172,7 @@ class _JsonText:
         self.start = 0
 
     def _read_more(self) -> bool:
-        """Whether there was more; a value of more than `MAX_ROW` characters is refused."""
+        """Read the next chunk; return whether there was one. A value of more than `MAX_ROW` characters is refused."""
         held = len(self.buffer) - self.start
         if held > MAX_ROW:
             raise RowTooLongError
@@ -176,7 +181,7 @@ class _JsonText:
         return bool(more)
 
     def peek(self) -> str:
-        """The next character that is no space; an empty text at the end."""
+        """Return the next character that is not white space, or an empty text at the end."""
         while True:
             self.start = SPACE.match(self.buffer, self.start).end()  # type: ignore[union-attr]
             if self.start < len(self.buffer):
@@ -185,17 +190,20 @@ class _JsonText:
                 return ""
 
     def take(self, mark: str) -> None:
-        if (found := self.peek()) != mark:
-            raise _NotJsonError(f"expected {mark!r}, found {found!r}" if found else f"the file ends where {mark!r} is expected")
+        """Skip a character that must come next."""
+        if (character := self.peek()) != mark:
+            raise _NotJsonError(
+                f"expected {mark!r}, found {character!r}" if character else f"the file ends where {mark!r} is expected"
+            )
         self.start += 1
 
     def value(self) -> tuple[Any, str]:
-        """The next value and its JSON."""
+        """Return the next value and its JSON text."""
         self.peek()
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.buffer, self.start)
-                if end < len(self.buffer) or not self._read_more():  # a number may go on
+                if end < len(self.buffer) or not self._read_more():  # a number may continue
                     break
             except json.JSONDecodeError as error:
                 at_end = error.pos >= len(self.buffer) - 16 or error.msg.startswith("Unterminated")
@@ -209,20 +217,24 @@ class _JsonText:
         return value, source
 
     def array(self) -> Iterator[tuple[Any, str]]:
+        """Yield the values of an array, each with its JSON text."""
         self.take("[")
         while self.peek() != "]":
             yield self.value()
             if self.peek() != "]":
                 self.take(",")
                 if self.peek() == "]":
-                    raise _NotJsonError("a comma stands before the closing bracket")
+                    raise _NotJsonError("there is a comma before the closing bracket")
         self.take("]")
 
     def members(self, known: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
-        """The members of an object up to an array that is called `data`, or to its end; and their JSON.
+        """Read the members of an object up to its end, or up to an array named `data`.
 
         Args:
-            known: those that were read before such an array, after which the object goes on.
+            known: Members that were read before such an array; reading continues after it.
+
+        Returns:
+            The members and their JSON text.
         """
         pieces, record = list[str](), dict(known or {})
         if known is None:

@@ -1,4 +1,4 @@
-"""A limit on the memory that parsing a foreign file may take."""
+"""Limit the memory that parsing an untrusted file may take."""
 
 import re
 import threading
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from nlp_transfer.utils.environment import resource
 
-LOCK = threading.RLock()  # the limit belongs to the process: two threads inside would restore each other's
+LOCK = threading.RLock()  # the limit is per process: two threads would restore each other's value
 
 
 @contextmanager
 def limited_memory(most: int) -> Iterator[None]:
     """Make allocations fail inside the block once the process has grown by `most` bytes of data.
 
-    The operating system enforces the limit, so that no size which a file claims has to be believed. Linux only; elsewhere the
-    block is not limited.
+    The operating system enforces the limit, so sizes that a file declares need not be trusted. Linux only; on other systems
+    there is no limit.
 
     Raises:
-        MemoryError: from whatever allocates inside the block (`pyarrow.ArrowMemoryError` is one).
+        MemoryError: An allocation inside the block failed (`pyarrow.ArrowMemoryError` is a subclass).
     """
     with LOCK:
         try:
@@ -29,8 +29,8 @@ def limited_memory(most: int) -> Iterator[None]:
             yield
             return
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        given = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_DATA, (min([1024 * int(used) + most, *given]), hard))
+        limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([1024 * int(used) + most, *limits]), hard))
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Parquet files, read in batches and within a limit of memory: a few bytes of a Parquet file can stand for gigabytes."""
+"""Read Parquet files in batches and within a memory limit, since a few bytes of Parquet can expand to gigabytes."""
 
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
@@ -10,25 +10,25 @@ from nlp_transfer.data.sources.memory_limit import LOCK, limited_memory
 from nlp_transfer.data.sources.rows import TRANSLATION
 from nlp_transfer.utils.errors import UserError, shorten
 
-AT_ONCE = 64  # rows decoded at once: cells may be large, and a dictionary hides how large
-LARGE_DICTIONARY = 2**20  # bytes, above which Parquet writes no dictionary: each batch keeps only the values that occur in it
-ROW_BYTES = 4 * MAX_ROW  # of a row, decoded: a character takes at most four
-MEMORY = 2**30  # bytes by which reading may grow the process, besides twice the file's size
-EXPANSION = 1000  # decoded bytes for each byte of a file, after the first `MEMORY` bytes: what gzip reaches at most
-POINTER = 8  # bytes that Python takes for an element of a list at least
+AT_ONCE = 64  # rows decoded at once, since the size of cells in dictionaries is unknown
+LARGE_DICTIONARY = 2**20  # bytes above which Parquet writes no dictionary; batches of larger ones keep only the values that occur
+ROW_BYTES = 4 * MAX_ROW  # of a decoded row; a character takes at most four bytes
+MEMORY = 2**30  # bytes by which the process may grow, in addition to twice the size of the file
+EXPANSION = 1000  # decoded bytes per byte of the file, after the first `MEMORY` bytes; the maximum of gzip
+POINTER = 8  # minimum bytes of an element in a Python list
 
 T = TypeVar("T")
 Content = tuple[dict[str, list[Any]], int, int, Any, list[str]]
 
 
 def count_rows(path: Path) -> tuple[int, list[str]]:
-    """The number of rows and the names of the columns, as the file's footer says.
+    """Return the number of rows and the names of the columns, according to the footer of the file.
 
     Raises:
-        UserError: the file is no Parquet or damaged.
+        UserError: The file is not Parquet, or it is damaged.
     """
-    [found] = _limited(_count_rows(path), path)
-    return found
+    [counts] = _limited(_count_rows(path), path)
+    return counts
 
 
 def _count_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -42,14 +42,14 @@ def _count_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _limited(items: Iterator[T], path: Path) -> Iterator[T]:
-    """Yield from `items`, which are made from the file at `path`, each within a limit of memory."""
+    """Yield from `items`, which read the file at `path`, with a memory limit for each item."""
     import pyarrow as pa
-    import pyarrow.parquet  # its libraries count as memory of the process, not of the file
+    import pyarrow.parquet  # loaded here, so that its libraries do not count as memory for the file
 
     while True:
-        with LOCK:  # the pool belongs to the process, like the limit
+        with LOCK:  # the pool is per process, like the limit
             before = pa.default_memory_pool()
-            pa.allocate_buffer(64, memory_pool=before)  # some pools reserve 1 GiB at first use: not inside the limit
+            pa.allocate_buffer(64, memory_pool=before)  # some pools reserve 1 GiB at first use, outside the limit
             pa.set_memory_pool(pa.system_memory_pool())
             try:
                 with limited_memory(MEMORY + 2 * path.stat().st_size):
@@ -69,21 +69,24 @@ def parquet_batches(
     wanted: Collection[str] | None = None,
     keep_table: bool = False,
 ) -> Iterator[Content]:
-    """Batches of at most `size` rows, fewer where they have more than about `most_bytes` bytes.
+    """Read batches of at most `size` rows and about `most_bytes` bytes.
 
     Args:
-        wanted: columns that are converted to Python values; None: all. Texts of a language may lie inside a column
-            `translation`, which is converted where a wanted column is missing.
-        keep_table: also give every column of the file as Arrow data, for a writer. Otherwise columns that are not wanted are
-            not even decoded.
+        path: The file.
+        size: Maximum rows of a batch.
+        most_bytes: Bytes after which a batch ends.
+        check_header: Called with the names of all columns.
+        wanted: Columns to convert to Python values; None: all. If one is missing, a column `translation` is converted too,
+            since it may hold texts by language.
+        keep_table: Whether to return every column as Arrow data as well, for a writer. Otherwise other columns are not decoded.
 
     Yields:
-        The wanted columns, the position of the batch's first row, the number of its rows, its `pyarrow.Table` or None, and the
+        The wanted columns, the position of the first row of the batch, its number of rows, its `pyarrow.Table` or None, and the
         names of all columns of the file.
 
     Raises:
-        UserError: the file is no Parquet or damaged, a row is too long, a wanted column holds values that Python has no type
-            for, or the file needs far more memory than its size.
+        UserError: The file is not Parquet or damaged, a row is too long, Python has no type for a value, or decoding takes far
+            more memory than the size of the file.
     """
     yield from _limited(_batches(path, size, most_bytes, check_header, wanted, keep_table), path)
 
@@ -112,22 +115,24 @@ def _batches(
                 raise UserError(f"{path}: has no rows; allowed: one row or more")
             names = file.schema_arrow.names
             check_header(names)
-            inside = wanted is not None and not set(wanted) <= set(names)
-            asked = [name for name in names if wanted is None or name in wanted or (inside and name == TRANSLATION)]
-            read = names if keep_table else asked
+            is_missing = wanted is not None and not set(wanted) <= set(names)
+            converted = [name for name in names if wanted is None or name in wanted or (is_missing and name == TRANSLATION)]
+            read = names if keep_table else converted
 
             def batch() -> Content:
                 table = pa.Table.from_batches(parts)
-                columns = {name: table.column(name).to_pylist() for name in asked}
+                columns = {name: table.column(name).to_pylist() for name in converted}
                 return columns, first, length, table.combine_chunks() if keep_table else None, names
 
             where = f"{path}, at or after row 1"
-            # No threads, here and as a buffer: memory that runs out in one of Arrow's own ends the process.
-            how = {"batch_size": min(size, _rows_at_once(metadata)), "columns": read, "use_threads": False}
+            # No threads and no pre-buffering: running out of memory in a thread of Arrow would abort the process.
+            options = {"batch_size": min(size, _rows_at_once(metadata)), "columns": read, "use_threads": False}
             groups: list[Any] = [range(file.num_row_groups)]
             if any("dictionary<" in str(kind) and not pa.types.is_dictionary(kind) for kind in file.schema_arrow.types):
-                groups = [[i] for i in groups[0]]  # Arrow cannot read a batch across two of them where dictionaries are nested
-            for compact, decoded in map(_compact, chain.from_iterable(file.iter_batches(row_groups=g, **how) for g in groups)):
+                groups = [[i] for i in groups[0]]  # Arrow cannot read nested dictionaries across row groups
+            for compact, decoded in map(
+                _compact, chain.from_iterable(file.iter_batches(row_groups=group, **options) for group in groups)
+            ):
                 step = compact.num_rows if _weight(decoded) <= ROW_BYTES else 1
                 for start in range(0, compact.num_rows, max(step, 1)):
                     piece = decoded.slice(start, step)
@@ -143,8 +148,8 @@ def _batches(
                         yield batch()
                         first, length, taken, heavy, parts = first + length, 0, 0, 0, []
                         where = f"{path}, at or after row {first}"
-            if (found := first + length - 1) != metadata.num_rows:
-                raise UserError(f"{path}: is damaged: found {found} rows where it says {metadata.num_rows}")
+            if (count := first + length - 1) != metadata.num_rows:
+                raise UserError(f"{path}: is damaged: it has {count} rows, but its footer says {metadata.num_rows}")
             if length:
                 yield batch()
     except UserError:
@@ -153,21 +158,21 @@ def _batches(
         parts.clear()
         raise UserError(
             f"{where}{_largest(metadata, first + length, read)}: decoding takes more than {MEMORY >> 20} MiB, or more than "
-            f"{EXPANSION} bytes for each byte of the file; allowed: a file that holds about what its size says"
+            f"{EXPANSION} bytes per byte of the file; allowed: a file whose content is not much larger than the file"
         ) from None
-    except Exception as error:  # Arrow's own, and what Python raises at a date, a time zone or a text that is none
+    except Exception as error:  # errors of Arrow, and of Python for invalid dates, time zones and texts
         raise UserError(f"{where}: cannot be read as Parquet ({error})") from None
 
 
 def _rows_at_once(metadata: Any) -> int:
-    """How many rows to decode at once, fewer than usual where rows are large by the file's own record."""
+    """Return how many rows to decode at once, fewer if the metadata says that rows are large."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     average = max(group.total_byte_size // max(group.num_rows, 1) for group in groups)
     return max(1, min(AT_ONCE, MEMORY // 8 // max(average, 1)))
 
 
 def _too_long(row: Any, where: str) -> str:
-    """The message about a batch of one row that is too long."""
+    """Return the message for a row that is too long."""
     sizes = {name: _weight(row.select([i])) for i, name in enumerate(row.schema.names)}
     largest = max(sizes, key=lambda name: sizes[name])
     return (
@@ -177,7 +182,7 @@ def _too_long(row: Any, where: str) -> str:
 
 
 def _largest(metadata: Any, row: int, columns: Collection[str]) -> str:
-    """The row group of a row and its largest column, by the file's own record, as a message names them."""
+    """Describe the row group of a row and its largest column by the metadata, for a message."""
     if metadata is None:
         return ""
     for i in range(metadata.num_row_groups):
@@ -192,10 +197,13 @@ def _largest(metadata: Any, row: int, columns: Collection[str]) -> str:
 
 
 def _compact(batch: Any) -> tuple[Any, Any]:
-    """The batch without the unused values of large dictionaries, and the batch with all dictionaries decoded.
+    """Remove the unused values of large dictionaries from a batch, and decode all dictionaries.
 
-    Arrow repeats the dictionary of a whole row group in every batch: a window of batches would hold, and its writer would
-    write, many times the column.
+    Arrow repeats the dictionary of a row group in every batch, so several batches together would hold, and a writer would write,
+    many times the column.
+
+    Returns:
+        The compacted batch and the decoded batch.
     """
     import pyarrow as pa
 
@@ -215,13 +223,12 @@ def _compact(batch: Any) -> tuple[Any, Any]:
 
 
 def _weight(batch: Any) -> int:
-    """The bytes of a batch without dictionaries, and those of the Python lists that may be made of it."""
+    """Return the bytes of a decoded batch and of the Python lists that may be made of it."""
     return int(batch.nbytes) + POINTER * sum(map(_elements, batch.columns))
 
 
 def _elements(array: Any) -> int:
-    """The number of elements of lists and maps in an array, at all depths: they may take no bytes at all, as those that are
-    null by their type."""
+    """Count the elements of lists and maps in an array, at all depths; elements of the null type take no bytes in Arrow."""
     import pyarrow as pa
 
     if isinstance(array, pa.BaseExtensionType):
@@ -238,8 +245,7 @@ def _elements(array: Any) -> int:
 
 
 def map_leaves(kind: Any, change: Callable[[Any], Any]) -> Any:
-    """A type with `change` applied to each type in it that has no others inside; dictionaries and extensions become the types of
-    their values."""
+    """Apply `change` to every leaf of a type; dictionaries and extensions are replaced by the types of their values."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):

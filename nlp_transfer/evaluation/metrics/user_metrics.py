@@ -1,127 +1,120 @@
-"""Metrics of the user's own, in Python: functions of a whole split, and metrics of `evaluate`."""
+"""Metrics that users pass in Python: functions of a whole split, and metric objects as those of `evaluate`."""
 
 import inspect
 import math
+import traceback
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from numbers import Real
 from typing import Any
 
 from nlp_transfer.utils.distributed import same_random_state
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
-RESERVED = ("loss", "mean", "step", "epoch", "rows")  # names that stand beside metrics in the log
+RESERVED = ("loss", "mean", "step", "epoch", "rows")  # other fields of the log beside metrics
+
+Trials = list[tuple[dict[str, str], bool]]
+"""For each metric: the displayed name of each key that it returns, and whether it gets label ids."""
 
 
-Tried = tuple[list[dict[str, str]], list[bool]]
-"""By metric: the shown name by each key that it gives, and whether it is given ids."""
+class UserMetrics:
+    """The metrics of `fine_tune(metrics=[...])`.
 
+    They are functions `f(predictions, references) -> {name: value}` or objects with `compute(predictions=, references=)`. Each
+    gets lists of a whole split: labels in the type of the user's data (multi-label: a list of labels for each row), numbers as
+    floats, translations as texts. An object that does not accept labels as texts gets label ids.
 
-class OwnMetrics:
-    """What `fine_tune(metrics=[...])` is given: functions `f(predictions, references) -> {name: value}` and objects with
-    `compute(predictions=, references=)`, as those of `evaluate`.
-
-    Each gets whole splits as lists, with labels as the user wrote them and in their type (multi-label: a list of labels a row),
-    numbers as floats and translations as texts. An object that does not accept labels that are texts gets their ids.
+    Attributes:
+        trials: What `try_out` learned about each metric; other processes get it from the main process.
     """
 
     def __init__(self, metrics: Sequence[Any]) -> None:
         if isinstance(metrics, (str, bytes)) or not isinstance(metrics, Sequence):
             raise UserError(f"metrics: found {metrics!r}; allowed: a list of functions or of metrics of evaluate")
-        self._metrics = list(metrics)
-        self._taken = set(RESERVED)
-        self._names: list[dict[str, str]] = []  # by metric: the key that it gives, and the name under which it is shown
-        self._with_ids: list[bool] = []
-        for metric in self._metrics:
+        for metric in metrics:
             if not (callable(metric) or hasattr(metric, "compute")) or isinstance(metric, type):
                 raise UserError(
                     f"metrics: found {metric!r}; allowed: a function f(predictions, references) -> {{name: value}}, or an object "
                     "with compute(predictions=, references=)"
                 )
+        self._metrics = list(metrics)
+        self.trials: Trials = []
 
     def __bool__(self) -> bool:
         return bool(self._metrics)
 
     @property
     def names(self) -> list[str]:
-        """The names of all values, known after `try_out`."""
-        return [name for names in self._names for name in names.values()]
+        """The displayed names of all values, known after `try_out`."""
+        return [name for names, _ in self.trials for name in names.values()]
 
     def higher_is_better(self, name: str) -> bool:
-        """Whether more is better: yes, unless the metric has an attribute `higher_is_better` that says no."""
-        owner = next(m for m, names in zip(self._metrics, self._names, strict=True) if name in names.values())
-        said = getattr(owner, "higher_is_better", True)
-        return bool(said.get(name, True) if isinstance(said, Mapping) else said)
+        """Return whether higher values are better: True unless the metric has an attribute `higher_is_better` that denies it."""
+        metric = next(m for m, (names, _) in zip(self._metrics, self.trials, strict=True) if name in names.values())
+        higher = getattr(metric, "higher_is_better", True)
+        return bool(higher.get(name, True) if isinstance(higher, Mapping) else higher)
 
-    def adopt(self, tried: Tried) -> None:
-        """Remember what `try_out` returned in another process."""
-        self._names, self._with_ids = tried
-
-    def try_out(self, values: list[Any], ids: list[Any], taken: Collection[str] = ()) -> Tried:
-        """Call each metric with a few rows, and remember the names that it gives.
+    def try_out(self, values: list[Any], ids: list[Any], taken: Collection[str] = ()) -> Trials:
+        """Call each metric with a few rows, and record in `trials` which names it returns.
 
         Args:
-            values: targets as the user wrote them.
-            ids: the same as label ids, numbers or texts.
-            taken: names that other metrics have.
-
-        Returns:
-            What was learned, for `adopt`.
+            values: References as the user wrote them.
+            ids: The same references as label ids, numbers or texts.
+            taken: Names of other metrics.
 
         Raises:
-            UserError: a metric raises an error, gives something else than numbers by name, or a name that is taken.
+            UserError: A metric raises an error, returns something other than numbers by name, or returns a name that is taken.
         """
-        self._names, self._with_ids, self._taken = [], [], {*RESERVED, *taken}
+        self.trials = []
         for metric in self._metrics:
             with_ids = hasattr(metric, "compute") and values != ids and not _accepts(metric, values)
-            self._with_ids.append(with_ids)
             rows = ids if with_ids else values
-            right = _call(metric, rows, rows)
-            names = {key: self._name(metric, key) for key in right}
-            self._names.append(names)
-            shifted = _call(metric, rows[1:] + rows[:1], rows)  # some predictions are wrong
-            _check_names(metric, names, shifted)
-        return self._names, self._with_ids
+            names: dict[str, str] = {}
+            for key in _call(metric, rows, rows):
+                names[key] = self._display_name(metric, key, {*RESERVED, *taken, *self.names})
+            _check_names(metric, names, _call(metric, rows[1:] + rows[:1], rows))  # with wrong predictions
+            self.trials.append((names, with_ids))
+        return self.trials
 
-    def _name(self, metric: Any, key: str) -> str:
-        """A name of its own: that which the metric gives; of a metric of evaluate, where it is taken, METRIC/KEY."""
+    @staticmethod
+    def _display_name(metric: Any, key: str, taken: set[str]) -> str:
+        """Return `key`, or METRIC/KEY if `key` is taken and the metric is an object with a name."""
         title = getattr(metric, "name", None)
-        if key in self._taken and hasattr(metric, "compute") and isinstance(title, str):
+        if key in taken and hasattr(metric, "compute") and isinstance(title, str):
             key = f"{title}/{key}"
-        if key in self._taken or key in self.names:
-            raise UserError(
-                f"metrics: {_describe(metric)} gives {key!r}, which another metric is called; allowed: a name of its own"
-            )
+        if key in taken:
+            raise UserError(f"metrics: {_describe(metric)} returned {key!r}, a name that is taken; allowed: a unique name")
         return key
 
-    def check_best(self, asked: str | None, known: Sequence[str]) -> None:
-        """Raise a UserError where `training.best_metric` is neither a known metric nor one of these."""
+    def check_best(self, best_metric: str | None, known: Sequence[str]) -> None:
+        """Raise a UserError if `training.best_metric` is neither in `known` nor the name of one of these metrics."""
         allowed = [*known, "loss", *self.names]
-        if asked is not None and asked not in allowed:
+        if best_metric is not None and best_metric not in allowed:
             raise UserError(
-                f"training.best_metric: found {asked!r}, which nothing computes{did_you_mean(asked, allowed)}; allowed: "
-                f"{', '.join(allowed)}"
+                f"training.best_metric: found {best_metric!r}, which no metric returns{did_you_mean(best_metric, allowed)}; "
+                f"allowed: {', '.join(allowed)}"
             )
 
     def compute(self, values: tuple[list[Any], list[Any]], ids: tuple[list[Any], list[Any]]) -> dict[str, float]:
-        """Return the values over whole splits; undefined ones (not finite) are left out.
+        """Return the values of all metrics over whole splits, without undefined ones (not finite).
 
         Args:
-            values: predictions and references as the user writes them.
-            ids: the same as label ids, numbers or texts.
+            values: Predictions and references as the user writes them.
+            ids: The same as label ids, numbers or texts.
 
         Raises:
-            UserError: a metric raises an error, or gives other names than before training.
+            UserError: A metric raises an error, or returns other names than in `try_out`.
         """
-        found: dict[str, float] = {}
-        for metric, names, with_ids in zip(self._metrics, self._names, self._with_ids, strict=True):
+        metrics: dict[str, float] = {}
+        for metric, (names, with_ids) in zip(self._metrics, self.trials, strict=True):
             result = _call(metric, *(ids if with_ids else values))
             _check_names(metric, names, result)
-            found |= {names[key]: value for key, value in result.items() if math.isfinite(value)}
-        return found
+            metrics |= {names[key]: value for key, value in result.items() if math.isfinite(value)}
+        return metrics
 
 
 def _accepts(metric: Any, values: list[Any]) -> bool:
-    """Whether a metric of evaluate computes with labels as they are written."""
+    """Return whether a metric object computes with labels as the user wrote them."""
     try:
         _call(metric, values, values)
     except UserError:
@@ -130,59 +123,48 @@ def _accepts(metric: Any, values: list[Any]) -> bool:
 
 
 def _call(metric: Any, predictions: list[Any], references: list[Any]) -> dict[str, float]:
-    """Call a metric with copies; what it gives, as floats. Random states stay as they are."""
-    given = {"predictions": _copied(predictions), "references": _copied(references)}
+    """Call a metric with copies of the lists, restore random states, and return its checked result."""
+    inputs = deepcopy({"predictions": predictions, "references": references})
     try:
         with same_random_state():
-            result = metric.compute(**given) if hasattr(metric, "compute") else metric(*given.values())
+            result = metric.compute(**inputs) if hasattr(metric, "compute") else metric(*inputs.values())
     except Exception as error:
         raise UserError(
             f"metrics: {_describe(metric)} raised {type(error).__name__}: {error}{_line(metric, error)} for "
             f"{len(references)} rows (the first reference is {references[0]!r})"
         ) from error
     if not isinstance(result, Mapping) or not result:
-        raise UserError(f"metrics: {_describe(metric)} gave {result!r}; allowed: numbers by name, such as {{'score': 0.5}}")
-    return {_checked_name(metric, key): _number(metric, key, value) for key, value in result.items()}
-
-
-def _copied(rows: list[Any]) -> list[Any]:
-    return [list(row) if isinstance(row, list) else row for row in rows]
-
-
-def _checked_name(metric: Any, key: Any) -> str:
-    if not isinstance(key, str) or not key.strip():
-        raise UserError(f"metrics: {_describe(metric)} gave the name {key!r}; allowed: text")
-    return key
-
-
-def _number(metric: Any, key: str, value: Any) -> float:
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # an array or a tensor without axes
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise UserError(f"metrics: {_describe(metric)} gave {key}: {value!r} ({type(value).__name__}); allowed: a number")
-    return float(value)
+        raise UserError(f"metrics: {_describe(metric)} returned {result!r}; allowed: numbers by name, such as {{'score': 0.5}}")
+    values: dict[str, float] = {}
+    for key, value in result.items():
+        if not isinstance(key, str) or not key.strip():
+            raise UserError(f"metrics: {_describe(metric)} returned the name {key!r}; allowed: text")
+        number = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value  # array or tensor
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise UserError(
+                f"metrics: {_describe(metric)} returned {key}: {number!r} ({type(number).__name__}); allowed: a number"
+            )
+        values[key] = float(number)
+    return values
 
 
 def _check_names(metric: Any, names: Mapping[str, str], result: Mapping[str, float]) -> None:
     if result.keys() != names.keys():
         raise UserError(
-            f"metrics: {_describe(metric)} gave {', '.join(names)} before training and {', '.join(result)} now; allowed: the "
-            "same names in each call (a value that is not defined can be float('nan'))"
+            f"metrics: {_describe(metric)} returned {', '.join(names)} before training and {', '.join(result)} now; allowed: the "
+            "same names in each call (an undefined value can be float('nan'))"
         )
 
 
 def _describe(metric: Any) -> str:
+    """Return the name of a metric, and for a function its file and line."""
     code = getattr(inspect.unwrap(metric) if callable(metric) else metric, "__code__", None)
     name = getattr(metric, "__name__", None) or getattr(metric, "name", None) or type(metric).__name__
     return f"{name} ({code.co_filename}, line {code.co_firstlineno})" if code else str(name)
 
 
 def _line(metric: Any, error: Exception) -> str:
-    """The line of the metric's own file in which an error came up."""
+    """Return the last line in the metric's own file that an error passed."""
     code = getattr(metric, "__code__", None)
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if code is not None and trace.tb_frame.f_code.co_filename == code.co_filename:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f" (line {line})" if line else ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename]
+    return f" (line {lines[-1]})" if lines else ""

@@ -1,1 +1,1 @@
-"""Encoder-decoder models: building, warm-starting, tokenizers and generation."""
+"""Sequence-to-sequence models: building, loading, tokenizers, and generation."""

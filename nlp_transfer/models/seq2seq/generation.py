@@ -1,6 +1,6 @@
-"""Generation: greedy or beam search in which every row has its own longest length, so that no row depends on its batch.
+"""Generate translations with greedy or beam search; each row has its own length limit, so no row depends on its batch.
 
-`translate` is how texts of any length become translations, wherever that happens: for users, and where a model is scored.
+`translate` handles texts of any length. Predictions for users and the evaluation of a model both use it.
 """
 
 import copy
@@ -16,21 +16,21 @@ from transformers.generation import logits_process
 from nlp_transfer.data.tokens import Ragged
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.models.seq2seq.beam_search import search
-from nlp_transfer.models.seq2seq.long_texts import join, pieces_of
-from nlp_transfer.models.seq2seq.tokenizer_pair import Sides
+from nlp_transfer.models.seq2seq.long_texts import join_pieces, split_text
+from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError, shorten
 
-ROWS = 64  # texts in a batch, if not said otherwise: those that are finished leave it
-PADDED = 1 << 14  # source tokens times beams in a batch, about: of long texts there are few in one
-ENCODED = 1 << 18  # characters whose tokens are counted together, and a thousandth of it for each text
+ROWS = 64  # default batch size
+MAX_BATCH_TOKENS = 1 << 14  # approximate limit of source tokens times beams in a batch
+TOKENIZED_CHARACTERS = 1 << 18  # characters in one call of the tokenizer; each text counts a thousandth of it in addition
 
-# Values at which settings for sampling say nothing; None would be filled in again from the model's own.
+# Neutral values of the settings for sampling. `generate` would replace None by the model's values.
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(
     ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 )
 
-# Processors of scores that look at each row by itself: the batch may shrink below them.
-ROW_BY_ROW = (
+# Logits processors without state for each row: finished rows may be removed from their batch.
+STATELESS_PROCESSORS = (
     logits_process.ExponentialDecayLengthPenalty,
     logits_process.ForcedBOSTokenLogitsProcessor,
     logits_process.ForcedEOSTokenLogitsProcessor,
@@ -39,41 +39,45 @@ ROW_BY_ROW = (
     logits_process.MinNewTokensLengthLogitsProcessor,
     logits_process.NoRepeatNGramLogitsProcessor,
     logits_process.RepetitionPenaltyLogitsProcessor,
-    logits_process.SequenceBiasLogitsProcessor,  # that of words that are never written is one of these
+    logits_process.SequenceBiasLogitsProcessor,  # also the base class of NoBadWordsLogitsProcessor
     logits_process.SuppressTokensLogitsProcessor,
     logits_process.SuppressTokensAtBeginLogitsProcessor,
 )
 
 
 class LengthLimit(LogitsProcessor):
-    """Ends a row when it reaches its own limit.
+    """Logits processor that ends each row at its own maximum length.
 
-    `generate` has one limit for a whole batch: a row that would not stop by itself would come out longer beside a long
-    neighbour than alone.
+    `generate` has one limit for a batch, so a row that does not stop by itself would be longer in a batch with long rows.
+
+    Args:
+        limits: int64 of shape (rows,).
+        beams: beams of each row.
+        end: id of the end token.
     """
 
     def __init__(self, limits: torch.Tensor, beams: int, end: int) -> None:
         self.limits, self.end = limits.repeat_interleave(beams), end
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores of shape (rows x beams, tokens); the decoder's first token counts as none."""
-        over = input_ids.shape[1] >= self.limits
-        if not bool(over.any()):
+        """Process scores of shape (rows x beams, vocabulary). The start token does not count toward the limit."""
+        at_limit = input_ids.shape[1] >= self.limits
+        if not bool(at_limit.any()):
             return scores
-        ended = torch.full_like(scores, -torch.inf)
-        ended[:, self.end] = 0.0
-        return torch.where(over[:, None], ended, scores)
+        only_end = torch.full_like(scores, -torch.inf)
+        only_end[:, self.end] = 0.0
+        return torch.where(at_limit[:, None], only_end, scores)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Only these of the rows x beams (int64) are left."""
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Keep the limits of these rows x beams (int64)."""
         self.limits = self.limits[rows]
 
 
-def set_search(settings: Any, beams: int, length_penalty: float) -> None:
-    """Makes generation settings those of a greedy or a beam search, whatever a checkpoint brought.
+def configure_search(settings: Any, beams: int, length_penalty: float) -> None:
+    """Configure generation settings for greedy search (one beam) or beam search.
 
-    What belongs to sampling goes, and with one beam what belongs to several: transformers refuses to save such a mixture. The
-    stop that counts on a batch's longest length goes as well.
+    Settings for sampling are reset, and with one beam those of beam search: transformers does not save contradictory settings.
+    `early_stopping: never` is reset as well, since it depends on the longest limit of a batch.
     """
     settings.num_beams, settings.do_sample = beams, False
     settings.length_penalty = length_penalty if beams > 1 else 1.0
@@ -84,46 +88,50 @@ def set_search(settings: Any, beams: int, length_penalty: float) -> None:
 
 def generate(
     model: Any,
-    sides: Sides,
+    tokenizers: TokenizerPair,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     limits: torch.Tensor,
     beams: int,
     length_penalty: float,
 ) -> torch.Tensor:
-    """Target ids, int64 of shape (rows, longest), from the decoder's start on, filled up with padding or with ends.
+    """Generate target ids.
 
     Args:
-        sides: knows the target's language, which may be another one than the model was saved with.
+        tokenizers: with the target language, which may differ from the one that the model was saved with.
         input_ids, attention_mask: int64 of shape (rows, tokens).
-        limits: int64 of shape (rows,), the most tokens of each row, the end among them.
-        beams: 1 is greedy.
+        limits: maximum length of each target including its end token, int64 of shape (rows,).
+        beams: 1 means greedy search.
+        length_penalty: exponent of the length by which the scores of beam search are divided.
+
+    Returns:
+        int64 of shape (rows, longest), with the start token, filled with padding or end tokens.
     """
     settings = copy.deepcopy(model.generation_config)
-    set_search(settings, beams, length_penalty)
+    configure_search(settings, beams, length_penalty)
     settings.max_length, settings.max_new_tokens = None, int(limits.max())
-    settings.use_cache, settings.cache_implementation = True, None  # what `search` works with, whatever a checkpoint says
-    model.generation_config.max_length = None  # transformers would fill it in again, and say at each batch that there are two
-    if sides.own_format:
-        settings.decoder_start_token_id, settings.forced_bos_token_id = sides.start, sides.forced
-    limit = LengthLimit(limits, beams, sides.end)
-    found: torch.Tensor = model.generate(
+    settings.use_cache, settings.cache_implementation = True, None  # `search` requires the default cache
+    model.generation_config.max_length = None  # else `generate` warns for each batch that there are two limits
+    if tokenizers.shared_format:
+        settings.decoder_start_token_id, settings.forced_bos_token_id = tokenizers.start, tokenizers.forced
+    limit = LengthLimit(limits, beams, tokenizers.end)
+    targets: torch.Tensor = model.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings,
-        logits_processor=LogitsProcessorList([limit]), custom_generate=partial(_search, limit=limit, fill=sides.pad),
+        logits_processor=LogitsProcessorList([limit]), custom_generate=partial(_search, limit=limit, padding=tokenizers.pad),
     )  # fmt: skip
-    return found
+    return targets
 
 
-def _search(model: Any, input_ids: torch.Tensor, limit: LengthLimit, fill: int, **given: Any) -> torch.Tensor:
-    """Called by `generate` in place of its own loops, with what it prepared for them."""
-    assert isinstance(given["past_key_values"], EncoderDecoderCache), "the kind of cache that every translation model gets"
-    alone = all(processor is limit or isinstance(processor, ROW_BY_ROW) for processor in given["logits_processor"])
-    return search(model, input_ids, keep=limit.keep if alone else None, fill=fill, **given)
+def _search(model: Any, input_ids: torch.Tensor, limit: LengthLimit, padding: int, **inputs: Any) -> torch.Tensor:
+    """Run `search` with the inputs that `generate` prepared, instead of its own loops."""
+    assert isinstance(inputs["past_key_values"], EncoderDecoderCache), "the cache of encoder-decoders"
+    stateless = all(processor is limit or isinstance(processor, STATELESS_PROCESSORS) for processor in inputs["logits_processor"])
+    return search(model, input_ids, select_rows=limit.select_rows if stateless else None, padding=padding, **inputs)
 
 
 def translate(
     model: Any,
-    sides: Sides,
+    tokenizers: TokenizerPair,
     texts: Sequence[str],
     longest: int,
     limit: Callable[[int], int],
@@ -131,68 +139,74 @@ def translate(
     length_penalty: float,
     rows: int = ROWS,
 ) -> tuple[list[str], np.ndarray]:
-    """Translate texts of any length; an empty one has an empty translation.
+    """Translate texts of any length.
 
-    A text of more than `longest` tokens is split (`pieces_of`), its pieces are translated one by one, and their translations
-    joined with the spacing of their language.
+    Texts of more than `longest` tokens are split into pieces (`split_text`). The translations of the pieces are joined with the
+    spacing of the target language. The translation of an empty text is empty.
 
     Args:
         texts: without white space at their ends.
-        longest: source tokens of a piece, special ones among them.
-        limit: source tokens of a piece to the most tokens of its translation.
-        rows: pieces in a batch; fewer where they are long, since beams multiply what is in memory.
+        longest: maximum source tokens of a piece, including special tokens.
+        limit: a function from the source tokens of a piece to the maximum tokens of its translation.
+        beams, length_penalty: as for `generate`.
+        rows: maximum pieces in a batch; batches of long pieces are smaller.
 
     Returns:
-        The translations, and int64 of shape (texts,): in how many pieces each text was translated.
+        The translations, and the number of pieces of each text, int64 of shape (texts,).
+
+    Raises:
+        UserError: the model's scores are NaN or infinite.
     """
-    lengths = partial(_lengths, sides)
+    lengths = partial(_token_counts, tokenizers)
     split = [
-        pieces_of(text, longest, lengths) if tokens > longest else [(text, "")] * bool(text)
+        split_text(text, longest, lengths) if tokens > longest else [(text, "")] * bool(text)
         for text, tokens in zip(texts, lengths(texts), strict=True)
     ]
-    answers = iter(_answers(model, sides, [piece for pieces in split for piece, _ in pieces], longest, limit, beams,
-                            length_penalty, rows))  # fmt: skip
-    joined = [join(pieces, [next(answers) for _ in pieces]) if pieces else "" for pieces in split]
+    flat = [piece for pieces in split for piece, _ in pieces]
+    translations = iter(_translate_pieces(model, tokenizers, flat, longest, limit, beams, length_penalty, rows))
+    joined = [join_pieces(pieces, [next(translations) for _ in pieces]) if pieces else "" for pieces in split]
     return joined, np.array([len(pieces) for pieces in split], np.int64)
 
 
-def _answers(
-    model: Any, sides: Sides, texts: list[str], longest: int, limit: Callable[[int], int], beams: int, length_penalty: float,
-    rows: int,
+def _translate_pieces(
+    model: Any, tokenizers: TokenizerPair, texts: list[str], longest: int, limit: Callable[[int], int], beams: int,
+    length_penalty: float, rows: int,
 ) -> list[str]:  # fmt: skip
-    """The translations of texts of at most the longest length, in batches of similar length."""
-    answers = [""] * len(texts)
-    ids = Ragged.from_lists(tokens for start, end in _blocks(texts) for tokens in sides.source_ids(texts[start:end], longest)[0])
-    for alike in inference_batches(ids.lengths[:, None], rows) if texts else []:
-        size = max(1, PADDED // (int(ids.lengths[alike].max()) * beams))
-        for batch in np.split(alike, range(size, len(alike), size)):
-            padded = torch.from_numpy(ids.padded(batch, int(sides.source.pad_token_id or 0)))
+    """Translate texts of at most `longest` tokens, in batches of similar length."""
+    translations = [""] * len(texts)
+    ids = Ragged.from_lists(
+        tokens for start, end in _chunks(texts) for tokens in tokenizers.source_ids(texts[start:end], longest)[0]
+    )
+    for similar in inference_batches(ids.lengths[:, None], rows) if texts else []:
+        size = max(1, MAX_BATCH_TOKENS // (int(ids.lengths[similar].max()) * beams))
+        for batch in np.split(similar, range(size, len(similar), size)):
+            padded = torch.from_numpy(ids.padded(batch, int(tokenizers.source.pad_token_id or 0)))
             lengths = torch.from_numpy(ids.lengths[batch])
             mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
             limits = torch.tensor([limit(tokens) for tokens in lengths.tolist()])
-            ids_here, mask, limits = (tensor.to(model.device) for tensor in (padded, mask, limits))
+            input_ids, mask, limits = (tensor.to(model.device) for tensor in (padded, mask, limits))
             try:
-                written = sides.decode(generate(model, sides, ids_here, mask, limits, beams, length_penalty))
+                decoded = tokenizers.decode(generate(model, tokenizers, input_ids, mask, limits, beams, length_penalty))
             except FloatingPointError as error:
                 raise UserError(
-                    f"the translation of {shorten(texts[batch[0]])}, or of one of {len(batch) - 1} texts beside it: {error}; "
-                    "allowed: finite numbers; --precision fp32, or where it was that, a new copy of the model"
+                    f"the translation of {shorten(texts[batch[0]])}, or of one of {len(batch) - 1} texts in the same batch: "
+                    f"{error}; allowed: finite numbers; use --precision fp32, or, if it was fp32, a new copy of the model"
                 ) from error
-            for row, text in zip(batch.tolist(), written, strict=True):
-                answers[row] = text
-    return answers
+            for row, text in zip(batch.tolist(), decoded, strict=True):
+                translations[row] = text
+    return translations
 
 
-def _lengths(sides: Sides, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, as the model sees it."""
-    return [len(ids) for start, end in _blocks(texts) for ids in sides.source_ids(list(texts[start:end]), 1 << 30)[0]]
+def _token_counts(tokenizers: TokenizerPair, texts: Sequence[str]) -> list[int]:
+    """Return the number of source tokens of each text, including special tokens."""
+    return [len(ids) for start, end in _chunks(texts) for ids in tokenizers.source_ids(list(texts[start:end]), 1 << 30)[0]]
 
 
-def _blocks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where one call of the tokenizer begins and ends: it should see many texts, but not all of a large file."""
+def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of the texts for each call of the tokenizer, so that a large file is not tokenized at once."""
     start = size = 0
     for i, text in enumerate(texts, start=1):
-        size += len(text) + ENCODED // 1000
-        if size >= ENCODED or i == len(texts):
+        size += len(text) + TOKENIZED_CHARACTERS // 1000
+        if size >= TOKENIZED_CHARACTERS or i == len(texts):
             yield start, i
             start, size = i, 0

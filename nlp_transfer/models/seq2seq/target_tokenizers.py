@@ -1,4 +1,4 @@
-"""Target tokenizers: trained on the target side, or taken from a checkpoint; and language codes of multilingual ones."""
+"""Target tokenizers, trained on the targets or taken from a checkpoint, and the language codes of multilingual tokenizers."""
 
 import re
 from collections.abc import Sequence
@@ -14,25 +14,26 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
 PAD, START, END = "<pad>", "<s>", "</s>"
-SAMPLE = 2000  # texts that a tokenizer is tried on
-LEAST = 3 + 256  # special tokens and bytes
+SAMPLE = 2000  # texts with which an existing tokenizer is tested
+MIN_VOCABULARY = 3 + 256  # special tokens and bytes
 LANGUAGE_CODE = re.compile(r"[a-z]{2,4}_[A-Z][A-Za-z]{1,3}")  # en_XX, eng_Latn
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocabulary` tokens (Sennrich et al. 2016, 1508.07909; over bytes, Radford et al. 2019); None:
-    8,000, from 100,000 texts on 16,000, from a million on 32,000.
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016, 1508.07909; over bytes, Radford et al. 2019).
 
-    Every text of any script comes back as it was, cased and with its accents: what has no token of its own is spelt in
-    bytes, so nothing is unknown.
+    Every text of any script can be encoded and decoded without loss, since rare characters are encoded as bytes.
+
+    Args:
+        vocabulary: maximum number of tokens; None: 8,000, from 100,000 texts on 16,000, from a million texts on 32,000.
     """
-    usual = 8000 if len(texts) < 100_000 else 16_000 if len(texts) < 1_000_000 else 32_000
+    default = 8000 if len(texts) < 100_000 else 16_000 if len(texts) < 1_000_000 else 32_000
     tokenizer = Tokenizer(BPE())
-    # A space before the first word makes it the same token as inside a sentence; decoding takes it off again.
+    # A space before the first word makes it the same token as inside a sentence; the decoder removes it.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = BpeTrainer(
-        vocab_size=vocabulary or usual, special_tokens=[PAD, START, END], show_progress=False,
+        vocab_size=vocabulary or default, special_tokens=[PAD, START, END], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
@@ -43,24 +44,28 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int | None = None) -> PreT
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END,
         clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
-        split_special_tokens=True,  # a text may well speak of <s> or <pad>
+        split_special_tokens=True,  # a text may contain <s> or <pad>
     )  # fmt: skip
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that a decoder begins with: the beginning of a sequence in the tokenizer's own terms.
+    """Return the id that a decoder starts with: the tokenizer's bos, cls or pad token.
 
     Raises:
-        UserError: it has none, nor anything that could stand in.
+        UserError: it has none of these.
     """
     for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id):
         if token is not None:
             return int(token)
-    raise UserError("task.target_tokenizer: has no token to begin with; allowed: one with a bos, cls or pad token, or train")
+    raise UserError("task.target_tokenizer: has no token to start with; allowed: one with a bos, cls or pad token, or train")
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that ends a text. Raises a UserError where there is none: a decoder would never stop."""
+    """Return the id that ends a text: the tokenizer's eos or sep token.
+
+    Raises:
+        UserError: it has none of these, so generation would never stop.
+    """
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return int(token)
@@ -68,21 +73,18 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def set_languages(tokenizer: Any, source: str | None, target: str | None) -> None:
-    """Tells a multilingual tokenizer its languages (mBART, M2M100, NLLB); others have none to tell.
+    """Set the languages of a multilingual tokenizer (mBART, M2M100, NLLB); other tokenizers are not changed.
 
     Raises:
-        UserError: it needs languages that are not given, or does not know one.
+        UserError: a language is missing or unknown.
     """
     known = language_codes(tokenizer)
     for setting, language in (("source_language", source), ("target_language", target)):
         if known and language is None:
-            raise UserError(
-                f"task.{setting}: is required by this multilingual model and was not given; known: {', '.join(known[:12])} ..."
-            )
+            raise UserError(f"task.{setting}: is required by this multilingual model; allowed: {', '.join(known[:12])} ...")
         if known and language not in known:
             raise UserError(
-                f"task.{setting}: found {language!r}{did_you_mean(language, known)}; known to this model: "
-                f"{', '.join(known[:12])} ..."
+                f"task.{setting}: found {language!r}{did_you_mean(language, known)}; allowed: {', '.join(known[:12])} ..."
             )
     if known:
         tokenizer.src_lang = source
@@ -90,7 +92,7 @@ def set_languages(tokenizer: Any, source: str | None, target: str | None) -> Non
 
 
 def language_codes(tokenizer: Any) -> list[str]:
-    """The languages that a multilingual tokenizer tells apart by a token; none for one of a single pair of languages."""
+    """Return the languages for which a multilingual tokenizer has a token; an empty list for other tokenizers."""
     if not hasattr(tokenizer, "src_lang"):
         return []
     if codes := getattr(tokenizer, "lang_code_to_token", None):  # M2M100
@@ -100,43 +102,43 @@ def language_codes(tokenizer: Any) -> list[str]:
 
 
 def language_prefix(tokenizer: Any, target: str | None) -> str:
-    """What a multilingual Marian model wants before a source text, such as `>>de<< `; else nothing.
+    """Return the source prefix of a multilingual Marian model, such as `>>de<< `; empty for other models.
 
     Raises:
-        UserError: it needs a target language that is not given, or does not know it.
+        UserError: the target language is missing or unknown.
     """
     codes = [code.strip("><") for code in getattr(tokenizer, "supported_language_codes", None) or []]
     if not codes:
         return ""
     if target not in codes:
-        found = "is required by this multilingual model and was not given" if target is None else f"found {target!r}"
-        raise UserError(f"task.target_language: {found}; known to it: {', '.join(sorted(codes)[:12])} ...")
+        problem = "is required by this multilingual model" if target is None else f"found {target!r}"
+        raise UserError(f"task.target_language: {problem}; allowed: {', '.join(sorted(codes)[:12])} ...")
     return f">>{target}<< "
 
 
 def target_token(tokenizer: Any, language: str | None) -> int | None:
-    """The id of the target language's token, or None where the tokenizer has no such tokens."""
+    """Return the id of the target language's token, or None if the tokenizer has no such tokens."""
     if language is None or not language_codes(tokenizer):
         return None
     token = getattr(tokenizer, "lang_code_to_token", {}).get(language, language)
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def warn_of_losses(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[str]) -> None:
-    """Says what an existing tokenizer does to the targets: an uncased English one can write neither capitals nor accents.
+def warn_if_lossy(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[str]) -> None:
+    """Warn if a tokenizer cannot reproduce the targets; an uncased one loses capitals and accents.
 
-    Of many texts some are tried, drawn from all of them: a file may begin with those that it can write.
+    It is tested on a random sample of the texts.
     """
     texts = [texts[row] for row in draw_rows(len(texts), SAMPLE)]
     unknown, changed, example = 0, 0, ""
     for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True):
         unknown += tokenizer.unk_token_id in ids
-        back = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        if "".join(back.split()) != "".join(text.split()):
+        decoded = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        if "".join(decoded.split()) != "".join(text.split()):
             changed += 1
-            example = example or f"{text[:60]!r} comes back as {back[:60]!r}"
+            example = example or f"{text[:60]!r} becomes {decoded[:60]!r}"
     if changed:
         say(
-            f"warning: task.target_tokenizer {name} cannot write {changed} of {len(texts)} targets as they are ({unknown} with "
-            f"unknown tokens): {example}. No training can put that right; consider `train`"
+            f"warning: task.target_tokenizer {name} cannot reproduce {changed} of {len(texts)} targets ({unknown} with unknown "
+            f"tokens): {example}. Training cannot correct this; consider task.target_tokenizer: train"
         )

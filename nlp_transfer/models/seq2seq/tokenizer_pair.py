@@ -1,4 +1,4 @@
-"""The two sides of a translation: their tokenizers, and what begins and ends a target."""
+"""The source and target tokenizers of a translation model, with the special tokens of its targets."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,20 +21,25 @@ from nlp_transfer.models.verification.model_files import load_tokenizer
 from nlp_transfer.utils.errors import UserError, converted, shorten
 
 PLAIN: dict[str, Any] = {"padding": False, "return_attention_mask": False, "verbose": False}
-IGNORED = -100  # a label that stands for padding
+IGNORED = -100  # label of padding
 TARGET_FOLDER = "target_tokenizer"
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Texts to ids and back. `own_format`: the checkpoint's one tokenizer serves both sides and knows their special tokens.
+class TokenizerPair:
+    """The source and target tokenizers of a translation model, and its special tokens.
 
-    `start` is what a decoder is given first; `forced` the token that every target then begins with, where languages have one.
+    Attributes:
+        shared_format: whether one tokenizer of the checkpoint serves both and adds the special tokens of both.
+        start: the decoder's first input.
+        end: the id that ends a target.
+        forced: the id of the target language that follows `start` in every target; None if the model has no such id.
+        prefix: text before every source.
     """
 
     source: PreTrainedTokenizerBase
     target: PreTrainedTokenizerBase
-    own_format: bool
+    shared_format: bool
     start: int
     end: int
     forced: int | None = None
@@ -42,45 +47,60 @@ class Sides:
 
     @classmethod
     def of_encoder_decoder(cls, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, prefix: str) -> Self:
-        """Raises a UserError where the target's tokenizer has nothing to begin or to end with."""
+        """Combine two tokenizers.
+
+        Raises:
+            UserError: the target tokenizer has no token that can start or end a text.
+        """
         return cls(source, target, False, start_token(target), end_token(target), prefix=prefix)
 
     @classmethod
     def of_seq2seq(cls, checkpoint: Checkpoint, source_language: str | None, target_language: str | None, prefix: str) -> Self:
-        """Raises a UserError where a multilingual checkpoint does not know the languages.
+        """Use the tokenizer of a sequence-to-sequence checkpoint.
 
-        Families put the target language's token in one of two places: the first mBART at the end of a target, and at the
-        decoder's start; later ones at the beginning. What the tokenizer writes tells which.
+        The token of the target language is at the end of a target and at the decoder's start (first mBART), or at the beginning
+        of a target (later families). A trial with the tokenizer shows which.
+
+        Raises:
+            UserError: a multilingual checkpoint does not know the languages.
         """
         tokenizer, config = checkpoint.tokenizer, checkpoint.config
         set_languages(tokenizer, source_language, target_language)
         prefix = language_prefix(tokenizer, target_language) + prefix
-        written = tokenizer(text_target="a", **PLAIN)["input_ids"]
-        code = target_token(tokenizer, target_language)
-        usual = getattr(config, "decoder_start_token_id", None)
-        start = code if code is not None and written[-1] == code else usual
+        ids = tokenizer(text_target="a", **PLAIN)["input_ids"]
+        language = target_token(tokenizer, target_language)
+        configured = getattr(config, "decoder_start_token_id", None)
+        start = language if language is not None and ids[-1] == language else configured
         start = start_token(tokenizer) if start is None else int(start)
-        forced = code if code is not None and written[0] == code else None
+        forced = language if language is not None and ids[0] == language else None
         return cls(tokenizer, tokenizer, True, start, end_token(tokenizer), forced, prefix)
 
     def check_room(self, limit: int, longest: int | None) -> None:
-        """Raises a UserError where the prefix and the special tokens leave no token for a text."""
-        taken = len(self.source_ids([""], 1 << 30)[0][0])
-        if self.prefix and taken >= limit:
+        """Check that the prefix and the special tokens leave room for a text.
+
+        Args:
+            limit: maximum source tokens of the model.
+            longest: the setting `task.longest_source`, if there is one.
+
+        Raises:
+            UserError: they do not.
+        """
+        used = len(self.source_ids([""], 1 << 30)[0][0])
+        if self.prefix and used >= limit:
             raise UserError(
-                f"task.prefix: found {shorten(self.prefix)}, {taken} tokens with the special ones, of at most {limit}; allowed: "
+                f"task.prefix: found {shorten(self.prefix)}, {used} tokens with the special tokens, of at most {limit}; allowed: "
                 "one that leaves room for a text"
             )
-        if longest is not None and taken >= longest:
+        if longest is not None and used >= longest:
             raise UserError(
-                f"task.longest_source: found {longest}, and the prefix and the special tokens alone are {taken}; allowed: "
-                f"{taken + 1} or more"
+                f"task.longest_source: found {longest}, but the prefix and the special tokens alone are {used}; allowed: "
+                f"{used + 1} or more"
             )
 
     @property
     def language_settings(self) -> set[str]:
-        """Settings of a task by which the model chooses among languages; none where it translates in one direction."""
-        if not self.own_format:
+        """The language settings that this model uses; empty for a model with one pair of languages."""
+        if not self.shared_format:
             return set()
         if language_codes(self.source):
             return {"source_language", "target_language"}
@@ -88,66 +108,77 @@ class Sides:
 
     @property
     def pad(self) -> int:
-        """The target's padding."""
+        """The padding id of targets."""
         return int(self.target.pad_token_id or 0)
 
     def source_ids(self, texts: list[str], limit: int) -> tuple[list[list[int]], set[int]]:
-        """Ids of the sources with their special tokens, at most `limit`, and the rows that were cut."""
-        whole = [self.prefix + text for text in texts]
-        ids = list(self.source(whole, truncation=False, **PLAIN)["input_ids"])
-        cut = {row for row, tokens in enumerate(ids) if len(tokens) > limit}
-        for row in cut:
-            ids[row] = self.source(whole[row], truncation=True, max_length=limit, **PLAIN)["input_ids"]
-        return ids, cut
+        """Tokenize sources, with the prefix and the special tokens.
+
+        Returns:
+            At most `limit` ids for each text, and the rows that were truncated.
+        """
+        prefixed = [self.prefix + text for text in texts]
+        ids = list(self.source(prefixed, truncation=False, **PLAIN)["input_ids"])
+        truncated = {row for row, tokens in enumerate(ids) if len(tokens) > limit}
+        for row in truncated:
+            ids[row] = self.source(prefixed[row], truncation=True, max_length=limit, **PLAIN)["input_ids"]
+        return ids, truncated
 
     def target_ids(self, texts: list[str], limit: int) -> tuple[list[list[int]], set[int]]:
-        """Labels, at most `limit`, and the rows that were cut: without an end, so that they do not teach to stop early."""
-        if self.own_format:
+        """Tokenize targets as labels.
+
+        Returns:
+            At most `limit` ids for each text, and the rows that were truncated. Truncated labels have no end token, so the model
+            does not learn to stop early.
+        """
+        if self.shared_format:
             ids = self.target(text_target=texts, **PLAIN)["input_ids"]
         else:
             ids = [[*tokens, self.end] for tokens in self.target(texts, add_special_tokens=False, **PLAIN)["input_ids"]]
         return [tokens[:limit] for tokens in ids], {row for row, tokens in enumerate(ids) if len(tokens) > limit}
 
     def decoder_ids(self, labels: list[list[int]]) -> list[list[int]]:
-        """What the decoder sees while it is to say `labels`: the start, and all but the last of them."""
+        """Return the decoder's inputs for teacher forcing: the start token and all labels but the last."""
         return [[self.start, *tokens[:-1]] for tokens in labels]
 
     def decode(self, ids: torch.Tensor) -> list[str]:
-        """Ids of shape (rows, tokens), as generated, to texts.
+        """Decode generated ids of shape (rows, tokens).
 
-        The start, the language and what follows the end go here: a tokenizer need not know that they are no text. Spaces stay
-        as they were learned, also before French punctuation, which some tokenizers would put right as if it were English.
+        The start token, the language token and everything from the end token on are removed here, since they need not be special
+        tokens of the tokenizer. Spaces are not cleaned up, which would apply English rules to French punctuation.
         """
-        rows = [self._written(row) for row in ids.cpu().tolist()]
-        with converted(f"model: the tokenizer {self.target.name_or_path} cannot decode what was generated"):
-            found = self.target.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [text.strip() for text in found]
+        rows = [self._text_ids(row) for row in ids.cpu().tolist()]
+        with converted(f"model: the tokenizer {self.target.name_or_path} cannot decode the generated ids"):
+            texts = self.target.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [text.strip() for text in texts]
 
-    def _written(self, row: list[int]) -> list[int]:
-        written = row[2:] if row[1:2] == [self.forced] else row[1:]
-        return written[: written.index(self.end)] if self.end in written else written
+    def _text_ids(self, row: list[int]) -> list[int]:
+        ids = row[2:] if row[1:2] == [self.forced] else row[1:]
+        return ids[: ids.index(self.end)] if self.end in ids else ids
 
 
-def own_target(checkpoint: Checkpoint, parts: ModelSource | None = None, ours: bool = False) -> PreTrainedTokenizerBase:
-    """The target's tokenizer of a saved encoder-decoder: beside it in `target_tokenizer/`, or the only one it has.
+def load_target_tokenizer(
+    checkpoint: Checkpoint, parts: ModelSource | None = None, ours: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the target tokenizer of a saved encoder-decoder: the one in `target_tokenizer/`, or the checkpoint's only one.
 
     Args:
-        parts: where that folder is, if not beside the checkpoint.
-        ours: whether the model is known to be saved by this toolkit, and so to have the folder.
+        parts: the model that contains the folder, if not the checkpoint.
+        ours: whether this toolkit saved the model, so the folder must exist.
 
     Raises:
-        UserError: the folder is missing or damaged, or its tokenizer is not the one that the decoder was made for.
+        UserError: the folder is missing or damaged, or its tokenizer does not fit the decoder.
     """
-    words = getattr(getattr(checkpoint.config, "decoder", None), "vocab_size", None)  # an adapter's base has no decoder
+    vocabulary = getattr(getattr(checkpoint.config, "decoder", None), "vocab_size", None)  # an adapter's base has no decoder
     try:
         target = load_tokenizer(parts or checkpoint.source, TARGET_FOLDER)
     except UserError:
-        if ours or words != vocabulary_size(checkpoint.tokenizer):
+        if ours or vocabulary != vocabulary_size(checkpoint.tokenizer):
             raise
-        return checkpoint.tokenizer  # made elsewhere: it serves both sides
-    if words not in (None, vocabulary_size(target)):
+        return checkpoint.tokenizer  # another program's model, with one tokenizer for both
+    if vocabulary not in (None, vocabulary_size(target)):
         raise UserError(
-            f"model: {checkpoint.source.name} has a decoder of {words} tokens, and in {TARGET_FOLDER}/ a tokenizer of "
-            f"{vocabulary_size(target)}; one of the two was changed"
+            f"model: {checkpoint.source.name} has a decoder of {vocabulary} tokens, and in {TARGET_FOLDER}/ a tokenizer of "
+            f"{vocabulary_size(target)}; one of the two was changed; copy the model again"
         )
     return target

@@ -1,7 +1,7 @@
-"""Adapters from elsewhere: `adapter_config.json` reduced to settings that are known to be data, and an adapter put on its model.
+"""Check and load untrusted adapters: `adapter_config.json` is reduced to data before peft reads it.
 
-peft imports modules, opens files and asks the hub where these settings tell it to, and matches patterns in them. It is given a
-private folder with the reduced settings, written anew, and the file of weights, which was checked.
+These settings can make peft import modules, open files, call the hub and match slow patterns. peft gets a private folder with the
+reduced settings and the checked weight file.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.models.verification.allocation_limit import AllocationLimit
 from nlp_transfer.models.verification.allowed import ADAPTER_WEIGHTS
 from nlp_transfer.models.verification.model_files import find_file, link_file, read_settings
-from nlp_transfer.models.verification.weight_files import check_finite, numbers_in, why
+from nlp_transfer.models.verification.weight_files import check_finite, count_values, explain_load_error
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
 SETTINGS = "adapter_config.json"
-# The methods whose adapters keep a head, and which the strategies lora and peft therefore save.
-KINDS = frozenset(
+# Methods whose adapters include a head; only these are saved by the strategies lora and peft.
+SUPPORTED_METHODS = frozenset(
     """ADAMSS BEFT BOFT C3A CARTRIDGE DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR LORA MISS
     OFT OSF PEANUT PREFIX_TUNING PROMPT_TUNING PSOFT PVERA P_TUNING RANDLORA ROAD SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA
     WAVEFT""".split()
 )
-NUMBERS = frozenset(
+NUMBER_SETTINGS = frozenset(
     """alpha apply_GS asa_importance_beta asa_schedule_exponent asa_target_subspaces asa_uncertainty_beta block_share block_size
     boft_block_num boft_block_size boft_dropout boft_n_butterfly_factor cayley_neumann_eps coft d_initial decompose_both
     decompose_factor deft_dropout delora_lambda depth effective_rank encoder_dropout encoder_hidden_size encoder_num_layers
@@ -47,9 +47,9 @@ NUMBERS = frozenset(
     use_effective_conv2d use_idwt use_qalora use_rslora vblora_dropout vector_length vera_dropout very_sparse
     weight_tying""".split()
 )
-WORDS = {
+WORD_SETTINGS = {
     "ab_svd_init": "psoft_init|pissa_init",
-    "act_fn": r"[a-z]\w{0,30}",  # a key of transformers' own table
+    "act_fn": r"[a-z]\w{0,30}",  # a key of a table in transformers
     "bias": r"none|all|[a-z]+_only",
     "config_A_B": "lora|vector|constant|none",
     "config_C": "lora|vector|none",
@@ -71,7 +71,7 @@ NAMES = ("modules_to_save", "target_parameters")
 BY_PATTERN = (
     "alpha_pattern", "block_size_pattern", "lambda_pattern", "n_frequency_pattern", "rank_pattern", "target_svd_config",
 )  # fmt: skip
-# Settings that are groups of settings; those of corda, which name files, are not among them.
+# Settings that contain other settings, without those of CorDA, which name files.
 GROUPS = {
     "eva_config": (),
     "kasa_config": (),
@@ -80,55 +80,54 @@ GROUPS = {
     "use_bdlora": (),
     "velora_config": ("batch_average", "batch_average_once", "random"),
 }
-# Where an adapter came from and how its values began, which the stored weights replace. The record names the base.
-NOT_NEEDED = frozenset(
+# The origin and the initialization of an adapter, which have no effect here: the record names the base, and weights are stored.
+UNUSED = frozenset(
     """auto_mapping base_model_name_or_path megatron_core prompt_tuning_init prompt_tuning_init_text revision runtime_config
     runtime_offload_base_weight tokenizer_kwargs tokenizer_name_or_path""".split()
 )
 
 NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
-# Module names, `\.`, `.`, `.*`, `\d+`, classes such as [01], and groups of alternatives, perhaps between `^` and `$`: no repeated
-# group, which may take exponential time to match.
+# Module names, `\.`, `.`, `.*`, `\d+`, classes such as [01], and groups of alternatives, optionally between `^` and `$`. Repeated
+# groups are not allowed, since matching them may take exponential time.
 PATTERN = re.compile(r"(?P<repeat>(?:\\[dw]|\.|\[[\w-]+\])[+*]\??)|(?P<group>\((\?:)?)|[\w|)-]|\\[.dw-]|\.|\[[\w-]+\]")
-MOST_CHARACTERS = 2**16
-MOST_REPEATS, MOST_GROUPS = 3, 6
-MOST_KEYS = 200  # of settings by pattern: each is matched with each module, and Python remembers 512 patterns
-MOST_WAYS = 2**22  # in which the alternatives of a pattern can be combined, and a repeat be split
-REPEATS = 64  # characters over which a repeat may reach, for the count of ways
-MOST_NAMES = 4096
-MOST_SIZE = 2**14  # ranks, virtual tokens, widths
-MOST_LAYERS = 128  # after replication
-REPEATED = {"num_cayley_neumann_terms": 100, "psoft_svd_lowrank_niter": 100}  # what is computed so often
-LARGE = re.compile(r"seed|key|n_frequency|theta")  # numbers that may be larger, since they are no sizes, or lengths of a vector
-# What loading may take: numbers allocated, by those in the base and the adapter's weights; operations, by the base's modules.
-# The methods of peft take up to 3 times as many numbers; BOFT, with the most operations, 500 a module for a width of 384.
-TIMES, SPARE = 8, 10**7
-OPERATIONS, SPARE_OPERATIONS = 3000, 10**5
+MAX_CHARACTERS = 2**16
+MAX_REPEATS, MAX_GROUPS = 3, 6
+MAX_KEYS = 200  # of settings by pattern: each is matched with each module, and Python caches 512 patterns
+MAX_WAYS = 2**22  # to combine the alternatives of a pattern and split its repeats
+REPEATS = 64  # characters that a repeat is assumed to match, for the number of ways
+MAX_NAMES = 4096
+MAX_SIZE = 2**14  # ranks, virtual tokens, widths
+MAX_LAYERS = 128  # after replication
+MAX_ITERATIONS = {"num_cayley_neumann_terms": 100, "psoft_svd_lowrank_niter": 100}
+LARGE = re.compile(r"seed|key|n_frequency|theta")  # numbers without effect on memory, or lengths of one vector
+# Limits of loading: allocated elements relative to those of the base and the adapter, operations relative to the base's modules.
+# The methods of peft allocate up to 3 times as many elements. BOFT needs the most operations: 500 for a module of width 384.
+MAX_RATIO, EXTRA_ELEMENTS = 8, 10**7
+OPERATIONS_PER_MODULE, EXTRA_OPERATIONS = 3000, 10**5
 
 
 def reduce_adapter_settings(document: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the settings of an adapter that are data: numbers, known words, names of modules and patterns of these.
+    """Reduce the settings of an adapter to numbers, known words, module names and patterns of module names.
 
-    Settings that peft does not know are dropped, and named. Those that peft knows and that are not in the lists above are
-    dropped where they have peft's default.
+    Settings that peft does not know are dropped and reported. Settings of peft that are not listed here must have their default.
 
     Args:
-        place: of the settings, for messages.
+        place: the settings file, for messages.
 
     Raises:
-        UserError: peft's method is not one that is saved here, or a setting has a value that is not allowed.
+        UserError: the PEFT method is not supported, or a setting has a value that is not allowed.
     """
-    kind = document.get("peft_type")
-    if not isinstance(kind, str) or kind not in KINDS & _schemas().keys():
-        known = ", ".join(sorted(KINDS & _schemas().keys()))
-        raise UserError(f"{place}: found peft_type: {shorten(kind)}; allowed: {known}")
-    defaults = _schemas()[kind]
+    method = document.get("peft_type")
+    supported = SUPPORTED_METHODS & _defaults().keys()
+    if not isinstance(method, str) or method not in supported:
+        raise UserError(f"{place}: found peft_type: {shorten(method)}; allowed: {', '.join(sorted(supported))}")
+    defaults = _defaults()[method]
     if unknown := sorted(shorten(name) for name in document if name not in defaults):
         listed = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
-        say(f"note: {place}: ignored {listed}: peft has no such settings for {kind}")
-    reduced: dict[str, Any] = {"peft_type": kind}
+        say(f"note: {place}: ignored {listed}: peft has no such settings for {method}")
+    reduced: dict[str, Any] = {"peft_type": method}
     for name, value in document.items():
-        if name == "peft_type" or name not in defaults or name in NOT_NEEDED:
+        if name == "peft_type" or name not in defaults or name in UNUSED:
             continue
         if (problem := _problem(name, value, defaults[name])) is None:
             reduced[name] = value
@@ -138,32 +137,32 @@ def reduce_adapter_settings(document: Mapping[str, Any], place: str) -> dict[str
 
 
 @cache
-def _schemas() -> dict[str, dict[str, Any]]:
-    """The settings of each method of the installed peft and their defaults."""
-    import peft  # noqa: F401  # registers them
+def _defaults() -> dict[str, dict[str, Any]]:
+    """Return the settings of each method of the installed peft, with their defaults."""
+    import peft  # noqa: F401  # registers the methods
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     return {
-        kind.value: {
+        method.value: {
             field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             for field in dataclasses.fields(schema)
         }
-        for kind, schema in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        for method, schema in PEFT_TYPE_TO_CONFIG_MAPPING.items()
     }
 
 
 def _problem(name: str, value: Any, default: Any) -> str | None:
-    """Return what is allowed for a setting where its value is not; None where it is."""
-    if name in WORDS:
-        is_word = isinstance(value, str) and re.fullmatch(WORDS[name], value)
+    """Return None if the value of a setting is allowed, else what is allowed."""
+    if name in WORD_SETTINGS:
+        is_word = isinstance(value, str) and re.fullmatch(WORD_SETTINGS[name], value)
         is_toggle = name in TOGGLED_WORDS and (value is None or isinstance(value, bool))
-        return None if is_word or is_toggle else WORDS[name].replace("|", ", ")
-    if name in NUMBERS:
+        return None if is_word or is_toggle else WORD_SETTINGS[name].replace("|", ", ")
+    if name in NUMBER_SETTINGS:
         return _number_problem(name, value, default)
     if name in PATTERNS and isinstance(value, str):
         return pattern_problem(value)
     if name in (*PATTERNS, *NAMES):
-        return None if _are_names(value) else f"a list of up to {MOST_NAMES:,} names of modules"
+        return None if _are_names(value) else f"a list of up to {MAX_NAMES:,} names of modules"
     if name in BY_PATTERN:
         return _by_pattern_problem(value)
     if name in GROUPS:
@@ -178,32 +177,28 @@ def _number_problem(name: str, value: Any, default: Any) -> str | None:
         return None if isinstance(value, bool) else "true, false"
     if value is None:
         return None if default is None else "a number"
-    most = 2**63 if LARGE.search(name) else REPEATED.get(name, MOST_SIZE)
+    limit = 2**63 if LARGE.search(name) else MAX_ITERATIONS.get(name, MAX_SIZE)
     is_number = isinstance(value, (int, float)) and (default is None or not isinstance(value, bool))
-    return None if is_number and abs(value) <= most else f"a number up to {most:,}"
+    return None if is_number and abs(value) <= limit else f"a number up to {limit:,}"
 
 
 def _are_names(value: Any) -> bool:
-    is_list = isinstance(value, list) and len(value) <= MOST_NAMES
+    is_list = isinstance(value, list) and len(value) <= MAX_NAMES
     return is_list and all(isinstance(name, str) and len(name) <= 500 and NAME.fullmatch(name) for name in value)
 
 
-def pattern_problem(pattern: str, most: int = MOST_REPEATS) -> str | None:
-    """Return what is allowed where a pattern of module names could take long to match; None where it cannot.
-
-    Args:
-        most: repeats that it may have.
-    """
+def pattern_problem(pattern: str, max_repeats: int = MAX_REPEATS) -> str | None:
+    """Return None if a pattern of module names is quick to match, else what is allowed."""
     pattern = pattern.removeprefix("^").removesuffix("$")
     pieces = list(PATTERN.finditer(pattern))
-    is_plain = len(pattern) <= MOST_CHARACTERS and sum(len(piece[0]) for piece in pieces) == len(pattern)
+    is_plain = len(pattern) <= MAX_CHARACTERS and sum(len(piece[0]) for piece in pieces) == len(pattern)
     repeats = sum(piece["repeat"] is not None for piece in pieces)
     groups = sum(piece["group"] is not None for piece in pieces)
-    ways = REPEATS**repeats * math.prod(part.count("|") + 1 for part in re.split(r"[()]", pattern))
-    if not is_plain or repeats > most or groups > MOST_GROUPS or ways > MOST_WAYS:
+    ways = REPEATS**repeats * math.prod(group.count("|") + 1 for group in re.split(r"[()]", pattern))
+    if not is_plain or repeats > max_repeats or groups > MAX_GROUPS or ways > MAX_WAYS:
         return (
             r"a list of names of modules, or a pattern made of names, `\.`, `.`, [01] and alternatives in round brackets, with "
-            rf"up to {most} of `.*` and `\d+`"
+            rf"up to {max_repeats} of `.*` and `\d+`"
         )
     try:
         re.compile(pattern)
@@ -213,10 +208,10 @@ def pattern_problem(pattern: str, most: int = MOST_REPEATS) -> str | None:
 
 
 def _by_pattern_problem(value: Any) -> str | None:
-    if not isinstance(value, dict) or len(value) > MOST_KEYS or sum(map(len, value)) > MOST_CHARACTERS:
-        return f"numbers by pattern of module names, up to {MOST_KEYS} patterns of {MOST_CHARACTERS:,} characters together"
+    if not isinstance(value, dict) or len(value) > MAX_KEYS or sum(map(len, value)) > MAX_CHARACTERS:
+        return f"numbers by pattern of module names, up to {MAX_KEYS} patterns of {MAX_CHARACTERS:,} characters together"
     for key, number in value.items():
-        if problem := pattern_problem(key, most=1):  # peft puts another one before it
+        if problem := pattern_problem(key, max_repeats=1):  # peft adds another one before it
             return f"keys that are {problem}"
         if problem := _number_problem("", number, 0):
             return f"values that are {problem}"
@@ -237,25 +232,25 @@ def _group_problem(name: str, value: Any) -> str | None:
 
 def _replication_problem(value: Any) -> str | None:
     is_list = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
-    is_small = is_list and all(type(n) is int and 0 <= n <= MOST_LAYERS for pair in value for n in pair)
-    if is_small and len(value) <= MOST_LAYERS and sum(abs(end - begin) for begin, end in value) <= MOST_LAYERS:
+    is_small = is_list and all(type(n) is int and 0 <= n <= MAX_LAYERS for pair in value for n in pair)
+    if is_small and len(value) <= MAX_LAYERS and sum(abs(end - begin) for begin, end in value) <= MAX_LAYERS:
         return None
-    return f"pairs of first and last layer, which together give up to {MOST_LAYERS} layers"
+    return f"pairs of first and last layer, with up to {MAX_LAYERS} layers together"
 
 
 def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -> Any:
-    """Put the adapter in a folder on a model.
+    """Load the adapter in a folder onto its base model.
 
     Args:
-        merge: a function that puts the adapter's updates into the model's own weights; None: the adapter stays beside them.
-        bases: on what base the adapter was trained, and what to do where this is another one, for messages.
+        merge: a function that merges the adapter into the base; None: the adapter stays separate.
+        bases: end of a message: the base that the adapter was trained on, and what to do if this is another one.
 
     Returns:
-        The adapted model, or what `merge` makes of it.
+        The model with the adapter, or the result of `merge`.
 
     Raises:
         UserError: the settings are not allowed, the weights do not fit them or are not finite, or loading would allocate far more
-            than the base and the weights together.
+            memory than the base and the weights.
     """
     from peft import PeftModel
 
@@ -264,9 +259,9 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
     name, weights = next(((name, path) for name in ADAPTER_WEIGHTS if (path := find_file(source, name))), ("", None))
     if weights is None:
         raise UserError(f"{folder}: the adapter has no weights; allowed: {' or '.join(ADAPTER_WEIGHTS)} in its folder")
-    numbers = numbers_in(weights) + sum(parameter.numel() for parameter in model.parameters())
-    operations = OPERATIONS * sum(1 for _ in model.modules())
-    limit = AllocationLimit(f"{folder}: {SETTINGS}", TIMES * numbers + SPARE, operations + SPARE_OPERATIONS)
+    elements = count_values(weights) + sum(parameter.numel() for parameter in model.parameters())
+    operations = OPERATIONS_PER_MODULE * sum(1 for _ in model.modules())
+    limit = AllocationLimit(f"{folder}: {SETTINGS}", MAX_RATIO * elements + EXTRA_ELEMENTS, operations + EXTRA_OPERATIONS)
     with tempfile.TemporaryDirectory(prefix="nlp_transfer-adapter-") as private:
         Path(private, SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
         link_file(weights, Path(private, name))
@@ -280,12 +275,14 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
             return adapted if merge is None else merge(adapted)
         except UserError:
             raise
-        except Exception as error:  # whatever peft raises over settings and weights that do not fit each other or the model
-            raise UserError(f"{folder}: the adapter cannot be loaded: {why(error, [Path(name)])}{bases}") from error
+        except Exception as error:  # peft raises any type if settings, weights and base do not fit
+            raise UserError(
+                f"{folder}: the adapter cannot be loaded: {explain_load_error(error, [Path(name)])}{bases}"
+            ) from error
 
 
 def _unfit(adapted: Any, private: str) -> str | None:
-    """Return how the stored tensors differ from those of the adapter: peft leaves what is missing as it was drawn."""
+    """Return how the stored tensors differ from those of the adapter; peft leaves missing ones at random values."""
     from peft import get_peft_model_state_dict, load_peft_weights
 
     def shapes(**settings: Any) -> dict[str, Any]:
@@ -295,7 +292,7 @@ def _unfit(adapted: Any, private: str) -> str | None:
     stored = {name: tensor.shape for name, tensor in load_peft_weights(private, device="cpu").items()}
     differences = {
         "has no": needed.keys() - stored.keys(),
-        "also has": stored.keys() - shapes(save_embedding_layers=True).keys(),  # of tokens that were added to the base
+        "also has": stored.keys() - shapes(save_embedding_layers=True).keys(),  # embeddings of tokens that were added to the base
         "has in another shape": {name for name in needed.keys() & stored.keys() if needed[name] != stored[name]},
     }
     for difference, names in differences.items():

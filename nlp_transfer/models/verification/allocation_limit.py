@@ -1,4 +1,7 @@
-"""A limit on what code that reads a hostile file may allocate, checked before each allocation and whatever the file says."""
+"""Limit what a library may allocate while it loads an untrusted model; checked before each allocation.
+
+A hostile configuration or adapter could otherwise exhaust memory, whatever its settings mean to the library.
+"""
 
 import math
 from collections.abc import Iterator
@@ -11,25 +14,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nlp_transfer.utils.errors import UserError
 
-MOST_OUTLINED = 500_000  # operations that building a model takes: one of 1,000 layers takes less than half
+MAX_META_OPERATIONS = 500_000  # of building a model; 1,000 layers need less than half of it
 
 
 @contextmanager
-def outlined(place: str) -> Iterator[None]:
-    """Build models inside on the device `meta`, where they may have any size, since they take no memory; but not forever.
+def on_meta_device(place: str) -> Iterator[None]:
+    """Build models on the device `meta` inside the context, where they take no memory, with a limit on operations.
 
     Args:
-        place: the configuration, for messages.
+        place: the configuration file, for messages.
     """
-    with torch.device("meta"), AllocationLimit(place, 2**62, MOST_OUTLINED):
+    with torch.device("meta"), AllocationLimit(place, 2**62, MAX_META_OPERATIONS):
         yield
 
 
 class AllocationLimit(TorchDispatchMode):
-    """A context in which tensors are made of no more than `numbers` numbers, by no more than `operations` operations.
+    """A context that limits the elements of new tensors, and the number of operations.
 
-    Counted are the operations that take a size, such as `empty`, `zeros`, `randn` and `arange`. What others compute is bounded by
-    what they are given.
+    Elements are counted for operations that take a size, such as `empty`, `zeros`, `randn` and `arange`. The results of other
+    operations are bounded by their inputs.
+
+    Args:
+        place: the file that is loaded, for messages.
+        numbers: maximum elements of all new tensors.
+        operations: maximum number of operations.
 
     Example:
         >>> with AllocationLimit("adapter", numbers=100, operations=10):  # doctest: +SKIP
@@ -49,33 +57,33 @@ class AllocationLimit(TorchDispatchMode):
         if self.made > self.numbers:
             raise UserError(
                 f"{self.place}: describes tensors of {self.made:,} numbers; allowed: up to {self.numbers:,}, by the size of the "
-                "weights that are stored with it"
+                "stored weights"
             )
         if self.done > self.operations:
             raise UserError(
-                f"{self.place}: takes more than {self.operations:,} operations to be loaded; allowed: up to that many, by the "
+                f"{self.place}: needs more than {self.operations:,} operations to load; allowed: up to that many, by the "
                 "number of the model's modules"
             )
         return func(*args, **kwargs)
 
 
 def _numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return how many numbers an operation will allocate by the sizes that it is given; 0 where it is given none."""
+    """Return the number of elements that an operation will allocate by its size arguments; 0 if it has none."""
     names = _factory_arguments(func)
     if names is None:
         return 0
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if "size" in given:  # empty, zeros, full, randn, new_zeros ...
-        return math.prod(given["size"])
-    if any(isinstance(value, torch.Tensor) for value in given.values()):
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    if "size" in arguments:  # empty, zeros, full, randn, new_zeros ...
+        return math.prod(arguments["size"])
+    if any(isinstance(value, torch.Tensor) for value in arguments.values()):
         return 0
-    sizes = {name: value for name, value in given.items() if name != "generator"}  # arange, eye, randperm, triu_indices ...
-    made: torch.Tensor = func.overloadpacket(**sizes | {"device": "meta"})
-    return made.numel()
+    sizes = {name: value for name, value in arguments.items() if name != "generator"}  # arange, eye, randperm, triu_indices ...
+    result: torch.Tensor = func.overloadpacket(**sizes | {"device": "meta"})
+    return result.numel()
 
 
 @cache
 def _factory_arguments(func: Any) -> tuple[str, ...] | None:
-    """Return the names of an operation's arguments where it makes new tensors; None where it does not."""
+    """Return the argument names of an operation that creates new tensors; None for other operations."""
     names = tuple(argument.name for argument in func._schema.arguments)
     return names if "device" in names else None

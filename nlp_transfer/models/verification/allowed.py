@@ -1,8 +1,8 @@
-"""What is taken of a model that comes from elsewhere: names of files, and keys of its configurations.
+"""The file names and configuration keys that are used from an untrusted model; everything else is ignored.
 
-Everything else is ignored: a key that a library reads in its next version, whatever it does there, does nothing here until it is
-added to a list. Numbers, booleans and null are data under any allowed key. Text is allowed only under the keys in `WORDS`, where
-it must be a single word (so it can name neither a path nor a repository), and where it is the user's own: labels and tokens.
+A key that a library learns to read in its next version has no effect until it is added to a list. Numbers, booleans and null are
+allowed under every listed key. Text is allowed as labels and tokens, and under the keys in `WORD_KEYS`, where it must be a single
+word, so that it cannot name a path or a repository.
 """
 
 import re
@@ -11,8 +11,8 @@ CONFIGURATIONS = ("config.json", "generation_config.json")
 RECORD = "nlp_transfer.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin)")  # in the folder of its index
-# The names under which the tokenizers of transformers look for their files; pickles (`vocab.pkl`) are not among them.
+SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin)")  # in the same folder as its index
+# File names of the tokenizers of transformers, without pickles (`vocab.pkl`).
 TOKENIZER_FILES = (
     "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "spm_char.model",
@@ -22,9 +22,9 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 FOLDERS = ("", "target_tokenizer", "built")
 
-# --- config.json: besides the fields that the family's class declares
+# --- config.json: in addition to the fields of the family's configuration class
 
-# Fields that transformers reads of the families here although their classes do not declare them.
+# Fields that transformers reads although the configuration classes do not declare them.
 UNDECLARED = frozenset((
     "model_type", "num_labels", "torch_dtype", "tokenizer_class", "rope_scaling", "rope_theta", "rotary_emb_base",
     "rotary_pct", "partial_rotary_factor", "global_rope_theta", "local_rope_theta", "rope_local_base_freq",
@@ -38,8 +38,8 @@ UNDECLARED = frozenset((
     "output_attentions", "type_vocab_size", "dropout_rate", "cross_attention_hidden_size", "bos_token_id", "eos_token_id",
     "pad_token_id", "sep_token_id", "cls_token_id",
 ))  # fmt: skip
-# Fields that may hold a word, or words in a list or a mapping.
-WORDS = frozenset((
+# Fields that may contain a word, or words in a list or mapping.
+WORD_KEYS = frozenset((
     "model_type", "architectures", "tokenizer_class", "dtype", "torch_dtype", "transformers_version", "problem_type",
     "activation", "activation_function", "afn", "approx_mode", "attention_layers", "attention_type", "attention_types",
     "attn_impl", "attn_layers", "attn_type", "average_approximation_function", "classifier_activation", "classifier_pooling",
@@ -51,13 +51,13 @@ WORDS = frozenset((
     "router_dtype", "second_expert_policy", "sliding_window_pattern", "speech_encoder_hidden_act", "summary_activation",
     "summary_type", "topk_method", "type", "__float__",
 ))  # fmt: skip
-LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # words of the data, as they are
-# These may hold a configuration, besides the `sub_configs` of a class; it is reduced by its own class.
-INNER = frozenset(("encoder", "decoder"))
-# A model without these would compute something else than it was made for, so it is refused.
-NEEDED = {"quantization_config": "its weights are quantized; allowed: a checkpoint in fp32, fp16 or bf16"}
-# Notes of other programs, which mean nothing to a model of transformers 5: ignored in silence.
-NOTES = frozenset((
+LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # any text
+# Fields that may contain a configuration of its own family, in addition to the `sub_configs` of a class.
+NESTED_CONFIGS = frozenset(("encoder", "decoder"))
+# A model that needs one of these is refused: without it, the model would compute something else.
+UNSUPPORTED = {"quantization_config": "its weights are quantized; allowed: a checkpoint in fp32, fp16 or bf16"}
+# Keys of other programs without effect in transformers 5: ignored without a message.
+IGNORED_SILENTLY = frozenset((
     "_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation_autoset", "gradient_checkpointing",
     "task_specific_params", "finetuning_task", "output_past", "xla_device", "directionality", "pooler_fc_size",
     "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "use_bfloat16",
@@ -90,11 +90,10 @@ TOKENIZER_NUMBERS = frozenset((
     "add_eos_token", "trim_offsets", "split_special_tokens", "split_by_punct", "legacy", "legacy_behaviour", "normalization",
     "normalize", "separate_vocabs", "return_token_type_ids", "use_default_system_prompt",
 ))  # fmt: skip
-TOKENIZER_NEEDED = {
-    "auto_map": "it asks for code that comes with the model; nothing that comes with a model is run here; allowed: tokenizers "
-    "that transformers knows"
+TOKENIZER_UNSUPPORTED = {
+    "auto_map": "it refers to code in the model, and no code of a model is run here; allowed: tokenizers that transformers knows"
 }
-TOKENIZER_NOTES = frozenset((
+TOKENIZER_IGNORED_SILENTLY = frozenset((
     "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file", "init_inputs", "chat_template",
     "processor_class", "transformers_version", "use_fast", "is_local", "local_files_only", "files_loaded", "full_tokenizer_file",
     "max_length", "stride", "truncation", "truncation_strategy", "padding", "pad_to_multiple_of", "device_map",

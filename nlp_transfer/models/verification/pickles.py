@@ -1,7 +1,8 @@
-"""Files of weights that torch.save wrote: their pickles are read as opcodes, before torch builds anything from them.
+"""Check weight files of torch.save by reading the opcodes of their pickles, before torch builds anything from them.
 
-torch's own `weights_only` keeps foreign code out. It still calls functions that allocate what their arguments ask for, such as
-`bytearray`. Here a pickle may hold what torch.save writes for a state dict, and every number in it must fit the file.
+torch's `weights_only` prevents foreign code, but it calls functions such as `bytearray` that allocate whatever their arguments
+request: a file of 291 bytes can take 3 GB. Here a pickle may contain only what torch.save writes for a state dict, and every
+number in it must fit the size of the file.
 """
 
 import math
@@ -13,14 +14,13 @@ from typing import IO, Any
 
 import torch
 
-from nlp_transfer.models.verification.untrusted_json import first_line
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, first_line
 
-MOST_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; those of a model of 1,000 layers have one or two million
-MOST_OPERATIONS = 2_000_000  # of a pickle; a tensor takes about 30
-MOST_DIMENSIONS = 64
-ZIP_START, ZIP_END, ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22  # the last is the record of an archive without a comment
-STREAMS = 5  # pickles in a file without an archive: a magic number, the version, the system, the tensors, the storages' names
+MAX_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; a model with 1,000 layers needs one or two million
+MAX_OPERATIONS = 2_000_000  # opcodes of a pickle; a tensor needs about 30
+MAX_DIMENSIONS = 64
+ZIP_START, ZIP_END, ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22  # the size of the end record without a comment
+STREAMS = 5  # pickles in a file without an archive: magic number, version, system, tensors, names of storages
 
 ITEM_SIZES = {
     f"torch {name}Storage": size
@@ -33,22 +33,26 @@ VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "NO
 
 
 class _Name(str):
-    """The name of a class or a function, as opposed to text."""
+    """The name of a class or function, as distinct from text."""
 
 
 _MARK, _CONTAINER, _TENSOR, _STORAGE = (_Name(text) for text in ("mark", "container", "tensor", "storage"))
 
 
 def refusal(name: str) -> str:
-    """Return the message for a pickle that is not opened."""
+    """Return the message that a pickle is refused."""
     return (
-        f"{name} is a pickle that holds more than tensors, or is damaged, and was not opened: a pickle can run code; "
-        "allowed: model.safetensors, or a pickle of tensors alone"
+        f"{name} is a pickle that contains more than tensors, or is damaged, and was not opened, since a pickle can run code; "
+        "allowed: model.safetensors, or a pickle that contains only tensors"
     )
 
 
 def check_pickle(path: Path) -> None:
-    """Raise a UserError where a file is not what torch.save writes for tensors by name, or would take more memory than it has."""
+    """Check a file of torch.save.
+
+    Raises:
+        UserError: it contains anything but tensors by name, or would need more memory than its size.
+    """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -58,12 +62,12 @@ def check_pickle(path: Path) -> None:
                     _read_storages(file, size)
                 return
         _check_archive(path, size)
-        reader = torch._C.PyTorchFileReader(str(path))  # the reader of torch.load, so that both see the same entries
-        if (length := reader.get_record_size("data.pkl")) > MOST_BYTES:
+        reader = torch._C.PyTorchFileReader(str(path))  # torch.load uses it too, so both read the same entries
+        if (length := reader.get_record_size("data.pkl")) > MAX_BYTES:
             raise ValueError(f"its pickle has {length:,} bytes")
         for key, stored in _read_storages(reader.get_record("data.pkl"), size).items():
             if reader.get_record_size(f"data/{key}") != stored:
-                raise ValueError(f"storage {key} has not {stored:,} bytes")
+                raise ValueError(f"storage {key} does not have {stored:,} bytes")
     except UserError:
         raise
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RuntimeError) as error:
@@ -71,38 +75,37 @@ def check_pickle(path: Path) -> None:
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """Raise a UserError where an archive lists too many entries, or entries that grow when they are read."""
+    """Raise a UserError if an archive has too many entries, or compressed ones, which could expand without limit."""
     with path.open("rb") as file:
         file.seek(max(0, size - ZIP_END_SIZE))
         end = file.read()
     entries, directory = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
     if not end.startswith(ZIP_END):
-        raise UserError(f"{path}: is no archive of tensors that can be read: its end is missing; copy it again")
-    if entries == 0xFFFF or directory > MOST_BYTES:
+        raise UserError(f"{path}: is not a readable archive of tensors: its end is missing; copy it again")
+    if entries == 0xFFFF or directory > MAX_BYTES:
         raise UserError(
-            f"{path}: found a directory of {directory:,} bytes with {entries:,} entries; allowed: {MOST_BYTES:,} bytes"
+            f"{path}: found a directory of {directory:,} bytes with {entries:,} entries; allowed: {MAX_BYTES:,} bytes"
         )
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{path}: is no archive of tensors that can be read ({first_line(error)}); copy it again") from error
+        raise UserError(f"{path}: is not a readable archive of tensors ({first_line(error)}); copy it again") from error
     if unpacked > size:
-        raise UserError(
-            f"{path}: its entries grow to {unpacked:,} bytes when they are read; allowed: entries that are not compressed"
-        )
+        raise UserError(f"{path}: its entries expand to {unpacked:,} bytes; allowed: uncompressed entries")
 
 
-def _read_storages(stream: bytes | IO[bytes], most: int) -> dict[str, int]:
-    """Return the bytes of each storage that a pickle names. Nothing is built: names stand for objects.
+def _read_storages(stream: bytes | IO[bytes], limit: int) -> dict[str, int]:
+    """Return the size in bytes of each storage that a pickle names.
 
-    Each call has arguments of a fixed size, so that a few opcodes cannot copy a large object again and again.
+    No objects are built: names represent them on the stack. Calls have arguments of fixed size, so a few opcodes cannot copy a
+    large object many times.
 
     Args:
-        most: bytes that all storages together, and numbers that a tensor, may have.
+        limit: maximum bytes of all storages together, and maximum elements of a tensor.
 
     Raises:
-        ValueError, LookupError, TypeError: an opcode, a name or an argument is not what torch.save writes.
+        ValueError, LookupError, TypeError: an opcode, a name or an argument is not one that torch.save writes.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
@@ -117,13 +120,13 @@ def _read_storages(stream: bytes | IO[bytes], most: int) -> dict[str, int]:
         del stack[begin:]
         return items
 
-    for operation, argument, _ in islice(pickletools.genops(stream), MOST_OPERATIONS):
+    for operation, argument, _ in islice(pickletools.genops(stream), MAX_OPERATIONS):
         match operation.name:
             case "PROTO":
                 pass
             case "STOP":
-                if sum(storages.values()) > most:
-                    raise ValueError(f"storages of {sum(storages.values()):,} bytes in a file of {most:,}")
+                if sum(storages.values()) > limit:
+                    raise ValueError(f"storages of {sum(storages.values()):,} bytes in a file of {limit:,}")
                 return storages
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
@@ -150,7 +153,7 @@ def _read_storages(stream: bytes | IO[bytes], most: int) -> dict[str, int]:
             case "SETITEM" | "SETITEMS" as name:
                 items = since_mark() if name == "SETITEMS" else (stack.pop(-2), stack.pop())
                 if stack[-1] is not _CONTAINER or not all(type(key) is str for key in items[::2]):
-                    raise ValueError("a dictionary with keys that are no text")
+                    raise ValueError("a dictionary with keys that are not text")
             case "BUILD" if stack.pop() is _CONTAINER and stack[-1] is _CONTAINER and not builds:
                 builds += 1  # the attribute `_metadata` of a state dict
             case "BINPERSID":
@@ -162,14 +165,14 @@ def _read_storages(stream: bytes | IO[bytes], most: int) -> dict[str, int]:
                 stack.append(_STORAGE)
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                stack.append(_called(function, arguments, most))
+                stack.append(_check_call(function, arguments, limit))
             case name:
                 raise ValueError(f"{name} {argument or ''}")
-    raise ValueError(f"more than {MOST_OPERATIONS:,} operations")
+    raise ValueError(f"more than {MAX_OPERATIONS:,} operations")
 
 
-def _called(function: Any, arguments: Any, most: int) -> _Name:
-    """Return what stands for the result of a call, once its arguments were checked."""
+def _check_call(function: Any, arguments: Any, limit: int) -> _Name:
+    """Check the arguments of a call, and return the name that represents its result."""
     match function, arguments:
         case _Name(), () if function == DICT:
             return _CONTAINER
@@ -177,9 +180,7 @@ def _called(function: Any, arguments: Any, most: int) -> _Name:
             if tensor is _TENSOR and hooks is _CONTAINER:
                 return _TENSOR
         case _Name(), (_Name() as storage, int(), (*shape,), (*strides,), bool(), _Name()) if function == TENSOR:
-            is_small = len(shape) == len(strides) <= MOST_DIMENSIONS and all(
-                type(n) is int and n >= 0 for n in (*shape, *strides)
-            )
-            if storage is _STORAGE and is_small and math.prod(shape) <= most:
+            is_small = len(shape) == len(strides) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in (*shape, *strides))
+            if storage is _STORAGE and is_small and math.prod(shape) <= limit:
                 return _TENSOR
     raise ValueError(f"a call of {function}")

@@ -1,4 +1,7 @@
-"""Configurations of a model that comes from elsewhere, reduced to what `allowed.py` lists."""
+"""Reduce the configurations of an untrusted model to the keys and values that `allowed.py` lists.
+
+A hostile configuration could name code, paths or other repositories, or sizes that exhaust memory.
+"""
 
 import dataclasses
 import math
@@ -12,59 +15,59 @@ import transformers
 from transformers import CONFIG_MAPPING, GenerationConfig
 
 from nlp_transfer.models.verification.allowed import (
-    INNER,
+    IGNORED_SILENTLY,
     LABELS,
-    NEEDED,
-    NOTES,
-    TOKENIZER_NEEDED,
-    TOKENIZER_NOTES,
+    NESTED_CONFIGS,
+    TOKENIZER_IGNORED_SILENTLY,
     TOKENIZER_NUMBERS,
+    TOKENIZER_UNSUPPORTED,
     TOKENIZER_WORDS,
     TOKENS,
     UNDECLARED,
-    WORDS,
+    UNSUPPORTED,
+    WORD_KEYS,
 )
 from nlp_transfer.models.verification.tokenizer_fields import ADDED_TOKEN
 from nlp_transfer.models.verification.tokenizer_loading import check_settings, check_tokens
-from nlp_transfer.models.verification.untrusted_json import FAULTS
+from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
 from nlp_transfer.utils.errors import UserError, shorten
 
 WORD = re.compile(r"[\w.+ #|-]{0,64}")
-MOST_LAYERS, MOST_POSITIONS, MOST_LABELS, MOST_NUMBER = 1000, 2**21, 10**5, 2**31
-LIMITS = (  # of numbers, by their names
-    (re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$"), MOST_LAYERS),
-    (re.compile(r"position|n_ctx|seq_len"), MOST_POSITIONS),
-    (re.compile(r"^num_labels$"), MOST_LABELS),
+MAX_LAYERS, MAX_POSITIONS, MAX_LABELS, MAX_NUMBER = 1000, 2**21, 10**5, 2**31
+LIMITS = (  # of numbers, by the names of their keys
+    (re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$"), MAX_LAYERS),
+    (re.compile(r"position|n_ctx|seq_len"), MAX_POSITIONS),
+    (re.compile(r"^num_labels$"), MAX_LABELS),
 )
-NO_TABLE = re.compile(r"theta|length")  # numbers that make nothing large
+UNLIMITED = re.compile(r"theta|length")  # numbers that are not sizes
 MODEL_TYPE = "model_type"
 
 
 class _NotDataError(ValueError):
-    """A value of a kind that its key may not have."""
+    """A value that is not allowed under its key."""
 
 
 def reduce_config(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Reduce a `config.json`.
 
     Returns:
-        Its allowed part, and the names of the keys that were ignored.
+        The allowed keys and values, and the names of ignored keys.
 
     Raises:
-        UserError: its model type is unknown, or a key describes something that no model is; the message begins with the key.
+        UserError: the model type is unknown, a declared key has a value that is not allowed, or a size is too large.
     """
     return _reduce_config(document, None, "")
 
 
-def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) -> tuple[dict[str, Any], list[str]]:
+def _reduce_config(document: Mapping[str, Any], family_class: type | None, prefix: str) -> tuple[dict[str, Any], list[str]]:
     family = document.get(MODEL_TYPE)
     if isinstance(family, str) and family in CONFIG_MAPPING:
-        kind = CONFIG_MAPPING[family]
-    if kind is None:
+        family_class = CONFIG_MAPPING[family]
+    if family_class is None:
         if document.get("auto_map"):
             raise UserError(
-                f"config.json has an auto_map, which asks for code that comes with the model ({shorten(document['auto_map'])}); "
-                "nothing that comes with a model is run here; allowed: families that transformers knows"
+                f"config.json has an auto_map, which refers to code in the model ({shorten(document['auto_map'])}); no code of a "
+                "model is run here; allowed: families that transformers knows"
             )
         raise UserError(
             f"config.json has {prefix}{MODEL_TYPE}: {shorten(family)}; allowed: a family that transformers "
@@ -72,13 +75,14 @@ def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) 
         )
     reduced: dict[str, Any] = {}
     ignored: list[str] = []
-    declared = _declared(kind)
-    fields, own = _fields(kind), not kind.__module__.startswith("transformers.")
-    inner = {name: part if hasattr(part, "sub_configs") else None for name, part in getattr(kind, "sub_configs", {}).items()}
+    declared = _declared(family_class)
+    fields, is_external = _fields(family_class), not family_class.__module__.startswith("transformers.")
+    sub_configs = getattr(family_class, "sub_configs", {})
+    inner = {name: sub_config if hasattr(sub_config, "sub_configs") else None for name, sub_config in sub_configs.items()}
     for key, value in document.items():
-        if value is not None and key in NEEDED:
-            raise UserError(f"config.json has {prefix}{key}: {shorten(value)}: {NEEDED[key]}")
-        if isinstance(value, dict) and value and (key in inner or (key in INNER and key in fields)):
+        if value is not None and key in UNSUPPORTED:
+            raise UserError(f"config.json has {prefix}{key}: {shorten(value)}: {UNSUPPORTED[key]}")
+        if isinstance(value, dict) and value and (key in inner or (key in NESTED_CONFIGS and key in fields)):
             reduced[key], names = _reduce_config(value, inner.get(key), f"{prefix}{key}.")
             ignored += names
             continue
@@ -86,55 +90,55 @@ def _reduce_config(document: Mapping[str, Any], kind: type | None, prefix: str) 
             if key in LABELS:
                 reduced[key] = _labels(value)
             elif key in fields:
-                reduced[key] = _data(value, key, WORDS | (fields if own else set()))
-            elif value not in (None, "", [], {}) and key not in NOTES:
+                reduced[key] = _data(value, key, WORD_KEYS | (fields if is_external else set()))
+            elif value not in (None, "", [], {}) and key not in IGNORED_SILENTLY:
                 ignored.append(prefix + key)
         except _NotDataError:
-            if key in declared and key not in NOTES:  # without it, it would be another model
+            if key in declared and key not in IGNORED_SILENTLY:  # ignoring it would change the model
                 raise UserError(
                     f"config.json has {prefix}{key}: {shorten(value)}; allowed: numbers, booleans, null and single words"
                 ) from None
-            if key not in NOTES:
+            if key not in IGNORED_SILENTLY:
                 ignored.append(prefix + key)
     for key, value in reduced.items():
         _check_sizes(prefix + key, value)
     return reduced, ignored
 
 
-def _declared(kind: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+def _declared(family_class: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(family_class)} if dataclasses.is_dataclass(family_class) else set()
 
 
 @cache
-def _fields(kind: Any) -> frozenset[str]:
-    """The keys that a family's configuration may have."""
-    names = _declared(kind)
-    renamed: Mapping[str, str] = getattr(kind, "attribute_map", {})
-    with suppress(*FAULTS):
-        names |= set(kind().to_dict())  # with what is computed from the fields, and saved
+def _fields(family_class: Any) -> frozenset[str]:
+    """Return the keys that a family's configuration may have."""
+    names = _declared(family_class)
+    renamed: Mapping[str, str] = getattr(family_class, "attribute_map", {})
+    with suppress(*LIBRARY_ERRORS):
+        names |= set(family_class().to_dict())  # with fields that are computed and saved
     return frozenset({*names, *renamed, *UNDECLARED, *GenerationConfig().to_dict()})
 
 
 def reduce_generation(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Reduce a `generation_config.json`, as `reduce_config` does."""
-    return _reduce(document, dict.fromkeys((*GenerationConfig().to_dict(), "transformers_version"), _data), NOTES)
+    return _reduce(document, dict.fromkeys((*GenerationConfig().to_dict(), "transformers_version"), _data), IGNORED_SILENTLY)
 
 
 def reduce_tokenizer(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Reduce a `tokenizer_config.json` or a `special_tokens_map.json`, as `reduce_config` does."""
     readers: dict[str, Any] = dict.fromkeys(TOKENS, _tokens)
     readers |= dict.fromkeys((*TOKENIZER_WORDS, *TOKENIZER_NUMBERS), _data)
-    for key in TOKENIZER_NEEDED:
+    for key in TOKENIZER_UNSUPPORTED:
         if document.get(key):
-            raise UserError(f"the tokenizer has {key}: {shorten(document[key])}: {TOKENIZER_NEEDED[key]}")
-    reduced, ignored = _reduce(document, readers, TOKENIZER_NOTES, TOKENIZER_WORDS)
+            raise UserError(f"the tokenizer has {key}: {shorten(document[key])}: {TOKENIZER_UNSUPPORTED[key]}")
+    reduced, ignored = _reduce(document, readers, TOKENIZER_IGNORED_SILENTLY, TOKENIZER_WORDS)
     check_settings(reduced)
     check_tokens({key: value for key, value in reduced.items() if key in TOKENS})
     return reduced, ignored
 
 
 def _reduce(
-    document: Mapping[str, Any], readers: Mapping[str, Any], notes: Iterable[str], words: frozenset[str] = WORDS
+    document: Mapping[str, Any], readers: Mapping[str, Any], notes: Iterable[str], words: frozenset[str] = WORD_KEYS
 ) -> tuple[dict[str, Any], list[str]]:
     reduced: dict[str, Any] = {}
     ignored: list[str] = []
@@ -150,10 +154,10 @@ def _reduce(
 
 
 def _data(value: Any, key: str, words: Iterable[str]) -> Any:
-    """A value of numbers, booleans and null, and of words under the keys that may have them.
+    """Return a value that consists of numbers, booleans and null, and of words under `words`.
 
     Raises:
-        _NotDataError: it is none.
+        _NotDataError: it contains anything else.
     """
     if isinstance(value, str):
         if key in words and WORD.fullmatch(value):
@@ -166,7 +170,7 @@ def _data(value: Any, key: str, words: Iterable[str]) -> Any:
     if isinstance(value, dict):
         if not all(WORD.fullmatch(name) for name in value):
             raise _NotDataError
-        # A mapping by numbers or languages has the words of its key, one by names those of each name.
+        # Under a key in `words`, a mapping may contain words; else only under those of its names that are in `words`.
         return {name: _data(inner, key if key in words else name, words) for name, inner in value.items()}
     return value
 
@@ -180,7 +184,7 @@ def _labels(value: Any) -> Any:
 
 
 def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
-    """Tokens are words of the data: any text, alone or with what is said of it, in a list or by id or name."""
+    """Return tokens: any text, alone or with flags, in a list or by id or name."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -196,16 +200,16 @@ def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
 
 
 def _check_sizes(key: str, value: Any) -> None:
-    """Raise a UserError for numbers that no model has. transformers makes a name for each label, so this comes before."""
+    """Raise a UserError for sizes that no model has, before transformers creates a name for each label."""
     name = key.rpartition(".")[2]
     if name in LABELS:
-        if len(value or ()) > MOST_LABELS:
-            raise UserError(f"config.json has {len(value):,} entries in {key}; allowed: up to {MOST_LABELS:,}")
+        if len(value or ()) > MAX_LABELS:
+            raise UserError(f"config.json has {len(value):,} entries in {key}; allowed: up to {MAX_LABELS:,}")
         return
     if isinstance(value, (dict, list)):
         for inner_key, inner in value.items() if isinstance(value, dict) else ((key, inner) for inner in value):
             _check_sizes(inner_key, inner)
         return
-    most = next((limit for names, limit in LIMITS if names.search(name)), MOST_NUMBER)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not NO_TABLE.search(name) and abs(value) > most:
-        raise UserError(f"config.json has {key}: {shorten(value)}; allowed: up to {most:,}")
+    limit = next((limit for names, limit in LIMITS if names.search(name)), MAX_NUMBER)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not UNLIMITED.search(name) and abs(value) > limit:
+        raise UserError(f"config.json has {key}: {shorten(value)}; allowed: up to {limit:,}")

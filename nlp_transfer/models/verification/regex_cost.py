@@ -1,10 +1,11 @@
-"""Regular expressions in tokenizer files: accept those that match any text in time proportional to its length.
+"""Accept only those regular expressions of a tokenizer that match in time proportional to the length of the text.
 
-The library that matches them (Oniguruma) backtracks. A pattern is accepted if, by its structure, backtracking from one position
-of the text takes a bounded number of steps or is paid for by the characters that the match consumes. So a quantified group is
-refused (other than by `?`), and an unbounded quantifier `X+` may be followed by something that can fail (`\\s+(?!\\S)`) only once
-in an alternative, and only if a later alternative (`\\s+`) then consumes the same characters: otherwise the search would begin
-anew at each of them. The patterns of GPT-2, GPT-4, Llama 3, Qwen, CLIP, DeepSeek and XLM-R are of this kind.
+The library that matches them (Oniguruma) backtracks, so a hostile pattern could take exponential time. A pattern is accepted if,
+by its structure, backtracking from one position takes a bounded number of steps, or is paid for by the characters that a match
+consumes. Therefore quantified groups are refused, except for `?`. An unbounded quantifier `X+` may be followed by something that
+can fail (`\\s+(?!\\S)`) only once in an alternative, and only if a later alternative (`\\s+`) consumes the same characters:
+otherwise the search would start again at each of them. The patterns of GPT-2, GPT-4, Llama 3, Qwen, CLIP, DeepSeek and XLM-R are
+accepted.
 """
 
 import re
@@ -12,11 +13,11 @@ from dataclasses import dataclass, field
 
 from nlp_transfer.utils.errors import UserError
 
-MOST_CHARACTERS = 4000
-MOST_REPEATS = 100  # of {n,m}
-MOST_STEPS = 2000  # that a search may take from one position, apart from characters that it consumes
-DEEPEST = 10  # groups within groups
-# Everything else that begins with a backslash is refused: references to groups, calls of groups, \K, \G, \R, \X ...
+MAX_CHARACTERS = 4000
+MAX_REPEATS = 100  # in {n,m}
+MAX_STEPS = 2000  # of a search from one position, besides the characters that it consumes
+MAX_DEPTH = 10  # of nested groups
+# Other escapes are refused: references to groups, calls of groups, \K, \G, \R, \X ...
 ESCAPE = re.compile(
     r"\\(?:[sSdDwWhHrntfvbBAzZ]|[pP]\{\^?[\w ]+\}|x[0-9A-Fa-f]{2}|x\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|[^A-Za-z0-9_])", re.ASCII
 )
@@ -26,14 +27,18 @@ ANCHORS = ("^", "$", r"\b", r"\B", r"\A", r"\z", r"\Z")
 
 
 class PatternError(UserError):
-    """Why a pattern is refused."""
+    """A pattern is refused; the message says why."""
 
 
 @dataclass
 class _Item:
-    """One element of an alternative with its quantifier; `most` is None where it is unbounded.
+    """One element of an alternative, with its quantifier.
 
-    `text` identifies the characters of an element without inner alternatives; `kind` is `one`, `group` or a lookaround's sign.
+    Attributes:
+        text: the pattern of the element.
+        kind: `one` (a character or class), `group`, or the sign of a lookaround (`=`, `!`, `<!`).
+        least, most: minimum and maximum repetitions; `most` is None if it is unbounded.
+        inner: alternatives of a group or lookaround.
     """
 
     text: str
@@ -45,7 +50,14 @@ class _Item:
 
 @dataclass
 class _Cost:
-    """Of an alternative: whether it can fail, how many ways to match and steps there are, and what backtracks unboundedly."""
+    """The cost of an alternative.
+
+    Attributes:
+        fails: whether it can fail after a partial match.
+        ways: number of ways to match one text.
+        steps: maximum steps of one attempt.
+        backtracking: elements with unbounded backtracking.
+    """
 
     fails: bool
     ways: int = 1
@@ -54,49 +66,50 @@ class _Cost:
 
 
 def linear_pattern(pattern: str) -> str:
-    """Return a pattern that matches the same and does so in linear time.
+    """Return an equivalent pattern that matches in linear time.
 
-    This is the pattern itself, except that a search for `X+` with an end (DeepSeek's `\\s+$`) is told to begin at the first X
-    only: `(?<!\\s)\\s+$`.
+    This is the pattern itself. Only a search for `X+` before an anchor (DeepSeek's `\\s+$`) gets a lookbehind, so that it starts
+    at the first X: `(?<!\\s)\\s+$`.
 
     Raises:
-        PatternError: its structure permits more than linear time, or it is not of the small language that is read here.
+        PatternError: the pattern may take more than linear time, or uses syntax that is not supported here.
     """
-    if len(pattern) > MOST_CHARACTERS:
-        raise PatternError(f"{len(pattern):,} characters; allowed: up to {MOST_CHARACTERS:,}")
+    if len(pattern) > MAX_CHARACTERS:
+        raise PatternError(f"{len(pattern):,} characters; allowed: up to {MAX_CHARACTERS:,}")
     alternatives, end = _alternatives(pattern, 0, "", 0)
     if end < len(pattern):
-        raise PatternError("a parenthesis that closes nothing")
+        raise PatternError("an unmatched closing parenthesis")
     alternatives = _without_outer_groups(alternatives)
     costs = [_cost(alternative, False) for alternative in alternatives]
     steps = sum(cost.ways * (cost.steps + 1) for cost in costs)
-    if steps > MOST_STEPS:
-        raise PatternError(f"up to {steps:,} steps at each character of a text; allowed: up to {MOST_STEPS:,}")
+    if steps > MAX_STEPS:
+        raise PatternError(f"up to {steps:,} steps at each character of a text; allowed: up to {MAX_STEPS:,}")
     for i, cost in enumerate(costs):
         if len(cost.backtracking) > 1:
-            raise PatternError("two unbounded quantifiers in a row with something after them that can fail; allowed: one")
+            raise PatternError("two unbounded quantifiers before something that can fail; allowed: one")
         if cost.backtracking and not _paid_for(i, alternatives, costs):
             first = alternatives[0][0]
             if len(alternatives) > 1 or first is not cost.backtracking[0] or first.text.startswith("(?i)"):
                 text = cost.backtracking[0].text
                 raise PatternError(
-                    f"an unbounded quantifier ({text}+) with something after it that can fail, and no alternative {text}+ next, "
-                    "so that the search can begin anew at each character"
+                    f"an unbounded quantifier ({text}+) before something that can fail, and no alternative {text}+ after it, so "
+                    "the search can start again at each character"
                 )
             return f"(?<!{first.text}){pattern}"
     return pattern
 
 
 def _paid_for(i: int, alternatives: list[list[_Item]], costs: list[_Cost]) -> bool:
-    """Whether the characters that alternative i can backtrack over are read a bounded number of times.
+    """Return whether the characters that alternative `i` backtracks over are read a bounded number of times.
 
-    Either it begins where no such character is before it, or the next alternative (after others that backtrack over the same
-    characters) consumes them all. A greedy quantifier ends at the last place where the rest matches, so that no search in what
-    remains of a run of characters finds another.
+    Either a lookbehind lets it start only at the first of these characters, or the next alternative that does not backtrack over
+    them consumes all of them. A greedy quantifier stops at the last position where the rest matches, so a search in the remaining
+    characters finds no other match.
     """
     item = costs[i].backtracking[0]
     first = alternatives[i][0]
-    if first.kind == "<!" and [[(part.text, part.most) for part in inner] for inner in first.inner] == [[(item.text, 1)]]:
+    lookbehind = [[(element.text, element.most) for element in branch] for branch in first.inner]
+    if first.kind == "<!" and lookbehind == [[(item.text, 1)]]:
         return True
     for alternative, cost in list(zip(alternatives, costs, strict=True))[i + 1 :]:
         if cost.backtracking:
@@ -108,29 +121,29 @@ def _paid_for(i: int, alternatives: list[list[_Item]], costs: list[_Cost]) -> bo
 
 
 def _consumes(alternative: list[_Item], item: _Item) -> bool:
-    """Whether an alternative matches wherever the characters of an item are, and takes all of them."""
-    for part in alternative:
-        if part.most is None:
-            return part.text == item.text and part.least <= 1
-        if part.least:
+    """Return whether an alternative matches wherever the characters of an item are, and consumes all of them."""
+    for element in alternative:
+        if element.most is None:
+            return element.text == item.text and element.least <= 1
+        if element.least:
             return False
     return False
 
 
 def _without_outer_groups(alternatives: list[list[_Item]]) -> list[list[_Item]]:
-    """`(?:a|b)|c` as `a|b|c`."""
+    """Flatten groups that are a complete alternative: `(?:a|b)|c` becomes `a|b|c`."""
     flat = []
     for alternative in alternatives:
-        alone = alternative[0] if len(alternative) == 1 else None
-        if alone is not None and alone.kind == "group" and (alone.least, alone.most) == (1, 1):
-            flat += _without_outer_groups(alone.inner)
+        single = alternative[0] if len(alternative) == 1 else None
+        if single is not None and single.kind == "group" and (single.least, single.most) == (1, 1):
+            flat += _without_outer_groups(single.inner)
         else:
             flat.append(alternative)
     return flat
 
 
 def _cost(alternative: list[_Item], fails: bool) -> _Cost:
-    """Of an alternative before something that can fail, or cannot."""
+    """Return the cost of an alternative; `fails`: whether something after it can fail."""
     cost = _Cost(fails)
     for item in reversed(alternative):
         if item.kind == "one":
@@ -140,23 +153,23 @@ def _cost(alternative: list[_Item], fails: bool) -> _Cost:
                 cost.ways *= item.most - item.least + 1
             cost.steps += item.least if item.most is None else item.most
         else:
-            inner = [_cost(part, True if item.kind != "group" else cost.fails) for part in item.inner]
-            if any(part.backtracking for part in inner):
-                raise PatternError("an unbounded quantifier in a group, or in a lookahead, with something after it that can fail")
-            cost.steps += sum(part.ways * (part.steps + 1) for part in inner)
+            inner = [_cost(branch, True if item.kind != "group" else cost.fails) for branch in item.inner]
+            if any(branch.backtracking for branch in inner):
+                raise PatternError("an unbounded quantifier in a group or lookahead, before something that can fail")
+            cost.steps += sum(branch.ways * (branch.steps + 1) for branch in inner)
             if cost.fails and item.kind == "group":
-                cost.ways *= sum(part.ways for part in inner) + (item.least == 0)
+                cost.ways *= sum(branch.ways for branch in inner) + (item.least == 0)
         if item.least:
             cost.fails = True
-        if cost.ways > MOST_STEPS:
-            raise PatternError(f"more than {MOST_STEPS:,} ways to match one text")
+        if cost.ways > MAX_STEPS:
+            raise PatternError(f"more than {MAX_STEPS:,} ways to match one text")
     return cost
 
 
 def _alternatives(pattern: str, at: int, flags: str, depth: int) -> tuple[list[list[_Item]], int]:
-    """Read alternatives up to a closing parenthesis or the end; also the position of that."""
-    if depth > DEEPEST:
-        raise PatternError(f"groups nested more than {DEEPEST} deep")
+    """Parse alternatives up to a closing parenthesis or the end; also return that position."""
+    if depth > MAX_DEPTH:
+        raise PatternError(f"groups nested more than {MAX_DEPTH} deep")
     alternatives: list[list[_Item]] = [[]]
     while at < len(pattern) and pattern[at] != ")":
         if pattern[at] == "|":
@@ -170,40 +183,41 @@ def _alternatives(pattern: str, at: int, flags: str, depth: int) -> tuple[list[l
 
 
 def _element(pattern: str, at: int, flags: str, depth: int) -> tuple[_Item, int]:
+    """Parse one element without its quantifier; also return the position after it."""
     sign = pattern[at]
     if sign == "(":
         group = GROUP.match(pattern, at)
         if group is None:
             raise PatternError(
-                f"a group of another kind: {pattern[at : at + 8]}; allowed: (...), (?:...), (?i:...), (?=...), (?!...)"
+                f"an unsupported group: {pattern[at : at + 8]}; allowed: (...), (?:...), (?i:...), (?=...), (?!...)"
             )
         kind = group["kind"] or ":"
         inner, end = _alternatives(pattern, group.end(), "(?i)" if kind == "i:" else flags, depth + 1)
         if end >= len(pattern):
-            raise PatternError("a parenthesis that is not closed")
+            raise PatternError("an unclosed parenthesis")
         return _Item(pattern[at : end + 1], kind if kind in ("=", "!", "<!") else "group", inner=inner), end + 1
     if sign == "[":
         end = _class_end(pattern, at)
     elif sign == "\\":
         escape = ESCAPE.match(pattern, at)
         if escape is None:
-            raise PatternError(f"an escape of another kind: {pattern[at : at + 4]}")
+            raise PatternError(f"an unsupported escape: {pattern[at : at + 4]}")
         end = escape.end()
     elif sign in "*+?{":
-        raise PatternError(f"a quantifier without anything before it: {pattern[at : at + 8]}")
+        raise PatternError(f"a quantifier with nothing before it: {pattern[at : at + 8]}")
     else:
         end = at + 1
     return _Item(flags + pattern[at:end]), end
 
 
 def _class_end(pattern: str, at: int) -> int:
-    """Just after a class in brackets, with classes inside it."""
+    """Return the position after a character class, which may contain others."""
     depth = 0
     while at < len(pattern):
         if pattern[at] == "\\":
             escape = ESCAPE.match(pattern, at)
             if escape is None:
-                raise PatternError(f"an escape of another kind: {pattern[at : at + 4]}")
+                raise PatternError(f"an unsupported escape: {pattern[at : at + 4]}")
             at = escape.end()
             continue
         if pattern[at] == "[":
@@ -215,15 +229,15 @@ def _class_end(pattern: str, at: int) -> int:
             if depth == 0:
                 return at + 1
         at += 1
-    raise PatternError("a bracket that is not closed")
+    raise PatternError("an unclosed bracket")
 
 
 def _quantify(item: _Item, pattern: str, at: int) -> int:
-    """Set how often an element is repeated; the position after the quantifier."""
+    """Parse the quantifier of an element, if it has one; return the position after it."""
     quantifier = QUANTIFIER.match(pattern, at)
     if quantifier is None:
         if pattern[at : at + 1] == "{":
-            raise PatternError(f"a brace that is no quantifier: {pattern[at : at + 8]}; allowed: \\{{")
+            raise PatternError(f"a brace that is not a quantifier: {pattern[at : at + 8]}; allowed: \\{{")
         return at
     sign, at = quantifier[0], quantifier.end()
     if sign in "*+?":
@@ -233,28 +247,28 @@ def _quantify(item: _Item, pattern: str, at: int) -> int:
     else:
         least, most = (int(quantifier[name]) if quantifier[name] else None for name in ("least", "most"))
         if least is None and most is None:
-            raise PatternError(f"a brace that is no quantifier: {sign}; allowed: \\{{")
+            raise PatternError(f"a brace that is not a quantifier: {sign}; allowed: \\{{")
         item.least, item.most = least or 0, most if quantifier["comma"] else least
-        if max(item.least, item.most or 0) > MOST_REPEATS or (item.most is not None and item.most < item.least):
-            raise PatternError(f"a quantifier {sign}; allowed: up to {MOST_REPEATS} repeats")
+        if max(item.least, item.most or 0) > MAX_REPEATS or (item.most is not None and item.most < item.least):
+            raise PatternError(f"a quantifier {sign}; allowed: up to {MAX_REPEATS} repeats")
     if QUANTIFIER.match(pattern, at):
-        raise PatternError(f"two quantifiers in a row, or a lazy one: {sign}{pattern[at : at + 8]}; allowed: greedy ones")
+        raise PatternError(f"two quantifiers in a row, or a lazy quantifier: {sign}{pattern[at : at + 8]}; allowed: greedy ones")
     if item.text.removeprefix("(?i)") in ANCHORS or item.kind in ("=", "!", "<!"):
-        raise PatternError(f"a quantifier of a position: {item.text[:20]}{sign}")
+        raise PatternError(f"a quantified anchor or lookaround: {item.text[:20]}{sign}")
     if item.kind == "group" and (item.least, item.most) not in ((0, 1), (1, 1)):
         raise PatternError(f"a quantified group: {item.text[:40]}{sign}; allowed: groups with ?")
     return at
 
 
 def shortest_match(pattern: str) -> int:
-    """Characters of the shortest text that an accepted pattern can match; for some patterns less than that."""
+    """Return a lower bound of the number of characters that an accepted pattern matches."""
 
-    def least(alternatives: list[list[_Item]]) -> int:
-        return min(sum(item.least * _width(item) for item in alternative) for alternative in alternatives)
+    def shortest(alternatives: list[list[_Item]]) -> int:
+        return min(sum(item.least * width(item) for item in alternative) for alternative in alternatives)
 
-    def _width(item: _Item) -> int:
+    def width(item: _Item) -> int:
         if item.kind == "group":
-            return least(item.inner)
+            return shortest(item.inner)
         return int(item.kind == "one" and item.text.removeprefix("(?i)") not in ANCHORS)
 
-    return least(_alternatives(pattern, 0, "", 0)[0])
+    return shortest(_alternatives(pattern, 0, "", 0)[0])

@@ -1,25 +1,28 @@
-"""SentencePiece models: check them before a library that trusts their offsets reads them."""
+"""Check SentencePiece models, before a library reads them.
+
+The library trusts the offsets in a file, so a hostile one could make it read memory outside the file's content.
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from nlp_transfer.models.verification.tokenizer_fields import LONGEST_TOKEN, MOST_TOKENS
+from nlp_transfer.models.verification.tokenizer_fields import LONGEST_TOKEN, MAX_TOKENS
 
-PIECE, NORMALIZERS, TABLE = 1, (3, 5), 2  # fields of a ModelProto, and of a NormalizerSpec
-MOST_PIECE = 4 * LONGEST_TOKEN + 32  # bytes
-MOST_WRITTEN = 64  # characters for one; Unicode's forms write up to 18
+PIECE, NORMALIZERS, TABLE = 1, (3, 5), 2  # field numbers of a ModelProto, and of a NormalizerSpec
+MAX_PIECE = 4 * LONGEST_TOKEN + 32  # bytes
+MAX_REPLACEMENT = 64  # characters for one character; Unicode normalization writes up to 18
 LEAF, VALUE = np.uint32(1 << 8), np.uint32(0x7FFFFFFF)
 
 
 def replacements(table: bytes) -> set[str]:
-    """Return what a table of a SentencePiece normalizer writes in place of characters.
+    """Return the replacement texts of a SentencePiece normalizer's table.
 
-    The table is the size of a double-array trie (Yata's darts-clone), the trie, and texts that end with a zero byte. The
-    libraries follow its offsets without a look at the size, so each must lead to a unit of the trie or to a text.
+    The table consists of the size of a double-array trie (Yata's darts-clone), the trie, and texts that end with a zero byte.
+    Libraries do not check its offsets, so each must lead to a unit of the trie or to a text.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the table is damaged.
     """
     if not table:
         return set()
@@ -28,45 +31,45 @@ def replacements(table: bytes) -> set[str]:
         raise ValueError("its trie has an impossible size")
     units, texts = np.frombuffer(table, np.uint32, size // 4, 4), table[4 + size :]
     bases = np.arange(len(units), dtype=np.uint32) ^ ((units >> 10) << ((units & (1 << 9)) >> 6))
-    inner = units <= VALUE  # others are values
+    inner = units <= VALUE  # the other units are values
     if (bases[inner] | 255 >= len(units)).any():
-        raise ValueError("its trie leads out of itself")
+        raise ValueError("an offset points outside its trie")
     starts = units[bases[inner & (units & LEAF > 0)]] & VALUE
     starting = np.frombuffer(texts, np.uint8)
     if starts.size and (starts.max() >= len(texts) or (starting[starts] & 0xC0 == 0x80).any()):
-        raise ValueError("its trie leads to no text")
+        raise ValueError("an offset points to no text")
     return set(texts.decode("utf-8").split("\0"))
 
 
 def check_sentencepiece(content: bytes) -> None:
-    """Check a SentencePiece model: its pieces, and the tables of its normalizers.
+    """Check the pieces of a SentencePiece model and the tables of its normalizers.
 
     Raises:
-        ValueError: it is damaged, or one of them is larger than in any published model.
+        ValueError: it is damaged, or a piece or table is too large.
     """
     pieces = 0
     for number, value in fields(content):
         if number == PIECE:
             pieces += 1
-            if not isinstance(value, bytes) or len(value) > MOST_PIECE or pieces > MOST_TOKENS:
-                raise ValueError(f"piece {pieces:,} of up to {MOST_TOKENS:,}, each of up to {MOST_PIECE:,} bytes")
+            if not isinstance(value, bytes) or len(value) > MAX_PIECE or pieces > MAX_TOKENS:
+                raise ValueError(f"found piece {pieces:,}; allowed: up to {MAX_TOKENS:,}, each of up to {MAX_PIECE:,} bytes")
         elif number in NORMALIZERS and isinstance(value, bytes):
             for inner, table in fields(value):
                 if inner == TABLE:
-                    written = replacements(table if isinstance(table, bytes) else b"?")
-                    if (longest := max(map(len, written), default=0)) > MOST_WRITTEN:
+                    texts = replacements(table if isinstance(table, bytes) else b"?")
+                    if (longest := max(map(len, texts), default=0)) > MAX_REPLACEMENT:
                         raise ValueError(
-                            f"its normalizer writes {longest:,} characters for one; up to {MOST_WRITTEN} can be read"
+                            f"its normalizer writes {longest:,} characters for one; up to {MAX_REPLACEMENT} are allowed"
                         )
     if not pieces:
         raise ValueError("it has no pieces")
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol-buffer message: numbers, and bytes of what has a length.
+    """Yield the fields of a protocol-buffer message: field numbers, with integers or bytes.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the message is damaged.
     """
     at = 0
     while at < len(message):

@@ -1,24 +1,29 @@
-"""Which components, fields and values a tokenizer.json may have: everything that is not listed here is refused or dropped."""
+"""The components, fields and values that a tokenizer.json may have; all others are refused or dropped.
+
+Each listed component takes bounded time and memory, which an attacker could otherwise exhaust.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-MOST_TOKENS = 2**21
+MAX_TOKENS = 2**21
 LONGEST_TOKEN = 1024  # characters
-MOST_POSITIONS = 2**24  # of lengths to truncate or pad to
+MAX_POSITIONS = 2**24  # maximum length of truncation or padding
 
 
 class Field(NamedTuple):
-    """Which values a field may have."""
+    """The allowed values of a field: a description for messages, and a predicate."""
 
     allowed: str
     fits: Callable[[Any], bool]
 
     def or_null(self) -> "Field":
+        """Return the field with null as another allowed value."""
         return Field(f"{self.allowed} or null", lambda value: value is None or self.fits(value))
 
 
 def number(least: float, most: float) -> Field:
+    """Allow integers in a range."""
     return Field(
         f"an integer from {least:,} to {most:,}",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
@@ -26,17 +31,19 @@ def number(least: float, most: float) -> Field:
 
 
 def text(most: int, least: int = 0) -> Field:
+    """Allow text of limited length."""
     return Field(f"{least} to {most:,} characters", lambda value: isinstance(value, str) and least <= len(value) <= most)
 
 
 def one_of(*names: str) -> Field:
+    """Allow these words."""
     return Field(", ".join(names), lambda value: isinstance(value, str) and value in names)
 
 
 FLAG = Field("true or false", lambda value: isinstance(value, bool))
 SHARE = Field("0 to 1", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1)
 SHORT, CHARACTER, TOKEN = text(64), text(1, 1), text(LONGEST_TOKEN)
-ID, TYPE, LENGTH = number(0, MOST_TOKENS), number(0, 255), number(0, MOST_POSITIONS)
+ID, TYPE, LENGTH = number(0, MAX_TOKENS), number(0, 255), number(0, MAX_POSITIONS)
 PATTERN = Field('{"String": ...} or {"Regex": ...}', lambda value: isinstance(value, dict) and len(value) == 1)
 ANY = Field("anything", lambda value: True)  # checked elsewhere
 SIDE = one_of("Left", "Right")
@@ -49,7 +56,7 @@ METASPACE = {
 }  # fmt: skip
 REPLACE = {"pattern": PATTERN, "content": text(LONGEST_TOKEN)}
 PROCESSING = {"sep": TOKEN_AND_ID, "cls": TOKEN_AND_ID}
-# Each section's components, and their fields.
+# The components of each section, and their fields.
 COMPONENTS: dict[str, dict[str, dict[str, Field]]] = {
     "normalizer": {
         "BertNormalizer": {
@@ -100,7 +107,7 @@ MODELS: dict[str, dict[str, Field]] = {
         "nbest_size": number(-1, 512).or_null(),
     },
     "WordLevel": {"unk_token": TOKEN, "vocab": ANY},
-    # Words up to this length are tried piece by piece, in time that grows with its square.
+    # Splitting a word takes time that grows with the square of its length, up to this limit.
     "WordPiece": {
         "unk_token": TOKEN, "continuing_subword_prefix": SHORT, "max_input_chars_per_word": number(0, 500), "vocab": ANY,
     },
@@ -113,7 +120,7 @@ TRUNCATION = {
     "strategy": one_of("LongestFirst", "OnlyFirst", "OnlySecond"),
 }  # fmt: skip
 PADDING = {
-    "direction": SIDE, "pad_to_multiple_of": number(1, MOST_POSITIONS).or_null(), "pad_id": ID, "pad_type_id": TYPE,
+    "direction": SIDE, "pad_to_multiple_of": number(1, MAX_POSITIONS).or_null(), "pad_id": ID, "pad_type_id": TYPE,
     "pad_token": TOKEN,
     "strategy": Field(
         '"BatchLongest" or {"Fixed": length}',

@@ -1,4 +1,7 @@
-"""How many times as long normalizers and pre-tokenizers can make a text, before any text is given to them."""
+"""Bound how much longer normalizers and pre-tokenizers can make a text, before any text is processed.
+
+A hostile file could multiply a text in each of many components until memory is exhausted.
+"""
 
 import base64
 import unicodedata
@@ -9,21 +12,21 @@ from nlp_transfer.models.verification.regex_cost import shortest_match
 from nlp_transfer.models.verification.sentencepiece_file import replacements
 from nlp_transfer.utils.errors import UserError
 
-MOST_GROWTH = 64
+MAX_GROWTH = 64
 
 
 def growth(components: Sequence[dict[str, Any]]) -> float:
-    """Return an upper bound for the length of what components make of a text, in lengths of the text.
+    """Return an upper bound of the factor by which components lengthen a text.
 
-    It is worked out from the last component to the first. `weights` says how long a character that some component writes
-    becomes by the components after it, and `other` the same for all other characters. Unicode's own forms leave what they wrote
-    as it is when they are applied again, so they count only for characters that another component writes.
+    It is computed from the last component to the first. `weights` holds, for characters that a component writes, the length that
+    they get in the later components; `other` is the length for all other characters. Unicode normalization is idempotent, so it
+    counts only for characters that another component writes.
 
     Args:
-        components: reduced ones (`tokenizer_file`), in the order in which they are applied.
+        components: reduced components (`tokenizer_file`), in the order in which they are applied.
 
     Raises:
-        UserError: they can make a text more than `MOST_GROWTH` times as long, or a table is damaged.
+        UserError: a text can become more than `MAX_GROWTH` times as long, or a table is damaged.
     """
     weights: dict[str, float] = {}
     other = 1.0
@@ -33,13 +36,13 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
 
     for component in reversed(components):
         kind = component["type"]
-        more = least = 0.0  # characters more for each character; characters at least for each
+        more = least = 0.0  # additional characters for each character; minimum characters for each
         if kind == "ByteLevel":  # writes each byte as a character, and may put a space before each piece
             least, weights = 4 * max([other, *weights.values()]) + ("add_prefix_space" in component), {}
         elif kind in ("Metaspace", "Prepend"):
             more = length(component.get("prepend", "x"))
         elif kind == "Precompiled":
-            least, weights = max([0.0, *map(length, _written(component)), *weights.values()]), {}
+            least, weights = max([0.0, *map(length, _replacements(component)), *weights.values()]), {}
         elif kind == "Replace" and "pattern" in component:
             pattern, value = next(iter(component["pattern"].items()))
             shortest = len(value) if pattern == "String" else shortest_match(value)
@@ -52,15 +55,15 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
                 least = each
         weights = {c: max(weight, least) + more for c, weight in weights.items()}
         other = max(other, least) + more
-        if max([other, *weights.values()]) > MOST_GROWTH:
+        if max([other, *weights.values()]) > MAX_GROWTH:
             raise UserError(
-                f"normalizer: found components that can make a text more than {MOST_GROWTH} times as long; allowed: up to "
-                f"{MOST_GROWTH} times"
+                f"normalizer: found components that can make a text more than {MAX_GROWTH} times as long; allowed: up to "
+                f"{MAX_GROWTH} times"
             )
     return max([other, *weights.values()])
 
 
-def _written(component: dict[str, Any]) -> set[str]:
+def _replacements(component: dict[str, Any]) -> set[str]:
     try:
         return replacements(base64.b64decode(component.get("precompiled_charsmap") or "", validate=True))
     except ValueError as error:

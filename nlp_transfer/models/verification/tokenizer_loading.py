@@ -1,36 +1,39 @@
-"""The other files of a tokenizer, and what is checked of a tokenizer after it was loaded."""
+"""Check the vocabulary files of a tokenizer, its configuration, and the loaded tokenizer by a trial.
+
+Hostile files could exhaust memory or time when they are loaded, or return ids far beyond the model's embeddings.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.models.compatibility import truncation_kept
+from nlp_transfer.models.compatibility import preserve_truncation
 from nlp_transfer.models.verification.sentencepiece_file import check_sentencepiece
 from nlp_transfer.models.verification.tokenizer_fields import (
     ADDED_TOKEN,
     FLAG,
     ID,
     LONGEST_TOKEN,
-    MOST_TOKENS,
+    MAX_TOKENS,
     TOKEN,
     TYPE,
     Field,
     one_of,
 )
 from nlp_transfer.models.verification.tokenizer_file import (
-    MOST_ADDED,
-    MOST_BYTES,
+    MAX_ADDED,
     check_vocabulary,
-    most_id,
-    read_document,
+    max_token_id,
     reduce_document,
 )
+from nlp_transfer.models.verification.untrusted_json import parse_limited, read_limited
 from nlp_transfer.utils.errors import UserError, converted, shorten
 
+MAX_BYTES = 64 * 2**20  # of a file; the largest published ones have 35 MB
 TRIALS = ["a", "A text, with 3 numbers: 1,234.5!", "na\u00efve \u4e2d\u6587 \U0001f389", " ", "word " * 200]
-MOST_TRIAL_TOKENS = 8  # for a character of a trial's text: spelt in bytes, one becomes 4
+MAX_TRIAL_TOKENS = 8  # for each character of a trial; as bytes, a character becomes 4 tokens
 SIDE = one_of("left", "right")
-AT_LEAST_ONE = Field(  # files say 1e30 where they do not know
+AT_LEAST_ONE = Field(  # files have 1e30 for no limit
     "a number of at least 1",
     lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 1e300,
 ).or_null()
@@ -43,84 +46,87 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def checked_file(path: Path) -> tuple[dict[str, Any], list[str]] | None:
-    """Check one file of a tokenizer by its name.
+def reduce_tokenizer_file(path: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """Check a tokenizer file; its name determines its format.
 
     Returns:
-        None where a library may read the file as it is; else what to give it instead, and the fields that were dropped.
+        None if a library may read the file as it is; else the reduced document, and the names of the dropped fields.
 
     Raises:
-        UserError: it is damaged, larger than any such file, or describes what could take unbounded time or memory.
+        UserError: it is damaged, too large, or could take unlimited time or memory.
     """
     if path.name == "tokenizer.json":
-        document = read_document(path)
+        document = _parse(path)
         reduced, dropped = reduce_document(document)
         return None if reduced == document else (reduced, dropped)
     if path.name == "added_tokens.json":
-        if (tokens := len(set(check_vocabulary(read_document(path), "ids")))) > MOST_ADDED:
-            raise UserError(f"found {tokens:,} ids; allowed: up to {MOST_ADDED:,}")
+        if (tokens := len(set(check_vocabulary(_parse(path), "ids")))) > MAX_ADDED:
+            raise UserError(f"found {tokens:,} ids; allowed: up to {MAX_ADDED:,}")
     elif path.name in ("vocab.json", "target_vocab.json"):
-        ids = set(check_vocabulary(read_document(path), "ids"))
-        if max(ids, default=0) > most_id(len(ids)):
-            raise UserError(f"found the id {max(ids):,}; allowed: up to {most_id(len(ids)):,} for {len(ids):,} tokens")
+        ids = set(check_vocabulary(_parse(path), "ids"))
+        if max(ids, default=0) > max_token_id(len(ids)):
+            raise UserError(f"found the id {max(ids):,}; allowed: up to {max_token_id(len(ids)):,} for {len(ids):,} tokens")
     elif path.suffix in (".model", ".spm"):
         _check_model(path)
     elif path.suffix == ".json":
-        read_document(path)
+        _parse(path)
     else:
         _check_lines(path)
     return None
 
 
 def check_loaded(tokenizer: Any, name: str) -> None:
-    """Encode a few short texts as a trial.
+    """Encode a few short texts with a tokenizer that was just loaded.
 
     Args:
-        tokenizer: just loaded.
-        name: the model's.
+        name: name of the model, for messages.
 
     Raises:
-        UserError: it cannot encode them, makes them far longer, or its ids are far beyond the number of its tokens.
+        UserError: it cannot encode them, returns too many tokens, or its ids are far beyond its number of tokens.
     """
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     for token in tokenizer.added_tokens_decoder.values():
-        # The library searches for it without end.
+        # The library would search for an empty token forever.
         if normalizer is not None and token.normalized and not normalizer.normalize_str(token.content):
             raise UserError(
-                f"model: the tokenizer of {name} has an added token {token.content!r} of which its normalizer leaves nothing; "
-                "allowed: added tokens that are not normalized, or not empty then"
+                f"model: the tokenizer of {name} has an added token {token.content!r} that its normalizer makes empty; "
+                "allowed: added tokens that are not normalized, or do not become empty"
             )
-    with converted(f"model: the tokenizer of {name} cannot encode a text"), truncation_kept(tokenizer):
+    with converted(f"model: the tokenizer of {name} cannot encode a text"), preserve_truncation(tokenizer):
         rows = tokenizer(TRIALS, truncation=False, padding=False, return_attention_mask=False, verbose=False)["input_ids"]
         tokenizer("a", "b", truncation=False, padding=False, verbose=False)
         added = max(tokenizer.added_tokens_encoder.values(), default=0)
-        most = most_id(len(tokenizer))
+        limit = max_token_id(len(tokenizer))
     for text, ids in zip(TRIALS, rows, strict=True):
-        if len(ids) > MOST_TRIAL_TOKENS * (len(text) + 64):
+        if len(ids) > MAX_TRIAL_TOKENS * (len(text) + 64):
             raise UserError(
-                f"model: the tokenizer of {name} makes {len(ids):,} tokens of a text of {len(text)} characters; allowed: up to "
-                f"{MOST_TRIAL_TOKENS} for each"
+                f"model: the tokenizer of {name} returns {len(ids):,} tokens for a text of {len(text)} characters; allowed: up "
+                f"to {MAX_TRIAL_TOKENS} for each"
             )
-    if (highest := max([added, *(i for ids in rows for i in ids)])) > most or min(map(min, filter(None, rows)), default=0) < 0:
+    if (highest := max([added, *(i for ids in rows for i in ids)])) > limit or min(map(min, filter(None, rows)), default=0) < 0:
         raise UserError(
-            f"model: the tokenizer of {name} has an id {highest:,} with {len(tokenizer):,} tokens; allowed: 0 to {most:,}"
+            f"model: the tokenizer of {name} has an id {highest:,} with {len(tokenizer):,} tokens; allowed: 0 to {limit:,}"
         )
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise a UserError where a tokenizer_config.json has a value that no tokenizer can use."""
+    """Raise a UserError if a tokenizer_config.json has a value that is not allowed."""
     for key, allowed in SETTINGS.items():
         if key in settings and not allowed.fits(settings[key]):
             raise UserError(f"the tokenizer has {key}: {shorten(settings[key])}; allowed: {allowed.allowed}")
 
 
 def check_tokens(tokens: Mapping[str, Any]) -> None:
-    """Raise a UserError where tokens by name, or lists of them, are too many, too long, or have an impossible id."""
+    """Check tokens by name, alone or in lists.
+
+    Raises:
+        UserError: they are too many or too long, or have an id that is not allowed.
+    """
     for key, value in tokens.items():
         several = list(value.values()) if isinstance(value, dict) and "content" not in value else value
         several = several if isinstance(several, list) else [several]
-        if len(several) > MOST_ADDED:
-            raise UserError(f"the tokenizer has {len(several):,} {key}; allowed: up to {MOST_ADDED:,}")
+        if len(several) > MAX_ADDED:
+            raise UserError(f"the tokenizer has {len(several):,} {key}; allowed: up to {MAX_ADDED:,}")
         for token in several:
             if token is not None and not _is_token(token):
                 raise UserError(
@@ -141,37 +147,32 @@ def _is_token(token: Any) -> bool:
     return "content" in fields and all(name in flags and flags[name].fits(value) for name, value in fields.items())
 
 
-def _content(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"found {path.stat().st_size:,} bytes; allowed: up to {MOST_BYTES:,}")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot be read ({error})") from error
+def _parse(path: Path) -> Any:
+    return parse_limited(path, MAX_BYTES, strict=True)
 
 
 def _check_lines(path: Path) -> None:
-    """A vocabulary or merges, one a line."""
-    content = _content(path)
+    """Check a file with one vocabulary entry or merge in each line."""
+    content = read_limited(path, MAX_BYTES)
     try:
         content.decode("utf-8")
     except ValueError as error:
         raise UserError(f"cannot be read ({error})") from error
     lines = content.split(b"\n")
-    if len(lines) > MOST_TOKENS or max(map(len, lines)) > 8 * LONGEST_TOKEN:
+    if len(lines) > MAX_TOKENS or max(map(len, lines)) > 8 * LONGEST_TOKEN:
         raise UserError(
-            f"found {len(lines):,} lines, the longest of {max(map(len, lines)):,} bytes; allowed: up to {MOST_TOKENS:,} "
+            f"found {len(lines):,} lines, the longest of {max(map(len, lines)):,} bytes; allowed: up to {MAX_TOKENS:,} "
             f"lines of up to {8 * LONGEST_TOKEN:,} bytes"
         )
 
 
 def _check_model(path: Path) -> None:
-    """A SentencePiece model, or ranks of byte sequences (tiktoken), which some call so."""
-    content = _content(path)
+    """Check a SentencePiece model, or a tiktoken file with the same suffix."""
+    content = read_limited(path, MAX_BYTES)
     try:
         check_sentencepiece(content)
     except ValueError as error:
         if content[:100].isascii() and b" " in content[:100] and content[:1].isalnum():
             _check_lines(path)
             return
-        raise UserError(f"is not a SentencePiece model, or damaged: {error}") from error
+        raise UserError(f"is not a SentencePiece model, or is damaged: {error}") from error

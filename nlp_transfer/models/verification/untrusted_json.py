@@ -1,4 +1,7 @@
-"""JSON of elsewhere, and what libraries raise over files that are broken or were made to break them."""
+"""Read untrusted files within limits of size and nesting; exceptions that libraries raise for broken files.
+
+A hostile file could exhaust memory by its size, or crash the parser by its nesting.
+"""
 
 import json
 import pickle
@@ -10,44 +13,82 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from nlp_transfer.utils.errors import UserError, shorten
-from nlp_transfer.utils.errors import first_line as first_line
 
-FAULTS = (
+LIBRARY_ERRORS = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, ArithmeticError, RuntimeError,
     MemoryError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, StrictDataclassError,
 )  # fmt: skip
-MOST_JSON = 256 * 2**20  # bytes of a configuration: that of a million labels takes a quarter
-DEEPEST = 50  # levels of a configuration
+MAX_CONFIG_BYTES = 256 * 2**20  # the configuration of a million labels has a quarter of it
+MAX_CONFIG_DEPTH = 50
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """Read a file of at most `limit` bytes. Messages of its errors do not name the file.
+
+    Raises:
+        UserError: it is larger, or cannot be read.
+    """
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise UserError(f"found {size:,} bytes; allowed: up to {limit:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})") from error
+
+
+def parse_limited(path: Path, limit: int, strict: bool = False) -> Any:
+    """Parse a JSON file of at most `limit` bytes. Messages of its errors do not name the file.
+
+    Args:
+        strict: refuse duplicate keys, NaN and infinity.
+
+    Raises:
+        UserError: the file is larger, cannot be read, is not valid JSON, or is nested too deeply for the parser.
+    """
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_constant": _refuse_constant} if strict else {}
+    content = read_limited(path, limit)
+    try:
+        return json.loads(content.decode("utf-8"), **hooks)
+    except RecursionError:
+        raise UserError("is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"cannot be read ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of settings by name.
+    """Read a JSON file that holds one object, such as a configuration.
 
     Raises:
-        UserError: it cannot be read, is none, or is larger or nested deeper than any such file is.
+        UserError: it cannot be read, holds something else, or is too large or too deeply nested.
     """
     try:
-        if path.stat().st_size > MOST_JSON:
-            raise UserError(f"{path}: found {path.stat().st_size:,} bytes; allowed: up to {MOST_JSON:,}")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except UserError:
-        raise
-    except RecursionError:
-        raise UserError(f"{path}: is nested too deeply; allowed: {DEEPEST} levels") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found {shorten(found)}; allowed: settings by name")
-    if _depth(found) > DEEPEST:
-        raise UserError(f"{path}: is nested too deeply; allowed: {DEEPEST} levels")
-    return found
+        document = parse_limited(path, MAX_CONFIG_BYTES)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: found {shorten(document)}; allowed: settings by name")
+    if _depth(document) > MAX_CONFIG_DEPTH:
+        raise UserError(f"{path}: is nested too deeply; allowed: {MAX_CONFIG_DEPTH} levels")
+    return document
 
 
-def _depth(value: Any) -> int:
-    deepest, rest = 0, [(value, 1)]
-    while rest:
-        inner, depth = rest.pop()
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return document
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"found {constant}, which is not a number in JSON")
+
+
+def _depth(document: Any) -> int:
+    """Return the number of nested levels, without recursion; it stops counting beyond `MAX_CONFIG_DEPTH`."""
+    deepest, remaining = 0, [(document, 1)]
+    while remaining:
+        value, depth = remaining.pop()
         deepest = max(deepest, depth)
-        if isinstance(inner, (dict, list)) and depth <= DEEPEST:
-            rest += [(part, depth + 1) for part in (inner.values() if isinstance(inner, dict) else inner)]
+        if isinstance(value, (dict, list)) and depth <= MAX_CONFIG_DEPTH:
+            remaining += [(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value)]
     return deepest

@@ -1,6 +1,6 @@
-"""Files of weights: whether they may be opened, how many numbers they hold, and whether all are finite.
+"""Check weight files: their size before a library opens them, and afterwards whether all weights are finite.
 
-A file is measured before a library opens it: the header of a safetensors file; of a pickle see `pickles`.
+A hostile header or configuration could make a library allocate far more than the file holds; NaN weights make predictions wrong.
 """
 
 import json
@@ -17,42 +17,44 @@ from torch import nn
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.models.verification.model_files import find_weights
 from nlp_transfer.models.verification.pickles import check_pickle, refusal
-from nlp_transfer.models.verification.untrusted_json import first_line
-from nlp_transfer.utils.errors import UserError, shorten
+from nlp_transfer.utils.errors import UserError, first_line, shorten
 
-MOST_HEADER = 16 * 2**20  # bytes; the header of a model of a thousand layers has one or two million
-MOST_TENSORS = 100_000
-SPARE = 10**8  # numbers that a head, or a decoder, may have besides what the weights hold
-TIMES = 4  # how many times as many a model may have as its weights hold: a decoder gets attention to the encoder besides
-SHOWN = 4
+MAX_HEADER = 16 * 2**20  # bytes; a model with a thousand layers needs one or two million
+MAX_TENSORS = 100_000
+EXTRA_VALUES = 10**8  # a model may have so many values more than its file, for a new head or decoder
+MAX_RATIO = 4  # of a model's values to those in its file; a decoder gets additional cross-attention
+SHOWN = 4  # parameters named in a message
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def check_weights(source: ModelSource, model: nn.Module) -> None:
-    """Raise a UserError where a model as it is configured is far larger than its weights, or a file of weights is damaged.
+    """Compare the size of a configured model with its weight files.
 
     Args:
         model: on the device `meta`, where it takes no memory.
+
+    Raises:
+        UserError: the model is far larger than its files, or a file is damaged.
     """
-    stored = sum(map(numbers_in, find_weights(source)[0].values()))
+    stored = sum(map(count_values, find_weights(source)[0].values()))
     described = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    if stored and described > stored * TIMES + SPARE:
+    if stored and described > stored * MAX_RATIO + EXTRA_VALUES:
         raise UserError(
-            f"model: {source.name}: config.json describes a model of {described:,} numbers, and its weights hold {stored:,}; "
+            f"model: {source.name}: config.json describes a model of {described:,} numbers, but its weights have {stored:,}; "
             "allowed: the configuration that was saved with the weights"
         )
 
 
-def numbers_in(path: Path) -> int:
-    """Return how many numbers a file of weights holds; of a pickle, which is not opened here, an upper bound.
+def count_values(path: Path) -> int:
+    """Return the number of values in a weight file; for a pickle, an upper bound.
 
     Raises:
-        UserError: the file is damaged, or was made to exhaust memory.
+        UserError: the file is damaged, or would exhaust memory.
     """
     with path.open("rb") as file:
         start = file.read(9)
-    # A blob in the hub's cache has no suffix. A safetensors file begins with the length of its header, below 2^32, and a bracket.
+    # Blobs in the hub's cache have no suffix. A safetensors file starts with the length of its header, below 2^32, and a brace.
     if path.suffix == ".safetensors" or start[4:] == bytes(4) + b"{":
         return sum(map(math.prod, stored_shapes(path).values()))
     check_pickle(path)
@@ -60,10 +62,12 @@ def numbers_in(path: Path) -> int:
 
 
 def stored_shapes(path: Path) -> Shapes:
-    """Return the shapes of the tensors in a safetensors file by name, from its header.
+    """Read the shapes of all tensors by name from the header of a safetensors file.
+
+    `safetensors.safe_open` needs 40 s and 800 MiB for a hostile header of 56 MiB, before any size can be checked.
 
     Raises:
-        UserError: the header is larger than any model's, or does not fit the file.
+        UserError: the header is too large, or does not fit the file.
     """
     try:
         with path.open("rb") as file:
@@ -78,15 +82,15 @@ def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > size - 8:
-        raise ValueError(f"its {size:,} bytes are fewer than its header says; it is incomplete, or no such file")
-    if length > MOST_HEADER:
-        raise UserError(f"{path}: found a header of {length:,} bytes; allowed: up to {MOST_HEADER:,}")
+        raise ValueError(f"its {size:,} bytes are fewer than its header describes; it is incomplete, or not a safetensors file")
+    if length > MAX_HEADER:
+        raise UserError(f"{path}: found a header of {length:,} bytes; allowed: up to {MAX_HEADER:,}")
     text = file.read(length)
-    if text.count(b"[") > 2 * MOST_TENSORS or text.count(b'"') > 10 * MOST_TENSORS:  # before objects are made of it
-        raise UserError(f"{path}: found a header of more than {MOST_TENSORS:,} tensors; allowed: up to that many")
+    if text.count(b"[") > 2 * MAX_TENSORS or text.count(b'"') > 10 * MAX_TENSORS:  # checked before it is parsed
+        raise UserError(f"{path}: found a header of more than {MAX_TENSORS:,} tensors; allowed: up to that many")
     header = json.loads(text)
     if not isinstance(header, dict):
-        raise ValueError("its header holds no tensors by name")
+        raise ValueError("its header is not a mapping of tensors by name")
     tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
     shapes, used = Shapes(), 0
     for name, tensor in tensors.items():
@@ -96,40 +100,43 @@ def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:
                 shapes[name] = tuple(shape)
             case _:
                 raise ValueError(f"its header describes {shorten(name)} as {shorten(tensor)}")
-        if not 0 <= begin <= end or math.prod(shape) > 2 * (end - begin):  # the smallest numbers take half a byte
+        if not 0 <= begin <= end or math.prod(shape) > 2 * (end - begin):  # the smallest dtypes have 4 bits
             raise ValueError(f"{shorten(name)} of shape {shape} is in bytes {begin} to {end}")
     if used != size - 8 - length:
-        raise ValueError(f"its tensors take {used:,} bytes, and {size - 8 - length:,} are there")
+        raise ValueError(f"its tensors need {used:,} bytes, but it has {size - 8 - length:,}")
     return shapes
 
 
 def check_finite(model: nn.Module, place: str, advice: str, new: Collection[str] = ()) -> None:
-    """Raise a UserError where a weight is NaN or infinite, since every prediction would be NaN, or silently wrong.
+    """Check that all parameters are finite; else predictions would be NaN or silently wrong.
 
-    Buffers may be infinite, as attention masks are. One pass takes about 10 ms for 22 million parameters.
+    It takes about 10 ms for 22 million parameters. Buffers are not checked: attention masks may be infinite.
 
     Args:
         place: the file or model, for the message.
-        advice: what to do about it, for the message.
-        new: names of parameters that did not come from a file.
+        advice: what to do, for the message.
+        new: names of parameters that were not loaded from a file.
+
+    Raises:
+        UserError: a parameter is NaN or infinite.
     """
-    # A sum is finite only where all of its terms are; where it is not it may have overflowed.
-    doubtful = [
+    # The sum is fast, and finite only if all terms are. If it is not finite, it may also have overflowed.
+    suspects = [
         (name, parameter)
         for name, parameter in model.named_parameters()
         if name not in new and parameter.is_floating_point() and not bool(torch.isfinite(parameter.detach().sum()))
     ]
-    counts = [(name, parameter.numel() - int(torch.isfinite(parameter).sum()), parameter.numel()) for name, parameter in doubtful]
-    if broken := [part for part in counts if part[1]]:
-        found = ", ".join(f"{name} ({count:,} of {size:,})" for name, count, size in broken[:SHOWN])
+    counts = [(name, parameter.numel() - int(torch.isfinite(parameter).sum()), parameter.numel()) for name, parameter in suspects]
+    if broken := [entry for entry in counts if entry[1]]:
+        listed = ", ".join(f"{name} ({count:,} of {size:,})" for name, count, size in broken[:SHOWN])
         raise UserError(
-            f"{place}: found weights that are NaN or infinite in {len(broken)} parameters: {found}"
+            f"{place}: found weights that are NaN or infinite in {len(broken)} parameters: {listed}"
             f"{' ...' if len(broken) > SHOWN else ''}; allowed: finite numbers; {advice}"
         )
 
 
-def why(error: BaseException, files: list[Path]) -> str:
-    """What an error in loading weights means to the user; a pickle that was refused is named."""
+def explain_load_error(error: BaseException, files: list[Path]) -> str:
+    """Return a short message for an error in loading weights; it names a pickle that torch refused."""
     pickles = [path.name for path in files if path.suffix == ".bin"]
     if pickles and (isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error).lower().replace(" ", "_")):
         return refusal(pickles[0])

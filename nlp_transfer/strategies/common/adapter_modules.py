@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import Layers, encoder_type, has_decoder, linear_layers
+from nlp_transfer.models.layers import Layers, encoder_type, has_decoder, linear_layers
 from nlp_transfer.security.secret_patterns import clean
 from nlp_transfer.utils.atomic_files import replacing_folder, write_bytes
 from nlp_transfer.utils.errors import UserError, did_you_mean

@@ -5,21 +5,21 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.models.cached_features import Cut, Where, cache_tables
-from nlp_transfer.models.feature_replay import check_replay, replay
+from nlp_transfer.models.cached_features import CachePoint, Where, cache_tables
+from nlp_transfer.models.feature_replay import check_replay, enable_replay
 from nlp_transfer.strategies import Job
 from nlp_transfer.utils.errors import UserError
 
 
-def with_cached_features(job: Job, model: PreTrainedModel, cut: Cut, where: Where) -> Job:
+def with_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, where: Where) -> Job:
     """Return the job with cached features instead of tokens, and let the model start from them.
 
     Args:
-        cut: The layer whose output is cached.
+        point: The layer whose output is cached.
         where: Where the features are cached.
 
     Raises:
-        UserError: If rows change from epoch to epoch, or the model family cannot start at the cut.
+        UserError: If rows change from epoch to epoch, or the model family cannot start there.
     """
     if job.training.augment is not None:
         raise UserError(
@@ -30,7 +30,7 @@ def with_cached_features(job: Job, model: PreTrainedModel, cut: Cut, where: Wher
         raise UserError(
             "strategy.cache: another strategy of the list changes the tables, which then cannot be cached; allowed: none"
         )
-    replay(model, cut)
-    check_replay(model, job.tables["train"], cut, job.device)
+    enable_replay(model, point)
+    check_replay(model, job.tables["train"], point, job.device)
     used = {name: table for name, table in job.tables.items() if name != "test"}  # test is scored once, with the saved model
-    return replace(job, tables=job.tables | cache_tables(model, used, cut, job.device, job.precision, where))
+    return replace(job, tables=job.tables | cache_tables(model, used, point, job.device, job.precision, where))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from nlp_transfer.models.checkpoint import Layers, encoder_type, find_layers, has_decoder
+from nlp_transfer.models.layers import Layers, encoder_type, find_layers, has_decoder
 from nlp_transfer.strategies.common.job import Group
 from nlp_transfer.utils.errors import UserError
 

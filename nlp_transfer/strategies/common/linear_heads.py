@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.data.windows import inference_batches
-from nlp_transfer.models.checkpoint import freeze, has_decoder, new_parameters
+from nlp_transfer.models.layers import has_decoder, new_parameters
+from nlp_transfer.models.preparation import freeze
 from nlp_transfer.utils.errors import UserError
 
 

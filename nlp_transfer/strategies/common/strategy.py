@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import width
 from nlp_transfer.models.heads import HeadConfig
+from nlp_transfer.models.layers import width
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import DataConfig, Settings
 from nlp_transfer.strategies.common.job import Group, Job, Losses, Phase, State, View

@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.models.checkpoint import encoder_config, has_decoder, is_encoder_decoder, width
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
+from nlp_transfer.models.layers import encoder_config, has_decoder, is_encoder_decoder, width
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, Positive, Settings, TrainingConfig
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import encoder_config, encoder_type, find_layers, is_encoder_decoder, new_parameters
+from nlp_transfer.models.layers import encoder_config, encoder_type, find_layers, is_encoder_decoder, new_parameters
 from nlp_transfer.utils.errors import UserError
 
 

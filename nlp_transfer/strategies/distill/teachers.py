@@ -12,9 +12,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import encode_rows, model_inputs
-from nlp_transfer.models.cached_features import in_batches
-from nlp_transfer.models.checkpoint import Checkpoint, autocast, check_head, new_parameters, width
+from nlp_transfer.models.cached_features import compute_in_batches
+from nlp_transfer.models.checkpoint import Checkpoint, check_head
 from nlp_transfer.models.heads import pool
+from nlp_transfer.models.layers import new_parameters, width
+from nlp_transfer.models.preparation import autocast
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import say
@@ -87,7 +89,7 @@ class Teacher:
         self.model.to(job.device)
         logits = np.empty((len(table), len(self.order)), np.float32)
         states = np.empty((len(table), layers, width(self.model)), np.float32) if layers else None
-        for rows, (batch_logits, directions) in in_batches(table, compute, f"predicting {split} with {self.name}"):
+        for rows, (batch_logits, directions) in compute_in_batches(table, compute, f"predicting {split} with {self.name}"):
             logits[rows] = batch_logits
             if states is not None:
                 states[rows] = directions

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.models.checkpoint import has_decoder
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
+from nlp_transfer.models.layers import has_decoder
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Name, Positive, TrainingConfig
 from nlp_transfer.strategies import SENTENCE_MODEL, Group, Job, Phase, State, Strategy, View

@@ -24,7 +24,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.data.splits import UNLABELLED, input_keys, read_splits
-from nlp_transfer.models.checkpoint import find_layers, has_decoder, head_notes, new_parameters
+from nlp_transfer.models.layers import find_layers, has_decoder, new_parameters
+from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Document, Positive, Settings
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
@@ -142,7 +143,7 @@ class Multitask(Strategy):
         models: dict[str, Any] = {self.OWN: model}
         for name, other in list(jobs.items())[1:]:
             models[name] = other.task.build_model(job.checkpoint, job.training)
-            say(*(f"{name}: {note}" for note in head_notes(models[name])))
+            say(*(f"{name}: {note}" for note in describe_head(models[name])))
             if self.sharing == "hard":
                 prefix = model.base_model_prefix
                 if models[name].base_model_prefix != prefix:

@@ -23,7 +23,8 @@ from pydantic import ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import encoder_type, end_rows, has_decoder, has_new_decoder, merge_adapter, width
+from nlp_transfer.models.layers import encoder_type, has_decoder, place_end_tokens, width
+from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.models.verification.adapter_settings import pattern_problem
 from nlp_transfer.settings.schema import Document
 from nlp_transfer.strategies import Group, Job, Strategy
@@ -86,7 +87,7 @@ class Peft(Strategy):
 
     def learning_rate(self, model: nn.Module) -> float:
         """Return a high rate, as a method with few parameters needs it. The default is that of LoRA."""
-        if has_new_decoder(model):
+        if has_untrained_decoder(model):
             return super().learning_rate(model) * DECODER_SCALE
         return LEARNING_RATES.get(self.type, 2e-3 if width(model) <= 512 else 5e-4)
 
@@ -192,7 +193,7 @@ def _tiny_logits(model: Any) -> torch.Tensor:
     words = input_embeddings(model).num_embeddings
     device = next(model.parameters()).device
     ids = torch.randint(min(5, words - 1), words, (2, 6), generator=torch.Generator().manual_seed(0)).to(device)
-    ids = end_rows(model, ids, 3)
+    ids = place_end_tokens(model, ids, 3)
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}

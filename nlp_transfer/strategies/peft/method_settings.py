@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import Layers, encoder_config, find_layers, has_decoder, linear_layers, width
+from nlp_transfer.models.layers import Layers, encoder_config, find_layers, has_decoder, linear_layers, width
 from nlp_transfer.settings.schema import Document
 from nlp_transfer.strategies.common.adapter_modules import (
     chosen_layers,

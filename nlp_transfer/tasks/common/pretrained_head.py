@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.checkpoint import Checkpoint, encoder_config, new_parameters, replaced_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import encoder_config, new_parameters
+from nlp_transfer.models.preparation import replaced_parameters
 from nlp_transfer.tasks.common.label_schema import label_value
 from nlp_transfer.tasks.common.labels import shorten
 

@@ -10,9 +10,11 @@ from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
 from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.tokens import tokenize
-from nlp_transfer.models.checkpoint import Checkpoint, dropout_overrides, encoder_config, encoder_type, new_parameters
+from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.compatibility import is_causal
 from nlp_transfer.models.heads import EncoderHeadConfig, HeadConfig, attach_head
+from nlp_transfer.models.layers import encoder_config, encoder_type, new_parameters
+from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head

@@ -18,14 +18,14 @@ from nlp_transfer.evaluation.metrics import translation_signatures
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.encoder_decoder import (
     build_encoder_decoder,
-    build_whole,
-    choose_target,
-    decoder_limit,
+    choose_target_tokenizer,
+    load_encoder_decoder,
+    max_target_length,
     set_special_tokens,
 )
-from nlp_transfer.models.seq2seq.generation import ROWS, set_search, translate
-from nlp_transfer.models.seq2seq.target_tokenizers import LEAST
-from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, Sides, own_target
+from nlp_transfer.models.seq2seq.generation import ROWS, configure_search, translate
+from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS as PLAIN_LOSS
@@ -77,7 +77,7 @@ class Translation(TextGenerationTask):
     target_tokenizer: Name | None = None
     """encoder_decoder: tokenizer of the targets. `train`: trained on the targets. `source`: shared with the encoder. Or a model.
     null: that of the model in `decoder`, else `train`."""
-    target_vocabulary: Annotated[int, Field(ge=LEAST)] | None = None
+    target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
     """Vocabulary size of a trained target tokenizer. null: 8,000; 16,000 from 100,000 pairs on; 32,000 from a million on."""
     prefix: str = ""
     """Text put before every source, such as T5's `translate English to German: `."""
@@ -92,7 +92,7 @@ class Translation(TextGenerationTask):
     longest_source: Count | None = None
     """Source length in tokens above which a text is split and translated in pieces. null: 50 % more than in the training data."""
 
-    _sides: Sides | None = PrivateAttr(None)
+    _tokenizers: TokenizerPair | None = PrivateAttr(None)
 
     def models(self) -> dict[str, list[str]]:
         named = {"decoder": self.decoder, "target_tokenizer": self.target_tokenizer}
@@ -147,39 +147,40 @@ class Translation(TextGenerationTask):
             check_no_decoder_settings(task, problems)
             problems.raise_if_any()
         if architecture == "seq2seq":
-            task._sides = task._seq2seq_sides(checkpoint)
+            task._tokenizers = task._seq2seq_tokenizers(checkpoint)
         elif has_decoder:  # an encoder-decoder from an earlier run
-            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, own_target(checkpoint), self.prefix)
+            target = load_target_tokenizer(checkpoint)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
         else:
-            limit = decoder_limit(task.decoder, self.max_length, task.max_length or 512)
+            limit = max_target_length(task.decoder, self.max_length, task.max_length or 512)
             task = task.model_copy(update={"max_length": limit})
             texts = [str(cell).strip() for cell in train.columns[self.target]]
             setting = "target_tokenizer" if self.target_tokenizer else "decoder"
-            target = choose_target(self._target_from(), setting, checkpoint.tokenizer, texts, self.target_vocabulary)
-            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
-        task.sides.check_room(task.max_length or 512, self.longest_source)
+            target = choose_target_tokenizer(self._target_from(), setting, checkpoint.tokenizer, texts, self.target_vocabulary)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
+        task.tokenizers.check_room(task.max_length or 512, self.longest_source)
         ratio, longest = measure_lengths(task, train)
         longest = min(self.longest_source or longest, task.max_length or 512)
         return task.model_copy(update={"length_ratio": self.length_ratio or ratio, "longest_source": longest})
 
-    def _seq2seq_sides(self, checkpoint: Checkpoint) -> Sides:
-        return Sides.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
+    def _seq2seq_tokenizers(self, checkpoint: Checkpoint) -> TokenizerPair:
+        return TokenizerPair.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
 
     def _target_from(self) -> str:
         """Return the origin of the target tokenizer: `train`, `source` or a model."""
         return self.target_tokenizer or (self.decoder if self.decoder not in ("encoder", "new") else "train")
 
     @property
-    def sides(self) -> Sides:
+    def tokenizers(self) -> TokenizerPair:
         """The tokenizers of source and target; set by `prepare` and `restore`."""
-        assert self._sides is not None, "call prepare or restore first"
-        return self._sides
+        assert self._tokenizers is not None, "call prepare or restore first"
+        return self._tokenizers
 
     def save_parts(self, folder: Path) -> None:
         """Save the target tokenizer in its own folder; the model's folder holds the source tokenizer."""
-        if not self.sides.own_format:
+        if not self.tokenizers.shared_format:
             with replacing_folder(folder / TARGET_FOLDER) as target_folder:
-                self.sides.target.save_pretrained(target_folder)
+                self.tokenizers.target.save_pretrained(target_folder)
 
     def _with_length(self, checkpoint: Checkpoint) -> Self:
         task = super()._with_length(checkpoint)
@@ -192,15 +193,16 @@ class Translation(TextGenerationTask):
     def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
         task = super().restore(checkpoint)
         if checkpoint.config.model_type == ENCODER_DECODER or self.architecture == "encoder_decoder":
-            target = own_target(checkpoint, parts, ours=self.architecture is not None)
-            task._sides = Sides.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
+            target = load_target_tokenizer(checkpoint, parts, ours=self.architecture is not None)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         else:
-            task._sides = task._seq2seq_sides(checkpoint)
+            task._tokenizers = task._seq2seq_tokenizers(checkpoint)
         return task
 
     def unused_by_model(self, scored: bool) -> dict[str, str]:
         """Return the languages if the model translates in one direction. The target language still affects the metrics."""
-        names = {"source_language", "target_language"} - self.sides.language_settings - ({"target_language"} if scored else set())
+        used = self.tokenizers.language_settings | ({"target_language"} if scored else set())
+        names = {"source_language", "target_language"} - used
         return dict.fromkeys(names, "the model translates in one direction")
 
     def encode(
@@ -208,39 +210,39 @@ class Translation(TextGenerationTask):
     ) -> tuple[dict[str, Any], int]:
         limit = self.max_length or 512
         sources = [str(cell).strip() for cell in columns[self.source]]
-        ids, truncated = self.sides.source_ids(sources, limit)
+        ids, truncated = self.tokenizers.source_ids(sources, limit)
         features: dict[str, Any] = {"input_ids": ids, "sources": np.array(sources, object)}
         if targets:
             references = [str(cell).strip() for cell in columns[self.target]]
-            labels, truncated_targets = self.sides.target_ids(references, limit)
+            labels, truncated_targets = self.tokenizers.target_ids(references, limit)
             truncated |= truncated_targets
-            features |= {"labels": labels, "decoder_input_ids": self.sides.decoder_ids(labels)}
+            features |= {"labels": labels, "decoder_input_ids": self.tokenizers.decoder_ids(labels)}
             features["references"] = np.array(references, object)
         return features, len(truncated)
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        sides = self.sides
-        tokenizers = [tokenizer_fingerprint(sides.source), tokenizer_fingerprint(sides.target)]
-        tokens = [sides.own_format, sides.start, sides.end, sides.forced, sides.prefix]
-        return None if None in tokenizers else {"task": self.document(), "tokenizers": tokenizers, "tokens": tokens}
+        pair = self.tokenizers
+        fingerprints = [tokenizer_fingerprint(pair.source), tokenizer_fingerprint(pair.target)]
+        tokens = [pair.shared_format, pair.start, pair.end, pair.forced, pair.prefix]
+        return None if None in fingerprints else {"task": self.document(), "tokenizers": fingerprints, "tokens": tokens}
 
     def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.sides.pad}
+        return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.tokenizers.pad}
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
-        sides = self.sides
+        tokenizers = self.tokenizers
         if checkpoint.config.is_encoder_decoder:
-            model: Any = build_whole(checkpoint, self.warm_start, training.dropout, training.attention_dropout)
-            set_special_tokens(model, sides.start, sides.end, sides.pad, sides.forced)
+            model: Any = load_encoder_decoder(checkpoint, self.warm_start, training.dropout, training.attention_dropout)
+            set_special_tokens(model, tokenizers.start, tokenizers.end, tokenizers.pad, tokenizers.forced)
         else:
             model = build_encoder_decoder(
-                checkpoint, self.decoder, self.decoder_layers, sides.target, self.target_tokenizer == "source",
+                checkpoint, self.decoder, self.decoder_layers, tokenizers.target, self.target_tokenizer == "source",
                 self.warm_start, training.dropout, training.attention_dropout,
             )  # fmt: skip
         # Without this, `generate` in plain transformers stops at 20 tokens.
         model.generation_config.max_length = None
         model.generation_config.max_new_tokens = self._limit(self.longest_source or 512)
-        set_search(model.generation_config, self.beams, self.length_penalty)
+        configure_search(model.generation_config, self.beams, self.length_penalty)
         return model
 
     def _limit(self, source_tokens: int) -> int:
@@ -265,7 +267,7 @@ class Translation(TextGenerationTask):
     def translate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> tuple[list[str], np.ndarray]:
         """Translate texts of any length. Returns the translations and the number of pieces of each, int64 of shape (texts,)."""
         beams = beams or self.beams
-        return translate(model, self.sides, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
+        return translate(model, self.tokenizers, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
 
     def predict_batch(
         self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None

@@ -46,7 +46,7 @@ def measure_lengths(task: Any, train: Rows) -> tuple[float, int]:
     Without such limits `generate` stops at 20 tokens, or far too late.
     """
     sample = train.select(draw_rows(len(train), MEASURED_PAIRS))
-    features, _ = task.encode(next(sample.batches(MEASURED_PAIRS)), task.sides.source)
+    features, _ = task.encode(next(sample.batches(MEASURED_PAIRS)), task.tokenizers.source)
     source, target = (np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels"))
     ratio = float(np.quantile(target / (source + LENGTH_OFFSET), 0.999)) * 1.25
     longest = max(16, math.ceil(float(np.quantile(source, 0.999)) * 1.5))

@@ -1,4 +1,4 @@
-"""Metrics of the user's own: what they are given, where they appear, and what is found out before training."""
+"""Metrics that users pass in Python: their inputs, where their values appear, and checks before training."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import torch
 
 from nlp_transfer import UserError, fine_tune
 from nlp_transfer.evaluation import metrics
-from nlp_transfer.evaluation.metrics.user_metrics import OwnMetrics
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.files import evaluate_source
 from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
@@ -19,7 +19,7 @@ from tests.strategies import document, files
 
 
 class Seen:
-    """A metric that keeps what it was given."""
+    """A metric that records its inputs."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[Any], list[Any]]] = []
@@ -39,7 +39,7 @@ def settings(tiny: dict[str, Path], sentiment: dict[str, Path], output: Path, **
     } | more
 
 
-def test_a_function_appears_wherever_metrics_do(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_function_in_results_log_and_card(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     seen = Seen()
     training = {"max_steps": 4, "evaluate_every": 2, "best_metric": "own", "precision": "fp32"}
     run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", training=training), metrics=[seen])
@@ -52,12 +52,12 @@ def test_a_function_appears_wherever_metrics_do(tiny: dict[str, Path], sentiment
     assert ["own" in line["validation"] for line in log if "validation" in line] == [True, True]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["test"]["own"] == run.metrics["test"]["own"]
     assert "| own |" in (tmp_path / "run" / "model" / "README.md").read_text()
-    figures = evaluate_source(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")
-    assert "own" not in figures
-    assert figures["accuracy"] == run.metrics["test"]["accuracy"]
+    values = evaluate_source(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")
+    assert "own" not in values
+    assert values["accuracy"] == run.metrics["test"]["accuracy"]
 
 
-def test_labels_keep_their_type_and_lists(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_labels_keep_their_type(tiny: dict[str, Path], tmp_path: Path) -> None:
     rows = [(text, int(label == "positive")) for text, label in sentiment_rows(60)]
     train, seen = write_csv(tmp_path / "train.csv", rows), Seen()  # type: ignore[arg-type]
     data = {"train": str(train), "validation_share": 0, "test": str(train)}
@@ -74,7 +74,7 @@ def test_labels_keep_their_type_and_lists(tiny: dict[str, Path], tmp_path: Path)
     assert set(seen.calls[-1][1]) == {0.0, 1.0, 2.0, 3.0, 4.0}
 
 
-def test_translations_are_texts_and_only_those_that_were_made(tmp_path: Path) -> None:
+def test_translations_are_texts(tmp_path: Path) -> None:
     model, train, seen = save_tiny_seq2seq("marian", tmp_path / "model"), tmp_path / "pairs.csv", Seen()
     write_csv(train, list(PAIRS), ("source", "target"))  # type: ignore[arg-type]
     data = {"train": str(train), "validation": str(train)}
@@ -86,12 +86,11 @@ def test_translations_are_texts_and_only_those_that_were_made(tmp_path: Path) ->
     assert {type(text) for text in seen.calls[-1][0]} == {str}
 
 
-def test_less_can_be_better(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_lower_can_be_better(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     steps = {}
     for higher in (True, False):
-        values = iter(
-            [0.0, 0.0, 1.0, 2.0, 3.0, 3.0]
-        )  # tried twice; validation after 2 and 4 steps; validation and test at the end
+        # Two trials, validation after 2 and 4 steps, validation and test at the end.
+        values = iter([0.0, 0.0, 1.0, 2.0, 3.0, 3.0])
 
         def own(predictions: list[Any], references: list[Any], values: Any = values) -> dict[str, float]:
             return {"own": next(values)}
@@ -104,7 +103,7 @@ def test_less_can_be_better(tiny: dict[str, Path], sentiment: dict[str, Path], t
 
 
 class Labels:
-    """A metric of evaluate that takes numbers alone."""
+    """A metric object that accepts only numbers."""
 
     name = "labels"
 
@@ -115,13 +114,13 @@ class Labels:
         return {self.key: np.float32(sum(int(cell) for cell in references))}
 
 
-def test_metrics_of_evaluate_get_texts_or_ids(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    given = [Labels(), Labels("accuracy"), metrics.load("mcc")]
-    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=given)
-    found = run.metrics["test"]
-    assert found["sum"] == found["labels/accuracy"] == 20  # of 40 rows the half has the label 1
-    assert 0 <= found["accuracy"] <= 1
-    assert found["matthews_correlation/mcc"] == found["mcc"]
+def test_metric_objects_get_texts_or_ids(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    objects = [Labels(), Labels("accuracy"), metrics.load("mcc")]
+    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=objects)
+    values = run.metrics["test"]
+    assert values["sum"] == values["labels/accuracy"] == 20  # half of 40 rows have label 1
+    assert 0 <= values["accuracy"] <= 1
+    assert values["matthews_correlation/mcc"] == values["mcc"]
 
 
 def raises(predictions: list[Any], references: list[Any]) -> dict[str, float]:
@@ -133,33 +132,31 @@ def changing(predictions: list[Any], references: list[Any]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("given", "parts"),
+    ("metric", "facts"),
     [
-        (lambda p, r: {"accuracy": 1.0}, ["accuracy", "name of its own"]),
-        (lambda p, r: {"loss": 1.0}, ["loss", "name of its own"]),
+        (lambda p, r: {"accuracy": 1.0}, ["'accuracy'", "taken", "unique"]),
+        (lambda p, r: {"loss": 1.0}, ["'loss'", "taken", "unique"]),
         (lambda p, r: {"own": "much"}, ["'much' (str)", "number"]),
         (lambda p, r: {"own": np.zeros(2)}, ["ndarray", "number"]),
         (lambda p, r: {"own": None}, ["NoneType", "number"]),
         (lambda p, r: 0.5, ["0.5", "by name"]),
         (lambda p, r: {1: 0.5}, ["name 1"]),
-        (raises, ["raises", "test_own_metrics.py", "TypeError", "rows", "negative"]),
+        (raises, ["raises", "test_user_metrics.py", "TypeError", "rows", "negative"]),
         (changing, ["changing", "own before training", "other now"]),
         ("accuracy", ["'accuracy'", "function"]),
     ],
 )
-def test_what_a_function_does_wrong_is_said_before_training(
-    given: Any, parts: list[str], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+def test_wrong_results_are_refused_before_training(
+    metric: Any, facts: list[str], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as refused:
-        fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=[given])
-    assert [part for part in ["metrics: ", *parts] if part not in str(refused.value)] == []
+        fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=[metric])
+    assert [fact for fact in ["metrics: ", *facts] if fact not in str(refused.value)] == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_functions_with_one_name_and_an_unknown_best_metric(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="'own', which another metric"):
+def test_taken_name_and_unknown_best_metric(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'own'.*taken"):
         fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=[Seen(), Seen()])
     with pytest.raises(UserError, match=r"training.best_metric: found 'owm'.*did you mean 'own'.*accuracy"):
         fine_tune(**settings(tiny, sentiment, tmp_path / "run", training={"best_metric": "owm"}), metrics=[Seen()])
@@ -167,7 +164,7 @@ def test_two_functions_with_one_name_and_an_unknown_best_metric(
         fine_tune(**settings(tiny, sentiment, tmp_path / "run", training={"best_metric": "own"}))
 
 
-def test_a_function_can_neither_change_what_others_see_nor_what_is_drawn() -> None:
+def test_functions_cannot_change_rows_or_random_states() -> None:
     def greedy(predictions: list[Any], references: list[Any]) -> dict[str, float]:
         for part in (*predictions, *references):
             part.clear()
@@ -175,14 +172,14 @@ def test_a_function_can_neither_change_what_others_see_nor_what_is_drawn() -> No
         return {"greedy": float("nan")}
 
     seen = Seen()
-    own = OwnMetrics([greedy, seen])
+    user_metrics = UserMetrics([greedy, seen])
     rows = [["a"], ["a", "b"], []]
     torch.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
-    own.try_out(rows, [[1, 0], [1, 1], [0, 0]])
-    assert own.compute((rows, rows), ([], [])) == {"own": 1.0}
+    user_metrics.try_out(rows, [[1, 0], [1, 1], [0, 0]])
+    assert user_metrics.compute((rows, rows), ([], [])) == {"own": 1.0}
     assert seen.calls[-1] == (rows, rows)
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()  # type: ignore[index]

@@ -1,0 +1,46 @@
+"""Metrics from the Hugging Face Hub, which are code written by others."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from nlp_transfer.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import evaluate
+
+
+def load_hub_metric(name: str, *, allow_hub_metrics: bool) -> evaluate.EvaluationModule:
+    """Download a metric from the Hugging Face Hub and run its Python code.
+
+    Args:
+        name: The metric as `evaluate.load` takes it, such as `"rouge"` or `"user/metric"`.
+        allow_hub_metrics: Whether code from the hub may be downloaded and run.
+
+    Raises:
+        UserError: `allow_hub_metrics` is False, the metric does not exist or cannot be downloaded, or `evaluate` would run a
+            local file of that name instead.
+    """
+    if not allow_hub_metrics:
+        raise UserError(
+            f"training.hub_metrics: found {name!r}; a metric from the Hugging Face Hub is Python code written by others, which "
+            "is downloaded and run on this machine. Read that code first; if you trust it, allow it with --allow-hub-metrics "
+            "(in Python: allow_hub_metrics=True)"
+        )
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or os.path.lexists(name):
+        raise UserError(
+            f"training.hub_metrics: found {name!r}, which is a path; code there would run in place of a metric from the hub. "
+            "Allowed: NAME or ORG/NAME, where the current folder has nothing of that name. To use your own metric, pass it in "
+            "Python: fine_tune(..., metrics=[f])"
+        )
+    import evaluate
+
+    from nlp_transfer.hub.client import guarded
+
+    try:
+        with guarded(f"training.hub_metrics: {name}"):
+            return evaluate.load(name)
+    except Exception as error:  # the hub client, the network and the metric's code raise different types
+        raise UserError(f"training.hub_metrics: cannot load {name!r} from the hub: {error}") from error

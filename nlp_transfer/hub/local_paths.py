@@ -1,0 +1,42 @@
+"""Paths of this machine in the records of a model: recognized, removed and shortened before a push."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from nlp_transfer.data.sources.wheels import is_wheel
+
+LOCAL_PATH = re.compile(r"^(/|~/|[A-Za-z]:[\\/])")
+
+
+def is_local(value: Any) -> bool:
+    """Return whether a value is a path on this machine, and not an id."""
+    if not isinstance(value, str) or not value or is_wheel(value):
+        return False
+    return bool(LOCAL_PATH.match(value)) or value.startswith(("./", "../")) or (value.count("/") > 0 and Path(value).is_dir())
+
+
+def without_paths(document: Any) -> Any:
+    """Drop the fields that name the folder a model was loaded from, and shorten settings that are paths to their last part."""
+    if isinstance(document, list):
+        return [without_paths(item) for item in document]
+    if not isinstance(document, dict):
+        return document
+    cleaned = {
+        key: value for key, value in document.items() if not (key in ("_name_or_path", "name_or_path") and is_local(value))
+    }
+    for key in ("decoder", "target_tokenizer"):  # settings for building the model, which loading does not read
+        if is_local(cleaned.get(key)):
+            cleaned[key] = Path(cleaned[key]).name
+    return {key: without_paths(value) for key, value in cleaned.items()}
+
+
+def shorten_paths(value: Any) -> Any:
+    """Replace absolute paths by their last part, except in labels, which are words."""
+    if isinstance(value, dict):
+        return {shorten_paths(key): item if key == "labels" else shorten_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shorten_paths(item) for item in value]
+    if isinstance(value, str) and len(value) > 3 and LOCAL_PATH.match(value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value
