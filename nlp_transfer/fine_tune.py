@@ -146,7 +146,7 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         )  # fmt: skip
         check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
-        check_saving_further(run.strategy.further_jobs(model), folder.path, accelerator)
+        check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
     trainer = Trainer(
         model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, choices=choices,
         output_dir=folder.path, describe=lambda rows: _describe(splits, rows), objectives=prepared.objectives,
@@ -164,12 +164,12 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     parameters, preparation = count_parameters(model), time.monotonic() - began
     position = trainer.train()
     figures = records.training_figures(position, parameters, records.peak_memory(), preparation)
-    further = run.strategy.further_jobs(model)
+    further = run.strategy.auxiliary_jobs(model)
     model = save(run.strategy, job, model, folder, accelerator)
     metrics, answers = score_splits(job, model, accelerator, foreign, folder.path, own)
     if metrics:
         last = list(metrics)[-1]
-        say(*task.remarks(answers[last], tables[last].references))
+        say(*task.example_lines(answers[last], tables[last].references))
     signatures = task.signatures()
     result = {
         "task": document["task"], "strategy": document["strategy"], "model": run.config.model, "seed": training.seed,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nlp_transfer.data.random_numbers import GOLDEN, splitmix64
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
 from nlp_transfer.utils.errors import UserError
@@ -207,20 +208,11 @@ class _Draw:
     def __init__(self, seed: int, step: int, rows: np.ndarray, places: np.ndarray) -> None:
         key = np.zeros(1, np.uint64)
         for part in (np.array([seed]), np.array([step]), rows, places):
-            key = _mix(key + part.astype(np.uint64) * GOLDEN + GOLDEN)
+            key = splitmix64(key + part.astype(np.uint64) * GOLDEN + GOLDEN)
         self.key = key
 
     def __call__(self, channel: int) -> np.ndarray:
-        return (_mix(self.key + np.array([channel], np.uint64) * GOLDEN + GOLDEN) >> np.uint64(11)) * 2.0**-53
-
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(key: np.ndarray) -> np.ndarray:
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
+        return (splitmix64(self.key + np.array([channel], np.uint64) * GOLDEN + GOLDEN) >> np.uint64(11)) * 2.0**-53
 
 
 def _words_of(column: Ragged, words: WordTable) -> Ragged:

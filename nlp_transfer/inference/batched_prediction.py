@@ -54,7 +54,7 @@ def predict_table(
         batch_size: rows of a batch; None: the number that is fastest on the device.
         accelerator: shares the batches among its processes, which all get the same result, and shows progress; None: this
             process predicts all rows.
-        selected: bool of shape (rows,), the rows that need a complete prediction (`Task.answer`); None: all.
+        selected: bool of shape (rows,), the rows that need a complete prediction (`Task.predict_batch`); None: all.
         where: names a row in messages, by its index.
 
     Returns:
@@ -128,7 +128,7 @@ class _BatchPredictor:
             texts = {name: column[indices] for name, column in self.table.texts.items()}
             selected = None if self.selected is None else self.selected[indices]
             with autocast(self.device, self.precision):
-                predictions, losses = self.task.answer(self.model, batch, selected, texts)
+                predictions, losses = self.task.predict_batch(self.model, batch, selected, texts)
         except Exception as error:
             if len(indices) == 1 or not is_out_of_memory(error):
                 raise

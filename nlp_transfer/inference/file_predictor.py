@@ -83,7 +83,7 @@ class FilePredictor:
             raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
-        if probabilities and predictor.task.answer_kind not in ("label", "labels"):
+        if probabilities and predictor.task.prediction_kind not in ("label", "labels"):
             raise UserError(f"--probabilities: {model} predicts numbers, which have no probabilities; leave it out")
         say(*unused_columns(predictor.task, source))
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
@@ -145,10 +145,10 @@ class FilePredictor:
 
 def _prediction_type(task: Any) -> str:
     """Return the Arrow type of the column `prediction`."""
-    if task.answer_kind == "number":
+    if task.prediction_kind == "number":
         return "double"
     kinds = {"int": "int64", "float": "double", "bool": "bool"}
-    return kinds.get(getattr(task, "label_type", None) or "str", "string") if task.answer_kind == "label" else "string"
+    return kinds.get(getattr(task, "label_type", None) or "str", "string") if task.prediction_kind == "label" else "string"
 
 
 def _canonical(value: Any) -> str:

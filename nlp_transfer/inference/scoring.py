@@ -25,10 +25,11 @@ def score(
     """Return the metrics over a whole table, `loss` among them, and the predictions; the same in every process.
 
     Args:
-        draft: whether tasks with costly predictions may predict only some of the rows (`Task.partly`), for scores while training.
+        draft: whether tasks with costly predictions may predict only some of the rows (`Task.draft_rows`), for scores while
+        training.
         user_metrics: functions of the user, computed by one process for all.
     """
-    selected = task.partly(len(table)) if draft else None
+    selected = task.draft_rows(len(table)) if draft else None
     predictions, losses = predict_table(model, task, table, batch_size, precision, accelerator, selected)
     metrics = task.metrics(predictions, table.references)
     metrics["loss"] = sum(value / count for value, count in losses.values())

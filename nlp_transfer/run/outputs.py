@@ -89,11 +89,11 @@ def _write_predictions(path: Path, job: Job, split: str, answers: Arrays) -> Non
     they came from (`source_file` and `source_row` where an input column has such a name)."""
     task, rows = job.task, job.rows[split]
     floats = {name: round_predictions(name, array, PRECISION) for name, array in answers.items() if array.dtype == np.float32}
-    every = task.answer_kind in ("label", "labels") and len(getattr(task, "labels", None) or []) <= MOST_PROBABILITIES
+    every = task.prediction_kind in ("label", "labels") and len(getattr(task, "labels", None) or []) <= MOST_PROBABILITIES
     described = task.describe(answers | floats, probabilities=every)
     if "translation" in described:
         described["prediction"] = described.pop("translation")
-    if task.answer_kind == "number":  # all digits, so that the metrics can be computed again
+    if task.prediction_kind == "number":  # all digits, so that the metrics can be computed again
         described["prediction"] = answers["prediction"].astype(float).tolist()
     found = task.cells({"reference": task.written(right_answers(job.tables[split])["prediction"]), **described})
     inputs = task.input_columns()

@@ -119,7 +119,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         training |= {"learning_rate": trainer.budget.learning_rate(), "epochs": trainer.budget.epochs()}
     unused = without_effect(config, task, run.strategy)
     training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
-    further = [job.rows for job, _ in run.strategy.further_jobs(trainer.model).values()]
+    further = [job.rows for job, _ in run.strategy.auxiliary_jobs(trainer.model).values()]
     inputs = hash_inputs(run, checkpoint.source, splits.rows)
     inputs |= hash_strategy(run.strategy, dict(zip(run.strategy.nested(), further, strict=True)))
     revisions = {name: found for name, found in splits.provenance().items() if name.startswith("hub:")}

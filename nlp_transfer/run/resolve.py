@@ -122,7 +122,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, ow
 
 def _check_columns(task: Task, problems: Problems) -> None:
     """Adds input columns that have the name of a column beside them in `predictions/SPLIT.parquet`."""
-    added = ["reference", "prediction", *(["probability"] if task.answer_kind in ("label", "labels") else [])]
+    added = ["reference", "prediction", *(["probability"] if task.prediction_kind in ("label", "labels") else [])]
     for name in task.input_columns():
         if name in added:
             problems.add(

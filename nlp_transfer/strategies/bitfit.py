@@ -1,7 +1,11 @@
-"""BitFit: of the pretrained weights only the biases are trained, with the pooler and the head.
+"""BitFit: train only the biases of the encoder, and the pooler and the head.
 
-Ben Zaken et al. 2022, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
-2106.10199: under 0.1 % of the weights is enough for most tasks of moderate size, and two kinds of bias for nearly as much.
+When to use it: for many tasks on one encoder, since what differs is saved in a file of a few hundred kilobytes.
+
+Cost: under 0.1 % of the encoder's parameters are trained, so there is hardly any optimizer state. A step is little faster than in
+full fine-tuning. It is usually somewhat less accurate.
+
+Ben Zaken et al. 2022, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models", 2106.10199.
 """
 
 import re
@@ -13,52 +17,57 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import Layers, encoder_type, find_layers, new_parameters, width
 from nlp_transfer.models.preparation import freeze, has_untrained_decoder
-from nlp_transfer.strategies import DECODER_SCALE, Strategy
+from nlp_transfer.strategies import Strategy
+from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import UserError
 
 FILE = "biases.safetensors"
-# The query's projection, and the first of the two layers after attention, as the families call them.
+# The query projection, and the first of the two linear layers after attention, by their names in the model families.
 QUERY = re.compile(r"\.(query|query_proj|q_lin|q_proj|attn\.q|Wqkv)\.bias$")
 INTERMEDIATE = re.compile(r"\.(intermediate\.dense|lin1|fc1|ffn|Wi)\.bias$")
-NORMALISATION = re.compile(r"norm", re.IGNORECASE)
+NORMALIZATION = re.compile(r"norm", re.IGNORECASE)
 
 
 class Bitfit(Strategy):
-    """Trains biases and the head. What was trained of the encoder is also saved alone, as `biases.safetensors`."""
+    """Train biases and the head. The trained biases of the encoder are also saved separately, as `biases.safetensors`."""
 
     chooses_parameters: ClassVar[bool] = True
 
     biases: Literal["all", "query_and_intermediate"] = "all"
-    """Which biases of the encoder are trained; `query_and_intermediate`: those of the query and of the first layer after
-    attention, about half of them."""
+    """Biases to train in the encoder. `query_and_intermediate`: those of the query projection and of the first linear layer
+    after attention, about half of all."""
     normalisation: bool = False
-    """Whether the weights of normalisation layers are trained as well; families without biases need it."""
+    """Also train the weights of normalization layers. Model families without biases need it."""
 
     def learning_rate(self, model: nn.Module) -> float:
-        """So few numbers need, and bear, far larger steps than whole layers; a new decoder, trained whole, does not."""
+        """Return a high rate, as so few parameters need it. A new decoder, which is trained completely, needs a lower one."""
         if has_untrained_decoder(model):
             return super().learning_rate(model) * DECODER_SCALE
         return 3e-3 if width(model) <= 512 else 1e-3
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Raises a UserError where the encoder has none of the wanted biases."""
+        """Freeze everything else.
+
+        Raises:
+            UserError: If the encoder has no such biases.
+        """
         layers = find_layers(model)
         chosen = self._chosen(model, layers)
         wanted = "biases" if self.biases == "all" else "biases in the query and the first layer after attention"
         if not chosen:
             raise UserError(
                 f"strategy.biases: found {self.biases}; the layers of this {encoder_type(model.config)} model have no {wanted}; "
-                "allowed: strategy.normalisation true, which trains the weights of its normalisation, or another strategy"
+                "allowed: strategy.normalisation: true, which trains the weights of its normalization layers, or another strategy"
             )
-        above = {name for name, _ in model.named_parameters() if _is_above(name, layers)}
-        freeze(model, {name for name, _ in model.named_parameters()} - chosen - above - new_parameters(model))
+        head = {name for name, _ in model.named_parameters() if _is_new_part(name, layers)}
+        freeze(model, {name for name, _ in model.named_parameters()} - chosen - head - new_parameters(model))
         return model
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Saves `biases.safetensors`: all that tells this encoder from the pretrained one, by parameter name (fp32).
+        """Save `biases.safetensors`: the trained parameters of the encoder, by name.
 
-        `model.load_state_dict(load_file(path), strict=False)` puts them into the pretrained encoder again.
+        `model.load_state_dict(load_file(path), strict=False)` loads them into the pretrained encoder.
         """
         from safetensors.torch import save
 
@@ -69,19 +78,19 @@ class Bitfit(Strategy):
         return model
 
     def _chosen(self, model: nn.Module, layers: Layers) -> set[str]:
-        """Names of the pretrained parameters that are trained, those of the pooler and the head aside."""
-        found = set()
+        """Return the names of the encoder parameters to train."""
+        names = set()
         for name, parameter in model.named_parameters():
-            if _is_above(name, layers) or not parameter.requires_grad:  # a pooler beside a decoder is of no use
+            if _is_new_part(name, layers) or not parameter.requires_grad:
                 continue
             owner, _, kind = name.rpartition(".")
             is_bias = kind == "bias" if self.biases == "all" else bool(QUERY.search(name) or INTERMEDIATE.search(name))
-            is_scale = kind == "weight" and parameter.ndim == 1 and bool(NORMALISATION.search(owner))
+            is_scale = kind == "weight" and parameter.ndim == 1 and bool(NORMALIZATION.search(owner))
             if is_bias or (self.normalisation and is_scale):
-                found.add(name)
-        return found
+                names.add(name)
+        return names
 
 
-def _is_above(name: str, layers: Layers) -> bool:
-    """Whether a parameter belongs to the pooler, the head or a new decoder. One that came trained is like the encoder."""
+def _is_new_part(name: str, layers: Layers) -> bool:
+    """Return whether a parameter belongs to the pooler, the head or a new decoder. A pretrained decoder counts as encoder."""
     return layers.decoder is None and layers.depth_of(name) > layers.depth

@@ -1,7 +1,12 @@
-"""Feature extraction: the encoder is a fixed function, run once over each row; only the head on top of it is trained.
+"""Feature extraction: run the frozen encoder once over each row, and train only the head on its output.
 
-Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", 1903.05987; the learned mix
-of layers (`task.head.layers: mix`) is that of Peters et al. 2018, "Deep contextualized word representations", 1802.05365.
+When to use it: for a fast baseline, on small machines, or to compare many heads on one encoder.
+
+Cost: one forward pass per row; epochs take next to no time. The features take 4 bytes times the width for each row. It is usually
+clearly less accurate than fine-tuning.
+
+Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", 1903.05987. The learned mix of
+layers (`task.head.layers: mix`) is that of Peters et al. 2018, "Deep Contextualized Word Representations", 1802.05365.
 """
 
 from pathlib import Path
@@ -19,31 +24,31 @@ from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import Positive
 from nlp_transfer.strategies import Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.frozen_encoder import on_cached_features
+from nlp_transfer.strategies.common.frozen_encoder import with_cached_features
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression, last_linear
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import UserError
 
 
 class Features(Strategy):
-    """Trains a head on what the encoder gave once. Epochs cost next to nothing, and the encoder stays as it was."""
+    """Train a head on cached features of the frozen encoder."""
 
     chooses_parameters: ClassVar[bool] = True
 
     classifier: Literal["trained", "logistic_regression"] = "trained"
-    """How the head is fitted: by gradient steps, or a single layer by scikit-learn's logistic regression."""
+    """`trained`: train the head by gradient descent. `logistic_regression`: fit a single layer with scikit-learn."""
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
-    """Where features are kept; auto: in memory up to a gigabyte, else in a file that other runs find again; none: nowhere, the
+    """Where features are cached. auto: in memory up to 1 GB, otherwise in a file that later runs reuse. none: not cached; the
     encoder runs in every epoch."""
     regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 1.0
-    """Strength of logistic regression's L2 penalty: the inverse of scikit-learn's `C`."""
+    """Strength of the L2 penalty of logistic regression, the inverse of scikit-learn's `C`."""
 
     def learning_rate(self, model: nn.Module) -> float:
-        """A single layer is convex, and a deeper head small: both bear far larger steps than an encoder."""
+        """Return a high rate: a small head can be trained much faster than an encoder."""
         return 1e-2
 
     def preferred_head(self) -> HeadConfig:
-        """Pooled over all tokens: the first token's vector, which the families' heads take, means little before fine-tuning."""
+        """Return mean pooling: without fine-tuning, the vector of the first token carries little information."""
         return HeadConfig(pooling="mean")
 
     def unused(self, task: Task) -> dict[str, str]:
@@ -56,14 +61,14 @@ class Features(Strategy):
         return self.classifier == "trained"
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Fixes the encoder; its pooler, if the head uses one, belongs to the head.
+        """Freeze the encoder. A pooler belongs to the head.
 
         Raises:
-            UserError: the model writes text, or its head has hidden layers where a logistic regression is asked for.
+            UserError: If the model generates text, or logistic regression is to fit a head with hidden layers.
         """
         if has_decoder(model):
             raise UserError(
-                "strategy.name: found features, which gives one vector a row, and a decoder looks at all tokens; allowed for "
+                "strategy.name: found features, which gives one vector per row, but a decoder reads all tokens; allowed for "
                 "translation: {name: partial, frozen_layers: all}"
             )
         if self.classifier == "logistic_regression":
@@ -78,7 +83,7 @@ class Features(Strategy):
         labels = job.tables["train"].dense["labels"]
         if self.classifier == "logistic_regression" and labels.ndim == 1 and labels.dtype != np.int64:
             raise UserError("strategy.classifier: found logistic_regression; a regression has no classes; allowed: trained")
-        return job if self.cache == "none" else on_cached_features(job, model, CachePoint(), self.cache)
+        return job if self.cache == "none" else with_cached_features(job, model, CachePoint(), self.cache)
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         if self.classifier == "trained":

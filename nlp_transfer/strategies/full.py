@@ -1,7 +1,11 @@
-"""Full fine-tuning: every parameter moves.
+"""Full fine-tuning: every parameter of the model is trained.
 
-Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", 1810.04805; the rates for few rows follow
-Mosbach et al. 2021, 2006.04884.
+When to use it: by default. With enough labeled rows it is usually the most accurate strategy.
+
+Cost: gradients and optimizer state for all parameters, and a complete model for each task.
+
+Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", 1810.04805. The learning rates for few rows follow
+Mosbach et al. 2021, "On the Stability of Fine-tuning BERT", 2006.04884.
 """
 
 from typing import Annotated, ClassVar
@@ -9,11 +13,12 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import nn
 
-from nlp_transfer.strategies import Group, Strategy, scale_head
+from nlp_transfer.strategies import Group, Strategy
+from nlp_transfer.strategies.common.layer_depth import scale_head
 
 
 class Full(Strategy):
-    """Everything moves; the pooler and the head, which have to be learned, faster than what is pretrained."""
+    """Train all parameters. The pooler and the head, which are new, have a higher learning rate than pretrained layers."""
 
     only_trains: ClassVar[bool] = True
 

@@ -1,9 +1,13 @@
-"""Learning rates that fall with depth: the lower a layer, the more general what it knows, and the less it should move.
+"""Layer-wise learning rate decay: lower layers, whose features are more general, have lower learning rates.
 
-Howard and Ruder 2018, "Universal Language Model Fine-tuning", 1801.06146 (discriminative fine-tuning); for BERT-like models
-Clark et al. 2020 (ELECTRA), 2003.10555, and Zhang et al. 2021, 2006.05987.
+When to use it: instead of full fine-tuning, above all with few labeled rows or large models.
 
-With ten labelled rows a class (Banking77, TREC; MiniLM) it was a little better than plain full fine-tuning, not measurably so.
+Cost: as full fine-tuning. With ten labeled rows per class (Banking77, TREC; MiniLM) it was slightly better than full fine-tuning,
+though not measurably.
+
+Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", 1801.06146 (discriminative fine-tuning).
+For BERT-like models: Clark et al. 2020, "ELECTRA", 2003.10555; Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning",
+2006.05987.
 """
 
 from dataclasses import replace
@@ -15,50 +19,53 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import Layers
 from nlp_transfer.strategies import Group, Strategy
-from nlp_transfer.strategies.common.layer_depth import head_apart, inner_layers, plain_name, separate_layers
+from nlp_transfer.strategies.common.layer_depth import inner_layers, plain_name, scale_mixed_head, separate_layers
 
 
 class LayerwiseLr(Strategy):
-    """Each layer learns slower than the one above it. By itself this is full fine-tuning; in a list it changes the rates of
-    whatever the others train, [full, layerwise_lr] or [lora, layerwise_lr]."""
+    """Lower the learning rate from layer to layer. Alone this is full fine-tuning.
+
+    In a list it changes the rates of what the other strategies train: [full, layerwise_lr] or [lora, layerwise_lr].
+    """
 
     only_trains: ClassVar[bool] = True
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Factor on the learning rate for each layer further down; the highest layer keeps the whole rate."""
+    """Factor on the learning rate from each layer to the next lower one. The highest layer has the full rate."""
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Raises a UserError where layers share one set of weights: a single rate would be full fine-tuning by another name."""
-        separate_layers(model, "layerwise_lr", "they cannot learn at rates of their own")
+        """Check that the layers have separate weights.
+
+        Raises:
+            UserError: If they share their weights, so that there is only one learning rate.
+        """
+        separate_layers(model, "layerwise_lr", "they cannot have different learning rates")
         return model
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """The groups cut by depth; the rate of each is a factor on what it was before."""
+        """Split the groups by depth, and multiply their learning rate by a power of `decay`."""
         layers = inner_layers(model)
         stack = f"{layers.decoder}." if layers.decoder else ""
-        numbers = [
-            int(name.removeprefix(stack).split(".")[0]) for name in _plain_names(model) if stack and name.startswith(stack)
-        ]
+        names = [plain_name(name) for name, _ in model.named_parameters()]
+        numbers = [int(name.removeprefix(stack).split(".")[0]) for name in names if stack and name.startswith(stack)]
         decoder_depth = max(numbers, default=-1) + 1
-        found: list[Group] = []
-        for group in head_apart(model, groups):
+        split: list[Group] = []
+        for group in scale_mixed_head(model, groups):
             by_factor: dict[int, list[str]] = {}
             for name in group.names:
                 by_factor.setdefault(_layers_above(plain_name(name), layers, decoder_depth), []).append(name)
-            found += [
+            split += [
                 replace(group, names=names, learning_rate_scale=group.learning_rate_scale * self.decay**above)
                 for above, names in sorted(by_factor.items())
             ]
-        return found
-
-
-def _plain_names(model: nn.Module) -> list[str]:
-    return [plain_name(name) for name, _ in model.named_parameters()]
+        return split
 
 
 def _layers_above(name: str, layers: Layers, decoder_depth: int) -> int:
-    """How many layers of its stack stand above a parameter; none above a pooler, a head and a new decoder, all above
-    embeddings. A decoder that came trained is a stack like the encoder."""
+    """Return the number of layers above a parameter in its stack: 0 for the pooler, the head and a new decoder.
+
+    A pretrained decoder is a stack like the encoder.
+    """
     depth = layers.depth_of(name)
     if depth <= layers.depth:
         return layers.depth - max(depth, 0)

@@ -1,9 +1,13 @@
-"""Self-training: the model labels unlabelled text by itself, and learns from the answers it is sure of, in rounds.
+"""Self-training: train on labeled rows, predict unlabeled rows, and train again on the confident predictions, in rounds.
 
-Lee 2013, "Pseudo-Label"; Mukherjee and Awadallah 2020, "Uncertainty-aware Self-training for Few-shot Text Classification",
-2006.15315, whose rounds these are: a teacher labels, a student that starts from the pretrained weights learns, and becomes the
-next teacher. What counts as sure is decided class by class (Zhang et al. 2021, FlexMatch, 2110.08263): one threshold for all
-would leave out the classes that are hard.
+When to use it: with few labeled rows and many unlabeled ones of the same kind (`data.unlabelled`).
+
+Cost: each round trains once more and predicts all unlabeled rows.
+
+Lee 2013, "Pseudo-Label". The rounds are those of Mukherjee and Awadallah 2020, "Uncertainty-aware Self-training for Few-shot Text
+Classification", 2006.15315: a teacher labels the rows, a student that starts from the pretrained weights learns from them, and
+becomes the next teacher. Each class has its own confidence threshold, as in Zhang et al. 2021, "FlexMatch", 2110.08263, since a
+common threshold would exclude difficult classes.
 """
 
 from typing import Any
@@ -16,56 +20,57 @@ from transformers import PreTrainedModel
 from nlp_transfer.models.layers import has_decoder
 from nlp_transfer.settings.schema import Count, Positive, Share
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.layer_depth import head_apart
+from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
+from nlp_transfer.tasks.common.labels import rarest_labels
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
 
 class SelfTraining(Strategy):
-    """Rounds of training on train and on rows of `data.unlabelled` under the model's own predictions, which the best weights so
-    far make."""
+    """Train on labeled rows and on pseudo-labels, which the best weights so far predict for `data.unlabelled`."""
 
     rounds: Count = 2
-    """How often unlabelled rows are labelled and learned from, after the first training on train alone."""
+    """Number of rounds with pseudo-labels, after a first training on the labeled rows alone."""
     confidence: Share = 0.5
-    """Probability from which an answer may be learned from, in the class of which the model is surest; in the others the
-    threshold is lower, by how sure it is of them on average."""
+    """Minimum probability of a pseudo-label, in the class with the highest average probability. In other classes the minimum is
+    lower, in proportion to their average probability."""
     share: Positive = 0.4
-    """Share of the unlabelled rows that the last round may learn from; earlier rounds may in proportion, the surest first."""
+    """Maximum share of the unlabeled rows used in the last round. Earlier rounds use proportionally fewer, most confident
+    first."""
     balance: bool = True
-    """Keep the classes' shares as they are in train: of each class only so many rows join in. Else all sure rows do."""
+    """Keep the class distribution of the training data among the pseudo-labels. false: use all confident rows."""
     restart: bool = True
-    """Begin each round from the weights that the first one began with; else go on from those of the round before."""
+    """Start each round from the pretrained weights. false: from the weights of the previous round."""
 
     def uses_unlabelled(self) -> bool:
         return True
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """As in full fine-tuning the head learns faster, unless another strategy of a list has set its rate."""
-        return head_apart(model, groups)
+        """Give the head a higher learning rate, unless another strategy of a list has set it."""
+        return scale_mixed_head(model, groups)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Raises a UserError where answers come without a probability."""
+        """Check that the task predicts probabilities."""
         if has_decoder(model) or model.config.problem_type == "regression":
             kind = "translation" if has_decoder(model) else "regression"
             raise UserError(
-                f"strategy.name: found self_training; answers of a {kind} have no probability by which to choose among them; "
+                f"strategy.name: found self_training; predictions of a {kind} have no probability to select them by; "
                 "allowed: text_classification and multi_label"
             )
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
-        """Raises a UserError where there is nothing to label."""
+        """Check that there are unlabeled rows, and record the initial weights for restarts."""
         if "unlabelled" not in job.tables:
             raise UserError("data.unlabelled: is required by self_training and was not given; allowed: a file of texts")
         if self.restart and job.training.ema is not None:
             raise UserError(
-                f"training.ema: found {job.training.ema}; self_training begins each round anew, and the average would hold the "
-                "round before; allowed: null, or strategy.restart: false"
+                f"training.ema: found {job.training.ema}; self_training restarts each round, and the average would contain the "
+                "previous round; allowed: null, or strategy.restart: false"
             )
         if self.restart:
-            free = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
-            model.first_weights = free  # type: ignore[assignment]
+            weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+            model.initial_weights = weights  # type: ignore[assignment]
         return job
 
     def next_phase(self, state: State, view: View) -> Phase | None:
@@ -78,52 +83,61 @@ class SelfTraining(Strategy):
         unlabelled = view.tables["unlabelled"]
         rows, labels = self.choose(view.predict(unlabelled), view.tables["train"].dense["labels"], finished)
         if len(rows) == 0:
-            say(f"warning: round {finished} of {self.rounds}: the model is sure of no unlabelled row, so training ends")
+            say(f"warning: round {finished} of {self.rounds}: no prediction of an unlabeled row is confident, so training ends")
             return None
-        say(f"round {finished} of {self.rounds}: {len(rows):,} of {len(unlabelled):,} unlabelled rows join in")
+        say(f"round {finished} of {self.rounds}: {len(rows):,} of {len(unlabelled):,} unlabeled rows are used")
         if self.restart:
-            _put_back(view.model)
+            _restore_initial_weights(view.model)
         also = {"split": "unlabelled", "rows": rows.tolist(), "labels": labels.tolist()}
         return Phase(f"round {finished}", keep_optimizer=not self.restart, following=following, also=also)
 
-    def choose(self, answers: dict[str, np.ndarray], taught: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows (int64) that join in round `number`, counted from 1, and their labels as those of train are kept.
+    def choose(self, predictions: dict[str, np.ndarray], targets: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Select the pseudo-labels of a round.
+
+        In multi-label tasks a row is as confident as its least confident decision, and counts for its most probable label.
 
         Args:
-            answers: `prediction` and `scores` (rows, labels) for the unlabelled rows.
-            taught: the labels of train.
+            predictions: `scores` of the unlabeled rows, of shape (rows, labels).
+            targets: Targets of the labeled rows.
+            number: Number of the round, counted from 1.
+
+        Returns:
+            The selected rows, int64 of shape (n,), and their labels, in the form of the targets.
         """
-        scores = answers["scores"].astype(np.float64)
-        if taught.ndim == 2:  # a row is as sure as the least sure of its decisions; it counts for its surest label
-            sure, kind = np.maximum(scores, 1 - scores).min(1), np.where(scores.max(1) >= 0.5, scores.argmax(1), scores.shape[1])
-            rarest = np.where(taught > 0, taught.sum(0), np.inf)
-            own = np.where(taught.any(1), rarest.argmin(1), taught.shape[1])
-            labels = (scores >= 0.5).astype(taught.dtype)
+        scores = predictions["scores"].astype(np.float64)
+        if targets.ndim == 2:
+            confidence = np.maximum(scores, 1 - scores).min(1)
+            predicted = np.where(scores.max(1) >= 0.5, scores.argmax(1), scores.shape[1])  # the last class: no label
+            rarest = rarest_labels(targets)
+            target_class = np.where(rarest < 0, targets.shape[1], rarest)
+            labels = (scores >= 0.5).astype(targets.dtype)
         else:
-            sure, kind, own = scores.max(1), scores.argmax(1), taught
-            labels = kind.astype(taught.dtype)
-        classes = int(max(kind.max(initial=0), own.max(initial=0))) + 1
-        mean = np.bincount(kind, sure, classes) / np.maximum(np.bincount(kind, minlength=classes), 1)
+            confidence, predicted, target_class = scores.max(1), scores.argmax(1), targets
+            labels = predicted.astype(targets.dtype)
+        classes = int(max(predicted.max(initial=0), target_class.max(initial=0))) + 1
+        mean = np.bincount(predicted, confidence, classes) / np.maximum(np.bincount(predicted, minlength=classes), 1)
         threshold = self.confidence * mean / max(float(mean.max()), 1e-12)
-        enough = sure >= threshold[kind]
-        most = self.share * len(sure) * number / self.rounds
-        wanted = np.bincount(own, minlength=classes) / len(own) * most
+        confident = confidence >= threshold[predicted]
+        limit = self.share * len(confidence) * number / self.rounds
+        limits = np.bincount(target_class, minlength=classes) / len(target_class) * limit
+        order = np.random.default_rng(number).permutation(
+            len(confidence)
+        )  # so that ties are not decided by the order in the file
         chosen: list[np.ndarray] = []
-        drawn = np.random.default_rng(number).permutation(len(sure))  # of rows that are equally sure not the first of the file
         for label in range(classes):
-            candidates = drawn[(kind == label)[drawn] & enough[drawn]]
-            order = candidates[np.argsort(-sure[candidates], kind="stable")]
-            chosen.append(order[: int(np.ceil(wanted[label]))] if self.balance else order)
+            candidates = order[(predicted == label)[order] & confident[order]]
+            by_confidence = candidates[np.argsort(-confidence[candidates], kind="stable")]
+            chosen.append(by_confidence[: int(np.ceil(limits[label]))] if self.balance else by_confidence)
         rows = np.concatenate(chosen)
         if not self.balance:
-            rows = drawn[np.isin(drawn, rows)]  # nor those of the first class
-            rows = rows[np.argsort(-sure[rows], kind="stable")][: int(np.ceil(most))]
+            rows = order[np.isin(order, rows)]  # nor by the order of the classes
+            rows = rows[np.argsort(-confidence[rows], kind="stable")][: int(np.ceil(limit))]
         rows = np.sort(rows).astype(np.int64)
         return rows, labels[rows]
 
 
-def _put_back(model: Any) -> None:
+def _restore_initial_weights(model: Any) -> None:
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, value in model.first_weights.items():
+        for name, value in model.initial_weights.items():
             parameters[name].copy_(value)

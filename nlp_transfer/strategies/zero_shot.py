@@ -1,7 +1,10 @@
-"""Zero-shot classification: labels are described in words, and no row with a label is learned from.
+"""Zero-shot classification: predict labels from their descriptions, without labeled rows.
+
+When to use it: as a baseline, or to label rows before any labels exist.
+
+Cost: by embedding, one forward pass per label. By entailment, one forward pass per row and label, and then a linear layer.
 
 Yin et al. 2019, "Benchmarking Zero-shot Text Classification: Datasets, Evaluation and Entailment Approach", 1909.00161.
-A baseline, and a labeller of rows that nobody has labelled.
 """
 
 from collections.abc import Mapping
@@ -22,8 +25,8 @@ from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, Head
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Name, Positive
 from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.label_words import in_words
-from nlp_transfer.strategies.common.linear_heads import fix_for_computed_head, last_linear, layer_inputs, set_layer
+from nlp_transfer.strategies.common.label_words import describe_labels
+from nlp_transfer.strategies.common.linear_heads import freeze_for_computed_head, last_linear, layer_inputs, set_layer
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import Steps
 from nlp_transfer.utils.errors import Problems, UserError
@@ -31,36 +34,38 @@ from nlp_transfer.utils.errors import Problems, UserError
 BATCH = 64
 
 
-def _has_gap(template: str) -> str:
+def _check_template(template: str) -> str:
     if template.count("{}") != 1:
-        raise ValueError("text with one {}, where the label's words go")
+        raise ValueError("text with one {}, which stands for the description of the label")
     return template
 
 
 class ZeroShot(Strategy):
-    """Answers with the label whose description fits the text best. Of train the texts are used at most, never the labels; with
-    `labels` here or in `task.labels` no train is needed."""
+    """Predict the label whose description fits the text best.
+
+    The labels of training rows are never used. With `labels` here or in `task.labels`, no training rows are needed.
+    """
 
     chooses_parameters: ClassVar[bool] = True
 
     by: Literal["embedding", "entailment"] = "embedding"
-    """How fit is judged: by the cosine of the vectors of text and description, for encoders of whole sentences; or by an
-    entailment (NLI) checkpoint, whose answers for the texts of train and of `data.unlabelled` a linear layer on its encoder
-    then learns to give, so that each text is read once and not once for each label."""
+    """`embedding`: by the cosine between text and description, with a sentence encoder. `entailment`: with an entailment (NLI)
+    model, whose predictions for the texts of train and `data.unlabelled` are distilled into a linear layer on its encoder, so
+    that prediction takes one pass per text instead of one per label."""
     labels: dict[str, Name] = {}
-    """What labels mean, in words; others are described by their names, with spaces for underscores."""
-    template: Annotated[str, AfterValidator(_has_gap)] = "This text is about {}."
-    """The sentence that words are put into."""
+    """Descriptions of labels. The default is the label's name, with spaces instead of underscores."""
+    template: Annotated[str, AfterValidator(_check_template)] = "This text is about {}."
+    """Sentence into which the description of a label is inserted."""
     scale: Annotated[Positive, UsedWith(by="embedding")] = 20.0
-    """By embedding: what cosines are multiplied with to make probabilities of them."""
+    """By embedding: factor on the cosines before the softmax."""
     similarity: Annotated[float, AfterValidator(float), UsedWith(by="embedding")] = 0.3
-    """By embedding, with several labels a row: the cosine from which on a label fits."""
+    """By embedding, in multi-label tasks: minimum cosine of a predicted label."""
 
     def default_model(self) -> str | None:
         return SENTENCE_MODEL if self.by == "embedding" else None
 
     def preferred_head(self) -> HeadConfig:
-        """The mean over all tokens, of length 1: a linear layer over it that holds vectors of length 1 gives cosines."""
+        """Return mean pooling, normalized to length 1: a linear layer with weights of length 1 then computes cosines."""
         return HeadConfig(pooling="mean", normalize=True)
 
     def takes_steps(self) -> bool:
@@ -70,169 +75,180 @@ class ZeroShot(Strategy):
         return self.by == "entailment"
 
     def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
-        if data.train is None and "label" not in task.answer_kind:
+        if data.train is None and "label" not in task.prediction_kind:
             problems.add(
-                f"strategy.name: found zero_shot beside answers that are {task.answer_kind}s; allowed: a task with labels"
+                f"strategy.name: found zero_shot with a task that predicts {task.prediction_kind}s; allowed: a task with labels"
             )
         elif self.by == "entailment" and data.train is None and data.unlabelled is None:
             problems.add(
-                "data.unlabelled: is required and was not given; zero_shot by entailment fits a layer to what the checkpoint "
-                "says of texts; allowed: data.unlabelled (texts alone), data.train, or strategy.by: embedding, for which none "
-                "are needed"
+                "data.unlabelled: is required and was not given; zero_shot by entailment fits a layer to the "
+                "predictions of the checkpoint; allowed: data.unlabelled (texts alone), data.train, or strategy.by: embedding, "
+                "which needs no texts"
             )
 
     def name_labels(self, task: Task) -> Task:
-        """A copy with the described labels, where the task's settings name none."""
+        """Return a copy with the described labels, if the task's settings name none."""
         named = getattr(task, "labels", None) or not hasattr(task, "labels")
         return task if named or not self.labels else task.model_copy(update={"labels": list(self.labels)})
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _names_alone(cls, value: Any) -> Any:
-        """A list names labels that their names describe."""
+    def _from_list(cls, value: Any) -> Any:
+        """Accept a list of labels without descriptions."""
         if isinstance(value, (list, Mapping)) and any(isinstance(name, str) and not name.strip() for name in value):
             raise ValueError("labels that are not empty")
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
-            return {name: in_words([name], {}, "strategy.labels")[0] for name in value}
+            return {name: describe_labels([name], {}, "strategy.labels")[0] for name in value}
         return value
 
     def unused(self, task: Task) -> dict[str, str]:
         reasons: dict[str, str] = {}
         if self.by == "embedding":
-            reasons["data.shots"] = "zero_shot by embedding learns from no row of train"
-            reasons["data.unlabelled"] = "zero_shot by embedding learns from no rows; nlp-transfer predict labels them afterwards"
-        if task.answer_kind != "labels":
-            reasons["strategy.similarity"] = "a row has one label, that of the description that fits best"
+            reasons["data.shots"] = "zero_shot by embedding does not use training rows"
+            reasons["data.unlabelled"] = (
+                "zero_shot by embedding does not use them; label them afterwards with nlp-transfer predict"
+            )
+        if task.prediction_kind != "labels":
+            reasons["strategy.similarity"] = "a row has one label, the one whose description fits best"
         return reasons
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Fixes everything.
+        """Freeze everything.
 
         Raises:
-            UserError: the answer is a text or a number, or the head is not a single layer over vectors of length 1.
+            UserError: If the task does not predict labels, or the head is not a single layer over vectors of length 1.
         """
-        fix_for_computed_head(model, "strategy.name: found zero_shot")
+        freeze_for_computed_head(model, "strategy.name: found zero_shot")
         if self.by == "embedding":
             if not isinstance(model, EncoderHeadForSequenceClassification):
                 raise UserError(
-                    "task.head: found family; zero_shot compares the vectors of texts, and a family's head sees what its pooler "
-                    "makes of the first token, as may one of a task that builds its model itself; allowed: null, or {pooling: "
-                    "mean, normalize: true}"
+                    "task.head: found family; zero_shot compares mean vectors of texts, but this head reads the first token or "
+                    "is built by the task; allowed: null, or {pooling: mean, normalize: true}"
                 )
             if not model.config.normalize or model.config.layers == "mix":
                 raise UserError(
                     f"task.head: found normalize {str(model.config.normalize).lower()}, layers {model.config.layers}; cosines "
-                    "are those of vectors of length 1, and a mix of layers must be trained; allowed: normalize true, layers last"
+                    "need vectors of length 1, and a mix of layers must be trained; allowed: normalize true, layers last"
                 )
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
         model.to(job.device)  # type: ignore[arg-type]
         sentences = self.sentences(job.task.labels)  # type: ignore[attr-defined]
-        several = model.config.problem_type == "multi_label_classification"
+        multi_label = model.config.problem_type == "multi_label_classification"
         if self.by == "embedding":
-            self._from_embeddings(job, model, sentences, several)
+            self._from_embeddings(job, model, sentences, multi_label)
         else:
-            self._from_entailment(job, model, sentences, several)
+            self._from_entailment(job, model, sentences, multi_label)
         return job
 
     def sentences(self, labels: list[str]) -> list[str]:
-        """A description of each label.
+        """Return the description of each label, inserted into the template.
 
         Raises:
-            UserError: words are given for a label that does not exist.
+            UserError: If a description is for an unknown label.
         """
-        return [self.template.replace("{}", words) for words in in_words(labels, self.labels, "strategy.labels")]
+        return [
+            self.template.replace("{}", description) for description in describe_labels(labels, self.labels, "strategy.labels")
+        ]
 
-    def _from_embeddings(self, job: Job, model: Any, sentences: list[str], several: bool) -> None:
-        alone = job.task.model_copy(update={"text_pair": None})
+    def _from_embeddings(self, job: Job, model: Any, sentences: list[str], multi_label: bool) -> None:
+        task = job.task.model_copy(update={"text_pair": None})
         tokenizer = job.checkpoint.tokenizer
-        rows = from_columns({alone.input_columns()[0]: sentences}, "strategy.labels")
-        table = encode_rows(rows, lambda columns: alone.encode(columns, tokenizer, False), alone.fill(tokenizer))
+        rows = from_columns({task.input_columns()[0]: sentences}, "strategy.labels")
+        table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer, False), task.fill(tokenizer))
         layer = last_linear(model, "strategy.name: found zero_shot")
         vectors = layer_inputs(model, layer, table)
-        set_layer(layer, self.scale * vectors, np.full(len(vectors), -self.scale * self.similarity if several else 0.0))
+        set_layer(layer, self.scale * vectors, np.full(len(vectors), -self.scale * self.similarity if multi_label else 0.0))
 
-    def _from_entailment(self, job: Job, model: Any, sentences: list[str], several: bool) -> None:
+    def _from_entailment(self, job: Job, model: Any, sentences: list[str], multi_label: bool) -> None:
         splits = [name for name in ("train", "unlabelled") if name in job.tables]
-        logits = torch.cat([entailments(job, job.rows[name], sentences, f"labelling {name}") for name in splits])
-        # One label of several: which description follows most. Any number: whether each follows rather than its contrary.
-        answers = (logits[..., 0] - logits[..., 1]).sigmoid() if several else logits[..., 0].softmax(-1)
+        logits = torch.cat([entailments(job, job.rows[name], sentences, f"labeling {name}") for name in splits])
+        # Single-label: softmax over the labels' entailment logits. Multi-label: each label's entailment against contradiction.
+        targets = (logits[..., 0] - logits[..., 1]).sigmoid() if multi_label else logits[..., 0].softmax(-1)
         texts = TokenTable.concatenate([replace(job.tables[name], dense={}) for name in splits])
         layer = last_linear(model, "strategy.name: found zero_shot")
-        set_layer(layer, *fit_answers(layer_inputs(model, layer, texts), answers.double(), several))
+        set_layer(layer, *fit_soft_labels(layer_inputs(model, layer, texts), targets.double(), multi_label))
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         return None
 
 
-def entailments(job: Job, rows: Rows, sentences: list[str], what: str = "labelling") -> torch.Tensor:
-    """float32 of shape (rows, sentences, 2): the logits of the job's checkpoint, an entailment model, that a sentence follows
-    from a row's text, and that it does not (of three answers: that it contradicts it).
+def entailments(job: Job, rows: Rows, sentences: list[str], label: str = "labeling") -> torch.Tensor:
+    """Return the entailment logits of the job's checkpoint for each text and sentence.
+
+    Returns:
+        float32 of shape (rows, sentences, 2): the logit that the sentence follows from the text, and that it does not. With
+        three labels the second is that of contradiction.
 
     Raises:
-        UserError: the checkpoint does not classify, or none of its labels is called entailment.
+        UserError: If the checkpoint is not an entailment model.
     """
-    model, follows, not_follows = _entailment_model(job.checkpoint)
+    model, entailment, contradiction = _entailment_model(job.checkpoint)
     model.eval().to(job.device)
     tokenizer, pad = job.checkpoint.tokenizer, job.task.fill(job.checkpoint.tokenizer)
     texts = [
         " ".join(str(cell) for cell in cells) for cells in zip(*(rows.columns[n] for n in job.task.input_columns()), strict=True)
     ]
-    found = torch.empty(len(texts), len(sentences), 2)
+    result = torch.empty(len(texts), len(sentences), 2)
     batches = inference_batches(np.array([[len(text)] for text in texts]), max(1, BATCH // len(sentences)))
-    with Steps(what, len(batches)) as progress, torch.inference_mode():
+    with Steps(label, len(batches)) as progress, torch.inference_mode():
         for batch in batches:
             pairs = [(texts[row], sentence) for row in batch for sentence in sentences]
             for start in range(0, len(pairs), BATCH):
-                part = pairs[start : start + BATCH]
+                chunk = pairs[start : start + BATCH]
                 encoded = tokenizer(
-                    [text for text, _ in part], [sentence for _, sentence in part], truncation="only_first", padding=True,
+                    [text for text, _ in chunk], [sentence for _, sentence in chunk], truncation="only_first", padding=True,
                     max_length=job.checkpoint.max_length, return_tensors="pt",
                 )  # fmt: skip
                 inputs = {name: encoded[name].to(job.device) for name in (*pad, "attention_mask") if name in encoded}
-                logits = model(**inputs).logits.float().cpu()[:, [follows, not_follows]]
-                places = torch.arange(start, start + len(part))
-                found[torch.from_numpy(batch)[places // len(sentences)], places % len(sentences)] = logits
+                logits = model(**inputs).logits.float().cpu()[:, [entailment, contradiction]]
+                places = torch.arange(start, start + len(chunk))
+                result[torch.from_numpy(batch)[places // len(sentences)], places % len(sentences)] = logits
             progress.advance()
-    return found
+    return result
 
 
 def _entailment_model(checkpoint: Checkpoint) -> tuple[Any, int, int]:
-    """The whole checkpoint, and which of its answers say that a sentence follows, and that it does not."""
+    """Return the entailment model, and the ids of its labels for entailment and for contradiction."""
     labels = {int(i): str(label) for i, label in (checkpoint.config.id2label or {}).items()}
-    follows = [i for i, label in labels.items() if label.lower().startswith("entail")]
-    others = [i for i in labels if i not in follows]
-    contrary = [i for i in others if labels[i].lower().startswith("contra")] or others
-    if len(follows) != 1 or len(contrary) != 1:
+    entailment = [i for i, label in labels.items() if label.lower().startswith("entail")]
+    others = [i for i in labels if i not in entailment]
+    contradiction = [i for i in others if labels[i].lower().startswith("contra")] or others
+    if len(entailment) != 1 or len(contradiction) != 1:
         raise UserError(
-            f"strategy.by: found entailment; {checkpoint.source.name} answers {', '.join(labels.values())}; allowed: a model "
-            "that was fine-tuned on entailment (NLI), with a label called entailment and one other or one called contradiction"
+            f"strategy.by: found entailment; {checkpoint.source.name} has the labels {', '.join(labels.values())}; allowed: a "
+            "model fine-tuned on entailment (NLI), with a label entailment, and one other label or one called contradiction"
         )
     check_head(checkpoint)
     model = checkpoint.load(AutoModelForSequenceClassification)
     forbid_new_parameters(model, checkpoint.source.name)
-    return model, follows[0], contrary[0]
+    return model, entailment[0], contradiction[0]
 
 
-def fit_answers(inputs: np.ndarray, answers: torch.Tensor, several: bool, penalty: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (labels, width) and bias (labels,) of the layer whose answers come nearest to given probabilities.
+def fit_soft_labels(
+    inputs: np.ndarray, targets: torch.Tensor, multi_label: bool, penalty: float = 0.1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit a linear layer to target probabilities, with an L2 penalty.
 
     Args:
         inputs: float32 of shape (rows, width).
-        answers: float64 of shape (rows, labels); unless `several`, each row sums to 1.
-        penalty: on half the squared weights; it keeps them finite where answers are certain.
+        targets: float64 of shape (rows, labels). Unless `multi_label`, each row sums to 1.
+        penalty: Factor on half the squared weights. It keeps them finite if all targets are 0 or 1.
+
+    Returns:
+        The weight (labels, width) and bias (labels,).
     """
-    seen = torch.from_numpy(inputs).double()
-    weight = torch.zeros(answers.shape[1], seen.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(answers.shape[1], dtype=torch.float64, requires_grad=True)
+    features = torch.from_numpy(inputs).double()
+    weight = torch.zeros(targets.shape[1], features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(targets.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = seen @ weight.T + bias
-        wrong = F.binary_cross_entropy_with_logits if several else F.cross_entropy
-        loss = wrong(logits, answers, reduction="sum") + penalty / 2 * weight.square().sum()
+        logits = features @ weight.T + bias
+        cross_entropy = F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy
+        loss = cross_entropy(logits, targets, reduction="sum") + penalty / 2 * weight.square().sum()
         loss.backward()
         return loss
 

@@ -1,4 +1,4 @@
-"""Any number of labels for a text or a pair of texts, none included."""
+"""Multi-label classification: any number of labels, or none, for a text or a pair of texts."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,85 +15,72 @@ from nlp_transfer.evaluation.metrics import MULTILABEL_KEYS, compute_label_metri
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
 from nlp_transfer.tasks.common.label_schema import (
-    BRACKETS,
     POSITIONS,
     LabelSchema,
-    LabelType,
+    are_words,
     as_list,
     hold_positions,
     is_indicator,
-    is_number,
+    is_unreadable_list,
     label_text,
     label_value,
 )
+from nlp_transfer.tasks.common.label_task import LabelTask
 from nlp_transfer.tasks.common.labels import (
-    LabelList,
     balance,
     check_taught,
-    check_type,
-    check_weight_names,
     fit_labels,
     focal_factor,
     label_fields,
-    named_type,
     no_label,
     other_separator,
+    rarest_labels,
     shorten,
     similar_labels,
     unknown_label,
-    weight_vector,
 )
-from nlp_transfer.tasks.common.text_task import TextTask
 from nlp_transfer.utils.errors import Problems, UserError
 from nlp_transfer.utils.errors import shorten as shorten_value
 
 
-class MultiLabel(TextTask):
-    """Each label is decided by itself: a sigmoid and a threshold a label."""
+class MultiLabel(LabelTask):
+    """Classification with any number of labels per row: a sigmoid and a threshold for each label."""
 
     best_metric: ClassVar[str] = "f1_macro"
-    answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "labels"
+    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "labels"
 
     label: str | Annotated[list[str], Field(min_length=1)] = "label"  # type: ignore[assignment]
-    """The column with the labels of a row, in a list or joined by `separator`; or a list of columns that hold 0 or 1, each
-    named like its label."""
+    """The column with the labels of a row, as a list or joined by `separator`; or a list of columns that contain 0 or 1, each
+    named after its label."""
     separator: Annotated[str, Field(min_length=1)] = "|"
-    """Between the labels of a cell, where a cell is not a list."""
+    """Separator between labels in a cell that is not a list."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Probability from which a label is given."""
-    labels: LabelList | None = None
-    """The labels in their order; null: those in train, by alphabet."""
-    label_type: LabelType | None = None
-    """Type of predicted labels in Python; null: that of train's labels. `str` also takes 1.1 and 1.10 for two labels."""
+    """Minimum probability of a predicted label."""
     label_format: Literal["names", "indicators"] | None = None
-    """What the list in a cell holds. `names`: the labels of the row; `indicators`: 0 or 1 for each of `labels`, in their order;
-    null: recognized from train."""
+    """Content of the lists in cells. `names`: the labels of the row. `indicators`: 0 or 1 for each of `labels`, in that order.
+    null: recognized from the training data."""
 
     def target_columns(self) -> list[str]:
         return list(self.label) if isinstance(self.label, list) else [self.label]
 
-    def label_schema(self) -> LabelSchema:
-        """Return the labels in the order of the logits."""
-        return LabelSchema(self.labels or [], self.label_type)
-
     def elements(self, cell: Any) -> list[Any]:
-        """Return the elements of a cell: of a list, of text that spells one or joins labels, or the one label of a scalar."""
+        """Return the elements of a cell: a list, text that contains a list or joined labels, or a single label."""
         if (elements := as_list(cell)) is not None:
             return elements
-        parts = cell.split(self.separator) if isinstance(cell, str) else [cell]
-        return [part for part in parts if label_text(part) is not None]
+        elements = cell.split(self.separator) if isinstance(cell, str) else [cell]
+        return [element for element in elements if label_text(element) is not None]
 
     def labels_of(self, cell: Any) -> list[Any]:
-        """Return the labels that a cell names; an empty cell, or one of positions that cannot be read, names none."""
+        """Return the labels in a cell. There are none in an empty cell, or in indicators that cannot be read."""
         elements = self.elements(cell)
         if self.label_format != "indicators":
             return [element for element in elements if label_text(element) is not None]
         if not self._has_positions(elements):
-            return elements if _are_words(elements) else []
+            return elements if are_words(elements) else []
         return [name for name, element in zip(self.labels or [], elements, strict=True) if label_value(element, "int") == "1"]
 
     def _has_positions(self, elements: Sequence[Any]) -> bool:
-        """Return whether there is a 0 or 1 for each label."""
+        """Return whether the elements are a 0 or 1 for each label."""
         return len(elements) == len(self.labels or []) and all(map(is_indicator, elements))
 
     def target_cells(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
@@ -107,8 +94,6 @@ class MultiLabel(TextTask):
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
-        check_type(self.labels, self.label_type, problems)
-        check_weight_names(training, self.labels, self.label_type, problems)
         for name, value in (("label_type", "str"), ("label_format", "names")) if isinstance(self.label, list) else ():
             if getattr(self, name) not in (None, value):
                 problems.add(
@@ -138,16 +123,17 @@ class MultiLabel(TextTask):
         return task
 
     def _names_match(self, cells: Sequence[list[Any]], problems: Problems) -> bool:
-        """Add a problem where most cells hold a number for each label that `labels` does not name, or other numbers than 0 and 1.
+        """Check that `labels` names the positions of indicator lists. Return whether it does.
 
-        Single cells that differ are bad rows. With `label_format` in the settings one cell as it should be is enough.
+        A problem is added if most cells contain numbers other than 0 and 1, or another number of them than there are labels. With
+        `label_format` in the settings, one valid cell is enough. Other cells are reported later, as bad rows.
         """
-        given = [cell for cell in cells if cell]
-        fitting = sum(map(self._has_positions, given))
-        if not given or (self.labels and fitting and (self.label_format is not None or 2 * fitting > len(given))):
-            return True  # without any label there is another message
-        usual = Counter(map(len, given)).most_common(1)[0][0]
-        examples = [cell for cell in given if len(cell) == usual]
+        filled = [cell for cell in cells if cell]
+        fitting = sum(map(self._has_positions, filled))
+        if not filled or (self.labels and fitting and (self.label_format is not None or 2 * fitting > len(filled))):
+            return True  # no labels at all are reported elsewhere
+        usual = Counter(map(len, filled)).most_common(1)[0][0]
+        examples = [cell for cell in filled if len(cell) == usual]
         named = f"it has {len(self.labels)}" if self.labels else "it is not set"
         example = shorten_value(next((cell for cell in examples if not all(map(is_indicator, cell))), examples[0]))
         problems.add(
@@ -163,9 +149,9 @@ class MultiLabel(TextTask):
         if not labels:
             problems.add(f"{column}: no row has a label; allowed: labels joined by {self.separator!r} or in a list")
         problems.extend(f"{column}: {fault}" for fault in self._separator_faults())
-        if self.label_type == "float" and (parts := [label for label in labels if "." in label]):
+        if self.label_type == "float" and (fractions := [label for label in labels if "." in label]):
             problems.add(
-                f"{column}: found the labels {shorten(parts)}, which look like probabilities; allowed: names of labels (set "
+                f"{column}: found the labels {shorten(fractions)}, which look like probabilities; allowed: names of labels (set "
                 "task.label_type: str if they are names)"
             )
         for label in labels:
@@ -183,16 +169,13 @@ class MultiLabel(TextTask):
             )
 
     def _separator_faults(self) -> list[str]:
-        """Return what makes joined labels ambiguous."""
+        """Return a message if a label contains the separator, so that joined labels would be ambiguous."""
         join = self.separator.join
         inside = [label for label in self.labels or [] if join([label, label]).split(self.separator) != [label, label]]
         return inside and [
             f"the label {inside[0]!r} contains the separator {self.separator!r} or a part of it, so that joined labels would be "
             "ambiguous; allowed: task.separator: a text that occurs in no label"
         ]
-
-    def fit_settings(self, problems: Problems) -> Self:
-        return self.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         if isinstance(self.label, list):
@@ -201,7 +184,7 @@ class MultiLabel(TextTask):
                     if not is_indicator(cell):
                         problems.add_row(row, rows.bad(row, name, *no_label(cell, "0 or 1")))
             return
-        if not self.labels:  # `fit` has said why
+        if not self.labels:  # reported by `fit`
             return
         schema = self.label_schema()
         for row, cell in enumerate(rows.columns[self.label]):
@@ -209,16 +192,16 @@ class MultiLabel(TextTask):
                 problems.add_row(row, rows.bad(row, self.label, *fault))
 
     def _cell_faults(self, cell: Any, schema: LabelSchema) -> Iterator[tuple[str, str]]:
-        """Yield reason and kind of everything in a cell that cannot be used."""
+        """Yield the reason and kind of each fault in a cell."""
         allowed = f"a list of labels or text joined by {self.separator!r}"
-        if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and self._is_unreadable_list(cell)):
+        if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and is_unreadable_list(cell, self.separator)):
             yield no_label(cell, f"{allowed}; a list in a cell is written as in JSON, with commas")
             return
         elements = self.elements(cell)
         if self.label_format == "indicators":
             if self._has_positions(elements):
                 return
-            if not _are_words(elements):
+            if not are_words(elements):
                 yield no_label(cell, f"a list of {len(schema.names)} zeros and ones, for {shorten(schema.names)}")
                 return
         elif all(map(is_indicator, elements)) and len({label_value(element, "int") for element in elements}) < len(elements):
@@ -233,24 +216,12 @@ class MultiLabel(TextTask):
             elif schema.id(element) is None:
                 yield unknown_label(str(label_text(element)), schema.names)
 
-    def _is_unreadable_list(self, text: str) -> bool:
-        """Return whether text is in brackets but can be read neither as a list nor as one word, such as NumPy's `[0 1 0]`."""
-        text = text.strip().removeprefix("array")
-        in_brackets = (text[:1], text[-1:]) in BRACKETS and self.separator not in text
-        return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")
-
     def strata(self, rows: Rows) -> np.ndarray:
-        """The rarest label of each row: what a split is most likely to lose."""
-        return self._rarest(self.encode_targets(self.target_cells(rows.columns)))
-
-    @staticmethod
-    def _rarest(hot: np.ndarray) -> np.ndarray:
-        frequency = hot.sum(0)
-        rarity = np.where(hot > 0, frequency, np.inf)
-        return np.where(hot.any(1), rarity.argmin(1), -1).astype(np.int64)
+        """Return the rarest label of each row, which a split is most likely to lose; -1 for a row without labels."""
+        return rarest_labels(self.encode_targets(self.target_cells(rows.columns)))
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
-        """float32 of shape (rows, labels), 1 where a row has the label."""
+        """Return float32 of shape (rows, labels): 1 where a row has the label, else 0."""
         schema = self.label_schema()
         hot = np.zeros((len(cells), len(schema.names)), np.float32)
         for row, cell in enumerate(cells):
@@ -260,65 +231,55 @@ class MultiLabel(TextTask):
     def head_fields(self) -> dict[str, Any]:
         return label_fields(self.labels or [], "multi_label_classification")
 
-    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        """Weights apply to the rows that have a label: `balanced` is how many rows without it there are for one with it, of the
-        rows of an epoch, so that weights leave alone what oversampling evens out already."""
-        weights = None
-        if training.class_weights == "balanced":
-            repeats = self.repeats(training, train)
-            times = np.ones(len(train)) if repeats is None else repeats.times()
-            positive = times @ train.dense["labels"]
-            weights = torch.tensor((times.sum() - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
-        elif isinstance(training.class_weights, Mapping):
-            weights = weight_vector(training.class_weights, self.labels or [], self.label_type)
-        return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)
+    def balanced_weights(self, labels: np.ndarray, times: np.ndarray) -> torch.Tensor:
+        """Return, for each label, the rows without it divided by the rows with it: the weight of the latter, at least 1."""
+        positive = times @ labels
+        return torch.tensor((times.sum() - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
 
     def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
-        """The rarest label of each row and how many rows have each label, as repeat factors are taken for data with many
-        labels a row (Gupta et al. 2019, 1908.03195). A row without any is never repeated."""
+        """Return the rarest label of each row and the number of rows of each label. Rows without labels are never repeated.
+
+        A row's rarest label decides how often it is repeated, as in Gupta et al. 2019, "LVIS", 1908.03195.
+        """
         hot = table.dense.get("labels")
-        return None if hot is None else (self._rarest(hot), hot.sum(0).astype(np.int64))
+        return None if hot is None else (rarest_labels(hot), hot.sum(0).astype(np.int64))
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        """Rows, and decisions (rows times labels)."""
+        """Return the number of rows, and of binary decisions (rows times labels)."""
         return {"rows": float(len(batch["labels"])), "binary_cross_entropy": float(batch["labels"].numel())}
 
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Summed binary cross-entropy over logits of shape (rows, labels), computed in fp32."""
+        """Return the summed binary cross-entropy over logits of shape (rows, labels), computed in fp32."""
         logits = outputs.logits.float()
-        wanted = batch["labels"] * (1 - options.label_smoothing) + options.label_smoothing / 2
+        targets = batch["labels"] * (1 - options.label_smoothing) + options.label_smoothing / 2
         weights = None if options.class_weights is None else options.class_weights.to(logits.device)
         if options.focal_gamma:
             log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
-            given = wanted if weights is None else wanted * weights
+            positive = targets if weights is None else targets * weights
             gamma = options.focal_gamma
-            terms = given * focal_factor(log_p, gamma) * log_p + (1 - wanted) * focal_factor(log_q, gamma) * log_q
+            terms = positive * focal_factor(log_p, gamma) * log_p + (1 - targets) * focal_factor(log_q, gamma) * log_q
             return {"binary_cross_entropy": -terms.sum()}
-        return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weights, reduction="sum")}
+        return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")}
 
     def predict(self, outputs: Any) -> Arrays:
-        """`scores` float32 (rows, labels), each in 0..1, and `prediction` bool (rows, labels)."""
+        """Return `scores`, the probabilities, float32 of shape (rows, labels), and `prediction`, bool of the same shape."""
         scores = outputs.logits.float().sigmoid().cpu().numpy()
         return {"prediction": scores >= self.threshold, "scores": scores}
 
-    def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        """`prediction` is the list of a row's labels, `probability` the list of theirs; both are empty where there is none."""
-        values = self.label_schema().values()
-        given = [np.flatnonzero(row) for row in answers["prediction"]]
-        scores = answers["scores"].astype(float)
-        columns: dict[str, list[Any]] = {
-            "prediction": [[values[i] for i in row] for row in given],
-            "probability": [row_scores[row].tolist() for row, row_scores in zip(given, scores, strict=True)],
+    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
+        """Return `prediction`, the list of a row's labels, and `probability`, the list of their probabilities."""
+        predicted, scores = predictions["prediction"], predictions["scores"].astype(float)
+        columns = {
+            "prediction": self.written(predicted),
+            "probability": [row_scores[np.flatnonzero(row)].tolist() for row, row_scores in zip(predicted, scores, strict=True)],
         }
-        if probabilities:
-            columns |= {f"probability:{label}": scores[:, i].tolist() for i, label in enumerate(self.labels or [])}
-        return columns
+        return columns | (self.probability_columns(predictions) if probabilities else {})
 
     def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Join the labels of a row, and their probabilities.
 
         Raises:
-            UserError: a label contains the separator.
+            UserError: If a label contains the separator.
         """
         if faults := self._separator_faults():
             raise UserError(f"--task.separator: {faults[0]}")
@@ -327,11 +288,11 @@ class MultiLabel(TextTask):
 
     def written(self, cells: np.ndarray) -> list[Any]:
         values = self.label_schema().values()
-        return [[value for value, given in zip(values, row, strict=True) if given] for row in cells]
+        return [[value for value, is_set in zip(values, row, strict=True) if is_set] for row in cells]
 
-    def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
+    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
         hot = targets["labels"].astype(np.int64)
-        return compute_label_metrics(answers["prediction"].astype(np.int64), hot, answers["scores"], multilabel=True)
+        return compute_label_metrics(predictions["prediction"].astype(np.int64), hot, predictions["scores"], multilabel=True)
 
     def report(self, train: Rows) -> list[str]:
         hot = self.encode_targets(self.target_cells(train.columns))
@@ -344,8 +305,3 @@ class MultiLabel(TextTask):
         if isinstance(self.label, str) and hot.sum(1).max(initial=0) <= 1:
             lines += other_separator(train.columns[self.label], ",;/|".replace(self.separator, ""), "task.separator")
         return [*lines, *similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
-
-
-def _are_words(elements: Sequence[Any]) -> bool:
-    """Return whether all elements are labels that nobody could take for a position's number."""
-    return not any((text := label_text(element)) is None or is_number(str(label_value(text, "int"))) for element in elements)

@@ -1,4 +1,4 @@
-"""A number for a text or a pair of texts."""
+"""Regression: a number for a text or a pair of texts."""
 
 import math
 from collections.abc import Sequence
@@ -23,40 +23,40 @@ from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
 from nlp_transfer.tasks.common.text_task import TextTask
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
-LARGEST = float(np.finfo(np.float32).max)  # a saved model computes in fp32
-SPREAD = 1e-30, 1e30  # standard deviations with which fp32 weights neither vanish nor overflow
-ROUNDING = 1e-7  # of standardized values in fp32
-UNITS = 10.0  # deviations between two means, or the ratio of two deviations, from which on columns have other units
-COARSE = 0.01  # share of the standard deviation between two neighbouring fp32 numbers, from which on a user is warned
+MAX_VALUE = float(np.finfo(np.float32).max)  # a saved model computes in fp32
+MIN_DEVIATION, MAX_DEVIATION = 1e-30, 1e30  # fp32 weights for other standard deviations would underflow or overflow
+ROUNDING_ERROR = 1e-7  # of standardized values in fp32
+SAME_UNITS = 10.0  # maximum distance of two means in standard deviations, and ratio of two deviations, for the same units
+COARSE_STEP = 0.01  # distance of neighboring fp32 numbers, in standard deviations, above which there is a warning
 
 
 def number(cell: Any) -> float | None:
-    """The finite number in a cell, or None. Python would also read 1_000, which in a table is more likely a slip."""
+    """Return the finite number in a cell, or None. `1_000`, which Python accepts, is refused as a probable mistake."""
     if isinstance(cell, bool) or "_" in str(cell):
         return None
     try:
         value = float(cell)
     except (TypeError, ValueError, OverflowError):
         return None
-    return value if abs(value) <= LARGEST else None
+    return value if abs(value) <= MAX_VALUE else None
 
 
 class Regression(TextTask):
     """Least squares on standardized targets, (y - `mean`) / `scale`, so that training does not depend on the column's units.
 
-    Predictions and metrics are in the column's units, and so is what a saved model returns: mean and scale are folded into its
-    output layer.
+    Predictions, metrics and the output of a saved model are in the column's units: mean and scale are folded into its output
+    layer.
     """
 
-    best_metric: ClassVar[str] = "r2"  # ranks as the squared error does; a correlation does not see predictions that are far off
-    answer_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
+    best_metric: ClassVar[str] = "r2"  # unlike a correlation, it is sensitive to a constant error
+    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
 
     mean: float | None = None
-    """What is subtracted from the targets while training; null: their mean over train."""
+    """Subtracted from the targets in training. null: their mean in the training data."""
     scale: Positive | None = None
-    """What the targets are then divided by; null: their standard deviation over train."""
+    """Divisor of the targets in training, after `mean` is subtracted. null: their standard deviation in the training data."""
     offset: float | None = None
-    """Of a saved model: the bias of its output layer in full precision. null while training."""
+    """Set in saved models: the output bias in full precision. null during training."""
 
     def metric_names(self) -> list[str]:
         return list(REGRESSION_KEYS)
@@ -72,17 +72,17 @@ class Regression(TextTask):
         place = f"train, column {self.label!r}"
         if len(values) == 1 and None not in values:
             problems.add(f"{place}: every row has the same value; allowed: at least two different numbers")
-        elif None not in values and not SPREAD[0] <= (found := _deviation(self._targets(train))) <= SPREAD[1]:
+        elif None not in values and not MIN_DEVIATION <= (deviation := _deviation(self._targets(train))) <= MAX_DEVIATION:
             problems.add(
-                f"{place}: the standard deviation is {found:g}; allowed: {SPREAD[0]:g} to {SPREAD[1]:g}, which fp32 weights can "
-                "produce; multiply the column by a power of ten"
+                f"{place}: the standard deviation is {deviation:g}; allowed: {MIN_DEVIATION:g} to {MAX_DEVIATION:g}, "
+                "which fp32 weights can produce; multiply the column by a power of ten"
             )
         return self
 
     def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
         values = self._targets(train)
         mean = float(values.mean()) if self.mean is None else self.mean
-        scale = (_deviation(values) or 1.0) if self.scale is None else self.scale  # of a train split of equal values it is 0
+        scale = (_deviation(values) or 1.0) if self.scale is None else self.scale  # the deviation of equal values is 0
         return super().prepare(checkpoint, train).model_copy(update={"mean": mean, "scale": scale, "offset": None})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
@@ -90,28 +90,28 @@ class Regression(TextTask):
             if number(cell) is None:
                 is_missing = plain_cell(cell) is None or str(cell).strip().lower() in ("", "nan")
                 found = "nothing" if is_missing else shorten(cell)
-                reason = f"found {found}; allowed: a finite number of at most {LARGEST:.2g}"
+                reason = f"found {found}; allowed: a finite number of at most {MAX_VALUE:.2g}"
                 if isinstance(cell, str) and number(cell.replace(",", ".")) is not None:
-                    reason += ", with a point for a decimal comma (3.7)"
+                    reason += ", with a decimal point instead of a comma (3.7)"
                 elif isinstance(cell, str) and any(mark.isdigit() for mark in cell):
-                    reason += ", without separators of thousands, currency or percent sign (3776, 46)"
+                    reason += ", without thousands separators, currency or percent signs (3776, 46)"
                 kind = MISSING if is_missing else "with a label that is no number"
                 problems.add_row(row, rows.bad(row, self.label, reason, kind))
 
     def strata(self, rows: Rows) -> np.ndarray:
-        """Tenths of the range by rank, so that a split sees small and large values alike."""
+        """Return the decile of each value, so that every split contains small and large values."""
         values = self._targets(rows)
         return np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64)
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
-        """float64 of shape (rows,), in the column's units: in float32 two timestamps a minute apart would be equal."""
+        """Return float64 of shape (rows,), in the column's units. In float32, timestamps a minute apart would be equal."""
         return np.array([number(cell) for cell in cells], np.float64)
 
     def _targets(self, rows: Rows) -> np.ndarray:
         return self.encode_targets(rows.columns[self.label])
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        """Tokens and targets are the same whatever train's mean and scale are."""
+        """Return the cache key without mean and scale, which tokens and targets do not depend on."""
         plain = self.model_copy(update={"mean": None, "scale": None, "offset": None})
         return super(Regression, plain).encoding(tokenizer)
 
@@ -119,24 +119,24 @@ class Regression(TextTask):
         return {"id2label": {0: self.label}, "label2id": {self.label: 0}, "problem_type": "regression"}
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
-        """As for any task; a head that the checkpoint brings keeps its predictions.
+        """Build the model. A trained head in the checkpoint keeps its predictions.
 
         Raises:
-            UserError: the head has no linear output layer with a bias, which mean and scale could be folded into.
+            UserError: If the head has no linear output layer with a bias, into which mean and scale can be folded.
         """
         model = super().build_model(checkpoint, training)
         layer = self._output(model)
         if layer.bias is None and self.mean:
             raise UserError(
-                f"task.head: the family's head of {model.config.model_type} models has no bias, which the mean of "
-                f"{self.label!r} could be added to; allowed: a head with one, such as {{pooling: mean}}"
+                f"task.head: the family's head of {model.config.model_type} models has no bias, to which the mean "
+                f"of {self.label!r} could be added; allowed: a head with a bias, such as {{pooling: mean}}"
             )
         if not any(layer.weight is parameter for name, parameter in model.named_parameters() if name in new_parameters(model)):
             self._continue(model, layer, checkpoint)
         return model
 
     def _continue(self, model: Any, layer: RegressionOutput, checkpoint: Checkpoint) -> None:
-        """Standardize a trained output layer: it keeps its predictions, unless the column it was trained on had other units."""
+        """Standardize a trained output layer. It keeps its predictions, unless the column it was trained on had other units."""
         saved, problems = checkpoint.record.get("settings"), Problems()
         known = {name: saved.get(name) for name in ("mean", "scale", "offset")} if isinstance(saved, dict) else {}
         before = validate(Regression, known, problems, f"model: {checkpoint.source.name}: nlp_transfer.json: settings")
@@ -144,7 +144,10 @@ class Regression(TextTask):
         mean, scale = layer.mean, layer.scale
         if before is None or before.mean is None or before.scale is None:
             layer.unfold(mean, scale)
-        elif abs(before.mean - mean) <= UNITS * max(before.scale, scale) and 1 / UNITS <= before.scale / scale <= UNITS:
+        elif (
+            abs(before.mean - mean) <= SAME_UNITS * max(before.scale, scale)
+            and 1 / SAME_UNITS <= before.scale / scale <= SAME_UNITS
+        ):
             layer.unfold(mean, scale, before.offset)
         else:
             layer.unfold(before.mean, before.scale, before.offset)
@@ -170,7 +173,7 @@ class Regression(TextTask):
 
     def connect(self, model: PreTrainedModel) -> None:
         layers = regression_outputs(model)
-        if not layers and (self.mean, self.scale) == (None, None):  # from elsewhere: its logits are the predictions
+        if not layers and (self.mean, self.scale) == (None, None):  # saved elsewhere: its logits are the predictions
             layers = [layer for layer in [RegressionOutput.replace(model)] if layer]
         for layer in layers or [self._output(model)] * (self.scale is not None):
             layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
@@ -184,46 +187,46 @@ class Regression(TextTask):
         return {"rows": rows, "squared_error": rows}
 
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Summed squared error of standardized values, over logits of shape (rows, 1), computed in fp32."""
+        """Return the summed squared error of standardized values, over logits of shape (rows, 1), computed in fp32."""
         logits = outputs.logits.float().squeeze(-1)
-        wanted = ((batch["labels"].double() - (self.mean or 0.0)) / (self.scale or 1.0)).float()
-        return {"squared_error": (logits - wanted.to(logits.device)).square().sum()}
+        targets = ((batch["labels"].double() - (self.mean or 0.0)) / (self.scale or 1.0)).float()
+        return {"squared_error": (logits - targets.to(logits.device)).square().sum()}
 
     def predict(self, outputs: Any) -> Arrays:
-        """`prediction` (rows,), in the column's units: float64; of a model from elsewhere, whose scale is not known, float32."""
+        """Return `prediction`, of shape (rows,), in the column's units: float64, or float32 for a model without a known scale."""
         values = outputs.logits.float().squeeze(-1).cpu().numpy()
         return {"prediction": values if self.scale is None else values.astype(np.float64) * self.scale + (self.mean or 0.0)}
 
-    def describe(self, answers: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        values = answers["prediction"].astype(float)
-        if self.scale is not None:  # digits below the rounding of the standardized fp32 values mean nothing
-            values = np.round(values, int(np.ceil(-np.log10(self.scale * ROUNDING))))
+    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
+        values = predictions["prediction"].astype(float)
+        if self.scale is not None:  # drop digits below the rounding error
+            values = np.round(values, int(np.ceil(-np.log10(self.scale * ROUNDING_ERROR))))
         return {"prediction": values.tolist()}
 
-    def metrics(self, answers: Arrays, targets: Arrays) -> dict[str, float]:
-        return compute_regression_metrics(answers["prediction"], targets["labels"])
+    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
+        return compute_regression_metrics(predictions["prediction"], targets["labels"])
 
     def report(self, train: Rows) -> list[str]:
         values = self._targets(train)
         mean, deviation = float(values.mean()), _deviation(values)
         average = round(mean, 2 - math.floor(math.log10(deviation))) if deviation else mean
         lines = [f"{self.label}: from {values.min():.10g} to {values.max():.10g}, mean {average:.10g}, deviation {deviation:.3g}"]
-        given = {name: value for name, value in (("mean", self.mean), ("scale", self.scale)) if value is not None}
-        if not given.items() <= {"mean": mean, "scale": deviation or 1.0}.items():
-            settings = ", ".join(f"task.{name}: {value:g}" for name, value in given.items())
-            lines.append(f"{self.label}: standardized with {settings}, as the settings say, not with those of train")
+        fixed = {name: value for name, value in (("mean", self.mean), ("scale", self.scale)) if value is not None}
+        if not fixed.items() <= {"mean": mean, "scale": deviation or 1.0}.items():
+            settings = ", ".join(f"task.{name}: {value:g}" for name, value in fixed.items())
+            lines.append(f"{self.label}: standardized with {settings} from the settings, not with the values of train")
         step = float(np.spacing(np.float32(np.abs(values).max())))
-        if step > COARSE * deviation:
+        if step > COARSE_STEP * deviation:
             lines.append(
-                f"warning: {self.label}: plain transformers computes in fp32, in which numbers of this size are {step:g} apart; "
-                "load_predictor and the commands predict in float64. Subtract a constant from the column to have the same "
-                "precision everywhere"
+                f"warning: {self.label}: plain transformers computes in fp32, where numbers of this size are {step:g} apart; "
+                "load_predictor and the commands predict in float64. Subtract a constant from the column for the same precision "
+                "everywhere"
             )
         return lines
 
 
 def _deviation(values: np.ndarray) -> float:
-    """The standard deviation; squares of tiny numbers do not become zero."""
-    apart = values - values.mean()
-    largest = float(np.abs(apart).max())
-    return largest * float(np.sqrt(np.mean((apart / largest) ** 2))) if largest else 0.0
+    """Return the standard deviation. Values are scaled first, so that the squares of tiny values do not underflow."""
+    centered = values - values.mean()
+    largest = float(np.abs(centered).max())
+    return largest * float(np.sqrt(np.mean((centered / largest) ** 2))) if largest else 0.0

@@ -101,7 +101,7 @@ class WindowGradient:
                 loss = torch.stack(parts).sum() * float(micro.counted)
                 accelerator.backward(loss * accelerator.num_processes)
             found["loss"] += loss.detach()
-            for name, (value, term) in objective.watch(outputs, batch).items():
+            for name, (value, term) in objective.step_metrics(outputs, batch).items():
                 share = value.detach().float() / counts[term] * float(micro.counted)
                 found[name] = found[name] + share if name in found else share
         return found

@@ -26,7 +26,7 @@ def score_validation(
     metrics, _ = score(model, task, table, accelerator, draft=True, user_metrics=own)
     metrics = broadcast_from_main(metrics)  # CPU models round differently, and all processes must stop after the same step
     metrics |= task.draft_settings(len(table))
-    further = strategy.further_jobs(model)
+    further = strategy.auxiliary_jobs(model)
     decisive = [(task, metrics.get(task.best_metric, math.nan))]
     for name, (job, learned) in further.items():
         if "validation" in job.tables:

@@ -58,7 +58,7 @@ def child(straight: Runs, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_what_is_declared_moves_and_nothing_else(case: tuple[str, str], straight: Runs) -> None:
+def test_only_declared_parameters_change(case: tuple[str, str], straight: Runs) -> None:
     found = straight[case]
     moved = {name for name, value in found["weights"].items() if not torch.equal(value, found["before"][name])}
     computed = {name for name in moved if name.startswith("classifier.")} if case[0] in COMPUTED else set()
@@ -67,7 +67,7 @@ def test_what_is_declared_moves_and_nothing_else(case: tuple[str, str], straight
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[1] != "translation"], ids=name_of)
-def test_another_process_answers_the_same(case: tuple[str, str], straight: Runs, child: dict[str, Any], folder: Path) -> None:
+def test_another_process_predicts_the_same(case: tuple[str, str], straight: Runs, child: dict[str, Any], folder: Path) -> None:
     ours = logits_of(load_predictor(folder / "one" / name_of(case)), texts_of(case[1]))
     assert torch.allclose(ours, torch.tensor(child[name_of(case)]["logits"]), atol=1e-5)
     assert float(ours.std(0).max()) > 1e-7, "answers that differ between texts"
@@ -81,7 +81,7 @@ def test_a_translation_model_translates(case: tuple[str, str], straight: Runs, f
 
 
 @pytest.mark.parametrize("case", sorted(IMPOSSIBLE), ids=name_of)
-def test_what_a_strategy_cannot_do_it_says(case: tuple[str, str], tiny: dict[str, Path], folder: Path) -> None:
+def test_impossible_tasks_are_refused(case: tuple[str, str], tiny: dict[str, Path], folder: Path) -> None:
     output = folder / "impossible" / name_of(case)
     with pytest.raises(UserError, match="allowed"):
         fine_tune(**document(*case, tiny["bert"], files(folder / "data"), output, folder))
@@ -93,7 +93,7 @@ class Killed(Exception):  # noqa: N818  no error: what happens to a process
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[1] == "single"], ids=name_of)
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+def test_interrupted_run_equals_uninterrupted_run(
     case: tuple[str, str], straight: Runs, tiny: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, written = folder / "killed" / name_of(case), []
@@ -128,9 +128,7 @@ def pair(folder: Path, tiny: dict[str, Path]) -> list[dict[Any, Any]]:
 
 
 @pytest.mark.parametrize("case", TWICE, ids=name_of)
-def test_two_processes_learn_what_one_does(
-    case: tuple[str, str], straight: Runs, pair: list[dict[Any, Any]], folder: Path
-) -> None:
+def test_two_processes_equal_one(case: tuple[str, str], straight: Runs, pair: list[dict[Any, Any]], folder: Path) -> None:
     one, first, second = straight[case], pair[0][case], pair[1][case]
     assert first["result"]["train"]["steps"] == one["result"]["train"]["steps"]
     assert first["result"]["metrics"] == second["result"]["metrics"]

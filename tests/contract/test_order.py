@@ -79,9 +79,7 @@ def test_there_are_strategies() -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_rows_sorted_by_label_differ_from_shuffled_ones_by_chance_alone(
-    name: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_order_has_no_effect(name: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beyond = Trial(name, tiny["bert"], tmp_path / "trial").differences(monkeypatch)
     assert (beyond <= 0).all(), dict(zip(FIGURES, beyond.tolist(), strict=True))
 
@@ -101,7 +99,7 @@ def in_file_order(plan: WindowPlan, epoch: int) -> list[np.ndarray]:
     ("name", "owner", "method", "fault"),
     [("multitask", Repeats, "rows", first_rows), ("full", WindowPlan, "windows", in_file_order)],
 )
-def test_the_check_finds_a_dependence_on_the_order(
+def test_check_detects_an_effect_of_the_order(
     name: str, owner: Any, method: str, fault: Any, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, method, fault)

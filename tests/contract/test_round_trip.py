@@ -99,7 +99,7 @@ def test_the_pipeline_gives_the_probabilities_of_predict(name: str, runs: dict[s
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_plain_transformers_refuses_a_deeper_head(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
+def test_custom_head_is_refused_without_the_toolkit(name: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
     assert "nlp_transfer_encoder_head" in child[name]["error"]
     assert child[name]["encoder_missing"] == []
     assert json.loads((runs[name] / "result.json").read_text())["plain"] is False

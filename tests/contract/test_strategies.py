@@ -143,7 +143,7 @@ def test_every_registered_task_is_covered() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_the_declared_parameters_move_in_every_family(family: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
+def test_only_declared_parameters_change_in_every_family(family: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
     if family == "albert" and case.get("frozen_layers") == 1:
         case = {"name": "partial", "frozen_layers": "all"}  # its layers share one set of weights
     if family == "albert" and case["name"] in ("layerwise_lr", "gradual_unfreezing"):
@@ -157,9 +157,9 @@ def test_only_the_declared_parameters_move_in_every_family(family: str, case: di
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 @pytest.mark.parametrize("task", list(TASKS))
-def test_only_the_declared_parameters_move_in_every_task(task: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
+def test_only_declared_parameters_change_in_every_task(task: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
     if task == "translation" and case["name"] == "distill":
-        with pytest.raises(UserError, match=r"strategy\.name: found distill, .* allowed here: tasks that answer with labels"):
+        with pytest.raises(UserError, match=r"strategy\.name: found distill, .* allowed: tasks with labels"):
             check(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS[task], case)
         return
     if case["name"] in NOT_FOR and task in NOT_FOR[case["name"]]:
@@ -170,11 +170,11 @@ def test_only_the_declared_parameters_move_in_every_task(task: str, case: dict[s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_deeper_head_leaves_no_parameter_without_gradient(family: str, tiny: dict[str, Path]) -> None:
+def test_every_parameter_of_a_custom_head_has_a_gradient(family: str, tiny: dict[str, Path]) -> None:
     check(Checkpoint.open(find_model(str(tiny[family]))), TASKS["deep"], {"name": "full"})
 
 
-def test_fixed_layers_run_in_evaluation_mode(tiny: dict[str, Path]) -> None:
+def test_frozen_layers_run_in_evaluation_mode(tiny: dict[str, Path]) -> None:
     strategy = strategy_from({"name": "partial", "frozen_layers": 1})
     model, *_ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], strategy)
     train_mode(model)
@@ -196,7 +196,7 @@ def test_fixed_layers_run_in_evaluation_mode(tiny: dict[str, Path]) -> None:
         ("mpnet", {"classifier"}),
     ],
 )
-def test_an_adapter_keeps_what_was_drawn_at_random(family: str, expected: set[str], tiny: dict[str, Path]) -> None:
+def test_adapter_contains_new_parameters(family: str, expected: set[str], tiny: dict[str, Path]) -> None:
     model, *_ = prepare(Checkpoint.open(find_model(str(tiny[family]))), TASKS["single"], strategy_from({"name": "lora"}))
     saved = set(model.peft_config["default"].modules_to_save) - {"score"}  # which peft adds for heads of another kind
     assert saved == expected
@@ -204,7 +204,7 @@ def test_an_adapter_keeps_what_was_drawn_at_random(family: str, expected: set[st
     assert not any(f"base_model.model.{name}" in frozen for name in new_parameters(model.get_base_model()))
 
 
-def test_an_adapter_keeps_a_pooler_that_the_checkpoint_lacks(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_adapter_contains_a_new_pooler(tiny: dict[str, Path], tmp_path: Path) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file

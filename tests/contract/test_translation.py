@@ -79,7 +79,7 @@ def up_to_end(ids: list[int], end: int) -> list[int]:
 
 
 @pytest.mark.parametrize("family", LEARNED)
-def test_what_was_learned_is_translated_to_the_letter(family: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
+def test_training_pairs_are_translated_exactly(family: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
     assert len(set(SOURCES)) == len(set(TARGETS)) == 32
     assert load_translator(runs[family])(SOURCES) == TARGETS
     assert child[family]["ours"] == TARGETS
@@ -106,7 +106,7 @@ def test_plain_transformers_gives_the_same_ids(family: str, runs: dict[str, Path
 
 
 @pytest.mark.parametrize("family", LEARNED)
-def test_the_saved_settings_say_how_to_begin_and_to_end(family: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
+def test_saved_generation_settings(family: str, runs: dict[str, Path], child: dict[str, Any]) -> None:
     translator = load_translator(runs[family])
     token = translator.task.tokenizers.target.convert_tokens_to_ids
     settings = child[family]["settings"]
@@ -131,7 +131,7 @@ def test_the_saved_settings_say_how_to_begin_and_to_end(family: str, runs: dict[
 
 
 @pytest.mark.parametrize("family", LEARNED)
-def test_a_text_is_translated_the_same_alone_and_among_others(family: str, runs: dict[str, Path]) -> None:
+def test_translation_does_not_depend_on_the_batch(family: str, runs: dict[str, Path]) -> None:
     translator = load_translator(runs[family])
     texts = [*UNSEEN, *SOURCES[:3]]
     together = translator(texts)
@@ -141,7 +141,7 @@ def test_a_text_is_translated_the_same_alone_and_among_others(family: str, runs:
 
 
 @pytest.mark.parametrize("family", ["mbart", "m2m100", "nllb"])
-def test_another_language_may_be_asked_for(family: str, runs: dict[str, Path], checkpoints: dict[str, Path]) -> None:
+def test_target_language_can_be_changed(family: str, runs: dict[str, Path], checkpoints: dict[str, Path]) -> None:
     """Of a model that was saved with one language, and of one that was saved without any."""
     source, target = {"mbart": ("fr_XX", "en_XX"), "m2m100": ("fr", "en"), "nllb": ("fra_Latn", "eng_Latn")}[family]
     for folder in (runs[family], checkpoints[family]):
@@ -158,7 +158,7 @@ def test_another_language_may_be_asked_for(family: str, runs: dict[str, Path], c
         assert len(translator(SOURCES[:2])) == 2
 
 
-def test_any_script_is_learned_to_the_letter(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_any_script_is_learned_exactly(tiny: dict[str, Path], tmp_path: Path) -> None:
     sources = [f"{first} {second}" for first in ("one", "two") for second in ("dog", "cat", "river", "hill", "tree")]
     run = fine_tune(
         model=str(tiny["bert"]),
@@ -176,7 +176,7 @@ def test_any_script_is_learned_to_the_letter(tiny: dict[str, Path], tmp_path: Pa
     assert run.translator()(sources) == SCRIPTS
 
 
-def test_an_adapter_translates_like_the_merged_model(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_adapter_translates_like_the_merged_model(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Drafts while training are written by the model with its updates beside it."""
     pairs = str(write_csv(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
     run = fine_tune(
@@ -202,7 +202,7 @@ def test_an_adapter_translates_like_the_merged_model(checkpoints: dict[str, Path
     assert len(set(translations)) > 4, "translations that differ"
 
 
-def test_scores_while_training_say_that_they_are_not_the_final_ones(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_draft_scores_are_marked(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """They are of some rows, translated greedily; the final ones of all rows, with beams."""
     table = str(write_csv(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
     run = fine_tune(
@@ -235,7 +235,7 @@ def pairs(sources: list[str] = SOURCES, targets: list[str] = TARGETS) -> Rows:
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("family", LEARNED)
-def test_rows_that_do_not_stop_end_at_their_own_limit(family: str, beams: int, checkpoints: dict[str, Path]) -> None:
+def test_unfinished_rows_end_at_their_limit(family: str, beams: int, checkpoints: dict[str, Path]) -> None:
     """An untrained model: what it writes depends on nothing but the row, not even where the limit cuts it."""
     checkpoint = Checkpoint.open(find_model(str(checkpoints[family])))
     task, model, _ = prepare(checkpoint, family, pairs())
@@ -277,7 +277,7 @@ def declared(case: str, name: str, model: Any, encoder: set[int]) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 @pytest.mark.parametrize("family", ["bert", "marian", "t5", "mbart", "m2m100"])
-def test_only_the_declared_parameters_move_and_the_model_is_read_again(
+def test_only_declared_parameters_of_translation_change(
     family: str, case: dict[str, Any], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     checkpoint = Checkpoint.open(find_model(str(checkpoints[family])))

@@ -230,7 +230,7 @@ SETTINGS = [
     ),
     Case(
         "augmentation that leaves nothing",
-        ("training.augment: found {'drop': 0.5, 'mask': 0.5}", "drop, mask and replace a sum below 1"),
+        ("training.augment: found {'drop': 0.5, 'mask': 0.5}", "drop, mask and replace together below 1"),
         settings={"training.augment": {"drop": 0.5, "mask": 0.5}},
     ),
     Case(
@@ -246,7 +246,7 @@ SETTINGS = [
     ),
     Case(
         "class weights for an unknown label",
-        ("training.class_weights: there is no label 'positiv'", "did you mean 'positive'?", "no weight is given for 'positive'"),
+        ("training.class_weights: there is no label 'positiv'", "did you mean 'positive'?", "no weight for 'positive'"),
         settings={"training.class_weights": {"negative": 1, "positiv": 2}},
     ),
     Case(
@@ -608,7 +608,7 @@ DATA = [
     ),
     Case(
         "lost label",
-        ("train.csv, row 8, column 'label': found 'nan', a lost value", "task.labels"),
+        ("train.csv, row 8, column 'label': found 'nan', a missing value", "task.labels"),
         {"train.csv": row(8, "a b c,nan\n")},
     ),
     Case(

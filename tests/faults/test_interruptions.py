@@ -255,7 +255,7 @@ def test_evaluation_takes_smaller_batches_where_memory_is_short(
     from nlp_transfer.tasks.text_classification import TextClassification
 
     straight = run("straight", max_steps=3, precision="fp32")
-    original, seen = TextClassification.answer, []
+    original, seen = TextClassification.predict_batch, []
 
     def answer(self: Any, model: Any, batch: Any, *more: Any) -> Any:
         if len(batch["input_ids"]) > 2:
@@ -263,7 +263,7 @@ def test_evaluation_takes_smaller_batches_where_memory_is_short(
         seen.append(len(batch["input_ids"]))
         return original(self, model, batch, *more)
 
-    monkeypatch.setattr(TextClassification, "answer", answer)
+    monkeypatch.setattr(TextClassification, "predict_batch", answer)
     cut = run("cut", max_steps=3, precision="fp32")
     assert "out of memory" in capsys.readouterr().err
     assert set(seen) <= {1, 2}

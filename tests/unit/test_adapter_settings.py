@@ -23,7 +23,8 @@ from nlp_transfer.models.verification.adapter_settings import (
 from nlp_transfer.models.verification.allocation_limit import AllocationLimit
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.strategies.common.adapter_modules import save_adapter
-from nlp_transfer.strategies.peft import Peft, _methods
+from nlp_transfer.strategies.peft import Peft
+from nlp_transfer.strategies.peft.method_settings import methods
 from tests.models import tiny_classifier
 from tests.unit.test_strategy_peft import METHODS, REFUSED
 
@@ -85,7 +86,7 @@ def test_supported_methods_are_those_that_strategies_save() -> None:
 
 def test_all_numeric_settings_of_peft_are_listed() -> None:
     """A new version of peft brings settings that nobody looked at: they are refused until they are in the lists."""
-    fields = [field for kind in SUPPORTED_METHODS for field in dataclasses.fields(_methods()[kind])]
+    fields = [field for kind in SUPPORTED_METHODS for field in dataclasses.fields(methods()[kind])]
     numbers = {field.name for field in fields if isinstance(field.default, (bool, int, float))}
     elsewhere = {"init_lora_weights", "init_weights", "runtime_offload_base_weight"}  # words as well; where a run keeps weights
     assert numbers - NUMBER_SETTINGS == elsewhere

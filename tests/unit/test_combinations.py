@@ -35,14 +35,14 @@ def run(name: str, tiny: dict[str, Path], folder: Path, strategy: Any = None, fa
         (["l2_sp", {"name": "distill", "student_layers": 1}], r"strategy\.1: distill .* as the first of the list"),
         (
             [{"name": "features", "cache": "memory"}, "few_shot"],
-            "few_shot behind a strategy that keeps what the encoder gave once",
+            "few_shot after a strategy that caches features",
         ),
-        (["few_shot", {"name": "features", "cache": "memory"}], "tables of its own"),
+        (["few_shot", {"name": "features", "cache": "memory"}], "changes the tables"),
         (["lora", "few_shot"], "few_shot first, then the adapter"),
-        (["self_training", "gradual_unfreezing"], "both decide what is trained when"),
+        (["self_training", "gradual_unfreezing"], "self_training and gradual_unfreezing both"),
     ],
 )
-def test_what_cannot_be_combined_is_refused(strategy: Any, message: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_incompatible_combinations_are_refused(strategy: Any, message: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     several = {"name": "multitask", "tasks": [{"name": "a", "data": {"train": "a.csv"}, "task": "regression"}]}
     strategy = [several if part == "multitask" else part for part in strategy]
     with pytest.raises(UserError, match=message):
@@ -60,7 +60,7 @@ def test_what_cannot_be_combined_is_refused(strategy: Any, message: str, tiny: d
         [{"name": "distill", "student_layers": 1}, "l2_sp", "layerwise_lr"],
     ],
 )
-def test_what_can_be_combined_works(strategy: list[Any], tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_compatible_combinations_work(strategy: list[Any], tiny: dict[str, Path], tmp_path: Path) -> None:
     from tests.strategies import teacher
 
     place = str(teacher(tiny["bert"], "single", tmp_path))
@@ -70,12 +70,12 @@ def test_what_can_be_combined_works(strategy: list[Any], tiny: dict[str, Path], 
     assert load_predictor(tmp_path / "run")(["a good film"])[0]["prediction"] in ("negative", "positive")
 
 
-def test_rounds_that_begin_anew_refuse_an_average_of_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_restarts_refuse_averaged_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training\.ema: found 0\.9; .* allowed: null, or strategy\.restart: false"):
         run("self_training", tiny, tmp_path, ema=0.9)
 
 
-def test_patience_looks_at_the_phase_and_the_best_weights_at_the_run() -> None:
+def test_patience_is_per_phase_and_best_weights_per_run() -> None:
     at = Position()
     for accuracy in (0.5, 0.9):
         assert at.judge({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
@@ -88,14 +88,14 @@ def test_patience_looks_at_the_phase_and_the_best_weights_at_the_run() -> None:
     assert at.best == 0.9
 
 
-def test_phases_have_orders_of_their_own() -> None:
+def test_phases_have_different_row_orders() -> None:
     plans = [WindowPlan(np.full(64, 5), 8, phase=phase) for phase in (0, 1, 2)]
     first = [sorted(np.concatenate(plan.windows(0)[:2]).tolist()) for plan in plans]
     assert first[0] != first[1] != first[2] != first[0]
     assert all(sorted(np.concatenate(plan.windows(0)).tolist()) == list(range(64)) for plan in plans)
 
 
-def test_several_tasks_take_the_steps_asked_for_and_data_in_memory(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_multitask_max_steps_and_data_in_memory(tiny: dict[str, Path], tmp_path: Path) -> None:
     source = files(tmp_path / "data")
     frame = pd.read_csv(source["train"])
     other = {"name": "more", "data": {"train": frame, "validation_share": 0}, "task": {"name": "regression", "label": "score"}}
@@ -104,31 +104,31 @@ def test_several_tasks_take_the_steps_asked_for_and_data_in_memory(tiny: dict[st
     assert "DataFrame of 32 rows in memory" in (tmp_path / "run/config.yaml").read_text()
 
 
-def test_with_soft_sharing_only_heads_learn_faster(tiny: dict[str, Path]) -> None:
+def test_soft_sharing_scales_heads_only(tiny: dict[str, Path]) -> None:
     from nlp_transfer.strategies import Group
 
     other = {"name": "more", "data": {"train": "a.csv"}, "task": {"name": "regression"}}
     strategy = strategy_from({"name": "multitask", "sharing": "soft", "tasks": [other]})
     model, *_ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], strategy)
     names = ["bert.encoder.layer.0.output.dense.weight", "classifier.weight"]
-    groups = strategy.param_groups(model, [Group([*names, *(f"further.more.{name}" for name in names)], 0.01)])
+    groups = strategy.param_groups(model, [Group([*names, *(f"auxiliary.more.{name}" for name in names)], 0.01)])
     rates = {name: group.learning_rate_scale for group in groups for name in group.names}
     assert rates == {name: 10.0 if "classifier" in name else 1.0 for name in rates}
     assert len(rates) == 4
 
 
 @pytest.mark.parametrize("family", ["distilbert", "roberta", "deberta-v2"])
-def test_a_computed_head_leaves_no_layer_at_random(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_computed_head_needs_a_single_layer(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     source = files(tmp_path / "data")
     for strategy in ({"name": "features", "classifier": "logistic_regression"}, {"name": "prototypes"}):
-        with pytest.raises(UserError, match=r"is new to the checkpoint and would stay at random; allowed: task\.head: null"):
+        with pytest.raises(UserError, match=r"is new and would keep its random weights; allowed: task\.head: null"):
             fine_tune(
                 model=str(tiny[family]), data={"train": source["train"]}, strategy=strategy, output_dir=str(tmp_path / "run"),
                 task={"name": "text_classification", "head": "family"},
             )  # fmt: skip
 
 
-def test_a_label_that_all_rows_have_is_no_obstacle_to_a_logistic_regression(tiny: dict[str, Path]) -> None:
+def test_logistic_regression_with_a_constant_label(tiny: dict[str, Path]) -> None:
     strategy = strategy_from({"name": "features", "classifier": "logistic_regression"})
     model, _, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["multi_label"], strategy)
     table.dense["labels"][:, 1] = 1
@@ -143,7 +143,7 @@ def test_a_label_that_all_rows_have_is_no_obstacle_to_a_logistic_regression(tiny
     np.testing.assert_allclose(scores[:, 0], theirs, atol=1e-3)
 
 
-def test_a_learned_mix_of_layers_is_trained_and_kept_beside_an_adapter(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_layer_mix_is_trained_with_an_adapter(tiny: dict[str, Path], tmp_path: Path) -> None:
     source = files(tmp_path / "data")
     fine_tune(
         model=str(tiny["bert"]), data={"train": source["train"], "validation_share": 0}, strategy="lora",
@@ -172,9 +172,7 @@ def test_rows_of_different_length_are_selected() -> None:
         (["lora", "self_training"], 1.0),
     ],
 )
-def test_a_head_that_has_a_rate_of_its_own_gets_no_second_factor(
-    strategy: list[Any], head: float, tiny: dict[str, Path], tmp_path: Path
-) -> None:
+def test_head_rate_is_scaled_once(strategy: list[Any], head: float, tiny: dict[str, Path], tmp_path: Path) -> None:
     """Where the head alone is trained, the rate is one for heads already."""
     from nlp_transfer.strategies import Group
 

@@ -41,7 +41,7 @@ def change(path: Path, **fields: Any) -> None:
 
 def test_swapped_labels_are_refused(saved: Path) -> None:
     change(saved / "config.json", id2label={"0": "positive", "1": "negative"}, label2id={"positive": 0, "negative": 1})
-    with pytest.raises(UserError, match="answers would carry wrong names"):
+    with pytest.raises(UserError, match="predictions would have wrong labels"):
         load_predictor(saved)
 
 

@@ -233,6 +233,6 @@ def test_encoder_without_token_vectors_refuses_other_heads(sentiment: dict[str, 
         run(save_family("perceiver", tmp_path / "base"), sentiment["train"], tmp_path / "run", "features")
 
 
-def test_lora_refuses_families_without_linear_layers(sentiment: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ibert model hold no linear module"):
+def test_a_family_without_linear_layers_has_no_lora(sentiment: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ibert model have no linear module"):
         run(save_family("ibert", tmp_path / "base"), sentiment["train"], tmp_path / "run", "lora")

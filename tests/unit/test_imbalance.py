@@ -73,7 +73,7 @@ def test_focal_loss_and_its_gradient(task: Any, gamma: float, weights: torch.Ten
 
 @pytest.mark.parametrize("task", [ONE, SEVERAL], ids=["one label", "several"])
 @pytest.mark.parametrize("gamma", [None, 0.0])
-def test_without_gamma_it_is_the_plain_loss_to_the_bit(task: Any, gamma: float | None) -> None:
+def test_gamma_zero_is_the_plain_loss(task: Any, gamma: float | None) -> None:
     outputs, batch = batch_of(task)
     table = TokenTable({"input_ids": Ragged.from_lists([[1]] * 12)}, {"labels": batch["labels"].numpy()}, {"input_ids": 0})
     options = task.loss_options(TrainingConfig(focal_gamma=gamma), table)
@@ -88,7 +88,7 @@ def test_without_gamma_it_is_the_plain_loss_to_the_bit(task: Any, gamma: float |
 
 @pytest.mark.parametrize("task", [ONE, SEVERAL], ids=["one label", "several"])
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
-def test_certain_answers_have_finite_gradients(task: Any, gamma: float) -> None:
+def test_certain_predictions_have_finite_gradients(task: Any, gamma: float) -> None:
     logits = torch.tensor([[200.0, -200.0, -200.0, -200.0]] * 2, requires_grad=True)
     labels = torch.tensor([0, 1]) if task is ONE else torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 1.0, 1.0]])
     (loss,) = task.loss(SimpleNamespace(logits=logits), {"labels": labels}, LossOptions(0.0, None, gamma)).values()
@@ -102,9 +102,7 @@ def test_certain_answers_have_finite_gradients(task: Any, gamma: float) -> None:
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["", "weights"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
 @pytest.mark.parametrize("weight_decimals", [0, 3])
-def test_weights_and_label_smoothing_are_those_of_pytorch(
-    weights: torch.Tensor | None, smoothing: float, weight_decimals: int
-) -> None:
+def test_weights_and_smoothing_match_pytorch(weights: torch.Tensor | None, smoothing: float, weight_decimals: int) -> None:
     """Over a window, however it is cut: the sum of losses divided by the sum of counts is PyTorch's mean, gradients too."""
     weights = None if weights is None else (weights * 1.2345).round(decimals=weight_decimals) + 0.5
     options = LossOptions(smoothing, weights)
@@ -129,7 +127,7 @@ def labels_table(labels: np.ndarray) -> TokenTable:
 
 
 @pytest.mark.parametrize("oversample", [None, 0.3, 0.5, "balanced"])
-def test_balanced_weights_make_up_for_what_oversampling_leaves(oversample: Any) -> None:
+def test_balanced_weights_after_oversampling(oversample: Any) -> None:
     """Rows of a label in an epoch times its weight are the same for all labels, and the weights of an epoch's rows are 1 on
     average: rare labels are not corrected for twice."""
     table = labels_table(np.repeat([0, 1, 2, 3], [90, 31, 8, 3]))
@@ -144,7 +142,7 @@ def test_balanced_weights_make_up_for_what_oversampling_leaves(oversample: Any) 
 
 
 @pytest.mark.parametrize("oversample", [None, 0.5, "balanced"])
-def test_balanced_weights_of_several_labels_are_those_of_an_epochs_rows(oversample: Any) -> None:
+def test_balanced_multi_label_weights_after_oversampling(oversample: Any) -> None:
     generator = np.random.default_rng(5)
     hot = (generator.random((400, 4)) < [0.7, 0.3, 0.1, 0.02]).astype(np.float32)
     table = labels_table(hot)
@@ -161,7 +159,7 @@ def test_balanced_weights_of_several_labels_are_those_of_an_epochs_rows(oversamp
         assert weights[3] < 0.5 * plain[3]
 
 
-def test_scores_stay_plain() -> None:
+def test_metrics_use_the_plain_loss() -> None:
     assert PLAIN_LOSS.focal_gamma == 0
     outputs, batch = batch_of(ONE)
     found = ONE.items(outputs, batch)["cross_entropy"][0]
@@ -184,7 +182,7 @@ def plan_of(classes: np.ndarray, power: float, frequency: np.ndarray | None = No
     st.floats(0.05, 1),
     st.sampled_from([{}, {"batch_tokens": 120}, {"accumulation": 2, "processes": 2}]),
 )
-def test_every_row_stands_in_every_epoch(classes: list[int], power: float, cut: dict[str, int]) -> None:
+def test_every_row_is_in_every_epoch(classes: list[int], power: float, cut: dict[str, int]) -> None:
     array = np.array(classes)
     plan = plan_of(array, power, **cut)
     frequency = Counter(classes)
@@ -202,13 +200,13 @@ def test_every_row_stands_in_every_epoch(classes: list[int], power: float, cut: 
         assert plan.windows_in_epoch == len(plan.windows(0)) == len(plan.windows(5))
 
 
-def test_balanced_is_balanced_and_a_root_is_between() -> None:
+def test_oversampling_power() -> None:
     classes = np.repeat([0, 1, 2], [100, 30, 4])
     for power, expected in ((1.0, [100, 100, 100]), (0.5, [100, 55, 20])):
         assert np.bincount(classes[epoch_rows(plan_of(classes, power), 0)]).tolist() == expected
 
 
-def test_which_rows_are_repeated_changes_and_is_evened_out() -> None:
+def test_repeated_rows_change_between_epochs() -> None:
     classes = np.repeat([0, 1], [90, 60])  # each of the sixty once, and half of them twice
     plan = plan_of(classes, 1.0)
     epochs = [Counter(epoch_rows(plan, epoch).tolist()) for epoch in range(40)]
@@ -220,7 +218,7 @@ def test_which_rows_are_repeated_changes_and_is_evened_out() -> None:
     assert abs(times - 1.5).max() < 0.35, "each of them in its turn"
 
 
-def test_a_position_is_still_two_integers_and_cutting_changes_nothing() -> None:
+def test_oversampling_resumes_for_any_batch_size() -> None:
     classes = np.repeat([0, 1, 2], [100, 30, 4])
     plan, cut = plan_of(classes, 1.0, batch_size=32), plan_of(classes, 1.0, batch_size=8, accumulation=2, processes=2)
     through = list(islice(plan.windows_from(0, 0), 30))
@@ -232,7 +230,7 @@ def test_a_position_is_still_two_integers_and_cutting_changes_nothing() -> None:
         assert sorted(np.concatenate(parts).tolist()) == sorted(one.rows.tolist())
 
 
-def test_copies_of_a_row_do_not_all_meet_in_one_window() -> None:
+def test_copies_of_a_row_are_spread_over_windows() -> None:
     classes = np.repeat([0, 1], [400, 4])
     plan = plan_of(classes, 1.0, batch_size=32)
     windows = plan.windows(0)
@@ -241,7 +239,7 @@ def test_copies_of_a_row_do_not_all_meet_in_one_window() -> None:
         assert most <= 25, "a hundred copies, by length alone they would fill three windows"
 
 
-def test_lengths_still_stand_together() -> None:
+def test_oversampling_keeps_grouping_by_length() -> None:
     classes = np.repeat([0, 1], [900, 300])
     plan = plan_of(classes, 1.0, batch_size=32)
     padded = sum(int(plan.lengths[window].max()) * len(window) for window in plan.windows(0))
@@ -250,7 +248,7 @@ def test_lengths_still_stand_together() -> None:
     assert padded < 0.75 * mixed
 
 
-def test_a_row_of_several_labels_is_repeated_as_its_rarest_asks() -> None:
+def test_multi_label_row_is_repeated_by_its_rarest_label() -> None:
     hot = np.zeros((40, 4), np.float32)
     hot[:30, 0] = 1  # thirty rows of a, ten of which have b too, and three of these d
     hot[:10, 1] = 1
@@ -275,7 +273,9 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("data") / "train.csv", kept)
 
 
-def test_a_run_says_what_it_does(uneven: Path, tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_reports_oversampling(
+    uneven: Path, tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = fine_tune(
         model=str(tiny["bert"]), data={"train": str(uneven), "validation_share": 0}, task="text_classification",
         training={

@@ -85,14 +85,14 @@ def test_predictions_have_the_type_of_the_labels(cells: list[Any], values: list[
         (["yes", "no", "no", "yes"], ["no", "yes"]),
     ],
 )  # fmt: skip
-def test_labels_of_a_csv_file_have_the_type_that_pandas_reads(tmp_path: Path, cells: list[str], values: list[Any]) -> None:
+def test_csv_label_types_match_pandas(tmp_path: Path, cells: list[str], values: list[Any]) -> None:
     frame(cells).to_csv(tmp_path / "t.csv", index=False)
     task, _ = fit(tmp_path / "t.csv")
     assert sorted(predicted(task, [0, 1]), key=str) == sorted(values, key=str)
     assert {type(value) for value in predicted(task, [0, 1])} == {type(value) for value in values}
 
 
-def test_spellings_of_one_value_are_one_label_in_every_format(tmp_path: Path) -> None:
+def test_spellings_of_one_value_are_one_label(tmp_path: Path) -> None:
     task, _ = fit(write_jsonl(tmp_path / "t.jsonl", [1, "1.0", 0, "0.0", 1.0, False]))
     assert (task.labels, task.label_type) == (["0", "1"], "int")
     trained, _ = fit(frame([1, 0, 1, 0]))
@@ -108,14 +108,14 @@ def test_spellings_of_one_value_are_one_label_in_every_format(tmp_path: Path) ->
     assert words.encode_targets([1, "x"]).tolist() == [0, 1], "text labels are found by value where that is unambiguous"
 
 
-def test_labels_that_differ_in_their_unicode_form_alone_are_one() -> None:
+def test_unicode_forms_of_a_label_are_one_label() -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     task, _ = fit(frame([composed, decomposed, "x", "x"]))
     assert len(task.labels) == 2
     assert label_value(composed) == label_value(decomposed)
 
 
-def test_two_spellings_of_one_fraction_are_refused_unless_labels_are_text() -> None:
+def test_two_spellings_of_a_fraction_are_refused() -> None:
     cells = ["1.1", "1.10", "2.0", "1.1", "1.10", "2.0"]
     with pytest.raises(UserError, match=r"(?s)'1\.1'.*'1\.10'.*task\.label_type: str"):
         fit(frame(cells))
@@ -130,7 +130,7 @@ def test_long_numbers_are_not_rounded_into_one_label() -> None:
     assert label_value(Decimal("1E+999999")) == "1E+999999"
 
 
-def test_a_type_that_the_labels_do_not_have_is_refused() -> None:
+def test_wrong_label_type_is_refused() -> None:
     with pytest.raises(UserError, match=r"task\.label_type: found int"):
         fit(frame(["a", "b", "a", "b"]), label_type="int")
 
@@ -138,14 +138,14 @@ def test_a_type_that_the_labels_do_not_have_is_refused() -> None:
 @pytest.mark.parametrize(
     ("cells", "kind"), [(["a", "b", "a", "b"], "bool"), ([1.5, 2.5, 1.5, 2.5], "int"), ([1, 2, 1, 2], "bool")]
 )
-def test_a_saved_model_is_not_asked_for_another_type_than_its_labels_have(cells: list[Any], kind: str) -> None:
+def test_wrong_label_type_of_a_saved_model_is_refused(cells: list[Any], kind: str) -> None:
     task, _ = fit(frame(cells))
     problems = Problems()
     task_from(task.document() | {"label_type": kind}).check_settings(TrainingConfig(), problems)
     assert f"task.label_type: found {kind}" in str(problems)
 
 
-def test_class_weights_are_given_in_any_spelling() -> None:
+def test_class_weights_accept_any_spelling() -> None:
     task, _ = fit(frame([1, 0, 1, 0]))
     problems = Problems()
     training = TrainingConfig(class_weights={"1.0": 3.0, "0": 1.0})
@@ -155,7 +155,7 @@ def test_class_weights_are_given_in_any_spelling() -> None:
 
 
 @pytest.mark.parametrize("cell", [[0, 1, 0], (0, 1, 0), "[0, 1, 0]", '["a"]', "['a', 'b']"])
-def test_a_list_is_no_single_label(cell: Any) -> None:
+def test_list_is_refused_as_a_single_label(cell: Any) -> None:
     with pytest.raises(UserError, match="multi_label"):
         fit(frame([cell, "x", "y", "x", "y"]))
 
@@ -171,7 +171,7 @@ MULTI_HOT: list[list[Any]] = [
 
 
 @pytest.mark.parametrize("cells", MULTI_HOT, ids=lambda cells: str(cells[0]))
-def test_zeros_and_ones_by_position_need_names(cells: list[Any]) -> None:
+def test_indicators_need_label_names(cells: list[Any]) -> None:
     with pytest.raises(UserError, match=r"task\.labels"):
         fit(frame(cells), "multi_label")
     with pytest.raises(UserError, match=r"task\.labels.*it has 2"):
@@ -188,7 +188,7 @@ def test_arrays_are_read_as_lists() -> None:
     assert task.encode_targets(rows.columns["label"]).tolist() == MULTI_HOT[0]
 
 
-def test_columns_of_zeros_and_ones(tmp_path: Path) -> None:
+def test_indicator_columns(tmp_path: Path) -> None:
     columns = {"sad": [0, 1, 1, 0], "glad": [True, False, False, False], "new": [1.0, 0.0, 1.0, 0.0]}
     table = pd.DataFrame({"text": TEXTS[:4], **columns})
     table.to_csv(tmp_path / "t.csv", index=False)
@@ -206,7 +206,7 @@ def test_columns_of_zeros_and_ones(tmp_path: Path) -> None:
         fit(table, "multi_label", label=["sad", "text"])
 
 
-def test_one_column_of_zeros_and_ones_is_no_list_of_labels() -> None:
+def test_single_indicator_column_is_refused() -> None:
     for cells in ([0, 1, 1, 0], ["0", "1", "1", "0"], [True, False, False, True]):
         with pytest.raises(UserError, match=r"task\.label: \[label\]"):
             fit(frame(cells), "multi_label")
@@ -221,7 +221,7 @@ def test_one_column_of_zeros_and_ones_is_no_list_of_labels() -> None:
         (["[1, 2]", "[2]", "[]", "[3]"], ["1", "2", "3"]), ([[1, 2], [2], [], [3]], ["1", "2", "3"]),
     ],
 )  # fmt: skip
-def test_lists_in_cells_are_lists_of_labels(tmp_path: Path, cells: list[Any], labels: list[str]) -> None:
+def test_lists_in_cells(tmp_path: Path, cells: list[Any], labels: list[str]) -> None:
     sources: list[Any] = [frame(cells)]
     if isinstance(cells[0], str):
         frame(cells).to_csv(tmp_path / "t.csv", index=False)
@@ -234,12 +234,12 @@ def test_lists_in_cells_are_lists_of_labels(tmp_path: Path, cells: list[Any], la
 
 
 @pytest.mark.parametrize("cell", ["[0 1 0]", "['a' 'b']", "[0. 1. 0.]", {"a": 1}])
-def test_lists_that_cannot_be_read_are_refused(cell: Any) -> None:
+def test_unreadable_lists_are_refused(cell: Any) -> None:
     with pytest.raises(UserError, match="list of labels"):
         fit(frame([cell, "a", "b", "a|b"]), "multi_label")
 
 
-def test_other_numbers_by_position_are_refused() -> None:
+def test_numbers_other_than_indicators_are_refused() -> None:
     with pytest.raises(UserError, match="0 and 1"):
         fit(frame([[-1, 1, 1], [1, 1, -1], [-1, -1, 1]]), "multi_label", labels=["a", "b", "c"])
     with pytest.raises(UserError, match="probabilities"):
@@ -247,7 +247,7 @@ def test_other_numbers_by_position_are_refused() -> None:
 
 
 @pytest.mark.parametrize("cells", [[["C|C++", "C"], ["C++"], ["C"], []], [["a | b"], ["a"], ["b"], []]])
-def test_a_label_that_contains_the_separator_is_refused(cells: list[Any]) -> None:
+def test_separator_in_a_label_is_refused(cells: list[Any]) -> None:
     with pytest.raises(UserError, match=r"task\.separator"):
         fit(frame(cells), "multi_label")
     task, rows = fit(frame(cells), "multi_label", separator=";")
@@ -256,13 +256,13 @@ def test_a_label_that_contains_the_separator_is_refused(cells: list[Any]) -> Non
     assert task.encode_targets(joined).tolist() == hot.tolist(), "predictions are read as the labels that they are"
 
 
-def test_a_column_whose_name_contains_the_separator_is_refused() -> None:
+def test_separator_in_a_column_name_is_refused() -> None:
     table = pd.DataFrame({"text": TEXTS[:3], "a|b": [0, 1, 1], "b": [1, 0, 1]})
     with pytest.raises(UserError, match=r"task\.separator"):
         fit(table, "multi_label", label=["a|b", "b"])
 
 
-def test_labels_that_differ_in_case_alone_are_named() -> None:
+def test_labels_differing_in_case_are_reported() -> None:
     task, rows = fit(frame(["Spam", "spam", "ham", "Spam", "spam", "ham"]))
     assert any("'Spam', 'spam'" in line for line in task.report(rows))
 
@@ -275,19 +275,19 @@ def test_labels_that_differ_in_case_alone_are_named() -> None:
         ([[1, 0, 0], None, [0, 1, 1], [0, 0, 1]], ["x", "y", "z"]),
     ],
 )
-def test_named_positions_need_no_repeated_value(cells: list[Any], labels: list[str]) -> None:
+def test_indicators_without_repeated_values(cells: list[Any], labels: list[str]) -> None:
     task, rows = fit(frame(cells), "multi_label", labels=labels)
     assert task.label_format == "indicators"
     assert task.encode_targets(rows.columns["label"]).tolist() == [cell or [0] * len(labels) for cell in cells]
 
 
-def test_a_row_with_another_number_of_positions_is_named() -> None:
+def test_wrong_number_of_indicators_is_reported() -> None:
     with pytest.raises(UserError, match=r"data\.train, row 3, column 'label': found \[1, 0\].*3 zeros and ones") as error:
         fit(frame([[1, 0, 0], [0, 1, 1], [1, 0], [0, 0, 1]]), "multi_label", labels=["x", "y", "z"])
     assert "row 1" not in str(error.value)
 
 
-def test_lists_without_names_give_one_message() -> None:
+def test_indicators_without_names_give_one_message() -> None:
     with pytest.raises(UserError) as error:
         fit(frame([[1, 0, 1], [0, 1, 0]] * 5), "multi_label")
     assert error.value.problems is not None
@@ -297,19 +297,19 @@ def test_lists_without_names_give_one_message() -> None:
 @pytest.mark.parametrize(
     "cells", [["1,0,1", "0,1,0", "1,1,0"], ["1 0 1", "0 1 0", "1 1 0"], ["101", "010", "110"], ["1;0;1", "0;1;0"]]
 )
-def test_digits_by_position_are_no_labels(cells: list[str]) -> None:
+def test_joined_indicators_are_refused(cells: list[str]) -> None:
     with pytest.raises(UserError, match="0 or 1 for each label"):
         fit(frame(cells), "multi_label")
 
 
 @pytest.mark.parametrize("cell", ["('a', 'b')", "{'a', 'b'}", ("a", "b"), {"a", "b"}, frozenset({"a", "b"})])
-def test_tuples_and_sets_are_lists_of_labels(cell: Any) -> None:
+def test_tuples_and_sets_are_lists(cell: Any) -> None:
     task, _ = fit(pd.DataFrame({"text": TEXTS[:3], "label": pd.Series([cell, "a", "b"], dtype=object)}), "multi_label")
     assert task.labels == ["a", "b"]
     assert task.encode_targets([cell]).tolist() == [[1, 1]]
 
 
-def test_positions_beside_a_train_split_of_names_are_refused() -> None:
+def test_indicators_after_training_on_names_are_refused() -> None:
     task, _ = fit(frame([[0, 2], [1], [1, 2], [0]]), "multi_label")
     rows = read_rows(frame([[1, 0, 1], [0, 1, 0]]), "test", DataConfig(), task.columns())
     task.check(rows, problems := Problems())
@@ -317,19 +317,19 @@ def test_positions_beside_a_train_split_of_names_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("labels", "separator"), [(["a;", "c"], ";;"), (["a |", "b"], " | ")])
-def test_a_part_of_the_separator_at_the_end_of_a_label_is_refused(labels: list[str], separator: str) -> None:
+def test_partial_separator_in_a_label_is_refused(labels: list[str], separator: str) -> None:
     with pytest.raises(UserError, match=r"task\.separator"):
         fit(frame([labels, labels[:1], [], labels[1:]]), "multi_label", separator=separator)
 
 
-def test_another_separator_than_the_one_set_is_pointed_out() -> None:
+def test_other_separator_is_reported() -> None:
     task, rows = fit(frame(["a,b", "a", "b", "a,b"]), "multi_label")
     assert any("','" in line and "task.separator" in line for line in task.report(rows))
     task, rows = fit(frame(["a|b", "a", "a", "a|b"]))
     assert any("'|'" in line and "multi_label" in line for line in task.report(rows))
 
 
-def test_labels_of_small_floats_and_large_numbers_are_found_in_the_csv_of_the_same_frame(tmp_path: Path) -> None:
+def test_extreme_numbers_match_their_csv_spelling(tmp_path: Path) -> None:
     for values in (pd.Series([0.1, 0.2] * 3, dtype="float32"), pd.Series([1e16, 2e-7] * 3)):
         table = pd.DataFrame({"text": TEXTS[:6], "label": values})
         task, rows = fit(table)
@@ -338,16 +338,16 @@ def test_labels_of_small_floats_and_large_numbers_are_found_in_the_csv_of_the_sa
         assert task.encode_targets(read.columns["label"]).tolist() == task.encode_targets(rows.columns["label"]).tolist()
 
 
-def test_labels_in_settings_may_be_numpy_numbers() -> None:
+def test_labels_in_settings_can_be_numpy_numbers() -> None:
     assert fit(frame([1, 0, 1, 0]), labels=[np.int64(1), np.int64(0)])[0].labels == ["1", "0"]
     assert TrainingConfig(class_weights={np.int64(0): 1.0, True: 2.0}).class_weights == {"0": 1.0, "True": 2.0}  # type: ignore[dict-item]
     problems = Problems()
     task_from({"name": "text_classification", "labels": ["1", "0"]}).check_settings(
         TrainingConfig(class_weights={"1": 1.0, "1.0": 2.0, "0": 1.0}), problems
     )
-    assert "two are one label" in str(problems)
+    assert "two are the same label" in str(problems)
 
 
-def test_indicators_without_any_row_are_refused_with_a_message() -> None:
+def test_indicators_without_rows_are_refused() -> None:
     with pytest.raises(UserError, match="no row of train has the label 'a'"):
         fit(frame([None, None, ""]), "multi_label", labels=["a", "b"], label_format="indicators")

@@ -83,7 +83,7 @@ def plain(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Fi
 
 
 @pytest.mark.parametrize(("factor", "shift"), [(1000, 2000), (1e-4, 0), (10, 2005), (1, 2e9), (-1, 0), (1e12, 0)])
-def test_training_does_not_depend_on_the_columns_units(
+def test_training_is_independent_of_units(
     factor: float, shift: float, plain: FineTuned, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     values = factor * BASE + shift
@@ -110,7 +110,7 @@ STRATEGIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
-def test_what_a_strategy_saves_answers_in_the_columns_units(name: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_saved_models_predict_in_the_columns_units(name: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     values = 10 * BASE + 2005
     task = {"own head": {"head": {"hidden": [8], "pooling": "mean"}}, "prompt": {"max_length": 40}}.get(name)
     done = run(tiny["bert"], tmp_path, values, {"name": name} | STRATEGIES[name], task, **({"ema": 0.5} if name == "ema" else {}))
@@ -133,7 +133,7 @@ def load_adapter(base: Path, folder: Path) -> Any:
     return load_adapters(str(base), {"only": folder}).predictor("only")
 
 
-def test_every_task_of_several_answers_in_its_own_units(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_multitask_regressions_predict_in_their_units(tiny: dict[str, Path], tmp_path: Path) -> None:
     rows = list(zip(*columns(1e-3 * BASE + 7).values(), strict=True))
     other = {
         "name": "small",
@@ -152,9 +152,7 @@ def test_every_task_of_several_answers_in_its_own_units(tiny: dict[str, Path], t
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_student_learns_its_teachers_numbers_whatever_their_units(
-    precision: str, tiny: dict[str, Path], tmp_path: Path
-) -> None:
+def test_distillation_is_independent_of_units(precision: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     """A student that starts as its teacher has nothing to learn, though its own rows have another mean and spread."""
     teacher = run(tiny["bert"], tmp_path / "teacher", 10 * BASE + 2005).output_dir / "model"
     settings = {"name": "distill", "teacher": str(teacher), "alpha": 1.0}
@@ -163,7 +161,7 @@ def test_a_student_learns_its_teachers_numbers_whatever_their_units(
     assert np.abs(predicted(done.output_dir) - predicted(teacher)).max() < 1e-2
 
 
-def test_a_teacher_of_other_units_is_warned_of(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_teacher_with_other_units_is_reported(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = run(tiny["bert"], tmp_path / "teacher", 10 * BASE + 2005).output_dir / "model"
     for name, values in (("same", 10 * BASE + 2000), ("other", 3 * BASE + 100)):
         capsys.readouterr()
@@ -172,7 +170,7 @@ def test_a_teacher_of_other_units_is_warned_of(tiny: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.parametrize("head", [None, {"pooling": "mean"}], ids=["family", "own"])
-def test_a_model_that_is_trained_further_starts_where_it_ended(head: Any, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_continued_training_starts_where_it_ended(head: Any, tiny: dict[str, Path], tmp_path: Path) -> None:
     first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005, task={"head": head})
     again = run(first.output_dir / "model", tmp_path / "again", 3 * BASE + 1990, max_steps=1, learning_rate=1e-12)
     assert np.abs(predicted(again.output_dir) - predicted(first.output_dir)).max() < 1e-2
@@ -180,9 +178,7 @@ def test_a_model_that_is_trained_further_starts_where_it_ended(head: Any, tiny: 
         load_predictor(first.output_dir, settings={"mean": 3.0})
 
 
-def test_a_model_whose_column_had_other_units_starts_from_its_standardized_predictions(
-    tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_continued_training_with_other_units(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005)
     again = run(first.output_dir / "model", tmp_path / "again", BASE + 3, max_steps=1, learning_rate=1e-12)
     assert "other units" in capsys.readouterr().err
@@ -191,13 +187,13 @@ def test_a_model_whose_column_had_other_units_starts_from_its_standardized_predi
     assert np.abs((predicted(again.output_dir) - after.mean) / after.scale - standardized).max() < 1e-3
 
 
-def test_a_large_offset_is_kept_when_a_model_is_trained_further(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_continued_training_keeps_a_large_offset(tiny: dict[str, Path], tmp_path: Path) -> None:
     first = run(tiny["bert"], tmp_path / "first", 100 * BASE + 1.7e9)
     again = run(first.output_dir / "model", tmp_path / "again", 100 * BASE + 1.7e9, max_steps=1, learning_rate=1e-12)
     assert np.abs(predicted(again.output_dir) - predicted(first.output_dir)).max() < 0.1
 
 
-def test_numbers_near_2000_are_predicted_in_bf16_without_steps(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_bf16_predictions_near_2000_have_no_steps(tiny: dict[str, Path], tmp_path: Path) -> None:
     values = 10 * BASE + 2005
     done = run(tiny["bert"], tmp_path, values, precision="bf16", max_steps=24)
     half, whole = predicted(load_predictor(done.output_dir, precision="bf16")), predicted(done.output_dir)
@@ -212,7 +208,7 @@ def test_numbers_near_2000_are_predicted_in_bf16_without_steps(tiny: dict[str, P
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "t5", "bart"])
-def test_folding_keeps_what_a_head_computes(family: str) -> None:
+def test_folding_keeps_the_output(family: str) -> None:
     small = {"d_model": 16, "num_labels": 1, "vocab_size": 50}
     torch.manual_seed(0)
     if family == "t5":
@@ -241,7 +237,7 @@ def test_folding_keeps_what_a_head_computes(family: str) -> None:
     assert not torch.allclose(before[0], before[1], atol=1e-8)
 
 
-def test_targets_keep_their_digits_and_metrics_are_in_float64(tiny: dict[str, Path]) -> None:
+def test_targets_and_metrics_are_float64(tiny: dict[str, Path]) -> None:
     rows = from_columns({"text": TEXTS[:4], "score": ["2000000001", 2000000002, "2000000004.5", "2000000003"]}, "rows")
     checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
     task: Any = task_from({"name": "regression", "label": "score"}).fit(rows, Problems())
@@ -257,7 +253,7 @@ def test_targets_keep_their_digits_and_metrics_are_in_float64(tiny: dict[str, Pa
     assert task_from(task.document()) == task
 
 
-def test_mean_and_scale_are_those_of_train_or_as_set(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_mean_and_scale_are_measured_or_set(tiny: dict[str, Path], tmp_path: Path) -> None:
     done = run(tiny["bert"], tmp_path / "a", 10 * BASE + 2005, max_steps=1)
     record: Any = read_record(done.output_dir / "model")
     values = (10 * BASE + 2005)[:48]
@@ -270,7 +266,7 @@ def test_mean_and_scale_are_those_of_train_or_as_set(tiny: dict[str, Path], tmp_
     assert {name: settings["settings"][name] for name in ("mean", "scale")} == {"mean": 0.0, "scale": 2.0}
 
 
-def test_an_interrupted_regression_goes_on_bit_for_bit(
+def test_interrupted_regression_resumes_bit_for_bit(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values, often = 10 * BASE + 2005, {"evaluate_every": 1, "dropout": 0.1}
@@ -286,12 +282,12 @@ def test_an_interrupted_regression_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("factor", [1e-31, 1e37])
-def test_a_spread_that_fp32_cannot_hold_is_refused(factor: float, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_extreme_deviation_is_refused(factor: float, tiny: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train, column 'score': the standard deviation is .* allowed: 1e-30 to 1e\+30"):
         run(tiny["bert"], tmp_path, factor * BASE)
 
 
-def test_a_head_without_a_bias_is_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_without_bias_is_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from nlp_transfer.tasks.common.text_task import TextTask
 
     checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
@@ -300,11 +296,11 @@ def test_a_head_without_a_bias_is_refused(tiny: dict[str, Path], monkeypatch: py
     model: Any = task.build_model(checkpoint, TrainingConfig())
     model.classifier.bias = None
     monkeypatch.setattr(TextTask, "build_model", lambda *_: model)
-    with pytest.raises(UserError, match=r"has no bias, .* allowed: a head with one, such as \{pooling: mean\}"):
+    with pytest.raises(UserError, match=r"has no bias, .* allowed: a head with a bias, such as \{pooling: mean\}"):
         task.build_model(checkpoint, TrainingConfig())
 
 
-def test_a_probe_of_small_numbers_tells_another_model_apart(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_probe_distinguishes_models_of_small_numbers(tiny: dict[str, Path], tmp_path: Path) -> None:
     done = run(tiny["bert"], tmp_path, 1e-6 * BASE)
     folder = done.output_dir / "model"
     probe = (read_record(folder) or {})["probe"]
@@ -316,7 +312,7 @@ def test_a_probe_of_small_numbers_tells_another_model_apart(tiny: dict[str, Path
         check_probe(model, probe, folder)
 
 
-def test_a_regression_from_elsewhere_predicts_its_logits(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_foreign_regression_predicts_its_logits(tiny: dict[str, Path], tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_pretrained(tiny["bert"], num_labels=1, problem_type="regression")
     with torch.no_grad():
@@ -335,7 +331,7 @@ def test_scoring_a_loaded_model_gives_standardized_losses(tiny: dict[str, Path],
     assert metrics["loss"] == pytest.approx(metrics["mse"] / values[:48].std() ** 2)
 
 
-def test_predictions_of_large_numbers_keep_their_digits_and_no_others() -> None:
+def test_predictions_keep_significant_digits() -> None:
     task = Regression(mean=1.7e9, scale=60.0)
     outputs = SimpleNamespace(logits=torch.tensor([[0.5], [-1.25], [1 / 3]]))
     assert task.describe(task.predict(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.0]
@@ -343,7 +339,7 @@ def test_predictions_of_large_numbers_keep_their_digits_and_no_others() -> None:
     assert small["prediction"] == [3.333333e-05]
 
 
-def test_a_broken_record_beside_a_regression_is_named(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_broken_record_of_a_regression_is_reported(tiny: dict[str, Path], tmp_path: Path) -> None:
     first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005, max_steps=1).output_dir / "model"
     record = json.loads((first / "nlp_transfer.json").read_text())
     (first / "nlp_transfer.json").write_text(json.dumps(record | {"settings": record["settings"] | {"mean": "x"}}))

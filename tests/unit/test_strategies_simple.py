@@ -67,19 +67,19 @@ HEADS = {
 
 
 @pytest.mark.parametrize("family", TWO_BIASES)
-def test_two_kinds_of_bias(family: str, tiny: dict[str, Path]) -> None:
+def test_query_and_intermediate_biases(family: str, tiny: dict[str, Path]) -> None:
     model, _ = built(tiny[family], {"name": "bitfit", "biases": "query_and_intermediate"})
     layers = ["0", "1"] if family != "albert" else ["0"]
     biases = {f"{path.replace('.layer.0.', f'.layer.{i}.')}.bias" for path in TWO_BIASES[family] for i in layers}
     assert trained(model) == biases | {f"{path}.{kind}" for path in HEADS[family] for kind in ("weight", "bias")}
 
 
-def test_every_family_has_its_expectation() -> None:
+def test_every_family_has_an_expected_share() -> None:
     assert [*TWO_BIASES, "modernbert"] == FAMILIES == [*HEADS, "modernbert"]
 
 
 @pytest.mark.parametrize("family", HEADS)
-def test_all_biases_are_under_two_percent_and_norms_are_left_alone(family: str, tiny: dict[str, Path]) -> None:
+def test_biases_are_under_two_percent_without_norms(family: str, tiny: dict[str, Path]) -> None:
     model, _ = built(tiny[family], {"name": "bitfit"})
     head = {f"{path}.{kind}" for path in HEADS[family] for kind in ("weight", "bias")}
     below = trained(model) - head
@@ -90,8 +90,8 @@ def test_all_biases_are_under_two_percent_and_norms_are_left_alone(family: str, 
     assert trained(more) == trained(model) | weights > trained(model)
 
 
-def test_a_family_without_biases_names_the_way_out(tiny: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"modernbert model have no biases; allowed: strategy\.normalisation true"):
+def test_family_without_biases_is_refused(tiny: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"modernbert model have no biases; allowed: strategy\.normalisation: true"):
         built(tiny["modernbert"], {"name": "bitfit"})
     model, _ = built(tiny["modernbert"], {"name": "bitfit", "normalisation": True})
     assert {name for name in trained(model) if name.startswith("model.")} == {
@@ -108,7 +108,7 @@ def run(folder: Path, output: Path, data: dict[str, Path], strategy: Any, **trai
     )  # fmt: skip
 
 
-def test_biases_are_all_that_an_encoder_needs(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_biases_file_restores_the_encoder(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     found = run(tiny["bert"], tmp_path / "run", sentiment, "bitfit")
     assert found.result["plain"] is True
     biases = load_file(tmp_path / "run/biases.safetensors")
@@ -138,7 +138,7 @@ def small_t5() -> Any:
     )
 
 
-def test_both_stacks_of_a_trained_encoder_decoder() -> None:
+def test_biases_of_both_stacks_are_trained() -> None:
     model = strategy_from({"name": "bitfit", "biases": "query_and_intermediate"}).wrap(small_marian())
     inner = ("self_attn.q_proj", "fc1")
     both = {f"model.encoder.layers.{i}.{part}.bias" for i in range(3) for part in inner}
@@ -158,7 +158,7 @@ LAYERWISE = {"name": "layerwise_lr", "decay": 0.5}
 
 @pytest.mark.parametrize("others", [[], [{"name": "full"}], [{"name": "l2_sp"}], [{"name": "full"}, {"name": "l2_sp"}]])
 @pytest.mark.parametrize("first", [True, False])
-def test_rates_fall_with_depth_in_any_order(others: list[Any], first: bool, tiny: dict[str, Path]) -> None:
+def test_learning_rates_fall_with_depth_in_any_order(others: list[Any], first: bool, tiny: dict[str, Path]) -> None:
     model, strategy = built(tiny["bert"], [LAYERWISE, *others] if first else [*others, LAYERWISE])
     found = rates(model, strategy)
     assert {name: found[name][0] for name in DEPTHS} == pytest.approx(DEPTHS)
@@ -166,7 +166,7 @@ def test_rates_fall_with_depth_in_any_order(others: list[Any], first: bool, tiny
 
 
 @pytest.mark.parametrize("head_scale", [1, 4])
-def test_the_head_keeps_the_rate_that_another_strategy_gave_it(head_scale: float, tiny: dict[str, Path]) -> None:
+def test_head_keeps_the_rate_of_another_strategy(head_scale: float, tiny: dict[str, Path]) -> None:
     full = {"name": "full", "head_scale": head_scale}
     for order in ([full, LAYERWISE], [LAYERWISE, full], [{"name": "l2_sp"}, full, LAYERWISE]):
         model, strategy = built(tiny["bert"], order)
@@ -176,7 +176,7 @@ def test_the_head_keeps_the_rate_that_another_strategy_gave_it(head_scale: float
 
 
 @pytest.mark.parametrize("lora_first", [True, False])
-def test_rates_of_updates_of_low_rank(lora_first: bool, tiny: dict[str, Path]) -> None:
+def test_learning_rates_of_lora(lora_first: bool, tiny: dict[str, Path]) -> None:
     """Nothing but the layers' depth decides: LoRA trains the head at the rate of the rest."""
     lora = {"name": "lora", "target_modules": "attention"}
     model, strategy = built(tiny["bert"], [lora, LAYERWISE] if lora_first else [LAYERWISE, lora])
@@ -189,7 +189,7 @@ def test_rates_of_updates_of_low_rank(lora_first: bool, tiny: dict[str, Path]) -
     assert {name: rate for name, (rate, _) in found.items()} == names
 
 
-def test_rates_beside_fixed_layers(tiny: dict[str, Path]) -> None:
+def test_learning_rates_with_frozen_layers(tiny: dict[str, Path]) -> None:
     partial = {"name": "partial", "frozen_layers": 1}
     for order in ([partial, LAYERWISE], [LAYERWISE, partial]):
         model, strategy = built(tiny["bert"], order)
@@ -198,7 +198,7 @@ def test_rates_beside_fixed_layers(tiny: dict[str, Path]) -> None:
         }  # fmt: skip
 
 
-def test_rates_of_encoder_decoders(tiny: dict[str, Path]) -> None:
+def test_learning_rates_of_encoder_decoders(tiny: dict[str, Path]) -> None:
     strategy = strategy_from(LAYERWISE)
     found = {name: rate for name, (rate, _) in rates(strategy.wrap(small_marian()), strategy).items()}
     for i, rate in enumerate((0.25, 0.5, 1.0)):
@@ -213,14 +213,14 @@ def test_rates_of_encoder_decoders(tiny: dict[str, Path]) -> None:
         assert rate == pytest.approx(expected), name
 
 
-def test_the_log_has_the_rate_of_the_run(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_log_contains_the_base_learning_rate(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     run(tiny["bert"], tmp_path / "run", sentiment, [LAYERWISE], schedule="constant", warmup=0)
     lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
     assert {line["learning_rate"] for line in lines if "loss" in line} == {1e-3}
 
 
 @pytest.mark.parametrize("name", ["layerwise_lr", "gradual_unfreezing"])
-def test_layers_that_share_their_weights(name: str, tiny: dict[str, Path]) -> None:
+def test_shared_layers_are_refused(name: str, tiny: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=rf"found {name}; a albert model shares one set of weights among its layers, so"):
         built(tiny["albert"], {"name": name})
     model, _ = built(tiny["albert"], {"name": "l2_sp"})
@@ -234,7 +234,7 @@ def moved(model: Any) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def test_the_pull_by_hand(tiny: dict[str, Path]) -> None:
+def test_l2_sp_matches_the_formula(tiny: dict[str, Path]) -> None:
     """Its value and its gradient, written out parameter by parameter, in fp64."""
     model, strategy = built(tiny["bert"], {"name": "l2_sp", "alpha": 0.3, "beta": 0.7})
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -255,7 +255,7 @@ def test_the_pull_by_hand(tiny: dict[str, Path]) -> None:
     assert float(losses["l2_sp"].detach()) == pytest.approx(5 * total, rel=1e-5)
 
 
-def test_no_decay_where_there_is_a_pull(tiny: dict[str, Path]) -> None:
+def test_no_weight_decay_for_penalized_parameters(tiny: dict[str, Path]) -> None:
     for beta, head in ((0.1, 0.0), (0.0, 0.2)):
         model, strategy = built(tiny["bert"], {"name": "l2_sp", "beta": beta})
         found = rates(model, strategy, decay=0.2)
@@ -269,7 +269,7 @@ def test_no_decay_where_there_is_a_pull(tiny: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("other", ["partial", "lora"])
 @pytest.mark.parametrize("first", [True, False])
-def test_what_does_not_move_is_not_pulled(other: str, first: bool, tiny: dict[str, Path]) -> None:
+def test_frozen_parameters_are_not_penalized(other: str, first: bool, tiny: dict[str, Path]) -> None:
     pull = {"name": "l2_sp", "alpha": 1, "beta": 2}
     model, strategy = built(tiny["bert"], [pull, {"name": other}] if first else [{"name": other}, pull])
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -283,7 +283,7 @@ def test_what_does_not_move_is_not_pulled(other: str, first: bool, tiny: dict[st
         assert torch.allclose(parameter.grad, goal, atol=1e-6), name
 
 
-def test_a_decoder_that_was_put_together_is_pulled_towards_zero(tiny: dict[str, Path]) -> None:
+def test_new_decoder_is_pulled_towards_zero(tiny: dict[str, Path]) -> None:
     model, strategy = built(tiny["bert"], {"name": "l2_sp", "alpha": 0, "beta": 1}, TRANSLATION)
     strategy.loss({}, None, {"labels": torch.zeros(1, 4)}, model)["l2_sp"].backward()
     for name, parameter in model.named_parameters():
@@ -308,7 +308,7 @@ def phases(strategy: Strategy, view: View) -> list[Phase]:
     return found
 
 
-def test_layers_are_set_free_from_the_top_down(view: View) -> None:
+def test_layers_are_unfrozen_from_the_top_down(view: View) -> None:
     names = [name for name, _ in view.model.named_parameters()]
     found = phases(strategy_from({"name": "gradual_unfreezing"}), view)
     assert [(phase.name, phase.epochs) for phase in found] == [
@@ -332,14 +332,14 @@ def test_layers_are_set_free_from_the_top_down(view: View) -> None:
         (0.1, 1, [("all", 0.1)]),
     ],
 )
-def test_half_of_a_short_run_trains_everything(epochs: float, at_a_time: int, expected: list[Any], view: View) -> None:
+def test_half_of_a_short_run_trains_all_layers(epochs: float, at_a_time: int, expected: list[Any], view: View) -> None:
     short = View(view.model, {}, [], view.predict, epochs=epochs, windows_in_epoch=10)
     found = phases(strategy_from({"name": "gradual_unfreezing", "layers_at_a_time": at_a_time}), short)
     assert [(phase.name, pytest.approx(phase.epochs)) for phase in found] == expected
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 8, 13, 31])
-def test_all_phases_together_take_the_steps_that_were_asked_for(steps: int, tiny: dict[str, Path]) -> None:
+def test_phases_take_max_steps_in_total(steps: int, tiny: dict[str, Path]) -> None:
     strategy = strategy_from({"name": "gradual_unfreezing"})
     model, task, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), SINGLE, strategy)
     training = TrainingConfig(max_steps=steps, batch_size=8, precision="fp32")
@@ -356,12 +356,12 @@ def test_a_plateau_ends_a_phase(tiny: dict[str, Path], sentiment: dict[str, Path
     assert still.result["train"]["steps"] == 6 * evaluations
 
 
-def test_an_encoder_decoder_that_came_trained_has_no_head() -> None:
-    with pytest.raises(UserError, match="came trained as a whole"):
+def test_pretrained_encoder_decoder_is_refused() -> None:
+    with pytest.raises(UserError, match=r"found gradual_unfreezing.* new part"):
         strategy_from({"name": "gradual_unfreezing"}).wrap(small_marian())
 
 
-def test_a_pooler_beside_a_decoder_is_never_set_free(tiny: dict[str, Path]) -> None:
+def test_pooler_of_an_encoder_decoder_stays_frozen(tiny: dict[str, Path]) -> None:
     model, strategy = built(tiny["bert"], {"name": "gradual_unfreezing"}, TRANSLATION)
     found = phases(strategy, View(model, {}, [], lambda table: {}, epochs=8, windows_in_epoch=10))
     assert all(name.startswith("decoder.") for name in found[0].trainable or ())
@@ -370,6 +370,6 @@ def test_a_pooler_beside_a_decoder_is_never_set_free(tiny: dict[str, Path]) -> N
 
 
 @pytest.mark.parametrize("pair", [("bitfit", "partial"), ("gradual_unfreezing", "lora"), ("bitfit", "gradual_unfreezing")])
-def test_two_that_choose_what_is_trained(pair: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=f"{pair[0]} and {pair[1]} both decide which parameters are trained"):
+def test_two_strategies_that_choose_parameters(pair: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{pair[0]} and {pair[1]} both choose the trainable parameters"):
         strategy_from([{"name": name} for name in pair])

@@ -17,7 +17,7 @@ from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, strategy_from
-from nlp_transfer.strategies.few_shot.contrastive_groups import Comparison, GroupTable, similarity
+from nlp_transfer.strategies.few_shot.contrastive_groups import ContrastiveObjective, GroupTable, similarity
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.contract.test_strategies import prepare
@@ -43,7 +43,7 @@ LABELS = {
 
 @pytest.mark.parametrize("kind", list(LABELS))
 @pytest.mark.parametrize("size", [4, 9, 16])
-def test_a_group_holds_different_rows_and_rows_alike(kind: str, size: int) -> None:
+def test_group_contains_different_and_similar_rows(kind: str, size: int) -> None:
     table = table_of(LABELS[kind])
     members = GroupTable.over(table, 300, size, seed=3).members(np.arange(300))
     assert members.shape == (300, size)
@@ -64,7 +64,7 @@ def test_labels_of_a_group_are_balanced(kind: str) -> None:
         assert sorted(counts.tolist()) == {"many": [2] * 6, "two": [6, 6], "gaps": [4, 4, 4]}[kind]
 
 
-def test_texts_of_a_group_are_about_as_long() -> None:
+def test_texts_of_a_group_have_similar_lengths() -> None:
     table = table_of(LABELS["two"])
     members = GroupTable.over(table, 300, 4, seed=0).members(np.arange(300))
     lengths = table.lengths
@@ -74,7 +74,7 @@ def test_texts_of_a_group_are_about_as_long() -> None:
     )
 
 
-def test_groups_depend_on_the_seed_and_their_number_alone() -> None:
+def test_groups_depend_on_seed_and_number_only() -> None:
     table = table_of(LABELS["many"])
     groups = GroupTable.over(table, 50, 8, seed=1)
     whole = groups.members(np.arange(50))
@@ -84,7 +84,7 @@ def test_groups_depend_on_the_seed_and_their_number_alone() -> None:
     assert (GroupTable.over(table, 50, 8, seed=2).members(np.arange(50)) != whole).any()
 
 
-def test_a_batch_holds_each_text_once_and_says_which_belong_together() -> None:
+def test_batch_contains_each_text_once() -> None:
     table = table_of(LABELS["sets"])
     groups = GroupTable.over(table, 100, 6, seed=0)
     indices = np.array([7, 3, 99])
@@ -106,7 +106,7 @@ def test_similarity_of_sets_and_numbers() -> None:
     assert np.allclose(similarity(numbers, np.arange(3)[None])[0], expected)
 
 
-def test_a_million_rows_cost_no_more_than_their_groups() -> None:
+def test_groups_of_a_million_rows_are_cheap() -> None:
     labels = np.random.default_rng(0).integers(0, 1000, 10**6)
     groups = GroupTable.over(table_of(labels), 10**7, 16, seed=0)
     groups.batch(np.array([5]))  # what is computed once
@@ -119,10 +119,10 @@ def test_a_million_rows_cost_no_more_than_their_groups() -> None:
 
 @pytest.mark.parametrize("how", ["contrastive", "cosine"])
 @pytest.mark.parametrize("kind", ["many", "sets", "numbers"])
-def test_losses_are_sums_whatever_the_cut(how: Any, kind: str) -> None:
+def test_loss_is_the_same_for_any_batch_size(how: Any, kind: str) -> None:
     groups = GroupTable.over(table_of(LABELS[kind]), 60, 6, seed=0)
     vectors = torch.randn(200, 8, dtype=torch.float64)
-    objective = Comparison(how)
+    objective = ContrastiveObjective(how)
 
     def loss(indices: np.ndarray) -> float:
         batch = groups.batch(indices)
@@ -137,12 +137,12 @@ def test_losses_are_sums_whatever_the_cut(how: Any, kind: str) -> None:
     assert objective.counts(groups.targets(window)) == {"rows": 24.0, how: 144.0} == objective.counts(groups.batch(window))
 
 
-def test_the_contrastive_loss_is_a_cross_entropy_over_the_group() -> None:
+def test_contrastive_loss_matches_the_formula() -> None:
     members, labels = np.array([[0, 1, 2, 3]]), np.array([5, 5, 2, 5])
     vectors = F.normalize(torch.randn(4, 6), dim=-1)
     given = np.concatenate([np.arange(4.0)[None, :, None], similarity(labels, members)], -1)
     batch = {"labels": torch.from_numpy(given).float()}
-    found = Comparison("contrastive", 0.5).loss(SimpleNamespace(embedding=3 * vectors), batch)["contrastive"]
+    found = ContrastiveObjective("contrastive", 0.5).loss(SimpleNamespace(embedding=3 * vectors), batch)["contrastive"]
     expected = 0.0
     for i, likes in {0: (1, 3), 1: (0, 3), 3: (0, 1)}.items():  # the third has no like
         others = [j for j in range(4) if j != i]
@@ -178,9 +178,7 @@ def run(
     ],
     ids=["single", "multi_label", "regression", "deep"],
 )
-def test_every_task_goes_through_both_phases(
-    task: dict[str, Any], classifier: str, tiny: dict[str, Path], tmp_path: Path
-) -> None:
+def test_every_task_has_both_phases(task: dict[str, Any], classifier: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     if classifier == "logistic_regression" and (task["name"] == "regression" or "head" in task):
         with pytest.raises(UserError, match=r"strategy.classifier: found logistic_regression"):
             run(tmp_path, tiny["bert"], task, classifier=classifier)
@@ -203,7 +201,7 @@ def prepared(strategy: dict[str, Any], task: dict[str, Any], tiny: dict[str, Pat
     return few_shot.prepare_data(job, model)
 
 
-def test_labels_in_words_are_rows_of_train(tiny: dict[str, Path]) -> None:
+def test_label_descriptions_are_training_rows(tiny: dict[str, Path]) -> None:
     single = {"name": "text_classification"}
     table = prepared({"labels": {"negative": "bad"}}, single, tiny).tables["train"]
     tokenizer = Checkpoint.open(find_model(str(tiny["bert"]))).tokenizer
@@ -225,7 +223,7 @@ def test_labels_in_words_are_rows_of_train(tiny: dict[str, Path]) -> None:
         prepared({"labels": {"negativ": "bad"}}, single, tiny)
 
 
-def test_what_is_automatic_is_settled_for_few_rows_and_the_rest_is_kept(tiny: dict[str, Path]) -> None:
+def test_auto_settings_for_few_rows(tiny: dict[str, Path]) -> None:
     training = prepared({}, {"name": "text_classification"}, tiny, batch_size=4).training
     assert (training.epochs, training.label_smoothing) == (20, 0)  # 24 rows and 2 labels: 6 steps a pass
     training = prepared({}, {"name": "text_classification"}, tiny, epochs=2, label_smoothing=0.2).training
@@ -235,12 +233,12 @@ def test_what_is_automatic_is_settled_for_few_rows_and_the_rest_is_kept(tiny: di
 @pytest.mark.parametrize(
     ("task", "strategy", "training", "message"),
     [
-        ({"head": "family"}, {}, {}, r"task.head: found family; .* allowed: null, or one such as"),
+        ({"head": "family"}, {}, {}, r"task.head: found family; .* allowed: null, or a head such as"),
         ({}, {"classifier": "logistic_regression"}, {"ema": 0.9}, r"training.ema: found 0.9; .* allowed: null, or"),
         ({}, {"group": 3}, {}, r"strategy.group: found 3; allowed: "),
     ],
 )
-def test_what_it_cannot_do_is_refused(
+def test_unsuitable_settings_are_refused(
     task: dict[str, Any], strategy: dict[str, Any], training: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -249,7 +247,7 @@ def test_what_it_cannot_do_is_refused(
 
 @pytest.mark.parametrize("classifier", ["trained", "logistic_regression"])
 @pytest.mark.parametrize("stop", [3, 5, 8])
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
+def test_interrupted_few_shot_run_resumes_exactly(
     stop: int, classifier: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nlp_transfer.training import gradient

@@ -58,7 +58,7 @@ def tables(tiny: dict[str, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: task for name, (task, _) in made.items()}, {name: table for name, (_, table) in made.items()}
 
 
-def test_a_mixed_table_holds_every_row_and_its_own_columns(tiny: dict[str, Path]) -> None:
+def test_mixed_table_contains_all_rows(tiny: dict[str, Path]) -> None:
     _, parts = tables(tiny)
     mixed = MixedTable.of(parts)
     assert len(mixed) == 3 * 24
@@ -72,7 +72,7 @@ def test_a_mixed_table_holds_every_row_and_its_own_columns(tiny: dict[str, Path]
     assert mixed.lengths[64] == parts["regression"].lengths[16]
 
 
-def test_a_task_weighs_by_its_rows_and_its_weight(tiny: dict[str, Path]) -> None:
+def test_tasks_are_weighted_by_rows_and_weight(tiny: dict[str, Path]) -> None:
     """The loss of a window is that of all rows in one mean, times the weights."""
     tasks, parts = tables(tiny)
     objective = MixedObjective(tasks, {"regression": 3.0})
@@ -97,7 +97,7 @@ def test_a_task_weighs_by_its_rows_and_its_weight(tiny: dict[str, Path]) -> None
     assert float(total) == pytest.approx(float(wanted), rel=1e-6)
 
 
-def test_each_task_is_saved_plain_on_the_same_encoder(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_every_task_is_saved_with_the_shared_encoder(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
     run = fine_tune(**document(files, tiny, tmp_path / "run"))
     result = json.loads((run.output_dir / "result.json").read_text())
     assert set(result["tasks"]) == {"tags", "score"}
@@ -121,7 +121,7 @@ def test_each_task_is_saved_plain_on_the_same_encoder(files: dict[str, str], tin
     assert all('"mean"' in line and '"score/pearson"' in line for line in scored)
 
 
-def test_soft_sharing_ties_encoders_that_differ(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_soft_sharing_penalizes_different_encoders(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
     distance = {}
     for tie in (0.001, 10.0):
         run = fine_tune(**document(files, tiny, tmp_path / str(tie), sharing="soft", tie=tie))
@@ -134,7 +134,7 @@ def test_soft_sharing_ties_encoders_that_differ(files: dict[str, str], tiny: dic
     assert 0 < distance[10.0] < distance[0.001] / 2
 
 
-def test_a_temperature_evens_out_how_often_tasks_are_seen(tiny: dict[str, Path]) -> None:
+def test_temperature_balances_tasks(tiny: dict[str, Path]) -> None:
     """A task with n rows has n ** (1 / temperature) rows in an epoch, in proportion; each row stands there at least once."""
     _, parts = tables(tiny)
     few = {"single": parts["single"], "regression": parts["regression"].select(np.arange(6))}
@@ -145,7 +145,7 @@ def test_a_temperature_evens_out_how_often_tasks_are_seen(tiny: dict[str, Path])
         assert len(repeats) == sum(wanted)
 
 
-def test_the_rows_that_a_temperature_repeats_are_drawn_anew_in_every_epoch(tiny: dict[str, Path]) -> None:
+def test_repeated_rows_change_in_every_epoch(tiny: dict[str, Path]) -> None:
     """Not the first ones of the file: of 24 rows, 36 in an epoch, every one is repeated in its turn, whatever the order."""
     task, parts = tables(tiny)
     big = TokenTable.concatenate([parts["single"]] * 3).select(np.arange(54))  # 54 and 24 rows: the small one 36 times
@@ -170,14 +170,14 @@ def test_the_rows_that_a_temperature_repeats_are_drawn_anew_in_every_epoch(tiny:
     [
         ({"tasks": []}, "strategy.tasks"),
         ({"weights": {"nobody": 2}}, "there is no task 'nobody'; known: own, tags, score"),
-        ({"tasks": [{"name": "own", "data": {"train": "x.csv"}, "task": "regression"}]}, "'own' stands twice"),
+        ({"tasks": [{"name": "own", "data": {"train": "x.csv"}, "task": "regression"}]}, "'own' appears twice"),
         ({"tasks": [{"name": "a", "data": {"train": "none.csv"}, "task": "regression"}]}, r"(?s)strategy\.tasks, a: .*none\.csv"),
         ({"tasks": [{"name": "a", "data": {"train": "none.csv"}, "task": "regresion"}]}, "did you mean 'regression'"),
         ({"tasks": [{"name": "a", "data": {"train": "x.csv"}, "task": {"name": "regression", "tetx": 1}}]}, "unknown setting"),
         ({"tasks": [{"name": "../a", "data": {"train": "x.csv"}, "task": "regression"}]}, "strategy.tasks"),
     ],
 )
-def test_mistakes_are_named(
+def test_mistakes_are_reported(
     change: dict[str, Any], message: str, files: dict[str, str], tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -185,11 +185,11 @@ def test_mistakes_are_named(
     assert not (tmp_path / "run").exists()
 
 
-def test_rows_that_one_task_is_scored_on_and_another_learns_from_are_reported(
+def test_shared_inputs_are_reported(
     files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leaking = [{"name": "same", "data": {"train": files["test"], "validation_share": 0}, "task": "text_classification"}]
     fine_tune(document(files, tiny, tmp_path / "run", tasks=leaking) | {"training": {"max_steps": 1}})
     with open(files["test"]) as file:
         rows = len(file.readlines()) - 1
-    assert f"warning: {rows} of {rows} rows of own's test have an input that stands in train of same" in capsys.readouterr().err
+    assert f"warning: {rows} of {rows} rows of own's test have an input that is also in train of same" in capsys.readouterr().err

@@ -22,28 +22,29 @@ from nlp_transfer.saved_models.save import verify_adapter
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.strategies.common.adapter_modules import can_merge
-from nlp_transfer.strategies.peft import Peft, _methods
+from nlp_transfer.strategies.peft import Peft
+from nlp_transfer.strategies.peft.method_settings import methods
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 
-METHODS = sorted(_methods())
+METHODS = sorted(methods())
 # Sizes that peft chooses for large models.
 SMALL: dict[str, dict[str, Any]] = {
     "MISS": {"r": 8}, "SHIRA": {"r": 4}, "WAVEFT": {"n_frequency": 100}, "PROMPT_TUNING": {"num_virtual_tokens": 4},
 }  # fmt: skip
 # What a method lacks for a single task with a new head, in words of its message.
 REFUSED = {
-    "ADALORA": "after every step it moves ranks",
-    "ADAPTION_PROMPT": "keeps no head",
+    "ADALORA": "moves ranks between layers after every step",
+    "ADAPTION_PROMPT": "cannot save a head",
     "CPT": "CAUSAL_LM",
     "MULTITASK_PROMPT_TUNING": "task_ids",
     "POLY": "task_ids",
     "SHADOW": "peft cannot put SHADOW",
-    "TRAINABLE_TOKENS": "keeps no head",
-    "XLORA": "keeps no head",
+    "TRAINABLE_TOKENS": "cannot save a head",
+    "XLORA": "cannot save a head",
 }
 UNMERGED = {"CARTRIDGE", "LILY", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -91,7 +92,7 @@ def wrapped(folder: Path, kind: str, settings: dict[str, Any] | None = None, **d
 
 
 @pytest.mark.parametrize(("kind", "settings"), VARIANTS, ids=lambda value: str(value) if value else "")
-def test_trained_saved_and_loaded_it_answers_the_same(
+def test_every_method_survives_saving_and_loading(
     kind: str, settings: dict[str, Any], lively: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, task, plain, table = prepared(lively)
@@ -123,14 +124,14 @@ def test_trained_saved_and_loaded_it_answers_the_same(
 
 
 @pytest.mark.parametrize("kind", list(REFUSED))
-def test_what_cannot_work_is_refused_in_words(kind: str, tiny: dict[str, Path]) -> None:
+def test_unsupported_methods_are_refused(kind: str, tiny: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=REFUSED[kind]) as caught:
         wrapped(tiny["bert"], kind)
     assert kind in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "LILY"])
-def test_translation_needs_what_can_be_merged(kind: str, tiny: dict[str, Path]) -> None:
+def test_translation_needs_mergeable_methods(kind: str, tiny: dict[str, Path]) -> None:
     rows = from_columns({"text": [text for text, _ in sentiment_rows(24)]} | {"other": ["a film"] * 24}, "rows")
     document = {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300}
     source = Checkpoint.open(find_model(str(tiny["bert"])))
@@ -140,14 +141,14 @@ def test_translation_needs_what_can_be_merged(kind: str, tiny: dict[str, Path]) 
         Peft(type=kind).wrap(model)
 
 
-def test_every_method_of_peft_is_tried() -> None:
+def test_every_method_of_peft_is_tested() -> None:
     assert len(METHODS) > 20
     assert {name for name, _ in VARIANTS} | set(REFUSED) == set(METHODS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["IA3", "LN_TUNING", "LOHA", "PREFIX_TUNING", "PROMPT_TUNING"])
-def test_every_family_takes_it_or_says_why_not(kind: str, family: str, tiny: dict[str, Path]) -> None:
+def test_every_family_supports_or_refuses_a_method(kind: str, family: str, tiny: dict[str, Path]) -> None:
     if kind == "PREFIX_TUNING" and family not in ("bert", "roberta", "xlm-roberta", "electra"):
         with pytest.raises(UserError, match=f"on a {family} model: Model does not support past key values"):
             wrapped(tiny[family], kind)
@@ -166,7 +167,7 @@ def test_every_family_takes_it_or_says_why_not(kind: str, family: str, tiny: dic
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ia3_scales_keys_values_and_the_end_of_the_feed_forward_part(family: str, tiny: dict[str, Path]) -> None:
+def test_ia3_scales_keys_values_and_feed_forward(family: str, tiny: dict[str, Path]) -> None:
     _, _, model, _ = wrapped(tiny[family], "IA3")
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "ia3_l")}
     layers = find_layers(model.get_base_model())
@@ -177,7 +178,7 @@ def test_ia3_scales_keys_values_and_the_end_of_the_feed_forward_part(family: str
     assert len(adapted) == per_layer * layers.depth
 
 
-def test_settings_reach_peft_and_targets_are_named_within_a_layer(tiny: dict[str, Path]) -> None:
+def test_settings_are_passed_to_peft(tiny: dict[str, Path]) -> None:
     settings = {"r": 3, "target_modules": ["query"], "layers_to_transform": 1}
     _, _, model, _ = wrapped(tiny["bert"], "LORA", settings)
     adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
@@ -191,11 +192,12 @@ def test_settings_reach_peft_and_targets_are_named_within_a_layer(tiny: dict[str
     [
         ({"type": "IA4"}, r"strategy\.type: found 'IA4'; allowed: ADALORA, .*did you mean 'IA3'"),
         ({"type": "LORA", "settings": {"rank": 4}}, r"strategy\.settings: .*has no 'rank'.*known: .*\br\b"),
+        ({"type": "LORA", "settings": {"target_modules": "(a|b)*c"}}, r"strategy\.settings: .*\(a\|b\)\*c.*target_modules"),
         ({"settings": {"modules_to_save": ["x"]}}, "has no 'modules_to_save'"),
         ({"settings": {"task_type": "CAUSAL_LM"}}, "has no 'task_type'"),
     ],
 )
-def test_unknown_names_are_refused_before_anything_is_loaded(document: dict[str, Any], words: str) -> None:
+def test_unknown_settings_are_refused_at_validation(document: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         strategy_from({"name": "peft", **document})
 
@@ -207,17 +209,15 @@ def test_unknown_names_are_refused_before_anything_is_loaded(document: dict[str,
         ("LORA", {"target_modules": ["querry"]}, r"settings\.target_modules: .*'querry'.*known: "),
         ("LORA", {"target_modules": "nothing.like.that"}, "peft cannot put LORA"),
         ("LORA", {"layers_to_transform": [0, 2]}, r"layers_to_transform: found 2; allowed: 0 to 1"),
-        ("ADAMSS", {"use_asa": True}, "ADAMSS with use_asa; after every step"),
+        ("ADAMSS", {"use_asa": True}, "ADAMSS with use_asa; it moves ranks"),
     ],
 )
-def test_wrong_settings_are_the_users_to_put_right(
-    kind: str, settings: dict[str, Any], words: str, tiny: dict[str, Path]
-) -> None:
+def test_wrong_settings_are_user_errors(kind: str, settings: dict[str, Any], words: str, tiny: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=words):
         wrapped(tiny["bert"], kind, settings)
 
 
-def test_a_missing_package_is_named(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from peft import IA3Config
 
     def fails(self: Any) -> None:
@@ -228,15 +228,15 @@ def test_a_missing_package_is_named(tiny: dict[str, Path], monkeypatch: pytest.M
         wrapped(tiny["bert"], "IA3")
 
 
-def test_an_adapter_that_the_model_takes_no_notice_of_is_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_without_effect_is_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from peft.tuners.ia3.layer import Linear
 
     monkeypatch.setattr(Linear, "forward", lambda self, x, *args, **kwargs: self.base_layer(x))
-    with pytest.raises(UserError, match="takes no notice of the adapter"):
+    with pytest.raises(UserError, match="the adapter has no effect"):
         wrapped(tiny["bert"], "IA3")
 
 
-def test_a_merge_that_changes_the_answers_is_not_saved(lively: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_merge_that_changes_predictions_is_not_saved(lively: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from peft.tuners.ia3.layer import Linear
 
     _, _, model, _ = wrapped(lively, "IA3")
@@ -248,20 +248,20 @@ def test_a_merge_that_changes_the_answers_is_not_saved(lively: Path, tmp_path: P
         Peft().unwrap(model, tmp_path)
 
 
-def test_prompts_and_texts_share_the_position_table(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_prompt_and_text_share_the_positions(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.max_length: found 64; allowed: up to 44, since PROMPT_TUNING puts 20 tokens"):
         run(tiny["bert"], sentiment, tmp_path / "run", {"name": "peft", "type": "PROMPT_TUNING"}, max_length=None)
     assert not (tmp_path / "run").exists()
 
 
-def test_prompts_need_the_familys_own_head(tiny: dict[str, Path]) -> None:
+def test_prompts_need_the_family_head(tiny: dict[str, Path]) -> None:
     head = {"hidden": [8], "pooling": "mean"}
-    with pytest.raises(UserError, match="PROMPT_TUNING; peft puts prompts before the families' own models"):
+    with pytest.raises(UserError, match="PROMPT_TUNING; peft adds prompts only to a model with the head of its family"):
         wrapped(tiny["bert"], "PROMPT_TUNING", head=head)
     assert can_merge(wrapped(tiny["bert"], "LN_TUNING", head=head)[2])
 
 
-def test_only_what_is_kept_whole_is_decayed(tiny: dict[str, Path]) -> None:
+def test_weight_decay_applies_to_the_head_only(tiny: dict[str, Path]) -> None:
     from nlp_transfer.training.optimizer import named_groups
 
     _, _, model, _ = wrapped(tiny["bert"], "IA3")
@@ -306,7 +306,7 @@ def runs(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path_factory: py
     return made
 
 
-def test_a_run_that_cannot_be_merged_leaves_an_adapter_that_works(runs: dict[str, Path]) -> None:
+def test_unmerged_run_saves_a_working_adapter(runs: dict[str, Path]) -> None:
     from transformers import AutoModelForSequenceClassification
 
     folder = runs["prompts"]
@@ -327,7 +327,7 @@ def test_a_run_that_cannot_be_merged_leaves_an_adapter_that_works(runs: dict[str
         AutoModelForSequenceClassification.from_pretrained(folder / "model")
 
 
-def test_adapters_beside_one_base_answer_like_their_own_models(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+def test_adapters_on_one_base_predict_like_their_models(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
     adapters = load_adapters(str(tiny["bert"]), runs)
     assert adapters.names == list(runs)
     for name in [*runs, *reversed(runs)]:  # each again after all the others
@@ -340,7 +340,7 @@ def test_adapters_beside_one_base_answer_like_their_own_models(runs: dict[str, P
         adapters.predictor("lorra")
 
 
-def test_the_base_is_in_memory_once(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
+def test_base_model_is_in_memory_once(runs: dict[str, Path], tiny: dict[str, Path]) -> None:
     base = sum(p.numel() for p in load_predictor(runs["lora"]).model.parameters())
     light = {name: runs[name] for name in ("lora", "ia3", "prompts", "norms", "three")}
     each = [load_adapters(str(tiny["bert"]), {name: folder}).parameters() for name, folder in light.items()]
@@ -352,7 +352,7 @@ def test_the_base_is_in_memory_once(runs: dict[str, Path], tiny: dict[str, Path]
     assert len(places) == 1
 
 
-def test_adapters_of_other_bases_and_none_are_refused_together(
+def test_adapters_of_other_bases_are_refused(
     runs: dict[str, Path], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
     full = run(tiny["bert"], sentiment, tmp_path / "full", {"name": "full"})
@@ -367,9 +367,9 @@ def test_adapters_of_other_bases_and_none_are_refused_together(
         load_adapters(str(tiny["bert"]), {})
 
 
-def test_the_fields_that_are_ours_exist_in_peft() -> None:
+def test_filled_in_fields_exist_in_peft() -> None:
     """Names that this strategy fills in are the installed peft's own."""
-    names = {field.name for schema in _methods().values() for field in dataclasses.fields(schema)}
+    names = {field.name for schema in methods().values() for field in dataclasses.fields(schema)}
     filled = {
         "modules_to_save",
         "feedforward_modules",

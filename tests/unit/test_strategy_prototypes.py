@@ -37,7 +37,7 @@ def test_logits_are_scaled_distances_to_the_means() -> None:
     assert logits[:, 2].max() < logits[:, known].min() - 1000
 
 
-def test_the_scale_makes_rows_that_are_left_out_likeliest() -> None:
+def test_scale_maximizes_the_leave_one_out_likelihood() -> None:
     inputs, labels = clouds(apart=0.5)
 
     def likelihood(scale: float) -> float:
@@ -54,14 +54,14 @@ def test_the_scale_makes_rows_that_are_left_out_likeliest() -> None:
     assert likelihood(scale) > max(likelihood(scale * 1.02), likelihood(scale / 1.02))
 
 
-def test_clouds_that_never_touch_give_a_finite_scale() -> None:
+def test_separable_data_gives_a_finite_scale() -> None:
     inputs, labels = clouds(apart=1e3)
     weight, bias = nearest_mean(inputs, labels, 4)
     assert np.isfinite(weight).all()
     assert ((inputs @ weight.T + bias).argmax(1) == labels).all()
 
 
-def test_several_labels_are_judged_by_two_means_each(tiny: dict[str, Path]) -> None:
+def test_multi_label_has_two_means_per_label(tiny: dict[str, Path]) -> None:
     model = attach_head(AutoModel.from_pretrained(tiny["bert"]), HeadConfig(), num_labels=2)
     generator = np.random.default_rng(0)
     ids = Ragged.from_lists([[2, *generator.integers(5, 30, 1 + i % 6).tolist(), 3] for i in range(30)])
@@ -99,9 +99,7 @@ def run(folder: Path, model: Path, task: dict[str, Any]) -> Any:
     ],
     ids=["single", "multi_label", "family"],
 )
-def test_a_run_takes_no_step_and_answers_the_same_after_loading(
-    task: dict[str, Any], tiny: dict[str, Path], tmp_path: Path
-) -> None:
+def test_run_without_steps_predicts_the_same_after_loading(task: dict[str, Any], tiny: dict[str, Path], tmp_path: Path) -> None:
     done = run(tmp_path, tiny["bert"], task)
     assert done.result["train"]["steps"] == 0
     assert done.result["plain"] is (task.get("head") == "family")
@@ -117,12 +115,12 @@ def test_a_run_takes_no_step_and_answers_the_same_after_loading(
     [
         (
             {"name": "regression", "label": "score"},
-            "found prototypes beside answers that are numbers; allowed: a task",
+            "found prototypes .* numbers; allowed: a task",
         ),
-        ({"name": "text_classification", "head": {"hidden": [8]}}, r"beside task.head.hidden \[8\]; allowed: no hidden layers"),
+        ({"name": "text_classification", "head": {"hidden": [8]}}, r"with task.head.hidden \[8\]; allowed: no hidden layers"),
     ],
 )
-def test_what_has_no_means_is_refused(task: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_tasks_without_labels_are_refused(task: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         run(tmp_path, tiny["bert"], task)
     assert not (tmp_path / "run").exists()

@@ -26,7 +26,7 @@ def scores_of(sure: list[tuple[int, float]], classes: int = 2) -> dict[str, np.n
     return {"scores": scores.astype(np.float32), "prediction": scores.argmax(1)}
 
 
-def test_the_surest_rows_of_each_class_join_in_by_the_shares_of_train() -> None:
+def test_most_confident_rows_keep_the_class_balance() -> None:
     answers = scores_of([(0, 0.9), (0, 0.8), (0, 0.95), (0, 0.99), (1, 0.7), (1, 0.9), (1, 0.6), (1, 0.8)])
     taught = np.array([0, 0, 0, 1])  # three quarters are of class 0
     rows, labels = SelfTraining(rounds=2, confidence=0, share=1).choose(answers, taught, 1)
@@ -37,7 +37,7 @@ def test_the_surest_rows_of_each_class_join_in_by_the_shares_of_train() -> None:
     assert rows.tolist() == [0, 1, 2, 3, 5, 7], "all of class 0, two of class 1"
 
 
-def test_a_class_of_which_the_model_is_less_sure_has_a_lower_threshold() -> None:
+def test_uncertain_class_has_a_lower_threshold() -> None:
     answers = scores_of([(0, 1.0), (0, 1.0), (0, 0.7), (1, 0.6), (1, 0.6), (1, 0.6)])
     settings = {"rounds": 1, "confidence": 0.85, "balance": False, "share": 1}
     rows, labels = SelfTraining(**settings).choose(answers, np.array([0, 1]), 1)
@@ -46,13 +46,13 @@ def test_a_class_of_which_the_model_is_less_sure_has_a_lower_threshold() -> None
     assert labels.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_without_balance_the_surest_join_in_whatever_their_class() -> None:
+def test_without_balance_the_most_confident_rows_are_used() -> None:
     answers = scores_of([(0, 0.9), (0, 0.95), (1, 0.6), (1, 0.7)])
     rows, _ = SelfTraining(rounds=2, confidence=0, share=1, balance=False).choose(answers, np.array([0, 1]), 1)
     assert rows.tolist() == [0, 1]
 
 
-def test_of_several_labels_the_least_sure_decision_counts() -> None:
+def test_multi_label_confidence_is_the_lowest_one() -> None:
     scores = np.array([[0.99, 0.02], [0.97, 0.45], [0.03, 0.98], [0.01, 0.02]], np.float32)
     taught = np.array([[1, 0], [0, 1], [0, 0], [1, 1]], np.float32)
     answers = {"scores": scores, "prediction": scores >= 0.5}
@@ -80,7 +80,7 @@ def run(files: dict[str, Any], tiny: dict[str, Path], output: Path, task: Any = 
     )  # fmt: skip
 
 
-def test_rounds_learn_from_more_and_more_rows(
+def test_later_rounds_use_more_rows(
     files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run(files, tiny, tmp_path / "run", rounds=2, confidence=0)
@@ -95,7 +95,7 @@ def test_rounds_learn_from_more_and_more_rows(
 
 @pytest.mark.parametrize("on_disk", [True, False])
 @pytest.mark.parametrize("restart", [True, False])
-def test_the_best_weights_label_and_not_the_last(
+def test_best_weights_make_the_pseudo_labels(
     on_disk: bool, restart: bool, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.9, 0.5, 0.6, 0.7])  # of two evaluations a phase; the very first stays the best
@@ -122,7 +122,7 @@ def test_the_best_weights_label_and_not_the_last(
     strategy = SelfTraining(rounds=1, restart=restart)
     trainer: Any = make(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
     trainer.tables["unlabelled"] = trainer.tables["validation"]
-    trainer.model.first_weights = weights_of(trainer.model)
+    trainer.model.initial_weights = weights_of(trainer.model)
     assert trainer.train().step == 4
     assert len(evaluated) == 4
     assert len(labelled) == 1
@@ -132,7 +132,7 @@ def test_the_best_weights_label_and_not_the_last(
 
 
 @pytest.mark.parametrize("writes", [2, 4, 6])
-def test_rounds_labelled_by_the_best_weights_go_on_bit_for_bit(
+def test_rounds_resume_bit_for_bit(
     writes: int, files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def started(output: Path) -> Any:
@@ -153,7 +153,7 @@ def test_rounds_labelled_by_the_best_weights_go_on_bit_for_bit(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_max_steps_is_shared_by_all_rounds(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_rounds_share_max_steps(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
     found = fine_tune(
         model=str(tiny["bert"]), data=files | {"validation_share": 0}, task="text_classification",
         strategy={"name": "self_training", "rounds": 2, "confidence": 0}, output_dir=str(tmp_path / "run"),
@@ -165,7 +165,7 @@ def test_max_steps_is_shared_by_all_rounds(files: dict[str, str], tiny: dict[str
     assert [line["learning_rate"] for line in log] == pytest.approx(wanted)
 
 
-def test_no_round_begins_anew_where_no_step_is_left(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_no_round_starts_without_steps_left(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
     """Else the weights it begins with, which nothing would train, were what is saved."""
     found = fine_tune(
         model=str(tiny["bert"]), data=files | {"validation_share": 0}, task="text_classification",
@@ -178,32 +178,32 @@ def test_no_round_begins_anew_where_no_step_is_left(files: dict[str, str], tiny:
     assert not torch.equal(first, saved)
 
 
-def test_nothing_joins_in_where_the_model_is_sure_of_nothing(
+def test_training_ends_without_confident_rows(
     files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
     found = run(files, tiny, tmp_path / "run")
-    assert "sure of no unlabelled row" in capsys.readouterr().err
+    assert "no prediction of an unlabeled row is confident" in capsys.readouterr().err
     assert found.result["train"]["steps"] == 4
 
 
-def test_what_it_needs_is_named(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_missing_requirements_are_reported(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.unlabelled: is required by self_training"):
         run({name: files[name] for name in ("train", "test")}, tiny, tmp_path / "run")
     rows = [(text, i) for i, (text, _) in enumerate(sentiment_rows(20))]
     numbers = write_csv(tmp_path / "numbers.csv", rows)
-    with pytest.raises(UserError, match="answers of a regression have no probability"):
+    with pytest.raises(UserError, match=r"found self_training; .* regression have no probability"):
         run(files | {"train": str(numbers), "test": str(numbers)}, tiny, tmp_path / "run", "regression")
     inside = files | {"unlabelled": files["test"]}
     with pytest.raises(UserError, match=r"data\.unlabelled: each of its 40 rows also occurs in another split"):
         run(inside, tiny, tmp_path / "run")
-    with pytest.raises(UserError, match="both decide what is trained when"):
+    with pytest.raises(UserError, match="self_training and gradual_unfreezing both"):
         strategy_from([{"name": "self_training"}, {"name": "gradual_unfreezing"}])
     assert not (tmp_path / "run").exists()
 
 
-def test_of_rows_that_are_equally_sure_not_the_first_of_the_file_are_taken() -> None:
+def test_ties_do_not_prefer_the_first_rows() -> None:
     """Probabilities of a trained model are often exactly 1."""
     scores = np.repeat([[1.0, 0.0], [0.0, 1.0]], 200, axis=0).astype(np.float32)
     for balance in (True, False):

@@ -15,7 +15,7 @@ from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job
-from nlp_transfer.strategies.zero_shot import ZeroShot, entailments, fit_answers
+from nlp_transfer.strategies.zero_shot import ZeroShot, entailments, fit_soft_labels
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
@@ -58,7 +58,7 @@ def test_logits_are_scaled_cosines_with_the_descriptions(several: bool, tiny: di
     assert torch.allclose(logits, 7 * (expected - 0.4 * several), atol=1e-4)
 
 
-def test_labels_of_rows_are_not_learned_from(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_of_rows_are_not_used(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "a", tiny["bert"], **HOW)
     assert "at random" not in capsys.readouterr().err  # the head was computed
     run(tmp_path / "b", tiny["bert"], flip=True, **HOW)
@@ -66,7 +66,7 @@ def test_labels_of_rows_are_not_learned_from(tiny: dict[str, Path], tmp_path: Pa
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_label_without_words_is_described_by_its_name() -> None:
+def test_default_description_is_the_label_name() -> None:
     strategy = ZeroShot(labels={"b": "sunny weather"})
     assert strategy.sentences(["lost_card", "b"]) == ["This text is about lost card.", "This text is about sunny weather."]
 
@@ -83,7 +83,7 @@ def entailer(tiny: Path, folder: Path, labels: list[str]) -> Path:
 
 
 @pytest.mark.parametrize("labels", [["contradiction", "neutral", "ENTAILMENT"], ["entailment", "not_entailment"]])
-def test_every_text_is_judged_with_every_description(labels: list[str], tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_entailment_of_every_text_and_description(labels: list[str], tiny: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(find_model(str(entailer(tiny["bert"], tmp_path / "nli", labels))))
     texts, words = [text for text, _ in sentiment_rows(9)], ["bad awful", "good", "the dog ran"]
     rows = from_columns({"text": texts}, "rows")
@@ -99,7 +99,7 @@ def test_every_text_is_judged_with_every_description(labels: list[str], tiny: di
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_layer_learns_the_answers_of_entailment(several: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_layer_learns_the_entailment_predictions(several: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
     source = entailer(tiny["bert"], tmp_path / "nli", ["entailment", "neutral", "contradiction"])
     task = {"name": "multi_label", "label": "tags"} if several else {"name": "text_classification"}
     run(tmp_path / "a", source, task=task, by="entailment", **HOW)
@@ -117,12 +117,12 @@ def test_a_layer_learns_the_answers_of_entailment(several: bool, tiny: dict[str,
     assert not several or float((wanted - 0.5).abs().min()) > 0.01, "answers that a layer has to learn"
 
 
-def test_answers_that_a_layer_can_give_are_fitted_exactly() -> None:
+def test_representable_targets_are_fitted_exactly() -> None:
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(40, 3)).astype(np.float32)
     weight, bias = generator.normal(size=(4, 3)), generator.normal(size=4)
     answers = torch.from_numpy(inputs @ weight.T + bias).softmax(-1)
-    found = fit_answers(inputs, answers, several=False, penalty=1e-9)
+    found = fit_soft_labels(inputs, answers, multi_label=False, penalty=1e-9)
     assert np.allclose(found[0] - found[0].mean(0), weight - weight.mean(0), atol=1e-2)
     assert np.allclose(found[1] - found[1].mean(), bias - bias.mean(), atol=1e-2)
 
@@ -136,14 +136,14 @@ def test_answers_that_a_layer_can_give_are_fitted_exactly() -> None:
             r"strategy.labels: there is no label 'positiv' \(did you mean 'positive'\?\)",
         ),
         ({"template": "about"}, {}, r"strategy.template: found 'about'; allowed: .*one \{\}"),
-        ({"by": "entailment"}, {}, "strategy.by: found entailment; .* answers LABEL_0, LABEL_1; allowed: a model that was fine"),
+        ({"by": "entailment"}, {}, "strategy.by: found entailment; .* LABEL_0, LABEL_1; allowed: a model fine-tuned"),
         ({}, {"head": "family"}, "task.head: found family; .* allowed: null, or"),
         ({}, {"head": {"normalize": False}}, "task.head: found normalize false, layers last; .* allowed: normalize true"),
-        ({}, {"head": {"hidden": [8], "normalize": True}}, r"beside task.head.hidden \[8\]; allowed: no hidden layers"),
-        ({}, {"name": "regression", "label": "score"}, "found zero_shot beside answers that are numbers; allowed: a task"),
+        ({}, {"head": {"hidden": [8], "normalize": True}}, r"with task.head.hidden \[8\]; allowed: no hidden layers"),
+        ({}, {"name": "regression", "label": "score"}, "found zero_shot .* numbers; allowed: a task"),
     ],
 )
-def test_what_it_cannot_do_is_refused(
+def test_unsuitable_settings_are_refused(
     settings: dict[str, Any], task: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -163,7 +163,7 @@ def without_train(
     )  # fmt: skip
 
 
-def test_without_train_the_predictions_are_those_that_a_run_with_train_gives(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_predictions_do_not_depend_on_train(tiny: dict[str, Path], tmp_path: Path) -> None:
     texts = [text for text, _ in sentiment_rows(12, seed=3)]
     expected = load_predictor(run(tmp_path / "with", tiny["bert"], **HOW).output_dir)(texts)
     test = str(write_csv(tmp_path / "test.csv", list(sentiment_rows(24, seed=5))))
@@ -189,9 +189,7 @@ def test_without_train_the_predictions_are_those_that_a_run_with_train_gives(tin
         ({"name": "multi_label"}, WORDS, ["negative", "positive"]),
     ],
 )
-def test_labels_of_the_settings_are_enough(
-    task: Any, labels: Any, expected: list[Any], tiny: dict[str, Path], tmp_path: Path
-) -> None:
+def test_labels_in_settings_suffice(task: Any, labels: Any, expected: list[Any], tiny: dict[str, Path], tmp_path: Path) -> None:
     done = without_train(tmp_path / "run", tiny["bert"], {}, task, labels=labels)
     found = load_predictor(done.output_dir)(["a good film"], probabilities=True)[0]
     assert [name.removeprefix("probability:") for name in found if ":" in name] == list(map(str, expected))
@@ -199,7 +197,7 @@ def test_labels_of_the_settings_are_enough(
     assert all(label in expected for label in (answer if isinstance(answer, list) else [answer]))
 
 
-def test_by_entailment_texts_without_labels_are_enough(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_unlabeled_texts_suffice_for_entailment(tiny: dict[str, Path], tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny["bert"], num_labels=3)
     model.config.id2label = {0: "contradiction", 1: "neutral", 2: "entailment"}
     model.config.label2id = {label: i for i, label in model.config.id2label.items()}
@@ -225,7 +223,7 @@ def test_by_entailment_texts_without_labels_are_enough(tiny: dict[str, Path], tm
         ("self_training", LABELS, ("data.train: is required",)),
     ],
 )
-def test_what_is_needed_is_said(name: str, task: Any, facts: tuple[str, ...], tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_missing_data_is_reported(name: str, task: Any, facts: tuple[str, ...], tiny: dict[str, Path], tmp_path: Path) -> None:
     for data in ({}, {"test": str(write_csv(tmp_path / "test.csv", list(sentiment_rows(8))))}):
         with pytest.raises(UserError) as caught:
             without_train(tmp_path / "run", tiny["bert"], data, task, name)

@@ -60,26 +60,26 @@ def test_label_text(cell: object, text: str | None) -> None:
         (["0.5", "0.25"], ["0.25", "0.5"]), (["a", "a"], ["a"]), ([], []),
     ],
 )  # fmt: skip
-def test_labels_have_an_order_of_their_own(labels: list[str], ordered: list[str]) -> None:
+def test_label_order(labels: list[str], ordered: list[str]) -> None:
     assert sort_labels(labels) == sort_labels(reversed(labels)) == ordered
 
 
-def test_labels_come_from_train_or_from_the_schema() -> None:
+def test_labels_are_learned_or_set() -> None:
     cells = ["b", " a", 1.0, "1", "b ", "a"]
     assert fitted("text_classification", cells).labels == ["1", "a", "b"]
     assert fitted("text_classification", cells, labels=["b", "a", 1]).labels == ["b", "a", "1"]
     assert fitted("text_classification", cells).encode_targets(cells).tolist() == [2, 1, 0, 0, 2, 1]
 
 
-def test_nan_is_a_label_when_named_so() -> None:
+def test_nan_is_a_label_if_listed() -> None:
     cells = ["nan", "b", "nan", "b"]
     assert fitted("text_classification", cells, labels=["nan", "b"]).encode_targets(cells).tolist() == [0, 1, 0, 1]
-    with pytest.raises(UserError, match="a lost value"):
+    with pytest.raises(UserError, match="a missing value"):
         fitted("text_classification", cells)
 
 
 @pytest.mark.parametrize("name", names("task"))
-def test_task_comes_back_from_its_document(name: str) -> None:
+def test_task_round_trip(name: str) -> None:
     task = task_from({"name": name})
     assert isinstance(task, Task)
     assert task_name(task) == name
@@ -88,7 +88,7 @@ def test_task_comes_back_from_its_document(name: str) -> None:
     assert task.best_metric in task.metric_names()
 
 
-def test_document_of_a_fitted_task_is_whole() -> None:
+def test_fitted_task_round_trip() -> None:
     task = fitted("multi_label", ["b|a", "a", "", "b"], threshold=0.3)
     learned = {"name": "multi_label", "threshold": 0.3, "labels": ["a", "b"], "separator": "|", "text": "text"}
     assert learned.items() <= task.document().items()
@@ -115,7 +115,7 @@ def test_strata() -> None:
     assert np.bincount(task_from({"name": "regression"}).strata(many)).tolist() == [10] * 10
 
 
-def test_cross_entropy_is_torchs() -> None:
+def test_cross_entropy_matches_torch() -> None:
     task = fitted("text_classification", ["a", "b", "c", "a", "b", "c"])
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     batch = {"labels": labels}
@@ -132,7 +132,7 @@ def test_cross_entropy_is_torchs() -> None:
     torch.testing.assert_close(task.loss(given, batch, options)["cross_entropy"], both)
 
 
-def test_binary_cross_entropy_is_torchs() -> None:
+def test_binary_cross_entropy_matches_torch() -> None:
     task = fitted("multi_label", ["a|b", "b", "a", ""])
     logits, labels = torch.randn(4, 2), torch.tensor([[1.0, 1], [0, 1], [1, 0], [0, 0]])
     given, batch, weights = SimpleNamespace(logits=logits), {"labels": labels}, torch.tensor([3.0, 1.0])
@@ -145,7 +145,7 @@ def test_binary_cross_entropy_is_torchs() -> None:
     )
 
 
-def test_squared_error_is_torchs() -> None:
+def test_squared_error_matches_torch() -> None:
     task = fitted("regression", [1, "2.5", 3.0])
     batch = {"labels": torch.from_numpy(task.encode_targets([1, "2.5", 3.0]))}
     given = outputs([0.5], [2.0], [4.0])
@@ -155,7 +155,7 @@ def test_squared_error_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("name", ["text_classification", "multi_label", "regression"])
-def test_losses_are_in_fp32_whatever_the_model_computes_in(name: str) -> None:
+def test_losses_are_computed_in_fp32(name: str) -> None:
     cells = {"regression": [1.0, 2.0], "multi_label": ["a|b", "b"], "text_classification": ["a", "b", "a", "b"]}[name]
     task = fitted(name, cells) if name != "multi_label" else fitted(name, [*cells, ""])
     labels = torch.from_numpy(task.encode_targets(cells))
@@ -195,7 +195,7 @@ def test_no_numbers(cell: object) -> None:
     assert number(cell) is None
 
 
-def test_answers_read_as_labels() -> None:
+def test_predictions_are_described_by_labels() -> None:
     task = fitted("text_classification", ["a", "b", "a", "b"])
     answers = task.predict(outputs([2.0, 0.0], [0.0, 1.0]))
     described = task.describe(answers, probabilities=True)
@@ -213,7 +213,7 @@ def test_answers_read_as_labels() -> None:
 
 
 @pytest.mark.parametrize("name", ["text_classification", "multi_label", "regression"])
-def test_metrics_are_those_it_names(name: str) -> None:
+def test_metrics_match_metric_names(name: str) -> None:
     task = fitted(name, {"regression": [1, 2, 3, 4], "multi_label": ["a|b", "b", "a", ""]}.get(name, ["a", "b", "a", "b"]))
     logits = torch.randn(4, 1 if name == "regression" else 2)
     cells = {"regression": [1, 2, 3, 4], "multi_label": ["a|b", "b", "a", ""]}.get(name, ["a", "b", "a", "b"])
@@ -221,7 +221,7 @@ def test_metrics_are_those_it_names(name: str) -> None:
     assert set(found) == set(task.metric_names())
 
 
-def test_only_long_rows_are_cut(tiny: dict[str, Any]) -> None:
+def test_only_long_rows_are_truncated(tiny: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny["bert"])
     task = task_from({"name": "text_classification", "max_length": 5, "text_pair": "other"})
     columns = {"text": ["the cat", "a good film plot"], "other": ["sat", "dog ran"]}

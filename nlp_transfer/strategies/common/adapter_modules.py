@@ -1,4 +1,4 @@
-"""What strategies that put adapters beside pretrained weights share: where they are put, what is kept whole, saving."""
+"""Adapters: which modules they change, which modules are trained completely, and how they are saved."""
 
 import copy
 import json
@@ -18,36 +18,40 @@ from nlp_transfer.utils.errors import UserError, did_you_mean
 ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wqkv|Attention\.[qkv])$")
 
 
-def adapt(model: PreTrainedModel, config: Any) -> Any:
-    """The model below the adapter that a peft configuration describes; what was tied stays tied.
+def add_adapter(model: PreTrainedModel, config: Any) -> Any:
+    """Add the adapter that a peft configuration describes. Tied parameters stay tied.
 
     Raises:
-        UserError: the model has only some of its checkpoint's layers.
+        UserError: If the model has only some of the layers of its checkpoint.
     """
     from peft import TaskType, get_peft_model
 
     if setting := getattr(model, "shortened_by", None):
         raise UserError(
-            f"{setting}: an adapter belongs on a whole checkpoint, and this model has a part of its layers; allowed beside lora "
+            f"{setting}: an adapter needs all layers of the checkpoint, and this model has only some of them; allowed with lora "
             "and peft: null"
         )
     config.task_type = TaskType.SEQ_2_SEQ_LM if has_decoder(model) else TaskType.SEQ_CLS
     tied = tied_parameters(model)
     adapted: Any = get_peft_model(model, config)
-    tie_again(adapted.get_base_model(), tied)
+    restore_ties(adapted.get_base_model(), tied)
     return adapted
 
 
 def chosen_layers(model: nn.Module, layers: Layers, wanted: str | Sequence[str], place: str) -> list[str]:
-    """Linear modules relative to their layer: `all`, `attention` (those that make queries, keys and values), or those named.
+    """Return the linear modules to adapt, relative to their layer.
+
+    Args:
+        wanted: `all`, `attention` (queries, keys and values), or names.
+        place: The setting that `wanted` comes from, for the message.
 
     Raises:
-        UserError: the layers have no module of a name; `place` is the setting that the message names.
+        UserError: If the layers have no module with such a name.
     """
     known = list(linear_layers(model, layers))
     if not known:
         raise UserError(
-            f"strategy: the layers of a {encoder_type(model.config)} model hold no linear module that could be adapted; allowed: "
+            f"strategy: the layers of a {encoder_type(model.config)} model have no linear module that could be adapted; allowed: "
             "strategies without adapters, such as full or partial"
         )
     if isinstance(wanted, str):
@@ -60,29 +64,30 @@ def chosen_layers(model: nn.Module, layers: Layers, wanted: str | Sequence[str],
     return [name for name in known for asked in wanted if name == asked or name.endswith("." + asked)]
 
 
-def pattern(layers: Layers, chosen: Iterable[str], numbers: Iterable[int] | None = None) -> str:
-    """A pattern of full module paths, so that no layer of the head with the same name is adapted by mistake.
+def module_pattern(layers: Layers, chosen: Iterable[str], numbers: Iterable[int] | None = None) -> str:
+    """Return a pattern of full module paths, so that no module of the head with the same name is adapted.
 
-    `numbers` are the layers that it is about; None: all.
+    Args:
+        numbers: The layers to match. None: all.
     """
     stacks = "|".join(map(re.escape, layers.stacks))
-    which = r"\d+" if numbers is None else f"({'|'.join(map(str, numbers))})"
-    return rf"({stacks})\.{which}\.({'|'.join(re.escape(name) for name in chosen)})"
+    number = r"\d+" if numbers is None else f"({'|'.join(map(str, numbers))})"
+    return rf"({stacks})\.{number}\.({'|'.join(re.escape(name) for name in chosen)})"
 
 
 def last_of_layers(model: nn.Module, layers: Layers) -> set[str]:
-    """The last linear module of a layer, relative to it: in every family that with which the feed-forward part ends."""
-    found: dict[str, str] = {}
+    """Return the last linear module of each kind of layer, relative to it: the output of the feed-forward block."""
+    last: dict[str, str] = {}
     for name, module in model.named_modules():
         stack = next((stack for stack in layers.stacks if name.startswith(stack + ".")), None)
         if isinstance(module, nn.Linear) and stack:
             number, _, inner = name.removeprefix(stack + ".").partition(".")
-            found[f"{stack}.{number}"] = inner
-    return set(found.values())
+            last[f"{stack}.{number}"] = inner
+    return set(last.values())
 
 
-def norms(model: nn.Module, layers: Layers) -> str:
-    """A pattern of the paths of the layers' normalisation modules; one layer may lack what another has."""
+def norm_pattern(model: nn.Module, layers: Layers) -> str:
+    """Return a pattern of the paths of all normalization modules. Layers may differ in them."""
     stacks = tuple(f"{stack}." for stack in layers.stacks)
     inside = [
         name
@@ -93,18 +98,18 @@ def norms(model: nn.Module, layers: Layers) -> str:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Writes the adapter alone into `folder`."""
-    with replacing_folder(folder) as part:
-        model.save_pretrained(str(part))  # no config.json: beside an adapter it would make loaders take it for a model
-        (part / "README.md").unlink(missing_ok=True)  # peft's template; the run's card describes the adapter
-        settings = clean(json.loads((part / "adapter_config.json").read_text(encoding="utf-8")))
+    """Save the adapter without its base model."""
+    with replacing_folder(folder) as target:
+        model.save_pretrained(str(target))  # without config.json, which would make loaders expect a model
+        (target / "README.md").unlink(missing_ok=True)  # peft's template; the model card describes the adapter
+        settings = clean(json.loads((target / "adapter_config.json").read_text(encoding="utf-8")))
         if Path(settings["base_model_name_or_path"] or "").exists():
-            settings["base_model_name_or_path"] = None  # a path on this machine means nothing, and tells something, elsewhere
-        write_bytes(part / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True).encode())
+            settings["base_model_name_or_path"] = None  # a local path is private, and useless elsewhere
+        write_bytes(target / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True).encode())
 
 
 def can_merge(model: Any) -> bool:
-    """Whether peft can merge the adapter into the weights: one of its layers is tried, in a copy."""
+    """Return whether peft can merge the adapter into the weights. Tries it on a copy of one layer."""
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
     if not isinstance(model.base_model, BaseTuner):
@@ -114,16 +119,16 @@ def can_merge(model: Any) -> bool:
         return False
     try:
         copy.deepcopy(layer).merge()
-    except Exception:  # each method says no in its own way
+    except Exception:  # methods differ in what they raise
         return False
     return True
 
 
 def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
-    """Paths of the smallest set of modules that hold the pooler and the head, new or not, or a decoder that is new.
+    """Return the paths of the modules that are trained completely: the pooler and the head, or a new decoder.
 
-    A pooler that comes with a checkpoint was trained for another purpose, if at all: fixed, it costs accuracy. Of a decoder
-    its parts are named: peft goes by the end of a path, and inside a BERT decoder something is called `decoder` too.
+    The pooler of a checkpoint is included, since it was trained for another purpose, if at all. Of a decoder the children are
+    listed, because peft compares the ends of paths, and a BERT decoder contains another module called `decoder`.
     """
     if layers.decoder:
         return []
@@ -131,35 +136,35 @@ def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and layers.depth_of(name) > layers.depth:
             inside = name.startswith(layers.encoder + ".")
-            parts = name.split(".")
-            owner = name.rpartition(".")[0] if inside else ".".join(parts[:2] if parts[0] == "decoder" else parts[:1])
+            path = name.split(".")
+            owner = name.rpartition(".")[0] if inside else ".".join(path[:2] if path[0] == "decoder" else path[:1])
             if owner not in owners:
                 owners.append(owner)
     return owners
 
 
 def tied_parameters(model: nn.Module) -> list[list[str]]:
-    """Names of parameters that are one and the same, such as a decoder's input and output embeddings."""
+    """Return groups of names that refer to one parameter, such as a decoder's input and output embeddings."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [same for same in names.values() if len(same) > 1]
 
 
-def tie_again(model: nn.Module, tied: list[list[str]]) -> None:
-    """peft copies each module that is kept whole by itself, and so would train, and save, two versions of what was one."""
+def restore_ties(model: nn.Module, tied: list[list[str]]) -> None:
+    """Tie parameters that peft has separated by copying each module in `modules_to_save`."""
     for first, *others in tied:
         for name in others:
             owner, _, attribute = name.rpartition(".")
-            setattr(
-                _trained(model, owner), attribute, getattr(_trained(model, first.rpartition(".")[0]), first.rpartition(".")[2])
-            )
+            first_owner, _, first_attribute = first.rpartition(".")
+            parameter = getattr(_trainable_module(model, first_owner), first_attribute)
+            setattr(_trainable_module(model, owner), attribute, parameter)
 
 
-def _trained(model: Any, path: str) -> Any:
-    """The module at a path, in the copy that is trained where peft made one."""
-    for part in path.split("."):
-        model = getattr(model, part)
+def _trainable_module(model: Any, path: str) -> Any:
+    """Return the module at a path; where peft has made a trainable copy, the copy."""
+    for name in path.split("."):
+        model = getattr(model, name)
         if hasattr(model, "modules_to_save"):
             model = model.modules_to_save["default"]
     return model

@@ -1,4 +1,4 @@
-"""What strategies share that train on top of a fixed part of the model."""
+"""Cached features: what strategies with a frozen encoder share."""
 
 from dataclasses import replace
 
@@ -11,20 +11,26 @@ from nlp_transfer.strategies import Job
 from nlp_transfer.utils.errors import UserError
 
 
-def on_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, where: Where) -> Job:
-    """The job with what the part below the cache point makes of each row, and the model set to start there.
+def with_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, where: Where) -> Job:
+    """Return the job with cached features instead of tokens, and let the model start from them.
+
+    Args:
+        point: The layer whose output is cached.
+        where: Where the features are cached.
 
     Raises:
-        UserError: rows change from epoch to epoch, or the family does not run as the cache point supposes.
+        UserError: If rows change from epoch to epoch, or the model family cannot start there.
     """
     if job.training.augment is not None:
         raise UserError(
-            "strategy.cache: features are computed once, and training.augment changes the texts in every epoch; allowed: none, "
+            "strategy.cache: features are computed once, but training.augment changes the texts in every epoch; allowed: none, "
             "or training.augment: null"
         )
     if any(type(table) is not TokenTable for table in job.tables.values()):
-        raise UserError("strategy.cache: another strategy of the list has tables of its own, which are not cached; allowed: none")
+        raise UserError(
+            "strategy.cache: another strategy of the list changes the tables, which then cannot be cached; allowed: none"
+        )
     enable_replay(model, point)
     check_replay(model, job.tables["train"], point, job.device)
-    used = {name: table for name, table in job.tables.items() if name != "test"}  # test is scored once, on what was saved
+    used = {name: table for name, table in job.tables.items() if name != "test"}  # test is scored once, with the saved model
     return replace(job, tables=job.tables | cache_tables(model, used, point, job.device, job.precision, where))

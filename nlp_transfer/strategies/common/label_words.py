@@ -1,18 +1,21 @@
-"""Labels in words."""
+"""Descriptions of labels in words."""
 
 from collections.abc import Mapping, Sequence
 
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
 
-def in_words(labels: Sequence[str], given: Mapping[str, str], setting: str) -> list[str]:
-    """A description of each label: the one that is given, else its name with spaces for underscores.
+def describe_labels(labels: Sequence[str], descriptions: Mapping[str, str], setting: str) -> list[str]:
+    """Return a description of each label; the default is its name, with spaces instead of underscores.
+
+    Args:
+        setting: The setting that `descriptions` come from, for the message.
 
     Raises:
-        UserError: a description is given for a label that there is not.
+        UserError: If a description is for an unknown label.
     """
-    for name in given:
+    for name in descriptions:
         if name not in labels:
             known = f"{', '.join(labels[:8])}{' ...' if len(labels) > 8 else ''}"
             raise UserError(f"{setting}: there is no label {name!r}{did_you_mean(name, labels)}; known: {known}")
-    return [given.get(label) or " ".join(label.replace("_", " ").split()) or label for label in labels]
+    return [descriptions.get(label) or " ".join(label.replace("_", " ").split()) or label for label in labels]

@@ -1,36 +1,49 @@
-"""What several strategies need to know about depth, also where peft has wrapped the model."""
+"""Parameters by depth: layers of a wrapped or unwrapped model, and the learning rate of the head."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from nlp_transfer.models.layers import Layers, encoder_type, find_layers
-from nlp_transfer.strategies import Group, scale_head
+from nlp_transfer.models.layers import Layers, encoder_type, find_layers, has_decoder
+from nlp_transfer.strategies.common.job import Group
 from nlp_transfer.utils.errors import UserError
 
-HEAD_SCALE = 10.0  # what full fine-tuning takes by default
-WRAPPED = re.compile(r"^base_model\.model\.|\.modules_to_save\.default(?=\.)|\.base_layer(?=\.)")
+HEAD_SCALE = 10.0  # learning rate of the head relative to that of pretrained layers; the default of full fine-tuning
+DECODER_SCALE = 3.0  # a new decoder is deep and untrained: it needs a higher rate than pretrained layers, a lower one than a head
+PEFT_NAMES = re.compile(r"^base_model\.model\.|\.modules_to_save\.default(?=\.)|\.base_layer(?=\.)")
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name as it was before peft wrapped the model."""
-    return WRAPPED.sub("", name)
+    """Return a parameter's name without what peft adds when it wraps a model."""
+    return PEFT_NAMES.sub("", name)
 
 
 def added_by_peft(name: str) -> bool:
-    """Whether a parameter is part of an adapter: peft puts the adapter's name into it, and that is always this one."""
+    """Return whether a parameter belongs to an adapter. Its name then contains the adapter's, which is always `default`."""
     return "default" in plain_name(name).split(".")
 
 
 def inner_layers(model: nn.Module) -> Layers:
-    """The layers, by plain names. Raises a UserError as `find_layers` does."""
-    whole: Any = model
-    return find_layers(whole.get_base_model() if hasattr(whole, "get_base_model") else model)
+    """Return the layers of the model that peft may have wrapped.
+
+    Raises:
+        UserError: If the model family is unknown.
+    """
+    wrapped: Any = model
+    return find_layers(wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else model)
 
 
 def separate_layers(model: nn.Module, strategy: str, why: str) -> Layers:
-    """The layers. Raises a UserError where they share one set of weights, or cannot be told apart."""
+    """Return the layers of a model whose layers have separate weights.
+
+    Args:
+        why: What is impossible with shared weights, for the message.
+
+    Raises:
+        UserError: If the layers share their weights, as in ALBERT, or the model family is unknown.
+    """
     layers = inner_layers(model)
     if layers.shared:
         raise UserError(
@@ -40,16 +53,36 @@ def separate_layers(model: nn.Module, strategy: str, why: str) -> Layers:
     return layers
 
 
-def head_apart(model: nn.Module, groups: list[Group]) -> list[Group]:
-    """The groups with the head at full fine-tuning's rate, unless another strategy of a list has decided about that.
+def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Group]:
+    """Split the groups so that the pooler and the head, which are new, have a learning rate of their own.
 
-    It has where parts of the encoder are fixed, or where no group holds pretrained layers and the head together any more.
+    In an encoder-decoder the decoder takes the place of the head. Its factor is at most `DECODER_SCALE` if parts of it are new,
+    and 1 if the checkpoint was trained as an encoder-decoder.
+    """
+    try:
+        layers = find_layers(model)
+    except UserError:  # an unknown family trains at a single rate
+        return groups
+    if has_decoder(model):
+        factor = 1.0 if layers.decoder else min(factor, DECODER_SCALE)
+    split = []
+    for group in groups:
+        head = [name for name in group.names if layers.depth_of(name) > layers.depth]
+        body = [name for name in group.names if layers.depth_of(name) <= layers.depth]
+        split += [replace(group, names=body), replace(group, names=head, learning_rate_scale=factor)]
+    return split
+
+
+def scale_mixed_head(model: nn.Module, groups: list[Group]) -> list[Group]:
+    """Apply `scale_head` with the default factor, unless another strategy of a list has set the learning rate of the head.
+
+    That is the case if parts of the encoder are frozen, or if no group contains both pretrained layers and the head.
     """
     try:
         layers = inner_layers(model)
-    except UserError:  # an unknown family: it still trains, at one rate
+    except UserError:  # an unknown family trains at a single rate
         return groups
     body = {name for name, _ in model.named_parameters() if layers.depth_of(plain_name(name)) <= layers.depth}
-    fixed = any(name in body and not parameter.requires_grad for name, parameter in model.named_parameters())
+    frozen = any(name in body and not parameter.requires_grad for name, parameter in model.named_parameters())
     mixed = any(0 < len(body.intersection(group.names)) < len(group.names) for group in groups)
-    return scale_head(model, groups, HEAD_SCALE) if mixed and not fixed else groups
+    return scale_head(model, groups, HEAD_SCALE) if mixed and not frozen else groups

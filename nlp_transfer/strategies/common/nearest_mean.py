@@ -1,4 +1,4 @@
-"""The nearest mean as a linear layer: -s |x - m|^2 is 2 s m.x - s |m|^2, and a term that all labels share."""
+"""The nearest mean as a linear layer: -s |x - m|^2 is 2 s m.x - s |m|^2, plus a term that all labels share."""
 
 from typing import Any
 
@@ -8,19 +8,22 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.strategies.common.linear_heads import last_linear, layer_inputs, set_layer
 from nlp_transfer.utils.errors import UserError
 
-NEVER = 1e4  # a logit that no other comes near
-SHARPEST = 100.0  # the largest scale, for distances that are 1 on average: rows that are all told apart would ask for more
+UNREACHABLE = 1e4  # far above any other logit
+MAX_SCALE = 100.0  # for distances that are 1 on average; separable data would make the scale infinite
 
 
 def write_prototypes(model: Any, table: TokenTable, setting: str) -> None:
-    """Sets the last layer so that the largest logit is that of the nearest mean, of what the layer sees of the rows.
+    """Set the last layer so that the largest logit is that of the label with the nearest mean.
 
-    For several labels a row, a logit is above 0 where the mean of the rows with the label is nearer than that of the others.
+    In multi-label tasks, a logit is above 0 if the mean of the rows with the label is nearer than that of the others.
+
+    Args:
+        setting: The setting that asks for prototypes, for the message.
     """
     layer = last_linear(model, setting)
     if layer.bias is None:
         raise UserError(
-            f"{setting}, which needs a bias, and the head of a {model.config.model_type} model has none; allowed: task.head: null"
+            f"{setting}, which needs a bias, but the head of a {model.config.model_type} model has none; allowed: task.head: null"
         )
     inputs, labels = layer_inputs(model, layer, table).astype(np.float64), table.dense["labels"]
     if labels.ndim == 1:
@@ -29,63 +32,74 @@ def write_prototypes(model: Any, table: TokenTable, setting: str) -> None:
     weight, bias = np.zeros((layer.out_features, layer.in_features)), np.zeros(layer.out_features)
     for label, column in enumerate(labels.T.astype(np.int64)):
         two, offsets = nearest_mean(inputs, column, 2)
-        weight[label], bias[label] = two[1] - two[0], np.clip(offsets[1] - offsets[0], -NEVER, NEVER)
+        weight[label], bias[label] = two[1] - two[0], np.clip(offsets[1] - offsets[0], -UNREACHABLE, UNREACHABLE)
     set_layer(layer, weight, bias)
 
 
 def nearest_mean(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (count, width) and bias (count,) whose logits are -s times the squared distance to each label's mean, up to a
-    term that all labels of a row share.
+    """Return the weight (count, width) and bias (count,) of a classifier by the nearest mean.
+
+    Its logits are -s times the squared distance to each label's mean, up to a term that all labels of a row share.
 
     Args:
         inputs: float64 of shape (rows, width).
-        labels: int64 of shape (rows,). A label without rows is never answered.
+        labels: int64 of shape (rows,). A label without rows is never predicted.
+        count: Number of labels.
     """
     rows, means = _means(inputs, labels, count)
     scale = _scale(inputs, labels, means, rows)
-    bias = np.where(rows > 0, -scale * (means**2).sum(1), -NEVER)
+    bias = np.where(rows > 0, -scale * (means**2).sum(1), -UNREACHABLE)
     return 2 * scale * means, bias
 
 
-def answered(inputs: np.ndarray, labels: np.ndarray, count: int) -> float:
-    """The share of rows whose nearest mean is that of their label, each judged by means that leave it out."""
+def leave_one_out_accuracy(inputs: np.ndarray, labels: np.ndarray, count: int) -> float:
+    """Return the accuracy of the nearest mean, where each row is classified by means that exclude it."""
     rows, means = _means(inputs, labels, count)
-    distances, own = _left_out(inputs, labels, means, rows)
-    return float((distances.argmin(1) == own).mean()) if len(own) else 0.0
+    distances, targets = _distances(inputs, labels, means, rows)
+    return float((distances.argmin(1) == targets).mean()) if len(targets) else 0.0
 
 
 def _means(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of each label, int64 (count,), and their mean, float64 (count, width)."""
+    """Return the number of rows of each label, int64 (count,), and their mean, float64 (count, width)."""
     rows = np.bincount(labels, minlength=count)
     sums = np.zeros((count, inputs.shape[1]))
     np.add.at(sums, labels, inputs)
     return rows, sums / np.maximum(rows, 1)[:, None]
 
 
-def _left_out(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances (judged rows, labels with rows) to the means, the own one without the row itself, and the place of the
-    own one: with a row in it, a mean looks near. Rows that are alone with their label are not judged."""
+def _distances(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return squared distances to the means, where the mean of a row's own label excludes the row.
+
+    Example: of three rows with label 0 at 0, 3 and 6, the mean is 3. Without the first row it is 4.5, so the distance of that row
+    is 4.5 ** 2 = (3 * 3 / 2) ** 2, and not 3 ** 2.
+
+    Returns:
+        Distances of shape (n, labels with rows), for the n rows that are not the only one with their label, and the column of
+        each row's own label, int64 of shape (n,).
+    """
     distances = (inputs**2).sum(1)[:, None] - 2 * inputs @ means.T + (means**2).sum(1)
-    judged = np.flatnonzero(rows[labels] > 1)
-    others = rows[labels][judged]
-    distances, own = distances[judged][:, rows > 0], (np.cumsum(rows > 0) - 1)[labels[judged]]
-    distances[np.arange(len(judged)), own] *= (others / (others - 1)) ** 2  # x - (n m - x) / (n - 1) = (x - m) n / (n - 1)
-    return distances, own
+    shared = np.flatnonzero(rows[labels] > 1)
+    size = rows[labels][shared]
+    distances, targets = distances[shared][:, rows > 0], (np.cumsum(rows > 0) - 1)[labels[shared]]
+    distances[np.arange(len(shared)), targets] *= (size / (size - 1)) ** 2  # x - (n m - x) / (n - 1) = (x - m) n / (n - 1)
+    return distances, targets
 
 
 def _scale(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> float:
-    """The scale under which train is likeliest, each row judged by means that leave it out."""
+    """Return the scale that maximizes the likelihood of the labels, where each row is classified by means that exclude it."""
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    distances, own = _left_out(inputs, labels, means, rows)
-    size = float(distances.mean()) if len(own) else 0.0
-    if size <= 0:
+    distances, targets = _distances(inputs, labels, means, rows)
+    average = float(distances.mean()) if len(targets) else 0.0
+    if average <= 0:
         return 1.0
 
-    def unlikely(log_scale: float) -> float:
-        logits = -np.exp(log_scale) / size * distances
-        return float((logsumexp(logits, axis=1) - logits[np.arange(len(own)), own]).mean())
+    def negative_log_likelihood(log_scale: float) -> float:
+        logits = -np.exp(log_scale) / average * distances
+        return float((logsumexp(logits, axis=1) - logits[np.arange(len(targets)), targets]).mean())
 
-    found = minimize_scalar(unlikely, bounds=(np.log(1e-3), np.log(SHARPEST)), method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(found.x)) / size
+    best = minimize_scalar(
+        negative_log_likelihood, bounds=(np.log(1e-3), np.log(MAX_SCALE)), method="bounded", options={"xatol": 1e-4}
+    )
+    return float(np.exp(best.x)) / average

@@ -1,7 +1,7 @@
-"""A model with fewer layers: some of its own, as they are.
+"""Layer reduction: make a smaller model from some layers of a pretrained one.
 
-Sanh et al. 2019, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 1910.01108, start a student
-from one layer out of two.
+Sanh et al. 2019, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 1910.01108, initialize a
+student with every other layer.
 """
 
 from typing import Any
@@ -14,34 +14,37 @@ from nlp_transfer.models.layers import encoder_config, encoder_type, find_layers
 from nlp_transfer.utils.errors import UserError
 
 
-def evenly(depth: int, count: int) -> list[int]:
-    """Which of `depth` layers, counted from 0, `count` stand for: the first, the last, and others evenly in between.
+def evenly_spaced(depth: int, count: int) -> list[int]:
+    """Select `count` of `depth` layers, counted from 0: the first, the last, and others evenly spaced in between.
 
-    Six of twelve are 0, 2, 4, 7, 9 and 11, those of DistilBERT; a single one is the first.
+    Example: 6 of 12 layers are 0, 2, 4, 7, 9 and 11, as in DistilBERT. A single layer is the first.
     """
     return [0] if count == 1 else [round(i * (depth - 1) / (count - 1)) for i in range(count)]
 
 
 def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedModel:
-    """The model with `count` of its layers; `new_parameters` and the configuration follow, so that it is saved as it is.
+    """Reduce the model to `count` of its layers, in place, and update `new_parameters` and the configuration.
 
-    Where all layers share one set of weights it is only passed through less often.
+    If all layers share their weights, as in ALBERT, the layer is applied fewer times.
+
+    Args:
+        setting: The setting that `count` comes from, for messages.
 
     Raises:
-        UserError: the model has fewer layers, an adapter on them, or layers that cannot be told apart.
+        UserError: If the model has fewer layers, an adapter, or an unknown architecture.
     """
     if hasattr(model, "peft_config"):
-        raise UserError(f"{setting}: found {count} behind an adapter, whose layers are fixed; allowed: null")
+        raise UserError(f"{setting}: found {count} after an adapter, which depends on all layers; allowed: null")
     if is_encoder_decoder(model):
-        raise UserError(f"{setting}: found {count}; a {encoder_type(model.config)} model has layers in two stacks; allowed: null")
+        raise UserError(f"{setting}: found {count}; a {encoder_type(model.config)} model has two stacks of layers; allowed: null")
     layers = find_layers(model)
-    before = int(encoder_config(model.config).num_hidden_layers)
+    depth = int(encoder_config(model.config).num_hidden_layers)
     least = layers.depth if layers.shared else 1
-    if not least <= count <= before:
+    if not least <= count <= depth:
         raise UserError(
-            f"{setting}: found {count}; allowed: {least} to {before}, the layers of this {encoder_type(model.config)} model"
+            f"{setting}: found {count}; allowed: {least} to {depth}, the layers of this {encoder_type(model.config)} model"
         )
-    kept = evenly(before, count)
+    kept = evenly_spaced(depth, count)
     if not layers.shared:
         parent, _, name = layers.prefix.rpartition(".")
         stack: Any = model.get_submodule(layers.prefix)
@@ -50,7 +53,7 @@ def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedM
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = i  # type: ignore[assignment]
-    _describe(model, kept, layers.shared)
+    _update_configs(model, kept, layers.shared)
     moved = {f"{layers.prefix}.{old}.": f"{layers.prefix}.{new}." for new, old in enumerate(kept)}
     names = new_parameters(model) if layers.shared else _renamed(new_parameters(model), layers.prefix, moved)
     model.new_parameters = frozenset(names)  # type: ignore[assignment]
@@ -65,12 +68,12 @@ def _renamed(names: frozenset[str], prefix: str, moved: dict[str, str]) -> froze
     }
 
 
-def _describe(model: Any, kept: list[int], shared: bool) -> None:
-    """Puts the layers that are left into every configuration that speaks of them."""
+def _update_configs(model: Any, kept: list[int], shared: bool) -> None:
+    """Update every configuration that describes the layers."""
     encoder = getattr(model, model.base_model_prefix)
     for config in {id(config): config for config in (model.config, encoder.config)}.values():
         if isinstance(getattr(config, "encoder", None), dict):
-            continue  # the toolkit's own head keeps the encoder's, see below
+            continue  # the head of this toolkit nests the configuration of the encoder; see below
         config.num_hidden_layers = len(kept)
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[i] for i in kept]
@@ -78,6 +81,6 @@ def _describe(model: Any, kept: list[int], shared: bool) -> None:
             config.num_hidden_groups = len(kept)
     if encoder.config is not model.config and isinstance(getattr(model.config, "encoder", None), dict):
         model.config.encoder = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
-    if hasattr(model, "mix"):  # a weight for each layer, the embeddings being the first
+    if hasattr(model, "mix"):  # one weight for the embeddings and one per layer
         with torch.no_grad():
             model.mix.weight = nn.Parameter(model.mix.weight[[0, *(i + 1 for i in kept)]].clone())

@@ -1,4 +1,4 @@
-"""Teachers: finished models whose answers another one learns."""
+"""Teachers of a distillation: fine-tuned models and their predictions."""
 
 import math
 from dataclasses import dataclass
@@ -22,14 +22,18 @@ from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
-FAR = 3.0  # standard deviations between the mean of a teacher's numbers and that of train
+MAX_DISTANCE = 3.0  # standard deviations between a teacher's mean prediction and the mean of train, before a warning
 SETTING = "strategy.teacher"
 RECORD = "nlp_transfer.json"
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A finished model. `order` says at which place (int64, (labels,)) each of the student's labels stands among its own."""
+    """A fine-tuned model.
+
+    Attributes:
+        order: The teacher's index of each of the student's labels, int64 of shape (labels,).
+    """
 
     name: str
     model: Any
@@ -38,10 +42,14 @@ class Teacher:
 
     @classmethod
     def open(cls, source: str, student: PreTrainedModel) -> "Teacher":
-        """Raises a UserError where there is no such model, where it was not fine-tuned, or where its labels are others."""
+        """Load a teacher.
+
+        Raises:
+            UserError: If the model does not exist, was not fine-tuned, or has other labels than the student.
+        """
         try:
             checkpoint = Checkpoint.open(find_model(source))
-            _ = checkpoint.tokenizer  # whether there is one is seen here, where the setting is named
+            _ = checkpoint.tokenizer  # loaded here, so that an error names the setting
             check_head(checkpoint)
             model = checkpoint.load(AutoModelForSequenceClassification)
         except UserError as error:
@@ -50,20 +58,24 @@ class Teacher:
             raise UserError(f"{SETTING}: {source} has no weights for {missing[0]}; allowed: a model that was fine-tuned")
         return cls(source, model.eval(), checkpoint, _label_order(source, model.config, student.config))
 
-    def answer(self, job: Job, split: str, layers: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits for the rows of a split, float32 (rows, labels), in the student's order of labels; with `layers` also as many
-        states of its own, spread evenly over its depth, averaged over tokens, of length 1: float32 (rows, layers, width).
+    def predict(self, job: Job, split: str, layers: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predict the rows of a split, tokenized as the teacher was trained.
 
-        The rows are cut into the teacher's tokens, as long as those that it was trained with.
+        Args:
+            layers: Number of the student's layers to return hidden states for; 0: none.
+
+        Returns:
+            Logits in the student's order of labels, float32 of shape (rows, labels); and the `layer_directions`, float32 of shape
+            (rows, layers, width), or None.
         """
         record = self._record()
-        learned = {"max_length": self._max_length(record), "offset": self._offset(record)}
-        task: Task = job.task.model_copy(update={name: value for name, value in learned.items() if hasattr(job.task, name)})
+        saved = {"max_length": self._max_length(record), "offset": self._offset(record)}
+        task: Task = job.task.model_copy(update={name: value for name, value in saved.items() if hasattr(job.task, name)})
         task = task.restore(self.checkpoint)
-        task.connect(self.model)  # a regression answers in the student's standardized values, whatever the teacher learned from
+        task.connect(self.model)  # a regression then predicts in the student's units
         tokenizer = self.checkpoint.tokenizer
         table = encode_rows(job.rows[split], partial(task.encode, tokenizer=tokenizer, targets=False), task.fill(tokenizer))
-        precision = "bf16" if job.precision == "bf16" else "fp32"  # in fp16 a teacher of another family may overflow
+        precision = "bf16" if job.precision == "bf16" else "fp32"  # a teacher of another family may overflow in fp16
 
         def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             inputs = {name: tensor.to(job.device) for name, tensor in model_inputs(table.batch(rows)).items()}
@@ -77,11 +89,11 @@ class Teacher:
         self.model.to(job.device)
         logits = np.empty((len(table), len(self.order)), np.float32)
         states = np.empty((len(table), layers, width(self.model)), np.float32) if layers else None
-        for rows, (found, directions) in compute_in_batches(table, compute, f"asking {self.name} about {split}"):
-            logits[rows] = found
+        for rows, (batch_logits, directions) in compute_in_batches(table, compute, f"predicting {split} with {self.name}"):
+            logits[rows] = batch_logits
             if states is not None:
                 states[rows] = directions
-        if job.task.answer_kind == "number" and (distance := abs(float(logits.mean()))) > FAR:
+        if job.task.prediction_kind == "number" and (distance := abs(float(logits.mean()))) > MAX_DISTANCE:
             say(
                 f"warning: on {split} {self.name} predicts {distance:.3g} standard deviations away from the mean of train; was "
                 "it trained on a column of the same units?"
@@ -89,55 +101,66 @@ class Teacher:
         return logits, states
 
     def _record(self) -> dict[str, Any]:
-        """What a file beside the teacher says of it; nothing where there is none."""
+        """Return `nlp_transfer.json` of the teacher; empty if there is none."""
         try:
             return self.checkpoint.record
         except UserError as error:
             raise UserError(f"{SETTING}: {error}") from error
 
     def _offset(self, record: dict[str, Any]) -> float | None:
-        """The bias of a regression's output layer in full precision; null: the one among its weights."""
+        """Return the output bias of a regression in full precision. None: it is the one in the weights."""
         settings = record.get("settings")
-        found = settings.get("offset") if isinstance(settings, dict) else None
-        if found is not None and (not isinstance(found, float) or not math.isfinite(found)):
-            raise UserError(f"{SETTING}: {self.name}: {RECORD}: found offset: {shorten(found)}; allowed: a number")
-        return found
+        offset = settings.get("offset") if isinstance(settings, dict) else None
+        if offset is not None and (not isinstance(offset, float) or not math.isfinite(offset)):
+            raise UserError(f"{SETTING}: {self.name}: {RECORD}: found offset: {shorten(offset)}; allowed: a number")
+        return offset
 
     def _max_length(self, record: dict[str, Any]) -> int | None:
-        """What the teacher was trained with, where its record says so; null: what its tokenizer takes, at most 512."""
-        found = record.get("max_length")
+        """Return the maximum length that the teacher was trained with. None: unknown."""
+        length = record.get("max_length")
         limit = self.checkpoint.max_length
-        if found is not None and (not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= limit):
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= limit):
             place = Path(self.checkpoint.source.path, RECORD)
-            raise UserError(f"{SETTING}: {place}: found max_length: {shorten(found)}; allowed: 1 to {limit}")
-        return found
+            raise UserError(f"{SETTING}: {place}: found max_length: {shorten(length)}; allowed: 1 to {limit}")
+        return length
 
 
 def layer_directions(outputs: Any, mask: torch.Tensor, layers: int) -> torch.Tensor:
-    """States of `layers` layers spread evenly over those of a model, the last one among them, averaged over the real tokens and
-    scaled to length 1: float32 (rows, layers, width). `mask` (rows, tokens) is 1 where a token is real."""
-    depth = len(outputs.hidden_states) - 1  # the embeddings stand first
+    """Return hidden states of evenly spaced layers, the last one included, averaged over tokens and scaled to length 1.
+
+    Args:
+        mask: The attention mask, shape (rows, tokens).
+        layers: Number of layers to return.
+
+    Returns:
+        float32 of shape (rows, layers, width).
+    """
+    depth = len(outputs.hidden_states) - 1  # the first are the embeddings
     chosen = [outputs.hidden_states[round(i * depth / layers)] for i in range(1, layers + 1)]
     return torch.nn.functional.normalize(torch.stack([pool(states.float(), mask, "mean") for states in chosen], 1), dim=-1)
 
 
 def _label_order(source: str, teacher: Any, student: Any) -> np.ndarray:
-    """Raises a UserError where the labels, or what is learned about them, are not the same."""
+    """Return the teacher's index of each of the student's labels.
+
+    Raises:
+        UserError: If the labels, or the kinds of task, differ.
+    """
     if teacher.problem_type and teacher.problem_type != student.problem_type:
         raise UserError(
-            f"{SETTING}: {source} was made for {teacher.problem_type}, the student learns {student.problem_type}"
-            "; allowed: the same"
+            f"{SETTING}: {source} was trained for {teacher.problem_type}, the student for {student.problem_type}; "
+            "allowed: the same"
         )
-    wanted, found = ([str(config.id2label[i]) for i in range(config.num_labels)] for config in (student, teacher))
-    if student.problem_type == "regression" and len(found) == 1:
-        return np.zeros(1, np.int64)  # its only output is called after a column
-    position = {name: i for i, name in enumerate(found)}
+    wanted, existing = ([str(config.id2label[i]) for i in range(config.num_labels)] for config in (student, teacher))
+    if student.problem_type == "regression" and len(existing) == 1:
+        return np.zeros(1, np.int64)  # its only output is named after a column
+    position = {name: i for i, name in enumerate(existing)}
     known = set(wanted)
-    missing, more = [name for name in wanted if name not in position], [name for name in found if name not in known]
-    if missing or more:
-        parts = [f"{what} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
-                 for what, names in (("does not know", missing), ("also knows", more)) if names]  # fmt: skip
+    missing, extra = [name for name in wanted if name not in position], [name for name in existing if name not in known]
+    if missing or extra:
+        differences = [f"{verb} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
+                 for verb, names in (("does not know", missing), ("also knows", extra)) if names]  # fmt: skip
         raise UserError(
-            f"{SETTING}: {source} {' and '.join(parts)}; allowed: a teacher with the labels of the task, in any order"
+            f"{SETTING}: {source} {' and '.join(differences)}; allowed: a teacher with the labels of the task, in any order"
         )
     return np.array([position[name] for name in wanted], np.int64)

@@ -1,7 +1,7 @@
-"""Groups of rows to compare with each other: a table of which no row is stored, and what is learned from them.
+"""Contrastive training on groups of rows: the table of groups, whose members are drawn when needed, and the loss.
 
-A row of the table is a group of texts, in which all pairs are compared. Its loss depends on nothing outside the group, so it
-does not matter how a batch is cut or which process computes it; a text is encoded once for all its pairs.
+In a group all pairs of texts are compared, and each text is encoded once. The loss of a group does not depend on other groups, so
+it is the same for any batch size and number of processes.
 """
 
 from collections.abc import Iterator
@@ -13,128 +13,130 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from nlp_transfer.data.random_numbers import GOLDEN, splitmix64
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions
 
-NEAR = 5  # rows of similar length from which one is drawn: texts of one batch that differ in length are mostly padding
+NEARBY_ROWS = 5  # rows are drawn from so many of similar length, so that batches contain little padding
 Loss = Literal["contrastive", "cosine"]
 
 
-def mix(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """uint64: numbers that look random and depend on the seed and a number alone (Steele et al. 2014, SplitMix64)."""
-    with np.errstate(over="ignore"):
-        z = numbers.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
 @dataclass(frozen=True)
-class Lists:
-    """Rows by label, flat: those of label i are `rows[starts[i]:starts[i + 1]]`, the shortest text first; `lengths` are theirs.
+class RowsByLabel:
+    """The rows of each label, sorted by length, in flat arrays.
 
-    `marks` says which labels a row has: ids of shape (rows,), or (rows, labels).
+    Attributes:
+        rows: Those of label i are `rows[starts[i]:starts[i + 1]]`, shortest text first.
+        starts: int64 of shape (labels + 1,).
+        lengths: Lengths of `rows` in tokens.
+        targets: Label ids of shape (rows,), or indicators of shape (rows, labels).
     """
 
     rows: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
-    marks: np.ndarray
+    targets: np.ndarray
 
     @classmethod
-    def of(cls, marks: np.ndarray, lengths: np.ndarray) -> "Lists":
+    def of(cls, targets: np.ndarray, lengths: np.ndarray) -> "RowsByLabel":
         order = np.argsort(lengths, kind="stable")
-        place, label = (np.arange(len(order)), marks[order]) if marks.ndim == 1 else np.nonzero(marks[order])
-        count = int(marks.max(initial=0)) + 1 if marks.ndim == 1 else marks.shape[1]
+        place, label = (np.arange(len(order)), targets[order]) if targets.ndim == 1 else np.nonzero(targets[order])
+        count = int(targets.max(initial=0)) + 1 if targets.ndim == 1 else targets.shape[1]
         rows = order[place[np.argsort(label, kind="stable")]]
         starts = np.concatenate([[0], np.cumsum(np.bincount(label, minlength=count))])
-        return cls(rows, starts, lengths[rows], marks)
+        return cls(rows, starts, lengths[rows], targets)
 
     @cached_property
     def filled(self) -> np.ndarray:
-        """The labels that any row has."""
+        """The labels that have rows, int64."""
         return np.flatnonzero(np.diff(self.starts))
 
     def labels_of(self, row: int) -> np.ndarray:
-        return np.flatnonzero(self.marks[row]) if self.marks.ndim == 2 else self.marks[row : row + 1]
+        """Return the labels of a row."""
+        return np.flatnonzero(self.targets[row]) if self.targets.ndim == 2 else self.targets[row : row + 1]
 
-    def near(self, label: int, length: int, many: int) -> np.ndarray:
-        """Up to `many` rows of a label whose texts are about as long."""
+    def similar_length(self, label: int, length: int, count: int) -> np.ndarray:
+        """Return up to `count` rows of a label whose texts have about this length."""
         first, last = int(self.starts[label]), int(self.starts[label + 1])
         middle = first + int(np.searchsorted(self.lengths[first:last], length))
-        begin = max(first, min(middle - many // 2, last - many))
-        return self.rows[begin : min(last, begin + many)]
+        begin = max(first, min(middle - count // 2, last - count))
+        return self.rows[begin : min(last, begin + count)]
 
 
 @dataclass(frozen=True)
 class GroupTable(TokenTable):
-    """`groups` groups of `size` different rows of a table each, drawn from the seed and the group's number when they are asked
-    for: nothing is kept for a group.
+    """A table whose rows are groups of rows of another table.
 
-    A group starts from a row, so that each is as likely, and has pairs of rows that share a label: as many labels as there are
-    pairs, or all there are. Rows whose answer is a number are paired with one that has a similar number.
+    The members of a group are drawn from the seed and the group's number when they are needed; nothing is stored. A group starts
+    from an anchor, which can be any row with equal probability, and contains pairs of rows that share a label, from as many
+    labels as possible. In a regression, rows with similar targets form a pair.
 
-    A batch holds each text once. Its `labels`, float32 of shape (groups, size, 1 + size), say for each text of a group where it
-    stands in the batch, and how similar its answer is to that of each of the group, from 0 to 1.
+    A batch contains each text once. Its `labels`, float32 of shape (groups, size, 1 + size), hold for each text of a group its
+    index in the batch, and the similarity of its target to that of each text of the group, from 0 to 1.
+
+    Attributes:
+        groups: Number of groups.
+        size: Number of different rows in a group.
     """
 
     groups: int = 0
     size: int = 2
     seed: int = 0
-    lists: Lists | None = None
+    by_label: RowsByLabel | None = None
 
     @classmethod
     def over(cls, table: TokenTable, groups: int, size: int, seed: int) -> "GroupTable":
-        """Groups of the rows of a table, of `size` rows at most."""
+        """Create groups of the rows of a table, of at most `size` rows."""
         labels = table.dense["labels"]
-        if labels.dtype.kind == "f" and labels.ndim == 1:  # neighbours by value share a list
+        if labels.dtype.kind == "f" and labels.ndim == 1:  # rows with similar values get the same label
             ranks = np.argsort(np.argsort(labels, kind="stable"), kind="stable")
             labels = ranks * max(2, round(len(labels) ** 0.5)) // max(1, len(labels))
-        lists = Lists.of(labels, table.ragged["input_ids"].lengths)
+        by_label = RowsByLabel.of(labels, table.ragged["input_ids"].lengths)
         return cls(
-            table.ragged, table.dense, table.fill, groups=groups, size=min(size, len(table)), seed=seed, lists=lists,
+            table.ragged, table.dense, table.fill, groups=groups, size=min(size, len(table)), seed=seed, by_label=by_label,
         )  # fmt: skip
 
     def __len__(self) -> int:
         return self.groups
 
     @property
-    def sides(self) -> np.ndarray:
-        """Tokens of each group, about: its first row's, as often as it has rows; int64 of shape (groups, 1)."""
+    def side_lengths(self) -> np.ndarray:
+        """Approximate number of tokens of each group, int64 of shape (groups, 1): that of its anchor times its size."""
         return self.ragged["input_ids"].lengths[self.anchors(np.arange(self.groups)), None] * self.size
 
     def anchors(self, groups: np.ndarray) -> np.ndarray:
-        """The row that each group starts from."""
-        return (mix(self.seed, groups) % np.uint64(len(self.ragged["input_ids"]))).astype(np.int64)
+        """Return the row that each group starts from, int64 of shape (groups,)."""
+        state = groups.astype(np.uint64) + np.uint64((self.seed + 1) * int(GOLDEN) % 2**64)
+        return (splitmix64(state) % np.uint64(len(self.ragged["input_ids"]))).astype(np.int64)
 
     def members(self, groups: np.ndarray) -> np.ndarray:
-        """int64 of shape (groups, size): the rows of each group, all of them different."""
-        found = np.empty((len(groups), self.size), np.int64)
+        """Return the rows of each group, int64 of shape (groups, size)."""
+        members = np.empty((len(groups), self.size), np.int64)
         for place, (group, anchor) in enumerate(zip(groups.tolist(), self.anchors(groups).tolist(), strict=True)):
             rows = self._draw(np.random.default_rng([self.seed, group]), anchor)
-            found[place] = [next(rows) for _ in range(self.size)]
-        return found
+            members[place] = [next(rows) for _ in range(self.size)]
+        return members
 
     def _draw(self, generator: np.random.Generator, anchor: int) -> Iterator[int]:
-        """The anchor, rows that share a label with it, then rows of other labels, as many of each."""
-        assert self.lists is not None
-        offsets, filled, pairs = self.ragged["input_ids"].offsets, self.lists.filled, self.size // 2
+        """Yield the anchor, rows that share a label with it, then equally many rows of each of the other labels."""
+        assert self.by_label is not None
+        offsets, filled, pairs = self.ragged["input_ids"].offsets, self.by_label.filled, self.size // 2
         length = int(offsets[anchor + 1] - offsets[anchor])
-        share = max(2, -(-self.size // max(1, min(pairs, len(filled)))))  # rows of a label
-        own = self.lists.labels_of(anchor)
-        labels = generator.choice(own, min(1, len(own))).tolist()
+        share = max(2, -(-self.size // max(1, min(pairs, len(filled)))))  # rows per label
+        anchor_labels = self.by_label.labels_of(anchor)
+        labels = generator.choice(anchor_labels, min(1, len(anchor_labels))).tolist()
         labels += [label for label in generator.permutation(filled).tolist()[: pairs + 1] if label not in labels]
         taken = {anchor}
         yield anchor
         for i, label in enumerate(labels):
-            wanted = share - (i == 0 and len(own) > 0)
-            for row in generator.permutation(self.lists.near(label, length, max(NEAR, share) + 1)).tolist():
-                if wanted and row not in taken:
+            missing = share - (i == 0 and len(anchor_labels) > 0)
+            for row in generator.permutation(self.by_label.similar_length(label, length, max(NEARBY_ROWS, share) + 1)).tolist():
+                if missing and row not in taken:
                     taken.add(row)
-                    wanted -= 1
+                    missing -= 1
                     yield row
-        while True:  # few labels with few rows each: any others
+        while True:  # too few rows with these labels: any other rows
             row = int(generator.integers(len(offsets) - 1))
             if row not in taken:
                 taken.add(row)
@@ -149,34 +151,36 @@ class GroupTable(TokenTable):
         return batch
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """As many labels as there are texts to compare; which ones is not needed for counting."""
+        """Return placeholders, one per text: the loss is counted by text."""
         return {"labels": torch.zeros(len(indices), self.size, 1)}
 
 
 def similarity(labels: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """float32 of shape (groups, size, size): how similar the answers of the rows of a group are, from 0 to 1.
+    """Return the similarity of the targets of all pairs in a group, from 0 to 1: float32 of shape (groups, size, size).
 
-    Label ids: 1 if they are the same. Sets of labels: the share of their labels that is common (Jaccard; two empty sets are the
-    same). Numbers: exp(-distance), in half standard deviations of all.
+    Single labels: 1 if equal, else 0. Sets of labels: their Jaccard index, 1 for two empty sets. Numbers: exp(-distance), where
+    the unit of distance is half of a standard deviation.
     """
-    own = labels[members]
+    targets = labels[members]
     if labels.ndim == 2:
-        common = own @ own.transpose(0, 2, 1)
-        either = own.sum(-1)[:, :, None] + own.sum(-1)[:, None, :] - common
-        return np.where(either > 0, common / np.maximum(either, 1), 1).astype(np.float32)
+        common = targets @ targets.transpose(0, 2, 1)
+        union = targets.sum(-1)[:, :, None] + targets.sum(-1)[:, None, :] - common
+        return np.where(union > 0, common / np.maximum(union, 1), 1).astype(np.float32)
     if labels.dtype.kind == "f":
         unit = float(labels.std()) / 2 or 1.0
-        return np.exp(-np.abs(own[:, :, None] - own[:, None, :]) / unit).astype(np.float32)
-    return (own[:, :, None] == own[:, None, :]).astype(np.float32)
+        return np.exp(-np.abs(targets[:, :, None] - targets[:, None, :]) / unit).astype(np.float32)
+    return (targets[:, :, None] == targets[:, None, :]).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What is learned from groups: that vectors of rows with similar answers lie near each other. Counted by text.
+class ContrastiveObjective:
+    """The loss on groups: vectors of texts with similar targets should be near each other. It is counted by text.
 
-    contrastive: each text picks its likes out of its group, by cosines over a temperature (Khosla et al. 2020, "Supervised
-    Contrastive Learning", 2004.11362). cosine: cosines are to be the similarities, squared errors of likes and of others
-    weighing the same (as in SetFit).
+    Attributes:
+        how: `contrastive`: cross-entropy of a softmax over the other texts of the group (Khosla et al. 2020, "Supervised
+            Contrastive Learning", 2004.11362). `cosine`: squared error between cosines and similarities, where similar and other
+            texts have the same total weight (as in SetFit).
+        temperature: Divides the cosines of the softmax.
     """
 
     how: Loss = "contrastive"
@@ -186,7 +190,7 @@ class Comparison:
         return PLAIN_LOSS
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        """Groups, and texts."""
+        """Return the number of groups and of texts."""
         groups, size = batch["labels"].shape[:2]
         return {"rows": float(groups), self.how: float(groups * size)}
 
@@ -202,8 +206,8 @@ class Comparison:
             weights = alike / alike.sum(-1, keepdim=True).clamp(min=1) + rest / rest.sum(-1, keepdim=True).clamp(min=1)
             return {self.how: (weights * (cosines - similar).square()).sum()}
         likelihoods = (cosines / self.temperature).masked_fill(itself, -1e4).log_softmax(-1)
-        wanted = similar / similar.sum(-1, keepdim=True).clamp(min=1e-6)  # a text without its like says nothing
-        return {self.how: -(wanted * likelihoods).sum()}
+        targets = similar / similar.sum(-1, keepdim=True).clamp(min=1e-6)  # 0 for a text without a similar one
+        return {self.how: -(targets * likelihoods).sum()}
 
-    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
         return {}

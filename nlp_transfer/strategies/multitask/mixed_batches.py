@@ -1,4 +1,4 @@
-"""Several tasks at once: a table whose rows belong to one or another, and an objective that keeps them apart."""
+"""Training on several tasks at once: a table with the rows of all tasks, and an objective with all their losses."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +17,16 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class MixedTable(TokenTable):
-    """Rows of several tables, each once. Row i is row `row[i]` of table number `owner[i]`; both int64 of shape (rows,).
+    """The rows of several tables.
 
-    In an epoch the rows of smaller tables stand more often where `temperature` is above 1: those of a table with n rows
-    n ** (1 / temperature) times together, in proportion. Which of them are repeated is drawn anew in every epoch.
+    With a `temperature` above 1, rows of smaller tables are repeated in an epoch: a table with n rows is sampled in proportion to
+    n ** (1 / temperature). The repeated rows are drawn anew in every epoch.
 
     A batch holds the columns of each table that has rows in it, as `TASK/COLUMN`, in the order of the indices.
+
+    Attributes:
+        owner: Number of the table of each row, int64 of shape (rows,).
+        row: Index of each row in that table, int64 of shape (rows,).
     """
 
     tables: dict[str, TokenTable] = field(default_factory=dict)
@@ -32,7 +36,7 @@ class MixedTable(TokenTable):
 
     @classmethod
     def of(cls, tables: dict[str, TokenTable], temperature: float = 1.0) -> "MixedTable":
-        """All rows of the tables."""
+        """Concatenate tables."""
         counts = [len(table) for table in tables.values()]
         owner = np.repeat(np.arange(len(tables)), counts)
         row = np.concatenate([np.arange(count) for count in counts])
@@ -41,7 +45,7 @@ class MixedTable(TokenTable):
 
     @property
     def repeats(self) -> Repeats | None:
-        power = 1 - 1 / self.temperature  # n ** (1 / temperature) rows in all, so n ** (1 / temperature - 1) times each
+        power = 1 - 1 / self.temperature  # a row is repeated n ** (1 / temperature - 1) times
         return Repeats(self.owner, np.array([len(table) for table in self.tables.values()]), power) if power else None
 
     def __len__(self) -> int:
@@ -49,50 +53,52 @@ class MixedTable(TokenTable):
 
     @property
     def side_lengths(self) -> np.ndarray:
-        """As for any table; rows of a task with fewer sides than another have none there."""
-        sides = [table.side_lengths for table in self.tables.values()]
-        found = np.zeros((len(self), max(part.shape[1] for part in sides)), np.int64)
-        for number, part in enumerate(sides):
-            own = self.owner == number
-            found[own, : part.shape[1]] = part[self.row[own]]
-        return found
+        """Lengths of each side of a row, int64 of shape (rows, sides); 0 for sides that a task does not have."""
+        by_table = [table.side_lengths for table in self.tables.values()]
+        sides = np.zeros((len(self), max(lengths.shape[1] for lengths in by_table)), np.int64)
+        for number, lengths in enumerate(by_table):
+            rows = self.owner == number
+            sides[rows, : lengths.shape[1]] = lengths[self.row[rows]]
+        return sides
 
-    def _parts(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """For each task the rows of its own table that stand at `indices`, in that order."""
+    def _rows_by_task(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return for each task the rows of its table at `indices`, in that order."""
         owner = self.owner[indices]
         return {name: self.row[indices[owner == number]] for number, name in enumerate(self.tables) if (owner == number).any()}
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        parts = self._parts(indices)
-        return {f"{name}/{key}": value for name, rows in parts.items() for key, value in self.tables[name].batch(rows).items()}
+        by_task = self._rows_by_task(indices)
+        return {f"{name}/{key}": value for name, rows in by_task.items() for key, value in self.tables[name].batch(rows).items()}
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        parts = self._parts(indices)
-        return {f"{name}/{key}": value for name, rows in parts.items() for key, value in self.tables[name].targets(rows).items()}
+        by_task = self._rows_by_task(indices)
+        return {
+            f"{name}/{key}": value for name, rows in by_task.items() for key, value in self.tables[name].targets(rows).items()
+        }
 
 
 def split_batch(batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The columns of each task, by name."""
-    found: dict[str, dict[str, Any]] = {}
+    """Split a mixed batch into the columns of each task, by name."""
+    by_task: dict[str, dict[str, Any]] = {}
     for path, value in batch.items():
         name, _, key = path.partition("/")
-        found.setdefault(name, {})[key] = value
-    return found
+        by_task.setdefault(name, {})[key] = value
+    return by_task
 
 
 @dataclass(frozen=True)
 class MixedOptions(LossOptions):
-    """The options of each task."""
+    """The loss options of each task."""
 
     by_task: dict[str, LossOptions] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class MixedObjective:
-    """The losses of several tasks at once, over batches of a `MixedTable`.
+    """The losses of several tasks, over batches of a `MixedTable`.
 
-    Terms are `TASK/TERM`. They are counted so that a task weighs in a window by its share of the rows, as if all rows were of
-    one task, times its weight.
+    Terms are called `TASK/TERM`. They are counted so that the loss of an optimizer step is the mean over all its rows, where the
+    rows of a task have its weight.
     """
 
     tasks: dict[str, Task]
@@ -103,21 +109,25 @@ class MixedObjective:
         return MixedOptions(by_task={name: task.loss_options(training, train.tables[name]) for name, task in self.tasks.items()})
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        found = {name: self.tasks[name].counts(part, _of(options, name)) for name, part in split_batch(batch).items()}
-        rows = sum(counts["rows"] for counts in found.values())
-        shares = {name: counts["rows"] / rows * self.weights.get(name, 1.0) for name, counts in found.items()}
-        terms = {f"{name}/{term}": count / shares[name] for name, counts in found.items() for term, count in counts.items()}
+        by_task = {name: self.tasks[name].counts(columns, _of(options, name)) for name, columns in split_batch(batch).items()}
+        rows = sum(counts["rows"] for counts in by_task.values())
+        shares = {name: counts["rows"] / rows * self.weights.get(name, 1.0) for name, counts in by_task.items()}
+        terms = {f"{name}/{term}": count / shares[name] for name, counts in by_task.items() for term, count in counts.items()}
         return terms | {"rows": rows}
 
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Summed losses; `outputs` are those of each task that has rows in the batch, by name."""
-        found = {UNUSED: outputs[UNUSED]}
-        for name, part in split_batch(batch).items():
-            terms = self.tasks[name].loss(outputs[name], part, _of(options, name))
-            found |= {f"{name}/{term}": value for term, value in terms.items()}
-        return found
+        """Return the summed losses.
 
-    def watch(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+        Args:
+            outputs: The outputs of each task that has rows in the batch, by name.
+        """
+        losses = {UNUSED: outputs[UNUSED]}
+        for name, columns in split_batch(batch).items():
+            terms = self.tasks[name].loss(outputs[name], columns, _of(options, name))
+            losses |= {f"{name}/{term}": value for term, value in terms.items()}
+        return losses
+
+    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
         return {}
 
 
@@ -125,24 +135,25 @@ def _of(options: LossOptions, name: str) -> LossOptions:
     return options.by_task[name] if isinstance(options, MixedOptions) else PLAIN_LOSS
 
 
-def route(models: dict[str, Any]) -> Callable[..., Any]:
-    """A forward pass over a mixed batch: each task's rows through its own model; outputs by task.
+def mixed_forward(models: dict[str, Any]) -> Callable[..., Any]:
+    """Return a forward function for mixed batches, which passes each task's rows through its model and returns outputs by task.
 
-    Parameters of tasks without rows get a gradient of zero, as several processes need it: each must have one for all.
+    Parameters of tasks without rows get a zero gradient, because distributed training needs a gradient for every parameter in
+    every process.
     """
 
     def forward(*arguments: Any, **named: Any) -> Any:
-        parts = split_batch({path: value for path, value in named.items() if "/" in path})
-        if not parts:
-            return live(*arguments, **named)
-        found: dict[str, Any] = {}
-        for name, part in parts.items():
-            run = live if models[name] is first else models[name]
-            found[name] = run(**model_inputs(part))
-        idle = [p for name, model in models.items() if name not in parts for p in model.parameters() if p.requires_grad]
-        found[UNUSED] = sum((0 * p.sum() for p in idle), start=torch.zeros((), device=first.device))
-        return found
+        by_task = split_batch({path: value for path, value in named.items() if "/" in path})
+        if not by_task:
+            return first_forward(*arguments, **named)
+        outputs: dict[str, Any] = {}
+        for name, columns in by_task.items():
+            run = first_forward if models[name] is first else models[name]
+            outputs[name] = run(**model_inputs(columns))
+        idle = [p for name, model in models.items() if name not in by_task for p in model.parameters() if p.requires_grad]
+        outputs[UNUSED] = sum((0 * p.sum() for p in idle), start=torch.zeros((), device=first.device))
+        return outputs
 
     first = next(iter(models.values()))
-    live = first.forward
+    first_forward = first.forward
     return forward

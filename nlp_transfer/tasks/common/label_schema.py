@@ -1,7 +1,7 @@
 """One rule for labels, in every file format and in Python.
 
 Labels are compared by value: `1`, `1.0`, `Decimal("1.00")`, `"1"` and `"1.0"` are one label, and so are `True`, `"true"` and
-`"TRUE"`. Other text is stripped and compared as it is written. Predictions in Python, JSONL and Parquet have the type of the
+`"TRUE"`. Other text is stripped and compared verbatim. Predictions in Python, JSONL and Parquet have the type of the
 labels of train (`LabelType`), which is saved with the model. Cells of CSV and TSV files have no type: a column of whole numbers
 holds `int`, of numbers `float`, of true and false `bool`, any other `str`.
 """
@@ -25,7 +25,7 @@ LONGEST_NUMBER = 28  # characters; `Decimal` rounds to 28 digits, and rounding w
 POSITIONS = re.compile(r"[01]([ ,;\t]*[01])+")  # such as 1,0,1 and 101
 BRACKETS = {("[", "]"), ("(", ")"), ("{", "}")}
 CONTAINERS = (list, tuple, set, frozenset, dict, bytes, np.ndarray)
-SLIPS = 0.1  # share of the lists of a column, up to which those that name a label twice are mistakes
+MISTAKES = 0.1  # maximum share of lists in a column that name a label twice by mistake
 TRUTH = {"true": True, "false": False}
 ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], which Python would read as one string
 
@@ -58,7 +58,7 @@ def label_value(cell: Any, kind: LabelType | None = None) -> str | None:
     """Return the text by which a label is compared: equal for all spellings of one value.
 
     Args:
-        kind: the type of the labels. Among booleans 1 is true; among numbers true is 1.
+        kind: The type of the labels. Among booleans 1 is true; among numbers true is 1.
     """
     text = label_text(cell)
     if text is None:
@@ -95,6 +95,18 @@ def as_list(cell: Any) -> list[Any] | None:
     return None
 
 
+def is_unreadable_list(text: str, separator: str) -> bool:
+    """Return whether text is in brackets but is neither a list nor a single word, such as NumPy's `[0 1 0]`."""
+    text = text.strip().removeprefix("array")
+    in_brackets = (text[:1], text[-1:]) in BRACKETS and separator not in text
+    return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")
+
+
+def are_words(elements: Sequence[Any]) -> bool:
+    """Return whether all elements are labels that cannot be mistaken for indicators."""
+    return not any((text := label_text(element)) is None or is_number(str(label_value(text, "int"))) for element in elements)
+
+
 def is_indicator(cell: Any) -> bool:
     """Return whether a cell is 0 or 1, or false or true, in any spelling."""
     return label_value(cell, "int") in ("0", "1")
@@ -103,10 +115,10 @@ def is_indicator(cell: Any) -> bool:
 def hold_positions(cells: Sequence[list[Any]], labels: Sequence[str] | None = None) -> bool:
     """Return whether most of the cells that are lists hold a number for each label rather than names of labels.
 
-    Lists of names differ in length and, but for a slip, name no label twice.
+    Lists of names differ in length and, except by mistake, name no label twice.
 
     Args:
-        labels: names of labels where they are known: zeros and ones are no names then, unless 0 or 1 is among the labels.
+        labels: The labels, if known. Zeros and ones are then not names, unless 0 or 1 is a label.
     """
     lists = [[str(label_value(element, "int")) for element in cell] for cell in cells if cell]
     numbers = [cell for cell in lists if all(map(is_number, cell))]
@@ -116,15 +128,15 @@ def hold_positions(cells: Sequence[list[Any]], labels: Sequence[str] | None = No
             return True
     elif 2 * len(numbers) <= len(lists) or 2 * max(Counter(map(len, numbers)).values()) <= len(lists):
         return False
-    return sum(len(set(cell)) < len(cell) for cell in numbers) > SLIPS * len(lists)
+    return sum(len(set(cell)) < len(cell) for cell in numbers) > MISTAKES * len(lists)
 
 
 def infer_type(cells: Iterable[Any], typed: bool) -> LabelType:
     """Return the type of the labels in a column.
 
     Args:
-        cells: single labels.
-        typed: whether the cells have types (Python, JSONL, Parquet); the cells of a CSV file are text whatever they mean.
+        cells: Single labels.
+        typed: Whether the cells have types (Python, JSONL, Parquet); the cells of a CSV file are text whatever they mean.
     """
     values = [cell for _, cell in {(type(cell), cell) for cell in cells if label_text(cell) is not None}]
     texts = [str(label_text(cell)) for cell in values]
@@ -135,9 +147,9 @@ def infer_type(cells: Iterable[Any], typed: bool) -> LabelType:
     numeric = (bool, int, float, Decimal, np.generic)
     if not all(is_number(text) or isinstance(cell, numeric) for text, cell in zip(texts, values, strict=True)):
         return "str"
-    whole = all(re.fullmatch("-?[0-9]+", str(label_value(cell, "int"))) for cell in values)
+    are_integers = all(re.fullmatch("-?[0-9]+", str(label_value(cell, "int"))) for cell in values)
     all_floats = typed and all(isinstance(cell, (float, np.floating)) for cell in values)
-    return "int" if whole and not all_floats else "float"
+    return "int" if are_integers and not all_floats else "float"
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,7 @@ def learn_labels(cells: Sequence[Any], typed: bool, kind: LabelType | None = Non
     A label of type `str` is called as it is written most often; any other by its shortest spelling.
 
     Args:
-        kind: the type asked for; None: the type of the column. With `str` labels are compared as they are written.
+        kind: The requested type. None: the type of the column. With `str` labels are compared as they are written.
     """
     resolved = kind or infer_type(cells, typed)
     spellings: dict[str, Counter[str]] = {}
@@ -210,7 +222,7 @@ def typed_label(name: str, kind: LabelType) -> Any:
     """Return a label in its type.
 
     Raises:
-        ValueError: the name is no such value.
+        ValueError: If the name has another type.
     """
     if kind == "int":
         return int(name) if "." not in name else int(Decimal(str(label_value(name))))

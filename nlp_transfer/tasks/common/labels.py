@@ -1,4 +1,4 @@
-"""Labels: one schema for training, serving and every file that names them."""
+"""Learning and checking the labels of a column, and the settings that name labels."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,35 +24,35 @@ from nlp_transfer.utils.errors import Problems, did_you_mean
 from nlp_transfer.utils.errors import shorten as shorten_value
 
 MISSING, UNREADABLE = "without a label", "with a label that cannot be read"  # kinds of bad rows
-JOINED = 0.2  # share of labels with a separator in them from which on a user is warned
+JOINED_SHARE = 0.2  # share of labels with a separator in them above which there is a warning
 QUOTE = "(YAML reads an unquoted yes, no, on or off as true or false: put quotes around it)"
 
 
 def _as_text(labels: Any) -> Any:
-    """Return numbers as the text that cells with them have; booleans, which YAML makes of an unquoted `no`, are refused."""
+    """Convert numbers to text. Booleans, which YAML reads an unquoted `no` as, are refused."""
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     if not isinstance(labels, list):
         return labels
     labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
-    if truth := [label for label in labels if isinstance(label, bool)]:
-        raise ValueError(f"text, such as '{truth[0]}' for {truth[0]} {QUOTE}")
+    if booleans := [label for label in labels if isinstance(label, bool)]:
+        raise ValueError(f"text, such as '{booleans[0]}' for {booleans[0]} {QUOTE}")
     return [label_text(label) if isinstance(label, (int, float)) else label for label in labels]
 
 
-def _each_once(labels: list[str]) -> list[str]:
+def _check_unique(labels: list[str]) -> list[str]:
     if any(not label.strip() for label in labels):
         raise ValueError("labels that are not empty; an empty cell holds no label")
-    if twice := [label for label, count in Counter(labels).items() if count > 1]:
-        raise ValueError(f"each label once, and {twice[0]!r} is given twice")
+    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+        raise ValueError(f"each label once; {repeated[0]!r} appears twice")
     return labels
 
 
-LabelList = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_text), AfterValidator(_each_once)]
+LabelList = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_text), AfterValidator(_check_unique)]
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Numbers by value when all are numbers, else by alphabet: an order that does not depend on the rows' order."""
+    """Sort labels by value if all are numbers, else alphabetically, whatever the order of the rows."""
     unique = set(labels)
     try:
         return sorted(unique, key=lambda label: (float(label), label))
@@ -61,7 +61,7 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
 
 
 def label_fields(labels: list[str], problem_type: str) -> dict[str, Any]:
-    """What a configuration says about labels; `num_labels` follows from `id2label`."""
+    """Return the fields of a transformers configuration that describe the labels."""
     return {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
@@ -75,19 +75,20 @@ def fit_labels(
     """Learn the labels of train; return their names, their type and the number of rows of each.
 
     Args:
-        cells: single labels; `train` says where they come from.
-        asked: the labels in `task.labels`; None: those of the cells.
-        kind: `task.label_type`; None: the type of the cells.
+        cells: Single labels.
+        train: The rows that they come from, for messages.
+        asked: `task.labels`. None: the labels in the cells.
+        kind: `task.label_type`. None: the type of the cells.
     """
     learned = learn_labels(cells, train.has_types(), kind)
     for first, second in learned.ambiguous:
         problems.add(
             f"train, column {column!r}: the labels {first!r} and {second!r} are the same number; allowed: one spelling, or "
-            "task.label_type: str, which takes them for two labels"
+            "task.label_type: str, for two labels"
         )
     counts = learned.counts
     if asked is None:
-        # A cell that says nan is a missing value far more often than a class; named in `labels` it is a class.
+        # `nan` is usually a missing value. If it is a class, it has to be in `task.labels`.
         counts = Counter({label: count for label, count in counts.items() if label.lower() != "nan"})
     names = asked or sort_labels(counts)
     schema = LabelSchema(names, learned.kind)
@@ -101,7 +102,7 @@ def fit_labels(
 
 
 def named_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> LabelType:
-    """The type of labels that the settings name, for a run without train; adds where they name fewer than two."""
+    """Return the type of the labels in the settings, for a run without training data; check that there are at least two."""
     if len(labels or []) < 2:
         found = f"found {shorten_value(labels)}; " if labels else ""
         problems.add(
@@ -112,13 +113,15 @@ def named_type(labels: list[str] | None, kind: LabelType | None, problems: Probl
 
 
 def check_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> None:
-    """Adds a `task.label_type` that the labels do not have."""
+    """Check that the labels have the type `task.label_type`."""
     if labels and kind and not fits_type(labels, kind):
-        problems.add(f"task.label_type: found {kind}; the labels are {shorten(labels)}; allowed: null, or a type that they have")
+        problems.add(
+            f"task.label_type: found {kind}; the labels are {shorten(labels)}; allowed: null, or the type of these labels"
+        )
 
 
 def check_labels(rows: Rows, column: str, schema: LabelSchema, problems: Problems) -> None:
-    """Adds empty cells and labels that are not in the schema."""
+    """Report empty cells, and labels that are not in the schema."""
     for row, cell in enumerate(rows.columns[column]):
         if schema.id(cell) is not None:
             continue
@@ -133,61 +136,72 @@ def check_labels(rows: Rows, column: str, schema: LabelSchema, problems: Problem
 
 
 def similar_labels(labels: Iterable[str]) -> list[str]:
-    """Return a warning where labels differ in upper and lower case alone."""
-    alike: dict[str, list[str]] = {}
+    """Return a warning if labels differ only in case."""
+    by_folded: dict[str, list[str]] = {}
     for label in labels:
-        alike.setdefault(label.casefold(), []).append(label)
-    return [f"warning: the labels {shorten(names)} differ in case alone" for names in alike.values() if len(names) > 1]
+        by_folded.setdefault(label.casefold(), []).append(label)
+    return [f"warning: the labels {shorten(names)} differ only in case" for names in by_folded.values() if len(names) > 1]
 
 
 def other_separator(cells: Sequence[Any], marks: str, setting: str) -> list[str]:
-    """Return a warning where many cells of a column with one label a row look like several joined labels."""
+    """Return a warning if many cells with a single label look like several joined labels."""
     texts = [cell for cell in cells if isinstance(cell, str)]
     for mark in marks:
-        if (joined := [text for text in texts if mark in text.strip(mark)]) and len(joined) >= JOINED * len(cells):
+        if (joined := [text for text in texts if mark in text.strip(mark)]) and len(joined) >= JOINED_SHARE * len(cells):
             return [
-                f"warning: {len(joined):,} of {len(cells):,} labels contain {mark!r}, such as {joined[0]!r}; each is taken for "
-                f"one label (if they are several, see {setting})"
+                f"warning: {len(joined):,} of {len(cells):,} labels contain {mark!r}, such as {joined[0]!r}; each is read as "
+                f"one label (for several labels, see {setting})"
             ]
     return []
 
 
-def check_taught(labels: list[str], found: "Counter[str]", train: Rows, problems: Problems) -> None:
-    """Adds labels of the schema that no row of train has: nothing would teach the model to give them."""
+def check_taught(labels: list[str], counts: "Counter[str]", train: Rows, problems: Problems) -> None:
+    """Check that every label of the schema occurs in the training data."""
     skipped = ""
     if train.skipped:
         count = "1 row of train was" if len(train.skipped) == 1 else f"{len(train.skipped):,} rows of train were"
-        skipped = f"; {count} skipped, perhaps those with this label: {train.skipped[0]}"
+        skipped = f"; {count} skipped, and may have had this label: {train.skipped[0]}"
     for label in labels:
-        if not found[label]:
+        if not counts[label]:
             problems.add(
-                f"task.labels: no row of train has the label {label!r}{did_you_mean(label, sorted(found))}; "
-                f"found in train: {shorten(sort_labels(found))}{skipped}"
+                f"task.labels: no row of train has the label {label!r}{did_you_mean(label, sorted(counts))}; "
+                f"found in train: {shorten(sort_labels(counts))}{skipped}"
             )
 
 
+def rarest_labels(hot: np.ndarray) -> np.ndarray:
+    """Return the rarest label of each row, int64 of shape (rows,), -1 for a row without labels.
+
+    Args:
+        hot: Labels of each row, 0 or 1, of shape (rows, labels).
+    """
+    rarity = np.where(hot > 0, hot.sum(0), np.inf)
+    return np.where(hot.any(1), rarity.argmin(1), -1).astype(np.int64)
+
+
 def no_label(cell: Any, allowed: str) -> tuple[str, str]:
-    """Reason and kind of the bad row whose cell holds no label."""
+    """Return the reason and kind of a bad row whose cell contains no label."""
     if cell is None or cell != cell or not str(cell).strip():
         return f"the label is missing; allowed: {allowed}", MISSING
     return f"found {shorten_value(cell)} ({type(cell).__name__}); allowed: {allowed}", UNREADABLE
 
 
 def unknown_label(label: str, labels: list[str]) -> tuple[str, str]:
-    """Reason and kind of the bad row whose label is not in the schema."""
+    """Return the reason and kind of a bad row whose label is not in the schema."""
     if label.lower() == "nan":
-        reason = f"found {label!r}, a lost value; allowed: {shorten(labels)} (if it is meant as a label, name it in task.labels)"
+        reason = f"found {label!r}, a missing value; allowed: {shorten(labels)} (if it is a label, add it to task.labels)"
         return reason, MISSING
     return f"the label {label!r} is not known{did_you_mean(label, labels)}; allowed: {shorten(labels)}", "with an unknown label"
 
 
 def shorten(labels: list[str], shown: int = 8) -> str:
+    """Return the first labels as text, and the number of the others."""
     more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
     return ", ".join(map(repr, labels[:shown])) + more
 
 
 def check_weight_names(training: TrainingConfig, labels: list[str] | None, kind: LabelType | None, problems: Problems) -> None:
-    """Adds labels in `training.class_weights` that are not in the schema, and labels of the schema without a weight."""
+    """Check that `training.class_weights` has a weight for each label of the schema and no others."""
     weights = training.class_weights
     if not isinstance(weights, Mapping) or labels is None:
         return
@@ -198,39 +212,39 @@ def check_weight_names(training: TrainingConfig, labels: list[str] | None, kind:
                 f"training.class_weights: there is no label {name!r}{did_you_mean(name, labels)}; known: {shorten(labels)}"
                 + f" {QUOTE}" * (name in ("True", "False"))
             )
-    given = {schema.id(name) for name in weights}
-    if len(given) < len(weights):
+    weighted = {schema.id(name) for name in weights}
+    if len(weighted) < len(weights):
         problems.add(
-            f"training.class_weights: found {shorten(list(weights))}, of which two are one label; allowed: each label once"
+            f"training.class_weights: found {shorten(list(weights))}, of which two are the same label; allowed: each label once"
         )
-    if missing := [label for i, label in enumerate(labels) if i not in given]:
-        problems.add(f"training.class_weights: no weight is given for {shorten(missing)}; give one for every label")
+    if missing := [label for i, label in enumerate(labels) if i not in weighted]:
+        problems.add(f"training.class_weights: there is no weight for {shorten(missing)}; allowed: one for every label")
 
 
 def weight_vector(weights: Mapping[str, float], labels: list[str], kind: LabelType | None = None) -> torch.Tensor:
-    """float32 of shape (labels,)."""
+    """Return the class weights, float32 of shape (labels,)."""
     schema = LabelSchema(labels, kind)
     by_label = {schema.id(name): weight for name, weight in weights.items()}
     return torch.tensor([by_label[i] for i in range(len(labels))], dtype=torch.float32)
 
 
 def check_no_classes(training: TrainingConfig, what: str, problems: Problems) -> None:
-    """Adds settings that are about classes, for a task that has none."""
+    """Report settings about classes, for a task without classes."""
     for name in ("class_weights", "focal_gamma", "oversample"):
         if (value := getattr(training, name)) is not None:
             problems.add(f"training.{name}: found {shorten_value(value)}; {what} has no classes; allowed: null")
 
 
 def focal_factor(log_probability: torch.Tensor, gamma: float) -> torch.Tensor:
-    """(1 - p) ** gamma for log p of any shape: little where p is near 1.
+    """Return (1 - p) ** gamma for log p of any shape, the factor of the focal loss.
 
-    Below gamma 1 its slope has no bound there, so what rounds to 0 is held constant.
+    1 - p is clamped to a tiny positive value: with gamma below 1 the gradient at p = 1 is infinite.
     """
     return (-torch.expm1(log_probability)).clamp(min=torch.finfo(log_probability.dtype).tiny) ** gamma
 
 
 def balance(counts: "Counter[str]", rows: int) -> list[str]:
-    """The distribution of labels in a line, with a warning when the largest is ten times the smallest."""
+    """Describe the distribution of labels, with a warning if the largest class is ten times the smallest."""
     ordered = counts.most_common()
     shown = ", ".join(f"{label} {percent(count, rows)}" for label, count in ordered[:6])
     rest = (
@@ -240,6 +254,6 @@ def balance(counts: "Counter[str]", rows: int) -> list[str]:
     if ordered and ordered[0][1] >= 10 * ordered[-1][1]:
         lines.append(
             f"warning: {ordered[0][0]!r} has {ordered[0][1]:,} rows, {ordered[-1][0]!r} only {ordered[-1][1]:,}; consider "
-            "training.class_weights: balanced, and look at f1_macro"
+            "training.class_weights: balanced, and compare by f1_macro"
         )
     return lines

@@ -1,7 +1,7 @@
-"""The head of a checkpoint that was fine-tuned before: kept where it gives the task's labels, else new.
+"""Reuse the head of a fine-tuned checkpoint if it was trained for the labels of the task; otherwise create a new output layer.
 
-What depends on labels is the output layer alone. The dense layer below it, which many families have, and the hidden layers of
-the toolkit's own head transform features like the encoder does (BERT keeps such a layer in its pooler), so they are always kept.
+Only the output layer depends on the labels. The dense layer below it, which many model families have, and the hidden layers of
+the head of this toolkit are always kept: they transform features, as the encoder does.
 """
 
 import copy
@@ -19,17 +19,17 @@ from nlp_transfer.tasks.common.labels import shorten
 
 
 def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model with an output layer whose rows stand in the order of the task's labels.
+    """Make the output layer match the labels of the task, in their order.
 
-    A trained output layer is kept if it was saved in a sequence classifier for the same set of labels; its rows are permuted
-    to the task's order. Otherwise, also where only some of the labels are the same, it is drawn anew and listed among
-    `new_parameters`. `model.head_note` says which of both, for the log; it is not set if the checkpoint has no head.
+    A trained output layer is kept if it is that of a sequence classifier with the same set of labels; its rows are permuted to
+    the task's order. Otherwise, even if some of the labels are the same, it is reinitialized and added to `new_parameters`.
+    `model.head_note` records for the log which of both was done. It is not set if the checkpoint has no head.
     """
     layer = output_layer(model)
     new = new_parameters(model)
     if not layer or layer.keys() <= new - replaced_parameters(model):
         return model
-    had, wanted = _describe(checkpoint.config), _describe(model.config)
+    before_text, after_text = _describe(checkpoint.config), _describe(model.config)
     saved_as = checkpoint.head or "SequenceClassification"
     before, after = ([label_value(label) or label for label in _labels(config)] for config in (checkpoint.config, model.config))
     same = saved_as == "SequenceClassification" and _is_regression(checkpoint.config) == _is_regression(model.config)
@@ -40,21 +40,21 @@ def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedMode
             for name, axis in layer.items():
                 parameter = model.get_parameter(name)
                 parameter.copy_(parameter.index_select(axis, order))
-        changed = f"; its outputs were reordered to {wanted}" if before != after else ""
-        note = f"head: kept from the checkpoint, which was trained for {had}{changed}"
+        changed = f"; its outputs were reordered to {after_text}" if before != after else ""
+        note = f"head: kept from the checkpoint, which was trained for {before_text}{changed}"
     else:
-        _draw(model, layer.keys() - new)
+        _reinitialize(model, layer.keys() - new)
         model.new_parameters = new | layer.keys()  # type: ignore[assignment]
         kind = "" if saved_as == "SequenceClassification" else f" as {checkpoint.architecture}"
-        note = f"head: its output layer is new: the checkpoint was trained{kind} for {had}, the task has {wanted}"
+        note = f"head: its output layer is new: the checkpoint was trained{kind} for {before_text}, the task has {after_text}"
     model.head_note = note  # type: ignore[assignment]
     return model
 
 
 def output_layer(model: PreTrainedModel) -> dict[str, int]:
-    """Names of the parameters whose shape depends on the number of labels, each with the axis (0 in general) of the labels.
+    """Return the names of parameters whose shape depends on the number of labels, each with the axis of the labels (usually 0).
 
-    Found by building the model with one label more, so that it does not matter what a family calls them.
+    They are found by building the model with one more label, and so for any model family.
     """
     config: Any = copy.deepcopy(model.config)
     config.num_labels += 1
@@ -69,15 +69,15 @@ def output_layer(model: PreTrainedModel) -> dict[str, int]:
 
 
 def note_unused_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """Notes for the log that a trained head is not used, since `task.head` or the strategy asks for another one."""
+    """Record for the log that a trained head is not used, since `task.head` or the strategy asks for another one."""
     if checkpoint.head == "SequenceClassification":
-        had = _describe(checkpoint.config)
-        model.head_note = f"head: new, of another kind than the checkpoint's, which was trained for {had}"  # type: ignore[assignment]
+        labels = _describe(checkpoint.config)
+        model.head_note = f"head: new, of another kind than the checkpoint's, which was trained for {labels}"  # type: ignore[assignment]
     return model
 
 
-def _draw(model: nn.Module, names: Any) -> None:
-    """New weights as most families draw those of linear layers: normal with `initializer_range` as deviation, biases zero."""
+def _reinitialize(model: nn.Module, names: Any) -> None:
+    """Initialize weights as most model families do: normal with standard deviation `initializer_range`, biases zero."""
     deviation = getattr(encoder_config(model.config), "initializer_range", None) or 0.02
     with torch.no_grad():
         for name in sorted(names):
@@ -90,7 +90,7 @@ def _labels(config: Any) -> list[str]:
 
 
 def _is_regression(config: Any) -> bool:
-    """Transformers takes a single output for a regression where the configuration does not say."""
+    """Return whether the model is a regression. transformers assumes so for a single output without a `problem_type`."""
     return bool(config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1))
 
 

@@ -1,4 +1,4 @@
-"""The label schema of a saved model: read from a configuration, and checked where two places speak of it."""
+"""The labels of a saved model: read from its configuration, and compared with those of its task."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ TASK_OF_PROBLEM = {"multi_label_classification": "multi_label", "regression": "r
 
 
 def task_for_config(checkpoint: Checkpoint) -> Task:
-    """The task of a model saved elsewhere, as far as its configuration tells: its kind and its labels.
+    """Return the task of a model saved elsewhere: its kind and its labels, from the configuration.
 
     Raises:
-        UserError: it was saved with a head for something else, such as token classification, or does not say with which.
+        UserError: If the head is unknown, or for something else, such as token classification.
     """
     config: Any = checkpoint.config
     if config.is_encoder_decoder and checkpoint.head != "SequenceClassification":
         if not checkpoint.architecture:  # a BART classifier could be read as a translation model as well
             raise UserError(
                 f"model: {checkpoint.source.name} is a {config.model_type} model, and config.json has no `architectures`, which "
-                "says whether it writes text or classifies; allowed: a configuration that was saved with the model"
+                "tells whether it generates text or classifies; allowed: a configuration that was saved with the model"
             )
         check_head(checkpoint, "ConditionalGeneration")
         return task_from({"name": "translation"})
@@ -43,7 +43,11 @@ def _configured(config: Any) -> list[str | None]:
 
 
 def check_schema(task: Task, checkpoint: Checkpoint) -> None:
-    """Raises a UserError where the configuration's labels are not those of the task, in its order."""
+    """Check that the configuration has the labels of the task, in the same order.
+
+    Raises:
+        UserError: If it does not.
+    """
     labels = getattr(task, "labels", None)
     if not labels:
         return
@@ -52,5 +56,5 @@ def check_schema(task: Task, checkpoint: Checkpoint) -> None:
     if configured != labels:
         raise UserError(
             f"{checkpoint.source.name}: config.json has the labels {configured[:5]}..., nlp_transfer.json {labels[:5]}...; "
-            "one of the files was changed, and answers would carry wrong names"
+            "one of the files was changed, so predictions would have wrong labels"
         )

@@ -1,4 +1,4 @@
-"""What every task over one text or a pair of texts shares: its input columns, their checks, tokens and the model."""
+"""What tasks on a text or a pair of texts share: input columns, checks, tokens and the model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
@@ -15,7 +15,7 @@ from nlp_transfer.models.compatibility import is_causal
 from nlp_transfer.models.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models.layers import encoder_config, encoder_type, new_parameters
 from nlp_transfer.models.preparation import dropout_overrides
-from nlp_transfer.settings.schema import Count, TrainingConfig
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head
 from nlp_transfer.utils.console import say
@@ -23,26 +23,24 @@ from nlp_transfer.utils.errors import Problems, UserError
 
 
 class TextTask(Task):
-    """A text, or a pair of texts, in; an answer of fixed shape out."""
+    """A task with a text, or a pair of texts, as input, and a prediction of fixed shape."""
 
-    max_length: Count | None = None
-    """Longest input in tokens; null: 512, or the checkpoint's limit where that is smaller."""
     text: str = "text"
     """The column with the text."""
     text_pair: str | None = None
-    """The column with the second text, for pairs."""
+    """The column with the second text of a pair."""
     label: str = "label"
-    """The column with the answer."""
+    """The column with the target."""
     head: HeadConfig | Literal["family"] | None = None
-    """A deeper head (`hidden`, `dropout`, `pooling`, `layers`, `normalize`); family: the one of the checkpoint's own family;
-    null: what the strategy works best with, for most of them the family's."""
+    """The head: settings of a custom head (`hidden`, `dropout`, `pooling`, `layers`, `normalize`), or `family`, the head of the
+    model family. null: the one that the strategy works best with, usually that of the family."""
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         inputs = [("task.text", self.text), ("task.text_pair", self.text_pair)]
         first: dict[str | None, str] = {None: ""}
         for setting, column in [*inputs, *(("task.label", column) for column in self.target_columns())]:
             if column is not None and column in first:
-                problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: a column of its own")
+                problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: another column")
             first.setdefault(column, setting)
 
     def input_columns(self) -> list[str]:
@@ -71,7 +69,7 @@ class TextTask(Task):
         return columns[self.label]
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
-        """Adds every answer that cannot be used."""
+        """Report every target that cannot be used."""
         raise NotImplementedError
 
     def keys(self, rows: Rows) -> Iterator[str]:
@@ -82,26 +80,28 @@ class TextTask(Task):
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
     ) -> tuple[dict[str, Any], int]:
         texts = [columns[name] for name in self.input_columns()]
-        ids, cut = tokenize(tokenizer, texts, self.fill(tokenizer), self.max_length or 512)
+        ids, truncated = tokenize(tokenizer, texts, self.fill(tokenizer), self.max_length or 512)
         features: dict[str, Any] = {**ids}
         if targets:
             features["labels"] = self.encode_targets(self.target_cells(columns))
-        return features, cut
+        return features, truncated
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        told = tokenizer_fingerprint(tokenizer)
-        settings = {name: value for name, value in self.document().items() if name != "head"}  # strategies differ in it
-        return None if told is None else {"task": settings, "tokenizer": told}
+        tokenizer_key = tokenizer_fingerprint(tokenizer)
+        settings = {name: value for name, value in self.document().items() if name != "head"}  # differs between strategies
+        return None if tokenizer_key is None else {"task": settings, "tokenizer": tokenizer_key}
 
     def _with_length(self, checkpoint: Checkpoint) -> Self:
-        """Also sees to it that every row has the end token that the classifiers of encoder-decoders (BART, T5) read, and once.
+        """Return a copy with the maximum length, and make sure that the tokenizer adds one end token to each row.
+
+        The classifiers of encoder-decoders (BART, T5) read that token.
 
         Raises:
-            UserError: the tokenizer of such a checkpoint does not add that token.
+            UserError: If the tokenizer of an encoder-decoder does not add an end token.
         """
         config: Any = checkpoint.config
         if config.is_encoder_decoder:
-            checkpoint.tokenizer.split_special_tokens = True  # an end token that a text spells out is text
+            checkpoint.tokenizer.split_special_tokens = True  # an end token inside a text is plain text
             if config.eos_token_id not in checkpoint.tokenizer("a")["input_ids"]:
                 raise UserError(
                     f"model: a {config.model_type} classifier reads the end token {config.eos_token_id} of every row, which "
@@ -110,7 +110,7 @@ class TextTask(Task):
         return super()._with_length(checkpoint)
 
     def encode_targets(self, cells: Sequence[Any]) -> Any:
-        """The answers as a dense array."""
+        """Return the targets as a dense array."""
         raise NotImplementedError
 
     def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -124,27 +124,27 @@ class TextTask(Task):
         if self.head == "family" and isinstance(checkpoint.config, EncoderHeadConfig):
             raise UserError(
                 f"task.head: found family; {checkpoint.source.name} has a head of this toolkit; allowed: null, which keeps it, "
-                "or as model the folder `encoder` in that of the model, which is the encoder alone"
+                "or the folder `encoder` inside the model's folder as the model, which is the encoder alone"
             )
         if self.head is None or self.head == "family":
             _check_decoder(checkpoint)
             model = checkpoint.load(AutoModelForSequenceClassification, **dropout, **fields)
             inside = f"{model.base_model_prefix}."
             if checkpoint.config.is_encoder_decoder and any(name.startswith(inside) for name in new_parameters(model)):
-                raise _one_half(checkpoint)
+                raise _incomplete(checkpoint)
             return match_head(model, checkpoint)
         if checkpoint.config.is_encoder_decoder:
             raise UserError(
                 f"task.head: found {self.head.model_dump(exclude_unset=True)}; {checkpoint.source.name} is a "
-                f"{checkpoint.config.model_type} model, whose decoder's end token is classified, and such a head pools an "
-                "encoder's tokens; allowed: family, with a strategy that works with the family's head, such as full or lora"
+                f"{checkpoint.config.model_type} model, which classifies the end token of its decoder, but such a head pools "
+                "the tokens of an encoder; allowed: family, with a strategy that uses it, such as full or lora"
             )
         if self.head.pooling == "cls" and is_causal(encoder_config(checkpoint.config)):
             raise UserError(
-                f"task.head: found pooling cls; the first token of a {encoder_type(checkpoint.config)} model sees none of the "
+                f"task.head: found pooling cls; the first token of a {encoder_type(checkpoint.config)} model does not see the "
                 "others; allowed: mean, max"
             )
-        if isinstance(checkpoint.config, EncoderHeadConfig):  # a head of the toolkit's own lies on the encoder already
+        if isinstance(checkpoint.config, EncoderHeadConfig):  # the checkpoint has a head of this toolkit
             rate = {} if self.head.dropout is None else {"head_dropout": self.head.dropout}
             with_head: Any = checkpoint.load(AutoModelForSequenceClassification, **(dropout | rate), **fields)
             if checkpoint.config.has_shape(self.head):
@@ -157,22 +157,22 @@ class TextTask(Task):
         if head is None or self.head is not None:
             return self
         if type(self).build_model.__module__.partition(".")[0] != __package__.partition(".")[0]:
-            say(f"note: task.head: {task_name(self)} builds its model itself, so the head that suits the strategy is not used")
+            say(f"note: task.head: {task_name(self)} builds its model itself, so the preferred head of the strategy is not used")
             return self
         return self.model_copy(update={"head": head})
 
     def head_fields(self) -> dict[str, Any]:
-        """Configuration fields that say what the head answers: `id2label`, `label2id`, `problem_type`."""
+        """Return the configuration fields that describe the output: `id2label`, `label2id`, `problem_type`."""
         raise NotImplementedError
 
 
 def _check_decoder(checkpoint: Checkpoint) -> None:
-    """Raises a UserError for a checkpoint with one half of a family whose classifiers are encoder-decoders."""
+    """Check that the checkpoint is not just the encoder or decoder of a family whose classifiers need both."""
     if not checkpoint.config.is_encoder_decoder and type(checkpoint.config)().is_encoder_decoder:
-        raise _one_half(checkpoint)
+        raise _incomplete(checkpoint)
 
 
-def _one_half(checkpoint: Checkpoint) -> UserError:
+def _incomplete(checkpoint: Checkpoint) -> UserError:
     return UserError(
         f"model: {checkpoint.source.name} ({checkpoint.architecture or checkpoint.config.model_type}) lacks the encoder or the "
         f"decoder, and the classifiers of {checkpoint.config.model_type} models need both; allowed: a checkpoint with both"

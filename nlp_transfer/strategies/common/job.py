@@ -1,0 +1,140 @@
+"""What a strategy works with between its hooks: the job, the phases of training and the parameter groups."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nlp_transfer.data.sources.rows import Rows, from_columns
+from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.tasks import Objective, Task
+from nlp_transfer.utils.errors import BadRow
+
+SAMPLE_TEXTS = ["a text", "and another one that is longer"]
+
+Tables = dict[str, TokenTable]
+Losses = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything there is to learn: a task, its tokenized rows by split, and what they were made from.
+
+    `Strategy.prepare_data` returns a changed copy: with other tables, more objectives, or values for training settings that were
+    `auto`.
+
+    Attributes:
+        precision: `fp32`, `bf16` or `fp16`.
+        objectives: Losses that a phase can train instead of the task's, by the name that `Phase.objective` refers to.
+        skipped: Rows of the files that were skipped, each with its split.
+    """
+
+    task: Task
+    tables: Tables
+    rows: dict[str, Rows]
+    checkpoint: Checkpoint
+    training: TrainingConfig
+    device: torch.device
+    precision: str = "fp32"
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    skipped: list[tuple[str, BadRow]] = field(default_factory=list)
+
+    def encode(self, rows: Rows, targets: bool = True) -> TokenTable:
+        """Tokenize checked rows."""
+        tokenizer = self.checkpoint.tokenizer
+        return encode_rows(rows, lambda columns: self.task.encode(columns, tokenizer, targets), self.task.fill(tokenizer))
+
+    def sample(self, rows: int = 4) -> dict[str, torch.Tensor]:
+        """Return a batch of at most `rows` rows for testing a model.
+
+        The rows are from the training split, or another split. A run without rows, made from label names, uses sample texts.
+        """
+        table = next(iter(self.tables.values()), None)
+        if table is None:
+            texts = from_columns(dict.fromkeys(self.task.input_columns(), SAMPLE_TEXTS), "sample texts")
+            table = self.encode(texts, targets=False)
+        return table.batch(np.arange(min(rows, len(table))))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of training. It is plain data, so that a checkpoint can hold it and a resumed run can continue it.
+
+    The model is prepared for distributed training at the start of each phase, because parameters that become trainable later
+    would not be synchronized.
+
+    Attributes:
+        split: The table to train on.
+        trainable: Names of the parameters to train. None: those with `requires_grad`.
+        epochs: Number of epochs. None: as in the training settings.
+        following: Number of phases that come after this one. The remaining steps of `training.max_steps` are divided evenly among
+            this phase and those.
+        learning_rate_scale: Factor on the learning rate.
+        keep_optimizer: Whether the optimizer state of parameters trained before is kept, by name.
+        patience: Evaluations without improvement after which the phase ends. None: as in the training settings.
+        evaluate: Whether to evaluate during the phase. Pointless while the head is untrained.
+        objective: A name in `Job.objectives`. None: the task's own loss.
+        also: More rows to train on, with labels assigned by the strategy: `{split, rows, labels}` as JSON.
+    """
+
+    name: str = "train"
+    split: str = "train"
+    trainable: tuple[str, ...] | None = None
+    epochs: float | None = None
+    following: int = 0
+    learning_rate_scale: float = 1.0
+    keep_optimizer: bool = True
+    patience: int | None = None
+    evaluate: bool = True
+    objective: str | None = None
+    also: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What a strategy can look at when it chooses the next phase.
+
+    Attributes:
+        history: Validation metrics so far, oldest first.
+        predict: Predicts a whole table, in row order, with the best weights so far; without validation with the latest weights.
+        epochs: Number of epochs by the training settings, or as many as `max_steps` make.
+        windows_in_epoch: Number of optimizer steps in one epoch.
+        max_steps: `training.max_steps`, which overrides the epochs.
+        steps_left: How many of these steps are left. None: `max_steps` is not set.
+    """
+
+    model: nn.Module
+    tables: Tables
+    history: list[dict[str, Any]]
+    predict: Callable[[TokenTable], dict[str, Any]]
+    epochs: float = 0.0
+    windows_in_epoch: int = 0
+    max_steps: int | None = None
+    steps_left: int | None = None
+
+
+@dataclass
+class Group:
+    """A parameter group of the optimizer: parameter names with their weight decay and a factor on the learning rate."""
+
+    names: list[str]
+    weight_decay: float
+    learning_rate_scale: float = 1.0
+
+
+@dataclass
+class State:
+    """What a strategy remembers between phases. It is JSON, so that a checkpoint can hold it.
+
+    Attributes:
+        finished: Names of the finished phases.
+        memory: The strategy's own values.
+    """
+
+    finished: list[str] = field(default_factory=list)
+    memory: dict[str, Any] = field(default_factory=dict)

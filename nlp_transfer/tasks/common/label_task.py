@@ -1,0 +1,64 @@
+"""What all classification tasks share: the settings of labels, their schema and the options of the loss."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.tasks.common.label_schema import LabelSchema, LabelType
+from nlp_transfer.tasks.common.labels import LabelList, check_type, check_weight_names, named_type, weight_vector
+from nlp_transfer.tasks.common.objective import Arrays, LossOptions
+from nlp_transfer.tasks.common.text_task import TextTask
+from nlp_transfer.utils.errors import Problems
+
+
+class LabelTask(TextTask):
+    """A task that predicts labels with probabilities."""
+
+    labels: LabelList | None = None
+    """The labels, in the order of the model's outputs. null: the labels in the training data; numbers are sorted by value, text
+    alphabetically."""
+    label_type: LabelType | None = None
+    """Type of predicted labels in Python, JSONL and Parquet. null: the type of the training labels. With `str`, 1.1 and 1.10 are
+    two labels."""
+
+    def label_schema(self) -> LabelSchema:
+        """Return the labels in the order of the logits."""
+        return LabelSchema(self.labels or [], self.label_type)
+
+    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        super().check_settings(training, problems)
+        check_type(self.labels, self.label_type, problems)
+        check_weight_names(training, self.labels, self.label_type, problems)
+
+    def fit_settings(self, problems: Problems) -> Self:
+        return self.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
+
+    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
+        """Return the loss options. `balanced` weights are computed after oversampling, so that classes are not balanced twice."""
+        weights = None
+        if training.class_weights == "balanced":
+            repeats = self.repeats(training, train)
+            times = np.ones(len(train)) if repeats is None else repeats.times()
+            weights = self.balanced_weights(train.dense["labels"], times)
+        elif isinstance(training.class_weights, Mapping):
+            weights = weight_vector(training.class_weights, self.labels or [], self.label_type)
+        return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)
+
+    @abstractmethod
+    def balanced_weights(self, labels: np.ndarray, times: np.ndarray) -> torch.Tensor:
+        """Return the `balanced` weight of each label, float32 of shape (labels,).
+
+        Args:
+            labels: Targets as `encode_targets` returns them.
+            times: How often each row occurs in an epoch on average, float64 of shape (rows,).
+        """
+
+    def probability_columns(self, predictions: Arrays) -> dict[str, list[Any]]:
+        """Return a column `probability:LABEL` for each label."""
+        scores = predictions["scores"].astype(float)
+        return {f"probability:{label}": scores[:, i].tolist() for i, label in enumerate(self.labels or [])}

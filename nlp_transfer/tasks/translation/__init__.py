@@ -1,0 +1,328 @@
+"""Translation: a text in one language to a text in another."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field, PrivateAttr
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_transfer.data.parallel_texts import FILTERS, check_pairs, describe_pairs, draw_rows, filter_pairs
+from nlp_transfer.data.sources import ModelSource
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.data.token_cache import tokenizer_fingerprint
+from nlp_transfer.data.tokens import model_inputs
+from nlp_transfer.evaluation.metrics import translation_signatures
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.seq2seq.encoder_decoder import (
+    build_encoder_decoder,
+    choose_target_tokenizer,
+    load_encoder_decoder,
+    max_target_length,
+    set_special_tokens,
+)
+from nlp_transfer.models.seq2seq.generation import ROWS, configure_search, translate
+from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
+from nlp_transfer.settings.applicability import Not, UsedWith
+from nlp_transfer.settings.schema import Count, Name, TrainingConfig
+from nlp_transfer.tasks import PLAIN_LOSS as PLAIN_LOSS
+from nlp_transfer.tasks import Arrays, Batch, Items
+from nlp_transfer.tasks import LossOptions as LossOptions
+from nlp_transfer.tasks import Task as Task
+from nlp_transfer.tasks.common.labels import check_no_classes
+from nlp_transfer.tasks.common.text_generation import TextGenerationTask, is_correct
+from nlp_transfer.tasks.translation.scoring import metric_sums, score_translations, show_translations
+from nlp_transfer.tasks.translation.translation_setup import (
+    ENCODER_DECODER,
+    LENGTH_OFFSET,
+    Architecture,
+    check_no_decoder_settings,
+    find_architecture,
+    measure_lengths,
+)
+from nlp_transfer.utils.atomic_files import replacing_folder
+from nlp_transfer.utils.errors import BadRow, Problems, UserError
+
+
+class Translation(TextGenerationTask):
+    """Translation with an encoder-decoder model, by beam search."""
+
+    best_metric: ClassVar[str] = "token_accuracy"
+    aligned: ClassVar[bool] = True
+    filters: ClassVar[tuple[str, ...]] = tuple(FILTERS)
+    while_training: ClassVar[tuple[str, ...]] = ("translated_rows",)
+
+    max_length: Count | None = None
+    """Maximum length of a source and of a target, in tokens. null: 512, or the limit of the checkpoint if that is lower."""
+    source: str = "source"
+    """The column with the text to translate."""
+    target: str = "target"
+    """The column with its translation."""
+    source_language: str | None = None
+    """Source language, as the multilingual checkpoint spells its codes (`en_XX`, `eng_Latn`)."""
+    target_language: str | None = None
+    """Target language. It also selects sacreBLEU's tokenization (zh, ja, ko, th, ...)."""
+    architecture: Architecture | None = None
+    """`encoder_decoder`: a BERT-family encoder with a decoder. `seq2seq`: a checkpoint that already has a decoder (Marian, T5,
+    mBART, M2M100, NLLB). null: recognized from the checkpoint."""
+    decoder: Name = "encoder"
+    """encoder_decoder: initial weights of the decoder. `encoder`: those of the encoder. `new`: random. Or a model."""
+    decoder_layers: Count | None = None
+    """encoder_decoder: number of decoder layers. null: half of the encoder's, or all layers of the model in `decoder`."""
+    warm_start: bool = True
+    """Use the pretrained weights. false: start from random weights of the same shape, as a baseline."""
+    target_tokenizer: Name | None = None
+    """encoder_decoder: tokenizer of the targets. `train`: trained on the targets. `source`: shared with the encoder. Or a model.
+    null: that of the model in `decoder`, else `train`."""
+    target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
+    """Vocabulary size of a trained target tokenizer. null: 8,000; 16,000 from 100,000 pairs on; 32,000 from a million on."""
+    prefix: str = ""
+    """Text put before every source, such as T5's `translate English to German: `."""
+    beams: Count = 5
+    """Number of beams. 1: greedy search."""
+    length_penalty: Annotated[float, UsedWith(beams=Not(1))] = 1.0
+    """Exponent of the length by which the score of a hypothesis is divided. Higher values favor longer translations."""
+    translated_rows: Annotated[int, Field(ge=0)] = 200
+    """Number of validation rows translated, by greedy search, at each evaluation during training. At the end all are."""
+    length_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Maximum target tokens per token of source + 8. null: 25 % more than in the training data."""
+    longest_source: Count | None = None
+    """Source length in tokens above which a text is split and translated in pieces. null: 50 % more than in the training data."""
+
+    _tokenizers: TokenizerPair | None = PrivateAttr(None)
+
+    def models(self) -> dict[str, list[str]]:
+        named = {"decoder": self.decoder, "target_tokenizer": self.target_tokenizer}
+        keywords = (None, "encoder", "new", "train", "source")
+        return {setting: [model] for setting, model in named.items() if model not in keywords}
+
+    def input_columns(self) -> list[str]:
+        return [self.source]
+
+    def target_columns(self) -> list[str]:
+        return [self.target]
+
+    def metric_names(self) -> list[str]:
+        return ["token_accuracy", "bleu", "chrf"]
+
+    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+        if self.source == self.target:
+            problems.add(f"task.target: found {self.target!r}, which is task.source as well; allowed: another column")
+        check_no_classes(training, "a translation", problems)
+        if training.augment is not None:
+            problems.add("training.augment: a changed source no longer matches its translation; allowed: null")
+        if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
+            problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
+        origin = self._target_from()
+        if self.target_vocabulary is not None and origin != "train" and self.architecture != "seq2seq":
+            problems.add(
+                f"task.target_vocabulary: found {self.target_vocabulary}; the target tokenizer is not trained but taken from "
+                f"{origin!r}; allowed: null, or task.target_tokenizer: train"
+            )
+        if self.architecture == "seq2seq":
+            check_no_decoder_settings(self, problems)
+
+    def fit(self, train: Rows, problems: Problems) -> Self:
+        return self
+
+    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
+        check_pairs(rows, self.source, self.target if targets else None, problems)
+
+    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]:
+        return filter_pairs(train, self.source, self.target, names)
+
+    def keys(self, rows: Rows) -> Iterator[str]:
+        return (str(cell).strip() for cell in rows.columns[self.source])
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+        """Return a copy with the tokenizers of both languages and the maximum lengths; train the target tokenizer if asked to."""
+        has_decoder = bool(checkpoint.config.is_encoder_decoder)
+        architecture = find_architecture(self.architecture, checkpoint)
+        task = super().prepare(checkpoint, train).model_copy(update={"architecture": architecture})
+        if has_decoder:
+            problems = Problems()
+            check_no_decoder_settings(task, problems)
+            problems.raise_if_any()
+        if architecture == "seq2seq":
+            task._tokenizers = task._seq2seq_tokenizers(checkpoint)
+        elif has_decoder:  # an encoder-decoder from an earlier run
+            target = load_target_tokenizer(checkpoint)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
+        else:
+            limit = max_target_length(task.decoder, self.max_length, task.max_length or 512)
+            task = task.model_copy(update={"max_length": limit})
+            texts = [str(cell).strip() for cell in train.columns[self.target]]
+            setting = "target_tokenizer" if self.target_tokenizer else "decoder"
+            target = choose_target_tokenizer(self._target_from(), setting, checkpoint.tokenizer, texts, self.target_vocabulary)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
+        task.tokenizers.check_room(task.max_length or 512, self.longest_source)
+        ratio, longest = measure_lengths(task, train)
+        longest = min(self.longest_source or longest, task.max_length or 512)
+        return task.model_copy(update={"length_ratio": self.length_ratio or ratio, "longest_source": longest})
+
+    def _seq2seq_tokenizers(self, checkpoint: Checkpoint) -> TokenizerPair:
+        return TokenizerPair.of_seq2seq(checkpoint, self.source_language, self.target_language, self.prefix)
+
+    def _target_from(self) -> str:
+        """Return the origin of the target tokenizer: `train`, `source` or a model."""
+        return self.target_tokenizer or (self.decoder if self.decoder not in ("encoder", "new") else "train")
+
+    @property
+    def tokenizers(self) -> TokenizerPair:
+        """The tokenizers of source and target; set by `prepare` and `restore`."""
+        assert self._tokenizers is not None, "call prepare or restore first"
+        return self._tokenizers
+
+    def save_parts(self, folder: Path) -> None:
+        """Save the target tokenizer in its own folder; the model's folder holds the source tokenizer."""
+        if not self.tokenizers.shared_format:
+            with replacing_folder(folder / TARGET_FOLDER) as target_folder:
+                self.tokenizers.target.save_pretrained(target_folder)
+
+    def _with_length(self, checkpoint: Checkpoint) -> Self:
+        task = super()._with_length(checkpoint)
+        if self.longest_source and self.longest_source > (task.max_length or 512):
+            raise UserError(
+                f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {task.max_length}"
+            )
+        return task
+
+    def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
+        task = super().restore(checkpoint)
+        if checkpoint.config.model_type == ENCODER_DECODER or self.architecture == "encoder_decoder":
+            target = load_target_tokenizer(checkpoint, parts, ours=self.architecture is not None)
+            task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
+        else:
+            task._tokenizers = task._seq2seq_tokenizers(checkpoint)
+        return task
+
+    def unused_by_model(self, scored: bool) -> dict[str, str]:
+        """Return the languages if the model translates in one direction. The target language still affects the metrics."""
+        used = self.tokenizers.language_settings | ({"target_language"} if scored else set())
+        names = {"source_language", "target_language"} - used
+        return dict.fromkeys(names, "the model translates in one direction")
+
+    def encode(
+        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
+    ) -> tuple[dict[str, Any], int]:
+        limit = self.max_length or 512
+        sources = [str(cell).strip() for cell in columns[self.source]]
+        ids, truncated = self.tokenizers.source_ids(sources, limit)
+        features: dict[str, Any] = {"input_ids": ids, "sources": np.array(sources, object)}
+        if targets:
+            references = [str(cell).strip() for cell in columns[self.target]]
+            labels, truncated_targets = self.tokenizers.target_ids(references, limit)
+            truncated |= truncated_targets
+            features |= {"labels": labels, "decoder_input_ids": self.tokenizers.decoder_ids(labels)}
+            features["references"] = np.array(references, object)
+        return features, len(truncated)
+
+    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+        pair = self.tokenizers
+        fingerprints = [tokenizer_fingerprint(pair.source), tokenizer_fingerprint(pair.target)]
+        tokens = [pair.shared_format, pair.start, pair.end, pair.forced, pair.prefix]
+        return None if None in fingerprints else {"task": self.document(), "tokenizers": fingerprints, "tokens": tokens}
+
+    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.tokenizers.pad}
+
+    def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
+        tokenizers = self.tokenizers
+        if checkpoint.config.is_encoder_decoder:
+            model: Any = load_encoder_decoder(checkpoint, self.warm_start, training.dropout, training.attention_dropout)
+            set_special_tokens(model, tokenizers.start, tokenizers.end, tokenizers.pad, tokenizers.forced)
+        else:
+            model = build_encoder_decoder(
+                checkpoint, self.decoder, self.decoder_layers, tokenizers.target, self.target_tokenizer == "source",
+                self.warm_start, training.dropout, training.attention_dropout,
+            )  # fmt: skip
+        # Without this, `generate` in plain transformers stops at 20 tokens.
+        model.generation_config.max_length = None
+        model.generation_config.max_new_tokens = self._limit(self.longest_source or 512)
+        configure_search(model.generation_config, self.beams, self.length_penalty)
+        return model
+
+    def _limit(self, source_tokens: int) -> int:
+        """Return the maximum target length for a source length, in tokens."""
+        return min(self.max_length or 512, math.ceil((self.length_ratio or 2.0) * (source_tokens + LENGTH_OFFSET)))
+
+    def draft_rows(self, rows: int) -> np.ndarray | None:
+        chosen = np.zeros(rows, bool)
+        chosen[draw_rows(rows, self.translated_rows)] = True
+        return chosen
+
+    def draft_settings(self, rows: int) -> dict[str, float]:
+        """Return how many rows are translated during training, and with how many beams."""
+        return {"translated_rows": min(rows, self.translated_rows), "beams": 1} if self.translated_rows else {}
+
+    @property
+    def longest_piece(self) -> int:
+        """Source length in tokens above which a text is translated in pieces."""
+        limit = self.max_length or 512
+        return min(self.longest_source or limit, limit)
+
+    def translate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> tuple[list[str], np.ndarray]:
+        """Translate texts of any length. Returns the translations and the number of pieces of each, int64 of shape (texts,)."""
+        beams = beams or self.beams
+        return translate(model, self.tokenizers, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
+
+    def predict_batch(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
+        """Translate the untruncated `sources` in `texts`.
+
+        Returns:
+            `prediction`: translations, objects of shape (rows,), None for rows that are not `chosen`. `pieces`: in how many
+            pieces each was translated, int64 of shape (rows,). With targets also `right` and `of`, the number of correct target
+            tokens and of all target tokens; these, and the losses, are of sources and targets truncated to `max_length`.
+        """
+        rows, items = len(batch["input_ids"]), Items()
+        predictions: Arrays = {"prediction": np.full(rows, None, object), "pieces": np.zeros(rows, np.int64)}
+        if "labels" in batch:
+            outputs = model(**model_inputs(batch))
+            items = self.items(outputs, batch)
+            predictions["right"] = is_correct(outputs, batch).sum(1).cpu().numpy()
+            predictions["of"] = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
+        selected = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
+        if len(selected):
+            assert texts is not None, "texts are translated, since ids may be truncated"
+            # As many pieces at once as the batch has rows: where memory is short, the batch was made small.
+            translations, pieces = self.translate(
+                model, texts["sources"][selected].tolist(), self.beams if chosen is None else 1, rows
+            )
+            predictions["prediction"][selected], predictions["pieces"][selected] = translations, pieces
+        return predictions, items
+
+    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
+        return {"translation": predictions["prediction"].tolist()}
+
+    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
+        return score_translations(predictions, targets, self.target_language)
+
+    def metric_to_compare(self, asked: str | None) -> str:
+        """Return `bleu`, or another translation metric if asked for. Token accuracy says little about translations."""
+        return "bleu" if asked in (None, "loss", "token_accuracy") else str(asked)
+
+    def sums(
+        self, metric: str, predictions: Arrays, targets: Arrays
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
+        return metric_sums(metric, predictions, targets, self.target_language)
+
+    def example_lines(self, predictions: Arrays, targets: Arrays) -> list[str]:
+        """Return a few sources with their translations and references, and how many texts were translated in pieces."""
+        notes = []
+        if long := int((predictions["pieces"] > 1).sum()):
+            notes.append(
+                f"{long} of {len(predictions['pieces'])} sources have more than {self.longest_piece} tokens and were translated "
+                f"in pieces; loss and token_accuracy are computed on the first {self.max_length} tokens of each text"
+            )
+        return notes + show_translations(predictions, targets)
+
+    def signatures(self) -> dict[str, str]:
+        return translation_signatures(self.target_language)
+
+    def report(self, train: Rows) -> list[str]:
+        return describe_pairs(train, self.source, self.target)
