@@ -20,7 +20,7 @@ from nlp_transfer.utils.distributed import from_main, rank
 from nlp_transfer.utils.errors import UserError
 
 
-class Keeper:
+class Checkpointer:
     """Keeps a run's weights, moments and position; in `folder` where there is one, else the best weights in memory.
 
     Of several processes one writes, and all read.
@@ -31,21 +31,21 @@ class Keeper:
 
     def __init__(self, model: nn.Module, folder: Path | None, ema: float | None, writes: bool = True, number: int = 2) -> None:
         self.model, self.folder, self.ema, self.writes, self.number = model, folder, ema, writes, number
-        self.written = -1
+        self.saved_step = -1
         """Step of the newest checkpoint."""
-        self.moments: Tensors = {}
+        self.optimizer_state: Tensors = {}
         self.average: MovingAverage | None = None
         self._best: Tensors = {}
-        self._before: Tensors = {}
+        self._untrained: Tensors = {}
 
-    def begin(self, position: Position, names: list[str]) -> None:
+    def begin_phase(self, position: Position, names: list[str]) -> None:
         """Takes down what a phase trains.
 
         What no phase has trained before is kept as it is: should the best evaluation turn out to lie before this phase, a
         mix of its weights and later ones would be a model that nobody has scored.
         """
         if position.touched:
-            self._before |= self._copy(set(names) - set(position.touched))
+            self._untrained |= self._copy(set(names) - set(position.touched))
         position.touched = sorted({*position.touched, *names})
 
     def resume(self, check: Callable[[Position], object] = id) -> Position:
@@ -74,14 +74,16 @@ class Keeper:
                     "which all processes share"
                 )
             position = self._read(folder)
-        self.written = position.step
+        self.saved_step = position.step
         if broken:
             say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
             position.best, position.best_step, position.phase_rank, position.worse = None, 0, [], 0
         if position.best is not None:
-            self._before = self._copy(set(position.touched) - set(checkpoints.read_tensors(self._best_folder(position), "model")))
+            self._untrained = self._copy(
+                set(position.touched) - set(checkpoints.read_tensors(self._best_folder(position), "model"))
+            )
         self._put(checkpoints.read_tensors(folder, "model"))
-        self.moments = checkpoints.read_tensors(folder, "optimizer")
+        self.optimizer_state = checkpoints.read_tensors(folder, "optimizer")
         if self.ema:
             self.average = MovingAverage(self.ema)
             self.average.shadow = checkpoints.read_tensors(folder, "average")
@@ -120,7 +122,7 @@ class Keeper:
             return f"state.json: {error}"
         return None
 
-    def keep(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
+    def save(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
         """Writes a checkpoint. Called between two optimiser steps, in every process.
 
         Raises:
@@ -132,11 +134,11 @@ class Keeper:
             if best:
                 self._best = {name: tensor.clone() for name, tensor in (weights | average).items()}
             return
-        self.written = position.step
+        self.saved_step = position.step
         if not self.writes:
             return
         position.average_steps = self.average.steps if self.average else 0
-        tensors = {"model": weights, "optimizer": self.moments} | ({"average": average} if average else {})
+        tensors = {"model": weights, "optimizer": self.optimizer_state} | ({"average": average} if average else {})
         folder, state = self.folder, asdict(position)
         patiently(
             lambda: checkpoints.write_checkpoint(folder, position.step, tensors, state, best, self.number),
@@ -148,13 +150,13 @@ class Keeper:
         if position.best is None:
             self._put(self.average.shadow if self.average else {})
         elif self.folder is None:
-            self._put(self._before | self._best)
+            self._put(self._untrained | self._best)
         else:
             path = self._best_folder(position)
             if broken := self._fault(path):
                 raise RuntimeError(f"{path}: the best weights cannot be restored: {broken}; start the run again to go on")
             best = checkpoints.read_tensors(path, "model") | checkpoints.read_tensors(path, "average")
-            self._put(self._before | best)
+            self._put(self._untrained | best)
 
     @contextmanager
     def best_weights(self, position: Position) -> Iterator[None]:

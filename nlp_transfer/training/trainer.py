@@ -20,7 +20,7 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import Objective, Task
 from nlp_transfer.training.automatic_settings import Choices, choose
-from nlp_transfer.training.checkpointer import Keeper, Position
+from nlp_transfer.training.checkpointer import Checkpointer, Position
 from nlp_transfer.training.gradient import Augment, TrainingError, WindowGradient
 from nlp_transfer.training.interruption import Interrupted, Signals
 from nlp_transfer.training.optimizer import (
@@ -91,7 +91,7 @@ class Trainer:
         self.budget = Budget(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
         checkpoints = output_dir / "checkpoints" if output_dir else None
         kept = self.training.keep_checkpoints
-        self.keeper = Keeper(model, checkpoints, self.training.ema, self.accelerator.is_main_process, kept)
+        self.checkpointer = Checkpointer(model, checkpoints, self.training.ema, self.accelerator.is_main_process, kept)
         self.log = RunLog(self.accelerator, output_dir)
         self.position = Position()
         self._kept = time.monotonic()
@@ -108,11 +108,11 @@ class Trainer:
             raise TrainingError(
                 f"step {self.position.step + 1}: another process has ended, or did not answer for "
                 f"{self.training.process_timeout} seconds (training.process_timeout): {error}. The same command goes on from the "
-                f"checkpoint of step {max(self.keeper.written, 0)}"
+                f"checkpoint of step {max(self.checkpointer.saved_step, 0)}"
             ) from error
 
     def _train(self) -> Position:
-        self.position = at = self.keeper.resume(self._check_position)
+        self.position = at = self.checkpointer.resume(self._check_position)
         self.log.go_on_after(at.step, not at.unjudged)
         if at.scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(at.scaler)
@@ -130,7 +130,7 @@ class Trainer:
             self._run_phase(Phase(**at.phase))
             at.strategy["finished"].append(at.phase["name"])
             at.phase = None
-        self.keeper.restore_best(at)
+        self.checkpointer.restore_best(at)
         return at
 
     def _check_position(self, at: Position) -> None:
@@ -157,13 +157,13 @@ class Trainer:
         self.model.to(accelerator.device)
         groups = named_groups(self.model, training, self.strategy)
         optimizer = make_optimizer(self.model, groups, self.budget.learning_rate() * phase.learning_rate_scale)
-        self.keeper.begin(at, [name for group in groups for name in group.names])
+        self.checkpointer.begin_phase(at, [name for group in groups for name in group.names])
         if not phase.keep_optimizer and at.phase_step == 0:
-            self.keeper.moments = {}
-        restore_state(optimizer, self.keeper.moments)
+            self.checkpointer.optimizer_state = {}
+        restore_state(optimizer, self.checkpointer.optimizer_state)
         if training.ema:
-            self.keeper.average = self.keeper.average or MovingAverage(training.ema)
-            self.keeper.average.include(self.model)
+            self.checkpointer.average = self.checkpointer.average or MovingAverage(training.ema)
+            self.checkpointer.average.include(self.model)
         # Prepared anew for each phase: what is set free after wrapping would silently not be synchronised.
         own_forward = vars(self.model).get("forward")
         model, prepared = accelerator.prepare(self.model, optimizer)
@@ -192,8 +192,8 @@ class Trainer:
                     own = window.rows[window.rows < len(self.tables["train"])] if phase.objective is None else window.rows[:0]
                     self._stop_on_nan(norm, found["loss"], own, optimizer)
                 self.stepper.step()
-                if self.keeper.average is not None:
-                    self.keeper.average.update(self.model)
+                if self.checkpointer.average is not None:
+                    self.checkpointer.average.update(self.model)
 
                 at.step, at.phase_step, at.epoch, at.window = at.step + 1, at.phase_step + 1, window.epoch, window.index + 1
                 at.examples += len(window.rows)
@@ -224,7 +224,7 @@ class Trainer:
                 if stop:
                     raise Interrupted(self.signals.received or signal.SIGTERM, self._how_to_go_on())
         self.stepper.settle()
-        self.keeper.moments |= state_by_name(optimizer)
+        self.checkpointer.optimizer_state |= state_by_name(optimizer)
         release_model(accelerator, self.model, own_forward)
 
     def _agree(self, norm: Any, loss: torch.Tensor) -> tuple[bool, bool, bool]:
@@ -241,7 +241,7 @@ class Trainer:
         return broken > 0, stop > 0, late > 0
 
     def _stop_on_nan(self, norm: Any, loss: torch.Tensor, rows: np.ndarray, optimizer: torch.optim.Optimizer) -> None:
-        if self.keeper.written != self.position.step:
+        if self.checkpointer.saved_step != self.position.step:
             self._keep(optimizer, False)
         raise TrainingError(
             f"step {self.position.step + 1}: the loss or its gradient is not a number (loss {float(loss)}, gradient norm "
@@ -253,8 +253,8 @@ class Trainer:
         """A checkpoint, or where nothing is written the best weights in memory."""
         scaler = self.accelerator.scaler
         self.position.scaler = dict(scaler.state_dict()) if scaler is not None else {}
-        self.keeper.moments |= state_by_name(optimizer)
-        self.keeper.keep(self.position, best, give_up=lambda: self.signals.received is not None)
+        self.checkpointer.optimizer_state |= state_by_name(optimizer)
+        self.checkpointer.save(self.position, best, give_up=lambda: self.signals.received is not None)
         self._kept = time.monotonic()
         self.accelerator.wait_for_everyone()
 
@@ -273,7 +273,7 @@ class Trainer:
 
     def _evaluate(self, patience: int | None) -> bool:
         """Scores validation; true when these are the best weights so far."""
-        at, average, table = self.position, self.keeper.average, self.tables["validation"]
+        at, average, table = self.position, self.checkpointer.average, self.tables["validation"]
         self.stepper.settle()
         if average is not None:
             average.swap(self.model)
@@ -294,7 +294,7 @@ class Trainer:
     def _view(self) -> View:
         def predict(table: Any) -> dict[str, Any]:
             self.model.to(self.accelerator.device)
-            with self.keeper.best_weights(self.position):
+            with self.checkpointer.best_weights(self.position):
                 return answer_all(self.model, self.task, table, self.accelerator, precision=self.precision)[0]
 
         epochs, windows = (self.budget.epochs(), self.budget.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)

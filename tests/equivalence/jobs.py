@@ -29,7 +29,7 @@ from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.tasks.translation import Translation
 from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training import validation_scores as validation
-from nlp_transfer.training.checkpointer import Keeper, Position
+from nlp_transfer.training.checkpointer import Checkpointer, Position
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import WORDS
 
@@ -267,11 +267,11 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
             "accuracy"
         ]
     for step in (2, 4 + 2 * rank):  # rank 1 has gone further, in a folder of its own
-        Keeper(model, output / f"own-{rank}", None).keep(Position(step=step), best=False)
-        Keeper(model, output / "shared", None, writes=rank == 0).keep(Position(step=step), best=False)
+        Checkpointer(model, output / f"own-{rank}", None).save(Position(step=step), best=False)
+        Checkpointer(model, output / "shared", None, writes=rank == 0).save(Position(step=step), best=False)
     for name in ("shared", f"own-{rank}"):
         try:
-            found[name.partition("-")[0]] = Keeper(model, output / name, None).resume().step
+            found[name.partition("-")[0]] = Checkpointer(model, output / name, None).resume().step
         except UserError as error:
             found["own"] = str(error)
     try:

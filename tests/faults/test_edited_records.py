@@ -111,7 +111,7 @@ def test_no_edited_field_is_believed(unfinished: Path, start: Callable[[Path], A
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpointer.Keeper, "resume", resume)
+        patch.setattr(checkpointer.Checkpointer, "resume", resume)
         with pytest.raises(Killed):
             start(run)
     names = [name for name, _ in believed]
@@ -145,11 +145,11 @@ def straight(start: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFact
 
 def test_tensors_of_another_model_are_not_believed(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 3)
-    own = checkpointer.Keeper(model, tmp_path, None)
+    own = checkpointer.Checkpointer(model, tmp_path, None)
     at = Position(step=1)
-    own.begin(at, ["weight", "bias"])
-    own.keep(at, best=False)
-    assert checkpointer.Keeper(model, tmp_path, None).resume().step == 1
+    own.begin_phase(at, ["weight", "bias"])
+    own.save(at, best=False)
+    assert checkpointer.Checkpointer(model, tmp_path, None).resume().step == 1
     path = tmp_path / "step-1/model.safetensors"
     for tensors in (
         {"weight": torch.zeros(3, 2)},
@@ -158,9 +158,9 @@ def test_tensors_of_another_model_are_not_believed(tmp_path: Path) -> None:
     ):
         save_file(tensors, path)
         seal(path.parent)
-        fresh = checkpointer.Keeper(model, tmp_path, None)
+        fresh = checkpointer.Checkpointer(model, tmp_path, None)
         assert fresh.resume() == Position()
-        assert fresh.moments == {}
+        assert fresh.optimizer_state == {}
 
 
 def test_a_position_says_what_is_wrong_with_it() -> None:

@@ -486,7 +486,7 @@ def test_moments_are_carried_by_name_through_a_phase_that_does_not_train_them(ti
 
     trainer = make(tiny["bert"], HeadBodyHead(), max_steps=6)
     trainer.train()
-    counted = {name: int(value) for name, value in trainer.keeper.moments.items() if name.endswith("/step")}
+    counted = {name: int(value) for name, value in trainer.checkpointer.optimizer_state.items() if name.endswith("/step")}
     assert counted["classifier.weight/step"] == 4
     assert counted["bert.embeddings.word_embeddings.weight/step"] == 2
 
