@@ -48,13 +48,13 @@ def resolved_lines(trainer: Trainer) -> list[str]:
     ]
     if not trainer.strategy.takes_steps():
         return [*lines, f"no optimizer step is taken; what is needed is computed on {trainer.accelerator.device}"]
-    steps, epochs, plan = trainer.budget.steps(), trainer.budget.epochs(), trainer.budget.plan()
+    steps, epochs, plan = trainer.planner.steps(), trainer.planner.epochs(), trainer.planner.window_plan()
     rows = plan.batch_size * plan.accumulation * plan.processes
     tokens = (plan.batch_tokens or 0) * plan.accumulation * plan.processes
     size = f"about {tokens:,} tokens" if plan.batch_tokens else f"{rows:,} rows"
     processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
     lines += [
-        f"learning rate {trainer.budget.learning_rate():g}, {float(f'{epochs:.3g}'):g} epoch{'s' * (epochs != 1)}, "
+        f"learning rate {trainer.planner.learning_rate():g}, {float(f'{epochs:.3g}'):g} epoch{'s' * (epochs != 1)}, "
         f"{steps:,} step{'s' * (steps != 1)} of {size}, {processes} on {trainer.accelerator.device}",
     ]
     if smoothing := trainer.task.label_smoothing(trainer.training):
@@ -114,7 +114,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
         "precision": trainer.choices.precision, "attention": trainer.choices.attention, "kernels": trainer.choices.kernels,
     }  # fmt: skip
     if trainer.strategy.takes_steps():
-        training |= {"learning_rate": trainer.budget.learning_rate(), "epochs": trainer.budget.epochs()}
+        training |= {"learning_rate": trainer.planner.learning_rate(), "epochs": trainer.planner.epochs()}
     unused = without_effect(config, task, run.strategy)
     training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
     further = [job.rows for job, _ in run.strategy.further_jobs(trainer.model).values()]

@@ -16,7 +16,7 @@ from nlp_transfer.tasks import Task
 from nlp_transfer.training.position import Position, as_json, checker, read_strictly
 
 
-class Budget:
+class PhasePlanner:
     """Answers for any phase; without one, for plain training on train. How many phases were finished before (`finished`)
     gives each phase an order of rows of its own."""
 
@@ -42,7 +42,7 @@ class Budget:
         self._joined = phase, joined
         return joined
 
-    def plan(self, phase: Phase | None = None, finished: int = 0) -> WindowPlan:
+    def window_plan(self, phase: Phase | None = None, finished: int = 0) -> WindowPlan:
         """How the rows of a phase become optimiser windows; `finished` counts the phases before it."""
         phase = phase or Phase()
         training, table = self.training, self.table(phase)
@@ -56,7 +56,7 @@ class Budget:
     def epochs(self, phase: Phase | None = None) -> float:
         """Passes over the rows; auto: 3, or as many as make 300 steps, at most 20 (2006.04884 trains small sets longer)."""
         phase = phase or Phase()
-        steps_an_epoch = self.plan(phase).windows_in_epoch
+        steps_an_epoch = self.window_plan(phase).windows_in_epoch
         if self.training.max_steps and phase.epochs is None:
             return self.training.max_steps / steps_an_epoch
         asked = phase.epochs or self.training.epochs
@@ -73,16 +73,16 @@ class Budget:
         """
         phase = phase or Phase()
         if self.training.max_steps is None:
-            return self.plan(phase, finished).steps(self.epochs(phase))
+            return self.window_plan(phase, finished).steps(self.epochs(phase))
         left = self.training.max_steps - taken
         most = min(left, max(1, left // (1 + phase.following)))
-        return most if phase.epochs is None else min(most, self.plan(phase, finished).steps(phase.epochs))
+        return most if phase.epochs is None else min(most, self.window_plan(phase, finished).steps(phase.epochs))
 
     def learning_rate(self) -> float:
         """The peak rate; auto: the strategy's, which is for 32 rows a step, times the root of the batch's ratio to that."""
         if not isinstance(self.training.learning_rate, str):
             return self.training.learning_rate
-        plan = self.plan()
+        plan = self.window_plan()
         rows = (
             (plan.batch_tokens / plan.lengths.mean() if plan.batch_tokens else plan.batch_size)
             * plan.accumulation
@@ -109,7 +109,7 @@ class Budget:
         if not self.strategy.owns_phases():
             check(asdict(replace(phase, trainable=None)) == asdict(Phase()), "phase", "the only one of this strategy")
         check((finished == 0) == (at.phase_step == at.step), "strategy", "no finished phases in the first phase alone")
-        plan, total = self.plan(phase, finished), self.steps(phase, finished, at.step - at.phase_step)
+        plan, total = self.window_plan(phase, finished), self.steps(phase, finished, at.step - at.phase_step)
         check(1 <= at.phase_step <= total, "phase_step", f"1 to {total}, the steps of the phase")
         check(at.epoch < at.phase_step, "epoch", f"less than {at.phase_step}, the steps of the phase")
         before = sum(len(plan.windows(i)) for i in range(at.epoch)) if plan.batch_tokens else at.epoch * plan.windows_in_epoch

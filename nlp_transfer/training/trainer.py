@@ -32,7 +32,7 @@ from nlp_transfer.training.optimizer import (
     set_rate,
     state_by_name,
 )
-from nlp_transfer.training.phase_plan import Budget
+from nlp_transfer.training.phase_plan import PhasePlanner
 from nlp_transfer.training.run_log import RunLog
 from nlp_transfer.training.step import Stepper
 from nlp_transfer.training.validation_scores import score_validation
@@ -88,7 +88,7 @@ class Trainer:
         self.choices, self.accelerator, self.precision = choices, choices.accelerator, choices.precision
         self.output_dir, self.describe, self.objectives = output_dir, describe, dict(objectives or {})
         self.augment, self.signals, self.own_metrics = augment, signals or Signals(), own_metrics
-        self.budget = Budget(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
+        self.planner = PhasePlanner(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
         checkpoints = output_dir / "checkpoints" if output_dir else None
         kept = self.training.keep_checkpoints
         self.checkpointer = Checkpointer(model, checkpoints, self.training.ema, self.accelerator.is_main_process, kept)
@@ -135,7 +135,7 @@ class Trainer:
 
     def _check_position(self, at: Position) -> None:
         """Raise a ValueError where a checkpoint's position cannot be one of this run."""
-        self.budget.check_position(at, self.objectives)
+        self.planner.check_position(at, self.objectives)
         scaler = self.accelerator.scaler
         names = {} if scaler is None else scaler.state_dict()
         if at.scaler.keys() != names.keys():
@@ -144,8 +144,8 @@ class Trainer:
     def _run_phase(self, phase: Phase) -> None:
         at, training, accelerator = self.position, self.training, self.accelerator
         finished = len(at.strategy["finished"])
-        table, plan = self.budget.table(phase), self.budget.plan(phase, finished)
-        total = self.budget.steps(phase, finished, at.step - at.phase_step)
+        table, plan = self.planner.table(phase), self.planner.window_plan(phase, finished)
+        total = self.planner.steps(phase, finished, at.step - at.phase_step)
         if total == 0:
             say(f"warning: phase {phase.name}: skipped, since no step is left of training.max_steps {training.max_steps}")
             return
@@ -156,7 +156,7 @@ class Trainer:
             parameter.requires_grad_(name in names)
         self.model.to(accelerator.device)
         groups = named_groups(self.model, training, self.strategy)
-        optimizer = make_optimizer(self.model, groups, self.budget.learning_rate() * phase.learning_rate_scale)
+        optimizer = make_optimizer(self.model, groups, self.planner.learning_rate() * phase.learning_rate_scale)
         self.checkpointer.begin_phase(at, [name for group in groups for name in group.names])
         if not phase.keep_optimizer and at.phase_step == 0:
             self.checkpointer.optimizer_state = {}
@@ -297,7 +297,9 @@ class Trainer:
             with self.checkpointer.best_weights(self.position):
                 return answer_all(self.model, self.task, table, self.accelerator, precision=self.precision)[0]
 
-        epochs, windows = (self.budget.epochs(), self.budget.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
+        epochs, windows = (
+            (self.planner.epochs(), self.planner.window_plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
+        )
         most = self.training.max_steps
         left = None if most is None else most - self.position.step
         return View(self.model, self.tables, self.position.history, predict, epochs, windows, most, left)

@@ -174,8 +174,8 @@ def test_auto_epochs_make_at_least_300_steps_of_small_data(rows: int, epochs: in
     many = np.arange(rows) % len(table)
     ids = type(table.ragged["input_ids"]).from_lists([[2, 3]] * rows)
     trainer.tables["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
-    assert trainer.budget.epochs() == epochs
-    assert trainer.budget.steps() == epochs * math.ceil(rows / 64)
+    assert trainer.planner.epochs() == epochs
+    assert trainer.planner.steps() == epochs * math.ceil(rows / 64)
 
 
 # --- what stops it ----------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_max_steps_is_for_all_phases_together(steps: int, tiny: dict[str, Path],
     """What is left is divided evenly among a phase and those that follow; each phase's rate falls to its own end."""
     trainer = make(tiny["bert"], Two(), tmp_path, max_steps=steps, warmup=0)
     assert trainer.train().step == steps
-    assert trainer.budget.steps() == steps
+    assert trainer.planner.steps() == steps
     rates = [line["learning_rate"] for line in log_of(tmp_path)]
     head = max(1, steps // 2)
     wanted = [(head - i) / head for i in range(head)] + [(steps - head - i) / (steps - head) for i in range(steps - head)]
@@ -327,7 +327,7 @@ def test_label_smoothing_is_in_the_loss_that_is_trained(tiny: dict[str, Path], t
     trainer = make(tiny["bert"], output=tmp_path, max_steps=1, label_smoothing=0.2, dropout=0.0, attention_dropout=0.0)
     with torch.no_grad():
         trainer.model.get_parameter("classifier.weight").mul_(100)  # new weights are so small that smoothing hardly shows
-    rows = trainer.budget.plan().windows(0)[0]
+    rows = trainer.planner.window_plan().windows(0)[0]
     batch = trainer.tables["train"].batch(rows)
     labels = batch.pop("labels")
     with torch.inference_mode():
