@@ -16,7 +16,7 @@ from nlp_transfer.models.memory import give_back, is_out_of_memory
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks import LossOptions, Objective
 from nlp_transfer.training.checkpointer import Position
-from nlp_transfer.training.step import Stepper
+from nlp_transfer.training.step import PhaseOptimizer
 from nlp_transfer.utils.console import say
 
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]  # a batch, its rows, the step
@@ -46,7 +46,7 @@ class WindowGradient:
     options: LossOptions
     augment: Augment | None
     accelerator: Accelerator
-    stepper: Stepper
+    phase_optimizer: PhaseOptimizer
     seed: int
 
     def of(self, window: Window, at: Position) -> Found:
@@ -71,7 +71,7 @@ class WindowGradient:
                         "task.max_length or training.gradient_checkpointing help"
                     ) from error
             at.pieces *= 2
-            self.stepper.drop()
+            self.phase_optimizer.discard_gradient()
             give_back()
             say(
                 f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; from now on {-(-rows // 2)}. Each "
@@ -93,8 +93,8 @@ class WindowGradient:
             rows = self.table.batch(micro.rows)
             if self.augment is not None:
                 rows = self.augment(rows, micro.rows, at.step)
-            batch = to_device(rows, accelerator.device)
-            with self.stepper.computing(), nullcontext() if i == len(micros) - 1 else accelerator.no_sync(self.model):
+            batch = on_device(rows, accelerator.device)
+            with self.phase_optimizer.accelerated(), nullcontext() if i == len(micros) - 1 else accelerator.no_sync(self.model):
                 outputs = self.model(**model_inputs(batch))
                 terms = self.strategy.loss(objective.loss(outputs, batch, self.options), outputs, batch, self.plain)
                 parts = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]

@@ -19,7 +19,7 @@ from nlp_transfer.strategies import Combined, Phase, Strategy
 LARGE = 2048  # rows; smaller tables are moved as a whole, which costs little
 
 
-class Stepper:
+class PhaseOptimizer:
     """Makes the optimiser's steps of one phase.
 
     Args:
@@ -53,7 +53,7 @@ class Stepper:
                 RowwiseTable(parameter, inner).leave()
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
+    def accelerated(self) -> Iterator[None]:
         """Around a forward pass and its backward pass."""
         with ExitStack() as stack:
             stack.enter_context(attention_for_any_shape())
@@ -62,7 +62,7 @@ class Stepper:
                 stack.enter_context(self.functions)
             yield
 
-    def norm(self) -> torch.Tensor:
+    def clip(self) -> torch.Tensor:
         """Of the whole gradient; what exceeds `training.max_grad_norm` is scaled down in the step."""
         limit = self.training.max_grad_norm
         if not self.scales:
@@ -85,13 +85,13 @@ class Stepper:
         if self.functions is not None:
             self.functions.copies.changed()
 
-    def drop(self) -> None:
+    def discard_gradient(self) -> None:
         """Forgets the gradient."""
         self.model.zero_grad(set_to_none=True)
         for table in self.tables:
             table.pending.clear()
 
-    def settle(self) -> None:
+    def update_all_rows(self) -> None:
         """Brings every weight up to date: before any of them is read but by training itself."""
         for table in self.tables:
             table.settle()

@@ -34,7 +34,7 @@ from nlp_transfer.training.optimizer import (
 )
 from nlp_transfer.training.phase_plan import PhasePlanner
 from nlp_transfer.training.run_log import RunLog
-from nlp_transfer.training.step import Stepper
+from nlp_transfer.training.step import PhaseOptimizer
 from nlp_transfer.training.validation_scores import score_validation
 from nlp_transfer.utils.console import Steps, number, say
 from nlp_transfer.utils.errors import UserError
@@ -168,10 +168,10 @@ class Trainer:
         own_forward = vars(self.model).get("forward")
         model, prepared = accelerator.prepare(self.model, optimizer)
         fast = self.choices.kernels == "fast"
-        self.stepper = Stepper(self.model, prepared, accelerator, training, self.strategy, phase, fast)
+        self.phase_optimizer = PhaseOptimizer(self.model, prepared, accelerator, training, self.strategy, phase, fast)
         gradient = WindowGradient(
             model, self.model, objective, self.strategy, table, plan, objective.loss_options(training, table), augment,
-            accelerator, self.stepper, training.seed,
+            accelerator, self.phase_optimizer, training.seed,
         )  # fmt: skip
         evaluate_every = training.evaluate_every or plan.windows_in_epoch
         train_mode(self.model)
@@ -186,12 +186,12 @@ class Trainer:
                 started = time.monotonic()
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
                 found = gradient.of(window, at)
-                norm = self.stepper.norm()
+                norm = self.phase_optimizer.clip()
                 broken, stop, long_ago = self._agree(norm, found["loss"])
                 if broken:
                     own = window.rows[window.rows < len(self.tables["train"])] if phase.objective is None else window.rows[:0]
                     self._stop_on_nan(norm, found["loss"], own, optimizer)
-                self.stepper.step()
+                self.phase_optimizer.step()
                 if self.checkpointer.average is not None:
                     self.checkpointer.average.update(self.model)
 
@@ -223,7 +223,7 @@ class Trainer:
                     self._keep(optimizer, better)
                 if stop:
                     raise Interrupted(self.signals.received or signal.SIGTERM, self._how_to_go_on())
-        self.stepper.settle()
+        self.phase_optimizer.update_all_rows()
         self.checkpointer.optimizer_state |= state_by_name(optimizer)
         release_model(accelerator, self.model, own_forward)
 
@@ -274,7 +274,7 @@ class Trainer:
     def _evaluate(self, patience: int | None) -> bool:
         """Scores validation; true when these are the best weights so far."""
         at, average, table = self.position, self.checkpointer.average, self.tables["validation"]
-        self.stepper.settle()
+        self.phase_optimizer.update_all_rows()
         if average is not None:
             average.swap(self.model)
         try:

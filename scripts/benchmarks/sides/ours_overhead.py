@@ -47,8 +47,8 @@ def count(turns: Turns) -> tuple[int, int, int]:
 
 
 # The norm of the gradient and clipping belong to the optimiser's part.
-loop.Stepper.norm = timed("optimiser", loop.Stepper.norm)
-loop.Stepper.step = timed("optimiser", loop.Stepper.step)
+loop.PhaseOptimizer.clip = timed("optimiser", loop.PhaseOptimizer.clip)
+loop.PhaseOptimizer.step = timed("optimiser", loop.PhaseOptimizer.step)
 watch(look)(
     model=settings["model"], data={"train": settings["train"], "validation_share": 0},
     task={"name": "text_classification", "text": "text", "label": "label", "max_length": settings["max_length"]},
