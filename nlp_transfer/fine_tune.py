@@ -36,7 +36,7 @@ from nlp_transfer.settings.launch_config import check_launch
 from nlp_transfer.settings.schema import Document, RunConfig
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.training.automatic_settings import choose
+from nlp_transfer.training.automatic_settings import resolve_settings
 from nlp_transfer.training.interruption import Signals
 from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils.console import is_main, percent, say, show_metrics
@@ -135,19 +135,19 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
         model = with_config(task.build_model(checkpoint, training), checkpoint)
         say(*head_notes(model))
         model = run.strategy.wrap(model)
-        choices = choose(model, tables.get("train"), training, folder.path, task=task)
-        accelerator = choices.accelerator
+        resolved = resolve_settings(model, tables.get("train"), training, folder.path, task=task)
+        accelerator = resolved.accelerator
         if labelled is not None:
             try_own_metrics(own, task, labelled, training, accelerator)
         job = Job(
-            task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision,
+            task, tables, splits.rows, checkpoint, resolved.training, accelerator.device, resolved.precision,
             skipped=splits.skipped,
         )  # fmt: skip
         check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
         check_saving_further(run.strategy.further_jobs(model), folder.path, accelerator)
     trainer = Trainer(
-        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, choices=choices,
+        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, resolved=resolved,
         output_dir=folder.path, describe=lambda rows: _describe(splits, rows), objectives=prepared.objectives,
         augment=augment, signals=signals, own_metrics=own,
     )  # fmt: skip

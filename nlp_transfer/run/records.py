@@ -70,14 +70,14 @@ def resolved_lines(trainer: Trainer) -> list[str]:
 
 def _choice_lines(trainer: Trainer) -> list[str]:
     """How the run computes, and why: a line a choice."""
-    choices, training = trainer.choices, trainer.training
-    found = {"precision": choices.precision, "attention": choices.attention, "kernels": choices.kernels}
-    lines = [f"{name} {value} ({choices.reasons[name]})" for name, value in found.items()]
-    if choices.precision != PRECISION:
+    resolved, training = trainer.resolved, trainer.training
+    found = {"precision": resolved.precision, "attention": resolved.attention, "kernels": resolved.kernels}
+    lines = [f"{name} {value} ({resolved.reasons[name]})" for name, value in found.items()]
+    if resolved.precision != PRECISION:
         lines[0] += f"; metrics are computed in {PRECISION}"
-    if "batch_size" in choices.reasons and training.batch_tokens is None:
+    if "batch_size" in resolved.reasons and training.batch_tokens is None:
         pieces = f", {training.gradient_accumulation_steps} accumulated" if training.gradient_accumulation_steps > 1 else ""
-        lines.append(f"batch size {training.rows}{pieces} ({choices.reasons['batch_size']})")
+        lines.append(f"batch size {training.rows}{pieces} ({resolved.reasons['batch_size']})")
     return lines
 
 
@@ -111,7 +111,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     config = run.config
     training = trainer.training.model_dump() | {
         "label_smoothing": trainer.task.label_smoothing(trainer.training),
-        "precision": trainer.choices.precision, "attention": trainer.choices.attention, "kernels": trainer.choices.kernels,
+        "precision": trainer.resolved.precision, "attention": trainer.resolved.attention, "kernels": trainer.resolved.kernels,
     }  # fmt: skip
     if trainer.strategy.takes_steps():
         training |= {"learning_rate": trainer.planner.learning_rate(), "epochs": trainer.planner.epochs()}

@@ -24,7 +24,7 @@ SHORT = 160  # tokens
 
 
 @dataclass(frozen=True)
-class Choices:
+class ResolvedSettings:
     """How a run computes. `reasons` says by setting why it is so: precision, attention, kernels, and `batch_size` where it was
     left open."""
 
@@ -37,14 +37,14 @@ class Choices:
     reasons: dict[str, str]
 
 
-def choose(
+def resolve_settings(
     model: nn.Module,
     train: TokenTable | None,
     training: TrainingConfig,
     output_dir: Path | None = None,
     accelerator: Accelerator | None = None,
     task: Task | None = None,
-) -> Choices:
+) -> ResolvedSettings:
     """Decides what the settings leave open, and lets the model compute attention in the way that was chosen.
 
     Args:
@@ -69,11 +69,11 @@ def choose(
     reasons = {"precision": why}
     kernels, reasons["kernels"] = from_main(resolve_kernels(training, accelerator.device))
     length = 0.0 if train is None else float(train.ragged["input_ids"].lengths.mean())
-    attention, reasons["attention"] = choose_attention(
+    attention, reasons["attention"] = set_attention(
         training.attention, model, accelerator.device, precision, length, kernels == "fast"
     )
     if (decided := from_main(attention)) != attention:
-        attention, _ = choose_attention(decided, model, accelerator.device, precision, length, kernels == "fast")
+        attention, _ = set_attention(decided, model, accelerator.device, precision, length, kernels == "fast")
     if train is not None and task is not None:
         trial = Preflight(task, model, train, training)
         works, kernels, fallen = trial.settle(precision, kernels, accelerator)
@@ -88,7 +88,7 @@ def choose(
             )
     if train is not None and training.batch_size == "auto":
         training, reasons["batch_size"] = from_main(fit_batch(model, train, training, accelerator, precision))
-    return Choices(training, accelerator, precision, attention, kernels, reasons)
+    return ResolvedSettings(training, accelerator, precision, attention, kernels, reasons)
 
 
 def resolve_kernels(training: TrainingConfig, device: torch.device) -> tuple[str, str]:
@@ -109,7 +109,7 @@ def resolve_kernels(training: TrainingConfig, device: torch.device) -> tuple[str
     return ("fast", "the toolkit's own on CPUs") if device.type == "cpu" else ("plain", "PyTorch's own are good on this device")
 
 
-def choose_attention(
+def set_attention(
     asked: str, model: Any, device: torch.device, precision: str, length: float, fast: bool = False
 ) -> tuple[str, str]:
     """Sets the way in which a model computes attention: its name (`sdpa`, `eager` or another of transformers') and the reason.

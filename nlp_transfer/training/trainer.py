@@ -19,7 +19,7 @@ from nlp_transfer.models.device import in_fp32, is_lost_process, release_model
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, Tables, View
 from nlp_transfer.tasks import Objective, Task
-from nlp_transfer.training.automatic_settings import Choices, choose
+from nlp_transfer.training.automatic_settings import ResolvedSettings, resolve_settings
 from nlp_transfer.training.checkpointer import Checkpointer, Position
 from nlp_transfer.training.gradient import Augment, TrainingError, WindowGradient
 from nlp_transfer.training.interruption import Interrupted, Signals
@@ -49,7 +49,7 @@ class Trainer:
         tables: `train`, and `validation` where there is one.
         strategy: null: full fine-tuning.
         accelerator: knows the device, the precision and the other processes; null: made from the training settings.
-        choices: made already for this model, with the accelerator; `training` holds the numbers then. null: made here.
+        resolved: made already for this model, with the accelerator; `training` holds the numbers then. null: made here.
         output_dir: for `checkpoints/` and `log.jsonl`; null: nothing is written, and nothing can be gone on with.
         describe: row indices of train to text, for the message about rows that break the loss.
         objectives: what a phase of the strategy may name in place of the task.
@@ -58,7 +58,7 @@ class Trainer:
         own_metrics: the user's own, computed whenever validation is scored.
 
     Raises:
-        UserError: the training settings ask for what this model or device cannot do, or `choices` hold another accelerator.
+        UserError: the training settings ask for what this model or device cannot do, or `resolved` hold another accelerator.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Trainer:
         strategy: Strategy | None = None,
         training: TrainingConfig | None = None,
         accelerator: Accelerator | None = None,
-        choices: Choices | None = None,
+        resolved: ResolvedSettings | None = None,
         output_dir: Path | None = None,
         describe: Callable[[np.ndarray], str] = str,
         objectives: Mapping[str, Objective] | None = None,
@@ -80,12 +80,12 @@ class Trainer:
     ) -> None:
         self.model, self.task, self.tables = model, task, tables
         self.strategy, self.training = strategy or Strategy(), training or TrainingConfig()
-        if choices is not None and accelerator not in (None, choices.accelerator):
-            raise UserError("Trainer: found an accelerator beside choices, which hold another; allowed: one of the two")
-        if choices is None:
-            choices = choose(model, tables.get("train"), self.training, output_dir, accelerator)
-            self.training = choices.training
-        self.choices, self.accelerator, self.precision = choices, choices.accelerator, choices.precision
+        if resolved is not None and accelerator not in (None, resolved.accelerator):
+            raise UserError("Trainer: found an accelerator beside resolved, which hold another; allowed: one of the two")
+        if resolved is None:
+            resolved = resolve_settings(model, tables.get("train"), self.training, output_dir, accelerator)
+            self.training = resolved.training
+        self.resolved, self.accelerator, self.precision = resolved, resolved.accelerator, resolved.precision
         self.output_dir, self.describe, self.objectives = output_dir, describe, dict(objectives or {})
         self.augment, self.signals, self.own_metrics = augment, signals or Signals(), own_metrics
         self.planner = PhasePlanner(task, tables, self.strategy, self.training, self.accelerator.num_processes, model)
@@ -167,7 +167,7 @@ class Trainer:
         # Prepared anew for each phase: what is set free after wrapping would silently not be synchronised.
         own_forward = vars(self.model).get("forward")
         model, prepared = accelerator.prepare(self.model, optimizer)
-        fast = self.choices.kernels == "fast"
+        fast = self.resolved.kernels == "fast"
         self.phase_optimizer = PhaseOptimizer(self.model, prepared, accelerator, training, self.strategy, phase, fast)
         gradient = WindowGradient(
             model, self.model, objective, self.strategy, table, plan, objective.loss_options(training, table), augment,

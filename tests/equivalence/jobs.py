@@ -259,7 +259,7 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
         rows = read_rows(source["train"], "train", DataConfig(), task.columns())
         task = task.prepare(opened, rows)
         model, table = task.build_model(opened, TrainingConfig()), task.table(rows, opened.tokenizer, "none", True, "train")
-        choice = automatic_settings.choose(model, table, TrainingConfig(batch_size="auto"))
+        choice = automatic_settings.resolve_settings(model, table, TrainingConfig(batch_size="auto"))
         found["choices"] = (choice.precision, choice.accelerator.mixed_precision, choice.kernels, choice.attention)
         found["choices"] += (choice.training.batch_size, choice.reasons["precision"])
         patch.setattr(validation, "score", lambda *_, **__: ({"accuracy": 0.5 + rank / 4, "loss": 1.0}, {}))

@@ -13,7 +13,7 @@ from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.models.device import make_accelerator
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training import batch_size
-from nlp_transfer.training.automatic_settings import choose
+from nlp_transfer.training.automatic_settings import resolve_settings
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import tiny_classifier
 
@@ -49,14 +49,14 @@ def test_less_memory_or_longer_rows_make_smaller_pieces_of_the_same_step(monkeyp
 
 def test_a_number_stays_as_it_is() -> None:
     training = TrainingConfig(batch_size=7)
-    found = choose(tiny_classifier("bert"), table(5, 9), training)
+    found = resolve_settings(tiny_classifier("bert"), table(5, 9), training)
     assert found.training is training
     assert "batch_size" not in found.reasons
 
 
 def test_a_budget_of_tokens_leaves_a_step_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 1.0)
-    found = choose(tiny_classifier("bert"), table(5, 9), TrainingConfig(batch_size="auto", batch_tokens=64)).training
+    found = resolve_settings(tiny_classifier("bert"), table(5, 9), TrainingConfig(batch_size="auto", batch_tokens=64)).training
     assert (found.batch_tokens, found.gradient_accumulation_steps) == (64, 1)
     assert isinstance(found.batch_size, int)
 
