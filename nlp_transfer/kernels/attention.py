@@ -86,7 +86,7 @@ def attention(
     return Attention.apply(query, key, value, bias, p, scale)
 
 
-def bias_of(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask of attention as what is added to scores: bool (true: seen) or already such numbers.
 
     What is not seen gets the smallest finite number: a row that sees nothing stays a number.

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from nlp_transfer.kernels.attention import attention, bias_of
+from nlp_transfer.kernels.attention import attention, attention_bias
 from nlp_transfer.kernels.dropout import WORDS, dropout
 from nlp_transfer.kernels.linear import Bf16Copies, linear
 
@@ -67,12 +67,12 @@ class FastFunctions(TorchFunctionMode):
             return None
         if is_causal:
             attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
-        bias = None if attn_mask is None else self._bias_of(attn_mask, query.dtype)
+        bias = None if attn_mask is None else self._cached_bias(attn_mask, query.dtype)
         return attention(query, key, value, bias, dropout_p, query.shape[-1] ** -0.5 if scale is None else scale)
 
-    def _bias_of(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _cached_bias(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if self._bias is None or self._bias[0] is not mask:  # all layers of a pass share a mask
-            self._bias = (mask, bias_of(mask, dtype))
+            self._bias = (mask, attention_bias(mask, dtype))
         return self._bias[1]
 
     def _embedding(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-SWEEP = 128  # after so many steps every row is brought up to date: what is remembered of past steps then has an end
+SYNC_INTERVAL = 128  # after so many steps every row is brought up to date: what is remembered of past steps then has an end
 Pending = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -38,7 +38,7 @@ class _Lookup(torch.autograd.Function):
         return None, None, None, None, None
 
 
-class RowwiseTable:
+class SparseAdamWTable:
     """One embedding table (vocabulary, width) in fp32 on the CPU, and its part of an optimiser.
 
     The moments stand in the optimiser's own state of the table, under AdamW's names; `seen` (int32, vocabulary) is the step at
@@ -65,7 +65,7 @@ class RowwiseTable:
     def lookup(self, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
         """The rows with these ids (any shape), up to date: (..., width), fp32. The gradient of row `padding` is dropped."""
         rows, places = torch.unique(ids, return_inverse=True)
-        self.catch_up(rows)
+        self.sync(rows)
         return _Lookup.apply(self.table, places, rows, padding, self.pending)
 
     def gradient(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -77,7 +77,7 @@ class RowwiseTable:
             self.pending[:] = [(rows, total)]
         return self.pending[0] if self.pending else None
 
-    def norm(self) -> torch.Tensor | None:
+    def gradient_norm(self) -> torch.Tensor | None:
         """Of the gradient. Where the table got a gradient from elsewhere too, both are in that one, and this is null."""
         found = self.gradient()
         if found is None or self.table.grad is None:
@@ -90,9 +90,9 @@ class RowwiseTable:
     def step(self, factor: float) -> None:
         """AdamW's step for the rows that occurred, their gradients multiplied by `factor`. Called before the optimiser's own."""
         now = self.steps + 1
-        if now % SWEEP == 0 or self.table.grad is not None:
-            self.settle()
-        self.state["rates"] = torch.cat([self.state["rates"], torch.tensor([self.group["lr"]])])[-2 * SWEEP :]
+        if now % SYNC_INTERVAL == 0 or self.table.grad is not None:
+            self.sync_all()
+        self.state["rates"] = torch.cat([self.state["rates"], torch.tensor([self.group["lr"]])])[-2 * SYNC_INTERVAL :]
         if self.table.grad is not None:  # the optimiser itself moves all of them
             self.state["seen"].fill_(now)
             return
@@ -111,17 +111,17 @@ class RowwiseTable:
         self.state["seen"].index_fill_(0, rows, now)
         self.pending.clear()
 
-    def settle(self) -> None:
+    def sync_all(self) -> None:
         """Brings every row up to date."""
-        self.catch_up(torch.arange(len(self.table), device=self.table.device))
+        self.sync(torch.arange(len(self.table), device=self.table.device))
 
-    def leave(self) -> None:
+    def make_dense(self) -> None:
         """Makes it a table like any other: up to date, and moved by the optimiser from now on."""
-        self.settle()
+        self.sync_all()
         del self.state["seen"], self.state["rates"]
 
     @torch.no_grad()
-    def catch_up(self, rows: torch.Tensor) -> None:
+    def sync(self, rows: torch.Tensor) -> None:
         """Makes up for the steps that rows have missed: with no gradient, moments shrink and weights move by what is left.
 
         On any device: a table of a run that began on a CPU may be on a GPU when the run is resumed.

@@ -11,7 +11,7 @@ from torch import nn
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.kernels.sdpa import attention_for_any_shape
-from nlp_transfer.kernels.sparse_adamw import RowwiseTable
+from nlp_transfer.kernels.sparse_adamw import SparseAdamWTable
 from nlp_transfer.models.memory import keep_freed_memory
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Combined, Phase, Strategy
@@ -34,7 +34,7 @@ class PhaseOptimizer:
         self.model, self.optimizer, self.accelerator, self.training = model, optimizer, accelerator, training
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.scales = accelerator.scaler is None and bool(optimizer.optimizer.defaults.get("fused"))
-        self.tables: list[RowwiseTable] = []
+        self.tables: list[SparseAdamWTable] = []
         self.layer: nn.Module | None = None
         self.functions: FastFunctions | None = None
         self.factor = torch.ones(())  # on the gradient, so that its norm keeps within the limit; found by `norm`
@@ -43,14 +43,14 @@ class PhaseOptimizer:
         if fast and answer_alone:
             self.layer = last_layer(model)
             if accelerator.num_processes == 1 and not training.ema:
-                self.tables = [RowwiseTable(table, inner) for table in _tables(model)]
+                self.tables = [SparseAdamWTable(table, inner) for table in _tables(model)]
         if fast:
             keep_freed_memory()
             self.functions = FastFunctions({id(table.table): table.lookup for table in self.tables})
         by_rows = {id(table.table) for table in self.tables}
         for parameter in self.trained:  # a run that is gone on with in another way
             if id(parameter) not in by_rows and "seen" in inner.state.get(parameter, {}):
-                RowwiseTable(parameter, inner).leave()
+                SparseAdamWTable(parameter, inner).make_dense()
 
     @contextmanager
     def accelerated(self) -> Iterator[None]:
@@ -67,7 +67,7 @@ class PhaseOptimizer:
         limit = self.training.max_grad_norm
         if not self.scales:
             return torch.as_tensor(self.accelerator.clip_grad_norm_(self.trained, limit or torch.inf))
-        parts = [norm for table in self.tables if (norm := table.norm()) is not None]
+        parts = [norm for table in self.tables if (norm := table.gradient_norm()) is not None]
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         parts += torch._foreach_norm(gradients) if gradients else []
         norm = torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros(())
@@ -94,7 +94,7 @@ class PhaseOptimizer:
     def update_all_rows(self) -> None:
         """Brings every weight up to date: before any of them is read but by training itself."""
         for table in self.tables:
-            table.settle()
+            table.sync_all()
 
 
 def _has_loss(strategy: Strategy) -> bool:

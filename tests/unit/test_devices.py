@@ -17,7 +17,7 @@ from transformers.integrations.flash_attention import get_target_dtype
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.inference.predictor import answer, gather
-from nlp_transfer.kernels.sparse_adamw import RowwiseTable
+from nlp_transfer.kernels.sparse_adamw import SparseAdamWTable
 from nlp_transfer.models import device
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.memory import is_out_of_memory
@@ -176,13 +176,13 @@ def test_rows_catch_up_on_the_device_of_their_table() -> None:
         torch.manual_seed(0)
         embedding = torch.nn.Embedding(30, 4)
         optimizer = torch.optim.AdamW([embedding.weight], lr=1e-2, weight_decay=0.1, fused=True)
-        table = RowwiseTable(embedding.weight, optimizer)
+        table = SparseAdamWTable(embedding.weight, optimizer)
         for step in range(5):
             table.lookup(torch.tensor([step, 7, 9]), None).square().sum().backward()
             table.step(1.0)
         before = embedding.weight.detach().clone()
         with torch.device(default):
-            table.leave()
+            table.make_dense()
         assert not torch.equal(before, embedding.weight), "rows that did not occur have moved"
         assert set(optimizer.state[embedding.weight]) == {"step", "exp_avg", "exp_avg_sq"}
         found.append(embedding.weight.detach().clone())
