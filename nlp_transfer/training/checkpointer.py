@@ -58,7 +58,7 @@ class Checkpointer:
         def fault(path: Path) -> str | None:
             return self._fault(path) or self._fault_of_position(path, check)
 
-        own, notes = checkpoints.newest_whole(self.folder, fault) if self.folder else (None, [])
+        own, notes = checkpoints.newest_intact(self.folder, fault) if self.folder else (None, [])
         say(*notes)
         position = self._read(own) if own else Position()
         broken = self._fault(self._best_folder(position)) if position.best is not None else None
@@ -96,7 +96,7 @@ class Checkpointer:
 
     def _fault(self, path: Path) -> str | None:
         """Why the tensors of a checkpoint cannot be used with this model, or None."""
-        if broken := checkpoints.what_is_broken(path):
+        if broken := checkpoints.find_damage(path):
             return broken
         own = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
         try:

@@ -34,26 +34,26 @@ def write_checkpoint(
     the newest `number` and the best weights that each of them knows (`best_step` in its state)."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step}"
-    remove_parts(folder)
+    remove_leftovers(folder)
     with replacing_folder(target, shared=True) as part:  # the run's lock is held
         for name, values in tensors.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, part / f"{name}.safetensors")
         (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
         hashes = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
         (part / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-    point(folder, "last", target.name)
+    write_pointer(folder, "last", target.name)
     if best:
-        point(folder, "best", target.name)
+        write_pointer(folder, "best", target.name)
     sync(folder)
     kept = _steps(folder)[:number]
     kept += [f"step-{best_step}" for name in kept if (best_step := _best_step(folder / name))]
-    for name in set(_steps(folder)) - {*kept, pointed(folder, "best"), pointed(folder, "last")}:
+    for name in set(_steps(folder)) - {*kept, read_pointer(folder, "best"), read_pointer(folder, "last")}:
         os.replace(folder / name, folder / f".part-{name}")  # gone at once: half a folder would look like a damaged checkpoint
-    remove_parts(folder)
+    remove_leftovers(folder)
     return target
 
 
-def remove_parts(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what an interrupted write or removal left, and no other file or folder."""
     for path in (*folder.glob(".part-*"), *folder.glob(".old-*")):
         if any(pattern.fullmatch(path.name) for pattern in (PART, OLD, MOVED)):
@@ -74,13 +74,13 @@ def _best_step(path: Path) -> int:
         return 0
 
 
-def point(folder: Path, name: str, target: str) -> None:
+def write_pointer(folder: Path, name: str, target: str) -> None:
     """Makes the pointer file `name` say `target`, atomically."""
     with replacing(folder / name, shared=True) as file:
         file.write(target.encode())
 
 
-def pointed(folder: Path, name: str) -> str | None:
+def read_pointer(folder: Path, name: str) -> str | None:
     """The content of a pointer file, or None where there is none that can be read."""
     try:
         return read_own(folder / name, LONGEST_POINTER).decode().strip()
@@ -88,22 +88,22 @@ def pointed(folder: Path, name: str) -> str | None:
         return None
 
 
-def newest_whole(folder: Path, fault: Callable[[Path], str | None] | None = None) -> tuple[Path | None, list[str]]:
+def newest_intact(folder: Path, fault: Callable[[Path], str | None] | None = None) -> tuple[Path | None, list[str]]:
     """The newest checkpoint without a fault, and notes on those that were passed over.
 
     Args:
-        fault: a reason not to use a checkpoint, or None; by default what is wrong with its files (`what_is_broken`).
+        fault: a reason not to use a checkpoint, or None; by default what is wrong with its files (`find_damage`).
     """
     notes: list[str] = []
     for path in (folder / name for name in _steps(folder)):
-        broken = (fault or what_is_broken)(path)
+        broken = (fault or find_damage)(path)
         if broken is None:
             return path, notes
         notes.append(f"warning: checkpoint {path} is passed over: {broken}")
     return None, notes
 
 
-def what_is_broken(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """A reason not to trust a checkpoint, or None."""
     if path.is_symlink():
         return "it is a link"

@@ -49,7 +49,7 @@ class WindowGradient:
     phase_optimizer: PhaseOptimizer
     seed: int
 
-    def of(self, window: Window, at: Position) -> Found:
+    def compute(self, window: Window, at: Position) -> Found:
         """`backward`, and where memory does not suffice for it the same window again in smaller pieces.
 
         Raises:

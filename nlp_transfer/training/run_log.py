@@ -20,7 +20,7 @@ class RunLog:
         self.accelerator = accelerator
         self.path = output_dir / "log.jsonl" if output_dir is not None and accelerator.is_main_process else None
 
-    def go_on_after(self, step: int, judged: bool = True) -> None:
+    def drop_after(self, step: int, judged: bool = True) -> None:
         """Drops the lines of later steps, which an interrupted run took and which are about to be taken again; unless `judged`,
         the evaluation after `step` too.
 

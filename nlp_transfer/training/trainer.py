@@ -113,7 +113,7 @@ class Trainer:
 
     def _train(self) -> Position:
         self.position = at = self.checkpointer.resume(self._check_position)
-        self.log.go_on_after(at.step, not at.unjudged)
+        self.log.drop_after(at.step, not at.unjudged)
         if at.scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(at.scaler)
         while True:
@@ -185,7 +185,7 @@ class Trainer:
                     break
                 started = time.monotonic()
                 rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
-                found = gradient.of(window, at)
+                found = gradient.compute(window, at)
                 norm = self.phase_optimizer.clip()
                 broken, stop, long_ago = self._agree(norm, found["loss"])
                 if broken:

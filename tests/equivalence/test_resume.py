@@ -118,7 +118,7 @@ def test_layers_that_are_set_free_one_by_one_go_on_in_the_middle_of_any_phase(
         with pytest.raises(Killed):
             run(tiny["bert"], source, tmp_path / "broken", case)
     folder = tmp_path / "broken/checkpoints"
-    state = json.loads((folder / str(checkpoints.pointed(folder, "last")) / "state.json").read_text())
+    state = json.loads((folder / str(checkpoints.read_pointer(folder, "last")) / "state.json").read_text())
     assert len(state["strategy"]["finished"]) == min(3, (state["step"] - 1) // 3)
     resumed = run(tiny["bert"], source, tmp_path / "broken", case)
     assert resumed.metrics == straight.metrics
@@ -139,9 +139,9 @@ def unfinished(tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch:
 
 def test_best_and_last_are_kept_apart(unfinished: Path) -> None:
     folder = unfinished / "checkpoints"
-    kept = {checkpoints.pointed(folder, "best"), checkpoints.pointed(folder, "last")}
+    kept = {checkpoints.read_pointer(folder, "best"), checkpoints.read_pointer(folder, "last")}
     assert {path.name for path in folder.glob("step-*")} == kept | {"step-8"}
-    assert checkpoints.pointed(folder, "last") == "step-10"
+    assert checkpoints.read_pointer(folder, "last") == "step-10"
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "missing file", "no manifest", "half written"])
@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
         (newest / "manifest.json").unlink()
     else:
         newest.rename(folder / ".part-4")
-    whole, notes = checkpoints.newest_whole(folder)
+    whole, notes = checkpoints.newest_intact(folder)
     assert whole == folder / "step-2"
     assert torch.equal(checkpoints.read_tensors(folder / "step-2", "model")["w"], torch.full((9,), 2.0))
     assert (len(notes) == 1 and str(newest) in notes[0]) or damage == "half written"
@@ -184,7 +184,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
 def test_a_run_whose_best_weights_are_lost_says_so_and_finds_others(
     unfinished: Path, tiny: dict[str, Path], source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best = checkpoints.pointed(unfinished / "checkpoints", "best")
+    best = checkpoints.read_pointer(unfinished / "checkpoints", "best")
     assert best != "step-10"
     (unfinished / f"checkpoints/{best}/model.safetensors").unlink()
     finished = run(tiny["bert"], source, unfinished, {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})

@@ -82,7 +82,7 @@ def test_a_signal_ends_a_run_after_its_step_and_the_run_goes_on(
             run("broken", strategy=strategy)
     assert caught.value.status == 128 + number
     assert signal.getsignal(number) is before, "the handler of the caller is back"
-    assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == f"step-{step + 1}"
+    assert checkpoints.read_pointer(tmp_path / "broken/checkpoints", "last") == f"step-{step + 1}"
     resumed = run("broken", strategy=strategy)
     assert resumed.metrics == straight.metrics
     assert same_model(straight, resumed)
@@ -284,7 +284,7 @@ def test_a_broken_loss_leaves_the_last_good_state(
         patch.setattr(WindowGradient, "backward", backward)
         with pytest.raises(TrainingError, match=r"step 8: the loss or its gradient is not a number.*row \d+"):
             run("broken")
-    assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == "step-7"
+    assert checkpoints.read_pointer(tmp_path / "broken/checkpoints", "last") == "step-7"
     resumed = run("broken")
     assert same_model(straight, resumed), "nothing of the broken step is in what was kept"
 
@@ -333,7 +333,7 @@ def test_where_no_room_is_made_the_checkpoint_before_is_left_whole(
             run("broken")
     folder = tmp_path / "broken/checkpoints"
     assert not list(folder.glob(".part*"))
-    assert checkpoints.newest_whole(folder) == (folder / "step-5", [])
+    assert checkpoints.newest_intact(folder) == (folder / "step-5", [])
     assert same_model(straight, run("broken"))
 
 

@@ -118,7 +118,7 @@ def test_a_run_that_goes_on_drops_the_lines_of_steps_to_be_taken_again(tiny: dic
         log.write(step, loss=0.5)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
-    log.go_on_after(2)
+    log.drop_after(2)
     log.write(3, loss=math.inf)
     assert [(line["step"], line["loss"]) for line in log_of(tmp_path)] == [(1, 0.5), (2, 0.5), (3, None)]
 
