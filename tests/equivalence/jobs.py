@@ -29,7 +29,8 @@ from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.tasks.translation import Translation
 from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training import validation_scores as validation
-from nlp_transfer.training.checkpointer import Checkpointer, Position
+from nlp_transfer.training.checkpointer import Checkpointer
+from nlp_transfer.training.position import Position
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import WORDS
 
@@ -97,7 +98,7 @@ def sides(row: int) -> tuple[str, str]:
 def gradients(steps: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
     """The whole gradient before each of some optimiser steps, as one vector of fp64."""
     found: dict[int, torch.Tensor] = {}
-    original = Trainer._agree
+    original = Trainer._reduce_flags
 
     def record(self: Trainer, norm: Any, loss: torch.Tensor) -> Any:
         if self.position.step in steps:
@@ -105,11 +106,11 @@ def gradients(steps: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
             found[self.position.step] = torch.cat(parts).clone()
         return original(self, norm, loss)
 
-    Trainer._agree = record  # type: ignore[method-assign]
+    Trainer._reduce_flags = record  # type: ignore[method-assign]
     try:
         yield found
     finally:
-        Trainer._agree = original  # type: ignore[method-assign]
+        Trainer._reduce_flags = original  # type: ignore[method-assign]
 
 
 def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], output: Path, **training: Any) -> dict[str, Any]:
@@ -249,7 +250,7 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
         patch.setattr(automatic_settings, "resolve_precision", lambda *_: (("bf16", "fp32")[rank], f"of {rank}"))
         patch.setattr(automatic_settings, "resolve_kernels", lambda *_: (("plain", "fast")[rank], f"of {rank}"))
         patch.setattr(
-            automatic_settings, "choose_attention", lambda asked, *_: (("eager", "sdpa")[rank] if asked == "auto" else asked, "")
+            automatic_settings, "set_attention", lambda asked, *_: (("eager", "sdpa")[rank] if asked == "auto" else asked, "")
         )
         patch.setattr(
             automatic_settings, "fit_batch", lambda m, t, training, *_: (training.model_copy(update={"batch_size": 4 + rank}), "")

@@ -51,7 +51,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_tables_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The vocabulary of the tiny models is small; its embeddings are moved by rows all the same."""
-    monkeypatch.setattr(stepping, "LARGE", 8)
+    monkeypatch.setattr(stepping, "MIN_SPARSE_ROWS", 8)
 
 
 def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> Any:
@@ -176,8 +176,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert (unfinished / "checkpoints/step-8").is_dir()
     finished = run(tiny["bert"], source, unfinished, {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})
     shown = capsys.readouterr().err
-    assert "step-10 is passed over: optimizer.safetensors is missing" in shown
-    assert f"going on from {unfinished / 'checkpoints/step-8'}" in shown
+    assert "step-10 is skipped: optimizer.safetensors is missing" in shown
+    assert f"resuming from {unfinished / 'checkpoints/step-8'}" in shown
     assert finished.result["train"]["steps"] == 18
 
 

@@ -97,7 +97,7 @@ def test_a_run_with_fast_kernels_is_the_plain_one(
     family: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path]
 ) -> None:
     """Losses, gradient norms and validation of each step; without dropout, whose masks differ."""
-    monkeypatch.setattr(stepping, "LARGE", 8)
+    monkeypatch.setattr(stepping, "MIN_SPARSE_ROWS", 8)
     data = {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(50)))}
     found = {}
     for kernels in ("fast", "plain"):

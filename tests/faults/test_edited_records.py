@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +166,9 @@ def test_tensors_of_another_model_are_not_believed(tmp_path: Path) -> None:
 
 def test_a_position_says_what_is_wrong_with_it() -> None:
     with pytest.raises(ValueError, match=r"step: found -5"):
-        read_position(json.dumps({**Position().__dict__, "step": -5}), 3)
+        read_position(json.dumps({**asdict(Position()), "step": -5}), 3)
     with pytest.raises(ValueError, match=r"step: found 4; allowed: 3"):
-        read_position(json.dumps({**Position().__dict__, "step": 4}), 3)
+        read_position(json.dumps({**asdict(Position()), "step": 4}), 3)
     with pytest.raises(ValueError, match=r"average_steps: found nothing"):
         read_position("{}", 3)
 

@@ -78,7 +78,7 @@ def test_a_signal_ends_a_run_after_its_step_and_the_run_goes_on(
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(Interrupted, match=rf"step {step + 1} is kept; the same command goes on") as caught:
+        with pytest.raises(Interrupted, match=rf"step {step + 1} is saved.*resume") as caught:
             run("broken", strategy=strategy)
     assert caught.value.status == 128 + number
     assert signal.getsignal(number) is before, "the handler of the caller is back"
@@ -101,7 +101,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_when_the_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(validation_scores, "score", score)
-        with pytest.raises(Interrupted, match="step 3 is kept"):
+        with pytest.raises(Interrupted, match="step 3 is saved"):
             run("broken", ema=0.9, early_stopping=9)
     state = json.loads((tmp_path / "broken/checkpoints/step-3/state.json").read_text())
     assert state["unjudged"]
@@ -157,7 +157,7 @@ def test_a_second_signal_ends_a_process_at_once(name: str, launched: str, status
     )  # fmt: skip
     assert done.returncode == status, done.stderr
     assert done.stdout == ("15\n" if status else "15\nstill here\n")
-    assert "once more to leave at once" in done.stderr
+    assert "send it again to exit immediately" in done.stderr
 
 
 def test_where_it_is_held_a_signal_waits_to_be_looked_for() -> None:
@@ -168,7 +168,7 @@ def test_where_it_is_held_a_signal_waits_to_be_looked_for() -> None:
             with pytest.raises(Interrupted), signals.held(False):
                 pytest.fail("what may be broken off does not even begin")
         with pytest.raises(Interrupted, match="SIGTERM"):
-            signals.look()
+            signals.raise_if_received()
 
 
 # --- memory and numbers
@@ -217,8 +217,8 @@ def test_out_of_memory_cuts_the_micro_batches_and_changes_nothing_else(
         device = Small(patch, 2, ERRORS[name])
         cut = run("cut", **still)
     shown = capsys.readouterr().err
-    assert "step 1: out of memory with 8 rows at a time; from now on 4" in shown
-    assert "step 1: out of memory with 4 rows at a time; from now on 2" in shown
+    assert "step 1: out of memory with 8 rows at a time; continuing with 4" in shown
+    assert "step 1: out of memory with 4 rows at a time; continuing with 2" in shown
     assert shown.count("out of memory") == 2, "it is remembered"
     assert max(device.seen) == 2
     assert cut.result["train"]["steps"] == 6
@@ -244,7 +244,7 @@ def test_how_micro_batches_were_cut_is_remembered_when_a_run_goes_on(
 
 def test_too_little_memory_for_one_row_is_said(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     Small(monkeypatch, 0, MemoryError)
-    with pytest.raises(TrainingError, match=r"step 1: out of memory with 1 rows at a time; a shorter task\.max_length"):
+    with pytest.raises(TrainingError, match=r"step 1: out of memory with 1 rows at a time.* a shorter task\.max_length"):
         run("broken")
 
 
@@ -389,10 +389,10 @@ def test_whatever_is_damaged_in_the_newest_checkpoint_the_run_ends_as_it_would_h
             capsys.readouterr()
             resumed = run("again", ema=0.9)
             shown = capsys.readouterr().err
-            assert f"{again / 'checkpoints/step-13'} is passed over: {file} is" in shown or (
-                file == "manifest.json" and damage == "flipped" and "step-13 is passed over" in shown
+            assert f"{again / 'checkpoints/step-13'} is skipped: {file} " in shown or (
+                file == "manifest.json" and damage == "flipped" and "step-13 is skipped" in shown
             ), (file, damage, shown)
-            assert f"going on from {again / 'checkpoints/step-10'}" in shown
+            assert f"resuming from {again / 'checkpoints/step-10'}" in shown
             assert same_model(straight, resumed), (file, damage)
             shutil.rmtree(again)
 
@@ -436,7 +436,7 @@ def test_two_runs_never_work_in_one_folder(run: Callable[..., Any], monkeypatch:
         at_step(patch, 1, second)
         assert run("one", max_steps=2).result["train"]["steps"] == 2
     assert len(refused) == 1
-    assert "another process is at work in" in refused[0]
+    assert "another process is using" in refused[0]
     assert not (tmp_path / "one/.lock").exists()
 
 
@@ -483,7 +483,7 @@ def test_an_evaluation_that_is_done_again_stands_once_in_the_log(
             5,
             lambda: patch.setattr(validation_scores, "score", lambda *a, **b: os.kill(os.getpid(), 15) or original(*a, **b)),
         )
-        with pytest.raises(Interrupted, match="step 6 is kept"):
+        with pytest.raises(Interrupted, match="step 6 is saved"):
             run("broken", learning_rate=1e-9)
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: (_ for _ in ()).throw(ZeroDivisionError))

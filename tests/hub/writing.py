@@ -124,7 +124,7 @@ def commit(
             files[path] = Blob(_turned(content) if corrupt and content else content, False)
         elif kind == "lfsFile":
             if value["oid"] not in hub.verified and not _known(repository, value["oid"]):
-                raise RefusedError(400, f"LFS pointer read_pointer to a file that does not exist: {path}")
+                raise RefusedError(400, f"LFS pointer pointed to a file that does not exist: {path}")
             files[path] = Blob(hub.stored.get(value["oid"]) or _known(repository, value["oid"]) or b"", True)
         elif kind == "deletedFile":
             if files.pop(path, None) is None:

@@ -78,12 +78,12 @@ def test_rounds_that_begin_anew_refuse_an_average_of_weights(tiny: dict[str, Pat
 def test_patience_looks_at_the_phase_and_the_best_weights_at_the_run() -> None:
     at = Position()
     for accuracy in (0.5, 0.9):
-        assert at.judge({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
+        assert at.record_evaluation({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
     at.phase_rank, at.worse, at.stopped = [], 0, False  # the next phase, which begins anew
     for accuracy in (0.4, 0.6, 0.7):
-        assert not at.judge({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
+        assert not at.record_evaluation({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
         assert not at.stopped, "it gets better all the time"
-    assert not at.judge({"accuracy": 0.65, "loss": 1.0}, "accuracy", True, 1)
+    assert not at.record_evaluation({"accuracy": 0.65, "loss": 1.0}, "accuracy", True, 1)
     assert at.stopped
     assert at.best == 0.9
 

@@ -139,7 +139,7 @@ def test_fast_kernels_fall_back_off_the_cpu(kind: str, asked: dict[str, Any]) ->
     assert kernels == "plain"
     assert "fast" in reason
     assert kind in reason
-    assert resolve_kernels(TrainingConfig(kernels="fast"), torch.device("cpu")) == ("fast", "asked for")
+    assert resolve_kernels(TrainingConfig(kernels="fast"), torch.device("cpu")) == ("fast", "as set")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_fast_kernels_fall_back_off_the_cpu(kind: str, asked: dict[str, Any]) ->
 def test_a_run_is_resumed_with_other_kernels_and_attention(
     first: dict[str, Any], second: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stepping, "LARGE", 8)  # the embeddings of the tiny model are moved by rows too
+    monkeypatch.setattr(stepping, "MIN_SPARSE_ROWS", 8)  # the embeddings of the tiny model are moved by rows too
     fixed = {"precision": "fp32", "dropout": 0, "attention_dropout": 0, "learning_rate": 1e-3}
     straight = run("straight", **fixed, **first)
     with monkeypatch.context() as patch:

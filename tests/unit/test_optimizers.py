@@ -122,7 +122,7 @@ def test_moving_average_by_hand_and_swap() -> None:
     average.update(model)
     decay = min(0.5, 2 / 11)
     expected = decay * start + (1 - decay) * (start + 1)
-    assert torch.allclose(average.shadow["0.weight"], expected)
+    assert torch.allclose(average.weights["0.weight"], expected)
     average.swap(model)
     assert torch.allclose(model[0].weight, expected)
     average.swap(model)

@@ -66,7 +66,7 @@ def test_what_fails_falls_back_says_why_and_can_be_resumed(
     run = settings(tiny["bert"], sentiment["train"], tmp_path / "run")
     fine_tune(**run)
     said = capsys.readouterr().err
-    assert "a bert model failed: RuntimeError: no such kernel" in said
+    assert "bert model failed: RuntimeError: no such kernel" in said
     document = (tmp_path / "run" / "config.yaml").read_text()
     assert (f"precision: {precision}\n" in document, f"kernels: {kernels}\n" in document) == (True, True)
     (tmp_path / "run" / "result.json").unlink()  # as if the run had been interrupted at its end
@@ -159,7 +159,7 @@ def test_a_run_learns_the_same_to_the_bit_with_and_without_a_trial(
     weights = []
     for name in ("with", "without"):
         if name == "without":
-            monkeypatch.setattr(Preflight, "settle", lambda self, precision, kernels, accelerator: (precision, kernels, {}))
+            monkeypatch.setattr(Preflight, "find_working", lambda self, precision, kernels, accelerator: (precision, kernels, {}))
         training = {"gradient_checkpointing": gradient_checkpointing, "max_steps": 4}
         fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / name, **training))
         weights.append(load_predictor(tmp_path / name).model.state_dict())

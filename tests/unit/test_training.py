@@ -291,7 +291,7 @@ def test_early_stopping_ends_the_phase_and_not_the_run(
     seen = scripted(monkeypatch, [0.5, 0.4, 0.6, 0.5])
     trainer = make(tiny["bert"], Two(), tmp_path, max_steps=9, evaluate_every=1, early_stopping=1)
     position = trainer.train()
-    assert position.strategy["finished"] == ["head", "all"]
+    assert position.strategy.finished == ["head", "all"]
     assert (position.step, position.best_step) == (4, 3)
     word = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(seen[0][word], seen[1][word]), "the first phase trains the head alone"
