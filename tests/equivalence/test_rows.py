@@ -1,4 +1,4 @@
-"""Embedding tables moved by rows, against dense AdamW."""
+"""Sparse updates of embedding tables against dense AdamW."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 from nlp_transfer import fine_tune
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.kernels.sparse_adamw import SYNC_INTERVAL, SparseAdamWTable
-from nlp_transfer.training import step as stepping
+from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.optimizer import restore_state, state_by_name
 from tests.conftest import sentiment_rows, write_csv
 
@@ -28,7 +28,7 @@ def make(decay: float) -> tuple[nn.Embedding, nn.Linear, torch.optim.AdamW]:
 
 
 def ids_of(step: int, micro: int) -> torch.Tensor:
-    """Some words in each step, some once in a few hundred, some never; padding now and then."""
+    """Return token ids: some occur in each step, some every few hundred steps, some never; sometimes padding."""
     generator = torch.Generator().manual_seed(100 * step + micro)
     common, rare = torch.randint(0, 20, (4, 5), generator=generator), torch.randint(20, 290, (4, 1), generator=generator)
     return torch.cat([common, rare], 1) if step % 3 else common
@@ -72,7 +72,7 @@ def run(decay: float, by_rows: bool, steps: range, micros: int = 2, also_elsewhe
 
 @pytest.mark.parametrize("also_elsewhere", [-1, 40])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_rows_end_where_dense_adamw_ends(decay: float, also_elsewhere: int) -> None:
+def test_sparse_updates_equal_dense_adamw(decay: float, also_elsewhere: int) -> None:
     start = make(decay)[0].weight.detach()
     dense, moments, _ = run(decay, False, range(STEPS), also_elsewhere=also_elsewhere)
     rows, own, _ = run(decay, True, range(STEPS), also_elsewhere=also_elsewhere)
@@ -85,7 +85,7 @@ def test_rows_end_where_dense_adamw_ends(decay: float, also_elsewhere: int) -> N
     assert own["embedding.weight/step"] == moments["embedding.weight/step"] == STEPS
 
 
-def test_a_run_gone_on_with_is_the_same_to_the_bit() -> None:
+def test_resumed_sparse_updates_are_bit_identical() -> None:
     whole, _, _ = run(0.1, True, range(STEPS))
     _, _, saved = run(0.1, True, range(SYNC_INTERVAL + 30))
     again, _, _ = run(0.1, True, range(SYNC_INTERVAL + 30, STEPS), saved=saved)
@@ -93,11 +93,11 @@ def test_a_run_gone_on_with_is_the_same_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize(("family", "precision"), [("bert", "fp32"), ("bert", "bf16"), ("modernbert", "fp32")])
-def test_a_run_with_fast_kernels_is_the_plain_one(
+def test_fast_kernels_give_the_same_training(
     family: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path]
 ) -> None:
-    """Losses, gradient norms and validation of each step; without dropout, whose masks differ."""
-    monkeypatch.setattr(stepping, "MIN_SPARSE_ROWS", 8)
+    """Losses, gradient norms and validation of each step, without dropout, whose masks differ."""
+    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)
     data = {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(50)))}
     found = {}
     for kernels in ("fast", "plain"):

@@ -1,4 +1,4 @@
-"""What the settings leave open: decided once, said with its reason before the first step, and recorded."""
+"""Automatic settings are resolved once, printed with their reason before the first step, and recorded."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def chosen(tokens: int = 9, family: str = "bert", **training: Any) -> automatic_
 
 
 @CPU_ALONE
-def test_a_run_says_what_was_chosen_and_why_and_records_it(
+def test_choices_are_printed_with_reasons_and_recorded(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -97,8 +97,8 @@ def test_attention_follows_kernels_precision_and_length() -> None:
 
 @CPU_ALONE
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "mpnet"])
-def test_attention_asked_for_by_the_name_that_was_recorded_stays_what_it_was(family: str, tiny: dict[str, Path]) -> None:
-    """Also of encoder-decoders and of heads of the toolkit's own, whose outermost part computes no attention."""
+def test_recorded_attention_gives_the_same_attention(family: str, tiny: dict[str, Path]) -> None:
+    """Also for encoder-decoders and custom heads, whose outermost module has no attention."""
     for kind in ("decoder", "head"):
         ways = []
         asked = "auto"
@@ -121,7 +121,7 @@ def test_kernels_and_gradient_checkpointing() -> None:
         chosen(kernels="fast", gradient_checkpointing=True)
 
 
-def test_a_trainer_made_alone_decides_by_itself() -> None:
+def test_trainer_resolves_its_own_settings() -> None:
     training = TrainingConfig(batch_size="auto", max_steps=1, precision="bf16", kernels="plain")
     model = tiny_classifier("bert")
     trainer = Trainer(model, None, {"train": table()}, training=training)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_a_trainer_made_alone_decides_by_itself() -> None:
     assert trainer.accelerator is given.accelerator
 
 
-def test_an_accelerator_that_was_given_brings_its_precision() -> None:
+def test_given_accelerator_determines_the_precision() -> None:
     training = TrainingConfig(precision="fp32")
     accelerator = make_accelerator(training, "bf16")
     found = resolve_settings(tiny_classifier("bert"), table(), training, accelerator=accelerator)

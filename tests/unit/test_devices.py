@@ -25,7 +25,7 @@ from nlp_transfer.saved_models.save import _compare
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks.text_classification import TextClassification
-from nlp_transfer.training import step as stepping
+from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.automatic_settings import resolve_kernels
 from tests.contract.test_strategies import TASKS, prepare
 from tests.equivalence.test_resume import Killed, die_after
@@ -152,7 +152,7 @@ def test_fast_kernels_fall_back_off_the_cpu(kind: str, asked: dict[str, Any]) ->
 def test_a_run_is_resumed_with_other_kernels_and_attention(
     first: dict[str, Any], second: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stepping, "MIN_SPARSE_ROWS", 8)  # the embeddings of the tiny model are moved by rows too
+    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)  # the embeddings of the tiny model are moved by rows too
     fixed = {"precision": "fp32", "dropout": 0, "attention_dropout": 0, "learning_rate": 1e-3}
     straight = run("straight", **fixed, **first)
     with monkeypatch.context() as patch:
