@@ -4,8 +4,6 @@ Memory is predicted, not probed: `accelerate.find_executable_batch_size` relies 
 Linux promises more memory than there is and then kills the process.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch import nn
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.models.checkpoint import autocast
 from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.training.preflight import unchanged
 
 ROWS = 32  # rows of an optimizer step, for each process and each of `gradient_accumulation_steps`
 USABLE = 0.7  # share of the free memory to use; the rest allows for fragmentation
@@ -70,18 +69,8 @@ def _activation_bytes(model: nn.Module, table: TokenTable, rows: np.ndarray, dev
         return tensor
 
     batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
-    with _training(model), autocast(device, precision), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with unchanged(model), autocast(device, precision), hooks:
+        model.train()
         model(**model_inputs(batch))
     return sum(saved.values())
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Put all modules in training mode; restore their modes on exit."""
-    before = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training

@@ -15,9 +15,11 @@ from nlp_transfer.strategies import Phase, Strategy, Tables
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.position import Position, checker
 
+ORDINARY = Phase()  # all of train, as the training settings say
+
 
 class PhasePlanner:
-    """Plans any phase of a run. Methods called without a phase plan ordinary training on `train`.
+    """Plans any phase of a run. Without a phase, methods plan ordinary training on `train`.
 
     The argument `finished` is the number of phases before this one: each phase shuffles its rows differently.
     """
@@ -29,9 +31,8 @@ class PhasePlanner:
         self.training, self.processes, self.model = training, processes, model
         self._joined: tuple[Phase, TokenTable] | None = None
 
-    def table(self, phase: Phase | None = None) -> TokenTable:
+    def table(self, phase: Phase = ORDINARY) -> TokenTable:
         """Return the rows of a phase, including those that the strategy labeled itself (`Phase.also`)."""
-        phase = phase or Phase()
         table, also = self.tables[phase.split], phase.also
         if also is None:
             return table
@@ -44,9 +45,8 @@ class PhasePlanner:
         self._joined = phase, joined
         return joined
 
-    def window_plan(self, phase: Phase | None = None, finished: int = 0) -> WindowPlan:
+    def window_plan(self, phase: Phase = ORDINARY, finished: int = 0) -> WindowPlan:
         """Return the plan that divides the rows of a phase into windows, one for each optimizer step."""
-        phase = phase or Phase()
         training, table = self.training, self.table(phase)
         accumulation = training.gradient_accumulation_steps
         repeats = self.task.repeats(training, table) if phase.objective is None else table.repeats
@@ -55,19 +55,18 @@ class PhasePlanner:
             repeats, finished,
         )  # fmt: skip
 
-    def epochs(self, phase: Phase | None = None) -> float:
+    def epochs(self, phase: Phase = ORDINARY) -> float:
         """Return the number of epochs of a phase.
 
         `auto` is 3, or as many as give 300 steps, at most 20: small datasets need longer training (2006.04884).
         """
-        phase = phase or Phase()
         steps_per_epoch = self.window_plan(phase).windows_in_epoch
         if self.training.max_steps and phase.epochs is None:
             return self.training.max_steps / steps_per_epoch
         epochs = phase.epochs or self.training.epochs
         return min(20, max(3, math.ceil(300 / steps_per_epoch))) if isinstance(epochs, str) else epochs
 
-    def steps(self, phase: Phase | None = None, finished: int = 0, taken: int = 0) -> int:
+    def steps(self, phase: Phase = ORDINARY, finished: int = 0, taken: int = 0) -> int:
         """Return the number of optimizer steps of a phase; 0 if none are left.
 
         `max_steps` limits the entire run. The remaining steps are divided evenly among this phase and the phases that follow
@@ -76,7 +75,6 @@ class PhasePlanner:
         Args:
             taken: steps of the phases before it.
         """
-        phase = phase or Phase()
         if self.training.max_steps is None:
             return self.window_plan(phase, finished).steps(self.epochs(phase))
         left = self.training.max_steps - taken
@@ -118,7 +116,7 @@ class PhasePlanner:
         )
         check_phase(phase.also is None or self._can_join(phase.also), "also", "rows of a table, with a label for each")
         if not self.strategy.owns_phases():
-            check(replace(phase, trainable=None) == Phase(), "phase", "the only phase of this strategy")
+            check(replace(phase, trainable=None) == ORDINARY, "phase", "the only phase of this strategy")
         check((finished == 0) == (at.phase_step == at.step), "strategy", "no finished phases in the first phase, some in others")
         plan, total = self.window_plan(phase, finished), self.steps(phase, finished, at.step - at.phase_step)
         check(1 <= at.phase_step <= total, "phase_step", f"1 to {total}, the steps of the phase")

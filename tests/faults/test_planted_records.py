@@ -207,7 +207,7 @@ def test_a_log_that_is_a_link_or_a_pipe_is_refused(kind: str, tmp_path: Path) ->
     victim = tmp_path / "victim"
     victim.write_text("mine\n")
     plant(tmp_path / "log.jsonl", kind, victim if kind == "link" else tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"log\.jsonl: is not a log of a run"):
+    with pytest.raises(UserError, match=r"log\.jsonl: is not the log of a run"):
         RunLog(Accelerator(cpu=True), tmp_path).drop_after(1)
     assert victim.read_text() == "mine\n"
 
