@@ -190,7 +190,7 @@ def _with_validation_share(run: Run, splits: Splits) -> Run:
     return resolved
 
 
-def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, cache: Keep) -> dict[str, TokenTable]:
+def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, cache: CachePolicy) -> dict[str, TokenTable]:
     """Tokenize every split; print its size and how many of its texts are truncated."""
     tables = {}
     for name, rows in splits.rows.items():

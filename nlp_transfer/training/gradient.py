@@ -63,7 +63,7 @@ class WindowGradient:
             except Exception as error:  # its traceback refers to the tensors of the step, so it must not outlive this block
                 if not is_out_of_memory(error):
                     raise
-                rows = max(len(micro.rows) for micro in self.plan.cut(window.rows, process, at.pieces))
+                rows = max(len(micro.rows) for micro in self.plan.micro_batches(window.rows, process, at.pieces))
                 if rows == 1 or processes > 1:  # other processes already exchange gradients and would wait forever
                     smaller = "half the training.batch_size with twice the gradient_accumulation_steps, "
                     raise TrainingError(
@@ -91,13 +91,13 @@ class WindowGradient:
         accelerator, objective = self.accelerator, self.objective
         strategy, plain_model = self.phase_optimizer.strategy, self.phase_optimizer.model
         counts = objective.counts(self.table.targets(window.rows), self.options)
-        micro_batches = self.plan.cut(window.rows, accelerator.process_index, at.pieces)
+        micro_batches = self.plan.micro_batches(window.rows, accelerator.process_index, at.pieces)
         values = {"loss": torch.zeros((), device=accelerator.device)}
         for i, micro in enumerate(micro_batches):
             rows = self.table.batch(micro.rows)
             if self.augment is not None:
                 rows = self.augment(rows, micro.rows, at.step)
-            batch = on_device(rows, accelerator.device)
+            batch = to_device(rows, accelerator.device)
             is_last = i == len(micro_batches) - 1
             with self.phase_optimizer.accelerated(), nullcontext() if is_last else accelerator.no_sync(self.model):
                 outputs = self.model(**model_inputs(batch))

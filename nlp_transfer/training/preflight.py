@@ -128,7 +128,7 @@ class Preflight:
     def _pass(self, rows: np.ndarray, precision: str, kernels: str, device: torch.device) -> bool:
         model = self.model.to(device)
         train_mode(model)
-        batch = on_device(self.train.batch(rows), device)
+        batch = to_device(self.train.batch(rows), device)
         trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         with ExitStack() as stack:
             if kernels == "fast":
