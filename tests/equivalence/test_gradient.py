@@ -165,7 +165,7 @@ def test_rank_0_decides_for_all_processes(pair: list[dict[str, Any]]) -> None:
     assert first["same"] == second["same"], "all processes end, before anything is written"
     assert "2 problems" in first["same"]
     assert "data.shots: 4 on rank 0, 5 on rank 1" in first["same"]
-    assert "data.train: its content on rank 1 is not that of rank 0" in first["same"]
+    assert "data.train: its content on rank 1 differs from that on rank 0" in first["same"]
 
 
 def test_processes_agree_on_best_weights_in_memory(pair: list[dict[str, Any]]) -> None:

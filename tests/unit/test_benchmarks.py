@@ -146,5 +146,5 @@ def test_the_page(parts: tuple[ModuleType, ModuleType]) -> None:
     assert "- a note" in page
     assert "(rounds 3)" in page
     assert "it broke" in page
-    assert "trial run" not in page
-    assert "trial run" in parts[1].markdown(results | {"quick": True})
+    assert "A trial" not in page
+    assert "A trial" in parts[1].markdown(results | {"quick": True})
