@@ -1,4 +1,4 @@
-"""The story: data -> tokens -> checkpoint + head -> strategy -> train -> save -> evaluate."""
+"""Fine-tuning from start to end: data, tokens, model, strategy, training, saving, scoring."""
 
 import time
 from collections.abc import Sequence
@@ -25,19 +25,21 @@ from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.accelerator import finish_trackers
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import count_parameters, describe_head
-from nlp_transfer.run import records
+from nlp_transfer.run.final_model import save_final_model
+from nlp_transfer.run.final_scores import score_splits, try_metrics
 from nlp_transfer.run.folder import Resume, RunFolder, check_same_on_all
-from nlp_transfer.run.outputs import finish_further, foreign_figures, right_answers, save, score_splits, try_own_metrics
 from nlp_transfer.run.resolve import Run, resolve
+from nlp_transfer.run.result import finish_run, make_result, save_further_tasks, training_metrics
+from nlp_transfer.run.run_config import resolved_document
+from nlp_transfer.run.start_summary import summary_lines
 from nlp_transfer.run.trial_save import check_saving, check_saving_further
 from nlp_transfer.saved_models.custom_models import ensure_config
 from nlp_transfer.saved_models.load import quiet
-from nlp_transfer.saved_models.save import is_plain, versions
 from nlp_transfer.settings.launch_config import check_launch
 from nlp_transfer.settings.schema import Document, RunConfig
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.training.automatic_settings import choose
+from nlp_transfer.training.automatic_settings import resolve_settings
 from nlp_transfer.training.interruption import Signals
 from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils.console import is_main, percent, say, show_metrics
@@ -45,27 +47,27 @@ from nlp_transfer.utils.console import is_main, percent, say, show_metrics
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A finished run: where it lies and what it says of itself (`result.json`)."""
+    """A finished run: its folder and the content of its `result.json`."""
 
     output_dir: Path
     result: dict[str, Any]
     answers: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
-    """The answers by scored split, in row order; in memory alone."""
+    """Predictions by scored split, in row order. Not written to disk in this form."""
     references: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
-    """What they were scored against."""
+    """The targets that the predictions were scored against, by split."""
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Figures by split."""
-        found: dict[str, dict[str, float]] = self.result["metrics"]
-        return found
+        """Metrics by split and name."""
+        metrics: dict[str, dict[str, float]] = self.result["metrics"]
+        return metrics
 
     def predictor(self) -> Predictor:
-        """The saved model, ready to answer."""
+        """Load the saved model for prediction."""
         return load_predictor(self.output_dir)
 
     def translator(self) -> Translator:
-        """The saved translation model, ready for use."""
+        """Load the saved translation model."""
         return load_translator(self.output_dir)
 
 
@@ -78,82 +80,80 @@ def fine_tune(
     metrics: Sequence[Any] = (),
     **settings: Any,
 ) -> FineTuned:
-    """Fine-tunes a checkpoint on text and leaves a saved, measured model in `output_dir`.
+    """Fine-tune a checkpoint on text; save and score the model in `output_dir`.
 
     Args:
-        config: a YAML file, a document or typed settings; `settings` (model=, data=, task=, strategy=, training=,
-            output_dir=) win over it. `data` may hold pandas DataFrames and datasets.Dataset objects.
-        resume: `auto` goes on with an unfinished run in `output_dir` or begins one; `must` only goes on, `never` only begins.
-        allow_hub_metrics: lets `training.hub_metrics` download and run foreign code.
-        push_to: USER/NAME on a hub: whether the token may push there is asked first, and the finished run is pushed. Where the
-            push fails the run is finished all the same.
-        metrics: more metrics of validation and test: functions `f(predictions, references) -> {name: value}` of whole splits,
-            and metrics of `evaluate`. `training.best_metric` may be one of them; more is better unless the metric has an
-            attribute `higher_is_better` that is False.
+        config: a YAML file, a document or typed settings. `settings` (model=, data=, task=, strategy=, training=, output_dir=)
+            override it. `data` may hold pandas DataFrames and datasets.Dataset objects.
+        resume: `auto` resumes an unfinished run in `output_dir` or starts a new one; `must` only resumes, `never` only starts.
+        allow_hub_metrics: allow `training.hub_metrics` to download and run code from the hub.
+        push_to: USER/NAME on the hub. Write access is checked first, and the finished run is pushed. The run stays finished if
+            the push fails.
+        metrics: additional metrics of validation and test: functions `f(predictions, references) -> {name: value}` of all rows
+            of a split, and metrics of `evaluate`. `training.best_metric` may name one of them. Higher is better unless the
+            metric has an attribute `higher_is_better` that is False.
 
     Raises:
-        UserError: something in the settings or the data is wrong; all problems are listed and nothing is left behind.
-        TrainingError: the loss is not a number, or memory does not suffice.
-        DiskFullError: there was no room for a checkpoint or the model for ten minutes.
-        Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is kept. It is a KeyboardInterrupt.
+        UserError: settings or data are invalid; all problems are listed and nothing is written.
+        TrainingError: the loss is not finite, memory is insufficient, or another process has ended.
+        DiskFullError: the disk stayed full for ten minutes.
+        Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is saved. It is a KeyboardInterrupt.
     """
     check_launch()
-    own = UserMetrics(metrics)
-    run = resolve(config, own_metrics=bool(own), **settings)
+    user_metrics = UserMetrics(metrics)
+    run = resolve(config, user_metrics=bool(user_metrics), **settings)
     say(*describe_unused(run.unused.items()))
     with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
         folder.check()
         if push_to and is_main():
             check_push(push_to)
-        done = _tell(run, folder, signals, allow_hub_metrics, own)
+        finished = _run(run, folder, signals, allow_hub_metrics, user_metrics)
     if push_to and is_main():
-        push_run(done.output_dir, push_to)
-    return done
+        push_run(finished.output_dir, push_to)
+    return finished
 
 
-def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, own: UserMetrics) -> FineTuned:
-    """The story itself, in a folder that it may write in."""
+def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, user_metrics: UserMetrics) -> FineTuned:
+    """Run every stage. `folder` has been checked, and is created once everything that can be checked before training is."""
     training = run.config.training
-    foreign = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
+    hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
 
+    # Data and tokens.
     checkpoint = Checkpoint.open(find_model(run.config.model))
     splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.needs_validation())
-    train = splits.train
-    say(*(task.report(train) if len(train) else ()), *splits.notes)
-    run = _settle(run, splits)
-    task = task.prepare(checkpoint, train).prefer_head(run.strategy.preferred_head())
+    say(*(task.report(splits.train) if len(splits.train) else ()), *splits.notes)
+    run = _with_validation_share(run, splits)
+    task = task.prepare(checkpoint, splits.train).prefer_head(run.strategy.preferred_head())
     tables = _encode(splits, task, checkpoint, run.config.data.token_cache)
     augment = None
     if run.strategy.takes_steps():
         augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
-    labelled = next((tables[name] for name in splits.labelled), None)
-    if labelled is not None:
-        foreign_figures(foreign, right_answers(labelled), labelled)  # better now than after training
 
+    # Model, strategy, and settings that are `auto`.
     began = time.monotonic()
     with quiet():
         model = ensure_config(task.build_model(checkpoint, training), checkpoint)
         say(*describe_head(model))
         model = run.strategy.wrap(model)
-        choices = choose(model, tables.get("train"), training, folder.path, task=task)
-        accelerator = choices.accelerator
-        if labelled is not None:
-            try_own_metrics(own, task, labelled, training, accelerator)
+        resolved = resolve_settings(model, tables.get("train"), training, folder.path, task=task)
+        accelerator = resolved.accelerator
+        for split in splits.labelled[:1]:
+            try_metrics(hub_metrics, user_metrics, task, tables[split], training, accelerator)
         job = Job(
-            task, tables, splits.rows, checkpoint, choices.training, accelerator.device, choices.precision,
+            task, tables, splits.rows, checkpoint, resolved.training, accelerator.device, resolved.precision,
             skipped=splits.skipped,
         )  # fmt: skip
         check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
         check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
     trainer = Trainer(
-        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, choices=choices,
-        output_dir=folder.path, describe=lambda rows: _describe(splits, rows), objectives=prepared.objectives,
-        augment=augment, signals=signals, own_metrics=own,
+        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, resolved=resolved,
+        output_dir=folder.path, describe=lambda rows: _describe_rows(splits, rows), objectives=prepared.objectives,
+        augment=augment, signals=signals, user_metrics=user_metrics,
     )  # fmt: skip
-    say(*records.resolved_lines(trainer))
-    document = records.resolved_document(run, task, trainer, checkpoint, splits)
+    say(*summary_lines(trainer))
+    document = resolved_document(run, task, trainer, checkpoint, splits)
     check_same_on_all(document)
     if accelerator.is_main_process:
         folder.begin(document)
@@ -161,51 +161,49 @@ def _tell(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool
     accelerator.wait_for_everyone()
     accelerator.init_trackers("nlp_transfer")
 
+    # Training.
     parameters, preparation = count_parameters(model), time.monotonic() - began
     position = trainer.train()
-    figures = records.training_figures(position, parameters, records.peak_memory(), preparation)
+    speed = training_metrics(position, parameters, preparation)
+
+    # Saving and scoring.
     further = run.strategy.auxiliary_jobs(model)
-    model = save(run.strategy, job, model, folder, accelerator)
-    metrics, answers = score_splits(job, model, accelerator, foreign, folder.path, own)
+    model = save_final_model(run.strategy, job, model, folder, accelerator)
+    metrics, predictions = score_splits(job, model, accelerator, hub_metrics, folder.path, user_metrics)
     if metrics:
         last = list(metrics)[-1]
-        say(*task.example_lines(answers[last], tables[last].references))
-    signatures = task.signatures()
-    result = {
-        "task": document["task"], "strategy": document["strategy"], "model": run.config.model, "seed": training.seed,
-        "plain": is_plain(model), "metrics": metrics, "metrics_precision": PRECISION, "train": figures,
-        "versions": versions(),
-        **({"signatures": signatures} if metrics and signatures else {}),
-        **finish_further(further, folder, accelerator),
-    }  # fmt: skip
+        say(*task.example_lines(predictions[last], tables[last].references))
+    further_results = save_further_tasks(further, folder, accelerator)
+    result = make_result(run, document, task, model, metrics, speed, further_results)
     if accelerator.is_main_process:
-        records.finish(folder, run, task, result, document, splits, further)
+        finish_run(folder, run, task, result, document, splits, further)
     accelerator.wait_for_everyone()
     finish_trackers(accelerator)
     show_metrics(metrics, f"metrics, computed in {PRECISION}")
     say(f"the model is in {folder.path / 'model'}")
-    return FineTuned(folder.path, result, answers, {split: tables[split].references for split in answers})
+    return FineTuned(folder.path, result, predictions, {split: tables[split].references for split in predictions})
 
 
-def _settle(run: Run, splits: Splits) -> Run:
-    """The run with the validation share as it was resolved; says which settings have no effect without a validation split."""
-    settled = run.with_validation_share(splits.validation_share)
-    say(*describe_unused(item for item in settled.unused.items() if item[0] not in run.unused))
-    return settled
+def _with_validation_share(run: Run, splits: Splits) -> Run:
+    """Return the run with the validation share that was used; print the settings that have no effect with it."""
+    resolved = run.with_validation_share(splits.validation_share)
+    say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
+    return resolved
 
 
-def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, keep: CachePolicy) -> dict[str, TokenTable]:
-    tokenizer = checkpoint.tokenizer
+def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, cache: CachePolicy) -> dict[str, TokenTable]:
+    """Tokenize every split; print its size and how many of its texts are truncated."""
     tables = {}
     for name, rows in splits.rows.items():
-        table = task.table(rows, tokenizer, keep, name != UNLABELLED, name)
-        cut = f", {percent(table.truncated, len(table))} of rows cut to {task.max_length} tokens" if table.truncated else ""
-        say(f"{name}: {len(table):,} rows, {table.lengths.mean():.0f} tokens a row on average{cut}")
+        table = task.table(rows, checkpoint.tokenizer, cache, name != UNLABELLED, name)
+        truncated = f", {percent(table.truncated, len(table))} truncated to {task.max_length}" if table.truncated else ""
+        say(f"{name}: {len(table):,} rows, {table.lengths.mean():.0f} tokens on average{truncated}")
         tables[name] = table
     return tables
 
 
-def _describe(splits: Splits, indices: np.ndarray) -> str:
-    own = indices[indices < len(splits.train)]  # a strategy may have added rows that stand in no file
+def _describe_rows(splits: Splits, indices: np.ndarray) -> str:
+    """Name up to five training rows by file and row. Rows that the strategy added are in no file."""
+    from_files = indices[indices < len(splits.train)]
     more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return "; ".join(splits.train.where(int(row)) for row in own[:5]) + more
+    return "; ".join(splits.train.where(int(row)) for row in from_files[:5]) + more

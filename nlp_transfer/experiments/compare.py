@@ -18,7 +18,7 @@ from nlp_transfer.experiments.results_table import notes, table, write_tables
 from nlp_transfer.experiments.runs import LOG, Outcome, RunServer, claimed, read_outcome
 from nlp_transfer.experiments.summary_rows import Chosen, Summary, SummaryRow, first_characters, split_of, summarize
 from nlp_transfer.run.document import as_document
-from nlp_transfer.run.folder import differences, is_place
+from nlp_transfer.run.folder import differences, is_location
 from nlp_transfer.run.provenance import compare_content, describe_changes, hash_inputs, hash_strategy, record_inputs
 from nlp_transfer.run.resolve import Run
 from nlp_transfer.settings.extensions import files_for_child
@@ -148,7 +148,7 @@ def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: 
         same, others = compare_content(mapping(then.get("provenance")), now["provenance"])
         problems.extend(describe_changes(others))
         for name, before, value in differences(then, now):
-            if not is_place(name, [*same, *others]):
+            if not is_location(name, [*same, *others]):
                 problems.add(f"{name}: {shorten(before)} before, {shorten(value)} now")
     for planned in _all_runs(plan):
         label, strategy_file = planned.variant.label, folder / "runs" / planned.name / SETTINGS

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.data.sources.wheels import sha256_of
-from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS
+from nlp_transfer.experiments.runs import LOG, OUTCOME
 from nlp_transfer.fine_tune import FineTuned, fine_tune
+from nlp_transfer.saved_models.layout import PREDICTIONS
 from nlp_transfer.security.child_processes import end_with_input, end_with_parent, run_forked
 from nlp_transfer.security.redaction import guard_output
 from nlp_transfer.security.terminal_text import printable

@@ -1,1 +1,1 @@
-"""Faster CPU implementations of PyTorch functions; each is tested against the original."""
+"""Fast CPU implementations of PyTorch functions, tested against the originals."""

@@ -1,8 +1,8 @@
-"""The last layer for the token that is read.
+"""Computes the last layer of an encoder only for the first token.
 
-A classifier on the first token reads one vector of the last layer; what that layer computes for all other tokens is thrown away,
-forward and back. Keys and values are still needed of all tokens, the rest (of the layer's 12 squared widths of products ten) of
-the first one alone. Logits and gradients stay what they were up to rounding.
+A classifier on the first token discards the other outputs of the last layer. Keys and values are needed for all tokens, the
+rest (10 of the layer's 12 width-by-width matrix products) only for the first one. Logits and gradients are equal up to
+rounding.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "data2vec-text", "distilbert")
-"""Model types whose sequence classifier reads the first token of the last layer, and whose layers are built as below."""
+"""Model types whose sequence classifier reads the first token of the last layer, with layers as supported below."""
 
 
 def last_layer(model: nn.Module) -> nn.Module | None:
-    """The layer of which the first token alone is read; null: of this model all are, or it is not known."""
+    """Return the layer of which only the first token is used; None if all tokens are, or if the model is unknown."""
     inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
     if inner is None:
         return None
     config: Any = inner.config
     family = type(inner).__name__.endswith("ForSequenceClassification") and config.model_type in FAMILIES
-    own = config.model_type == "nlp_transfer_encoder_head" and (config.pooling, config.layers) == ("cls", "last")
-    if not (family or (own and config.encoder.get("model_type") in FAMILIES)) or getattr(config, "is_decoder", False):
+    ours = config.model_type == "nlp_transfer_encoder_head" and (config.pooling, config.layers) == ("cls", "last")
+    if not (family or (ours and config.encoder.get("model_type") in FAMILIES)) or getattr(config, "is_decoder", False):
         return None
     layers = [module for module in inner.modules() if _forward_of(module) is not None]
     return layers[-1] if layers else None
@@ -35,16 +35,16 @@ def last_layer(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def first_token_only(layer: nn.Module | None) -> Iterator[None]:
-    """Within it, a layer that `last_layer` has found gives back states of the first token alone: (rows, 1, width).
+    """Let a layer from `last_layer` return only the states of the first token, of shape (rows, 1, width).
 
-    Whoever wants hidden states or attentions of that layer must not ask for them in this context.
+    Hidden states and attentions of the layer are not available in this context.
     """
     forward = None if layer is None else _forward_of(layer)
     if layer is None or forward is None:
         yield
         return
-    whole, before = layer.forward, vars(layer).get("forward")
-    layer.forward = partial(forward, layer, whole)
+    original, before = layer.forward, vars(layer).get("forward")
+    layer.forward = partial(forward, layer, original)
     try:
         yield
     finally:
@@ -64,40 +64,42 @@ def _forward_of(module: nn.Module) -> Any:
     return None
 
 
-def _bert(layer: Any, whole: Any, states: torch.Tensor, attention_mask: Any = None, *others: Any, **named: Any) -> torch.Tensor:
-    if not _is_plain(attention_mask, others, named):
-        return whole(states, attention_mask, *others, **named)
-    own, output = layer.attention.self, layer.attention.output
+def _bert(
+    layer: Any, original: Any, states: torch.Tensor, attention_mask: Any = None, *others: Any, **named: Any
+) -> torch.Tensor:
+    if not _is_supported(attention_mask, others, named):
+        return original(states, attention_mask, *others, **named)
+    attention, output = layer.attention.self, layer.attention.output
     first = states[:, :1]
-    projected = own.query(first), own.key(states), own.value(states)
-    found = _attend(projected, own.attention_head_size, attention_mask, own.dropout, own.scaling)
-    return layer.feed_forward_chunk(output(found, first))
+    projected = attention.query(first), attention.key(states), attention.value(states)
+    context = _attend(projected, attention.attention_head_size, attention_mask, attention.dropout, attention.scaling)
+    return layer.feed_forward_chunk(output(context, first))
 
 
 def _distilbert(
-    layer: Any, whole: Any, states: torch.Tensor, attention_mask: Any = None, *others: Any, **named: Any
+    layer: Any, original: Any, states: torch.Tensor, attention_mask: Any = None, *others: Any, **named: Any
 ) -> torch.Tensor:
-    if not _is_plain(attention_mask, others, named):
-        return whole(states, attention_mask, *others, **named)
-    own, first = layer.attention, states[:, :1]
-    projected = own.q_lin(first), own.k_lin(states), own.v_lin(states)
-    found = own.out_lin(_attend(projected, own.attention_head_size, attention_mask, own.dropout, own.scaling))
-    found = layer.sa_layer_norm(found + first)
-    return layer.output_layer_norm(layer.ffn(found) + found)
+    if not _is_supported(attention_mask, others, named):
+        return original(states, attention_mask, *others, **named)
+    attention, first = layer.attention, states[:, :1]
+    projected = attention.q_lin(first), attention.k_lin(states), attention.v_lin(states)
+    context = _attend(projected, attention.attention_head_size, attention_mask, attention.dropout, attention.scaling)
+    hidden = layer.sa_layer_norm(attention.out_lin(context) + first)
+    return layer.output_layer_norm(layer.ffn(hidden) + hidden)
 
 
-def _is_plain(mask: Any, others: tuple[Any, ...], named: dict[str, Any]) -> bool:
-    """Whether a layer was called with states and a mask that stands for each pair of tokens, and nothing else that matters."""
-    further = (*others, *(named.get(name) for name in ("past_key_values", "encoder_hidden_states")))
-    return (mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4)) and all(value is None for value in further)
+def _is_supported(mask: Any, others: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    """Return whether a layer was called with only states and, if any, a mask of shape (rows, 1 or heads, tokens, tokens)."""
+    extra = (*others, *(named.get(name) for name in ("past_key_values", "encoder_hidden_states")))
+    return (mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4)) and all(value is None for value in extra)
 
 
 def _attend(
     projected: tuple[torch.Tensor, torch.Tensor, torch.Tensor], size: int, mask: torch.Tensor | None, dropout: nn.Dropout,
     scale: float,
 ) -> torch.Tensor:  # fmt: skip
-    query, key, value = (part.view(*part.shape[:2], -1, size).transpose(1, 2) for part in projected)
+    query, key, value = (tensor.view(*tensor.shape[:2], -1, size).transpose(1, 2) for tensor in projected)
     p = dropout.p if dropout.training else 0.0
-    seen = None if mask is None else mask[:, :, :1]
-    found = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=p, scale=scale)
-    return found.transpose(1, 2).flatten(2)
+    first_mask = None if mask is None else mask[:, :, :1]
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=first_mask, dropout_p=p, scale=scale)
+    return context.transpose(1, 2).flatten(2)

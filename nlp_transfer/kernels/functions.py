@@ -1,4 +1,4 @@
-"""Where PyTorch's functions are exchanged for faster ones, inside any model, without touching it."""
+"""Replaces PyTorch functions by the fast kernels inside any model, without changing the model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,23 +8,23 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from nlp_transfer.kernels.attention import attention, bias_of
+from nlp_transfer.kernels.attention import attention, attention_bias
 from nlp_transfer.kernels.dropout import WORDS, dropout
 from nlp_transfer.kernels.linear import Bf16Copies, linear
 
-SCORES = 2**26  # attention scores of a layer that are held at once, 128 MiB; more of them are left to PyTorch, which holds few
+SCORES = 2**26  # attention scores held in memory (128 MiB); with more, PyTorch's kernel is used, which holds few
 
-Lookup = Callable[[torch.Tensor, int | None], torch.Tensor]  # ids and the index of padding, to vectors
+Lookup = Callable[[torch.Tensor, int | None], torch.Tensor]  # token ids and padding index -> vectors
 
 
 class FastFunctions(TorchFunctionMode):
-    """A context in which dropout, linear layers, attention and look-ups of embeddings take the ways of this room.
+    """Context in which dropout, linear layers, attention and embedding lookups use the kernels of this package.
 
-    What they are not made for (another device, precision or argument) goes PyTorch's way. A backward pass that computes the
-    forward pass again, as with gradient checkpointing, is not reached by this context: what it finds would not fit.
+    Calls that a kernel does not support (other devices, precisions or arguments) go to PyTorch. Do not combine it with gradient
+    checkpointing: the forward pass that the backward pass repeats runs outside of this context and would not match.
 
     Args:
-        lookups: for embedding tables by `id`, what looks rows up in them in place of PyTorch.
+        lookups: functions that replace the lookup in an embedding table, by `id` of the table.
     """
 
     def __init__(self, lookups: Mapping[int, Lookup] | None = None) -> None:
@@ -41,8 +41,8 @@ class FastFunctions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         fast = self._fast.get(func)
-        found = None if fast is None else fast(*args, **kwargs)
-        return func(*args, **kwargs) if found is None else found
+        result = None if fast is None else fast(*args, **kwargs)
+        return func(*args, **kwargs) if result is None else result
 
     def _dropout(self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor | None:
         if not training or p == 0:
@@ -60,19 +60,21 @@ class FastFunctions(TorchFunctionMode):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
         dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> torch.Tensor | None:  # fmt: skip
-        usual = query.ndim == 4 and key.shape[:2] == query.shape[:2] and query.dtype == key.dtype == value.dtype == torch.bfloat16
-        mask_learns = attn_mask is not None and attn_mask.requires_grad
+        supported = (
+            query.ndim == 4 and key.shape[:2] == query.shape[:2] and query.dtype == key.dtype == value.dtype == torch.bfloat16
+        )
+        mask_has_gradient = attn_mask is not None and attn_mask.requires_grad
         scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-        if not usual or query.device.type != "cpu" or mask_learns or dropout_p == 1 or scores > SCORES:
+        if not supported or query.device.type != "cpu" or mask_has_gradient or dropout_p == 1 or scores > SCORES:
             return None
         if is_causal:
             attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
-        bias = None if attn_mask is None else self._bias_of(attn_mask, query.dtype)
+        bias = None if attn_mask is None else self._cached_bias(attn_mask, query.dtype)
         return attention(query, key, value, bias, dropout_p, query.shape[-1] ** -0.5 if scale is None else scale)
 
-    def _bias_of(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if self._bias is None or self._bias[0] is not mask:  # all layers of a pass share a mask
-            self._bias = (mask, bias_of(mask, dtype))
+    def _cached_bias(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self._bias is None or self._bias[0] is not mask:  # all layers of a forward pass share a mask
+            self._bias = (mask, attention_bias(mask, dtype))
         return self._bias[1]
 
     def _embedding(

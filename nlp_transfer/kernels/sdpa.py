@@ -1,4 +1,4 @@
-"""Which attention kernels of PyTorch and transformers compute: contexts around a forward pass."""
+"""Contexts that select the attention kernels of PyTorch and transformers during a forward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from transformers import PretrainedConfig
 
 @contextmanager
 def attention_for_any_shape() -> Iterator[None]:
-    """Keep PyTorch's SDPA from calling cuDNN, which on recent GPUs is its first choice in bf16 and fp16.
+    """Disable cuDNN in PyTorch's SDPA, which prefers it in bf16 and fp16 on recent GPUs.
 
-    cuDNN builds a plan for each new shape of a batch. Ours have many: on an H200 most steps of a first epoch took seven times as
-    long as the others. PyTorch's other kernels take any shape at once.
+    cuDNN builds a plan for each new batch shape, and batches sorted by length have many shapes: on an H200 most steps of the
+    first epoch took seven times as long as later ones. PyTorch's other kernels support any shape without preparation.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -25,14 +25,14 @@ def attention_for_any_shape() -> Iterator[None]:
 
 @contextmanager
 def attention_for_fp32(model: nn.Module) -> Iterator[None]:
-    """Let a model that was trained with FlashAttention compute with sdpa: FlashAttention takes neither fp32 nor the CPU."""
+    """Use sdpa instead of FlashAttention, which supports neither fp32 nor CPUs."""
     configs = [config for module in model.modules() if isinstance(config := getattr(module, "config", None), PretrainedConfig)]
-    chosen = [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
-    for config, attention in chosen:
+    before = [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
+    for config, attention in before:
         if "flash" in str(attention):
             config._attn_implementation = "sdpa"
     try:
         yield
     finally:
-        for config, attention in chosen:  # outer ones first: what is set there is handed down to the inner ones
+        for config, attention in before:  # outer configurations first, since setting them also sets the inner ones
             config._attn_implementation = attention

@@ -1,9 +1,9 @@
-"""AdamW for embedding tables, whose rows are moved only when they are needed.
+"""AdamW for embedding tables that updates rows only when they are needed.
 
-In a step almost no row of a vocabulary occurs, yet AdamW moves all of them: by what is left of their momentum, and by decay. Half
-of the parameters of a small encoder are such rows. Here a row is brought up to date when it is looked up again (and all of them
-before they are evaluated or saved as best): the moves it has missed are geometric series, so one multiplication makes up for any
-number of steps. The result is dense AdamW's up to rounding, which `tests/equivalence/test_rows.py` shows.
+Few rows of a vocabulary occur in a step, but AdamW updates all of them, by their remaining momentum and by weight decay. In a
+small encoder these rows are half of the parameters. Here a row is updated when it is looked up again, and all rows before
+they are evaluated or saved. The missed updates of a row form a geometric series, so that one multiplication replaces any number
+of steps. The result equals dense AdamW up to rounding (`tests/equivalence/test_rows.py`).
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-SWEEP = 128  # after so many steps every row is brought up to date: what is remembered of past steps then has an end
+SYNC_INTERVAL = 128  # steps after which all rows are updated; it bounds the memory of past learning rates
 Pending = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class _Lookup(torch.autograd.Function):
-    """Rows of a table; their gradients are handed over in place of a gradient as large as the table."""
+    """Looks up rows of a table and collects their gradients, instead of a gradient of the size of the table."""
 
     @staticmethod
     def forward(
@@ -38,11 +38,11 @@ class _Lookup(torch.autograd.Function):
         return None, None, None, None, None
 
 
-class RowwiseTable:
-    """One embedding table (vocabulary, width) in fp32 on the CPU, and its part of an optimiser.
+class SparseAdamWTable:
+    """Sparse AdamW updates of one embedding table, fp32 of shape (vocabulary, width) on the CPU.
 
-    The moments stand in the optimiser's own state of the table, under AdamW's names; `seen` (int32, vocabulary) is the step at
-    which a row was last up to date, `rates` (float32) the learning rates of the latest steps. So a checkpoint holds all of it.
+    All state is in the optimizer state of the table, and therefore in checkpoints: AdamW's moments; `seen` (int32, of shape
+    (vocabulary,)), the step of the last update of each row; and `rates` (fp32), the latest learning rates.
     """
 
     def __init__(self, table: nn.Parameter, optimizer: torch.optim.AdamW) -> None:
@@ -56,104 +56,121 @@ class RowwiseTable:
         if "seen" not in self.state:
             self.state["seen"] = torch.full((len(table),), self.steps, dtype=torch.int32)
             self.state["rates"] = torch.zeros(0)
-        self.state["seen"] = self.state["seen"].int()  # optimisers that load a state give all of it the type of the weights
+        self.state["seen"] = self.state["seen"].int()  # loading an optimizer state converts it to the type of the weights
 
     @property
     def steps(self) -> int:
+        """Number of optimizer steps taken."""
         return int(self.state["step"])
 
     def lookup(self, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
-        """The rows with these ids (any shape), up to date: (..., width), fp32. The gradient of row `padding` is dropped."""
+        """Return the updated rows of token ids: fp32 of shape (*ids.shape, width). Row `padding` gets no gradient."""
         rows, places = torch.unique(ids, return_inverse=True)
-        self.catch_up(rows)
+        self.sync(rows)
         return _Lookup.apply(self.table, places, rows, padding, self.pending)
 
     def gradient(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The rows (int64) that occurred since the last step and their gradients; null: there were none."""
-        if len(self.pending) > 1:  # several micro-batches, or several look-ups in one pass
+        """Return the rows (int64) that occurred since the last step and their gradients (fp32, (rows, width)), or None."""
+        if len(self.pending) > 1:  # several micro-batches, or several lookups in one forward pass
             rows, places = torch.unique(torch.cat([rows for rows, _ in self.pending]), return_inverse=True)
             total = torch.zeros(len(rows), self.table.shape[1])
             total.index_add_(0, places, torch.cat([gradient for _, gradient in self.pending]))
             self.pending[:] = [(rows, total)]
         return self.pending[0] if self.pending else None
 
-    def norm(self) -> torch.Tensor | None:
-        """Of the gradient. Where the table got a gradient from elsewhere too, both are in that one, and this is null."""
-        found = self.gradient()
-        if found is None or self.table.grad is None:
-            return None if found is None else torch.linalg.vector_norm(found[1])
-        self.table.grad.index_add_(0, *found)
+    def gradient_norm(self) -> torch.Tensor | None:
+        """Return the norm of the gradient.
+
+        If the table also has a dense gradient, that of the rows is added to it, and None is returned.
+        """
+        sparse = self.gradient()
+        if sparse is None or self.table.grad is None:
+            return None if sparse is None else torch.linalg.vector_norm(sparse[1])
+        self.table.grad.index_add_(0, *sparse)
         self.pending.clear()
         return None
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """AdamW's step for the rows that occurred, their gradients multiplied by `factor`. Called before the optimiser's own."""
+        """Take a step of AdamW for the rows that occurred; call it before the optimizer's step.
+
+        Args:
+            factor: on the gradients, for clipping.
+        """
         now = self.steps + 1
-        if now % SWEEP == 0 or self.table.grad is not None:
-            self.settle()
-        self.state["rates"] = torch.cat([self.state["rates"], torch.tensor([self.group["lr"]])])[-2 * SWEEP :]
-        if self.table.grad is not None:  # the optimiser itself moves all of them
+        if now % SYNC_INTERVAL == 0 or self.table.grad is not None:
+            self.sync_all()
+        self.state["rates"] = torch.cat([self.state["rates"], torch.tensor([self.group["lr"]])])[-2 * SYNC_INTERVAL :]
+        if self.table.grad is not None:  # the optimizer updates all rows
             self.state["seen"].fill_(now)
             return
         self.state["step"] += 1
-        if (found := self.gradient()) is None:
+        if (sparse := self.gradient()) is None:
             return
-        rows, gradient = found[0], found[1] * factor
+        rows, gradient = sparse[0], sparse[1] * factor
         group, (first, second) = self.group, self.group["betas"]
         mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - first)
         square = self.state["exp_avg_sq"][rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         weights = self.table[rows].mul_(1 - group["lr"] * group["weight_decay"])
-        below = square.sqrt().div_((1 - second**now) ** 0.5).add_(group["eps"])
-        weights.addcdiv_(mean, below, value=-group["lr"] / (1 - first**now))
-        for whole, part in ((self.table, weights), (self.state["exp_avg"], mean), (self.state["exp_avg_sq"], square)):
-            whole.index_copy_(0, rows, part)
+        denominator = square.sqrt().div_((1 - second**now) ** 0.5).add_(group["eps"])
+        weights.addcdiv_(mean, denominator, value=-group["lr"] / (1 - first**now))
+        for tensor, updated in ((self.table, weights), (self.state["exp_avg"], mean), (self.state["exp_avg_sq"], square)):
+            tensor.index_copy_(0, rows, updated)
         self.state["seen"].index_fill_(0, rows, now)
         self.pending.clear()
 
-    def settle(self) -> None:
-        """Brings every row up to date."""
-        self.catch_up(torch.arange(len(self.table), device=self.table.device))
+    def sync_all(self) -> None:
+        """Apply the missed updates of all rows."""
+        self.sync(torch.arange(len(self.table), device=self.table.device))
 
-    def leave(self) -> None:
-        """Makes it a table like any other: up to date, and moved by the optimiser from now on."""
-        self.settle()
+    def make_dense(self) -> None:
+        """Apply the missed updates and leave all later ones to the optimizer."""
+        self.sync_all()
         del self.state["seen"], self.state["rates"]
 
     @torch.no_grad()
-    def catch_up(self, rows: torch.Tensor) -> None:
-        """Makes up for the steps that rows have missed: with no gradient, moments shrink and weights move by what is left.
+    def sync(self, rows: torch.Tensor) -> None:
+        """Apply the updates that rows have missed, on any device (a resumed run may have moved to a GPU).
 
-        On any device: a table of a run that began on a CPU may be on a GPU when the run is resumed.
+        Without a gradient, moments shrink, and weights move by the remaining momentum and by weight decay.
         """
         now, seen = self.steps, self.state["seen"]
         rows = rows[seen[rows] < now]
         if not len(rows):
             return
         since, which = torch.unique(seen[rows], return_inverse=True)
-        which = which.cpu()  # factors are float64, which not every device has
-        kept, moved, eps, missed = (torch.from_numpy(values)[which, None] for values in self._missed(since.cpu().numpy(), now))
-        factors = (kept, moved, eps, *(beta**missed for beta in self.group["betas"]))
-        kept, moved, eps, of_mean, of_square = (factor.float().to(rows.device) for factor in factors)
+        which = which.cpu()  # the factors are float64, which some devices do not support
+        decayed, moved, eps, missed = (torch.from_numpy(values)[which, None] for values in self._missed(since.cpu().numpy(), now))
+        factors = (decayed, moved, eps, *(beta**missed for beta in self.group["betas"]))
+        decayed, moved, eps, of_mean, of_square = (factor.float().to(rows.device) for factor in factors)
         mean, square = self.state["exp_avg"][rows], self.state["exp_avg_sq"][rows]
         change = mean * moved / square.sqrt().add_(eps)
-        self.table.index_copy_(0, rows, self.table[rows].mul_(kept).sub_(change))
+        self.table.index_copy_(0, rows, self.table[rows].mul_(decayed).sub_(change))
         self.state["exp_avg"].index_copy_(0, rows, mean.mul_(of_mean))
         self.state["exp_avg_sq"].index_copy_(0, rows, square.mul_(of_square))
         seen.index_fill_(0, rows, now)
 
     def _missed(self, since: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """For rows up to date at each step `since`: the share of the weights that decay has left, the factor on mean / root of
-        square that sums up all moves, the eps that belongs to it, and the number of missed steps; float64 each.
+        """Sum up the missed updates of rows that were last updated at the steps `since`.
 
-        In the k-th missed step a weight moves by lr / c1 * b1^k m / (sqrt(b2^k v) / sqrt(c2) + eps), with the bias corrections
-        c1 and c2 of that step. Over the one root of v this is a factor times m / (sqrt(v) + e), where e is eps as that step sees
-        it from v. Only e differs between steps, and so little that its mean will do.
+        In the k-th missed step a weight moves by lr / c1 * b1^k m / (sqrt(b2^k v) / sqrt(c2) + eps), where m and v are the
+        moments at the last update and c1 and c2 the bias corrections of the step. With sqrt(b2^k / c2) factored out of the
+        denominator this is a factor times m / (sqrt(v) + e), with e = eps * sqrt(c2 / b2^k). As e varies little between
+        steps, its weighted mean is used for all of them.
+
+        Args:
+            since: int of shape (n,), distinct steps.
+            now: the current step.
+
+        Returns:
+            Four float64 arrays of shape (n,): the factor on the weights by decay; the sum of the factors on m / (sqrt(v) + e); e;
+            and the number of missed steps.
         """
         (first, second), eps = self.group["betas"], self.group["eps"]
         steps = np.arange(int(since.min()) + 1, now + 1)
         rates = self.state["rates"].cpu().numpy()[-len(steps) :].astype(np.float64)
-        left = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])  # before each step, and after
+        # log of the decay before each step, and after the last one
+        left = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])
         k = steps - since[:, None]
         corrected, shrunk = np.sqrt(1 - second**steps), second ** (np.maximum(k, 0) / 2)
         weight = (
@@ -161,5 +178,5 @@ class RowwiseTable:
         )
         total = weight.sum(1)
         mean_eps = (weight * (eps * corrected / shrunk)).sum(1) / np.maximum(total, 1e-300)
-        kept = np.exp(left[-1] - left[since - steps[0] + 1])
-        return kept, total, np.maximum(mean_eps, eps * 1e-3), (now - since).astype(np.float64)
+        decayed = np.exp(left[-1] - left[since - steps[0] + 1])
+        return decayed, total, np.maximum(mean_eps, eps * 1e-3), (now - since).astype(np.float64)

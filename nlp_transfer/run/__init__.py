@@ -1,1 +1,1 @@
-"""One run: its settings, its folder, what it writes and what it reports."""
+"""The parts of a single run: settings, output folder, saved model, scores, and records."""

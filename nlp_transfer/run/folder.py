@@ -1,4 +1,4 @@
-"""A run's folder: claimed only when all is known to be well, and never mixed up with another run's."""
+"""The output folder of a run: checks, locks and creates it, and compares the settings of an unfinished run."""
 
 import math
 import os
@@ -25,46 +25,50 @@ from nlp_transfer.utils.errors import Problems, UserError, shorten
 Resume = Literal["auto", "must", "never"]
 
 LOCK = ".lock"
-WINDOW = ("training.batch_size", "training.batch_tokens", "training.gradient_accumulation_steps", "provenance.processes")
-HOW = (
+BATCH_SETTINGS = ("training.batch_size", "training.batch_tokens", "training.gradient_accumulation_steps", "provenance.processes")
+UNCOMPARED = (
     *(f"training.{name}" for name in ("checkpoint_every", "keep_checkpoints", "process_timeout", "logging_steps", "trackers")),
     "data.token_cache",
 )
-"""Settings that change nothing of what is learned."""
+"""Settings that do not influence the trained weights."""
 ROUNDING = ("training.attention", "training.kernels")
-"""Settings by which results differ as far as rounding does; what is chosen for them depends on the machine."""
+"""Settings that change results only by rounding. Their automatic values depend on the machine."""
 
 
 class RunFolder:
-    """`output_dir` of a run: new, unfinished (then it is gone on with) or finished (then it is refused).
+    """`output_dir` of a run. An unfinished run in it is resumed; a finished one is refused.
 
-    While it is entered no other process can begin or go on in it.
+    As a context manager it releases the lock, taken by `begin`, that keeps other processes out.
 
     Args:
-        resume: `auto`: go on where a run is unfinished, else begin; `must`, `never`: only the one, or only the other.
+        resume: `auto`: resume an unfinished run, otherwise start; `must`: only resume; `never`: only start.
     """
 
     def __init__(self, path: str, resume: Resume = "auto") -> None:
         self.path = expand(path)
         self.resume = resume
         self._lock: Lock | None = None
-        self._own_lock = False  # the file was not there before
+        self._created_lock = False
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.release(remove=self._own_lock or not self.unfinished)
+            self._lock.release(remove=self._created_lock or not self.unfinished)
             self._lock = None
 
     def check(self) -> None:
-        """Raises a UserError when a run may not be written here; nothing is created."""
+        """Check that a run can be written here, without creating anything.
+
+        Raises:
+            UserError: it cannot.
+        """
         if self.resume not in get_args(Resume):
             raise UserError(f"resume: found {self.resume!r}; allowed: {', '.join(get_args(Resume))}")
         try:
             self._check()
-        except OSError as error:  # a name that is too long, say
+        except OSError as error:  # such as a name that is too long
             raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}; allowed: another folder") from None
 
     def _check(self) -> None:
@@ -76,38 +80,42 @@ class RunFolder:
             raise UserError(f"resume: found must; {self.path} holds no unfinished run; allowed: auto, or another output_dir")
         if self.resume == "never" and self.unfinished:
             raise UserError(
-                f"resume: found never; {self.path} holds an unfinished run; remove the folder to begin anew, or give another "
-                "output_dir; auto goes on with it"
+                f"resume: found never; {self.path} holds an unfinished run; remove the folder to start again, give another "
+                "output_dir, or use auto to resume it"
             )
-        own = [name for name in RUN_FILES if os.path.lexists(self.path / name)]
-        if own and not self.unfinished:
-            raise UserError(f"output_dir: {self.path} already holds {', '.join(own)}; give another output_dir")
-        foreign = [name for name in own if stat.S_IFMT((self.path / name).lstat().st_mode) != _kind_of(name)]
-        if foreign:  # what stands behind a link is not this run's to write or to remove
+        present = [name for name in RUN_FILES if os.path.lexists(self.path / name)]
+        if present and not self.unfinished:
+            raise UserError(f"output_dir: {self.path} already holds {', '.join(present)}; give another output_dir")
+        foreign = [name for name in present if stat.S_IFMT((self.path / name).lstat().st_mode) != _kind_of(name)]
+        if foreign:  # the target of a link may belong to someone else
             raise UserError(
-                f"output_dir: {self.path} holds {', '.join(foreign)} as a link, a pipe or the like; allowed: files and "
-                "folders of the run itself; to use another disk, make the whole output_dir a link"
+                f"output_dir: {self.path} holds {', '.join(foreign)} as a link, a pipe or the like; allowed: regular "
+                "files and folders; to use another disk, make output_dir itself a link"
             )
         existing = next((folder for folder in (self.path, *self.path.absolute().parents) if folder.exists()), Path("/"))
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(
-                f"output_dir: {self.path} cannot be written: {existing} is no folder that this user may write in; allowed: a "
-                "folder that can be created or written"
+                f"output_dir: {self.path} cannot be written: {existing} is not a folder that this user may write to; give "
+                "another output_dir"
             )
 
     @property
     def unfinished(self) -> bool:
+        """Whether the folder holds a run that has started and not finished."""
         return (self.path / "config.yaml").is_file() and not (self.path / "result.json").exists()
 
     def begin(self, document: dict[str, Any]) -> None:
-        """Creates and locks the folder and writes `config.yaml`; where a run is unfinished its settings must be the same.
+        """Create and lock the folder and write `config.yaml`, or check that an unfinished run has the same settings.
+
+        Args:
+            document: the content of `config.yaml`.
 
         Raises:
-            UserError: other settings than before, another process is at work there, or the folder cannot be created.
+            UserError: the settings differ, another process uses the folder, or it cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._claim()
+            self._take_lock()
             if self.unfinished:
                 self._compare(read_document(self.path / "config.yaml"), document)
                 return
@@ -116,15 +124,15 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written: {error}") from error
 
-    def _claim(self) -> None:
+    def _take_lock(self) -> None:
         place = self.path / LOCK
-        self._own_lock = not place.exists()
+        self._created_lock = not place.exists()
         self._lock = lock_now(
             place,
-            f"output_dir: another process is at work in {self.path}; wait until it ends, or give another output_dir",
-            "nothing keeps a second run out of it",
+            f"output_dir: another process is using {self.path}; wait until it ends, or give another output_dir",
+            "a second run could write to it at the same time",
         )
-        self._check()  # the process that held it may have finished the run
+        self._check()  # again: the previous holder of the lock may have finished the run
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         problems = Problems(
@@ -132,22 +140,22 @@ class RunFolder:
         )
         same, others = compare_content(mapping(before.get("provenance")), now["provenance"])
         problems.extend(f"{line}; restore it to resume" for line in describe_changes(others))
-        found = [one for one in differences(before, now) if not is_place(one[0], [*same, *others])]
-        if _window(before) == _window(now):  # however it is cut, each optimiser step sees the same rows
-            changed = [f"{name} {old} before, {new} now" for name, old, new in found if name in WINDOW]
-            say(*(f"{line}; each step sees the same rows" for line in changed))
-            found = [one for one in found if one[0] not in WINDOW]
-        for name, old, new in found:
-            if name in HOW:
+        changes = [one for one in differences(before, now) if not is_location(one[0], [*same, *others])]
+        if _rows_of_step(before) == _rows_of_step(now):
+            lines = [f"{name} {old} before, {new} now" for name, old, new in changes if name in BATCH_SETTINGS]
+            say(*(f"{line}; each step sees the same rows" for line in lines))
+            changes = [one for one in changes if one[0] not in BATCH_SETTINGS]
+        for name, old, new in changes:
+            if name in UNCOMPARED:
                 continue
             if name in ROUNDING or name.startswith("provenance.versions."):
-                say(f"warning: {name.rpartition('.')[2]} {old} before, {new} now; figures may differ in their last digits")
+                say(f"warning: {name.rpartition('.')[2]} {old} before, {new} now; results may differ by rounding")
             else:
                 problems.add(f"{name}: {shorten(old)} before, {shorten(new)} now")
         problems.raise_if_any()
 
     def clear_checkpoints(self) -> None:
-        """A finished run needs none: `model/` holds its best weights."""
+        """Delete the checkpoints of a finished run; `model/` holds its best weights."""
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
 
@@ -157,24 +165,27 @@ def _kind_of(name: str) -> int:
 
 
 def check_same_on_all(document: dict[str, Any]) -> None:
-    """Refuse a run whose processes read other data or settings than rank 0: each would compute gradients of its own model.
+    """Check that all processes of a run have the settings and inputs of rank 0.
 
-    Where data and models lie may differ: they are compared by content.
+    Inputs are compared by content; their paths may differ.
+
+    Args:
+        document: the content of `config.yaml` in this process.
 
     Raises:
-        UserError: the resolved settings or inputs of a process are not those of rank 0; all processes raise it.
+        UserError: they differ in some process; all processes raise it.
     """
     if world_size() == 1:
         return
     first, inputs = broadcast_from_main(document), mapping(document["provenance"].get("content"))
     messages = [
-        f"{name}: {shorten(other)} on rank 0, {shorten(own)} on rank {rank()}; allowed: the same in all processes"
-        for name, other, own in differences(first, document)
-        if not name.startswith("provenance.versions.") and not is_place(name, inputs)
+        f"{name}: {shorten(other)} on rank 0, {shorten(local)} on rank {rank()}; allowed: the same in all processes"
+        for name, other, local in differences(first, document)
+        if not name.startswith("provenance.versions.") and not is_location(name, inputs)
     ]
     others = mapping(first["provenance"].get("content"))
     messages += [
-        f"{name}: its content on rank {rank()} is not that of rank 0; allowed: the same in all processes"
+        f"{name}: its content on rank {rank()} differs from that on rank 0; allowed: the same in all processes"
         for name in {*inputs, *others}
         if inputs.get(name) != others.get(name)
     ]
@@ -183,8 +194,8 @@ def check_same_on_all(document: dict[str, Any]) -> None:
     problems.raise_if_any()
 
 
-def _window(document: dict[str, Any]) -> tuple[bool, Any]:
-    """What an optimiser step sees: whether tokens are counted, and how much of them or of rows in all."""
+def _rows_of_step(document: dict[str, Any]) -> tuple[bool, Any]:
+    """Return whether a step is limited by tokens, and its number of tokens or rows over all processes."""
     try:
         training, processes = document["training"], document["provenance"]["processes"]
         tokens = training["batch_tokens"]
@@ -194,18 +205,22 @@ def _window(document: dict[str, Any]) -> tuple[bool, Any]:
     return tokens is not None, math.prod(factors) if all(type(factor) is int for factor in factors) else None
 
 
-def is_place(name: str, compared: Iterable[str]) -> bool:
-    """Whether a setting says only where something is: `compared` are the settings whose files are compared by content."""
-    places = ("output_dir", "provenance.directory", "provenance.files", "provenance.content", *compared)
-    return any(name == place or name.startswith(f"{place}.") for place in places)
+def is_location(name: str, compared: Iterable[str]) -> bool:
+    """Return whether a setting only states a location.
+
+    Args:
+        compared: settings whose files are compared by content instead.
+    """
+    locations = ("output_dir", "provenance.directory", "provenance.files", "provenance.content", *compared)
+    return any(name == location or name.startswith(f"{location}.") for location in locations)
 
 
 def differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of every setting that differs."""
+    """Return (dotted name, old value, new value) of every setting that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
-            found
+            difference
             for name in sorted({*before, *now}, key=str)
-            for found in differences(before.get(name), now.get(name), f"{prefix}.{name}" if prefix else str(name))
+            for difference in differences(before.get(name), now.get(name), f"{prefix}.{name}" if prefix else str(name))
         ]
     return [] if before == now else [(prefix, before, now)]

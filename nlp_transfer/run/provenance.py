@@ -1,12 +1,12 @@
-"""What was in a run's inputs: hashes by which they are compared, wherever they are.
+"""Hashes of the input files of a run, by which runs are compared independently of paths.
 
-`provenance` in `config.yaml` says:
+`provenance` in `config.yaml` contains:
 
-- `directory`: the working directory, as seen from the run's folder (`paths.relocate`);
-- `files`: SHA-256 by path, and the revision of data on a hub: for people, and for messages;
-- `content`: by the dotted name of each setting that names local data or a local model, the SHA-256 of its files, in order.
+- `directory`: the working directory, relative to the run's folder (`portable_paths.relocate`);
+- `files`: SHA-256 by path, and the revision of data on the hub: for messages;
+- `content`: the SHA-256 of the files in order, by the dotted name of each setting that names local data or a local model.
 
-Runs are compared by `content`: where a file is, and what it is called, is no part of a run.
+Runs are compared by `content`: names and locations of files do not matter.
 """
 
 import os
@@ -31,36 +31,39 @@ Inputs = dict[str, list[tuple[str, str]]]  # (path, SHA-256) of each file, by do
 
 
 def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Inputs:
-    """Return path and SHA-256 of each file of a run's model, task and data, in order, by the dotted name of the setting that
-    names it. `hash_strategy` returns the same for its strategy.
+    """Hash the files of a run's model, task and data. `hash_strategy` does the same for its strategy.
 
-    Settings that name something on a hub are left out: it is known by its revision.
+    Settings that name something on the hub are skipped; its revision identifies it.
 
     Args:
         rows: by split.
+
+    Returns:
+        Path and SHA-256 of each file, in order, by the dotted name of the setting that names it.
     """
     inputs = {"model": files} if (files := _hash_model(model)) else {}
     return inputs | _hash_models("task", run.task) | _hash_data("data", run.config.data, rows)
 
 
 def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[str, str]) -> dict[str, Any]:
-    """Return a document with portable paths, and with `files` and `content` of its inputs in its `provenance`.
+    """Return a document with portable paths, and with `files` and `content` in its `provenance`.
 
     Args:
-        revisions: of data on a hub, by `hub:` and its name.
+        inputs: from `hash_inputs` and `hash_strategy`.
+        revisions: of data on the hub, by `hub:NAME`.
     """
     for name in inputs:
         document = replaced(document, name, portable)
-    files = {portable(path): digest for found in inputs.values() for path, digest in found}
-    content = {name: [digest for _, digest in found] for name, found in inputs.items()}
+    files = {portable(path): digest for hashed in inputs.values() for path, digest in hashed}
+    content = {name: [digest for _, digest in hashed] for name, hashed in inputs.items()}
     return document | {"provenance": {**document.get("provenance", {}), "files": {**revisions, **files}, "content": content}}
 
 
 def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] | None = None) -> Inputs:
-    """Return the same for the models and the data that a strategy's settings name.
+    """Hash the files of the models and the data that a strategy's settings name.
 
     Args:
-        nested: rows by split that were read for the settings in `Strategy.nested`; None: none were read.
+        nested: rows by split for each setting in `Strategy.nested`; None: none were read.
     """
     parts = {"strategy": strategy}
     if isinstance(strategy, Combined):
@@ -72,8 +75,8 @@ def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] |
 
 
 def _hash_data(prefix: str, settings: DataConfig, rows: Mapping[str, Rows]) -> Inputs:
-    given = {role: read for role, read in rows.items() if getattr(settings, role) is not None}  # others are a part of train
-    return {f"{prefix}.{role}": list(read.hashes.items()) for role, read in given.items() if read.hashes}
+    named = {role: read for role, read in rows.items() if getattr(settings, role) is not None}  # others were split off train
+    return {f"{prefix}.{role}": list(read.hashes.items()) for role, read in named.items() if read.hashes}
 
 
 def _hash_models(prefix: str, settings: Task | Strategy) -> Inputs:
@@ -83,7 +86,7 @@ def _hash_models(prefix: str, settings: Task | Strategy) -> Inputs:
 
 
 def _hash_model(source: ModelSource) -> list[tuple[str, str]]:
-    """Return path and SHA-256 of what is loaded from a model's folder: weights, configuration, tokenizer."""
+    """Return path and SHA-256 of weights, configurations and tokenizer files in a model's folder."""
     if not source.is_folder:
         return []
 
@@ -99,9 +102,8 @@ def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
         before, now: `provenance` of a document: `files` and `content`.
 
     Returns:
-        Dotted names of the settings whose inputs are the same, wherever they are; and by dotted name those that differ, with the
-        lines about files (none where files were only put into another order, or left out): those whose content changed, and those
-        whose name is none of the recorded ones.
+        Names of the settings whose inputs are equal; and those that differ, each with lines that list the files with changed
+        content and the files with new names. There are no lines if files were only reordered or removed.
     """
     same, changed = [], dict[str, list[str]]()
     known, paths = mapping(before.get("content")), dict[str, list[str]]()
@@ -113,31 +115,34 @@ def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
             same.append(name)
         elif isinstance(known.get(name), list):
             new = [path for digest in digests if digest not in known[name] for path in paths.get(digest, [])]
-            others = {"the content of {} changed": [path for path in new if Path(path).name in names]}
-            others["{} was not among the files before"] = [path for path in new if Path(path).name not in names]
-            changed[name] = [line.format(", ".join(found)) for line, found in others.items() if found]
+            lines = {"the content of {} changed": [path for path in new if Path(path).name in names]}
+            lines["{} was not among the files before"] = [path for path in new if Path(path).name not in names]
+            changed[name] = [line.format(", ".join(listed)) for line, listed in lines.items() if listed]
     return same, changed
 
 
 def describe_changes(others: Mapping[str, list[str]]) -> list[str]:
-    """Return a line for each setting whose inputs `compare_content` found to differ."""
-    return [f"{name}: {'; '.join(lines) or 'its files are others, or in another order'}" for name, lines in others.items()]
+    """Return one line for each setting whose inputs differ according to `compare_content`."""
+    return [f"{name}: {'; '.join(lines) or 'some files were removed or reordered'}" for name, lines in others.items()]
 
 
 def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that files and revisions are those that a document was resolved with; a file at another path may be any file.
+    """Check that files and revisions are those recorded in a document. Files at other paths are not compared.
+
+    Args:
+        before, now: `provenance` of the recorded and of the current document.
 
     Raises:
-        UserError: one of them is another.
+        UserError: a file or revision differs.
     """
-    present = dict(_by_place(now["files"]))
-    for path, digest in _by_place(mapping(before.get("files"))):
-        found = present.get(path, digest)
-        if found != digest and path.startswith("hub:"):
-            raise UserError(f"provenance: {path} is at revision {found}, recorded is {digest}; name it as ID@{digest}")
-        if found != digest:
+    present = dict(_by_absolute_path(now["files"]))
+    for path, digest in _by_absolute_path(mapping(before.get("files"))):
+        current = present.get(path, digest)
+        if current != digest and path.startswith("hub:"):
+            raise UserError(f"provenance: {path} is at revision {current}, recorded is {digest}; name it as ID@{digest}")
+        if current != digest:
             raise UserError(
-                f"provenance: {path} is not the file that this document was resolved with (its sha256 is {found[:12]}..., "
+                f"provenance: {path} is not the file that this document was resolved with (its sha256 is {current[:12]}..., "
                 f"recorded is {digest[:12]}...); restore the file, or remove `provenance` to train on the new one"
             )
     wanted = before.get("model_revision")
@@ -147,7 +152,8 @@ def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _by_place(files: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+def _by_absolute_path(files: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """Yield path and hash; objects in memory, which have no path, are skipped."""
     for path, digest in ((str(path), str(digest)) for path, digest in files.items()):
-        if not path.startswith("<"):  # objects in memory are what the caller gives
+        if not path.startswith("<"):
             yield path if path.startswith("hub:") else os.path.abspath(path), digest

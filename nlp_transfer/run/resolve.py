@@ -1,4 +1,4 @@
-"""From one raw document to a run whose every part is typed: all problems in it are shown at once."""
+"""Validates a raw document and creates the task and the strategy that it names; reports all problems at once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,16 +21,16 @@ from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Run:
-    """A run's settings, checked, and the two objects that they name."""
+    """Validated settings of a run, with its task and its strategy."""
 
     config: RunConfig
     task: Task
     strategy: Strategy
     unused: dict[str, str] = field(default_factory=dict)
-    """Given settings that have no effect, by dotted name with the reason: for the user to know."""
+    """Settings that were given but have no effect: the reason by dotted name."""
 
     def with_validation_share(self, share: float | None) -> "Run":
-        """The run with `data.validation_share` resolved; None: as it was given."""
+        """Return the run with a resolved `data.validation_share`; None: unchanged."""
         if share is None:
             return self
         data = self.config.data.model_copy(update={"validation_share": share})
@@ -39,37 +39,38 @@ class Run:
 
 
 def resolve(
-    config: RunConfig | Document | str | Path | None = None, *, shared: bool = False, own_metrics: bool = False, **settings: Any
+    config: RunConfig | Document | str | Path | None = None, *, shared: bool = False, user_metrics: bool = False, **settings: Any
 ) -> Run:
-    """The run that a file, a document or keyword arguments describe; keyword arguments win over the rest.
-
-    A `Task` or `Strategy` object, or its class where no setting is required, may stand where a document would.
+    """Validate the description of a run.
 
     Args:
-        own_metrics: whether there are metrics whose names are not known yet, so that `best_metric` may be one of them.
-        shared: whether the document is one for several strategies, so that what only some of them use is not refused.
+        config: a file, a document or typed settings. A `Task` or `Strategy` object may replace its document, and so may its
+            class if it has no required settings.
+        shared: whether the document is for several strategies. Data settings that only some of them use are then allowed.
+        user_metrics: whether there are metrics whose names are not known yet; `best_metric` may then be one of them.
+        settings: settings by name, which override those in `config`.
 
     Raises:
-        UserError: with every problem found.
+        UserError: lists every problem.
     """
     raw = as_document(config) | settings
     problems = Problems("settings")
     raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
-    own = {name: raw[name] for name in ("task", "strategy") if isinstance(raw.get(name), (Task, Strategy))}
-    raw |= {name: value.document() for name, value in own.items()}
-    asked, moves = raw.get("task"), raw.get("strategy", "full")
-    if isinstance(moves, list):
-        raw["strategy"] = [part.document() if isinstance(part, Strategy) else part for part in moves]
+    objects = {name: raw[name] for name in ("task", "strategy") if isinstance(raw.get(name), (Task, Strategy))}
+    raw |= {name: value.document() for name, value in objects.items()}
+    task_document, strategy_document = raw.get("task"), raw.get("strategy", "full")
+    if isinstance(strategy_document, list):
+        raw["strategy"] = [part.document() if isinstance(part, Strategy) else part for part in strategy_document]
     plain = {name: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for name, value in raw.items()}
     checked = validate(RunConfig, plain, problems)
-    task: Any = own.get("task") or _build(task_from, None if isinstance(asked, list) else asked, problems)
-    strategy: Any = own.get("strategy") or _build(strategy_from, moves, problems)
+    task: Any = objects.get("task") or _build(task_from, None if isinstance(task_document, list) else task_document, problems)
+    strategy: Any = objects.get("strategy") or _build(strategy_from, strategy_document, problems)
     if checked is not None:
-        _check_together(checked, task, problems, own_metrics)
+        _check_together(checked, task, problems, user_metrics)
     unused = Unused()
     if checked is not None and task is not None and strategy is not None:
-        for learned in (task, *(nested for _, nested in strategy.nested().values())):
-            _check_columns(learned, problems)
+        for one in (task, *(nested for _, nested in strategy.nested().values())):
+            _check_columns(one, problems)
         strategy.check_data(checked.data, task, problems)
         task = task if checked.data.train is not None else strategy.name_labels(task)
         unused = find_unused(checked, task, strategy)
@@ -82,7 +83,7 @@ def resolve(
 
 
 def _named(value: Any) -> Any:
-    """The value, with documents that name classes in place of the classes themselves."""
+    """Replace task and strategy classes by documents that name them."""
     if isinstance(value, type) and issubclass(value, (Task, Strategy)):
         return {"name": registry.name_of(value)}
     if isinstance(value, Mapping) and isinstance(value.get("name"), type):
@@ -95,7 +96,7 @@ def _build(build: Any, document: Any, problems: Problems) -> Any:
     if isinstance(document, list):
         if not all(isinstance(part, (Mapping, Strategy)) for part in document):
             return None
-    elif not isinstance(document, Mapping):  # missing or of a wrong kind: the schema has said so
+    elif not isinstance(document, Mapping):  # missing, or of a type that the schema has reported
         return None
     try:
         return build(document)
@@ -104,15 +105,15 @@ def _build(build: Any, document: Any, problems: Problems) -> Any:
         return None
 
 
-def _check_together(config: RunConfig, task: Task | None, problems: Problems, own_metrics: bool = False) -> None:
-    """What no part can see by itself."""
+def _check_together(config: RunConfig, task: Task | None, problems: Problems, user_metrics: bool = False) -> None:
+    """Add problems that involve several parts of the settings."""
     data, training = config.data, config.training
     check_shares(data, problems)
     if training.early_stopping and data.train is not None and "validation" not in data.splits:
         problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
     _check_trackers(training.trackers, problems)
     if task is not None:
-        if not own_metrics:
+        if not user_metrics:
             _check_best_metric(training.best_metric, task, problems)
         task.check_settings(training, problems)
         check_filter(data, task.filters, problems)
@@ -121,36 +122,36 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, ow
 
 
 def _check_columns(task: Task, problems: Problems) -> None:
-    """Adds input columns that have the name of a column beside them in `predictions/SPLIT.parquet`."""
+    """Add input columns with the name of an output column of `predictions/SPLIT.parquet`."""
     added = ["reference", "prediction", *(["probability"] if task.prediction_kind in ("label", "labels") else [])]
     for name in task.input_columns():
         if name in added:
             problems.add(
-                f"task: the input column {name!r} has the name of a column that is written beside it to the predictions of a "
-                "split; rename it in the data"
+                f"task: the input column {name!r} has the name of an output column of `predictions/SPLIT.parquet`; rename it "
+                "in the data"
             )
 
 
-def _check_best_metric(asked: str | None, task: Task, problems: Problems) -> None:
+def _check_best_metric(name: str | None, task: Task, problems: Problems) -> None:
     known = [*task.metric_names(), "loss"]
-    if asked is not None and asked not in known:
+    if name is not None and name not in known:
         problems.add(
-            f"training.best_metric: found {asked!r}, which {task_name(task)} does not compute{did_you_mean(asked, known)}; "
-            f"allowed: {', '.join(known)}; in Python also what functions in fine_tune(metrics=[...]) compute"
+            f"training.best_metric: found {name!r}, which {task_name(task)} does not compute{did_you_mean(name, known)}; "
+            f"allowed: {', '.join(known)}; in Python also metrics of fine_tune(metrics=[...])"
         )
 
 
-def _check_trackers(asked: list[str], problems: Problems) -> None:
-    """Accelerate leaves out trackers that are not installed without a word."""
+def _check_trackers(names: list[str], problems: Problems) -> None:
+    """Add trackers that are unknown or not installed; Accelerate silently ignores the latter."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     known = sorted(LOGGER_TYPE_TO_CLASS)
     installed = sorted(str(name) for name in get_available_trackers())
-    for name in asked:
+    for name in names:
         if name not in known:
             problems.add(f"training.trackers: found {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
         elif name not in installed:
             problems.add(
-                f"training.trackers: found {name!r}, which is not installed; install it, or use one of those that are: "
+                f"training.trackers: found {name!r}, which is not installed; install it, or use an installed one: "
                 f"{', '.join(installed) or 'none'}"
             )

@@ -1,4 +1,4 @@
-"""The training loop on Accelerate, with its optimizer, checkpoints and schedule."""
+"""Training with Accelerate: loop, optimizer, learning rate schedule, and checkpoints."""
 
 from nlp_transfer.training.trainer import Trainer, TrainingError
 

@@ -1,4 +1,4 @@
-"""What the settings leave open (`auto`), decided once for a model, its rows and this machine; each with its reason."""
+"""Resolves training settings that are `auto` for a model, its data and this machine, each with a reason."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,43 +21,44 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.distributed import broadcast_from_main
 from nlp_transfer.utils.errors import UserError
 
-SHORT = 160  # tokens
+MAX_EAGER_TOKENS = 160  # up to this mean length eager attention is the faster one in bf16 on CPUs
 
 
 @dataclass(frozen=True)
-class Choices:
-    """How a run computes. `reasons` says by setting why it is so: precision, attention, kernels, and `batch_size` where it was
-    left open."""
+class ResolvedSettings:
+    """Device, precision and kernels of a run."""
 
     training: TrainingConfig
-    """The settings, with a number as `batch_size`."""
+    """The training settings, with a number as `batch_size`."""
     accelerator: Accelerator
     precision: str
     attention: str
+    """`sdpa`, `eager` or another name of transformers."""
     kernels: str
     reasons: dict[str, str]
+    """The reason for `precision`, `attention`, `kernels` and, if it was `auto`, `batch_size`."""
 
 
-def choose(
+def resolve_settings(
     model: nn.Module,
     train: TokenTable | None,
     training: TrainingConfig,
     output_dir: Path | None = None,
     accelerator: Accelerator | None = None,
     task: Task | None = None,
-) -> Choices:
-    """Decides what the settings leave open, and lets the model compute attention in the way that was chosen.
+) -> ResolvedSettings:
+    """Resolve `auto` settings and set the attention implementation of the model.
 
     Args:
-        train: the rows that are trained on; null: there are none, so that `batch_size` stays what it is.
+        train: the training rows; None: there are none, and `batch_size` stays as it is.
         output_dir: where trackers write.
-        accelerator: brings its own device, precision and processes; null: made from the settings.
-        task: what is learned of `train`: two rows are tried before anything else, and precision and kernels fall back where the
-            model fails in those that were chosen. null: nothing is tried.
+        accelerator: determines device, precision and processes; None: made from the settings.
+        task: used for a trial step on two rows of `train`; precision and kernels fall back if the model fails in it. None: no
+            trial.
 
     Raises:
-        UserError: a setting asks for what this machine or this model cannot do.
-        TrainingError: memory does not suffice for a single row.
+        UserError: this machine or this model does not support a setting.
+        TrainingError: memory is insufficient for a single row.
     """
     precision, why = resolve_precision(training.precision, encoder_type(model.config))
     if accelerator is None:
@@ -65,95 +66,98 @@ def choose(
         precision, why = broadcast_from_main((precision, why))
     else:
         check_accelerator(accelerator)
-    if (given := {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)) != precision:
-        precision, why = given, "the accelerator's"
+    mixed = accelerator.mixed_precision
+    if (accelerator_precision := "fp32" if mixed == "no" else mixed) != precision:
+        precision, why = accelerator_precision, "the accelerator's"
     reasons = {"precision": why}
     kernels, reasons["kernels"] = broadcast_from_main(resolve_kernels(training, accelerator.device))
     length = 0.0 if train is None else float(train.ragged["input_ids"].lengths.mean())
-    attention, reasons["attention"] = choose_attention(
+    attention, reasons["attention"] = set_attention(
         training.attention, model, accelerator.device, precision, length, kernels == "fast"
     )
-    if (decided := broadcast_from_main(attention)) != attention:
-        attention, _ = choose_attention(decided, model, accelerator.device, precision, length, kernels == "fast")
+    if (of_main := broadcast_from_main(attention)) != attention:
+        attention, _ = set_attention(of_main, model, accelerator.device, precision, length, kernels == "fast")
     if train is not None and task is not None:
         trial = Preflight(task, model, train, training)
-        works, kernels, fallen = trial.settle(precision, kernels, accelerator)
-        reasons |= fallen
-        if works != precision:
-            precision, accelerator = works, make_accelerator(training, works, output_dir)
+        working, kernels, fallbacks = trial.find_working(precision, kernels, accelerator)
+        reasons |= fallbacks
+        if working != precision:
+            precision, accelerator = working, make_accelerator(training, working, output_dir)
         if accelerator.num_processes > 1 and (unused := broadcast_from_main(trial.unused)):
             allow_unused_parameters(accelerator)
             say(
-                f"{len(unused)} trained parameters got no gradient in a trial, such as {unused[0]}: the processes look for such "
-                "parameters in each step (find_unused_parameters)"
+                f"{len(unused)} trainable parameters, such as {unused[0]}, got no gradient in a trial step: the processes look "
+                "for such parameters in each step (find_unused_parameters)"
             )
     if train is not None and training.batch_size == "auto":
         training, reasons["batch_size"] = broadcast_from_main(fit_batch(model, train, training, accelerator, precision))
-    return Choices(training, accelerator, precision, attention, kernels, reasons)
+    return ResolvedSettings(training, accelerator, precision, attention, kernels, reasons)
 
 
 def resolve_kernels(training: TrainingConfig, device: torch.device) -> tuple[str, str]:
-    """`fast` or `plain`, and the reason for it. On other devices than CPUs `fast` falls back to `plain`: a run's `config.yaml`
-    must work on any machine.
+    """Return `fast` or `plain`, and the reason.
+
+    `fast` falls back to `plain` on GPUs, so that the `config.yaml` of a run works on any machine.
 
     Raises:
-        UserError: fast is asked for where it cannot be.
+        UserError: fast kernels were requested together with gradient checkpointing.
     """
     if training.kernels == "fast" and device.type != "cpu":
-        return "plain", f"fast was asked for, but the fast ones are for CPUs, and this run computes on {device.type}"
+        return "plain", f"fast was requested, but the fast kernels are for CPUs and this run uses {device.type}"
     if training.kernels == "fast" and training.gradient_checkpointing:
-        raise UserError("training.kernels: found fast; with training.gradient_checkpointing; allowed: auto, plain")
+        raise UserError("training.kernels: found fast with training.gradient_checkpointing; allowed: auto, plain")
     if training.kernels != "auto":
-        return training.kernels, "asked for"
+        return training.kernels, "as set"
     if training.gradient_checkpointing:
-        return "plain", "gradient checkpointing repeats the forward pass out of their reach"
-    return ("fast", "the toolkit's own on CPUs") if device.type == "cpu" else ("plain", "PyTorch's own are good on this device")
+        return "plain", "the fast ones do not support gradient checkpointing"
+    return ("fast", "the faster ones on CPUs") if device.type == "cpu" else ("plain", "PyTorch's are fast on this device")
 
 
-def choose_attention(
-    asked: str, model: Any, device: torch.device, precision: str, length: float, fast: bool = False
+def set_attention(
+    requested: str, model: Any, device: torch.device, precision: str, length: float, fast: bool = False
 ) -> tuple[str, str]:
-    """Sets the way in which a model computes attention: its name (`sdpa`, `eager` or another of transformers') and the reason.
+    """Set the attention implementation of a model; return its name and the reason.
 
-    PyTorch's fused attention in bf16 on CPUs costs many times the plain products for short rows (64 x 15 tokens: 28 ms
-    against 4.5 ms forward and back, 16 x 128: 39 against 14); from about 200 tokens on it is the faster one.
+    PyTorch's fused attention in bf16 on CPUs is slow for short rows (forward and backward, 64 x 15 tokens: 28 ms, eager
+    4.5 ms; 16 x 128: 39 ms and 14 ms). It is the faster one from about 200 tokens.
 
     Args:
-        length: tokens of a row, on average.
-        fast: whether the toolkit's own kernel takes the place of PyTorch's.
+        requested: `auto`, or a name such as `sdpa` or `eager`.
+        length: mean number of tokens in a row.
+        fast: whether the toolkit's own kernel replaces PyTorch's.
 
     Raises:
-        UserError: the family has no such attention, or it cannot compute in this precision.
+        UserError: the model family does not have this implementation, or not in this precision.
     """
-    if asked.startswith("flash") and precision == "fp32":
+    if requested.startswith("flash") and precision == "fp32":
         raise UserError(
-            f"training.attention: found {asked}, which computes in bf16 and fp16 alone; precision is fp32; allowed: auto, sdpa, "
-            "or training.precision: bf16 on a machine that has it"
+            f"training.attention: found {requested}, which requires bf16 or fp16; the precision is fp32; allowed: auto, sdpa, or "
+            "training.precision: bf16 on a machine that supports it"
         )
-    short = device.type == "cpu" and precision == "bf16" and length <= SHORT and not fast
-    wanted, reason = asked, "asked for"
-    if asked == "auto":
-        wanted, reason = ("eager", "the faster one for short rows in bf16 on CPUs") if short else ("", "transformers' choice")
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    if not parts:
-        return "its own", "no model of transformers"
-    inner = parts[0]
-    # What computes attention lies inside: heads of the toolkit's own and encoder-decoders have none themselves.
-    innermost = [part for part in parts if sum(isinstance(module, PreTrainedModel) for module in part.modules()) == 1]
+    short = device.type == "cpu" and precision == "bf16" and length <= MAX_EAGER_TOKENS and not fast
+    wanted, reason = requested, "as set"
+    if requested == "auto":
+        wanted, reason = ("eager", "faster for short rows in bf16 on CPUs") if short else ("", "transformers' default")
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not models:
+        return "its own", "not a transformers model"
+    outer = models[0]
+    # Our heads and encoder-decoders have no attention themselves; the models inside them have.
+    innermost = [part for part in models if sum(isinstance(module, PreTrainedModel) for module in part.modules()) == 1]
     try:
         if wanted:
-            inner.set_attn_implementation(wanted)
-            if wanted not in {part.config._attn_implementation for part in innermost}:  # transformers only warns of it
-                raise ValueError(f"{innermost[0].config.model_type} models have one way alone; allowed: auto")
+            outer.set_attn_implementation(wanted)
+            if wanted not in {part.config._attn_implementation for part in innermost}:  # transformers only warns
+                raise ValueError(f"{innermost[0].config.model_type} models have a single implementation; allowed: auto")
     except (ValueError, ImportError) as error:
-        if asked != "auto":
-            raise UserError(f"training.attention: found {asked}: {error}") from error
-        wanted, reason = "", "the family has no eager one"
+        if requested != "auto":
+            raise UserError(f"training.attention: found {requested}: {error}") from error
+        wanted, reason = "", "the model family has no eager attention"
     for part in innermost:
         if part.config._attn_implementation == wanted:
-            for module in part.modules():  # inside an encoder-decoder their configurations are copies, which are not reached
+            for module in part.modules():  # set_attn_implementation does not reach copies of a configuration inside the model
                 if isinstance(config := getattr(module, "config", None), PretrainedConfig):
                     config._attn_implementation = wanted
-    # Of an encoder and a decoder one may have eager alone: the other one's name, asked for again, gives both what they have now.
-    ways = [str(part.config._attn_implementation) for part in innermost]
-    return next((way for way in ways if way != "eager"), "eager"), reason
+    # If only one of encoder and decoder supports more than eager, requesting its implementation again gives the same model.
+    names = [str(part.config._attn_implementation) for part in innermost]
+    return next((name for name in names if name != "eager"), "eager"), reason

@@ -1,4 +1,4 @@
-"""Keeping where a run stands: checkpoints on optimiser steps, going on from the last one, the best weights."""
+"""Saves and resumes a training run, and restores the best weights at its end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,123 +20,137 @@ from nlp_transfer.utils.distributed import broadcast_from_main, rank
 from nlp_transfer.utils.errors import UserError
 
 
-class Keeper:
-    """Keeps a run's weights, moments and position; in `folder` where there is one, else the best weights in memory.
+class Checkpointer:
+    """Stores weights, optimizer state and position of a run. Without a folder, only the best weights, in memory.
 
-    Of several processes one writes, and all read.
+    With several processes, one of them writes and all read.
 
     Args:
-        number: the newest so many checkpoints are kept, and the best weights that each of them knows.
+        model: its trained parameters are saved and restored in place.
+        folder: `checkpoints/` of the run.
+        ema: decay of the moving average of the weights; None: there is none.
+        writes: whether this process writes.
+        number: how many of the newest checkpoints are kept, besides the best ones that they refer to.
     """
 
     def __init__(self, model: nn.Module, folder: Path | None, ema: float | None, writes: bool = True, number: int = 2) -> None:
         self.model, self.folder, self.ema, self.writes, self.number = model, folder, ema, writes, number
-        self.written = -1
+        self.saved_step = -1
         """Step of the newest checkpoint."""
-        self.moments: Tensors = {}
+        self.optimizer_state: Tensors = {}
+        """Optimizer state of all phases so far, as `PARAMETER/KEY`."""
         self.average: MovingAverage | None = None
         self._best: Tensors = {}
-        self._before: Tensors = {}
+        self._untrained: Tensors = {}
 
-    def begin(self, position: Position, names: list[str]) -> None:
-        """Takes down what a phase trains.
+    def begin_phase(self, position: Position, names: list[str]) -> None:
+        """Record the parameters that a phase trains.
 
-        What no phase has trained before is kept as it is: should the best evaluation turn out to lie before this phase, a
-        mix of its weights and later ones would be a model that nobody has scored.
+        Parameters that no earlier phase has trained are copied first. Restoring an earlier best checkpoint then cannot mix
+        weights from different steps.
         """
         if position.touched:
-            self._before |= self._copy(set(names) - set(position.touched))
+            self._untrained |= self._copy(set(names) - set(position.touched))
         position.touched = sorted({*position.touched, *names})
 
     def resume(self, check: Callable[[Position], object] = id) -> Position:
-        """The position of the newest checkpoint without a fault, its weights put back; a fresh one where there is none.
+        """Load the newest intact checkpoint and return its position; a new position if there is none.
 
         Args:
-            check: raises a ValueError where a position cannot be one of this run.
+            check: raises a ValueError if a position is impossible in this run.
         """
 
         def fault(path: Path) -> str | None:
             return self._fault(path) or self._fault_of_position(path, check)
 
-        own, notes = checkpoints.newest_whole(self.folder, fault) if self.folder else (None, [])
+        newest, notes = checkpoints.newest_intact(self.folder, fault) if self.folder else (None, [])
         say(*notes)
-        position = self._read(own) if own else Position()
+        position = self._read(newest) if newest else Position()
         broken = self._fault(self._best_folder(position)) if position.best is not None else None
-        # From two checkpoints, processes would train two models without a sign of it.
-        name, broken = broadcast_from_main((own.name if own else None, broken))
+        # Processes that resume from different checkpoints would silently train different models.
+        name, broken = broadcast_from_main((newest.name if newest else None, broken))
         if name is None or self.folder is None:
             return Position()
         folder = self.folder / name
-        if folder != own:
+        if folder != newest:
             if reason := fault(folder):
                 raise UserError(
                     f"output_dir: rank 0 resumes from {folder}, which rank {rank()} cannot read: {reason}; allowed: a folder "
-                    "which all processes share"
+                    "that all processes share"
                 )
             position = self._read(folder)
-        self.written = position.step
+        self.saved_step = position.step
         if broken:
-            say(f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation is best")
+            say(
+                f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation counts as "
+                "the best"
+            )
             position.best, position.best_step, position.phase_rank, position.worse = None, 0, [], 0
         if position.best is not None:
-            self._before = self._copy(set(position.touched) - set(checkpoints.read_tensors(self._best_folder(position), "model")))
-        self._put(checkpoints.read_tensors(folder, "model"))
-        self.moments = checkpoints.read_tensors(folder, "optimizer")
+            best = checkpoints.read_tensors(self._best_folder(position), "model")
+            self._untrained = self._copy(set(position.touched) - set(best))
+        self._load(checkpoints.read_tensors(folder, "model"))
+        self.optimizer_state = checkpoints.read_tensors(folder, "optimizer")
         if self.ema:
             self.average = MovingAverage(self.ema)
-            self.average.shadow = checkpoints.read_tensors(folder, "average")
+            self.average.weights = checkpoints.read_tensors(folder, "average")
             self.average.steps = position.average_steps
-        say(f"going on from {folder} (step {position.step})")
+        say(f"resuming from {folder} (step {position.step})")
         return position
 
     def _read(self, path: Path) -> Position:
         return read_position(read_record(path / "state.json"), int(path.name.removeprefix("step-")))
 
     def _fault(self, path: Path) -> str | None:
-        """Why the tensors of a checkpoint cannot be used with this model, or None."""
-        if broken := checkpoints.what_is_broken(path):
-            return broken
-        own = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+        """Return why the tensors of a checkpoint cannot be used with this model, or None."""
+        if damage := checkpoints.find_damage(path):
+            return damage
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
         try:
             for name in ("model", "optimizer", *(["average"] if self.ema else [])):
                 for key, shape in stored_shapes(path / f"{name}.safetensors").items():
                     parameter, _, state = key.rpartition("/") if name == "optimizer" else (key, "", "")
-                    if parameter not in own or (state in ("", "exp_avg", "exp_avg_sq") and shape != own[parameter]):
-                        return f"{name}.safetensors: found {key} of shape {shape}; the model has {own.get(parameter, 'none')}"
+                    if parameter not in shapes or (state in ("", "exp_avg", "exp_avg_sq") and shape != shapes[parameter]):
+                        return f"{name}.safetensors: found {key} of shape {shape}; the model has {shapes.get(parameter, 'none')}"
         except UserError as error:
             return f"{name}.safetensors cannot be read: {error}"
         return None
 
     def _fault_of_position(self, path: Path, check: Callable[[Position], object]) -> str | None:
-        """Why a checkpoint's position cannot be one of this run, or None."""
+        """Return why the position of a checkpoint is impossible in this run, or None."""
         try:
             position = self._read(path)
             if position.average_steps != (steps := position.step if self.ema else 0):
                 return f"state.json: average_steps: found {position.average_steps}; allowed: {steps}"
             if position.touched != sorted(stored_shapes(path / "model.safetensors")):
-                return "state.json: touched: found other names than model.safetensors has"
+                return "state.json: touched: found other names than those in model.safetensors"
             check(position)
         except (OSError, ValueError) as error:
             return f"state.json: {error}"
         return None
 
-    def keep(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
-        """Writes a checkpoint. Called between two optimiser steps, in every process.
+    def save(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
+        """Write a checkpoint. Every process calls this, between two optimizer steps.
+
+        Args:
+            position: the progress so far.
+            best: whether these are the best weights so far.
+            give_up: asked while the disk is full; true ends the waiting.
 
         Raises:
-            DiskFullError: there was no room for it, and `give_up` or ten minutes ended the wait.
+            DiskFullError: the disk stayed full for ten minutes or until `give_up`.
         """
         weights = self._weights(position)
-        average = self.average.shadow if self.average else {}
+        average = self.average.weights if self.average else {}
         if self.folder is None:
             if best:
                 self._best = {name: tensor.clone() for name, tensor in (weights | average).items()}
             return
-        self.written = position.step
+        self.saved_step = position.step
         if not self.writes:
             return
         position.average_steps = self.average.steps if self.average else 0
-        tensors = {"model": weights, "optimizer": self.moments} | ({"average": average} if average else {})
+        tensors = {"model": weights, "optimizer": self.optimizer_state} | ({"average": average} if average else {})
         folder, state = self.folder, asdict(position)
         retry_while_full(
             lambda: checkpoints.write_checkpoint(folder, position.step, tensors, state, best, self.number),
@@ -144,30 +158,30 @@ class Keeper:
         )  # fmt: skip
 
     def restore_best(self, position: Position) -> None:
-        """Puts the weights of the best evaluation into the model; without validation the last ones (or their average)."""
+        """Load the weights of the best evaluation into the model; without validation the moving average, if there is one."""
         if position.best is None:
-            self._put(self.average.shadow if self.average else {})
+            self._load(self.average.weights if self.average else {})
         elif self.folder is None:
-            self._put(self._before | self._best)
+            self._load(self._untrained | self._best)
         else:
             path = self._best_folder(position)
-            if broken := self._fault(path):
-                raise RuntimeError(f"{path}: the best weights cannot be restored: {broken}; start the run again to go on")
+            if fault := self._fault(path):
+                raise RuntimeError(f"{path}: the best weights cannot be restored: {fault}; run the same command again to resume")
             best = checkpoints.read_tensors(path, "model") | checkpoints.read_tensors(path, "average")
-            self._put(self._before | best)
+            self._load(self._untrained | best)
 
     @contextmanager
     def best_weights(self, position: Position) -> Iterator[None]:
-        """Within it the model has the weights that `restore_best` would leave; afterwards the last ones again."""
-        last = self._copy(set(position.touched))
+        """Give the model the weights that `restore_best` loads; put the current ones back on exit."""
+        current = self._copy(set(position.touched))
         try:
             self.restore_best(position)
             yield
         finally:
-            self._put(last)
+            self._load(current)
 
     def _best_folder(self, position: Position) -> Path:
-        """By the position, not by the pointer file: that may be of a later checkpoint, which was passed over."""
+        """Return the folder of the best weights. The file `best` may already refer to a later checkpoint that was skipped."""
         assert self.folder is not None
         return self.folder / f"step-{position.best_step}"
 
@@ -178,7 +192,7 @@ class Keeper:
     def _copy(self, names: set[str]) -> Tensors:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters() if name in names}
 
-    def _put(self, weights: Tensors) -> None:
+    def _load(self, weights: Tensors) -> None:
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():

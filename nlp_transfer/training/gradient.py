@@ -1,107 +1,112 @@
-"""The gradient of an optimiser window, whatever number of pieces it takes."""
+"""Accumulates the gradient of one optimizer step over any number of micro-batches."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable, model_inputs, to_device
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.models.device import seed_step
 from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
-from nlp_transfer.strategies import Strategy
-from nlp_transfer.tasks import LossOptions, Objective
-from nlp_transfer.training.checkpointer import Position
-from nlp_transfer.training.step import Stepper
+from nlp_transfer.tasks import Objective
+from nlp_transfer.training.position import Position
+from nlp_transfer.training.step import PhaseOptimizer
 from nlp_transfer.utils.console import say
 
-Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]  # a batch, its rows, the step
-Found = dict[str, torch.Tensor]
+Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]
+"""Changes a batch, given the indices of its rows and the optimizer step."""
+Values = dict[str, torch.Tensor]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not a number, memory does not suffice, another process is gone. The message names the
-    step, and what to do."""
+    """Training cannot continue: the loss is not finite, memory is insufficient, or another process has ended.
 
-
-@dataclass
-class WindowGradient:
-    """Computes gradients in one phase.
-
-    Args:
-        model: as Accelerate prepared it; `plain` is the same without that.
-        seed: the run's.
+    The message names the step and what to do.
     """
 
-    model: nn.Module
-    plain: nn.Module
-    objective: Objective
-    strategy: Strategy
-    table: TokenTable
-    plan: WindowPlan
-    options: LossOptions
-    augment: Augment | None
-    accelerator: Accelerator
-    stepper: Stepper
-    seed: int
 
-    def of(self, window: Window, at: Position) -> Found:
-        """`backward`, and where memory does not suffice for it the same window again in smaller pieces.
+class WindowGradient:
+    """Computes the gradients of one phase, one window (the rows of an optimizer step) at a time.
+
+    Args:
+        model: as prepared by Accelerate.
+        objective: the task, or the objective that replaces it in this phase.
+        table: the rows of the phase.
+        plan: divides windows into micro-batches.
+        phase_optimizer: of the same phase.
+        augment: changes each batch; None: batches stay as they are.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, table: TokenTable, plan: WindowPlan, phase_optimizer: PhaseOptimizer,
+        augment: Augment | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.objective, self.table, self.plan = model, objective, table, plan
+        self.phase_optimizer, self.augment = phase_optimizer, augment
+        self.accelerator, self.training = phase_optimizer.accelerator, phase_optimizer.training
+        self.options = objective.loss_options(self.training, table)
+
+    def compute(self, window: Window, at: Position) -> Values:
+        """Call `backward`; if memory is insufficient, repeat the window with smaller micro-batches.
 
         Raises:
-            TrainingError: there are no smaller pieces, or several processes would have to agree on them.
+            TrainingError: memory is insufficient for a single row, or for any batch of several processes.
         """
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         while True:
-            seed_step(self.seed, at.step, process)
+            seed_step(self.training.seed, at.step, process)
             try:
                 return self.backward(window, at)
-            except Exception as error:  # the error holds the tensors; they go with it
+            except Exception as error:  # its traceback refers to the tensors of the step, so it must not outlive this block
                 if not is_out_of_memory(error):
                     raise
                 rows = max(len(micro.rows) for micro in self.plan.micro_batches(window.rows, process, at.pieces))
-                if rows == 1 or processes > 1:  # others have begun to exchange gradients, and would wait
-                    smaller = "half the training.batch_size and twice its gradient_accumulation_steps, "
+                if rows == 1 or processes > 1:  # other processes already exchange gradients and would wait forever
+                    smaller = "half the training.batch_size with twice the gradient_accumulation_steps, "
                     raise TrainingError(
-                        f"step {at.step + 1}: out of memory with {rows} rows at a time; {smaller if rows > 1 else ''}a shorter "
-                        "task.max_length or training.gradient_checkpointing help"
+                        f"step {at.step + 1}: out of memory with {rows} rows at a time; what helps: "
+                        f"{smaller if rows > 1 else ''}a shorter task.max_length, or training.gradient_checkpointing"
                     ) from error
             at.pieces *= 2
-            self.stepper.drop()
+            self.phase_optimizer.discard_gradient()
             free_cached_memory()
             say(
-                f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; from now on {-(-rows // 2)}. Each "
-                "optimiser step sees the same rows as before"
+                f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; continuing with {-(-rows // 2)}. Each "
+                "optimizer step still sees the same rows"
             )
 
-    def backward(self, window: Window, at: Position) -> Found:
-        """The gradient of one optimiser window, and this process's part of its `loss` and of what the task watches.
+    def backward(self, window: Window, at: Position) -> Values:
+        """Accumulate the gradient of one window.
 
-        Losses are sums. Each term is divided by its own count over the whole window and all processes, which is known
-        beforehand, so the gradient does not depend on how the window is cut. Accelerate averages gradients over processes,
-        hence the factor.
+        Losses are sums. Each loss term is divided by its own count over all rows of the window and all processes, which is
+        known in advance. The gradient therefore does not depend on how the window is divided. Accelerate averages gradients
+        over processes, hence the factor `num_processes`.
+
+        Returns:
+            This process's share of the `loss` and of the values that the objective monitors; scalars.
         """
         accelerator, objective = self.accelerator, self.objective
+        strategy, plain_model = self.phase_optimizer.strategy, self.phase_optimizer.model
         counts = objective.counts(self.table.targets(window.rows), self.options)
-        micros = self.plan.micro_batches(window.rows, accelerator.process_index, at.pieces)
-        found = {"loss": torch.zeros((), device=accelerator.device)}
-        for i, micro in enumerate(micros):
+        micro_batches = self.plan.micro_batches(window.rows, accelerator.process_index, at.pieces)
+        values = {"loss": torch.zeros((), device=accelerator.device)}
+        for i, micro in enumerate(micro_batches):
             rows = self.table.batch(micro.rows)
             if self.augment is not None:
                 rows = self.augment(rows, micro.rows, at.step)
             batch = to_device(rows, accelerator.device)
-            with self.stepper.computing(), nullcontext() if i == len(micros) - 1 else accelerator.no_sync(self.model):
+            is_last = i == len(micro_batches) - 1
+            with self.phase_optimizer.accelerated(), nullcontext() if is_last else accelerator.no_sync(self.model):
                 outputs = self.model(**model_inputs(batch))
-                terms = self.strategy.loss(objective.loss(outputs, batch, self.options), outputs, batch, self.plain)
-                parts = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]
-                loss = torch.stack(parts).sum() * float(micro.counted)
+                terms = strategy.loss(objective.loss(outputs, batch, self.options), outputs, batch, plain_model)
+                means = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]
+                loss = torch.stack(means).sum() * float(micro.counted)
                 accelerator.backward(loss * accelerator.num_processes)
-            found["loss"] += loss.detach()
+            values["loss"] += loss.detach()
             for name, (value, term) in objective.step_metrics(outputs, batch).items():
                 share = value.detach().float() / counts[term] * float(micro.counted)
-                found[name] = found[name] + share if name in found else share
-        return found
+                values[name] = values[name] + share if name in values else share
+        return values

@@ -1,6 +1,6 @@
-"""SIGTERM and SIGINT while a run is under way: what was learned is kept, and the process ends soon.
+"""SIGTERM and SIGINT during a run: a checkpoint is saved, then the process exits.
 
-Schedulers that take a machine back (preemption) send SIGTERM and, some seconds later, SIGKILL.
+Schedulers that preempt a job send SIGTERM and, some seconds later, SIGKILL.
 """
 
 import os
@@ -15,14 +15,15 @@ from typing import Any
 from nlp_transfer.utils.distributed import rank, world_size
 from nlp_transfer.utils.interrupts import SIGNALS, Interrupted
 
-FORWARDED = 2.0  # seconds in which a launcher passes on the signal that the terminal has sent to all processes already
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+FORWARDED = 2.0  # seconds within which a launcher forwards a signal that the terminal already sent to every process
 
 
 class Signals:
-    """While it is entered, a first signal raises `Interrupted`: at once, or where `held`, when the holder looks at `received`.
-    A second one ends the process there and then.
+    """Context that handles signals: the first one raises `Interrupted`, a second one ends the process immediately.
 
-    Python lets only the main thread handle signals; in another one nothing changes.
+    Within `held`, the first signal is only recorded in `received`. Outside of the main thread, where Python cannot handle
+    signals, the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -43,17 +44,17 @@ class Signals:
 
     @contextmanager
     def held(self, hold: bool = True) -> Iterator[None]:
-        """Between two of the holder's looks nothing is broken off; with `hold` false, for that part, it is again."""
+        """Record signals without raising; with `hold` false, raise again within an outer `held`."""
         before, self._holding = self._holding, hold
         try:
             if not hold:
-                self.look()
+                self.raise_if_received()
             yield
         finally:
             self._holding = before
 
-    def look(self) -> None:
-        """Raises Interrupted where a signal has arrived."""
+    def raise_if_received(self) -> None:
+        """Raise Interrupted if a signal has arrived."""
         if self.received is not None:
             raise Interrupted(self.received)
 
@@ -67,6 +68,8 @@ class Signals:
         self.received, self._since = number, now
         if not self._holding:
             raise Interrupted(number)
-        if rank() == 0:  # no print: a handler may break into one
+        if rank() == 0:  # not print: the handler may interrupt one
             with suppress(OSError):  # nobody may be reading
-                os.write(2, f"{signal.Signals(number).name}: saving after this step; once more to leave at once\n".encode())
+                os.write(
+                    2, f"{signal.Signals(number).name}: saving after this step; send it again to exit immediately\n".encode()
+                )

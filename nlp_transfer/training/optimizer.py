@@ -1,4 +1,4 @@
-"""AdamW over named groups, its schedule, and state kept by parameter name so that it survives a change of phase."""
+"""AdamW over named parameter groups, the learning rate schedule, optimizer state by name, and the moving average."""
 
 import math
 
@@ -11,7 +11,10 @@ from nlp_transfer.strategies import Combined, Group, Strategy
 
 
 def named_groups(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> list[Group]:
-    """Every trainable parameter in exactly one group; biases and normalisation weights are not decayed."""
+    """Return the parameter groups of a phase, without empty ones.
+
+    Every trainable parameter is in exactly one group. Biases and normalization weights have no weight decay.
+    """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups = strategy.param_groups(
         model,
@@ -21,30 +24,30 @@ def named_groups(model: nn.Module, training: TrainingConfig, strategy: Strategy)
         ],
     )
     named = [name for group in groups for name in group.names]
-    assert sorted(named) == sorted(trainable), "a strategy must keep every trainable parameter in exactly one group"
+    assert sorted(named) == sorted(trainable), "a strategy must put every trainable parameter in exactly one group"
     return [group for group in groups if group.names]
 
 
-def idle_parts(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> dict[str, str]:
-    """The strategies of a list that change nothing beside the others: `strategy.0` and so on, with the reason."""
+def ineffective_strategies(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> dict[str, str]:
+    """Return the strategies of a list that have no effect beside the others: the reason, by `strategy.0` and so on."""
 
-    def settled(parts: tuple[Strategy, ...]) -> dict[str, tuple[float, float]]:
+    def rates(parts: tuple[Strategy, ...]) -> dict[str, tuple[float, float]]:
         groups = named_groups(model, training, Combined(parts=parts))
         return {name: (group.weight_decay, group.learning_rate_scale) for group in groups for name in group.names}
 
     parts = strategy.parts if isinstance(strategy, Combined) else ()
-    idle = {}
+    reasons = {}
     for i, part in enumerate(parts):
         name = registry.name_of(type(part))
         if part.only_trains and not strategy.takes_steps():
-            idle[f"strategy.{i}"] = f"no optimizer step is taken, in which {name} would change anything"
-        elif part.only_trains and type(part).loss is Strategy.loss and settled(parts) == settled(parts[:i] + parts[i + 1 :]):
-            idle[f"strategy.{i}"] = f"beside the others {name} changes no learning rate"
-    return idle
+            reasons[f"strategy.{i}"] = f"{name} only changes optimizer steps, and none is taken"
+        elif part.only_trains and type(part).loss is Strategy.loss and rates(parts) == rates(parts[:i] + parts[i + 1 :]):
+            reasons[f"strategy.{i}"] = f"{name} changes no learning rate beside the others"
+    return reasons
 
 
 def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float) -> torch.optim.AdamW:
-    """AdamW with bias correction (without it few-sample runs diverge, 2006.05987), fused where the device has it."""
+    """Return AdamW with bias correction (2006.05987: without it, runs on small datasets diverge), fused if possible."""
     parameters = dict(model.named_parameters())
     options = [
         {
@@ -61,9 +64,13 @@ def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float) 
 
 
 def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
-    """Factor on the peak rate in optimiser step `step`, counted from 0.
+    """Return the factor on the peak learning rate.
 
-    The warm-up reaches 1 in its last step and its first step is above 0, so no step is wasted on a rate of zero.
+    The warmup starts above 0 and reaches 1 in its last step; the first step of `transformers.get_scheduler` has a rate of 0.
+
+    Args:
+        step: optimizer step of the phase, counted from 0.
+        total: optimizer steps of the phase.
     """
     warmup = math.ceil(round(training.warmup * total, 6)) if training.warmup < 1 else int(training.warmup)
     warmup = min(warmup, total)
@@ -78,14 +85,17 @@ def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Sets every group's rate and gives back the run's own, on which each group's is a factor."""
+    """Set the learning rate of every group to its peak times `factor`; return that of the run, before group scales."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.defaults["lr"] * factor)
 
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors as `NAME/exp_avg` and so on."""
+    """Return the optimizer state as `PARAMETER/exp_avg` and so on.
+
+    Names stay valid when another phase trains other parameters; positions in groups do not.
+    """
     return {
         f"{name}/{key}": torch.as_tensor(value)
         for group in optimizer.param_groups
@@ -95,48 +105,58 @@ def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]) -> None:
-    """Puts back what `state_by_name` gave; parameters that are not in it start fresh."""
-    own: dict[str, dict[str, torch.Tensor]] = {}
+    """Load optimizer state from `state_by_name`; parameters without an entry start without state."""
+    states: dict[str, dict[str, torch.Tensor]] = {}
     for path, value in saved.items():
         name, _, key = path.rpartition("/")
-        own.setdefault(name, {})[key] = value
+        states.setdefault(name, {})[key] = value
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in own.get(name, {}).items():
-                # Fused kernels count steps on the device, the others on the CPU.
+            for key, value in states.get(name, {}).items():
+                # Fused AdamW counts steps on the device of the parameter, the others on the CPU.
                 device = parameter.device if key != "step" or group["fused"] else "cpu"
                 optimizer.state[parameter][key] = value.to(device, copy=True)
 
 
 class MovingAverage:
-    """An exponential moving average of the trainable weights (Polyak averaging); early steps weigh less."""
+    """Exponential moving average of the trainable weights (Polyak averaging), with a smaller decay in early steps.
+
+    `torch.optim.swa_utils.AveragedModel` is not used: it copies the entire model, frozen weights included, cannot add
+    parameters that a later phase trains, and evaluates a second model instead of exchanging weights.
+
+    Args:
+        decay: upper bound of the decay, which is (1 + n) / (10 + n) in update n until then.
+    """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.steps = 0
-        self.shadow: dict[str, torch.Tensor] = {}
+        """Number of updates."""
+        self.weights: dict[str, torch.Tensor] = {}
+        """Averages by parameter name."""
 
     def include(self, model: nn.Module) -> None:
-        """Averages from now on also what has been set free since; its average starts at its weights."""
+        """Start averaging parameters that have become trainable, from their current values."""
         for name, parameter in model.named_parameters():
-            if name in self.shadow:  # read from a checkpoint it is on the CPU
-                self.shadow[name] = self.shadow[name].to(parameter.device)
+            if name in self.weights:  # on the CPU after it was read from a checkpoint
+                self.weights[name] = self.weights[name].to(parameter.device)
             elif parameter.requires_grad:
-                self.shadow[name] = parameter.detach().clone()
+                self.weights[name] = parameter.detach().clone()
 
     def update(self, model: nn.Module) -> None:
+        """Move the averages towards the current weights; call it after each optimizer step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         parameters = dict(model.named_parameters())
         with torch.no_grad():
-            for name, average in self.shadow.items():
+            for name, average in self.weights.items():
                 average.lerp_(parameters[name], 1 - decay)
 
     def swap(self, model: nn.Module) -> None:
-        """Exchanges the weights with the averages; a second call puts them back."""
+        """Exchange weights and averages; a second call restores both."""
         parameters = dict(model.named_parameters())
         with torch.no_grad():
-            for name, average in self.shadow.items():
-                kept = parameters[name].detach().clone()
+            for name, average in self.weights.items():
+                current = parameters[name].detach().clone()
                 parameters[name].copy_(average)
-                average.copy_(kept)
+                average.copy_(current)

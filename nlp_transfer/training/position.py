@@ -1,75 +1,90 @@
-"""Where a run stands, and reading it back from a checkpoint: strictly, since a wrong position would train another model."""
+"""The position of a run in training: what a checkpoint stores beside the tensors, and its strict reader.
+
+Reading is strict because training from a wrong position would silently produce another model.
+"""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
+from nlp_transfer.strategies import Phase, State
 from nlp_transfer.utils.console import number, say
 from nlp_transfer.utils.errors import shorten
 
-FEW = 5  # further figures that are shown beside the one that decides
+MAX_SHOWN = 5  # other metrics are printed only if there are at most this many
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Number = Annotated[int | float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
-T = TypeVar("T")
 
 
 @dataclass
 class Position:
-    """Where a run stands. With the weights and the optimiser's moments, all there is to go on from: JSON."""
+    """The progress of a run. Written as JSON to `state.json`; with weights and optimizer state it is enough to resume."""
 
     __pydantic_config__ = ConfigDict(strict=True)
 
     step: Count = 0
-    """Optimiser steps taken."""
-    phase: dict[str, Any] | None = None
-    """The phase under way, as data."""
+    """Optimizer steps taken."""
+    phase: Phase | None = None
+    """The current phase."""
     phase_step: Count = 0
-    """Optimiser steps taken in this phase."""
+    """Optimizer steps taken in this phase."""
     epoch: Count = 0
+    """The epoch of the next window, counted from 0 in each phase."""
     window: Count = 0
-    """The next window of the epoch."""
-    strategy: dict[str, Any] = field(default_factory=dict)
+    """Index of the next window in its epoch."""
+    strategy: State = field(default_factory=State)
     """The strategy's state."""
-    history: list[dict[str, Whole | float]] = field(default_factory=list)
-    """Validation figures, the oldest first."""
+    history: list[dict[str, Integer | float]] = field(default_factory=list)
+    """Validation metrics with their `step`, oldest first."""
     best: float | None = None
+    """Value of the best metric at the best evaluation; NaN if it was undefined."""
     best_rank: list[float] = field(default_factory=list)
-    """The best value of the metric with the sign that makes more better, and minus its loss; minus the loss alone where the
-    metric is undefined."""
+    """Rank of the best evaluation: [metric, -loss], where the metric is negated if lower is better; [-loss] if the metric is
+    undefined."""
     best_step: Count = 0
     phase_rank: list[float] = field(default_factory=list)
-    """The best rank in this phase: what was reached before does not decide when it is stopped."""
+    """Best rank within this phase. Early stopping compares with this one, not with earlier phases."""
     worse: Count = 0
-    """Evaluations of this phase since its best one."""
+    """Evaluations in this phase since its best one."""
     stopped: bool = False
-    """Whether the phase was stopped early."""
+    """Whether early stopping ended the phase."""
     unjudged: bool = False
-    """Whether the evaluation after this step is still to be done."""
+    """Whether the evaluation after this step has not been done yet."""
     pieces: Count = 1
-    """Into how many pieces micro-batches are cut, because memory did not suffice for whole ones."""
+    """Number of parts into which each micro-batch is split because of insufficient memory."""
     scaler: dict[str, Number] = field(default_factory=dict)
-    """The state of fp16's loss scale."""
+    """State of the fp16 gradient scaler."""
     touched: list[str] = field(default_factory=list)
-    """Names of all parameters that any phase has trained."""
+    """Names of all parameters that have been trainable in any phase so far."""
     average_steps: Count = 0
+    """Updates of the moving average of the weights."""
     examples: Count = 0
+    """Training examples seen, over all processes."""
     tokens: Count = 0
-    """Real tokens (no padding), over all processes."""
+    """Tokens seen without padding, over all processes."""
     seconds: Seconds = 0.0
+    """Wall time, evaluations included."""
     step_seconds: Seconds = 0.0
+    """Wall time of the optimizer steps alone."""
 
-    def judge(self, metrics: dict[str, float], metric: str, higher: bool, patience: int | None) -> bool:
-        """Takes down an evaluation; true when it is the best so far. After `patience` that are not, the phase is stopped."""
+    def record_evaluation(self, metrics: dict[str, float], metric: str, higher: bool, patience: int | None) -> bool:
+        """Add an evaluation to the history and return whether it is the best so far.
+
+        Args:
+            metrics: validation metrics by name.
+            metric: name of the metric by which evaluations are compared. Ties are broken by the loss.
+            higher: whether higher is better.
+            patience: evaluations without improvement after which the phase is stopped; None: it is not.
+        """
         value = metrics.get(metric, math.nan)
         sign = 1 if higher else -1
-        # On a small split many evaluations tie; of two that do, the one with the smaller loss is better.
         rank = [sign * value] * math.isfinite(value) + [-metrics["loss"]]
         self.history.append({"step": self.step, **metrics})
         better = self.best is None or _is_better(rank, self.best_rank)
@@ -80,61 +95,37 @@ class Position:
         else:
             self.worse += 1
             self.stopped = patience is not None and self.worse >= patience
-        others = {name: figure for name, figure in metrics.items() if name not in (metric, "loss")}
-        shown = "".join(f", {name} {figure:.4g}" for name, figure in others.items() if len(others) <= FEW)
+        others = {name: other for name, other in metrics.items() if name not in (metric, "loss")}
+        shown = "".join(f", {name} {other:.4g}" for name, other in others.items() if len(others) <= MAX_SHOWN)
         say(
             f"step {self.step}: validation {metric} {number(value)}, loss {number(metrics['loss'])}{shown}"
             + (" (best so far)" if better else f" (best {number(self.best or 0.0)} at step {self.best_step})")
-            + (f"; no better for {self.worse} evaluations, so training stops" if self.stopped else "")
+            + (f"; no improvement for {self.worse} evaluations, training stops" if self.stopped else "")
         )
         return better
 
 
 def _is_better(rank: list[float], than: list[float]) -> bool:
-    """Whether an evaluation is better than another. Where the metric of one of them is undefined, as a correlation with a
-    constant is, the loss decides."""
+    """Compare two evaluations; by their loss if the metric of only one of them is defined."""
     return rank > than if len(rank) == len(than) else (rank[-1], len(rank)) > (than[-1], len(than))
 
 
-def read_strictly(kind: type[T], content: str | bytes, where: str = "") -> T:
-    """Make a dataclass of JSON in which every field stands, with its type, and nothing else.
-
-    Args:
-        where: what stands before the names of fields in messages.
-
-    Raises:
-        ValueError: something is wrong; the message names the field, what was found and what is allowed.
-    """
-    names = {one.name for one in fields(kind)}  # type: ignore[arg-type]
-    try:
-        raw = from_json(content)
-        if not isinstance(raw, dict):
-            raise ValueError(f"{where or 'content'}: found {shorten(raw)}; allowed: an object with {', '.join(sorted(names))}")
-        if different := sorted(names ^ raw.keys()):
-            found = shorten(raw[different[0]]) if different[0] in raw else "nothing"
-            raise ValueError(f"{where}{different[0]}: found {found}; allowed: {', '.join(sorted(names))}, each of them")
-        return TypeAdapter(kind).validate_json(content, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = where + ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: found {shorten(first['input'])}; {first['msg']}") from None
-
-
 def read_position(content: str | bytes, step: int) -> Position:
-    """Read the position of a checkpoint's `state.json`.
+    """Read `state.json` of a checkpoint.
 
     Args:
-        step: the step that the checkpoint's folder is called after.
+        content: JSON with every field of `Position` (and of its phase and state) and no other.
+        step: the step in the name of the checkpoint's folder.
 
     Raises:
-        ValueError: a field is missing, has another type or is out of its range, or two of them contradict each other.
+        ValueError: a field is missing, has another type, is out of range, or contradicts another one. The message names it.
     """
-    at = read_strictly(Position, content)
+    at = _parse(content)
     check = checker(at)
     check(at.step == step, "step", f"{step}, as the checkpoint is called")
     check(at.phase_step <= step, "phase_step", f"0 to {step}")
     steps = [entry.get("step", math.nan) for entry in at.history]
-    check(steps == sorted({*steps}), "history", "evaluations at steps that increase")
+    check(steps == sorted({*steps}), "history", "evaluations at increasing steps")
     check(all(isinstance(each, int) and 0 < each <= step for each in steps), "history", f"evaluations at steps from 1 to {step}")
     check(all("loss" in entry for entry in at.history), "history", "evaluations with their loss")
     check(not at.unjudged or step not in steps, "unjudged", f"false, since step {step} was evaluated")
@@ -164,18 +155,42 @@ def read_position(content: str | bytes, step: int) -> Position:
     return at
 
 
-def checker(values: object) -> Callable[[bool, str, str], None]:
-    """Return a function that raises a ValueError about a field of `values` where something does not hold."""
+def _parse(content: str | bytes) -> Position:
+    try:
+        raw = from_json(content)
+        _check_keys(Position, raw, "")
+        position = TypeAdapter(Position).validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{name}: found {shorten(first['input'])}; {first['msg']}") from None
+    for name, value in vars(position).items():
+        if is_dataclass(value):
+            _check_keys(type(value), raw[name], f"{name}.")
+    return position
+
+
+def _check_keys(kind: type, raw: Any, prefix: str) -> None:
+    names = {one.name for one in fields(kind)}
+    if not isinstance(raw, dict):
+        raise ValueError(f"content: found {shorten(raw)}; allowed: an object with {', '.join(sorted(names))}")
+    if different := sorted(names ^ raw.keys()):
+        found = shorten(raw[different[0]]) if different[0] in raw else "nothing"
+        raise ValueError(f"{prefix}{different[0]}: found {found}; allowed: {', '.join(sorted(names))}, each of them")
+
+
+def checker(values: object, prefix: str = "") -> Callable[[bool, str, str], None]:
+    """Return a function that raises a ValueError naming a field of `values` unless a condition holds."""
 
     def check(holds: bool, name: str, allowed: str) -> None:
         if not holds:
-            raise ValueError(f"{name}: found {shorten(getattr(values, name))}; allowed: {allowed}")
+            raise ValueError(f"{prefix}{name}: found {shorten(getattr(values, name))}; allowed: {allowed}")
 
     return check
 
 
 def _ranks(entry: Mapping[str, int | float]) -> set[str]:
-    """Every rank that an evaluation may have, whichever metric decides."""
+    """Return every rank that an evaluation can have, whichever metric is compared."""
     if "loss" not in entry:
         return set()
     loss = -entry["loss"]
@@ -183,10 +198,5 @@ def _ranks(entry: Mapping[str, int | float]) -> set[str]:
 
 
 def _as_text(numbers: list[float]) -> str:
-    """Numbers in a form in which NaN is equal to itself, and 0 to -0."""
+    """Format numbers so that NaN equals NaN and 0 equals -0."""
     return str([float(value) + 0.0 for value in numbers])
-
-
-def as_json(value: object) -> bytes:
-    """JSON of a value that JSON was read to, with NaN and infinities as they are."""
-    return to_json(value, inf_nan_mode="constants")

@@ -1,7 +1,7 @@
-"""A trial before training: one forward and one backward pass of two rows, in the chosen precision and kernels.
+"""A trial step before training: a forward and a backward pass of two rows, with the chosen precision and kernels.
 
-Some families fail in bf16, or with the toolkit's kernels. A trial that fails costs a line in the log; step 1 would end the run.
-The trial changes nothing that training depends on.
+Some model families fail in bf16 or with the toolkit's kernels. The trial finds a combination that works, so that the first
+step does not end the run. It leaves the model and all random states unchanged.
 """
 
 import traceback
@@ -38,9 +38,9 @@ class Preflight:
     """Finds a precision and kernels with which a model can be trained.
 
     Args:
-        task: its loss is computed on two of its rows.
-        model: as the strategy wrapped it.
-        train: the longest and the shortest of its rows are tried.
+        task: computes the loss.
+        model: as prepared by the strategy.
+        train: its longest and its shortest row are used.
     """
 
     task: Task
@@ -48,16 +48,16 @@ class Preflight:
     train: TokenTable
     training: TrainingConfig
     unused: list[str] = field(default_factory=list)
-    """Names of the trained parameters that got no gradient, known after `settle`."""
+    """Names of the trainable parameters without a gradient; set by `find_working`."""
 
-    def settle(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str, str, dict[str, str]]:
-        """Return the precision and the kernels that work, and by name the reason of each that is not the chosen one.
+    def find_working(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str, str, dict[str, str]]:
+        """Return a precision and kernels that work, and the reason for each that differs from the given one.
 
-        Plain kernels are tried first, then fp32. All processes take the same.
+        The fallbacks are plain kernels, then fp32, then both. All processes use the same.
 
         Raises:
-            UserError: the model cannot be trained in any of them.
-            TrainingError: memory does not suffice for a single row.
+            UserError: none of them works.
+            TrainingError: memory is insufficient for a single row.
         """
         if self.training.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
@@ -69,11 +69,11 @@ class Preflight:
             if problem is None:
                 return (*option, self._reasons(option, (precision, kernels), first))
             first = first or problem
-        if first == NOT_FINITE:  # the weights or the rows are to blame: the loop names the rows and keeps a checkpoint
+        if first == NOT_FINITE:  # the cause is in the weights or the data: the training loop names the rows
             return precision, kernels, {}
         if is_user_defined(self.task) or is_user_defined(self.model):
             raise UserError(
-                f"task: {task_name(self.task)} gives a {type(self.model).__name__} that cannot be trained: a forward and "
+                f"task: {task_name(self.task)} builds a {type(self.model).__name__} that cannot be trained: a forward and "
                 f"backward pass of two rows fails: {problem}; allowed: a model that takes `input_ids` and `attention_mask` and "
                 "returns an object with `logits`, such as transformers' SequenceClassifierOutput"
             ) from error
@@ -87,11 +87,11 @@ class Preflight:
         changed = {name: (old, new) for name, old, new in zip(names, chosen, option, strict=True) if old != new}
         family = encoder_type(self.model.config)
         for name, (old, new) in changed.items():
-            say(f"warning: {name} falls back from {old} to {new}: in a trial with two rows a {family} model failed: {problem}")
-        return {name: f"{old} failed in a trial" for name, (old, _) in changed.items()}
+            say(f"warning: {name} falls back from {old} to {new}: a trial step with a {family} model failed: {problem}")
+        return {name: f"{old} failed in a trial step" for name, (old, _) in changed.items()}
 
     def _problem(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str | None, Exception | None]:
-        """What goes wrong in one trial, in a line, in whichever process it does; None where nothing does."""
+        """Try one combination; return the problem of any process in one line (None: it works), and this process's exception."""
         problem, error, memory = None, None, False
         try:
             if not self._is_finite(precision, kernels, accelerator.device):
@@ -100,28 +100,28 @@ class Preflight:
             memory = isinstance(raised, TrainingError)
             problem, error = (str(raised) if isinstance(raised, (UserError, TrainingError)) else describe(raised)), raised
         if accelerator.num_processes > 1:
-            found = gather_object([(problem, memory)])
-            problem, memory = next((one for one in found if one[0] is not None), (None, False))
+            problems = gather_object([(problem, memory)])
+            problem, memory = next((one for one in problems if one[0] is not None), (None, False))
         if memory:
             raise TrainingError(problem) from error
         return problem, error
 
     def _is_finite(self, precision: str, kernels: str, device: torch.device) -> bool:
-        """One pass of two rows, or of the longest alone where memory does not suffice for two."""
+        """Return whether loss and gradients of two rows are finite; of only the longest row if memory is short."""
         order = np.argsort(self.train.lengths, kind="stable")
         rows = np.unique(order[[-1, 0]])
         for count in range(len(rows), 0, -1):
-            chosen = rows if count == len(rows) else order[[-1]]
+            tried = rows if count == len(rows) else order[[-1]]
             try:
                 with unchanged(self.model):
-                    return self._pass(chosen, precision, kernels, device)
+                    return self._pass(tried, precision, kernels, device)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 if count == 1:
                     raise TrainingError(
-                        f"before step 1: out of memory with the longest row alone ({int(self.train.lengths.max())} tokens); a "
-                        "shorter task.max_length or training.gradient_checkpointing help"
+                        f"before step 1: out of memory with only the longest row ({int(self.train.lengths.max())} tokens); what "
+                        "helps: a shorter task.max_length, or training.gradient_checkpointing"
                     ) from error
             free_cached_memory()
         return True
@@ -130,7 +130,7 @@ class Preflight:
         model = self.model.to(device)
         train_mode(model)
         batch = to_device(self.train.batch(rows), device)
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         with ExitStack() as stack:
             if kernels == "fast":
                 stack.enter_context(first_token_only(last_layer(model)))
@@ -141,16 +141,16 @@ class Preflight:
             terms = self.task.loss(convert_outputs_to_fp32(lambda: outputs)(), batch, options)
             loss = torch.stack(list(terms.values())).sum()
             gradients = (
-                torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained and loss.requires_grad else ()
+                torch.autograd.grad(loss, list(trainable.values()), allow_unused=True) if trainable and loss.requires_grad else ()
             )
-        self.unused[:] = [name for name, gradient in zip(trained, gradients, strict=False) if gradient is None]
+        self.unused[:] = [name for name, gradient in zip(trainable, gradients, strict=False) if gradient is None]
         values = [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
         return all(bool(torch.isfinite(value).all()) for value in values)
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back random states, buffers, and which modules train, whatever a pass does to them."""
+    """Restore random states, buffers and the training mode of each module on exit."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}
     try:
@@ -166,7 +166,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def describe(error: Exception) -> str:
-    """An exception in a line: its type, what it says, and where it was raised."""
+    """Format an exception in one line: type, message, and where it was raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text} ({Path(place.filename).name}, line {place.lineno})"

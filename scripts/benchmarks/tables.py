@@ -1,21 +1,21 @@
-"""Figures out of turns, and tables out of figures."""
+"""Aggregates measurements and formats them as Markdown tables."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
-BRACKETS = """Where a cell has brackets, it is the median with the smallest and the largest of the turns, or, where the table says
-so, the mean with its 95 % interval. Ratios are those of the turns of one round, so that a slow minute counts for both sides."""
+BRACKETS = """A cell with brackets is the median with the minimum and the maximum of the turns or, where the table says so, the
+mean with its 95 % interval. Ratios compare turns of the same round, so that a slow phase of the machine affects both."""
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest of some measurements, and how many there are."""
+    """Return median, minimum, maximum and number of measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, float]:
-    """Mean with the ends of its t interval; of a single value the interval is not known (None)."""
+    """Return mean and ends of the t interval; the ends of a single value are None."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return {"mean": mean, "low": None, "high": None, "n": 1}  # type: ignore[dict-item]
@@ -26,16 +26,16 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, flo
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Spread of ours / theirs, round by round: what slows the machine down for a while slows both.
+    """Return the spread of ours / theirs, round by round, so that a slow phase of the machine affects both.
 
     Raises:
-        ValueError: the two do not come from the same rounds.
+        ValueError: the numbers of rounds differ.
     """
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A figure as a table shows it: `digits` significant ones; large numbers whole, with separators; None as a dash."""
+    """Format a value with `digits` significant digits; large numbers as integers with separators; None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -47,7 +47,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def cell(value: Any, digits: int = 3) -> str:
-    """A figure, or a spread or interval with its ends."""
+    """Format a number, a spread or an interval."""
     if isinstance(value, Mapping) and "median" in value:
         if value["n"] == 1:
             return number(value["median"], digits)
@@ -60,7 +60,7 @@ def cell(value: Any, digits: int = 3) -> str:
 
 
 def table(rows: Sequence[Row], digits: int = 3) -> str:
-    """A Markdown table; its columns are the keys of the rows in the order of their first appearance."""
+    """Return a Markdown table; its columns are the keys of the rows in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
     lines += ["| " + " | ".join(cell(row.get(column), digits) for column in columns) + " |" for row in rows]
@@ -68,16 +68,16 @@ def table(rows: Sequence[Row], digits: int = 3) -> str:
 
 
 def megabytes(answers: Sequence[Mapping[str, Any]]) -> int:
-    """The most memory that a worker has held, in MB."""
+    """Return the peak memory of a worker over all turns, in MB."""
     return round(max(answer["peak_memory_bytes"] for answer in answers) / 1e6)
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """`results.md`: the machine, then each benchmark with its tables and what they mean."""
+    """Return the content of `results.md`: the machine, then each benchmark with its tables and notes."""
     machine = results["machine"]
     lines = ["# Benchmarks", "", *[f"- {name}: {value}" for name, value in machine.items()], ""]
     if results.get("quick"):
-        lines += ["**A trial run (`--quick`): these figures show that everything works, and nothing else.**", ""]
+        lines += ["**A trial (`--quick`): these numbers only show that everything works.**", ""]
     lines += [BRACKETS, ""]
     for name, section in results["benchmarks"].items():
         lines += [f"## {name}", ""]

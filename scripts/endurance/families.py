@@ -1,8 +1,8 @@
-"""Every family with a sequence classifier, as a tiny model: trained for two steps and read again, or refused with a message.
+"""Train a tiny model of every family with a sequence classifier for two steps and load it again, or expect a message.
 
     python -m scripts.endurance.families [FAMILY ...] [--cases fp32 bf16 ...]        # about 20 minutes on one core
 
-Prints a line a family and case (with what the run said about it), and ends with status 1 if one crashed.
+Prints one line for each family and case, with the messages of the run. Exit status 1 if any run crashed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ TELLING = ("falls back", "pad token", "padding", "cannot", "instead", "embedding
 
 
 def run(family: str, case: str, folder: Path, train: Path) -> str:
-    """What became of one run, in a line."""
+    """Return the outcome of one run in one line."""
     checkpoint, output = folder / family, folder / "run"
     shutil.rmtree(output, ignore_errors=True)
     settings = CASES[case]
@@ -64,7 +64,7 @@ def run(family: str, case: str, folder: Path, train: Path) -> str:
 
 
 def save(family: str, folder: Path) -> str | None:
-    """Saves a tiny checkpoint; why it could not be made, otherwise."""
+    """Save a tiny checkpoint; return the reason if it cannot be made."""
     try:
         torch.manual_seed(0)
         config = family_config(family)

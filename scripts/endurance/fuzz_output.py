@@ -1,9 +1,9 @@
-"""A hundred thousand texts with and without secrets, in all encodings, printed in parts: no secret arrives, all else does.
+"""Print 100,000 texts with and without secrets in all encodings, in pieces: secrets are hidden, all else is unchanged.
 
     python -m scripts.endurance.fuzz_output
     python -m scripts.endurance.fuzz_output --inputs 5000 --seed 1
 
-Prints how many inputs of each kind there were, violations and peak memory; ends with status 1 if there is a violation.
+Prints the number of inputs of each kind, violations and peak memory. Exit status 1 if there is a violation.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Hostile inputs, a hundred thousand, for all that reads what comes from elsewhere: each is read right, or refused in words.
+"""Feed 100,000 hostile inputs to every reader of external data: each is read correctly or refused with a message.
 
     python -m scripts.endurance.fuzz_readers                       # all of them, about 15 minutes on one core
     python -m scripts.endurance.fuzz_readers --part files --inputs 5000 --seed 1
     python -m scripts.endurance.fuzz_readers --part files --only 4711   # one input again, with its traceback
 
-An input must return or raise UserError within 5 seconds of computing (120 on the clock), with a message that names the file or
-the setting, take no more than 1 GB, and write nothing outside of its folder (`tests/fuzz` says the rest). Ends with status 1 if
-one does not. Inputs run in worker processes that are replaced after some thousands; one that dies or hangs is a violation as
-well.
+Reading an input must return or raise a UserError that names the file or the setting, within 5 seconds of CPU time (120 seconds
+of wall time), use at most 1 GB of memory, and write nothing outside of its folder (details in `tests/fuzz`). Inputs run in
+worker processes that are replaced after some thousand inputs; a worker that dies or hangs is a violation too. Exit status 1 if
+there is a violation.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MEMORY = 2**30  # bytes that a worker may grow by
 
 @dataclass
 class Tally:
-    """What all workers said."""
+    """Results of all workers."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -56,12 +56,12 @@ class Tally:
 
 
 def memory() -> int:
-    """Peak memory of this process in bytes."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def work(part: str, seed: str, first: int, last: int) -> None:
-    """In a worker: a line of JSON an input."""
+    """Run inputs in a worker process; print one line of JSON for each."""
     from importlib import import_module
 
     from tests.fuzz.cases import Place, ViolationError
@@ -90,7 +90,7 @@ def work(part: str, seed: str, first: int, last: int) -> None:
 
 
 def watch(part: str, seed: str, first: int, last: int, tally: Tally) -> None:
-    """One worker after the other until all inputs from `first` to `last` were tried."""
+    """Run one worker after another until all inputs from `first` to `last` have been tried."""
     while first < last:
         command = [sys.executable, "-m", "scripts.endurance.fuzz_readers", "--part", part, "--seed", seed]
         end = min(last, first + CHUNK)
@@ -102,7 +102,7 @@ def watch(part: str, seed: str, first: int, last: int, tally: Tally) -> None:
 
 
 def listen(worker: "subprocess.Popen[str]", errors: TextIO, part: str, first: int, end: int, tally: Tally) -> int:
-    """Takes over what a worker says; the first input that the next one has to try."""
+    """Collect the results of a worker; return the first input for the next worker."""
     assert worker.stdout is not None
     while first < end:
         heard = select.select([worker.stdout], [], [], SILENCE)[0]

@@ -1,16 +1,15 @@
-"""How does the time before training grow with the rows, and how does going on with a run grow with its steps?
+"""Measure how the time before training grows with the rows, and how the time to resume grows with the steps.
 
     python scripts/endurance/growth.py [ROWS ...] [--steps STEPS ...] [--tokenizer MODEL]
 
-For each number of rows (default 10,000, 100,000 and 1,000,000; 0: none): seconds and CPU seconds of reading, checking and
-splitting a CSV file, and of making its tokens, twice, since the second time they are found in the cache; and the peak memory
-above that of an empty process, without and with the files that are mapped (the system takes those pages back when it needs
-them). Linux alone tells the two apart. For each number of steps (default 10 and 10,000): a tiny run is killed after its
-checkpoint of that step, and the same command is given again; going on is what it does from there, the imports left out, until a
-batch enters the model.
+For each number of rows (default 10,000, 100,000 and 1,000,000; 0: none): wall and CPU seconds to read, check and split a CSV
+file and to tokenize it, twice, as the second time uses the cache; and the peak memory above that of an empty process, without
+and with memory-mapped files (Linux only). For each number of steps (default 10 and 10,000): a tiny run is killed after its
+checkpoint of that step, and the same command resumes it. The time to resume, without imports, ends when a batch enters the
+model.
 
-What must hold, for exit status 0: the rate of rows does not fall to less than half from the smallest number to the largest, and
-going on costs no more than twice as much. Every measurement is a process of its own; the cache is an empty folder.
+Exit status 0 if from the smallest to the largest size the rows per second fall to no less than half, and the time to resume at
+most doubles. Every measurement has its own process and starts with an empty cache.
 """
 
 import argparse
@@ -39,7 +38,7 @@ os.environ.pop("TOKENIZERS_PARALLELISM", None)  # set for tests, which are small
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """Texts of 5 to 40 words out of 20,000, no two the same, of twenty labels."""
+    """Write distinct texts of 5 to 40 words from a vocabulary of 20,000, with twenty labels."""
     generator = random.Random(0)
     words = [f"{first}{second}" for first in sentiment_words() for second in range(400)]
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -55,7 +54,7 @@ def sentiment_words() -> list[str]:
 
 
 class Memory(threading.Thread):
-    """Watches the peak of this process's memory in MiB: its own, and with the files that are mapped."""
+    """Tracks the peak memory of this process in MiB, without and with memory-mapped files."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -70,7 +69,7 @@ class Memory(threading.Thread):
 
 
 def measure_rows(model: str, file: str) -> None:
-    """In a process of its own: prints figures as JSON."""
+    """Measure in this process; print the results as JSON."""
     import importlib
 
     story: Any = importlib.import_module("nlp_transfer.fine_tune")
@@ -97,7 +96,7 @@ def measure_rows(model: str, file: str) -> None:
 
 
 def measure_resume(config: str) -> None:
-    """In a process of its own: goes on with a run, and prints the seconds until a batch enters the model."""
+    """Resume a run in this process; print the seconds until a batch enters the model."""
     import importlib
 
     story: Any = importlib.import_module("nlp_transfer.fine_tune")
@@ -118,7 +117,7 @@ def measure_resume(config: str) -> None:
 
 
 def child(*arguments: object, cache: Path) -> dict[str, Any]:
-    """What one measurement printed."""
+    """Run one measurement in a child process; return its results."""
     done = subprocess.run(
         [sys.executable, __file__, *map(str, arguments)], env=os.environ | {"NLP_TRANSFER_CACHE": str(cache)},
         capture_output=True, text=True, check=False, timeout=DEADLINE,
@@ -129,7 +128,7 @@ def child(*arguments: object, cache: Path) -> dict[str, Any]:
 
 
 def killed_at(config: Path, output: Path, step: int) -> None:
-    """Runs the command until the checkpoint of a step is there, and kills it."""
+    """Run the command until the checkpoint of a step exists, then kill it."""
     began = time.monotonic()
     with (output.parent / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "nlp_transfer", "train", str(config)], stdout=log, stderr=log, cwd=ROOT)
@@ -162,7 +161,7 @@ def growth_with_rows(counts: list[int], model: str, folder: Path) -> bool:
 
 
 def growth_with_steps(counts: list[int], model: str, folder: Path) -> bool:
-    print(f"{'step':>10}  going on with the run")
+    print(f"{'step':>10}  resuming the run")
     seconds = []
     for count in counts:
         home = folder / f"steps-{count}"

@@ -1,10 +1,10 @@
-"""Kills `predict` again and again, each time runs the same command, and compares the output with one that was left alone.
+"""Kill `predict` repeatedly, run the same command again each time, and compare the output with an undisturbed run.
 
     python scripts/endurance/kill_predictions.py [KILLS]
 
-Makes a tiny model and a file of 60,000 rows, some of which cannot be predicted. For each format, and for one and two processes,
-the command is killed KILLS times (default 5) by SIGKILL or SIGTERM at random moments. What must hold: the output is the same to
-the byte, and nothing is left beside it. Exit status 1 where something does not hold. About a minute for each kill.
+Creates a tiny model and a file of 60,000 rows, some of which cannot be predicted. For each format, and for one and two processes,
+the command is killed KILLS times (default 5) by SIGKILL or SIGTERM at random moments. The output must be byte-identical, and no
+other file may remain. Exit status 1 otherwise. Each kill takes about a minute.
 """
 
 import json

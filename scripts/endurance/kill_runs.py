@@ -1,14 +1,14 @@
-"""Kills a run again and again, each time starts it with the same command, and compares its end with a run that was left alone.
+"""Kill a training run repeatedly, resume it each time with the same command, and compare the result with an undisturbed run.
 
     python scripts/endurance/kill_runs.py --model MODEL --train TRAIN.csv --text text --label label --work FOLDER
     python scripts/endurance/kill_runs.py ... --how term                 # SIGTERM in place of SIGKILL
     mount -t tmpfs -o size=1500m tmpfs /mnt/small
-    python scripts/endurance/kill_runs.py ... --how disk --work /mnt/small   # the disk fills up, and there is room again
+    python scripts/endurance/kill_runs.py ... --how disk --work /mnt/small   # the disk is full for some seconds
 
-One in three kills comes while a checkpoint is being written, the others at random moments; of two processes the one, the other
-or both are killed. What must hold: the final model's tensors are bit-identical, `log.jsonl` has each step once with the same
-figures, nothing but a whole run is left, and a SIGTERM ends with status 143. Every life is a fork of one process that has
-imported all, so that starting costs little; it runs the command's own entry point. Exit status 1 where something does not hold.
+One kill in three happens while a checkpoint is written, the others at random moments; of two processes one or both are killed.
+The final tensors must be bit-identical, `log.jsonl` must have each step once with the same values, only the files of a finished
+run may remain, and SIGTERM must lead to exit status 143. Exit status 1 otherwise. Each start is a fork of a process that has
+already imported everything, and runs the entry point of the command.
 """
 
 import argparse
@@ -48,7 +48,7 @@ DEADLINE = 600.0  # seconds that one life may take
 
 
 class Life:
-    """The processes of one start of the command."""
+    """The processes of one start of the command, until they end."""
 
     def __init__(self, config: Path, processes: int, log: Path) -> None:
         with socket.socket() as free:
@@ -85,7 +85,7 @@ class Life:
         return len(self.statuses) < len(self.ids)
 
     def end(self, number: int | None = None, which: list[int] | None = None) -> list[int]:
-        """Sends a signal to some of the processes, waits for all, and gives back their statuses (minus a signal's number)."""
+        """Send a signal to some of the processes, wait for all, and return their exit statuses (negative: a signal)."""
         for place in which if which is not None else range(len(self.ids)):
             if number is not None and self.ids[place] not in self.statuses:
                 os.kill(self.ids[place], number)
@@ -132,7 +132,7 @@ def logged(folder: Path) -> int:
 
 
 def wait_for(life: Life, what: Callable[[], bool]) -> bool:
-    """Whether it came about before the life ended."""
+    """Wait for a condition; return whether it became true before the processes ended."""
     began = time.monotonic()
     while time.monotonic() - began < DEADLINE:
         if what():
@@ -144,7 +144,7 @@ def wait_for(life: Life, what: Callable[[], bool]) -> bool:
 
 
 def same(one: Path, other: Path) -> list[str]:
-    """In what two finished runs differ."""
+    """Return the differences between two finished runs."""
     first, second = (load_file(folder / "model/model.safetensors") for folder in (one, other))
     found = [f"tensor {name}" for name in first.keys() | second.keys() if not torch.equal(first[name], second[name])]
     lines = [list(map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())) for folder in (one, other)]
@@ -158,7 +158,7 @@ def same(one: Path, other: Path) -> list[str]:
 
 
 class Torture:
-    """One case in some processes."""
+    """Kills and resumes one case with a given number of processes."""
 
     def __init__(self, given: argparse.Namespace, case: str, processes: int) -> None:
         self.given, self.case, self.processes = given, case, processes
@@ -198,7 +198,7 @@ class Torture:
             self.compare()
 
     def hit(self, number: int) -> int:
-        """One life, ended at a moment of its own; 0 where it was finished before."""
+        """Start the command and kill it at a random moment; return 0 if it finished before."""
         run, life = self.folder / "run", self.begin("run")
         before, ahead = logged(run), self.random.randint(1, 5)
         while_saving = number % 3 == 2
@@ -223,7 +223,7 @@ class Torture:
         return 1
 
     def fill(self, life: Life) -> int:
-        """Fills the disk for some seconds while the run goes on."""
+        """Fill the disk for some seconds during the run."""
         run, filler = self.folder / "run", Path(self.given.work) / "filler"
         if not life.alive():
             life.end()

@@ -1,14 +1,13 @@
-"""Four processes write the same files at the same time, are killed, and meet links and pipes planted in their way.
+"""Let four processes write the same files at the same time, while some are killed and links and pipes are planted.
 
     python -m scripts.endurance.race_outputs                     # 24,000 writes, about 5 minutes
     python -m scripts.endurance.race_outputs --writes 2000 --seed 1
 
 In each round four processes write one output: predictions (an `OutputFile` with a `Writer`), bytes (`write_bytes`, `replacing`)
-or a folder (`replacing_folder`). Some are ended by SIGKILL at a random moment, and meanwhile links to a victim or to nowhere,
-pipes and files are planted at names that could be guessed. What must hold: the output is absent or exactly what one of the
-writers wrote; a writer that reports success had its complete content there when the file was renamed; nothing that was planted
-has changed, nor what it leads to; and after a last writer nothing is left beside the output. Ends with status 1 where something
-does not hold.
+or a folder (`replacing_folder`). Some are killed by SIGKILL at a random moment. Meanwhile links (to a victim file or dangling),
+pipes and files are planted at guessable names. The output must be absent or exactly the content of one writer; the content of a
+writer that reports success must have been complete when it was renamed; planted files and the targets of links must be
+unchanged; and after a last writer no other file may remain. Exit status 1 otherwise.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Every two strategies as a list, in both orders, on a tiny model: each pair works, and its model is read again, or it is refused
-with a message; none crashes.
+"""Train a tiny model with every pair of strategies in both orders: the model is saved and loaded, or the pair is refused with a
+message.
 
     python -m scripts.endurance.strategy_pairs        # about 5 minutes on one core
 
-Prints a line a pair and ends with status 1 if one crashed.
+Prints one line for each pair. Exit status 1 if any crashed.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""Does the memory of `predict` and `evaluate` grow with the file?
+"""Check that the memory of `predict` and `evaluate` does not grow with the input file.
 
     python scripts/endurance/stream_predict.py [ROWS]
 
-Makes a tiny model and two files, of 20,000 and of ROWS rows (default 1,000,000), and prints the peak memory of the command on
-each. A few minutes at the default.
+Creates a tiny model and two files of 20,000 and ROWS rows (default 1,000,000), and prints the peak memory of the commands on
+each. Takes a few minutes with the default.
 """
 
 import csv
@@ -31,7 +31,7 @@ def write_many(path: Path, rows: int) -> Path:
 
 
 def measure(*arguments: object) -> tuple[float, float]:
-    """Peak memory in MiB and seconds of one command."""
+    """Run one command; return its peak memory in MiB and its seconds."""
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "nlp_transfer", *map(str, arguments)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

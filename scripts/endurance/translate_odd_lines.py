@@ -1,11 +1,11 @@
-"""Does `translate` keep its lines, their order and its memory, whatever the lines are, and after it was killed?
+"""Check that `translate` keeps the lines, their order and a constant memory for unusual lines and after it was killed.
 
     python scripts/endurance/translate_odd_lines.py [LINES] [MODEL]
 
-Writes a file of LINES lines (default 10,000), empty, very long and odd ones among them, and translates it with MODEL (default: a
-tiny one made here, which says nonsense). The command is killed once in the middle and run again. Prints lines in and out, how
-many of a sample are what the line alone is translated to, and the memory of the command on its way. A few minutes on two CPU
-cores at the defaults; with a model of a useful size count on the time that it takes for three times as many sentences.
+Writes a file of LINES lines (default 10,000) with empty, very long and unusual ones, and translates it with MODEL (default: a
+tiny random one). The command is killed once halfway and run again. Prints the number of lines in and out, how many of a sample
+equal the translation of the line by itself, and the memory over time. Takes a few minutes on two CPU cores with the defaults;
+with another model, about as long as translating three times as many sentences.
 """
 
 import os
@@ -30,7 +30,7 @@ LONG, HUGE = 3_000, 50_000  # characters of a line in a hundred, and of a line i
 
 
 def make_lines(count: int) -> list[str]:
-    """Of a hundred lines five are blank, five odd and one is long."""
+    """Make lines of which 5 % are blank, 5 % unusual and 1 % long."""
     generator = random.Random(0)
     odd = [text.replace("\n", " ") for text in ODD]
     made = []
@@ -45,7 +45,7 @@ def make_lines(count: int) -> list[str]:
 
 
 def resident(process: int) -> int:
-    """Memory of a process in KiB, 0 where it has ended."""
+    """Return the memory of a process in KiB; 0 if it has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
@@ -54,7 +54,7 @@ def resident(process: int) -> int:
 
 
 class Command:
-    """`nlp-transfer translate` in a process of its own, its memory looked at while it runs."""
+    """`nlp-transfer translate` in a child process whose memory is tracked."""
 
     def __init__(self, model: Path, source: Path, output: Path) -> None:
         self.output, self.part = output, output.with_name(f".part-{output.name}")
@@ -65,7 +65,7 @@ class Command:
         self.process = subprocess.Popen([sys.executable, "-m", "nlp_transfer", *map(str, arguments)])
 
     def run(self, until: int | None = None) -> int:
-        """Goes on to the end, or kills it when so many bytes are written; gives back the exit status."""
+        """Run to the end, or kill the command once so many bytes are written; return the exit status."""
         while self.process.poll() is None:
             written = self.part.stat().st_size if self.part.exists() else 0
             if kib := resident(self.process.pid):
@@ -81,13 +81,13 @@ class Command:
         return time.monotonic() - self.started
 
     def memory_at(self, share: float) -> float:
-        """MiB when that share of the output was written."""
+        """Return the memory in MiB when a share of the output was written."""
         whole = self.output.stat().st_size
         return next((kib for written, kib in self.seen if written >= share * whole), self.seen[-1][1]) / 1024
 
 
 def read(path: Path) -> list[str]:
-    """The lines that are whole."""
+    """Return the complete lines."""
     return path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
 
 

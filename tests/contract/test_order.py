@@ -45,7 +45,7 @@ class Trial:
             tasks = [{"name": "other", "data": other, "task": TASKS["regression"]}]
             settings["strategy"] = {"name": "multitask", "temperature": 1000.0, "tasks": tasks}
         seen: list[np.ndarray] = []
-        original = WindowGradient.of
+        original = WindowGradient.compute
 
         def count(gradient: WindowGradient, window: Window, at: Any) -> Any:
             targets = gradient.table.targets(window.rows)
@@ -55,7 +55,7 @@ class Trial:
             return original(gradient, window, at)
 
         with monkeypatch.context() as patch:
-            patch.setattr(WindowGradient, "of", count)
+            patch.setattr(WindowGradient, "compute", count)
             run = fine_tune(**settings)
         share = float(np.concatenate(seen).mean()) if seen else 0.0
         unevenness = float(np.mean([abs(labels.mean() - share) for labels in seen])) if seen else 0.0

@@ -43,7 +43,7 @@ def test_only_the_first_process_pushes(
 ) -> None:
     module, calls = sys.modules[fine_tune.__module__], []
     monkeypatch.setattr(module, "check_push", lambda name: calls.append("check"))
-    monkeypatch.setattr(module, "_tell", lambda *_: calls.append("train") or SimpleNamespace(output_dir=tmp_path))
+    monkeypatch.setattr(module, "_run", lambda *_: calls.append("train") or SimpleNamespace(output_dir=tmp_path))
     monkeypatch.setattr(module, "push_run", lambda folder, name: calls.append("push"))
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")

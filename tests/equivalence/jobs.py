@@ -1,4 +1,4 @@
-"""Jobs whose result must not depend on how the work is cut; run in this process, or in each of two by `python -m`.
+"""Jobs whose result must not depend on how the work is divided; run in this process, or in two by `python -m`.
 
 ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tests.equivalence.jobs CHECKPOINT OUTPUT
 """
@@ -29,7 +29,8 @@ from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.tasks.translation import Translation
 from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training import validation_scores as validation
-from nlp_transfer.training.checkpointer import Keeper, Position
+from nlp_transfer.training.checkpointer import Checkpointer
+from nlp_transfer.training.position import Position
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import WORDS
 
@@ -60,7 +61,7 @@ BUDGET = 1000  # padded tokens of both sides in a window, instead of rows
 
 
 class HeadThenAll(Strategy):
-    """Two phases: the head alone, then everything. What is set free late must be synchronised all the same."""
+    """Two phases: only the head, then everything. Parameters unfrozen late must be synchronized too."""
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         names = [name for name, _ in view.model.named_parameters()]
@@ -70,7 +71,7 @@ class HeadThenAll(Strategy):
 
 
 def data(folder: Path) -> dict[str, str]:
-    """A table with targets of every kind: train, and a test file whose rows two processes cannot share evenly."""
+    """Write train and test files with targets of every kind; two processes cannot divide the test rows evenly."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, (text, label) in enumerate(sentiment_rows(ROWS + 21)):
@@ -85,7 +86,7 @@ def data(folder: Path) -> dict[str, str]:
 
 
 def sides(row: int) -> tuple[str, str]:
-    """A long source with a short target, or in one row of four a short source with a long target of its words backwards."""
+    """Return a long source with a short target or, in one row of four, a short source with a long target."""
     generator = random.Random(row)
     long, short = generator.randint(14, 24), generator.randint(1, 3)
     source, target = (short, long) if generator.random() < 0.25 else (long, short)
@@ -95,9 +96,9 @@ def sides(row: int) -> tuple[str, str]:
 
 @contextmanager
 def gradients(steps: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
-    """The whole gradient before each of some optimiser steps, as one vector of fp64."""
+    """Record the full gradient before the given optimizer steps, as one fp64 vector."""
     found: dict[int, torch.Tensor] = {}
-    original = Trainer._agree
+    original = Trainer._reduce_flags
 
     def record(self: Trainer, norm: Any, loss: torch.Tensor) -> Any:
         if self.position.step in steps:
@@ -105,11 +106,11 @@ def gradients(steps: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
             found[self.position.step] = torch.cat(parts).clone()
         return original(self, norm, loss)
 
-    Trainer._agree = record  # type: ignore[method-assign]
+    Trainer._reduce_flags = record  # type: ignore[method-assign]
     try:
         yield found
     finally:
-        Trainer._agree = original  # type: ignore[method-assign]
+        Trainer._reduce_flags = original  # type: ignore[method-assign]
 
 
 def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], output: Path, **training: Any) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], out
 
 
 def gradient(checkpoint: Path, source: dict[str, str], name: str, output: Path, **cut: int) -> dict[int, torch.Tensor]:
-    """The gradients of the first step and of the short last window (step 2) of a case."""
+    """Return the gradients of the first step and of the short last window (step 2) of a case."""
     case = CASES[name] | (taught(checkpoint, source) if name == "distill" else {})
     with gradients((0, 2)) as found:
         fine_tune(**settings(checkpoint, source, case, output / name, **cut))
@@ -134,7 +135,7 @@ def gradient(checkpoint: Path, source: dict[str, str], name: str, output: Path, 
 
 
 def taught(checkpoint: Path, source: dict[str, str]) -> dict[str, Any]:
-    """A teacher whose answers differ from text to text, made once, and rows that have nothing but its answers."""
+    """Create a teacher whose predictions differ between texts, and rows labeled only by it."""
     folder = Path(source["train"]).parent
     if not (folder / "teacher/config.json").exists():
         torch.manual_seed(5)
@@ -151,7 +152,7 @@ def taught(checkpoint: Path, source: dict[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def mean_of_means(micro_batches: int) -> Iterator[None]:
-    """What must not be: each micro-batch is averaged over its own target tokens, and the averages are averaged."""
+    """Compute the wrong gradient: each micro-batch is averaged over its own target tokens, then the averages."""
     loss, counts = Translation.loss, Translation.counts
 
     def own_mean(self: Any, outputs: Any, batch: Any, *options: Any) -> dict[str, torch.Tensor]:
@@ -171,7 +172,7 @@ PHASES: dict[str, Any] = {"phases": HeadThenAll(), "gradual": {"name": "gradual_
 
 
 def in_phases(checkpoint: Path, source: dict[str, str], name: str, output: Path, batch_size: int) -> dict[str, Any]:
-    """A run with early stopping and several phases; its figures and the weights of this process."""
+    """Do a run with early stopping and several phases; return its metrics and the weights of this process."""
     case = {"task": "text_classification", "strategy": PHASES[name]}
     longer = {"max_steps": None, "epochs": 3, "early_stopping": 3}
     document = settings(checkpoint, source, case, output / name, batch_size=batch_size, **longer)
@@ -194,7 +195,7 @@ def in_phases(checkpoint: Path, source: dict[str, str], name: str, output: Path,
 
 
 def stops_early(checkpoint: Path, source: dict[str, str], output: Path, batch_size: int) -> dict[str, int]:
-    """Steps of a run whose rate is too high to go on for long, and its best step."""
+    """Return the steps of a run with a too high learning rate, and its best step."""
     too_fast = {"max_steps": 40, "early_stopping": 2, "evaluate_every": 1, "learning_rate": 1e-2}
     document = settings(checkpoint, source, {"task": "text_classification"}, output / "stops", batch_size=batch_size, **too_fast)
     document["data"] = {"train": source["train"], "validation": source["test"]}
@@ -203,7 +204,7 @@ def stops_early(checkpoint: Path, source: dict[str, str], output: Path, batch_si
 
 
 def without_folder(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Weights of this process after training that writes nothing, the second of four evaluations having been the best."""
+    """Return the weights of this process after training without output, with the second of four evaluations the best."""
     from nlp_transfer.training import validation_scores as validation
     from tests.unit.test_training import make
 
@@ -219,7 +220,7 @@ def without_folder(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def evaluate(run: Path, source: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Figures of a saved model over a file that is read in windows of four rows, and over one that is read whole."""
+    """Return the metrics of a saved model on a file read in chunks of four rows, and on one read at once."""
     inference.CHUNK_ROWS = 4
     by_glob = source["test"].replace("test.csv", "tes*.csv")
     return {
@@ -229,12 +230,12 @@ def evaluate(run: Path, source: dict[str, str]) -> dict[str, dict[str, float]]:
 
 
 def learn(checkpoint: Path, source: dict[str, str], output: Path) -> None:
-    """A translation model that has learned enough for its answers to differ from row to row."""
+    """Train a translation model until its predictions differ between rows."""
     fine_tune(**settings(checkpoint, source, CASES["translation"], output, max_steps=100, learning_rate=5e-3))
 
 
 def drafts(run: Path, source: dict[str, str]) -> dict[str, float]:
-    """Figures of a saved translation model as they are computed while training: some rows are translated, not all."""
+    """Return the metrics of a saved translation model as in training, where only some rows are translated."""
     predictor = load_predictor(run, settings={"translated_rows": 6})
     rows = read_rows(source["test"], "test", DataConfig(), predictor.task.columns())
     accelerator = make_accelerator(TrainingConfig(), "fp32")
@@ -242,14 +243,14 @@ def drafts(run: Path, source: dict[str, str]) -> dict[str, float]:
 
 
 def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, Any]:
-    """What each process does that, left alone, would decide otherwise than the other one."""
+    """Return the decisions of a process that alone would decide differently from the other."""
     rank = int(os.environ["RANK"])
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(automatic_settings, "resolve_precision", lambda *_: (("bf16", "fp32")[rank], f"of {rank}"))
         patch.setattr(automatic_settings, "resolve_kernels", lambda *_: (("plain", "fast")[rank], f"of {rank}"))
         patch.setattr(
-            automatic_settings, "choose_attention", lambda asked, *_: (("eager", "sdpa")[rank] if asked == "auto" else asked, "")
+            automatic_settings, "set_attention", lambda asked, *_: (("eager", "sdpa")[rank] if asked == "auto" else asked, "")
         )
         patch.setattr(
             automatic_settings, "fit_batch", lambda m, t, training, *_: (training.model_copy(update={"batch_size": 4 + rank}), "")
@@ -259,7 +260,7 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
         rows = read_rows(source["train"], "train", DataConfig(), task.columns())
         task = task.prepare(opened, rows)
         model, table = task.build_model(opened, TrainingConfig()), task.table(rows, opened.tokenizer, "none", True, "train")
-        choice = automatic_settings.choose(model, table, TrainingConfig(batch_size="auto"))
+        choice = automatic_settings.resolve_settings(model, table, TrainingConfig(batch_size="auto"))
         found["choices"] = (choice.precision, choice.accelerator.mixed_precision, choice.kernels, choice.attention)
         found["choices"] += (choice.training.batch_size, choice.reasons["precision"])
         patch.setattr(validation, "score", lambda *_, **__: ({"accuracy": 0.5 + rank / 4, "loss": 1.0}, {}))
@@ -267,11 +268,11 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
             "accuracy"
         ]
     for step in (2, 4 + 2 * rank):  # rank 1 has gone further, in a folder of its own
-        Keeper(model, output / f"own-{rank}", None).keep(Position(step=step), best=False)
-        Keeper(model, output / "shared", None, writes=rank == 0).keep(Position(step=step), best=False)
+        Checkpointer(model, output / f"own-{rank}", None).save(Position(step=step), best=False)
+        Checkpointer(model, output / "shared", None, writes=rank == 0).save(Position(step=step), best=False)
     for name in ("shared", f"own-{rank}"):
         try:
-            found[name.partition("-")[0]] = Keeper(model, output / name, None).resume().step
+            found[name.partition("-")[0]] = Checkpointer(model, output / name, None).resume().step
         except UserError as error:
             found["own"] = str(error)
     try:
@@ -285,7 +286,7 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
 
 
 def main(checkpoint: Path, output: Path) -> None:
-    """All jobs in one of two processes."""
+    """Run all jobs in one of two processes."""
     assert os.environ["WORLD_SIZE"] == "2", "the launcher must start two processes"
     rank = int(os.environ["RANK"])
     source = data(output.parent / "data")

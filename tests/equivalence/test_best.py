@@ -1,4 +1,4 @@
-"""The model that is saved is the one that was scored best, also where the best lies in a phase before the last."""
+"""The saved model is the best one, even if it is from an earlier phase."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.conftest import sentiment_rows, write_csv
 
 
 class GoodThenRuinous(Strategy):
-    """Trains the head, then everything at a rate that ruins it."""
+    """Trains the head, then everything with a learning rate that ruins the model."""
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         names = [name for name, _ in view.model.named_parameters()]
@@ -24,7 +24,7 @@ class GoodThenRuinous(Strategy):
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
-def test_the_best_of_an_earlier_phase_is_restored_whole(ema: float | None, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_best_weights_of_an_earlier_phase_are_restored(ema: float | None, tiny: dict[str, Path], tmp_path: Path) -> None:
     run = fine_tune(
         model=str(tiny["bert"]),
         data={"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(80)))},

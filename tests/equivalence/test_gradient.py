@@ -1,4 +1,4 @@
-"""1 x 32, 4 x 8 and two processes x 16 are the same training: the same gradient, weights, rows and figures."""
+"""1 x 32, 4 x 8 and two processes x 16 are the same training: same gradient, weights, rows and metrics."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def learned(folder: Path, tiny: dict[str, Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(folder: Path, learned: Path, tiny: dict[str, Path]) -> list[dict[str, Any]]:
-    """What each of two processes found."""
+    """Results of two processes."""
     output = folder / "pair"
     output.mkdir()
     jobs.taught(tiny["bert"], jobs.data(folder / "data"))  # before both could make it
@@ -82,10 +82,10 @@ def test_two_processes_give_the_same_gradient(
             assert difference(expected, pair[rank][name][step]) <= CLOSE, f"rank {rank}, step {step}"
 
 
-def test_a_translation_is_averaged_over_the_target_tokens_of_the_window(
+def test_translation_loss_averages_over_target_tokens(
     whole: dict[str, dict[int, torch.Tensor]], folder: Path, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradient is that of one plain mean over all of them, here taken in one pass."""
+    """The gradient is that of the mean over all target tokens, computed here in one forward pass."""
     expected: list[torch.Tensor] = []
     original = WindowGradient.backward
 
@@ -108,10 +108,10 @@ def test_a_translation_is_averaged_over_the_target_tokens_of_the_window(
         assert difference(expected[step], whole["translation"][step]) <= CLOSE, f"step {step}"
 
 
-def test_a_mean_of_means_would_be_another_gradient(
+def test_mean_of_means_gives_another_gradient(
     whole: dict[str, dict[int, torch.Tensor]], folder: Path, tiny: dict[str, Path]
 ) -> None:
-    """So the tests above would notice one: lengths of targets differ enough between micro-batches."""
+    """Target lengths differ enough between micro-batches for the tests above to detect it."""
     source, found = jobs.data(folder / "data"), {}
     for micro_batches in (1, 4):
         cut = {"batch_size": 32 // micro_batches, "gradient_accumulation_steps": micro_batches}
@@ -135,7 +135,7 @@ def test_a_token_budget_gives_the_same_gradient(pair: list[dict[str, Any]], fold
 
 
 @pytest.mark.parametrize("job", list(jobs.PHASES))
-def test_parameters_set_free_late_are_synchronised(job: str, pair: list[dict[str, Any]], phases: dict[str, Any]) -> None:
+def test_parameters_unfrozen_late_are_synchronized(job: str, pair: list[dict[str, Any]], phases: dict[str, Any]) -> None:
     first, second = (found[job]["weights"] for found in pair)
     assert all(torch.equal(first[name], second[name]) for name in first)
     alone = phases[job]
@@ -148,13 +148,13 @@ def test_parameters_set_free_late_are_synchronised(job: str, pair: list[dict[str
         assert figures == pytest.approx(pair[0][job]["metrics"][split], abs=1e-5)
 
 
-def test_early_stopping_is_decided_alike(pair: list[dict[str, Any]], folder: Path, tiny: dict[str, Path]) -> None:
+def test_processes_agree_on_early_stopping(pair: list[dict[str, Any]], folder: Path, tiny: dict[str, Path]) -> None:
     alone = jobs.stops_early(tiny["bert"], jobs.data(folder / "data"), folder / "alone", 32)
     assert pair[0]["stops"] == pair[1]["stops"] == alone
     assert 0 < alone["best_step"] == alone["steps"] - 2 < 38, "it has stopped early"
 
 
-def test_rank_0_takes_the_decisions_that_processes_could_take_differently(pair: list[dict[str, Any]]) -> None:
+def test_rank_0_decides_for_all_processes(pair: list[dict[str, Any]]) -> None:
     first, second = (found["decided"] for found in pair)
     assert first["choices"] == ("bf16", "bf16", "plain", "eager", 4, "of 0")
     assert second["choices"] == first["choices"]
@@ -165,10 +165,10 @@ def test_rank_0_takes_the_decisions_that_processes_could_take_differently(pair: 
     assert first["same"] == second["same"], "all processes end, before anything is written"
     assert "2 problems" in first["same"]
     assert "data.shots: 4 on rank 0, 5 on rank 1" in first["same"]
-    assert "data.train: its content on rank 1 is not that of rank 0" in first["same"]
+    assert "data.train: its content on rank 1 differs from that on rank 0" in first["same"]
 
 
-def test_processes_that_keep_the_best_weights_in_memory_agree(pair: list[dict[str, Any]]) -> None:
+def test_processes_agree_on_best_weights_in_memory(pair: list[dict[str, Any]]) -> None:
     first, second = (found["without folder"] for found in pair)
     assert first.keys() == second.keys()
     assert len(first) > 10
@@ -176,10 +176,10 @@ def test_processes_that_keep_the_best_weights_in_memory_agree(pair: list[dict[st
 
 
 @pytest.mark.parametrize("name", [*jobs.CASES, *jobs.PHASES])
-def test_the_logs_say_the_same(
+def test_logs_are_equal(
     name: str, folder: Path, whole: dict[str, Any], phases: dict[str, Any], pair: list[dict[str, Any]]
 ) -> None:
-    """Loss, norm and rate; a rate that had moved with the number of processes would show here."""
+    """Loss, gradient norm, and learning rate, which must not depend on the number of processes."""
     logs = []
     for base in ("whole", "pair"):
         lines = map(json.loads, (folder / base / name / "log.jsonl").read_text().splitlines())
@@ -209,7 +209,7 @@ def test_two_processes_score_the_same_rows(name: str, pair: list[dict[str, Any]]
         assert alone[figure] == pytest.approx(recorded[figure], abs=1e-9) != 0, figure
 
 
-def test_two_processes_translate_the_same_rows_while_training(pair: list[dict[str, Any]], learned: Path, folder: Path) -> None:
+def test_two_processes_validate_the_same_translations(pair: list[dict[str, Any]], learned: Path, folder: Path) -> None:
     alone = jobs.drafts(learned, jobs.data(folder / "data"))
     assert set(alone) == {"token_accuracy", "bleu", "chrf", "loss"}, "some rows, so in brief"
     whole = json.loads((learned / "result.json").read_text())["metrics"]["test"]

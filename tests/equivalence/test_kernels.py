@@ -1,4 +1,4 @@
-"""The faster ways of `kernels` against PyTorch's own."""
+"""The fast kernels against PyTorch."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ BF16 = torch.bfloat16
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_drops_the_share_asked_for_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+def test_dropout_rate_and_mean(p: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     values = torch.ones(1000, 333, dtype=dtype, requires_grad=True)
     found = dropout(values, p)
@@ -36,7 +36,7 @@ def test_dropout_drops_the_share_asked_for_and_keeps_the_mean(p: float, dtype: t
     assert torch.equal(values.grad, found.detach()), "what is dropped learns nothing"
 
 
-def test_masks_follow_pytorchs_generator() -> None:
+def test_masks_follow_the_generator_of_pytorch() -> None:
     shape = torch.Size([7, 5])
     torch.manual_seed(3)
     first, second = keep_mask(shape, 0.5, BF16), keep_mask(shape, 0.5, BF16)
@@ -45,7 +45,7 @@ def test_masks_follow_pytorchs_generator() -> None:
     assert not torch.equal(first, second)
 
 
-def test_dropout_takes_any_layout() -> None:
+def test_dropout_supports_any_layout() -> None:
     values = torch.randn(6, 5, 4).transpose(0, 2)
     found = dropout(values, 0.5)
     assert ((found == 0) | (found == values * 2)).all()
@@ -77,13 +77,13 @@ def linear_result(fast: bool, bias: bool, frozen: bool) -> Any:
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_linear_layer_is_autocasts_to_the_bit(bias: bool, frozen: bool) -> None:
+def test_linear_equals_autocast_bit_for_bit(bias: bool, frozen: bool) -> None:
     for plain, fast in zip(linear_result(False, bias, frozen), linear_result(True, bias, frozen), strict=True):
         assert plain.dtype == fast.dtype
         assert torch.equal(plain, fast)
 
 
-def test_a_copy_made_while_predicting_serves_training() -> None:
+def test_copy_made_in_prediction_serves_training() -> None:
     layer, functions = nn.Linear(8, 8), FastFunctions()
     with torch.inference_mode(), torch.autocast("cpu", BF16), functions:
         layer(torch.randn(2, 8))
@@ -96,14 +96,14 @@ def test_a_copy_made_while_predicting_serves_training() -> None:
     found.sum().backward()
 
 
-def test_outside_autocast_layers_stay_exact() -> None:
+def test_layers_are_exact_outside_of_autocast() -> None:
     layer, values = nn.Linear(8, 8), torch.randn(2, 8)
     with FastFunctions():
         assert torch.equal(layer(values), F.linear(values, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("mask", ["none", "bool", "float", "causal", "one_row_blind"])
-def test_attention_is_that_of_fp32_to_the_precision_of_bf16(mask: str) -> None:
+def test_attention_equals_fp32_up_to_bf16(mask: str) -> None:
     torch.manual_seed(0)
     parts = [torch.randn(3, 4, tokens, 16) for tokens in (9, 9 if mask == "causal" else 13, 9 if mask == "causal" else 13)]
     seen = torch.rand(3, 1, 9, parts[1].shape[2]) > 0.4
@@ -133,7 +133,7 @@ def test_attention_is_that_of_fp32_to_the_precision_of_bf16(mask: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 15, 16, 23, 31, 32, 40])
-def test_softmax_is_pytorchs_whichever_way_rows_of_that_length_go(columns: int) -> None:
+def test_softmax_equals_pytorch_for_all_lengths(columns: int) -> None:
     generator = torch.Generator().manual_seed(columns)
     scores, gradient = (torch.randn(6, 5, columns, generator=generator).bfloat16() for _ in range(2))
     wanted = torch.softmax(scores.float(), -1)
@@ -158,7 +158,7 @@ def test_attention_with_dropout_keeps_the_mean() -> None:
     assert error < 2 * spread / math.sqrt(30)
 
 
-def test_foreign_arguments_go_pytorchs_way() -> None:
+def test_unsupported_arguments_use_pytorch() -> None:
     table, values = nn.Embedding(10, 4), torch.randn(3, 4)
     with FastFunctions({id(table.weight): lambda *_: pytest.fail("max_norm cannot be computed by rows")}):
         table.max_norm = 1.0
@@ -174,7 +174,7 @@ PLAIN_FAMILIES = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "dis
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_first_token_alone_gives_the_same_logits_and_gradients(family: str, attention: str, recompute: bool) -> None:
+def test_first_token_only_gives_the_same_gradients(family: str, attention: str, recompute: bool) -> None:
     torch.manual_seed(0)
     model = tiny_classifier(family)
     layer = last_layer(model)

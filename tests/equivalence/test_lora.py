@@ -1,4 +1,4 @@
-"""A merged model is W + alpha/r * BA, to be merged once or twice, and answers as the adapted one does."""
+"""A merged model is W + alpha/r * BA and predicts like the adapted one."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def logits_of(model: nn.Module, table: TokenTable) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("family", "strategy"), CASES, ids=lambda case: case if isinstance(case, str) else f"r{case.r}")
-def test_merged_is_w_plus_ba_and_answers_as_before(family: str, strategy: Lora, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_merged_is_w_plus_ba_with_same_predictions(family: str, strategy: Lora, tiny: dict[str, Path], tmp_path: Path) -> None:
     model, table = trained(tiny[family], strategy)
     before = logits_of(model, table)
     state = {name.removeprefix("base_model.model."): value.clone() for name, value in model.state_dict().items()}
@@ -84,7 +84,7 @@ def test_merging_twice_is_harmless(family: str, tiny: dict[str, Path], tmp_path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_linear_layer_of_the_encoder_is_adapted_and_none_of_the_head(family: str, tiny: dict[str, Path]) -> None:
+def test_all_linear_layers_of_the_encoder_are_adapted(family: str, tiny: dict[str, Path]) -> None:
     source = Checkpoint.open(find_model(str(tiny[family])))
     task = task_from({"name": "text_classification", "labels": ["a", "b"]})
     with quiet():
@@ -107,7 +107,7 @@ def test_every_linear_layer_of_the_encoder_is_adapted_and_none_of_the_head(famil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_adapter_holds_all_that_was_trained(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_adapter_holds_all_trained_weights(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     strategy = Lora(r=4)
     model, _ = trained(tiny[family], strategy)
     names = [name for name, p in model.named_parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""A run that was interrupted and started again ends where an uninterrupted one does, to the bit."""
+"""A resumed run is bit-identical to an uninterrupted one."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from nlp_transfer import UserError, fine_tune
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import checkpointer, checkpoints
-from nlp_transfer.training import step as stepping
+from nlp_transfer.training import step as optimizer_step
 from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.jobs import HeadThenAll
 
@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Killed(Exception):  # noqa: N818  no error: what happens to a process
-    """Stands for whatever ends a process."""
+    """Simulates the end of the process."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_tables_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vocabulary of the tiny models is small; its embeddings are moved by rows all the same."""
-    monkeypatch.setattr(stepping, "LARGE", 8)
+    """Use sparse embedding updates for the small vocabulary of tiny models, too."""
+    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)
 
 
 def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> Any:
@@ -67,7 +67,7 @@ def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> A
 
 
 def die_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
-    """The process ends some steps after so many checkpoints, where it would write the next."""
+    """End the process some steps after so many checkpoints, when it would write the next."""
     original, done = checkpoints.write_checkpoint, []
 
     def write(*arguments: Any) -> Any:
@@ -80,7 +80,7 @@ def die_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+def test_resumed_run_equals_an_uninterrupted_one(
     name: str, tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = run(tiny["bert"], source, tmp_path / "straight", CASES[name])
@@ -107,10 +107,10 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 
 
 @pytest.mark.parametrize("writes", [1, 2, 4, 6])
-def test_layers_that_are_set_free_one_by_one_go_on_in_the_middle_of_any_phase(
+def test_gradual_unfreezing_resumes_in_any_phase(
     writes: int, tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """18 steps: three in each of the three first phases, nine in the last; a checkpoint after each second step."""
+    """18 steps: three in each of the first three phases, nine in the last; a checkpoint every two steps."""
     case = {"strategy": ["gradual_unfreezing", "layerwise_lr"], "training": {"evaluate_every": 2}}
     straight = run(tiny["bert"], source, tmp_path / "straight", case)
     with monkeypatch.context() as patch:
@@ -118,7 +118,7 @@ def test_layers_that_are_set_free_one_by_one_go_on_in_the_middle_of_any_phase(
         with pytest.raises(Killed):
             run(tiny["bert"], source, tmp_path / "broken", case)
     folder = tmp_path / "broken/checkpoints"
-    state = json.loads((folder / str(checkpoints.pointed(folder, "last")) / "state.json").read_text())
+    state = json.loads((folder / str(checkpoints.read_pointer(folder, "last")) / "state.json").read_text())
     assert len(state["strategy"]["finished"]) == min(3, (state["step"] - 1) // 3)
     resumed = run(tiny["bert"], source, tmp_path / "broken", case)
     assert resumed.metrics == straight.metrics
@@ -129,7 +129,7 @@ def test_layers_that_are_set_free_one_by_one_go_on_in_the_middle_of_any_phase(
 
 @pytest.fixture
 def unfinished(tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that ended after five checkpoints: the newest two of them are kept, and the best weights."""
+    """A run that ended after five checkpoints; the newest two and the best one are kept."""
     with monkeypatch.context() as patch:
         die_after(patch, 5)
         with pytest.raises(Killed):
@@ -137,15 +137,15 @@ def unfinished(tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch:
     return tmp_path / "run"
 
 
-def test_best_and_last_are_kept_apart(unfinished: Path) -> None:
+def test_best_and_last_are_separate(unfinished: Path) -> None:
     folder = unfinished / "checkpoints"
-    kept = {checkpoints.pointed(folder, "best"), checkpoints.pointed(folder, "last")}
+    kept = {checkpoints.read_pointer(folder, "best"), checkpoints.read_pointer(folder, "last")}
     assert {path.name for path in folder.glob("step-*")} == kept | {"step-8"}
-    assert checkpoints.pointed(folder, "last") == "step-10"
+    assert checkpoints.read_pointer(folder, "last") == "step-10"
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "missing file", "no manifest", "half written"])
-def test_a_damaged_checkpoint_is_passed_over_and_named(
+def test_damaged_checkpoint_is_skipped_by_name(
     damage: str, tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "checkpoints"
@@ -163,28 +163,28 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
         (newest / "manifest.json").unlink()
     else:
         newest.rename(folder / ".part-4")
-    whole, notes = checkpoints.newest_whole(folder)
+    whole, notes = checkpoints.newest_intact(folder)
     assert whole == folder / "step-2"
     assert torch.equal(checkpoints.read_tensors(folder / "step-2", "model")["w"], torch.full((9,), 2.0))
     assert (len(notes) == 1 and str(newest) in notes[0]) or damage == "half written"
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+def test_resume_uses_the_checkpoint_before_a_damaged_one(
     unfinished: Path, tiny: dict[str, Path], source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (unfinished / "checkpoints/step-10/optimizer.safetensors").unlink()
     assert (unfinished / "checkpoints/step-8").is_dir()
     finished = run(tiny["bert"], source, unfinished, {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})
     shown = capsys.readouterr().err
-    assert "step-10 is passed over: optimizer.safetensors is missing" in shown
-    assert f"going on from {unfinished / 'checkpoints/step-8'}" in shown
+    assert "step-10 is skipped: optimizer.safetensors is missing" in shown
+    assert f"resuming from {unfinished / 'checkpoints/step-8'}" in shown
     assert finished.result["train"]["steps"] == 18
 
 
-def test_a_run_whose_best_weights_are_lost_says_so_and_finds_others(
+def test_lost_best_weights_are_reported_and_replaced(
     unfinished: Path, tiny: dict[str, Path], source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best = checkpoints.pointed(unfinished / "checkpoints", "best")
+    best = checkpoints.read_pointer(unfinished / "checkpoints", "best")
     assert best != "step-10"
     (unfinished / f"checkpoints/{best}/model.safetensors").unlink()
     finished = run(tiny["bert"], source, unfinished, {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})
@@ -194,7 +194,7 @@ def test_a_run_whose_best_weights_are_lost_says_so_and_finds_others(
     assert finished.result["train"]["best_step"] > 10
 
 
-def test_other_settings_are_refused_and_named(unfinished: Path, tiny: dict[str, Path], source: Path) -> None:
+def test_changed_settings_are_refused_by_name(unfinished: Path, tiny: dict[str, Path], source: Path) -> None:
     before = sorted(path.name for path in unfinished.rglob("*"))
     with pytest.raises(UserError, match=r"training\.batch_size: 8 before, 4 now"):
         run(tiny["bert"], source, unfinished, {"training": {"batch_size": 4, "learning_rate": 1e-9, "evaluate_every": 2}})

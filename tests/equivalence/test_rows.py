@@ -1,4 +1,4 @@
-"""Embedding tables moved by rows, against dense AdamW."""
+"""Sparse updates of embedding tables against dense AdamW."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from torch import nn
 
 from nlp_transfer import fine_tune
 from nlp_transfer.kernels.functions import FastFunctions
-from nlp_transfer.kernels.sparse_adamw import SWEEP, RowwiseTable
-from nlp_transfer.training import step as stepping
+from nlp_transfer.kernels.sparse_adamw import SYNC_INTERVAL, SparseAdamWTable
+from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.optimizer import restore_state, state_by_name
 from tests.conftest import sentiment_rows, write_csv
 
 VOCABULARY, WIDTH = 300, 8
-STEPS = 3 * SWEEP + 17
+STEPS = 3 * SYNC_INTERVAL + 17
 
 
 def make(decay: float) -> tuple[nn.Embedding, nn.Linear, torch.optim.AdamW]:
@@ -28,7 +28,7 @@ def make(decay: float) -> tuple[nn.Embedding, nn.Linear, torch.optim.AdamW]:
 
 
 def ids_of(step: int, micro: int) -> torch.Tensor:
-    """Some words in each step, some once in a few hundred, some never; padding now and then."""
+    """Return token ids: some occur in each step, some every few hundred steps, some never; sometimes padding."""
     generator = torch.Generator().manual_seed(100 * step + micro)
     common, rare = torch.randint(0, 20, (4, 5), generator=generator), torch.randint(20, 290, (4, 1), generator=generator)
     return torch.cat([common, rare], 1) if step % 3 else common
@@ -40,13 +40,13 @@ def run(decay: float, by_rows: bool, steps: range, micros: int = 2, also_elsewhe
         embedding.weight.data.copy_(saved[0])
         head.load_state_dict(saved[1])
         restore_state(optimizer, saved[2])
-    table = RowwiseTable(embedding.weight, optimizer) if by_rows else None
+    table = SparseAdamWTable(embedding.weight, optimizer) if by_rows else None
     functions = FastFunctions({id(embedding.weight): table.lookup} if table else {})
     for step in steps:
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (1 - step / (2 * STEPS))
         if table and step == also_elsewhere:
-            table.settle()
+            table.sync_all()
         for micro in range(micros):
             ids = ids_of(step, micro)
             target = torch.randint(0, 3, (4,), generator=torch.Generator().manual_seed(step))
@@ -56,7 +56,7 @@ def run(decay: float, by_rows: bool, steps: range, micros: int = 2, also_elsewhe
                 loss = loss + embedding.weight.square().mean()
             loss.backward()
         if table:
-            table.norm()
+            table.gradient_norm()
             table.step(0.5)
         for parameter in (embedding.weight, head.weight, head.bias):
             if parameter.grad is not None:
@@ -66,13 +66,13 @@ def run(decay: float, by_rows: bool, steps: range, micros: int = 2, also_elsewhe
     moments = {name: value.clone() for name, value in state_by_name(optimizer).items()}
     before = embedding.weight.detach().clone(), head.state_dict(), moments
     if table:
-        table.settle()
+        table.sync_all()
     return embedding.weight.detach(), state_by_name(optimizer), before
 
 
 @pytest.mark.parametrize("also_elsewhere", [-1, 40])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_rows_end_where_dense_adamw_ends(decay: float, also_elsewhere: int) -> None:
+def test_sparse_updates_equal_dense_adamw(decay: float, also_elsewhere: int) -> None:
     start = make(decay)[0].weight.detach()
     dense, moments, _ = run(decay, False, range(STEPS), also_elsewhere=also_elsewhere)
     rows, own, _ = run(decay, True, range(STEPS), also_elsewhere=also_elsewhere)
@@ -85,19 +85,19 @@ def test_rows_end_where_dense_adamw_ends(decay: float, also_elsewhere: int) -> N
     assert own["embedding.weight/step"] == moments["embedding.weight/step"] == STEPS
 
 
-def test_a_run_gone_on_with_is_the_same_to_the_bit() -> None:
+def test_resumed_sparse_updates_are_bit_identical() -> None:
     whole, _, _ = run(0.1, True, range(STEPS))
-    _, _, saved = run(0.1, True, range(SWEEP + 30))
-    again, _, _ = run(0.1, True, range(SWEEP + 30, STEPS), saved=saved)
+    _, _, saved = run(0.1, True, range(SYNC_INTERVAL + 30))
+    again, _, _ = run(0.1, True, range(SYNC_INTERVAL + 30, STEPS), saved=saved)
     assert torch.equal(whole, again)
 
 
 @pytest.mark.parametrize(("family", "precision"), [("bert", "fp32"), ("bert", "bf16"), ("modernbert", "fp32")])
-def test_a_run_with_fast_kernels_is_the_plain_one(
+def test_fast_kernels_give_the_same_training(
     family: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path]
 ) -> None:
-    """Losses, gradient norms and validation of each step; without dropout, whose masks differ."""
-    monkeypatch.setattr(stepping, "LARGE", 8)
+    """Losses, gradient norms and validation of each step, without dropout, whose masks differ."""
+    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)
     data = {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(50)))}
     found = {}
     for kernels in ("fast", "plain"):

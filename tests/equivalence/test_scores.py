@@ -1,4 +1,4 @@
-"""One quantity, one number: in the log, in `result.json`, on the model card, from `evaluate` and from Python."""
+"""Metrics are equal in the log, in `result.json`, on the model card, from `evaluate` and from Python."""
 
 import csv
 import json
@@ -41,10 +41,10 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", list(RUNS))
-def test_the_metrics_of_the_best_step_are_those_of_the_saved_model(
+def test_best_step_metrics_equal_saved_model_metrics(
     name: str, tiny: dict[str, Path], splits: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Training computes in bf16, which changes each of these numbers by a thousandth or so."""
+    """Training computes in bf16, which changes each of these numbers by about 0.001."""
     case = RUNS[name]
     training = {"epochs": 3, "batch_size": 16, "learning_rate": 3e-3, "precision": "bf16", **case.get("training", {})}
     run = fine_tune(
@@ -82,8 +82,8 @@ def test_the_metrics_of_the_best_step_are_those_of_the_saved_model(
             assert one["probability"] == pytest.approx(other["probability"], abs=1e-6)
 
 
-def test_evaluation_during_training_computes_in_fp32_and_leaves_the_model_as_it_was() -> None:
-    """Accelerate wraps autocast around the forward pass of the model itself, and FlashAttention refuses fp32."""
+def test_evaluation_in_training_is_fp32_without_side_effects() -> None:
+    """Accelerate wraps the forward pass of the model in autocast, and FlashAttention does not support fp32."""
     model: Any = tiny_classifier("bert").eval()
     inputs = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
     with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_evaluation_during_training_computes_in_fp32_and_leaves_the_model_as_it_
     assert {config._attn_implementation for config in configs} == {"flash_attention_2"}
 
 
-def test_predictions_have_only_digits_that_mean_something() -> None:
+def test_predictions_have_only_significant_digits() -> None:
     logits = np.random.default_rng(0).normal(0, 5, (2000, 4)).astype(np.float32)
     scores = torch.from_numpy(logits).softmax(-1).numpy()
     exact = round_predictions("scores", scores, "fp32")

@@ -45,7 +45,7 @@ def both_stop(checkpoint: str, source: str, folder: Path) -> None:
     straight = run(checkpoint, source, folder / "straight")
     for rank, step in ((1, 4), (0, 9)):
         undo = at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM), rank)
-        with pytest.raises(Interrupted, match=f"step {step + 1} is kept") as caught:
+        with pytest.raises(Interrupted, match=f"step {step + 1} is saved") as caught:
             run(checkpoint, source, folder / "broken")
         assert caught.value.status == 143, caught.value.status
         undo()

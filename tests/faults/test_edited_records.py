@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_edited_fields_are_detected(unfinished: Path, start: Callable[[Path], An
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpointer.Keeper, "resume", resume)
+        patch.setattr(checkpointer.Checkpointer, "resume", resume)
         with pytest.raises(Killed):
             start(run)
     names = [name for name, _ in believed]
@@ -145,11 +146,11 @@ def straight(start: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFact
 
 def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 3)
-    own = checkpointer.Keeper(model, tmp_path, None)
+    own = checkpointer.Checkpointer(model, tmp_path, None)
     at = Position(step=1)
-    own.begin(at, ["weight", "bias"])
-    own.keep(at, best=False)
-    assert checkpointer.Keeper(model, tmp_path, None).resume().step == 1
+    own.begin_phase(at, ["weight", "bias"])
+    own.save(at, best=False)
+    assert checkpointer.Checkpointer(model, tmp_path, None).resume().step == 1
     path = tmp_path / "step-1/model.safetensors"
     for tensors in (
         {"weight": torch.zeros(3, 2)},
@@ -158,16 +159,16 @@ def test_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
     ):
         save_file(tensors, path)
         seal(path.parent)
-        fresh = checkpointer.Keeper(model, tmp_path, None)
+        fresh = checkpointer.Checkpointer(model, tmp_path, None)
         assert fresh.resume() == Position()
-        assert fresh.moments == {}
+        assert fresh.optimizer_state == {}
 
 
 def test_invalid_positions_are_reported() -> None:
     with pytest.raises(ValueError, match=r"step: found -5"):
-        read_position(json.dumps({**Position().__dict__, "step": -5}), 3)
+        read_position(json.dumps({**asdict(Position()), "step": -5}), 3)
     with pytest.raises(ValueError, match=r"step: found 4; allowed: 3"):
-        read_position(json.dumps({**Position().__dict__, "step": 4}), 3)
+        read_position(json.dumps({**asdict(Position()), "step": 4}), 3)
     with pytest.raises(ValueError, match=r"average_steps: found nothing"):
         read_position("{}", 3)
 

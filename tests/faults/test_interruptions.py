@@ -1,4 +1,4 @@
-"""What happens to a run from outside: signals, a full disk, too little memory, damaged checkpoints, a second run."""
+"""External events: signals, a full disk, insufficient memory, damaged checkpoints, a second run."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def run(tiny: dict[str, Path], source: Path, tmp_path: Path) -> Callable[..., An
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], Any], times: int = 1) -> None:
-    """Does something in the middle of an optimiser step, before its gradient is computed."""
+    """Do something during an optimizer step, before its gradient is computed."""
     original, left = gradient.seed_step, [times]
 
     def seed(seed: int, at: int, process: int) -> None:
@@ -72,25 +72,25 @@ def steps_of(folder: Path) -> list[tuple[int, bool]]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 8), (signal.SIGTERM, 17)])
-def test_a_signal_ends_a_run_after_its_step_and_the_run_goes_on(
+def test_signal_ends_a_run_that_resumes_exactly(
     strategy: str, number: signal.Signals, step: int, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     straight = run("straight", strategy=strategy)
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(Interrupted, match=rf"step {step + 1} is kept; the same command goes on") as caught:
+        with pytest.raises(Interrupted, match=rf"step {step + 1} is saved.*resume") as caught:
             run("broken", strategy=strategy)
     assert caught.value.status == 128 + number
     assert signal.getsignal(number) is before, "the handler of the caller is back"
-    assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == f"step-{step + 1}"
+    assert checkpoints.read_pointer(tmp_path / "broken/checkpoints", "last") == f"step-{step + 1}"
     resumed = run("broken", strategy=strategy)
     assert resumed.metrics == straight.metrics
     assert same_model(straight, resumed)
     assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
 
 
-def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_when_the_run_goes_on(
+def test_evaluation_ended_by_a_signal_is_repeated(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     straight = run("straight", ema=0.9, early_stopping=9)
@@ -102,7 +102,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_when_the_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(validation_scores, "score", score)
-        with pytest.raises(Interrupted, match="step 3 is kept"):
+        with pytest.raises(Interrupted, match="step 3 is saved"):
             run("broken", ema=0.9, early_stopping=9)
     state = json.loads((tmp_path / "broken/checkpoints/step-3/state.json").read_text())
     assert state["unjudged"]
@@ -113,7 +113,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_when_the_run_goes_on(
     assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
 
 
-def test_a_signal_before_the_first_step_ends_a_run_at_once(
+def test_signal_before_the_first_step_ends_a_run(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = Trainer.train
@@ -130,7 +130,7 @@ def test_a_signal_before_the_first_step_ends_a_run_at_once(
     assert run("broken").result["train"]["steps"] == 18
 
 
-def test_signals_are_left_alone_outside_the_main_thread(run: Callable[..., Any]) -> None:
+def test_signals_are_ignored_outside_the_main_thread(run: Callable[..., Any]) -> None:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(run("threaded", max_steps=2)))
     thread.start()
@@ -150,18 +150,18 @@ with Signals() as signals, signals.held():
 
 
 @pytest.mark.parametrize(("name", "launched", "status"), [("SIGINT", "1", 130), ("SIGTERM", "1", 143), ("SIGINT", "2", 0)])
-def test_a_second_signal_ends_a_process_at_once(name: str, launched: str, status: int) -> None:
-    """Where a launcher passes on what the terminal has sent already, a second one that follows at once does not count."""
+def test_second_signal_ends_a_process_immediately(name: str, launched: str, status: int) -> None:
+    """With a launcher, a second signal that follows immediately does not count: the launcher forwards the first one."""
     done = subprocess.run(
         [sys.executable, "-c", SECOND.format(name=name)], capture_output=True, text=True, check=False,
         env=os.environ | {"WORLD_SIZE": launched},
     )  # fmt: skip
     assert done.returncode == status, done.stderr
     assert done.stdout == ("15\n" if status else "15\nstill here\n")
-    assert "once more to leave at once" in done.stderr
+    assert "send it again to exit immediately" in done.stderr
 
 
-def test_where_it_is_held_a_signal_waits_to_be_looked_for() -> None:
+def test_held_signal_is_only_recorded() -> None:
     with Signals() as signals:
         with signals.held():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -169,14 +169,14 @@ def test_where_it_is_held_a_signal_waits_to_be_looked_for() -> None:
             with pytest.raises(Interrupted), signals.held(False):
                 pytest.fail("what may be broken off does not even begin")
         with pytest.raises(Interrupted, match="SIGTERM"):
-            signals.look()
+            signals.raise_if_received()
 
 
 # --- memory and numbers
 
 
 class Small:
-    """A device that holds so many rows."""
+    """Simulates a device with memory for a number of rows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int, error: Callable[[], BaseException]) -> None:
         self.seen: list[int] = []
@@ -209,7 +209,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 
 
 @pytest.mark.parametrize("name", list(ERRORS))
-def test_out_of_memory_cuts_the_micro_batches_and_changes_nothing_else(
+def test_out_of_memory_splits_micro_batches(
     name: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     still = {"dropout": 0, "attention_dropout": 0, "precision": "fp32", "max_steps": 6}
@@ -218,8 +218,8 @@ def test_out_of_memory_cuts_the_micro_batches_and_changes_nothing_else(
         device = Small(patch, 2, ERRORS[name])
         cut = run("cut", **still)
     shown = capsys.readouterr().err
-    assert "step 1: out of memory with 8 rows at a time; from now on 4" in shown
-    assert "step 1: out of memory with 4 rows at a time; from now on 2" in shown
+    assert "step 1: out of memory with 8 rows at a time; continuing with 4" in shown
+    assert "step 1: out of memory with 4 rows at a time; continuing with 2" in shown
     assert shown.count("out of memory") == 2, "it is remembered"
     assert max(device.seen) == 2
     assert cut.result["train"]["steps"] == 6
@@ -228,7 +228,7 @@ def test_out_of_memory_cuts_the_micro_batches_and_changes_nothing_else(
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
 
 
-def test_how_micro_batches_were_cut_is_remembered_when_a_run_goes_on(
+def test_split_of_micro_batches_is_resumed(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -243,13 +243,13 @@ def test_how_micro_batches_were_cut_is_remembered_when_a_run_goes_on(
     assert same_model(straight, resumed)
 
 
-def test_too_little_memory_for_one_row_is_said(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_with_one_row_ends_training(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     Small(monkeypatch, 0, MemoryError)
-    with pytest.raises(TrainingError, match=r"step 1: out of memory with 1 rows at a time; a shorter task\.max_length"):
+    with pytest.raises(TrainingError, match=r"step 1: out of memory with 1 rows at a time.* a shorter task\.max_length"):
         run("broken")
 
 
-def test_evaluation_takes_smaller_batches_where_memory_is_short(
+def test_out_of_memory_in_evaluation_splits_batches(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from nlp_transfer.tasks.text_classification import TextClassification
@@ -271,9 +271,7 @@ def test_evaluation_takes_smaller_batches_where_memory_is_short(
     assert cut.metrics["validation"]["loss"] == pytest.approx(straight.metrics["validation"]["loss"], rel=1e-5)
 
 
-def test_a_broken_loss_leaves_the_last_good_state(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_nan_loss_leaves_a_good_checkpoint(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     straight = run("straight")
     original = WindowGradient.backward
 
@@ -285,7 +283,7 @@ def test_a_broken_loss_leaves_the_last_good_state(
         patch.setattr(WindowGradient, "backward", backward)
         with pytest.raises(TrainingError, match=r"step 8: the loss or its gradient is not a number.*row \d+"):
             run("broken")
-    assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == "step-7"
+    assert checkpoints.read_pointer(tmp_path / "broken/checkpoints", "last") == "step-7"
     resumed = run("broken")
     assert same_model(straight, resumed), "nothing of the broken step is in what was kept"
 
@@ -294,7 +292,7 @@ def test_a_broken_loss_leaves_the_last_good_state(
 
 
 def full(times: int, where: str = "state.json") -> Callable[..., Any]:
-    """Writing fails so often, as it does on a full disk."""
+    """Let writing fail a number of times, as on a full disk."""
     original, left = Path.write_text, [times]
 
     def write(self: Path, *arguments: Any, **more: Any) -> Any:
@@ -307,7 +305,7 @@ def full(times: int, where: str = "state.json") -> Callable[..., Any]:
     return write
 
 
-def test_a_run_waits_for_room_on_the_disk(
+def test_run_waits_while_the_disk_is_full(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     straight = run("straight")
@@ -320,7 +318,7 @@ def test_a_run_waits_for_room_on_the_disk(
 
 
 @pytest.mark.parametrize("ended_by", ["time", "signal"])
-def test_where_no_room_is_made_the_checkpoint_before_is_left_whole(
+def test_full_disk_keeps_the_previous_checkpoint(
     ended_by: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     straight = run("straight")
@@ -334,11 +332,11 @@ def test_where_no_room_is_made_the_checkpoint_before_is_left_whole(
             run("broken")
     folder = tmp_path / "broken/checkpoints"
     assert not list(folder.glob(".part*"))
-    assert checkpoints.newest_whole(folder) == (folder / "step-5", [])
+    assert checkpoints.newest_intact(folder) == (folder / "step-5", [])
     assert same_model(straight, run("broken"))
 
 
-def test_every_form_in_which_a_full_disk_shows() -> None:
+def test_all_errors_of_a_full_disk_are_recognized() -> None:
     from safetensors import SafetensorError
 
     assert atomic_files.is_full(OSError(28, "x"))
@@ -372,7 +370,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def test_whatever_is_damaged_in_the_newest_checkpoint_the_run_ends_as_it_would_have(
+def test_any_damaged_checkpoint_file_is_survived(
     unfinished: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     import shutil
@@ -390,15 +388,15 @@ def test_whatever_is_damaged_in_the_newest_checkpoint_the_run_ends_as_it_would_h
             capsys.readouterr()
             resumed = run("again", ema=0.9)
             shown = capsys.readouterr().err
-            assert f"{again / 'checkpoints/step-13'} is passed over: {file} is" in shown or (
-                file == "manifest.json" and damage == "flipped" and "step-13 is passed over" in shown
+            assert f"{again / 'checkpoints/step-13'} is skipped: {file} " in shown or (
+                file == "manifest.json" and damage == "flipped" and "step-13 is skipped" in shown
             ), (file, damage, shown)
-            assert f"going on from {again / 'checkpoints/step-10'}" in shown
+            assert f"resuming from {again / 'checkpoints/step-10'}" in shown
             assert same_model(straight, resumed), (file, damage)
             shutil.rmtree(again)
 
 
-def test_the_newest_checkpoints_are_kept_and_what_each_holds_for_best(tmp_path: Path) -> None:
+def test_newest_and_best_checkpoints_are_kept(tmp_path: Path) -> None:
     tensors = {"model": {"w": torch.zeros(1)}}
     for step, best in [(1, 1), (2, 1), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6)]:
         checkpoints.write_checkpoint(tmp_path, step, tensors, {"step": step, "best_step": best}, step == best, number=2)
@@ -412,7 +410,7 @@ def test_the_newest_checkpoints_are_kept_and_what_each_holds_for_best(tmp_path: 
 # --- the folder
 
 
-def test_resume_says_whether_a_run_may_begin_or_go_on(unfinished: Path, run: Callable[..., Any]) -> None:
+def test_resume_modes(unfinished: Path, run: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=r"found must; .* holds no unfinished run"):
         run("new", resume="must")
     assert not (unfinished.parent.parent / "new").exists()
@@ -425,7 +423,7 @@ def test_resume_says_whether_a_run_may_begin_or_go_on(unfinished: Path, run: Cal
         run("broken", resume="must", ema=0.9)
 
 
-def test_two_runs_never_work_in_one_folder(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_runs_cannot_use_one_folder(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refused: list[str] = []
 
     def second() -> None:
@@ -437,11 +435,11 @@ def test_two_runs_never_work_in_one_folder(run: Callable[..., Any], monkeypatch:
         at_step(patch, 1, second)
         assert run("one", max_steps=2).result["train"]["steps"] == 2
     assert len(refused) == 1
-    assert "another process is at work in" in refused[0]
+    assert "another process is using" in refused[0]
     assert not (tmp_path / "one/.lock").exists()
 
 
-def test_a_run_goes_on_with_windows_cut_otherwise(
+def test_run_resumes_with_another_batch_split(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     still = {"dropout": 0, "attention_dropout": 0, "precision": "fp32"}
@@ -461,7 +459,7 @@ def test_a_run_goes_on_with_windows_cut_otherwise(
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
 
 
-def test_other_versions_of_a_package_are_said_and_do_not_stop_a_run(
+def test_other_package_versions_only_give_a_warning(
     unfinished: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = unfinished.parent / "config.yaml"
@@ -472,10 +470,8 @@ def test_other_versions_of_a_package_are_said_and_do_not_stop_a_run(
     assert f"warning: torch 1.0.0 before, {torch.__version__} now" in capsys.readouterr().err
 
 
-def test_an_evaluation_that_is_done_again_stands_once_in_the_log(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A signal breaks the evaluation off; it is done; and then the process is lost before its next checkpoint."""
+def test_repeated_evaluation_is_logged_once(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A signal ends the evaluation; it is repeated; then the process is lost before its next checkpoint."""
     straight = run("straight", learning_rate=1e-9)
     original = validation_scores.score
     with monkeypatch.context() as patch:
@@ -484,7 +480,7 @@ def test_an_evaluation_that_is_done_again_stands_once_in_the_log(
             5,
             lambda: patch.setattr(validation_scores, "score", lambda *a, **b: os.kill(os.getpid(), 15) or original(*a, **b)),
         )
-        with pytest.raises(Interrupted, match="step 6 is kept"):
+        with pytest.raises(Interrupted, match="step 6 is saved"):
             run("broken", learning_rate=1e-9)
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: (_ for _ in ()).throw(ZeroDivisionError))
@@ -496,7 +492,7 @@ def test_an_evaluation_that_is_done_again_stands_once_in_the_log(
     assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
 
 
-def test_the_model_and_the_log_wait_for_room_as_well(
+def test_model_and_log_wait_while_the_disk_is_full(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from transformers import BertForSequenceClassification
@@ -512,7 +508,7 @@ def test_the_model_and_the_log_wait_for_room_as_well(
             raise OSError(28, "No space left on device")
 
     class Full:
-        """A file of which half a line is written."""
+        """A file that accepts half a line."""
 
         def __init__(self, path: Path) -> None:
             self.file = opened(path)
@@ -545,7 +541,7 @@ def test_the_model_and_the_log_wait_for_room_as_well(
     assert same_model(straight, waited)
 
 
-def test_a_clock_that_is_set_back_changes_nothing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_set_back_changes_nothing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     straight = run("straight", max_steps=6)
     real, asked = time.time, [0]
 

@@ -27,9 +27,9 @@ def test_a_run_resumes_after_losing_a_process(job: str, tiny: dict[str, Path], s
     with pytest.raises(AssertionError, match="lost_jobs"):
         launch_pair(JOBS, job, tiny["bert"], source, tmp_path)
     message = (tmp_path / "message.txt").read_text()
-    assert message.startswith("step 6: another process has ended, or did not answer")
-    assert message.endswith("The same command goes on from the checkpoint of step 4")
-    assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == "step-4"
+    assert message.startswith("step 6: another process has ended or did not respond")
+    assert message.endswith("resume from the checkpoint of step 4")
+    assert checkpoints.read_pointer(tmp_path / "broken/checkpoints", "last") == "step-4"
     settings = {"epochs": 3, "batch_size": 8, "checkpoint_every": 2, "evaluate_every": 3, "logging_steps": 1}
     timeout = {"process_timeout": 6} if job == "one_hangs" else {}
     done = fine_tune(  # in one process, with the same rows per step

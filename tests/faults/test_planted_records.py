@@ -167,7 +167,7 @@ def test_only_what_checkpoints_wrote_themselves_is_removed(run: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "file").touch()
     (folder / ".part-step-4").symlink_to(run.parent / "victim")
-    checkpoints.remove_parts(folder)
+    checkpoints.remove_leftovers(folder)
     assert sorted(path.name for path in folder.glob(".*")) == [".old-photos", ".part-keep", ".part-step-x"]
     assert [path.name for path in (run.parent / "victim").iterdir()] == [".part-keep"]
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_with_a_link_or_a_pipe_is_passed_over(name: str, kind: str,
     newest, copy = run / "checkpoints/step-2", run.parent / name
     copy.write_bytes((newest / name).read_bytes() if (newest / name).exists() else b"")
     plant(newest / name, kind, copy)
-    whole, [note] = checkpoints.newest_whole(run / "checkpoints")
+    whole, [note] = checkpoints.newest_intact(run / "checkpoints")
     assert whole == run / "checkpoints/step-1"
     assert str(newest) in note
     assert name in note
@@ -187,7 +187,7 @@ def test_a_checkpoint_with_a_link_or_a_pipe_is_passed_over(name: str, kind: str,
 
 def test_a_checkpoint_behind_a_link_is_passed_over(run: Path) -> None:
     (run / "checkpoints/step-3").symlink_to("step-2")
-    whole, [note] = checkpoints.newest_whole(run / "checkpoints")
+    whole, [note] = checkpoints.newest_intact(run / "checkpoints")
     assert whole == run / "checkpoints/step-2"
     assert "link" in note
 
@@ -196,7 +196,7 @@ def test_a_checkpoint_behind_a_link_is_passed_over(run: Path) -> None:
 def test_pipes_in_checkpoints_are_not_waited_for(name: str, run: Path) -> None:
     folder = run / "checkpoints"
     plant(folder / name, "pipe", run)
-    assert checkpoints.pointed(folder, "last") == (None if name == "last" else "step-2")
+    assert checkpoints.read_pointer(folder, "last") == (None if name == "last" else "step-2")
     assert checkpoints._best_step(folder / "step-2") == 0
 
 
@@ -207,8 +207,8 @@ def test_a_log_that_is_a_link_or_a_pipe_is_refused(kind: str, tmp_path: Path) ->
     victim = tmp_path / "victim"
     victim.write_text("mine\n")
     plant(tmp_path / "log.jsonl", kind, victim if kind == "link" else tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"log\.jsonl: is not a log of a run"):
-        RunLog(Accelerator(cpu=True), tmp_path).go_on_after(1)
+    with pytest.raises(UserError, match=r"log\.jsonl: is not the log of a run"):
+        RunLog(Accelerator(cpu=True), tmp_path).drop_after(1)
     assert victim.read_text() == "mine\n"
 
 

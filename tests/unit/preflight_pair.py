@@ -1,4 +1,4 @@
-"""One of two processes: bf16 fails in the second alone."""
+"""One of two processes; bf16 fails only in the second."""
 
 import os
 import sys

@@ -41,8 +41,8 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleT
 
 
 def write(tmp_path: Path, program: str) -> str:
-    (tmp_path / "side.py").write_text(program, encoding="utf-8")
-    return str(tmp_path / "side.py")  # joined to the folder of sides, an absolute path is taken as it is
+    (tmp_path / "worker.py").write_text(program, encoding="utf-8")
+    return str(tmp_path / "worker.py")  # an absolute path stays as it is when joined to the folder of workers
 
 
 def test_workers_take_turns_and_keep_their_noise_apart(
@@ -146,5 +146,5 @@ def test_the_page(parts: tuple[ModuleType, ModuleType]) -> None:
     assert "- a note" in page
     assert "(rounds 3)" in page
     assert "it broke" in page
-    assert "trial run" not in page
-    assert "trial run" in parts[1].markdown(results | {"quick": True})
+    assert "A trial" not in page
+    assert "A trial" in parts[1].markdown(results | {"quick": True})

@@ -1,4 +1,4 @@
-"""What the settings leave open: decided once, said with its reason before the first step, and recorded."""
+"""Automatic settings are resolved once, printed with their reason before the first step, and recorded."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import Trainer, automatic_settings
-from nlp_transfer.training.automatic_settings import choose, choose_attention
+from nlp_transfer.training.automatic_settings import resolve_settings, set_attention
 from tests.contract.test_strategies import TASKS, prepare
 from tests.models import tiny_classifier
 from tests.seq2seq_models import PAIRS
@@ -48,19 +48,19 @@ def is_innermost(part: Any) -> bool:
     return isinstance(part, PreTrainedModel) and sum(isinstance(inner, PreTrainedModel) for inner in part.modules()) == 1
 
 
-def chosen(tokens: int = 9, family: str = "bert", **training: Any) -> automatic_settings.Choices:
-    return choose(tiny_classifier(family), table(tokens), TrainingConfig(**training))
+def chosen(tokens: int = 9, family: str = "bert", **training: Any) -> automatic_settings.ResolvedSettings:
+    return resolve_settings(tiny_classifier(family), table(tokens), TrainingConfig(**training))
 
 
 @CPU_ALONE
-def test_a_run_says_what_was_chosen_and_why_and_records_it(
+def test_choices_are_printed_with_reasons_and_recorded(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     asked: list[str] = []
-    monkeypatch.setattr(automatic_settings, "choose_attention", lambda *a: asked.append(a[0]) or choose_attention(*a))
+    monkeypatch.setattr(automatic_settings, "set_attention", lambda *a: asked.append(a[0]) or set_attention(*a))
     run = fine_tune(
         model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "validation_share": 0}, task="text_classification",
         training={"max_steps": 1, "batch_size": "auto"}, output_dir=tmp_path / "run",
@@ -68,8 +68,8 @@ def test_a_run_says_what_was_chosen_and_why_and_records_it(
     said = capsys.readouterr().err.splitlines()
     lines = [
         "precision fp32 (the CPU has no instructions for bf16)",
-        "attention sdpa (transformers' choice)",
-        "kernels fast (the toolkit's own on CPUs)",
+        "attention sdpa (transformers' default)",
+        "kernels fast (the faster ones on CPUs)",
         "batch size 32 (all rows of a step fit in memory)",
     ]
     assert [line for line in said if line in lines] == lines
@@ -82,29 +82,29 @@ def test_a_run_says_what_was_chosen_and_why_and_records_it(
 @CPU_ALONE
 def test_attention_follows_kernels_precision_and_length() -> None:
     short = chosen(kernels="plain", precision="bf16")
-    assert (short.attention, short.reasons["attention"]) == ("eager", "the faster one for short rows in bf16 on CPUs")
+    assert (short.attention, short.reasons["attention"]) == ("eager", "faster for short rows in bf16 on CPUs")
     for found in (
         chosen(kernels="fast", precision="bf16"),
         chosen(kernels="plain", precision="fp32"),
         chosen(200, kernels="plain", precision="bf16"),
     ):
-        assert (found.attention, found.reasons["attention"]) == ("sdpa", "transformers' choice")
-    assert chosen(attention="eager").reasons["attention"] == "asked for"
-    with pytest.raises(UserError, match="found sdpa: deberta-v2 models have one way alone; allowed: auto"):
+        assert (found.attention, found.reasons["attention"]) == ("sdpa", "transformers' default")
+    assert chosen(attention="eager").reasons["attention"] == "as set"
+    with pytest.raises(UserError, match=r"found sdpa: deberta-v2 models .*; allowed: auto"):
         chosen(family="deberta-v2", attention="sdpa")
     assert chosen(family="deberta-v2").attention == chosen(family="deberta-v2", attention="eager").attention == "eager"
 
 
 @CPU_ALONE
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "mpnet"])
-def test_attention_asked_for_by_the_name_that_was_recorded_stays_what_it_was(family: str, tiny: dict[str, Path]) -> None:
-    """Also of encoder-decoders and of heads of the toolkit's own, whose outermost part computes no attention."""
+def test_recorded_attention_gives_the_same_attention(family: str, tiny: dict[str, Path]) -> None:
+    """Also for encoder-decoders and custom heads, whose outermost module has no attention."""
     for kind in ("decoder", "head"):
         ways = []
         asked = "auto"
         for _ in range(2):
             model = encoder_decoder(tiny[family]) if kind == "decoder" else with_own_head(tiny[family])
-            asked, _ = choose_attention(asked, model, torch.device("cpu"), "bf16", 9.0, fast=True)
+            asked, _ = set_attention(asked, model, torch.device("cpu"), "bf16", 9.0, fast=True)
             ways.append([asked, *(part.config._attn_implementation for part in model.modules() if is_innermost(part))])
         assert ways[0] == ways[1]
         assert asked in ways[0][1:], "what is said is what one of them computes"
@@ -114,30 +114,28 @@ def test_attention_asked_for_by_the_name_that_was_recorded_stays_what_it_was(fam
 def test_kernels_and_gradient_checkpointing() -> None:
     found = chosen(gradient_checkpointing=True)
     assert (found.kernels, found.reasons["kernels"]) == (
-        "plain", "gradient checkpointing repeats the forward pass out of their reach"
+        "plain", "the fast ones do not support gradient checkpointing"
     )  # fmt: skip
-    assert chosen(kernels="plain").reasons["kernels"] == "asked for"
+    assert chosen(kernels="plain").reasons["kernels"] == "as set"
     with pytest.raises(UserError, match="found fast"):
         chosen(kernels="fast", gradient_checkpointing=True)
 
 
-def test_a_trainer_made_alone_decides_by_itself() -> None:
+def test_trainer_resolves_its_own_settings() -> None:
     training = TrainingConfig(batch_size="auto", max_steps=1, precision="bf16", kernels="plain")
     model = tiny_classifier("bert")
     trainer = Trainer(model, None, {"train": table()}, training=training)  # type: ignore[arg-type]
-    assert trainer.training.rows == trainer.choices.training.rows == 32
+    assert trainer.training.rows == trainer.resolved.training.rows == 32
     assert trainer.precision == "bf16"
-    given = choose(model, table(), training)
-    trainer = Trainer(model, None, {"train": table()}, training=given.training, choices=given)  # type: ignore[arg-type]
-    assert trainer.choices is given
+    given = resolve_settings(model, table(), training)
+    trainer = Trainer(model, None, {"train": table()}, training=given.training, resolved=given)  # type: ignore[arg-type]
+    assert trainer.resolved is given
     assert trainer.accelerator is given.accelerator
-    with pytest.raises(UserError, match="found an accelerator beside choices"):
-        Trainer(model, None, {"train": table()}, choices=given, accelerator=make_accelerator(training, "fp32"))  # type: ignore[arg-type]
 
 
-def test_an_accelerator_that_was_given_brings_its_precision() -> None:
+def test_given_accelerator_determines_the_precision() -> None:
     training = TrainingConfig(precision="fp32")
     accelerator = make_accelerator(training, "bf16")
-    found = choose(tiny_classifier("bert"), table(), training, accelerator=accelerator)
+    found = resolve_settings(tiny_classifier("bert"), table(), training, accelerator=accelerator)
     assert (found.precision, found.reasons["precision"]) == ("bf16", "the accelerator's")
     assert found.accelerator is accelerator

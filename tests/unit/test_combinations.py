@@ -78,12 +78,12 @@ def test_restarts_refuse_averaged_weights(tiny: dict[str, Path], tmp_path: Path)
 def test_patience_is_per_phase_and_best_weights_per_run() -> None:
     at = Position()
     for accuracy in (0.5, 0.9):
-        assert at.judge({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
+        assert at.record_evaluation({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
     at.phase_rank, at.worse, at.stopped = [], 0, False  # the next phase, which begins anew
     for accuracy in (0.4, 0.6, 0.7):
-        assert not at.judge({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
+        assert not at.record_evaluation({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
         assert not at.stopped, "it gets better all the time"
-    assert not at.judge({"accuracy": 0.65, "loss": 1.0}, "accuracy", True, 1)
+    assert not at.record_evaluation({"accuracy": 0.65, "loss": 1.0}, "accuracy", True, 1)
     assert at.stopped
     assert at.best == 0.9
 

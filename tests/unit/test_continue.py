@@ -1,4 +1,4 @@
-"""Continuing from a model that was fine-tuned before: its head is kept where it gives the task's labels, by name."""
+"""Fine-tuning of a fine-tuned model: its head is kept if it has the labels of the task."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def save_classifier(base: Path, folder: Path, auto_class: Any = AutoModelForSequenceClassification, **config: Any) -> Path:
-    """The base with a head whose outputs differ clearly, as plain transformers saves it."""
+    """Save the base with a head of clearly different outputs, as plain transformers does."""
     torch.manual_seed(1)
     fields = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}} | config
     with quiet():
@@ -56,7 +56,7 @@ def save_classifier(base: Path, folder: Path, auto_class: Any = AutoModelForSequ
 
 @pytest.fixture(scope="module")
 def classifiers(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A classifier of every family with the labels a, b, c; `own-head` has the toolkit's own head with a hidden layer."""
+    """A classifier of every family with the labels a, b, c; `own-head` has a custom head with a hidden layer."""
     folder = tmp_path_factory.mktemp("classifiers")
     bases = tiny | {family: save_encoder_decoder(family, folder / f"{family}-base") for family in ENCODER_DECODERS}
     saved = {family: save_classifier(base, folder / family) for family, base in bases.items()}
@@ -75,7 +75,7 @@ KINDS = [*FAMILIES, *ENCODER_DECODERS, "own-head"]
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_outputs_follow_their_labels_into_another_order(family: str, classifiers: dict[str, Path]) -> None:
+def test_outputs_are_permuted_with_their_labels(family: str, classifiers: dict[str, Path]) -> None:
     model = build(classifiers[family], labels=OTHER_ORDER)
     with quiet():
         before = AutoModelForSequenceClassification.from_pretrained(classifiers[family]).eval()
@@ -126,7 +126,7 @@ def one_output(name: str, problem: str | None) -> dict[str, Any]:
         (one_output("price", "regression"), {"name": "regression", "label": "score"}),
     ],
 )
-def test_a_head_for_another_kind_of_answer_is_not_reused(
+def test_head_of_another_task_is_not_reused(
     before: dict[str, Any], task: dict[str, Any], tiny: dict[str, Path], tmp_path: Path
 ) -> None:
     model = build(save_classifier(tiny["bert"], tmp_path / "saved", **before), **task)
@@ -135,16 +135,14 @@ def test_a_head_for_another_kind_of_answer_is_not_reused(
     assert "new" in describe_head(model)[0]
 
 
-def test_a_regression_of_the_same_column_keeps_its_head(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_regression_of_the_same_column_keeps_its_head(tiny: dict[str, Path], tmp_path: Path) -> None:
     saved = save_classifier(tiny["bert"], tmp_path / "saved", **one_output("score", "regression"))
     model = build(saved, name="regression", label="score")
     assert not new_parameters(model)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert"])
-def test_a_head_for_tokens_is_no_classifier_though_its_weights_have_the_names(
-    family: str, tiny: dict[str, Path], tmp_path: Path
-) -> None:
+def test_token_classifier_is_not_reused_as_classifier(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     saved = save_classifier(tiny[family], tmp_path / "tagger", AutoModelForTokenClassification)
     model = build(saved, labels=LABELS)
     assert output_layer(model).keys() <= new_parameters(model)
@@ -154,7 +152,7 @@ def test_a_head_for_tokens_is_no_classifier_though_its_weights_have_the_names(
         Teacher.open(str(saved), model)
 
 
-def test_settings_of_a_head_keep_the_one_that_has_them_already(classifiers: dict[str, Path]) -> None:
+def test_head_with_the_same_settings_is_kept(classifiers: dict[str, Path]) -> None:
     head = {"hidden": [8], "pooling": "mean"}
     same = build(classifiers["own-head"], labels=OTHER_ORDER, head=head | {"dropout": 0.3})
     assert not new_parameters(same)
@@ -169,7 +167,7 @@ def test_settings_of_a_head_keep_the_one_that_has_them_already(classifiers: dict
     assert all(torch.equal(value, encoders[1][name]) for name, value in encoders[0].items())
 
 
-def test_l2_sp_pulls_towards_the_permuted_head(classifiers: dict[str, Path]) -> None:
+def test_l2_sp_starts_from_the_permuted_head(classifiers: dict[str, Path]) -> None:
     model = build(classifiers["bert"], labels=OTHER_ORDER)
     strategy = L2Sp()
     strategy.wrap(model)
@@ -204,7 +202,7 @@ KEEP_THE_HEAD = ["full", "lora", "partial", "layerwise_lr", "l2_sp", "bitfit", "
 
 
 @pytest.mark.parametrize("strategy", KEEP_THE_HEAD)
-def test_a_run_goes_on_with_its_labels_in_another_order(
+def test_run_continues_with_reordered_labels(
     strategy: Any, first: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, data = first
@@ -219,7 +217,7 @@ def test_a_run_goes_on_with_its_labels_in_another_order(
     assert load_predictor(after).task.labels == OTHER_ORDER
 
 
-def test_every_task_of_several_says_what_became_of_the_head(
+def test_each_of_several_tasks_reports_its_head(
     first: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, data = first

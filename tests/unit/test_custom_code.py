@@ -151,7 +151,7 @@ def test_a_class_that_changed_after_saving_is_refused(
 def test_a_head_that_cannot_be_read_again_is_refused_before_training(
     task: str, why: str, strategy: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=rf"(?s)custom_tasks:{task} gives a .*nothing was trained.*{why}.*build_model"):
+    with pytest.raises(UserError, match=rf"(?s)custom_tasks:{task} .*nothing was trained.*{why}.*build_model"):
         fine_tune(**settings(tiny, sentiment, tmp_path / "deep" / "run", task=f"tests.custom_tasks:{task}", strategy=strategy))
     assert list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,7 @@ from transformers.integrations.flash_attention import get_target_dtype
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.inference.batched_prediction import predict_table
-from nlp_transfer.kernels.sparse_adamw import RowwiseTable
+from nlp_transfer.kernels.sparse_adamw import SparseAdamWTable
 from nlp_transfer.models import accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.memory import is_out_of_memory
@@ -25,7 +25,7 @@ from nlp_transfer.saved_models.save import _compare
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks.text_classification import TextClassification
-from nlp_transfer.training import step as stepping
+from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.automatic_settings import resolve_kernels
 from tests.contract.test_strategies import TASKS, prepare
 from tests.equivalence.test_resume import Killed, die_after
@@ -139,7 +139,7 @@ def test_fast_kernels_fall_back_off_the_cpu(kind: str, asked: dict[str, Any]) ->
     assert kernels == "plain"
     assert "fast" in reason
     assert kind in reason
-    assert resolve_kernels(TrainingConfig(kernels="fast"), torch.device("cpu")) == ("fast", "asked for")
+    assert resolve_kernels(TrainingConfig(kernels="fast"), torch.device("cpu")) == ("fast", "as set")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_fast_kernels_fall_back_off_the_cpu(kind: str, asked: dict[str, Any]) ->
 def test_resuming_with_other_kernels_and_attention(
     first: dict[str, Any], second: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stepping, "LARGE", 8)  # the embeddings of the tiny model are moved by rows too
+    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)  # the embeddings of the tiny model are moved by rows too
     fixed = {"precision": "fp32", "dropout": 0, "attention_dropout": 0, "learning_rate": 1e-3}
     straight = run("straight", **fixed, **first)
     with monkeypatch.context() as patch:
@@ -176,13 +176,13 @@ def test_sparse_rows_are_updated_on_their_device() -> None:
         torch.manual_seed(0)
         embedding = torch.nn.Embedding(30, 4)
         optimizer = torch.optim.AdamW([embedding.weight], lr=1e-2, weight_decay=0.1, fused=True)
-        table = RowwiseTable(embedding.weight, optimizer)
+        table = SparseAdamWTable(embedding.weight, optimizer)
         for step in range(5):
             table.lookup(torch.tensor([step, 7, 9]), None).square().sum().backward()
             table.step(1.0)
         before = embedding.weight.detach().clone()
         with torch.device(default):
-            table.leave()
+            table.make_dense()
         assert not torch.equal(before, embedding.weight), "rows that did not occur have moved"
         assert set(optimizer.state[embedding.weight]) == {"step", "exp_avg", "exp_avg_sq"}
         found.append(embedding.weight.detach().clone())

@@ -1,4 +1,4 @@
-"""`training.dropout` reaches every dropout module, those of the toolkit's own heads too."""
+"""`training.dropout` sets every dropout module, including those of custom heads."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def head_rates(model: Any) -> set[float]:
 
 @pytest.mark.parametrize("head", [None, OWN], ids=["family", "own"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_dropout_is_no_dropout_anywhere(family: str, head: Any, tiny: dict[str, Path]) -> None:
+def test_zero_dropout_reaches_every_module(family: str, head: Any, tiny: dict[str, Path]) -> None:
     model = built(tiny[family], head, **OFF).train()
     assert rates(model) <= {0.0}
     inputs = {"input_ids": torch.arange(5, 13)[None]}
@@ -47,12 +47,12 @@ def test_no_dropout_is_no_dropout_anywhere(family: str, head: Any, tiny: dict[st
 @pytest.mark.parametrize(
     ("own", "training", "expected"), [(None, None, 0.1), (None, 0.0, 0.0), (None, 0.3, 0.3), (0.2, 0.0, 0.2), (0.0, 0.3, 0.0)]
 )
-def test_the_heads_own_setting_overrides(own: Any, training: Any, expected: float, tiny: dict[str, Path]) -> None:
+def test_dropout_of_the_head_overrides(own: Any, training: Any, expected: float, tiny: dict[str, Path]) -> None:
     head = OWN | ({} if own is None else {"dropout": own})
     assert head_rates(built(tiny["bert"], head, dropout=training)) == {expected}
 
 
-def test_a_saved_head_of_the_toolkits_own_is_reached(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_dropout_reaches_a_saved_custom_head(tiny: dict[str, Path], tmp_path: Path) -> None:
     model: Any = built(tiny["bert"], OWN)
     model.save_pretrained(tmp_path)
     Checkpoint.open(find_model(str(tiny["bert"]))).tokenizer.save_pretrained(tmp_path)
@@ -61,7 +61,7 @@ def test_a_saved_head_of_the_toolkits_own_is_reached(tiny: dict[str, Path], tmp_
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names("strategy") if (name, "single") not in strategies.IMPOSSIBLE])
-def test_no_strategy_brings_dropout_back(name: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_strategies_keep_dropout_zero(name: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     seen: list[set[float]] = []
     document = strategies.document(
         name, "single", tiny["bert"], strategies.files(tmp_path / "data"), tmp_path / "run", tmp_path, **OFF

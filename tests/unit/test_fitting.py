@@ -1,4 +1,4 @@
-"""A batch size that is found by itself."""
+"""`training.batch_size: auto`."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training import batch_size
-from nlp_transfer.training.automatic_settings import choose
+from nlp_transfer.training.automatic_settings import resolve_settings
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import tiny_classifier
 
@@ -33,12 +33,12 @@ def fitted(monkeypatch: pytest.MonkeyPatch, free: float, tokens: int = 20, **set
     return found.rows, found.gradient_accumulation_steps
 
 
-def test_all_rows_of_a_step_at_once_where_memory_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_step_is_one_batch_if_memory_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitted(monkeypatch, 1e12, gradient_accumulation_steps=4) == (128, 1)
     assert fitted(monkeypatch, 1e12) == (32, 1)
 
 
-def test_less_memory_or_longer_rows_make_smaller_pieces_of_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_less_memory_gives_smaller_batches_of_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     for free, tokens in ((1e8, 20), (4e6, 20), (4e6, 60), (1, 60)):
         size, pieces = fitted(monkeypatch, free, tokens, gradient_accumulation_steps=2)
@@ -47,21 +47,21 @@ def test_less_memory_or_longer_rows_make_smaller_pieces_of_the_same_step(monkeyp
     assert sizes[0] == 64 > sizes[1] > sizes[2] > sizes[3] == 1
 
 
-def test_a_number_stays_as_it_is() -> None:
+def test_a_given_batch_size_is_kept() -> None:
     training = TrainingConfig(batch_size=7)
-    found = choose(tiny_classifier("bert"), table(5, 9), training)
+    found = resolve_settings(tiny_classifier("bert"), table(5, 9), training)
     assert found.training is training
     assert "batch_size" not in found.reasons
 
 
-def test_a_budget_of_tokens_leaves_a_step_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_tokens_override_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 1.0)
-    found = choose(tiny_classifier("bert"), table(5, 9), TrainingConfig(batch_size="auto", batch_tokens=64)).training
+    found = resolve_settings(tiny_classifier("bert"), table(5, 9), TrainingConfig(batch_size="auto", batch_tokens=64)).training
     assert (found.batch_tokens, found.gradient_accumulation_steps) == (64, 1)
     assert isinstance(found.batch_size, int)
 
 
-def test_a_run_records_what_was_found_and_learns_as_with_any_cut(
+def test_fitted_batch_size_is_recorded_and_losses_agree(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Path]
 ) -> None:
     data = {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(80))), "validation_share": 0}

@@ -287,7 +287,7 @@ def test_run_reports_oversampling(
     said = capsys.readouterr().err
     assert "oversampling: 80 rows an epoch instead of 48" in said
     assert "focal loss, gamma 2" in said
-    assert "after oversampling, which leaves weights from 1 to 1" in said
+    assert "class weights balanced: 1 to 1, computed after oversampling" in said
     assert "augmentation, shares of words: drop 0.1, mask 0.2" in said
     assert run.result["train"]["steps"] == 20, "two epochs of eighty rows"
     assert run.result["train"]["examples"] == 160

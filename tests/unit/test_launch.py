@@ -14,11 +14,12 @@ from accelerate.commands.config.config_args import BaseConfig, ClusterConfig
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from nlp_transfer import Trainer, UserError, fine_tune
+from nlp_transfer import UserError, fine_tune
 from nlp_transfer.models import accelerator, device
 from nlp_transfer.settings import launch_config
 from nlp_transfer.settings.launch_config import CONFIGURATION, check_launch
 from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.training.automatic_settings import resolve_settings
 from tests.equivalence.jobs import gradients
 
 DOCUMENT = Path(__file__).parents[2] / "docs/distributed.md"
@@ -215,7 +216,7 @@ def test_an_accelerator_of_the_callers_own_is_checked(monkeypatch: pytest.Monkey
     model = torch.nn.Linear(2, 2)
     model.config = type("Config", (), {"model_type": "bert"})  # type: ignore[assignment]
     with pytest.raises(UserError, match="gradient_accumulation_steps 2"):
-        Trainer(model, None, {}, accelerator=accelerator)  # type: ignore[arg-type]
+        resolve_settings(model, None, TrainingConfig(), accelerator=accelerator)
 
 
 def test_the_table_says_what_counts() -> None:

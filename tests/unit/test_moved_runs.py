@@ -1,4 +1,4 @@
-"""A run is the same wherever its folder, its data and its model are, and however their paths are written."""
+"""Runs are identified by content: folder, data and model can be moved, and paths written differently."""
 
 import os
 import shutil
@@ -21,11 +21,11 @@ from tests.models import save_tiny
 
 
 class Killed(Exception):  # noqa: N818  no error: what happens to a process
-    """Stands for whatever ends a process."""
+    """Simulates the end of the process."""
 
 
 def run(document: Any = None, **changes: Any) -> FineTuned:
-    """A short run in the working directory, with some settings changed."""
+    """Do a short run in the working directory, with some settings changed."""
     settings = {
         "model": "models/bert",
         "data": {"train": "a.csv", "test": "more/t*.csv"},
@@ -47,7 +47,7 @@ def write_project(folder: Path) -> Path:
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, start: Callable[[], Any] = run) -> None:
-    """Begin a run, and end it where it would write its second checkpoint."""
+    """Start a run and end it before its second checkpoint."""
     original = checkpoints.write_checkpoint
 
     def write(folder: Path, step: int, *arguments: Any) -> Any:
@@ -63,7 +63,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, start: Callable[[], Any] = run) -> N
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> FineTuned:
-    """The run without an interruption."""
+    """The uninterrupted run."""
     folder = write_project(tmp_path_factory.mktemp("straight"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -132,14 +132,14 @@ MOVES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", list(MOVES))
-def test_a_run_is_resumed_wherever_its_parts_are(
+def test_run_is_resumed_after_its_files_were_moved(
     name: str, project: Path, straight: FineTuned, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = MOVES[name](project)
     check_same(run(**changes), straight, capsys.readouterr().err)
 
 
-def test_a_run_is_resumed_by_its_own_settings_from_any_folder(
+def test_config_yaml_resumes_a_run_from_any_folder(
     project: Path, straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.move(project, tmp_path / "renamed")
@@ -149,9 +149,7 @@ def test_a_run_is_resumed_by_its_own_settings_from_any_folder(
     check_same(done, straight, capsys.readouterr().err)
 
 
-def test_the_settings_of_a_run_folder_that_was_moved_alone_resume_it_there(
-    project: Path, straight: FineTuned, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_config_yaml_resumes_a_moved_run_folder(project: Path, straight: FineTuned, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.move(project / "runs/x", project / "y")
     done = run("y/config.yaml")
     assert (done.output_dir.resolve(), (project / "runs/x").exists()) == (project / "y", False)
@@ -159,7 +157,7 @@ def test_the_settings_of_a_run_folder_that_was_moved_alone_resume_it_there(
 
 
 @pytest.mark.parametrize("name", ["y", "z"])
-def test_a_run_folder_that_was_renamed_in_place_is_resumed_from_any_folder(
+def test_renamed_run_folder_is_resumed_from_any_folder(
     name: str,
     project: Path,
     straight: FineTuned,
@@ -167,7 +165,7 @@ def test_a_run_folder_that_was_renamed_in_place_is_resumed_from_any_folder(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """From another folder, and from inside the run's folder."""
+    """From another folder, and from inside the run folder."""
     shutil.move(project / "runs/x", project / "runs" / name)
     monkeypatch.chdir(tmp_path if name == "y" else project / "runs" / name)
     done = run(project / "runs" / name / "config.yaml")
@@ -175,7 +173,7 @@ def test_a_run_folder_that_was_renamed_in_place_is_resumed_from_any_folder(
     check_same(done, straight, capsys.readouterr().err)
 
 
-def test_runs_on_another_disk_behind_a_link_are_resumed_by_their_real_path(
+def test_runs_behind_a_link_are_resumed_by_real_path(
     project: Path, straight: FineTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "scratch").mkdir()
@@ -187,7 +185,7 @@ def test_runs_on_another_disk_behind_a_link_are_resumed_by_their_real_path(
     check_same(done, straight, shown)
 
 
-def test_settings_that_do_not_lead_to_the_files_say_where_to_call_them(
+def test_unreachable_files_are_reported_with_the_folder(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.move(project / "runs/x", tmp_path / "x")
@@ -198,7 +196,7 @@ def test_settings_that_do_not_lead_to_the_files_say_where_to_call_them(
     assert "a.csv" in said or "models/bert" in said
 
 
-def test_files_that_were_added_are_not_called_changed(project: Path) -> None:
+def test_added_files_are_not_reported_as_changed(project: Path) -> None:
     write_csv(project / "more/t3.csv", sentiment_rows(4))
     (project / "models/bert/merges.txt").write_text("{}")
     with pytest.raises(UserError) as refused:
@@ -238,7 +236,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", list(CHANGES))
 @pytest.mark.parametrize("moved", [False, True])
-def test_changed_content_is_refused_and_named(
+def test_changed_content_is_refused_by_name(
     name: str, moved: bool, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = CHANGES[name](project)
@@ -253,7 +251,7 @@ def test_changed_content_is_refused_and_named(
     assert not Path("runs/x/result.json").exists()
 
 
-def test_the_same_files_in_another_role_are_refused(project: Path) -> None:
+def test_same_files_in_other_splits_are_refused(project: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)data\.train.*data\.test"):
         run(data={"train": "more/t*.csv", "test": "a.csv"})
 
@@ -272,9 +270,7 @@ def test_data_in_memory_is_compared_by_content(tmp_path: Path, monkeypatch: pyte
     assert run(data={name: frame.copy() for name, frame in data.items()}).result["train"]["steps"] == 8
 
 
-def test_the_settings_of_a_finished_run_repeat_it_elsewhere(
-    straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_config_yaml_of_a_finished_run_repeats_it(straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = shutil.copytree(straight.output_dir.parents[1], tmp_path / "copy")
     settings = read_document(project / "runs/x/config.yaml")
     assert settings["data"]["train"] == str(project / "a.csv"), "read from the run's working directory"
@@ -291,7 +287,7 @@ def test_the_settings_of_a_finished_run_repeat_it_elsewhere(
         run("again.yaml", output_dir="third")
 
 
-def test_paths_are_relative_where_they_can_be(straight: FineTuned, project: Path, tmp_path: Path) -> None:
+def test_paths_are_relative_if_possible(straight: FineTuned, project: Path, tmp_path: Path) -> None:
     text = (straight.output_dir / "config.yaml").read_text()
     assert str(straight.output_dir.parents[1]) not in text
     document = yaml.safe_load(text)
@@ -305,7 +301,7 @@ def test_paths_are_relative_where_they_can_be(straight: FineTuned, project: Path
     assert (data["train"], data["test"]) == ("a.csv", str(tmp_path / "far.csv"))
 
 
-def test_a_teacher_and_further_tasks_are_compared_by_content(
+def test_teacher_and_further_tasks_compare_by_content(
     straight: FineTuned, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shutil.rmtree("runs")
@@ -331,7 +327,7 @@ def test_a_teacher_and_further_tasks_are_compared_by_content(
     assert run(strategy=distill | {"teacher": "professor"}, output_dir="runs/taught").result["train"]["steps"] == 8
 
 
-def test_an_adapter_finds_its_base_after_both_were_moved(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_finds_its_base_after_a_move(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree("runs")
     done = run(strategy={"name": "peft", "type": "P_TUNING"}, task={"name": "text_classification", "max_length": 30})
     texts = ["a good film", "the awful dull plot"]
@@ -344,9 +340,7 @@ def test_an_adapter_finds_its_base_after_both_were_moved(project: Path, tmp_path
         load_predictor(tmp_path / "renamed/runs/x")
 
 
-def test_a_comparison_that_was_moved_with_its_data_is_not_run_again(
-    straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moved_comparison_is_not_repeated(straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_project(tmp_path / "project")
     shutil.copytree(straight.output_dir / "model", folder / "teacher")
     document = {"model": "models/bert", "data": {"train": "a.csv", "test": "more/t1.csv"}, "task": "text_classification",
@@ -374,7 +368,7 @@ def test_a_comparison_that_was_moved_with_its_data_is_not_run_again(
         compare(moved, strategies, seeds=[0], output_dir="out")
 
 
-def test_what_is_pushed_of_a_run_names_files_without_their_folders(straight: FineTuned) -> None:
+def test_pushed_files_contain_no_folder_names(straight: FineTuned) -> None:
     document = yaml.safe_load((straight.output_dir / "config.yaml").read_text())
     strategy = [{"name": "distill", "teacher": ["./runs/big", "pypi:models==1.0#big"]}]
     provenance = document["provenance"] | {"content": document["provenance"]["content"] | {"strategy.0.teacher": ["0" * 64]}}
@@ -397,7 +391,7 @@ def test_what_is_pushed_of_a_run_names_files_without_their_folders(straight: Fin
         {"directory": "..", "content": {"data..x": 1, "3": 2}},
     ],
 )
-def test_a_provenance_of_any_form_is_read(provenance: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malformed_provenance_is_tolerated(provenance: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     document = {"model": "x", "data": {"train": "a.csv"}, "output_dir": "runs", "provenance": provenance}

@@ -1,4 +1,4 @@
-"""Schedules, groups, and optimiser state by name."""
+"""Learning rate schedules, parameter groups, optimizer state by name, and the moving average."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_schedules(settings: dict[str, Any], expected: list[float]) -> None:
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(400, 400), (0.1, 400), (0, 1), (1, 1)])
-def test_the_inverse_root_falls_from_the_end_of_the_warmup(warmup: float, steps: int) -> None:
+def test_inverse_sqrt_decays_after_the_warmup(warmup: float, steps: int) -> None:
     training = TrainingConfig(schedule="inverse_sqrt", warmup=warmup)
     rate = {step: rate_factor(step - 1, 4000, training) for step in range(1, 4001)}  # counted from 1
     assert rate[steps] == max(rate.values()) == 1
@@ -54,7 +54,7 @@ def test_the_inverse_root_falls_from_the_end_of_the_warmup(warmup: float, steps:
     assert all(rate[step] > rate[step + 1] > 0 for step in range(steps, 4000))
 
 
-def test_the_inverse_root_does_not_depend_on_the_number_of_steps() -> None:
+def test_inverse_sqrt_is_independent_of_total_steps() -> None:
     short, long = (factors(total, schedule="inverse_sqrt", warmup=3) for total in (6, 600))
     assert short == long[:6]
 
@@ -70,7 +70,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def test_biases_and_norms_are_not_decayed() -> None:
+def test_biases_and_norms_have_no_weight_decay() -> None:
     model = small()
     model[0].weight.requires_grad_(False)
     groups = named_groups(model, TrainingConfig(weight_decay=0.3), Strategy())
@@ -80,7 +80,7 @@ def test_biases_and_norms_are_not_decayed() -> None:
     ]
 
 
-def test_a_group_keeps_its_share_of_the_rate() -> None:
+def test_groups_keep_their_learning_rate_scale() -> None:
     groups = named_groups(small(), TrainingConfig(), Strategy())
     groups[1].learning_rate_scale = 10
     optimizer = make_optimizer(small(), groups, 0.1)
@@ -88,7 +88,7 @@ def test_a_group_keeps_its_share_of_the_rate() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.5])
 
 
-def test_a_parameter_lost_by_a_strategy_is_noticed() -> None:
+def test_parameter_missing_from_groups_is_an_error() -> None:
     class Loses(Strategy):
         def param_groups(self, model: nn.Module, groups: list[Any]) -> list[Any]:
             return groups[:1]
@@ -97,7 +97,7 @@ def test_a_parameter_lost_by_a_strategy_is_noticed() -> None:
         named_groups(small(), TrainingConfig(), Loses())
 
 
-def test_state_by_name_continues_as_if_never_stopped() -> None:
+def test_state_by_name_resumes_exactly() -> None:
     model, other = small(), small()
     groups = named_groups(model, TrainingConfig(), Strategy())
     optimizer = make_optimizer(model, groups, 0.1)
@@ -112,7 +112,7 @@ def test_state_by_name_continues_as_if_never_stopped() -> None:
     assert "0.weight/exp_avg" in state_by_name(again)
 
 
-def test_moving_average_by_hand_and_swap() -> None:
+def test_moving_average_update_and_swap() -> None:
     model = small()
     average = MovingAverage(0.5)
     average.include(model)
@@ -122,7 +122,7 @@ def test_moving_average_by_hand_and_swap() -> None:
     average.update(model)
     decay = min(0.5, 2 / 11)
     expected = decay * start + (1 - decay) * (start + 1)
-    assert torch.allclose(average.shadow["0.weight"], expected)
+    assert torch.allclose(average.weights["0.weight"], expected)
     average.swap(model)
     assert torch.allclose(model[0].weight, expected)
     average.swap(model)

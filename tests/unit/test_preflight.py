@@ -1,4 +1,4 @@
-"""The trial before training: what falls back, what is refused, and that it changes nothing."""
+"""The trial step before training: fallbacks, refusals, and absence of side effects."""
 
 import random
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def settings(model: Path, train: Path, output: Path, **training: Any) -> dict[st
 
 
 def fail_where(monkeypatch: pytest.MonkeyPatch, fails: Callable[[dict[str, torch.Tensor]], Exception | None]) -> list[int]:
-    """Let BERT's forward pass raise what `fails` returns; the numbers of rows it is called with are recorded."""
+    """Let BERT's forward pass raise what `fails` returns; return the number of rows of each call."""
     forward: Forward = BertForSequenceClassification.forward
     calls: list[int] = []
 
@@ -58,7 +58,7 @@ def is_bf16() -> bool:
     ],
     ids=["kernels", "precision"],
 )
-def test_what_fails_falls_back_says_why_and_can_be_resumed(
+def test_fallback_is_reported_and_can_be_resumed(
     fails: Callable[[], bool], precision: str, kernels: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -66,14 +66,14 @@ def test_what_fails_falls_back_says_why_and_can_be_resumed(
     run = settings(tiny["bert"], sentiment["train"], tmp_path / "run")
     fine_tune(**run)
     said = capsys.readouterr().err
-    assert "a bert model failed: RuntimeError: no such kernel" in said
+    assert "bert model failed: RuntimeError: no such kernel" in said
     document = (tmp_path / "run" / "config.yaml").read_text()
     assert (f"precision: {precision}\n" in document, f"kernels: {kernels}\n" in document) == (True, True)
     (tmp_path / "run" / "result.json").unlink()  # as if the run had been interrupted at its end
     fine_tune(**run, resume="must")
 
 
-def test_what_fails_everywhere_is_refused_by_name_and_nothing_is_written(
+def test_untrainable_model_is_refused_before_writing(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_where(monkeypatch, lambda _: ValueError("sequences of length 3 alone"))
@@ -82,7 +82,7 @@ def test_what_fails_everywhere_is_refused_by_name_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_numbers_that_are_not_finite_in_half_precision_alone_fall_back(
+def test_overflow_in_bf16_falls_back_to_fp32(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -101,7 +101,7 @@ def out_of_memory() -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_too_little_memory_for_two_rows_is_no_reason_to_fall_back(
+def test_out_of_memory_with_two_rows_is_no_fallback(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fail_where(
@@ -112,7 +112,7 @@ def test_too_little_memory_for_two_rows_is_no_reason_to_fall_back(
     assert "precision: bf16" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_too_little_memory_for_one_row_ends_before_anything_is_written(
+def test_out_of_memory_with_one_row_is_refused(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fail_where(monkeypatch, lambda _: out_of_memory())
@@ -123,7 +123,7 @@ def test_too_little_memory_for_one_row_ends_before_anything_is_written(
 
 
 class Restless(nn.Module):
-    """Draws random numbers of every kind, and keeps running statistics."""
+    """Draws random numbers from all generators and has running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Restless(nn.Module):
         return self.frozen(self.dropout(self.norm(values)))
 
 
-def test_a_trial_leaves_random_states_buffers_and_modes_as_they_were() -> None:
+def test_trial_restores_random_states_buffers_and_modes() -> None:
     model = Restless()
     model.frozen.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -152,21 +152,21 @@ def test_a_trial_leaves_random_states_buffers_and_modes_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_a_run_learns_the_same_to_the_bit_with_and_without_a_trial(
+def test_trial_does_not_change_the_trained_weights(
     gradient_checkpointing: bool, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     weights = []
     for name in ("with", "without"):
         if name == "without":
-            monkeypatch.setattr(Preflight, "settle", lambda self, precision, kernels, accelerator: (precision, kernels, {}))
+            monkeypatch.setattr(Preflight, "find_working", lambda self, precision, kernels, accelerator: (precision, kernels, {}))
         training = {"gradient_checkpointing": gradient_checkpointing, "max_steps": 4}
         fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / name, **training))
         weights.append(load_predictor(tmp_path / name).model.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_a_result_of_the_kernels_may_be_changed_in_place() -> None:
+def test_kernel_results_can_be_changed_in_place() -> None:
     layer, values = nn.Linear(4, 4), torch.randn(2, 3, 4, requires_grad=True)
     with FastFunctions(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = layer(values)
@@ -182,7 +182,7 @@ def test_a_result_of_the_kernels_may_be_changed_in_place() -> None:
     assert torch.allclose(values.grad, expected, atol=2e-2)
 
 
-def test_all_processes_take_the_fallback_of_one(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_all_processes_use_the_fallback_of_one(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     launch_pair("tests.unit.preflight_pair", tiny["bert"], sentiment["train"], tmp_path)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "fp32"
     assert "precision: fp32" in (tmp_path / "run" / "config.yaml").read_text()

@@ -1,4 +1,4 @@
-"""What is imported before anything is shown or trained: each of these libraries costs seconds that a user waits for."""
+"""Imports before help is shown and before training starts; each of these libraries takes seconds."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def run(program: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_help_needs_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     program = """
 import json, sys
 sys.argv = ["nlp-transfer", "--help"]
@@ -50,8 +50,8 @@ finally:
     assert found & HELP == set()
 
 
-def test_training_begins_without_what_it_needs_later_or_never(tmp_path: Path) -> None:
-    """A plain classification up to its first forward pass."""
+def test_training_starts_without_unneeded_imports(tmp_path: Path) -> None:
+    """A text classification up to its first forward pass."""
     document = {
         "model": str(save_tiny("bert", tmp_path / "tiny")),
         "data": {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(40)))},

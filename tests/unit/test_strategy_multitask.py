@@ -17,7 +17,7 @@ from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, Strategy
 from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable, split_batch
-from nlp_transfer.training.phase_plan import Budget
+from nlp_transfer.training.phase_plan import PhasePlanner
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.contract.test_strategies import TASKS, prepare
@@ -151,8 +151,8 @@ def test_repeated_rows_change_in_every_epoch(tiny: dict[str, Path]) -> None:
     big = TokenTable.concatenate([parts["single"]] * 3).select(np.arange(54))  # 54 and 24 rows: the small one 36 times
     mixed = MixedTable.of({"big": big, "small": parts["regression"]}, 2.0)
     training = TrainingConfig(batch_size=8, seed=3)
-    budget = Budget(task["single"], {"train": mixed}, Strategy(), training, 1, torch.nn.Linear(1, 1))
-    plan = budget.plan(Phase(objective="mixed"))
+    planner = PhasePlanner(task["single"], {"train": mixed}, Strategy(), training, 1, torch.nn.Linear(1, 1))
+    plan = planner.window_plan(Phase(objective="mixed"))
     epochs = [np.bincount(np.concatenate(plan.windows(epoch)), minlength=78) for epoch in range(30)]
     assert all(times[:54].tolist() == [1] * 54 for times in epochs)
     small = np.array([times[54:] for times in epochs])
@@ -161,7 +161,7 @@ def test_repeated_rows_change_in_every_epoch(tiny: dict[str, Path]) -> None:
     assert len({tuple(times) for times in small}) == 30, "drawn anew"
     assert abs(small.mean(0) - 1.5).max() < 0.35
     assert abs(small[:, :12].mean() - small[:, 12:].mean()) < 0.1, "the first half of the file no more than the second"
-    again = budget.plan(Phase(objective="mixed"))
+    again = planner.window_plan(Phase(objective="mixed"))
     assert all(np.array_equal(one, two) for one, two in zip(plan.windows(7), again.windows(7), strict=True))
 
 

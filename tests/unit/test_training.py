@@ -1,4 +1,4 @@
-"""The loop, setting by setting: what is logged, what stops it, what is trained, and which weights are left."""
+"""The training loop: logging, number of steps, stopping, trained parameters, and final weights."""
 
 import json
 import math
@@ -34,7 +34,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def make(checkpoint: Path, strategy: Strategy | None = None, output: Path | None = None, **training: Any) -> Trainer:
-    """A trainer on 40 rows of train and 12 of validation."""
+    """Create a trainer with 40 training and 12 validation rows."""
     rows = [from_columns({"text": list(t), "label": list(y)}, "rows") for t, y in (zip(*sentiment_rows(40), strict=True),)]
     held = [from_columns({"text": list(t), "label": list(y)}, "held") for t, y in (zip(*sentiment_rows(52)[40:], strict=True),)]
     source = Checkpoint.open(find_model(str(checkpoint)))
@@ -68,12 +68,12 @@ def equal(first: Weights, second: Weights) -> bool:
 
 @pytest.fixture
 def gradients() -> Iterator[list[Weights]]:
-    """What the optimiser is given, step by step, after clipping: gradients by name."""
+    """Gradients by name that the optimizer sees in each step, after clipping."""
     seen: list[Weights] = []
 
     def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         groups = [(n, p) for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)]
-        divisor = getattr(optimizer, "grad_scale", 1.0)  # a fused optimiser scales while it steps
+        divisor = getattr(optimizer, "grad_scale", 1.0)  # a fused optimizer scales in its step
         seen.append({name: p.grad.detach().clone() / divisor for name, p in groups if p.grad is not None})
 
     handle = register_optimizer_step_pre_hook(look)
@@ -88,7 +88,7 @@ def norm(gradient: Weights) -> float:
 # --- what is logged ---------------------------------------------------------------------------------------------------
 
 
-def test_the_log_has_a_line_a_step(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_log_has_one_line_per_step(tiny: dict[str, Path], tmp_path: Path) -> None:
     make(tiny["bert"], output=tmp_path, max_steps=7, warmup=2, max_grad_norm=0).train()
     lines = log_of(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 8))
@@ -102,7 +102,7 @@ def test_the_log_has_a_line_a_step(tiny: dict[str, Path], tmp_path: Path) -> Non
     assert {"accuracy", "f1_macro", "loss"} <= set(validated[0]["validation"])
 
 
-def test_fewer_lines_hold_the_mean_of_their_steps(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_log_lines_are_means_over_logging_steps(tiny: dict[str, Path], tmp_path: Path) -> None:
     for name, every in (("each", 1), ("third", 3)):
         make(tiny["bert"], output=tmp_path / name, max_steps=7, logging_steps=every).train()
     losses = {line["step"]: line["loss"] for line in log_of(tmp_path / "each")}
@@ -112,13 +112,13 @@ def test_fewer_lines_hold_the_mean_of_their_steps(tiny: dict[str, Path], tmp_pat
     assert [line["loss"] for line in lines] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_run_that_goes_on_drops_the_lines_of_steps_to_be_taken_again(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_resume_drops_log_lines_of_later_steps(tiny: dict[str, Path], tmp_path: Path) -> None:
     log = RunLog(make(tiny["bert"]).accelerator, tmp_path)
     for step in (1, 2, 3):
         log.write(step, loss=0.5)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
-    log.go_on_after(2)
+    log.drop_after(2)
     log.write(3, loss=math.inf)
     assert [(line["step"], line["loss"]) for line in log_of(tmp_path)] == [(1, 0.5), (2, 0.5), (3, None)]
 
@@ -145,9 +145,7 @@ def test_tensorboard_gets_training_and_validation(tiny: dict[str, Path], sentime
 
 
 @pytest.mark.parametrize("name", ["tensorbord", "wandb"])
-def test_a_tracker_that_cannot_be_used_is_an_error(
-    name: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
-) -> None:
+def test_unusable_tracker_is_an_error(name: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"training\.trackers: found '{name}'"):
         fine_tune(
             model=str(tiny["bert"]),
@@ -162,29 +160,29 @@ def test_a_tracker_that_cannot_be_used_is_an_error(
 # --- how long ---------------------------------------------------------------------------------------------------------
 
 
-def test_max_steps_beats_epochs(tiny: dict[str, Path]) -> None:
+def test_max_steps_overrides_epochs(tiny: dict[str, Path]) -> None:
     assert make(tiny["bert"], epochs=50, max_steps=3).train().step == 3
     assert make(tiny["bert"], epochs=2, max_steps=None).train().step == 10
 
 
 @pytest.mark.parametrize(("rows", "epochs"), [(40, 20), (800, 20), (1600, 12), (3200, 6), (6400, 3), (64000, 3)])
-def test_auto_epochs_make_at_least_300_steps_of_small_data(rows: int, epochs: int, tiny: dict[str, Path]) -> None:
+def test_auto_epochs_give_300_steps_on_small_data(rows: int, epochs: int, tiny: dict[str, Path]) -> None:
     trainer = make(tiny["bert"], max_steps=None, batch_size=64)
     table = trainer.tables["train"]
     many = np.arange(rows) % len(table)
     ids = type(table.ragged["input_ids"]).from_lists([[2, 3]] * rows)
     trainer.tables["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
-    assert trainer.budget.epochs() == epochs
-    assert trainer.budget.steps() == epochs * math.ceil(rows / 64)
+    assert trainer.planner.epochs() == epochs
+    assert trainer.planner.steps() == epochs * math.ceil(rows / 64)
 
 
 # --- what stops it ----------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(
+def test_nan_loss_stops_training_and_names_step_and_rows(
     sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One word has a broken vector; the message must lead to the rows that hold it."""
+    """One word has a NaN embedding; the message must name the rows that contain it."""
     monkeypatch.setattr("nlp_transfer.models.checkpoint.check_finite", lambda *args: None)  # which refuses it as it is loaded
     folder = save_tiny("bert", tmp_path / "bert")
     weights = load_file(folder / "model.safetensors")
@@ -216,7 +214,7 @@ Scores = Callable[..., tuple[dict[str, float], dict[str, Any]]]
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float], losses: list[float] | None = None) -> list[Weights]:
-    """Validation figures as they are written down here; gives back the weights that each evaluation saw."""
+    """Replace validation metrics by the given ones; return the weights at each evaluation."""
     seen: list[Weights] = []
 
     def score(model: nn.Module, *_: Any, **__: Any) -> tuple[dict[str, float], dict[str, Any]]:
@@ -229,7 +227,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float], losses: l
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
-def test_early_stopping_leaves_the_best_weights(
+def test_early_stopping_restores_the_best_weights(
     on_disk: bool, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = scripted(monkeypatch, [0.5, 0.7, 0.6, 0.7, 0.9])
@@ -242,7 +240,7 @@ def test_early_stopping_leaves_the_best_weights(
     assert equal(weights_of(trainer.model), seen[1])
 
 
-def test_the_best_weights_are_kept_without_early_stopping(
+def test_best_weights_are_restored_without_early_stopping(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = scripted(monkeypatch, [0.5, 0.9, 0.6, 0.7])
@@ -251,25 +249,23 @@ def test_the_best_weights_are_kept_without_early_stopping(
     assert equal(weights_of(trainer.model), seen[1])
 
 
-def test_of_two_equal_evaluations_the_one_with_the_smaller_loss_is_better(
-    tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_metrics_are_compared_by_loss(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.5, 0.5, 0.5, 0.4], [1.0, 0.8, 0.9, 0.1])
     assert make(tiny["bert"], evaluate_every=1).train().best_step == 2
 
 
-def test_a_metric_that_should_be_small_is_best_when_smallest(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_is_better_for_loss(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.9, 0.5, 0.5, 0.5], [1.0, 0.8, 0.2, 0.3])
     assert make(tiny["bert"], evaluate_every=1, best_metric="loss").train().best_step == 3
 
 
-def test_a_metric_that_is_undefined_is_never_better(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undefined_metric_is_never_better(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [math.nan, 0.1, math.nan, 0.05])
     assert make(tiny["bert"], evaluate_every=1).train().best_step == 2
 
 
-def test_where_the_metric_is_undefined_the_loss_decides(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An early checkpoint of no use is not the best one because its predictions happened to correlate."""
+def test_undefined_metrics_are_compared_by_loss(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A useless early checkpoint must not be the best one because its predictions correlate by chance."""
     scripted(monkeypatch, [-0.2, math.nan, math.nan, math.nan], [30.0, 3.0, 1.0, 2.0])
     position = make(tiny["bert"], evaluate_every=1).train()
     assert position.best_step == 3
@@ -285,13 +281,11 @@ class Two(Strategy):
         return phases[len(state.finished)] if len(state.finished) < 2 else None
 
 
-def test_early_stopping_ends_the_phase_and_not_the_run(
-    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_stopping_ends_only_the_phase(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = scripted(monkeypatch, [0.5, 0.4, 0.6, 0.5])
     trainer = make(tiny["bert"], Two(), tmp_path, max_steps=9, evaluate_every=1, early_stopping=1)
     position = trainer.train()
-    assert position.strategy["finished"] == ["head", "all"]
+    assert position.strategy.finished == ["head", "all"]
     assert (position.step, position.best_step) == (4, 3)
     word = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(seen[0][word], seen[1][word]), "the first phase trains the head alone"
@@ -300,11 +294,11 @@ def test_early_stopping_ends_the_phase_and_not_the_run(
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_max_steps_is_for_all_phases_together(steps: int, tiny: dict[str, Path], tmp_path: Path) -> None:
-    """What is left is divided evenly among a phase and those that follow; each phase's rate falls to its own end."""
+def test_max_steps_limits_all_phases_together(steps: int, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Remaining steps are divided evenly among phases; the learning rate decays within each phase."""
     trainer = make(tiny["bert"], Two(), tmp_path, max_steps=steps, warmup=0)
     assert trainer.train().step == steps
-    assert trainer.budget.steps() == steps
+    assert trainer.planner.steps() == steps
     rates = [line["learning_rate"] for line in log_of(tmp_path)]
     head = max(1, steps // 2)
     wanted = [(head - i) / head for i in range(head)] + [(steps - head - i) / (steps - head) for i in range(steps - head)]
@@ -314,7 +308,7 @@ def test_max_steps_is_for_all_phases_together(steps: int, tiny: dict[str, Path],
 # --- the optimiser step -----------------------------------------------------------------------------------------------
 
 
-def test_gradients_are_scaled_down_to_max_grad_norm(tiny: dict[str, Path], tmp_path: Path, gradients: list[Weights]) -> None:
+def test_gradients_are_clipped_to_max_grad_norm(tiny: dict[str, Path], tmp_path: Path, gradients: list[Weights]) -> None:
     for limit in (0, 0.01, 1000):
         make(tiny["bert"], output=tmp_path / str(limit), max_steps=1, max_grad_norm=limit).train()
     logged = [log_of(tmp_path / str(limit))[0]["grad_norm"] for limit in (0, 0.01, 1000)]
@@ -323,11 +317,11 @@ def test_gradients_are_scaled_down_to_max_grad_norm(tiny: dict[str, Path], tmp_p
     assert norm(gradients[1]) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_label_smoothing_is_in_the_loss_that_is_trained(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_label_smoothing_is_in_the_training_loss(tiny: dict[str, Path], tmp_path: Path) -> None:
     trainer = make(tiny["bert"], output=tmp_path, max_steps=1, label_smoothing=0.2, dropout=0.0, attention_dropout=0.0)
     with torch.no_grad():
         trainer.model.get_parameter("classifier.weight").mul_(100)  # new weights are so small that smoothing hardly shows
-    rows = trainer.budget.plan().windows(0)[0]
+    rows = trainer.planner.window_plan().windows(0)[0]
     batch = trainer.tables["train"].batch(rows)
     labels = batch.pop("labels")
     with torch.inference_mode():
@@ -350,7 +344,7 @@ CANNOT_RECOMPUTE = ("albert", "mpnet")
 def test_gradient_checkpointing_gives_the_same_gradient(
     strategy: str, family: str, tiny: dict[str, Path], gradients: list[Weights]
 ) -> None:
-    """With dropout, whose masks must be the same the second time."""
+    """With dropout, whose masks must be equal in the second forward pass."""
     calls: list[list[int]] = []
     for checkpointing in (False, True):
         document = {"name": strategy, **STRATEGIES[strategy]}
@@ -375,12 +369,12 @@ def test_gradient_checkpointing_gives_the_same_gradient(
 
 
 @pytest.mark.parametrize("family", CANNOT_RECOMPUTE)
-def test_a_family_that_cannot_checkpoint_says_so(family: str, tiny: dict[str, Path]) -> None:
+def test_unsupported_gradient_checkpointing_is_reported(family: str, tiny: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=rf"training\.gradient_checkpointing: found true; {family} models .* allowed: false"):
         make(tiny[family], gradient_checkpointing=True)
 
 
-def test_fixed_modules_run_without_dropout_while_training(tiny: dict[str, Path]) -> None:
+def test_frozen_modules_run_without_dropout(tiny: dict[str, Path]) -> None:
     trainer = make(tiny["bert"], strategy_from({"name": "partial", "frozen_layers": 1}), max_steps=2)
     model: Any = trainer.model
     watched = {
@@ -398,7 +392,7 @@ def test_fixed_modules_run_without_dropout_while_training(tiny: dict[str, Path])
     assert modes == {"embeddings": {False}, "fixed layer": {False}, "trained layer": {True}, "head": {True}}
 
 
-def test_no_batch_passes_the_token_budget(tiny: dict[str, Path]) -> None:
+def test_batches_respect_the_token_limit(tiny: dict[str, Path]) -> None:
     trainer = make(tiny["bert"], batch_tokens=50, max_steps=None, epochs=1)
     sizes: list[int] = []
 
@@ -419,7 +413,7 @@ def test_no_batch_passes_the_token_budget(tiny: dict[str, Path]) -> None:
 
 @pytest.fixture
 def steps() -> Iterator[list[Weights]]:
-    """The trained weights after each optimiser step."""
+    """The trained weights after each optimizer step."""
     seen: list[Weights] = []
 
     def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -432,7 +426,7 @@ def steps() -> Iterator[list[Weights]]:
 
 
 @pytest.mark.parametrize("validated", [True, False])
-def test_the_moving_average_is_what_is_scored_and_left(
+def test_moving_average_is_scored_and_saved(
     validated: bool, tiny: dict[str, Path], steps: list[Weights], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = scripted(monkeypatch, [0.1, 0.9])
@@ -453,7 +447,7 @@ def test_the_moving_average_is_what_is_scored_and_left(
         assert any(not torch.equal(scored[0][name], steps[1][name]) for name in left)
 
 
-def test_the_moving_average_includes_what_a_later_phase_sets_free(tiny: dict[str, Path], steps: list[Weights]) -> None:
+def test_moving_average_includes_weights_unfrozen_later(tiny: dict[str, Path], steps: list[Weights]) -> None:
     trainer = make(tiny["bert"], Two(), ema=0.3, max_steps=4)
     del trainer.tables["validation"]
     trainer.train()
@@ -462,8 +456,8 @@ def test_the_moving_average_includes_what_a_later_phase_sets_free(tiny: dict[str
     assert not torch.equal(weights_of(trainer.model)[word], steps[-1][word])
 
 
-def test_every_phase_computes_in_the_precision_asked_for(tiny: dict[str, Path]) -> None:
-    """Accelerate prepares a model once: had its mark stayed, the second phase would compute in fp32."""
+def test_every_phase_uses_the_requested_precision(tiny: dict[str, Path]) -> None:
+    """Accelerate marks a prepared model. If the mark remained, the second phase would compute in fp32."""
     trainer = make(tiny["bert"], Two(), precision="bf16", max_steps=4)
     seen: list[torch.dtype] = []
     trainer.model.classifier.register_forward_hook(
@@ -475,7 +469,7 @@ def test_every_phase_computes_in_the_precision_asked_for(tiny: dict[str, Path]) 
     assert "forward" not in vars(trainer.model), "and the model is as it was"
 
 
-def test_moments_are_carried_by_name_through_a_phase_that_does_not_train_them(tiny: dict[str, Path]) -> None:
+def test_optimizer_state_survives_a_phase_without_its_weights(tiny: dict[str, Path]) -> None:
     class HeadBodyHead(Strategy):
         def next_phase(self, state: State, view: View) -> Phase | None:
             names = [name for name, _ in view.model.named_parameters()]
@@ -486,7 +480,7 @@ def test_moments_are_carried_by_name_through_a_phase_that_does_not_train_them(ti
 
     trainer = make(tiny["bert"], HeadBodyHead(), max_steps=6)
     trainer.train()
-    counted = {name: int(value) for name, value in trainer.keeper.moments.items() if name.endswith("/step")}
+    counted = {name: int(value) for name, value in trainer.checkpointer.optimizer_state.items() if name.endswith("/step")}
     assert counted["classifier.weight/step"] == 4
     assert counted["bert.embeddings.word_embeddings.weight/step"] == 2
 
@@ -508,7 +502,7 @@ def seeded(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path_factory: 
     return found
 
 
-def test_a_seed_decides_the_weights(seeded: dict[str, Weights]) -> None:
+def test_seed_determines_the_weights(seeded: dict[str, Weights]) -> None:
     assert equal(seeded["first"], seeded["again"])
     assert not torch.equal(seeded["first"]["classifier.weight"], seeded["other"]["classifier.weight"])
     word = "bert.embeddings.word_embeddings.weight"
@@ -518,8 +512,8 @@ def test_a_seed_decides_the_weights(seeded: dict[str, Weights]) -> None:
 # --- a recorded run ---------------------------------------------------------------------------------------------------
 
 
-def test_a_tiny_run_repeats_its_recorded_losses(tmp_path: Path) -> None:
-    """The losses of each step as they were recorded with the versions in the file; rounding may differ, not more."""
+def test_tiny_run_reproduces_the_recorded_losses(tmp_path: Path) -> None:
+    """The losses of each step equal the recorded ones up to rounding."""
     golden = json.loads(record.FILE.read_text())
     found = record.losses(tmp_path)
     assert len(found) == len(golden["losses"]) == 40

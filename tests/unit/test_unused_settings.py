@@ -27,7 +27,7 @@ from nlp_transfer.settings.schema import RunConfig, TrainingConfig
 from nlp_transfer.settings.validation import all_settings
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
-from nlp_transfer.training.optimizer import idle_parts
+from nlp_transfer.training.optimizer import ineffective_strategies
 from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
@@ -423,7 +423,7 @@ def test_a_strategy_of_a_list_that_changes_nothing_is_found(strategies: list[Any
     strategy = strategy_from([{"name": part} if isinstance(part, str) else part for part in strategies])
     task = task_from({"name": "text_classification", "labels": ["a", "b"]}).prefer_head(strategy.preferred_head())
     model = strategy.wrap(task.build_model(checkpoint, TrainingConfig()))
-    assert set(idle_parts(model, TrainingConfig(), strategy)) == idle
+    assert set(ineffective_strategies(model, TrainingConfig(), strategy)) == idle
 
 
 def test_tokens_that_cannot_be_cached_are_reported(capsys: pytest.CaptureFixture[str]) -> None:

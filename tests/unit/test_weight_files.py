@@ -17,8 +17,14 @@ from nlp_transfer import UserError, load_predictor, load_translator
 from nlp_transfer.cli import cli
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.verification.weight_files import MAX_HEADER, MAX_TENSORS, check_finite, count_values, stored_shapes
-from nlp_transfer.run.outputs import save
+from nlp_transfer.models.verification.weight_files import (
+    MAX_HEADER,
+    MAX_TENSORS,
+    check_finite,
+    count_values,
+    stored_shapes,
+)
+from nlp_transfer.run.final_model import save_final_model
 from tests.conftest import train_tiny, write_csv
 from tests.models import tiny_classifier
 from tests.seq2seq_models import save_tiny_seq2seq
@@ -172,7 +178,7 @@ def test_trained_model_that_is_not_finite_is_not_saved() -> None:
         next(model.parameters()).fill_(torch.nan)
     anything: Any = None
     with pytest.raises(UserError, match=r"training: .*embeddings\.word_embeddings\.weight"):
-        save(anything, anything, model, anything, anything)
+        save_final_model(anything, anything, model, anything, anything)
 
 
 def scaled(folder: Path, factor: float, place: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Every row once an epoch, in windows that do not depend on how they are cut; a position is two integers."""
+"""Windows: every row once per epoch, independent of the split into micro-batches and processes."""
 
 from collections import Counter
 from itertools import islice, pairwise
@@ -28,20 +28,20 @@ def same(first: list[Window], second: list[Window]) -> bool:
     "settings", [{}, {"accumulation": 4}, {"batch_tokens": 200}, {"batch_tokens": 64, "processes": 2}], ids=str
 )
 @pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 333])
-def test_every_row_stands_in_one_window_of_each_epoch(rows: int, settings: dict[str, int]) -> None:
+def test_every_row_is_in_one_window_per_epoch(rows: int, settings: dict[str, int]) -> None:
     for epoch in (0, 1, 7):
         windows = plan(rows, **settings).windows(epoch)
         assert all(len(window) for window in windows)
         assert sorted(np.concatenate(windows).tolist()) == list(range(rows))
 
 
-def test_windows_are_full_and_a_short_one_comes_last() -> None:
+def test_windows_are_full_except_the_last() -> None:
     windows = plan().windows(0)
     assert [len(window) for window in windows] == [32] * 10 + [13]
     assert plan().windows_in_epoch == 11
 
 
-def test_the_same_seed_and_epoch_give_the_same_windows_and_others_do_not() -> None:
+def test_windows_depend_on_seed_and_epoch() -> None:
     def flat(seed: int, epoch: int) -> list[int]:
         return np.concatenate(plan(seed=seed).windows(epoch)).tolist()
 
@@ -52,15 +52,15 @@ def test_the_same_seed_and_epoch_give_the_same_windows_and_others_do_not() -> No
 
 @pytest.mark.parametrize("settings", [{}, {"batch_tokens": 900}], ids=str)
 @pytest.mark.parametrize("taken", [0, 1, 10, 11, 12, 25])
-def test_going_on_from_a_position_is_the_same_as_never_having_stopped(taken: int, settings: dict[str, int]) -> None:
+def test_windows_from_a_position_continue_the_epoch(taken: int, settings: dict[str, int]) -> None:
     straight = list(islice(plan(**settings).windows_from(0, 0), 40))
     epoch, window = (straight[taken - 1].epoch, straight[taken - 1].index + 1) if taken else (0, 0)
     assert same(list(islice(plan(**settings).windows_from(epoch, window), 40 - taken)), straight[taken:])
     assert straight[-1].epoch >= 1, "an end of an epoch is passed"
 
 
-def test_the_position_of_a_far_step_needs_one_epoch_only() -> None:
-    """Nothing of the epochs before is looked at: their windows are never made."""
+def test_a_late_position_plans_one_epoch_only() -> None:
+    """Windows of earlier epochs are not computed."""
     asked: list[int] = []
 
     class Counting(WindowPlan):
@@ -73,7 +73,7 @@ def test_the_position_of_a_far_step_needs_one_epoch_only() -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation", "processes"), SAME_WINDOW)
-def test_the_rows_of_a_step_do_not_depend_on_how_they_are_cut(batch_size: int, accumulation: int, processes: int) -> None:
+def test_rows_of_a_step_do_not_depend_on_the_split(batch_size: int, accumulation: int, processes: int) -> None:
     whole = list(islice(plan().windows_from(0, 0), 25))
     cut = plan(batch_size=batch_size, accumulation=accumulation, processes=processes)
     assert same(list(islice(cut.windows_from(0, 0), 25)), whole)
@@ -81,9 +81,7 @@ def test_the_rows_of_a_step_do_not_depend_on_how_they_are_cut(batch_size: int, a
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 11, 31, 32])
 @pytest.mark.parametrize(("batch_size", "accumulation", "processes"), SAME_WINDOW)
-def test_micro_batches_cover_the_window_and_keep_the_processes_in_step(
-    batch_size: int, accumulation: int, processes: int, rows: int
-) -> None:
+def test_micro_batches_cover_the_window_on_all_processes(batch_size: int, accumulation: int, processes: int, rows: int) -> None:
     cut = plan(batch_size=batch_size, accumulation=accumulation, processes=processes)
     window = np.arange(100, 100 + rows)
     shares = [cut.micro_batches(window, process) for process in range(processes)]
@@ -97,7 +95,7 @@ def test_micro_batches_cover_the_window_and_keep_the_processes_in_step(
 
 @pytest.mark.parametrize("batch_tokens", [64, 100, 200, 1000])
 @pytest.mark.parametrize(("accumulation", "processes"), [(1, 1), (2, 1), (1, 2), (2, 3)])
-def test_no_micro_batch_passes_the_token_budget(batch_tokens: int, accumulation: int, processes: int) -> None:
+def test_micro_batches_respect_the_token_limit(batch_tokens: int, accumulation: int, processes: int) -> None:
     budget = plan(batch_tokens=batch_tokens, accumulation=accumulation, processes=processes)
     for window in budget.windows(0):
         shares = [budget.micro_batches(window, process) for process in range(processes)]
@@ -107,7 +105,7 @@ def test_no_micro_batch_passes_the_token_budget(batch_tokens: int, accumulation:
             assert len(micro.rows) * LENGTHS[micro.rows].max() <= batch_tokens
 
 
-def test_a_budget_is_used_and_its_windows_do_not_depend_on_the_cut() -> None:
+def test_token_limit_is_used_and_independent_of_the_split() -> None:
     whole = plan(batch_tokens=800).windows(0)
     for accumulation, processes in ((4, 1), (1, 2), (2, 4)):
         cut = plan(batch_tokens=800 // accumulation // processes, accumulation=accumulation, processes=processes).windows(0)
@@ -116,7 +114,7 @@ def test_a_budget_is_used_and_its_windows_do_not_depend_on_the_cut() -> None:
     assert np.mean(padded) > 600
 
 
-def test_a_row_longer_than_the_budget_stands_alone() -> None:
+def test_row_above_the_token_limit_is_a_batch_of_one() -> None:
     long = WindowPlan(np.array([5, 5, 90, 5, 90]), 32, batch_tokens=20)
     assert sorted(sorted(window.tolist()) for window in long.windows(0)) == [[0, 1, 3], [2], [4]]
 
@@ -126,13 +124,13 @@ def test_steps_of_epochs(epochs: float, steps: int) -> None:
     assert plan().steps(epochs) == steps
 
 
-def test_steps_with_a_budget_are_those_of_the_epochs_to_come() -> None:
+def test_steps_with_a_token_limit_sum_over_epochs() -> None:
     budget = plan(batch_tokens=200)
     assert budget.steps(3) == sum(len(budget.windows(epoch)) for epoch in range(3))
     assert len(list(islice(budget.windows_from(0, 0), budget.steps(3)))) == budget.steps(3)
 
 
-def test_rows_of_similar_length_stand_together() -> None:
+def test_rows_of_similar_length_are_grouped() -> None:
     def padding(windows: list[np.ndarray]) -> float:
         return float(sum((LENGTHS[window].max() - LENGTHS[window]).sum() for window in windows) / LENGTHS.sum())
 
@@ -140,8 +138,8 @@ def test_rows_of_similar_length_stand_together() -> None:
     assert padding(plan().windows(0)) < 0.2 * padding([shuffled[i : i + 32] for i in range(0, 333, 32)])
 
 
-def test_rows_with_two_sides_pad_each_other_little_on_both() -> None:
-    """A batch is padded to the longest source and to the longest target, each for itself."""
+def test_source_and_target_are_both_padded_little() -> None:
+    """A batch is padded to its longest source and, separately, to its longest target."""
     generator = np.random.default_rng(0)
     source = generator.integers(5, 40, 3000)
     sides = np.stack([source, source + generator.integers(0, 12, 3000)], axis=1)
@@ -158,7 +156,7 @@ def test_rows_with_two_sides_pad_each_other_little_on_both() -> None:
     assert padding(inference_batches(sides, 30)) < 0.6 * padding(inference_batches(sides.sum(1)[:, None], 30))
 
 
-def test_rows_are_halved_by_the_side_that_differs_most() -> None:
+def test_rows_are_split_by_the_most_varied_length() -> None:
     sides = np.array([[1, 40], [2, 10], [9, 41], [8, 11], [1, 42], [9, 12], [2, 43], [3, 13]])
     assert sort_by_length(sides, 2).tolist() == [1, 7, 3, 5, 0, 4, 6, 2], (
         "short targets first, and on each half short sources first"
@@ -168,7 +166,7 @@ def test_rows_are_halved_by_the_side_that_differs_most() -> None:
     )
 
 
-def test_inference_answers_every_row_once_and_the_longest_first() -> None:
+def test_inference_batches_cover_all_rows_longest_first() -> None:
     batches = inference_batches(LENGTHS[:, None], 50)
     assert sorted(np.concatenate(batches).tolist()) == list(range(333))
     assert [LENGTHS[batch].max() for batch in batches] == sorted((LENGTHS[batch].max() for batch in batches), reverse=True)
@@ -176,7 +174,7 @@ def test_inference_answers_every_row_once_and_the_longest_first() -> None:
     assert inference_batches(np.zeros((0, 1), np.int64), 50) == []
 
 
-def test_token_batches_hold_what_fits_and_the_longest_first() -> None:
+def test_token_batches_respect_the_limit_longest_first() -> None:
     batches = token_batches(LENGTHS, 100)
     assert sorted(np.concatenate(batches).tolist()) == list(range(333))
     for batch, following in pairwise(batches):

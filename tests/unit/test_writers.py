@@ -50,7 +50,7 @@ ALLOWED = {
     "data/sources/text_columns.py": "a temporary file without a name",
     "inference/standard_streams.py": "standard output, and temporary files that nobody else can name",
     "utils/environment.py": "tries where the user may write; temporary folders; the null device",
-    "run/outputs.py": "a temporary folder for what other processes than the first one save",
+    "run/final_model.py": "a temporary folder for what other processes than the first one save",
 }
 CALLS = {
     "os.open", "os.fdopen", "os.replace", "os.rename", "os.renames", "os.link", "os.symlink", "os.unlink", "os.remove",

@@ -14,12 +14,8 @@ from nlp_transfer.data.sources.class_folders import read_class_folders
 from nlp_transfer.data.sources.file_reading import (
     MAX_ROW as MAX_ROW,
 )
-from nlp_transfer.data.sources.file_reading import (
-    TOO_LONG as TOO_LONG,
-)
-from nlp_transfer.data.sources.file_reading import (
-    UNDECODED as UNDECODED,
-)
+from nlp_transfer.data.sources.file_reading import TOO_LONG as TOO_LONG
+from nlp_transfer.data.sources.file_reading import UNDECODED as UNDECODED
 from nlp_transfer.data.sources.file_reading import (
     WrongEncodingError as WrongEncodingError,
 )

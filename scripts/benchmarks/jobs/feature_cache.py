@@ -1,4 +1,4 @@
-"""What caching a fixed encoder's output is worth: `strategy: features` with its cache and without."""
+"""Speed of `strategy: features` with and without its cache of encoder outputs."""
 
 from typing import Any
 
@@ -12,9 +12,8 @@ WAYS: dict[str, tuple[str, float]] = {
     "1.5 epochs, not cached": ("none", 1.5),
     "1.5 epochs, cached": ("memory", 1.5),
 }
-ABOUT = """Three trainings of the same head on Banking77's encoded rows. Seconds are those of training with all that was
-prepared for it, the pass that fills the cache included (in memory: no file is found again). The second and the third must
-reach the same accuracy."""
+ABOUT = """Three trainings of the same head on the encoded rows of Banking77. Seconds include all preparation, also the
+forward pass that fills the cache (in memory: no file is reused). The second and the third must reach the same accuracy."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -37,9 +36,9 @@ def run(setting: Setting) -> dict[str, Any]:
     base = [answer["whole_seconds"] for answer in found[workers[1].name]]
     rows = [
         {
-            "side": name.removeprefix("features, "),
+            "library": name.removeprefix("features, "),
             "seconds": spread([answer["whole_seconds"] for answer in answers]),
-            "side / not cached": ratios([answer["whole_seconds"] for answer in answers], base),
+            "library / not cached": ratios([answer["whole_seconds"] for answer in answers], base),
             "accuracy": spread([answer["accuracy"] for answer in answers]),
             "peak memory, MB": megabytes(answers),
         }

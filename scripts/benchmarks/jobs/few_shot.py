@@ -1,4 +1,4 @@
-"""Ten rows of each label: `strategy: few_shot` beside the setfit package, on the same rows and the same checkpoint."""
+"""Few-shot learning with ten rows per label: `strategy: few_shot` and the setfit package, on the same rows and checkpoint."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from jobs.common import Setting
 from protocol import Answer, Worker
 from tables import interval, megabytes, ratios, spread
 
-ABOUT = """Ten rows of each of Banking77's intents, drawn anew for each seed, and all of its test rows. Both sides have their
-defaults; setfit makes 20 pairs of each kind a row (`num_iterations`, as in its paper, 2209.11055), since all pairs, its
-default, are hours of work. Seconds are those of training. setfit computes in fp32, which is its default. The checkpoint must
-be a folder that sentence-transformers can load too."""
+ABOUT = """Ten rows of each intent of Banking77, drawn anew for each seed, and all test rows. Both libraries use their defaults,
+but setfit makes 20 pairs of each kind per row (`num_iterations`, as in its paper, 2209.11055), since all pairs, its default,
+would take hours. Seconds are those of training. setfit computes in fp32, its default. The checkpoint must be a folder that
+sentence-transformers can load too."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def run(setting: Setting) -> dict[str, Any]:
             for worker in workers if seed % 2 == 0 else workers[::-1]:
                 if worker is ours:
                     answer = worker.turn(seed=seed, data={name: files[name] for name in ("train", "test")})
-                    answer["seconds"] = answer["whole_seconds"]  # what is prepared for the head counts on the other side too
+                    answer["seconds"] = answer["whole_seconds"]  # preparing the head counts for the other library too
                 else:
                     answer = worker.turn(seed=seed, train=files["train"], test=files["test"], **short)
                 found.setdefault(worker.name, []).append(answer)
@@ -40,10 +40,10 @@ def run(setting: Setting) -> dict[str, Any]:
     base = [answer["seconds"] for answer in found[ours.name]]
     rows = [
         {
-            "side": name.removeprefix("few_shot, "),
+            "library": name.removeprefix("few_shot, "),
             "accuracy, mean (95 % interval)": interval([answer["accuracy"] for answer in answers]),
             "seconds": spread([answer["seconds"] for answer in answers]),
-            "side / here": ratios([answer["seconds"] for answer in answers], base),
+            "library / here": ratios([answer["seconds"] for answer in answers], base),
             "peak memory, MB": megabytes(answers),
         }
         for name, answers in sorted(found.items())

@@ -1,4 +1,4 @@
-"""Translations of test rows, here and by plain `generate`."""
+"""Translation of test rows: this project and plain `generate`."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 from jobs.common import Setting
 from protocol import Worker, take_turns
-from sides.plain import pairs_of
 from tables import megabytes, ratios, spread
+from workers.plain import pairs_of
 
-ABOUT = """One saved model, the same beams; loading is not counted. Plain `generate` takes batches of 32 rows in the order of
-the file, as the model card shows it; its limit on new tokens is the saved model's. `equal` is the share of rows with the same
-text as that side's, which numbers in another precision may change without making the translations worse: BLEU says that."""
+ABOUT = """One saved model and the same number of beams, without loading. Plain `generate` uses batches of 32 rows in file order,
+as in the model card, with the saved model's limit on new tokens. `equal` is the share of rows with the same text. Rounding in
+another precision may change texts without making them worse; BLEU shows whether it does."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def run(setting: Setting) -> dict[str, Any]:
     for name, answers in found.items():
         speed = [answer["rows_per_second"] for answer in answers]
         rows.append({
-            "side": name, "rows/s": spread(speed),
-            "side / generate": ratios(speed, [answer["rows_per_second"] for answer in found[base]]),
+            "library": name, "rows/s": spread(speed),
+            "library / generate": ratios(speed, [answer["rows_per_second"] for answer in found[base]]),
             "BLEU": sacrebleu.corpus_bleu(texts[name], [references]).score,
             "equal": sum(a == b for a, b in zip(texts[name], texts[base], strict=True)) / len(references),
             "peak memory, MB": megabytes(answers),

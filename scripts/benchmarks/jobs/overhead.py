@@ -1,4 +1,4 @@
-"""The share of our training loop that is neither forward pass, backward pass nor optimiser."""
+"""Share of the training loop outside of forward pass, backward pass and optimizer."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from jobs.training import DATA
 from protocol import take_turns
 from tables import spread
 
-PARTS = ("forward", "backward", "optimiser")
-ABOUT = """Whole cycles of our loop, from one optimiser step to the next, and the time inside the forward pass, the backward
-pass and the optimiser (the gradient's norm and clipping included). `rest` is all else, as a share of the cycle: batches, the
-loss, moving to the device, what is logged, and the timing itself."""
+PARTS = ("forward", "backward", "optimizer")
+ABOUT = """Complete cycles of the training loop, from one optimizer step to the next, and the time in forward pass, backward pass
+and optimizer (including gradient norm and clipping). `rest` is the remaining share of the cycle: batches, loss, transfer to the
+device, logging, and the timing itself."""
 
 
 def run(setting: Setting) -> dict[str, Any]:

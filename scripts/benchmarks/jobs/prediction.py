@@ -1,4 +1,4 @@
-"""Predictions for Banking77's test rows, here and with transformers' pipeline."""
+"""Prediction of Banking77's test rows: this project and transformers' pipeline."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ from jobs.common import Setting
 from protocol import Answer, Worker, take_turns
 from tables import megabytes, ratios, spread
 
-ABOUT = """The same saved model answers a list of texts that is in memory, in the order of the file; loading is not counted.
-Each side has its defaults unless it says otherwise. `difference` is the largest one, over all rows and labels, between a
-side's probabilities and those of the pipeline as it comes (fp32)."""
+ABOUT = """The same saved model predicts a list of texts in memory, in file order, without loading. Each library uses its defaults
+unless stated otherwise. `difference` is the largest difference, over all rows and labels, to the probabilities of the pipeline
+with default settings (fp32)."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -44,9 +44,9 @@ def run(setting: Setting) -> dict[str, Any]:
     for name, answers in found.items():
         speed = [answer["rows_per_second"] for answer in answers]
         rows.append({
-            "side": name, "rows/s": spread(speed),
-            "side / pipeline": ratios(speed, [answer["rows_per_second"] for answer in plain]),
-            "side / batch_size=32": ratios(speed, [answer["rows_per_second"] for answer in batched]),
+            "library": name, "rows/s": spread(speed),
+            "library / pipeline": ratios(speed, [answer["rows_per_second"] for answer in plain]),
+            "library / batch_size=32": ratios(speed, [answer["rows_per_second"] for answer in batched]),
             "difference": largest(answered[name], answered[workers[0].name]),
             "same label": agreement(answered[name], answered[workers[0].name]),
             "peak memory, MB": megabytes(answers),
@@ -60,12 +60,12 @@ def largest(one: list[list[float]], other: list[list[float]]) -> float:
 
 
 def agreement(one: list[list[float]], other: list[list[float]]) -> float:
-    """Share of rows with the same likeliest label."""
+    """Return the share of rows with the same predicted label."""
     return sum(a.index(max(a)) == b.index(max(b)) for a, b in zip(one, other, strict=True)) / len(one)
 
 
 def _train(setting: Setting, data: Answer) -> str:
-    """A model of this data: one epoch, or with `--quick` a few steps."""
+    """Train a model on this data: one epoch, or a few steps with `--quick`."""
     files = {"train": data["files"]["train"], "test": data["files"]["test"], "validation_share": 0}
     training = {"max_steps": 5} if setting.quick else {"epochs": 1}
     with setting.worker("model", "ours_whole.py", model=data["model"], max_length=128, data=files, training=training) as worker:

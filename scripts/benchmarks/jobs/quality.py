@@ -1,4 +1,4 @@
-"""Whole trainings on Banking77: test accuracy here and with transformers' Trainer at the same settings."""
+"""Test accuracy of complete trainings on Banking77: this project and transformers' Trainer with the same settings."""
 
 from typing import Any
 
@@ -6,11 +6,10 @@ from jobs.common import Setting
 from protocol import Answer, Worker
 from tables import interval, megabytes, spread
 
-ABOUT = """All of Banking77's training rows, and its own test rows; accuracy is the mean over the seeds with its 95 % interval
-(Student's t: of three seeds it is wide). Ours are default settings. The Trainer has our learning rate, epochs, schedule,
-warm-up, label smoothing, weight decay, batch size and precision, with batches of similar length; what it does not have is our
-higher rate for pooler and head. Dropout is the checkpoint's on both sides. Seconds are those of training; loading and encoding
-are not among them."""
+ABOUT = """All training rows and the test rows of Banking77. Accuracy is the mean over the seeds with its 95 % interval (wide for
+three seeds). Ours are the default settings. The Trainer has our learning rate, epochs, schedule, warmup, label
+smoothing, weight decay, batch size and precision, with batches of similar length, but not our higher learning rate for pooler
+and head. Both use the dropout of the checkpoint. Seconds are those of training, without loading and tokenizing."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def run(setting: Setting) -> dict[str, Any]:
             worker.close()
     rows = [
         {
-            "side": name.removeprefix("quality, "),
+            "library": name.removeprefix("quality, "),
             "accuracy, mean (95 % interval)": interval([answer["accuracy"] for answer in answers]),
             "seconds": spread([answer["seconds"] for answer in answers]),
             "steps": answers[0]["steps"],

@@ -1,4 +1,4 @@
-"""Seconds of training until a model is good enough: Banking77, here and with a tuned Trainer."""
+"""Training time until a target accuracy on Banking77: this project and a tuned Trainer."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ CHOICES = [
     {"learning_rate": rate, "label_smoothing": smoothing, "epochs": epochs}
     for rate, smoothing, epochs in ((2e-4, 0.0, 3), (2e-4, 0.0, 6), (5e-4, 0.0, 6), (2e-4, 0.1, 6))
 ]
-ABOUT = """Seconds and optimiser steps until an evaluation on rows set aside from Banking77's training rows (stratified, fixed
-seed) first reaches the target; evaluations come every {every} steps, and no side's evaluating or saving counts: a cycle that
-holds one counts as the median cycle. Ours are default settings, its own learning rate and three epochs among them; with the
-strategy `few_shot` the head begins as the mean vector of each label, whose computation counts. The Trainer is the fast one (bf16,
-batches of similar length, fused optimiser) with linear schedule and warm-up; its learning rate, label smoothing and number of
-epochs are the quickest of those below, tried with the first seed. Dropout is the checkpoint's on all sides."""
+ABOUT = """Seconds and optimizer steps until an evaluation on rows held out from the training rows of Banking77 (stratified,
+fixed seed) first reaches the target. Evaluations happen every {every} steps; evaluating and saving do not count: a cycle with an
+evaluation counts as the median cycle. Ours are the default settings, including learning rate and three epochs. With the strategy
+`few_shot` the head starts as the mean vector of each label, and computing it counts. The Trainer is the fast one (bf16, batches
+of similar length, fused optimizer) with linear schedule and warmup; learning rate, label smoothing and number of epochs are the
+fastest of those below, tried with the first seed. All use the dropout of the checkpoint."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -57,17 +57,17 @@ def run(setting: Setting) -> dict[str, Any]:
     for one, name in zip(rows, found, strict=True):
         ours = [answer["seconds"] for answer in found[name]]
         if name != peer.name and None not in ours + theirs:
-            one["Trainer / side"] = ratios(theirs, ours)
+            one["Trainer / library"] = ratios(theirs, ours)
     title = f"Accuracy {target} on {data['rows']['validation']} validation rows, {setting.repeats} seeds"
     return {"about": ABOUT.format(every=every), "tables": [{"title": title, "rows": rows}], "notes": tried, "turns": found}
 
 
 def row(name: str, answers: list[Answer], best: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A side; a training that never got there makes its figures `not reached`, not smaller."""
+    """Return a row of the table; `not reached by all` if a training did not reach the target."""
     done = [answer for answer in answers if answer["seconds"] is not None]
     whole = len(done) == len(answers)
     return {
-        "side": name.removeprefix("time, "),
+        "library": name.removeprefix("time, "),
         "seconds": spread([answer["seconds"] for answer in done]) if whole else "not reached by all",
         "steps": spread([answer["steps"] for answer in done]) if whole else "-",
         "reached": f"{len(done)} of {len(answers)}",

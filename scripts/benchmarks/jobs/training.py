@@ -1,4 +1,4 @@
-"""Steps of classification training: rows a second here and with transformers' Trainer."""
+"""Speed of classification training in rows per second: this project and transformers' Trainer."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ DATA: dict[str, dict[str, Any]] = {
     "banking77": {"title": "Banking77", "batch_size": 32, "max_length": 128, "steps": 50},
     "bbc": {"title": "BBC News", "batch_size": 16, "max_length": 256, "steps": 27},
 }
-SMALL = {"batch_size": 4, "max_length": 32, "steps": 3}  # a trial of models of a usual size must not take an hour either
-ABOUT = """Each side trains the same rows of the same checkpoint in a process of its own, and takes turns of so many optimiser
-steps with the others; warm-up steps at the beginning of a turn do not count. Time is that of whole cycles from one optimiser
-step to another, the preparation of batches included. Rows a second are real tokens a second divided by the mean tokens of a
-row, since a turn need not hold rows of average length. No side evaluates or saves. `share` is the work that the real tokens
-need (6 operations a weight of the encoder's linear layers, and attention's products) by time, as a share of what products of
-the model's own shapes reach in bf16 on this machine in the same sitting; a side that leaves out a part of that work is
-credited with it."""
+SMALL = {"batch_size": 4, "max_length": 32, "steps": 3}  # so that a trial with models of common size is short
+ABOUT = """Each worker trains the same checkpoint on the same rows and takes turns of so many optimizer steps with the others.
+Warmup steps at the beginning of a turn do not count. Times are those of complete cycles from one optimizer step to the next,
+including the preparation of batches. Rows per second are tokens per second (without padding) divided by the mean number of
+tokens in a row, since rows in a turn may be longer or shorter than average. No worker evaluates or saves. `share` relates the
+operations that the tokens need (6 for each weight of the encoder's linear layers, and the products of attention) per second
+to the speed of matrix products of the model's shapes in bf16 on this machine at the same time. A worker that skips some of
+these operations is credited with them."""
 PLAIN = "Trainer, as the example script: fp32, padded to {max_length}"
 DYNAMIC = "Trainer, fp32, batches padded to their longest row"
 
@@ -45,7 +45,7 @@ def _compare(setting: Setting, name: str, job: dict[str, Any]) -> tuple[list[dic
         return setting.worker(f"{name} {title}", "ours_training.py", model=data["model"], **common, training=training)
 
     def request(worker: Worker, _: int) -> dict[str, int]:
-        # Their batches are drawn at random, not sorted by length, so fewer steps say as much.
+        # Random batches vary less between steps than batches sorted by length, so fewer steps suffice.
         slow = worker.name in names
         return {"warmup": 2, "steps": max(1, steps // 3) if slow else steps}
 
@@ -81,8 +81,11 @@ def _compare(setting: Setting, name: str, job: dict[str, Any]) -> tuple[list[dic
 
 
 def tune(setting: Setting, peer: Any, dropout: float | None, steps: int) -> tuple[Worker, str]:
-    """The Trainer with what is fastest for it on this data: the kind of attention first, then the number of loader processes.
-    The side that won, still at work, and what was tried."""
+    """Find the fastest Trainer settings for this data: first the attention, then the number of loader processes.
+
+    Returns:
+        The fastest worker, still running, and a description of what was tried.
+    """
     found: dict[str, float] = {}
     alive: dict[str, Worker] = {}
 
@@ -113,17 +116,17 @@ def _dropout(value: float | None) -> str:
 
 def _rows(found: dict[str, list[Answer]], data: Answer, rate: list[Answer], name: str) -> list[dict[str, Any]]:
     rows = []
-    ours = [side for side in found if side.startswith(f"{name} here")]
-    for side, answers in found.items():
+    ours = [library for library in found if library.startswith(f"{name} here")]
+    for library, answers in found.items():
         speed = [answer["tokens_per_second"] for answer in answers]
         row: dict[str, Any] = {
-            "side": side.removeprefix(f"{name} "),
+            "library": library.removeprefix(f"{name} "),
             "rows/s": spread([value / data["mean_tokens"] for value in speed]),
             "step, ms": spread([1000 * answer["seconds"] / answer["steps"] for answer in answers]),
         }
         for i, one in enumerate(ours):
             mine = [answer["tokens_per_second"] for answer in found[one]]
-            row["defaults / side" if i == 0 else "dropout 0 / side"] = None if side in ours else ratios(mine, speed)
+            row["defaults / library" if i == 0 else "dropout 0 / library"] = None if library in ours else ratios(mine, speed)
         work = work_per_token(data)
         row["share"] = spread([work * value / 1e9 / one["bfloat16"] for value, one in zip(speed, rate, strict=True)])
         row["peak memory, MB"] = megabytes(answers)

@@ -1,4 +1,4 @@
-"""Whole trainings of a translation model on the same tokens: validation loss here and with transformers' Seq2SeqTrainer."""
+"""Validation loss of complete translation trainings on the same tokens: this project and transformers' Seq2SeqTrainer."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from jobs.translation_training import SETTINGS, prepare
 from protocol import Answer, Worker
 from tables import interval, megabytes, ratios, spread
 
-ABOUT = """Both sides pass once over all training pairs, so each sees the same tokens, in orders of its own; settings are those of
+ABOUT = """Both libraries train one epoch on all pairs and see the same tokens, in different orders, with the settings of
 `translation_training` ({settings}, label smoothing 0.1, no attention dropout, bf16). `loss` is the mean cross-entropy of a target
-token of the validation pairs in fp32, computed by transformers alone for both. The weights that are new begin at random: here
-anew with each seed, for the Seq2SeqTrainer (eager attention) as they were drawn once."""
+token of the validation pairs in fp32, computed by transformers for both. New weights are random: ours with each seed, those of
+the Seq2SeqTrainer (eager attention) once."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -42,9 +42,9 @@ def run(setting: Setting) -> dict[str, Any]:
     for name, answers in found.items():
         seconds = [answer["seconds"] for answer in answers]
         rows.append({
-            "side": name.removeprefix("translation quality, "),
+            "library": name.removeprefix("translation quality, "),
             "loss, mean (95 % interval)": interval([answer["loss"] for answer in answers]),
-            "seconds": spread(seconds), "side / here": None if name == workers[0].name else ratios(seconds, mine),
+            "seconds": spread(seconds), "library / here": None if name == workers[0].name else ratios(seconds, mine),
             "steps": answers[0]["steps"], "peak memory, MB": megabytes(answers),
         })  # fmt: skip
     pairs = Path(data["train"]).parent.name

@@ -1,4 +1,4 @@
-"""Steps of translation training: tokens a second here and with transformers' Seq2SeqTrainer."""
+"""Speed of translation training in tokens per second: this project and transformers' Seq2SeqTrainer."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from tables import megabytes, ratios, spread
 
 SETTINGS = {"batch_size": 64, "learning_rate": 5e-4, "warmup": 200}
 ABOUT = """The same encoder-decoder, vocabulary, rows and settings ({settings}, label smoothing 0.1, no attention dropout),
-bf16, batches of similar length. Time is that of whole cycles from one optimiser step to another; tokens are those of both
-sides, no padding counted. The Seq2SeqTrainer takes the kind of attention that is faster for it, eager or sdpa. `loss` is that
-of training in the last turn, over as many steps as a turn has; both sides have then seen as many rows, not the same ones."""
+bf16, batches of similar length. Times are those of complete cycles from one optimizer step to the next; tokens are those of
+source and target without padding. The Seq2SeqTrainer uses the faster attention, eager or sdpa. `loss` is the training loss of
+the last turn. By then both have seen the same number of rows, but not the same rows."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def run(setting: Setting) -> dict[str, Any]:
     for name, answers in found.items():
         speed = [answer["tokens_per_second"] for answer in answers]
         rows.append({
-            "side": name.removeprefix("translation, "), "tokens/s": spread(speed),
+            "library": name.removeprefix("translation, "), "tokens/s": spread(speed),
             "rows/s": spread([value / data["mean_tokens"] for value in speed]),
-            "here / side": None if name == workers[0].name else ratios(mine, speed),
+            "here / library": None if name == workers[0].name else ratios(mine, speed),
             "loss": answers[-1].get("loss"), "peak memory, MB": megabytes(answers),
         })  # fmt: skip
     title = f"Batch {SETTINGS['batch_size']}, {data['mean_tokens']:.0f} tokens a pair"
@@ -48,7 +48,7 @@ def run(setting: Setting) -> dict[str, Any]:
 
 
 def prepare(setting: Setting) -> Answer:
-    """The training and validation pairs as tokens, with a model that has learned nothing yet."""
+    """Tokenize training and validation pairs and create an untrained model."""
     train, scored = (str(Path(setting.translation or "") / f"{split}.jsonl") for split in ("train", "validation"))
     with setting.worker("prepare translation", "prepare_translation.py") as worker:
         folder = str(setting.out / "data" / "translation")

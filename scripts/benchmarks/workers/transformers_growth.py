@@ -1,4 +1,4 @@
-"""The usual way to the first step with datasets and transformers' Trainer: read, `map`, train; or go on from a checkpoint."""
+"""Worker of `growth` for datasets and transformers' Trainer: read, `map`, train; or resume from a checkpoint."""
 
 import shutil
 import time
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from datasets import disable_progress_bars, load_dataset
 from protocol import Channel, peak_memory
-from sides.clock import Stopwatch
-from sides.tiny import save_model, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.utils import logging
+from workers.clock import Stopwatch
+from workers.tiny import save_model, write_rows
 
 logging.set_verbosity_error()
 disable_progress_bars()
@@ -26,11 +26,11 @@ place = save_model(root / "model")
 
 
 class StoppedError(Exception):
-    """Ends a run whose last step of interest was seen."""
+    """Ends a run after its last step of interest."""
 
 
 def train(data: str, last: int, resume: bool = False, save_at: int = 0) -> float:
-    """Seconds from the beginning to the end of the first optimiser step; the run ends after step `last` of this call."""
+    """Return the seconds until the end of the first optimizer step; the run ends after step `last` of this call."""
 
     def after_step(step: int) -> None:
         if step == last:
@@ -62,7 +62,7 @@ def train(data: str, last: int, resume: bool = False, save_at: int = 0) -> float
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """Seconds from the call to the first step: of a new run, or of one that was interrupted at step `stop_at` and goes on."""
+    """Return the seconds until the first step of a new run, or of one resumed from step `stop_at`."""
     shutil.rmtree(root / "run", ignore_errors=True)
     at = request.get("stop_at")
     if not at:

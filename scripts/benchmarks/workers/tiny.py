@@ -1,4 +1,4 @@
-"""A model of next to no size and rows of made-up words, for what must not depend on the model."""
+"""A tiny model and rows of made-up words, for measurements that must not depend on the model."""
 
 import csv
 import random
@@ -8,7 +8,7 @@ WORDS = [f"word{i}" for i in range(2000)]
 
 
 def write_rows(path: Path, rows: int) -> str:
-    """A CSV file with `text` (about 15 words) and `label` (one of ten, seen in the text)."""
+    """Write a CSV file with `text` (about 15 words) and `label` (one of ten, visible in the text)."""
     generator = random.Random(0)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -20,7 +20,7 @@ def write_rows(path: Path, rows: int) -> str:
 
 
 def save_model(folder: Path) -> str:
-    """A BERT of two layers, with a tokenizer that knows the words."""
+    """Save a BERT of two layers with a tokenizer that knows the words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
 

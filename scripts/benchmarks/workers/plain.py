@@ -1,4 +1,4 @@
-"""What needs Python alone: reading prepared files, and turns of translating one."""
+"""Reads prepared files and serves translations; needs only Python's standard library."""
 
 import csv
 import json
@@ -11,20 +11,20 @@ from protocol import Channel
 
 
 def texts_of(path: str, most: int | None = None, column: str = "text") -> list[str]:
-    """A column of a prepared file, or its first rows."""
+    """Return a column of a prepared file, or its first rows."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         return [row[column] for row in csv.DictReader(file)][:most]
 
 
 def pairs_of(path: str, source: str, target: str, most: int | None = None) -> tuple[list[str], list[str]]:
-    """Both sides of a JSONL file of pairs, or of its first rows."""
+    """Return sources and targets of a JSONL file of pairs, or of its first rows."""
     with Path(path).open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file if line.strip()][:most]
     return [row[source] for row in rows], [row[target] for row in rows]
 
 
 def serve_translations(channel: Channel, translate: Callable[[list[str]], list[str]]) -> None:
-    """Turns in which all rows of the side's file are translated; a few are before the first turn."""
+    """Translate all rows of the file in each turn; a few of them before the first turn."""
     settings = channel.settings
     texts, _ = pairs_of(settings["test"], *settings["columns"], settings.get("rows"))
     translate(texts[:8])

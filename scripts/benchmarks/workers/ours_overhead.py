@@ -1,4 +1,4 @@
-"""Our training step taken apart: forward, backward, optimiser, and what is left of the cycle."""
+"""Worker of `overhead`: times forward pass, backward pass, optimizer, and the rest of each cycle."""
 
 import importlib
 import time
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol import Channel
-from sides.clock import Turns
-from sides.watched import watch
+from workers.clock import Turns
+from workers.watched import watch
 
 channel = Channel()
 settings = channel.settings
 loop: Any = importlib.import_module("nlp_transfer.training.trainer")
-spent = dict.fromkeys(("forward", "backward", "optimiser"), 0.0)
+spent = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)
 snapshots: list[dict[str, float]] = []
 
 
@@ -28,7 +28,7 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def look(trainer: Any) -> None:
-    """Times the trainer's parts."""
+    """Time the parts of a trainer."""
     began: list[float] = []
     trainer.model.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
     trainer.model.register_forward_hook(lambda *_: spent.update(forward=spent["forward"] + time.perf_counter() - began.pop()))
@@ -37,7 +37,7 @@ def look(trainer: Any) -> None:
 
 
 def count(turns: Turns) -> tuple[int, int, int]:
-    """Called at the beginning of what counts in a turn and at its end: the parts are those between."""
+    """Take a snapshot of the times at the beginning and at the end of a turn."""
     snapshots.append(dict(spent))
     if len(snapshots) == 2:
         before, after = snapshots
@@ -46,9 +46,9 @@ def count(turns: Turns) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-# The norm of the gradient and clipping belong to the optimiser's part.
-loop.Stepper.norm = timed("optimiser", loop.Stepper.norm)
-loop.Stepper.step = timed("optimiser", loop.Stepper.step)
+# The norm of the gradient and clipping belong to the optimizer's part.
+loop.PhaseOptimizer.clip = timed("optimizer", loop.PhaseOptimizer.clip)
+loop.PhaseOptimizer.step = timed("optimizer", loop.PhaseOptimizer.step)
 watch(look)(
     model=settings["model"], data={"train": settings["train"], "validation_share": 0},
     task={"name": "text_classification", "text": "text", "label": "label", "max_length": settings["max_length"]},

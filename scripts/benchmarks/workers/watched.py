@@ -1,17 +1,17 @@
-"""`fine_tune` with the trainer that it makes in sight."""
+"""Gives access to the trainer inside `fine_tune`."""
 
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 from protocol import Channel
-from sides.clock import Turns
+from workers.clock import Turns
 
 story: Any = importlib.import_module("nlp_transfer.fine_tune")
 
 
 def watch(look: Callable[[Any], object]) -> Callable[..., Any]:
-    """`fine_tune`, which from now on shows each trainer it makes to `look` before it trains."""
+    """Return `fine_tune`, which calls `look` with each trainer before training."""
 
     class Watched(story.Trainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,5 +24,5 @@ def watch(look: Callable[[Any], object]) -> Callable[..., Any]:
 
 
 def turns_of(trainer: Any, channel: Channel) -> Turns:
-    """Turns of a trainer's steps, which counts the rows and real tokens itself."""
+    """Return the turns of a trainer, which counts rows and tokens itself."""
     return Turns(channel, lambda: (trainer.position.examples, trainer.position.tokens, 0), late=True)

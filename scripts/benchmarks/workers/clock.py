@@ -1,5 +1,7 @@
-"""Clocks for training loops that are not ours to stop. They count optimiser steps through PyTorch's own hook, so every library
-is timed in the same way: from the end of one optimiser step to the end of another, whole cycles, batch preparation included."""
+"""Times training loops from outside, through PyTorch's optimizer hooks, so that every library is timed in the same way.
+
+A cycle lasts from the end of one optimizer step to the end of the next, batch preparation included.
+"""
 
 import time
 from collections.abc import Callable, Collection
@@ -11,16 +13,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 def finish_device() -> None:
-    """Waits for what a GPU was given to do; what it still has to do would count for nobody otherwise."""
+    """Wait for the work queued on a GPU, which would otherwise not be counted."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Turns:
-    """Makes turns of the steps of a loop: after each, the loop waits inside the hook until it is asked for another.
+    """Divides the steps of a loop into turns: after each turn the loop waits inside the hook for the next request.
 
-    `count` gives (rows, real tokens, padded tokens or 0) so far. A loop that counts a step only after its optimiser step (`late`)
-    is asked one step later.
+    `count` returns (rows, tokens without padding, padded tokens or 0) so far. With `late`, for loops that count a step only after
+    its optimizer step, it is called one step later.
     """
 
     def __init__(self, channel: Channel, count: Callable[[], tuple[int, int, int]], late: bool = False) -> None:
@@ -64,9 +66,9 @@ class Turns:
 
 
 class Stopwatch:
-    """Seconds of training alone in a loop that also evaluates: the cycle in which it evaluates counts as the median one.
+    """Seconds of training alone in a loop that also evaluates.
 
-    The first cycle, which begins with everything being loaded, counts as the median as well.
+    A cycle with an evaluation counts as the median cycle, and so does the first one, which includes loading.
     """
 
     def __init__(self, after_step: Callable[[int], None] = lambda step: None) -> None:
@@ -83,5 +85,5 @@ class Stopwatch:
         self.hook.remove()
 
     def seconds(self, step: int, evaluated_after: Collection[int] = ()) -> float:
-        """Seconds of the first `step` steps (counted from 1), where evaluations came after the steps `evaluated_after`."""
+        """Return the seconds of the first `step` steps (counted from 1), given evaluations after the steps `evaluated_after`."""
         return training_seconds(self.times, step, evaluated_after)

@@ -1,10 +1,10 @@
-"""Our predictions: a list of texts through `load_predictor`, as a user of the library calls it."""
+"""Worker of `prediction` for this project: a list of texts through `load_predictor`."""
 
 import time
 from typing import Any
 
 from protocol import Channel
-from sides.plain import texts_of
+from workers.plain import texts_of
 
 from nlp_transfer import load_predictor
 

@@ -1,13 +1,13 @@
-"""Predictions of transformers' `pipeline`."""
+"""Worker of `prediction` for transformers' `pipeline`."""
 
 import time
 from typing import Any
 
 import torch
 from protocol import Channel
-from sides.plain import texts_of
 from transformers import pipeline
 from transformers.utils import logging
+from workers.plain import texts_of
 
 logging.set_verbosity_error()
 channel = Channel()

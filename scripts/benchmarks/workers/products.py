@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices of a model's own shapes: what a training step could do at most."""
+"""Measures the speed of matrix products of a model's shapes: the upper limit for a training step."""
 
 import time
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from protocol import Channel
-from sides.clock import finish_device
+from workers.clock import finish_device
 
 channel = Channel()
 settings = channel.settings
@@ -17,7 +17,7 @@ SHAPES = [(hidden, hidden, 4), (hidden, inner, 1), (inner, hidden, 1)]
 
 
 def rate(dtype: torch.dtype, seconds: float) -> float:
-    """GFLOP/s over one layer's products, repeated for about so many seconds; the best half of the repeats counts."""
+    """Return GFLOP/s over one layer's products, from the best half of the repetitions in so many seconds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     new: Any = partial(torch.randn, dtype=dtype, device=device)
     operands = [(new(tokens, a), new(b, a), n) for a, b, n in SHAPES]

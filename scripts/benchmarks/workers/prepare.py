@@ -1,4 +1,4 @@
-"""Reads the data that was asked for and writes it as CSV files with `text` and `label`, which every side reads alike."""
+"""Reads a dataset and writes CSV files with `text` and `label`, which every worker reads in the same way."""
 
 import csv
 import os
@@ -28,7 +28,7 @@ def write(path: Path, texts: Any, labels: Any) -> str:
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """Splits by name as paths, and of the training rows the mean length in tokens and the mean of its square."""
+    """Return the paths by split, and the mean length of the training rows in tokens with the mean of its square."""
     checkpoint = Checkpoint.open(find_model(request["model"]))
     task = task_from({"name": "text_classification", "text": request["text"], "label": request["label"]})
     splits, task = read_splits(DataConfig(**request["data"]), task, TrainingConfig(), request.get("seed", 0))

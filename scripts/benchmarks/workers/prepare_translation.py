@@ -1,4 +1,4 @@
-"""Builds a translation model that has learned nothing yet, and its rows as tokens, for sides that cannot build it themselves."""
+"""Creates an untrained translation model and tokenized rows for workers that cannot create them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""transformers' Trainer where a turn is a whole training; the same settings and figures as on our side."""
+"""Worker for transformers' Trainer with a complete training in each turn, with the settings and metrics of this project."""
 
 import gc
 import shutil
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from protocol import Channel
-from sides.clock import Stopwatch
-from sides.transformers_parts import classifier, encoded, make_trainer
 from transformers import TrainerCallback, set_seed
+from workers.clock import Stopwatch
+from workers.transformers_parts import classifier, encoded, make_trainer
 
 channel = Channel()
 settings = channel.settings
@@ -24,7 +24,7 @@ def accuracy(predictions: Any) -> dict[str, float]:
 
 
 class Watch(TrainerCallback):
-    """Keeps the evaluations, and ends the training when one is good enough."""
+    """Records the evaluations and ends the training when one reaches the target."""
 
     def __init__(self, target: float | None) -> None:
         self.target, self.history = target, []  # type: ignore[var-annotated]
@@ -36,7 +36,7 @@ class Watch(TrainerCallback):
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy, seconds and steps; with a `target`, those of the first evaluation that reaches it (None: none does)."""
+    """Return accuracy, seconds and steps; with a `target`, at the first evaluation that reaches it (None: none does)."""
     target = request.get("target")
     shutil.rmtree(settings["folder"], ignore_errors=True)
     gc.collect()  # the last turn's model must not count in this one's peak

@@ -1,12 +1,12 @@
-"""transformers' Seq2SeqTrainer in `translation_training`, set up to be fast, paused between turns."""
+"""Worker of `translation_training` for transformers' Seq2SeqTrainer, set up for speed, paused between turns."""
 
 from typing import Any
 
 import torch
 from protocol import Channel
-from sides.clock import Turns
-from sides.transformers_translation_parts import make_trainer, open_model
 from transformers import TrainerCallback
+from workers.clock import Turns
+from workers.transformers_translation_parts import make_trainer, open_model
 
 channel = Channel()
 settings = channel.settings

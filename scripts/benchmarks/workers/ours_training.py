@@ -1,12 +1,12 @@
-"""Our side of `training`: `fine_tune` as it is called, paused between turns."""
+"""Worker of `training` for this project: `fine_tune`, paused between turns."""
 
 from protocol import Channel
-from sides.watched import turns_of, watch
+from workers.watched import turns_of, watch
 
 channel = Channel()
 settings = channel.settings
 fine_tune = watch(lambda trainer: turns_of(trainer, channel))
-# No checkpoints on either side; the rate is constant and small, so that the weights stay sound however long this goes on.
+# No checkpoints in any worker. A small constant learning rate keeps the weights stable for any number of steps.
 fine_tune(
     model=settings["model"],
     data={"train": settings["train"], "validation_share": 0},

@@ -1,4 +1,4 @@
-"""Checkpoints of a usual size with random weights: speed does not depend on what they know."""
+"""Creates checkpoints of common sizes with random weights, for measurements of speed."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ channel = Channel()
 
 
 def turn(request: dict[str, Any]) -> dict[str, str]:
-    """Writes one, with the tokenizer of a checkpoint at hand, and gives back its folder."""
+    """Write a checkpoint with the tokenizer of an existing one; return its folder."""
     path = str(Checkpoint.open(find_model(request["tokenizer"])).source.path)
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     special = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "bos": tokenizer.cls_token_id}

@@ -1,4 +1,4 @@
-"""Our side of `growth`: seconds until the first step of a new run, or of one that goes on, on so many rows."""
+"""Worker of `growth` for this project: seconds until the first step of a new or a resumed run."""
 
 import importlib
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from protocol import Channel, peak_memory
-from sides.clock import Stopwatch
-from sides.tiny import save_model, write_rows
+from workers.clock import Stopwatch
+from workers.tiny import save_model, write_rows
 
 channel = Channel()
 settings = channel.settings
@@ -24,11 +24,11 @@ story: Any = importlib.import_module("nlp_transfer.fine_tune")
 
 
 class StoppedError(BaseException):
-    """Ends a run whose first step was seen."""
+    """Ends a run after its first step."""
 
 
 def train(folder: Path, data: str, after_step: Any, resume: str = "auto") -> float:
-    """Seconds from the call to the end of the first optimiser step."""
+    """Return the seconds from the call to the end of the first optimizer step."""
     began = time.perf_counter()
     watch = Stopwatch(after_step)
     try:
@@ -50,7 +50,7 @@ def stop(_: int) -> None:
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """Seconds from the call to the first step: of a new run, or of one that was interrupted at step `stop_at` and goes on."""
+    """Return the seconds until the first step of a new run, or of one resumed from step `stop_at`."""
     folder = root / "run"
     shutil.rmtree(folder, ignore_errors=True)
     if not request.get("stop_at"):

@@ -1,4 +1,4 @@
-"""Our side where a turn is a whole training: `fine_tune`, with the figures of its test split or until a figure is reached."""
+"""Worker for this project with a complete training in each turn, up to the end or to a target metric."""
 
 import gc
 import shutil
@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 from protocol import Channel
-from sides.clock import Stopwatch
-from sides.watched import watch
+from workers.clock import Stopwatch
+from workers.watched import watch
 
 from nlp_transfer.strategies import strategy_from
 
@@ -23,7 +23,7 @@ prepare_data = kind.prepare_data
 
 
 def timed(*args: Any) -> Any:
-    """What a strategy computes before the first step belongs to its training."""
+    """Add the time that a strategy needs before the first step to that of training."""
     began = time.perf_counter()
     job = prepare_data(*args)
     prepared.append(time.perf_counter() - began)
@@ -34,11 +34,11 @@ kind.prepare_data = timed
 
 
 class ReachedError(Exception):
-    """Ends a training whose figure is good enough."""
+    """Ends a training that has reached its target."""
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy, seconds and steps; with a `target`, those of the first evaluation that reaches it (None: none does)."""
+    """Return accuracy, seconds and steps; with a `target`, at the first evaluation that reaches it (None: none does)."""
     target, folder = request.get("target"), settings["folder"]
     shutil.rmtree(folder, ignore_errors=True)
     trainers.clear()

@@ -1,4 +1,4 @@
-"""What the sides with transformers' Trainer share: rows, model and arguments as a knowledgeable user would set them."""
+"""Rows, model and arguments of the workers with transformers' Trainer, as an experienced user would choose them."""
 
 import csv
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ class Encoded:
 
 
 def read(path: str) -> tuple[list[str], list[str]]:
-    """Texts and labels of a prepared file."""
+    """Return texts and labels of a prepared file."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
 def encoded(model: str, path: str, max_length: int, pad_to_max: bool = False, labels: list[str] | None = None) -> Encoded:
-    """The rows of a prepared file as tokens, encoded before training as a `map` over the data set does."""
+    """Tokenize a prepared file before training, as `map` on a dataset does."""
     texts, answers = read(path)
     labels = labels or sorted(set(answers))
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -49,7 +49,7 @@ def encoded(model: str, path: str, max_length: int, pad_to_max: bool = False, la
 
 
 def classifier(settings: dict[str, Any], labels: list[str]) -> Any:
-    """The checkpoint with a new head; its dropout unless the settings name another."""
+    """Load the checkpoint with a new head; its dropout is kept unless the settings give another."""
     config = AutoConfig.from_pretrained(settings["model"], num_labels=len(labels))
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     if settings.get("attention_dropout") is not None:
@@ -60,8 +60,11 @@ def classifier(settings: dict[str, Any], labels: list[str]) -> Any:
 
 
 def make_trainer(settings: dict[str, Any], model: Any, table: Encoded, **more: Any) -> Trainer:
-    """`stock`: what an unchanged example script sets. Otherwise what makes training fast: bf16, batches of similar length, the
-    fused optimiser, loader processes if they help, no logging."""
+    """Create a Trainer.
+
+    With `stock`, it has the arguments of an unchanged example script. Otherwise it is set up for speed: bf16, batches of similar
+    length, fused optimizer, loader processes if they help, no logging.
+    """
     arguments: dict[str, Any] = {"per_device_train_batch_size": settings["batch_size"], "report_to": [], "disable_tqdm": True}
     if not settings.get("stock"):
         arguments |= {

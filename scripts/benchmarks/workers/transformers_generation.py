@@ -1,12 +1,12 @@
-"""Translations by plain `generate`: batches in the order of the file, each padded to its longest row."""
+"""Worker of `generation` for plain `generate`: batches in file order, each padded to its longest row."""
 
 from pathlib import Path
 
 import torch
 from protocol import Channel
-from sides.plain import serve_translations
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
+from workers.plain import serve_translations
 
 logging.set_verbosity_error()
 channel = Channel()

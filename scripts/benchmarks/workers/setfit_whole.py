@@ -1,4 +1,4 @@
-"""The setfit package where a turn is a whole training; needs an environment of its own, and Python alone of this project."""
+"""Worker for the setfit package with a complete training in each turn. Runs in setfit's environment, without this project."""
 
 import shutil
 import time
@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from protocol import Channel
 from setfit import SetFitModel, Trainer, TrainingArguments
-from sides.plain import texts_of
+from workers.plain import texts_of
 
 channel = Channel()
 settings = channel.settings
@@ -16,7 +16,7 @@ torch.set_num_threads(settings["threads"])
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy on the test file and seconds of training; its defaults, with `num_iterations` as in its paper, 2209.11055."""
+    """Return test accuracy and training seconds with default settings and `num_iterations` as in the paper (2209.11055)."""
     shutil.rmtree(settings["folder"], ignore_errors=True)
     texts, labels = (texts_of(request["train"], column=column) for column in ("text", "label"))
     tests, right = (texts_of(request["test"], request.get("rows"), column) for column in ("text", "label"))

@@ -1,4 +1,4 @@
-"""transformers' Seq2SeqTrainer where a turn is a whole training, and the figure by which both sides' models are judged."""
+"""Worker of `translation_quality` for transformers' Seq2SeqTrainer; also scores the models of both."""
 
 import gc
 import time
@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from protocol import Channel
-from sides.transformers_translation_parts import collator, make_trainer, open_model, read_tokens
 from torch.nn import functional as F
 from transformers import set_seed
+from workers.transformers_translation_parts import collator, make_trainer, open_model, read_tokens
 
 channel = Channel()
 settings = channel.settings
@@ -16,7 +16,7 @@ torch.set_num_threads(settings["threads"])
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """A training with a `seed` (and in a trial `max_steps`), or the loss of the model in the folder `score`."""
+    """Train with a `seed` (for a trial, `max_steps`), or return the loss of the model in the folder `score`."""
     gc.collect()
     return score(request["score"]) if "score" in request else train(**request)
 
@@ -34,7 +34,7 @@ def train(seed: int, max_steps: int = -1) -> dict[str, Any]:
 
 @torch.inference_mode()
 def score(folder: str) -> dict[str, Any]:
-    """Mean cross-entropy of a target token in fp32, without label smoothing."""
+    """Return the mean cross-entropy of a target token in fp32, without label smoothing."""
     model = open_model(folder, "sdpa").eval()
     pad = collator(settings, model)
     tokens = read_tokens(settings["scored"])

@@ -1,16 +1,16 @@
-"""Our side of `translation_training`: `fine_tune` as it is called, paused between turns."""
+"""Worker of `translation_training` for this project: `fine_tune`, paused between turns."""
 
 from typing import Any
 
 from protocol import Channel
-from sides.watched import turns_of, watch
+from workers.watched import turns_of, watch
 
 channel = Channel()
 settings = channel.settings
 
 
 def look(trainer: Any) -> None:
-    """Makes turns of its steps, and keeps an eye on its losses."""
+    """Divide the steps of a trainer into turns and record its losses."""
     turns, write = turns_of(trainer, channel), trainer.log.write
 
     def note(step: int, **figures: Any) -> None:

@@ -1,11 +1,11 @@
-"""transformers' Trainer in `training`: set up as its settings say, paused between turns."""
+"""Worker of `training` for transformers' Trainer, paused between turns."""
 
 from typing import Any
 
 import torch
 from protocol import Channel
-from sides.clock import Turns
-from sides.transformers_parts import classifier, encoded, make_trainer
+from workers.clock import Turns
+from workers.transformers_parts import classifier, encoded, make_trainer
 
 channel = Channel()
 settings = channel.settings

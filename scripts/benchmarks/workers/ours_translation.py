@@ -1,7 +1,7 @@
-"""Our translations: a list of texts through `load_translator`."""
+"""Worker of `generation` for this project: a list of texts through `load_translator`."""
 
 from protocol import Channel
-from sides.plain import serve_translations
+from workers.plain import serve_translations
 
 from nlp_transfer import load_translator
 

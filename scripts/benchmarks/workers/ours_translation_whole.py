@@ -1,4 +1,4 @@
-"""Our side of `translation_quality`: `fine_tune` as it is called, a whole training a turn."""
+"""Worker of `translation_quality` for this project: a complete training with `fine_tune` in each turn."""
 
 import gc
 import shutil
@@ -13,7 +13,7 @@ settings = channel.settings
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
-    """A training; the request holds its `seed`, and in a trial `max_steps`."""
+    """Train; the request holds the `seed` and, for a trial, `max_steps`."""
     shutil.rmtree(settings["folder"], ignore_errors=True)
     gc.collect()  # the last turn's model must not count in this one's peak
     run = fine_tune(

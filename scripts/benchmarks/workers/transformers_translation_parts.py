@@ -1,4 +1,4 @@
-"""What the sides with transformers' Seq2SeqTrainer share: rows that are tokens already, and arguments that make it fast."""
+"""Tokenized rows and fast arguments for the workers with transformers' Seq2SeqTrainer."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ logging.set_verbosity_error()
 
 
 def read_tokens(path: str) -> dict[str, list[list[int]]]:
-    """`input_ids` and `labels` of prepared rows."""
+    """Return `input_ids` and `labels` of prepared rows."""
     tokens: dict[str, list[list[int]]] = json.loads(Path(path).read_text(encoding="utf-8"))
     return tokens
 
@@ -26,7 +26,7 @@ def collator(settings: dict[str, Any], model: Any) -> Any:
 
 
 def make_trainer(settings: dict[str, Any], model: Any, **more: Any) -> Seq2SeqTrainer:
-    """bf16, batches of similar length, the fused optimiser, label smoothing 0.1, a constant rate after the warm-up."""
+    """Create a Seq2SeqTrainer: bf16, similar lengths in a batch, fused optimizer, label smoothing, constant rate after warmup."""
     tokens, training = read_tokens(settings["rows"]), settings["training"]
     rows = Dataset.from_dict({
         **tokens,

@@ -1,0 +1,43 @@
+"""Saves the trained model and loads it again, so that what is scored is what was saved."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from nlp_transfer.models.regression_output import fold_outputs
+from nlp_transfer.models.verification.weight_files import check_finite
+from nlp_transfer.run.folder import RunFolder
+from nlp_transfer.saved_models.load import quiet
+from nlp_transfer.saved_models.save import is_adapted, save_adapted, save_model, verify_adapter
+from nlp_transfer.strategies import Job, Strategy
+from nlp_transfer.utils.atomic_files import retry_while_full
+
+
+def save_final_model(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerator: Accelerator) -> Any:
+    """Export and save the model of a run to `model/` (and `adapter/`); return it as loaded from there.
+
+    Every process calls this; only the main process leaves files.
+    """
+    check_finite(model, "training: the trained model", "a lower training.learning_rate, or training.precision: fp32")
+    fold_outputs(model)  # before an adapter is saved together with the head
+    if not accelerator.is_main_process:
+        with tempfile.TemporaryDirectory() as discarded:
+            return strategy.unwrap(model, Path(discarded))
+    with quiet():
+        exported = strategy.unwrap(model, folder.path)
+    if is_adapted(exported):
+        verify_adapter(folder.path / "adapter", job.checkpoint, job.task, exported, job.sample())
+        return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
+    place = folder.path / "model"
+    saved = retry_while_full(partial(save_job, job, exported, place), "the model", place)
+    if (folder.path / "adapter").is_dir():
+        verify_adapter(folder.path / "adapter", job.checkpoint, job.task, exported, job.sample())
+    return saved
+
+
+def save_job(job: Job, model: Any, place: Path) -> Any:
+    """Save a model with tokenizer and task of a job to the folder `place`; return it as loaded from there."""
+    return save_model(model, job.checkpoint.tokenizer, job.task, place, job.sample(), job.checkpoint)

@@ -1,0 +1,129 @@
+"""Scores the saved model on validation and test, writes its predictions, and computes hub and user metrics."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from nlp_transfer.data.sources.rows import BLOCK
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.evaluation.metrics import KNOWN_KEYS
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
+from nlp_transfer.inference.predictor import PRECISION, round_predictions
+from nlp_transfer.inference.scoring import score
+from nlp_transfer.inference.writers import Writer
+from nlp_transfer.saved_models.layout import PREDICTIONS
+from nlp_transfer.security.secret_patterns import clean
+from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.strategies import Job
+from nlp_transfer.tasks import Arrays, Task
+from nlp_transfer.utils.atomic_files import DiskFullError, retry_while_full
+from nlp_transfer.utils.console import say
+from nlp_transfer.utils.distributed import compute_on_main
+from nlp_transfer.utils.errors import UserError
+
+MAX_PROBABILITIES = 50  # with more labels, only the probability of the predicted one is written
+TRIAL_ROWS = 32  # rows for the trial of user metrics
+
+
+def score_splits(
+    job: Job, model: Any, accelerator: Accelerator, hub_metrics: list[Any], folder: Path, user_metrics: UserMetrics | None = None
+) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
+    """Score validation and test in fp32, as far as they exist, and write `predictions/SPLIT.parquet` in `folder`.
+
+    Returns:
+        Metrics by split and name, and predictions by split, in row order.
+    """
+    metrics: dict[str, dict[str, float]] = {}
+    predictions: dict[str, Arrays] = {}
+    for split in [name for name in ("validation", "test") if name in job.tables]:
+        table = job.tables[split]
+        metrics[split], predictions[split] = score(
+            model, job.task, table, accelerator, precision=PRECISION, user_metrics=user_metrics
+        )
+        metrics[split] |= compute_hub_metrics(hub_metrics, predictions[split], table)
+        if accelerator.is_main_process:
+            path = folder / PREDICTIONS / f"{split}.parquet"
+            write = partial(_write_predictions, path, job, split, predictions[split])
+            try:
+                retry_while_full(write, f"the predictions of {split}", path.parent)
+            except DiskFullError:
+                raise
+            except (UserError, OSError) as error:  # such as values of a user's own task that Parquet cannot hold
+                say(f"warning: {path} was not written: {error}")
+    return metrics, predictions
+
+
+def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) -> None:
+    """Write the rows of a split in order.
+
+    Columns: the inputs, `reference`, the columns of `predict`, and the origin of each row as `file` and `row`
+    (`source_file` and `source_row` if an input column has that name).
+    """
+    task, rows = job.task, job.rows[split]
+    floats = {name: round_predictions(name, array, PRECISION) for name, array in predictions.items() if array.dtype == np.float32}
+    all_labels = task.prediction_kind in ("label", "labels") and len(getattr(task, "labels", None) or []) <= MAX_PROBABILITIES
+    described = task.describe(predictions | floats, probabilities=all_labels)
+    if "translation" in described:
+        described["prediction"] = described.pop("translation")
+    if task.prediction_kind == "number":  # all digits, so that the metrics can be reproduced
+        described["prediction"] = predictions["prediction"].astype(float).tolist()
+    columns = task.cells({"reference": task.written(references(job.tables[split])), **described})
+    inputs = task.input_columns()
+    columns = {name: column for name, column in columns.items() if name not in inputs}  # such as probability:LABEL
+    names = clean(rows.files)
+    files = [names[i] for i in rows.file_of.tolist()]
+    origin = {"file": files, "row": [position or None for position in rows.position.tolist()]}
+    for name, column in origin.items():
+        if name in inputs:
+            say(f"{path.name}: {name!r} is an input column; the {name} that a row comes from is in 'source_{name}'")
+        columns[f"source_{name}" if name in inputs else name] = column
+    start = 0
+    with Writer(path, path.suffix) as writer:
+        for block in rows.batches(BLOCK):
+            end = start + len(next(iter(block.values())))
+            writer.write({name: block[name] for name in inputs} | {name: column[start:end] for name, column in columns.items()})
+            start = end
+
+
+def references(table: TokenTable) -> np.ndarray:
+    """Return what predictions are compared with: texts (objects), label ids or numbers, of shape (rows, ...)."""
+    values = table.references
+    return values["references"] if "references" in values else values["labels"]
+
+
+def compute_hub_metrics(metrics: list[Any], predictions: Arrays, table: TokenTable) -> dict[str, float]:
+    """Compute metrics from the hub. Their values are named `METRIC/KEY`, since a key may also be that of another metric.
+
+    Raises:
+        UserError: a metric does not support this task, or returns values that are not numbers.
+    """
+    values: dict[str, float] = {}
+    for metric in metrics:
+        try:
+            computed = metric.compute(predictions=predictions["prediction"], references=references(table))
+            values |= {f"{metric.name}/{key}": float(value) for key, value in computed.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"training.hub_metrics: {metric.name} cannot score this task: {error}") from error
+    return values
+
+
+def try_metrics(
+    hub_metrics: list[Any], user_metrics: UserMetrics, task: Task, table: TokenTable, training: TrainingConfig,
+    accelerator: Accelerator,
+) -> None:  # fmt: skip
+    """Compute hub and user metrics with the references as predictions, so that errors show before training.
+
+    Raises:
+        UserError: a metric cannot be computed, or `training.best_metric` is unknown.
+    """
+    targets = references(table)
+    compute_hub_metrics(hub_metrics, {"prediction": targets}, table)
+    if not user_metrics:
+        return
+    some = targets[np.unique(np.linspace(0, len(table) - 1, TRIAL_ROWS).astype(np.int64))]
+    taken = [*KNOWN_KEYS, *task.metric_names()]
+    user_metrics.trials = compute_on_main(accelerator, lambda: user_metrics.try_out(task.written(some), some.tolist(), taken))
+    user_metrics.check_best(training.best_metric, task.metric_names())

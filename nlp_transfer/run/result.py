@@ -1,0 +1,120 @@
+"""`result.json` of a run, and the records beside each saved model that are written with it."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from nlp_transfer.data.splits import Splits
+from nlp_transfer.inference.predictor import PRECISION
+from nlp_transfer.models.device import device_type
+from nlp_transfer.report.model_card import write_card
+from nlp_transfer.run.final_model import save_job
+from nlp_transfer.run.final_scores import score_splits
+from nlp_transfer.run.folder import RunFolder
+from nlp_transfer.run.resolve import Run
+from nlp_transfer.saved_models.load import RECORD
+from nlp_transfer.saved_models.save import add_to_record, is_plain, versions
+from nlp_transfer.security.secret_patterns import clean
+from nlp_transfer.strategies import Job
+from nlp_transfer.tasks import Task
+from nlp_transfer.training.position import Position
+from nlp_transfer.utils import environment
+from nlp_transfer.utils.atomic_files import retry_while_full, write_json
+from nlp_transfer.utils.console import show_metrics
+
+Metrics = dict[str, dict[str, float]]
+"""Metrics by split and name."""
+
+
+def make_result(
+    run: Run, document: Mapping[str, Any], task: Task, model: Any, metrics: Metrics, train: dict[str, Any],
+    tasks: dict[str, dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the content of `result.json`.
+
+    Args:
+        document: the content of `config.yaml`.
+        model: as saved.
+        train: from `training_metrics`.
+        tasks: from `save_further_tasks`.
+    """
+    signatures = task.signatures()
+    return {
+        "task": document["task"], "strategy": document["strategy"], "model": run.config.model, "seed": run.config.training.seed,
+        "plain": is_plain(model), "metrics": metrics, "metrics_precision": PRECISION, "train": train, "versions": versions(),
+        **({"signatures": signatures} if metrics and signatures else {}),
+        **({"tasks": tasks} if tasks else {}),
+    }  # fmt: skip
+
+
+def training_metrics(position: Position, parameters: tuple[int, int], preparation: float) -> dict[str, Any]:
+    """Return speed and size of a training, `train` in `result.json`.
+
+    Args:
+        position: at the end of training.
+        parameters: numbers of trainable and of all parameters.
+        preparation: seconds before the first step (loading, caching features). `seconds` includes them and the evaluations;
+            `examples_per_second` counts optimizer steps only.
+    """
+    return {
+        "seconds": round(position.seconds + preparation, 3),
+        "preparation_seconds": round(preparation, 3),
+        "step_seconds": round(position.step_seconds, 3),
+        "steps": position.step,
+        "best_step": position.best_step,
+        "examples": position.examples,
+        "tokens": position.tokens,
+        "examples_per_second": round(position.examples / max(position.step_seconds, 1e-9), 3),
+        "trainable_parameters": parameters[0],
+        "total_parameters": parameters[1],
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _peak_memory() -> int:
+    """Return the peak memory in bytes: of the GPU if there is one, otherwise of this process."""
+    return int(torch.cuda.max_memory_allocated()) if device_type() == "cuda" else environment.peak_memory()
+
+
+def save_further_tasks(
+    jobs: Mapping[str, tuple[Job, Any]], folder: RunFolder, accelerator: Accelerator
+) -> dict[str, dict[str, Any]]:
+    """Save and score the tasks that were learned beside that of the run, each in `tasks/NAME/model/`.
+
+    Returns:
+        `tasks` of `result.json`.
+    """
+    results = {}
+    for name, (job, learned) in jobs.items():
+        model, place = learned, folder.path / "tasks" / name / "model"
+        if accelerator.is_main_process:
+            model = retry_while_full(partial(save_job, job, model, place), name, place)
+        metrics, _ = score_splits(job, model, accelerator, [], place.parent)
+        results[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
+        if metrics and (signatures := job.task.signatures()):
+            results[name]["signatures"] = signatures
+        show_metrics({f"{name}: {split}": values for split, values in metrics.items()})
+    return results
+
+
+def finish_run(
+    folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: Mapping[str, Any], splits: Splits,
+    further: Mapping[str, tuple[Job, Any]],
+) -> None:  # fmt: skip
+    """Write model cards, records and, last of all, `result.json`, which marks the run as finished; delete the checkpoints."""
+    parts = [(folder.path / name, task, result, run.config.data, splits.rows) for name in ("model", "adapter")]
+    for (name, (job, _)), (data, _) in zip(further.items(), run.strategy.nested().values(), strict=True):
+        task_result = {"signatures": {}, **result, **result["tasks"][name]}
+        parts.append((folder.path / "tasks" / name / "model", job.task, task_result, data, job.rows))
+    for place, its_task, its_result, data, rows in parts:
+        if (place / RECORD).is_file():
+            add_to_record(place, {"metrics": its_result["metrics"]})
+            sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
+            counts = {"rows": {split: len(some) for split, some in rows.items()}}
+            card = partial(write_card, place, its_task, clean(its_result), {**sources, **counts}, document["training"])
+            retry_while_full(card, "the model card", place)
+    write_json(folder.path / "result.json", result)
+    folder.clear_checkpoints()

@@ -1,0 +1,70 @@
+"""`config.yaml` of a run: every setting resolved, with hub revisions and file hashes."""
+
+import os
+from typing import Any
+
+from nlp_transfer.data.sources import HUB_DATA
+from nlp_transfer.data.sources.portable_paths import portable
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.data.splits import Splits
+from nlp_transfer.data.unused_settings import without_effect
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.run.provenance import check_files, hash_inputs, hash_strategy, record_inputs
+from nlp_transfer.run.resolve import Run
+from nlp_transfer.saved_models.save import versions
+from nlp_transfer.security.secret_patterns import clean
+from nlp_transfer.tasks import Task
+from nlp_transfer.training.trainer import Trainer
+
+
+def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkpoint, splits: Splits) -> dict[str, Any]:
+    """Return the content of `config.yaml`; running it again repeats the run.
+
+    Settings without effect stay as they were given. Secrets are removed.
+
+    Raises:
+        UserError: the settings come from a `config.yaml`, and a file or revision is not the recorded one.
+    """
+    config, strategy = run.config, run.strategy
+    training = trainer.training.model_dump() | {
+        "label_smoothing": trainer.task.label_smoothing(trainer.training),
+        "precision": trainer.resolved.precision, "attention": trainer.resolved.attention, "kernels": trainer.resolved.kernels,
+    }  # fmt: skip
+    if strategy.takes_steps():
+        training |= {"learning_rate": trainer.planner.learning_rate(), "epochs": trainer.planner.epochs()}
+    unused = without_effect(config, task, strategy)
+    training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
+    further_rows = [job.rows for job, _ in strategy.auxiliary_jobs(trainer.model).values()]
+    inputs = hash_inputs(run, checkpoint.source, splits.rows)
+    inputs |= hash_strategy(strategy, dict(zip(strategy.nested(), further_rows, strict=True)))
+    revisions = {name: revision for name, revision in splits.provenance().items() if name.startswith("hub:")}
+    output = os.path.normpath(portable(config.output_dir))
+    provenance: dict[str, Any] = {
+        "directory": os.getcwd() if os.path.isabs(output) else os.path.relpath(os.getcwd(), output),
+        "versions": versions(),
+        "processes": trainer.accelerator.num_processes,  # the rows of a step depend on it
+    }
+    if checkpoint.revision:
+        provenance["model_revision"] = checkpoint.revision
+    document: dict[str, Any] = {
+        "model": f"{checkpoint.source.path}@{checkpoint.revision}" if checkpoint.revision else config.model,
+        "data": {name: _pinned(getattr(config.data, name), splits.rows.get(name)) for name in type(config.data).model_fields},
+        "task": task.document(),
+        "strategy": strategy.document(),
+        "training": training,
+        "output_dir": output,
+        "provenance": provenance,
+    }
+    document = record_inputs(document, inputs, revisions)
+    check_files(config.provenance, document["provenance"])
+    cleaned: dict[str, Any] = clean(document)
+    return cleaned
+
+
+def _pinned(source: Any, rows: Rows | None) -> Any:
+    """Return a hub id with the revision that was read; any other source unchanged."""
+    match = HUB_DATA.match(source) if isinstance(source, str) and rows is not None and rows.revision else None
+    if match is None or rows is None:
+        return source
+    config, split = (f"{mark}{match[part]}" if match[part] else "" for mark, part in ((":", "config"), ("#", "split")))
+    return f"{match['id']}@{rows.revision}{config}{split}"
