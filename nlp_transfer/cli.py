@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -109,11 +110,11 @@ def evaluate(
 
     MODEL is a run folder, a model folder or a hub id; the test data is --data.test. Metrics are printed as JSON.
     """
-    from nlp_transfer.inference.files import check_figures_file, print_figures, score_source
+    from nlp_transfer.inference.model_evaluation import check_metrics_file, evaluate_model, print_metrics
 
-    check_figures_file(output, overwrite)
-    figures, signatures = score_source(model, _model_settings(ctx, ctx.args), batch_size, precision, base)
-    print_figures(figures, output, signatures, overwrite)
+    check_metrics_file(output, overwrite)
+    metrics, signatures = evaluate_model(model, _model_settings(ctx, ctx.args), batch_size, precision, base)
+    print_metrics(metrics, output, signatures, overwrite)
 
 
 @cli.command(cls=TextsHelp, context_settings=OVERRIDES)
@@ -146,18 +147,19 @@ def translate(ctx: click.Context, model: str, texts: tuple[str, ...], **options:
 
 
 def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict[str, Any]) -> None:
-    from nlp_transfer.inference.command_inputs import check_inputs, split_words
-    from nlp_transfer.inference.files import predict_file, predict_texts, translate_file
+    from nlp_transfer.inference.command_inputs import FileOptions, check_inputs, split_words
+    from nlp_transfer.inference.files import predict_file, predict_texts
 
     texts, overrides = split_words(words)
     settings = _model_settings(ctx, overrides)
     command = str(ctx.command.name)
     check_inputs(f"nlp-transfer {command} {model}", texts, options)
+    of_files = {each.name: options.pop(each.name) for each in fields(FileOptions)}
+    arguments = {"model": model, "settings": settings, "translate": command == "translate", **options}
     if texts:
-        wanted = {name: options[name] for name in options.keys() & {"probabilities", "beams", "batch_size", "precision", "base"}}
-        predict_texts(wanted | {"model": model, "settings": settings, "translate": command == "translate"}, texts)
+        predict_texts(arguments, texts)
     else:
-        (translate_file if command == "translate" else predict_file)(model, settings=settings, **options)
+        predict_file(arguments, FileOptions(**of_files))
 
 
 @cli.command()

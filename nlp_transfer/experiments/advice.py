@@ -1,17 +1,19 @@
-"""One sentence that follows from the figures."""
+"""The advice of a comparison: which strategy to take, and why, in one sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nlp_transfer.utils.console import number
 
-LEVEL, ALIKE = 0.05, 0.5
+SIGNIFICANT, INDISTINGUISHABLE = 0.05, 0.5  # p-values below the first, and from the second on
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy as the advice sees it. `p` is that of the paired test against the best one, over rows and seeds; None: there was
-    no test, for want of two common seeds."""
+    """A strategy with its mean metric, its costs, and the p-value of the paired test against the best strategy.
+
+    `p` is None without a test: for the best strategy itself, or with fewer than two common seeds.
+    """
 
     label: str
     value: float
@@ -21,87 +23,90 @@ class Candidate:
     seeds: int = 1
 
 
-def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: str, asked: int | None = None) -> str:
-    """Say which strategy to take and why.
+def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: str, compared: int | None = None) -> str:
+    """Return which strategy to take and why.
 
-    The best by its mean, unless there are three seeds or more and others do not differ measurably from it (`p` of 0.5 or more: a
-    difference of at most one standard error, as in the rule of Breiman et al. 1984); then, among them, the quickest to train, and
-    of equally quick ones the smallest.
-    Where its lead is not certain (`p` of 0.05 or more, or no test), the advice says so.
+    This is the strategy with the best mean. With three or more seeds, strategies with `p` of 0.5 or more (a difference of at most
+    one standard error, as in the rule of Breiman et al. 1984) count as equally good; of these the fastest to train is taken, and
+    of equally fast ones the smallest. The advice says so if the lead is uncertain (`p` of 0.05 or more, or no test).
 
     Args:
         candidates: the first is the one that all are compared with.
-        asked: how many strategies there were, those without a metric among them.
+        compared: the number of strategies, including those without a metric.
     """
     if not candidates:
-        return "No strategy gave figures, so there is none to recommend."
+        return "No strategy has metrics, so there is none to recommend."
     sign = 1 if higher else -1
-    best = max(candidates, key=lambda one: (sign * one.value, -one.seconds, -one.stored_bytes))
-    figures = f"{metric} {show(best.value)} on {split}"
+    best = max(candidates, key=lambda candidate: (sign * candidate.value, -candidate.seconds, -candidate.stored_bytes))
+    score = f"{metric} {show(best.value)} on {split}"
     if len(candidates) == 1:
-        others = f"; the others gave no figures (there were {asked})" if asked and asked > 1 else ""
-        return f"Only {best.label} was measured ({figures}){others}, so there is nothing to compare it with{_seeds(best, split)}."
-    others_of = [one for one in candidates if one is not best]
-    # With two seeds p is above ALIKE for nearly any gap.
-    alike = [one for one in others_of if one.p is not None and one.p >= ALIKE and best.seeds > 2]
-    unsure = [one for one in others_of if one not in alike and (one.p is None or one.p >= LEVEL)]
-    cheapest = min([best, *alike], key=lambda one: (one.seconds, one.stored_bytes, -sign * one.value))
-    first = candidates[0]
+        failed = f"; the others have no metrics (of {compared} strategies)" if compared and compared > 1 else ""
+        return (
+            f"Only {best.label} was measured ({score}){failed}, so there is nothing to compare it with{_one_seed(best, split)}."
+        )
+    others = [candidate for candidate in candidates if candidate is not best]
+    # With two seeds nearly every difference has a p-value above INDISTINGUISHABLE.
+    equal = [other for other in others if other.p is not None and other.p >= INDISTINGUISHABLE and best.seeds > 2]
+    uncertain = [other for other in others if other not in equal and (other.p is None or other.p >= SIGNIFICANT)]
+    cheapest = min([best, *equal], key=lambda candidate: (candidate.seconds, candidate.stored_bytes, -sign * candidate.value))
     if cheapest is not best:
-        said = (
-            f"Take {cheapest.label}: at {metric} {show(cheapest.value)} on {split} it cannot be told from the best, {best.label} "
-            f"({show(best.value)}, {_p(cheapest)}), and is the cheapest such ({cost(cheapest)} against {cost(best)})"
+        text = (
+            f"Take {cheapest.label}: with {metric} {show(cheapest.value)} on {split} it is not measurably worse than the best, "
+            f"{best.label} ({show(best.value)}, {_p(cheapest)}), and it is the cheapest of these ({cost(cheapest)}; "
+            f"{best.label}: {cost(best)})"
         )
-    elif alike:
-        said = (
-            f"Take {best.label}: it is the best by mean ({figures}) and the cheapest ({cost(best)}) of those that cannot be told "
-            f"apart: {_names(alike)}"
+    elif equal:
+        text = (
+            f"Take {best.label}: it has the best mean ({score}) and is the cheapest ({cost(best)}) of those that are not "
+            f"measurably worse: {_names(equal)}"
         )
-    elif unsure:
-        said = f"Take {best.label}: it is the best by mean ({figures})"
+    elif uncertain:
+        text = f"Take {best.label}: it has the best mean ({score})"
     else:
-        said = f"Take {best.label}: it is the best ({figures}), and every other is measurably worse (p below {LEVEL})"
-    if unsure:
-        count = "one seed" if best.seeds == 1 else f"{best.seeds} seeds"
-        said += f"; with {count} the lead of {best.label} over {_names(unsure)} is not certain, more seeds would tell"
+        text = f"Take {best.label}: it is the best ({score}), and every other is measurably worse (p below {SIGNIFICANT})"
+    if uncertain:
+        seeds = "one seed" if best.seeds == 1 else f"{best.seeds} seeds"
+        text += f"; with {seeds} the lead of {best.label} over {_names(uncertain)} is uncertain, so run more seeds"
+    first = candidates[0]
     if best is first:
-        said += f"; no other is better than the first, {first.label}"
-    elif first in alike or first in unsure:
-        said += f"; no other is measurably better than the first, {first.label}"
-    return said + _seeds(best, split) + "."
+        text += f"; no other is better than the first, {first.label}"
+    elif first in equal or first in uncertain:
+        text += f"; no other is measurably better than the first, {first.label}"
+    return text + _one_seed(best, split) + "."
 
 
-def _seeds(one: Candidate, split: str) -> str:
-    return f"; with one seed there is no test, and the intervals cover the rows of {split} alone" if one.seeds == 1 else ""
+def _one_seed(candidate: Candidate, split: str) -> str:
+    return f"; with one seed there is no test, and the intervals cover only the rows of {split}" if candidate.seeds == 1 else ""
 
 
-def _names(some: Sequence[Candidate]) -> str:
-    return ", ".join(f"{one.label} ({show(one.value)}, {_p(one)})" for one in some[:3]) + (
-        f" and {len(some) - 3} more" if len(some) > 3 else ""
-    )
+def _names(candidates: Sequence[Candidate], limit: int = 3) -> str:
+    names = ", ".join(f"{candidate.label} ({show(candidate.value)}, {_p(candidate)})" for candidate in candidates[:limit])
+    return names + (f" and {len(candidates) - limit} more" if len(candidates) > limit else "")
 
 
-def _p(one: Candidate) -> str:
-    if one.p is None:
-        return "one seed" if one.seeds == 1 else "fewer than two common seeds"
-    return f"p {show_p(one.p)}"
+def _p(candidate: Candidate) -> str:
+    if candidate.p is None:
+        return "one seed" if candidate.seeds == 1 else "fewer than two common seeds"
+    return f"p {show_p(candidate.p)}"
 
 
-def cost(one: Candidate) -> str:
-    return f"{show_seconds(one.seconds)}, {show_bytes(one.stored_bytes)}"
+def cost(candidate: Candidate) -> str:
+    """Return training time and stored size as text."""
+    return f"{show_seconds(candidate.seconds)}, {show_bytes(candidate.stored_bytes)}"
 
 
 def show(value: float) -> str:
-    """A metric as a reader wants it."""
+    """Return a metric with three decimals, or the digits that matter."""
     return number(value, 3)
 
 
 def show_p(p: float) -> str:
-    """A p-value: the same digits in the table and in the advice."""
+    """Return a p-value with three decimals."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def show_seconds(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours."""
     for unit, word in ((3600, "h"), (60, "min")):
         if seconds >= 1.5 * unit or seconds == unit:
             return f"{seconds / unit:.1f}".removesuffix(".0") + f" {word}"
@@ -109,6 +114,7 @@ def show_seconds(seconds: float) -> str:
 
 
 def show_bytes(size: float) -> str:
+    """Return a size in B, kB, MB or GB (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             break

@@ -1,6 +1,7 @@
-"""Many stories, one table: the same data with several strategies and seeds, and which of them to take."""
+"""Compare strategies: fine-tune with each strategy and seed on the same data, and recommend one."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -12,11 +13,10 @@ from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.portable_paths import mapping, portable, replaced
 from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.experiments.advice import show, show_seconds
-from nlp_transfer.experiments.comparison_page import write_page
-from nlp_transfer.experiments.plan import Job, Plan, make_plan
+from nlp_transfer.experiments.plan import Plan, PlannedRun, make_plan
 from nlp_transfer.experiments.results_table import notes, table, write_tables
-from nlp_transfer.experiments.runs import LOG, Outcome, Server, claimed, read_outcome
-from nlp_transfer.experiments.summary_rows import Measured, Row, make_rows, one_line, split_of
+from nlp_transfer.experiments.runs import LOG, Outcome, RunServer, claimed, read_outcome
+from nlp_transfer.experiments.summary_rows import Chosen, Summary, SummaryRow, first_characters, split_of, summarize
 from nlp_transfer.run.document import as_document
 from nlp_transfer.run.folder import differences, is_place
 from nlp_transfer.run.provenance import compare_content, describe_changes, hash_inputs, hash_strategy, record_inputs
@@ -32,21 +32,20 @@ from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 BASE, SETTINGS = "settings.json", "strategy.json"
-WIDE = 130  # columns of a terminal that has room for the whole table
-Chosen = dict[tuple[str, int | None, int], tuple[Job, Outcome]]
+FULL_TABLE_WIDTH = 130  # columns of the terminal
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison: its rows (one for each strategy and number of shots), and the advice that follows from them."""
+    """A finished comparison: a row for each strategy and number of shots, and the advice."""
 
     output_dir: Path
-    rows: list[Row]
+    rows: list[SummaryRow]
     advice: str
     metric: str
     split: str
     failed: list[str] = field(default_factory=list)
-    """What was run and crashed; each run's log is in its folder."""
+    """Name and error of each run that crashed. Its log is in its folder."""
 
 
 def compare(
@@ -60,53 +59,59 @@ def compare(
     verbose: bool = False,
     **settings: Any,
 ) -> Comparison:
-    """Fine-tunes with each strategy and each seed, every run in a process of its own, and says which strategy to take.
+    """Fine-tune with each strategy and each seed, every run in a separate process, and recommend a strategy.
 
-    What is finished in `output_dir` is not run again, so that a comparison can be interrupted and gone on with, and strategies
-    and seeds can be added.
+    Finished runs in `output_dir` are not repeated, so a comparison can be interrupted and resumed, and strategies and seeds can
+    be added.
 
     Args:
-        config: as for `fine_tune`; `settings` win over it.
-        strategies: names, documents, or lists of these; the first is the one that all are compared with.
-        shots: rows of each label to learn from, one learning curve point each; `"all"` or None in it: all rows.
-        rates: factors on each strategy's own learning rate; validation of the first seed decides, for the other seeds too.
-        output_dir: None: the document's own with `-comparison` behind it.
-        keep_models: whether the models of the runs stay; else only their answers do.
-        verbose: whether what a run prints is shown.
+        config: as for `fine_tune`; `settings` override it.
+        strategies: names, documents, or lists of these. All are compared with the first.
+        shots: numbers of training rows per label, each a point of the learning curves; `"all"` or None: all rows.
+        rates: factors on each strategy's default learning rate. Validation chooses one with the first seed, for all seeds.
+        output_dir: None: the document's `output_dir` followed by `-comparison`.
+        keep_models: keep the models of the runs, not only their predictions.
+        verbose: show the output of the runs.
+
+    Returns:
+        The rows of the table and the advice. `output_dir` holds them as `comparison.csv`, `.json` and `.html`.
 
     Raises:
-        UserError: something in the settings or the data is wrong, or `output_dir` holds a comparison of other settings.
+        UserError: a setting or the data is wrong, or `output_dir` holds a comparison with other settings.
     """
     if world_size() > 1:
-        raise UserError(f"compare: found {world_size()} processes; allowed: one, which gives each run a process")
+        raise UserError(f"compare: runs in one process, which starts one per run (found WORLD_SIZE={world_size()})")
     check_launch()
     raw = _raw(config, settings)
     if output_dir is None and not isinstance(raw.get("output_dir"), (str, Path)):
-        raise UserError("--output: is required where the document has no output_dir")
+        raise UserError("--output: is required because the document has no output_dir")
     folder = expand(output_dir or f"{raw['output_dir']}-comparison")
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
     code = files_for_child([part.document() for run in runs for part in (run.task, run.strategy)])
     first = runs[0]
     if split_of(first.config.data) not in first.config.data.splits:
-        raise UserError("compare: needs rows to compare on; set data.test, data.test_share or data.validation_share")
+        raise UserError("compare: found no rows to compare on; set data.test, data.test_share or data.validation_share")
     find_model(first.config.model)
-    decides = split_of(first.config.data) == "validation" or len(plan.rates) > 1
-    decides = decides or any(run.strategy.needs_validation() for run in runs)
-    splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0], decides)
+    needs_validation = split_of(first.config.data) == "validation" or len(plan.rates) > 1
+    needs_validation = needs_validation or any(run.strategy.needs_validation() for run in runs)
+    splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0], needs_validation)
     say(*splits.notes)
-    if splits.validation_share is not None:  # every run makes the same splits, whatever settings its strategy leaves out
+    if splits.validation_share is not None:  # so that every run makes the same splits
         plan.base["data"] = {**plan.base["data"], "validation_share": splits.validation_share}
     with claimed(folder):
         documents = strategy_documents(plan, runs)
         _check_same(folder, plan, first, splits, documents)
-        with Server(verbose, code) as server:
+        with RunServer(verbose, code) as server:
             runner = _Runner(plan, folder, server, first, documents, keep_models)
-            chosen = runner.all()
-        measured = make_rows(plan, chosen, first)
-        write_tables(folder, measured, plan.seeds)
-        write_page(folder / "comparison.html", measured, plan.seeds)
-    _show(measured, plan, folder)
-    return Comparison(folder, measured.rows, measured.advice, measured.metric, measured.split, runner.failed)
+            chosen = runner.run_all()
+        summary = summarize(plan, chosen, first)
+        write_tables(folder, summary, plan.seeds)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if it cannot cache its list of fonts
+        from nlp_transfer.experiments.comparison_page import write_page  # loads matplotlib
+
+        write_page(folder / "comparison.html", summary, plan.seeds)
+    _show(summary, plan, folder)
+    return Comparison(folder, summary.rows, summary.advice, summary.metric, summary.split, runner.failed)
 
 
 def _raw(config: RunConfig | Document | str | Path | None, settings: dict[str, Any]) -> Document:
@@ -120,14 +125,14 @@ def _raw(config: RunConfig | Document | str | Path | None, settings: dict[str, A
 
 
 def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: dict[str, Any]) -> None:
-    """Figures of other settings must not stand in one table: what is written down must be what holds now.
+    """Check that the folder's earlier runs have the same settings and data, since one table must not mix them.
 
     Args:
-        run: any one of the comparison, for what all of them share.
-        strategies: every setting of each, by label.
+        run: any run of the comparison, for the settings that all share.
+        strategies: the settings of each strategy by label.
     """
     problems = Problems(
-        f"--output: {folder} holds a comparison of other settings; give another folder, or restore these settings"
+        f"--output: {folder} holds a comparison with other settings; use another folder, or restore these settings"
     )
     config = run.config
     now: Document = {
@@ -142,15 +147,15 @@ def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: 
         then = json.loads(path.read_text(encoding="utf-8"))
         same, others = compare_content(mapping(then.get("provenance")), now["provenance"])
         problems.extend(describe_changes(others))
-        for name, before, found in differences(then, now):
+        for name, before, value in differences(then, now):
             if not is_place(name, [*same, *others]):
-                problems.add(f"{name}: {shorten(before)} before, {shorten(found)} now")
-    for job in _jobs(plan):
-        written = folder / "runs" / job.name / SETTINGS
-        if written.exists():
-            kept = json.loads(written.read_text(encoding="utf-8"))
-            for name, before, found in differences({"strategy": kept}, {"strategy": strategies[job.way.label]}):
-                message = f"--strategies {job.way.label}: {name}: {shorten(before)} before, {shorten(found)} now"
+                problems.add(f"{name}: {shorten(before)} before, {shorten(value)} now")
+    for planned in _all_runs(plan):
+        label, strategy_file = planned.variant.label, folder / "runs" / planned.name / SETTINGS
+        if strategy_file.exists():
+            earlier = json.loads(strategy_file.read_text(encoding="utf-8"))
+            for name, before, value in differences({"strategy": earlier}, {"strategy": strategies[label]}):
+                message = f"--strategies {label}: {name}: {shorten(before)} before, {shorten(value)} now"
                 if message not in problems.messages:
                     problems.add(message)
     problems.raise_if_any()
@@ -159,8 +164,9 @@ def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: 
 
 
 def strategy_documents(plan: Plan, runs: list[Run]) -> dict[str, Any]:
-    """By label, every setting of a strategy, as JSON has it; local models by what is in them."""
-    return {way.label: json.loads(json.dumps(_document(run.strategy))) for way, run in zip(plan.ways, runs, strict=True)}
+    """Return all settings of each strategy as JSON, by label, with hashes in place of local models."""
+    labels = [variant.label for variant in plan.variants]
+    return {label: json.loads(json.dumps(_document(run.strategy))) for label, run in zip(labels, runs, strict=True)}
 
 
 def _document(strategy: Strategy) -> Any:
@@ -170,24 +176,24 @@ def _document(strategy: Strategy) -> Any:
     return document["strategy"]
 
 
-def _jobs(plan: Plan) -> list[Job]:
-    """Every run there may be: at each rate for the first seed, and for the others at the one that will have been chosen."""
+def _all_runs(plan: Plan) -> list[PlannedRun]:
+    """Return every run that the plan may lead to, at every rate."""
     return [
-        Job(way, shots, seed, rate)
+        PlannedRun(variant, shots, seed, rate)
         for seed in plan.seeds
         for shots in plan.shots
-        for way in plan.ways
-        for rate in plan.rates_of(way)
+        for variant in plan.variants
+        for rate in plan.rates_of(variant)
     ]
 
 
 @dataclass
 class _Runner:
-    """Does the runs of a plan, and says where it stands."""
+    """Executes the runs of a plan one by one and reports progress."""
 
     plan: Plan
     folder: Path
-    server: Server
+    server: RunServer
     first: Run
     strategies: dict[str, Any]
     keep_models: bool
@@ -201,55 +207,55 @@ class _Runner:
         """The metric that strategies and rates are compared by."""
         return self.first.task.metric_to_compare(self.first.config.training.best_metric)
 
-    def all(self) -> Chosen:
-        """Seed by seed, so that an early stop leaves figures of every strategy; the first seed chooses the rate."""
-        chosen: Chosen = {}
+    def run_all(self) -> Chosen:
+        """Execute all runs, seed by seed, so that every strategy has results early. The first seed chooses the rate."""
+        chosen: dict[tuple[str, int | None, int], tuple[PlannedRun, Outcome]] = {}
         for seed in self.plan.seeds:
             for shots in self.plan.shots:
-                for way in self.plan.ways:
-                    known = chosen.get((way.label, shots, self.plan.seeds[0]))
-                    rates = self.plan.rates_of(way) if known is None else [known[0].rate]
-                    ended = [(job, self.one(job)) for job in (Job(way, shots, seed, rate) for rate in rates)]
-                    chosen[way.label, shots, seed] = best = max(ended, key=self.rank)
+                for variant in self.plan.variants:
+                    first_seed = chosen.get((variant.label, shots, self.plan.seeds[0]))
+                    rates = self.plan.rates_of(variant) if first_seed is None else [first_seed[0].rate]
+                    runs = [PlannedRun(variant, shots, seed, rate) for rate in rates]
+                    chosen[variant.label, shots, seed] = best = max(((run, self.execute(run)) for run in runs), key=self.rank)
                     if len(rates) > 1 and best[1].result is not None:
-                        say(f"{way.label}: validation chose {best[0].rate:g} times its own learning rate")
+                        say(f"{variant.label}: validation chose {best[0].rate:g} times its default learning rate")
         return chosen
 
-    def rank(self, ended: tuple[Job, Outcome]) -> tuple[bool, float, float]:
-        """Runs at several rates by their figure on validation; of equal ones the rate nearest to the strategy's own."""
-        job, outcome = ended
-        figure = outcome.figure("validation", self.metric)
+    def rank(self, ended: tuple[PlannedRun, Outcome]) -> tuple[bool, float, float]:
+        """Return a key that orders runs at several rates by validation; of equal ones the rate nearest to the default is best."""
+        run, outcome = ended
+        value = outcome.figure("validation", self.metric)
         sign = 1 if self.first.task.higher_is_better(self.metric) else -1
-        return outcome.result is not None, -math.inf if figure is None else sign * figure, -abs(math.log(job.rate))
+        return outcome.result is not None, -math.inf if value is None else sign * value, -abs(math.log(run.rate))
 
-    def one(self, job: Job) -> Outcome:
-        """A run, unless it is done."""
+    def execute(self, run: PlannedRun) -> Outcome:
+        """Return the outcome of a run, which is executed unless it is finished."""
         self.number += 1
-        document = self.plan.document(job, self.folder)
-        title = f"run {self.number} of {self.plan.runs}: {job.describe(len(self.plan.shots) > 1)}"
+        document = self.plan.document(run, self.folder)
+        title = f"run {self.number} of {self.plan.run_count}: {run.describe(len(self.plan.shots) > 1)}"
         outcome = read_outcome(Path(document["output_dir"]))
         if outcome is not None and outcome.result is not None:
-            say(f"{title}: is done")
+            say(f"{title}: already finished")
             return outcome
-        left = (self.plan.runs - self.number + 1) * self.seconds / max(1, self.done)
+        left = (self.plan.run_count - self.number + 1) * self.seconds / max(1, self.done)
         say(title + (f" (about {show_seconds(left)} left)" if self.done else ""))
         started = time.monotonic()
-        outcome = self.server.run(document, job.rate, self.keep_models, {SETTINGS: self.strategies[job.way.label]})
+        outcome = self.server.run(document, run.rate, self.keep_models, {SETTINGS: self.strategies[run.variant.label]})
         self.seconds += time.monotonic() - started
         self.done += 1
         if outcome.failed:
-            self.failed.append(f"{job.name}: {one_line(outcome.failed)}")
-            say(f"warning: failed: {one_line(outcome.failed)}; its log is {outcome.folder / LOG}")
+            self.failed.append(f"{run.name}: {first_characters(outcome.failed)}")
+            say(f"warning: failed: {first_characters(outcome.failed)}; see {outcome.folder / LOG}")
         elif outcome.impossible:
-            say(f"warning: not possible: {one_line(outcome.impossible)}")
+            say(f"warning: not possible: {first_characters(outcome.impossible)}")
         else:
             split = split_of(self.first.config.data)
-            figure = outcome.figure(split, self.metric)
-            say(f"  {self.metric} {'undefined' if figure is None else show(figure)} on {split}")
+            value = outcome.figure(split, self.metric)
+            say(f"  {self.metric} {'undefined' if value is None else show(value)} on {split}")
         return outcome
 
 
-def _show(measured: Measured, plan: Plan, folder: Path) -> None:
+def _show(summary: Summary, plan: Plan, folder: Path) -> None:
     with_shots = len(plan.shots) > 1
-    show_table("comparison", *table(measured, with_shots, brief=console.width < WIDE))
-    say(*notes(measured, plan.seeds, with_shots), f"all figures: {folder / 'comparison.csv'}, .json and .html", measured.advice)
+    show_table("comparison", *table(summary, with_shots, brief=console.width < FULL_TABLE_WIDTH))
+    say(*notes(summary, plan.seeds, with_shots), f"all metrics: {folder / 'comparison.csv'}, .json and .html", summary.advice)

@@ -1,92 +1,59 @@
-"""The comparison as one HTML file that stands by itself."""
+"""The comparison as one self-contained HTML file. Importing this module loads matplotlib."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+from markupsafe import Markup
+
 from nlp_transfer.experiments.advice import show, show_seconds
-from nlp_transfer.experiments.plan import shots_text
 from nlp_transfer.experiments.results_table import notes, table
-from nlp_transfer.experiments.summary_rows import Measured, Row, most
-from nlp_transfer.report.plots import Mark, against_seconds, dots_and_intervals, learning_curves
+from nlp_transfer.experiments.summary_rows import Summary, SummaryRow, largest
+from nlp_transfer.report.plots import Point, cost_plot, interval_plot, learning_curves, plot_style, to_svg
+from nlp_transfer.report.rendering import render_html
 from nlp_transfer.utils.atomic_files import write_bytes
 
-STYLE = """
-body { font: 15px/1.5 system-ui, Helvetica, Arial, sans-serif; color: #222; background: #fff; max-width: 1060px;
-       margin: 2rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.5rem; font-weight: 600; margin-bottom: .3rem; }
-h2 { font-size: 1.1rem; font-weight: 600; margin: 2.2rem 0 .6rem; }
-.advice { border-left: 4px solid #0072b2; background: #f3f7fa; padding: .7rem 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { text-align: right; padding: .35rem .55rem; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
-th { font-weight: 600; color: #555; border-bottom: 2px solid #ccc; } th:first-child, td:first-child { text-align: left; }
-tr.best td { font-weight: 600; background: #f3f7fa; } tr.none td { color: #8a8a8a; }
-svg { width: 100%; height: auto; display: block; } .notes { color: #555; font-size: 13px; padding-left: 1.1rem; }
-"""
 
-
-def write_page(path: Path, measured: Measured, seeds: Sequence[int]) -> None:
-    """Table, plots and advice, with nothing that is fetched from elsewhere."""
-    with_shots = len({row.shots for row in measured.rows}) > 1
-    title = f"{measured.metric} on {measured.split}"
-    body = [
-        f"<h1>Strategies compared: {escape(title)}</h1>",
-        f'<p class="advice">{escape(measured.advice)}</p>',
-        f'<div class="scroll">{_table(measured, with_shots)}</div>',
-        '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes(measured, seeds, with_shots)) + "</ul>",
+def write_page(path: Path, summary: Summary, seeds: Sequence[int]) -> None:
+    """Write the advice, the table, its notes and the plots to an HTML file that loads nothing from elsewhere."""
+    with_shots = len({row.shots for row in summary.rows}) > 1
+    title = f"{summary.metric} on {summary.split}"
+    sign = -1 if summary.higher else 1
+    ranked = sorted((row for row in summary.rows if row.mean is not None), key=lambda row: sign * (row.mean or 0.0))
+    best = {row.shots: row for row in reversed(ranked)}
+    head, cells = table(summary, with_shots)
+    rows = [
+        {"kind": "none" if row.mean is None else "best" if best[row.shots] is row else "", "note": row.note, "cells": texts}
+        for row, texts in zip(summary.rows, cells, strict=True)
     ]
-    numbers = {label: i for i, label in enumerate(_labels(measured))}
-    largest = most([row.shots for row in measured.rows])
-    sign = -1 if measured.higher else 1
-    shown = [row for row in measured.rows if row.shots == largest and row.mean is not None]
-    shown.sort(key=lambda row: sign * (row.mean or 0.0))
-    rows = f", {'all rows' if largest is None else f'{largest} rows of each label'}" if with_shots else ""
-    if shown:
-        marks = [_mark(row, row.seconds, numbers) for row in shown]
-        better = "more" if measured.higher else "less"
-        body += [
-            f"<h2>{escape(title)}{rows}: means with 95 % intervals, the best first</h2>",
-            dots_and_intervals(marks, measured.rows[0].label, f"{title} ({better} is better; dashed: the first strategy)", show),
-            f"<h2>What it costs{rows}</h2>",
-            against_seconds(marks, title, show, show_seconds),
-        ]
-    curves = [
-        [_mark(row, row.shots, numbers) for row in measured.rows if row.label == label and row.mean is not None]
-        for label in _labels(measured)
-    ]
-    if with_shots and any(curves):
-        body += ["<h2>With more rows</h2>", learning_curves([curve for curve in curves if curve], title, show)]
-    whole = "\n".join(body)
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{whole}\n</body></html>\n"
-    )
-    write_bytes(path, page.encode(errors="replace"))  # a flag's bytes need not be UTF-8
+    page = render_html(
+        "comparison.html", title=title, advice=summary.advice, head=head, rows=rows, notes=notes(summary, seeds, with_shots),
+        plots=_plots(summary, ranked, title, with_shots),
+    )  # fmt: skip
+    write_bytes(path, page.encode(errors="replace"))  # the bytes of a flag need not be UTF-8
 
 
-def _labels(measured: Measured) -> list[str]:
-    return list(dict.fromkeys(row.label for row in measured.rows))
+def _plots(summary: Summary, ranked: Sequence[SummaryRow], title: str, with_shots: bool) -> list[tuple[str, Markup]]:
+    """Return the headings and plots: intervals and costs at the largest number of shots, and learning curves over all numbers."""
+    labels = list(dict.fromkeys(row.label for row in summary.rows))
 
+    def point(row: SummaryRow, x: float | None) -> Point:
+        mean = row.mean or 0.0
+        low, high = mean if row.low is None else row.low, mean if row.high is None else row.high
+        return Point(row.label, mean, low, high, x, labels.index(row.label))
 
-def _mark(row: Row, x: float | None, numbers: dict[str, int]) -> Mark:
-    mean = row.mean or 0.0
-    return Mark(
-        row.label, mean, mean if row.low is None else row.low, mean if row.high is None else row.high, x, numbers[row.label]
-    )
-
-
-def _table(measured: Measured, with_shots: bool) -> str:
-    best: dict[int | None, Row] = {}
-    for row in measured.rows:
-        if row.mean is not None:
-            known = best.setdefault(row.shots, row)
-            if known.mean is not None and (row.mean > known.mean if measured.higher else row.mean < known.mean):
-                best[row.shots] = row
-    head, rows = table(measured, with_shots)
-    lines = ["<table><thead><tr>", *(f"<th>{escape(name)}</th>" for name in head), "</tr></thead><tbody>"]
-    for row, cells in zip(measured.rows, rows, strict=True):
-        kind = "none" if row.mean is None else "best" if best[row.shots] is row else ""
-        title = f' title="{escape(row.note or shots_text(row.shots))}"' if row.note else ""
-        lines.append(f'<tr class="{kind}"{title}>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    return "".join([*lines, "</tbody></table>"])
+    most = largest([row.shots for row in summary.rows])
+    shots = f", {'all examples' if most is None else f'{most} examples per label'}" if with_shots else ""
+    points = [point(row, row.seconds) for row in ranked if row.shots == most]
+    curves = [[point(row, row.shots) for row in summary.rows if row.label == label and row in ranked] for label in labels]
+    plots = []
+    with plot_style():
+        if points:
+            axis = f"{title} ({'higher' if summary.higher else 'lower'} is better; dashed: the first strategy)"
+            figure = interval_plot(points, labels[0], axis, show)
+            plots.append((f"{title}{shots}: means with 95 % intervals, the best first", to_svg(figure, axis)))
+            figure = cost_plot(points, title, show, show_seconds)
+            plots.append((f"{title} and training time{shots}", to_svg(figure, f"{title} against training time")))
+        if with_shots and ranked:
+            figure = learning_curves([curve for curve in curves if curve], title, show)
+            plots.append(("Learning curves", to_svg(figure, f"{title} against examples per label")))
+    return plots

@@ -1,4 +1,4 @@
-"""What a comparison runs, checked whole before the first run starts."""
+"""The plan of a comparison: strategies, seeds, shots and rates. All of it is checked before the first run starts."""
 
 import hashlib
 import json
@@ -16,104 +16,105 @@ from nlp_transfer.settings.schema import DataConfig, Document
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
-LONGEST = 40  # characters of a label
+LONGEST_LABEL = 40  # characters of the settings in a label
 ALL = "all"
-BEST = "training.best_metric"  # by which strategies are compared, also where no run has a validation split
+BEST_METRIC = "training.best_metric"  # strategies are compared by it, even if no run has a validation split
 
 
 @dataclass(frozen=True)
-class Way:
-    """One of the strategies that are compared, with the settings it was given, under a short label."""
+class Variant:
+    """One of the compared strategies: a short label and the document with its settings."""
 
     label: str
     document: Any
     takes_steps: bool = True
-    """Whether a learning rate makes a difference."""
+    """Whether it takes optimizer steps, so that the learning rate has an effect."""
     unused: frozenset[str] = frozenset()
-    """Dotted names of the document's settings that have no effect with it; its runs go without them."""
+    """Dotted names of the settings that have no effect with this strategy. Its runs omit them."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run. `shots` None: all rows; `rate` is a factor on the strategy's own learning rate."""
+class PlannedRun:
+    """One run of a comparison."""
 
-    way: Way
+    variant: Variant
     shots: int | None
+    """Rows of each label to train on; None: all rows."""
     seed: int
     rate: float = 1.0
+    """Factor on the strategy's default learning rate."""
 
     @property
     def name(self) -> str:
-        """The run's folder."""
-        label = re.sub(r"[^\w.=+,-]+", "_", self.way.label).strip("_")
+        """The name of the run's folder."""
+        label = re.sub(r"[^\w.=+,-]+", "_", self.variant.label).strip("_")
         return f"{label}-{shots_text(self.shots)}-{self.seed}" + (f"-{self.rate:g}" if self.rate != 1 else "")
 
     def describe(self, with_shots: bool) -> str:
-        shots = f", {shots_text(self.shots)} a label" if with_shots and self.shots else ", all rows" if with_shots else ""
-        return f"{self.way.label}, seed {self.seed}{shots}" + (f", {self.rate:g} x rate" if self.rate != 1 else "")
+        """Return strategy, seed, shots and rate for a progress line."""
+        shots = f", {shots_text(self.shots)} per label" if with_shots and self.shots else ", all rows" if with_shots else ""
+        return f"{self.variant.label}, seed {self.seed}{shots}" + (f", {self.rate:g} x rate" if self.rate != 1 else "")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that was asked for; `base` is the document without what differs from run to run."""
+    """Everything that was requested."""
 
     base: Document
-    ways: list[Way]
+    """The settings that all runs share."""
+    variants: list[Variant]
     seeds: list[int]
     shots: list[int | None]
     rates: list[float]
 
-    def document(self, job: Job, folder: Path) -> Document:
-        """The document of one run."""
+    def document(self, run: PlannedRun, folder: Path) -> Document:
+        """Return the document of one run in the folder of a comparison."""
         data, training = (
-            {name: value for name, value in self.base.get(part, {}).items() if f"{part}.{name}" not in job.way.unused}
+            {name: value for name, value in self.base.get(part, {}).items() if f"{part}.{name}" not in run.variant.unused}
             for part in ("data", "training")
         )
         return {
             **self.base,
-            "strategy": job.way.document,
-            "data": {**data, "shots": job.shots},
-            "training": {**training, "seed": job.seed},
-            "output_dir": str(folder / "runs" / job.name),
+            "strategy": run.variant.document,
+            "data": {**data, "shots": run.shots},
+            "training": {**training, "seed": run.seed},
+            "output_dir": str(folder / "runs" / run.name),
         }
 
-    def first_jobs(self) -> list[Job]:
-        """A run for each way: what can be checked of one can be checked of all."""
-        return [Job(way, self.shots[0], self.seeds[0]) for way in self.ways]
-
     @property
-    def runs(self) -> int:
-        return sum(len(self.shots) * (len(self.rates_of(way)) + len(self.seeds) - 1) for way in self.ways)
+    def run_count(self) -> int:
+        """The number of runs: all rates with the first seed, the chosen one with the others."""
+        return sum(len(self.shots) * (len(self.rates_of(variant)) + len(self.seeds) - 1) for variant in self.variants)
 
-    def rates_of(self, way: Way) -> list[float]:
-        """The factors that are tried on a strategy's rate."""
-        return self.rates if way.takes_steps else [1.0]
+    def rates_of(self, variant: Variant) -> list[float]:
+        """Return the factors to try on a strategy's learning rate."""
+        return self.rates if variant.takes_steps else [1.0]
 
 
 def shots_text(shots: int | None) -> str:
+    """Return a number of shots as text; None is `all`."""
     return ALL if shots is None else str(shots)
 
 
 def make_plan(
     raw: Document, strategies: Sequence[Any], seeds: Sequence[Any], shots: Sequence[Any] | None, rates: Sequence[Any] | None
 ) -> tuple[Plan, list[Run]]:
-    """The plan, and for each way its first run, resolved.
+    """Return the plan, and one resolved run per strategy.
 
     Raises:
-        UserError: with every problem found, of the document and of what is compared.
+        UserError: lists every problem of the document and of the arguments.
     """
     problems = Problems("compare")
-    data = raw.get("data")
-    own = data.get("shots") if isinstance(data, Mapping) else None
-    points = _numbers(
-        "shots", [own] if shots is None else shots, _is_shots, f"whole numbers from 1 and {ALL}, each once", problems
-    )
+    data, with_shots = raw.get("data"), shots is not None
+    document_shots = data.get("shots") if isinstance(data, Mapping) else None
+    shots = [document_shots] if shots is None else shots
+    points = _numbers("shots", shots, _parse_shots, f"whole numbers from 1 and {ALL}, each once", problems)
     plan = Plan(
         {name: value for name, value in raw.items() if name not in ("strategy", "output_dir")},
         read_strategies(strategies, raw.get("strategy"), problems),
-        _numbers("seeds", seeds, _is_seed, "whole numbers from 0, each once", problems),
+        _numbers("seeds", seeds, _parse_seed, "whole numbers from 0, each once", problems),
         [None if value == ALL else value for value in points],
-        _numbers("rates", [1] if rates is None else rates, _is_rate, "numbers above 0, each once", problems),
+        _numbers("rates", [1] if rates is None else rates, _parse_rate, "numbers above 0, each once", problems),
     )
     if rates is not None:
         _check_rates(raw, problems)
@@ -121,38 +122,38 @@ def make_plan(
     if len(plan.rates) > 1 and any(run.strategy.takes_steps() for run in runs):
         _check_rows_for_rates(runs[0].config.data, problems)
     problems.raise_if_any()
-    ways = [
-        replace(way, takes_steps=run.strategy.takes_steps(), unused=frozenset(run.unused) - {BEST})
-        for way, run in zip(plan.ways, runs, strict=True)
+    variants = [
+        replace(variant, takes_steps=run.strategy.takes_steps(), unused=frozenset(run.unused) - {BEST_METRIC})
+        for variant, run in zip(plan.variants, runs, strict=True)
     ]
-    say(*_unused_lines(raw, plan, runs, shots is not None))
-    return replace(plan, ways=ways), runs
+    say(*_unused_lines(raw, plan, runs, with_shots))
+    return replace(plan, variants=variants), runs
 
 
 def _unused_lines(raw: Document, plan: Plan, runs: list[Run], with_shots: bool) -> list[str]:
-    """Settings that have no effect, with the strategies for which that holds, unless it holds for all of them."""
+    """Return a line per setting that has no effect, naming the strategies unless it is all of them."""
     training, data, strategy = (raw.get(part) or {} for part in ("training", "data", "strategy"))
-    unused = {"training.seed": "--seeds takes its place"} if training.get("seed") else {}
+    unused = {"training.seed": "--seeds replaces it"} if training.get("seed") else {}
     if with_shots and data.get("shots"):
-        unused["data.shots"] = "--shots takes its place"
-    compared = {part["name"] for way in plan.ways for part in _listed(way.document)}
-    for part in _listed(strategy):
+        unused["data.shots"] = "--shots replaces it"
+    compared = {part["name"] for variant in plan.variants for part in _as_list(variant.document)}
+    for part in _as_list(strategy):
         if isinstance(part, Mapping) and len(part) > 1 and part.get("name") not in compared:
             unused |= {f"strategy.{name}": f"{part.get('name')} is not compared" for name in part if name != "name"}
-    without: dict[tuple[str, str], list[str]] = {}
-    for way, run in zip(plan.ways, runs, strict=True):
+    labels_by_reason: dict[tuple[str, str], list[str]] = {}
+    for variant, run in zip(plan.variants, runs, strict=True):
         for name, reason in run.unused.items():
-            if name != BEST and not (name == "data.shots" and with_shots):
-                without.setdefault((name, reason), []).append(way.label)
-    everywhere = {pair for pair, labels in without.items() if len(labels) == len(runs)}
-    some = [
-        (name, f"with {', '.join(labels)}: {why}") for (name, why), labels in without.items() if (name, why) not in everywhere
+            if name != BEST_METRIC and not (name == "data.shots" and with_shots):
+                labels_by_reason.setdefault((name, reason), []).append(variant.label)
+    lines = [
+        (name, reason if len(labels) == len(runs) else f"with {', '.join(labels)}: {reason}")
+        for (name, reason), labels in labels_by_reason.items()
     ]
-    return describe_unused([*unused.items(), *everywhere, *some])
+    return describe_unused([*unused.items(), *lines])
 
 
 def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
-    """A problem that every strategy meets belongs to the document, and is told once."""
+    """Resolve one run per strategy. A problem that all of them share is one of the document, and is reported once."""
     for name in ("data", "training"):
         if not isinstance(raw.get(name, {}), Mapping):
             problems.add(f"{name}: found {shorten(raw[name])}; allowed: settings by name")
@@ -160,20 +161,20 @@ def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
     if "data" not in raw:
         plan.base["data"] = {}
     runs: list[Run] = []
-    found: dict[str, list[str]] = {}
-    ways = plan.ways or [Way("full", {"name": "full"})]
-    for way in ways:
-        job = Job(way, (plan.shots or [None])[0], (plan.seeds or [0])[0])
+    labels_by_message: dict[str, list[str]] = {}
+    variants = plan.variants or [Variant("full", {"name": "full"})]
+    for variant in variants:
+        run = PlannedRun(variant, (plan.shots or [None])[0], (plan.seeds or [0])[0])
         try:
-            runs.append(resolve(plan.document(job, Path("comparison")), shared=True))
+            runs.append(resolve(plan.document(run, Path("comparison")), shared=True))
         except UserError as error:
-            own = Problems()
-            own.absorb(error)
-            for message in own.messages:
-                found.setdefault(message, []).append(way.label)
-    for message, labels in found.items():
-        everywhere = len(labels) == len(ways) and not message.startswith("strategy")
-        problems.add(message if everywhere else f"--strategies {', '.join(labels)}: {message}")
+            collected = Problems()
+            collected.absorb(error)
+            for message in collected.messages:
+                labels_by_message.setdefault(message, []).append(variant.label)
+    for message, labels in labels_by_message.items():
+        of_document = len(labels) == len(variants) and not message.startswith("strategy")
+        problems.add(message if of_document else f"--strategies {', '.join(labels)}: {message}")
     return runs
 
 
@@ -182,74 +183,72 @@ def _check_rates(raw: Document, problems: Problems) -> None:
     if not isinstance(data, Mapping) or not isinstance(training, Mapping):
         return
     if data.get("validation") is None and data.get("validation_share", 0.1) == 0:
-        problems.add("--rates: validation decides which is best, and there is none; set data.validation or data.validation_share")
+        problems.add("--rates: found no validation split to choose a rate on; set data.validation or data.validation_share")
     rate = training.get("learning_rate", "auto")
     if rate != "auto":
-        problems.add(f"--rates: are factors on each strategy's own rate; found training.learning_rate {rate!r}; allowed: auto")
-
-
-def _check_rows_for_rates(data: DataConfig, problems: Problems) -> None:
-    """Adds a problem where strategies would be compared on the rows that chose their learning rates: the best of several values
-    on the same rows is too good, and of more rates the more so."""
-    if data.test is None and not data.test_share:
         problems.add(
-            "--rates: validation chooses among them, and there are no other rows to compare the strategies on; set data.test, or "
-            "data.test_share (0.2, say), which splits rows off train"
+            f"--rates: are factors on each strategy's default rate; found training.learning_rate {rate!r}; allowed: auto"
         )
 
 
-def _numbers(name: str, given: Any, allowed: Any, words: str, problems: Problems) -> list[Any]:
-    """The values that are allowed; a problem for each that is not, for one given twice, and for none at all."""
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or not given:
-        problems.add(f"--{name}: found {shorten(given)}; allowed: a list of {words}")
+def _check_rows_for_rates(data: DataConfig, problems: Problems) -> None:
+    """Check that strategies are compared on other rows than those that chose the rates: the best of several is optimistic."""
+    if data.test is None and not data.test_share:
+        problems.add(
+            "--rates: validation chooses a rate, and there are no other rows to compare the strategies on; set data.test, or "
+            "data.test_share (such as 0.2), which splits rows off train"
+        )
+
+
+def _numbers(name: str, arguments: Any, parse: Any, allowed: str, problems: Problems) -> list[Any]:
+    """Return the allowed values. Add a problem for each other value, for duplicates, and for an empty list."""
+    if isinstance(arguments, (str, bytes)) or not isinstance(arguments, Sequence) or not arguments:
+        problems.add(f"--{name}: found {shorten(arguments)}; allowed: a list of {allowed}")
         return []
     values: list[Any] = []
-    for text in given:
-        value = allowed(text)
+    for text in arguments:
+        value = parse(text)
         if value is None or value in values:
-            problems.add(f"--{name}: found {shorten(text)}{' twice' if value is not None else ''}; allowed: {words}")
+            problems.add(f"--{name}: found {shorten(text)}{' twice' if value is not None else ''}; allowed: {allowed}")
         else:
             values.append(value)
     return values
 
 
-def _number(value: Any, kind: Any) -> Any:
-    if isinstance(value, bool):
-        return None
+def _number(value: Any, kind: Any, least: float = -math.inf, most: float = math.inf) -> Any:
+    """Return a finite number from `least` to `most`, or None if the value is not one."""
     try:
-        number = kind(str(value))
+        number = None if isinstance(value, bool) else kind(str(value))
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if number is not None and math.isfinite(number) and least <= number <= most else None
 
 
-def _is_seed(value: Any) -> int | None:
-    seed = _number(value, int)
-    return seed if seed is not None and 0 <= seed < 2**32 else None
+def _parse_seed(value: Any) -> int | None:
+    return _number(value, int, 0, 2**32 - 1)
 
 
-def _is_shots(value: Any) -> Any:
-    shots = ALL if value in (None, ALL) else _number(value, int)
-    return shots if shots == ALL or (isinstance(shots, int) and shots >= 1) else None
+def _parse_shots(value: Any) -> int | str | None:
+    return ALL if value in (None, ALL) else _number(value, int, 1)
 
 
-def _is_rate(value: Any) -> float | None:
-    rate = _number(value, float)
-    return rate if rate is not None and rate > 0 else None
+def _parse_rate(value: Any) -> float | None:
+    return _number(value, float, 0) or None
 
 
-def read_strategies(given: Any, base: Any, problems: Problems) -> list[Way]:
-    """What stands after --strategies: a name, a mapping `{name: partial, frozen_layers: all}`, or several joined by +.
+def read_strategies(arguments: Any, base: Any, problems: Problems) -> list[Variant]:
+    """Return the strategies named after --strategies.
 
-    `base`, the document's own strategy, gives the settings of those of the same name, which own settings override.
+    Args:
+        arguments: names, mappings such as `{name: partial, frozen_layers: all}`, or several of these joined by +.
+        base: the document's strategy. Its settings are defaults for strategies of the same name.
     """
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Sequence) or not given:
-        problems.add(f"--strategies: found {shorten(given)}; allowed: a list of strategies, such as full lora")
+    if isinstance(arguments, (str, bytes, Mapping)) or not isinstance(arguments, Sequence) or not arguments:
+        problems.add(f"--strategies: found {shorten(arguments)}; allowed: a list of strategies, such as full lora")
         return []
-    known = [base] if isinstance(base, Mapping) else base if isinstance(base, list) else []
-    settings = {part["name"]: dict(part) for part in known if isinstance(part, Mapping) and isinstance(part.get("name"), str)}
-    ways: list[Way] = []
-    for item in given:
+    defaults = {part["name"]: part for part in _as_list(base) if isinstance(part, Mapping) and isinstance(part.get("name"), str)}
+    variants: list[Variant] = []
+    for item in arguments:
         parts = _parts(item)
         if not parts or any(not isinstance(part.get("name"), str) for part in parts):
             problems.add(
@@ -257,27 +256,28 @@ def read_strategies(given: Any, base: Any, problems: Problems) -> list[Way]:
                 "joined by +"
             )
             continue
-        way = Way("+".join(map(label_of, parts)), None)
-        if way.label in [other.label for other in ways]:
-            problems.add(f"--strategies: found {way.label!r} twice; allowed: each once")
-            continue
-        folder = Job(way, None, 0).name
-        if same := [other.label for other in ways if Job(other, None, 0).name.casefold() == folder.casefold()]:
+        documents = [{**defaults.get(part["name"], {}), **part} for part in parts]
+        variant = Variant("+".join(map(label_of, parts)), documents[0] if len(documents) == 1 else documents)
+        folder = PlannedRun(variant, None, 0).name
+        same = [other.label for other in variants if PlannedRun(other, None, 0).name.casefold() == folder.casefold()]
+        if variant.label in same:
+            problems.add(f"--strategies: found {variant.label!r} twice; allowed: each once")
+        elif same:
             problems.add(
-                f"--strategies: found {same[0]!r} and {way.label!r}, whose runs would share the folder {folder} where file names "
-                "differ not in case alone; allowed: these in two comparisons"
+                f"--strategies: found {same[0]!r} and {variant.label!r}, whose runs would share the folder {folder} where "
+                "file names ignore case; allowed: these in two comparisons"
             )
-            continue
-        whole = [{**settings.get(part["name"], {}), **part} for part in parts]
-        ways.append(Way(way.label, whole[0] if len(whole) == 1 else whole))
-    return ways
+        else:
+            variants.append(variant)
+    return variants
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
 def _parts(item: Any) -> list[dict[str, Any]]:
+    """Return the documents that one argument stands for, or none if it is not valid."""
     if hasattr(item, "document"):
         item = item.document()
     if isinstance(item, str):
@@ -290,11 +290,11 @@ def _parts(item: Any) -> list[dict[str, Any]]:
 
 
 def label_of(part: Mapping[str, Any]) -> str:
-    """The name and the settings given with it; many settings by a short sum of theirs, which stays the same from call to call."""
+    """Return the name and settings of a strategy; long settings become a hash, which is the same in every call."""
     settings = {name: value for name, value in part.items() if name != "name"}
     if not settings:
         return str(part["name"])
     text = ", ".join(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items())
-    if len(text) > LONGEST:
+    if len(text) > LONGEST_LABEL:
         text = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]
     return f"{part['name']}({text})"

@@ -1,4 +1,4 @@
-"""The runs of a comparison in its folder: which are done, which are not, and one at a time to a process that does them."""
+"""The runs in a comparison's folder: reading how each ended, and running those that are missing in a server process."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -27,12 +27,21 @@ from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
-OUTCOME, ANSWERS, LOG = "outcome.json", "answers.npz", "log.txt"
+OUTCOME, PREDICTIONS, LOG = "outcome.json", "answers.npz", "log.txt"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: with a result, as not possible (the reason is for the user to read), or with a crash."""
+    """How a run ended: with a result, as impossible (with the reason for the user), or with a crash.
+
+    Attributes:
+        folder: of the run.
+        result: content of `result.json`.
+        model_bytes: size of the model.
+        stored_bytes: size of what has to be stored: the adapter, or else the model.
+        impossible: why these settings cannot be run.
+        failed: the last line of the error.
+    """
 
     folder: Path
     result: dict[str, Any] | None = None
@@ -42,18 +51,19 @@ class Outcome:
     failed: str = ""
 
     def figure(self, split: str, metric: str) -> float | None:
+        """Return a metric of a split, or None if it is missing or undefined."""
         metrics: dict[str, dict[str, float]] = (self.result or {}).get("metrics", {})
         return metrics.get(split, {}).get(metric)
 
     def scored(self, split: str) -> ScoredSplit:
-        """Answers and references of a split, as they were kept."""
-        found: dict[str, dict[str, np.ndarray]] = {"answer": {}, "reference": {}}
-        with np.load(self.folder / ANSWERS) as arrays:
+        """Return the saved predictions and references of a split."""
+        columns: dict[str, dict[str, np.ndarray]] = {"answer": {}, "reference": {}}
+        with np.load(self.folder / PREDICTIONS) as arrays:
             for path in arrays.files:
-                owner, kind, name = path.split("/", 2)
-                if owner == split:
-                    found[kind][name] = arrays[path]
-        return ScoredSplit(found["answer"], found["reference"])
+                of_split, kind, name = path.split("/", 2)
+                if of_split == split:
+                    columns[kind][name] = arrays[path]
+        return ScoredSplit(columns["answer"], columns["reference"])
 
 
 _STRICT = ConfigDict(extra="forbid")
@@ -85,7 +95,7 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a comparison reads of `result.json`."""
+    """The fields of `result.json` that a comparison reads."""
 
     task: dict[str, Any]
     metrics: dict[str, dict[str, float | None]]
@@ -93,13 +103,13 @@ class _Result:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """How the run in a folder ended, or None: it has not been begun, not been finished, or its records cannot be used."""
+    """Return how the run in a folder ended; None if it has not ended or its records are damaged."""
     path = folder / OUTCOME
     try:
         ended = TypeAdapter(_Done | _Impossible | _Failed).validate_json(path.read_bytes(), strict=True)
         if not isinstance(ended, _Done):
             return Outcome(folder, **asdict(ended))
-        for path in (folder / ANSWERS, folder / "result.json"):
+        for path in (folder / PREDICTIONS, folder / "result.json"):
             if ended.hashes.get(path.name) != sha256_of(path):
                 raise OSError("it is not the file that the run wrote")
         content = path.read_bytes()
@@ -108,55 +118,67 @@ def read_outcome(folder: Path) -> Outcome | None:
         return None
     except (OSError, ValidationError) as error:
         reason = error.errors()[-1]["msg"] if isinstance(error, ValidationError) else error
-        say(f"warning: {path}: cannot be used ({reason}); the run is done again")
+        say(f"warning: {path}: cannot be used ({reason}); the run is repeated")
         return None
     return Outcome(folder, json.loads(content), ended.model_bytes, ended.stored_bytes)
 
 
-class Server:
-    """The process that forks for each run; see `nlp_transfer.experiments.run_server`."""
+class RunServer:
+    """The process that forks for each run; see `nlp_transfer.experiments.run_server`.
+
+    Args:
+        verbose: whether to copy the log of each run to standard error.
+        code: Python files with the user's classes, which the process imports.
+    """
 
     def __init__(self, verbose: bool = False, code: Sequence[str] = ()) -> None:
-        """`code`: files with classes of the user's own, which that process loads."""
         self.verbose, self.code = verbose, list(code)
         self.process: Any = None  # a `subprocess.Popen`
         self.errors: Any = None
 
     def run(self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any]) -> Outcome:
-        """One run to its end. What an earlier attempt left unfinished is gone on with. `notes`: JSON for its folder, by name."""
+        """Do one run, or resume it if an earlier attempt left it unfinished.
+
+        Args:
+            document: settings of the run.
+            rate: factor on the strategy's learning rate.
+            keep_models: whether the model stays in the run's folder.
+            notes: JSON documents to write into the folder, by file name.
+        """
         folder = Path(document["output_dir"])
-        if (folder / "result.json").exists():  # finished, but killed before its answers were written: they are lost
+        if (folder / "result.json").exists():  # killed after its end, before the predictions were saved
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTCOME).unlink(missing_ok=True)
         for name, note in notes.items():
             write_json(folder / name, note)
-        code = self._ask(pickle.dumps({"document": document, "rate": rate, "keep_models": keep_models}), folder / LOG)
+        status = self._request({"document": document, "rate": rate, "keep_models": keep_models}, folder / LOG)
         outcome = read_outcome(folder)
-        if outcome is None:  # it could not even say why: killed, for memory most often
-            reason = f"the process was ended by signal {-code}" if code < 0 else f"the process ended with status {code}"
-            outcome = Outcome(folder, failed=reason + (" (often: no memory left)" if code == -9 else ""))
+        if outcome is None:  # it was killed
+            reason = f"the process was ended by signal {-status}" if status < 0 else f"the process ended with status {status}"
+            outcome = Outcome(folder, failed=reason + (" (often: no memory left)" if status == -9 else ""))
             write_json(folder / OUTCOME, {"failed": outcome.failed})
         return outcome
 
-    def _ask(self, job: bytes, log: Path) -> int:
+    def _request(self, job: dict[str, Any], log: Path) -> int:
+        """Return the exit status of a job, and show its log meanwhile."""
         process = self._started()
         shown = log.stat().st_size if log.exists() else 0
         with contextlib.suppress(BrokenPipeError):  # then there is no reply either
-            process.stdin.write(len(job).to_bytes(8, "big") + job)
+            process.stdin.write(pickle.dumps(job))
             process.stdin.flush()
         replies: SimpleQueue[bytes] = SimpleQueue()
         # A thread, since not every system can wait for a pipe with a time limit.
-        read = process.stdout.readline
-        threading.Thread(target=lambda: replies.put(read()), daemon=True).start()
-        while (reply := _next(replies)) is None:
+        threading.Thread(target=lambda: replies.put(process.stdout.readline()), daemon=True).start()
+        reply = None
+        while reply is None:
+            with contextlib.suppress(Empty):
+                reply = replies.get(timeout=0.2)
             shown = self._show(log, shown)
-        self._show(log, shown)
         if not reply:
             self.errors.seek(0)
-            lines = self.errors.read().decode(errors="replace").strip().splitlines()
-            self.close()
-            raise RuntimeError(f"the process for the runs has ended: {lines[-1] if lines else 'without a word'}")
+            lines = self.errors.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+            raise RuntimeError(f"the process for the runs ended with status {self.close()}: {lines[-1]}")
         return int(reply)
 
     def _show(self, log: Path, shown: int) -> int:
@@ -171,42 +193,37 @@ class Server:
 
     def _started(self) -> Any:
         if self.process is not None and not hasattr(os, "fork"):
-            self.close()  # it has done its job
+            self.close()  # it does one job only
         if self.process is None:
-            self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # no terminal, so that nobody colours what goes into a log
+            self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # not the terminal, so that logs have no colors
             self.process = start_program("from nlp_transfer.experiments.run_server import serve; serve()", self.code, self.errors)
         return self.process
 
-    def close(self) -> None:
-        """Ends the process, and a run that is still under way."""
-        if self.process is not None:
-            for stream in (self.process.stdin, self.process.stdout):
-                with contextlib.suppress(OSError):
-                    stream.close()
-            self.process.wait()
-            self.errors.close()
-            self.process = None
+    def close(self) -> int | None:
+        """End the process and its run, and return its exit status; None if there is no process."""
+        if self.process is None:
+            return None
+        for stream in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
+        status: int = self.process.wait()
+        self.errors.close()
+        self.process = None
+        return status
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> "RunServer":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _next(replies: "SimpleQueue[bytes]") -> bytes | None:
-    try:
-        return replies.get(timeout=0.2)
-    except Empty:
-        return None
-
-
 @contextlib.contextmanager
-def claimed(folder: Path) -> Any:
-    """A comparison's folder, for one process alone.
+def claimed(folder: Path) -> Iterator[None]:
+    """Create and lock the folder of a comparison.
 
     Raises:
-        UserError: another one works in it, it is a run's, or it cannot be written.
+        UserError: another comparison uses the folder, it belongs to a run, or it cannot be written.
     """
     try:
         if clash := [name for name in RUN_FILES if (folder / name).exists()]:
@@ -214,8 +231,8 @@ def claimed(folder: Path) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_now(
             folder / ".lock",
-            f"--output: another comparison is being run in {folder}; wait for it, or give another folder",
-            "nothing keeps a second comparison out of it",
+            f"--output: another comparison is running in {folder}; wait for it, or choose another folder",
+            "a second comparison in it is not prevented",
         )
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be written: {error.strerror}; allowed: another folder") from None

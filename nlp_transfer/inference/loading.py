@@ -38,48 +38,48 @@ def load_predictor(
     base: str | Path | None = None,
     task: type[Task] | Task | None = None,
 ) -> Predictor:
-    """A run folder, a model folder, an adapter folder or a hub id, ready to answer.
+    """Load a saved model for prediction.
 
-    A classifier or a translation model that was not saved by this toolkit works too: its labels are those in its
-    configuration, its input column is `text` (`source`).
+    Classifiers and translation models that were not saved by this toolkit work too. Their labels are read from their
+    configuration, and their input column is `text` or `source`.
 
     Args:
-        batch_size: rows in a batch; null: as many as the device computes best at once.
-        precision: fp32, which the commands take as well and which gives the predictions of plain transformers; bf16; fp16; or
-            auto: bf16 on CPUs with instructions for it (avx512_bf16, amx) and on GPUs (fp16 on older ones), fp32 elsewhere. In
-            bf16 it is faster, and a probability differs by 0.0008 on average and 0.02 at most (Banking77, MiniLM).
-        settings: of the task, in place of those it was saved with: other column names, say, or languages. Those that change
-            nothing of a saved model are refused.
-        base: of an adapter, where the model that it was trained on lies now; null: where it was then. That it is the same
-            model is checked.
-        task: the class of its task, for one that cannot be found by the name in its record, such as a class of a notebook.
+        model: a run folder, a model folder, an adapter folder or a hub id.
+        batch_size: rows of a batch; None: the number that is fastest on the device.
+        precision: fp32, with the same predictions as plain transformers (the default of the commands too); bf16; fp16; or
+            auto: bf16 on CPUs with bf16 instructions (avx512_bf16, amx) and on GPUs (fp16 on older ones), fp32 elsewhere. bf16
+            is faster and changes a probability by 0.0008 on average and 0.02 at most (Banking77, MiniLM).
+        settings: of the task, which override the saved ones, such as column names or languages. Settings without effect on a
+            saved model are refused.
+        base: where the model that an adapter was trained on is now; None: where it was. It is checked to be the same model.
+        task: class of the task, if it cannot be imported by its name, such as a class of a notebook.
 
     Raises:
-        UserError: there is no such model, its labels contradict each other, it cannot compute in this precision, a setting
-            would make it another model, or an adapter's base is missing or another model.
+        UserError: the model or the base of an adapter is missing or damaged, the precision is not supported, or a setting is
+            wrong.
     """
     device = inference_device()
     path = expand(model)
     kind = task if task is None or isinstance(task, type) else type(task)
-    whole: Any
+    loaded: Any
     if adapter := find_adapter(path) or hub_adapter(str(model)):
-        whole, checkpoint, saved = open_adapter(adapter, settings, base=base, kind=kind)
+        loaded, checkpoint, saved = open_adapter(adapter, settings, base=base, kind=kind)
     else:
         if base is not None:
-            raise UserError(f"base: found {base}; {model} is no adapter and needs no base; allowed: null")
+            raise UserError(f"base: found {base}; {model} is not an adapter and needs no base; allowed: None")
         checkpoint = Checkpoint.open(find_model(str(model)))
-        found = check_record(read_settings(checkpoint.source, RECORD), checkpoint.source.name)
-        before = task_from(found["settings"], kind) if found else task_for_config(checkpoint)
+        record = check_record(read_settings(checkpoint.source, RECORD), checkpoint.source.name)
+        before = task_from(record["settings"], kind) if record else task_for_config(checkpoint)
         check_head(
             checkpoint, "ConditionalGeneration" if before.auto_class() is AutoModelForSeq2SeqLM else "SequenceClassification"
         )
         saved = with_changed_settings(before, settings, checkpoint.max_length).restore(checkpoint)
         check_schema(saved, checkpoint)
-        whole = load_checkpoint(checkpoint, saved.auto_class(), saved)
-        check_built(whole, saved, found, checkpoint.source.name)
+        loaded = load_checkpoint(checkpoint, saved.auto_class(), saved)
+        check_built(loaded, saved, record, checkpoint.source.name)
     check_used(saved, scored=True)
     precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
-    return Predictor(whole.to(device), checkpoint.tokenizer, saved, batch_size, precision)
+    return Predictor(loaded.to(device), checkpoint.tokenizer, saved, batch_size, precision)
 
 
 def load_translator(
@@ -90,9 +90,9 @@ def load_translator(
     base: str | Path | None = None,
     task: type[Task] | Task | None = None,
 ) -> Translator:
-    """Like `load_predictor`, for a translation model: a function from texts to texts.
+    """Load a translation model: a function from texts to texts. The arguments are those of `load_predictor`.
 
     Raises:
-        UserError: as there; or the model does not translate.
+        UserError: as for `load_predictor`; or the model does not translate.
     """
     return Translator(load_predictor(model, batch_size, precision, settings, base, task))

@@ -1,8 +1,8 @@
-"""An output file in the making: a lock, a journal of the windows that are predicted, and the file that replaces the output.
+"""An output file that can be resumed: a lock, a journal of predicted chunks, and a temporary file that becomes the output.
 
-The journal (`.NAME.partial` beside the output) holds the predictions of each finished window under a digest of the window's rows.
-When the same command is run again after an interruption, a crash or a kill, windows with a known digest are taken from the
-journal. The output itself is written from the start every time, and replaces an older one only when it is complete.
+The journal (`.NAME.partial` beside the output) holds the predictions of each finished chunk under a digest of its rows. When the
+same command runs again after an interruption, chunks with a known digest are read from the journal. The output itself is always
+written from the start, and replaces an older file only when it is complete.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from nlp_transfer.utils.errors import Fault, UnfinishedError, UserError
 FORMAT = 1
 MARK = "nlp_transfer journal"
 LONGEST_HEADER = 2**20  # bytes
-LONGEST = 2**28  # bytes of a record: the predictions of a window, with probabilities of thousands of labels
+LONGEST = 2**28  # bytes of a record: the predictions of a chunk, with probabilities of thousands of labels
 
 
-class Answer(NamedTuple):
-    """The predictions of a window.
+class ChunkPredictions(NamedTuple):
+    """The predictions of a chunk.
 
     Attributes:
-        columns: Python values by column, None in rows without a prediction.
-        in_pieces: how many texts were translated in pieces.
-        faults: by row index, why rows have no prediction.
-        resumed: whether they were predicted by an earlier command.
+        columns: Python values by column; None in rows without a prediction.
+        in_pieces: number of texts that were translated in pieces.
+        faults: why rows have no prediction, by row index.
+        resumed: whether an earlier command predicted the chunk.
     """
 
     columns: dict[str, list[Any]]
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class _Record:
-    """A line of the journal: the predictions of a window."""
+    """A line of the journal: the predictions of a chunk under the digest `window`."""
 
     window: StrictStr
     rows: StrictInt
@@ -56,7 +56,7 @@ class _Record:
 
     def __post_init__(self) -> None:
         if {len(cells) for cells in self.columns.values()} != {self.rows}:
-            raise ValueError("another number of predictions than of rows")
+            raise ValueError("the numbers of predictions and rows differ")
         if any(index not in range(self.rows) for index, *_ in self.faults):
             raise ValueError("a fault of a row that does not exist")
 
@@ -65,14 +65,14 @@ _RECORD = TypeAdapter(_Record)
 
 
 class OutputFile:
-    """The output of one command, from its lock to its last rename.
+    """The output of one command, with its lock and its journal.
 
-    On leaving, a finished command removes everything but the output. One that ends by a mistake in its input (`UserError`) also
-    removes the journal that it began; predictions of an earlier command are kept. After any other end the journal stays.
+    On exit, a finished command leaves only the output. A command that ends with an error in its input (`UserError`) removes a
+    journal that it created, but keeps predictions of an earlier command. After any other end the journal stays.
 
     Args:
-        output: where a symbolic link leads is written, and the link stays.
-        overwrite: whether it may exist.
+        output: path; a symbolic link is followed and stays.
+        overwrite: whether the output may exist.
     """
 
     journaled = True
@@ -84,11 +84,11 @@ class OutputFile:
         self._file: BinaryIO | None = None
         self._lock: Lock | None = None
         self._made: list[Path] = []
-        self._known: dict[str, int] = {}  # digest of a window to the offset of its record
+        self._known: dict[str, int] = {}  # offset of the record of a chunk, by digest
         self._rows = 0
         self._earlier = False  # the journal holds predictions of an earlier command
-        self._header: bytes | None = None  # of the journal that takes the place of another one with the first predictions
-        self._part = ExitStack()  # the file that takes the output's place in the end
+        self._header: bytes | None = None  # replaces the header of another journal with the first predictions
+        self._part = ExitStack()  # the temporary file that becomes the output
         self._finished = False
 
     def __str__(self) -> str:
@@ -111,13 +111,13 @@ class OutputFile:
         return self
 
     def begin(self, identity: dict[str, Any]) -> None:
-        """Open the journal; with the same identity as before, its windows need not be predicted again.
+        """Open the journal. Chunks in it are reused if it was written with the same identity.
 
         Args:
-            identity: all that decides predictions beside the rows, as JSON.
+            identity: everything besides the rows that determines the predictions, as JSON.
 
         Raises:
-            UserError: the journal's name is taken by something else, or it cannot be written.
+            UserError: another file has the journal's name, or the journal cannot be written.
         """
         header = json.dumps({MARK: FORMAT, **identity}, sort_keys=True).encode() + b"\n"
         try:
@@ -134,7 +134,7 @@ class OutputFile:
                     changed = ", ".join(_changed(before, header)) or "its form"
                     say(
                         f"starting over: {self.journal} holds predictions that were made differently ({changed} changed); "
-                        "they are kept until the first rows are predicted anew"
+                        "they are kept until the first new predictions"
                     )
                     self._known, self._rows, self._header = {}, 0, header
                 else:
@@ -145,7 +145,7 @@ class OutputFile:
             raise self._unwritable(error) from error
 
     def _read(self) -> None:
-        """Index the records up to the first that is incomplete or damaged, remove the rest, and go to the end."""
+        """Index the records, truncate the file at the first incomplete or damaged one, and seek to the end."""
         assert self._file is not None
         end = self._file.tell()
         while record := _record(line := self._file.readline(LONGEST)):
@@ -156,16 +156,16 @@ class OutputFile:
         self._file.truncate()
 
     def _start(self, header: bytes) -> None:
-        """Begin the journal anew."""
+        """Truncate the journal and write its header."""
         assert self._file is not None
         self._file.seek(0)
         self._file.truncate()
         self._file.write(header)
         self._file.flush()
 
-    def find(self, batch: Batch) -> Answer | None:
-        """The predictions of a window that an earlier command made."""
-        offset = self._known.get(_digest(batch)) if self._known else None
+    def find(self, chunk: Batch) -> ChunkPredictions | None:
+        """Return the predictions of a chunk that an earlier command recorded, or None."""
+        offset = self._known.get(_digest(chunk)) if self._known else None
         if offset is None:
             return None
         assert self._file is not None
@@ -173,53 +173,53 @@ class OutputFile:
         self._file.seek(offset)
         record = _record(self._file.readline(LONGEST))
         self._file.seek(end)
-        if record is None or record.rows != len(batch):
+        if record is None or record.rows != len(chunk):
             return None
         faults = {index: Fault(kind, reason, column) for index, kind, reason, column in record.faults}
-        return Answer(record.columns, record.in_pieces, faults, resumed=True)
+        return ChunkPredictions(record.columns, record.in_pieces, faults, resumed=True)
 
-    def add(self, batch: Batch, answer: Answer) -> None:
-        """Record the predictions of a window."""
-        if answer.resumed:
+    def add(self, chunk: Batch, predictions: ChunkPredictions) -> None:
+        """Record the predictions of a chunk."""
+        if predictions.resumed:
             return
-        faults = [[index, *fault] for index, fault in answer.faults.items()]
+        faults = [[index, *fault] for index, fault in predictions.faults.items()]
         if self._header is not None:
             with self.writing():
                 self._start(self._header)
             self._header, self._earlier = None, False
-        content = {"columns": answer.columns, "in_pieces": answer.in_pieces, "faults": faults}
-        line = json.dumps({"window": _digest(batch), "rows": len(batch), **content}).encode() + b"\n"
-        if len(line) > LONGEST:  # it could not be read again
+        content = {"columns": predictions.columns, "in_pieces": predictions.in_pieces, "faults": faults}
+        line = json.dumps({"window": _digest(chunk), "rows": len(chunk), **content}).encode() + b"\n"
+        if len(line) > LONGEST:  # too long to be read again
             return
         assert self._file is not None
         with self.writing():
             self._file.write(line)
             self._file.flush()
-        self._rows += len(batch)
+        self._rows += len(chunk)
 
     def part(self) -> BinaryIO:
-        """Create the file that takes the output's place in the end."""
+        """Create the temporary file that becomes the output."""
         with self.writing():
             return self._part.enter_context(replacing(self.output, self.overwrite, self._lock))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Raise a UserError where the output cannot be written inside."""
+        """Raise a UserError if the output cannot be written inside."""
         try:
             yield
         except OSError as error:
             raise self._unwritable(error) from error
 
     def finish(self) -> None:
-        """Put the complete file in the output's place.
+        """Rename the complete temporary file to the output.
 
         Raises:
-            UnfinishedError: there is an output by now, or no room on the disk.
+            UnfinishedError: the output exists by now, or the disk is full.
         """
         try:
             self._part.close()
         except FileExistsError as error:
-            raise UnfinishedError(f"--output: {self.name} appeared meanwhile; allowed: --overwrite to replace it") from error
+            raise UnfinishedError(f"--output: {self.name} was created meanwhile; allowed: --overwrite to replace it") from error
         except OSError as error:
             raise self._unwritable(error) from error
         self._finished = True
@@ -230,8 +230,8 @@ class OutputFile:
         return UnfinishedError(f"--output: {self.name} cannot be written: {error}; allowed: a file in a writable folder")
 
     def __exit__(self, kind: type[BaseException] | None, *how: Any) -> None:
-        mistake = kind is not None and issubclass(kind, UserError) and not issubclass(kind, UnfinishedError)
-        keep = self._earlier or (bool(self._rows) and not mistake)
+        bad_input = kind is not None and issubclass(kind, UserError) and not issubclass(kind, UnfinishedError)
+        keep = self._earlier or (bool(self._rows) and not bad_input)
         try:
             if self._file is not None:
                 with suppress(OSError):
@@ -242,9 +242,9 @@ class OutputFile:
                 elif self._header is not None:
                     say(f"{self.journal} is as it was; the command that began it resumes")
                 else:
-                    same = "the command that began it" if mistake else "the same command"
+                    same = "the command that began it" if bad_input else "the same command"
                     say(f"the predictions of {self._rows} rows are kept in {self.journal}; {same} resumes")
-        finally:  # also where nobody reads standard error any more
+        finally:  # even if nobody reads standard error any more
             with suppress(OSError):
                 self._part.__exit__(kind, *how)
             self._tidy()
@@ -253,13 +253,13 @@ class OutputFile:
         if self._lock is not None:
             self._lock.release()
         for folder in self._made:
-            with suppress(OSError):  # it was not made, or holds the output or the journal
+            with suppress(OSError):  # it does not exist, or it holds the output or the journal
                 folder.rmdir()
 
 
-def _digest(batch: Batch) -> str:
-    """A digest of what a model reads of a window; `repr` of Python's own types is exact."""
-    content = (list(batch.columns), list(batch.names), len(batch), sorted(batch.faults.items()), list(batch.columns.values()))
+def _digest(chunk: Batch) -> str:
+    """Return a digest of the cells that a model reads from a chunk; `repr` of built-in types is exact."""
+    content = (list(chunk.columns), list(chunk.names), len(chunk), sorted(chunk.faults.items()), list(chunk.columns.values()))
     return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -272,7 +272,7 @@ def _is_header(line: bytes) -> bool:
 
 
 def _record(line: bytes) -> _Record | None:
-    """The record in a line of the journal; None where the line is incomplete or damaged."""
+    """Return the record in a line of the journal; None if the line is incomplete or damaged."""
     try:
         return _RECORD.validate_python(json.loads(line)) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
@@ -280,6 +280,6 @@ def _record(line: bytes) -> _Record | None:
 
 
 def _changed(before: bytes, now: bytes) -> list[str]:
-    """Names of what differs between two headers."""
+    """Return the names of the fields that differ between two headers."""
     old, new = json.loads(before), json.loads(now)
     return [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]

@@ -1,4 +1,4 @@
-"""Predictions in Parquet: columns of a Parquet input pass through as they are, others get a type that fits all their rows."""
+"""Write Parquet files: columns of a Parquet input do not change, new columns get a type that fits all rows."""
 
 import os
 import shutil
@@ -9,23 +9,23 @@ from typing import IO, Any, BinaryIO
 from nlp_transfer.data.sources.parquet_reader import map_leaves
 from nlp_transfer.utils.errors import UserError
 
-MOST_PARTS = 64  # open at once
+MOST_PARTS = 64  # open at the same time
 
 
 class ParquetOutput:
-    """A Parquet file whose schema becomes known while rows arrive.
+    """A Parquet file whose schema is not known in advance.
 
-    A column may be null, lack the fields of a struct or hold integers alone for thousands of rows, and get its type only then.
-    Rows are written as long as the schema fits; a wider one (null to any type, int64 to float64, more fields, another column)
-    begins a part in a temporary file without a name, and at the end all parts are cast to the widest schema. Usually there is
-    one part, which is the output itself. Each window becomes a row group; memory does not grow with the file.
+    A column may be null, have few fields or hold only integers for thousands of rows before its type is known. When a chunk
+    needs a wider schema (another type than null, float64 for int64, more fields or columns), a new part is created in an
+    unnamed temporary file. At the end all parts are cast to the widest schema. Usually there is one part, the output itself.
+    Each chunk is a row group, so memory does not grow with the file.
     """
 
     def __init__(self, file: BinaryIO, types: Mapping[str, str] | None = None) -> None:
-        """Begin a file.
+        """Create a file.
 
         Args:
-            file: empty, for reading and writing; it is not closed.
+            file: empty, open for reading and writing; it is not closed.
             types: aliases of Arrow types by column, for columns without any value.
         """
         self.file, self.types = file, types or {}
@@ -34,10 +34,10 @@ class ParquetOutput:
         self.parts: list[IO[bytes]] = []
 
     def write(self, columns: dict[str, list[Any]], table: Any = None) -> None:
-        """Appends the columns of `table` (a `pyarrow.Table` or None) and then `columns` (Python values).
+        """Append the columns of `table` (a `pyarrow.Table` or None) and then `columns` (Python values).
 
         Raises:
-            UserError: a column's values have no common type, or Parquet has no place for them.
+            UserError: the values of a column have no common type, or Parquet cannot hold them.
         """
         import pyarrow as pa
 
@@ -54,10 +54,13 @@ class ParquetOutput:
         self._write(_conform(table, self.schema))
 
     def close(self, complete: bool) -> None:
-        """Ends the file; `complete`: all rows were written, otherwise what there is of it will be thrown away.
+        """End the file.
+
+        Args:
+            complete: whether all rows were written; otherwise the file is discarded.
 
         Raises:
-            UserError: numbers of an early row do not fit the type that later ones made necessary.
+            UserError: numbers of early rows do not fit the type that later rows require.
         """
         self._end_part()
         schema = self.schema
@@ -69,7 +72,7 @@ class ParquetOutput:
             self.file.truncate()
 
     def _without_null(self, schema: Any) -> Any:
-        """The schema with the types known for columns that have no value; itself where there are no such columns."""
+        """Return the schema with the known types for columns that have no value."""
         import pyarrow as pa
 
         empty = {field.name for field in schema if pa.types.is_null(field.type)} & set(self.types)
@@ -82,7 +85,7 @@ class ParquetOutput:
             try:
                 self.writer.close()
             finally:
-                self.writer.is_open = False  # else it tries again when it is collected, and Python prints the error
+                self.writer.is_open = False  # otherwise it is closed again when it is collected, and Python prints the error
 
     def _begin_part(self) -> None:
         import pyarrow as pa
@@ -98,7 +101,7 @@ class ParquetOutput:
             raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
 
     def _merge(self) -> None:
-        """Replaces the parts, which are closed, by one that has all of their rows under the current schema."""
+        """Merge the parts, which are closed, into one with the current schema."""
         import pyarrow.parquet as pq
 
         merged = self._unnamed()
@@ -135,10 +138,10 @@ class ParquetOutput:
 
 
 def _array(name: str, values: Sequence[Any]) -> Any:
-    """Python values as an Arrow array of the type that fits them all.
+    """Return Python values as an Arrow array of their common type.
 
     Raises:
-        UserError: there is no such type.
+        UserError: they have no common type.
     """
     import pyarrow as pa
 
@@ -154,11 +157,11 @@ def _array(name: str, values: Sequence[Any]) -> Any:
 
 
 def _check_truth(values: Iterable[Any]) -> None:
-    """Raise a TypeError where truth values stand among numbers, also inside lists and objects: Arrow would make 1.0 of true."""
+    """Raise a TypeError if booleans and numbers are mixed, also in lists and objects: Arrow would convert true to 1.0."""
     present = [value for value in values if value is not None]
     kinds = {type(value) for value in present}
     if bool in kinds and len(kinds) > 1:
-        raise TypeError("true and false are no numbers")
+        raise TypeError("booleans among numbers")
     if list in kinds:
         _check_truth(element for value in present if isinstance(value, list) for element in value)
     objects = [value for value in present if isinstance(value, dict)]
@@ -167,10 +170,10 @@ def _check_truth(values: Iterable[Any]) -> None:
 
 
 def _wider(known: Any, new: Any) -> Any:
-    """The narrowest Arrow schema that holds the rows of both; `known` where it does.
+    """Return the narrowest Arrow schema that holds the rows of both.
 
     Raises:
-        UserError: a column's types have nothing in common, such as text and a number.
+        UserError: the types of a column have nothing in common, such as text and numbers.
     """
     import pyarrow as pa
 
@@ -190,7 +193,7 @@ def _wider(known: Any, new: Any) -> Any:
 
 
 def _conform(table: Any, schema: Any) -> Any:
-    """The table under a schema that is as wide as its own or wider; columns that it lacks are null."""
+    """Return the table with a schema that is at least as wide; missing columns are null."""
     import pyarrow as pa
 
     if table.schema.equals(schema):
@@ -209,15 +212,15 @@ def _conform(table: Any, schema: Any) -> Any:
 
 
 def text_cells(column: Any, name: str) -> list[Any]:
-    """An Arrow column as values for CSV, TSV and JSONL, without loss.
+    """Return an Arrow column as values for CSV, TSV and JSONL, without loss.
 
-    Numbers, truth values and text stay what they are, dictionaries become their values. Decimals keep all their digits, and
+    Numbers, booleans and text do not change, and dictionaries become their values. Decimals keep all their digits, and
     dates, times and durations their unit (`2024-05-01 12:00:00.000000001`, with a time zone its offset; durations count their
     unit), as text. Bytes become base64. Lists, structs and maps (lists of pairs) are converted inside likewise, and are JSON in
     CSV.
 
     Raises:
-        UserError: a value has no such form, such as a time in an unknown time zone.
+        UserError: a value cannot be written as text, such as a time in an unknown time zone.
     """
     import pyarrow as pa
 
@@ -233,7 +236,7 @@ def text_cells(column: Any, name: str) -> list[Any]:
 
 
 def _text_leaf(kind: Any) -> Any:
-    """String in place of a type that JSON has no values for; bytes stay bytes."""
+    """Return the string type for a type that JSON has no values for; bytes stay bytes."""
     import pyarrow as pa
 
     as_text = pa.types.is_decimal(kind) or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind))

@@ -1,4 +1,4 @@
-"""Rows that cannot be predicted, beside others that can."""
+"""Predict the valid rows of a table, and report the others."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -11,38 +11,38 @@ from nlp_transfer.utils.errors import BadRow, Fault, Problems, UserError
 OnBadRows = Literal["refuse", "skip"]
 
 
-def predict_sound(
-    task: Any, rows: Rows, broken: Mapping[int, Fault], predict: Callable[[Rows], dict[str, list[Any]]]
+def predict_valid_rows(
+    task: Any, rows: Rows, known_faults: Mapping[int, Fault], predict: Callable[[Rows], dict[str, list[Any]]]
 ) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
     """Predict the rows that can be predicted.
 
     Args:
-        broken: rows that are known to be of no use.
-        predict: gives the columns of predictions for rows that were checked.
+        known_faults: rows that are known to be bad, by index.
+        predict: returns columns of predictions for valid rows.
 
     Returns:
-        The columns, with None in the other rows, and by row index why those have no prediction.
+        Columns for all rows, with None in bad rows; and by row index why those have no prediction.
     """
-    faults = dict(broken)
-    sound = [i for i in range(len(rows)) if i not in faults]
-    wrong = _row_faults(task, rows.select(np.array(sound, np.int64)) if faults else rows)
-    faults |= {sound[i]: fault for i, fault in wrong.items()}
+    faults = dict(known_faults)
+    valid = [i for i in range(len(rows)) if i not in faults]
+    bad = _row_faults(task, rows.select(np.array(valid, np.int64)) if faults else rows)
+    faults |= {valid[i]: fault for i, fault in bad.items()}
     if not faults:
         return predict(rows), faults
-    sound = [i for i in sound if i not in faults]
-    if sound:
-        columns = predict(rows.select(np.array(sound, np.int64)))
-    else:  # the columns are the same where no row can be predicted
+    valid = [i for i in valid if i not in faults]
+    if valid:
+        columns = predict(rows.select(np.array(valid, np.int64)))
+    else:  # a placeholder row gives the names of the columns
         columns = predict(from_columns({name: ["a"] for name in rows.columns}, "placeholder"))
     spread = {name: [None] * len(rows) for name in columns}
     for name, cells in columns.items():
-        for i, cell in zip(sound, cells, strict=False):
+        for i, cell in zip(valid, cells, strict=False):
             spread[name][i] = cell
     return spread, dict(sorted(faults.items()))
 
 
 def check_on_bad_rows(value: str) -> None:
-    """Raises a UserError for a value that is not one of `OnBadRows`."""
+    """Raise a UserError if a value is not one of `OnBadRows`."""
     if value not in get_args(OnBadRows):
         raise UserError(f"on_bad_rows: found {value!r}; allowed: {', '.join(get_args(OnBadRows))}")
 
@@ -50,13 +50,13 @@ def check_on_bad_rows(value: str) -> None:
 def check_finite_predictions(
     predictions: Mapping[str, np.ndarray], indices: np.ndarray, where: Callable[[int], str], precision: str
 ) -> None:
-    """Raise a UserError where a row of a batch has predictions that are NaN or infinite.
+    """Raise a UserError if a row of a batch has a prediction that is NaN or infinite.
 
     Args:
-        predictions: arrays of shape (rows, ...) by name; those of numbers are checked.
-        indices: int64 of shape (rows,), of the batch's rows.
-        where: names a row by its index.
-        precision: in which they were computed.
+        predictions: arrays of shape (rows, ...) by name; arrays of floats are checked.
+        indices: int64 of shape (rows,), the indices of the batch's rows.
+        where: names a row in the message, by its index.
+        precision: in which the predictions were computed.
     """
     for name, values in predictions.items():
         if values.dtype.kind != "f":
@@ -71,7 +71,7 @@ def check_finite_predictions(
 
 
 def _row_faults(task: Any, rows: Rows) -> dict[int, Fault]:
-    """Return by index why rows cannot be predicted."""
+    """Return why rows cannot be predicted, by row index."""
     bad: dict[int, BadRow] = {}
     task.check(rows, problems := Problems(skipped=bad), targets=False)
     problems.raise_if_any()

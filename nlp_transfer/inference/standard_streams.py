@@ -1,4 +1,4 @@
-"""Standard input as a file to be predicted, and standard output for predictions alone."""
+"""Standard input as a file, and standard output reserved for predictions."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.inference.output_journal import Answer
+from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.security.terminal_text import PrintableStream
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UnfinishedError, UserError
@@ -20,13 +20,13 @@ DASH = Path("-")
 
 @contextmanager
 def opened_input(source: Path, form: str) -> Iterator[Path]:
-    """`source`, or for `-` a temporary file with all of standard input, which is removed afterwards.
+    """Yield `source`, or for `-` a temporary file with the content of standard input, which is removed at the end.
 
     Args:
-        form: the format of standard input, such as `csv`.
+        form: format of standard input, such as `csv`.
 
     Raises:
-        UserError: standard input is closed; also any error about the temporary file, with `standard input` for its name.
+        UserError: standard input is closed. Errors about the temporary file name it `standard input`.
     """
     if source != DASH:
         yield source
@@ -42,7 +42,7 @@ def opened_input(source: Path, form: str) -> Iterator[Path]:
                 shutil.copyfileobj(sys.stdin.buffer, file)
         except OSError as error:
             raise UnfinishedError(
-                f"--input -: standard input cannot be kept in a temporary file ({error}); allowed: a folder with room in the "
+                f"--input -: standard input cannot be copied to a temporary file ({error}); allowed: a folder with room in the "
                 "environment variable TMPDIR, or a file as --input"
             ) from error
         try:
@@ -54,8 +54,8 @@ def opened_input(source: Path, form: str) -> Iterator[Path]:
 
 
 @contextmanager
-def writing() -> Iterator[None]:
-    """Raise a UserError where standard output cannot be written inside, but for a pipe that nobody reads any more."""
+def writing_stdout() -> Iterator[None]:
+    """Raise a UserError if standard output cannot be written inside. A pipe that nobody reads raises BrokenPipeError."""
     try:
         yield
     except BrokenPipeError:
@@ -65,37 +65,38 @@ def writing() -> Iterator[None]:
 
 
 @contextmanager
-def results() -> Iterator[TextIO]:
-    """Standard output as UTF-8 text, for results alone: what else this process and those that it starts print there goes to
-    standard error meanwhile.
+def redirected_stdout() -> Iterator[TextIO]:
+    """Yield standard output as a UTF-8 text stream. Inside, everything else that is printed goes to standard error.
+
+    That includes the output of libraries and of child processes.
 
     Raises:
-        UserError: standard output is closed, or cannot be written.
-        BrokenPipeError: nobody reads it any more.
+        UserError: standard output is closed or cannot be written.
+        BrokenPipeError: nobody reads standard output any more.
     """
     sys.stdout.flush()
     try:
-        own = os.dup(1)
+        original = os.dup(1)
     except OSError as error:
         raise UserError("--output -: standard output is closed; allowed: a terminal, a pipe or a file") from error
     os.dup2(2, 1)
-    stream = open(os.dup(own), "w", encoding="utf-8", newline="")  # noqa: SIM115 (after an error, closing must not raise another)
+    stream = open(os.dup(original), "w", encoding="utf-8", newline="")  # noqa: SIM115  closing must not hide an error
     try:
         yield stream
-        with writing():
+        with writing_stdout():
             stream.close()
     finally:
         with suppress(OSError):
             stream.close()
         sys.stdout.flush()
-        os.dup2(own, 1)
-        os.close(own)
+        os.dup2(original, 1)
+        os.close(original)
 
 
 class OutputStream:
-    """Standard output in place of an `OutputFile`: nothing to resume, nothing to replace.
+    """Standard output with the interface of `OutputFile`, without a journal.
 
-    Text is written as it comes; Parquet, whose end is needed to read it, when it is complete.
+    Text is written chunk by chunk; Parquet is written when it is complete.
     """
 
     journaled = False
@@ -103,7 +104,7 @@ class OutputStream:
     def __init__(self, stream: TextIO, ending: str) -> None:
         self.stream = stream
         with self.writing():
-            self.file = tempfile.TemporaryFile() if ending == ".parquet" else None  # noqa: SIM115 (closed in the end)
+            self.file = tempfile.TemporaryFile() if ending == ".parquet" else None  # noqa: SIM115  closed in __exit__
 
     def __str__(self) -> str:
         return "standard output"
@@ -113,31 +114,31 @@ class OutputStream:
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
-            with suppress(OSError):  # what was not written is not needed
+            with suppress(OSError):  # the content is complete or no longer needed
                 self.file.close()
 
     def begin(self, identity: Any) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no journal."""
 
-    def find(self, batch: Batch) -> Answer | None:
-        """Nothing was predicted before."""
+    def find(self, chunk: Batch) -> ChunkPredictions | None:
+        """Return None: there is no journal."""
         return None
 
-    def add(self, batch: Batch, answer: Answer) -> None:
-        """Hand over what is written so far."""
+    def add(self, chunk: Batch, predictions: ChunkPredictions) -> None:
+        """Flush the chunks written so far."""
         with self.writing():
             self.stream.flush()
 
     def part(self) -> BinaryIO | TextIO:
-        """Where a `Writer` writes to."""
+        """Return the file for a `Writer`."""
         if self.file is not None:
             return self.file
         return cast(TextIO, PrintableStream(self.stream)) if self.stream.isatty() else self.stream
 
-    writing = staticmethod(writing)
+    writing = staticmethod(writing_stdout)
 
     def finish(self) -> None:
-        """Send what was not sent yet."""
+        """Write the rest."""
         with self.writing():
             self.stream.flush()
             if self.file is not None:

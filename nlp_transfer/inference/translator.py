@@ -1,4 +1,4 @@
-"""Texts of any length through a saved translation model: empty ones stay empty, long ones go in pieces, order is kept."""
+"""Translate texts of any length in order; empty texts stay empty, and long ones are translated in pieces."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,31 +10,38 @@ from nlp_transfer.data.sources.file_reading import SURROGATE
 from nlp_transfer.data.sources.in_memory import plain_cell, read_inputs
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.inference.predictor import Predictor, answering, pick_columns
+from nlp_transfer.inference.batched_prediction import fast_inference
+from nlp_transfer.inference.predictor import Predictor, select_columns
 from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows
 from nlp_transfer.models.preparation import autocast
 from nlp_transfer.models.seq2seq.generation import ROWS
 from nlp_transfer.settings.applicability import check_used
 from nlp_transfer.utils.errors import Fault, UserError, with_type
 
-WINDOW = 1024  # rows that are read, sorted by length and translated together when a file is streamed
+CHUNK_ROWS = 1024  # rows of a file that are read, sorted by length and translated together
 
 
 def translates(task: Any) -> bool:
-    """Whether the answers of a task are texts in another language."""
+    """Return whether a task translates."""
     return hasattr(type(task), "tokenizers")
 
 
 class Translator:
-    """A translation model ready for use. Made by `load_translator`.
+    """A saved translation model. Created by `load_translator`.
 
     >>> translate = load_translator("runs/en-de")             # doctest: +SKIP
     >>> translate(["A dog runs.", ""])                        # doctest: +SKIP
     ['Ein Hund rennt.', '']
+
+    Attributes:
+        in_pieces: number of texts so far that were longer than any training text, and so were split, if possible between
+            sentences, and translated piece by piece. The metrics of a run are computed in the same way.
+
+    Raises:
+        UserError: the model does not translate, or has no room for a text.
     """
 
     def __init__(self, predictor: Predictor) -> None:
-        """Raises a UserError where the model does something else than to translate, or has no room for a text."""
         task: Any = predictor.task
         if not translates(task):
             raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `predict` for it")
@@ -50,21 +57,18 @@ class Translator:
     @overload
     def __call__(self, inputs: Any, on_bad_rows: OnBadRows) -> list[str | None] | str | None: ...
     def __call__(self, inputs: Any, on_bad_rows: OnBadRows = "refuse") -> list[Any] | str | None:
-        """Translate texts, or the source column of a table; a text that is empty, or spaces alone, stays as it is.
-
-        `in_pieces` counts the texts so far that were longer than anything in training: those are split, at the end of
-        sentences where that is possible, and their pieces translated one by one. A run is scored in the same way.
+        """Translate texts, or the source column of a table. Texts that are empty or only spaces stay as they are.
 
         Args:
             inputs: as for `Predictor`.
-            on_bad_rows: what happens where a text is missing (None, NaN), not a text or has half of a character: `refuse`
-                raises, `skip` gives None.
+            on_bad_rows: for texts that are missing (None, NaN), not texts or have half of a character: `refuse` raises an
+                error, `skip` returns None.
 
         Returns:
-            A translation for each row, in order; for a single text or row its translation alone.
+            A list of translations, in order; or one translation for a single text or row.
 
         Raises:
-            UserError: the object holds no texts, or an entry is no text and `on_bad_rows` is `refuse`.
+            UserError: the inputs hold no texts, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
         rows, single = read_inputs(inputs, self.task.input_columns())
@@ -77,37 +81,38 @@ class Translator:
         return translations[0] if single else translations
 
     def _translate_sound(self, texts: list[Any], faults: Mapping[int, Fault]) -> list[str | None]:
-        """The translations in order, and None in place of entries with a fault."""
+        """Return the translations in order, with None for texts with a fault."""
         translations = iter(self.translate([text for i, text in enumerate(texts) if i not in faults]))
         return [None if i in faults else next(translations) for i in range(len(texts))]
 
     def translate(self, texts: Sequence[str]) -> list[str]:
-        """Translate a list of texts without halves of characters, in order."""
+        """Translate texts that were checked before, in order."""
         if not texts:
             return []
         predictor, device = self.predictor, self.predictor.model.device
-        with torch.inference_mode(), answering(predictor.model, device), autocast(device, predictor.precision):
+        with torch.inference_mode(), fast_inference(predictor.model, device), autocast(device, predictor.precision):
             translations, pieces = self.task.translate(
                 predictor.model, [text.strip() for text in texts], rows=predictor.batch_size or ROWS
             )
         self.in_pieces += int((pieces > 1).sum())
         return [translation if text.strip() else text for text, translation in zip(texts, translations, strict=True)]
 
-    def translate_batch(self, batch: Batch, path: Path) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
-        """The translations of one window of a file as a column `translation`, and by index the rows that have none.
+    def translate_chunk(self, chunk: Batch, path: Path) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+        """Translate a chunk of the file `path`.
 
-        Empty texts stay empty, and are among those rows. Where the source stands inside a column `translation`, as data sets on
-        the hub have it, the new column is `prediction`.
+        Returns:
+            A column `translation`, or `prediction` if the source is inside of a column `translation`, as in datasets of the hub;
+            and by row index why rows have no translation. Empty texts stay empty, and are among these rows.
 
         Raises:
-            UserError: the source column is missing, or the file has a column of the new name already.
+            UserError: the source column is missing, or the file already has a column with the new name.
         """
         name = self.task.source
-        column = "translation" if batch.has_column(name) or not batch.has_column(TRANSLATION) else "prediction"
-        if batch.has_column(column):
-            raise UserError(f"{path}: has a column {column!r} already, which the translation would overwrite; rename it")
-        cells = pick_columns(batch, path, [name])[name]
-        faults = {**_faults(cells, name), **batch.faults}
+        column = "translation" if chunk.has_column(name) or not chunk.has_column(TRANSLATION) else "prediction"
+        if chunk.has_column(column):
+            raise UserError(f"{path}: already has a column {column!r}, which the translation would overwrite; rename it")
+        cells = select_columns(chunk, path, [name])[name]
+        faults = {**_faults(cells, name), **chunk.faults}
         translations = self._translate_sound(cells, faults)
         blank = {
             i: Fault(EMPTY_TEXT, "the cell is empty", name)
@@ -118,7 +123,7 @@ class Translator:
 
 
 def _faults(texts: Sequence[Any], column: str | None = None) -> dict[int, Fault]:
-    """By index, why texts cannot be translated."""
+    """Return why texts cannot be translated, by index."""
     faults = {}
     for i, text in enumerate(texts):
         if not isinstance(text, str):

@@ -1,213 +1,241 @@
-"""Processes of this machine that answer the windows of a file, each with a model of its own.
+"""Predict the chunks of a file in several processes, each with its own copy of the model.
 
-One process with a thread for each core waits for its threads in every operation; processes that have few threads each wait for
-nothing but their next window. Each loads the model by itself, so nothing heavy is imported here: the process that reads and
-writes needs no model.
+On a CPU, several processes with few threads each are faster than one process with many threads, which waits for its threads in
+every operation. This module imports nothing heavy, since the process that reads and writes the file needs no model.
 """
 
 import importlib
 import os
 import signal
-import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import replace
 from functools import partial
-from multiprocessing import connection, parent_process
-from types import FrameType
 from typing import Any
 
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.inference.ordered import Reply
-from nlp_transfer.security.child_processes import ENDING, held_signals, start_worker
+from nlp_transfer.security.child_processes import WorkerPool
 from nlp_transfer.security.redaction import guard_output
 from nlp_transfer.settings import extensions
 from nlp_transfer.utils.console import console
-from nlp_transfer.utils.environment import finish_output, importing
+from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import Problems, UnfinishedError, UserError
 
-GONE = 10.0  # seconds in which the system tells how a process ended whose pipe is closed
+CHUNKS_PER_PROCESS = 2  # chunks in memory for each process: waiting, being predicted, or waiting to be written
+EXIT_SECONDS = 10.0  # until the exit status of a process that has ended is known
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal ended the work; `status` is what the process should end with."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"by {signal.Signals(number).name}")
-        self.status = 128 + number
+class WorkerError(RuntimeError):
+    """An unexpected error in a worker process; the message holds its traceback."""
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_processes(processes: int, problems: Problems) -> None:
-    found = cores()
-    if not 1 <= processes <= found:
-        allowed = f"1 to {found}" if found > 1 else "1"
-        problems.add(f"--processes: found {processes}; this machine has {_count(found, 'core')}; allowed: {allowed}")
+    """Add a problem if `processes` is not between 1 and the number of cores."""
+    if not 1 <= processes <= cores():
+        allowed = f"1 to {cores()}" if cores() > 1 else "1"
+        problems.add(f"--processes: found {processes}; this machine has {_count(cores(), 'core')}; allowed: {allowed}")
 
 
 def threads_each(processes: int) -> int:
-    """Threads of each process: OMP_NUM_THREADS, or an even share of the cores."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(asked) if asked.isdecimal() and int(asked) else max(1, cores() // processes)
+    """Return the number of threads of each process: OMP_NUM_THREADS, or an even share of the cores."""
+    requested = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(requested) if requested.isdecimal() and int(requested) else max(1, cores() // processes)
 
 
-def plan(processes: int) -> str:
-    """What several processes are announced with."""
-    return f"answering with {_count(processes, 'process', 'es')}, {_count(threads_each(processes), 'thread')} each"
+def describe_processes(processes: int) -> str:
+    """Return the line that announces the processes."""
+    return f"predicting with {_count(processes, 'process', 'es')}, {_count(threads_each(processes), 'thread')} each"
 
 
 def _count(number: int, noun: str, ending: str = "s") -> str:
     return f"{number} {noun}{ending if number != 1 else ''}"
 
 
-class Workers:
-    """Processes that import `module`, make what it calls `name` with the given arguments, and call that with windows.
+class PredictorPool:
+    """Processes that each create a predictor once and then predict chunks of a file.
 
-    What is made has `window`, the rows of a window, and `columns`, the names of those that it reads. While this is entered the
-    processes run; afterwards there are none.
+    The predictor is a callable from a `Batch` to its predictions, with the attributes `chunk_rows`, `columns` and `identity` of
+    `file_predictor.FilePredictor`. The processes run inside the `with` block only.
+
+    Args:
+        module: name of the module that defines the predictor's class.
+        name: name of the class.
+        arguments: keyword arguments of the class.
+        processes: number of processes.
     """
 
     def __init__(self, module: str, name: str, arguments: dict[str, Any], processes: int) -> None:
-        self._start = (module, name, arguments, threads_each(processes), extensions.files_for_child())
         self._count = processes
+        self._pool = WorkerPool(
+            processes, _load, (module, name, arguments, threads_each(processes), extensions.files_for_child())
+        )
+        self._loading: list[Future[Any]] = []
         self._processes: list[Any] = []
-        self._pipes: list[connection.Connection] = []
-        self._batches: list[Batch | None] = []
 
-    def __enter__(self) -> "Workers":
-        """Raises a UserError where the system lets no more processes be started."""
+    def __enter__(self) -> "PredictorPool":
+        """Start the processes.
+
+        Raises:
+            UserError: the system cannot start so many processes.
+        """
         try:
-            with held_signals():
-                for number in range(self._count):
-                    process, pipe = start_worker(_work, (number, *self._start))
-                    self._processes.append(process)
-                    self._pipes.append(pipe)
-                    self._batches.append(None)
-        except BaseException as error:
+            for _ in range(self._count):
+                self._loading.append(self._pool.submit(_describe))
+        except OSError as error:
             self.__exit__()
-            if not isinstance(error, OSError):
-                raise
-            which = f"process {len(self._processes) + 1} of {self._count}"
+            which = f"process {len(self._loading) + 1} of {self._count}"
             raise UserError(f"{which} cannot be started ({error.strerror}); allowed: fewer --processes") from error
+        except BaseException:
+            self.__exit__()
+            raise
+        self._processes = self._pool.processes()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """They have nothing to finish, so they are ended there and then."""
-        for process in self._processes:
-            process.kill()
-        for process, pipe in zip(self._processes, self._pipes, strict=True):
-            process.join()
-            pipe.close()
+        self._pool.__exit__()
 
-    def send(self, number: int, batch: Batch) -> None:
-        """Gives a process that waits a window, without the Arrow data that only the writer needs; it reads at once, so that this
-        does not block.
+    def predict(
+        self, read: Callable[..., Iterator[Batch]], recorded: Callable[[Batch], Any] = lambda _: None
+    ) -> Iterator[tuple[Batch, Any]]:
+        """Yield each chunk with its predictions, in the order of the file.
 
-        Raises:
-            UserError: the process is gone.
-        """
-        self._batches[number] = batch
-        try:
-            self._pipes[number].send(replace(batch, table=None))
-        except OSError as error:
-            raise self._lost(number) from error
+        At most `CHUNKS_PER_PROCESS` chunks for each process are in memory. Processes do not get the Arrow data of a chunk, which
+        only the writer needs.
 
-    def receive(self) -> tuple[int, Reply]:
-        """Waits until a process says something.
+        Args:
+            read: yields the chunks; called with the predictor's `chunk_rows`, `columns` and `identity` once one is loaded.
+            recorded: returns the predictions of a chunk that need not be computed, or None.
 
         Raises:
-            UserError: one is gone.
+            UserError: the first error in the order of the file; or the model cannot be loaded; or a process has ended.
+            WorkerError: an unexpected error in a process.
         """
-        pipe: Any = connection.wait(self._pipes)[0]
-        number = self._pipes.index(pipe)
-        try:
-            return number, pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._lost(number) from error
 
-    def _lost(self, number: int) -> UserError:
-        process, batch = self._processes[number], self._batches[number]
-        process.join(GONE)
-        code = process.exitcode
-        how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with status {code}"
-        when = "loaded the model" if batch is None else f"answered rows {batch.first} to {batch.first + len(batch) - 1}"
+        def submit(chunk: Batch) -> Future[Any]:
+            done: Future[Any] = Future()
+            if (predictions := recorded(chunk)) is not None:
+                done.set_result(predictions)
+                return done
+            try:
+                return self._pool.submit(_predict, replace(chunk, table=None))
+            except BrokenExecutor as error:  # raised when it is this chunk's turn
+                done.set_exception(error)
+                return done
+
+        try:
+            ready = wait(self._loading, return_when=FIRST_COMPLETED).done
+            chunks = read(*ready.pop().result())
+        except BrokenExecutor as error:
+            raise self._process_lost("while it loaded the model") from error
+        pending: deque[tuple[Batch, Future[Any]]] = deque()
+        try:
+            yield from in_file_order(chunks, submit, CHUNKS_PER_PROCESS * self._count, pending)
+        except BrokenExecutor as error:
+            unfinished = [chunk for chunk, future in pending if not future.done() or future.exception() is not None]
+            first, last = unfinished[0].first, unfinished[-1].first + len(unfinished[-1]) - 1
+            raise self._process_lost(f"and rows {first} to {last} were not finished") from error
+
+    def _process_lost(self, when: str) -> UserError:
+        end = time.monotonic() + EXIT_SECONDS
+        while not (ended := [each for each in self._processes if each.exitcode]) and time.monotonic() < end:
+            time.sleep(0.01)  # 0 is the status of the other processes, which the executor ends
+        which, how = "one", "has ended"
+        if ended:
+            code = ended[0].exitcode
+            which = f"process {self._processes.index(ended[0]) + 1} (pid {ended[0].pid})"
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return UnfinishedError(
-            f"process {number + 1} of {self._count} (pid {process.pid}) {how} while it {when}. Often memory has run out, since "
-            f"each process holds the model; allowed: fewer --processes than {self._count}, or a smaller --batch-size"
+            f"{which} of {self._count} processes {how} {when}. Often memory has run out, since each process holds the model; "
+            f"allowed: fewer --processes than {self._count}, or a smaller --batch-size"
         )
 
 
-@contextmanager
-def at_once() -> Iterator[None]:
-    """SIGTERM and SIGINT end what is inside by an exception, so that nothing half-written is left; a second one changes nothing.
+def in_file_order(
+    chunks: Iterator[Batch],
+    submit: Callable[[Batch], Future[Any]],
+    limit: int,
+    pending: deque[tuple[Batch, Future[Any]]],
+) -> Iterator[tuple[Batch, Any]]:
+    """Yield each chunk with the result of its future, in order.
 
-    One that is ignored, as Ctrl-C is by jobs in the background of a script, stays so. Python lets only the main thread handle
-    signals; in another one nothing changes.
+    An error is raised after everything above it in the file was yielded, also one of reading.
+
+    Args:
+        submit: starts the prediction of a chunk.
+        limit: the largest number of chunks in memory.
+        pending: the chunks that were read and not yielded yet; filled here.
     """
+    failure: Exception | None = None
+    more = True
+    while True:
+        while more and len(pending) < limit:
+            try:
+                chunk = next(chunks, None)
+            except Exception as error:
+                chunk, failure = None, error
+            more = chunk is not None
+            if chunk is not None:
+                pending.append((chunk, submit(chunk)))
+        if not pending:
+            break
+        chunk, future = pending[0]
+        predictions = future.result()
+        yield chunk, predictions
+        pending.popleft()
+    if failure is not None:
+        raise failure
 
-    def arrive(number: int, _: FrameType | None) -> None:
-        for each in ENDING:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, arrive) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+# --- in the worker processes
+
+_predictor: Any = None
+_load_error: Exception | None = None
 
 
-def _work(pipe: Any, number: int, module: str, name: str, arguments: dict[str, Any], threads: int, code: list[str]) -> None:
-    """One of the processes: loads, and answers windows until the pipe is closed."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _load(first: bool, module: str, name: str, arguments: dict[str, Any], threads: int, code: Sequence[str]) -> None:
+    """Initialize a worker process. An error is kept for its tasks, since the pool would not report it."""
+    global _predictor, _load_error  # noqa: PLW0603
     guard_output()
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before anything is imported that reads it
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before the libraries that read it are imported
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # tokenizers
-    console.quiet = number > 0  # what all of them would say while loading is said once
-    made: list[Any] = []
-
-    def load() -> Reply:
+    console.quiet = not first  # every process would print the same while loading
+    try:
         with importing():
             extensions.load_code(code)
-            make = getattr(importlib.import_module(module), name)
-        made.append(make(**arguments))
-        return "ready", made[0].window, made[0].columns, made[0].identity
-
-    def answer(batch: Batch) -> Reply:
-        return "answer", made[0](batch)
-
-    with suppress(EOFError, OSError):  # the process that started this one is gone, or needs it no more
-        pipe.send(_reply(load))
-        console.quiet = False
-        while True:
-            batch = pipe.recv()
-            pipe.send(_reply(partial(answer, batch)))
-    finish_output()
-    os._exit(0)
+            kind = getattr(importlib.import_module(module), name)
+        _predictor = kind(**arguments)
+    except Exception as error:
+        _load_error = _portable(error)
+    console.quiet = False
 
 
-def _reply(work: Callable[[], Reply]) -> Reply:
-    """What is sent of an outcome. Errors go as their parts: a UserError that is pickled loses the length of its message."""
+def _describe() -> tuple[int, list[str], dict[str, Any]]:
+    return _run(lambda: (_predictor.chunk_rows, _predictor.columns, _predictor.identity))
+
+
+def _predict(chunk: Batch) -> Any:
+    return _run(partial(_predictor, chunk))
+
+
+def _run(task: Callable[[], Any]) -> Any:
+    if _load_error is not None:
+        raise _load_error
     try:
-        return work()
-    except UserError as error:
-        return "refused", str(error), error.problems
-    except Exception:
-        return "failed", traceback.format_exc()
+        return task()
+    except Exception as error:
+        raise _portable(error) from None
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it has ended in whatever way, also in the middle of a window."""
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(1)
+def _portable(error: Exception) -> Exception:
+    """Return an error that can be pickled: some exceptions of libraries cannot."""
+    if isinstance(error, UserError):
+        return error
+    return WorkerError(f"a process failed:\n{''.join(traceback.format_exception(error))}")

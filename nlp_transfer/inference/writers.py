@@ -1,4 +1,4 @@
-"""A file or stream that predictions are written to, window after window."""
+"""Write columns to a CSV, TSV, JSONL, Parquet or text file, chunk by chunk."""
 
 import csv
 import json
@@ -16,12 +16,11 @@ from nlp_transfer.utils.errors import UserError
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 Columns = dict[str, list[Any]]
-LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # whatever some reader takes for the end of a line
+LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # every line end of any reader
 
 
 class _UnixLines:
-    """csv quotes only the characters of its own line end. It is told both, so that a lone one in a cell is quoted; lines
-    themselves end in one character."""
+    """Replaces the line end `\\r\\n` of `csv` by `\\n`. With `\\r\\n`, `csv` quotes cells that hold either character."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -31,24 +30,24 @@ class _UnixLines:
 
 
 class Writer:
-    """Columns to a file, batch after batch; the format is the ending's.
+    """Writes columns to a file, chunk by chunk, in the format of a file extension.
 
-    Columns of a Parquet input arrive as Arrow data. A Parquet output gets them as they are; in text formats `text_cells` says
-    what becomes of them.
+    Columns of a Parquet input are Arrow data. They are written to Parquet unchanged, and to text formats by `text_cells`.
     """
 
     def __init__(self, target: Path | BinaryIO | TextIO, ending: str, types: Mapping[str, str] | None = None) -> None:
-        """Begin a file.
+        """Create a file.
 
         Args:
-            target: the name of a file, which is written whole or not at all; or an open file, which is not closed in the end, or
-                text stream, which is only for text formats.
-            types: Arrow types by column, for a Parquet file in which a column has no value at all.
+            target: the path of a file, which is written completely or not at all; or an open binary file or (for text formats)
+                text stream, which is not closed.
+            ending: the file extension.
+            types: Arrow types by column, for columns of a Parquet file without any value.
         """
         self.ending = ending
         self.names: list[str] = []
-        self.rows = 0  # written so far, in text formats
-        self.not_finite = self.first_not_finite = 0  # values with null in place of a number, and the row of the first
+        self.rows = 0  # written so far, in CSV and JSONL
+        self.not_finite = self.first_not_finite = 0  # numbers written as null, and the row of the first
         self.opened = ExitStack()
         file: Any = self.opened.enter_context(replacing(target)) if isinstance(target, Path) else target
         self.parquet = ParquetOutput(file, types) if ending == ".parquet" else None
@@ -58,14 +57,14 @@ class Writer:
         self.file: TextIO = file
 
     def write(self, columns: Columns, table: Any = None) -> None:
-        """Appends rows.
+        """Append rows.
 
         Args:
             columns: Python values by column.
-            table: a `pyarrow.Table` of as many rows, whose columns come before `columns`; None: there are no others.
+            table: a `pyarrow.Table` with the same number of rows, whose columns are written before `columns`; or None.
 
         Raises:
-            UserError: the format has no place for a value or for a column that comes late.
+            UserError: the format cannot hold a value, or a new column after the first rows.
         """
         if self.parquet is not None:
             self.parquet.write(columns, table)
@@ -75,9 +74,9 @@ class Writer:
         if self.ending == ".jsonl":
             self._write_jsonl(columns)
         elif self.ending == ".txt":
-            answers = columns["translation"] if "translation" in columns else columns["prediction"]
-            lines = ("" if answer is None else LINE_END.sub(" ", str(answer)) for answer in answers)
-            self.file.writelines(line + "\n" for line in lines)  # a line a row, whatever it says
+            predictions = columns["translation"] if "translation" in columns else columns["prediction"]
+            lines = ("" if each is None else LINE_END.sub(" ", str(each)) for each in predictions)
+            self.file.writelines(line + "\n" for line in lines)  # one line per row, whatever the cell holds
         else:
             self._write_csv(columns)
 
@@ -97,18 +96,18 @@ class Writer:
                 f"--output: {self.ending} needs the same columns in all rows, and {late[0]!r} comes only after the first "
                 "rows of the input; allowed: .jsonl, .parquet"
             )
-        for row in zip(*(columns[name] for name in self.names), strict=True):  # a late JSON key may stand elsewhere
+        for row in zip(*(columns[name] for name in self.names), strict=True):  # the keys of a JSON row may be in another order
             self.rows += 1
             writer.writerow(map(self._csv_cell, row))
 
     def _csv_cell(self, value: object) -> object:
-        """What `csv` writes of a cell as it should be."""
+        """Return a cell in the form that `csv` writes correctly."""
         if isinstance(value, (list, dict)):
             return self._json(value)
         return _json_text(value) if isinstance(value, bytes) else value
 
     def _json(self, value: Any) -> str:
-        """JSON of a value, with null for numbers that JSON does not have, which are counted."""
+        """Return a value as JSON; NaN and infinite numbers become null and are counted."""
         try:
             return json.dumps(value, ensure_ascii=False, default=_json_text, allow_nan=False)
         except ValueError:
@@ -119,7 +118,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *how: Any) -> None:
-        """End the file; after an error it will be thrown away, and that it cannot be completed is no further error."""
+        """End the file. After an error it is discarded, so that further errors do not matter."""
         if kind is None:
             with self.opened:
                 self._end(complete=True)

@@ -1,220 +1,221 @@
-"""Plots as SVG text: no script, no library, nothing from a network."""
+"""Plots of a comparison as inline SVG, drawn with matplotlib.
 
+Importing this module loads matplotlib, so import it only where a page is written.
+"""
+
+import io
 import math
-from collections.abc import Callable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
-WIDTH = 960
-LETTER = 7.0  # pixels a character of the labels takes, at most
-LONGEST = 40  # characters of a label in a plot; the whole one is shown where the pointer rests
-INK, FAINT, GRID, ACCENT = "#222", "#6b6b6b", "#e4e4e4", "#0072b2"
-# Okabe and Ito's colours, without black and yellow; with the dashes they tell 21 lines apart, also for the colour-blind.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a4a9c")
-DASHES = ("", "7 4", "2 3")
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, StrMethodFormatter
+from numpy.typing import ArrayLike
+
+from nlp_transfer.report.rendering import one_line
+
+Format = Callable[[float], str]
+
+WIDTH = 9.6  # inches; the page scales a plot to its own width
+LABEL_HEIGHT = 13.0  # points between two labels of a column
+LONGEST_LABEL = 40  # characters; the tooltip has the full label
+INK, MUTED, GRID, EDGE = "#1f2328", "#6b6b6a", "#e4e4e5", "#fffffe"
+# Okabe and Ito's colors without black and yellow. With the dash patterns they tell 21 lines apart, also for color-blind readers.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a4a9c")
+DASHES = ("-", (0, (6, 3)), (0, (2, 2)))
+# The page defines these CSS variables for light and dark mode.
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", EDGE: "page"} | {color: f"series-{i}" for i, color in enumerate(COLORS)}
+TICK_SECONDS = [
+    *(digit * 10**power for power in (-3, -2, -1, 0) for digit in (1, 2, 5)), 10, 20,
+    *(60 * minutes for minutes in (0.5, 1, 2, 5, 10, 30)),
+    *(3600 * hours for hours in (1, 2, 5, 10, 24, 48, 120, 240, 480)),
+]  # fmt: skip
+STYLE: dict[Any, object] = {
+    "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9, "figure.facecolor": "none", "axes.facecolor": "none",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "text.color": INK,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "xtick.color": GRID, "xtick.labelcolor": MUTED,
+    "ytick.color": GRID, "ytick.labelcolor": MUTED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A figure with its interval at some place: seconds, or rows of each label (None: all rows)."""
+class Point:
+    """The mean of a metric with its 95 % interval from `low` to `high`."""
 
     label: str
     value: float
     low: float
     high: float
     x: float | None = None
-    number: int = 0
-    """Decides the colour, so that a strategy has the same one in every plot."""
+    """Training time in seconds, or examples per label (None: all examples)."""
+    series: int = 0
+    """Number of the strategy, which selects its color in every plot."""
+
+    @property
+    def short_label(self) -> str:
+        text = one_line(self.label)
+        return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
+
+    @property
+    def color(self) -> str:
+        return COLORS[self.series % len(COLORS)]
+
+    def tooltip(self, text: str) -> str:
+        """Return an artist id that `to_svg` turns into a tooltip."""
+        return f"tooltip:{one_line(f'{self.label}: {text}')}"
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", colour: str = INK, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{more}>{escape(words)}</text>'
+@contextmanager
+def plot_style() -> Iterator[None]:
+    """Set the style of the plots. The user's `matplotlib` settings have no effect inside."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has other fonts
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
 
 
-def line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1, more: str = "") -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"{more}/>'
+def to_svg(figure: Figure, description: str) -> Markup:
+    """Return a figure as an `<svg>` element with tooltips and CSS colors; the same figure always gives the same text.
+
+    Args:
+        description: what the plot shows, for screen readers.
+    """
+    file, description = io.StringIO(), one_line(description)
+    # Ids are hashes with this salt: different plots of one page need different ones.
+    with matplotlib.rc_context({"svg.hashsalt": description}):
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Format", "Type", "Creator")))
+    svg = file.getvalue().partition("<svg ")[2]
+    svg = re.sub(r"""<g id=(["'])tooltip:(.*?)\1>""", r"<g><title>\2</title>", svg)
+    svg = re.sub(r'<g id="[\w.]+_\d+">', "<g>", svg)  # the same in every plot, and nothing refers to them
+    svg = re.sub(r"\b(fill|stroke): (#\w{6})", lambda match: f"{match[1]}: var(--{VARIABLES.get(match[2], 'ink')})", svg)
+    return Markup(f'<svg role="img" aria-label="{escape(description)}" {svg}')
 
 
-def dot(x: float, y: float, colour: str, said: str) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}" stroke="#fff"><title>{escape(said)}</title></circle>'
+def interval_plot(points: Sequence[Point], reference: str, title: str, show: Format) -> Figure:
+    """Return one row per point with its interval, in the given order.
+
+    Args:
+        points: the first one is highlighted.
+        reference: the label of the point that a dashed line marks.
+    """
+    figure, axes = _figure(0.75 + 0.28 * len(points))
+    for row, point in enumerate(points):
+        color, weight = (COLORS[0], "bold") if row == 0 else (INK, "normal")
+        errors = [[point.value - point.low], [point.high - point.value]]
+        bar = axes.errorbar(point.value, row, xerr=errors, fmt="o", color=color, capsize=3, markersize=5)
+        bar[0].set_gid(point.tooltip(f"{show(point.value)} ({show(point.low)} to {show(point.high)})"))
+        at_left = axes.get_yaxis_transform()
+        axes.text(-0.02, row, point.short_label, ha="right", va="center", weight=weight, transform=at_left, parse_math=False)
+        axes.text(1.02, row, show(point.value), va="center", color=color, transform=at_left, parse_math=False)
+        if point.label == reference:
+            axes.axvline(point.value, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+    axes.set_ylim(len(points) - 0.4, -0.6)
+    axes.yaxis.set_major_locator(NullLocator())
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(*_padded([end for point in points for end in (point.low, point.high, point.value)]))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xlabel(one_line(title), parse_math=False)
+    return figure
 
 
-def svg(height: float, parts: Sequence[str], what: str) -> str:
-    inside = "\n".join(parts)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(what)}" xmlns="http://www.w3.org/2000/svg" '
-        f'font-family="system-ui, Helvetica, Arial, sans-serif" font-size="12">\n{inside}\n</svg>'
-    )
+def cost_plot(points: Sequence[Point], title: str, show: Format, show_seconds: Format) -> Figure:
+    """Return the metric over the training time (log scale)."""
+    figure, axes = _figure(height := max(3.6, 0.8 + 0.2 * len(points)))
+    seconds = [max(point.x or 0.0, 1e-3) for point in points]
+    limits = min(seconds) / 1.8, max(seconds) * 1.8  # wide enough for at least one tick
+    _log_axis(axes, limits, [tick for tick in TICK_SECONDS if limits[0] <= tick <= limits[1]], show_seconds)
+    axes.set_xlabel("training time (log scale)")
+    _value_axis(axes, [point.value for point in points], title)
+    for point, x in zip(points, seconds, strict=True):
+        gid = point.tooltip(f"{show(point.value)}, {show_seconds(x)}")
+        axes.plot(x, point.value, "o", color=point.color, markeredgecolor=EDGE, gid=gid)
+    _label_column(axes, height, points, seconds)
+    return figure
 
 
-def name(label: str) -> str:
-    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
+def learning_curves(curves: Sequence[Sequence[Point]], title: str, show: Format) -> Figure:
+    """Return one curve per strategy over the examples per label (log scale); all examples stand one step further right."""
+    figure, axes = _figure(height := max(4.2, 0.8 + 0.2 * len(curves)))
+    points = [point for curve in curves for point in curve]
+    counts = sorted({point.x for point in points if point.x is not None})
+    last = counts[-1] if counts else 1.0
+    place_of_all = last * max(2.0, last / counts[-2] if len(counts) > 1 else 2.0)
+    has_all = any(point.x is None for point in points)
+    ticks = [*counts, place_of_all] if has_all else counts
+    _log_axis(axes, (ticks[0] / 1.15, ticks[-1] * 1.15), ticks, lambda x: "all" if has_all and x == place_of_all else f"{x:g}")
+    axes.set_xlabel(f"examples per label (log scale{'; all examples are one step further' * has_all})")
+    _value_axis(axes, [end for point in points for end in (point.low, point.high, point.value)], title)
+    ends: list[Point] = []
+    for curve in curves:
+        ordered = sorted(curve, key=lambda point: math.inf if point.x is None else point.x)
+        xs = [place_of_all if point.x is None else point.x for point in ordered]
+        color, dashes = curve[0].color, DASHES[curve[0].series // len(COLORS) % len(DASHES)]
+        lows, highs = [point.low for point in ordered], [point.high for point in ordered]
+        axes.fill_between(xs, lows, highs, color=color, alpha=0.16 if len(curves) <= 4 else 0.07, linewidth=0)
+        axes.plot(xs, [point.value for point in ordered], color=color, linestyle=dashes)
+        for x, point in zip(xs, ordered, strict=True):
+            gid = point.tooltip(f"{show(point.value)} ({show(point.low)} to {show(point.high)})")
+            axes.plot(x, point.value, "o", color=color, markeredgecolor=EDGE, gid=gid)
+        ends.append(ordered[-1])
+    _label_column(axes, height, ends, [place_of_all if point.x is None else point.x for point in ends])
+    return figure
 
 
-def room_for(labels: Sequence[str]) -> float:
-    """Pixels of the widest label."""
-    return max((len(name(label)) for label in labels), default=0) * LETTER + 12
+def spread(wanted: ArrayLike, gap: float) -> np.ndarray:
+    """Return places between 0 and 1, near the wanted ones, in the same order, at least `gap` apart if they fit."""
+    order = np.argsort(wanted, kind="stable")
+    steps = min(gap, 1 / max(1, len(order) - 1)) * np.arange(len(order))
+    # Without their steps, places at least a gap apart are places in ascending order.
+    places = np.maximum.accumulate(np.clip(np.asarray(wanted)[order] - steps, 0, 1 - steps[-1])) + steps
+    result = np.empty(len(order))
+    result[order] = places
+    return result
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from `low` to `high`, about evenly many."""
-    raw = (high - low) / most
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
-def time_ticks(low: float, high: float, most: int = 9) -> list[float]:
-    """Seconds that are round as seconds, minutes or hours, from `low` to `high`; every second or third where there are many."""
-    parts = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]
-    found = [
-        tick
-        for tick in [*parts, *_times(60, (0.5, 1, 2, 5, 10, 30)), *_times(3600, (1, 2, 5, 10, 24, 48, 120))]
-        if low <= tick <= high
-    ]
-    return found[:: -(-len(found) // most) or 1]
-
-
-def _times(unit: float, factors: Sequence[float]) -> list[float]:
-    return [unit * factor for factor in factors]
-
-
-def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
-    """A range around the values with some air."""
+def _padded(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    air = (high - low) * share or max(abs(high) * 0.05, 1e-3)
-    return low - air, high + air
+    padding = (high - low) * 0.06 or max(abs(high) * 0.05, 1e-3)
+    return low - padding, high + padding
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places at least `gap` apart, near the wanted ones and between `low` and `high` (where all fit), in the same order."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    places = [0.0] * len(wanted)
-    floor = low
-    for i in order:
-        places[i] = floor = max(wanted[i], floor)
-        floor += gap
-    ceiling = high
-    for i in reversed(order):
-        places[i] = ceiling = min(places[i], ceiling)
-        ceiling -= gap
-    return places
+def _log_axis(axes: Axes, limits: tuple[float, float], ticks: Sequence[float], show: Format) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(*limits)
+    axes.xaxis.set_major_locator(FixedLocator(ticks, nbins=9))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show(x)))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
-def dots_and_intervals(marks: Sequence[Mark], first: str, title: str, show: Callable[[float], str]) -> str:
-    """A row for each mark, in the given order; the value of `first` is drawn through as a line to compare with."""
-    left, right, top, row = room_for([mark.label for mark in marks]), WIDTH - 70.0, 12.0, 27.0
-    bottom = top + row * len(marks)
-    low, high = padded([end for mark in marks for end in (mark.low, mark.high, mark.value)])
-    place = _linear(low, high, left + 10, right)
-    parts = [line(place(tick), top, place(tick), bottom, GRID) for tick in ticks(low, high)]
-    parts += [text(place(tick), bottom + 18, f"{tick:g}", "middle", FAINT) for tick in ticks(low, high)]
-    parts.append(text((left + right) / 2, bottom + 38, title, "middle", FAINT))
-    for mark in marks:
-        if mark.label == first:
-            parts.append(line(place(mark.value), top, place(mark.value), bottom, FAINT, 1, ' stroke-dasharray="3 3"'))
-    for i, mark in enumerate(marks):
-        y = top + row * (i + 0.5)
-        colour = ACCENT if i == 0 else "#444"
-        said = f"{mark.label}: {show(mark.value)} ({show(mark.low)} to {show(mark.high)})"
-        parts.append(text(left, y + 4, name(mark.label), "end", more=' font-weight="600"' if i == 0 else ""))
-        parts.append(line(place(mark.low), y, place(mark.high), y, colour, 2))
-        parts += [line(place(end), y - 4, place(end), y + 4, colour, 2) for end in (mark.low, mark.high)]
-        parts += [dot(place(mark.value), y, colour, said), text(WIDTH - 60, y + 4, show(mark.value), colour=colour)]
-    return svg(bottom + 46, parts, title)
+def _value_axis(axes: Axes, values: Sequence[float], title: str) -> None:
+    axes.set_ylim(*_padded(values))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylabel(one_line(title), parse_math=False)
 
 
-def against_seconds(marks: Sequence[Mark], title: str, show: Callable[[float], str], seconds: Callable[[float], str]) -> str:
-    """A dot for each mark at its seconds (log axis); the labels stand in a column, where none can cover another."""
-    left, top, bottom = 70.0, 14.0, max(330.0, 40 + 19.0 * len(marks))
-    column = WIDTH - room_for([mark.label for mark in marks])
-    right = column - 46
-    low, high = padded([mark.value for mark in marks], 0.1)
-    times = [max(mark.x or 0.0, 1e-3) for mark in marks]
-    start, end = min(times) / 1.25, max(times) * 1.25
-    up, along = _linear(low, high, bottom, top), _log(start, end, left, right)
-    parts = _y_axis(low, high, up, left, right, title)
-    for tick in time_ticks(start, end):
-        parts += [
-            line(along(tick), top, along(tick), bottom, GRID),
-            text(along(tick), bottom + 18, seconds(tick), "middle", FAINT),
-        ]
-    parts.append(text((left + right) / 2, bottom + 38, "training time (log scale)", "middle", FAINT))
-    places = spread([up(mark.value) for mark in marks], 18, top + 4, bottom - 4)
-    dots = []
-    for i, (mark, y) in enumerate(zip(marks, places, strict=True)):
-        x, colour = along(times[i]), COLOURS[mark.number % len(COLOURS)]
-        parts.append(_leader(x, up(mark.value), right + 8, y, column - 6))
-        dots.append(dot(x, up(mark.value), colour, f"{mark.label}: {show(mark.value)}, {seconds(times[i])}"))
-        dots.append(text(column, y + 4, name(mark.label), colour=colour, more=' font-weight="600"'))
-    return svg(bottom + 46, [*parts, *dots], f"{title} against training time")
-
-
-def learning_curves(curves: Sequence[Sequence[Mark]], title: str, show: Callable[[float], str]) -> str:
-    """A line for each strategy over rows of each label (log axis; all rows stand one step to the right), with its interval."""
-    left, top, bottom = 70.0, 14.0, max(380.0, 40 + 19.0 * len(curves))
-    marks = [mark for curve in curves for mark in curve]
-    column = WIDTH - room_for([mark.label for mark in marks])
-    right = column - 46
-    low, high = padded([end for mark in marks for end in (mark.low, mark.high, mark.value)], 0.03)
-    counts = sorted({mark.x for mark in marks if mark.x is not None})
-    beyond = counts[-1] * max(2.0, counts[-1] / counts[-2] if len(counts) > 1 else 2.0) if counts else 1.0
-    known = [*counts, beyond] if any(mark.x is None for mark in marks) else counts
-    up, along = _linear(low, high, bottom, top), _log(known[0] / 1.15, known[-1] * 1.15, left, right)
-    parts = _y_axis(low, high, up, left, right, title)
-    for tick in known:
-        word = "all" if tick == beyond and tick not in counts else f"{tick:g}"
-        parts += [line(along(tick), top, along(tick), bottom, GRID), text(along(tick), bottom + 18, word, "middle", FAINT)]
-    words = (
-        "rows of each label (log scale; all rows are one step further)"
-        if len(known) > len(counts)
-        else "rows of each label (log scale)"
-    )
-    parts.append(text((left + right) / 2, bottom + 38, words, "middle", FAINT))
-    ordered = [sorted(curve, key=lambda mark: math.inf if mark.x is None else mark.x) for curve in curves]
-    places = spread([up(curve[-1].value) for curve in ordered], 18, top + 4, bottom - 4)
-    bands, lines = [], []
-    for curve, y in zip(ordered, places, strict=True):
-        number = curve[0].number
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-        xs = [along(beyond if mark.x is None else mark.x) for mark in curve]
-        edge = [(x, up(mark.high)) for x, mark in zip(xs, curve, strict=True)]
-        edge += [(x, up(mark.low)) for x, mark in reversed(list(zip(xs, curve, strict=True)))]
-        bands.append(f'<polygon points="{_points(edge)}" fill="{colour}" opacity="{0.16 if len(curves) <= 4 else 0.07}"/>')
-        path = [(x, up(mark.value)) for x, mark in zip(xs, curve, strict=True)]
-        dashed = f' stroke-dasharray="{dash}"' if dash else ""
-        lines.append(f'<polyline points="{_points(path)}" fill="none" stroke="{colour}" stroke-width="2"{dashed}/>')
-        for (x, height), mark in zip(path, curve, strict=True):
-            lines.append(dot(x, height, colour, f"{mark.label}: {show(mark.value)} ({show(mark.low)} to {show(mark.high)})"))
-        parts.append(_leader(xs[-1] + 6, path[-1][1], right + 8, y, column - 6, colour, dash))
-        lines.append(text(column, y + 4, name(curve[0].label), colour=colour, more=' font-weight="600"'))
-    return svg(bottom + 46, [*parts, *bands, *lines], f"{title} against rows of each label")
-
-
-def _leader(x: float, y: float, bend: float, place: float, end: float, colour: str = "#bbb", dash: str = "") -> str:
-    dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    points = _points([(x, y), (bend, y), (end - 10, place), (end, place)])
-    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1" opacity="0.6"{dashed}/>'
-
-
-def _y_axis(low: float, high: float, up: Callable[[float], float], left: float, right: float, title: str) -> list[str]:
-    parts = []
-    for tick in ticks(low, high):
-        parts += [line(left, up(tick), right, up(tick), GRID), text(left - 8, up(tick) + 4, f"{tick:g}", "end", FAINT)]
-    middle = (up(low) + up(high)) / 2
-    return [*parts, text(18, middle, title, "middle", FAINT, f' transform="rotate(-90 18 {middle:.1f})"')]
-
-
-def _points(pairs: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
-
-
-def _linear(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    return lambda value: start + (value - low) / (high - low) * (end - start)
-
-
-def _log(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    inner = _linear(math.log(low), math.log(high), start, end)
-    return lambda value: inner(math.log(value))
+def _label_column(axes: Axes, height: float, points: Sequence[Point], xs: Sequence[float]) -> None:
+    """Write the labels in a column to the right of the axes, where none covers another, with a line from each point."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    starts = to_axes.transform([(x, point.value) for x, point in zip(xs, points, strict=True)])
+    gap = LABEL_HEIGHT / (72 * height - 50)  # the axis below takes about 50 points
+    for point, (x, y), place in zip(points, starts, spread(starts[:, 1], gap), strict=True):
+        leader = [x, 1.01, 1.04, 1.05], [y, y, place, place]
+        axes.plot(*leader, transform=axes.transAxes, color=point.color, linewidth=0.7, alpha=0.6, clip_on=False)
+        axes.text(
+            1.06, place, point.short_label, va="center", weight="bold", color=INK, transform=axes.transAxes, parse_math=False
+        )

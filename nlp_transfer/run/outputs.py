@@ -12,7 +12,9 @@ from nlp_transfer.data.sources.rows import BLOCK
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.evaluation.metrics import KNOWN_KEYS
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
-from nlp_transfer.inference.predictor import PRECISION, meaningful, score
+from nlp_transfer.inference.predictor import PRECISION
+from nlp_transfer.inference.rounding import round_predictions
+from nlp_transfer.inference.scoring import score
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.models.regression_output import fold_outputs
 from nlp_transfer.models.verification.weight_files import check_finite
@@ -66,7 +68,7 @@ def score_splits(
     answers: dict[str, Arrays] = {}
     for split in [name for name in ("validation", "test") if name in job.tables]:
         table = job.tables[split]
-        metrics[split], answers[split] = score(model, job.task, table, accelerator, precision=PRECISION, own=own)
+        metrics[split], answers[split] = score(model, job.task, table, accelerator, precision=PRECISION, user_metrics=own)
         metrics[split] |= foreign_figures(foreign, answers[split], table)
         if accelerator.is_main_process:
             path = folder / PREDICTIONS / f"{split}.parquet"
@@ -86,7 +88,7 @@ def _write_predictions(path: Path, job: Job, split: str, answers: Arrays) -> Non
     """Write the rows of a split in their order: input columns, `reference`, what `predict` writes, and `file` and `row`, where
     they came from (`source_file` and `source_row` where an input column has such a name)."""
     task, rows = job.task, job.rows[split]
-    floats = {name: meaningful(name, array, PRECISION) for name, array in answers.items() if array.dtype == np.float32}
+    floats = {name: round_predictions(name, array, PRECISION) for name, array in answers.items() if array.dtype == np.float32}
     every = task.prediction_kind in ("label", "labels") and len(getattr(task, "labels", None) or []) <= MOST_PROBABILITIES
     described = task.describe(answers | floats, probabilities=every)
     if "translation" in described:

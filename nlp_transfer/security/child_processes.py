@@ -1,35 +1,37 @@
-"""Starting other processes, none of which searches the current folder for modules.
+"""Start child processes that do not import modules from the current folder.
 
-Python puts the current folder first among the places where a child of `python -m` or `python -c` finds modules. In a folder from
-a stranger, a file `pickle.py` there would run. `multiprocessing` and `subprocess` are therefore used in this module alone, which
-a test checks, and every command runs inside `isolated`, so that processes that libraries start are isolated as well.
+Python searches the current folder first for the modules of `python -m` and `python -c`, so that a file `pickle.py` in a
+downloaded folder would run. Therefore only this module starts processes, which a test checks. Every command also runs inside
+`isolated`, which isolates the processes that libraries start.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.interrupts import SIGNALS
 
 if TYPE_CHECKING:
     import subprocess
+    from concurrent.futures import Future
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
 _SAFE_PATH = "PYTHONSAFEPATH"
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Keep the current folder out of the module search of all processes that are started inside, in whatever way.
+    """Remove the current folder from the module search path of all processes that are started inside.
 
-    `PYTHONSAFEPATH` does that for Python's own search path, also in their children. `multiprocessing` sends `sys.path` as well,
-    where an empty entry (interactive sessions and notebooks have one) is the current folder.
+    `PYTHONSAFEPATH` does this for Python itself and is inherited. `multiprocessing` also sends `sys.path`, in which an empty
+    entry, as in interactive sessions and notebooks, is the current folder.
 
     Raises:
-        UserError: this process was started in a way in which Python ignores the variable.
+        UserError: Python was started with -E and ignores the variable.
     """
     if sys.flags.ignore_environment and not sys.flags.safe_path:
         raise UserError("python: found -E, with which a child process searches the current folder; allowed: -I, or -E with -P")
@@ -47,7 +49,7 @@ def isolated() -> Iterator[None]:
 
 
 def run_module(module: str, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Run an installed module as a command, such as pip, and return its exit status and what it printed."""
+    """Run an installed module as a command, such as pip, and return its exit status and output."""
     import subprocess
 
     with isolated():
@@ -58,11 +60,12 @@ def run_module(module: str, arguments: Sequence[str]) -> "subprocess.CompletedPr
 
 
 def start_program(program: str, arguments: Sequence[str], errors: Any) -> "subprocess.Popen[bytes]":
-    """Start a Python program that finds the same modules as this process; its standard input and output are unbuffered pipes.
+    """Start a Python program with the module search path of this process, and pipes as standard input and output.
 
     Args:
-        program: the source.
-        errors: a file for its standard error.
+        program: source code.
+        arguments: in `sys.argv[1:]` of the program.
+        errors: an open file for its standard error.
     """
     import subprocess
 
@@ -73,32 +76,111 @@ def start_program(program: str, arguments: Sequence[str], errors: Any) -> "subpr
         )  # fmt: skip
 
 
-def start_worker(target: Any, arguments: Sequence[Any]) -> tuple[Any, Any]:
-    """Start a process that calls `target` with one end of a pipe and the arguments; return it and the other end."""
-    import multiprocessing
+def run_forked(target: Callable[..., None], *arguments: Any) -> int:
+    """Call `target` in a fork of this process and return its exit status, negative for a signal.
 
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
-    with isolated():
-        process.start()
-    theirs.close()  # so that the pipe ends with the process
-    return process, ours
+    The fork is killed when standard input, which must be silent meanwhile, is closed.
+    """
+    import multiprocessing
+    from multiprocessing import connection
+
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    if 0 in connection.wait([0, process.sentinel]):
+        process.kill()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def end_with_input() -> None:
+    """End this process as soon as standard input, which must be silent, is closed."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class WorkerPool:
+    """A `concurrent.futures.ProcessPoolExecutor` of isolated processes that end with this process and never handle signals.
+
+    Entering starts nothing; `submit` starts the processes. Leaving kills them: they have nothing to finish.
+
+    Args:
+        processes: their number.
+        initialize: called in each process before its first task. The first argument is true in one of the processes.
+        arguments: further arguments of `initialize`.
+    """
+
+    def __init__(self, processes: int, initialize: Callable[..., None], arguments: Sequence[Any]) -> None:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        context = multiprocessing.get_context("spawn")
+        self._others = set(multiprocessing.active_children())
+        with _protected_start():
+            arguments = (context.Lock(), initialize, arguments)
+            self._executor = ProcessPoolExecutor(processes, context, _initialize_worker, arguments)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Call a function in one of the processes.
+
+        Raises:
+            BrokenExecutor: a process has ended.
+            OSError: the system cannot start another process.
+        """
+        with _protected_start():
+            return self._executor.submit(function, *arguments)
+
+    def processes(self) -> list[Any]:
+        """Return the `multiprocessing.Process` objects of the pool."""
+        import multiprocessing
+
+        return [process for process in multiprocessing.active_children() if process not in self._others]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes():
+            process.kill()
+        self._executor.shutdown(cancel_futures=True)
+
+
+def _initialize_worker(lock: Any, initialize: Callable[..., None], arguments: Sequence[Any]) -> None:
+    end_with_parent()
+    initialize(lock.acquire(block=False), *arguments)  # nobody releases the lock
+
+
+def end_with_parent() -> None:
+    """End this process as soon as its parent has ended, even if the parent was killed and even in the middle of a computation."""
+    from multiprocessing import parent_process
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
-def held_signals() -> Iterator[None]:
-    """Processes that are started inside never see SIGINT and SIGTERM, which terminals and schedulers send to all of them: they
-    end with this one."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    from multiprocessing import resource_tracker
+def _protected_start() -> Iterator[None]:
+    """Isolate processes that are started inside, and block SIGINT and SIGTERM in them: they are ended by this process.
 
+    Terminals and schedulers send these signals to all processes of a command.
+    """
     with isolated():
-        resource_tracker.ensure_running()  # starting it later would let the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # it unblocks the signals when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,18 +13,9 @@ from types import FrameType
 from typing import Any
 
 from nlp_transfer.utils.distributed import rank, world_size
+from nlp_transfer.utils.interrupts import SIGNALS, Interrupted
 
-HANDLED = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = 2.0  # seconds in which a launcher passes on the signal that the terminal has sent to all processes already
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the run; `status` is what the process should end with."""
-
-    def __init__(self, number: int, message: str = "") -> None:
-        super().__init__(message or f"by {signal.Signals(number).name}")
-        self.number = number
-        self.status = 128 + number
 
 
 class Signals:
@@ -42,7 +33,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._arrive) for number in HANDLED}
+            self._before = {number: signal.signal(number, self._arrive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

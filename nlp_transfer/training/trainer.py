@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
-from nlp_transfer.inference.predictor import answer_all
+from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.models.accelerator import in_fp32, is_lost_process, release_model
 from nlp_transfer.models.preparation import enable_gradient_checkpointing, train_mode
 from nlp_transfer.settings.schema import TrainingConfig
@@ -22,7 +22,7 @@ from nlp_transfer.tasks import Objective, Task
 from nlp_transfer.training.automatic_settings import Choices, choose
 from nlp_transfer.training.checkpointer import Keeper, Position
 from nlp_transfer.training.gradient import Augment, TrainingError, WindowGradient
-from nlp_transfer.training.interruption import Interrupted, Signals
+from nlp_transfer.training.interruption import Signals
 from nlp_transfer.training.optimizer import (
     MovingAverage,
     make_optimizer,
@@ -38,6 +38,7 @@ from nlp_transfer.training.step import Stepper
 from nlp_transfer.training.validation_scores import score_validation
 from nlp_transfer.utils.console import Steps, number, say
 from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.interrupts import Interrupted
 
 CHECKPOINT_SECONDS = 900.0  # a checkpoint is written at least this often, however long an epoch is
 
@@ -295,7 +296,7 @@ class Trainer:
         def predict(table: Any) -> dict[str, Any]:
             self.model.to(self.accelerator.device)
             with self.keeper.best_weights(self.position):
-                return answer_all(self.model, self.task, table, self.accelerator, precision=self.precision)[0]
+                return predict_table(self.model, self.task, table, precision=self.precision, accelerator=self.accelerator)[0]
 
         epochs, windows = (self.budget.epochs(), self.budget.plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
         most = self.training.max_steps

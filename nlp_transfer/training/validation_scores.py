@@ -7,7 +7,7 @@ from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
-from nlp_transfer.inference.predictor import score
+from nlp_transfer.inference.scoring import score
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks import Task
@@ -23,7 +23,7 @@ def score_validation(
     Where several tasks are learned that is the mean of their own best metrics, unless the settings name one. Metrics of a task
     whose final predictions are made in another way come with what differs (`Task.draft_settings`).
     """
-    metrics, _ = score(model, task, table, accelerator, draft=True, own=own)
+    metrics, _ = score(model, task, table, accelerator, draft=True, user_metrics=own)
     metrics = broadcast_from_main(metrics)  # CPU models round differently, and all processes must stop after the same step
     metrics |= task.draft_settings(len(table))
     further = strategy.auxiliary_jobs(model)

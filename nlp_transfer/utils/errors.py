@@ -28,6 +28,10 @@ class UserError(ValueError):
         super().__init__(brief(message) if problems is None else message)
         self.problems = problems
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the complete message: the constructor would shorten it where `problems` is missing."""
+        return UserError, (str(self), self.problems)
+
 
 class UnfinishedError(UserError):
     """This machine ran out of disk space or memory. Finished work is kept, and the same command can be run again."""

@@ -9,7 +9,7 @@ import torch
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import encode_rows
-from nlp_transfer.inference.predictor import answer
+from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
@@ -32,9 +32,8 @@ def test_a_batch_equals_its_rows_one_by_one(family: str, head: dict[str, object]
     tokenizer = checkpoint.tokenizer
     table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
     assert len(set(table.lengths)) > 3, "rows of different length, or nothing is padded"
-    (together, order, _), (alone, one_by_one, _) = (answer(model, task, table, size) for size in (12, 1))
-    assert sorted(order) == sorted(one_by_one) == list(range(12))
-    scores = [found["scores"][np.argsort(rows)] for found, rows in ((together, order), (alone, one_by_one))]
+    scores = [predict_table(model, task, table, size)[0]["scores"] for size in (12, 1)]
+    assert scores[0].shape == scores[1].shape == (12, 2)
     assert np.abs(scores[0] - scores[1]).max() <= 1e-5
     batches = [np.arange(12), *np.arange(12)[:, None]]
     with torch.inference_mode():

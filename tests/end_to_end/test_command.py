@@ -153,7 +153,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_predict_plain_text_over_several_windows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", 16)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.CHUNK_ROWS", 16)
     texts = [text for text, _ in sentiment_rows(50, seed=9)]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
     command("predict", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--precision", "fp32")

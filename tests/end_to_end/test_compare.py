@@ -1,4 +1,4 @@
-"""A whole comparison through the real command: what it leaves, going on after a stop, runs that fail or are not possible."""
+"""Comparisons with the real command: files, resumption, failed and impossible runs."""
 
 import json
 import os
@@ -43,8 +43,8 @@ def stamps(out: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in (out / "runs").glob("*/result.json")}
 
 
-def test_a_comparison_is_stopped_and_goes_on(tmp_path: Path, tiny: dict[str, Path]) -> None:
-    """Killed with its whole group in the second run; what is done is not repeated, and seeds can be added."""
+def test_interrupted_comparison_is_resumed(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """Kill the process group in the second run. Finished runs are not repeated, and seeds can be added."""
     out = write_run(tmp_path, tiny)
     asked = ["--strategies", "full", "lora", "--seeds", "0"]
     slow = ["--training.max_steps", "4"]
@@ -64,9 +64,9 @@ def test_a_comparison_is_stopped_and_goes_on(tmp_path: Path, tiny: dict[str, Pat
     after = stamps(out)
     assert set(after) == {"full-all-0", "lora-all-0", "full-all-1", "lora-all-1"}
     assert after["full-all-0"] == before["full-all-0"]
-    assert "run 1 of 4: full, seed 0: is done" in done.stderr
+    assert "run 1 of 4: full, seed 0: already finished" in done.stderr
     assert "run 2 of 4: lora, seed 0" in done.stderr
-    assert "step " not in done.stderr, "what runs print goes into their logs"
+    assert "step " not in done.stderr, "the output of runs goes to their logs"
     assert "accuracy" in (out / "runs/lora-all-1/log.txt").read_text()
 
     for name in after:
@@ -103,8 +103,8 @@ def test_a_comparison_is_stopped_and_goes_on(tmp_path: Path, tiny: dict[str, Pat
     assert stamps(out) == after
 
 
-def test_shots_rates_and_what_is_not_possible(tmp_path: Path, tiny: dict[str, Path]) -> None:
-    """ALBERT shares its layers, so some of them cannot be fixed: a row says so, and the others go on."""
+def test_shots_rates_and_impossible_runs(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """ALBERT shares its layers, so some cannot be frozen: the row says so, and the other runs continue."""
     out = write_run(tmp_path, tiny, "albert")
     done = command(
         tmp_path,
@@ -145,8 +145,8 @@ def test_shots_rates_and_what_is_not_possible(tmp_path: Path, tiny: dict[str, Pa
     assert figures[rows[2]["rate"]] == max(figures.values())
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path, tiny: dict[str, Path]) -> None:
-    """One run ends with a traceback, and is repeated by the next call."""
+def test_failed_run_does_not_stop_the_others(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """One run crashes, and the next call repeats it."""
     out = write_run(tmp_path, tiny)
     (tmp_path / "crash.py").write_text(
         "from pathlib import Path\nfrom nlp_transfer.strategies.full import Full\nclass Crash(Full):\n"
@@ -173,7 +173,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path, tiny: dic
     assert stamps(out)["lora-all-0"] == before
 
 
-def test_bad_settings_end_it_before_the_first_run(tmp_path: Path, tiny: dict[str, Path]) -> None:
+def test_invalid_settings_fail_before_the_first_run(tmp_path: Path, tiny: dict[str, Path]) -> None:
     out = write_run(tmp_path, tiny)
     done = command(tmp_path, "--strategies", "full", "loro", "--seeds", "x")
     assert done.returncode == 2
@@ -186,8 +186,8 @@ def test_bad_settings_end_it_before_the_first_run(tmp_path: Path, tiny: dict[str
     assert not out.exists()
 
 
-def test_rows_to_compare_on_are_set_aside_in_every_run_however_few(tmp_path: Path, tiny: dict[str, Path]) -> None:
-    """Without a test file validation is compared on, also where a run by itself would have none."""
+def test_validation_is_split_off_in_every_run(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    """Without a test file, strategies are compared on validation, even if a single run would have none."""
     out = write_run(tmp_path, tiny, max_steps=1)
     document = yaml.safe_load((tmp_path / "run.yaml").read_text()) | {"data": {"train": "train.csv"}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))

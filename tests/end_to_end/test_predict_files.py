@@ -1,4 +1,4 @@
-"""Whole files through `predict` and `translate`: rows that cannot be predicted, interruptions, standard streams and texts."""
+"""`predict` and `translate` on files: bad rows, interruptions, standard streams and texts."""
 
 import csv
 import errno
@@ -24,14 +24,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import UserError, load_predictor
 from nlp_transfer.data.sources.file_reading import Lines
-from nlp_transfer.inference.command_inputs import check_not_of_model
-from nlp_transfer.inference.file_predictor import Answers
+from nlp_transfer.inference.command_inputs import FileOptions, check_not_of_model
+from nlp_transfer.inference.file_predictor import FilePredictor
 from nlp_transfer.inference.files import predict_file
-from nlp_transfer.inference.predictor import WINDOW
-from nlp_transfer.inference.worker_processes import Stopped
+from nlp_transfer.inference.predictor import CHUNK_ROWS
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.security.file_locks import LOCKED
 from nlp_transfer.utils.console import Steps, console
+from nlp_transfer.utils.interrupts import Interrupted
 from tests.conftest import sentiment_rows
 from tests.faults.test_bad_input import command
 from tests.processes import ROOT
@@ -51,9 +51,9 @@ def model(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder; files are read in windows of four rows, and the machine has two cores."""
+    """An empty current folder; files are read in chunks of four rows, and the machine has two cores."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", 4)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.CHUNK_ROWS", 4)
     monkeypatch.setattr("nlp_transfer.inference.worker_processes.cores", lambda: 2)
     return tmp_path
 
@@ -91,12 +91,12 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize("output", FORMATS)
-@pytest.mark.parametrize("window", [1, 4, 2048])
-def test_rows_that_cannot_be_predicted_keep_their_place(
-    model: Path, output: str, window: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("chunk_rows", [1, 4, 2048])
+def test_bad_rows_keep_their_place(
+    model: Path, output: str, chunk_rows: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The first windows hold none that can be predicted, and a column comes late. Parquet holds cells of other types as JSON."""
-    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", window)
+    """The first chunks have no good row, and a column appears late. Parquet holds cells of other types as JSON."""
+    monkeypatch.setattr("nlp_transfer.inference.predictor.CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr("nlp_transfer.data.sources.file_reading.MAX_ROW", 2500)
     good = [json.dumps({"text": text, "late": i}) for i, text in enumerate(TEXTS)]
     lines = [*BAD_JSON, *good]
@@ -140,11 +140,11 @@ def test_rows_of_csv_and_text_files(model: Path, capfd: pytest.CaptureFixture[st
     assert [bool(line) for line in Path("out.txt").read_text().split("\n")] == [True, False, False, False, True, False]
 
 
-def test_an_unclosed_quote_is_found_before_the_model_is_loaded(
+def test_an_unclosed_quote_is_refused_before_loading(
     model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Where the next row begins is unknown, so that no row after it could be predicted in its place."""
-    monkeypatch.setattr(Answers, "__init__", lambda *_, **__: pytest.fail("the model was loaded"))
+    """The start of the next row is unknown, so no later row could be predicted."""
+    monkeypatch.setattr(FilePredictor, "__init__", lambda *_, **__: pytest.fail("the model was loaded"))
     Path("in.csv").write_text("text\n" + "a\n" * 50 + '"open\na\n')
     assert predict(model, "in.csv", "out.csv") == 2
     assert "in.csv, row 52" in capfd.readouterr().err
@@ -152,13 +152,13 @@ def test_an_unclosed_quote_is_found_before_the_model_is_loaded(
 
 
 def test_nulls_of_parquet_and_processes(model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", WINDOW)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.CHUNK_ROWS", CHUNK_ROWS)
     cells = [None, *TEXTS[:4], "", None, " ", *TEXTS[4:9], None]
     pq.write_table(pa.table({"n": range(len(cells)), "text": cells}), "in.parquet")
     said = []
     for processes in (1, 2):
         assert predict(model, "in.parquet", f"{processes}.parquet", "--processes", processes) == 0
-        said.append(capfd.readouterr().err.partition("warning: ")[2].split("\nthey were")[0].strip())
+        said.append(capfd.readouterr().err.partition("warning: ")[2].split("\nthe input has")[0].strip())
     assert said[0] == said[1] != ""
     assert Path("1.parquet").read_bytes() == Path("2.parquet").read_bytes()
     found = pq.read_table("1.parquet")
@@ -177,7 +177,7 @@ def test_a_file_without_any_row_to_predict(model: Path) -> None:
         assert types == {"text": "string", "n": "string", "prediction": "string", "probability": "double"}
 
 
-def test_a_row_with_too_many_or_too_few_cells_keeps_those_it_has(model: Path) -> None:
+def test_rows_of_wrong_length_keep_their_cells(model: Path) -> None:
     Path("in.csv").write_bytes(b"id,n,text\n1,a,a good film\n2,b\n3,c,bad,more\n4,\xff\n\n5,d,bad\n")
     assert predict(model, "in.csv", "out.jsonl", "--notes") == 0
     found = read("out.jsonl")
@@ -187,14 +187,14 @@ def test_a_row_with_too_many_or_too_few_cells_keeps_those_it_has(model: Path) ->
     assert [row["prediction"] is None for row in found] == [False, True, True, True, True, False]
 
 
-def test_texts_inside_a_translation_may_be_missing_in_a_whole_window(model: Path) -> None:
+def test_texts_may_be_missing_in_a_whole_chunk(model: Path) -> None:
     rows = [{"translation": None}] * 4 + [{"translation": {"text": text}} for text in TEXTS[:4]]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert predict(model, "in.jsonl", "out.jsonl") == 0
     assert [row["prediction"] is None for row in read("out.jsonl")] == [True] * 4 + [False] * 4
 
 
-def test_python_skips_rows_where_it_is_asked_to(model: Path) -> None:
+def test_on_bad_rows_in_python(model: Path) -> None:
     predictor = load_predictor(model)
     frame = pd.DataFrame({"text": ["a good film", float("nan"), "", "bad", 5]})
     [good, _, _, bad, _] = found = predictor(frame, on_bad_rows="skip")
@@ -216,19 +216,19 @@ Interrupt = Callable[[int, BaseException], list[int]]
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
-    """Raises an error in place of a window's predictions; gives the first rows of the windows that are computed."""
-    true = Answers.__call__
+    """Return a function that raises an error in place of a chunk's predictions, and lists the first rows of predicted chunks."""
+    true = FilePredictor.__call__
 
-    def at(window: int, error: BaseException) -> list[int]:
+    def at(chunk: int, error: BaseException) -> list[int]:
         seen: list[int] = []
 
-        def answer(self: Answers, batch: Any) -> Any:
-            if len(seen) == window:
+        def predict_chunk(self: FilePredictor, batch: Any) -> Any:
+            if len(seen) == chunk:
                 raise error
             seen.append(batch.first)
             return true(self, batch)
 
-        monkeypatch.setattr(Answers, "__call__", answer)
+        monkeypatch.setattr(FilePredictor, "__call__", predict_chunk)
         return seen
 
     return at
@@ -247,7 +247,7 @@ def test_an_interrupted_command_resumes(
     write_input()
     how = ("--probabilities", "--notes") if ending != ".txt" else ()
     assert predict(model, "in.jsonl", f"whole{ending}", *how) == 0
-    interrupt(2, Stopped(signal.SIGTERM))
+    interrupt(2, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", f"out{ending}", *how) == 143
     assert "8 rows are kept" in (said := capfd.readouterr().err)
     assert "same command resumes" in said
@@ -256,7 +256,7 @@ def test_an_interrupted_command_resumes(
     seen = interrupt(2, ZeroDivisionError())
     assert predict(model, "in.jsonl", f"out{ending}", *how) == 1
     assert seen == [9, 13]
-    seen = interrupt(-1, Stopped(signal.SIGINT))
+    seen = interrupt(-1, Interrupted(signal.SIGINT))
     assert predict(model, "in.jsonl", f"out{ending}", *how) == 0
     assert seen == [17]
     assert "resuming: up to 16 rows were predicted before" in capfd.readouterr().err
@@ -267,25 +267,25 @@ def test_an_interrupted_command_resumes(
 def test_several_processes_resume(
     model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Two processes resume what one began, with as many threads each."""
-    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", WINDOW)
-    write_input(3 * WINDOW + 10)
+    """Two processes resume the work of one, with the same number of threads each."""
+    monkeypatch.setattr("nlp_transfer.inference.predictor.CHUNK_ROWS", CHUNK_ROWS)
+    write_input(3 * CHUNK_ROWS + 10)
     assert predict(model, "in.jsonl", "whole.parquet") == 0
-    interrupt(2, Stopped(signal.SIGTERM))
+    interrupt(2, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.parquet") == 143
     assert predict(model, "in.jsonl", "out.parquet", "--processes", 2) == 0
-    assert f"resuming: up to {2 * WINDOW} rows were predicted before" in capfd.readouterr().err
+    assert f"resuming: up to {2 * CHUNK_ROWS} rows were predicted before" in capfd.readouterr().err
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
-def test_only_windows_with_the_same_rows_are_taken(model: Path, interrupt: Interrupt) -> None:
+def test_only_chunks_with_the_same_rows_are_reused(model: Path, interrupt: Interrupt) -> None:
     write_input()
-    interrupt(4, Stopped(signal.SIGTERM))
+    interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     lines = Path("in.jsonl").read_text().splitlines()
     lines[5] = json.dumps({"id": 5, "text": "awful"})
     Path("in.jsonl").write_text("\n".join(lines) + "\n")
-    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 0
     assert seen == [5, 17]
     assert predict(model, "in.jsonl", "whole.csv") == 0
@@ -297,7 +297,7 @@ def test_other_settings_start_over(
     model: Path, change: str, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_input()
-    interrupt(4, Stopped(signal.SIGTERM))
+    interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     more: list[object] = []
     if change == "model":
@@ -315,7 +315,7 @@ def test_other_settings_start_over(
             "--batch-size": ["--batch-size", 2],
             "max_length": ["--task.max_length", 8],
         }[change]
-    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv", *more) == 0
     assert seen == [1, 5, 9, 13, 17]
     assert "starting over" in (said := capfd.readouterr().err)
@@ -327,24 +327,24 @@ def test_other_settings_start_over(
 
 def test_a_moved_model_resumes(model: Path, interrupt: Interrupt) -> None:
     write_input()
-    interrupt(4, Stopped(signal.SIGTERM))
+    interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     Path("link").symlink_to(model)
-    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
     assert predict(Path("link"), "in.jsonl", "out.csv") == 0
     assert seen == [17]
 
 
-def test_a_journal_that_ends_anywhere_is_resumed(model: Path, interrupt: Interrupt) -> None:
+def test_a_truncated_journal_is_resumed(model: Path, interrupt: Interrupt) -> None:
     write_input()
     assert predict(model, "in.jsonl", "whole.csv") == 0
-    interrupt(4, Stopped(signal.SIGTERM))
+    interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     whole = Path(".out.csv.partial").read_bytes()
     header = whole.index(b"\n") + 1
     for end in [*range(header, len(whole), 97), len(whole) - 1, len(whole)]:
         Path(".out.csv.partial").write_bytes(whole[:end])
-        seen = interrupt(-1, Stopped(signal.SIGTERM))
+        seen = interrupt(-1, Interrupted(signal.SIGTERM))
         assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
         complete = sum(line.startswith(b'{"window"') and line.endswith(b"\n") for line in whole[:end].splitlines(keepends=True))
         assert len(seen) == 5 - complete
@@ -352,15 +352,15 @@ def test_a_journal_that_ends_anywhere_is_resumed(model: Path, interrupt: Interru
         assert files() == ["in.jsonl", "out.csv", "whole.csv"]
 
 
-def test_a_mistake_in_the_input_leaves_nothing(model: Path) -> None:
-    """It shows in the last window, when the others are predicted."""
+def test_an_error_in_the_input_leaves_nothing(model: Path) -> None:
+    """The error is in the last chunk, after the others are predicted."""
     rows = [{"text": text, "id": i if i < 19 else "x"} for i, text in enumerate(TEXTS)]
     Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert predict(model, "in.jsonl", "new/folder/out.parquet") == 2
     assert files() == ["in.jsonl"]
 
 
-def test_a_full_disk_is_a_message_and_loses_nothing(
+def test_a_full_disk_loses_nothing(
     model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_input()
@@ -378,7 +378,7 @@ def test_a_full_disk_is_a_message_and_loses_nothing(
     assert "the disk is full" in said
     assert "Traceback" not in said
     monkeypatch.setattr(Writer, "write", true)
-    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 0
     assert seen == [17]
     assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
@@ -386,21 +386,21 @@ def test_a_full_disk_is_a_message_and_loses_nothing(
 
 @pytest.fixture
 def small_files() -> Iterator[Callable[[int], None]]:
-    """Lets no file grow beyond a size: writing, flushing and closing it fail."""
+    """Limit the size of files, so that writing, flushing and closing them fail."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("ending", FORMATS[:3])  # in .txt the journal is larger than the output
-def test_a_file_that_cannot_be_closed_is_a_message_and_loses_nothing(
+def test_an_error_on_close_loses_nothing(
     model: Path, ending: str, interrupt: Interrupt, small_files: Callable[[int], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The journal has room, the output has not."""
+    """The journal fits, the output does not."""
     rows = [{"text": text, "more": os.urandom(2000).hex()} for text in TEXTS]
     Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert predict(model, "in.jsonl", f"whole{ending}") == 0
-    interrupt(4, Stopped(signal.SIGTERM))
+    interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", f"out{ending}") == 143
     assert Path(f".out{ending}.partial").stat().st_size < 10_000
     capfd.readouterr()
@@ -412,7 +412,7 @@ def test_a_file_that_cannot_be_closed_is_a_message_and_loses_nothing(
     assert "Traceback" not in said
     assert "Exception" not in said
     assert files() == sorted([f".out{ending}.partial", "in.jsonl", f"whole{ending}"])
-    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", f"out{ending}") == 0
     assert seen == [17]
     assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
@@ -428,7 +428,7 @@ def test_a_file_that_cannot_be_closed_is_a_message_and_loses_nothing(
     ],
     ids=" ".join,
 )
-def test_a_full_disk_behind_standard_output_is_a_message(
+def test_a_full_disk_behind_standard_output(
     model: Path, arguments: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_input()
@@ -450,7 +450,7 @@ def test_a_full_disk_behind_standard_output_is_a_message(
     assert "Traceback" not in said
 
 
-def test_standard_input_that_finds_no_room_is_a_message(
+def test_no_room_for_standard_input(
     model: Path, standard_input: Callable[[bytes], None], small_files: Callable[[int], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     standard_input(b"good film\n" * 1000)
@@ -461,7 +461,7 @@ def test_standard_input_that_finds_no_room_is_a_message(
 
 
 def overwritten(how: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is mistaken in the second command: further arguments, or what happens to the input."""
+    """Return the arguments of a wrong second command, or change its input."""
     text = Path("in.jsonl").read_text()
     if how == "column":
         Path("in.jsonl").write_text(text.replace('"text"', '"body"'))
@@ -474,11 +474,11 @@ def overwritten(how: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["column", "notes", "touched", "option"])
-def test_a_mistake_in_the_second_command_keeps_what_was_predicted(
+def test_a_wrong_second_command_keeps_the_journal(
     model: Path, how: str, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_input()
-    interrupt(4, Stopped(signal.SIGTERM))
+    interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     part = ".part-" + "0" * 32
     Path(".out.csv.lock").write_bytes(LOCKED + f"{part}\n".encode())  # as a kill leaves it
@@ -487,20 +487,20 @@ def test_a_mistake_in_the_second_command_keeps_what_was_predicted(
     with monkeypatch.context() as patch:
         more = overwritten(how, patch)
         if how == "option":
-            interrupt(0, Stopped(signal.SIGINT))
+            interrupt(0, Interrupted(signal.SIGINT))
             more = ["--batch-size", "3"]
         else:
-            interrupt(-1, Stopped(signal.SIGTERM))
+            interrupt(-1, Interrupted(signal.SIGTERM))
         assert predict(model, "in.jsonl", "out.csv", *more) == (130 if how == "option" else 2)
     assert files() == [".out.csv.partial", "in.jsonl"]
     Path("in.jsonl").write_text(before)
-    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 0
     assert seen == ([17] if how != "touched" else [])
     assert files() == ["in.jsonl", "out.csv"]
 
 
-def test_an_input_that_is_changed_while_it_is_read_loses_nothing(
+def test_an_input_that_changes_loses_nothing(
     model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_input()
@@ -508,12 +508,12 @@ def test_an_input_that_is_changed_while_it_is_read_loses_nothing(
         overwritten("touched", patch)
         assert predict(model, "in.jsonl", "out.csv") == 2
     assert "changed while it was read" in capfd.readouterr().err
-    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 0
     assert seen == []
 
 
-def test_nobody_reads_standard_error_and_nothing_is_left_beside_the_output(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_standard_error_leaves_no_files(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_input()
 
     def closed(*lines: str) -> None:
@@ -523,11 +523,14 @@ def test_nobody_reads_standard_error_and_nothing_is_left_beside_the_output(model
     monkeypatch.setattr("nlp_transfer.inference.files.say", closed)
     monkeypatch.setattr("nlp_transfer.inference.output_journal.say", closed)
     with pytest.raises(BrokenPipeError):
-        predict_file(str(model), Path("in.jsonl"), Path("out.csv"), {}, False, None, "fp32")
+        predict_file(
+            {"model": str(model), "settings": {}, "batch_size": None, "precision": "fp32"},
+            FileOptions(Path("in.jsonl"), Path("out.csv")),
+        )
     assert files() == ["in.jsonl", "out.csv"]
 
 
-def test_a_journal_whose_first_line_was_being_written_is_begun_anew(model: Path) -> None:
+def test_a_journal_with_half_a_header_is_replaced(model: Path) -> None:
     write_input()
     for start in ("", "{", '{"', '{"batch size'):
         Path(".out.csv.partial").write_text(start)
@@ -535,7 +538,7 @@ def test_a_journal_whose_first_line_was_being_written_is_begun_anew(model: Path)
         assert files() == ["in.jsonl", "out.csv"]
 
 
-def test_two_commands_never_write_one_output(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_commands_cannot_write_one_output(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_input()
     with FileLock(".out.csv.lock"):
         assert predict(model, "in.jsonl", "out.csv") == 2
@@ -546,7 +549,7 @@ def test_two_commands_never_write_one_output(model: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "file of the user's"])
-def test_what_bears_the_name_of_the_journal_is_left_alone(model: Path, kind: str) -> None:
+def test_other_files_named_like_the_journal_stay(model: Path, kind: str) -> None:
     write_input()
     Path("precious").write_text("mine\n")
     if kind == "link":
@@ -562,7 +565,7 @@ def test_what_bears_the_name_of_the_journal_is_left_alone(model: Path, kind: str
 
 
 @pytest.mark.parametrize("name", [".out.csv.lock", ".out.csv.partial", ".part-zz.csv", f".part-{'0' * 32}.txt"])
-def test_an_input_with_the_name_of_a_file_of_the_command_stays_as_it_is(model: Path, name: str) -> None:
+def test_an_input_named_like_a_temporary_file_stays(model: Path, name: str) -> None:
     content = ("text\n" if name.endswith(".csv") else "") + "".join(f"{text}\n" for text in TEXTS)
     Path(name).write_text(content)
     expected = 2 if name.startswith(".out") else 0  # the name is needed for the lock, or the journal
@@ -572,7 +575,7 @@ def test_an_input_with_the_name_of_a_file_of_the_command_stays_as_it_is(model: P
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "hard link"])
-def test_what_is_planted_as_the_lock_is_left_alone(model: Path, kind: str) -> None:
+def test_other_files_named_like_the_lock_stay(model: Path, kind: str) -> None:
     write_input()
     Path("precious").write_text("mine\n")
     lock = Path(".out.csv.lock")
@@ -583,7 +586,7 @@ def test_what_is_planted_as_the_lock_is_left_alone(model: Path, kind: str) -> No
     assert Path("precious").read_text() == "mine\n"
 
 
-def test_files_of_the_model_are_no_output(model: Path, tmp_path: Path) -> None:
+def test_files_of_the_model_are_not_overwritten(model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in ("model/config.json", "model/vocab.txt", "log.jsonl", "mine.csv"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -603,10 +606,8 @@ def test_files_of_the_model_are_no_output(model: Path, tmp_path: Path) -> None:
     assert json.loads(record.read_text())["model_type"]
 
 
-def test_an_input_that_grows_is_refused_and_not_read_past_its_end(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Each row that is read adds another one: read to its end as that moves on, the file would never end."""
+def test_an_input_that_grows_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Reading a row appends another one, so reading to the current end would never stop."""
     rows = 200_000  # more than is read at once
     Path("in.txt").write_text("good film\n" * rows)
     true, read = Lines.__next__, [0]
@@ -629,7 +630,7 @@ def test_an_input_that_grows_is_refused_and_not_read_past_its_end(
     assert files() == ["in.txt"]
 
 
-def test_an_output_is_replaced_only_where_that_is_asked_for(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_output_is_replaced_only_with_overwrite(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_input()
     Path("true.csv").write_text("precious\n")
     Path("true.csv").chmod(0o640)
@@ -650,7 +651,7 @@ def test_an_output_is_replaced_only_where_that_is_asked_for(model: Path, capfd: 
     assert files() == ["in.jsonl", "new.csv", "out.csv", "true.csv"]
 
 
-def test_an_output_that_appears_meanwhile_is_kept(model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_created_meanwhile_is_kept(model: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch) -> None:
     write_input()
     true = Writer.__exit__
 
@@ -662,13 +663,13 @@ def test_an_output_that_appears_meanwhile_is_kept(model: Path, interrupt: Interr
     assert predict(model, "in.jsonl", "out.csv") == 2
     assert Path("out.csv").read_text() == "precious\n"
     monkeypatch.setattr(Writer, "__exit__", true)
-    seen = interrupt(-1, Stopped(signal.SIGTERM))
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
     assert seen == []
     assert len(read("out.csv")) == 20
 
 
-def test_figures_are_replaced_only_where_that_is_asked_for(model: Path) -> None:
+def test_metrics_are_replaced_only_with_overwrite(model: Path) -> None:
     labels = list(load_predictor(model).task.labels)  # type: ignore[attr-defined]
     with Path("test.csv").open("w") as file:
         csv.writer(file).writerows([("text", "label"), *((text, labels[i % 2]) for i, text in enumerate(TEXTS))])
@@ -681,7 +682,7 @@ def test_figures_are_replaced_only_where_that_is_asked_for(model: Path) -> None:
 
 
 def test_a_killed_command_resumes(model: Path) -> None:
-    """By SIGKILL: nothing can be tidied up, and the next command does it."""
+    """After SIGKILL the next command removes the temporary files."""
     with Path("in.csv").open("w") as file:
         csv.writer(file).writerows([("text",), *((TEXTS[i % 20],) for i in range(20_000))])
     arguments = [sys.executable, "-m", "nlp_transfer", "predict", str(model), "--input", "in.csv", "--batch-size", "64"]
@@ -767,7 +768,7 @@ def test_parquet_on_standard_output(model: Path, tmp_path: Path) -> None:
         (b"id\n1\n", ["--format", "csv"], "standard input: there is no column 'text'"),
     ],
 )
-def test_mistakes_in_standard_input_are_called_so(
+def test_errors_in_standard_input_name_it(
     model: Path, content: bytes, how: list[str], says: str, standard_input: Callable[[bytes], None], capfd: Any
 ) -> None:
     standard_input(content)
@@ -806,7 +807,7 @@ def test_texts_of_the_command_line(model: Path, capfd: pytest.CaptureFixture[str
 
 
 def test_texts_of_any_form(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """After `--` a text may look like an option; bytes of another encoding are called so."""
+    """After `--` a text may look like an option. Bytes in another encoding are reported."""
     expected = [row["prediction"] for row in load_predictor(model)(["--great--", "-h film"])]
     capfd.readouterr()
     assert command("predict", str(model), "--probabilities", "--", "--great--", "-h film") == 0
@@ -833,10 +834,10 @@ def test_texts_of_any_form(model: Path, capfd: pytest.CaptureFixture[str]) -> No
         (("a text", "--data.encoding", "latin-1"), "--data: has no effect on texts"),
         (("--input", "in.jsonl", "--output", "out.csv", "--format", "csv"), "--format: has no effect"),
         (("--input", "in.jsonl", "--output", "-", "--overwrite"), "--overwrite: has no effect"),
-        (("--input", "in.jsonl", "--output", "out.txt", "--notes"), "--notes: a .txt file holds the predictions alone"),
+        (("--input", "in.jsonl", "--output", "out.txt", "--notes"), "--notes: a .txt file"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
+def test_contradictory_arguments_are_refused(
     model: Path, arguments: tuple[str, ...], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_input()
@@ -848,7 +849,7 @@ def test_what_cannot_be_meant_is_refused(
 # Progress
 
 
-def test_progress_never_passes_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_stays_below_its_total(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr("nlp_transfer.utils.console.time.monotonic", lambda: now[0])
     with Steps("predicting", 30) as progress:
@@ -862,7 +863,7 @@ def test_progress_never_passes_its_end(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert not any("left" in line for line in lines[1:])
 
 
-def test_progress_on_a_terminal_never_passes_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_stays_below_its_total(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_force_terminal", True)
     with Steps("predicting", 10) as progress:
         assert progress.bar is not None
@@ -872,9 +873,7 @@ def test_progress_on_a_terminal_never_passes_its_end(monkeypatch: pytest.MonkeyP
             assert task.completed <= (task.total or 0)
 
 
-def test_the_time_before_rows_that_were_skipped_is_no_part_of_the_rate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_rate_does_not_count_skipped_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr("nlp_transfer.utils.console.time.monotonic", lambda: now[0])
     with Steps("predicting", 200) as progress:
@@ -885,7 +884,7 @@ def test_the_time_before_rows_that_were_skipped_is_no_part_of_the_rate(
     assert "predicting: 140/200, 60 seconds left" in capsys.readouterr().err
 
 
-def test_few_lines_of_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal_is_brief(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr("nlp_transfer.utils.console.time.monotonic", lambda: now[0])
     with Steps("training", 36_000) as progress:

@@ -1,4 +1,4 @@
-"""Files answered by two processes, each with a real model: the bytes and the errors of one process."""
+"""Two processes with a real model write the same bytes and report the same errors as one."""
 
 import json
 import multiprocessing
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nlp_transfer import UserError, fine_tune
-from nlp_transfer.inference.file_predictor import Answers
-from nlp_transfer.inference.predictor import WINDOW
-from nlp_transfer.inference.translator import WINDOW as TRANSLATOR_WINDOW
+from nlp_transfer.inference.file_predictor import FilePredictor
+from nlp_transfer.inference.predictor import CHUNK_ROWS
+from nlp_transfer.inference.translator import CHUNK_ROWS as TRANSLATOR_CHUNK_ROWS
 from tests.conftest import sentiment_rows, write_csv
 from tests.end_to_end.test_translate import ENGLISH, command, make_loud, train
 
@@ -19,7 +19,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nlp_transfer.inference.worker_processes.cores", lambda: 2)
 
 
-def test_two_processes_predict_what_one_does(
+def test_two_processes_write_the_same_file(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = fine_tune(
@@ -29,7 +29,7 @@ def test_two_processes_predict_what_one_does(
         training={"max_steps": 2},
         output_dir=str(tmp_path / "run"),
     )
-    rows = [(i, text, "") for i, (text, _) in enumerate(sentiment_rows(2 * WINDOW + 300, seed=2))]
+    rows = [(i, text, "") for i, (text, _) in enumerate(sentiment_rows(2 * CHUNK_ROWS + 300, seed=2))]
     source = write_csv(tmp_path / "in.csv", rows, ("id", "text", "note"))
     capfd.readouterr()
     outputs = []
@@ -41,19 +41,17 @@ def test_two_processes_predict_what_one_does(
     assert one == two
     assert [json.loads(line)["id"] for line in one.splitlines()] == [str(row[0]) for row in rows]
     said = capfd.readouterr().err
-    assert said.count("answering with 2 processes, 1 thread each\n") == 1
+    assert said.count("predicting with 2 processes, 1 thread each\n") == 1
     assert said.count(f"{len(rows)} rows are in") == 2
     assert [path.name for path in outputs[1].parent.iterdir()] == ["out.jsonl"]
 
 
-def test_two_processes_mark_and_refuse_what_one_does(
-    tiny: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Rows in the second and the third window cannot be translated; a file whose last row cannot be written is refused."""
+def test_two_processes_report_the_same_errors(tiny: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rows in the second and third chunk are bad. A file whose last row cannot be written is refused."""
     run = train(tmp_path / "first", tiny["bert"])
     make_loud(run / "model")
-    cells: list[object] = [ENGLISH[i % len(ENGLISH)] for i in range(2 * TRANSLATOR_WINDOW + 10)]
-    cells[TRANSLATOR_WINDOW + 4], cells[-1] = 7, ["no", "text"]
+    cells: list[object] = [ENGLISH[i % len(ENGLISH)] for i in range(2 * TRANSLATOR_CHUNK_ROWS + 10)]
+    cells[TRANSLATOR_CHUNK_ROWS + 4], cells[-1] = 7, ["no", "text"]
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"source": cell, "id": i}) + "\n" for i, cell in enumerate(cells)))
     how = ("--input", source, "--beams", 1, "--output")
@@ -64,7 +62,7 @@ def test_two_processes_mark_and_refuse_what_one_does(
         said.append(capfd.readouterr().err.partition("warning: ")[2])
     assert said[0] == said[1]
     assert f"2 of {len(cells)} rows have no prediction: 2 with a cell that is not text" in said[0]
-    assert f"in.jsonl, row {TRANSLATOR_WINDOW + 5}, column 'source': found 7 (int)" in said[0]
+    assert f"in.jsonl, row {TRANSLATOR_CHUNK_ROWS + 5}, column 'source': found 7 (int)" in said[0]
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
     with source.open("a") as file:
         file.write('{"source": "a dog", "id": "x"}\n')
@@ -90,14 +88,14 @@ def test_two_processes_mark_and_refuse_what_one_does(
     assert not multiprocessing.active_children()
 
 
-def test_more_processes_than_cores_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_more_processes_than_cores_are_refused(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in.csv", [("a dog",)], ("text",))
     for name in ("predict", "translate"):
         with pytest.raises(UserError, match="--processes: found 3; this machine has 2 cores; allowed: 1 to 2"):
             command(name, "no-model", "--input", source, "--output", tmp_path / "out.csv", "--processes", 3)
 
 
-def test_a_gpu_is_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_takes_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nlp_transfer.inference.file_predictor.inference_device", lambda: "cuda:0")
     with pytest.raises(UserError, match=r"--processes: found 2; this machine computes on a GPU \(cuda:0\).*; allowed: 1"):
-        Answers("no-model", tmp_path / "in.csv", {}, None, "fp32", processes=2)
+        FilePredictor("no-model", tmp_path / "in.csv", {}, None, "fp32", processes=2)

@@ -209,7 +209,7 @@ def test_missing_cells_have_no_translation(run: Path, echo: list[str], tmp_path:
 
 
 def test_over_many_windows(run: Path, echo: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("nlp_transfer.inference.translator.WINDOW", 16)
+    monkeypatch.setattr("nlp_transfer.inference.translator.CHUNK_ROWS", 16)
     texts = ["" if i % 16 in (0, 15) or 48 <= i < 80 else f"{WORDS[i % 40]} {'the dog. ' * (i % 30)}{i}" for i in range(200)]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
     command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")

@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from nlp_transfer import DataConfig, TrainingConfig, UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model, read_rows
 from nlp_transfer.inference import predictor as inference
-from nlp_transfer.inference.files import evaluate_source
-from nlp_transfer.inference.predictor import score
+from nlp_transfer.inference.model_evaluation import evaluate_model
+from nlp_transfer.inference.scoring import score
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.run.folder import check_same_on_all
@@ -220,10 +220,10 @@ def without_folder(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def evaluate(run: Path, source: dict[str, str]) -> dict[str, dict[str, float]]:
     """Figures of a saved model over a file that is read in windows of four rows, and over one that is read whole."""
-    inference.WINDOW = 4
+    inference.CHUNK_ROWS = 4
     by_glob = source["test"].replace("test.csv", "tes*.csv")
     return {
-        how: evaluate_source(str(run), {"data": {"test": test}}, 4, "fp32")
+        how: evaluate_model(str(run), {"data": {"test": test}}, 4, "fp32")[0]
         for how, test in (("file", source["test"]), ("glob", by_glob))
     }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.training.gradient import WindowGradient
 from tests.equivalence import jobs
 from tests.processes import launch_pair
@@ -199,7 +199,7 @@ FIGURES = {"pair/phases": ["accuracy"], "learned": ["token_accuracy", "bleu", "c
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_two_processes_score_the_same_rows(name: str, pair: list[dict[str, Any]], folder: Path) -> None:
     test = str(jobs.data(folder / "data")["test"])
-    alone = evaluate_source(str(folder / name), {"data": {"test": test}}, 4, "fp32")
+    alone = evaluate_model(str(folder / name), {"data": {"test": test}}, 4, "fp32")[0]
     assert alone["rows"] == 21
     for how in ("file", "glob"):
         found = pair[0]["evaluate"][name][how]

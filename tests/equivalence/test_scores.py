@@ -12,8 +12,8 @@ import torch
 from transformers import PretrainedConfig
 
 from nlp_transfer import fine_tune, load_adapters
-from nlp_transfer.inference.files import evaluate_source
-from nlp_transfer.inference.predictor import meaningful
+from nlp_transfer.inference.model_evaluation import evaluate_model
+from nlp_transfer.inference.rounding import round_predictions
 from nlp_transfer.models.accelerator import in_fp32
 from nlp_transfer.saved_models.load import read_record
 from tests.conftest import sentiment_rows, write_csv
@@ -66,7 +66,7 @@ def test_the_metrics_of_the_best_step_are_those_of_the_saved_model(
     assert record["metrics"]["validation"] == recorded
     assert f"| accuracy | {recorded['accuracy']:.4f} |" in (tmp_path / "run/model/README.md").read_text()
 
-    evaluated = evaluate_source(str(tmp_path / "run"), {"data": {"test": str(splits["validation"])}}, None, "fp32")
+    evaluated = evaluate_model(str(tmp_path / "run"), {"data": {"test": str(splits["validation"])}}, None, "fp32")[0]
     assert evaluated == {"rows": 80, **recorded}
 
     with splits["validation"].open(newline="") as file:
@@ -104,18 +104,18 @@ def test_evaluation_during_training_computes_in_fp32_and_leaves_the_model_as_it_
 def test_predictions_have_only_digits_that_mean_something() -> None:
     logits = np.random.default_rng(0).normal(0, 5, (2000, 4)).astype(np.float32)
     scores = torch.from_numpy(logits).softmax(-1).numpy()
-    exact = meaningful("scores", scores, "fp32")
+    exact = round_predictions("scores", scores, "fp32")
     assert np.array_equal(exact.astype(np.float32), scores), "different float32 stay different"
     assert max(len(repr(float(value)).partition("e")[0].replace(".", "").lstrip("0")) for value in exact.flat) <= 9
     assert np.abs(exact.sum(1) - 1).max() < 1e-6
     for precision, digits, tolerance in (("bf16", 4, 2e-4), ("fp16", 5, 2e-5)):
-        rounded = meaningful("scores", scores, precision)
+        rounded = round_predictions("scores", scores, precision)
         assert np.abs(rounded.sum(1) - 1).max() < 4 * tolerance
         small = rounded[rounded < 0.5]
         assert max(len(repr(float(value)).partition("e")[0].replace(".", "").lstrip("0")) for value in small) <= digits
         near = rounded[scores > 0.999]
         assert len(np.unique(near)) > 20, "they do not all become 1"
     numbers = np.array([2014.337, -0.1, 0.0, 4123456.5, 1e-20, np.nan], np.float32)
-    assert list(map(repr, meaningful("prediction", numbers, "bf16").tolist())) == [
+    assert list(map(repr, round_predictions("prediction", numbers, "bf16").tolist())) == [
         "2014.337", "-0.1", "0.0", "4123456.5", "1e-20", "nan",
     ]  # fmt: skip

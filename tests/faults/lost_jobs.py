@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from nlp_transfer import fine_tune
 from nlp_transfer.training import gradient
-from nlp_transfer.training.interruption import Interrupted
 from nlp_transfer.training.trainer import TrainingError
+from nlp_transfer.utils.interrupts import Interrupted
 
 RANK = int(os.environ["RANK"])
 

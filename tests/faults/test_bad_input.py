@@ -769,7 +769,7 @@ ANSWERS = [
     ),
     Case(
         "answer column is there already",
-        ("train.csv: has a column 'prediction' already", "rename it"),
+        ("train.csv", "column 'prediction'", "rename it"),
         {"train.csv": "text,prediction\na,b\n"},
         arguments=predict(),
     ),

@@ -536,13 +536,13 @@ ANSWERS = [
     ),
     Case(
         "answer column is there already",
-        ("new.tsv: has a column 'translation' already", "rename it"),
+        ("new.tsv", "column 'translation'", "rename it"),
         {"new.tsv": "source\ttranslation\nx\ty\n"},
         arguments=translate(source="new.tsv"),
     ),
     Case(
         "answer column comes late",
-        ("new.jsonl: has a column 'translation' already", "rename it"),
+        ("new.jsonl", "column 'translation'", "rename it"),
         {"new.jsonl": '{"source": ""}\n' * 1024 + '{"source": "a", "translation": "b"}\n'},
         arguments=translate(source="new.jsonl"),
     ),

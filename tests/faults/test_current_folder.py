@@ -14,15 +14,14 @@ from nlp_transfer import compare, fine_tune
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources import find_model, read_rows
 from nlp_transfer.evaluation.metrics import load_hub_metric
-from nlp_transfer.inference.ordered import in_order
-from nlp_transfer.inference.worker_processes import Workers
+from nlp_transfer.inference.worker_processes import PredictorPool
 from nlp_transfer.security import child_processes
 from nlp_transfer.settings import extensions
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.processes import ROOT
-from tests.unit.slow_answers import windows
+from tests.unit.slow_predictor import chunks
 
 HOSTILE = (
     "pickle", "uuid", "json", "typing", "re", "tempfile", "multiprocessing", "subprocess", "ctypes", "secrets", "random",
@@ -118,8 +117,8 @@ def test_worker_processes_of_a_notebook(stranger: Path, tmp_path: Path, monkeypa
     """There the current folder is among the places of modules, as an empty text."""
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     (tmp_path / "work").mkdir()
-    with Workers("tests.unit.slow_answers", "Slow", {"folder": tmp_path / "work"}, 2) as team:
-        found = list(in_order(lambda size, *_: iter(windows(["a", "b", "c"], size)), team, 2))
+    with PredictorPool("tests.unit.slow_predictor", "Slow", {"folder": tmp_path / "work"}, 2) as pool:
+        found = list(pool.predict(lambda size, *_: iter(chunks(["a", "b", "c"], size))))
     assert [text for batch, _ in found for text in batch.columns["text"]] == ["a", "b", "c"]
     assert sys.path[0] == ""
     assert "PYTHONSAFEPATH" not in os.environ

@@ -1,4 +1,4 @@
-"""Input files of `predict` and `translate` that break in the middle: the row is named, and marked where others can follow it."""
+"""Damaged input files of `predict` and `translate`: the row is named, and skipped if later rows can be read."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from nlp_transfer.inference.writers import Writer
 from tests.faults.test_bad_input import command, listing
 from tests.seq2seq_models import PAIRS
 
-WINDOW = 4  # rows answered at once here, so that few rows are several windows
+CHUNK_ROWS = 4  # so that few rows are several chunks
 ROWS = [pair[0] for pair in PAIRS[:12]]
 
 
 @pytest.fixture(scope="module")
 def models(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier and a translator; what they answer does not matter."""
+    """A classifier and a translation model with random weights."""
     folder = tmp_path_factory.mktemp("models")
     AutoModelForSequenceClassification.from_pretrained(tiny["bert"], num_labels=2).save_pretrained(folder / "predict")
     AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(folder / "predict")
@@ -44,18 +44,18 @@ def models(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def place(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with both models, in which a file is read in windows of a few rows."""
+    """A working folder with both models, in which files are read in chunks of a few rows."""
     for name in ("predict", "translate"):
         shutil.copytree(models / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nlp_transfer.inference.predictor.WINDOW", WINDOW)
-    monkeypatch.setattr("nlp_transfer.inference.translator.WINDOW", WINDOW)
+    monkeypatch.setattr("nlp_transfer.inference.predictor.CHUNK_ROWS", CHUNK_ROWS)
+    monkeypatch.setattr("nlp_transfer.inference.translator.CHUNK_ROWS", CHUNK_ROWS)
     monkeypatch.setattr(Translator, "__call__", lambda self, texts: list(texts))  # reading is what is tried here
     return tmp_path
 
 
 def lines(at: int, broken: bytes, form: str = "{}\n", head: str = "") -> bytes:
-    """The good rows with one after `at` of them."""
+    """Return good rows with a broken one after the first `at`."""
     good = [form.format(text).encode() for text in ROWS]
     return b"".join([head.encode(), *good[:at], broken, *good[at:]])
 
@@ -104,7 +104,7 @@ MARKED: list[tuple[str, Callable[[Path], Any], str]] = [
 
 @pytest.mark.parametrize("does", ["predict", "translate"])
 @pytest.mark.parametrize("output", ["new/out.jsonl", "out.parquet"])
-def test_broken_input_leaves_no_output(
+def test_damaged_input_leaves_no_output(
     does: str, output: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("nlp_transfer.data.sources.file_reading.MAX_ROW", 5000)
@@ -123,7 +123,7 @@ def test_broken_input_leaves_no_output(
 
 @pytest.mark.parametrize("does", ["predict", "translate"])
 @pytest.mark.parametrize("output", ["out.jsonl", "out.parquet"])
-def test_a_broken_row_is_marked_and_the_others_are_predicted(
+def test_a_damaged_row_is_skipped(
     does: str, output: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("nlp_transfer.data.sources.file_reading.MAX_ROW", 5000)
@@ -147,7 +147,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("does", ["predict", "translate"])
 @pytest.mark.parametrize("how", ["vanishes", "cannot be opened"])
-def test_input_that_is_there_and_then_is_not(
+def test_input_that_disappears(
     does: str, how: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (place / "in.csv").write_bytes(lines(0, b"", head="text\n"))
@@ -179,7 +179,7 @@ def test_input_that_is_there_and_then_is_not(
     ],
     ids=["huge", "good", "mixed list", "mixed"],
 )
-def test_values_that_parquet_has_no_place_for(columns: dict[str, list[Any]], says: str, tmp_path: Path) -> None:
+def test_values_that_parquet_cannot_hold(columns: dict[str, list[Any]], says: str, tmp_path: Path) -> None:
     from nlp_transfer.utils.errors import UserError
 
     with Writer(tmp_path / "a.parquet", ".parquet") as writer:

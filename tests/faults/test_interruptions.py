@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from nlp_transfer import UserError, fine_tune
 from nlp_transfer.training import checkpoints, gradient, validation_scores
 from nlp_transfer.training.gradient import WindowGradient
-from nlp_transfer.training.interruption import Interrupted, Signals
+from nlp_transfer.training.interruption import Signals
 from nlp_transfer.training.trainer import Trainer, TrainingError
 from nlp_transfer.utils import atomic_files
+from nlp_transfer.utils.interrupts import Interrupted
 from tests.conftest import sentiment_rows, write_csv
 
 STRATEGIES = ["full", "lora", "gradual_unfreezing"]

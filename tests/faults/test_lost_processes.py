@@ -1,4 +1,4 @@
-"""Two processes that work together, and something happens to one of them."""
+"""Distributed training in two processes when one of them is interrupted or lost."""
 
 from pathlib import Path
 
@@ -17,15 +17,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
 
 
-def test_a_signal_to_one_process_ends_both_after_the_same_step(tiny: dict[str, Path], source: Path, tmp_path: Path) -> None:
+def test_a_signal_ends_both_processes_after_one_step(tiny: dict[str, Path], source: Path, tmp_path: Path) -> None:
     launch_pair(JOBS, "both_stop", tiny["bert"], source, tmp_path)
     assert (tmp_path / "broken/result.json").exists()
 
 
 @pytest.mark.parametrize("job", ["one_ends", "one_hangs"])
-def test_a_process_that_is_lost_ends_the_run_and_the_run_goes_on(
-    job: str, tiny: dict[str, Path], source: Path, tmp_path: Path
-) -> None:
+def test_a_run_resumes_after_losing_a_process(job: str, tiny: dict[str, Path], source: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="lost_jobs"):
         launch_pair(JOBS, job, tiny["bert"], source, tmp_path)
     message = (tmp_path / "message.txt").read_text()
@@ -34,7 +32,7 @@ def test_a_process_that_is_lost_ends_the_run_and_the_run_goes_on(
     assert checkpoints.pointed(tmp_path / "broken/checkpoints", "last") == "step-4"
     settings = {"epochs": 3, "batch_size": 8, "checkpoint_every": 2, "evaluate_every": 3, "logging_steps": 1}
     timeout = {"process_timeout": 6} if job == "one_hangs" else {}
-    done = fine_tune(  # in one process now, with as many rows a step
+    done = fine_tune(  # in one process, with the same rows per step
         model=str(tiny["bert"]), data={"train": str(source)}, task="text_classification", training=settings | timeout,
         output_dir=str(tmp_path / "broken"),
     )  # fmt: skip

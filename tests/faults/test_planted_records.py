@@ -12,8 +12,8 @@ import torch
 
 from nlp_transfer import UserError
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.inference.files import check_figures_file
-from nlp_transfer.inference.output_journal import MARK, Answer, OutputFile, _digest
+from nlp_transfer.inference.model_evaluation import check_metrics_file
+from nlp_transfer.inference.output_journal import MARK, ChunkPredictions, OutputFile, _digest
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.saved_models.layout import RUN_FILES
 from nlp_transfer.security.file_locks import LOCKED, LONGEST_LOCK, lock_target, read_record
@@ -44,7 +44,7 @@ def plant(path: Path, kind: str, victim: Path) -> None:
 # --- journals and locks
 
 
-def find(tmp_path: Path, *lines: str, header: str = HEADER) -> tuple[Answer | None, str]:
+def find(tmp_path: Path, *lines: str, header: str = HEADER) -> tuple[ChunkPredictions | None, str]:
     """The predictions of `BATCH` in a journal, and what the journal holds once it was opened."""
     journal = tmp_path / ".out.csv.partial"
     journal.write_text(header + "".join(lines))
@@ -106,7 +106,7 @@ def test_no_more_than_one_record_is_held_and_longer_ones_are_not_written(tmp_pat
     assert left == HEADER + line
     with OutputFile(tmp_path / "new.csv", True) as target:
         target.begin({"model": "m"})
-        target.add(BATCH, Answer({"prediction": ["x" * 2**10, None]}))
+        target.add(BATCH, ChunkPredictions({"prediction": ["x" * 2**10, None]}))
         assert (tmp_path / ".new.csv.partial").read_text() == HEADER
 
 
@@ -230,7 +230,7 @@ def test_a_file_of_figures_that_cannot_be_written_is_refused_before_the_work(kin
     }  # fmt: skip
     make[kind]()
     with pytest.raises(UserError, match=r"--output: .*figures\.json"):
-        check_figures_file(output, overwrite=True)
+        check_metrics_file(output, overwrite=True)
 
 
 @pytest.mark.parametrize("error", ["EPERM", "EACCES", "EXDEV", "EINVAL", "EPROTO"])

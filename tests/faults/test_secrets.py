@@ -201,8 +201,8 @@ def test_what_is_held_back_is_printed_at_the_end() -> None:
 
 def test_predictions_on_standard_output_are_the_users_data(tmp_path: Path) -> None:
     script = f"""
-from nlp_transfer.inference.standard_streams import results
-with results() as stream:
+from nlp_transfer.inference.standard_streams import redirected_stdout
+with redirected_stdout() as stream:
     stream.write("{HUB},positive\\n"); stream.flush()
     stream.buffer.write(b"{SERVICE}\\n")
     print("{HUB}")

@@ -29,11 +29,11 @@ from nlp_transfer.cli import cli
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.experiments.comparison_page import write_page
-from nlp_transfer.experiments.summary_rows import Measured, Row
+from nlp_transfer.experiments.summary_rows import Summary, SummaryRow
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.verification.model_files import load_tokenizer
-from nlp_transfer.report.markdown import one_line
 from nlp_transfer.report.model_card import write_card
+from nlp_transfer.report.rendering import one_line
 from nlp_transfer.run.document import parse_overrides, read_document
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
@@ -572,12 +572,12 @@ def test_user_text_is_escaped_in_comparisons(tmp_path: Path) -> None:
 
     def page(label: str) -> Shown:
         rows = [
-            Row(label=name, shots=shots, seeds=[0, 1], mean=0.5, low=0.4, high=0.6, seconds=3.0 + i, note=name, **figures)
+            SummaryRow(label=name, shots=shots, seeds=[0, 1], mean=0.5, low=0.4, high=0.6, seconds=3.0 + i, note=name, **figures)
             for i, name in enumerate((label, "full"))
             for shots in (8, None)
         ]
-        measured = Measured(rows, advice=label, metric=label, split="test", higher=True)
-        write_page(tmp_path / "page.html", measured, [0, 1])
+        summary = Summary(rows, advice=label, metric=label, split="test", higher=True)
+        write_page(tmp_path / "page.html", summary, [0, 1])
         return Shown((tmp_path / "page.html").read_text())
 
     harmless = page("a label")

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.inference.output_journal import Answer, OutputFile
+from nlp_transfer.inference.output_journal import ChunkPredictions, OutputFile
 from nlp_transfer.inference.writers import ENDINGS, Writer
 from nlp_transfer.security.file_locks import lock_target
 from nlp_transfer.utils import atomic_files
@@ -47,7 +47,7 @@ def predict(path: Path, mark: str, overwrite: bool) -> None:
     batch = Batch({"text": TEXTS}, 1, ROWS)
     with OutputFile(path, overwrite) as target:
         target.begin({"model": mark})
-        answer = target.find(batch) or Answer({"prediction": columns(mark)["prediction"]})
+        answer = target.find(batch) or ChunkPredictions({"prediction": columns(mark)["prediction"]})
         with Writer(target.part(), path.suffix) as writer:
             target.add(batch, answer)
             writer.write(columns(mark))

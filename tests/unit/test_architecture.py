@@ -135,20 +135,21 @@ def test_import_stays_light() -> None:
 
 
 STARTERS = {"subprocess", "multiprocessing", "concurrent", "asyncio", "pty", "joblib", "multiprocess", "runpy"}
+WAITING = {"FIRST_COMPLETED", "BrokenExecutor", "Future", "wait", "connection"}
 STARTING = re.compile(
     r"((os\.)?(popen|startfile|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?)|os\.system|.*\.(multiprocessing|DataLoader)|DataLoader)"
 )
 
 
 def starting(source: str) -> set[str]:
-    """What a source imports or names to start another program; waiting for a pipe and for the parent process starts none."""
+    """What a source imports or names to start another program; waiting for one starts none."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] in STARTERS}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {alias.name for alias in node.names}
-            if node.module.split(".")[0] in STARTERS and not names <= {"connection", "parent_process"}:
+            if node.module.split(".")[0] in STARTERS and not names <= WAITING:
                 found.add(node.module)
             found |= {name for name in names if STARTING.fullmatch(name)}
         elif isinstance(node, ast.Attribute) and STARTING.fullmatch(ast.unparse(node)):

@@ -11,7 +11,7 @@ import pytest
 from nlp_transfer import fine_tune
 from nlp_transfer.data.sources import file_reading
 from nlp_transfer.data.splits import Splits, read_splits
-from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
@@ -274,10 +274,10 @@ def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
 
     settings: dict[str, Any] = {"data": {"test": str(test)}}
     with pytest.raises(UserError, match=r"test\.csv, row 14.*\n.*data\.on_bad_rows: skip"):
-        evaluate_source(str(tmp_path / "straight"), settings, None, "fp32")
+        evaluate_model(str(tmp_path / "straight"), settings, None, "fp32")[0]
     settings["data"]["on_bad_rows"] = "skip"
     capsys.readouterr()
-    figures = evaluate_source(str(tmp_path / "straight"), settings, None, "fp32")
+    figures = evaluate_model(str(tmp_path / "straight"), settings, None, "fp32")[0]
     assert "test.csv, row 14, column 'label': the label 'other' is not known" in capsys.readouterr().err
     assert (figures["rows"], figures["skipped"]) == (12, 1)
     assert figures["accuracy"] == straight.metrics["test"]["accuracy"]

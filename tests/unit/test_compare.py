@@ -1,4 +1,4 @@
-"""Comparing: what is asked for, the statistics, the advice, the plots."""
+"""Comparisons: arguments, shots, statistics, advice, tables and plots."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,11 +19,11 @@ from nlp_transfer.commands.options import repeat_flags
 from nlp_transfer.data.splits import draw_shots, read_splits
 from nlp_transfer.evaluation.intervals import StrategyScores, compare_strategies, estimate, estimate_strategy
 from nlp_transfer.evaluation.resampling import ResampledMetric, ScoredSplit, resample_rows
-from nlp_transfer.experiments.advice import Candidate, advise, show_bytes, show_seconds
+from nlp_transfer.experiments.advice import Candidate, advise, show, show_bytes, show_seconds
 from nlp_transfer.experiments.comparison_page import write_page
-from nlp_transfer.experiments.plan import make_plan, read_strategies
+from nlp_transfer.experiments.plan import PlannedRun, make_plan, read_strategies
 from nlp_transfer.experiments.results_table import table, write_tables
-from nlp_transfer.experiments.summary_rows import Measured, Row
+from nlp_transfer.experiments.summary_rows import Summary, SummaryRow
 from nlp_transfer.report import plots
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import Task, task_from
@@ -32,10 +33,10 @@ CLASSES: Task = task_from({"name": "text_classification"})
 LABELS: Task = task_from({"name": "multi_label", "label": "labels"})
 NUMBERS: Task = task_from({"name": "regression"})
 
-# What is asked for
+# Arguments
 
 
-def test_flags_take_what_follows_up_to_the_next_flag() -> None:
+def test_flags_take_several_values() -> None:
     given = ["run.yaml", "--seeds", "0", "1", "--training.epochs", "5", "--shots=8", "all", "--verbose"]
     wanted = ["run.yaml", "--seeds=0", "--seeds=1", "--training.epochs", "5", "--shots=8", "--shots=all", "--verbose"]
     assert repeat_flags(given, ("--seeds", "--shots")) == wanted
@@ -43,19 +44,25 @@ def test_flags_take_what_follows_up_to_the_next_flag() -> None:
         repeat_flags(["--seeds", "--shots", "1"], ("--seeds", "--shots"))
 
 
-def test_strategies_are_names_mappings_and_sums() -> None:
+def test_strategies_from_names_and_mappings() -> None:
     problems = Problems()
     items = ["lora", "{name: partial, frozen_layers: all}", "full+lora", ["full", {"name": "lora", "r": 2}], "{name: lora, r: 8}"]
-    ways = read_strategies(items, {"name": "lora", "r": 4, "alpha": 3.0}, problems)
+    variants = read_strategies(items, {"name": "lora", "r": 4, "alpha": 3.0}, problems)
     assert not problems
-    assert [way.label for way in ways] == ["lora", "partial(frozen_layers=all)", "full+lora", "full+lora(r=2)", "lora(r=8)"]
-    assert ways[0].document == {"name": "lora", "r": 4, "alpha": 3.0}, "the file's own settings"
-    assert ways[1].document == {"name": "partial", "frozen_layers": "all"}
-    assert ways[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
-    assert ways[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "those given here win"
+    assert [variant.label for variant in variants] == [
+        "lora",
+        "partial(frozen_layers=all)",
+        "full+lora",
+        "full+lora(r=2)",
+        "lora(r=8)",
+    ]
+    assert variants[0].document == {"name": "lora", "r": 4, "alpha": 3.0}, "settings of the file"
+    assert variants[1].document == {"name": "partial", "frozen_layers": "all"}
+    assert variants[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
+    assert variants[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "settings of the argument override"
 
 
-def test_a_long_label_is_shortened_and_stays_the_same() -> None:
+def test_long_labels_become_stable_hashes() -> None:
     item = {"name": "lora", "target_modules": ["attention.self.query", "attention.self.value"], "r": 8}
     first, again = (read_strategies([thing], None, Problems())[0].label for thing in (item, dict(reversed(item.items()))))
     assert first == again
@@ -66,21 +73,21 @@ def document(**more: Any) -> dict[str, Any]:
     return {"model": "tiny", "data": {"train": "train.csv"}, "task": {"name": "text_classification"}, **more}
 
 
-def test_a_plan_counts_its_runs() -> None:
+def test_plan_counts_its_runs() -> None:
     held_out = document(data={"train": "train.csv", "test_share": 0.2})
     plan, runs = make_plan(held_out, ["full", "lora"], [0, 1, 2], [8, "all"], [0.3, 1, 3])
-    assert plan.runs == 2 * 2 * (3 + 2)
+    assert plan.run_count == 2 * 2 * (3 + 2)
     assert [run.strategy.document()["name"] for run in runs] == ["full", "lora"]
     assert plan.shots == [8, None]
-    jobs = plan.first_jobs()
-    assert [job.name for job in jobs] == ["full-8-0", "lora-8-0"]
-    assert plan.document(jobs[1], Path("out"))["data"] == {"train": "train.csv", "test_share": 0.2, "shots": 8}
-    fixed = make_plan(held_out, ["full", "prototypes"], [0, 1, 2], None, [0.3, 1, 3])[0]
-    assert fixed.runs == (3 + 2) + 3, "nothing is trained by gradients, so no rate is tried"
+    planned = [PlannedRun(variant, 8, 0) for variant in plan.variants]
+    assert [run.name for run in planned] == ["full-8-0", "lora-8-0"]
+    assert plan.document(planned[1], Path("out"))["data"] == {"train": "train.csv", "test_share": 0.2, "shots": 8}
+    without_steps = make_plan(held_out, ["full", "prototypes"], [0, 1, 2], None, [0.3, 1, 3])[0]
+    assert without_steps.run_count == (3 + 2) + 3, "no optimizer steps, so no rate is tried"
     assert make_plan(document(data={"train": "a.csv", "shots": 4}), ["full"], [0], None, None)[0].shots == [4]
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     raw = document(training={"epochs": -1, "learning_rate": 1e-3}, data={"train": "a.csv", "validation_share": 0})
     with pytest.raises(UserError) as caught:
         make_plan(raw, ["full", "loro", "{name: lora, r: 0}", "full"], [0, 0, -1], ["8", "x"], [1, 0])
@@ -94,15 +101,15 @@ def test_every_problem_is_told_at_once() -> None:
         "--seeds: found -1; allowed: whole numbers from 0",
         "--shots: found 'x'; allowed: whole numbers from 1 and all",
         "--rates: found 0; allowed: numbers above 0",
-        "--rates: validation decides which is best, and there is none",
-        "--rates: are factors on each strategy's own rate; found training.learning_rate 0.001; allowed: auto",
+        "--rates: found no validation split to choose a rate on",
+        "--rates: are factors on each strategy's default rate; found training.learning_rate 0.001; allowed: auto",
     ):
         assert part in message, part
-    assert message.count("training.epochs: found -1") == 1, "a problem of the document is told once"
+    assert message.count("training.epochs: found -1") == 1, "a problem of the document is reported once"
 
 
-def test_rates_need_rows_that_did_not_choose_them() -> None:
-    with pytest.raises(UserError, match=r"--rates: validation chooses .* data\.test, or data\.test_share"):
+def test_rates_need_separate_rows() -> None:
+    with pytest.raises(UserError, match=r"--rates: validation .* data\.test, or data\.test_share"):
         make_plan(document(), ["full", "lora"], [0], None, [1, 3])
     for data in ({"test": "test.csv"}, {"test_share": 0.1}):
         make_plan(document(data={"train": "train.csv", **data}), ["full", "lora"], [0], None, [1, 3])
@@ -120,7 +127,7 @@ def test_rates_need_rows_that_did_not_choose_them() -> None:
         (["full"], [True], "--seeds: found True"),
     ],
 )
-def test_empty_and_wrong_lists(strategies: Any, seeds: Any, part: str) -> None:
+def test_empty_and_invalid_lists(strategies: Any, seeds: Any, part: str) -> None:
     with pytest.raises(UserError, match=re.escape(part)):
         make_plan(document(), strategies, seeds, None, None)
 
@@ -428,43 +435,43 @@ def of(
         ([of("full", 0.9, 100), of("lora", 0.8, 50, 0.001)], "Take full", ["no other is better than the first, full"], []),
         (
             [of("full", 0.9, 100), of("lora", 0.895, 50, 0.6, stored=10**6)],
-            "Take lora: at accuracy 0.895",
-            ["cannot be told from the best, full (0.900, p 0.600)", "50 s, 1.0 MB against 1.7 min, 100 MB"],
+            "Take lora: with accuracy 0.895",
+            ["not measurably worse than the best, full (0.900, p 0.600)", "(50 s, 1.0 MB; full: 1.7 min, 100 MB)"],
             [],
         ),
         (
             [of("full", 0.89, 100, 0.5), of("lora", 0.9, 50)],
-            "Take lora: it is the best by mean",
+            "Take lora: it has the best mean",
             ["the cheapest (50 s, 100 MB)", "full (0.890, p 0.500)", "no other is measurably better than the first, full"],
             [],
         ),
         (
             [of("full", 0.9, 50), of("lora", 0.895, 50, 0.6, stored=10**6)],
             "Take lora",
-            ["50 s, 1.0 MB against 50 s, 100 MB"],
+            ["(50 s, 1.0 MB; full: 50 s, 100 MB)"],
             [],
         ),
         (
             [of("full", 0.5, 20, 0.24), of("lora", 0.8, 30, seeds=3)],
-            "Take lora: it is the best by mean",
+            "Take lora: it has the best mean",
             [
-                "with 3 seeds the lead of lora over full (0.500, p 0.240) is not certain",
+                "with 3 seeds the lead of lora over full (0.500, p 0.240) is uncertain",
                 "no other is measurably better than the first",
             ],
             [],
         ),
         (
             [of("full", 0.8, 50, seeds=1), of("lora", 0.9, 150, seeds=1)],
-            "Take lora: it is the best by mean",
-            ["with one seed the lead of lora over full (0.800, one seed) is not certain", "the rows of test alone"],
+            "Take lora: it has the best mean",
+            ["with one seed the lead of lora over full (0.800, one seed) is uncertain", "only the rows of test"],
             ["measurably worse", "(p", " p "],
         ),
         ([of("full", 0.9, 100)], "Only full was measured (accuracy 0.900 on test)", ["nothing to compare it with"], []),
         ([of("full", 0.9, 100), of("lora", 0.8, 50)], "Take full", ["fewer than two common seeds"], []),
-        ([], "No strategy gave figures", [], []),
+        ([], "No strategy has metrics", [], []),
     ],
 )
-def test_advice_follows_from_the_figures(candidates: list[Candidate], begins: str, holds: list[str], lacks: list[str]) -> None:
+def test_advice(candidates: list[Candidate], begins: str, holds: list[str], lacks: list[str]) -> None:
     said = advise(candidates, "accuracy", True, "test")
     assert said.startswith(begins), said
     assert said.endswith(".")
@@ -474,12 +481,12 @@ def test_advice_follows_from_the_figures(candidates: list[Candidate], begins: st
         assert part not in said, said
 
 
-def test_advice_where_less_is_better() -> None:
+def test_advice_if_lower_is_better() -> None:
     said = advise([of("full", 0.5, 100), of("lora", 0.9, 50, 0.001)], "mse", False, "validation")
     assert said.startswith("Take full: it is the best (mse 0.500 on validation)")
 
 
-def test_sizes_and_times_in_words() -> None:
+def test_sizes_and_times_as_text() -> None:
     assert [show_bytes(size) for size in (12, 4_500, 90_900_000, 1.2e9)] == ["12 B", "4.5 kB", "90.9 MB", "1.2 GB"]
     assert [show_seconds(seconds) for seconds in (0.5, 2, 45, 60, 600, 7200)] == [
         "0.5 s",
@@ -491,16 +498,16 @@ def test_sizes_and_times_in_words() -> None:
     ]
 
 
-# What is written
+# Tables and the page
 
 
-def rows_of(strategies: int, shots: list[int | None]) -> list[Row]:
+def rows_of(strategies: int, shots: list[int | None]) -> list[SummaryRow]:
     generator = np.random.default_rng(0)
     names = ["full", "lora", "partial(frozen_layers=all)", "layerwise_lr+full <&>", *(f"strategy_{i}" for i in range(20))][
         :strategies
     ]
     return [
-        Row(
+        SummaryRow(
             name,
             points,
             [0, 1],
@@ -524,65 +531,101 @@ def rows_of(strategies: int, shots: list[int | None]) -> list[Row]:
     ]
 
 
-def measured(strategies: int = 13, shots: list[int | None] | None = None) -> Measured:
+def measured(strategies: int = 13, shots: list[int | None] | None = None) -> Summary:
     shots = shots or [8, 16, 64, 256, None]
-    rows = [*rows_of(strategies, shots), *(Row("distill", points, note="not possible: <no> unlabelled rows") for points in shots)]
-    return Measured(rows, "Take lora: a < b.", "accuracy", "test", True)
-
-
-def boxes(picture: ET.Element) -> list[tuple[float, float, float, float]]:
-    """Left, top, right and bottom of each text that lies flat, at a generous width a letter."""
-    found = []
-    for node in picture.iter("{http://www.w3.org/2000/svg}text"):
-        if node.get("transform"):
-            continue
-        x, y, width = float(node.get("x", 0)), float(node.get("y", 0)), 6.6 * len(node.text or "")
-        left = {"start": x, "middle": x - width / 2, "end": x - width}[node.get("text-anchor", "start")]
-        found.append((left, y - 9, left + width, y + 3))
-    return found
+    rows = [
+        *rows_of(strategies, shots),
+        *(SummaryRow("distill", points, note="not possible: <no> unlabeled rows") for points in shots),
+    ]
+    return Summary(rows, "Take lora: a < b.", "accuracy", "test", True)
 
 
 @pytest.mark.parametrize(("strategies", "shots"), [(13, None), (2, [8, None]), (1, [None])])
-def test_the_page_stands_by_itself_and_its_labels_do_not_overlap(
-    tmp_path: Path, strategies: int, shots: list[int | None] | None
-) -> None:
-    write_page(tmp_path / "page.html", measured(strategies, shots), [0, 1])
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+def test_page_is_self_contained(tmp_path: Path, strategies: int, shots: list[int | None] | None) -> None:
+    pages = []
+    for name in ("page.html", "again.html"):
+        write_page(tmp_path / name, measured(strategies, shots), [0, 1])
+        pages.append((tmp_path / name).read_text(encoding="utf-8"))
+    page = pages[0]
+    assert pages[1] == page, "the same summary gives the same file"
     assert "<script" not in page
-    assert set(re.findall(r"https?://[^\"' <]+", page)) <= {"http://www.w3.org/2000/svg"}
+    assert set(re.findall(r"https?://[^\"' <]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert not re.search(r"""(src|href)=["'](?!#)|@import|url\((?!#)""", page), "nothing is loaded"
     assert "Take lora: a &lt; b." in page
-    assert "not possible: &lt;no&gt; unlabelled rows" in page
-    pictures = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert "not possible: &lt;no&gt; unlabeled rows" in page
+    pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(pictures) == (2 if shots == [None] else 3)
-    for text in pictures:
-        picture = ET.fromstring(text)
-        _, _, width, height = map(float, str(picture.get("viewBox")).split())
-        found = boxes(picture)
-        assert len(found) > 3
-        for left, top, right, bottom in found:
-            assert left >= 0
-            assert top >= 0
-            assert right <= width
-            assert bottom <= height
-        for i, one in enumerate(found):
-            for other in found[i + 1 :]:
-                apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-                assert apart, (one, other)
-        for node in picture.iter("{http://www.w3.org/2000/svg}circle"):
-            assert 0 <= float(node.get("cx", -1)) <= width
-            assert 0 <= float(node.get("cy", -1)) <= height
+    points = [len(re.findall("<title>", picture)) for picture in pictures]
+    assert points == [strategies, strategies, strategies * len(shots or [8, 16, 64, 256, None])][: len(pictures)]
+    for picture in map(ET.fromstring, pictures):
+        assert picture.get("aria-label")
+        colors = re.findall(r"(?:fill|stroke): (?!none|var)[^;\"]+", ET.tostring(picture, encoding="unicode"))
+        assert not colors, "all colors follow light and dark mode"
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
 
 
-def test_labels_are_spread_within_their_column() -> None:
-    places = plots.spread([5, 5, 5, 100, 99], 10, 0, 100)
-    assert places == [*sorted(places[:3]), 100, 90]
-    assert min(abs(a - b) for i, a in enumerate(places) for b in places[i + 1 :]) >= 10
-    assert (
-        plots.spread([3.0] * 5, 50, 0, 100) == [0.0, 25.0, 50.0, 75.0, 100.0] or max(plots.spread([3.0] * 5, 50, 0, 100)) <= 100
-    )
+def points(count: int, xs: list[float | None]) -> list[list[plots.Point]]:
+    """Return a curve of each strategy; many values are close to each other, and some labels are long."""
+    generator = np.random.default_rng(1)
+    labels = [f"strategy_{i}{'_with_a_long_name_of_more_than_forty_letters' * (i % 5 == 4)}" for i in range(count)]
+    return [
+        [plots.Point(label, value := 0.9 + generator.random() / 50, value - 0.01, value + 0.01, x, i) for x in xs]
+        for i, label in enumerate(labels)
+    ]
 
 
-def test_tables_hold_every_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 4, 13, 21])
+@pytest.mark.parametrize("kind", ["intervals", "cost", "curves"])
+def test_plot_labels_do_not_overlap(count: int, kind: str) -> None:
+    curves = points(count, [8, 16, None])
+    first = [curve[1] for curve in curves]
+    with plots.plot_style():
+        if kind == "intervals":
+            figure = plots.interval_plot(first, first[-1].label, "accuracy", show)
+        elif kind == "cost":
+            figure = plots.cost_plot(first, "accuracy", show, show_seconds)
+        else:
+            figure = plots.learning_curves(curves, "accuracy", show)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        ticks = [text for text in axes.get_xticklabels() if axes.get_xlim()[0] <= text.get_position()[0] <= axes.get_xlim()[1]]
+        ticks += [text for text in axes.get_yticklabels() if axes.get_ylim()[0] <= text.get_position()[1] <= axes.get_ylim()[1]]
+        texts = [text for text in (*axes.texts, *ticks, axes.xaxis.label, axes.yaxis.label) if text.get_text()]
+        boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) > count
+    for i, box in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width, texts[i]
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height, texts[i]
+        for j in range(i):
+            assert not box.padded(-0.5).overlaps(boxes[j].padded(-0.5)), (texts[i], texts[j])
+
+
+def test_time_axis_always_has_a_tick() -> None:
+    for seconds in (1e-4, 0.3, 3.3, 24.0, 47.0, 1100.0, 1e6):
+        with plots.plot_style():
+            figure = plots.cost_plot([plots.Point("full", 0.5, 0.4, 0.6, seconds)], "accuracy", show, show_seconds)
+        low, high = figure.axes[0].get_xlim()
+        assert any(low <= tick <= high for tick in figure.axes[0].get_xticks()), seconds
+
+
+def test_matplotlib_settings_have_no_effect() -> None:
+    def svg() -> str:
+        with plots.plot_style():
+            return plots.to_svg(plots.interval_plot(points(2, [8])[0], "none", "accuracy", show), "intervals")
+
+    usual = svg()
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "text.usetex": True}):
+        assert svg() == usual
+
+
+def test_spread() -> None:
+    assert plots.spread([0.05, 0.05, 0.05, 1.0, 0.99], 0.1) == pytest.approx([0.05, 0.15, 0.25, 1.0, 0.9])
+    assert plots.spread([0.03] * 5, 0.5) == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0]), "too many for the gap"
+    assert plots.spread([0.4], 0.1) == pytest.approx([0.4])
+
+
+def test_tables_hold_all_rows(tmp_path: Path) -> None:
     write_tables(tmp_path, measured(), [0, 1])
     table = pd.read_csv(tmp_path / "comparison.csv")
     assert len(table) == 14 * 5
@@ -595,15 +638,15 @@ def test_tables_hold_every_row(tmp_path: Path) -> None:
     assert whole["rows"][0]["metrics"]["test"]["accuracy"] == whole["rows"][0]["mean"]
 
 
-def test_every_p_value_that_the_advice_quotes_is_in_the_table() -> None:
-    def row(label: str, mean: float, p: float | None, p_best: float | None) -> Row:
-        return Row(label, None, seeds=[0, 1, 2], mean=mean, low=0.1, high=0.9, p=p, p_best=p_best, trainable_parameters=1)
+def test_table_holds_the_p_values_of_the_advice() -> None:
+    def row(label: str, mean: float, p: float | None, p_best: float | None) -> SummaryRow:
+        return SummaryRow(label, None, seeds=[0, 1, 2], mean=mean, low=0.1, high=0.9, p=p, p_best=p_best, trainable_parameters=1)
 
     rows = [row("full", 0.6, None, 0.901), row("lora", 0.59, 0.971, 0.817), row("features", 0.615, 0.901, None)]
     for brief in (False, True):
-        head, cells = table(Measured(rows, "", "accuracy", "test", True), False, brief)
+        head, cells = table(Summary(rows, "", "accuracy", "test", True), False, brief)
         assert [len(line) for line in cells] == [len(head)] * 3
         assert [line[head.index("p best")] for line in cells] == ["0.901", "0.817", ""]
         assert [line[head.index("p first")] for line in cells] == ["", "0.971", "0.901"]
-    head, cells = table(Measured([row("full", 0.6, None, None), row("lora", 0.5, 0.3, 0.3)], "", "accuracy", "test", True), False)
+    head, cells = table(Summary([row("full", 0.6, None, None), row("lora", 0.5, 0.3, 0.3)], "", "accuracy", "test", True), False)
     assert (head.count("p"), cells[1][head.index("p")]) == (1, "0.300")

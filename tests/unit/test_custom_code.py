@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.cli import cli
-from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.run.folder import LOCK
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.run.trial_save import PREFIX
@@ -54,7 +54,7 @@ def test_a_task_in_every_form_is_recorded_by_its_name(
     assert config["task"]["name"] == "tests.custom_tasks:Metric"
     assert (config["strategy"][0]["name"], config["strategy"][0]["factor"]) == ("tests.custom_tasks:Slow", 0.25)
     assert json.loads((tmp_path / "run" / "model" / "nlp_transfer.json").read_text())["task"] == "tests.custom_tasks:Metric"
-    figures = evaluate_source(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")
+    figures = evaluate_model(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")[0]
     assert {name: figures[name] for name in ("errors", "accuracy")} == {
         name: run.metrics["test"][name] for name in ("errors", "accuracy")
     }

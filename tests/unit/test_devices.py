@@ -16,7 +16,7 @@ from transformers.integrations.flash_attention import get_target_dtype
 
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
-from nlp_transfer.inference.predictor import answer, gather
+from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.kernels.sparse_adamw import RowwiseTable
 from nlp_transfer.models import accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
@@ -120,7 +120,7 @@ def test_cudnn_attention_is_not_used(run: Run, monkeypatch: pytest.MonkeyPatch) 
     try:
         trained = run("run", kernels="plain", precision="fp32", max_steps=2)
         now = "predict"
-        monkeypatch.setattr("nlp_transfer.inference.predictor.answering", lambda *_: torch.inference_mode())
+        monkeypatch.setattr("nlp_transfer.inference.batched_prediction.fast_inference", lambda *_: torch.inference_mode())
         load_predictor(trained.output_dir, precision="bf16")(["a good film"])
         assert torch.backends.cuda.cudnn_sdp_enabled(), "elsewhere it stays what it was"
     finally:
@@ -272,7 +272,7 @@ def test_evaluation_remembers_the_batch_size_limit(
 ) -> None:
     model, task, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], Strategy())
     assert len(table) >= 16
-    expected, _ = gather([answer(model, task, table, batch_size=8)], len(table))
+    expected, _ = predict_table(model, task, table, batch_size=8)
     original, failed, most = TextClassification.predict_batch, [], []
 
     def small(self: Any, model: Any, batch: Any, *more: Any) -> Any:
@@ -285,13 +285,13 @@ def test_evaluation_remembers_the_batch_size_limit(
 
     monkeypatch.setattr(TextClassification, "predict_batch", small)
     capsys.readouterr()
-    answers, _ = gather([answer(model, task, table, batch_size=8)], len(table))
+    answers, _ = predict_table(model, task, table, batch_size=8)
     assert np.allclose(answers["scores"], expected["scores"], atol=1e-6)
     assert failed == sorted(set(failed), reverse=True), "no size is tried again, nor a larger one"
     assert capsys.readouterr().err.count("out of memory") == len(failed) <= 3
     assert max(most) > 10, "batches are as large as fits"
     count = len(failed)
-    answer(model, task, table, batch_size=8)
+    predict_table(model, task, table, batch_size=8)
     assert len(failed) == count, "the next evaluation of this model remembers it"
 
 

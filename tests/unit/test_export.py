@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import UserError, fine_tune, load_predictor
-from nlp_transfer.report.card_usage import language_code
+from nlp_transfer.report.language_codes import language_code
 from nlp_transfer.report.model_card import write_card
 from nlp_transfer.saved_models.save import save_model
 from nlp_transfer.tasks.text_classification import TextClassification
@@ -84,7 +84,7 @@ def test_no_local_path_is_saved(saved: Path, tiny: dict[str, Path]) -> None:
     assert AutoConfig.from_pretrained(saved).id2label == {0: "negative", 1: "positive"}
 
 
-def test_a_card_shows_odd_words_as_they_stand(tmp_path: Path) -> None:
+def test_card_escapes_markup(tmp_path: Path) -> None:
     task = TextClassification(labels=["a`b", "|c|\n# d", "<script>"], max_length=8)
     result = {
         "model": "folder/<b>x</b>",
@@ -119,14 +119,14 @@ def printed(code: str, folder: Path, text: str = "some text") -> str:
     return output.getvalue()
 
 
-def test_the_code_of_a_card_runs(saved: Path) -> None:
+def test_card_code_runs(saved: Path) -> None:
     card = ModelCard.load(saved / "README.md")
     assert card.data.pipeline_tag == "text-classification"
     assert card.data.language is None
     (code,) = blocks(card)
     (answer,) = ast.literal_eval(printed(code, saved))
     assert answer["label"] in ("negative", "positive")
-    assert "## Figures\n\nNo split was scored.\n" in card.text
+    assert "## Metrics\n\nNo split was scored.\n" in card.text
 
 
 TRANSLATORS = ["bert", "marian", "marian-multilingual"]
@@ -155,7 +155,7 @@ def translators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", TRANSLATORS)
-def test_both_ways_of_a_card_to_translate_run_and_agree(name: str, translators: dict[str, Path]) -> None:
+def test_card_translation_code_agrees_with_plain_transformers(name: str, translators: dict[str, Path]) -> None:
     card = ModelCard.load(translators[name] / "model/README.md")
     assert card.data.pipeline_tag == "translation"
     ours, plain = blocks(card)
@@ -169,7 +169,7 @@ def test_both_ways_of_a_card_to_translate_run_and_agree(name: str, translators: 
         assert len(ast.literal_eval(found)[0]) > 3
 
 
-def test_a_card_of_a_translation_shows_figures_with_intervals_and_signatures(translators: dict[str, Path]) -> None:
+def test_translation_card_shows_intervals_and_signatures(translators: dict[str, Path]) -> None:
     card = ModelCard.load(translators["bert"] / "model/README.md")
     result = json.loads((translators["bert"] / "result.json").read_text())
     figures = result["metrics"]["validation"]
@@ -185,19 +185,19 @@ def test_a_card_of_a_translation_shows_figures_with_intervals_and_signatures(tra
     )
 
 
-def test_a_card_of_a_translation_says_how_it_was_made(translators: dict[str, Path]) -> None:
+def test_translation_card_lists_settings(translators: dict[str, Path]) -> None:
     model = translators["bert"] / "model"
     text, settings = (model / "README.md").read_text(), json.loads((model / "nlp_transfer.json").read_text())["settings"]
     assert "- architecture: encoder_decoder\n" in text
     assert "- languages: `eng_Latn` to `de-DE`\n" in text
     assert "- beams: 2, length penalty 0.8\n" in text
     assert f"- longest source and longest target: {settings['max_length']} tokens each;" in text
-    assert f"at most {settings['length_ratio']:g} tokens for each of its source's and of 8 more" in text
-    assert f"texts of more than {settings['longest_source']} tokens in pieces" in text
+    assert f"at most {settings['length_ratio']:g} x (source tokens + 8) tokens" in text
+    assert f"splits texts of more than {settings['longest_source']} tokens" in text
     assert "- architecture: seq2seq\n" in (translators["marian"] / "model/README.md").read_text()
 
 
-def test_a_card_names_the_languages_that_are_sure(translators: dict[str, Path]) -> None:
+def test_card_languages(translators: dict[str, Path]) -> None:
     found = {name: ModelCard.load(run / "model/README.md").data.language for name, run in translators.items()}
     assert found == {"bert": ["eng", "de"], "marian": None, "marian-multilingual": ["de"]}
 
@@ -209,5 +209,5 @@ def test_a_card_names_the_languages_that_are_sure(translators: dict[str, Path]) 
         ("cmn_Hant", "cmn"), ("German", None), ("xx", None), ("qqq", None), ("", None), ("mul", None), ("latin", None),
     ],
 )  # fmt: skip
-def test_language_codes_are_those_of_iso_639(language: str, expected: str | None) -> None:
+def test_iso_639_language_codes(language: str, expected: str | None) -> None:
     assert language_code(language) == expected

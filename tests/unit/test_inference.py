@@ -1,4 +1,4 @@
-"""How answers are computed: planned once, in the precision that was asked for, with weights that are cast once."""
+"""Batches, precision and cached weights of predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.data.sources import find_model
-from nlp_transfer.inference import predictor as inference
-from nlp_transfer.inference.predictor import answer_all
+from nlp_transfer.inference import batched_prediction
+from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models import cached_features
 from nlp_transfer.models.accelerator import make_accelerator
@@ -28,11 +28,11 @@ def made(tiny: dict[str, Path]) -> tuple[Any, Any, Any]:
     return model, task, table
 
 
-def test_batches_are_planned_once_and_progress_counts_them(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_batches(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, task, table = made(tiny)
     plans: list[int] = []
     shown: list[Any] = []
-    batches_of, steps = inference.batches_of, inference.Steps
+    batches_of, steps = batched_prediction.batches_of, batched_prediction.Steps
 
     def plan(*arguments: Any) -> list[np.ndarray]:
         found = batches_of(*arguments)
@@ -44,15 +44,15 @@ def test_batches_are_planned_once_and_progress_counts_them(tiny: dict[str, Path]
             super().__init__(*arguments)
             shown.append(self)
 
-    monkeypatch.setattr(inference, "batches_of", plan)
-    monkeypatch.setattr(inference, "Steps", Seen)
+    monkeypatch.setattr(batched_prediction, "batches_of", plan)
+    monkeypatch.setattr(batched_prediction, "Steps", Seen)
     accelerator = make_accelerator(TrainingConfig(), "fp32")
-    answer_all(model.to(accelerator.device), task, table, accelerator, batch_size=5)
+    predict_table(model.to(accelerator.device), task, table, 5, accelerator=accelerator)
     assert plans == [-(-len(table) // 5)]
     assert [(bar.title, bar.total, bar.done) for bar in shown] == [("evaluating", plans[0], plans[0])]
 
 
-def test_a_cache_casts_the_weights_once(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_cast_once(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, table = made(tiny)
     used: list[FastFunctions] = []
 
@@ -70,7 +70,7 @@ def test_a_cache_casts_the_weights_once(tiny: dict[str, Path], monkeypatch: pyte
 
 
 @CPU_ALONE
-def test_auto_takes_the_precision_of_this_machine(
+def test_precision_auto(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fine_tune(

@@ -1,4 +1,4 @@
-"""What a predictor or a translator may be given in Python, and the predictions that come back."""
+"""Inputs of a `Predictor` or `Translator` in Python, and their predictions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ SINGLE: dict[str, Callable[[list[str]], Any]] = {
 
 @pytest.fixture(scope="module")
 def predictor(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    """A classifier of texts in the column `review`, with the labels 0 and 1."""
+    """A classifier of the text column `review` with the labels 0 and 1."""
     rows = sentiment_rows(64)
     train = pd.DataFrame({"review": [text for text, _ in rows], "label": [int(label == "positive") for _, label in rows]})
     run = fine_tune(
@@ -52,7 +52,7 @@ def predictor(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("form", TABLES)
-def test_tables_are_read_by_the_columns_of_the_task(form: str) -> None:
+def test_tables_need_the_columns_of_the_task(form: str) -> None:
     rows, single = read_inputs(TABLES[form](FRAME), ["review"])
     assert (list(rows.columns["review"]), single) == (TEXTS, False)
     pairs, _ = read_inputs(TABLES[form](FRAME.assign(other=["x", "y", "z"])), ["other", "review"])
@@ -68,11 +68,11 @@ def test_texts_need_no_column(form: str) -> None:
 
 
 @pytest.mark.parametrize("row", ["a good film", {"review": "a good film", "id": 3}])
-def test_a_single_text_or_row_gets_a_single_prediction(predictor: Predictor, row: Any) -> None:
+def test_a_single_input_gets_a_single_prediction(predictor: Predictor, row: Any) -> None:
     assert predictor(row) == predictor(["a good film"])[0]
 
 
-def test_pairs_are_read_from_tuples_lists_and_arrays() -> None:
+def test_text_pairs() -> None:
     pairs = [("a", "b"), ("c", "d")]
     for form in (pairs, [list(pair) for pair in pairs], np.array(pairs), iter(pairs)):
         rows, _ = read_inputs(form, ["text", "other"])
@@ -82,7 +82,7 @@ def test_pairs_are_read_from_tuples_lists_and_arrays() -> None:
             read_inputs(form, ["text", "other"])
 
 
-def test_every_form_gets_the_same_predictions(predictor: Predictor) -> None:
+def test_all_input_types_give_the_same_predictions(predictor: Predictor) -> None:
     expected = predictor(TEXTS)
     assert len({prediction["prediction"] for prediction in expected}) == 2
     for form in (*(make(FRAME) for make in TABLES.values()), *(make(TEXTS) for make in SINGLE.values())):
@@ -90,11 +90,11 @@ def test_every_form_gets_the_same_predictions(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("empty", [[], FRAME[:0], {"review": []}, iter(()), pd.Series([], dtype=object)])
-def test_no_rows_no_predictions(predictor: Predictor, empty: Any) -> None:
+def test_empty_inputs(predictor: Predictor, empty: Any) -> None:
     assert predictor(empty) == []
 
 
-def test_predictions_compare_with_the_labels_of_train(predictor: Predictor) -> None:
+def test_predictions_have_the_type_of_the_labels(predictor: Predictor) -> None:
     rows = sentiment_rows(64)
     labels = np.array([int(label == "positive") for _, label in rows])
     predictions = [prediction["prediction"] for prediction in predictor(pd.DataFrame(rows, columns=["review", "x"]))]
@@ -117,7 +117,7 @@ def test_predictions_compare_with_the_labels_of_train(predictor: Predictor) -> N
         (FRAME.rename(columns={"id": "review"}), "2 columns called 'review'"),
     ],
 )  # fmt: skip
-def test_anything_else_is_refused_with_a_message(predictor: Predictor, inputs: Any, says: str) -> None:
+def test_other_types_are_refused(predictor: Predictor, inputs: Any, says: str) -> None:
     if not says:  # columns that are not asked for may be anything
         assert len(predictor(inputs)) == 2
         return
@@ -125,7 +125,7 @@ def test_anything_else_is_refused_with_a_message(predictor: Predictor, inputs: A
         predictor(inputs)
 
 
-def test_rows_of_a_data_frame_are_read_by_name() -> None:
+def test_rows_of_a_data_frame() -> None:
     frame = FRAME.assign(other=["x", "y", "z"])
     rows, single = read_inputs(frame.iloc[0], ["other", "review"])
     assert ([rows.columns[name][0] for name in ("other", "review")], single) == (["x", TEXTS[0]], True)
@@ -143,23 +143,23 @@ def test_arrow_values_and_single_arrays(predictor: Predictor) -> None:
         predictor(np.array("a good film"))
 
 
-def test_columns_of_unequal_length_are_refused() -> None:
+def test_columns_of_different_length_are_refused() -> None:
     with pytest.raises(UserError, match="different lengths"):
         read_inputs({"text": ["a", "b"], "other": ["c"]}, ["text", "other"])
 
 
-def test_a_data_set_that_is_read_in_passing_is_refused(predictor: Predictor) -> None:
+def test_a_streaming_dataset_is_refused(predictor: Predictor) -> None:
     stream = datasets.Dataset.from_pandas(FRAME).to_iterable_dataset()
     with pytest.raises(UserError, match="IterableDataset"):
         predictor(stream)
 
 
-def test_columns_may_be_called_by_numbers() -> None:
+def test_columns_may_have_numbers_as_names() -> None:
     rows, _ = read_inputs(pd.DataFrame([["a", "b"]]), ["1"])
     assert list(rows.columns["1"]) == ["b"]
 
 
-def test_predictions_of_several_labels_are_lists(tiny: dict[str, Path], tmp_path: Path) -> None:
+def test_multi_label_predictions_are_lists(tiny: dict[str, Path], tmp_path: Path) -> None:
     rows = sentiment_rows(64)
     train = pd.DataFrame({"text": [text for text, _ in rows]})
     train["labels"] = pd.Series([[1, 2] if label == "positive" else [2] if i % 4 else [] for i, (_, label) in enumerate(rows)])

@@ -13,15 +13,16 @@ import pytest
 from nlp_transfer.data.sources import parquet_reader, read_rows
 from nlp_transfer.data.sources.table_reader import Batch, read_table, scan_table
 from nlp_transfer.inference import file_predictor, parquet_writer
+from nlp_transfer.inference.command_inputs import FileOptions
 from nlp_transfer.inference.files import predict_file
-from nlp_transfer.inference.output_journal import Answer
+from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import UserError
 from tests.faults.test_hostile_files import not_utf8
 
 ROWS = 100
-WINDOW = 30
+CHUNK_ROWS = 30
 
 
 def half(values: Any) -> list[Any]:
@@ -64,24 +65,24 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
     lists; gives back the output."""
 
     class Model:
-        window = WINDOW
+        chunk_rows = CHUNK_ROWS
         columns = ("text",)
         identity: ClassVar[dict[str, str]] = {}
 
         def __init__(self, **arguments: Any) -> None: ...
 
-        def __call__(self, batch: Batch) -> Answer:
+        def __call__(self, batch: Batch) -> ChunkPredictions:
             assert list(batch.columns) == ["text"] or not batch.names, "only what the model reads is converted to Python"
             cell = None if batch.first == 1 else [batch.columns["text"][0]]
-            return Answer({"prediction": [cell] * len(batch)})
+            return ChunkPredictions({"prediction": [cell] * len(batch)})
 
     def run(name: str, rows: pa.Table = TABLE) -> Path:
         pq.write_table(rows, tmp_path / "in.parquet", row_group_size=33)
-        predict_file("model", tmp_path / "in.parquet", tmp_path / name, {}, False, None, "fp32")
+        predict_file({"model": "model", "settings": {}}, FileOptions(tmp_path / "in.parquet", tmp_path / name))
         return tmp_path / name
 
     monkeypatch.setattr(parquet_reader, "AT_ONCE", 10)
-    monkeypatch.setattr(file_predictor, "Answers", Model)
+    monkeypatch.setattr(file_predictor, "FilePredictor", Model)
     return run
 
 
@@ -93,7 +94,7 @@ def test_columns_pass_through_parquet_bit_for_bit(predict: Predict, tmp_path: Pa
     for name in given.column_names:
         assert rest.column(name).equals(given.column(name)), name
     assert output.schema.field("prediction").type == pa.list_(pa.field("element", pa.string()))
-    assert output.column("prediction").to_pylist()[WINDOW - 1 : WINDOW + 1] == [None, ["text 30"]]
+    assert output.column("prediction").to_pylist()[CHUNK_ROWS - 1 : CHUNK_ROWS + 1] == [None, ["text 30"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
 
 
@@ -218,7 +219,7 @@ def test_incompatible_types_are_named_with_their_column(
 def test_null_in_the_first_window_of_jsonl_is_no_reason_to_refuse(predict: Predict, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"text": str(i), "n": None if i < ROWS - 1 else 7}) + "\n" for i in range(ROWS)))
-    predict_file("model", source, tmp_path / "out.parquet", {}, False, None, "fp32")
+    predict_file({"model": "model", "settings": {}}, FileOptions(source, tmp_path / "out.parquet"))
     assert pq.read_table(tmp_path / "out.parquet").column("n").to_pylist() == [None] * (ROWS - 1) + [7]
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bart
 from nlp_transfer import FineTuned, UserError, fine_tune, load_adapters, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.inference.predictor import score
+from nlp_transfer.inference.scoring import score
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, standardized_outputs

@@ -363,7 +363,7 @@ def test_adapters_of_other_bases_are_refused(
     assert f"was trained on {tiny['bert'].resolve()}; the base is {tiny['roberta'].resolve()}" in message
     assert f"adapters.b: found no adapter in {full}" in message
     assert "adapters.c" in message
-    with pytest.raises(UserError, match="none were given"):
+    with pytest.raises(UserError, match="adapters: found none; allowed: run folders"):
         load_adapters(str(tiny["bert"]), {})
 
 

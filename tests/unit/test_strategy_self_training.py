@@ -21,7 +21,7 @@ from tests.unit.test_training import equal, make, weights_of
 
 
 def scores_of(sure: list[tuple[int, float]], classes: int = 2) -> dict[str, np.ndarray]:
-    """Answers of which each gives a class a probability, and the others the rest."""
+    """FilePredictor of which each gives a class a probability, and the others the rest."""
     scores = np.array([[p if c == label else (1 - p) / (classes - 1) for c in range(classes)] for label, p in sure])
     return {"scores": scores.astype(np.float32), "prediction": scores.argmax(1)}
 
@@ -105,9 +105,9 @@ def test_best_weights_make_the_pseudo_labels(
         evaluated.append(weights_of(model))
         return {"accuracy": next(accuracies), "loss": 1.0}, {}
 
-    predict, run_phase = loop.answer_all, loop.Trainer._run_phase
+    predict, run_phase = loop.predict_table, loop.Trainer._run_phase
 
-    def answer_all(model: Any, *arguments: Any, **named: Any) -> Any:
+    def predict_table(model: Any, *arguments: Any, **named: Any) -> Any:
         labelled.append(weights_of(model))
         return predict(model, *arguments, **named)
 
@@ -116,7 +116,7 @@ def test_best_weights_make_the_pseudo_labels(
         run_phase(self, phase)
 
     monkeypatch.setattr(validation_scores, "score", scored)
-    monkeypatch.setattr(loop, "answer_all", answer_all)
+    monkeypatch.setattr(loop, "predict_table", predict_table)
     monkeypatch.setattr(loop.Trainer, "_run_phase", begin)
     monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.arange(2), np.array([0, 1])))
     strategy = SelfTraining(rounds=1, restart=restart)

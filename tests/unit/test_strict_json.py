@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nlp_transfer.inference.files import print_figures
+from nlp_transfer.inference.model_evaluation import print_metrics
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.utils.atomic_files import to_json, write_json
 
@@ -28,7 +28,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path, capsys: pytest.
     assert strict(to_json(VALUES)) == NULLS
     write_json(tmp_path / "result.json", VALUES)
     assert strict((tmp_path / "result.json").read_text()) == NULLS
-    print_figures({"pearson": math.nan, "mse": 0.5}, None)
+    print_metrics({"pearson": math.nan, "mse": 0.5}, None)
     assert strict(capsys.readouterr().out) == {"pearson": None, "mse": 0.5}
 
 

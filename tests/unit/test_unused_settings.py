@@ -18,8 +18,8 @@ from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.token_cache import cached_table
 from nlp_transfer.data.unused_settings import unused_columns
-from nlp_transfer.experiments.plan import Job, make_plan
-from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.experiments.plan import PlannedRun, make_plan
+from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.applicability import COMMAND_SETTINGS, FORMAT, IDENTITY, NO_STEPS, takes
@@ -394,7 +394,7 @@ def test_compare_says_for_which_strategies_and_leaves_it_out_of_their_runs(capsy
     assert "full" in lines["data.unlabelled"]
     assert "prototypes" in lines["training.epochs"]
     assert "self_training" not in lines["data.unlabelled"]
-    documents = {way.label: plan.document(Job(way, None, 0), Path("c")) for way in plan.ways}
+    documents = {variant.label: plan.document(PlannedRun(variant, None, 0), Path("c")) for variant in plan.variants}
     assert [name for name, found in documents.items() if "unlabelled" in found["data"]] == ["self_training"]
     assert [name for name, found in documents.items() if "epochs" in found["training"]] == ["full", "self_training"]
     assert all(found["training"]["best_metric"] == "accuracy" for found in documents.values())
@@ -445,7 +445,7 @@ def test_what_evaluate_takes_changes_figures_or_what_is_read(name: str, value: A
     def figures(**settings: Any) -> Any:
         settings = {"threshold": 0.45, **settings}
         try:
-            return evaluate_source(str(tags), {"data": {"test": str(tags.parent / "train.csv")}, "task": settings}, 8, "fp32")
+            return evaluate_model(str(tags), {"data": {"test": str(tags.parent / "train.csv")}, "task": settings}, 8, "fp32")[0]
         except UserError as error:
             return str(error)
 

@@ -12,7 +12,7 @@ import torch
 from nlp_transfer import UserError, fine_tune
 from nlp_transfer.evaluation import metrics
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
-from nlp_transfer.inference.files import evaluate_source
+from nlp_transfer.inference.model_evaluation import evaluate_model
 from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 from tests.strategies import document, files
@@ -52,7 +52,7 @@ def test_function_in_results_log_and_card(tiny: dict[str, Path], sentiment: dict
     assert ["own" in line["validation"] for line in log if "validation" in line] == [True, True]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["test"]["own"] == run.metrics["test"]["own"]
     assert "| own |" in (tmp_path / "run" / "model" / "README.md").read_text()
-    values = evaluate_source(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")
+    values = evaluate_model(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")[0]
     assert "own" not in values
     assert values["accuracy"] == run.metrics["test"]["accuracy"]
 

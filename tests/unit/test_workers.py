@@ -1,27 +1,38 @@
-"""Real processes with a stand-in for the model: what they find around them, and that none is left in any case."""
+"""Worker processes that predict the chunks of a file, with a predictor that has no model."""
 
 import contextlib
 import errno
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.inference import worker_processes
-from nlp_transfer.inference.ordered import WorkerError, in_order
-from nlp_transfer.inference.worker_processes import Stopped, Workers, at_once, check_processes, plan, threads_each
+from nlp_transfer.inference.worker_processes import (
+    PredictorPool,
+    WorkerError,
+    check_processes,
+    describe_processes,
+    in_file_order,
+    threads_each,
+)
 from nlp_transfer.utils.errors import LONGEST, Problems, UserError
+from nlp_transfer.utils.interrupts import SIGNALS, Interrupted, raise_interrupts
 from tests.processes import ROOT
-from tests.unit.slow_answers import windows
+from tests.unit.slow_predictor import chunks
 
-PATIENCE = 300  # seconds until a test that waits for another process is given up
+PATIENCE = 300  # seconds until a test gives up waiting for another process
 
 
 @pytest.fixture
@@ -31,55 +42,59 @@ def eight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("processes", [0, -1, 9])
-def test_a_number_of_processes_that_makes_no_sense_is_refused(eight: None, processes: int) -> None:
+def test_wrong_numbers_of_processes(eight: None, processes: int) -> None:
     problems = Problems()
     check_processes(processes, problems)
-    assert problems.messages == [f"--processes: found {processes}; this machine has 8 cores; allowed: 1 to 8"]
+    (message,) = problems.messages
+    assert all(fact in message for fact in ("--processes", f"found {processes}", "8 cores", "1 to 8"))
 
 
-def test_numbers_of_processes_that_make_sense(eight: None) -> None:
+def test_right_numbers_of_processes(eight: None) -> None:
     problems = Problems()
     for processes in range(1, 9):
         check_processes(processes, problems)
     assert not problems
 
 
-def test_threads_are_shared_out(eight: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_each_process(eight: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [threads_each(processes) for processes in (1, 2, 3, 5, 8)] == [8, 4, 2, 1, 1]
-    assert plan(2) == "answering with 2 processes, 4 threads each"
+    assert "2 processes, 4 threads each" in describe_processes(2)
     for value, threads in {"3": 3, " 2,1": 2, "": 4, "0": 4, "many": 4}.items():
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert threads_each(2) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert plan(2) == "answering with 2 processes, 1 thread each"
+    assert "2 processes, 1 thread each" in describe_processes(2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_what_is_under_way_once(number: signal.Signals) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script begin without it
-    before = [signal.getsignal(each) for each in worker_processes.ENDING]
-    tidied = []
+# --- signals
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_interrupts_once(number: signal.Signals) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a script ignore it
+    before = [signal.getsignal(each) for each in SIGNALS]
+    removed = []
 
     def work() -> None:
         try:
             os.kill(os.getpid(), number)
             time.sleep(60)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)  # while it tidies up
-            os.kill(os.getpid(), signal.SIGINT)
-            tidied.append(True)
+            for each in SIGNALS:  # signals while files are removed
+                os.kill(os.getpid(), each)
+            removed.append(True)
 
-    with pytest.raises(Stopped, match=f"by {number.name}") as stopped, at_once():
+    with pytest.raises(Interrupted, match=number.name) as interrupted, raise_interrupts():
         work()
-    assert tidied
-    assert stopped.value.status == 128 + number
-    assert [signal.getsignal(each) for each in worker_processes.ENDING] == before
+    assert removed
+    assert interrupted.value.status == 128 + number
+    assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with at_once():
+        with raise_interrupts():
             os.kill(os.getpid(), signal.SIGINT)
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -88,59 +103,109 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_long_list_of_problems_arrives_whole() -> None:
-    problems = Problems("in.csv")
-    for row in range(1000):
-        problems.add(f"in.csv, row {row}: {'a cell ' * 40}")
+# --- the order of the file
 
-    def work() -> Any:
-        problems.raise_if_any()
 
-    kind, *content = worker_processes._reply(work)
-    again = UserError(*content)
-    assert kind == "refused"
-    assert len(str(again)) > 2 * LONGEST
-    assert str(again) == str(problems)
-    assert again.problems is problems
+class File:
+    """Chunks of one row that count how many of them were read."""
+
+    def __init__(self, count: int, error: Exception | None = None) -> None:
+        self.count, self.error = count, error
+        self.read = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for i in range(self.count):
+            self.read += 1
+            yield Batch({"text": [str(i)]}, i + 1, 1)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("limit", [1, 2, 8])
+@pytest.mark.parametrize("count", [0, 1, 5, 40])
+def test_chunks_come_in_order_and_few_are_read_ahead(limit: int, count: int) -> None:
+    file, seen = File(count), 0
+
+    def predict(chunk: Batch) -> Any:
+        time.sleep(random.random() / 1000)
+        return chunk.columns["text"]
+
+    with ThreadPoolExecutor(3) as threads:
+        for chunk, predictions in in_file_order(iter(file), lambda chunk: threads.submit(predict, chunk), limit, deque()):
+            assert file.read - seen <= limit
+            assert predictions == chunk.columns["text"] == [str(seen)]
+            seen += 1
+    assert seen == count
+
+
+def future(chunk: Batch, failing: dict[int, Exception]) -> Future[int]:
+    done: Future[int] = Future()
+    if error := failing.get(chunk.first):
+        done.set_exception(error)
+    else:
+        done.set_result(chunk.first)
+    return done
+
+
+@pytest.mark.parametrize("error", [UserError("row 3"), BrokenExecutor("row 3")])
+def test_the_first_error_of_the_file_is_raised(error: Exception) -> None:
+    """Later errors were known earlier."""
+    file, given = File(1000), list[int]()
+    failing = {3: error, 4: UserError("row 4"), 5: ZeroDivisionError()}
+    ordered = in_file_order(iter(file), lambda chunk: future(chunk, failing), 6, deque())
+    with pytest.raises(type(error), match="row 3"):
+        given.extend(predictions for _, predictions in ordered)
+    assert given == [1, 2]
+    assert file.read <= 2 + 6
+
+
+def test_a_file_is_predicted_up_to_an_error_of_reading() -> None:
+    given = list[int]()
+    ordered = in_file_order(iter(File(5, UserError("row 6"))), lambda chunk: future(chunk, {}), 9, deque())
+    with pytest.raises(UserError, match="row 6"):
+        given.extend(predictions for _, predictions in ordered)
+    assert given == [1, 2, 3, 4, 5]
+    with pytest.raises(UserError, match="row 2"):
+        list(in_file_order(iter(File(5, UserError("6"))), lambda chunk: future(chunk, {2: UserError("row 2")}), 9, deque()))
+
+
+# --- real processes
 
 
 @contextlib.contextmanager
-def started(folder: Path, **more: Any) -> Iterator[Workers]:
-    """Two processes; none of them is there afterwards."""
-    team = Workers("tests.unit.slow_answers", "Slow", {"folder": folder, **more}, 2)
+def started(folder: Path, **more: Any) -> Iterator[PredictorPool]:
+    """Two processes; none of them is left afterwards."""
+    processes: list[Any] = []
     try:
-        with team:
-            yield team
+        with PredictorPool("tests.unit.slow_predictor", "Slow", {"folder": folder, **more}, 2) as pool:
+            processes = multiprocessing.active_children()
+            yield pool
     finally:
+        assert len(processes) == 2
         assert not multiprocessing.active_children()
-        assert len(team._processes) == 2
-        assert not any(exists(process.pid) for process in team._processes)
 
 
-def exists(process: int | str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    return True
+def predict(pool: PredictorPool, texts: list[str], **more: Any) -> Iterator[tuple[Batch, Any]]:
+    return pool.predict(lambda size, *_: iter(chunks(texts, size)), **more)
 
 
-def test_what_processes_find_around_them(
+def test_the_environment_of_processes(
     eight: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nlp_transfer.settings.extensions._CODE", {})  # files of code that other tests named, which import torch
+    monkeypatch.setattr("nlp_transfer.settings.extensions._CODE", {})  # files with code of other tests, which import torch
     texts = [str(i) for i in range(101)]
-    with started(tmp_path) as team:
-        found = list(in_order(lambda size, *_: iter(windows(texts, size)), team, 2))
-    assert [text for batch, _ in found for text in batch.columns["text"]] == texts
-    around = {tuple(answer.items()) for _, answer in found}
-    assert {tuple(answer)[1:] for answer in around} == {
+    with started(tmp_path) as pool:
+        found = list(predict(pool, texts, recorded=lambda chunk: {"process": 0} if chunk.first == 5 else None))
+    assert [text for chunk, _ in found for text in chunk.columns["text"]] == texts
+    assert found.pop(2)[1] == {"process": 0}, "recorded predictions are not computed"
+    environments = {tuple(predictions.items()) for _, predictions in found}
+    assert {environment[1:] for environment in environments} == {
         (("torch", False), ("OMP_NUM_THREADS", "4"), ("RAYON_NUM_THREADS", "4"), ("RANK", None), ("table", None))
     }
-    assert {batch.table for batch, _ in found} == {"for the writer"}, "columns that only the writer needs are not sent"
-    assert os.getpid() not in {dict(answer)["process"] for answer in around}
+    assert {chunk.table for chunk, _ in found} == {"for the writer"}, "columns that only the writer needs are not sent"
+    assert os.getpid() not in {dict(environment)["process"] for environment in environments}
     assert "OMP_NUM_THREADS" not in os.environ
-    assert capfd.readouterr().err.count("loaded, ") <= 1  # the other may not have come so far
+    assert capfd.readouterr().err.count("loaded, ") <= 1  # the other one may not have finished loading
 
 
 def test_the_process_that_writes_needs_no_model() -> None:
@@ -151,44 +216,49 @@ def test_the_process_that_writes_needs_no_model() -> None:
 
 
 def test_errors_of_processes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such model"), started(tmp_path, refuse="no such model") as team:
-        list(in_order(lambda size, *_: iter(windows(["a"], size)), team, 2))
-    texts = [*"abcdef", "fail", *"hijkl"]
+    problems = Problems("in.csv")
+    for row in range(1000):
+        problems.add(f"in.csv, row {row}: {'a cell ' * 40}")
+    with pytest.raises(UserError) as error, started(tmp_path, refuse=problems) as pool:
+        list(predict(pool, ["a"]))
+    assert len(str(error.value)) > 2 * LONGEST, "a long message is complete"
+    assert str(error.value) == str(problems)
+    assert error.value.problems is not None
     with (
-        pytest.raises(WorkerError, match=r"(?s)of 2 failed:.*in __call__.*ZeroDivisionError: \['fail', 'h'\]"),
-        started(tmp_path) as team,
+        pytest.raises(WorkerError, match=r"(?s)in __call__.*ZeroDivisionError: \['fail', 'h'\]"),
+        started(tmp_path) as pool,
     ):
-        list(in_order(lambda size, *_: iter(windows(texts, size)), team, 2))
+        list(predict(pool, [*"abcdef", "fail", *"hijkl"]))
 
 
-def test_a_killed_process_is_named(tmp_path: Path) -> None:
-    texts = [*"abcdef", "sleep", *"hijkl"]
+def test_a_killed_process_is_reported(tmp_path: Path) -> None:
+    """The chunks are larger than the buffer of a pipe."""
+    texts = [*(4 * [100_000 * "a"]), *"ef", "sleep", *(7 * [100_000 * "b"])]
     killed: list[str] = []
 
-    def answer(team: Workers) -> None:
-        for batch, _ in in_order(lambda size, *_: iter(windows(texts, size)), team, 2):
-            if batch.first == 5:  # the window below is the next that can come
+    def kill(pool: PredictorPool) -> None:
+        for chunk, _ in predict(pool, texts):
+            if chunk.first == 5:  # the chunk below is the next
                 killed.extend(wait_for(tmp_path, 1))
                 os.kill(int(killed[0]), signal.SIGKILL)
 
-    with pytest.raises(UserError) as error, started(tmp_path) as team:
-        answer(team)
-    assert f"of 2 (pid {killed[0]}) was ended by SIGKILL while it answered rows 7 to 8. Often memory has run" in str(error.value)
-    assert "allowed: fewer --processes than 2, or a smaller --batch-size" in str(error.value)
+    with pytest.raises(UserError) as error, started(tmp_path) as pool:
+        kill(pool)
+    facts = (f"pid {killed[0]}", "of 2", "SIGKILL", "rows 7 to ", "memory", "fewer --processes", "--batch-size")
+    assert all(fact in str(error.value) for fact in facts), str(error.value)
 
 
-def test_a_process_that_is_killed_while_it_loads_is_named(tmp_path: Path) -> None:
-    def answer(team: Workers) -> None:
-        team._processes[0].kill()
-        while True:
-            team.receive()
+def test_a_process_that_is_killed_while_it_loads_is_reported(tmp_path: Path) -> None:
+    def kill(pool: PredictorPool) -> None:
+        multiprocessing.active_children()[0].kill()
+        list(predict(pool, 24 * ["sleep"]))
 
-    says = r"process 1 of 2 \(pid \d+\) was ended by SIGKILL while it loaded the model"
-    with pytest.raises(UserError, match=says), started(tmp_path) as team:
-        answer(team)
+    facts = r"process [12] \(pid \d+\) of 2 .*SIGKILL while it loaded the model"
+    with pytest.raises(UserError, match=facts), started(tmp_path) as pool:
+        kill(pool)
 
 
-def test_a_system_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_system_that_is_full_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     start = multiprocessing.get_context("spawn").Process.start
     already: list[Any] = []
 
@@ -199,17 +269,15 @@ def test_a_system_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
         start(process)
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", full)
-    team = Workers("tests.unit.slow_answers", "Slow", {"folder": tmp_path}, 2)
-    with pytest.raises(
-        UserError, match=r"^process 2 of 2 cannot be started \(Resource temporarily unavailable\); allowed: fewer"
-    ):
-        team.__enter__()
+    pool = PredictorPool("tests.unit.slow_predictor", "Slow", {"folder": tmp_path}, 2)
+    with pytest.raises(UserError, match=r"process 2 of 2 .*Resource temporarily unavailable.*allowed: fewer"):
+        pool.__enter__()
     assert len(already) == 1
     assert already[0].exitcode == -signal.SIGKILL
 
 
 def wait_for(folder: Path, count: int) -> list[str]:
-    """The processes that are at work for good, once there are so many."""
+    """Return the ids of the processes that hang, once there are `count`."""
     end = time.monotonic() + PATIENCE
     while len(found := [path.name for path in folder.iterdir()]) < count:
         assert time.monotonic() < end, f"{len(found)} of {count} processes are at work"
@@ -218,18 +286,18 @@ def wait_for(folder: Path, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_nothing_is_left_when_it_is_ended(tmp_path: Path, number: signal.Signals, status: int) -> None:
-    """A terminal sends Ctrl-C to all processes; a kill reaches the first alone, the others see its end."""
-    command = [sys.executable, "-m", "tests.unit.slow_answers", str(tmp_path)]
+def test_no_process_is_left_after_a_signal(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """A terminal sends Ctrl-C to all processes. A kill reaches only the first process, and the others notice its end."""
+    command = [sys.executable, "-m", "tests.unit.slow_predictor", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         found = wait_for(tmp_path, 2)
         (process.send_signal if number == signal.SIGKILL else lambda each: os.killpg(process.pid, each))(number)
-        said = process.communicate(timeout=PATIENCE)[1]  # ends when none of the three processes holds the pipe any more
+        printed = process.communicate(timeout=PATIENCE)[1]  # ends when no process holds the pipe any more
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == status
-    assert "Traceback" not in said
-    assert ("interrupted: by" in said) == (number != signal.SIGKILL)
+    assert "Traceback" not in printed
+    assert ("interrupted: by" in printed) == (number != signal.SIGKILL)
     assert len(found) == 2

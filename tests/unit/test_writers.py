@@ -35,6 +35,7 @@ ALLOWED = {
     "strategies/common/adapter_modules.py": "libraries write into a folder that `replacing_folder` has made",
     "training/checkpoints.py": "libraries write into a folder that `replacing_folder` has made; removes checkpoints of its run",
     "run/folder.py": "removes the checkpoints of its run",
+    "report/plots.py": "saves a plot to a buffer in memory",
     "experiments/runs.py": "removes an unfinished run of its comparison; what a process prints goes to a file without a name",
     "experiments/run_server.py": "removes models of its comparison; writes into a file that `replacing` has made",
     "run/trial_save.py": "a private folder with a random name, removed afterwards",

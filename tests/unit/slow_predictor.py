@@ -1,4 +1,4 @@
-"""Stands in for a model where real processes are tested: it is made in no time, and takes as long as it is told."""
+"""A predictor without a model, for tests of real processes: it loads at once, and sleeps when a row says so."""
 
 import os
 import signal
@@ -9,23 +9,23 @@ from typing import Any, ClassVar
 
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.inference.ordered import in_order
-from nlp_transfer.inference.worker_processes import Workers, at_once
+from nlp_transfer.inference.worker_processes import PredictorPool
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import Problems
+from nlp_transfer.utils.interrupts import raise_interrupts
 
 
 class Slow:
-    """Answers with its process and what it finds around it. A file named like the process says that it is at work for good."""
+    """Predicts its process id and environment. On the row `sleep` it writes a file named after its process and then hangs."""
 
-    window = 2
+    chunk_rows = 2
     columns = ("text",)
     identity: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, folder: Path, refuse: str = "") -> None:
+    def __init__(self, folder: Path, refuse: Problems | None = None) -> None:
         self.folder = folder
         if refuse:
-            raise UserError(refuse)
+            refuse.raise_if_any()
         say("loaded, as one of them says")
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
@@ -39,8 +39,8 @@ class Slow:
         return {"process": os.getpid(), "torch": "torch" in sys.modules} | around | {"table": batch.table}
 
 
-def windows(texts: list[str], size: int) -> list[Batch]:
-    """A file's windows."""
+def chunks(texts: list[str], size: int) -> list[Batch]:
+    """Return the chunks of a file."""
     return [
         Batch({"text": texts[start : start + size]}, 1 + start, len(texts[start : start + size]), table="for the writer")
         for start in range(0, len(texts), size)
@@ -48,10 +48,10 @@ def windows(texts: list[str], size: int) -> list[Batch]:
 
 
 def main() -> None:
-    """Two processes that have work for ten minutes each."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script begin without it
-    with at_once(), Workers(__spec__.name, "Slow", {"folder": Path(sys.argv[1])}, 2) as workers:
-        list(in_order(lambda size, *_: iter(windows(["sleep"] * 12, size)), workers, 2))
+    """Run two processes that hang."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a script ignore it
+    with raise_interrupts(), PredictorPool(__spec__.name, "Slow", {"folder": Path(sys.argv[1])}, 2) as pool:
+        list(pool.predict(lambda size, *_: iter(chunks(["sleep"] * 12, size))))
 
 
 if __name__ == "__main__":

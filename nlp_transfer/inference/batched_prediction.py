@@ -1,0 +1,181 @@
+"""Predict all rows of a token table in batches of similar length, with a smaller batch when memory runs out."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from nlp_transfer.data.tokens import TokenTable, to_device
+from nlp_transfer.data.windows import inference_batches, token_batches
+from nlp_transfer.inference.row_errors import check_finite_predictions
+from nlp_transfer.kernels.first_token import first_token_only, last_layer
+from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.models.compatibility import split_by_length
+from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory, keep_freed_memory
+from nlp_transfer.models.preparation import autocast
+from nlp_transfer.tasks import Arrays, Items, Task
+from nlp_transfer.utils.console import Steps, say
+
+CPU_TOKENS = 512  # padded tokens of a batch for each thread; the activations of more tokens do not fit into the core's caches
+GPU_TOKENS = 1 << 15  # padded tokens of a batch that keep a GPU busy
+GENERATION_ROWS = 32  # rows of a batch for tasks that generate text
+_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # padded tokens that fit, by model that ran out of memory
+
+
+def batches_of(table: TokenTable, device: torch.device, batch_size: int | None = None) -> list[np.ndarray]:
+    """Return row indices (int64) in batches of similar length, the longest first.
+
+    Args:
+        batch_size: rows of a batch; None: the number that is fastest on the device.
+    """
+    if batch_size is None and "labels" not in table.ragged:
+        return token_batches(table.lengths, CPU_TOKENS * torch.get_num_threads() if device.type == "cpu" else GPU_TOKENS)
+    return inference_batches(table.side_lengths, batch_size or GENERATION_ROWS)
+
+
+def predict_table(
+    model: nn.Module,
+    task: Task,
+    table: TokenTable,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+    accelerator: Any = None,
+    selected: np.ndarray | None = None,
+    where: Callable[[int], str] = "row {}".format,
+) -> tuple[Arrays, Items]:
+    """Predict every row of a table.
+
+    Args:
+        batch_size: rows of a batch; None: the number that is fastest on the device.
+        accelerator: shares the batches among its processes, which all get the same result, and shows progress; None: this
+            process predicts all rows.
+        selected: bool of shape (rows,), the rows that need a complete prediction (`Task.predict_batch`); None: all.
+        where: names a row in messages, by its index.
+
+    Returns:
+        Predictions by name in row order, arrays of shape (rows, ...); and the sum and the count of each loss term, empty for
+        rows without targets.
+
+    Raises:
+        UserError: a prediction is NaN or infinite.
+    """
+    device = next(model.parameters()).device
+    predictor = _BatchPredictor(model, task, table, precision, selected, where)
+    batches = split_by_length(model, batches_of(table, device, batch_size), table.lengths)
+    if accelerator is not None:
+        batches = batches[accelerator.process_index :: accelerator.num_processes]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), fast_inference(model, device), ExitStack() as stack:
+            progress = None
+            if accelerator is not None and accelerator.is_main_process:
+                progress = stack.enter_context(Steps("evaluating", len(batches)))
+            for indices in batches:
+                predictor.predict(indices)
+                if progress is not None:
+                    progress.advance()
+    finally:
+        model.train(was_training)
+    parts = [(predictor.predictions, predictor.indices, predictor.losses)]
+    if accelerator is not None and accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        parts = gather_object(parts)
+    return _merge(parts, len(table))
+
+
+class _BatchPredictor:
+    """Predicts batches of one table; splits those that do not fit into memory.
+
+    Attributes:
+        predictions: of each batch, by name.
+        indices: int64 row indices of each batch.
+        losses: the sum and the count of each loss term so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        table: TokenTable,
+        precision: str,
+        selected: np.ndarray | None,
+        where: Callable[[int], str],
+    ) -> None:
+        self.model, self.task, self.table, self.precision = model, task, table, precision
+        self.selected, self.where = selected, where
+        self.device, self.sides = next(model.parameters()).device, table.side_lengths
+        self.predictions: list[Arrays] = []
+        self.indices: list[np.ndarray] = []
+        self.losses: Items = {}
+
+    def predict(self, indices: np.ndarray) -> None:
+        """Predict the rows at `indices`, in halves where memory runs out."""
+        halves = np.array_split(indices, 2)
+        limit = _LIMITS.get(self.model, sys.maxsize)
+        if len(indices) > 1 and self._padded_tokens(indices) > limit:
+            for half in halves:
+                self.predict(half)
+            return
+        try:
+            batch = to_device(self.table.batch(indices), self.device)
+            texts = {name: column[indices] for name, column in self.table.texts.items()}
+            selected = None if self.selected is None else self.selected[indices]
+            with autocast(self.device, self.precision):
+                predictions, losses = self.task.predict_batch(self.model, batch, selected, texts)
+        except Exception as error:
+            if len(indices) == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            check_finite_predictions(predictions, indices, self.where, self.precision)
+            self.predictions.append(predictions)
+            self.indices.append(indices)
+            _add(self.losses, losses)
+            return
+        free_cached_memory()  # outside of the except block, which holds the tensors of the failed pass
+        limit = _LIMITS[self.model] = min(limit, max(map(self._padded_tokens, halves)))
+        say(
+            f"warning: out of memory with {len(indices)} rows ({self._padded_tokens(indices):,} tokens with padding) at a time; "
+            f"from now on at most {limit:,} tokens"
+        )
+        for half in halves:
+            self.predict(half)
+
+    def _padded_tokens(self, indices: np.ndarray) -> int:
+        return len(indices) * int(self.sides[indices].max(0).sum())
+
+
+@contextmanager
+def fast_inference(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Use the fast CPU kernels for forward passes that need nothing but predictions."""
+    with ExitStack() as stack:
+        if device.type == "cpu":
+            keep_freed_memory()
+            stack.enter_context(first_token_only(last_layer(model)))
+            stack.enter_context(FastFunctions())
+        yield
+
+
+def _add(losses: Items, more: Items) -> None:
+    for name, (value, count) in more.items():
+        before = losses.get(name, (0.0, 0.0))
+        losses[name] = (before[0] + value, before[1] + count)
+
+
+def _merge(parts: list[tuple[list[Arrays], list[np.ndarray], Items]], rows: int) -> tuple[Arrays, Items]:
+    """Merge the predictions of all processes in row order. Each row must have been predicted exactly once."""
+    batches = [batch for predictions, _, _ in parts for batch in predictions]
+    indices = np.concatenate([*(batch for _, batches, _ in parts for batch in batches), np.zeros(0, np.int64)])
+    assert sorted(indices) == list(range(rows)), f"{len(indices)} predictions for {rows} rows"
+    order = np.argsort(indices)
+    predictions = {name: np.concatenate([batch[name] for batch in batches])[order] for name in batches[0]}
+    losses: Items = {}
+    for _, _, more in parts:
+        _add(losses, more)
+    return predictions, losses

@@ -1,0 +1,99 @@
+"""Score a saved model on a test split, and print or save the metrics."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from nlp_transfer.data.bad_rows import SKIP_HINT, check_rows, describe_skipped, name_skipped
+from nlp_transfer.data.sources import read_rows
+from nlp_transfer.data.sources.aligned_files import check_no_aligned
+from nlp_transfer.data.sources.file_reading import kind_of
+from nlp_transfer.data.unused_settings import unused_columns
+from nlp_transfer.inference.command_inputs import data_settings
+from nlp_transfer.inference.standard_streams import writing_stdout
+from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.utils.atomic_files import to_json, write_json
+from nlp_transfer.utils.console import is_main, say, show_metrics
+from nlp_transfer.utils.environment import importing
+from nlp_transfer.utils.errors import Problems, UserError
+
+
+def evaluate_model(
+    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Score a saved model on `data.test` exactly as a run scores its splits: over all rows at once.
+
+    Several processes of a launcher share the work and all return the same metrics.
+
+    Returns:
+        Metrics by name, with the number of `rows`; and the signatures of metrics that have one.
+
+    Raises:
+        UserError: the model, a setting or the data cannot be used.
+    """
+    data = data_settings(settings)
+    with importing():
+        from nlp_transfer.settings.launch_config import check_launch
+
+        check_launch()
+        from nlp_transfer.inference.file_predictor import open_predictor
+        from nlp_transfer.inference.scoring import score
+        from nlp_transfer.models.accelerator import make_accelerator
+
+    predictor = open_predictor(model, settings, batch_size, precision, base)
+    task = predictor.task
+    say(*unused_columns(task, data.test))
+    problems = Problems()
+    if not task.aligned:
+        check_no_aligned(data, task.columns(), problems)
+        problems.raise_if_any()
+    accelerator = make_accelerator(TrainingConfig(), "fp32")
+    problems = Problems("data", row_hint=SKIP_HINT)
+    try:
+        rows = check_rows(read_rows(data.test, "test", data, task.columns()), "test", data, task.check, problems)
+    except UserError as error:
+        problems.absorb(error)
+    problems.raise_if_any()
+    say(*describe_skipped("test", rows), *name_skipped(rows))
+    table = predictor.encode(rows, targets=True)
+    placed = cast(Any, predictor.model).to(accelerator.device)
+    metrics, _ = score(placed, task, table, accelerator, batch_size, predictor.precision)
+    say(f"metrics of {len(rows)} rows, computed in {predictor.precision}")
+    skipped = {"skipped": len(rows.skipped)} if data.on_bad_rows == "skip" else {}
+    return {"rows": len(rows), **skipped, **metrics}, task.signatures()
+
+
+def check_metrics_file(output: Path | None, overwrite: bool = False) -> None:
+    """Raise a UserError if the metrics could not be written to `output`, before the model is evaluated."""
+    if output is None:
+        return
+    if output.suffix.lower() != ".json":
+        raise UserError(f"--output: found the ending {output.suffix!r} of {output}; allowed: .json")
+    allowed = "allowed: a .json file in a folder that exists"
+    try:
+        if not output.parent.is_dir():
+            raise UserError(f"--output: {output} cannot be written; {allowed}")
+        kind = kind_of(output)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a link to itself, say
+        raise UserError(f"--output: {output} cannot be written ({error.strerror}); {allowed}") from error
+    if kind:
+        raise UserError(f"--output: {output} is {kind}; {allowed}")
+    if not overwrite:
+        raise UserError(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
+
+
+def print_metrics(
+    metrics: dict[str, float], output: Path | None, signatures: dict[str, str] | None = None, overwrite: bool = False
+) -> None:
+    """Print metrics as a table on standard error and as JSON on standard output; write them and `signatures` to `output`."""
+    if not is_main():
+        return
+    show_metrics({"test": metrics})
+    with writing_stdout():
+        print(to_json(metrics), flush=True)
+    if output is not None:
+        try:
+            write_json(output.resolve(), {**metrics, **({"signatures": signatures} if signatures else {})}, overwrite)
+        except OSError as error:
+            raise UserError(f"--output: {output} cannot be written: {error}") from error

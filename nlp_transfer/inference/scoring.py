@@ -1,0 +1,48 @@
+"""Metrics of a model over a whole split."""
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
+from nlp_transfer.inference.batched_prediction import predict_table
+from nlp_transfer.tasks import Arrays, Task
+from nlp_transfer.utils.distributed import compute_on_main
+
+
+def score(
+    model: nn.Module,
+    task: Task,
+    table: TokenTable,
+    accelerator: Any,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+    draft: bool = False,
+    user_metrics: UserMetrics | None = None,
+) -> tuple[dict[str, float], Arrays]:
+    """Return the metrics over a whole table, `loss` among them, and the predictions; the same in every process.
+
+    Args:
+        draft: whether tasks with costly predictions may predict only some of the rows (`Task.draft_rows`), for scores while
+        training.
+        user_metrics: functions of the user, computed by one process for all.
+    """
+    selected = task.draft_rows(len(table)) if draft else None
+    predictions, losses = predict_table(model, task, table, batch_size, precision, accelerator, selected)
+    metrics = task.metrics(predictions, table.references)
+    metrics["loss"] = sum(value / count for value, count in losses.values())
+    if user_metrics:
+        columns = _columns_for_user_metrics(task, predictions, table)
+        metrics |= compute_on_main(accelerator, lambda: user_metrics.compute(*columns))
+    return metrics, predictions
+
+
+def _columns_for_user_metrics(task: Task, predictions: Arrays, table: TokenTable) -> tuple[Any, Any]:
+    """Return predictions and references of the predicted rows twice: in the user's types, and as the task holds them."""
+    predicted = predictions["prediction"]
+    references = table.references["references" if "references" in table.references else "labels"]
+    available = np.array([cell is not None for cell in predicted], bool)  # a draft predicts some of the rows
+    predicted, references = predicted[available], references[available]
+    return (task.written(predicted), task.written(references)), (predicted.tolist(), references.tolist())

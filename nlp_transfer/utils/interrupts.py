@@ -1,0 +1,48 @@
+"""SIGINT (Ctrl-C) and SIGTERM as an exception that carries the exit status of the process."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the command.
+
+    Attributes:
+        number: the signal.
+        status: exit status for the process, 128 + `number`.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or f"by {signal.Signals(number).name}")
+        self.number = number
+        self.status = 128 + number
+
+
+@contextmanager
+def raise_interrupts() -> Iterator[None]:
+    """Raise `Interrupted` inside when SIGINT or SIGTERM arrives, so that temporary files are removed; ignore further signals.
+
+    A signal that was ignored before stays ignored, such as Ctrl-C in a background job of a script. Python handles signals in
+    the main thread only; in other threads this does nothing.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
