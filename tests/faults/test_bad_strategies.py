@@ -447,7 +447,7 @@ TEACHERS = [
                 ("strategy.teacher: t ", "regression", "single_label"),
                 teacher("score", problem_type="regression"),
             ),
-            ("teacher that is unfinished", ("strategy.teacher: the folder t is no model", "config.yaml"), unfinished),
+            ("teacher that is unfinished", ("strategy.teacher: the folder t ", "config.json", "config.yaml"), unfinished),
         )
     ),
     Case(
@@ -552,7 +552,7 @@ SEVERAL = [
 ONE_FLAG = ("whole numbers from", "each once")
 COMPARISONS = [
     Case("compare nothing", ("Missing option '--strategies'",), arguments=compare()),
-    Case("compare with an empty flag", ("--strategies: needs a value",), arguments=compare("--strategies")),
+    Case("compare with an empty flag", ("--strategies: needs one or more values",), arguments=compare("--strategies")),
     Case("compare no file", ("Missing argument 'FILE'",), arguments=("compare", "--strategies", "full")),
     Case(
         "compare file missing",

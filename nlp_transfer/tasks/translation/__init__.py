@@ -34,7 +34,7 @@ from nlp_transfer.tasks import LossOptions as LossOptions
 from nlp_transfer.tasks import Task as Task
 from nlp_transfer.tasks.common.labels import check_no_classes
 from nlp_transfer.tasks.common.text_generation import TextGenerationTask, is_correct
-from nlp_transfer.tasks.translation.scoring import metric_sums, score_translations, show_translations
+from nlp_transfer.tasks.translation.translation_scores import metric_sums, score_translations, show_translations
 from nlp_transfer.tasks.translation.translation_setup import (
     ENCODER_DECODER,
     LENGTH_OFFSET,
