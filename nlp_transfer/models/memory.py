@@ -1,4 +1,4 @@
-"""Memory: recognize out-of-memory errors, free cached memory, and let the C library retain freed memory."""
+"""Recognize out-of-memory errors, free cached memory, and let the C library retain freed memory."""
 
 import ctypes
 import sys
@@ -13,7 +13,7 @@ OUT_OF_MEMORY = (
     "out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "allocation_failed", "can't allocate memory",
     "not enough memory",
 )  # fmt: skip
-"""Messages in lower case: CUDA, HIP and MPS; cuBLAS; cuDNN before and since version 9; the CPU's allocator (two systems)."""
+"""Lower-case messages of CUDA, HIP and MPS; cuBLAS; cuDNN before and since version 9; the CPU allocator (Linux, Windows)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -33,7 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_cached_memory() -> None:
     """Collect garbage and empty the device's cache.
 
-    Call it after the `except` clause of an out-of-memory error, which refers to tensors until it ends.
+    Call it after the `except` clause of an out-of-memory error: within the clause, the traceback still references tensors.
     """
     clear_device_cache(garbage_collection=True)
 
