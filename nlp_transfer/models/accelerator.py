@@ -155,6 +155,6 @@ def finish_trackers(accelerator: Accelerator) -> None:
 
 
 def destroy_process_group() -> None:
-    """Destroy the process group, if there is one; called when the process is about to end."""
+    """Destroy the process group, if any, before the process ends."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

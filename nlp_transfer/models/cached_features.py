@@ -86,6 +86,7 @@ def cache_tables(
 def _cached(
     model: PreTrainedModel, table: TokenTable, point: CachePoint, device: torch.device, precision: str, where: Where, split: str
 ) -> np.ndarray | Ragged:
+    """Return the features of one split, computed now or loaded from a file."""
     first_row = _features(model, table, np.arange(min(1, len(table))), point, device, "fp32", FastFunctions())
     tokens = table.ragged["input_ids"]
     shape = (len(table) if point.depth is None else len(tokens.values), *first_row.shape[1:])

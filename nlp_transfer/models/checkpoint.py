@@ -50,8 +50,8 @@ class Checkpoint:
         """Load and check the configuration.
 
         Raises:
-            UserError: the model cannot be found or read, its model type is unknown or needs more than text, it contains code, or
-                it refers to files outside its folder.
+            UserError: the model cannot be found or read, is of an unknown type or one that needs other inputs than text, contains
+                code, or refers to files outside its folder.
         """
         source = pin(source)
         check_model(source)
@@ -158,7 +158,7 @@ class Checkpoint:
             raise UserError(f"model: {self.source.name} cannot be loaded: {explain_load_error(error, files)}") from error
         if set(report["missing_keys"]) >= {name for name, _ in model.named_parameters()}:
             raise UserError(
-                f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is it another family?"
+                f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is the model_type wrong?"
             )
         mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
         model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)

@@ -124,6 +124,7 @@ class LayerMix(nn.Module):
         self.weight = nn.Parameter(torch.zeros(layers))
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return the weighted average over layers."""
         return (self.weight.softmax(0)[:, None] * vectors).sum(1)
 
 

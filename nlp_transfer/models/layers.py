@@ -48,7 +48,7 @@ def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) ->
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of a model, in the order in which they are computed.
+    """The layers of a model, in order of computation.
 
     Attributes:
         encoder: module path of the encoder.

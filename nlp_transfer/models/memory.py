@@ -19,7 +19,7 @@ OUT_OF_MEMORY = (
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that a device or this process ran out of memory.
 
-    PyTorch's allocator raises its own type of error. Errors of drivers and libraries are recognized by their messages, of which
+    PyTorch's allocator raises `OutOfMemoryError`. Errors of drivers and libraries are recognized by their messages, of which
     Accelerate's `should_reduce_batch_size` knows only some.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

@@ -40,7 +40,7 @@ def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention:
 
 
 def replaced_parameters(model: nn.Module) -> frozenset[str]:
-    """Return the names of new parameters whose stored weights had another shape, such as a classifier for other labels."""
+    """Return the names of new parameters that had a different shape in the checkpoint, such as a classifier for other labels."""
     return getattr(model, "replaced_parameters", frozenset())
 
 
@@ -89,7 +89,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def describe_head(model: nn.Module) -> list[str]:
-    """Return a message on whether the checkpoint's head was kept or replaced; an empty list if it had none."""
+    """Return a message on whether the checkpoint's head is used or was replaced; an empty list if it had no head."""
     note: str | None = getattr(model, "head_note", None)
     return [note] if note else []
 

@@ -43,6 +43,7 @@ class RegressionOutput(nn.Linear):
         return outputs[-1]  # type: ignore[return-value]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return fp32 values of shape (rows, 1) for an input of shape (rows, width)."""
         weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
         if self.standardized and self.offset is not None:
             weight, bias = weight / self.scale, weight.new_tensor([(self.offset - self.mean) / self.scale])

@@ -107,7 +107,7 @@ def _describe(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _library_class(module_class: type) -> type:
-    """Return the first base class from outside of this package, or the class itself."""
+    """Return the first class in the method resolution order that is not from this package."""
     package = __package__.partition(".")[0]
     return next(base for base in module_class.__mro__ if base.__module__.partition(".")[0] != package)
 
@@ -128,7 +128,7 @@ def save_candidates(model: Any, checkpoint: Checkpoint | None, task: Task) -> li
 
 
 def save_built(model: Any, config: PretrainedConfig, task: Task, folder: Path) -> None:
-    """Save the weights of a model that only its task can build, and the configuration that it is built from."""
+    """Save a model that only its task can build: its weights, and the configuration for `build_model`."""
     labels = getattr(task, "labels", None)
     fields: dict[str, Any] = {"id2label": dict(enumerate(labels))} if labels else {}
     TaskModelConfig(**fields).save_pretrained(folder)
@@ -181,7 +181,7 @@ def check_built(model: Any, task: Task, saved: Mapping[str, Any] | None, name: s
     if (difference := probe_difference(model, probe)) is not None:
         raise UserError(
             f"model: {name}: the model that {task_name(task)} builds does not give the logits recorded when it was saved "
-            f"({difference}); its class, a library or the weights were changed since then; allowed: the same ones"
+            f"({difference}); its class, a library or the weights have changed since then; allowed: those that it was saved with"
         )
 
 

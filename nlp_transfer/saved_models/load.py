@@ -31,7 +31,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
-MOVED = "if the base has moved, name its new place: base=PLACE in Python, --base PLACE in a command"
+MOVED = "if the base has moved, pass its new location: base=PLACE in Python, --base PLACE on the command line"
 
 
 def load_model(folder: Path, auto_class: Any = AutoModelForSequenceClassification, task: Task | None = None) -> PreTrainedModel:

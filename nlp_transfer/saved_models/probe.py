@@ -61,7 +61,7 @@ def check_probe(model: PreTrainedModel, probe: dict[str, Any], folder: Path) -> 
     if (difference := probe_difference(model, probe)) is not None:
         raise UserError(
             f"{folder}: the model does not give the logits recorded when it was saved ({difference}); its configuration or a "
-            "library was changed since then"
+            "library has changed since then"
         )
 
 

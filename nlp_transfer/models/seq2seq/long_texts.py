@@ -67,7 +67,7 @@ LEVELS = [
     regex.compile(r".", regex.DOTALL),
 ]
 
-# The script of the first or last letter of a text, which determines how it is joined to its neighbor.
+# The kind of script of the first or last letter of a text; it determines the space between two texts.
 _SCRIPT = rf"(?P<east>[{EAST}])|(?P<southeast>[{SOUTHEAST}])|(?P<spaced>[\p{{L}}\p{{N}}])"
 FIRST, LAST = regex.compile(_SCRIPT), regex.compile(rf"(?r){_SCRIPT}")
 WORDS = {  # a word or character of each kind of script, and the average number of them in a word
@@ -106,9 +106,9 @@ def split_text(text: str, limit: int, count_tokens: CountTokens) -> list[tuple[s
 def join_pieces(pieces: Sequence[tuple[str, str]], translations: Sequence[str]) -> str:
     """Join the translations of a text's pieces with the spacing of their language.
 
-    Line ends of the source are preserved. Otherwise there is nothing between Chinese or Japanese pieces; in Thai, Lao, Khmer and
-    Burmese there is a space between sentences; in other languages a space, or the source's white space. Pieces of one long word,
-    such as a URL, are joined without a space.
+    Line ends of the source are preserved. On one line, Chinese and Japanese pieces are joined without a space; Thai, Lao, Khmer
+    and Burmese ones with a space between sentences; pieces in other languages with the source's white space, or else a space.
+    Pieces of one long word, such as a URL, are joined without a space.
 
     Args:
         pieces: the result of `split_text`.

@@ -80,7 +80,7 @@ class TokenizerPair:
 
         Args:
             limit: maximum source tokens of the model.
-            longest: the setting `task.longest_source`, if there is one.
+            longest: the setting `task.longest_source`.
 
         Raises:
             UserError: they leave no room.

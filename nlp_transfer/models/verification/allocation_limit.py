@@ -61,8 +61,8 @@ class AllocationLimit(TorchDispatchMode):
             )
         if self.executed > self.operations:
             raise UserError(
-                f"{self.origin}: needs more than {self.operations:,} operations to load; allowed: up to that many, by the "
-                "number of the model's modules"
+                f"{self.origin}: needs more than {self.operations:,} operations to load; allowed: up to {self.operations:,}, by "
+                "the number of the model's modules"
             )
         return func(*args, **kwargs)
 

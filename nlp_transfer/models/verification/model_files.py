@@ -139,7 +139,7 @@ def _checked_path(source: ModelSource, path: Path) -> Path:
     if not any(target.is_relative_to(root) for root in roots):
         raise UserError(
             f"model: {source.name}: {path.relative_to(folder)} is a link out of the folder, to {target}; allowed: files; "
-            "replace the link by a copy of the file"
+            "replace the link with a copy of the file"
         )
     if not stat.S_ISREG(mode):
         raise UserError(f"model: {source.name}: {path.relative_to(folder)} is not a regular file; allowed: files")
@@ -222,7 +222,7 @@ def find_weights(source: ModelSource) -> tuple[dict[str, Path], dict[str, dict[s
         shards, files = _read_index(source, name), dict[str, Path]()
         for shard in sorted(set(shards.values())):
             if (path := find_file(source, shard)) is None:
-                raise UserError(f"model: {source.name}: {shard}, which {name} names, is missing; copy the complete model again")
+                raise UserError(f"model: {source.name}: {shard} is missing, but listed in {name}; copy the complete model again")
             files[shard] = path
         return files, {name: shards}
     return {}, {}

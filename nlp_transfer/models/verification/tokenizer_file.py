@@ -161,6 +161,7 @@ class _Reduction:
 
     @staticmethod
     def is_piece(piece: Any) -> bool:
+        """Return whether a value is a piece of a TemplateProcessing: a text or a special token."""
         if not isinstance(piece, dict) or len(piece) != 1:
             return False
         kind, value = next(iter(piece.items()))
@@ -185,6 +186,7 @@ class _Reduction:
 
     @staticmethod
     def _default_type(model: dict[str, Any]) -> str:
+        """Return the type of a model without the field `type`, by its other fields."""
         if "merges" in model:
             return "BPE"
         if isinstance(model.get("vocab"), list):
@@ -203,11 +205,12 @@ class _Reduction:
         return range(len(vocabulary))
 
     def merges(self, merges: Any) -> None:
+        """Check the merges of a BPE model."""
         if not isinstance(merges, list) or len(merges) > MAX_TOKENS:
             raise self.refuse("model.merges", merges, f"a list of up to {MAX_TOKENS:,} pairs")
         for merge in merges:
-            parts = merge.split(" ") if isinstance(merge, str) else merge
-            if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            tokens = merge.split(" ") if isinstance(merge, str) else merge
+            if not isinstance(tokens, list) or len(tokens) != 2 or not all(isinstance(token, str) for token in tokens):
                 raise self.refuse("model.merges", merge, "two tokens")
 
     def added_tokens(self, tokens: Any, lengthening: float) -> list[dict[str, Any]]:

@@ -86,8 +86,8 @@ def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:
     if length > MAX_HEADER:
         raise UserError(f"{path}: found a header of {length:,} bytes; allowed: up to {MAX_HEADER:,}")
     text = file.read(length)
-    if text.count(b"[") > 2 * MAX_TENSORS or text.count(b'"') > 10 * MAX_TENSORS:  # checked before it is parsed
-        raise UserError(f"{path}: found a header of more than {MAX_TENSORS:,} tensors; allowed: up to that many")
+    if text.count(b"[") > 2 * MAX_TENSORS or text.count(b'"') > 10 * MAX_TENSORS:  # before parsing
+        raise UserError(f"{path}: found a header of more than {MAX_TENSORS:,} tensors; allowed: up to {MAX_TENSORS:,}")
     header = json.loads(text)
     if not isinstance(header, dict):
         raise ValueError("its header is not a mapping of tensors by name")
