@@ -1,7 +1,7 @@
 """Greedy and beam search on a batch from which finished rows are removed.
 
-The results equal those of transformers' loops (Graves 2012, 1211.3711; length penalty of Wu et al. 2016, 1609.08144), and take
-2.6 times less time on CPUs: finished rows are removed instead of computed until the longest row ends, and the source's keys and
+The results equal those of transformers' loops (Graves 2012, 1211.3711; length penalty of Wu et al. 2016, 1609.08144), and the
+search is 2.6 times as fast on CPUs: finished rows are removed instead of computed until the longest row ends, and the source's keys and
 values are computed once for each row instead of for each beam. `generate` of transformers prepares the encoder states, the cache
 and the logits processors, and calls `search` as its `custom_generate`.
 """
@@ -130,8 +130,7 @@ def _beam_search(
 ) -> list[torch.Tensor]:
     """Search with `beams` open and `beams` finished targets for each row, both sorted by score, the best first.
 
-    The score of an open target is its log-probability; that of a finished target is its log-probability / length **
-    length_penalty.
+    The score of an open target is its log-probability; that of a finished target is divided by length ** length_penalty.
     """
     beams, device = settings.num_beams, ids.device
     prompt = ids.shape[1]
