@@ -24,7 +24,7 @@ from nlp_transfer.utils.errors import UserError
 def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path | None = None) -> Accelerator:
     """Create the Accelerator of this process.
 
-    Accelerate's configuration and environment do not affect device, precision and gradient accumulation.
+    Precision and gradient accumulation are not read from Accelerate's configuration or environment.
 
     Args:
         training: settings, of which `process_timeout` and `trackers` are used.
