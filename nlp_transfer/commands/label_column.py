@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from nlp_transfer.utils.errors import shorten
 
-MANY_NUMBERS = 20  # a column with more different integers may hold quantities
-FEW_DECIMALS = 10  # the same if some numbers have decimals; also the number of labels that is plausible for few rows
+MANY_NUMBERS = 20  # a column with more different integers may contain quantities
+FEW_DECIMALS = 10  # the limit if some numbers have decimals; also the number of labels that is plausible for few rows
 
 # Numbers with a sign, a currency or a percent sign, decimal commas, fractions, dates and times.
 WRITTEN_NUMBER = re.compile(
@@ -19,7 +19,7 @@ LIST_IN_TEXT = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 
 class InferredTask(NamedTuple):
-    """The task of a label column and the reason; several candidates if it is not clear."""
+    """The task of a label column and the reason; several candidate tasks if it is ambiguous."""
 
     tasks: tuple[str, ...]
     reason: str
