@@ -155,7 +155,7 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
     settings = _model_settings(ctx, overrides)
     command = str(ctx.command.name)
     check_inputs(f"nlp-transfer {command} {model}", texts, options)
-    file_arguments = {each.name: options.pop(each.name) for each in fields(FileOptions)}
+    file_arguments = {field.name: options.pop(field.name) for field in fields(FileOptions)}
     arguments = {"model": model, "settings": settings, "translate": command == "translate", **options}
     if texts:
         predict_texts(arguments, texts)

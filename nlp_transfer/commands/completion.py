@@ -55,11 +55,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         UserError: there is more than one FILE.
     """
     flags, files = list[str](), list[str]()
-    rest = list(arguments)
-    while rest:
-        first = rest.pop(0)
+    remaining = list(arguments)
+    while remaining:
+        first = remaining.pop(0)
         if first.startswith("-"):
-            flags += [first, *([rest.pop(0)] if "=" not in first and rest and not rest[0].startswith("--") else [])]
+            flags.append(first)
+            if "=" not in first and remaining and not remaining[0].startswith("--"):
+                flags.append(remaining.pop(0))
         else:
             files.append(first)
     if len(files) > 1:

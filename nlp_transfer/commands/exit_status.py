@@ -62,7 +62,7 @@ def _exit_on_error(run: Callable[[], Any]) -> Any:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
-        cause = error.__cause__ or error  # click converts a KeyboardInterrupt to its own error
+        cause = error.__cause__ or error  # click converts a KeyboardInterrupt to an Abort
         if str(cause) and _rank() == 0:
             click.echo(printable(redact(f"interrupted: {cause}")), err=True)
         sys.exit(getattr(cause, "status", 130))

@@ -45,12 +45,13 @@ def infer_task(column: str, cells: Iterable[Any]) -> InferredTask:
     has_decimals = bool(written) or any(number != int(number) for number in plain.values())
     if number_rows * 2 > rows and different > (FEW_DECIMALS if has_decimals else MANY_NUMBERS):
         example = next(iter([*plain, *written]))
-        reason = f"column {column!r} holds {different:,} different numbers in {rows:,} rows, such as {example}"
+        reason = f"column {column!r} contains {different:,} different numbers in {rows:,} rows, such as {example}"
         others = [cell for cell in counts if cell not in plain]
         if others:
+            unusable = rows - sum(counts[cell] for cell in plain)
             reason += (
-                f". {rows - sum(counts[cell] for cell in plain):,} rows hold no plain number, such as {shorten(others[0], 60)}: "
-                "for regression, write numbers as 3.7 or 3776, without a decimal comma, currency or percent sign; remove rows "
+                f". {unusable:,} rows contain no plain number, such as {shorten(others[0], 60)}. "
+                "For regression, write numbers as 3.7 or 3776, without a decimal comma, currency or percent sign; remove rows "
                 "without a number, or add --data.on_bad_rows skip"
             )
         return InferredTask((NUMBERS, CLASSES), f"{reason}. Are these quantities or classes?", is_clear=False)
@@ -58,8 +59,8 @@ def infer_task(column: str, cells: Iterable[Any]) -> InferredTask:
     if labels > FEW_DECIMALS and labels * 2 >= rows:
         example = next(iter(counts))
         reason = (
-            f"column {column!r} holds {labels:,} different labels in {rows:,} rows, such as {shorten(example, 60)}. It may hold "
-            "ids or texts instead of labels (to use another column: --task.label COLUMN). Are these classes?"
+            f"column {column!r} contains {labels:,} different labels in {rows:,} rows, such as {shorten(example, 60)}. It may "
+            "contain ids or texts instead of labels (to use another column: --task.label COLUMN). Are these classes?"
         )
         return InferredTask((CLASSES,), reason, is_clear=False)
     if plain and len(plain) == len(counts):

@@ -141,15 +141,15 @@ def repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
         UserError: no value follows such a flag.
     """
     repeated: list[str] = []
-    rest = list(arguments)
-    while rest:
-        flag, equals, value = rest.pop(0).partition("=")
+    remaining = list(arguments)
+    while remaining:
+        flag, equals, value = remaining.pop(0).partition("=")
         if flag not in names:
             repeated.append(flag + equals + value)
             continue
         values = [value] if equals else []
-        while rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
+        while remaining and not remaining[0].startswith("--"):
+            values.append(remaining.pop(0))
         if not values:
             raise UserError(f"{flag}: needs one or more values: {flag} VALUE ...")
         repeated += [f"{flag}={value}" for value in values]

@@ -215,29 +215,30 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
         UserError: a flag has no value, or is not a dotted name.
     """
     pairs: list[tuple[str, Any]] = []
-    rest = list(arguments)
-    while rest:
-        flag = rest.pop(0)
+    remaining = list(arguments)
+    while remaining:
+        flag = remaining.pop(0)
         if not flag.startswith("--") or len(flag) == 2:
             raise UserError(f"found {flag!r}; allowed: settings by dotted name, such as --training.epochs 5")
         name, equals, value = flag[2:].partition("=")
         if not equals:
-            if not rest or rest[0].startswith("--"):
+            if not remaining or remaining[0].startswith("--"):
                 known = {known for known, _, _ in all_settings()}
                 raise UserError(f"--{name}: needs a value, such as --{name} VALUE{'' if name in known else suggest(name)}")
-            value = rest.pop(0)
+            value = remaining.pop(0)
         if not all(name.split(".")):
             raise UserError(f"--{name}: a part of the name is empty; allowed: a dotted name, such as --training.epochs 5")
-        section, *rest_of_name = name.split(".", 2)
-        setting = [part.replace("-", "_") for part in (section, *rest_of_name[:1])]
-        pairs.append((".".join([*setting, *rest_of_name[1:]]), _parse_value(value)))  # the third part may be a label with dashes
+        section, *further_parts = name.split(".", 2)
+        setting = [part.replace("-", "_") for part in (section, *further_parts[:1])]
+        dotted = ".".join([*setting, *further_parts[1:]])  # the third part may be a label with dashes
+        pairs.append((dotted, _parse_value(value)))
     return pairs
 
 
 def _parse_value(text: str) -> Any:
-    """Parse numbers, true, false, null, quoted text, and lists and mappings in brackets as YAML. Anything else stays text.
+    """Parse numbers, true, false, null, quoted text, and lists and mappings in brackets as YAML. Anything else remains text.
 
-    yes, no, on and off stay text, since they may be labels; boolean settings accept them as well.
+    yes, no, on and off remain text, since they may be labels; boolean settings accept them as well.
     """
     try:
         value = yaml.load(text, Loader=_StrictLoader)

@@ -31,13 +31,13 @@ def save_final_model(strategy: Strategy, job: Job, model: Any, folder: RunFolder
     if is_adapted(exported):
         verify_adapter(folder.path / "adapter", job.checkpoint, job.task, exported, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
-    place = folder.path / "model"
-    saved = retry_while_full(partial(save_job, job, exported, place), "the model", place)
+    model_folder = folder.path / "model"
+    saved = retry_while_full(partial(save_job, job, exported, model_folder), "the model", model_folder)
     if (folder.path / "adapter").is_dir():
         verify_adapter(folder.path / "adapter", job.checkpoint, job.task, exported, job.sample())
     return saved
 
 
-def save_job(job: Job, model: Any, place: Path) -> Any:
-    """Save a model with the tokenizer and task of its job to the folder `place`; return the model loaded from there."""
-    return save_model(model, job.checkpoint.tokenizer, job.task, place, job.sample(), job.checkpoint)
+def save_job(job: Job, model: Any, model_folder: Path) -> Any:
+    """Save a model with the tokenizer and task of its job to the folder `model_folder`; return the model loaded from there."""
+    return save_model(model, job.checkpoint.tokenizer, job.task, model_folder, job.sample(), job.checkpoint)

@@ -124,10 +124,10 @@ class RunFolder:
             raise UserError(f"output_dir: {self.path} cannot be written: {error}") from error
 
     def _take_lock(self) -> None:
-        place = self.path / LOCK
-        self._created_lock = not place.exists()
+        lock_file = self.path / LOCK
+        self._created_lock = not lock_file.exists()
         self._lock = lock_now(
-            place,
+            lock_file,
             f"output_dir: another process is using {self.path}; wait until it ends, or give another output_dir",
             "a second run could write to it at the same time",
         )

@@ -98,10 +98,10 @@ def save_further_tasks(
     """
     results = {}
     for name, (job, learned) in jobs.items():
-        model, place = learned, folder.path / "tasks" / name / "model"
+        model, model_folder = learned, folder.path / "tasks" / name / "model"
         if accelerator.is_main_process:
-            model = retry_while_full(partial(save_job, job, model, place), name, place)
-        metrics, _ = score_splits(job, model, accelerator, [], place.parent)
+            model = retry_while_full(partial(save_job, job, model, model_folder), name, model_folder)
+        metrics, _ = score_splits(job, model, accelerator, [], model_folder.parent)
         results[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
         if metrics and (signatures := job.task.signatures()):
             results[name]["signatures"] = signatures
@@ -118,12 +118,12 @@ def finish_run(
     for (name, (job, _)), (data, _) in zip(further.items(), run.strategy.nested().values(), strict=True):
         task_result = {"signatures": {}, **result, **result["tasks"][name]}
         saved.append((folder.path / "tasks" / name / "model", job.task, task_result, data, job.rows))
-    for place, model_task, model_result, data, rows in saved:
-        if (place / RECORD).is_file():
-            add_to_record(place, {"metrics": model_result["metrics"]})
+    for model_folder, model_task, model_result, data, rows in saved:
+        if (model_folder / RECORD).is_file():
+            add_to_record(model_folder, {"metrics": model_result["metrics"]})
             sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
             counts = {"rows": {split: len(split_rows) for split, split_rows in rows.items()}}
-            card = partial(write_card, place, model_task, clean(model_result), {**sources, **counts}, document["training"])
-            retry_while_full(card, "the model card", place)
+            card = partial(write_card, model_folder, model_task, clean(model_result), {**sources, **counts}, document["training"])
+            retry_while_full(card, "the model card", model_folder)
     write_json(folder.path / "result.json", result)
     folder.clear_checkpoints()

@@ -35,17 +35,17 @@ def isolated() -> Iterator[None]:
     """
     if sys.flags.ignore_environment and not sys.flags.safe_path:
         raise UserError("python: found -E, with which a child process searches the current folder; allowed: -I, or -E with -P")
-    paths, before = sys.path[:], os.environ.get(_SAFE_PATH)
+    paths, previous = sys.path[:], os.environ.get(_SAFE_PATH)
     sys.path[:] = filter(None, paths)
     os.environ[_SAFE_PATH] = "1"
     try:
         yield
     finally:
         sys.path[:] = paths
-        if before is None:
+        if previous is None:
             del os.environ[_SAFE_PATH]
         else:
-            os.environ[_SAFE_PATH] = before
+            os.environ[_SAFE_PATH] = previous
 
 
 def run_module(module: str, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
@@ -179,8 +179,8 @@ def _protected_start() -> Iterator[None]:
         from multiprocessing import resource_tracker
 
         resource_tracker.ensure_running()  # starting it unblocks the signals
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -65,9 +65,9 @@ class Known:
 def known_secrets() -> tuple[Known, ...]:
     """Return the secrets of this machine, longest first, since one may be a prefix of another."""
     values = [text for name, value in os.environ.items() if _is_name(name) and _may_be_secret(name, text := value.strip())]
-    for place in _token_files():
-        if os.path.isfile(place):
-            values += _in_file(place, place.stat().st_mtime_ns)
+    for file in _token_files():
+        if os.path.isfile(file):
+            values += _in_file(file, file.stat().st_mtime_ns)
     return _longest_first(tuple(values))
 
 
@@ -97,13 +97,13 @@ def _token_files() -> Iterable[Path]:
 
 
 @cache
-def _in_file(place: Path, changed: int) -> list[str]:
+def _in_file(file: Path, changed: int) -> list[str]:
     """Return the tokens in a file that contains a single token, or lines `hf_token = ...`.
 
     `changed`, the time of the last change, is part of the cache key.
     """
     try:
-        lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     values = [line.rpartition("=")[2].strip() for line in lines if not line.startswith("[")]

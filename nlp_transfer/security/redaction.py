@@ -141,9 +141,9 @@ def guard_output() -> None:
 
 def guard_messages() -> None:
     """Redact secrets and escape control characters in all log records and warnings from now on."""
-    before = logging.getLogRecordFactory()
-    if not getattr(before, "is_guarded", False):
-        logging.setLogRecordFactory(_guarded(before))
+    factory = logging.getLogRecordFactory()
+    if not getattr(factory, "is_guarded", False):
+        logging.setLogRecordFactory(_guarded(factory))
         show = warnings.formatwarning
         warnings.formatwarning = lambda *arguments, **named: printable(show(*arguments, **named))
 

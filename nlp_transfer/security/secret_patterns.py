@@ -59,7 +59,7 @@ class Rule(NamedTuple):
     """Recognizes a secret by its context."""
 
     keywords: tuple[str, ...]
-    """Lower-case words, one of which every match contains: a fast check."""
+    """Every match contains at least one of these lower-case words: a fast check."""
     pattern: re.Pattern[str]
     """Matches a complete secret; the group `value` is replaced."""
     unfinished: re.Pattern[str]

@@ -10,7 +10,7 @@ PLAIN = {int: "a number", float: "a number", str: "text", list: "a list", NoneTy
 
 
 def allowed_values(annotation: Any) -> str:
-    """Describe what a setting may hold, such as `a number, or 'auto'`."""
+    """Describe the allowed values of a setting, such as `a number, or 'auto'`."""
     choices: list[str] = []
     for member in members(annotation):
         if get_origin(member) is Literal:

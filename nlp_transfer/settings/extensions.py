@@ -89,7 +89,7 @@ def load_class(setting: str, name: str, base: type) -> Any:
         if module_name == "__main__":  # the class of a training script may be in a file of --code now
             loaded = next((vars(sys.modules[name])[path] for name in _CODE if path in vars(sys.modules[name])), None)
             if loaded is None:
-                raise UserError(f"{setting}: found {name}, a class of the script that trained. {_how_to_load(path)}") from None
+                raise UserError(f"{setting}: found {name}, a class of the training script. {_how_to_load(path)}") from None
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         fault = f"has no class {path}" if loaded is None else f"has a {path} that is not a subclass of {base.__name__}"
         known = [key for key, value in vars(module).items() if _is_defined_in(value, base, module_name)]
@@ -156,24 +156,24 @@ def _import(setting: str, name: str, parts: list[str]) -> ModuleType:
         prefix = ".".join(parts[:depth])
         if prefix in sys.modules:
             continue
-        place = f"{setting}: found {name}"
+        location = f"{setting}: found {name}"
         try:
             spec = importlib.util.find_spec(prefix)
         except (ImportError, ValueError, AttributeError):
             spec = None
         if spec is None:
-            raise UserError(f"{place}; there is no module {prefix}. {_how_to_install(parts)}")
+            raise UserError(f"{location}; there is no module {prefix}. {_how_to_install(parts)}")
         if spec.origin is None:  # a namespace package, without code
             continue
         if not _may_import(prefix, spec):
             raise UserError(
-                f"{place}; {spec.origin} is not imported, since it is not installed, and a model could name any module. "
+                f"{location}; {spec.origin} is not imported, since it is not installed, and a model could name any module. "
                 + _how_to_install(parts)
             )
         try:
             importlib.import_module(prefix)
         except Exception as error:
-            raise UserError(f"{place}; {prefix} cannot be imported: {_describe(error, spec.origin)}") from error
+            raise UserError(f"{location}; {prefix} cannot be imported: {_describe(error, spec.origin)}") from error
     return sys.modules[".".join(parts)]
 
 

@@ -90,7 +90,7 @@ class DataConfig(Settings):
     group: str | None = None
     """A column; rows with the same value in it are always in the same split. null: no groups."""
     encoding: Name | Annotated[list[Name], Field(min_length=1)] = "utf-8"
-    """Encoding of text files. A list is tried in order for each file."""
+    """Encoding of text files, or several encodings to try in this order for each file."""
     columns: Annotated[list[Name], Field(min_length=1)] | None = None
     """Column names for CSV and TSV files without a header. null: the first row is the header."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None

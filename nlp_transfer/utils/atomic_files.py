@@ -2,8 +2,8 @@
 
     with replacing(path) as file:         # a file; see also `write_bytes`
         file.write(content)
-    with replacing_folder(path) as part:  # a folder, for libraries that write several files
-        model.save_pretrained(part)
+    with replacing_folder(path) as new:  # a folder, for libraries that write several files
+        model.save_pretrained(new)
 
 Content is written to a new file with a random name in the same folder, synced to disk and then renamed. Meanwhile, this process
 holds the lock `.NAME.lock`, which records the random name: if the process is killed, the next holder of the lock removes the
@@ -78,7 +78,7 @@ def retry_while_full(write: Callable[[], T], name: str, place: object, give_up: 
             )
         if not warned:
             warned = True
-            say(f"warning: {place}: the disk is full; waiting for room to write {name}, {LONGEST / 60:.0f} minutes at most")
+            say(f"warning: {place}: the disk is full; waiting for free space to write {name}, at most {LONGEST / 60:.0f} minutes")
         time.sleep(PAUSE)
 
 
@@ -96,15 +96,15 @@ def _locked(path: Path, kind: int, lock: Lock | None, shared: bool) -> Iterator[
 
 
 @contextmanager
-def _part(path: Path, lock: Lock | None, kind: str = "part") -> Iterator[Path]:
+def _temporary(path: Path, lock: Lock | None, kind: str = "part") -> Iterator[Path]:
     """Yield a random path in the folder of `path`, recorded in the lock. At the end, remove what is still at this path."""
-    part = path.with_name(f".{kind}-{uuid4().hex}")
+    temporary = path.with_name(f".{kind}-{uuid4().hex}")
     if lock is not None:
-        lock.record(part.name)
+        lock.record(temporary.name)
     try:
-        yield part
+        yield temporary
     finally:
-        remove(part)
+        remove(temporary)
 
 
 @contextmanager
@@ -127,8 +127,8 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
         UserError: another process is writing the file, or `path` is a folder, a pipe or a device.
         FileExistsError: the file exists, and `overwrite` is false.
     """
-    with _locked(path, stat.S_IFREG, lock, shared) as held, _part(path, held) as part:
-        file: BinaryIO = open(part, "x+b", opener=lambda name, flags: os.open(name, flags | SAFE, 0o666))  # noqa: SIM115
+    with _locked(path, stat.S_IFREG, lock, shared) as held, _temporary(path, held) as temporary:
+        file: BinaryIO = open(temporary, "x+b", opener=lambda name, flags: os.open(name, flags | SAFE, 0o666))  # noqa: SIM115
         created = os.fstat(file.fileno())
         try:
             yield file
@@ -143,22 +143,22 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
                 file.close()
             raise
         file.close()
-        if not is_same(part, created):
-            raise FileNotFoundError(f"{part} was moved or removed by another program")
-        _put(part, path, overwrite)
+        if not is_same(temporary, created):
+            raise FileNotFoundError(f"{temporary} was moved or removed by another program")
+        _put(temporary, path, overwrite)
 
 
-def _put(part: Path, path: Path, overwrite: bool) -> None:
+def _put(temporary: Path, path: Path, overwrite: bool) -> None:
     if not overwrite:
         try:
-            os.link(part, path)  # unlike renaming, never replaces a file that appeared meanwhile
+            os.link(temporary, path)  # unlike renaming, never replaces a file that appeared meanwhile
             return
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-    os.replace(part, path)
+    os.replace(temporary, path)
 
 
 @contextmanager
@@ -171,14 +171,18 @@ def replacing_folder(path: Path, shared: bool = False) -> Iterator[Path]:
         path: the target.
         shared: as for `replacing`.
     """
-    with _locked(path, stat.S_IFDIR, None, shared) as held, _part(path, held) as part, _part(path, held, "old") as old:
-        part.mkdir(0o700)
-        yield part
-        sync_all(part)
+    with (
+        _locked(path, stat.S_IFDIR, None, shared) as held,
+        _temporary(path, held) as temporary,
+        _temporary(path, held, "old") as old,
+    ):
+        temporary.mkdir(0o700)
+        yield temporary
+        sync_all(temporary)
         with suppress(FileNotFoundError):
             os.replace(path, old)  # a folder cannot be renamed to an existing one
         try:
-            os.replace(part, path)
+            os.replace(temporary, path)
         except BaseException:
             with suppress(FileNotFoundError):
                 os.replace(old, path)
@@ -215,10 +219,10 @@ def append(path: Path, line: bytes) -> None:
         size = os.fstat(file.fileno()).st_size
 
         def write() -> None:
-            rest = line
+            remaining = line
             try:
-                while rest:
-                    rest = rest[file.write(rest) :]
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
             except BaseException:
                 file.truncate(size)
                 raise
