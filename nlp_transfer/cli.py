@@ -65,8 +65,7 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
 
 
 def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a run from a YAML file and flags, or from a table and flags; infer missing settings of the
-    latter."""
+    """Return the settings of a run from a YAML file and flags, or from a table and flags with the rest inferred."""
     from nlp_transfer.commands.completion import complete, is_document, prompt
     from nlp_transfer.run.document import read_document
     from nlp_transfer.utils.console import say

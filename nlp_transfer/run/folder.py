@@ -39,7 +39,6 @@ class RunFolder:
     """`output_dir` of a run, locked by `begin`. Leaving the context releases the lock.
 
     Args:
-        path: the folder.
         resume: `auto`: resume an unfinished run, otherwise start one; `must`: only resume; `never`: only start.
     """
 
@@ -208,7 +207,6 @@ def is_location(name: str, compared: Iterable[str]) -> bool:
     """Whether a setting is a path or hash that need not be equal in two runs.
 
     Args:
-        name: dotted name of the setting.
         compared: settings with files that are compared by content instead.
     """
     locations = ("output_dir", "provenance.directory", "provenance.files", "provenance.content", *compared)

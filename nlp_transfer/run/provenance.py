@@ -33,8 +33,6 @@ def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Input
     """Hash the files of a run's model, task and data. Hub ids are skipped: their revisions identify them.
 
     Args:
-        run: the settings.
-        model: the pretrained model.
         rows: rows by split.
 
     Returns:
@@ -48,7 +46,6 @@ def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[s
     """Return the document with portable paths, and with `files` and `content` added to its `provenance`.
 
     Args:
-        document: content of `config.yaml`.
         inputs: from `hash_inputs` and `hash_strategy`.
         revisions: revisions of data on the hub, by `hub:NAME`.
     """
@@ -63,7 +60,6 @@ def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] |
     """Hash the files of the models and data in a strategy's settings.
 
     Args:
-        strategy: the strategy.
         nested: rows by split for each setting in `Strategy.nested`; None: no data.
     """
     parts = {"strategy": strategy}

@@ -36,11 +36,8 @@ def make_result(
     """Return the content of `result.json`.
 
     Args:
-        run: the settings.
         document: the content of `config.yaml`.
-        task: the task of the run.
         model: the saved model.
-        metrics: metrics by split and name.
         train: from `training_metrics`.
         tasks: from `save_further_tasks`.
     """
@@ -59,7 +56,7 @@ def training_metrics(position: Position, parameters: tuple[int, int], preparatio
     `seconds` includes preparation and evaluations; `examples_per_second` covers optimizer steps only.
 
     Args:
-        position: position at the end of training.
+        position: the progress at the end of training.
         parameters: numbers of trainable and of all parameters.
         preparation: seconds before the first step (loading, caching features).
     """
@@ -90,8 +87,6 @@ def save_further_tasks(
 
     Args:
         jobs: job and trained model by name of the task.
-        folder: the folder of the run.
-        accelerator: the Accelerator of the run.
 
     Returns:
         `tasks` of `result.json`.

@@ -109,7 +109,6 @@ class WorkerPool:
     The first `submit` starts processes. Leaving the context kills them, without waiting for running tasks.
 
     Args:
-        processes: number of processes.
         initialize: called in each process before its first task. The first argument is true in exactly one process.
         arguments: further arguments of `initialize`.
     """

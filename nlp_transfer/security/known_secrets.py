@@ -51,8 +51,7 @@ class Known:
             at = text.find(value[:PREFIX_LENGTH], max(end, at + 1))
 
     def unfinished(self, text: str, least: int) -> int | None:
-        """Return the start of an incomplete form at the end of the text, with at least `least` characters; None: there is
-        none."""
+        """Return the start of a form that is incomplete at the end of the text but has `least` characters; otherwise None."""
         for form in self.forms:
             at = text.find(form[:least], max(0, len(text) - len(form) + 1))
             while at >= 0:

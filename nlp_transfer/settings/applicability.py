@@ -133,7 +133,6 @@ def check_used(task: Any, scored: bool) -> None:
     """Check that all settings that override those of a loaded model (`Task.changed`) affect its predictions.
 
     Args:
-        task: the task of the model.
         scored: whether the predictions may also be scored.
 
     Raises:

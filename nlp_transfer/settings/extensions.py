@@ -65,7 +65,6 @@ def load_class(setting: str, name: str, base: type) -> Any:
 
     Args:
         setting: the setting that contains the name, for messages.
-        name: `package.module:Class`.
         base: the required base class.
 
     Raises:

@@ -115,7 +115,6 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
     at `path` is replaced, not followed; the caller resolves links of the user.
 
     Args:
-        path: the target.
         overwrite: whether to replace an existing file.
         lock: the lock of the target, if the caller holds it.
         shared: do not take a lock, since all writers write the same content, or there is only one writer.
@@ -165,11 +164,8 @@ def _put(temporary: Path, path: Path, overwrite: bool) -> None:
 def replacing_folder(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yield a new folder that replaces `path` at the end of the block; after an error, nothing changes.
 
-    During the block, only this user can access the folder; at the end, its files get the permissions of the umask.
-
-    Args:
-        path: the target.
-        shared: as for `replacing`.
+    During the block, only this user can access the folder; at the end, its files get the permissions of the umask. For `shared`,
+    see `replacing`.
     """
     with (
         _locked(path, stat.S_IFDIR, None, shared) as held,
