@@ -64,7 +64,7 @@ def infer_task(column: str, cells: Iterable[Any]) -> InferredTask:
         )
         return InferredTask((CLASSES,), reason, is_clear=False)
     if plain and len(plain) == len(counts):
-        return InferredTask((CLASSES,), f"column {column} has {labels} labels; to learn numbers: --task.name regression")
+        return InferredTask((CLASSES,), f"column {column} has {labels} labels; to predict numbers: --task.name regression")
     return InferredTask((CLASSES,), "the default")
 
 

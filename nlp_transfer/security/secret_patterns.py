@@ -141,8 +141,8 @@ def find_secret(text: str) -> int | None:
     return min((start for start, _ in spans(text, strict=True)), default=None)
 
 
-def is_in_bytes(data: bytes) -> bool:
-    """Whether binary data, such as weights, contains an unencoded secret: a fast version of `find_secret`."""
+def contains_secret(data: bytes) -> bool:
+    """Whether binary data, such as weights, contains a secret without encoding: a fast version of `find_secret`."""
     return any(value.value.encode() in data for value in known_secrets()) or any(kind.search(data) for kind in IN_BYTES)
 
 

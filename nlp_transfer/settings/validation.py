@@ -14,8 +14,7 @@ from nlp_transfer.utils.errors import Problems, did_you_mean, shorten
 
 QUOTE = "YAML reads unquoted yes, no, on and off as true or false, and null and ~ as null: put such text in quotes"
 
-# Names of settings in transformers, PEFT, Lightning and scikit-learn, by our name.
-MEANT = {
+FOREIGN_NAMES = {
     "model": "model_name_or_path pretrained_model_name_or_path model_name model_id model_path base_model checkpoint backbone",
     "data.train": "train_file train_data training_data train_path train_dataset train_csv dataset dataset_name data_path",
     "data.validation": "validation_file validation_data eval_file eval_data eval_dataset valid_file dev_file val_file val_data",
@@ -60,7 +59,8 @@ MEANT = {
     "training.logging_steps": "log_every_n_steps log_every",
     "output_dir": "output out out_dir save_dir output_path default_root_dir run_dir",
 }
-_BY_WORD = {word: name for name, words in MEANT.items() for word in words.split()}
+"""Names in transformers, PEFT, Lightning and scikit-learn, by the name of the corresponding setting."""
+_BY_FOREIGN_NAME = {word: name for name, words in FOREIGN_NAMES.items() for word in words.split()}
 
 
 @cache  # parses the sources of all tasks and strategies
@@ -79,12 +79,12 @@ def all_settings() -> list[tuple[str, str, str]]:
 def suggest(name: str, siblings: Sequence[str] = ()) -> str:
     """Return a suggestion for an unknown setting, such as ` (did you mean 'training.learning_rate'?)`, or an empty string.
 
-    Tries in order: names in other libraries (`MEANT`); similar names among `siblings`, the settings of the same section; settings
-    of other sections with the same last part. For a name without a section, other sections come before siblings, and similar last
-    parts are tried at the end.
+    Tries in order: names in other libraries (`FOREIGN_NAMES`); similar names among `siblings`, the settings of the same
+    section; settings of other sections with the same last part. For a name without a section, other sections come before
+    siblings, and similar last parts are tried at the end.
     """
     section, _, last = name.lower().replace("-", "_").rpartition(".")
-    if (meant := _BY_WORD.get(last, name)) != name:
+    if (meant := _BY_FOREIGN_NAME.get(last, name)) != name:
         return f" (did you mean {meant!r}?)"
     by_last: dict[str, list[str]] = {}
     for other, _, _ in all_settings():

@@ -45,7 +45,7 @@ def expand(path: str | Path) -> Path:
 
 def user_cache(name: str) -> Path:
     """Return the folder `name` in `$XDG_CACHE_HOME` or `~/.cache`, or in `fallback_cache` if the latter cannot be created."""
-    if configured := os.environ.get("XDG_CACHE_HOME"):  # also if not writable, so that errors name it
+    if configured := os.environ.get("XDG_CACHE_HOME"):  # even if it is not writable, so that the error names it
         return expand(configured) / name
     base = os.path.expanduser("~/.cache")
     folder = Path(base, name).absolute()
