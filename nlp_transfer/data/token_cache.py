@@ -1,8 +1,8 @@
 """Cache tokens on disk, and memory-map them in later runs.
 
 An entry is a folder. Its name is a hash of everything that determines its content (cells, tokenizer, task settings, and library
-versions), so an entry never becomes stale. Entries are written to a temporary folder, which is then renamed. Checksums are verified
-on reading; if an entry is damaged, its rows are encoded again.
+versions), so an entry never becomes stale. Entries are written to a temporary folder, which is then renamed. Checksums are
+verified on reading; if an entry is damaged, its rows are encoded again.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ def cached_table(
 ) -> TokenTable:
     """Return the encoded rows, memory-mapped from the cache if possible.
 
-    If several processes need the same table, one encodes it and the others wait. A cache that cannot be read or written only causes
-    a warning.
+    If several processes need the same table, one encodes it and the others wait. A cache that cannot be read or written only
+    causes a warning.
 
     Args:
         encode: See `encoded_blocks`.
@@ -120,7 +120,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> Any:
     """Return everything that determines a tokenizer's output, as JSON. None if unknown, as for tokenizers written in Python."""
     if not isinstance(tokenizer, TokenizersBackend) or not type(tokenizer).__module__.startswith("transformers."):
         return None
-    # Reset truncation and padding: every call sets them, and they would otherwise be temporary of the serialized backend.
+    # Reset truncation and padding: every call sets them, and they would otherwise be part of the serialized backend.
     tokenizer.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, TruncationStrategy.DO_NOT_TRUNCATE, 0, 0, None, None)
     names = ("truncation_side", "split_special_tokens", "model_input_names", "src_lang", "tgt_lang")
     settings = [type(tokenizer).__qualname__, *(getattr(tokenizer, name, None) for name in names)]

@@ -76,7 +76,7 @@ class Ragged:
         return Ragged(self.values[positions], offsets)
 
     def _positions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions in `values` and a mask of cells that are not padding, int64 and bool of shape (len(indices), longest row)."""
+        """Return positions in `values` (int64) and a mask of real cells (bool), both of shape (len(indices), longest row)."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
         columns = np.arange(int(lengths.max(initial=1)))
         inside = columns < lengths[:, None]
@@ -89,8 +89,8 @@ class TokenTable:
 
     Attributes:
         ragged: Token columns, including `input_ids`.
-        dense: Numeric columns with `rows` as their first dimension: `labels` (int64, or float32 per label), and `target_...` for the
-            loss.
+        dense: Numeric columns with `rows` as their first dimension: `labels` (int64, or float32 per label), and `target_...`
+            for the loss.
         fill: The padding value of each ragged column.
         truncated: Number of truncated rows.
         texts: Object columns for metrics that compare texts; not passed to the model.
@@ -198,8 +198,8 @@ def encoded_blocks(
     """Encode all rows in blocks.
 
     Args:
-        encode: Maps columns to features and the number of truncated rows. Features are ragged columns (`Ragged` or lists of ints),
-            dense columns (arrays) or texts (arrays of objects).
+        encode: Maps columns to features and the number of truncated rows. Features are ragged columns (`Ragged` or lists of
+            ints), dense columns (arrays) or texts (arrays of objects).
         size: Rows in a block.
 
     Yields:
@@ -294,8 +294,8 @@ def _is_plain(tokenizer: Any) -> bool:
 def _by_backend(tokenizer: Any, texts: Sequence[list[str]], names: Iterable[str], limit: int) -> tuple[dict[str, Ragged], int]:
     """Tokenize with the Rust backend, which is faster than calling the tokenizer.
 
-    It creates no dictionary per row and computes no character offsets. Overflowing tokens show which rows were truncated, so no row
-    is encoded twice.
+    It creates no dictionary per row and computes no character offsets. Overflowing tokens show which rows were truncated, so no
+    row is encoded twice.
     """
     from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 

@@ -1,8 +1,8 @@
 """Plan windows, the rows of each optimizer step over all processes, and divide them into micro-batches.
 
-The plan of an epoch depends only on the seed and the epoch, so a run resumes from two integers, epoch and window, at constant cost.
-A window is planned for all processes and then divided by process and micro-batch: 1 x 32, 4 x 8 and 2 processes x 16 see the same
-rows in the same step.
+The plan of an epoch depends only on the seed and the epoch, so a run resumes from two integers, epoch and window, at constant
+cost. A window is planned for all processes and then divided by process and micro-batch: 1 x 32, 4 x 8 and 2 processes x 16 see
+the same rows in the same step.
 """
 
 import math
@@ -44,11 +44,11 @@ class WindowPlan:
         batch_size: Rows per process and micro-batch.
         accumulation: Micro-batches per process and window.
         batch_tokens: Padded tokens per process and micro-batch. Overrides `batch_size`.
-        side_lengths: Lengths of the sides that are padded separately, such as source and target; int64 of shape (rows, sides). None:
-            `lengths`.
+        side_lengths: Lengths of the sides that are padded separately, such as source and target; int64 of shape (rows, sides).
+            None: `lengths`.
         repeats: Number of occurrences of each row in an epoch; None: once.
-        phase: Index of the training phase. Each phase has another order; otherwise, phases shorter than an epoch would all see the
-            same rows.
+        phase: Index of the training phase. Each phase has another order; otherwise, phases shorter than an epoch would all see
+            the same rows.
     """
 
     lengths: np.ndarray
@@ -154,8 +154,8 @@ def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
 def sort_by_length(lengths: np.ndarray, size: int) -> np.ndarray:
     """Return an order of rows (int64) in which batches of `size` consecutive rows need little padding.
 
-    Rows with one side are sorted by length. Rows with several sides are split recursively at the median of the side with the largest
-    variance, down to `size` rows, as in a k-d tree (Bentley 1975).
+    Rows with one side are sorted by length. Rows with several sides are split recursively at the median of the side with the
+    largest variance, down to `size` rows, as in a k-d tree (Bentley 1975).
 
     Args:
         lengths: Lengths of the sides that are padded separately, of shape (rows, sides).
