@@ -11,7 +11,7 @@ from typing import Any
 from nlp_transfer.data.sources import wheels
 from nlp_transfer.data.sources.aligned_files import read_aligned
 from nlp_transfer.data.sources.class_folders import read_class_folders
-from nlp_transfer.data.sources.file_reading import at_home, check_unchanged, format_of, no_bad_rows, state_of
+from nlp_transfer.data.sources.file_reading import at_home, check_unchanged, format_of, new_skipped, state_of
 from nlp_transfer.data.sources.globs import expand
 from nlp_transfer.data.sources.in_memory import read_table_object
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS
@@ -208,7 +208,7 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
     columns = {name: GrowingColumn() for name in wanted}
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
-    skipped = no_bad_rows(data)
+    skipped = new_skipped(data)
     first: int | None = None
     names: dict[str, None] = {}
     has_rows = False

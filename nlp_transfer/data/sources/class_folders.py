@@ -15,7 +15,7 @@ from nlp_transfer.data.sources.file_reading import (
     WrongEncodingError,
     check_regular,
     choose_encoding,
-    no_bad_rows,
+    new_skipped,
     read_start,
     undecoded,
 )
@@ -36,7 +36,7 @@ def read_class_folders(folder: Path, data: DataConfig) -> Rows:
     problems = Problems(str(folder))
     texts = []
     digest = hashlib.sha256()
-    skipped = no_bad_rows(data)
+    skipped = new_skipped(data)
     for number, path in enumerate(files):
         text = ""
         faults = Problems(skipped=skipped)
