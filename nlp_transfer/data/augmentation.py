@@ -82,6 +82,7 @@ class WordTable:
 
 
 def _unspaced(token: str) -> bool:
+    """Return whether a token begins with a character of a script without spaces."""
     return bool(token) and any(low <= ord(token[0]) <= high for low, high in UNSPACED)
 
 
@@ -129,28 +130,29 @@ class Augmenter:
         first = self.words.first(ids, row_of)
         starts = np.flatnonzero(first)
         sizes = np.diff(np.append(starts, len(ids)))
-        row = row_of[starts]
-        word = ~self.words.special[ids[starts]]
-        place = np.arange(len(starts)) - np.searchsorted(row, row)  # index in the row, so independent of micro-batches
-        draw = _Draw(self.seed, step, rows[row], place)
+        word_row = row_of[starts]
+        is_word = ~self.words.special[ids[starts]]
+        # The index of a word in its row does not depend on micro-batches.
+        position = np.arange(len(starts)) - np.searchsorted(word_row, word_row)
+        draw = _Draw(self.seed, step, rows[word_row], position)
 
-        action = self._actions(draw, word, row)
-        drawn = np.zeros(len(starts), np.int64)
-        new = np.where(action == DROP, 0, np.where(action == MASK, 1, sizes))
+        action = self._actions(draw, is_word, word_row)
+        replacement = np.zeros(len(starts), np.int64)
+        new_sizes = np.where(action == DROP, 0, np.where(action == MASK, 1, sizes))
         if self.pool is not None and len(self.pool):
-            drawn = (draw(1) * len(self.pool)).astype(np.int64)
-            new = np.where(action == REPLACE, self.pool.lengths[drawn], new)
-            long = np.bincount(row, new, len(inside)) > self.max_length
-            action = np.where((action == REPLACE) & long[row] & (new > sizes), KEEP, action)
-            new = np.where(action == KEEP, sizes, new)
-        order = self._swapped(draw, word & ~self.words.continues[ids[starts]], row)
-        action, drawn, new, starts = action[order], drawn[order], new[order], starts[order]
+            replacement = (draw(1) * len(self.pool)).astype(np.int64)
+            new_sizes = np.where(action == REPLACE, self.pool.lengths[replacement], new_sizes)
+            is_long = np.bincount(word_row, new_sizes, len(inside)) > self.max_length
+            action = np.where((action == REPLACE) & is_long[word_row] & (new_sizes > sizes), KEEP, action)
+            new_sizes = np.where(action == KEEP, sizes, new_sizes)
+        order = self._swapped(draw, is_word & ~self.words.continues[ids[starts]], word_row)
+        action, replacement, new_sizes, starts = action[order], replacement[order], new_sizes[order], starts[order]
 
-        begins = np.cumsum(new) - new
-        inner = np.arange(int(new.sum())) - np.repeat(begins, new)  # position of each token in its word
-        actions, from_start = np.repeat(action, new), np.repeat(starts, new)
-        origin = np.where(actions == KEEP, from_start + inner, from_start)  # position of each token in the original text
-        lengths = np.bincount(row, new, len(inside)).astype(np.int64)
+        begins = np.cumsum(new_sizes) - new_sizes
+        offset = np.arange(int(new_sizes.sum())) - np.repeat(begins, new_sizes)  # index of each token in its word
+        actions, from_start = np.repeat(action, new_sizes), np.repeat(starts, new_sizes)
+        origin = np.where(actions == KEEP, from_start + offset, from_start)  # position of each token in the original text
+        lengths = np.bincount(word_row, new_sizes, len(inside)).astype(np.int64)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         changed = dict(batch)
         for name in self.fill:
@@ -161,23 +163,23 @@ class Augmenter:
                 values[actions == MASK] = self.mask
                 if self.pool is not None and len(self.pool):
                     replaced = actions == REPLACE
-                    source = self.pool.offsets[np.repeat(drawn, new)[replaced]] + inner[replaced]
+                    source = self.pool.offsets[np.repeat(replacement, new_sizes)[replaced]] + offset[replaced]
                     values[replaced] = self.pool.values[source]
             changed[name] = torch.from_numpy(Ragged(values, offsets).padded(np.arange(len(inside)), self.fill[name]))
         width = changed["input_ids"].shape[1]
         changed["attention_mask"] = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
         return changed
 
-    def _actions(self, draw: "_Draw", word: np.ndarray, row: np.ndarray) -> np.ndarray:
+    def _actions(self, draw: "_Draw", is_word: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Return KEEP, DROP, MASK or REPLACE for each word; always KEEP for the word with the highest draw in each text."""
         settings, chance = self.settings, draw(0)
         ends = np.cumsum([settings.drop, settings.mask, settings.replace])
         action = np.array([DROP, MASK, REPLACE, KEEP])[np.searchsorted(ends, chance, side="right")]
         # Texts are separated by special tokens and row ends.
-        new_text = np.concatenate([[True], ~word[1:] | ~word[:-1] | (row[1:] != row[:-1])])
+        new_text = np.concatenate([[True], ~is_word[1:] | ~is_word[:-1] | (row[1:] != row[:-1])])
         text = np.cumsum(new_text) - 1
         highest = np.maximum.reduceat(chance, np.flatnonzero(new_text))
-        return np.where(word & (chance < highest[text]), action, KEEP)
+        return np.where(is_word & (chance < highest[text]), action, KEEP)
 
     def _swapped(self, draw: "_Draw", movable: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Return the order of words after swapping neighbors within a text, each word at most once.
@@ -189,9 +191,9 @@ class Augmenter:
             return order
         can_swap = movable & np.concatenate([movable[1:] & (row[1:] == row[:-1]), [False]])
         # Every other of several overlapping pairs is swapped. With this probability, `swap` is the share of words that move.
-        drawn = can_swap & (draw(2) < share / (2 - share))
-        last_not = np.maximum.accumulate(np.where(drawn, -1, order))
-        left = np.flatnonzero(drawn & ((order - last_not) % 2 == 1))
+        selected = can_swap & (draw(2) < share / (2 - share))
+        last_unswapped = np.maximum.accumulate(np.where(selected, -1, order))
+        left = np.flatnonzero(selected & ((order - last_unswapped) % 2 == 1))
         order[left], order[left + 1] = left + 1, left
         return order
 
