@@ -171,7 +171,10 @@ class Augmenter:
         return changed
 
     def _actions(self, draw: "_Draw", is_word: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Return KEEP, DROP, MASK or REPLACE for each word; always KEEP for the word with the highest draw in each text."""
+        """Return KEEP, DROP, MASK or REPLACE for each word, int64 of shape (words,).
+
+        The word with the highest draw in each text is never changed.
+        """
         settings, chance = self.settings, draw(0)
         ends = np.cumsum([settings.drop, settings.mask, settings.replace])
         action = np.array([DROP, MASK, REPLACE, KEEP])[np.searchsorted(ends, chance, side="right")]
@@ -182,7 +185,7 @@ class Augmenter:
         return np.where(is_word & (chance < highest[text]), action, KEEP)
 
     def _swapped(self, draw: "_Draw", movable: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Return the order of words after swapping neighbors within a text, each word at most once.
+        """Return the order of words (int64) after swapping neighbors within a text, each word at most once.
 
         A first word without a word marker stays in place: elsewhere it would continue another word.
         """

@@ -25,8 +25,8 @@ class Repeats:
     def factors(self) -> np.ndarray:
         """Return the mean number of occurrences of a row of each class, at least 1; float64 of shape (classes,)."""
         frequency = np.maximum(self.frequency, 1)
-        most = frequency.max(initial=1) if self.power >= 0 else frequency.min()
-        return (most / frequency) ** self.power
+        reference = frequency.max(initial=1) if self.power >= 0 else frequency.min()
+        return (reference / frequency) ** self.power
 
     def totals(self) -> np.ndarray:
         """Return the number of rows of each class in an epoch, with repetitions; int64 of shape (classes,)."""
@@ -45,7 +45,8 @@ class Repeats:
     def rows(self, generator: np.random.Generator) -> np.ndarray:
         """Return the row indices (int64) of an epoch, unshuffled.
 
-        Each row occurs at least once; the rows of a class that occur once more are drawn at random."""
+        Each row occurs at least once. Rows that occur once more than others of their class are drawn at random.
+        """
         drawn = [np.flatnonzero(self.classes < 0)]
         totals = self.totals()
         # Sort rows by class, shuffled within each class.

@@ -28,12 +28,12 @@ FILTERS = {
 """Filters of `data.filter` in the order of application: reason and kind of the removed rows."""
 
 
-def draw_rows(rows: int, most: int) -> np.ndarray:
-    """Sample at most `most` of `rows` row indices (int64, ascending) with a fixed seed.
+def draw_rows(rows: int, limit: int) -> np.ndarray:
+    """Sample at most `limit` of `rows` row indices (int64, ascending) with a fixed seed.
 
     The first rows of a sorted file, or every n-th row of a periodic one, would not be representative.
     """
-    return np.sort(np.random.default_rng(0).choice(rows, min(rows, most), replace=False)).astype(np.int64)
+    return np.sort(np.random.default_rng(0).choice(rows, min(rows, limit), replace=False)).astype(np.int64)
 
 
 def check_pairs(rows: Rows, source: str, target: str | None, problems: Problems) -> None:

@@ -182,11 +182,11 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, problems: Problems) -> t
     return fitted, train
 
 
-def _without_validation(share: float, part: int, rows: int, least: int) -> str:
+def _without_validation(share: float, size: int, rows: int, minimum: int) -> str:
     """Return the note for a run without a validation split."""
     return (
-        f"validation: none; a stratified {share:g} of {rows:,} rows is {part} rows, and fewer than {least} are too few to select "
-        "the best weights. All rows are used for training, and the last weights are kept. For a validation split, set "
+        f"validation: none; a stratified {share:g} of {rows:,} rows is {size} rows, and fewer than {minimum} are too few to "
+        "select the best weights. All rows are used for training, and the last weights are kept. For a validation split, set "
         "data.validation, or data.validation_share to a number"
     )
 
@@ -207,7 +207,7 @@ def check_shares(data: DataConfig, problems: Problems) -> None:
 
 
 def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> np.ndarray:
-    """Reduce the training rows to `shots` rows of each label, and return their indices."""
+    """Reduce the training rows to `shots` rows of each label, and return their indices (int64, ascending)."""
     train = splits.rows["train"]
     strata = task.strata(train)
     chosen = draw_shots(strata, shots, seed)
@@ -316,7 +316,7 @@ def split_off(
         stratum_of[unit] = Counter(strata[order[starts[unit] : ends[unit]]].tolist()).most_common(1)[0][0]
     grouped = np.argsort(stratum_of, kind="stable")
     generator = np.random.default_rng(seed)
-    taken: list[np.ndarray] = [np.zeros(0, np.int64)]
+    selected: list[np.ndarray] = [np.zeros(0, np.int64)]
     remainder = 0.0  # rounding error, carried over so that many tiny classes together contribute their share
     for units in np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1):
         sizes = (ends - starts)[units].tolist()
@@ -324,11 +324,11 @@ def split_off(
         size = 0
         for position in generator.permutation(len(units))[:-1].tolist():
             if abs(size + sizes[position] - target) < abs(size - target):
-                taken.append(order[starts[units[position]] : ends[units[position]]])
+                selected.append(order[starts[units[position]] : ends[units[position]]])
                 size += sizes[position]
         remainder = target - size
     is_aside = np.zeros(len(rows), bool)
-    is_aside[np.concatenate(taken)] = True
+    is_aside[np.concatenate(selected)] = True
     return np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
 
 

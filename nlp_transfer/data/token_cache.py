@@ -175,8 +175,8 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
                 offsets_of[name] = by_hash.setdefault(hashlib.sha256(offsets).digest(), name)
                 if offsets_of[name] == name:
                     create(f"{name}.offsets").write(offsets)
-            for name, parts in dense.items():
-                np.save(create(f"{name}.npy"), np.concatenate(parts), allow_pickle=False)
+            for name, blocks in dense.items():
+                np.save(create(f"{name}.npy"), np.concatenate(blocks), allow_pickle=False)
         content = json.dumps({
             "rows": len(rows), "truncated": truncated, "dense": list(dense), "texts": list(texts),
             "ragged": {name: [column.count, column.constant, offsets_of[name]] for name, column in columns.items()},

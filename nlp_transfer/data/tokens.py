@@ -158,11 +158,11 @@ class TokenTable:
         def join(columns: list[Any]) -> Any:
             return Ragged.concatenate(columns) if isinstance(columns[0], Ragged) else np.concatenate(columns)
 
-        parts = {
+        columns = {
             kind: {name: join([getattr(table, kind)[name] for table in tables]) for name in getattr(tables[0], kind)}
             for kind in ("ragged", "dense", "texts", "cached")
         }
-        return cls(fill=tables[0].fill, truncated=sum(table.truncated for table in tables), **parts)
+        return cls(fill=tables[0].fill, truncated=sum(table.truncated for table in tables), **columns)
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """Return only the columns that are needed to count loss terms before the forward pass: labels and dense columns."""
@@ -233,7 +233,7 @@ def encode_rows(rows: Rows, encode: Encode, fill: dict[str, int], size: int = 10
             growing.setdefault(name, GrowingRagged(io.BytesIO())).add(column.values, column.offsets)
         for name, values in arrays.items():
             blocks.setdefault(name, []).append(values)
-    arrays = {name: np.concatenate(parts) for name, parts in blocks.items()}
+    arrays = {name: np.concatenate(values) for name, values in blocks.items()}
     return TokenTable(
         share_offsets({name: Ragged(in_memory(column), column.offsets()) for name, column in growing.items()}),
         {name: values for name, values in arrays.items() if values.dtype != object},

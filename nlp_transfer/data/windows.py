@@ -68,9 +68,9 @@ class WindowPlan:
         """
         generator = np.random.default_rng([self.seed, epoch, self.phase] if self.phase else [self.seed, epoch])
         order = generator.permutation(len(self.lengths) if self.repeats is None else self.repeats.rows(generator))
-        parts = self.accumulation * self.processes
+        batches_per_window = self.accumulation * self.processes
         if self.batch_tokens is None:
-            size = self.batch_size * parts
+            size = self.batch_size * batches_per_window
             windows = [
                 chunk
                 for start in range(0, len(order), size * BUCKET)
@@ -78,10 +78,10 @@ class WindowPlan:
             ]
         else:
             windows = []
-            size = max(1, int(self.batch_tokens * parts / max(1.0, float(self.lengths.mean()))))
+            size = max(1, int(self.batch_tokens * batches_per_window / max(1.0, float(self.lengths.mean()))))
             for start in range(0, len(order), size * BUCKET):
                 bucket = self._by_length(order[start : start + size * BUCKET], size, generator)
-                windows += self._by_tokens(bucket, self.batch_tokens * parts)
+                windows += self._by_tokens(bucket, self.batch_tokens * batches_per_window)
         # A short window has more gradient noise; it stays last, so that its position does not depend on the shuffle.
         short = [windows.pop()] if len(windows) > 1 and len(windows[-1]) < len(windows[0]) else []
         return [windows[i] for i in generator.permutation(len(windows))] + short

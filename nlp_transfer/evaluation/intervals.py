@@ -121,13 +121,13 @@ def compare_strategies(first: StrategyScores, second: StrategyScores) -> Differe
         return None
     (values, replicates), (other_values, other_replicates) = first.arrays(seeds), second.arrays(seeds)
     value, row_variance, seed_variance = _variances(values - other_values, replicates - other_replicates)
-    least, greatest = first.bounds
-    if np.isfinite(greatest - least):
-        row_variance += ((greatest - least) / (min(first.rows, second.rows) + 2)) ** 2
+    minimum, maximum = first.bounds
+    if np.isfinite(maximum - minimum):
+        row_variance += ((maximum - minimum) / (min(first.rows, second.rows) + 2)) ** 2
     if len(seeds) == 1 or not np.isfinite(value + row_variance):
         return Difference(Estimate(value, np.nan, np.nan), None)
     half = half_width(1 - LEVEL, row_variance, seed_variance, len(seeds))
-    low, high = max(least - greatest, value - half), min(greatest - least, value + half)
+    low, high = max(minimum - maximum, value - half), min(maximum - minimum, value + half)
     return Difference(Estimate(value, low, high), p_value(abs(value), row_variance, seed_variance, len(seeds)))
 
 
@@ -141,12 +141,12 @@ def p_value(distance: float, row_variance: float, seed_variance: float, seeds: i
     """Return the p-value: the interval of level `1 - p` around 0 just reaches `distance`. At least 1e-12."""
     from scipy.optimize import brentq
 
-    least = 1e-12
+    smallest = 1e-12
     if distance == 0:
         return 1.0
-    if half_width(least, row_variance, seed_variance, seeds) <= distance:
-        return least
-    return float(brentq(lambda p: half_width(p, row_variance, seed_variance, seeds) - distance, least, 1.0))
+    if half_width(smallest, row_variance, seed_variance, seeds) <= distance:
+        return smallest
+    return float(brentq(lambda p: half_width(p, row_variance, seed_variance, seeds) - distance, smallest, 1.0))
 
 
 def _quantiles(p: float, seeds: int) -> tuple[float, float]:
@@ -165,5 +165,5 @@ def _variances(values: np.ndarray, replicates: np.ndarray) -> tuple[float, float
 
 
 def _defined(replicates: np.ndarray) -> np.ndarray:
-    """Return the replicates of resamples on which the metric is defined for every seed."""
+    """Return the columns of `replicates` (seeds, resamples) in which the metric is defined for every seed."""
     return replicates[:, np.isfinite(replicates).all(0)]

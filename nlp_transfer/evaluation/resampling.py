@@ -176,8 +176,7 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
 
 
 def resample_rows(rows: int, resamples: int, stream: int) -> Iterator[np.ndarray]:
-    """Draw `resamples` samples of row indices with replacement, each int64 of shape (rows,); equal arguments give equal
-    samples."""
+    """Draw `resamples` samples of row indices with replacement, each int64 of shape (rows,), with a fixed seed."""
     generator = np.random.default_rng([1, rows, stream])
     return (generator.integers(rows, size=rows) for _ in range(resamples))
 

@@ -193,16 +193,16 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
         say(f"data.{role}: {source!r}: {note}")
     if os.path.isdir(path):  # unlike pathlib, returns False for a name that is too long
         return _select_columns(read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
-    problems, parts = Problems(f"data.{role}"), []
+    problems, tables = Problems(f"data.{role}"), []
     for file in files:
         try:
-            parts.append(_read_file(Path(file), data, wanted, role))
+            tables.append(_read_file(Path(file), data, wanted, role))
         except UserError as error:
             problems.absorb(error)
         except OSError as error:  # removed after it was listed
             problems.add(f"{file}: cannot be read ({error.strerror or error})")
     problems.raise_if_any()
-    return concatenate(parts)
+    return concatenate(tables)
 
 
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:

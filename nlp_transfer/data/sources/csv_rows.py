@@ -97,7 +97,7 @@ def _checked(record: dict[str, str], characters: int, encoding: str) -> tuple[di
 
 
 def text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
-    """Yield the lines of a text file. Lines end in `\n` or `\r\n`; a lone `\r` does not end a line."""
+    r"""Yield the lines of a text file. Lines end in `\n` or `\r\n`; a lone `\r` does not end a line."""
     for position, line in enumerate(lines.each(), start=1):
         if line is None:
             yield position, {"text": None}, 0, Fault(TOO_LONG, str(RowTooLongError()))

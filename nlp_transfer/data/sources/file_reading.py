@@ -117,15 +117,15 @@ def check_unchanged(path: Path, before: tuple[int, ...]) -> None:
         raise UnfinishedError(f"{path}: was changed while it was read; allowed: a file that does not change. Try again")
 
 
-def read_start(path: Path, most: int) -> bytes:
-    """Return at most `most` bytes of a file.
+def read_start(path: Path, size: int) -> bytes:
+    """Return at most `size` bytes from the start of a file.
 
     Does not read files of size 0: generated ones, such as /proc/kmsg, may have no end.
     """
     if path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:
-        return file.read(most)
+        return file.read(size)
 
 
 class WrongEncodingError(UserError):

@@ -82,9 +82,9 @@ def _from_mapping(inputs: Mapping[Any, Any], wanted: list[str]) -> tuple[Rows, b
     """Read a dict of columns, or a single row as a dict of cells."""
     if splits := [str(name) for name, value in inputs.items() if is_table(value)]:
         raise UserError(f"texts: found the tables {', '.join(splits)}; allowed: one of them")
-    named = {str(name): value for name, value in inputs.items()}
-    check_columns(list(named), wanted, "texts")
-    cells = {name: named[name] for name in wanted}
+    by_name = {str(name): value for name, value in inputs.items()}
+    check_columns(list(by_name), wanted, "texts")
+    cells = {name: by_name[name] for name in wanted}
     if single := all(isinstance(cell, str) for cell in cells.values()):
         cells = {name: [cell] for name, cell in cells.items()}
     problems = Problems()

@@ -178,12 +178,12 @@ class _JsonText:
         Raises:
             RowTooLongError: The pending value has more than `MAX_ROW` characters.
         """
-        held = len(self.buffer) - self.start
-        if held > MAX_ROW:
+        pending = len(self.buffer) - self.start
+        if pending > MAX_ROW:
             raise RowTooLongError
-        more = self.file.read(max(CHUNK, held))
-        self.buffer, self.start = self.buffer[self.start :] + more, 0
-        return bool(more)
+        chunk = self.file.read(max(CHUNK, pending))
+        self.buffer, self.start = self.buffer[self.start :] + chunk, 0
+        return bool(chunk)
 
     def peek(self) -> str:
         """Return the next character other than white space, without consuming it; empty at the end."""

@@ -12,8 +12,8 @@ LOCK = threading.RLock()  # the limit applies to the process, so only one thread
 
 
 @contextmanager
-def limited_memory(most: int) -> Iterator[None]:
-    """Make allocations in the block fail after the process has grown by `most` bytes.
+def limited_memory(growth: int) -> Iterator[None]:
+    """Make allocations in the block fail after the process has grown by `growth` bytes.
 
     The operating system enforces the limit, so the sizes declared in a file are not trusted. Has no effect on systems other than
     Linux.
@@ -30,7 +30,7 @@ def limited_memory(most: int) -> Iterator[None]:
             return
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_DATA, (min([1024 * int(used) + most, *limits]), hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (min([1024 * int(used) + growth, *limits]), hard))
         try:
             yield
         finally:

@@ -102,7 +102,7 @@ def _batches(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first, length, taken, heavy, total = 1, 0, 0, 0, 0
+    first, length, batch_bytes, batch_weight, total_weight = 1, 0, 0, 0, 0
     pieces: list[Any] = []
     metadata: Any = None
     read: list[str] = []
@@ -140,13 +140,13 @@ def _batches(
                     if step == 1 and weight > ROW_BYTES:
                         raise UserError(_too_long(piece, f"{path}, row {first + length}"))
                     pieces.append(compact.slice(start, step))
-                    length, taken = length + piece.num_rows, taken + piece.nbytes
-                    heavy, total = heavy + weight, total + weight
-                    if total > max_decoded:
+                    length, batch_bytes = length + piece.num_rows, batch_bytes + piece.nbytes
+                    batch_weight, total_weight = batch_weight + weight, total_weight + weight
+                    if total_weight > max_decoded:
                         raise MemoryError
-                    if length + AT_ONCE > size or taken >= max_bytes or heavy >= ROW_BYTES:
+                    if length + AT_ONCE > size or batch_bytes >= max_bytes or batch_weight >= ROW_BYTES:
                         yield batch()
-                        first, length, taken, heavy, pieces = first + length, 0, 0, 0, []
+                        first, length, batch_bytes, batch_weight, pieces = first + length, 0, 0, 0, []
                         where = f"{path}, at or after row {first}"
             if (count := first + length - 1) != metadata.num_rows:
                 raise UserError(f"{path}: is damaged: it has {count} rows, but its footer says {metadata.num_rows}")
@@ -229,7 +229,8 @@ def _weight(batch: Any) -> int:
 def _elements(array: Any) -> int:
     """Return the number of elements of lists and maps in an array, at all depths.
 
-    Elements of the null type take no bytes in Arrow, but a pointer each in Python."""
+    Elements of the null type take no bytes in Arrow, but a pointer each in Python.
+    """
     import pyarrow as pa
 
     if isinstance(array, pa.BaseExtensionType):

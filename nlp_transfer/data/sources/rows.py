@@ -66,8 +66,8 @@ class Rows:
         """Move the rows at the positions in `bad` to `skipped`. All rows must be from one file."""
         if not bad:
             return self
-        kept = np.flatnonzero(~np.isin(self.position, np.fromiter(bad, np.int64)))
-        rows = self if len(kept) == len(self) else self.select(kept)
+        remaining = np.flatnonzero(~np.isin(self.position, np.fromiter(bad, np.int64)))
+        rows = self if len(remaining) == len(self) else self.select(remaining)
         return replace(rows, skipped=[*self.skipped, *(bad[position] for position in sorted(bad))])
 
     def has_types(self) -> bool:
@@ -106,23 +106,23 @@ def hash_cells(rows: Rows) -> str:
     return digest.hexdigest()
 
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
+def concatenate(sources: Sequence[Rows]) -> Rows:
     """Concatenate the rows of several sources with the same columns."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = {name: GrowingColumn() for name in parts[0].columns}
-    for part in parts:
-        for block in part.batches(BLOCK):
+    if len(sources) == 1:
+        return sources[0]
+    columns = {name: GrowingColumn() for name in sources[0].columns}
+    for source in sources:
+        for block in source.batches(BLOCK):
             for name, cells in block.items():
                 columns[name].extend(cells)
-    offsets = np.cumsum([0] + [len(part.files) for part in parts[:-1]])
+    offsets = np.cumsum([0] + [len(source.files) for source in sources[:-1]])
     return Rows(
         {name: column.done() for name, column in columns.items()},
-        [name for part in parts for name in part.files],
-        np.concatenate([part.file_of + offset for part, offset in zip(parts, offsets, strict=True)]).astype(np.int32),
-        np.concatenate([part.position for part in parts]),
-        {name: digest for part in parts for name, digest in part.hashes.items()},
-        skipped=[bad for part in parts for bad in part.skipped],
+        [name for source in sources for name in source.files],
+        np.concatenate([source.file_of + offset for source, offset in zip(sources, offsets, strict=True)]).astype(np.int32),
+        np.concatenate([source.position for source in sources]),
+        {name: digest for source in sources for name, digest in source.hashes.items()},
+        skipped=[bad for source in sources for bad in source.skipped],
     )
 
 

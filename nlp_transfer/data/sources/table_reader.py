@@ -192,8 +192,8 @@ def _read(
     try:
         check_regular(path)
         if path.stat().st_size == 0:
-            least = "at least one line of text" if extension == ".txt" else "a table with at least one row"
-            raise UserError(f"{path}: the file is empty; allowed: {least}")
+            minimum = "at least one line of text" if extension == ".txt" else "a table with at least one row"
+            raise UserError(f"{path}: the file is empty; allowed: {minimum}")
         if extension == ".parquet":
             check = partial(check_header, path, encoding="utf-8")
             for content in parquet_batches(path, size, MAX_ROW, check, wanted, keep_table):
@@ -213,7 +213,7 @@ def _read_text(path: Path, extension: str, data: DataConfig, size: int, mark_fau
     }[extension]  # fmt: skip
     columns: dict[str, list[Any]] = {}
     faults: dict[int, Fault] = {}
-    first = length = taken = position = 0
+    first = length = batch_characters = position = 0
     with open_text(path, encoding, newline="" if records is csv_records else "\n") as file:
         lines = Lines(file, ("\n", "\r") if records is csv_records else ("\n",))
         try:
@@ -233,11 +233,11 @@ def _read_text(path: Path, extension: str, data: DataConfig, size: int, mark_fau
                     check_count(columns, f"{path}, row {position}")
                 for name, values in columns.items():
                     values.append(record.get(name))
-                length, taken = length + 1, taken + characters
-                if length == size or length * len(columns) >= BATCH_CELLS or taken >= MAX_ROW:
+                length, batch_characters = length + 1, batch_characters + characters
+                if length == size or length * len(columns) >= BATCH_CELLS or batch_characters >= MAX_ROW:
                     yield Batch(columns, first, length, faults=faults)
                     columns, faults = {name: [] for name in columns}, {}
-                    first = length = taken = 0
+                    first = length = batch_characters = 0
         except UnicodeError as error:
             # Files are decoded in blocks, so the error is in this row or in one of the next.
             problems.add(f"{path}, at or after row {position + 1}: {error}; set data.encoding to the file's encoding")

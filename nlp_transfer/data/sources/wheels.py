@@ -90,28 +90,28 @@ def parse(source: str) -> WheelSource:
         UserError: A part is missing or not allowed.
     """
 
-    def refused(why: str) -> UserError:
+    def invalid(why: str) -> UserError:
         return UserError(f"{shorten(source)}: {why}. The form is {FORM}.")
 
     if not is_wheel(source):
-        raise refused(f"does not start with {PREFIX!r}")
+        raise invalid(f"does not start with {PREFIX!r}")
     requirement, _, path = source.removeprefix(PREFIX).partition("#")
     name, _, version = requirement.partition("==")
     if not _NAME.fullmatch(name):
-        raise refused(f"{shorten(name)} is not a package name")
+        raise invalid(f"{shorten(name)} is not a package name")
     if not version:
-        raise refused("the version is missing")
+        raise invalid("the version is missing")
     try:
         version = str(Version(version))
     except ValueError:  # InvalidVersion, or a number with thousands of digits
-        raise refused(f"{shorten(version)} is not one exact version") from None
+        raise invalid(f"{shorten(version)} is not one exact version") from None
     if fault := path_fault(path):
-        raise refused(f"the path {shorten(path)} {fault}")
+        raise invalid(f"the path {shorten(path)} {fault}")
     path = str(PurePosixPath(path))  # drops './', '//' and a trailing '/'
     if path == ".":
-        raise refused("the path is missing")
+        raise invalid("the path is missing")
     if "**" in path:
-        raise refused(f"the path {path!r} contains '**' (give the folder to get everything below it)")
+        raise invalid(f"the path {path!r} contains '**' (give the folder to get everything below it)")
     return WheelSource(canonicalize_name(name), version, path)
 
 
@@ -148,8 +148,8 @@ def fetch(source: str, cache_dir: Path | None = None) -> Path:
 
 def default_cache() -> Path:
     """Return `$NLP_TRANSFER_CACHE`, or `$XDG_CACHE_HOME/nlp_transfer`, or `~/.cache/nlp_transfer`."""
-    if named := os.environ.get("NLP_TRANSFER_CACHE"):
-        return expand(named)
+    if configured := os.environ.get("NLP_TRANSFER_CACHE"):
+        return expand(configured)
     folder = user_cache("nlp_transfer")
     if uses_fallback(folder):
         say_once(
