@@ -62,7 +62,7 @@ class Splits:
         return self.rows.get("train", from_columns({}, "data.train"))
 
     @property
-    def labelled(self) -> list[str]:
+    def labeled(self) -> list[str]:
         """Names of the splits with labels."""
         return [name for name in self.rows if name != UNLABELLED]
 
