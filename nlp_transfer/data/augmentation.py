@@ -212,7 +212,7 @@ def make_augmenter(
 
 
 class _Draw:
-    """Draws uniform numbers in [0, 1), float64 of shape (words,): hashes (splitmix64) of seed, step, row, place and channel."""
+    """Draws uniform numbers in [0, 1), float64 of shape (words,): hashes (splitmix64) of seed, step, row, position, channel."""
 
     def __init__(self, seed: int, step: int, rows: np.ndarray, places: np.ndarray) -> None:
         key = np.zeros(1, np.uint64)

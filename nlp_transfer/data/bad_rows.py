@@ -54,7 +54,7 @@ def check_group(train: Rows, group: str | None, problems: Problems) -> None:
 
 
 def check_filter(data: DataConfig, filters: Collection[str], problems: Problems) -> None:
-    """Add a problem if the task does not have a filter in `data.filter`."""
+    """Add a problem if `data.filter` contains filters that the task does not have."""
     if unknown := [name for name in data.filter or () if name not in filters]:
         problems.add(
             f"data.filter: found {', '.join(unknown)}, but this task has no such filter (filters apply to pairs of source and "
@@ -87,7 +87,7 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
 
     Args:
         folder: Folder of the file.
-        skipped: The split (by its setting in `data`) and the skipped row.
+        skipped: Skipped rows, each with its split (by the setting in `data`).
     """
     if not skipped:
         return

@@ -52,7 +52,7 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     """Lines to print for the user."""
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)
-    """Skipped rows, each with the split (by its setting in `data`)."""
+    """Skipped rows, each with its split (by the setting in `data`)."""
     validation_share: float | None = None
     """The resolved `data.validation_share`; None if `data.validation` is set."""
 

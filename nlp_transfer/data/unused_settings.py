@@ -32,7 +32,7 @@ class Unused:
 
 
 def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
-    """Return the settings without effect that the user set to another value than the default."""
+    """Return the settings without effect that the user changed from their defaults."""
     unused = Unused()
     set_by_user = given_fields(config.data, "data") | given_fields(config.training, "training") | given_fields(task, "task")
     for name, reason in without_effect(config, task, strategy).items():

@@ -11,7 +11,7 @@ bootstrap replicates are equal, and their interval would be a point. For the sam
 one additional row on which the two strategies differ (Agresti and Min 2005, "Simple improved confidence intervals for comparing
 matched proportions").
 
-The p-value of a difference is the level whose interval just reaches 0. It requires at least two seeds, since one seed gives no
+The p-value of a difference is p if its interval of level 1 - p ends at 0. It requires at least two seeds, since one seed gives no
 variance over seeds. In simulations, a test over rows alone found a significant difference between equal strategies in one of four
 runs.
 """
@@ -138,7 +138,7 @@ def half_width(p: float, row_variance: float, seed_variance: float, seeds: int) 
 
 
 def p_value(distance: float, row_variance: float, seed_variance: float, seeds: int) -> float:
-    """Return the p-value: the interval of level `1 - p` around 0 just reaches `distance`. At least 1e-12."""
+    """Return the p for which the interval of level `1 - p` around 0 ends at `distance`, at least 1e-12."""
     from scipy.optimize import brentq
 
     smallest = 1e-12

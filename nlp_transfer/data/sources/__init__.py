@@ -134,7 +134,7 @@ def _model_folder(path: Path, source: str) -> Path:
         names = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     except OSError as error:
         raise UserError(f"model: the folder {source} cannot be read ({error.strerror or error})") from error
-    raise UserError(f"model: the folder {source} does not hold a model: it has no config.json (found: {names})")
+    raise UserError(f"model: the folder {source} does not contain a model: it has no config.json (found: {names})")
 
 
 def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -> Rows:
@@ -187,7 +187,7 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
     if not files:
         readings = "".join(f"; {note}" for note in notes)
         raise UserError(
-            f"data.{role}: no file matches {source!r}{readings}; allowed: a glob that names files ({', '.join(ENDINGS)})"
+            f"data.{role}: no file matches {source!r}{readings}; allowed: a glob that matches files ({', '.join(ENDINGS)})"
         )
     for note in notes:
         say(f"data.{role}: {source!r}: {note}")

