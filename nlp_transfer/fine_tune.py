@@ -138,7 +138,7 @@ def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool,
         model = run.strategy.wrap(model)
         resolved = resolve_settings(model, tables.get("train"), training, folder.path, task=task)
         accelerator = resolved.accelerator
-        for split in splits.labelled[:1]:
+        for split in splits.labeled[:1]:
             try_metrics(hub_metrics, user_metrics, task, tables[split], training, accelerator)
         job = Job(
             task, tables, splits.rows, checkpoint, resolved.training, accelerator.device, resolved.precision,

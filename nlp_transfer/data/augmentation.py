@@ -1,8 +1,8 @@
-"""Text augmentation on tokens: drop, swap, mask or replace words of training texts, drawn anew at every step.
+"""Augment training texts at the token level: randomly drop, swap, mask or replace words at every step.
 
 Random deletion, swap and replacement follow EDA (Wei & Zou 2019, 1901.11196); masking is word dropout (Iyyer et al. 2015; Gal &
-Ghahramani 2016, 1512.05287). Replacements are drawn from the words of the training split by their frequency. A masked language
-model would choose better ones (Kobayashi 2018, 1805.06201), at the cost of a second forward pass.
+Ghahramani 2016, 1512.05287). Replacements are sampled from the words of the training split by frequency. A masked language model
+would choose better ones (Kobayashi 2018, 1805.06201), at the cost of a second forward pass.
 """
 
 from collections.abc import Mapping
@@ -18,18 +18,18 @@ from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
 from nlp_transfer.utils.errors import UserError
 
 KEEP, DROP, MASK, REPLACE = range(4)
-# Scripts without spaces: each token is treated as a word, as BERT's tokenizer treats ideographs.
+# Code points of scripts without spaces, in which each token is a word, as ideographs are in BERT's tokenizer.
 UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF))
 
 
 @dataclass(frozen=True)
 class WordTable:
-    """The role of each token id in a word; bool arrays of shape (vocabulary,).
+    """Word boundaries of a vocabulary; bool arrays of shape (vocabulary,).
 
     Attributes:
-        special: special tokens, which are never changed.
-        continues: tokens that continue the word of the token before them.
-        open: tokens whose word continues with the next token.
+        special: Special tokens, which are never changed.
+        continues: Tokens that continue the word of the previous token.
+        open: Tokens whose word continues with the next token.
     """
 
     special: np.ndarray
@@ -38,10 +38,10 @@ class WordTable:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "WordTable":
-        """Build the table from the word marker of the vocabulary, which is the one that most tokens carry.
+        """Build the table from the most frequent word marker in the vocabulary.
 
-        `##` continues a word (WordPiece), `▁` and `Ġ` begin one (SentencePiece, byte-level BPE), `@@` is followed by more of the
-        word and `</w>` ends it (other BPE). Without a marker, each token is a word.
+        `##` continues a word (WordPiece), `▁` and `Ġ` begin one (SentencePiece, byte-level BPE), `@@` is followed by the rest
+        of a word, and `</w>` ends one (other BPE). Without a marker, each token is a word.
         """
         tokens = [str(token or "") for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
         has_marker = {
@@ -70,30 +70,35 @@ class WordTable:
         return cls(special, continues & ~special, opens & ~special)
 
     def first(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return where a word or special token begins, given flat token ids and their rows; all of shape (tokens,)."""
+        """Return a mask of tokens that begin a word or are special, bool of shape (tokens,).
+
+        Args:
+            ids: Token ids of all rows, int64 of shape (tokens,).
+            rows: Row of each token, int64 of shape (tokens,).
+        """
         joined = self.continues[ids[1:]] | self.open[ids[:-1]]
         separate = self.special[ids[1:]] | self.special[ids[:-1]] | (rows[1:] != rows[:-1])
         return np.concatenate([np.ones(min(1, len(ids)), bool), separate | ~joined])
 
 
 def _unspaced(token: str) -> bool:
+    """Return whether a token begins with a character of a script without spaces."""
     return bool(token) and any(low <= ord(token[0]) <= high for low, high in UNSPACED)
 
 
 class Augmenter:
-    """Changes the words of a batch; called as `augmenter(batch, rows, step)`.
+    """Augments the texts of a batch.
 
-    The change of a row depends only on the seed, the step and the index of the row, not on micro-batches or processes, so no
-    state has to be saved to resume a run. A row that occurs twice in a window is changed in the same way. All tokens of a word
-    are changed together. Special tokens stay in place, so the two texts of a pair remain separate. At least one word of each
-    text is unchanged.
+    The changes of a row depend only on the seed, the step and the row index, not on micro-batches or processes, so a resumed run
+    needs no saved state. All tokens of a word change together. Special tokens stay in place, so the texts of a pair remain
+    separate. At least one word of each text is unchanged.
 
     Args:
-        train: The rows from which replacement words are drawn.
-        max_length: Maximum tokens in a row. In a row that would become longer, words are not replaced by longer ones.
+        train: Rows from which replacement words are sampled.
+        max_length: Maximum tokens in a row. If a row would exceed it, no word in it is replaced by a longer one.
 
     Raises:
-        UserError: Words are to be masked, and the tokenizer has no mask token.
+        UserError: `mask` is set, but the tokenizer has no mask token.
     """
 
     def __init__(
@@ -110,13 +115,13 @@ class Augmenter:
         self.pool = _words_of(train.ragged["input_ids"], self.words) if settings.replace else None
 
     def __call__(self, batch: Mapping[str, torch.Tensor], rows: np.ndarray, step: int) -> dict[str, torch.Tensor]:
-        """Return the batch with its texts changed and padded again.
+        """Return the batch with augmented texts, padded again.
 
         Args:
             batch: `input_ids` and other token columns, int64 of shape (rows, tokens), and `attention_mask`; other columns are
                 returned unchanged.
-            rows: The index of each row in its table.
-            step: The optimizer step.
+            rows: Index of each row in its table, int64 of shape (rows,).
+            step: Optimizer step.
         """
         inside = batch["attention_mask"].numpy().astype(bool)
         ids, row_of = batch["input_ids"].numpy()[inside], np.nonzero(inside)[0]
@@ -125,28 +130,29 @@ class Augmenter:
         first = self.words.first(ids, row_of)
         starts = np.flatnonzero(first)
         sizes = np.diff(np.append(starts, len(ids)))
-        row = row_of[starts]
-        word = ~self.words.special[ids[starts]]
-        place = np.arange(len(starts)) - np.searchsorted(row, row)  # in its row, so independent of micro-batches
-        draw = _Draw(self.seed, step, rows[row], place)
+        word_row = row_of[starts]
+        is_word = ~self.words.special[ids[starts]]
+        # The index of a word in its row does not depend on micro-batches.
+        position = np.arange(len(starts)) - np.searchsorted(word_row, word_row)
+        draw = _Draw(self.seed, step, rows[word_row], position)
 
-        action = self._actions(draw, word, row)
-        drawn = np.zeros(len(starts), np.int64)
-        new = np.where(action == DROP, 0, np.where(action == MASK, 1, sizes))
+        action = self._actions(draw, is_word, word_row)
+        replacement = np.zeros(len(starts), np.int64)
+        new_sizes = np.where(action == DROP, 0, np.where(action == MASK, 1, sizes))
         if self.pool is not None and len(self.pool):
-            drawn = (draw(1) * len(self.pool)).astype(np.int64)
-            new = np.where(action == REPLACE, self.pool.lengths[drawn], new)
-            long = np.bincount(row, new, len(inside)) > self.max_length
-            action = np.where((action == REPLACE) & long[row] & (new > sizes), KEEP, action)
-            new = np.where(action == KEEP, sizes, new)
-        order = self._swapped(draw, word & ~self.words.continues[ids[starts]], row)
-        action, drawn, new, starts = action[order], drawn[order], new[order], starts[order]
+            replacement = (draw(1) * len(self.pool)).astype(np.int64)
+            new_sizes = np.where(action == REPLACE, self.pool.lengths[replacement], new_sizes)
+            is_long = np.bincount(word_row, new_sizes, len(inside)) > self.max_length
+            action = np.where((action == REPLACE) & is_long[word_row] & (new_sizes > sizes), KEEP, action)
+            new_sizes = np.where(action == KEEP, sizes, new_sizes)
+        order = self._swapped(draw, is_word & ~self.words.continues[ids[starts]], word_row)
+        action, replacement, new_sizes, starts = action[order], replacement[order], new_sizes[order], starts[order]
 
-        begins = np.cumsum(new) - new
-        inner = np.arange(int(new.sum())) - np.repeat(begins, new)  # position of each new token in its word
-        actions, from_start = np.repeat(action, new), np.repeat(starts, new)
-        origin = np.where(actions == KEEP, from_start + inner, from_start)  # the old token at each new position
-        lengths = np.bincount(row, new, len(inside)).astype(np.int64)
+        begins = np.cumsum(new_sizes) - new_sizes
+        offset = np.arange(int(new_sizes.sum())) - np.repeat(begins, new_sizes)  # index of each token in its word
+        actions, from_start = np.repeat(action, new_sizes), np.repeat(starts, new_sizes)
+        origin = np.where(actions == KEEP, from_start + offset, from_start)  # position of each token in the original text
+        lengths = np.bincount(word_row, new_sizes, len(inside)).astype(np.int64)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         changed = dict(batch)
         for name in self.fill:
@@ -157,37 +163,40 @@ class Augmenter:
                 values[actions == MASK] = self.mask
                 if self.pool is not None and len(self.pool):
                     replaced = actions == REPLACE
-                    source = self.pool.offsets[np.repeat(drawn, new)[replaced]] + inner[replaced]
+                    source = self.pool.offsets[np.repeat(replacement, new_sizes)[replaced]] + offset[replaced]
                     values[replaced] = self.pool.values[source]
             changed[name] = torch.from_numpy(Ragged(values, offsets).padded(np.arange(len(inside)), self.fill[name]))
         width = changed["input_ids"].shape[1]
         changed["attention_mask"] = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
         return changed
 
-    def _actions(self, draw: "_Draw", word: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Return KEEP, DROP, MASK or REPLACE for each word; in each text the word with the highest draw is kept."""
+    def _actions(self, draw: "_Draw", is_word: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Return KEEP, DROP, MASK or REPLACE for each word, int64 of shape (words,).
+
+        The word with the highest draw in each text is never changed.
+        """
         settings, chance = self.settings, draw(0)
         ends = np.cumsum([settings.drop, settings.mask, settings.replace])
         action = np.array([DROP, MASK, REPLACE, KEEP])[np.searchsorted(ends, chance, side="right")]
-        # A text is a run of words without a special token or the end of a row in between.
-        new_text = np.concatenate([[True], ~word[1:] | ~word[:-1] | (row[1:] != row[:-1])])
+        # Texts are separated by special tokens and row ends.
+        new_text = np.concatenate([[True], ~is_word[1:] | ~is_word[:-1] | (row[1:] != row[:-1])])
         text = np.cumsum(new_text) - 1
         highest = np.maximum.reduceat(chance, np.flatnonzero(new_text))
-        return np.where(word & (chance < highest[text]), action, KEEP)
+        return np.where(is_word & (chance < highest[text]), action, KEEP)
 
     def _swapped(self, draw: "_Draw", movable: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Return the order of words after swaps of neighbors within a text; each word is swapped at most once.
+        """Return the order of words (int64) after swapping neighbors within a text, each word at most once.
 
-        A first word without the word marker of the vocabulary stays in place: elsewhere it would read as the end of another word.
+        A first word without a word marker stays in place: elsewhere it would continue another word.
         """
         order, share = np.arange(len(row)), self.settings.swap
         if not share:
             return order
         can_swap = movable & np.concatenate([movable[1:] & (row[1:] == row[:-1]), [False]])
-        # Of overlapping pairs, every other one is taken; with this probability, `swap` is the share of words that move.
-        drawn = can_swap & (draw(2) < share / (2 - share))
-        last_not = np.maximum.accumulate(np.where(drawn, -1, order))
-        left = np.flatnonzero(drawn & ((order - last_not) % 2 == 1))
+        # Every other of several overlapping pairs is swapped. With this probability, `swap` is the share of words that move.
+        selected = can_swap & (draw(2) < share / (2 - share))
+        last_unswapped = np.maximum.accumulate(np.where(selected, -1, order))
+        left = np.flatnonzero(selected & ((order - last_unswapped) % 2 == 1))
         order[left], order[left + 1] = left + 1, left
         return order
 
@@ -195,7 +204,7 @@ class Augmenter:
 def make_augmenter(
     training: TrainingConfig, tokenizer: PreTrainedTokenizerBase, train: TokenTable, max_length: int | None
 ) -> Augmenter | None:
-    """Return the augmenter for `training.augment`, or None if no augmentation is set."""
+    """Return the augmenter for `training.augment`; None if no augmentation is set."""
     settings = training.augment
     if settings is None or not any(settings.model_dump().values()):
         return None
@@ -203,7 +212,7 @@ def make_augmenter(
 
 
 class _Draw:
-    """Uniform numbers in [0, 1), each a hash (splitmix64) of seed, step, row, place and channel; float64 of shape (words,)."""
+    """Draws uniform numbers in [0, 1), float64 of shape (words,): hashes (splitmix64) of seed, step, row, position, channel."""
 
     def __init__(self, seed: int, step: int, rows: np.ndarray, places: np.ndarray) -> None:
         key = np.zeros(1, np.uint64)
@@ -216,7 +225,7 @@ class _Draw:
 
 
 def _words_of(column: Ragged, words: WordTable) -> Ragged:
-    """Return all words of a column, one per row and with repetitions, except words without the word marker."""
+    """Return all words of a column, one per row and with repetitions, except words without a word marker."""
     ids = column.values
     first = words.first(ids, np.repeat(np.arange(len(column)), column.lengths))
     starts = np.flatnonzero(first)

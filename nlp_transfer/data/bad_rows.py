@@ -1,4 +1,4 @@
-"""Rows that cannot be used: refuse or skip them (`data.on_bad_rows`), count them, and list them in `skipped_rows.csv`."""
+"""Reject or skip unusable rows (`data.on_bad_rows`), and list skipped rows in `skipped_rows.csv`."""
 
 import csv
 from collections import Counter
@@ -13,19 +13,19 @@ from nlp_transfer.utils.atomic_files import replacing, retry_while_full
 from nlp_transfer.utils.errors import BadRow, Problems
 
 SKIPPED_ROWS = "skipped_rows.csv"
-SHOWN = 5  # skipped rows that are named if no file lists them
+SHOWN = 5  # skipped rows printed by commands that write no `skipped_rows.csv`
 SKIP_HINT = "  data.on_bad_rows: skip would skip such rows and count them"
 
 
 def check_rows(
     rows: Rows, role: str, data: DataConfig, check: Callable[[Rows, Problems], None], problems: Problems
 ) -> Rows:  # fmt: skip
-    """Return the usable rows; bad ones are dropped with `data.on_bad_rows: skip`, and otherwise added to `problems`.
+    """Return the usable rows. Bad rows are skipped with `data.on_bad_rows: skip`, and added to `problems` otherwise.
 
     Args:
         role: Name of the split, for messages.
-        check: Adds the problems of rows. It is called again with the remaining rows, since its result may depend on all of them,
-            as the labels of the training split do.
+        check: Adds the problems of rows. It is called again after rows are skipped, since its result may depend on the remaining
+            rows, such as the set of labels.
     """
     while True:
         faults = Problems(skipped={} if data.on_bad_rows == "skip" else None)
@@ -45,7 +45,7 @@ def check_rows(
 
 
 def check_group(train: Rows, group: str | None, problems: Problems) -> None:
-    """Add the rows whose cell in the column `data.group` is empty to `problems`."""
+    """Add a problem for each row with an empty cell in the column `data.group`."""
     for row, value in enumerate(train.columns[group] if group else ()):
         if value is None or not str(value).strip():
             problems.add_row(
@@ -54,7 +54,7 @@ def check_group(train: Rows, group: str | None, problems: Problems) -> None:
 
 
 def check_filter(data: DataConfig, filters: Collection[str], problems: Problems) -> None:
-    """Add a problem if `data.filter` names filters that the task does not have."""
+    """Add a problem if `data.filter` contains filters that the task does not have."""
     if unknown := [name for name in data.filter or () if name not in filters]:
         problems.add(
             f"data.filter: found {', '.join(unknown)}, but this task has no such filter (filters apply to pairs of source and "
@@ -63,7 +63,7 @@ def check_filter(data: DataConfig, filters: Collection[str], problems: Problems)
 
 
 def describe_skipped(role: str, rows: Rows) -> list[str]:
-    """Return a line that counts the skipped rows of a split by kind; a warning if they are more than half."""
+    """Return a line that counts the skipped rows of a split by kind, as a warning if they are more than half."""
     if not (skipped := len(rows.skipped)):
         return []
     line = f"{role}: {skipped:,} of {skipped + len(rows):,} rows skipped: {_count_kinds(rows.skipped)}"
@@ -73,7 +73,7 @@ def describe_skipped(role: str, rows: Rows) -> list[str]:
 
 
 def name_skipped(rows: Rows) -> list[str]:
-    """Return a line for each of the first skipped rows of a split, and one that counts the others."""
+    """Return lines that describe the first skipped rows of a split and count the others."""
     more = [f"... and {len(rows.skipped) - SHOWN:,} more"] if len(rows.skipped) > SHOWN else []
     return [*map(str, rows.skipped[:SHOWN]), *more]
 
@@ -83,10 +83,11 @@ def _count_kinds(skipped: Sequence[BadRow]) -> str:
 
 
 def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
-    """Write the skipped rows, if any, to `skipped_rows.csv` in a folder.
+    """Write `skipped_rows.csv` if rows were skipped.
 
     Args:
-        skipped: Pairs of the split for which a file was given, and a bad row.
+        folder: Folder of the file.
+        skipped: Skipped rows, each with its split (by the setting in `data`).
     """
     if not skipped:
         return

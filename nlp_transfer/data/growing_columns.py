@@ -1,4 +1,4 @@
-"""Ragged columns that are written block by block to memory or a file, so that a large corpus is never held twice."""
+"""Build ragged columns block by block, in memory or in a file, without a second copy of the data."""
 
 import io
 from typing import BinaryIO
@@ -9,9 +9,13 @@ BLOCK = 2**20  # values per write
 
 
 class GrowingRagged:
-    """A ragged column of int32 values that is appended to a stream; only the lengths of its rows stay in memory.
+    """Appends the int32 values of a ragged column to a stream, and holds the lengths of its rows in memory.
 
-    A column of equal values, such as the token types of single texts, is counted instead of written.
+    While all values are equal, such as the token types of single texts, they are only counted.
+
+    Attributes:
+        count: Number of values.
+        constant: The value, while all are equal.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -22,7 +26,7 @@ class GrowingRagged:
         self._lengths: list[np.ndarray] = []
 
     def add(self, values: np.ndarray, offsets: np.ndarray) -> None:
-        """Append rows in the form of `Ragged`: int32 values of shape (all values,), int64 offsets of shape (rows + 1,)."""
+        """Append rows: int32 values of shape (values,), int64 offsets of shape (rows + 1,); see `Ragged`."""
         self._lengths.append(np.diff(offsets))
         if len(values) == 0:
             return
@@ -32,7 +36,7 @@ class GrowingRagged:
                 self.constant, self.count = first, self.count + len(values)
                 return
             self._mixed, self.constant = True, None
-            for start in range(0, self.count, BLOCK):  # the equal values that were only counted
+            for start in range(0, self.count, BLOCK):  # write the equal values that were only counted
                 self.stream.write(np.full(min(BLOCK, self.count - start), first, np.int32).data)
         self.stream.write(np.ascontiguousarray(values, np.int32).data)
         self.count += len(values)
@@ -46,7 +50,7 @@ class GrowingRagged:
 
 
 def in_memory(column: GrowingRagged) -> np.ndarray:
-    """Return the int32 values of a column that was written to a `BytesIO`, without a copy."""
+    """Return the values of a column in a `BytesIO` without copying, int32 of shape (values,)."""
     assert isinstance(column.stream, io.BytesIO)
     if column.constant is not None:
         return np.broadcast_to(np.int32(column.constant), (column.count,))

@@ -7,16 +7,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Repeats:
-    """How often each row occurs in an epoch.
+    """Number of occurrences of each row in an epoch.
 
     A row of a class with n rows occurs (m / n) ** power times on average, where m is the size of the largest class. A power of 1
     balances the classes, and smaller powers balance them partly. With a negative power, rows of large classes are repeated, and m
     is the size of the smallest class.
 
     Attributes:
-        classes: The class of each row, int64 of shape (rows,); a row of class -1 occurs once.
-        frequency: The rows of each class, int64 of shape (classes,). A row with several classes counts for each of them.
-        power: The exponent.
+        classes: Class of each row, int64 of shape (rows,). Rows of class -1 occur once.
+        frequency: Number of rows of each class, int64 of shape (classes,). A row with several classes counts for each of them.
     """
 
     classes: np.ndarray
@@ -24,30 +23,33 @@ class Repeats:
     power: float = 1.0
 
     def factors(self) -> np.ndarray:
-        """Return the mean number of occurrences of a row by class: float64 of shape (classes,), at least 1."""
+        """Return the mean number of occurrences of a row of each class, at least 1; float64 of shape (classes,)."""
         frequency = np.maximum(self.frequency, 1)
-        most = frequency.max(initial=1) if self.power >= 0 else frequency.min()
-        return (most / frequency) ** self.power
+        reference = frequency.max(initial=1) if self.power >= 0 else frequency.min()
+        return (reference / frequency) ** self.power
 
     def totals(self) -> np.ndarray:
-        """Return the occurrences of all rows of each class: int64 of shape (classes,), the same in every epoch."""
+        """Return the number of rows of each class in an epoch, with repetitions; int64 of shape (classes,)."""
         classes = self.classes[self.classes >= 0]
         return np.rint(np.bincount(classes, minlength=len(self.frequency)) * self.factors()).astype(np.int64)
 
     def times(self) -> np.ndarray:
-        """Return the mean number of occurrences of each row: float64 of shape (rows,)."""
+        """Return the mean number of occurrences of each row, float64 of shape (rows,)."""
         rows = np.bincount(self.classes[self.classes >= 0], minlength=len(self.frequency))
         return np.where(self.classes < 0, 1.0, (self.totals() / np.maximum(rows, 1))[self.classes])
 
     def __len__(self) -> int:
-        """Return the number of rows of an epoch, with repetitions."""
+        """Return the number of rows in an epoch, with repetitions."""
         return int(self.totals().sum()) + int((self.classes < 0).sum())
 
     def rows(self, generator: np.random.Generator) -> np.ndarray:
-        """Draw the row indices (int64) of an epoch, unshuffled: each row at least once, with the remainder of a class drawn."""
+        """Return the row indices (int64) of an epoch, unshuffled.
+
+        Each row occurs at least once. Rows that occur once more than others of their class are drawn at random.
+        """
         drawn = [np.flatnonzero(self.classes < 0)]
         totals = self.totals()
-        # Rows sorted by class and shuffled within it, in one pass for any number of classes.
+        # Sort rows by class, shuffled within each class.
         shuffled = generator.permutation(len(self.classes))
         shuffled = shuffled[np.argsort(self.classes[shuffled], kind="stable")]
         starts = np.searchsorted(self.classes[shuffled], np.arange(len(totals) + 1))

@@ -1,4 +1,4 @@
-"""Checks and filters of parallel texts: empty sides, identical sides, and lengths that do not match."""
+"""Check and filter parallel texts: empty sides, identical sides, duplicates and unusual length ratios."""
 
 from collections.abc import Sequence
 
@@ -9,35 +9,35 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.sources.text_columns import fingerprints, normalized
 from nlp_transfer.utils.errors import BadRow, Problems, with_type
 
-MOST_ALIKE = 0.5  # a larger share of pairs with identical sides is a mistake in the columns
-FEW = 100  # of fewer pairs, all must be identical, and there must be at least LEAST_PAIRS
-LEAST_PAIRS = 8
-MOST_RATIO = 3.0  # a longer side is suspicious, relative to the usual ratio
-LEAST_CHARACTERS = 30  # unless both sides are shorter than this
-SHOWN = 3
-EMPTY_SIDE = "with an empty side"  # a kind of bad row
+MAX_IDENTICAL = 0.5  # a larger share of pairs with identical sides is an error
+FEW_PAIRS = 100  # with fewer pairs, identical sides are an error only if all pairs have them
+MIN_PAIRS = 8  # fewer pairs are not checked for identical sides
+MAX_RATIO = 3.0  # length ratio of the sides relative to the median; a larger one is unusual
+MIN_CHARACTERS = 30  # the ratio is ignored if both sides are shorter
+SHOWN = 3  # pairs named in a warning
+EMPTY_SIDE = "with an empty side"  # kind of bad rows
 FILTERS = {
     "empty": ("a side is empty", EMPTY_SIDE),
     "copies": ("source and target are the same text", "with the same text on both sides"),
     "duplicates": ("an earlier pair has the same texts", "equal to an earlier pair"),
     "length_ratio": (
-        f"one side is more than {MOST_RATIO:g} times as long as usual for the other, in characters",
+        f"one side is more than {MAX_RATIO:g} times as long as usual for the other, in characters",
         "with an unusual ratio of lengths",
     ),
 }
-"""The filters of `data.filter` in the order in which they are applied: reason and kind of the rows that they remove."""
+"""Filters of `data.filter` in the order of application: reason and kind of the removed rows."""
 
 
-def draw_rows(rows: int, most: int) -> np.ndarray:
-    """Draw at most `most` of `rows` row indices (int64, ascending), always the same ones.
+def draw_rows(rows: int, limit: int) -> np.ndarray:
+    """Sample at most `limit` of `rows` row indices (int64, ascending) with a fixed seed.
 
     The first rows of a sorted file, or every n-th row of a periodic one, would not be representative.
     """
-    return np.sort(np.random.default_rng(0).choice(rows, min(rows, most), replace=False)).astype(np.int64)
+    return np.sort(np.random.default_rng(0).choice(rows, min(rows, limit), replace=False)).astype(np.int64)
 
 
 def check_pairs(rows: Rows, source: str, target: str | None, problems: Problems) -> None:
-    """Add problems for cells that are empty or not text, and for columns whose source and target are mostly the same text."""
+    """Add problems for cells that are empty or not text, and for a source that is mostly identical to the target."""
     for name in filter(None, (source, target)):
         for row, cell in enumerate(rows.columns[name]):
             if not isinstance(cell, str):
@@ -48,71 +48,71 @@ def check_pairs(rows: Rows, source: str, target: str | None, problems: Problems)
             elif not cell.strip():
                 reason = "this side is empty; allowed: text (or remove the pair)"
                 problems.add_row(row, rows.bad(row, name, reason, EMPTY_SIDE))
-    if target is None or len(rows) < LEAST_PAIRS:
+    if target is None or len(rows) < MIN_PAIRS:
         return
-    alike = _alike(rows, source, target)
-    if len(alike) > MOST_ALIKE * len(rows) and (len(rows) >= FEW or len(alike) == len(rows)):
+    identical = _identical(rows, source, target)
+    if len(identical) > MAX_IDENTICAL * len(rows) and (len(rows) >= FEW_PAIRS or len(identical) == len(rows)):
         problems.add(
-            f"{rows.where(alike[0])}: source and target are the same text in this and in {len(alike)} of {len(rows)} pairs; "
-            f"allowed: a translation (is one of the columns {source!r} and {target!r} the wrong file or column?)"
+            f"{rows.where(identical[0])}: source and target are the same text in this and in {len(identical)} of {len(rows)} "
+            f"pairs; allowed: a translation (is one of the columns {source!r} and {target!r} the wrong file or column?)"
         )
 
 
 def describe_pairs(rows: Rows, source: str, target: str) -> list[str]:
-    """Return lines about pairs to print before training: mean lengths, and warnings about suspicious pairs."""
+    """Return lines to print before training: mean lengths, and warnings about suspicious pairs."""
     lengths = _lengths(rows, source, target)
     means = lengths.sum(0) / max(1, len(rows))
     lines = [f"{len(rows):,} pairs, {means[0]:.0f} characters a source and {means[1]:.0f} a target on average"]
-    odd = np.flatnonzero(_is_odd(lengths))
-    twice = len(rows) - len(np.unique(_pair_keys(rows, source, target)))
+    unusual = np.flatnonzero(_has_unusual_ratio(lengths))
+    duplicates = len(rows) - len(np.unique(_pair_keys(rows, source, target)))
     for description, suspicious in (
-        ("have the same text on both sides", _alike(rows, source, target)),
-        ("have an unusual ratio of lengths", odd),
+        ("have the same text on both sides", _identical(rows, source, target)),
+        ("have an unusual ratio of lengths", unusual),
     ):
         if len(suspicious):
             places = "; ".join(rows.where(int(row)) for row in suspicious[:SHOWN])
             more = " ..." if len(suspicious) > SHOWN else ""
             lines.append(f"warning: {len(suspicious):,} of {len(rows):,} pairs {description}: {places}{more}")
-    if twice:
-        lines.append(f"{twice:,} of {len(rows):,} pairs repeat another one")
+    if duplicates:
+        lines.append(f"{duplicates:,} of {len(rows):,} pairs repeat another one")
     return lines
 
 
-def _is_odd(lengths: np.ndarray) -> np.ndarray:
-    """Return which pairs have one side that is too long for the other, bool of shape (pairs,).
+def _has_unusual_ratio(lengths: np.ndarray) -> np.ndarray:
+    """Return a mask of pairs with an unusual length ratio, bool of shape (pairs,).
 
     The ratio of characters is compared with the median ratio, since scripts differ: one Chinese character corresponds to about
     four English ones. The limit is the default of OpusFilter's `LengthRatioFilter` (Aulamo et al. 2020, 2020.acl-demos.20).
 
     Args:
-        lengths: Characters of source and target, int64 of shape (pairs, 2).
+        lengths: See `_lengths`.
     """
     ratios = np.maximum(1, lengths[:, 1]) / np.maximum(1, lengths[:, 0])
     usual = float(np.median(ratios)) if len(ratios) else 1.0
-    is_long = lengths.max(1, initial=0) >= LEAST_CHARACTERS
-    return np.asarray(is_long & ((ratios > usual * MOST_RATIO) | (ratios < usual / MOST_RATIO)))
+    is_long = lengths.max(1, initial=0) >= MIN_CHARACTERS
+    return np.asarray(is_long & ((ratios > usual * MAX_RATIO) | (ratios < usual / MAX_RATIO)))
 
 
 def _lengths(rows: Rows, source: str, target: str) -> np.ndarray:
-    """Return the characters of source and target, int64 of shape (rows, 2)."""
+    """Return the number of characters of source and target, int64 of shape (rows, 2)."""
     lengths = [np.fromiter((len(_text(cell)) for cell in rows.columns[name]), np.int64, len(rows)) for name in (source, target)]
     return np.stack(lengths, 1)
 
 
 def _pair_keys(rows: Rows, source: str, target: str) -> np.ndarray:
-    """Return int64 keys of shape (rows,) that are equal if both texts of two pairs are equal after normalization."""
+    """Return a key for each pair, equal for pairs with equal normalized texts; int64 of shape (rows,)."""
     pairs = zip(rows.columns[source], rows.columns[target], strict=True)
     return fingerprints("\0".join(normalized(_text(cell)) for cell in pair) for pair in pairs)
 
 
 def filter_pairs(rows: Rows, source: str, target: str, names: Sequence[str]) -> dict[int, BadRow]:
-    """Return the pairs that the named filters remove, by index. Cells that are not text are left to `check_pairs`.
+    """Return the pairs that the named filters remove, by row index. Cells that are not text are ignored.
 
-    Lengths are compared with the median of the pairs that the other filters keep.
+    `length_ratio` uses the median of the pairs that pass the other filters.
     """
     bad: dict[int, BadRow] = {}
     lengths = _lengths(rows, source, target)
-    kept = np.flatnonzero(lengths.min(1, initial=1))
+    remaining = np.flatnonzero(lengths.min(1, initial=1))
 
     def remove(name: str, indices: np.ndarray, column: str = target) -> None:
         reason, kind = FILTERS[name]
@@ -124,19 +124,20 @@ def filter_pairs(rows: Rows, source: str, target: str, names: Sequence[str]) -> 
             remove("empty", np.flatnonzero(np.fromiter(empty, bool, len(rows))), column)
     if "copies" in names:
         keys = (fingerprints(normalized(_text(cell)) for cell in rows.columns[name]) for name in (source, target))
-        same = np.equal(*keys)[kept]
-        remove("copies", kept[same])
-        kept = kept[~same]
+        identical = np.equal(*keys)[remaining]
+        remove("copies", remaining[identical])
+        remaining = remaining[~identical]
     if "duplicates" in names:
-        first = np.sort(np.unique(_pair_keys(rows, source, target)[kept], return_index=True)[1])
-        remove("duplicates", np.delete(kept, first))
-        kept = kept[first]
+        first = np.sort(np.unique(_pair_keys(rows, source, target)[remaining], return_index=True)[1])
+        remove("duplicates", np.delete(remaining, first))
+        remaining = remaining[first]
     if "length_ratio" in names:
-        remove("length_ratio", kept[_is_odd(lengths[kept])])
+        remove("length_ratio", remaining[_has_unusual_ratio(lengths[remaining])])
     return bad
 
 
-def _alike(rows: Rows, source: str, target: str) -> list[int]:
+def _identical(rows: Rows, source: str, target: str) -> list[int]:
+    """Return the indices of pairs with the same text on both sides."""
     pairs = zip(rows.columns[source], rows.columns[target], strict=True)
     return [row for row, (one, other) in enumerate(pairs) if _text(one) == _text(other) != ""]
 

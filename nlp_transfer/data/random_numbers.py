@@ -1,4 +1,4 @@
-"""Random numbers that depend on their position alone, so that they are the same in any process and for any batch."""
+"""Counter-based random numbers, which do not depend on the process or the batch."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 divided by the golden ratio: t
 
 
 def splitmix64(state: np.ndarray) -> np.ndarray:
-    """Return the outputs of SplitMix64 for some states, uint64 of any shape (Steele et al. 2014)."""
+    """Return the outputs of SplitMix64 (Steele et al. 2014) for states, uint64 of any shape."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))

@@ -1,7 +1,7 @@
-"""Read the splits of a run, check them together, and create those that are not given.
+"""Read and check the splits of a run, and create missing ones from the training rows.
 
-A split that is created here is stratified and seeded, and rows with the same input or group are always in the same split. Inputs
-are compared after normalization: a copy with another case, spacing or Unicode form is the same input.
+Created splits are stratified and seeded, and rows with the same input or group are always in the same split. Inputs are
+normalized before comparison: copies that differ in case, spacing or Unicode form are the same input.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # setting
 
 
 class Readable(Protocol):
-    """The methods of a task that reading its data needs; see `nlp_transfer.tasks.Task`."""
+    """The methods of a task that are needed to read its data; see `nlp_transfer.tasks.Task`."""
 
     def columns(self) -> list[str]: ...
     def input_columns(self) -> list[str]: ...
@@ -50,24 +50,24 @@ class Splits:
 
     rows: dict[str, Rows]
     notes: list[str] = field(default_factory=list)
-    """Lines for the user; none of them is an error."""
+    """Lines to print for the user."""
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)
-    """Skipped rows, each with the split for which its file was given."""
+    """Skipped rows, each with its split (by the setting in `data`)."""
     validation_share: float | None = None
-    """The resolved `data.validation_share`; None if a validation split was given."""
+    """The resolved `data.validation_share`; None if `data.validation` is set."""
 
     @property
     def train(self) -> Rows:
-        """The training rows; empty if the strategy needs none."""
+        """Training rows; empty if the strategy needs none."""
         return self.rows.get("train", from_columns({}, "data.train"))
 
     @property
-    def labelled(self) -> list[str]:
+    def labeled(self) -> list[str]:
         """Names of the splits with labels."""
         return [name for name in self.rows if name != UNLABELLED]
 
     def provenance(self) -> dict[str, str]:
-        """Return the SHA-256 of every file by path, and the revision of every hub source by `hub:SOURCE`."""
+        """Return the SHA-256 of each file by path, and the revision of each hub source by `hub:SOURCE`."""
         origins: dict[str, str] = {}
         for rows in self.rows.values():
             origins |= rows.hashes
@@ -79,74 +79,76 @@ class Splits:
 def read_splits(
     data: DataConfig, task: TaskType, training: TrainingConfig, seed: int, needs_validation: bool = False
 ) -> tuple[Splits, TaskType]:
-    """Read and check every split of a run.
+    """Read and check all splits of a run.
 
     Args:
-        needs_validation: Whether `data.validation_share: auto` creates a validation split of any size. Some settings of
-            `training` (`NEED_VALIDATION`) require that as well.
+        needs_validation: Create a validation split with `data.validation_share: auto` even if it is small. The settings in
+            `NEED_VALIDATION` have the same effect.
 
     Returns:
-        The splits, and the task fitted to the training rows (its labels), or to its settings if there are no training rows.
+        The splits, and the task with the labels of the training rows, or of its settings if there are no training rows.
 
     Raises:
-        UserError: At least one split has a problem; all problems are listed together.
+        UserError: Lists the problems of all splits.
     """
     problems = Problems("data", row_hint=SKIP_HINT)
     needs_validation = needs_validation or any(getattr(training, name) is not None for name in NEED_VALIDATION)
     check_shares(data, problems)
     check_filter(data, task.filters, problems)
-    given: dict[str, Rows] = {}
+    provided: dict[str, Rows] = {}
     for role in ("train", "validation", "test", UNLABELLED):
         source = getattr(data, role)
         if source is not None:
-            group = [data.group] if data.group and role == "train" else []  # only train is split
-            wanted = task.input_columns() if role == UNLABELLED else task.columns()
+            group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
+            columns = task.input_columns() if role == UNLABELLED else task.columns()
             try:
-                given[role] = read_rows(source, role, data, [*wanted, *group])
+                provided[role] = read_rows(source, role, data, [*columns, *group])
             except UserError as error:
                 problems.absorb(error)
     if data.train is None:
         task = task.fit_settings(problems)
-    if "train" in given:
+    if "train" in provided:
         if names := [name for name in data.filter or () if name in task.filters]:
-            given["train"] = given["train"].without(task.filter(given["train"], names))
-        task, given["train"] = _fit(task, given["train"], data, problems)
-        task.check_settings(training, problems)  # settings may name labels, which are known from here on
-    has_labels = len(given["train"]) > 0 if "train" in given else data.train is None and not problems
-    for role, rows in given.items():
+            provided["train"] = provided["train"].without(task.filter(provided["train"], names))
+        task, provided["train"] = _fit(task, provided["train"], data, problems)
+        task.check_settings(training, problems)  # settings may name labels, which are now known
+    has_labels = len(provided["train"]) > 0 if "train" in provided else data.train is None and not problems
+    for role, rows in provided.items():
         if role != "train":
             check = partial(task.check, targets=has_labels and role != UNLABELLED)
-            given[role] = check_rows(rows, role, data, check, problems)
+            provided[role] = check_rows(rows, role, data, check, problems)
     problems.raise_if_any()
-    skipped = [(role, bad) for role, rows in given.items() for bad in sorted(rows.skipped, key=lambda bad: bad[:2])]
-    splits = Splits({}, [note for role, rows in given.items() for note in describe_skipped(role, rows)], skipped)
-    unlabelled = given.pop(UNLABELLED, None)
-    splits.rows |= given
-    keys = {role: input_keys(task, rows) for role, rows in given.items()}
-    splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(task.keys(given[role]))))
+    skipped = [(role, bad) for role, rows in provided.items() for bad in sorted(rows.skipped, key=lambda bad: bad[:2])]
+    splits = Splits({}, [note for role, rows in provided.items() for note in describe_skipped(role, rows)], skipped)
+    unlabelled = provided.pop(UNLABELLED, None)
+    splits.rows |= provided
+    keys = {role: input_keys(task, rows) for role, rows in provided.items()}
+    splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(task.keys(provided[role]))))
     for role, share in (("test", data.test_share), ("validation", data.validation_part)):
-        if role in given or role not in data.splits:
+        if role in provided or role not in data.splits:
             continue
         train = splits.rows["train"]
-        rest, chosen = split_off(train, share, task.strata(train), keys["train"], data.group, seed)
-        few = role == "validation" and len(chosen) < task.least_validation()
-        if few and data.validation_share == "auto" and not needs_validation:
+        remaining, chosen = split_off(train, share, task.strata(train), keys["train"], data.group, seed)
+        is_small = role == "validation" and len(chosen) < task.least_validation()
+        if is_small and data.validation_share == "auto" and not needs_validation:
             splits.notes.append(_without_validation(share, len(chosen), len(train), task.least_validation()))
             continue
         if data.shots != 1:
-            task.check_split(given["train"], faults := Problems())
-            faults.messages = [f"{message}, or a file as data.{role}, or data.{role}_share: 0" for message in faults.messages]
-            problems.merge(faults)
+            task.check_split(provided["train"], split_problems := Problems())
+            split_problems.messages = [
+                f"{message}, or a file as data.{role}, or data.{role}_share: 0" for message in split_problems.messages
+            ]
+            problems.merge(split_problems)
             problems.raise_if_any()
         if len(chosen) == 0:
             raise UserError(
                 f"data.{role}_share: {share} of {len(train)} rows leaves no row for {role}; allowed: a larger share, 0, or "
                 f"a file as data.{role}"
             )
-        splits.rows |= {"train": train.select(rest), role: train.select(chosen)}
-        keys |= {"train": keys["train"][rest], role: keys["train"][chosen]}
+        splits.rows |= {"train": train.select(remaining), role: train.select(chosen)}
+        keys |= {"train": keys["train"][remaining], role: keys["train"][chosen]}
         splits.notes.append(f"{role}: {len(chosen)} rows set aside from train (stratified, seed {seed})")
-        if few:
+        if is_small:
             splits.notes.append(
                 f"warning: validation: its {len(chosen)} rows (fewer than {task.least_validation()}) select the best weights; "
                 "their metrics are uncertain"
@@ -161,7 +163,7 @@ def read_splits(
 
 
 def _fit(task: TaskType, train: Rows, data: DataConfig, problems: Problems) -> tuple[TaskType, Rows]:
-    """Return the task fitted to the usable training rows, and these rows. Skipped rows have no influence on the fit."""
+    """Fit the task to the usable training rows, and return both."""
     fitted = task
 
     def check_inputs(rows: Rows, problems: Problems) -> None:
@@ -175,27 +177,27 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, problems: Problems) -> t
         fitted.check(rows, problems)
 
     if data.on_bad_rows == "skip":
-        train = check_rows(train, "train", data, check_inputs, Problems())  # other problems are found below
+        train = check_rows(train, "train", data, check_inputs, Problems())  # other problems are collected below
     train = check_rows(train, "train", data, fit, problems)
     return fitted, train
 
 
-def _without_validation(share: float, part: int, rows: int, least: int) -> str:
-    """Return the note on a validation split that `data.validation_share: auto` does not create."""
+def _without_validation(share: float, size: int, rows: int, minimum: int) -> str:
+    """Return the note for a run without a validation split."""
     return (
-        f"validation: none; a stratified {share:g} of {rows:,} rows is {part} rows, and fewer than {least} are too few to select "
-        "the best weights. All rows are used for training, and the last weights are kept. For a validation split, set "
+        f"validation: none; a stratified {share:g} of {rows:,} rows is {size} rows, and fewer than {minimum} are too few to "
+        "select the best weights. All rows are used for training, and the last weights are kept. For a validation split, set "
         "data.validation, or data.validation_share to a number"
     )
 
 
 def input_keys(task: Readable, rows: Rows) -> np.ndarray:
-    """Return int64 keys of shape (rows,) that are equal if inputs are equal after normalization."""
+    """Return a key for each row, equal for rows with equal normalized inputs; int64 of shape (rows,)."""
     return fingerprints(map(normalized, task.keys(rows)))
 
 
 def check_shares(data: DataConfig, problems: Problems) -> None:
-    """Add problems for shares that contradict `data.test` or leave no training rows."""
+    """Add problems for a test share together with `data.test`, and for shares that leave no training rows."""
     if data.test is not None and data.test_share:
         problems.add(f"data.test_share: found {data.test_share} together with data.test; allowed: one of the two")
     if data.train is not None and data.validation is None and data.validation_part + data.test_share >= 1:
@@ -205,26 +207,29 @@ def check_shares(data: DataConfig, problems: Problems) -> None:
 
 
 def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> np.ndarray:
-    """Keep `shots` rows of each label in `splits.train`, and return their indices."""
+    """Reduce the training rows to `shots` rows of each label, and return their indices (int64, ascending)."""
     train = splits.rows["train"]
     strata = task.strata(train)
-    kept = draw_shots(strata, shots, seed)
-    splits.rows["train"] = train.select(kept)
+    chosen = draw_shots(strata, shots, seed)
+    splits.rows["train"] = train.select(chosen)
     fewer = int((np.unique(strata, return_counts=True)[1] < shots).sum())
     splits.notes.append(
-        f"train: {len(kept)} of {len(train)} rows kept, {shots} of each label (drawn with seed {seed})"
+        f"train: {len(chosen)} of {len(train)} rows kept, {shots} of each label (drawn with seed {seed})"
         + (f"; {fewer} label{'s have' if fewer > 1 else ' has'} fewer" if fewer else "")
     )
-    return kept
+    return chosen
 
 
 def draw_shots(strata: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Return indices (int64, ascending) of `shots` rows of each stratum, or of all its rows if it has fewer.
+    """Sample up to `shots` rows of each stratum.
 
-    The order within a stratum depends only on the seed, and its first rows are taken, so a draw of 8 is part of a draw of 16.
+    Samples are nested: with the same seed, a sample of 8 is part of a sample of 16.
 
     Args:
-        strata: The stratum of each row, int of shape (rows,).
+        strata: Stratum of each row, int of shape (rows,).
+
+    Returns:
+        Row indices, int64, ascending.
     """
     drawn = [np.zeros(0, np.int64)]
     for stratum in np.unique(strata):
@@ -235,7 +240,12 @@ def draw_shots(strata: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 
 def _add_unlabelled(splits: Splits, rows: Rows, keys: np.ndarray, known: np.ndarray) -> None:
-    """Add the unlabeled rows, without duplicates and without inputs that occur in another split."""
+    """Add the unlabeled rows, except duplicates and inputs that occur in another split.
+
+    Args:
+        keys: Keys of `rows`; see `input_keys`.
+        known: Keys of the other splits.
+    """
     new = np.flatnonzero(~np.isin(keys, known))
     first = np.sort(new[np.unique(keys[new], return_index=True)[1]])
     if not len(first):
@@ -248,12 +258,11 @@ def _add_unlabelled(splits: Splits, rows: Rows, keys: np.ndarray, known: np.ndar
 
 
 def describe_repeats(keys: dict[str, np.ndarray], exact: Callable[[str], np.ndarray] | None = None) -> list[str]:
-    """Return notes on duplicate inputs within a split, and warnings on inputs that occur in two given splits.
+    """Return notes on duplicate inputs within a split, and warnings on inputs that occur in two splits.
 
     Args:
-        keys: Keys by split, of shape (rows,), equal for inputs that are equal after normalization.
-        exact: Returns keys of a split that are equal only for identical inputs, to count duplicates that differ. None: do not
-            count them.
+        keys: Keys of each split; see `input_keys`.
+        exact: Returns the keys of a split without normalization, to count near duplicates. None: do not count them.
     """
     notes = []
     for role, split_keys in keys.items():
@@ -283,21 +292,20 @@ def _near(count: int) -> str:
 def split_off(
     rows: Rows, share: float, strata: np.ndarray, keys: np.ndarray, group: str | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Set aside a share of the rows.
+    """Split off a stratified share of the rows.
 
     Rows with the same key, or the same normalized value in the column `group`, form a unit that is never divided. In each
-    stratum, units are taken in random order as long as that brings the stratum closer to `share`; the last unit of a
-    stratum always stays.
+    stratum, units are taken in random order if they bring the stratum closer to `share`. At least one unit of a stratum remains.
 
     Args:
-        strata: The class of each row for stratification, int of shape (rows,).
-        keys: Keys of the inputs, of shape (rows,).
+        strata: Stratum of each row, int of shape (rows,).
+        keys: Keys of the inputs, int64 of shape (rows,).
 
     Returns:
-        Indices (int64, ascending) of the rows that stay, and of the rows that are set aside.
+        Indices (int64, ascending) of the remaining rows and of the split-off rows.
     """
     unit_of = _units(keys, rows.columns[group] if group else None)
-    # Arrays instead of a list per unit, since nearly every row of a large corpus is a unit.
+    # Arrays, not a list per unit: nearly every row of a large corpus is a unit.
     order = np.argsort(unit_of, kind="stable")
     starts = np.flatnonzero(np.diff(unit_of[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
@@ -308,24 +316,24 @@ def split_off(
         stratum_of[unit] = Counter(strata[order[starts[unit] : ends[unit]]].tolist()).most_common(1)[0][0]
     grouped = np.argsort(stratum_of, kind="stable")
     generator = np.random.default_rng(seed)
-    taken: list[np.ndarray] = [np.zeros(0, np.int64)]
-    owed = 0.0  # the rounding error is carried over, so that many tiny classes together contribute their share
+    selected: list[np.ndarray] = [np.zeros(0, np.int64)]
+    remainder = 0.0  # rounding error, carried over so that many tiny classes together contribute their share
     for units in np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1):
         sizes = (ends - starts)[units].tolist()
-        target = sum(sizes) * share + owed
+        target = sum(sizes) * share + remainder
         size = 0
         for position in generator.permutation(len(units))[:-1].tolist():
             if abs(size + sizes[position] - target) < abs(size - target):
-                taken.append(order[starts[units[position]] : ends[units[position]]])
+                selected.append(order[starts[units[position]] : ends[units[position]]])
                 size += sizes[position]
-        owed = target - size
+        remainder = target - size
     is_aside = np.zeros(len(rows), bool)
-    is_aside[np.concatenate(taken)] = True
+    is_aside[np.concatenate(selected)] = True
     return np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
 
 
 def _units(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
-    """Return a number for each row; rows that must stay together (connected by key or group) have the same number."""
+    """Return the unit of each row, int64 of shape (rows,). Rows that are connected by keys or groups are in one unit."""
     by_key = _numbered(keys)
     if groups is None:
         return by_key
@@ -340,7 +348,7 @@ def _units(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
 
 
 def _numbered(values: np.ndarray) -> np.ndarray:
-    """Return the index of the first equal value for each value, int64 of shape (values,)."""
+    """Return for each value the index of its first occurrence, int64 of shape (values,)."""
     order = np.argsort(values, kind="stable")
     begins = np.flatnonzero(np.append(True, values[order[1:]] != values[order[:-1]]))
     numbers = np.empty(len(values), np.int64)

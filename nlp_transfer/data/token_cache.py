@@ -1,8 +1,8 @@
-"""Cache of tokens on disk: rows that were encoded before are memory-mapped.
+"""Cache tokens on disk, and memory-map them in later runs.
 
-An entry is a folder named by a fingerprint of everything that determines its content: every cell of the rows, the tokenizer, the
-settings of the task, and the versions. An entry is therefore never stale. It is written to a temporary folder and renamed. Its
-files are verified by checksums when it is read; if anything is wrong, the rows are encoded again.
+An entry is a folder. Its name is a hash of everything that determines its content (cells, tokenizer, task settings, and library
+versions), so an entry never becomes stale. Entries are written to a temporary folder, which is then renamed. Checksums are
+verified on reading; if an entry is damaged, its rows are encoded again.
 """
 
 import contextlib
@@ -33,22 +33,22 @@ from nlp_transfer.data.tokens import Encode, Ragged, TokenTable, encode_rows, en
 from nlp_transfer.utils.console import say
 
 CachePolicy = Literal["auto", "disk", "none"]
-FEWEST = 2000  # rows of the smallest table that is cached by default: encoding takes 0.1 seconds, reading 0.01
-LARGEST, MOST = 8 * 2**30, 1000  # bytes and number of all entries; the least recently used ones are removed first
-PATIENCE = 3600.0  # seconds to wait for another process that encodes the same rows
-BLOCK = 2**20
-DAY = 86400
+MIN_ROWS = 2000  # smaller tables are not cached by default: encoding takes 0.1 seconds, reading 0.01
+MAX_BYTES, MAX_ENTRIES = 8 * 2**30, 1000  # limits of the cache; the least recently used entries are removed first
+LOCK_TIMEOUT = 3600.0  # seconds to wait for another process that encodes the same rows
+BLOCK = 2**20  # bytes
+DAY = 86400  # seconds
 META = "meta.json"
 
 
 def cache_folder() -> Path:
-    """Return the folder of the cache: `tokens` in the toolkit's cache folder."""
+    """Return the folder of the token cache."""
     return default_cache() / "tokens"
 
 
 def is_cached(rows: Rows, policy: CachePolicy) -> bool:
-    """Return whether the tokens of these rows are cached under a policy."""
-    return policy == "disk" or (policy == "auto" and len(rows) >= FEWEST)
+    """Return whether the policy caches the tokens of these rows."""
+    return policy == "disk" or (policy == "auto" and len(rows) >= MIN_ROWS)
 
 
 def cached_table(
@@ -59,16 +59,16 @@ def cached_table(
     policy: CachePolicy = "auto",
     name: str = "rows",
 ) -> TokenTable:
-    """Return the table of `encode_rows`, from the cache if possible; its ragged values are then memory-mapped.
+    """Return the encoded rows, memory-mapped from the cache if possible.
 
-    Processes that need the same table at the same time wait for the one that encodes. A cache that cannot be read or written
-    causes only a warning.
+    If several processes need the same table, one encodes it and the others wait. A cache that cannot be read or written only
+    causes a warning.
 
     Args:
         encode: See `encoded_blocks`.
         fill: The padding value of each ragged column.
-        inputs: Everything except the rows that `encode` depends on, as JSON; None: unknown, so nothing is cached.
-        policy: `auto`: cache tables of at least `FEWEST` rows; `disk`: cache all; `none`: cache nothing.
+        inputs: Everything else that affects the result of `encode`, as JSON. None: unknown, so nothing is cached.
+        policy: `auto`: cache tables of at least `MIN_ROWS` rows; `disk`: cache all; `none`: cache nothing.
         name: Name of the split, for messages.
     """
     key = fingerprint(rows, inputs) if inputs is not None and is_cached(rows, policy) else None
@@ -83,7 +83,7 @@ def cached_table(
             say(f"{name}: tokens found in {folder}")
             return table
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # tokens can be converted back to text
-        with _only_one(folder, name):
+        with _locked(folder, name):
             table = _read(folder, fill)  # another process may have written it meanwhile
             if table is None:
                 _write(folder, rows, encode)
@@ -96,7 +96,7 @@ def cached_table(
 
 
 def fingerprint(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
-    """Hash rows, settings and versions into the name of a cache entry; None: the rows hold objects that cannot be hashed."""
+    """Return the name of a cache entry: a hash of rows, settings and versions. None if a cell is not JSON."""
     versions = (_code_hash(), transformers.__version__, tokenizers.__version__)
     digest = hashlib.sha256(json.dumps([versions, inputs], sort_keys=True).encode())
     try:
@@ -109,7 +109,7 @@ def fingerprint(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
 
 @functools.cache
 def _code_hash() -> str:
-    """Return a hash of this package's sources: the version alone does not change while the code that makes tokens is edited."""
+    """Return a hash of this package's source code, since edits during development do not change the version."""
     digest, package = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -117,10 +117,10 @@ def _code_hash() -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> Any:
-    """Return everything that determines the output of a tokenizer, as JSON; None if unknown, as for one written in Python."""
+    """Return everything that determines a tokenizer's output, as JSON. None if unknown, as for tokenizers written in Python."""
     if not isinstance(tokenizer, TokenizersBackend) or not type(tokenizer).__module__.startswith("transformers."):
         return None
-    # Every call sets truncation and padding, so the values of the last call are not part of the fingerprint.
+    # Reset truncation and padding: every call sets them, and they would otherwise be part of the serialized backend.
     tokenizer.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, TruncationStrategy.DO_NOT_TRUNCATE, 0, 0, None, None)
     names = ("truncation_side", "split_special_tokens", "model_input_names", "src_lang", "tgt_lang")
     settings = [type(tokenizer).__qualname__, *(getattr(tokenizer, name, None) for name in names)]
@@ -128,7 +128,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> Any:
 
 
 class _ChecksumFile:
-    """A file that computes its size and CRC-32 while it is written."""
+    """Wraps a file and computes its size and CRC-32 on write."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size, self.checksum = file, 0, 0
@@ -140,9 +140,9 @@ class _ChecksumFile:
 
 
 def _write(folder: Path, rows: Rows, encode: Encode) -> None:
-    """Encode the rows into a temporary folder and rename it; ragged columns and texts are written block by block."""
-    part = folder.with_name(f".part-{uuid.uuid4().hex}")
-    part.mkdir(mode=0o700)
+    """Encode the rows block by block into a temporary folder, and rename it to `folder`."""
+    temporary = folder.with_name(f".part-{uuid.uuid4().hex}")
+    temporary.mkdir(mode=0o700)
     files: dict[str, _ChecksumFile] = {}
     columns: dict[str, GrowingRagged] = {}
     dense: dict[str, list[np.ndarray]] = {}
@@ -151,49 +151,49 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
     try:
         with contextlib.ExitStack() as stack:
 
-            def file_called(name: str) -> Any:
-                files[name] = _ChecksumFile(stack.enter_context((part / name).open("wb")))
+            def create(name: str) -> Any:
+                files[name] = _ChecksumFile(stack.enter_context((temporary / name).open("wb")))
                 return files[name]
 
             for ragged, arrays, count in encoded_blocks(rows, encode):
                 truncated += count
                 for name, column in ragged.items():
                     if name not in columns:
-                        columns[name] = GrowingRagged(file_called(f"{name}.values"))
+                        columns[name] = GrowingRagged(create(f"{name}.values"))
                     columns[name].add(column.values, column.offsets)
                 for name, values in arrays.items():
                     if values.dtype != object:
                         dense.setdefault(name, []).append(values)
                         continue
                     if name not in texts:
-                        texts[name] = file_called(f"{name}.texts")
+                        texts[name] = create(f"{name}.texts")
                     texts[name].write(json.dumps(values.tolist()).encode() + b"\n")
-            by_hash: dict[bytes, str] = {}  # columns with the same row lengths share one file of offsets
+            by_hash: dict[bytes, str] = {}  # columns with equal offsets share a file
             offsets_of = {}
             for name, growing in columns.items():
                 offsets = growing.offsets().data
                 offsets_of[name] = by_hash.setdefault(hashlib.sha256(offsets).digest(), name)
                 if offsets_of[name] == name:
-                    file_called(f"{name}.offsets").write(offsets)
-            for name, parts in dense.items():
-                np.save(file_called(f"{name}.npy"), np.concatenate(parts), allow_pickle=False)
+                    create(f"{name}.offsets").write(offsets)
+            for name, blocks in dense.items():
+                np.save(create(f"{name}.npy"), np.concatenate(blocks), allow_pickle=False)
         content = json.dumps({
             "rows": len(rows), "truncated": truncated, "dense": list(dense), "texts": list(texts),
             "ragged": {name: [column.count, column.constant, offsets_of[name]] for name, column in columns.items()},
             "files": {name: [file.size, file.checksum] for name, file in files.items()},
         })  # fmt: skip
-        (part / META).write_text(f"{content}\n{zlib.crc32(content.encode())}", encoding="utf-8")
+        (temporary / META).write_text(f"{content}\n{zlib.crc32(content.encode())}", encoding="utf-8")
         try:
-            os.rename(part, folder)
+            os.rename(temporary, folder)
         except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another process has written the same entry
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # these two: another process has written the same entry
                 raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(folder: Path, fill: dict[str, int], check: bool = True) -> TokenTable | None:
-    """Read the table in a folder; None if there is none. A damaged one is removed."""
+    """Return the table in a folder, or None. Removes a damaged entry."""
     try:
         content, _, checksum = (folder / META).read_text(encoding="utf-8").rpartition("\n")
     except (OSError, UnicodeError):
@@ -225,10 +225,10 @@ def _values(folder: Path, name: str, count: int, constant: int | None) -> np.nda
     return _mapped(folder / f"{name}.values", np.int32, count)
 
 
-def _mapped(path: Path, kind: Any, count: int) -> np.ndarray:
+def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
     if count == 0:  # an empty file cannot be memory-mapped
-        return np.zeros(0, kind)
-    return np.asarray(np.memmap(path, kind, "r", shape=(count,)))
+        return np.zeros(0, dtype)
+    return np.asarray(np.memmap(path, dtype, "r", shape=(count,)))
 
 
 def _texts(path: Path, rows: int) -> np.ndarray:
@@ -243,7 +243,7 @@ def _texts(path: Path, rows: int) -> np.ndarray:
 
 
 def _checksum(path: Path) -> list[int]:
-    """Return size and CRC-32 of a file, read in blocks: mapped pages would count as memory of this process."""
+    """Return the size and CRC-32 of a file. Reads blocks, since mapped pages would count as memory of this process."""
     size = checksum = 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(BLOCK):
@@ -252,10 +252,10 @@ def _checksum(path: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path, name: str) -> Iterator[None]:
+def _locked(folder: Path, name: str) -> Iterator[None]:
     """Lock an entry while it is encoded.
 
-    The lock only saves work: without locks on this file system, or if another process takes too long, both encode the entry.
+    The lock only avoids duplicate work: on a timeout, or on a file system without locks, the block runs without it.
     """
     path = folder.with_name(f"{folder.name}.lock")
     lock = FileLock(path)
@@ -264,7 +264,7 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             say(f"{name}: another process is encoding the same rows; waiting for it")
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=LOCK_TIMEOUT)
     except (Timeout, NotImplementedError):
         yield
         return
@@ -272,16 +272,16 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is held: a waiting process then reads the entry
+            path.unlink()  # before release, so that waiting processes do not need the file
         lock.release()
 
 
 def prune(root: Path, newest: Path) -> None:
-    """Remove the least recently used entries beyond `MOST` entries or `LARGEST` bytes, and unfinished ones older than a day.
+    """Remove the least recently used entries beyond `MAX_ENTRIES` or `MAX_BYTES`, and unfinished ones older than a day.
 
     Args:
         root: Folder of the cache.
-        newest: An entry that is never removed.
+        newest: This entry is not removed.
     """
     entries = []
     for path in root.iterdir():
@@ -294,17 +294,17 @@ def prune(root: Path, newest: Path) -> None:
                 entries.append((last_use, sum(file.stat().st_size for file in path.iterdir()), path))
     total, number = sum(size for _, size, _ in entries), len(entries)
     for _, size, path in sorted(entries):
-        if (total > LARGEST or number > MOST) and path != newest:
+        if (total > MAX_BYTES or number > MAX_ENTRIES) and path != newest:
             _remove(path)
             total, number = total - size, number - 1
 
 
 def _remove(path: Path) -> None:
-    """Rename an entry before it is removed, so that no process reads half of it. Open memory maps stay valid."""
-    gone = path.with_name(f".gone-{uuid.uuid4().hex}")
+    """Remove an entry, renamed first so that no process reads it partially removed. Open memory maps stay valid."""
+    renamed = path.with_name(f".gone-{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
-        os.rename(path, gone)
-        if gone.is_dir():
-            shutil.rmtree(gone, ignore_errors=True)
+        os.rename(path, renamed)
+        if renamed.is_dir():
+            shutil.rmtree(renamed, ignore_errors=True)
         else:
-            gone.unlink()
+            renamed.unlink()

@@ -1,4 +1,4 @@
-"""Tokenized rows in flat arrays: a ragged column is one array of values and one of offsets, so that batches are slices."""
+"""Tokenized rows in flat arrays: a ragged column is an array of values and an array of row offsets."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ from nlp_transfer.utils.errors import converted
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of different lengths. Both arrays may be read-only: broadcast from a single value, or memory-mapped.
+    """A column of rows of different lengths. Its arrays may be read-only (broadcast or memory-mapped).
 
     Attributes:
-        values: int32 of shape (all values,); for cached hidden states float32 of shape (all tokens, width).
+        values: Values of all rows, int32 of shape (values,); for cached hidden states, float32 of shape (tokens, width).
         offsets: int64 of shape (rows + 1,); row i is `values[offsets[i] : offsets[i + 1]]`.
     """
 
@@ -30,18 +30,18 @@ class Ragged:
 
     @classmethod
     def from_lists(cls, rows: Iterable[list[int]]) -> "Ragged":
-        """Build a column from a list of ints per row."""
+        """Build a column from lists of ints, one per row."""
         rows = list(rows)
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         return cls(np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])), offsets)
 
     @classmethod
-    def concatenate(cls, parts: "list[Ragged]") -> "Ragged":
-        """Join the rows of several columns."""
-        starts = np.cumsum([0] + [len(part.values) for part in parts])
-        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
-        return cls(np.concatenate([part.values for part in parts]), np.concatenate([np.zeros(1, np.int64), *offsets]))
+    def concatenate(cls, columns: "list[Ragged]") -> "Ragged":
+        """Concatenate the rows of several columns."""
+        starts = np.cumsum([0] + [len(column.values) for column in columns])
+        offsets = [column.offsets[1:] + start for column, start in zip(columns, starts[:-1], strict=True)]
+        return cls(np.concatenate([column.values for column in columns]), np.concatenate([np.zeros(1, np.int64), *offsets]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,7 +54,7 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Values in each row, int64 of shape (rows,)."""
+        """Number of values in each row, int64 of shape (rows,)."""
         return np.diff(self.offsets)
 
     def padded(self, indices: np.ndarray, fill: int) -> np.ndarray:
@@ -76,7 +76,7 @@ class Ragged:
         return Ragged(self.values[positions], offsets)
 
     def _positions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions of the values of some rows as a padded matrix, and which of its cells are not padding."""
+        """Return positions in `values` (int64) and a mask of real cells (bool), both of shape (len(indices), longest row)."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
         columns = np.arange(int(lengths.max(initial=1)))
         inside = columns < lengths[:, None]
@@ -88,12 +88,13 @@ class TokenTable:
     """The encoded rows of a split.
 
     Attributes:
-        ragged: Token columns, `input_ids` among them.
-        dense: Columns of numbers with a row each: `labels` (int64, or float32 per label), and `target_...` for the loss.
+        ragged: Token columns, including `input_ids`.
+        dense: Numeric columns with `rows` as their first dimension: `labels` (int64, or float32 per label), and `target_...`
+            for the loss.
         fill: The padding value of each ragged column.
-        truncated: Number of rows that lost tokens.
-        texts: Columns of objects for metrics that compare texts. They are not passed to the model.
-        cached: Outputs of the frozen part of a model (`models/cached_features.py`): a vector per row, or hidden states per token.
+        truncated: Number of truncated rows.
+        texts: Object columns for metrics that compare texts; not passed to the model.
+        cached: Outputs of the frozen layers (`models/cached_features.py`): a vector per row, or hidden states per token.
     """
 
     ragged: dict[str, Ragged]
@@ -108,26 +109,26 @@ class TokenTable:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens in each row with special tokens, including those of a target text; int64 of shape (rows,)."""
+        """Tokens in each row, including special tokens and a target text; int64 of shape (rows,)."""
         return self.side_lengths.sum(1)
 
     @property
     def side_lengths(self) -> np.ndarray:
-        """Tokens of the input and, for translation, of the target, which are padded separately; int64 of shape (rows, sides)."""
+        """Lengths of the sides that are padded separately: input and, for translation, target; int64 of shape (rows, sides)."""
         return np.stack([self.ragged[name].lengths for name in ("input_ids", "labels") if name in self.ragged], axis=1)
 
     @property
     def references(self) -> dict[str, np.ndarray]:
-        """The columns that predictions are compared with."""
+        """Columns that predictions are compared with: `dense` and `texts`."""
         return self.dense | self.texts
 
     @property
     def repeats(self) -> Repeats | None:
-        """How often rows occur in an epoch, if the table defines that; None: once."""
+        """Number of occurrences of each row in an epoch; None: once. Subclasses override this."""
         return None
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return the rows at `indices`, padded to the longest of them, with their `attention_mask`."""
+        """Return the rows at `indices`, padded to the longest one, and their `attention_mask`."""
         batch = {name: torch.from_numpy(column.padded(indices, self.fill[name])) for name, column in self.ragged.items()}
         offsets = self.ragged["input_ids"].offsets
         lengths = torch.from_numpy(offsets[indices + 1] - offsets[indices])
@@ -135,7 +136,7 @@ class TokenTable:
         for name, values in self.cached.items():
             if isinstance(values, Ragged):
                 batch[name] = torch.from_numpy(values.padded(indices, 0))
-            else:  # one vector per row, so the head sees a single token
+            else:  # one vector per row: the head gets a sequence of one token
                 batch = {key: value[:, :1] for key, value in batch.items()} | {name: torch.from_numpy(values[indices])}
         return batch | {name: torch.from_numpy(column[indices]) for name, column in self.dense.items()}
 
@@ -152,19 +153,19 @@ class TokenTable:
 
     @classmethod
     def concatenate(cls, tables: "list[TokenTable]") -> "TokenTable":
-        """Join the rows of several tables with the same columns."""
+        """Concatenate the rows of tables with the same columns."""
 
         def join(columns: list[Any]) -> Any:
             return Ragged.concatenate(columns) if isinstance(columns[0], Ragged) else np.concatenate(columns)
 
-        parts = {
+        columns = {
             kind: {name: join([getattr(table, kind)[name] for table in tables]) for name in getattr(tables[0], kind)}
             for kind in ("ragged", "dense", "texts", "cached")
         }
-        return cls(fill=tables[0].fill, truncated=sum(table.truncated for table in tables), **parts)
+        return cls(fill=tables[0].fill, truncated=sum(table.truncated for table in tables), **columns)
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return only the labels and dense columns, which are enough to count loss terms before the forward pass."""
+        """Return only the columns that are needed to count loss terms before the forward pass: labels and dense columns."""
         targets = {name: torch.from_numpy(column[indices]) for name, column in self.dense.items()}
         if "labels" in self.ragged:
             targets["labels"] = torch.from_numpy(self.ragged["labels"].padded(indices, self.fill["labels"]))
@@ -172,14 +173,14 @@ class TokenTable:
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the columns that are passed to the model: all except `labels` and `target_...`, which only the loss needs."""
+    """Return the columns for the model: all except `labels` and `target_...`."""
     return {name: tensor for name, tensor in batch.items() if name != "labels" and not name.startswith("target_")}
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Move a batch to `device`; copies to a CUDA GPU are asynchronous.
 
-    MPS has no float64, so on devices other than CPU and CUDA, columns of that type (regression targets) stay on the CPU.
+    float64 columns (regression targets) stay on the CPU on devices other than CUDA, since MPS has no float64.
     """
     if device.type == "cuda":
         return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -197,8 +198,8 @@ def encoded_blocks(
     """Encode all rows in blocks.
 
     Args:
-        encode: Maps columns to features and the number of truncated rows. Lists of ints and `Ragged` are ragged columns, arrays
-            are dense columns, and arrays of objects are texts.
+        encode: Maps columns to features and the number of truncated rows. Features are ragged columns (`Ragged` or lists of
+            ints), dense columns (arrays) or texts (arrays of objects).
         size: Rows in a block.
 
     Yields:
@@ -207,10 +208,12 @@ def encoded_blocks(
     for columns in rows.batches(size):
         features, truncated = encode(columns)
         arrays = {name: values for name, values in features.items() if isinstance(values, np.ndarray)}
-        lists = {
-            name: values for name, values in features.items() if name not in arrays
-        }  # converted at once, since lists of ints are large
-        yield {name: v if isinstance(v, Ragged) else Ragged.from_lists(v) for name, v in lists.items()}, arrays, truncated
+        ragged = {  # converted per block, since lists of ints are large
+            name: values if isinstance(values, Ragged) else Ragged.from_lists(values)
+            for name, values in features.items()
+            if name not in arrays
+        }
+        yield ragged, arrays, truncated
 
 
 def encode_rows(rows: Rows, encode: Encode, fill: dict[str, int], size: int = 1000) -> TokenTable:
@@ -230,7 +233,7 @@ def encode_rows(rows: Rows, encode: Encode, fill: dict[str, int], size: int = 10
             growing.setdefault(name, GrowingRagged(io.BytesIO())).add(column.values, column.offsets)
         for name, values in arrays.items():
             blocks.setdefault(name, []).append(values)
-    arrays = {name: np.concatenate(parts) for name, parts in blocks.items()}
+    arrays = {name: np.concatenate(values) for name, values in blocks.items()}
     return TokenTable(
         share_offsets({name: Ragged(in_memory(column), column.offsets()) for name, column in growing.items()}),
         {name: values for name, values in arrays.items() if values.dtype != object},
@@ -241,7 +244,7 @@ def encode_rows(rows: Rows, encode: Encode, fill: dict[str, int], size: int = 10
 
 
 def share_offsets(columns: dict[str, Ragged]) -> dict[str, Ragged]:
-    """Let columns whose rows are as long as those of the first column share its offsets."""
+    """Make columns with the same offsets as the first column share its array."""
     first = next(iter(columns.values()), None)
     if first is None:
         return columns
@@ -256,7 +259,7 @@ def tokenize(
 
     Args:
         texts: One list, or two of the same length.
-        names: The columns to return; those that the tokenizer does not produce are omitted.
+        names: Columns to return, if the tokenizer produces them.
         limit: Maximum tokens in a row; longer rows are truncated.
 
     Returns:
@@ -270,7 +273,7 @@ def _by_call(tokenizer: Any, texts: Sequence[list[str]], names: Iterable[str], l
     encoded = tokenizer(*texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
     long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
     columns = {name: list(encoded[name]) for name in names if name in encoded}
-    if long:  # only these are encoded again, with truncation
+    if long:  # encode only these again, with truncation
         shorter = [[cells[row] for row in long] for cells in texts]
         again = tokenizer(*shorter, truncation=True, max_length=limit, padding=False, return_attention_mask=False)
         for name, values in columns.items():
@@ -280,7 +283,7 @@ def _by_call(tokenizer: Any, texts: Sequence[list[str]], names: Iterable[str], l
 
 
 def _is_plain(tokenizer: Any) -> bool:
-    """Return whether calling the tokenizer only calls its backend, without steps of the model family before or after."""
+    """Return whether calling the tokenizer does no more than calling its backend."""
     from transformers import TokenizersBackend
 
     kind = type(tokenizer)
@@ -289,10 +292,10 @@ def _is_plain(tokenizer: Any) -> bool:
 
 
 def _by_backend(tokenizer: Any, texts: Sequence[list[str]], names: Iterable[str], limit: int) -> tuple[dict[str, Ragged], int]:
-    """Tokenize with the backend alone, which is faster than a call of the tokenizer.
+    """Tokenize with the Rust backend, which is faster than calling the tokenizer.
 
-    Ids become flat arrays without a dictionary per row, and no character offsets are computed. Overflowing tokens show which rows
-    were truncated, so that none is encoded twice.
+    It creates no dictionary per row and computes no character offsets. Overflowing tokens show which rows were truncated, so no
+    row is encoded twice.
     """
     from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 

@@ -1,4 +1,4 @@
-"""Settings of a run that were given but would have no effect: refuse or report them."""
+"""Find settings that the user set but that have no effect in a run, and refuse or report them."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -20,11 +20,11 @@ _BY_EXTENSION = {
 
 @dataclass
 class Unused:
-    """Given settings without effect: reasons by dotted name.
+    """Settings of the user without effect: reasons by dotted name.
 
     Attributes:
-        refused: Settings that contradict the choice of the strategy.
-        reported: Settings that a document shared by several strategies and datasets naturally contains.
+        refused: Settings that contradict the strategy.
+        reported: Settings that are harmless, for example in a file that is shared by several strategies and datasets.
     """
 
     refused: dict[str, str] = field(default_factory=dict)
@@ -32,19 +32,19 @@ class Unused:
 
 
 def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
-    """Return the settings of a run that were given, differ from their defaults, and have no effect."""
+    """Return the settings without effect that the user changed from their defaults."""
     unused = Unused()
-    given = given_fields(config.data, "data") | given_fields(config.training, "training") | given_fields(task, "task")
+    set_by_user = given_fields(config.data, "data") | given_fields(config.training, "training") | given_fields(task, "task")
     for name, reason in without_effect(config, task, strategy).items():
-        if name in given:  # without labeled training rows, unlabeled ones do not contradict the strategy
+        if name in set_by_user:  # without data.train, data.unlabelled does not contradict the strategy
             refused = name == f"data.{UNLABELLED}" and config.data.train is not None
             (unused.refused if refused else unused.reported)[name] = reason
     parts = getattr(strategy, "parts", None)
-    places = {"strategy": strategy} if parts is None else {f"strategy.{i}": part for i, part in enumerate(parts)}
-    for place, part in places.items():
-        fields, reasons = given_fields(part, place), unused_fields(part, place) | strategy.unused(task)
+    components = {"strategy": strategy} if parts is None else {f"strategy.{i}": component for i, component in enumerate(parts)}
+    for place, component in components.items():
+        fields, reasons = given_fields(component, place), unused_fields(component, place) | strategy.unused(task)
         unused.refused |= {name: why for name, why in reasons.items() if name in fields}
-        for inner, (data, inner_task) in part.nested().items():
+        for inner, (data, inner_task) in component.nested().items():
             prefix = f"{place}.{inner}"
             fields = given_fields(data, f"{prefix}.data") | given_fields(inner_task, f"{prefix}.task")
             reasons = _unused_data(data, f"{prefix}.data", uses_unlabelled=False)
@@ -55,7 +55,7 @@ def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
 
 
 def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str]:
-    """Return all settings of `data`, `training` and `task` without effect in a run, given or not: reasons by dotted name."""
+    """Return all settings of `data`, `training` and `task` without effect, set or not: reasons by dotted name."""
     training = config.training
     reasons = _unused_data(config.data, "data", strategy.uses_unlabelled())
     reasons |= unused_fields(training, "training") | unused_fields(task, "task") | strategy.unused(task)
@@ -88,7 +88,7 @@ def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool) -> dict[s
 def format_settings(sources: Iterable[Any]) -> set[str]:
     """Return the settings of `FORMAT` that affect how the sources are read.
 
-    All of them, if the format of a source is unknown before it is read, as for a glob without an extension.
+    Returns all of them if the format of a source is not known in advance, as for a glob without an extension.
     """
     return {name for source in sources for name in _format_settings(source)}
 
@@ -112,7 +112,7 @@ def _format_settings(source: Any) -> Iterable[str]:
 
 
 def unused_columns(task: Any, source: Any) -> list[str]:
-    """Return a line about column names given at loading (`Task.changed`) if the columns of the source have no names."""
+    """Return a line about column names that were overridden at loading (`Task.changed`), if the source has no column names."""
     if not isinstance(source, Mapping) and not has_lines(source):
         return []
     names = sorted(f"task.{name}" for name in task.changed if getattr(task, name) in task.columns())
@@ -120,14 +120,14 @@ def unused_columns(task: Any, source: Any) -> list[str]:
 
 
 def check_format_settings(data: DataConfig, source: Any, problems: Problems) -> None:
-    """Add problems for given settings of `FORMAT` that do not affect how a source is read."""
+    """Add a problem for each setting of `FORMAT` that the user set but that does not affect how a source is read."""
     used = format_settings([source])
     reasons = {name: f"the format of {source} does not have this setting" for name in FORMAT if name not in used}
     refuse_unused(reasons, given_fields(data, "data"), problems)
 
 
 def describe_unused(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a line for each reason with its settings, given pairs of a dotted name and a reason."""
+    """Return a line for each reason, from pairs of a dotted name and a reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in sorted(reasons):
         by_reason.setdefault(reason, []).append(name)

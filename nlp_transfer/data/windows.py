@@ -1,8 +1,8 @@
-"""Windows: the rows of each optimizer step over all processes, and their division into micro-batches.
+"""Plan windows, the rows of each optimizer step over all processes, and divide them into micro-batches.
 
-The plan of an epoch depends only on the seed and the epoch. The position of a run is therefore two integers, epoch and window,
-and resuming costs the same at step 10 and at step 10 million. A window is planned for all processes and then divided by process
-and micro-batch, so 1 x 32, 4 x 8 and 2 processes x 16 see the same rows in the same step.
+The plan of an epoch depends only on the seed and the epoch, so a run resumes from two integers, epoch and window, at constant
+cost. A window is planned for all processes and then divided by process and micro-batch: 1 x 32, 4 x 8 and 2 processes x 16 see
+the same rows in the same step.
 """
 
 import math
@@ -13,13 +13,13 @@ import numpy as np
 
 from nlp_transfer.data.oversampling import Repeats
 
-BUCKET = 200  # windows whose rows are sorted by length together: little padding, and still well shuffled
-BLUR = 0.25  # relative noise on lengths before sorting, if rows are repeated
+BUCKET = 200  # windows in which rows are sorted by length: little padding, and still well shuffled
+BLUR = 0.25  # relative noise on lengths before sorting, to separate the copies of repeated rows
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Row indices for one process. If `counted` is false, the rows only keep the processes synchronized; their loss is zero."""
+    """Row indices of one process. If `counted` is false, the loss is zero, and the batch only synchronizes the processes."""
 
     rows: np.ndarray
     counted: bool = True
@@ -27,7 +27,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Window:
-    """The rows (int64) of one optimizer step over all processes: window `index` of `of` in its epoch."""
+    """Row indices (int64) of one optimizer step over all processes: window `index` of `of` in its epoch."""
 
     epoch: int
     index: int
@@ -37,20 +37,18 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How the rows of a split become windows.
+    """Plan that divides the rows of a split into windows.
 
     Attributes:
         lengths: Tokens of each row, int64 of shape (rows,).
         batch_size: Rows per process and micro-batch.
         accumulation: Micro-batches per process and window.
-        processes: Number of processes.
         batch_tokens: Padded tokens per process and micro-batch. Overrides `batch_size`.
-        seed: Seed of the order.
         side_lengths: Lengths of the sides that are padded separately, such as source and target; int64 of shape (rows, sides).
             None: `lengths`.
-        repeats: How often rows occur in an epoch; None: once.
-        phase: Number of the training phase, from 0. Each phase has another order, since phases shorter than an epoch would
-            otherwise all see the same rows.
+        repeats: Number of occurrences of each row in an epoch; None: once.
+        phase: Index of the training phase. Each phase has another order; otherwise, phases shorter than an epoch would all see
+            the same rows.
     """
 
     lengths: np.ndarray
@@ -66,13 +64,13 @@ class WindowPlan:
     def windows(self, epoch: int) -> list[np.ndarray]:
         """Return the row indices (int64) of each window of an epoch.
 
-        Every row occurs exactly once, or as often as `repeats` defines. The last window may be short.
+        Every row occurs once, or as defined by `repeats`. The last window may be short.
         """
         generator = np.random.default_rng([self.seed, epoch, self.phase] if self.phase else [self.seed, epoch])
         order = generator.permutation(len(self.lengths) if self.repeats is None else self.repeats.rows(generator))
-        parts = self.accumulation * self.processes
+        batches_per_window = self.accumulation * self.processes
         if self.batch_tokens is None:
-            size = self.batch_size * parts
+            size = self.batch_size * batches_per_window
             windows = [
                 chunk
                 for start in range(0, len(order), size * BUCKET)
@@ -80,22 +78,22 @@ class WindowPlan:
             ]
         else:
             windows = []
-            size = max(1, int(self.batch_tokens * parts / max(1.0, float(self.lengths.mean()))))
+            size = max(1, int(self.batch_tokens * batches_per_window / max(1.0, float(self.lengths.mean()))))
             for start in range(0, len(order), size * BUCKET):
                 bucket = self._by_length(order[start : start + size * BUCKET], size, generator)
-                windows += self._by_tokens(bucket, self.batch_tokens * parts)
-        # A short window stays last: elsewhere, the position of its larger gradient noise would depend on the shuffle.
+                windows += self._by_tokens(bucket, self.batch_tokens * batches_per_window)
+        # A short window has more gradient noise; it stays last, so that its position does not depend on the shuffle.
         short = [windows.pop()] if len(windows) > 1 and len(windows[-1]) < len(windows[0]) else []
         return [windows[i] for i in generator.permutation(len(windows))] + short
 
     def _by_length(self, rows: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
         lengths = (self.lengths[:, None] if self.side_lengths is None else self.side_lengths)[rows]
-        if self.repeats is not None:  # otherwise the copies of a row would be in the same window
+        if self.repeats is not None:  # so that copies of a row are not in the same window
             lengths = lengths * generator.uniform(1 - BLUR, 1 + BLUR, (len(rows), 1))
         return rows[sort_by_length(lengths, size)]
 
     def _by_tokens(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
-        """Split sorted rows where the longest row times the number of rows would exceed the budget of tokens."""
+        """Split sorted rows into windows of at most `budget` padded tokens."""
         windows, start, longest = [], 0, 0
         for end, length in enumerate(self.lengths[rows].tolist()):
             longest = max(longest, length)
@@ -116,32 +114,32 @@ class WindowPlan:
         return len(self.windows(0)) if self.batch_tokens else -(-self.rows_in_epoch // size)
 
     def steps(self, epochs: float) -> int:
-        """Return the optimizer steps in `epochs`, at least one; a fraction of an epoch is rounded up to full windows."""
+        """Return the number of optimizer steps in `epochs`, at least one. A fraction of an epoch is rounded up."""
         full = int(epochs)
         planned = full * self.windows_in_epoch
         total = sum(len(self.windows(epoch)) for epoch in range(full)) if self.batch_tokens else planned
         return max(1, total + math.ceil(round((epochs - full) * self.windows_in_epoch, 6)))
 
     def micro_batches(self, window: np.ndarray, process: int, pieces: int = 1) -> list[MicroBatch]:
-        """Return the micro-batches of one process. Every process gets the same number, so that none waits for another.
+        """Return the micro-batches of one process. Every process gets the same number, so that collective operations match.
 
         Args:
             window: Row indices (int64).
             process: Rank of the process.
-            pieces: Number of pieces into which each micro-batch is divided, if it has that many rows.
+            pieces: Divides each micro-batch into this many, if it has enough rows.
         """
         rows = -(-len(window) // self.processes)
         number = min(self.accumulation, rows)
         if self.batch_tokens is not None:  # rounding up could add one row too many
-            fitting = max(1, self.batch_tokens // int(self.lengths[window].max()))
-            number = max(number, -(-rows // fitting))
+            most_rows = max(1, self.batch_tokens // int(self.lengths[window].max()))
+            number = max(number, -(-rows // most_rows))
         number = min(number * pieces, rows)
         total = number * self.processes
         batches = [window[i::total] for i in range(process, total, self.processes)]
         return [MicroBatch(rows) if len(rows) else MicroBatch(window[:1], counted=False) for rows in batches]
 
     def windows_from(self, epoch: int, index: int) -> Iterator[Window]:
-        """Yield the windows from a position on, epoch after epoch, without end."""
+        """Yield windows indefinitely, starting with window `index` of `epoch`."""
         while True:
             windows = self.windows(epoch)
             for i in range(index, len(windows)):
@@ -154,10 +152,10 @@ def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def sort_by_length(lengths: np.ndarray, size: int) -> np.ndarray:
-    """Return an order of rows (int64) in which every `size` consecutive rows need little padding.
+    """Return an order of rows (int64) in which batches of `size` consecutive rows need little padding.
 
-    With one side, rows are sorted by length. With several, rows are halved by the side whose lengths vary most, recursively,
-    down to `size` rows, as in a k-d tree (Bentley 1975).
+    Rows with one side are sorted by length. Rows with several sides are split recursively at the median of the side with the
+    largest variance, down to `size` rows, as in a k-d tree (Bentley 1975).
 
     Args:
         lengths: Lengths of the sides that are padded separately, of shape (rows, sides).
@@ -178,7 +176,7 @@ def sort_by_length(lengths: np.ndarray, size: int) -> np.ndarray:
 
 
 def inference_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return batches of row indices with little padding, the longest first, so that lack of memory shows at once.
+    """Return batches of row indices with little padding, the longest first, so that out-of-memory errors occur at once.
 
     Args:
         lengths: See `sort_by_length`.
@@ -189,12 +187,11 @@ def inference_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Return batches of row indices, the longest first, with at most `tokens` padded tokens; a longer row is alone in its
-    batch."""
+    """Return batches of row indices with at most `tokens` padded tokens, the longest first. A longer row gets its own batch."""
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        size = max(1, tokens // max(1, int(lengths[order[start]])))  # the first row is the longest
+        size = max(1, tokens // max(1, int(lengths[order[start]])))  # the first row is the longest of its batch
         batches.append(order[start : start + size])
         start += size
     return batches

@@ -1,19 +1,19 @@
-"""Confidence intervals over test rows and seeds, and the paired test of two strategies.
+"""Confidence intervals over test rows and seeds, and a paired test of two strategies.
 
-Other rows and other seeds would have given another value of a metric. The variance over rows is that of the bootstrap (Efron
-and Tibshirani 1993, "An Introduction to the Bootstrap"), with the same resamples for every strategy, so that differences are
-paired. The variance over seeds is that of the values of the seeds. An interval adds the squares of both half-widths, with the
-normal quantile for rows and with Student's t for seeds, of which there are few. Interactions between rows and seeds are counted
-in both, so intervals are rather too wide, as they are when both are resampled at once (Owen 2007, "The pigeonhole bootstrap").
+The variance over rows is the bootstrap variance (Efron and Tibshirani 1993, "An Introduction to the Bootstrap"). All strategies
+use the same resamples, so differences are paired. The variance over seeds is the sample variance of the values of the seeds. The
+squared half-width of an interval is the sum of both squared half-widths, with the normal quantile for rows and Student's t for
+the few seeds. Interactions between rows and seeds count in both, so intervals are conservative, as they are when both are
+resampled at once (Owen 2007, "The pigeonhole bootstrap").
 
-For a metric with bounds, the half-width over rows is that of the Wilson interval (1927): if 20 of 20 rows are right, all
-bootstrap replicates are equal, and their interval would be a point. For the same reason the variance of a difference includes
-one more row on which the two strategies differ (Agresti and Min 2005, "Simple improved confidence intervals for comparing
+For a bounded metric, the half-width over rows is that of the Wilson interval (1927): if 20 of 20 predictions are correct, all
+bootstrap replicates are equal, and their interval would be a point. For the same reason, the variance of a difference includes
+one additional row on which the two strategies differ (Agresti and Min 2005, "Simple improved confidence intervals for comparing
 matched proportions").
 
-The p-value of a difference is the level at which its interval just reaches 0. It needs at least two seeds: one seed says
-nothing about the variance over seeds, and in simulations a test over rows alone declared one lucky run in four a better
-strategy.
+The p-value of a difference is p if its interval of level 1 - p ends at 0. It requires at least two seeds, since one seed gives no
+variance over seeds. In simulations, a test over rows alone found a significant difference between equal strategies in one of four
+runs.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and the ends of its interval, NaN where unknown."""
+    """A mean over seeds and the ends of its confidence interval; NaN: unknown."""
 
     value: float
     low: float
@@ -37,19 +37,24 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """The first strategy minus the second, and the two-sided p-value over rows and seeds, None with one common seed."""
+    """The difference of two strategies, first minus second.
+
+    Attributes:
+        estimate: Mean difference over the common seeds.
+        p: Two-sided p-value over rows and seeds; None with one common seed.
+    """
 
     estimate: Estimate
     p: float | None
 
 
 class StrategyScores:
-    """The metric of one strategy by seed: values on all rows and bootstrap replicates.
+    """A metric of one strategy for each seed, on all rows and on bootstrap resamples.
 
     Args:
         metric: The metric to compute.
         splits: The scored split of each seed.
-        shared: Whether all seeds have the same rows, as in a test file. Otherwise each seed has a split and resamples of its own.
+        shared: Whether all seeds have the same rows, as in a test file. Otherwise, each seed has separate resamples.
     """
 
     def __init__(self, metric: ResampledMetric, splits: Mapping[int, ScoredSplit], shared: bool) -> None:
@@ -59,43 +64,43 @@ class StrategyScores:
         self.rows = min(map(len, splits.values()))
 
     def arrays(self, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return values, float64 of shape (seeds,), and replicates, float64 of shape (seeds, resamples), of some seeds."""
+        """Return the values and replicates of some seeds, float64 of shapes (seeds,) and (seeds, resamples)."""
         return np.array([self.values[seed] for seed in seeds]), np.stack([self.replicates[seed] for seed in seeds])
 
 
 def estimate(values: np.ndarray, replicates: np.ndarray, rows: int, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
-    """Estimate the mean of a metric over seeds, with an interval over rows and seeds (with one seed over rows only).
+    """Estimate the mean of a metric over seeds, with an interval over rows and seeds (with one seed: over rows).
 
     Args:
         values: The metric on all rows, float64 of shape (seeds,).
-        replicates: The metric on resampled rows, float64 of shape (seeds, resamples); undefined ones are left out.
-        rows: The number of rows of the seed with the fewest.
-        bounds: The least and the greatest possible value of the metric.
+        replicates: The metric on resampled rows, float64 of shape (seeds, resamples); NaN values are ignored.
+        rows: Number of rows; the smallest one if it differs between seeds.
+        bounds: Smallest and largest possible value of the metric.
     """
     value, row_variance, seed_variance = _variances(values, replicates)
     if not np.isfinite(value + row_variance):
         return Estimate(value, np.nan, np.nan)
     z, t = _quantiles(1 - LEVEL, len(values))
-    least, greatest = bounds
-    width = greatest - least
+    minimum, maximum = bounds
+    width = maximum - minimum
     if np.isfinite(width) and width > 0:
-        share = np.clip((value - least) / width, 0, 1)
+        share = np.clip((value - minimum) / width, 0, 1)
         spread = share * (1 - share)
         effective_rows = spread * width**2 / row_variance if row_variance > 0 and spread > 0 else rows
         low, high = wilson(share, effective_rows, z)
         below, above = (share - low) * width, (high - share) * width
-    elif row_variance == 0:  # an interval of width 0 would claim to be exact
+    elif row_variance == 0:  # do not report an interval of width 0
         return Estimate(value, np.nan, np.nan)
     else:
         means = _defined(replicates).mean(0)
         low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         below, above = max(0.0, value - low), max(0.0, high - value)
-    below, above = ((half_width**2 + seed_variance * t**2) ** 0.5 for half_width in (below, above))
-    return Estimate(value, float(max(least, value - below)), float(min(greatest, value + above)))
+    below, above = ((half**2 + seed_variance * t**2) ** 0.5 for half in (below, above))
+    return Estimate(value, float(max(minimum, value - below)), float(min(maximum, value + above)))
 
 
 def wilson(share: float, rows: float, z: float) -> tuple[float, float]:
-    """Return Wilson's score interval of a share of `rows`; `scipy.stats.binomtest` has it for whole numbers of rows only."""
+    """Return the Wilson score interval of a share. Unlike `scipy.stats.binomtest`, `rows` can be fractional."""
     center, half = share + z**2 / (2 * rows), z * (share * (1 - share) / rows + (z / (2 * rows)) ** 2) ** 0.5
     return (center - half) / (1 + z**2 / rows), (center + half) / (1 + z**2 / rows)
 
@@ -106,53 +111,53 @@ def estimate_strategy(scores: StrategyScores) -> Estimate:
 
 
 def compare_strategies(first: StrategyScores, second: StrategyScores) -> Difference | None:
-    """Estimate the difference, first minus second, over the seeds that both strategies have.
+    """Estimate the difference, first minus second, over the common seeds of two strategies.
 
     Returns:
-        None without common seeds; with one common seed the difference without interval and p-value.
+        None without common seeds. With one common seed, the difference without interval and p-value.
     """
     seeds = [seed for seed in first.values if seed in second.values]
     if not seeds:
         return None
     (values, replicates), (other_values, other_replicates) = first.arrays(seeds), second.arrays(seeds)
     value, row_variance, seed_variance = _variances(values - other_values, replicates - other_replicates)
-    least, greatest = first.bounds
-    if np.isfinite(greatest - least):
-        row_variance += ((greatest - least) / (min(first.rows, second.rows) + 2)) ** 2
+    minimum, maximum = first.bounds
+    if np.isfinite(maximum - minimum):
+        row_variance += ((maximum - minimum) / (min(first.rows, second.rows) + 2)) ** 2
     if len(seeds) == 1 or not np.isfinite(value + row_variance):
         return Difference(Estimate(value, np.nan, np.nan), None)
     half = half_width(1 - LEVEL, row_variance, seed_variance, len(seeds))
-    low, high = max(least - greatest, value - half), min(greatest - least, value + half)
+    low, high = max(minimum - maximum, value - half), min(maximum - minimum, value + half)
     return Difference(Estimate(value, low, high), p_value(abs(value), row_variance, seed_variance, len(seeds)))
 
 
 def half_width(p: float, row_variance: float, seed_variance: float, seeds: int) -> float:
-    """Return half the width of the two-sided interval of level `1 - p`."""
+    """Return the half-width of the two-sided interval of level `1 - p`."""
     z, t = _quantiles(p, seeds)
     return float((row_variance * z**2 + seed_variance * t**2) ** 0.5)
 
 
 def p_value(distance: float, row_variance: float, seed_variance: float, seeds: int) -> float:
-    """Return the p at which the interval of level `1 - p` around 0 just reaches `distance`; at least 1e-12."""
+    """Return the p for which the interval of level `1 - p` around 0 ends at `distance`, at least 1e-12."""
     from scipy.optimize import brentq
 
-    least = 1e-12
+    smallest = 1e-12
     if distance == 0:
         return 1.0
-    if half_width(least, row_variance, seed_variance, seeds) <= distance:
-        return least
-    return float(brentq(lambda p: half_width(p, row_variance, seed_variance, seeds) - distance, least, 1.0))
+    if half_width(smallest, row_variance, seed_variance, seeds) <= distance:
+        return smallest
+    return float(brentq(lambda p: half_width(p, row_variance, seed_variance, seeds) - distance, smallest, 1.0))
 
 
 def _quantiles(p: float, seeds: int) -> tuple[float, float]:
-    """Return the two-sided quantiles of the normal distribution, for rows, and of Student's t, for seeds (0 with one seed)."""
+    """Return two-sided quantiles of the normal distribution (for rows) and of Student's t (for seeds; 0 with one seed)."""
     from scipy.stats import norm, t
 
     return float(norm.isf(p / 2)), float(t.isf(p / 2, seeds - 1)) if seeds > 1 else 0.0
 
 
 def _variances(values: np.ndarray, replicates: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean over seeds and its variance over rows (NaN if no replicate is defined) and over seeds (0 with one seed)."""
+    """Return the mean over seeds, its variance over rows (NaN without defined replicates) and over seeds (0 with one seed)."""
     defined = _defined(replicates)
     row_variance = float(np.var(defined.mean(0))) if defined.size else np.nan
     seed_variance = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
@@ -160,5 +165,5 @@ def _variances(values: np.ndarray, replicates: np.ndarray) -> tuple[float, float
 
 
 def _defined(replicates: np.ndarray) -> np.ndarray:
-    """Return the resamples on which the metric is defined for every seed."""
+    """Return the columns of `replicates` (seeds, resamples) in which the metric is defined for every seed."""
     return replicates[:, np.isfinite(replicates).all(0)]

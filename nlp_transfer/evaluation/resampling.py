@@ -1,8 +1,8 @@
-"""Metrics on bootstrap resamples of the rows of a split.
+"""Compute metrics on bootstrap resamples of the rows of a split.
 
-Most metrics are functions of sums over rows. For these a resample is a vector that says how often each row was drawn, and all
-resamples are one matrix product. `Task.sums` can provide the sums for a metric of its own; any other metric is computed by the
-task on the resampled rows.
+Most metrics are functions of sums over rows. For these, a resample is a vector of row counts, and one matrix product computes all
+resamples. Tasks can provide the sums of their metrics (`Task.sums`). All other metrics are computed by the task on the resampled
+rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +15,9 @@ import numpy as np
 from nlp_transfer.evaluation.metrics import LABEL_KEYS
 from nlp_transfer.tasks import Arrays, Task
 
-RESAMPLES, FEW_RESAMPLES = 1000, 200  # the latter for many rows and for metrics that are no functions of sums
+RESAMPLES, FEW_RESAMPLES = 1000, 200  # few for more than `MANY_ROWS` rows, and for metrics that are not functions of sums
 MANY_ROWS = 20_000
-CHUNK = 100  # resamples at a time: memory grows with this times the rows
+CHUNK = 100  # resamples computed at once; takes memory for CHUNK x rows counts
 AVERAGED = {key for key in LABEL_KEYS if "_" in key}
 BOUNDS = (
     dict.fromkeys((*LABEL_KEYS, "token_accuracy"), (0.0, 1.0))
@@ -28,12 +28,12 @@ BOUNDS = (
 )
 
 Sums = tuple[Any, Callable[[np.ndarray], np.ndarray]]
-"""An array or sparse matrix of shape (rows, statistics), and the function from sums (resamples, statistics) to (resamples,)."""
+"""A matrix of shape (rows, statistics), dense or sparse, and a function from sums (resamples, statistics) to (resamples,)."""
 
 
 @dataclass(frozen=True)
 class ScoredSplit:
-    """The predictions of one run for a split, and the references; arrays with one entry for each row."""
+    """Predictions of a run for a split, and its references; arrays whose first dimension is rows."""
 
     predictions: Arrays
     references: Arrays
@@ -43,12 +43,17 @@ class ScoredSplit:
 
 
 class ResampledMetric:
-    """One metric of a task, on all rows and on resampled rows of the `splits` of several runs.
+    """Computes a metric of a task on all rows and on resampled rows.
+
+    Args:
+        task: The task.
+        metric: Key of the metric.
+        splits: The splits of several runs, which determine the number of labels and of resamples.
 
     Attributes:
-        bounds: The least and the greatest possible value.
+        bounds: Smallest and largest possible value.
         fast: Whether the metric is a function of sums over rows.
-        resamples: The number of resamples.
+        resamples: Number of resamples.
     """
 
     def __init__(self, task: Task, metric: str, splits: Sequence[ScoredSplit]) -> None:
@@ -63,16 +68,16 @@ class ResampledMetric:
         self.resamples = RESAMPLES if self.fast and max(map(len, splits)) <= MANY_ROWS else FEW_RESAMPLES
 
     def value(self, split: ScoredSplit) -> float:
-        """Return the metric over all rows; NaN where it is undefined."""
+        """Return the metric on all rows; NaN if it is undefined."""
         if (sums := self._sums(split)) is None:
             return self._compute(split.predictions, split.references)
         statistics, function = sums
         return float(function(np.ones((1, len(split))) @ statistics)[0])
 
     def replicates(self, split: ScoredSplit, stream: int) -> np.ndarray:
-        """Return the metric on resamples of the rows, float64 of shape (resamples,).
+        """Return the metric on resampled rows, float64 of shape (resamples,).
 
-        Two splits with the same number of rows and the same `stream` get the same resamples, which pairs them.
+        Splits with the same number of rows and the same `stream` get the same resamples, so their replicates are paired.
         """
         resamples = resample_rows(len(split), self.resamples, stream)
         if (sums := self._sums(split)) is None:
@@ -88,7 +93,7 @@ class ResampledMetric:
         return self.task.metrics(predictions, references).get(self.metric, np.nan)
 
     def _sums(self, split: ScoredSplit) -> Sums | None:
-        """Return the statistics of each row and the function of their sums; None if the metric is no such function."""
+        """Return the statistics of each row and the function of their sums; None if the metric is not a function of sums."""
         if (sums := self.task.sums(self.metric, split.predictions, split.references)) is not None:
             return sums
         predicted, true = split.predictions["prediction"], split.references.get("labels")
@@ -98,12 +103,12 @@ class ResampledMetric:
             return self._label_counts(predicted, true), self._average
         ones = np.ones(len(predicted))
         if self.metric == "accuracy":
-            right = predicted == true
-            return np.stack([right.all(1) if right.ndim == 2 else right, ones], 1).astype(float), _mean
+            correct = predicted == true
+            return np.stack([correct.all(1) if correct.ndim == 2 else correct, ones], 1).astype(float), _mean
         if self.metric not in ("mse", "rmse", "mae", "r2", "pearson"):
             return None
         error = predicted.astype(float) - true
-        center = float(true.mean())  # sums of squares around it lose no digits
+        center = float(true.mean())  # centered, so that sums of squares keep their precision
         x, y = predicted.astype(float) - center, true.astype(float) - center
         columns, function = {
             "mse": ((error**2, ones), _mean),
@@ -115,7 +120,7 @@ class ResampledMetric:
         return np.stack(columns, 1), function
 
     def _label_counts(self, predicted: np.ndarray, true: np.ndarray) -> Any:
-        """Return a sparse matrix (rows, 3 x labels) of zeros and ones: label right, label predicted, label true."""
+        """Return a sparse 0/1 matrix of shape (rows, 3 x labels): label correctly predicted, predicted, true."""
         from scipy.sparse import csr_matrix, hstack
 
         def one_hot(labels: np.ndarray) -> Any:
@@ -127,14 +132,21 @@ class ResampledMetric:
         return hstack([hot_predicted.multiply(hot_true), hot_predicted, hot_true]).tocsr()
 
     def _average(self, sums: np.ndarray) -> np.ndarray:
-        """Average as scikit-learn: over the labels that occur (multi-label: over all); 0 where a denominator is 0."""
-        right, predicted, true = np.split(sums, 3, axis=1)
+        """Average like scikit-learn: over the labels that occur (multi-label: over all labels), with 0 for 0 / 0.
+
+        Args:
+            sums: Sums of `_label_counts`, float64 of shape (resamples, 3 x labels).
+
+        Returns:
+            float64 of shape (resamples,).
+        """
+        correct, predicted, true = np.split(sums, 3, axis=1)
         kind, _, average = self.metric.partition("_")
         denominator = {"precision": predicted, "recall": true, "f1": (predicted + true) / 2}[kind]
         with np.errstate(divide="ignore", invalid="ignore"):
             if average == "micro":
-                return np.nan_to_num(right.sum(1) / denominator.sum(1))
-            ratio = np.nan_to_num(right / denominator)
+                return np.nan_to_num(correct.sum(1) / denominator.sum(1))
+            ratio = np.nan_to_num(correct / denominator)
             if average == "weighted":
                 return np.nan_to_num((ratio * true).sum(1) / true.sum(1))
             occurs = np.ones_like(ratio) if self._multilabel else (predicted + true) > 0
@@ -164,7 +176,7 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
 
 
 def resample_rows(rows: int, resamples: int, stream: int) -> Iterator[np.ndarray]:
-    """Draw row indices with replacement, int64 of shape (rows,), `resamples` times; equal arguments give equal draws."""
+    """Draw `resamples` samples of row indices with replacement, each int64 of shape (rows,), with a fixed seed."""
     generator = np.random.default_rng([1, rows, stream])
     return (generator.integers(rows, size=rows) for _ in range(resamples))
 

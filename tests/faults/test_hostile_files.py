@@ -177,7 +177,7 @@ def test_globs_do_not_run_in_circles(tmp_path: Path) -> None:
     run = Case("glob", lambda: read_rows(f"{tmp_path}/**/*.csv", "train", DataConfig(), ["text"]), ())
     assert attempt(run) == "returned"
     assert globs.expand("**/*.csv", f"{tmp_path}/") == [f"{tmp_path}/a/1.csv"]
-    with replaced(globs, "MOST_ENTRIES", 2), pytest.raises(UserError, match="visits more than 2 files"):
+    with replaced(globs, "MAX_ENTRIES", 2), pytest.raises(UserError, match="visits more than 2 files"):
         globs.expand(f"{tmp_path}/**")
 
 

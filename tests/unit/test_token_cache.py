@@ -346,7 +346,7 @@ def test_the_least_recently_used_make_room(
     held = task.table(tables[0], tokenizer, "disk")
     (oldest,) = entries(root)
     size = sum(path.stat().st_size for path in oldest.iterdir())
-    monkeypatch.setattr(token_cache, "LARGEST", int(3.3 * size))
+    monkeypatch.setattr(token_cache, "MAX_BYTES", int(3.3 * size))
     task.table(tables[1], tokenizer, "disk")
     (second,) = set(entries(root)) - {oldest}
     task.table(tables[2], tokenizer, "disk")
@@ -362,12 +362,12 @@ def test_the_least_recently_used_make_room(
     assert second.exists()
     assert not left_behind.exists()
     same(task.table(tables[0], tokenizer, "none"), held)  # who has it open keeps it
-    monkeypatch.setattr(token_cache, "LARGEST", 0)
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 0)
     found = task.table(rows_of(70), tokenizer, "disk")
     assert len(entries(root)) == 1, "the newest alone"
     same(task.table(rows_of(70), tokenizer, "none"), found)
-    monkeypatch.setattr(token_cache, "LARGEST", 2**30)
-    monkeypatch.setattr(token_cache, "MOST", 2)
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 2**30)
+    monkeypatch.setattr(token_cache, "MAX_ENTRIES", 2)
     for count in (71, 72, 73):
         task.table(rows_of(count), tokenizer, "disk")
     assert len(entries(root)) == 2

@@ -1,4 +1,4 @@
-"""Find models and read data from the hub, files, folders, wheels, and Python objects."""
+"""Find models, and read rows from files, folders, wheels, the hub and Python objects."""
 
 import os
 import re
@@ -11,33 +11,7 @@ from typing import Any
 from nlp_transfer.data.sources import wheels
 from nlp_transfer.data.sources.aligned_files import read_aligned
 from nlp_transfer.data.sources.class_folders import read_class_folders
-from nlp_transfer.data.sources.file_reading import (
-    MAX_ROW as MAX_ROW,
-)
-from nlp_transfer.data.sources.file_reading import TOO_LONG as TOO_LONG
-from nlp_transfer.data.sources.file_reading import UNDECODED as UNDECODED
-from nlp_transfer.data.sources.file_reading import (
-    WrongEncodingError as WrongEncodingError,
-)
-from nlp_transfer.data.sources.file_reading import (
-    at_home,
-    check_unchanged,
-    format_of,
-    no_bad_rows,
-    state_of,
-)
-from nlp_transfer.data.sources.file_reading import (
-    check_regular as check_regular,
-)
-from nlp_transfer.data.sources.file_reading import (
-    choose_encoding as choose_encoding,
-)
-from nlp_transfer.data.sources.file_reading import (
-    read_start as read_start,
-)
-from nlp_transfer.data.sources.file_reading import (
-    undecoded as undecoded,
-)
+from nlp_transfer.data.sources.file_reading import at_home, check_unchanged, format_of, new_skipped, state_of
 from nlp_transfer.data.sources.globs import expand
 from nlp_transfer.data.sources.in_memory import read_table_object
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS
@@ -56,13 +30,12 @@ from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
 from nlp_transfer.data.sources.text_columns import GrowingColumn
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.errors import BadRow as BadRow
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
 )
-SHARED = 5000  # distinct cells of a column up to which equal cells share one object
+MAX_SHARED = 5000  # distinct cells of a column up to which equal cells share one object
 HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
 
 
@@ -73,7 +46,7 @@ class ModelSource:
     Attributes:
         name: The source as the user wrote it.
         path: The folder or hub id.
-        revision: Revision of a hub id.
+        revision: Branch, tag or commit of a hub id.
     """
 
     name: str
@@ -82,14 +55,15 @@ class ModelSource:
 
     @property
     def is_folder(self) -> bool:
+        """Whether `path` is a local folder."""
         return os.path.isdir(self.path)  # unlike pathlib, returns False for a name that is too long
 
 
 def find_model(source: str) -> ModelSource:
-    """Find a model. A wheel is downloaded; a hub id is not looked up yet.
+    """Resolve the name of a model. Downloads a wheel, but does not contact the hub.
 
     Raises:
-        UserError: The folder does not hold a model, or the source has none of the allowed forms.
+        UserError: The folder does not contain a model, or the source has none of the allowed forms.
     """
     if wheels.is_wheel(source):
         return ModelSource(source, str(_model_folder(_fetch(source, "model"), source)))
@@ -107,11 +81,11 @@ def find_model(source: str) -> ModelSource:
 
 
 def check_recorded_model(model: str, place: str) -> None:
-    """Raise a UserError if the model named by a saved record depends on the current folder.
+    """Raise a UserError if a recorded model source depends on the current folder.
 
     Args:
         model: The recorded source.
-        place: The record and its field, for messages.
+        place: File and field of the record, for messages.
     """
     is_hub_id = HUB_MODEL.match(model) and not model.startswith(".")
     if not (os.path.isabs(model) or wheels.is_wheel(model) or is_hub_id) or ".." in Path(model).parts:
@@ -143,7 +117,7 @@ def _check_only_on_hub(setting: str, source: str, name: str) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a path exists; False for a text that is too long for a path."""
+    """Return whether a path exists; False for a name that is too long for a path."""
     try:
         return path.exists()
     except OSError:
@@ -160,7 +134,7 @@ def _model_folder(path: Path, source: str) -> Path:
         names = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     except OSError as error:
         raise UserError(f"model: the folder {source} cannot be read ({error.strerror or error})") from error
-    raise UserError(f"model: the folder {source} does not hold a model: it has no config.json (found: {names})")
+    raise UserError(f"model: the folder {source} does not contain a model: it has no config.json (found: {names})")
 
 
 def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -> Rows:
@@ -170,7 +144,7 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
         source: A file, glob, folder, hub id, wheel, mapping of line-aligned files, or Python object.
         role: Name of the split (train, validation, test), for messages.
         data: Settings for reading files.
-        wanted: Names of the columns.
+        wanted: Names of the columns to read.
 
     Raises:
         UserError: The source cannot be found or read, or a column is missing.
@@ -188,7 +162,7 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
         return _from_path(str(path), source, role, data, wanted, root=str(path).removesuffix(inner))
     path = at_home(source)
     match = HUB_DATA.match(source)
-    is_glob = has_magic(source) and match is None  # the split of a hub id may have brackets: org/name#train[:10%]
+    is_glob = has_magic(source) and match is None  # hub ids may contain brackets: org/name#train[:10%]
     looks_local = format_of(path) is not None or source.startswith(("/", ".", "~")) or is_glob
     if _exists(path) or looks_local:
         return _from_path(str(path), source, role, data, wanted)
@@ -213,28 +187,28 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
     if not files:
         readings = "".join(f"; {note}" for note in notes)
         raise UserError(
-            f"data.{role}: no file matches {source!r}{readings}; allowed: a glob that names files ({', '.join(ENDINGS)})"
+            f"data.{role}: no file matches {source!r}{readings}; allowed: a glob that matches files ({', '.join(ENDINGS)})"
         )
     for note in notes:
         say(f"data.{role}: {source!r}: {note}")
     if os.path.isdir(path):  # unlike pathlib, returns False for a name that is too long
         return _select_columns(read_class_folders(Path(path), data), wanted, f"data.{role}: {source}")
-    problems, parts = Problems(f"data.{role}"), []
+    problems, tables = Problems(f"data.{role}"), []
     for file in files:
         try:
-            parts.append(_read_file(Path(file), data, wanted, role))
+            tables.append(_read_file(Path(file), data, wanted, role))
         except UserError as error:
             problems.absorb(error)
         except OSError as error:  # removed after it was listed
             problems.add(f"{file}: cannot be read ({error.strerror or error})")
     problems.raise_if_any()
-    return concatenate(parts)
+    return concatenate(tables)
 
 
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
     columns = {name: GrowingColumn() for name in wanted}
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
-    skipped = no_bad_rows(data)
+    skipped = new_skipped(data)
     first: int | None = None
     names: dict[str, None] = {}
     has_rows = False
@@ -243,7 +217,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
     for batch in read_table(path, data, wanted=wanted, mark_faults=skipped is not None):
         cells_of = unfold(name_lines(batch.columns, path, wanted), wanted)
         first = batch.first if first is None else first
-        if len(batch.faults) < len(batch):  # faulty rows say nothing about columns
+        if len(batch.faults) < len(batch):  # faulty rows may lack columns
             has_rows = True
             existing = names_of(cells_of, batch.names)
             names |= {name: None for name in existing if len(names) < MAX_COLUMNS or name in wanted}
@@ -256,10 +230,10 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
             cells = cells_of.get(name, [None] * length)
             if name in known:
                 cells = share(cells, known[name])
-                if len(known[name]) > SHARED:  # a column of mostly distinct cells, such as texts
+                if len(known[name]) > MAX_SHARED:  # a column of mostly distinct cells, such as texts
                     del known[name]
             column.extend(cells)
-    if has_rows:  # in JSON, and in a column `translation`, a name may occur late
+    if has_rows:  # JSON objects and cells of `translation` may have names that earlier rows lack
         check_columns(list(names), wanted, source)
     digest = wheels.sha256_of(path)
     check_unchanged(path, before)
@@ -268,7 +242,12 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
 
 
 def share(cells: list[Any], known: dict[str, str]) -> list[Any]:
-    """Let equal texts share one object, which saves memory for columns of labels."""
+    """Replace equal texts by one object, to save memory in columns of labels.
+
+    Args:
+        cells: The cells.
+        known: The object of each text; extended with new texts.
+    """
     return [known.setdefault(cell, cell) if type(cell) is str else cell for cell in cells]
 
 

@@ -1,11 +1,11 @@
-"""Read two line-aligned text files: line n of the source file belongs to line n of the target file."""
+"""Read two line-aligned text files: line n of the target file is the translation of line n of the source file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nlp_transfer.data.sources.file_reading import at_home, check_unchanged, no_bad_rows, state_of
+from nlp_transfer.data.sources.file_reading import at_home, check_unchanged, new_skipped, state_of
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.sources.table_reader import read_lines
 from nlp_transfer.data.sources.text_columns import GrowingColumn
@@ -17,7 +17,7 @@ SIDES = ("source", "target")
 
 
 def check_no_aligned(data: DataConfig, columns: list[str], problems: Problems) -> None:
-    """Add a problem if line-aligned files are given to a task other than translation."""
+    """Add a problem for each line-aligned source; called for tasks other than translation."""
     for role in ("train", "validation", "test"):
         if isinstance(getattr(data, role), Mapping):
             problems.add(
@@ -27,7 +27,7 @@ def check_no_aligned(data: DataConfig, columns: list[str], problems: Problems) -
 
 
 def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: list[str]) -> Rows:
-    """Read `files["source"]` and `files["target"]` as the two `wanted` columns, in that order; any file extension is allowed.
+    """Read `files["source"]` and `files["target"]` as the two `wanted` columns, in that order. Any file extension is allowed.
 
     Raises:
         UserError: A file is missing or broken, the numbers of lines differ, or the task does not have two columns.
@@ -48,7 +48,7 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
         raise UserError(f"data.{role}: {paths['source']} is given as both source and target; allowed: one file for each")
     columns: dict[str, Sequence[Any]] = {}
     hashes: dict[str, str] = {}
-    skipped = no_bad_rows(data)
+    skipped = new_skipped(data)
     for side, name in zip(SIDES, wanted, strict=True):
         path = paths[side]
         try:

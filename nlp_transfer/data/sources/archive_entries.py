@@ -1,4 +1,4 @@
-"""Entries of a zip archive: check that none can escape the folder it is unpacked to, and unpack them."""
+"""Safely unpack zip archives: no entry can be written outside the target folder."""
 
 import os
 import shutil
@@ -12,18 +12,18 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from nlp_transfer.utils.errors import UserError, shorten
 
 MAX_ENTRIES = 200_000
-MAX_PATH, MAX_NAME = 1024, 255  # of an entry: characters, and bytes of each of its names
+MAX_PATH, MAX_NAME = 1024, 255  # characters of a path, and bytes of each name in it
 
 
 def safe_files(wheel: object, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the files of an archive by name.
+    """Check all entries of an archive, and return its files by name.
 
     Args:
-        wheel: The archive, for messages.
+        wheel: Name of the archive, for messages.
         archive: The open archive.
 
     Raises:
-        UserError: There are too many entries, or one could escape the folder or overwrite another. The whole archive is refused.
+        UserError: There are too many entries, or an entry would be written outside the folder or overwrite another.
     """
     files: dict[str, zipfile.ZipInfo] = {}
     by_folded: dict[str, str] = {}  # names by their case-folded form
@@ -47,10 +47,11 @@ def safe_files(wheel: object, archive: zipfile.ZipFile) -> dict[str, zipfile.Zip
 
 
 def _entry_fault(member: zipfile.ZipInfo) -> str | None:
+    """Return why an entry is refused, or None."""
     name = member.orig_filename
     if str(PurePosixPath(name)) == ".":
         return "has no name"
-    if member.filename != name:  # a second name in an extra field, which some tools use
+    if member.filename != name:  # an extra field with another name, which some tools use
         return f"has a second name, {shorten(member.filename)}"
     if len(name) > MAX_PATH or any(len(part.encode(errors="replace")) > MAX_NAME for part in name.split("/")):
         return f"is too long for a path (at most {MAX_PATH} characters, {MAX_NAME} bytes per name)"
@@ -96,8 +97,8 @@ def _crc32(path: Path, *_: int) -> int:
     return checksum
 
 
-def other_file(names: Iterable[str], folder: Path) -> Path | None:
-    """Return an unpacked file or link that is not in the archive, or None. Names that begin with a dot are ignored."""
+def unexpected_file(names: Iterable[str], folder: Path) -> Path | None:
+    """Return a file or link in the folder that is not in the archive, or None. Ignores hidden names."""
     known = {os.path.normpath(folder / name) for name in names}
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -115,14 +116,14 @@ def unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Pat
     """
     with archive.open(member) as source, temporary.open("wb") as file:
         try:
-            # zipfile returns at most the declared size and then checks the CRC, which fails for a longer entry.
+            # zipfile reads at most the declared size, and then the CRC check fails for longer entries.
             shutil.copyfileobj(source, file, 2**20)
         except OSError as error:
-            if error.errno is None:  # damaged bzip2 data; errors of the disk have a number
+            if error.errno is None:  # damaged bzip2 data; disk errors have an errno
                 raise zipfile.BadZipFile(f"{member.filename!r}: {error}") from error
             raise
         written = file.tell()
     if written != member.file_size:
-        raise zipfile.BadZipFile(f"{member.filename!r} holds {written:,} bytes but declares {member.file_size:,}")
+        raise zipfile.BadZipFile(f"{member.filename!r} has {written:,} bytes but declares {member.file_size:,}")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.replace(target)

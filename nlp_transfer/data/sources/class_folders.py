@@ -1,4 +1,4 @@
-"""Read a folder of class folders: the folder is the label, and each file is a row."""
+"""Read a folder of class folders: each file is a row, and the name of its folder is the label."""
 
 import hashlib
 import os
@@ -15,26 +15,28 @@ from nlp_transfer.data.sources.file_reading import (
     WrongEncodingError,
     check_regular,
     choose_encoding,
-    no_bad_rows,
+    new_skipped,
     read_start,
     undecoded,
 )
-from nlp_transfer.data.sources.rows import (
-    Rows,
-)
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 
 def read_class_folders(folder: Path, data: DataConfig) -> Rows:
-    """Read `folder/<class>/<file>.txt` as columns `text` and `label`, with a row per file."""
+    """Read `folder/<class>/<file>.txt` as columns `text` and `label`, one row per file.
+
+    Raises:
+        UserError: There are no such files, or a file cannot be read.
+    """
     files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".txt")
     if not files:
         raise UserError(f"{folder}: found no class folders with .txt files; allowed: FOLDER/<class>/<file>.txt")
     problems = Problems(str(folder))
     texts = []
     digest = hashlib.sha256()
-    skipped = no_bad_rows(data)
+    skipped = new_skipped(data)
     for number, path in enumerate(files):
         text = ""
         faults = Problems(skipped=skipped)
@@ -70,5 +72,5 @@ def read_class_folders(folder: Path, data: DataConfig) -> Rows:
 
 
 def _decode(content: bytes, encoding: str) -> str:
-    """Decode the content of a file; all kinds of line ends become `\n`."""
+    r"""Decode the content of a file; all line ends become `\n`."""
     return TextIOWrapper(BytesIO(content), encoding, errors="surrogateescape").read()

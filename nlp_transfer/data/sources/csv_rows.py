@@ -29,8 +29,8 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
     """Yield the records of a CSV or TSV file; blank lines at the end are ignored."""
     delimiter = data.delimiter or ("\t" if format_of(path) == ".tsv" else ",")
     quoting: Any = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
-    over: list[int] = []  # lines over the limit among those read for the last row
-    rows = _shortened(lines, over) if data.quoting == "none" else lines  # without quotes, every line is a row
+    over: list[int] = []  # lines over the length limit since the last row
+    rows = _shortened(lines, over) if data.quoting == "none" else lines  # without quoting, each line is a row
     reader = csv.reader(rows, delimiter=delimiter, quoting=quoting, strict=True)
     hint = (
         "allowed: quotes that are closed, and doubled inside a quoted cell; if quotes are ordinary characters, set "
@@ -49,7 +49,7 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
         header = named_columns(path, first)
         names = [name for name in header if name is not None]
         check_header(path, names, encoding)
-        blank = range(0)  # blank lines, which are ignored at the end of the file
+        blank = range(0)  # pending blank lines: ignored at the end of the file, otherwise faults
         for cells in reader:
             position += 1
             characters, lines.length = lines.length, 0
@@ -78,7 +78,7 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
 
 
 def _shortened(lines: Lines, over: list[int]) -> Iterator[str]:
-    """Yield the lines, with an empty line instead of each one over the limit, whose number is appended to `over`."""
+    """Yield the lines. Replaces lines over the limit by empty ones, and appends their numbers to `over`."""
     for number, line in enumerate(lines.each()):
         if line is None:
             over.append(number)
@@ -86,7 +86,7 @@ def _shortened(lines: Lines, over: list[int]) -> Iterator[str]:
 
 
 def _checked(record: dict[str, str], characters: int, encoding: str) -> tuple[dict[str, str], int, Fault | None]:
-    """Return a row with undecodable bytes replaced, its length, and a fault if there are any."""
+    """Return a row, its length, and a fault if it contains undecodable bytes, which are replaced by U+FFFD."""
     faults = {name: fault for name, cell in record.items() if (fault := undecoded(cell, encoding))}
     if not faults:
         return record, characters, None
@@ -97,7 +97,7 @@ def _checked(record: dict[str, str], characters: int, encoding: str) -> tuple[di
 
 
 def text_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
-    """Yield the lines of a text file, which end in `\n` or `\r\n`; a lone `\r` does not end a line."""
+    r"""Yield the lines of a text file. Lines end in `\n` or `\r\n`; a lone `\r` does not end a line."""
     for position, line in enumerate(lines.each(), start=1):
         if line is None:
             yield position, {"text": None}, 0, Fault(TOO_LONG, str(RowTooLongError()))

@@ -1,4 +1,4 @@
-"""Safe reading of files: only regular files, text in a given encoding, and rows of bounded length."""
+"""Read files safely: check for regular files, decode text, and limit the length of rows."""
 
 import codecs
 import errno
@@ -20,40 +20,40 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 OTHERS = frozenset(
     ".xls .xlsx .ods .doc .docx .odt .rtf .pdf .html .htm .xml .zip .tar .7z .bz2 .xz .zst .pkl .pickle .npy .npz .arrow "
     ".feather .h5 .hdf5 .sqlite .db .dta .sav .yaml .yml .toml .ini .py .ipynb .sh .png .jpg .jpeg .bin .pt .safetensors".split()
-)  # extensions of other formats: such files are never read as lines of text
+)  # extensions of unsupported formats: such files are not read as plain text
 MAX_ROW = 2**24  # characters of one row, or of one file of a class folder
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENCODING = "set data.encoding (cp1252 is common for files from Windows)"
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
-LOOKED_AT = 1000  # files in the same folder that are compared with a mistyped name
+COMPARED = 1000  # files in a folder that are compared with a mistyped name
 UNDECODED, TOO_LONG = "with bytes that are not in the encoding", "over the size limit"  # kinds of bad rows
 
 
-def no_bad_rows(data: DataConfig) -> dict[int, BadRow] | None:
-    """Return an empty dict for the rows that a reader skips, by position; None if bad rows are errors."""
+def new_skipped(data: DataConfig) -> dict[int, BadRow] | None:
+    """Return an empty dict for skipped rows by position; None if bad rows are errors."""
     return {} if data.on_bad_rows == "skip" else None
 
 
 def format_of(path: str | Path) -> str | None:
-    """Return the known file extension in lower case and without `.gz` (`.csv` for A.CSV.gz); None if it is not known."""
+    """Return a supported file extension in lower case, without `.gz` (`.csv` for A.CSV.gz); None for other extensions."""
     name = Path(path).name.lower()
     ending = Path(name.removesuffix(".gz")).suffix
     return ending if ending in ENDINGS and (ending != ".parquet" or not name.endswith(".gz")) else None
 
 
 def names_no_format(path: str | Path) -> bool:
-    """Return whether the extension does not name a format, such as `.en` or none, so that a file may hold lines of text."""
+    """Return whether a file may be plain text with an unknown extension, such as `.en` or none."""
     ending = Path(Path(path).name.lower().removesuffix(".gz")).suffix
     return format_of(path) is None and ending not in OTHERS and ending != ".parquet"
 
 
 def has_lines(path: str | Path) -> bool:
-    """Return whether a file holds one text per line: `.txt`, or an existing file whose extension names no format."""
+    """Return whether a file is read as one text per line: `.txt`, or an existing file with an unknown extension."""
     return format_of(path) == ".txt" or (names_no_format(path) and os.path.isfile(path))
 
 
 def at_home(text: str) -> Path:
-    """Replace a leading `~` by the home folder; `~name` stays if there is no such user."""
+    """Expand a leading `~` or `~user`; unknown users are not expanded."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -61,24 +61,24 @@ def at_home(text: str) -> Path:
 
 
 def kind_of(path: Path) -> str | None:
-    """Return what is at `path`, such as "a pipe"; None if it is a regular file or a link to one.
+    """Return the kind of a path, such as "a pipe"; None for a regular file or a link to one.
 
     Raises:
-        OSError: Nothing is there, or it cannot be accessed.
+        OSError: The path does not exist or cannot be accessed.
     """
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
-    except ValueError:  # a name that no file can have, for example with a NUL
+    except ValueError:  # an invalid name, for example with a NUL
         raise FileNotFoundError(path) from None
     return None if kind == stat.S_IFREG else KINDS.get(kind, "a device")
 
 
 def check_regular(path: Path) -> None:
-    """Check that `path` is a regular file, since a pipe or a device may never end.
+    """Check that `path` is a regular file; reading a pipe or a device may never end.
 
     Raises:
-        UserError: It is missing, or something else.
-        OSError: It cannot be accessed.
+        UserError: The path does not exist, or is not a regular file.
+        OSError: The path cannot be accessed.
     """
     try:
         kind = kind_of(path)
@@ -94,11 +94,11 @@ def check_regular(path: Path) -> None:
 
 
 def _siblings(path: Path) -> list[str]:
-    return [entry.name for entry in islice(path.parent.iterdir(), LOOKED_AT)] if path.parent.is_dir() else []
+    return [entry.name for entry in islice(path.parent.iterdir(), COMPARED)] if path.parent.is_dir() else []
 
 
 def state_of(path: Path) -> tuple[int, ...]:
-    """Return inode, size and modification time of a file, to detect changes; empty if there is no file."""
+    """Return inode, size and modification time of a file, to detect changes; empty if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -107,24 +107,33 @@ def state_of(path: Path) -> tuple[int, ...]:
 
 
 def check_unchanged(path: Path, before: tuple[int, ...]) -> None:
-    """Raise an UnfinishedError if the file has changed since `before`, so that its rows and its hash would not match."""
+    """Raise an UnfinishedError if a file was changed while it was read.
+
+    Args:
+        path: The file.
+        before: Its earlier state; see `state_of`.
+    """
     if state_of(path) != before:
         raise UnfinishedError(f"{path}: was changed while it was read; allowed: a file that does not change. Try again")
 
 
-def read_start(path: Path, most: int) -> bytes:
-    """Return at most `most` bytes of a file.
+def read_start(path: Path, size: int) -> bytes:
+    """Return at most `size` bytes from the start of a file.
 
-    A file of size 0 is not read: files that the system generates, such as /proc/kmsg, have no size and may have no end.
+    Does not read files of size 0: generated ones, such as /proc/kmsg, may have no end.
     """
     if path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:
-        return file.read(most)
+        return file.read(size)
 
 
 class WrongEncodingError(UserError):
-    """A file is not in the expected encoding; `reason` describes that without the name of the file."""
+    """A file is not in the expected encoding.
+
+    Attributes:
+        reason: The message without the name of the file.
+    """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -139,10 +148,10 @@ class RowTooLongError(Exception):
 
 
 class Lines:
-    """An iterator over the lines of a text file that limits the length of a row.
+    """Iterator over the lines of a text file, with a limit on the length of a row.
 
     Attributes:
-        length: Characters returned since the start of the row. The caller resets it to 0 at the end of each row.
+        length: Characters since the start of the row. The caller sets it to 0 at the end of a row.
 
     Raises:
         RowTooLongError: A row has more than `MAX_ROW` characters.
@@ -151,7 +160,7 @@ class Lines:
     def __init__(self, file: TextIO, ends: tuple[str, ...] = ("\n",)) -> None:
         self.file, self.ends = file, ends
         self.length = 0
-        self._inside = False  # whether the rest of a line that is too long is still to be read
+        self._inside = False  # whether the file position is inside a line that is too long
 
     def __iter__(self) -> "Lines":
         return self
@@ -167,7 +176,7 @@ class Lines:
         return line
 
     def each(self) -> Iterator[str | None]:
-        """Yield every line as a row; None for a line that is too long, whose rest is skipped."""
+        """Yield each line as a row; None for a line that is too long."""
         while True:
             self.length = 0
             try:
@@ -183,13 +192,13 @@ class Lines:
 
 
 class _RegularFile(io.FileIO):
-    """A regular file that is read up to its size when it was opened, even if it grows.
+    """A regular file, read up to its size at opening, even if it grows.
 
     Raises:
-        OSError: It is a pipe or a device, which may never end.
+        OSError: The path is not a regular file.
     """
 
-    read = io.RawIOBase.read  # type: ignore[assignment]  # this and the next one call `readinto`
+    read = io.RawIOBase.read  # type: ignore[assignment]  # both methods call `readinto`
     readall = io.RawIOBase.readall
 
     def __init__(self, path: Path) -> None:
@@ -201,23 +210,24 @@ class _RegularFile(io.FileIO):
         self._end = status.st_size
 
     def readinto(self, buffer: Any) -> int:
+        """Read bytes up to the size at opening."""
         return super().readinto(memoryview(buffer).cast("B")[: max(0, self._end - self.tell())]) or 0
 
 
 def open_binary(path: Path) -> Any:
-    """Open a file for reading bytes; `.gz` files are decompressed while they are read."""
+    """Open a file for reading bytes; decompress `.gz` files."""
     file = io.BufferedReader(_RegularFile(path))
     if path.suffix.lower() != ".gz":
         return file
     unpacked = gzip.GzipFile(fileobj=file)
-    unpacked.myfileobj = file  # type: ignore[assignment]  # closed with it
+    unpacked.myfileobj = file  # type: ignore[assignment]  # closed with `unpacked`
     return unpacked
 
 
 def open_text(path: Path, encoding: str, newline: str | None) -> TextIO:
-    """Open a text file; undecodable bytes become lone surrogates, so that they can be reported with row and column.
+    """Open a text file. Undecodable bytes become lone surrogates, so that they can be reported with row and column.
 
-    In UTF-16 and UTF-32 an undecodable byte is an error, since the rest cannot be decoded.
+    In UTF-16 and UTF-32, they raise an error, since the rest of the file cannot be decoded.
     """
     errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
     return TextIOWrapper(open_binary(path), encoding=encoding, errors=errors, newline=newline)
@@ -227,7 +237,7 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
     """Return the encoding of a file: `data.encoding`, or the first of a list that decodes the file.
 
     Raises:
-        UserError: An encoding does not exist, or none of the list decodes the file.
+        UserError: An encoding does not exist, or no encoding in the list decodes the file.
         OSError: The file cannot be read.
     """
     encodings = [data.encoding] if isinstance(data.encoding, str) else data.encoding
@@ -248,7 +258,7 @@ def choose_encoding(path: Path, data: DataConfig) -> str:
 
 
 def _check_no_utf16(path: Path) -> None:
-    """Raise an error if a file looks like UTF-16, since English text in UTF-16 is also valid UTF-8 with NULs."""
+    """Raise an error if a file looks like UTF-16: ASCII text in UTF-16 is also valid UTF-8, with NULs."""
     with open_binary(path) as file:
         start = file.read(64)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -262,18 +272,19 @@ def _check_no_utf16(path: Path) -> None:
 
 
 def _normalized(name: str) -> str:
+    """Return the canonical name of an encoding, with `utf-8-sig` for UTF-8."""
     try:
-        "".encode(name)  # codecs such as rot13 exist but do not encode text
+        "".encode(name)  # fails for codecs other than text encodings, such as rot13
         known = codecs.lookup(name).name
     except (LookupError, ValueError):
         raise UserError(
             f"data.encoding: there is no encoding {name!r}; allowed: an encoding of text, such as utf-8, cp1252, latin-1, utf-16"
         ) from None
-    return "utf-8-sig" if known == "utf-8" else known  # so that a byte order mark is not part of the first column name
+    return "utf-8-sig" if known == "utf-8" else known  # removes a byte order mark
 
 
 def undecoded(text: str, encoding: str) -> str | None:
-    """Describe the first undecodable byte or lone surrogate of a text for a message; None if there is none."""
+    """Return a description of the first undecodable byte or lone surrogate in a text; None if there is none."""
     surrogate = None if text.isascii() else SURROGATE.search(text)
     if surrogate is None:
         return None

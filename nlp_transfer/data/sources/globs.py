@@ -1,4 +1,4 @@
-"""Expand glob patterns: existing paths are literal, and symbolic links are not followed in circles."""
+"""Expand glob patterns, with existing paths taken literally and without loops through symbolic links."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,43 +10,44 @@ from pathlib import Path
 
 from nlp_transfer.utils.errors import UserError
 
-MOST_ENTRIES = 1_000_000  # files and folders that one pattern may visit
-LONGEST = 4096  # characters of a pattern
-MOST_MAGIC = 20  # parts of a pattern with *, ? or [
+MAX_ENTRIES = 1_000_000  # files and folders visited for one pattern
+MAX_LENGTH = 4096  # characters of a pattern
+MAX_MAGIC = 20  # parts of a pattern with *, ? or [
 SHOWN = 5  # names in a note
-LOOKED_AT = 10_000  # entries of a folder that are compared with a name that could be a pattern
+COMPARED = 10_000  # entries of a folder that are compared with an ambiguous name
 
 
 def expand(pattern: str, root: str = "", notes: list[str] | None = None) -> list[str]:
     """Return the sorted files and folders below `root` that match a pattern.
 
-    Existing names are literal: `data[2024]/*.csv` is in the folder `data[2024]` if it exists, and otherwise in `data2`. From
-    the first name that does not exist, `*`, `?` and `[...]` match within a name, and `**` matches any depth without following
-    links to folders. Names that begin with a dot must be given with it. Names with `[...]` further down, as in
-    `*/data[2024]/*.csv`, are patterns only if no path contains all of them literally.
+    Existing names are literal: `data[2024]/*.csv` refers to the folder `data[2024]` if it exists, and to `data2` otherwise.
+    From the first name that does not exist, `*`, `?` and `[...]` match within a name, and `**` matches any depth without
+    following links to folders. Hidden names match only patterns that begin with a dot. Later names with `[...]`, as in
+    `*/data[2024]/*.csv`, are patterns only if no path contains them literally.
 
-    The standard `glob` has no such rule, follows links in circles with `**`, and has no limit on the entries it visits.
+    Unlike this function, the standard `glob` never takes names literally, follows cyclic links with `**`, and visits any number
+    of entries.
 
     Args:
         pattern: The pattern.
-        root: A folder that is never read as a pattern.
-        notes: Receives a sentence for each name with two possible readings.
+        root: Base folder; always literal.
+        notes: Receives a sentence for each ambiguous name.
 
     Raises:
-        UserError: The pattern is too long, or visits more than a million entries.
+        UserError: The pattern is too long or has too many parts, or more than a million entries would be visited.
     """
-    if len(pattern) > LONGEST:
-        raise UserError(f"found a glob of {len(pattern)} characters; allowed: at most {LONGEST}")
+    if len(pattern) > MAX_LENGTH:
+        raise UserError(f"found a glob of {len(pattern)} characters; allowed: at most {MAX_LENGTH}")
     parts = [part for part in Path(pattern).parts if part != "/"]
     walk = _Walk(pattern)
     folder, rest = walk.literal("/" if pattern.startswith("/") else root, parts, has_magic)
-    if sum(map(has_magic, rest)) > MOST_MAGIC:
-        raise UserError(f"found a glob with *, ? or [ in more than {MOST_MAGIC} parts; allowed: at most {MOST_MAGIC}")
+    if sum(map(has_magic, rest)) > MAX_MAGIC:
+        raise UserError(f"found a glob with *, ? or [ in more than {MAX_MAGIC} parts; allowed: at most {MAX_MAGIC}")
     classes = [part for part in rest if "[" in part]
     walk.strict = bool(classes)
     paths = sorted(set(walk.below(folder, rest)))
     if walk.strict and not paths:
-        walk.strict, walk.left = False, MOST_ENTRIES
+        walk.strict, walk.left = False, MAX_ENTRIES
         paths = sorted(set(walk.below(folder, rest)))
     if notes is not None:
         notes += walk.notes.values()
@@ -61,16 +62,20 @@ def _list(names: list[str]) -> str:
 
 
 class _Walk:
-    """The search for the files that one pattern matches."""
+    """Searches for the paths that match one pattern."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
-        self.left = MOST_ENTRIES
-        self.strict = False  # whether names with [...] are only literal
-        self.notes: dict[str, str] = {}  # by path that was read literally
+        self.left = MAX_ENTRIES
+        self.strict = False  # whether names with [...] must match literally
+        self.notes: dict[str, str] = {}  # by path
 
     def literal(self, folder: str, parts: list[str], is_literal: Callable[[str], bool]) -> tuple[str, list[str]]:
-        """Follow names that are literal: plain ones, and existing ones for which `is_literal` is true."""
+        """Follow literal names: names without magic characters, and existing names for which `is_literal` is true.
+
+        Returns:
+            The folder, and the remaining parts of the pattern.
+        """
         for i, part in enumerate(parts):
             path = os.path.join(folder, part)
             if has_magic(part):
@@ -85,7 +90,7 @@ class _Walk:
             return
         self.notes[path] = f"{path} exists and is read literally"
         with suppress(OSError), os.scandir(folder or ".") as entries:
-            others = [entry.name for entry in islice(entries, LOOKED_AT) if entry.name != part and _matches(entry.name, part)]
+            others = [entry.name for entry in islice(entries, COMPARED) if entry.name != part and _matches(entry.name, part)]
             if others:
                 self.notes[path] += f"; as a pattern, {part!r} would also match {_list(sorted(others))}"
 
@@ -130,7 +135,7 @@ class _Walk:
         self.left -= len(entries)
         if self.left < 0:
             raise UserError(
-                f"the glob {self.pattern!r} visits more than {MOST_ENTRIES:,} files and folders; allowed: a glob that begins "
+                f"the glob {self.pattern!r} visits more than {MAX_ENTRIES:,} files and folders; allowed: a glob that begins "
                 "with the folder of the data"
             )
         return entries

@@ -1,4 +1,4 @@
-"""Datasets from a hub, read with `datasets`, which is imported only here so that runs on local files start without it."""
+"""Read datasets from the hub with `datasets`, which is imported only when needed."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,22 +9,20 @@ from nlp_transfer.data.sources.rows import BLOCK, TRANSLATION, Rows, from_column
 from nlp_transfer.data.sources.text_columns import GrowingColumn
 from nlp_transfer.utils.errors import UserError, did_you_mean, first_line
 
-FORMATS = ("arrow", "csv", "json", "parquet", "text")  # formats of `datasets` whose files hold only rows and no code
+FORMATS = ("arrow", "csv", "json", "parquet", "text")  # formats of `datasets` without code
 
 
 def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[str]) -> Rows:
-    """Read columns of a split of a dataset.
-
-    The ids of a `ClassLabel` column become its names, so that labels are the same as in a file.
+    """Read columns of a split of a dataset. Ids in `ClassLabel` columns become names, as in a file.
 
     Args:
-        source: the id as the user wrote it.
-        match: its parts `id`, `revision`, `config` and `split`.
-        role: train, validation or test. Also the name of the split if the source names none.
-        wanted: the names of the columns.
+        source: The id as the user wrote it.
+        match: Its parts `id`, `revision`, `config` and `split`.
+        role: train, validation or test; also the split if the source names none.
+        wanted: Names of the columns to read.
 
     Raises:
-        UserError: the dataset, the configuration, the split or a column does not exist, or the hub cannot be reached.
+        UserError: The dataset, the configuration, the split or a column does not exist, or the hub cannot be reached.
     """
     from nlp_transfer.hub.client import asking
 
@@ -33,7 +31,7 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
         try:
             revision = _commit(match["id"], match["revision"])
             data = _load(match["id"], match["config"], split, revision)
-        except Exception as error:  # errors of the hub, the network, the parser and the dataset
+        except Exception as error:  # from the hub, the network, the parser or the dataset
             raise UserError(
                 f"data.{role}: cannot load {source!r} (split {split!r}): {first_line(error)}; allowed: an existing file or "
                 "folder, or a hub id as ORG/NAME, ORG/NAME:CONFIG or ORG/NAME:CONFIG#SPLIT"
@@ -52,10 +50,9 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
 
 
 def _load(name: str, config: str | None, split: str, revision: str | None) -> Any:
-    """Load a split from the files of its own repository, in a format for tables or texts.
+    """Load a split from data files in its repository.
 
-    The card of a dataset may name files of this machine, other addresses, and formats whose files can run code. All of these are
-    refused.
+    Rejects what a dataset card may also name: local files, other addresses, and formats that can run code.
     """
     import datasets
     from datasets import data_files
@@ -86,9 +83,9 @@ def column_of(data: Any, name: str, plain: Callable[[Any], Any] = lambda cell: c
     """Read a column of a `datasets.Dataset` in blocks, without holding all of its texts in memory.
 
     Args:
-        data: the dataset, which lies on disk.
-        name: the column.
-        plain: converts a cell to a plain Python value.
+        data: The dataset.
+        name: The column.
+        plain: Converts a cell to a plain Python value.
     """
     column = GrowingColumn()
     selected = data.select_columns([name])
@@ -101,7 +98,7 @@ def column_of(data: Any, name: str, plain: Callable[[Any], Any] = lambda cell: c
 
 
 def name_classes(columns: Mapping[str, Sequence[Any]], features: Any) -> dict[str, Sequence[Any]]:
-    """Replace the ids in `ClassLabel` columns and lists by names. The id -1, which means no label, becomes None."""
+    """Replace ids by names in columns of type `ClassLabel` and of lists of it. The id -1 (no label) becomes None."""
     import datasets
 
     named = dict(columns)
@@ -116,7 +113,7 @@ def name_classes(columns: Mapping[str, Sequence[Any]], features: Any) -> dict[st
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """Return the commit of a revision, so that all data is read at this commit."""
+    """Return the commit of a revision, or the revision if the hub cannot be reached."""
     from huggingface_hub import HfApi
 
     try:

@@ -22,8 +22,8 @@ def read_table_object(source: Any, name: str, wanted: list[str]) -> Rows:
 
     Args:
         source: The table.
-        name: Name of the table, for messages.
-        wanted: Names of the columns.
+        name: Name for messages.
+        wanted: Names of the columns to read.
 
     Raises:
         UserError: A column is missing, or the object is a stream without a length.
@@ -43,13 +43,17 @@ def read_table_object(source: Any, name: str, wanted: list[str]) -> Rows:
 
 
 def read_inputs(inputs: Any, wanted: list[str]) -> tuple[Rows, bool]:
-    """Read the inputs of a prediction: the `wanted` columns of a table, or texts without column names.
+    """Read the inputs of a prediction: columns of a table, or texts without column names.
+
+    Args:
+        inputs: See `INPUTS`.
+        wanted: Names of the columns.
 
     Returns:
         The rows, and whether `inputs` was a single row.
 
     Raises:
-        UserError: The object does not hold texts, or a column is missing.
+        UserError: The inputs are not texts, or a column is missing.
     """
     if isinstance(inputs, str):
         return _from_records([inputs], wanted), True
@@ -65,7 +69,7 @@ def read_inputs(inputs: Any, wanted: list[str]) -> tuple[Rows, bool]:
 
 
 def _named(item: Any) -> dict[str, Any] | None:
-    """Return the cells of a named tuple or of a Series with a text index by name; None for anything else."""
+    """Return a named tuple, or a Series with text labels, as a dict of cells; None for other objects."""
     if isinstance(item, tuple) and hasattr(item, "_asdict"):
         return {str(name): cell for name, cell in item._asdict().items()}
     index = getattr(item, "index", None)
@@ -78,9 +82,9 @@ def _from_mapping(inputs: Mapping[Any, Any], wanted: list[str]) -> tuple[Rows, b
     """Read a dict of columns, or a single row as a dict of cells."""
     if splits := [str(name) for name, value in inputs.items() if is_table(value)]:
         raise UserError(f"texts: found the tables {', '.join(splits)}; allowed: one of them")
-    named = {str(name): value for name, value in inputs.items()}
-    check_columns(list(named), wanted, "texts")
-    cells = {name: named[name] for name in wanted}
+    by_name = {str(name): value for name, value in inputs.items()}
+    check_columns(list(by_name), wanted, "texts")
+    cells = {name: by_name[name] for name in wanted}
     if single := all(isinstance(cell, str) for cell in cells.values()):
         cells = {name: [cell] for name, cell in cells.items()}
     problems = Problems()
@@ -98,7 +102,7 @@ def _from_mapping(inputs: Mapping[Any, Any], wanted: list[str]) -> tuple[Rows, b
 
 
 def _from_records(records: Sequence[Any], wanted: list[str]) -> Rows:
-    """Read texts, tuples of texts or dicts, one per row. The task checks later whether cells are texts."""
+    """Read texts, tuples of texts or dicts, one per row. The task checks the types of cells."""
     problems = Problems()
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     for number, record in enumerate(records, start=1):
@@ -132,7 +136,7 @@ def _cells(source: Any, name: str) -> Sequence[Any]:
     if not hasattr(source, "column_names"):
         name = next(column for column in source.columns if str(column) == name)  # a DataFrame's columns may be numbers
     values = source[name]
-    if str(getattr(values, "dtype", "")) in ("float32", "float16"):  # gives 0.1, as in a CSV file, instead of 0.10000000149
+    if str(getattr(values, "dtype", "")) in ("float32", "float16"):  # shortest form, as in a CSV file: 0.1, not 0.10000000149
         return [plain_cell(float(str(value))) for value in values.to_numpy()]
     for to_list in ("to_pylist", "tolist", "to_list"):
         if hasattr(values, to_list):
@@ -142,7 +146,7 @@ def _cells(source: Any, name: str) -> Sequence[Any]:
 
 
 def plain_cell(value: Any) -> Any:
-    """Return a cell as a Python value; missing values (NaN, NA and NaT of pandas) become None."""
+    """Return a cell as a plain Python value. Missing values (NaN, and NA and NaT of pandas) become None."""
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
     if hasattr(value, "as_py"):  # an Arrow scalar

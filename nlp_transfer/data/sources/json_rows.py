@@ -1,4 +1,4 @@
-"""Read rows from JSON: one object per line (.jsonl), or a table in one document (.json)."""
+"""Read rows from JSON: one object per line (.jsonl), or a document with all rows (.json)."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from nlp_transfer.utils.errors import Fault, Problems, UserError, shorten
 
 MAX_COLUMNS = 4096
 MAX_DEPTH = 100  # nesting of lists and objects in a row
-CHUNK = 1 << 16  # characters read at once; doubled while a row does not end
+CHUNK = 1 << 16  # characters read at once; doubled until a row ends
 
 Records = Iterator[tuple[int, dict[str, Any], int, Fault | None]]  # position, cells by column, characters, problem
 BLANK = Fault("on a blank line", "the line is blank; remove it")
@@ -40,7 +40,7 @@ def jsonl_records(path: Path, data: DataConfig, encoding: str, lines: Lines, pro
 
 
 def _parse_record(line: str, encoding: str) -> tuple[Any, Fault | None]:
-    """Return the object in a line of JSON, or a problem."""
+    """Return the object in a line of JSON, or a fault."""
     if fault := undecoded(line, encoding):
         return None, Fault(UNDECODED, f"{fault}; {ENCODING}")
     try:
@@ -74,7 +74,7 @@ TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep; allowed: a
 
 
 def _json_fault(record: Any, line: str) -> str | None:
-    """Return why a JSON value is not a row, or None."""
+    """Return why a JSON value is not a valid row, or None."""
     if line.count("[") + line.count("{") > MAX_DEPTH and _is_deep(record):
         return TOO_DEEP
     if not isinstance(record, dict):
@@ -85,6 +85,7 @@ def _json_fault(record: Any, line: str) -> str | None:
 
 
 def _is_deep(value: Any) -> bool:
+    """Return whether lists and objects are nested more than `MAX_DEPTH` deep."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
@@ -97,7 +98,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _half_character(record: dict[str, Any]) -> str | None:
-    r"""Return the first lone surrogate, such as `\ud83d`, which JSON can express but UTF-8 cannot."""
+    r"""Return the first lone surrogate, such as `\ud83d`, which is allowed in JSON but not in UTF-8; None if there is none."""
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -112,7 +113,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, problems: Problems) -> Records:
     """Yield the records of a .json file: an array of objects, an object with such an array as `data`, or a sequence of objects.
 
-    The file is read value by value, so that only one row of bounded size is in memory.
+    Parses one value at a time, so only one row of bounded size is in memory.
     """
     position, is_lines = 0, False
     text = _JsonText(lines.file)
@@ -139,7 +140,7 @@ def json_records(path: Path, data: DataConfig, encoding: str, lines: Lines, prob
 
 
 def _rows(text: "_JsonText") -> Iterator[tuple[Any, str]]:
-    """Yield the values that are rows, each with its JSON text."""
+    """Yield the rows, each with its JSON text."""
     if text.peek() == "[":
         yield from text.array()
     elif text.peek() == "{":
@@ -164,7 +165,7 @@ class _NotJsonError(ValueError):
 
 
 class _JsonText:
-    """JSON text that is read value by value and then discarded."""
+    """Parses a file value by value, without loading it completely."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -172,16 +173,20 @@ class _JsonText:
         self.start = 0
 
     def _read_more(self) -> bool:
-        """Read the next chunk; return whether there was one. A value of more than `MAX_ROW` characters is refused."""
-        held = len(self.buffer) - self.start
-        if held > MAX_ROW:
+        """Read the next chunk, and return whether there was one.
+
+        Raises:
+            RowTooLongError: The pending value has more than `MAX_ROW` characters.
+        """
+        pending = len(self.buffer) - self.start
+        if pending > MAX_ROW:
             raise RowTooLongError
-        more = self.file.read(max(CHUNK, held))
-        self.buffer, self.start = self.buffer[self.start :] + more, 0
-        return bool(more)
+        chunk = self.file.read(max(CHUNK, pending))
+        self.buffer, self.start = self.buffer[self.start :] + chunk, 0
+        return bool(chunk)
 
     def peek(self) -> str:
-        """Return the next character that is not white space, or an empty text at the end."""
+        """Return the next character other than white space, without consuming it; empty at the end."""
         while True:
             self.start = SPACE.match(self.buffer, self.start).end()  # type: ignore[union-attr]
             if self.start < len(self.buffer):
@@ -190,7 +195,7 @@ class _JsonText:
                 return ""
 
     def take(self, mark: str) -> None:
-        """Skip a character that must come next."""
+        """Consume an expected character."""
         if (character := self.peek()) != mark:
             raise _NotJsonError(
                 f"expected {mark!r}, found {character!r}" if character else f"the file ends where {mark!r} is expected"
@@ -203,7 +208,7 @@ class _JsonText:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.buffer, self.start)
-                if end < len(self.buffer) or not self._read_more():  # a number may continue
+                if end < len(self.buffer) or not self._read_more():  # a number may continue in the next chunk
                     break
             except json.JSONDecodeError as error:
                 at_end = error.pos >= len(self.buffer) - 16 or error.msg.startswith("Unterminated")
@@ -231,7 +236,7 @@ class _JsonText:
         """Read the members of an object up to its end, or up to an array named `data`.
 
         Args:
-            known: Members that were read before such an array; reading continues after it.
+            known: Members before that array, to continue after it.
 
         Returns:
             The members and their JSON text.

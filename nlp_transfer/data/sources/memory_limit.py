@@ -1,4 +1,4 @@
-"""Limit the memory that parsing an untrusted file may take."""
+"""Limit the memory for parsing untrusted files."""
 
 import re
 import threading
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from nlp_transfer.utils.environment import resource
 
-LOCK = threading.RLock()  # the limit is per process: two threads would restore each other's value
+LOCK = threading.RLock()  # the limit applies to the process, so only one thread may change it
 
 
 @contextmanager
-def limited_memory(most: int) -> Iterator[None]:
-    """Make allocations fail inside the block once the process has grown by `most` bytes of data.
+def limited_memory(growth: int) -> Iterator[None]:
+    """Make allocations in the block fail after the process has grown by `growth` bytes.
 
-    The operating system enforces the limit, so sizes that a file declares need not be trusted. Linux only; on other systems
-    there is no limit.
+    The operating system enforces the limit, so the sizes declared in a file are not trusted. Has no effect on systems other than
+    Linux.
 
     Raises:
         MemoryError: An allocation inside the block failed (`pyarrow.ArrowMemoryError` is a subclass).
@@ -25,12 +25,12 @@ def limited_memory(most: int) -> Iterator[None]:
         try:
             status = Path("/proc/self/status").read_text(encoding="utf-8")
             [used] = re.findall(r"^VmData:\s*(\d+) kB", status, re.MULTILINE)
-        except (OSError, ValueError):  # another system than Linux
+        except (OSError, ValueError):  # not Linux
             yield
             return
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_DATA, (min([1024 * int(used) + most, *limits]), hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (min([1024 * int(used) + growth, *limits]), hard))
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Read Parquet files in batches and within a memory limit, since a few bytes of Parquet can expand to gigabytes."""
+"""Read Parquet files in batches with a memory limit, since a few bytes can expand to gigabytes."""
 
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
@@ -10,11 +10,11 @@ from nlp_transfer.data.sources.memory_limit import LOCK, limited_memory
 from nlp_transfer.data.sources.rows import TRANSLATION
 from nlp_transfer.utils.errors import UserError, shorten
 
-AT_ONCE = 64  # rows decoded at once, since the size of cells in dictionaries is unknown
-LARGE_DICTIONARY = 2**20  # bytes above which Parquet writes no dictionary; batches of larger ones keep only the values that occur
-ROW_BYTES = 4 * MAX_ROW  # of a decoded row; a character takes at most four bytes
-MEMORY = 2**30  # bytes by which the process may grow, in addition to twice the size of the file
-EXPANSION = 1000  # decoded bytes per byte of the file, after the first `MEMORY` bytes; the maximum of gzip
+AT_ONCE = 64  # rows decoded at once; few, since the sizes of dictionary cells are unknown
+LARGE_DICTIONARY = 2**20  # bytes of a dictionary from which unused values are removed; writers usually stop at this size
+ROW_BYTES = 4 * MAX_ROW  # maximum size of a decoded row; a character takes at most four bytes
+MEMORY = 2**30  # bytes by which the process may grow, in addition to twice the file size
+EXPANSION = 1000  # decoded bytes per byte of the file beyond `MEMORY`; the maximum of gzip
 POINTER = 8  # minimum bytes of an element in a Python list
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ Content = tuple[dict[str, list[Any]], int, int, Any, list[str]]
 
 
 def count_rows(path: Path) -> tuple[int, list[str]]:
-    """Return the number of rows and the names of the columns, according to the footer of the file.
+    """Return the number of rows and the column names from the footer of a file.
 
     Raises:
         UserError: The file is not Parquet, or it is damaged.
@@ -42,12 +42,12 @@ def _count_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _limited(items: Iterator[T], path: Path) -> Iterator[T]:
-    """Yield from `items`, which read the file at `path`, with a memory limit for each item."""
+    """Yield from an iterator that reads the file at `path`, with a memory limit for each item."""
     import pyarrow as pa
-    import pyarrow.parquet  # loaded here, so that its libraries do not count as memory for the file
+    import pyarrow.parquet  # loaded before the limit, so that its libraries do not count
 
     while True:
-        with LOCK:  # the pool is per process, like the limit
+        with LOCK:  # memory pool and limit apply to the process
             before = pa.default_memory_pool()
             pa.allocate_buffer(64, memory_pool=before)  # some pools reserve 1 GiB at first use, outside the limit
             pa.set_memory_pool(pa.system_memory_pool())
@@ -64,37 +64,37 @@ def _limited(items: Iterator[T], path: Path) -> Iterator[T]:
 def parquet_batches(
     path: Path,
     size: int,
-    most_bytes: int,
+    max_bytes: int,
     check_header: Callable[[list[str]], None],
     wanted: Collection[str] | None = None,
     keep_table: bool = False,
 ) -> Iterator[Content]:
-    """Read batches of at most `size` rows and about `most_bytes` bytes.
+    """Yield batches of at most `size` rows and about `max_bytes` bytes.
 
     Args:
         path: The file.
         size: Maximum rows of a batch.
-        most_bytes: Bytes after which a batch ends.
+        max_bytes: Size after which a batch ends.
         check_header: Called with the names of all columns.
         wanted: Columns to convert to Python values; None: all. If one is missing, a column `translation` is converted too,
-            since it may hold texts by language.
-        keep_table: Whether to return every column as Arrow data as well, for a writer. Otherwise other columns are not decoded.
+            since it may contain texts by language.
+        keep_table: Also return all columns as Arrow data, for a writer. Otherwise, other columns are not decoded.
 
     Yields:
         The wanted columns, the position of the first row of the batch, its number of rows, its `pyarrow.Table` or None, and the
         names of all columns of the file.
 
     Raises:
-        UserError: The file is not Parquet or damaged, a row is too long, Python has no type for a value, or decoding takes far
-            more memory than the size of the file.
+        UserError: The file is not Parquet or damaged, a row is too large, a value has no Python type, or decoding takes far more
+            memory than the file size.
     """
-    yield from _limited(_batches(path, size, most_bytes, check_header, wanted, keep_table), path)
+    yield from _limited(_batches(path, size, max_bytes, check_header, wanted, keep_table), path)
 
 
 def _batches(
     path: Path,
     size: int,
-    most_bytes: int,
+    max_bytes: int,
     check_header: Callable[[list[str]], None],
     wanted: Collection[str] | None,
     keep_table: bool,
@@ -102,11 +102,11 @@ def _batches(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first, length, taken, heavy, total = 1, 0, 0, 0, 0
-    parts: list[Any] = []
+    first, length, batch_bytes, batch_weight, total_weight = 1, 0, 0, 0, 0
+    pieces: list[Any] = []
     metadata: Any = None
     read: list[str] = []
-    most_total = MEMORY + EXPANSION * path.stat().st_size
+    max_decoded = MEMORY + EXPANSION * path.stat().st_size
     where = str(path)
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
@@ -120,12 +120,12 @@ def _batches(
             read = names if keep_table else converted
 
             def batch() -> Content:
-                table = pa.Table.from_batches(parts)
+                table = pa.Table.from_batches(pieces)
                 columns = {name: table.column(name).to_pylist() for name in converted}
                 return columns, first, length, table.combine_chunks() if keep_table else None, names
 
             where = f"{path}, at or after row 1"
-            # No threads and no pre-buffering: running out of memory in a thread of Arrow would abort the process.
+            # No threads and no pre-buffering: an out-of-memory error in an Arrow thread would abort the process.
             options = {"batch_size": min(size, _rows_at_once(metadata)), "columns": read, "use_threads": False}
             groups: list[Any] = [range(file.num_row_groups)]
             if any("dictionary<" in str(kind) and not pa.types.is_dictionary(kind) for kind in file.schema_arrow.types):
@@ -139,14 +139,14 @@ def _batches(
                     weight = _weight(piece)
                     if step == 1 and weight > ROW_BYTES:
                         raise UserError(_too_long(piece, f"{path}, row {first + length}"))
-                    parts.append(compact.slice(start, step))
-                    length, taken = length + piece.num_rows, taken + piece.nbytes
-                    heavy, total = heavy + weight, total + weight
-                    if total > most_total:
+                    pieces.append(compact.slice(start, step))
+                    length, batch_bytes = length + piece.num_rows, batch_bytes + piece.nbytes
+                    batch_weight, total_weight = batch_weight + weight, total_weight + weight
+                    if total_weight > max_decoded:
                         raise MemoryError
-                    if length + AT_ONCE > size or taken >= most_bytes or heavy >= ROW_BYTES:
+                    if length + AT_ONCE > size or batch_bytes >= max_bytes or batch_weight >= ROW_BYTES:
                         yield batch()
-                        first, length, taken, heavy, parts = first + length, 0, 0, 0, []
+                        first, length, batch_bytes, batch_weight, pieces = first + length, 0, 0, 0, []
                         where = f"{path}, at or after row {first}"
             if (count := first + length - 1) != metadata.num_rows:
                 raise UserError(f"{path}: is damaged: it has {count} rows, but its footer says {metadata.num_rows}")
@@ -155,7 +155,7 @@ def _batches(
     except UserError:
         raise
     except MemoryError:
-        parts.clear()
+        pieces.clear()
         raise UserError(
             f"{where}{_largest(metadata, first + length, read)}: decoding takes more than {MEMORY >> 20} MiB, or more than "
             f"{EXPANSION} bytes per byte of the file; allowed: a file whose content is not much larger than the file"
@@ -165,14 +165,14 @@ def _batches(
 
 
 def _rows_at_once(metadata: Any) -> int:
-    """Return how many rows to decode at once, fewer if the metadata says that rows are large."""
+    """Return the number of rows to decode at once, fewer if rows are large according to the metadata."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     average = max(group.total_byte_size // max(group.num_rows, 1) for group in groups)
     return max(1, min(AT_ONCE, MEMORY // 8 // max(average, 1)))
 
 
 def _too_long(row: Any, where: str) -> str:
-    """Return the message for a row that is too long."""
+    """Return the error message for a row that is too large."""
     sizes = {name: _weight(row.select([i])) for i, name in enumerate(row.schema.names)}
     largest = max(sizes, key=lambda name: sizes[name])
     return (
@@ -182,7 +182,7 @@ def _too_long(row: Any, where: str) -> str:
 
 
 def _largest(metadata: Any, row: int, columns: Collection[str]) -> str:
-    """Describe the row group of a row and its largest column by the metadata, for a message."""
+    """Return a description of the row group of a row and its largest column, from the metadata, for a message."""
     if metadata is None:
         return ""
     for i in range(metadata.num_row_groups):
@@ -197,10 +197,9 @@ def _largest(metadata: Any, row: int, columns: Collection[str]) -> str:
 
 
 def _compact(batch: Any) -> tuple[Any, Any]:
-    """Remove the unused values of large dictionaries from a batch, and decode all dictionaries.
+    """Remove unused values from large dictionaries in a batch, and decode all dictionaries.
 
-    Arrow repeats the dictionary of a row group in every batch, so several batches together would hold, and a writer would write,
-    many times the column.
+    Arrow repeats the dictionary of a row group in every batch, so several batches would contain many copies of it.
 
     Returns:
         The compacted batch and the decoded batch.
@@ -223,12 +222,15 @@ def _compact(batch: Any) -> tuple[Any, Any]:
 
 
 def _weight(batch: Any) -> int:
-    """Return the bytes of a decoded batch and of the Python lists that may be made of it."""
+    """Return the size in bytes of a decoded batch and of its Python lists."""
     return int(batch.nbytes) + POINTER * sum(map(_elements, batch.columns))
 
 
 def _elements(array: Any) -> int:
-    """Count the elements of lists and maps in an array, at all depths; elements of the null type take no bytes in Arrow."""
+    """Return the number of elements of lists and maps in an array, at all depths.
+
+    Elements of the null type take no bytes in Arrow, but a pointer each in Python.
+    """
     import pyarrow as pa
 
     if isinstance(array, pa.BaseExtensionType):
@@ -245,7 +247,7 @@ def _elements(array: Any) -> int:
 
 
 def map_leaves(kind: Any, change: Callable[[Any], Any]) -> Any:
-    """Apply `change` to every leaf of a type; dictionaries and extensions are replaced by the types of their values."""
+    """Return an Arrow type with `change` applied to all leaf types, and with the value types of dictionaries and extensions."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):

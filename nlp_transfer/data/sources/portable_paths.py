@@ -1,4 +1,4 @@
-"""Paths in the `config.yaml` of a run that stay valid when the project is moved."""
+"""Keep the paths in the `config.yaml` of a run valid after the project is moved."""
 
 import os
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from nlp_transfer.utils.console import say
 
 
 def portable(source: Any) -> Any:
-    """Return a source as it is written to `config.yaml`.
+    """Return a source in the form for `config.yaml`.
 
-    Paths inside the working directory become relative to it. A folder begins with `./`, so that it is not read as a hub id if
-    it is missing. Mappings and lists are converted recursively; Python objects become a description.
+    Paths inside the working directory become relative to it. Relative folders begin with `./`; otherwise, a missing folder
+    would be read as a hub id. Mappings and lists are converted recursively; Python objects become a description.
     """
     if isinstance(source, Mapping):
         return {name: portable(inner) for name, inner in source.items()}
@@ -37,11 +37,15 @@ def portable(source: Any) -> Any:
 
 
 def relocate(document: Document, file: Path) -> Document:
-    """Resolve the relative paths of the `config.yaml` in a run's folder, wherever the command is called.
+    """Resolve the relative paths in the `config.yaml` of a run for the current working directory.
 
-    They are relative to the working directory of the run, also after everything was moved together, provided that all files exist
-    there. If only the folder of an unfinished run was moved, `output_dir` becomes the folder of the file. Any other document is
-    returned unchanged.
+    Paths are relative to the working directory of the run, even if it was moved together with the run folder, provided that all
+    files exist there. If only the folder of an unfinished run was moved, `output_dir` becomes the folder of the file. Returns any
+    other document unchanged.
+
+    Args:
+        document: The content of the file.
+        file: Path of the `config.yaml`.
     """
     provenance, output = mapping(document.get("provenance")), document.get("output_dir")
     directory = provenance.get("directory")
@@ -76,7 +80,7 @@ def relocate(document: Document, file: Path) -> Document:
 
 
 def mapping(value: Any) -> Mapping[Any, Any]:
-    """Return the value if it is a mapping, otherwise an empty one, since users can edit the document."""
+    """Return the value if it is a mapping, and an empty mapping otherwise, since users can edit the document."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -85,6 +89,7 @@ def _is_same(first: str | Path, second: str | Path) -> bool:
 
 
 def _under(base: str, source: Any) -> Any:
+    """Return a source with relative paths joined to `base`, recursively."""
     if isinstance(source, Mapping):
         return {name: _under(base, inner) for name, inner in source.items()}
     if isinstance(source, list):
@@ -95,7 +100,7 @@ def _under(base: str, source: Any) -> Any:
 
 
 def replaced(document: Any, name: str, change: Any) -> Any:
-    """Return a copy of a document with the value at a dotted name changed by a function, if that name exists."""
+    """Return a copy of a document with `change` applied to the value at a dotted name, if it exists."""
     first, _, rest = name.partition(".")
     if isinstance(document, list) and first.isdigit() and int(first) < len(document):
         index = int(first)
@@ -107,7 +112,7 @@ def replaced(document: Any, name: str, change: Any) -> Any:
 
 
 def without_folders(document: Document) -> Document:
-    """Return the document of a run with file names instead of paths and without `output_dir`, to compare runs."""
+    """Return a run's document with file names instead of paths and without `output_dir`, for comparing runs."""
     document = {name: value for name, value in document.items() if name != "output_dir"}
     provenance = {name: value for name, value in mapping(document.get("provenance")).items() if name != "directory"}
     for name in mapping(provenance.get("content")):
@@ -118,6 +123,7 @@ def without_folders(document: Document) -> Document:
 
 
 def _names(source: Any) -> Any:
+    """Return a source with file names instead of paths, recursively."""
     if isinstance(source, Mapping):
         return {name: _names(inner) for name, inner in source.items()}
     if isinstance(source, list):

@@ -1,4 +1,4 @@
-"""Rows in memory, each with the file and position it came from."""
+"""Rows with named columns, and the file and position of each row."""
 
 import hashlib
 import json
@@ -22,17 +22,17 @@ EMPTY_TEXT, NO_TEXT = "with an empty text", "with a cell that is not text"  # ki
 
 @dataclass(frozen=True)
 class Rows:
-    """Named columns of equal length, and for each row its file and its position in the file.
+    """Named columns of equal length, with the file and position of each row.
 
     Attributes:
-        columns: Python values as the source has them: lists, or long texts in a file (`Texts`).
+        columns: Cells as Python values: lists, or `Texts` for long texts.
         files: Names of the files.
         file_of: Index into `files` for each row, int32 of shape (rows,).
-        position: Row number for messages, int64 of shape (rows,). In CSV and TSV the header is row 1; elsewhere the first row is
-            row 1. 0 means that the file is the row.
+        position: Row number for messages, int64 of shape (rows,). Rows count from 1, including the header in CSV and TSV; 0:
+            the row is a complete file.
         hashes: SHA-256 of each file by path.
         revision: Commit of a hub dataset.
-        skipped: Rows of these files that were skipped (`data.on_bad_rows: skip`) or filtered. Selections do not include them.
+        skipped: Rows that were skipped (`data.on_bad_rows: skip`) or filtered; `select` drops this list.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -47,31 +47,31 @@ class Rows:
         return len(self.position)
 
     def where(self, row: int) -> str:
-        """Return the place of a row for messages, such as `reviews.csv, row 17`."""
+        """Return the location of a row for messages, such as `reviews.csv, row 17`."""
         name = self.files[self.file_of[row]]
         return f"{name}, row {self.position[row]}" if self.position[row] else name
 
     def bad(self, row: int, column: str, reason: str, kind: str) -> BadRow:
-        """Describe a problem of a row, for `Problems.add_row`."""
+        """Return a description of a bad row, for `Problems.add_row`."""
         return BadRow(self.files[self.file_of[row]], int(self.position[row]), column, reason, kind)
 
     def without(self, bad: Mapping[int, BadRow]) -> "Rows":
-        """Return the rows without those at the indices in `bad`, which are added to `skipped`."""
+        """Move the rows at the indices in `bad` to `skipped`."""
         if not bad:
             return self
         rows = self.select(np.delete(np.arange(len(self)), list(bad)))
         return replace(rows, skipped=[*self.skipped, *(bad[row] for row in sorted(bad))])
 
     def without_positions(self, bad: Mapping[int, BadRow] | None) -> "Rows":
-        """Return the rows of a single file without those at the positions in `bad`, which are added to `skipped`."""
+        """Move the rows at the positions in `bad` to `skipped`. All rows must be from one file."""
         if not bad:
             return self
-        kept = np.flatnonzero(~np.isin(self.position, np.fromiter(bad, np.int64)))
-        rows = self if len(kept) == len(self) else self.select(kept)
+        remaining = np.flatnonzero(~np.isin(self.position, np.fromiter(bad, np.int64)))
+        rows = self if len(remaining) == len(self) else self.select(remaining)
         return replace(rows, skipped=[*self.skipped, *(bad[position] for position in sorted(bad))])
 
     def has_types(self) -> bool:
-        """Return whether cells have the types of their source, which is not so in CSV, TSV and text files."""
+        """Return whether the source has types; cells of CSV, TSV and text files are always text."""
         return not any(format_of(name) in UNTYPED for name in self.files)
 
     def select(self, indices: np.ndarray) -> "Rows":
@@ -89,7 +89,7 @@ class Rows:
 
 
 def from_columns(columns: Mapping[str, Sequence[Any]], name: str, first: int = 1) -> Rows:
-    """Build the rows of one source; positions count from `first`."""
+    """Build the rows of one source, with positions from `first` on."""
     length = len(next(iter(columns.values()), []))
     return Rows(columns, [name], np.zeros(length, np.int32), np.arange(first, first + length))
 
@@ -100,39 +100,39 @@ def hash_cells(rows: Rows) -> str:
     for block in rows.batches(BLOCK):
         try:
             text = json.dumps(block, default=repr)
-        except (TypeError, ValueError):  # keys that are not text, or a recursive object
+        except (TypeError, ValueError):  # keys other than text, or a recursive object
             text = repr(block)
         digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """Join the rows of several sources with the same columns."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = {name: GrowingColumn() for name in parts[0].columns}
-    for part in parts:
-        for block in part.batches(BLOCK):
+def concatenate(sources: Sequence[Rows]) -> Rows:
+    """Concatenate the rows of several sources with the same columns."""
+    if len(sources) == 1:
+        return sources[0]
+    columns = {name: GrowingColumn() for name in sources[0].columns}
+    for source in sources:
+        for block in source.batches(BLOCK):
             for name, cells in block.items():
                 columns[name].extend(cells)
-    offsets = np.cumsum([0] + [len(part.files) for part in parts[:-1]])
+    offsets = np.cumsum([0] + [len(source.files) for source in sources[:-1]])
     return Rows(
         {name: column.done() for name, column in columns.items()},
-        [name for part in parts for name in part.files],
-        np.concatenate([part.file_of + offset for part, offset in zip(parts, offsets, strict=True)]).astype(np.int32),
-        np.concatenate([part.position for part in parts]),
-        {name: digest for part in parts for name, digest in part.hashes.items()},
-        skipped=[bad for part in parts for bad in part.skipped],
+        [name for source in sources for name in source.files],
+        np.concatenate([source.file_of + offset for source, offset in zip(sources, offsets, strict=True)]).astype(np.int32),
+        np.concatenate([source.position for source in sources]),
+        {name: digest for source in sources for name, digest in source.hashes.items()},
+        skipped=[bad for source in sources for bad in source.skipped],
     )
 
 
 def name_lines(columns: dict[str, list[Any]], path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """Name the single column of a text file after the wanted column; columns of other files are returned unchanged."""
+    """Rename the column of a text file to the wanted column. Returns the columns of other files unchanged."""
     return {wanted[0]: columns["text"]} if has_lines(path) and len(wanted) == 1 else columns
 
 
 def unfold(columns: dict[str, list[Any]], wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """Add wanted columns that are keys in the cells of a column `translation`, such as languages."""
+    """Add wanted columns, such as languages, that are keys in the cells of a column `translation`."""
     cells = columns.get(TRANSLATION, [])
     inside = [name for name in wanted if name not in columns and any(isinstance(cell, dict) and name in cell for cell in cells)]
     return columns | {name: [cell.get(name) if isinstance(cell, dict) else None for cell in cells] for name in inside}
@@ -143,14 +143,14 @@ def names_of(columns: dict[str, list[Any]], names: Sequence[str] = ()) -> list[s
 
     Args:
         columns: Columns of a file.
-        names: Names of all columns of the file, if `columns` holds only some of them.
+        names: Names of all columns of the file, if `columns` contains only some of them.
     """
     cells = (cell for cell in columns.get(TRANSLATION, []) if isinstance(cell, dict))
     return list(dict.fromkeys([*names, *columns, *(str(language) for cell in cells for language in cell)]))
 
 
 def check_columns(names: list[str], wanted: list[str], source: str) -> None:
-    """Raise a UserError that lists every missing column and the existing ones."""
+    """Raise a UserError if wanted columns are missing or ambiguous."""
     problems = Problems()
     counts = Counter(names)
     for name in wanted:

@@ -1,4 +1,4 @@
-"""Check the header of a table: distinct names, and signs of a wrong separator."""
+"""Check the header of a table for duplicate names and signs of a wrong separator."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ NAMES = {mark: name for name, mark in SEPARATORS.items() if name.isalpha()}
 
 
 def check_header(path: Path, header: list[str], encoding: str) -> None:
-    """Raise a UserError if the header is blank, too long or not decoded, or has duplicate names."""
+    """Raise a UserError if the header is blank, has too many, duplicate or undecodable names."""
     problems = Problems()
     if not header:
         problems.add(f"{path}, row 1: the line is blank; allowed: a header with the names of the columns")
@@ -27,7 +27,7 @@ def check_header(path: Path, header: list[str], encoding: str) -> None:
 
 
 def check_separator(path: Path, header: list[str], delimiter: str) -> None:
-    """Raise a UserError if the header shows that the file has another separator."""
+    """Raise a UserError if the header indicates another separator."""
     first = header[0] if header else ""
     if first.lower().startswith("sep=") and not any(header[1:]):
         mark = first[4:] or delimiter
@@ -46,15 +46,15 @@ def check_separator(path: Path, header: list[str], delimiter: str) -> None:
 
 
 def _separates(mark: str, header: str) -> bool:
-    """Return whether a header looks like names separated by this character, and not like a phrase with punctuation."""
+    """Return whether a header looks like names separated by `mark`, not like a phrase with punctuation."""
     names = header.split(mark)
     return len(names) > 1 and names[0] != "" and all(name == name.strip() for name in names)
 
 
 def named_columns(path: Path, header: list[str]) -> list[str | None]:
-    """Return the names of the columns, and None for columns that are not read.
+    """Return the names of the columns; None for columns that are ignored.
 
-    Several columns without a name are not read; spreadsheet programs create them by separators at the end of rows.
+    Columns without a name are ignored if there are several, as spreadsheet programs create at the end of rows.
     """
     unnamed = header.count("")
     if unnamed < 2:

@@ -1,6 +1,6 @@
-"""Read CSV, TSV, JSON, JSONL, Parquet and text files in batches, for training and for prediction.
+"""Read CSV, TSV, JSON, JSONL, Parquet and text files in batches.
 
-Cells of CSV and TSV files stay text: `NA` does not become a missing value, nor `1` a number.
+Cells of CSV and TSV files are not converted: `NA` and `1` are texts.
 """
 
 import zlib
@@ -31,8 +31,8 @@ from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import BadRow, Fault, Problems, UserError
 
-LOOKED_AT = 1 << 13  # bytes that are read to distinguish lines of text from other formats
-BATCH_CELLS = 2**20  # a batch ends when it has this many cells, or `MAX_ROW` characters
+SNIFFED = 1 << 13  # bytes read to distinguish plain text from other formats
+BATCH_CELLS = 2**20  # cells of a batch; a batch also ends after `MAX_ROW` characters
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Batch:
     """Consecutive rows of a file.
 
     Attributes:
-        columns: Cells by column; of a Parquet file only the wanted columns. Can be empty, since JSON objects can be.
+        columns: Cells by column; for Parquet, only the wanted columns. Empty if all JSON objects are empty.
         first: Position of the first row, as in `Rows.position`.
         rows: Number of rows.
-        table: A `pyarrow.Table` with all columns of a Parquet file, if a writer needs it.
-        names: Names of all columns of a Parquet file.
-        faults: Why rows could not be read, by index. Their cells are None, except that a row with too many or too few cells keeps
+        table: For Parquet, a `pyarrow.Table` with all columns, if requested.
+        names: For Parquet, the names of all columns.
+        faults: Problems of rows by index. Their cells are None, with two exceptions: rows with too many or too few cells contain
             the first ones, and undecodable bytes are replaced by U+FFFD.
     """
 
@@ -60,20 +60,20 @@ class Batch:
         return self.rows
 
     def bad_rows(self, path: Path) -> dict[int, BadRow]:
-        """Return the rows in `faults` by their position in the file."""
+        """Return the rows in `faults` by position in the file."""
         positions = {self.first + index: fault for index, fault in self.faults.items()}
         return {position: fault.of_row(str(path), position) for position, fault in positions.items()}
 
     def has_column(self, name: str) -> bool:
-        """Return whether the file has a column `name`, wanted or not."""
+        """Return whether the file has a column, wanted or not."""
         return name in self.columns or name in self.names
 
 
 def check_extension(path: Path, wanted: Collection[str] | None) -> str:
-    """Return the lower-case file extension that names the format, without `.gz`.
+    """Return the file extension of the format, in lower case and without `.gz`.
 
-    A file with an unknown extension is read as one text per line (`.txt`) if a single column is wanted and its content does not
-    look like another format.
+    Returns `.txt` (one text per line) for a file with an unknown extension, if one column is wanted and the content does not look
+    like another format.
 
     Raises:
         UserError: The file cannot be read as a table.
@@ -95,10 +95,10 @@ def check_lines(path: Path, column: str) -> None:
 
     Args:
         path: The file.
-        column: The name that a header would have for the texts.
+        column: Name of the text column, which a header would contain.
     """
     with open_binary(path) as file:
-        start = file.read(LOOKED_AT)
+        start = file.read(SNIFFED)
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     first_line = text.partition(b"\n")[0].decode(errors="replace")
     utf_16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -113,18 +113,18 @@ def check_lines(path: Path, column: str) -> None:
         looks_like = "a table with several columns or a header"
     if looks_like:
         raise UserError(
-            f"{path}: the extension names no known format, and the file looks like {looks_like}; allowed: one text per line, "
+            f"{path}: the file extension is unknown, and the content looks like {looks_like}; allowed: one text per line, "
             f"or a name with the extension of the format ({', '.join(ENDINGS)})"
         )
 
 
 def read_lines(path: Path, data: DataConfig, skipped: dict[int, BadRow] | None = None) -> Iterator[list[str]]:
-    """Yield the lines of a text file with any extension, in blocks.
+    """Yield lists of lines of a text file with any extension.
 
     Args:
         path: The file.
         data: Settings for reading.
-        skipped: Receives the lines that cannot be read, by position; they are yielded as empty text. None: they are errors.
+        skipped: Receives the lines that cannot be read, by position; empty texts replace them. None: they are errors.
 
     Raises:
         UserError: The file is missing or empty, or cannot be decoded.
@@ -143,31 +143,31 @@ def read_table(
     keep_table: bool = False,
     mark_faults: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the rows of a table in batches of at most `size`, fewer if rows are large.
+    """Yield the rows of a table in batches.
 
     Args:
         path: The file.
         data: Settings for reading.
-        size: Maximum rows of a batch.
-        wanted: Columns that are needed as Python values; other columns of a Parquet file are not decoded. None: all.
-        keep_table: Whether batches of a Parquet file also hold all columns as Arrow data (`Batch.table`).
-        mark_faults: Whether rows that cannot be read stay in place, with the reason in `Batch.faults`, as long as the start of
-            the next row is known. Otherwise they are errors.
+        size: Maximum rows of a batch; large rows come in smaller batches.
+        wanted: Columns needed as Python values; other columns of a Parquet file are not decoded. None: all.
+        keep_table: For Parquet, also return all columns as Arrow data (`Batch.table`).
+        mark_faults: Return rows that cannot be read with the reason in `Batch.faults`, if the start of the next row is known.
+            Otherwise they are errors.
 
     Raises:
-        UserError: The file is missing, empty or not a regular file, a row cannot be parsed or is too long, or cannot be decoded.
-            All bad rows of a file are listed together.
+        UserError: The file is missing, empty or not a regular file, or rows cannot be decoded or parsed, or are too long. Lists
+            all bad rows.
     """
     yield from _read(path, check_extension(path, wanted), data, size, wanted, keep_table, mark_faults)
 
 
 def scan_table(path: Path, data: DataConfig) -> tuple[int, list[str]]:
-    """Count the rows of a table and list its columns, including columns that occur late in a JSONL file.
+    """Return the number of rows and the column names of a table.
 
-    A text file is read completely, which takes far less time than predicting it, so that errors show at once.
+    Reads the complete file (except for Parquet), so that errors are found before prediction, which takes far longer.
 
     Raises:
-        UserError: As `read_table` with `mark_faults`.
+        UserError: See `read_table` with `mark_faults`.
     """
     extension = format_of(path) or ".txt"
     if extension == ".parquet":
@@ -192,8 +192,8 @@ def _read(
     try:
         check_regular(path)
         if path.stat().st_size == 0:
-            least = "at least one line of text" if extension == ".txt" else "a table with at least one row"
-            raise UserError(f"{path}: the file is empty; allowed: {least}")
+            minimum = "at least one line of text" if extension == ".txt" else "a table with at least one row"
+            raise UserError(f"{path}: the file is empty; allowed: {minimum}")
         if extension == ".parquet":
             check = partial(check_header, path, encoding="utf-8")
             for content in parquet_batches(path, size, MAX_ROW, check, wanted, keep_table):
@@ -213,7 +213,7 @@ def _read_text(path: Path, extension: str, data: DataConfig, size: int, mark_fau
     }[extension]  # fmt: skip
     columns: dict[str, list[Any]] = {}
     faults: dict[int, Fault] = {}
-    first = length = taken = position = 0
+    first = length = batch_characters = position = 0
     with open_text(path, encoding, newline="" if records is csv_records else "\n") as file:
         lines = Lines(file, ("\n", "\r") if records is csv_records else ("\n",))
         try:
@@ -225,21 +225,21 @@ def _read_text(path: Path, extension: str, data: DataConfig, size: int, mark_fau
                             break
                     faults[length] = fault
                 if problems:
-                    continue  # the rest is read only to find more problems
+                    continue  # continue only to find more problems
                 first = first or position
                 if not record.keys() <= columns.keys():
-                    for name in record:  # a key that earlier JSON objects lack
+                    for name in record:  # a key that is new in this JSON object
                         columns.setdefault(name, [None] * length)
                     check_count(columns, f"{path}, row {position}")
                 for name, values in columns.items():
                     values.append(record.get(name))
-                length, taken = length + 1, taken + characters
-                if length == size or length * len(columns) >= BATCH_CELLS or taken >= MAX_ROW:
+                length, batch_characters = length + 1, batch_characters + characters
+                if length == size or length * len(columns) >= BATCH_CELLS or batch_characters >= MAX_ROW:
                     yield Batch(columns, first, length, faults=faults)
                     columns, faults = {name: [] for name in columns}, {}
-                    first = length = taken = 0
+                    first = length = batch_characters = 0
         except UnicodeError as error:
-            # Files are decoded in blocks, so the bytes are in this row or shortly after it.
+            # Files are decoded in blocks, so the error is in this row or in one of the next.
             problems.add(f"{path}, at or after row {position + 1}: {error}; set data.encoding to the file's encoding")
     problems.raise_if_any()
     if position == 0:

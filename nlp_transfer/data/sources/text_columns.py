@@ -1,7 +1,4 @@
-"""Long text columns that are stored in a temporary file instead of memory.
-
-A Python string takes more memory than its characters, and a corpus is needed as text only once, for tokenization.
-"""
+"""Store long text columns in a temporary file, since Python strings take much memory and are needed only for tokenization."""
 
 import contextlib
 import hashlib
@@ -20,19 +17,19 @@ from nlp_transfer.data.sources.wheels import default_cache
 
 IN_MEMORY = 2**22  # characters of a column; longer columns are stored in a file
 BLOCK = 1000  # texts decoded at once
-# Zero-width space, word joiner, byte order mark, soft hyphen, direction marks and variation selectors. Zero-width joiners are not
-# included, since they distinguish words, for example in Persian.
+# Zero-width space, word joiner, byte order mark, soft hyphen, direction marks and variation selectors. Zero-width joiners are
+# omitted, since they distinguish words, for example in Persian.
 INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069\ufe0e\ufe0f\u034f]")
-SURROGATES = "surrogatepass"  # cells may hold lone surrogates until they are checked
+SURROGATES = "surrogatepass"  # unchecked cells may contain lone surrogates
 
 
 class Texts(Sequence[str]):
-    """A read-only sequence of texts in an unnamed file, which is deleted with the last reference to it.
+    """Read-only sequence of texts in an unnamed temporary file.
 
     Args:
-        content: The memory-mapped texts in UTF-8, one after another.
-        starts: Byte offset of the start of each text, int64 of shape (texts,).
-        ends: Byte offset of the end of each text, int64 of shape (texts,).
+        content: The memory-mapped file, with concatenated texts in UTF-8.
+        starts: Start of each text in bytes, int64 of shape (texts,).
+        ends: End of each text in bytes, int64 of shape (texts,).
     """
 
     def __init__(self, content: mmap.mmap, starts: np.ndarray, ends: np.ndarray) -> None:
@@ -56,14 +53,14 @@ class Texts(Sequence[str]):
             yield from self[start : start + BLOCK]
 
     def select(self, indices: np.ndarray) -> "Texts":
-        """The texts at `indices` (int), in that order; the file is shared."""
+        """Return the texts at `indices` (int), in that order, in the same file."""
         return Texts(self.content, self.starts[indices], self.ends[indices])
 
 
 class GrowingColumn:
-    """A column that is built block by block: first a list, and then a file if it is long and holds only text.
+    """Builds a column block by block: a list in memory, or a file if the column is long and contains only text.
 
-    It stays a list if no file can be written, for example on a full disk.
+    If the file cannot be written, for example on a full disk, the column stays in memory.
     """
 
     def __init__(self) -> None:
@@ -87,7 +84,7 @@ class GrowingColumn:
             self._move()
 
     def done(self) -> Sequence[Any]:
-        """Return all cells as a list or as `Texts`. Afterwards nothing may be appended."""
+        """Return all cells as a list or as `Texts`. Call it once, after the last `extend`."""
         if self._file is None:
             return self._cells
         with self._file:
@@ -98,7 +95,7 @@ class GrowingColumn:
         texts = [cell.encode("utf-8", SURROGATES) for cell in self._cells]
         try:
             if self._file is None:
-                folder = default_cache()  # not the system's temporary folder, which is often in memory
+                folder = default_cache()  # the system's temporary folder is often in memory
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it outlives this call)
             self._file.write(b"".join(texts))
@@ -127,21 +124,20 @@ class GrowingColumn:
 def normalized(text: str) -> str:
     """Normalize a text for finding duplicates.
 
-    Ignores case (Unicode case folding), runs of white space, invisible characters that do not change a word, and the canonical
-    Unicode form (one or several code points for the same character). Compatibility forms stay different, since NFKC would equate
-    x² with x2 and ½ with 1/2.
+    Applies case folding, removes redundant white space and invisible characters, and normalizes to NFC. NFKC would equate x²
+    with x2 and ½ with 1/2.
     """
     if not text.isascii():
-        # Case folding can denormalize a text. `normalize` is fast for texts that are already in NFC, as most are.
+        # Case folding can undo NFC, so normalize again; this is fast for texts in NFC.
         text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", INVISIBLE.sub("", text)).casefold())
         return " ".join(text.split())
     return " ".join(text.lower().split())
 
 
 def fingerprints(texts: Iterable[str]) -> np.ndarray:
-    """Return 64-bit hashes of texts, int64 of shape (texts,), the same in every process.
+    """Return hashes of texts, int64 of shape (texts,), which are equal in every process.
 
-    They take less memory than a set of texts. The probability of a collision among ten million texts is three in a million.
+    The probability of a collision among ten million texts is three in a million.
     """
     digests = (hashlib.blake2b(text.encode("utf-8", SURROGATES), digest_size=8).digest() for text in texts)
     return np.fromiter((int.from_bytes(digest, "little", signed=True) for digest in digests), np.int64)

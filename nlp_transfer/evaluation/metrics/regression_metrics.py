@@ -1,4 +1,4 @@
-"""Regression metrics by scikit-learn and scipy, computed in float64."""
+"""Regression metrics with scikit-learn and scipy, in float64."""
 
 import math
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 REGRESSION_KEYS = ("r2", "pearson", "spearman", "mae", "rmse", "mse")
-"""The keys of `compute_regression_metrics`, in order."""
+"""Keys of `compute_regression_metrics`, in order."""
 
 
 def compute_regression_metrics(predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
@@ -18,11 +18,9 @@ def compute_regression_metrics(predictions: ArrayLike, references: ArrayLike) ->
         references: Numbers of shape `(rows,)`.
 
     Returns:
-        `r2`, the share of the references' variance that is explained (at most 1; 0: as good as always predicting their mean);
-        `pearson` and `spearman`, the correlations of values and of ranks (-1 to 1; tied values share their mean rank); `mae`,
-        `rmse` and `mse`, the mean absolute error, the root of the mean squared error and the mean squared error (at least 0).
-        Undefined values are left out: the correlation with a constant, `r2` of constant references, and everything when an input
-        is not finite.
+        `r2`, the coefficient of determination (at most 1; 0: as good as predicting the mean); `pearson` and `spearman`, the
+        correlations of values and of ranks (-1 to 1); and the errors `mae`, `rmse` and `mse`. Undefined metrics are omitted:
+        correlations with a constant, `r2` of constant references, and all metrics if an input is not finite.
 
     Raises:
         ValueError: There are no rows, or a shape is wrong.
@@ -47,7 +45,7 @@ def compute_regression_metrics(predictions: ArrayLike, references: ArrayLike) ->
         metrics["r2"] = r2_score(true, predicted)
         if predicted.min() < predicted.max():
             with warnings.catch_warnings():
-                # Where values differ by rounding only, any correlation may come out.
+                # These warn that the correlation of nearly constant values is inaccurate.
                 warnings.simplefilter("ignore", ConstantInputWarning)
                 warnings.simplefilter("ignore", NearConstantInputWarning)
                 metrics["pearson"] = pearsonr(true, predicted).statistic

@@ -1,13 +1,13 @@
-"""Translation metrics by sacreBLEU over detokenized, cased texts with one reference each.
+"""Translation metrics with sacreBLEU, for detokenized, cased texts with one reference each.
 
-All are from 0 to 100; for TER 0 is best, and very long translations exceed 100.
+Values are from 0 to 100, except that `ter` can exceed 100. For `ter`, lower is better.
 
-- `bleu`: precision of word 1- to 4-grams with a brevity penalty; 0 where no text has four words. A score is comparable only with
-  its signature (Post 2018, "A Call for Clarity in Reporting BLEU Scores", 1804.08771).
+- `bleu`: precision of word 1- to 4-grams with a brevity penalty; 0 if no text has four words. Only scores with the same signature
+  are comparable (Post 2018, "A Call for Clarity in Reporting BLEU Scores", 1804.08771).
 - `chrf`: chrF++, an F-score of character 1- to 6-grams and word 1- and 2-grams (Popović 2017, "chrF++: words helping character
   n-grams").
-- `ter`: translation edit rate, the edits (including shifts of blocks) for each word of the reference (Snover et al. 2006). Every
-  Chinese character is a word. Other scripts are split at spaces only, so in Thai, for example, it means little.
+- `ter`: translation edit rate, the edits (including block shifts) per word of the reference (Snover et al. 2006). Each Chinese
+  character is a word. Other scripts are split at spaces, so the metric is not meaningful for Thai, for example.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ import numpy as np
 TRANSLATION_KEYS = ("bleu", "chrf", "ter")
 RESAMPLES = 1000
 SEED = 12345  # sacreBLEU's default
-# sacreBLEU has a tokenizer for Chinese. Characters are counted in Japanese and Korean, for which sacreBLEU needs more packages,
-# and in other scripts without spaces between words.
+# sacreBLEU has a tokenizer for Chinese. Characters are the tokens in Japanese and Korean, for which sacreBLEU needs additional
+# packages, and in other scripts without spaces between words.
 TOKENIZERS = dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh") | dict.fromkeys(
     ("ja", "jpn", "jap", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo"), "char"
 )
@@ -32,12 +32,12 @@ def compute_translation_metrics(
 
     Args:
         predictions: Translations, detokenized and cased.
-        references: One for each prediction.
-        language: Code of the target language, which selects the tokenization; None: split at spaces and punctuation.
-        brief: Compute only `bleu` and `chrf`, without intervals, for frequent use during training.
+        references: One reference for each prediction.
+        language: Code of the target language, for tokenization; None: split at spaces and punctuation.
+        brief: Compute only `bleu` and `chrf`, without intervals, for evaluation during training.
 
     Returns:
-        `bleu`, `chrf` and `ter`, each followed by its 95 % bootstrap interval: `bleu_low`, `bleu_high` ...
+        `bleu`, `chrf` and `ter`, each with its 95 % bootstrap interval (`bleu_low`, `bleu_high`, ...).
 
     Raises:
         ValueError: There are no texts, or the numbers of predictions and references differ.
@@ -51,10 +51,13 @@ def compute_translation_metrics(
 def score_translations(
     key: str, predictions: Sequence[str], references: Sequence[str], language: str | None = None, resamples: int = 0
 ) -> dict[str, float]:
-    """Compute one of `bleu`, `chrf` and `ter`; with `resamples` also `KEY_low` and `KEY_high`, its 95 % bootstrap interval.
+    """Compute `bleu`, `chrf` or `ter`, and with `resamples` its 95 % bootstrap interval, `KEY_low` and `KEY_high`.
 
-    The interval holds the scores of resampled rows between the 2.5 and 97.5 % quantiles (Koehn 2004, "Statistical Significance
-    Tests for Machine Translation"); the rows drawn and the quantiles are those of sacreBLEU.
+    The interval is from the 2.5 % to the 97.5 % quantile of the scores of resampled rows (Koehn 2004, "Statistical Significance
+    Tests for Machine Translation"). Resamples and quantiles are the same as in sacreBLEU.
+
+    Raises:
+        ValueError: There are no texts, or the numbers of predictions and references differ.
     """
     rows = len(predictions)
     if not rows or rows != len(references):
@@ -72,17 +75,17 @@ def score_translations(
 def translation_statistics(
     key: str, predictions: Sequence[str], references: Sequence[str], language: str | None = None
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
-    """Return the statistics of each row whose sums determine `bleu`, `chrf` or `ter`, and the function of these sums.
+    """Return the statistics of each row for `bleu`, `chrf` or `ter`, and the function of their sums.
 
     Returns:
         float64 of shape (rows, statistics), and a function from sums (resamples, statistics) to scores (resamples,); None for
-        any other key.
+        other keys.
     """
     return _statistics(key, predictions, references, language) if key in TRANSLATION_KEYS else None
 
 
 def translation_signatures(language: str | None = None) -> dict[str, str]:
-    """Return sacreBLEU's signature of each metric, by key, as `compute_translation_metrics` computes it."""
+    """Return the sacreBLEU signatures of the results of `compute_translation_metrics`, by key."""
     signatures = {}
     for key in TRANSLATION_KEYS:
         scorer = _scorer(key, language)
@@ -112,8 +115,8 @@ def _statistics(
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Return the statistics of each row and the function of their sums; see `translation_statistics`."""
     scorer = _scorer(key, language)
-    # The only use of sacreBLEU's internals. Its public `corpus_score` returns no statistics. With `n_bootstrap` it holds those
-    # of all resamples at once (gigabytes from about ten thousand rows on) and returns only the width of the interval.
+    # The only use of private functions of sacreBLEU. `corpus_score` returns no statistics, and with `n_bootstrap`, it needs
+    # gigabytes for ten thousand rows and returns only the width of the interval.
     statistics = scorer._extract_corpus_statistics(list(predictions), [list(references)])
     return (
         np.asarray(statistics, np.float64),

@@ -1,4 +1,4 @@
-"""Metrics that users pass in Python: functions of a whole split, and metric objects as those of `evaluate`."""
+"""Metrics that users pass in Python: functions, and metric objects such as those of `evaluate`."""
 
 import inspect
 import math
@@ -11,21 +11,21 @@ from typing import Any
 from nlp_transfer.utils.distributed import same_random_state
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
-RESERVED = ("loss", "mean", "step", "epoch", "rows")  # other fields of the log beside metrics
+RESERVED = ("loss", "mean", "step", "epoch", "rows")  # other fields of the log
 
 Trials = list[tuple[dict[str, str], bool]]
-"""For each metric: the displayed name of each key that it returns, and whether it gets label ids."""
+"""For each metric: the displayed names of its keys, and whether it takes label ids."""
 
 
 class UserMetrics:
     """The metrics of `fine_tune(metrics=[...])`.
 
-    They are functions `f(predictions, references) -> {name: value}` or objects with `compute(predictions=, references=)`. Each
-    gets lists of a whole split: labels in the type of the user's data (multi-label: a list of labels for each row), numbers as
-    floats, translations as texts. An object that does not accept labels as texts gets label ids.
+    Metrics are functions `f(predictions, references) -> {name: value}` or objects with `compute(predictions=, references=)`. They
+    get lists with an item for each row of a split: labels as in the user's data (multi-label: a list of labels), numbers as
+    floats, translations as texts. Objects that do not accept labels as texts get label ids.
 
     Attributes:
-        trials: What `try_out` learned about each metric; other processes get it from the main process.
+        trials: The results of `try_out`, which the main process sends to other processes.
     """
 
     def __init__(self, metrics: Sequence[Any]) -> None:
@@ -45,25 +45,25 @@ class UserMetrics:
 
     @property
     def names(self) -> list[str]:
-        """The displayed names of all values, known after `try_out`."""
+        """Displayed names of all values; empty before `try_out`."""
         return [name for names, _ in self.trials for name in names.values()]
 
     def higher_is_better(self, name: str) -> bool:
-        """Return whether higher values are better: True unless the metric has an attribute `higher_is_better` that denies it."""
+        """Return whether higher values are better, from the attribute `higher_is_better` of the metric; True without it."""
         metric = next(m for m, (names, _) in zip(self._metrics, self.trials, strict=True) if name in names.values())
         higher = getattr(metric, "higher_is_better", True)
         return bool(higher.get(name, True) if isinstance(higher, Mapping) else higher)
 
     def try_out(self, values: list[Any], ids: list[Any], taken: Collection[str] = ()) -> Trials:
-        """Call each metric with a few rows, and record in `trials` which names it returns.
+        """Call each metric on a few rows, and record the names of its values in `trials`.
 
         Args:
-            values: References as the user wrote them.
+            values: References as in the user's data.
             ids: The same references as label ids, numbers or texts.
             taken: Names of other metrics.
 
         Raises:
-            UserError: A metric raises an error, returns something other than numbers by name, or returns a name that is taken.
+            UserError: A metric raises an error, or returns something other than numbers with new names.
         """
         self.trials = []
         for metric in self._metrics:
@@ -78,7 +78,7 @@ class UserMetrics:
 
     @staticmethod
     def _display_name(metric: Any, key: str, taken: set[str]) -> str:
-        """Return `key`, or METRIC/KEY if `key` is taken and the metric is an object with a name."""
+        """Return `key`, or METRIC/KEY if `key` is taken and the metric has a name."""
         title = getattr(metric, "name", None)
         if key in taken and hasattr(metric, "compute") and isinstance(title, str):
             key = f"{title}/{key}"
@@ -87,7 +87,7 @@ class UserMetrics:
         return key
 
     def check_best(self, best_metric: str | None, known: Sequence[str]) -> None:
-        """Raise a UserError if `training.best_metric` is neither in `known` nor the name of one of these metrics."""
+        """Raise a UserError if `training.best_metric` is neither in `known` nor a name of a user metric."""
         allowed = [*known, "loss", *self.names]
         if best_metric is not None and best_metric not in allowed:
             raise UserError(
@@ -96,10 +96,10 @@ class UserMetrics:
             )
 
     def compute(self, values: tuple[list[Any], list[Any]], ids: tuple[list[Any], list[Any]]) -> dict[str, float]:
-        """Return the values of all metrics over whole splits, without undefined ones (not finite).
+        """Return the finite values of all metrics for a split.
 
         Args:
-            values: Predictions and references as the user writes them.
+            values: Predictions and references as in the user's data.
             ids: The same as label ids, numbers or texts.
 
         Raises:
@@ -114,7 +114,7 @@ class UserMetrics:
 
 
 def _accepts(metric: Any, values: list[Any]) -> bool:
-    """Return whether a metric object computes with labels as the user wrote them."""
+    """Return whether a metric object accepts labels as in the user's data."""
     try:
         _call(metric, values, values)
     except UserError:
@@ -123,7 +123,7 @@ def _accepts(metric: Any, values: list[Any]) -> bool:
 
 
 def _call(metric: Any, predictions: list[Any], references: list[Any]) -> dict[str, float]:
-    """Call a metric with copies of the lists, restore random states, and return its checked result."""
+    """Call a metric with copies of the lists, without effect on random states, and check its result."""
     inputs = deepcopy({"predictions": predictions, "references": references})
     try:
         with same_random_state():
@@ -149,6 +149,7 @@ def _call(metric: Any, predictions: list[Any], references: list[Any]) -> dict[st
 
 
 def _check_names(metric: Any, names: Mapping[str, str], result: Mapping[str, float]) -> None:
+    """Raise a UserError if a metric returns other names than in its first call."""
     if result.keys() != names.keys():
         raise UserError(
             f"metrics: {_describe(metric)} returned {', '.join(names)} before training and {', '.join(result)} now; allowed: the "
@@ -157,14 +158,14 @@ def _check_names(metric: Any, names: Mapping[str, str], result: Mapping[str, flo
 
 
 def _describe(metric: Any) -> str:
-    """Return the name of a metric, and for a function its file and line."""
+    """Return the name of a metric, with file and line if it is a function."""
     code = getattr(inspect.unwrap(metric) if callable(metric) else metric, "__code__", None)
     name = getattr(metric, "__name__", None) or getattr(metric, "name", None) or type(metric).__name__
     return f"{name} ({code.co_filename}, line {code.co_firstlineno})" if code else str(name)
 
 
 def _line(metric: Any, error: Exception) -> str:
-    """Return the last line in the metric's own file that an error passed."""
+    """Return the last line of the traceback that is in the file of the metric."""
     code = getattr(metric, "__code__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename]
     return f" (line {lines[-1]})" if lines else ""
