@@ -18,7 +18,7 @@ from nlp_transfer.models.layers import has_decoder, new_parameters
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import Count
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, scale_head, separate_layers
+from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, inner_layers, scale_head, separate_layers
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import UserError
 
@@ -80,21 +80,19 @@ class GradualUnfreezing(Strategy):
         if len(state.finished) == len(state.memory["phases"]):
             return None
         phase = state.memory["phases"][len(state.finished)]
-        layers, new = separate_layers(view.model, "gradual_unfreezing", ""), new_parameters(view.model)
+        layers, new = inner_layers(view.model), new_parameters(view.model)
         names = tuple(name for name in state.memory["free"] if layers.depth_of(name) >= phase["depth"] or name in new)
-        plateau = self.by == "plateau"
-        following = (
-            len(state.memory["phases"]) - len(state.finished) - 1 if plateau else 0
-        )  # by epoch, `epochs` already divides the steps
-        patience = self.patience if plateau else None
-        return Phase(phase["name"], trainable=names, epochs=phase["epochs"], patience=patience, following=following)
+        if self.by == "epoch":  # `epochs` already divides the steps among the phases
+            return Phase(phase["name"], trainable=names, epochs=phase["epochs"])
+        following = len(state.memory["phases"]) - len(state.finished) - 1
+        return Phase(phase["name"], trainable=names, epochs=phase["epochs"], patience=self.patience, following=following)
 
     def _phases(self, view: View) -> list[dict[str, Any]]:
         """Return the name, lowest trained depth and epochs of each phase, as JSON.
 
         A run that is too short for all phases goes directly from an early phase to the last one.
         """
-        depth = separate_layers(view.model, "gradual_unfreezing", "").depth
+        depth = inner_layers(view.model).depth
         depths = [
             max(1, depth + 1 - count)
             for count in range(self.layers_at_a_time, depth + self.layers_at_a_time, self.layers_at_a_time)
