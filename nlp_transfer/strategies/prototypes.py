@@ -1,4 +1,4 @@
-"""Prototypes: predict the label whose mean vector is nearest. Nothing is trained.
+"""Prototypes: predict the label with the nearest mean vector, without training.
 
 When to use it: with very few labeled rows per label, for immediate results, or as a baseline. Requires a sentence encoder for
 good results.

@@ -50,7 +50,11 @@ class SelfTraining(Strategy):
         return scale_mixed_head(model, groups)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Check that the task predicts probabilities."""
+        """Check that the task predicts probabilities.
+
+        Raises:
+            UserError: If it is a translation or a regression.
+        """
         if has_decoder(model) or model.config.problem_type == "regression":
             kind = "translation" if has_decoder(model) else "regression"
             raise UserError(

@@ -36,7 +36,7 @@ BATCH = 64
 
 def _check_template(template: str) -> str:
     if template.count("{}") != 1:
-        raise ValueError("text with one {}, which stands for the description of the label")
+        raise ValueError("text with one {}, which is replaced by the description of the label")
     return template
 
 
@@ -110,7 +110,7 @@ class ZeroShot(Strategy):
                 "zero_shot by embedding does not use them; label them afterwards with nlp-transfer predict"
             )
         if task.prediction_kind != "labels":
-            reasons["strategy.similarity"] = "a row has one label, the one whose description fits best"
+            reasons["strategy.similarity"] = "each row has exactly one label, the one with the best description"
         return reasons
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -40,6 +40,12 @@ class RowsByLabel:
 
     @classmethod
     def of(cls, targets: np.ndarray, lengths: np.ndarray) -> "RowsByLabel":
+        """Sort the rows of a table by label and length.
+
+        Args:
+            targets: Label ids of shape (rows,), or 0 and 1 of shape (rows, labels).
+            lengths: Lengths in tokens, of shape (rows,).
+        """
         order = np.argsort(lengths, kind="stable")
         place, label = (np.arange(len(order)), targets[order]) if targets.ndim == 1 else np.nonzero(targets[order])
         count = int(targets.max(initial=0)) + 1 if targets.ndim == 1 else targets.shape[1]

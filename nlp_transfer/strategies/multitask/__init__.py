@@ -120,7 +120,7 @@ class Multitask(Strategy):
         """Check that the model has no decoder."""
         if has_decoder(model):
             raise UserError(
-                "strategy.name: found multitask, whose tasks share an encoder and have a head each; allowed: classification and "
+                "strategy.name: found multitask, which shares an encoder among tasks; allowed: classification and "
                 "regression, not translation"
             )
         return model

@@ -45,7 +45,8 @@ class MixedTable(TokenTable):
 
     @property
     def repeats(self) -> Repeats | None:
-        power = 1 - 1 / self.temperature  # a row is repeated n ** (1 / temperature - 1) times
+        """How rows of smaller tables are repeated. None: the temperature is 1."""
+        power = 1 - 1 / self.temperature  # a row is sampled in proportion to n ** (1 / temperature - 1)
         return Repeats(self.owner, np.array([len(table) for table in self.tables.values()]), power) if power else None
 
     def __len__(self) -> int:
@@ -95,7 +96,7 @@ class MixedOptions(LossOptions):
 
 @dataclass(frozen=True)
 class MixedObjective:
-    """The losses of several tasks, over batches of a `MixedTable`.
+    """The losses of several tasks on batches of a `MixedTable`.
 
     Terms are named `TASK/TERM`. Their counts are scaled so that the loss of an optimizer step is the mean over all its rows, each
     multiplied by the weight of its task.
