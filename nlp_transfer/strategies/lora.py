@@ -31,8 +31,7 @@ from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 
 
 class Lora(Strategy):
-    """Train low-rank updates and the head. The updates are merged into the saved model, and also saved separately in
-    `adapter/`."""
+    """Train low-rank updates and the head. The updates are merged into the saved model, and also saved in `adapter/`."""
 
     chooses_parameters: ClassVar[bool] = True
 

@@ -36,8 +36,7 @@ class Partial(Strategy):
     """Number of lowest layers to freeze, together with the embeddings. `all`: the whole encoder."""
     cache: Annotated[Literal["auto", "memory", "disk", "none"], UsedWith(frozen_layers=Not(0))] = "none"
     """Where to cache the output of the frozen layers, so that they run only once. auto: in memory up to 1 GB, otherwise in a
-    file.
-    none: do not cache. Each token of train and validation takes 4 bytes times the width."""
+    file. none: do not cache. Each token of train and validation takes 4 bytes times the width."""
 
     def learning_rate(self, model: nn.Module) -> float:
         """Return the default rate, or a higher one if the encoder is frozen."""

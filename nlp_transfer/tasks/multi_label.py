@@ -58,8 +58,7 @@ class MultiLabel(LabelTask):
     """Minimum probability of a predicted label."""
     label_format: Literal["names", "indicators"] | None = None
     """Content of a list in a cell. `names`: the labels of the row. `indicators`: 0 or 1 for each of `labels`, in that order.
-    null:
-    inferred from the training data."""
+    null: inferred from the training data."""
 
     def target_columns(self) -> list[str]:
         return list(self.label) if isinstance(self.label, list) else [self.label]

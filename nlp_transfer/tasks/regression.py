@@ -104,8 +104,7 @@ class Regression(TextTask):
         return np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64)
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
-        """Return the targets in the column's units, float64 of shape (rows,). float32 cannot resolve values such as
-        timestamps."""
+        """Return the targets in the column's units, float64 of shape (rows,), which can represent timestamps."""
         return np.array([number(cell) for cell in cells], np.float64)
 
     def _targets(self, rows: Rows) -> np.ndarray:

@@ -6,10 +6,10 @@ which the teachers label.
 Cost: one forward pass of each teacher per row, then that of full fine-tuning. Teacher outputs take 4 bytes per row and label;
 with `hidden`, also 4 bytes times the width per row and student layer.
 
-Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", 1503.02531. Hidden states are
-normalized before they are compared, as in Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression",
-1908.09355, and averaged over all tokens, similar to Jiao et al. 2020, "TinyBERT", 1909.10351. Students initialized with some
-layers of a pretrained model: Sanh et al. 2019, "DistilBERT", 1910.01108.
+Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", 1503.02531. Hidden states are normalized before they
+are compared, as in Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", 1908.09355, and averaged over
+all tokens, similar to Jiao et al. 2020, "TinyBERT", 1909.10351. Students initialized with some layers of a pretrained model:
+Sanh et al. 2019, "DistilBERT", 1910.01108.
 """
 
 from collections.abc import Mapping

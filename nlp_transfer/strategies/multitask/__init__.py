@@ -70,14 +70,12 @@ class Multitask(Strategy):
     """The auxiliary tasks, each as `{name, data, task}`."""
     temperature: Positive = 1.0
     """Sampling temperature: a task with n rows is sampled in proportion to n ** (1 / temperature). 1: in proportion to size;
-    large
-    values: almost equally."""
+    large values: almost equally."""
     weights: dict[str, Positive] = {}
     """Weight of each task's loss, by task name. Default: 1. The main task of the run is called `own`."""
     sharing: Literal["hard", "soft"] = "hard"
     """hard: one encoder for all tasks. soft: a separate encoder for each task, with an L2 penalty on its distance from the
-    encoder
-    of the main task."""
+    encoder of the main task."""
     tie: Annotated[Positive, UsedWith(sharing="soft")] = 0.01
     """With `sharing: soft`: strength of the penalty, as a factor on half the squared distance."""
 

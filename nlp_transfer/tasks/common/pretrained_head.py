@@ -90,8 +90,7 @@ def _labels(config: Any) -> list[str]:
 
 
 def _is_regression(config: Any) -> bool:
-    """Return whether the model is a regression. Like transformers, assume one if `problem_type` is unset and there is one
-    output."""
+    """Return whether the model is a regression; transformers assumes it for a single output without `problem_type`."""
     return bool(config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1))
 
 

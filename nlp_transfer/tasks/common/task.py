@@ -43,7 +43,7 @@ class Task(TaskData):
     """Kind of prediction for a row. Only `label` and `labels` have probabilities."""
 
     def metric_names(self) -> list[str]:
-        """Return the names of all metrics, which are the allowed values of `training.best_metric`."""
+        """Return the names of all metrics, any of which can be `training.best_metric`."""
         return [self.best_metric]
 
     def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
@@ -191,8 +191,8 @@ class Task(TaskData):
         """Predict a batch. If it has labels, also return its losses and their counts.
 
         Args:
-            chosen: bool of shape (rows,): the rows to predict fully, in draft quality, during training. None: all rows, in the
-                best quality.
+            chosen: bool of shape (rows,): rows to predict, in draft quality, during training. None: all rows, in the best
+                quality. Losses are always computed for all rows.
             texts: Text columns of these rows, which are not inputs of the model (`TokenTable.texts`).
         """
         with self.computing(model):
@@ -205,7 +205,7 @@ class Task(TaskData):
         return {name: (float(value), counts[name]) for name, value in self.loss(outputs, batch).items()}
 
     def draft_rows(self, rows: int) -> np.ndarray | None:
-        """Return the rows of a split to predict fully during training, bool of shape (rows,). None: all.
+        """Return the rows of a split to predict during training (`predict_batch`), bool of shape (rows,). None: all rows.
 
         Override it if predictions are expensive.
         """

@@ -76,8 +76,7 @@ class Translation(TextGenerationTask):
     """encoder_decoder: tokenizer of the targets. `train`: trained on the targets. `source`: shared with the encoder. Or the name
     of a model. null: the tokenizer of the model in `decoder`, otherwise `train`."""
     target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
-    """Vocabulary size of a trained target tokenizer. null: 8,000; from 100,000 pairs 16,000; from 1,000,000 pairs
-    32,000."""
+    """Vocabulary size of a trained target tokenizer. null: 8,000; from 100,000 pairs 16,000; from 1,000,000 pairs 32,000."""
     prefix: str = ""
     """Text prepended to every source, such as T5's `translate English to German: `."""
     beams: Count = 5
