@@ -100,7 +100,7 @@ class View:
     Attributes:
         history: Validation metrics so far, oldest first.
         predict: Predicts all rows of a table, in order, with the best weights so far; without validation, with the latest ones.
-        epochs: Number of epochs from the training settings, or equivalent to `max_steps`.
+        epochs: Number of epochs from the training settings, or that corresponds to `max_steps`.
         windows_in_epoch: Number of optimizer steps in one epoch.
         max_steps: `training.max_steps`, which overrides the epochs.
         steps_left: Remaining steps of `max_steps`. None: `max_steps` is not set.

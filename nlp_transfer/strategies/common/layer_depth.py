@@ -55,10 +55,10 @@ def separate_layers(model: nn.Module, strategy: str, why: str) -> Layers:
 
 
 def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Group]:
-    """Split the groups and multiply the learning rate of the pooler and the head by a factor.
+    """Split the groups, and set the factor on the learning rate of the pooler and the head.
 
-    In an encoder-decoder, the decoder is treated like a head: with at most `DECODER_SCALE` if it is new, and 1 if it is
-    pretrained.
+    The decoder of an encoder-decoder is treated like a head. Its factor is 1 if it is pretrained, otherwise at most
+    `DECODER_SCALE`.
     """
     try:
         layers = find_layers(model)
