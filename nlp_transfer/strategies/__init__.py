@@ -1,7 +1,6 @@
-"""Strategies: how a pretrained model is adapted to a task. One file or folder per strategy; the protocol is `Strategy`.
+"""Strategies: how a pretrained model is adapted to a task. Each file or folder holds one strategy, named after it.
 
-A strategy has a name, which is its file's. `strategy_from` creates the strategy, or list of strategies, that a configuration
-describes.
+`Strategy` is their protocol. `strategy_from` creates a strategy, or a list of strategies, from its configuration.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +30,10 @@ __all__ = [
 
 
 def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any] | Strategy]) -> Strategy:
-    """Create the strategy that a document describes. A list, which may also hold strategies, becomes one combined strategy.
+    """Create a strategy from a document with its name and settings. A list of documents or strategies becomes a `Combined`.
 
     Raises:
-        UserError: If a name is unknown or repeated, a setting is wrong, or two strategies of a list exclude each other.
+        UserError: If a name is unknown or repeated, a setting is invalid, or strategies of the list are incompatible.
     """
     if isinstance(document, Mapping):
         return _single(document, "strategy")
@@ -68,8 +67,8 @@ def _single(document: Mapping[str, Any] | Strategy, place: str) -> Strategy:
         return document
     name = document.get("name")
     if not isinstance(name, str):
-        found = "is required" if name is None else f"found {name!r}"
-        raise UserError(f"{place}.name: {found}; known: {', '.join(registry.names('strategy'))}, and other code as {FORM}")
+        problem = "is required" if name is None else f"found {name!r}"
+        raise UserError(f"{place}.name: {problem}; known: {', '.join(registry.names('strategy'))}, and other code as {FORM}")
     problems = Problems()
     settings = {key: value for key, value in document.items() if key != "name"}
     strategy: Strategy | None = validate(registry.load("strategy", name), settings, problems, place)

@@ -1,9 +1,9 @@
-"""BitFit: train only the biases of the encoder, and the pooler and the head.
+"""BitFit: train only the biases of the encoder, the pooler and the head.
 
-When to use it: for many tasks on one encoder, since what differs is saved in a file of a few hundred kilobytes.
+When to use it: for many tasks on one encoder, since the trained biases take only a few hundred kilobytes per task.
 
-Cost: under 0.1 % of the encoder's parameters are trained, so there is hardly any optimizer state. A step is little faster than in
-full fine-tuning. It is usually somewhat less accurate.
+Cost: less than 0.1 % of the encoder's parameters are trained, so the optimizer state is tiny. A step is only slightly faster than
+in full fine-tuning, and accuracy is usually somewhat lower.
 
 Ben Zaken et al. 2022, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models", 2106.10199.
 """
@@ -23,41 +23,41 @@ from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import UserError
 
 FILE = "biases.safetensors"
-# The query projection, and the first of the two linear layers after attention, by their names in the model families.
+# Names of the query projection and of the first feed-forward layer in different model families.
 QUERY = re.compile(r"\.(query|query_proj|q_lin|q_proj|attn\.q|Wqkv)\.bias$")
 INTERMEDIATE = re.compile(r"\.(intermediate\.dense|lin1|fc1|ffn|Wi)\.bias$")
 NORMALIZATION = re.compile(r"norm", re.IGNORECASE)
 
 
 class Bitfit(Strategy):
-    """Train biases and the head. The trained biases of the encoder are also saved separately, as `biases.safetensors`."""
+    """Train biases and the head. The encoder's trained biases are also saved separately, in `biases.safetensors`."""
 
     chooses_parameters: ClassVar[bool] = True
 
     biases: Literal["all", "query_and_intermediate"] = "all"
-    """Biases to train in the encoder. `query_and_intermediate`: those of the query projection and of the first linear layer
-    after attention, about half of all."""
+    """Biases to train in the encoder. `query_and_intermediate`: those of the query projection and of the first feed-forward
+    layer, about half of all."""
     normalisation: bool = False
-    """Also train the weights of normalization layers. Model families without biases need it."""
+    """Also train the weights of normalization layers. Required for model families without biases."""
 
     def learning_rate(self, model: nn.Module) -> float:
-        """Return a high rate, as so few parameters need it. A new decoder, which is trained completely, needs a lower one."""
+        """Return a high rate, since few parameters are trained, or a lower one for a new decoder, which is trained completely."""
         if has_untrained_decoder(model):
             return super().learning_rate(model) * DECODER_SCALE
         return 3e-3 if width(model) <= 512 else 1e-3
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Freeze everything else.
+        """Freeze all parameters except the chosen biases and new parameters.
 
         Raises:
             UserError: If the encoder has no such biases.
         """
         layers = find_layers(model)
         chosen = self._chosen(model, layers)
-        wanted = "biases" if self.biases == "all" else "biases in the query and the first layer after attention"
         if not chosen:
+            kind = "biases" if self.biases == "all" else "biases in the query and the first layer after attention"
             raise UserError(
-                f"strategy.biases: found {self.biases}; the layers of this {encoder_type(model.config)} model have no {wanted}; "
+                f"strategy.biases: found {self.biases}; the layers of this {encoder_type(model.config)} model have no {kind}; "
                 "allowed: strategy.normalisation: true, which trains the weights of its normalization layers, or another strategy"
             )
         head = {name for name, _ in model.named_parameters() if _is_new_part(name, layers)}
@@ -65,7 +65,7 @@ class Bitfit(Strategy):
         return model
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Save `biases.safetensors`: the trained parameters of the encoder, by name.
+        """Save the trained parameters of the encoder, by name, in `biases.safetensors`.
 
         `model.load_state_dict(load_file(path), strict=False)` loads them into the pretrained encoder.
         """

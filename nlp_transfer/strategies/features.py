@@ -1,9 +1,9 @@
-"""Feature extraction: run the frozen encoder once over each row, and train only the head on its output.
+"""Feature extraction: encode each row once with the frozen encoder, and train only the head on the features.
 
 When to use it: for a fast baseline, on small machines, or to compare many heads on one encoder.
 
-Cost: one forward pass per row; epochs take next to no time. The features take 4 bytes times the width for each row. It is usually
-clearly less accurate than fine-tuning.
+Cost: one forward pass per row; after that, an epoch takes very little time. The features of a row take 4 bytes times the width.
+Accuracy is usually clearly lower than with fine-tuning.
 
 Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", 1903.05987. The learned mix of
 layers (`task.head.layers: mix`) is that of Peters et al. 2018, "Deep Contextualized Word Representations", 1802.05365.
@@ -38,17 +38,17 @@ class Features(Strategy):
     classifier: Literal["trained", "logistic_regression"] = "trained"
     """`trained`: train the head by gradient descent. `logistic_regression`: fit a single layer with scikit-learn."""
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
-    """Where features are cached. auto: in memory up to 1 GB, otherwise in a file that later runs reuse. none: not cached; the
+    """Where to cache features. auto: in memory up to 1 GB, otherwise in a file that later runs reuse. none: do not cache; the
     encoder runs in every epoch."""
     regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 1.0
-    """Strength of the L2 penalty of logistic regression, the inverse of scikit-learn's `C`."""
+    """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn."""
 
     def learning_rate(self, model: nn.Module) -> float:
-        """Return a high rate: a small head can be trained much faster than an encoder."""
+        """Return a high rate, which is stable for a small head."""
         return 1e-2
 
     def preferred_head(self) -> HeadConfig:
-        """Return mean pooling: without fine-tuning, the vector of the first token carries little information."""
+        """Return mean pooling: without fine-tuning, the first token's vector contains little information."""
         return HeadConfig(pooling="mean")
 
     def unused(self, task: Task) -> dict[str, str]:
@@ -61,10 +61,10 @@ class Features(Strategy):
         return self.classifier == "trained"
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Freeze the encoder. A pooler belongs to the head.
+        """Freeze the encoder, but not its pooler.
 
         Raises:
-            UserError: If the model generates text, or logistic regression is to fit a head with hidden layers.
+            UserError: If the model generates text, or the head has hidden layers and `classifier` is `logistic_regression`.
         """
         if has_decoder(model):
             raise UserError(

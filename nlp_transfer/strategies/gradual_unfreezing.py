@@ -1,11 +1,10 @@
 """Gradual unfreezing: train the head first, then unfreeze the layers from the top down.
 
-When to use it: if full fine-tuning is unstable, or forgets too much. Pretrained layers are trained only when the head above them
-is no longer random. The complete recipe of the paper also has learning rates that fall with depth: [gradual_unfreezing,
-layerwise_lr].
+When to use it: if full fine-tuning is unstable or causes forgetting, since the head is no longer random when pretrained layers
+are first trained. The paper's full recipe adds layer-wise learning rates: [gradual_unfreezing, layerwise_lr].
 
-Cost: as full fine-tuning, or less, since frozen layers need no gradient. With ten labeled rows per class (Banking77, TREC;
-MiniLM) it was not measurably better than full fine-tuning.
+Cost: at most that of full fine-tuning, since frozen layers need no gradient. With ten labeled rows per class (Banking77, TREC;
+MiniLM) there was no measurable improvement over full fine-tuning.
 
 Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", 1801.06146.
 """
@@ -19,7 +18,7 @@ from nlp_transfer.models.layers import has_decoder, new_parameters
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import Count
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
-from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, scale_head, separate_layers
+from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, inner_layers, scale_head, separate_layers
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import UserError
 
@@ -33,12 +32,12 @@ class GradualUnfreezing(Strategy):
     chooses_parameters: ClassVar[bool] = True
 
     layers_at_a_time: Count = 1
-    """Number of layers that each phase unfreezes."""
+    """Number of layers to unfreeze in each phase."""
     by: Literal["epoch", "plateau"] = "epoch"
-    """When to unfreeze the next layers. `epoch`: after each epoch, or earlier, so that at least half of the run trains all
-    layers. `plateau`: after `patience` evaluations without improvement, or after `training.epochs`."""
+    """When to unfreeze the next layers. `epoch`: after each epoch, or earlier in short runs, so that at least half of the steps
+    train all layers. `plateau`: after `patience` evaluations without improvement, or after `training.epochs`."""
     patience: Annotated[Count, UsedWith(by="plateau")] = 1
-    """With `by: plateau`: evaluations without improvement after which a phase ends."""
+    """With `by: plateau`: number of evaluations without improvement after which a phase ends."""
 
     def unused(self, task: Task) -> dict[str, str]:
         reason = "with strategy.by plateau, strategy.patience takes its place"
@@ -51,7 +50,7 @@ class GradualUnfreezing(Strategy):
         """Check the model.
 
         Raises:
-            UserError: If the model has no separate layers, or no new part that would have to be trained first.
+            UserError: If layers share their weights, or the model has no new part to train first.
         """
         layers = separate_layers(model, "gradual_unfreezing", "they cannot be unfrozen one by one")
         if has_decoder(model) and layers.decoder:
@@ -62,7 +61,7 @@ class GradualUnfreezing(Strategy):
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
-        """Check that there is a validation split that can show a plateau."""
+        """Check that `by: plateau` has a validation split."""
         if self.by == "plateau" and "validation" not in job.tables:
             raise UserError(
                 "strategy.by: found plateau; there is no validation split to show one; allowed: epoch, data.validation, or "
@@ -75,25 +74,25 @@ class GradualUnfreezing(Strategy):
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         if "phases" not in state.memory:
-            # Recorded before the first phase: later, parameters frozen by a phase look like those frozen by another strategy.
+            # Recorded before the first phase, when only other strategies have frozen parameters.
             state.memory["phases"] = self._phases(view)
             state.memory["free"] = [name for name, parameter in view.model.named_parameters() if parameter.requires_grad]
         if len(state.finished) == len(state.memory["phases"]):
             return None
         phase = state.memory["phases"][len(state.finished)]
-        layers, new = separate_layers(view.model, "gradual_unfreezing", ""), new_parameters(view.model)
+        layers, new = inner_layers(view.model), new_parameters(view.model)
         names = tuple(name for name in state.memory["free"] if layers.depth_of(name) >= phase["depth"] or name in new)
-        plateau = self.by == "plateau"
-        following = len(state.memory["phases"]) - len(state.finished) - 1 if plateau else 0  # the epochs divide the steps
-        patience = self.patience if plateau else None
-        return Phase(phase["name"], trainable=names, epochs=phase["epochs"], patience=patience, following=following)
+        if self.by == "epoch":  # `epochs` already divides the steps among the phases
+            return Phase(phase["name"], trainable=names, epochs=phase["epochs"])
+        following = len(state.memory["phases"]) - len(state.finished) - 1
+        return Phase(phase["name"], trainable=names, epochs=phase["epochs"], patience=self.patience, following=following)
 
     def _phases(self, view: View) -> list[dict[str, Any]]:
-        """Return name, lowest trained depth and epochs of each phase, as JSON.
+        """Return the name, lowest trained depth and epochs of each phase, as JSON.
 
-        A run with too few steps for all phases skips from the first ones to the last.
+        A run that is too short for all phases goes directly from an early phase to the last one.
         """
-        depth = separate_layers(view.model, "gradual_unfreezing", "").depth
+        depth = inner_layers(view.model).depth
         depths = [
             max(1, depth + 1 - count)
             for count in range(self.layers_at_a_time, depth + self.layers_at_a_time, self.layers_at_a_time)

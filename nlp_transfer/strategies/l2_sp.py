@@ -1,12 +1,12 @@
-"""L2-SP: a penalty that pulls the weights towards their pretrained values instead of zero.
+"""L2-SP: penalize the distance of weights from their pretrained values, instead of from zero.
 
-The penalty is alpha/2 |w - w0|^2 over pretrained weights and beta/2 |w|^2 over new ones. It replaces weight decay, which is
+The penalty is alpha/2 |w - w0|^2 for pretrained weights and beta/2 |w|^2 for new ones. It replaces weight decay, which is
 disabled for penalized parameters.
 
-When to use it: with few labeled rows, if full fine-tuning forgets too much.
+When to use it: with few labeled rows, if full fine-tuning causes forgetting.
 
 Cost: a copy of the pretrained weights in memory, and a pass over all weights in each step. With ten labeled rows per class
-(Banking77, TREC; MiniLM) it was not measurably better than full fine-tuning.
+(Banking77, TREC; MiniLM) there was no measurable improvement over full fine-tuning.
 
 Li et al. 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", 1802.01483.
 """
@@ -28,17 +28,17 @@ from nlp_transfer.utils.errors import UserError
 
 
 class L2Sp(Strategy):
-    """Add the penalty to the loss. Alone this is full fine-tuning; in a list it applies to what the other strategies train.
+    """Add the penalty to the loss of full fine-tuning or, in a list, of the other strategies.
 
-    With LoRA, whose pretrained layers are frozen, only the pooler and new parameters are penalized.
+    Only trainable parameters are penalized. With LoRA, these are the pooler and new parameters.
     """
 
     only_trains: ClassVar[bool] = True
 
     alpha: Annotated[float, Field(ge=0)] = 0.01
-    """Strength of the pull of pretrained parameters towards their pretrained values."""
+    """Strength of the penalty on the distance of pretrained parameters from their pretrained values."""
     beta: Annotated[float, Field(ge=0)] = 0.01
-    """Strength of the pull of new weights towards zero. Their biases and normalization layers are not penalized."""
+    """Strength of the penalty on the size of new weights. New biases and normalization layers are not penalized."""
 
     _references: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
@@ -47,7 +47,7 @@ class L2Sp(Strategy):
         return {"training.weight_decay": reason} if self.alpha and self.beta else {}
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Copy all pretrained weights that are trainable. A resumed run does so before its checkpoint is loaded."""
+        """Copy the trainable pretrained weights. In a resumed run, this happens before the checkpoint is loaded."""
         new = _new_names(model)
         self._references.clear()
         for name, parameter in model.named_parameters():
@@ -66,9 +66,9 @@ class L2Sp(Strategy):
         return split
 
     def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
-        """Add the term `l2_sp`: the penalty times the rows of this batch.
+        """Add the term `l2_sp`: the penalty times the number of rows in this batch.
 
-        The loop divides it by all rows of the optimizer step, so that the penalty counts once per step for any number of batches.
+        The training loop divides it by the rows of the optimizer step, so the penalty is added once per step.
         """
         parameters = dict(model.named_parameters())
         penalty: torch.Tensor | None = None
@@ -81,14 +81,14 @@ class L2Sp(Strategy):
         return {**losses, "l2_sp": penalty * len(batch["labels"] if "labels" in batch else next(iter(batch.values())))}
 
     def _penalties(self, model: nn.Module) -> list[tuple[list[str], float]]:
-        """Return the names of penalized parameters with the strength: the pretrained ones, and the new ones."""
+        """Return the names of pretrained and of new penalized parameters, each with the strength of the penalty."""
         trained = {name: parameter.ndim for name, parameter in model.named_parameters() if parameter.requires_grad}
         old = [name for name in trained if plain_name(name) in self._references]
         new = [name for name, dimensions in trained.items() if dimensions > 1 and plain_name(name) not in self._references]
         return [(names, strength) for names, strength in ((old, self.alpha), (new, self.beta)) if names and strength]
 
     def _reference(self, name: str, parameter: torch.Tensor) -> torch.Tensor | None:
-        """Return the pretrained value of a parameter, on its device. None: the parameter is new."""
+        """Return the pretrained value of a parameter, on the same device. None: the parameter is new."""
         reference = self._references.get(plain_name(name))
         if reference is not None and reference.device != parameter.device:
             reference = self._references[plain_name(name)] = reference.to(parameter.device)
@@ -96,7 +96,7 @@ class L2Sp(Strategy):
 
 
 class HalfSquaredDistance(torch.autograd.Function):
-    """Compute strength/2 sum |w - w0|^2 over many tensors in fp32, with fused operations and no saved intermediate tensors."""
+    """Compute strength/2 sum |w - w0|^2 over many tensors in fp32, with fused operations and without saving intermediates."""
 
     @staticmethod
     def forward(context: Any, strength: float, references: list[torch.Tensor | None], *parameters: torch.Tensor) -> torch.Tensor:
@@ -115,14 +115,14 @@ class HalfSquaredDistance(torch.autograd.Function):
 
 
 def _differences(parameters: Any, references: list[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Return the differences in fp32. Either all parameters have a reference, or none has."""
+    """Return the differences from the references in fp32. Either all parameters have a reference or none."""
     wide = [parameter.detach().float() for parameter in parameters]
     known = [reference.float() for reference in references if reference is not None]
     return list(torch._foreach_sub(wide, known)) if known else wide
 
 
 def _new_names(model: nn.Module) -> set[str]:
-    """Return the plain names of parameters without a pretrained value, and of a decoder that was built from an encoder."""
+    """Return the `plain_name` of each parameter that is new or belongs to a decoder built from an encoder."""
     new = set(new_parameters(model))
     try:
         layers = inner_layers(model)

@@ -1,9 +1,9 @@
-"""Layer-wise learning rate decay: lower layers, whose features are more general, have lower learning rates.
+"""Layer-wise learning rate decay: train lower layers, which have more general features, with lower learning rates.
 
-When to use it: instead of full fine-tuning, above all with few labeled rows or large models.
+When to use it: instead of full fine-tuning, especially with few labeled rows or large models.
 
-Cost: as full fine-tuning. With ten labeled rows per class (Banking77, TREC; MiniLM) it was slightly better than full fine-tuning,
-though not measurably.
+Cost: that of full fine-tuning. With ten labeled rows per class (Banking77, TREC; MiniLM) it was slightly better than full
+fine-tuning, but not significantly.
 
 Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", 1801.06146 (discriminative fine-tuning).
 For BERT-like models: Clark et al. 2020, "ELECTRA", 2003.10555; Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning",
@@ -23,27 +23,24 @@ from nlp_transfer.strategies.common.layer_depth import inner_layers, plain_name,
 
 
 class LayerwiseLr(Strategy):
-    """Lower the learning rate from layer to layer. Alone this is full fine-tuning.
-
-    In a list it changes the rates of what the other strategies train: [full, layerwise_lr] or [lora, layerwise_lr].
-    """
+    """Reduce the learning rate with depth, in full fine-tuning or in a list such as [lora, layerwise_lr]."""
 
     only_trains: ClassVar[bool] = True
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Factor on the learning rate from each layer to the next lower one. The highest layer has the full rate."""
+    """Ratio between the learning rates of a layer and the next higher one. The highest layer has the full rate."""
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check that the layers have separate weights.
 
         Raises:
-            UserError: If they share their weights, so that there is only one learning rate.
+            UserError: If they share their weights.
         """
         separate_layers(model, "layerwise_lr", "they cannot have different learning rates")
         return model
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Split the groups by depth, and multiply their learning rate by a power of `decay`."""
+        """Split the groups by depth, and multiply the learning rates by powers of `decay`."""
         layers = inner_layers(model)
         stack = f"{layers.decoder}." if layers.decoder else ""
         names = [plain_name(name) for name, _ in model.named_parameters()]
@@ -62,9 +59,9 @@ class LayerwiseLr(Strategy):
 
 
 def _layers_above(name: str, layers: Layers, decoder_depth: int) -> int:
-    """Return the number of layers above a parameter in its stack: 0 for the pooler, the head and a new decoder.
+    """Return the number of layers above a parameter, in the encoder or a pretrained decoder.
 
-    A pretrained decoder is a stack like the encoder.
+    It is 0 for the pooler, the head and a new decoder.
     """
     depth = layers.depth_of(name)
     if depth <= layers.depth:

@@ -1,9 +1,9 @@
 """Partial fine-tuning: freeze the embeddings and the lowest layers, and train the other layers and the head.
 
-When to use it: to train faster, at a small loss of accuracy. Training a quarter of the layers gives most of the quality of full
+When to use it: to train faster, with slightly lower accuracy. Training a quarter of the layers gives most of the accuracy of full
 fine-tuning.
 
-Cost: no gradient for frozen layers. With `cache` they run only once per row, and each token takes 4 bytes times the width.
+Cost: no gradients for frozen layers. With `cache`, these run only once per row, and each token takes 4 bytes times the width.
 
 Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", 1911.03090.
 """
@@ -28,18 +28,18 @@ from nlp_transfer.utils.errors import UserError
 
 
 class Partial(Strategy):
-    """Freeze the embeddings and the lowest layers. Parameters that are not in the checkpoint are always trained."""
+    """Freeze the embeddings and the lowest layers. New parameters are always trained."""
 
     chooses_parameters: ClassVar[bool] = True
 
     frozen_layers: Annotated[int, Field(ge=0)] | Literal["all", "half"] = "half"
     """Number of lowest layers to freeze, together with the embeddings. `all`: the whole encoder."""
     cache: Annotated[Literal["auto", "memory", "disk", "none"], UsedWith(frozen_layers=Not(0))] = "none"
-    """Where the output of the frozen layers is cached, so that they run once and not in every epoch. auto: in memory up to 1 GB,
-    otherwise in a file. none: not cached. Each token of train and validation takes 4 bytes times the width."""
+    """Where to cache the output of the frozen layers, so that they run only once. auto: in memory up to 1 GB, otherwise in a
+    file. none: do not cache. Each token of train and validation takes 4 bytes times the width."""
 
     def learning_rate(self, model: nn.Module) -> float:
-        """Return a higher rate if only the head is trained."""
+        """Return the default rate, or a higher one if the encoder is frozen."""
         return 1e-3 if self.frozen_layers == "all" else super().learning_rate(model)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
@@ -71,9 +71,9 @@ class Partial(Strategy):
         return model
 
     def _frozen(self, depth: int) -> int:
-        """Return the number of frozen layers of a model with `depth` layers."""
-        named = {"all": depth, "half": depth // 2}
-        return named[self.frozen_layers] if isinstance(self.frozen_layers, str) else self.frozen_layers
+        """Return the number of layers to freeze in a model with `depth` layers."""
+        counts = {"all": depth, "half": depth // 2}
+        return counts[self.frozen_layers] if isinstance(self.frozen_layers, str) else self.frozen_layers
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
         depth = find_layers(model).depth

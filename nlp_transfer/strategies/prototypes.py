@@ -1,11 +1,12 @@
-"""Prototypes: predict the label whose mean vector is nearest. Nothing is trained.
+"""Prototypes: predict the label with the nearest mean vector, without training.
 
-When to use it: with very few labeled rows per label, for instant results, or as a baseline, with a sentence encoder.
+When to use it: with very few labeled rows per label, for immediate results, or as a baseline. Requires a sentence encoder for
+good results.
 
 Cost: one forward pass per training row.
 
-Snell et al. 2017, "Prototypical Networks for Few-shot Learning", 1703.05175. This is their classifier on a frozen encoder. The
-nearest mean is a linear layer: -s |x - m|^2 is 2 s m.x - s |m|^2, plus a term that all labels share.
+Snell et al. 2017, "Prototypical Networks for Few-shot Learning", 1703.05175; here with a frozen encoder. The classifier is a
+linear layer, since -s |x - m|^2 equals 2 s m.x - s |m|^2 plus a term that is the same for all labels.
 """
 
 from typing import ClassVar
@@ -21,9 +22,9 @@ SETTING = "strategy.name: found prototypes"
 
 
 class Prototypes(Strategy):
-    """Write the mean vector of each label into the head, scaled so that distances become probabilities.
+    """Set the head to a nearest-mean classifier, with distances scaled to give calibrated probabilities.
 
-    In multi-label tasks each label has two means: of the rows with the label and of those without it.
+    In multi-label tasks, each label has two means: of the rows with the label and of the rows without it.
     """
 
     chooses_parameters: ClassVar[bool] = True
@@ -32,17 +33,17 @@ class Prototypes(Strategy):
         return SENTENCE_MODEL
 
     def preferred_head(self) -> HeadConfig:
-        """Return mean pooling, normalized to length 1: the squared distance is then 2 - 2 cosine."""
+        """Return mean pooling, normalized to length 1, so that squared distances are 2 - 2 cosine."""
         return HeadConfig(pooling="mean", normalize=True)
 
     def takes_steps(self) -> bool:
         return False
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Freeze everything.
+        """Freeze all parameters.
 
         Raises:
-            UserError: If the task does not predict labels, or the head has hidden layers, which would stay untrained.
+            UserError: If the task does not predict labels, or the head has hidden layers.
         """
         freeze_for_computed_head(model, SETTING)
         return model

@@ -1,13 +1,13 @@
 """Self-training: train on labeled rows, predict unlabeled rows, and train again on the confident predictions, in rounds.
 
-When to use it: with few labeled rows and many unlabeled ones of the same kind (`data.unlabelled`).
+When to use it: with few labeled rows and many unlabeled ones from the same distribution (`data.unlabelled`).
 
-Cost: each round trains once more and predicts all unlabeled rows.
+Cost: each round predicts all unlabeled rows and trains once more.
 
-Lee 2013, "Pseudo-Label". The rounds are those of Mukherjee and Awadallah 2020, "Uncertainty-aware Self-training for Few-shot Text
-Classification", 2006.15315: a teacher labels the rows, a student that starts from the pretrained weights learns from them, and
-becomes the next teacher. Each class has its own confidence threshold, as in Zhang et al. 2021, "FlexMatch", 2110.08263, since a
-common threshold would exclude difficult classes.
+Lee 2013, "Pseudo-Label". Rounds as in Mukherjee and Awadallah 2020, "Uncertainty-aware Self-training for Few-shot Text
+Classification", 2006.15315: a teacher labels rows, a student is trained on them from the pretrained weights, and the student
+becomes the next teacher. Each class has a separate confidence threshold, as in Zhang et al. 2021, "FlexMatch", 2110.08263, since
+a common threshold would exclude difficult classes.
 """
 
 from typing import Any
@@ -27,30 +27,34 @@ from nlp_transfer.utils.errors import UserError
 
 
 class SelfTraining(Strategy):
-    """Train on labeled rows and on pseudo-labels, which the best weights so far predict for `data.unlabelled`."""
+    """Train on labeled rows and on pseudo-labels: predictions for `data.unlabelled` with the best weights so far."""
 
     rounds: Count = 2
-    """Number of rounds with pseudo-labels, after a first training on the labeled rows alone."""
+    """Number of rounds with pseudo-labels, after an initial phase with labeled rows only."""
     confidence: Share = 0.5
-    """Minimum probability of a pseudo-label, in the class with the highest average probability. In other classes the minimum is
+    """Minimum probability of a pseudo-label for the class with the highest average probability. For other classes the minimum is
     lower, in proportion to their average probability."""
     share: Positive = 0.4
-    """Maximum share of the unlabeled rows used in the last round. Earlier rounds use proportionally fewer, most confident
-    first."""
+    """Maximum share of the unlabeled rows used in the last round, most confident first. Earlier rounds use proportionally
+    fewer."""
     balance: bool = True
-    """Keep the class distribution of the training data among the pseudo-labels. false: use all confident rows."""
+    """Limit the pseudo-labels of each class in proportion to its share of the training data. false: no limit per class."""
     restart: bool = True
-    """Start each round from the pretrained weights. false: from the weights of the previous round."""
+    """Start each round from the pretrained weights. false: start from the weights of the previous round."""
 
     def uses_unlabelled(self) -> bool:
         return True
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Give the head a higher learning rate, unless another strategy of a list has set it."""
+        """Give the head a higher learning rate, unless another strategy of the list determines it."""
         return scale_mixed_head(model, groups)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Check that the task predicts probabilities."""
+        """Check that the task predicts probabilities.
+
+        Raises:
+            UserError: If it is a translation or a regression.
+        """
         if has_decoder(model) or model.config.problem_type == "regression":
             kind = "translation" if has_decoder(model) else "regression"
             raise UserError(
@@ -60,7 +64,7 @@ class SelfTraining(Strategy):
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
-        """Check that there are unlabeled rows, and record the initial weights for restarts."""
+        """Check that there are unlabeled rows, and copy the initial weights for restarts."""
         if "unlabelled" not in job.tables:
             raise UserError("data.unlabelled: is required by self_training and was not given; allowed: a file of texts")
         if self.restart and job.training.ema is not None:
@@ -94,7 +98,8 @@ class SelfTraining(Strategy):
     def choose(self, predictions: dict[str, np.ndarray], targets: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Select the pseudo-labels of a round.
 
-        In multi-label tasks a row is as confident as its least confident decision, and counts for its most probable label.
+        In multi-label tasks, the confidence of a row is that of its least confident decision, and its class is the most probable
+        label.
 
         Args:
             predictions: `scores` of the unlabeled rows, of shape (rows, labels).
@@ -102,7 +107,7 @@ class SelfTraining(Strategy):
             number: Number of the round, counted from 1.
 
         Returns:
-            The selected rows, int64 of shape (n,), and their labels, in the form of the targets.
+            The selected rows, int64 of shape (n,), and their labels, with the dtype of `targets` and shape (n,) or (n, labels).
         """
         scores = predictions["scores"].astype(np.float64)
         if targets.ndim == 2:
@@ -120,9 +125,7 @@ class SelfTraining(Strategy):
         confident = confidence >= threshold[predicted]
         limit = self.share * len(confidence) * number / self.rounds
         limits = np.bincount(target_class, minlength=classes) / len(target_class) * limit
-        order = np.random.default_rng(number).permutation(
-            len(confidence)
-        )  # so that ties are not decided by the order in the file
+        order = np.random.default_rng(number).permutation(len(confidence))  # break ties at random
         chosen: list[np.ndarray] = []
         for label in range(classes):
             candidates = order[(predicted == label)[order] & confident[order]]
@@ -130,7 +133,7 @@ class SelfTraining(Strategy):
             chosen.append(by_confidence[: int(np.ceil(limits[label]))] if self.balance else by_confidence)
         rows = np.concatenate(chosen)
         if not self.balance:
-            rows = order[np.isin(order, rows)]  # nor by the order of the classes
+            rows = order[np.isin(order, rows)]  # break ties between classes at random, too
             rows = rows[np.argsort(-confidence[rows], kind="stable")][: int(np.ceil(limit))]
         rows = np.sort(rows).astype(np.int64)
         return rows, labels[rows]

@@ -1,8 +1,8 @@
 """Zero-shot classification: predict labels from their descriptions, without labeled rows.
 
-When to use it: as a baseline, or to label rows before any labels exist.
+When to use it: as a baseline, or to label the first rows.
 
-Cost: by embedding, one forward pass per label. By entailment, one forward pass per row and label, and then a linear layer.
+Cost: by embedding, one forward pass per label. By entailment, one forward pass per row and label, and fitting a linear layer.
 
 Yin et al. 2019, "Benchmarking Zero-shot Text Classification: Datasets, Evaluation and Entailment Approach", 1909.00161.
 """
@@ -36,26 +36,26 @@ BATCH = 64
 
 def _check_template(template: str) -> str:
     if template.count("{}") != 1:
-        raise ValueError("text with one {}, which stands for the description of the label")
+        raise ValueError("text with one {}, which is replaced by the description of the label")
     return template
 
 
 class ZeroShot(Strategy):
-    """Predict the label whose description fits the text best.
+    """Predict the label with the description that fits the text best.
 
-    The labels of training rows are never used. With `labels` here or in `task.labels`, no training rows are needed.
+    Training labels are never used. Training rows are optional if `labels` or `task.labels` is set.
     """
 
     chooses_parameters: ClassVar[bool] = True
 
     by: Literal["embedding", "entailment"] = "embedding"
     """`embedding`: by the cosine between text and description, with a sentence encoder. `entailment`: with an entailment (NLI)
-    model, whose predictions for the texts of train and `data.unlabelled` are distilled into a linear layer on its encoder, so
-    that prediction takes one pass per text instead of one per label."""
+    model. Its predictions for the texts of train and `data.unlabelled` are distilled into a linear layer on its encoder, so that
+    a prediction takes one forward pass per text instead of one per text and label."""
     labels: dict[str, Name] = {}
-    """Descriptions of labels. The default is the label's name, with spaces instead of underscores."""
+    """Descriptions of labels. Default: the name of the label, with spaces instead of underscores."""
     template: Annotated[str, AfterValidator(_check_template)] = "This text is about {}."
-    """Sentence into which the description of a label is inserted."""
+    """Sentence with a placeholder {} for the description of a label."""
     scale: Annotated[Positive, UsedWith(by="embedding")] = 20.0
     """By embedding: factor on the cosines before the softmax."""
     similarity: Annotated[float, AfterValidator(float), UsedWith(by="embedding")] = 0.3
@@ -65,7 +65,7 @@ class ZeroShot(Strategy):
         return SENTENCE_MODEL if self.by == "embedding" else None
 
     def preferred_head(self) -> HeadConfig:
-        """Return mean pooling, normalized to length 1: a linear layer with weights of length 1 then computes cosines."""
+        """Return mean pooling, normalized to length 1, so that a linear layer can compute cosines."""
         return HeadConfig(pooling="mean", normalize=True)
 
     def takes_steps(self) -> bool:
@@ -87,14 +87,15 @@ class ZeroShot(Strategy):
             )
 
     def name_labels(self, task: Task) -> Task:
-        """Return a copy with the described labels, if the task's settings name none."""
-        named = getattr(task, "labels", None) or not hasattr(task, "labels")
-        return task if named or not self.labels else task.model_copy(update={"labels": list(self.labels)})
+        """Return the task, with the labels in `labels` if its settings name none."""
+        if not self.labels or not hasattr(task, "labels") or task.labels:
+            return task
+        return task.model_copy(update={"labels": list(self.labels)})
 
     @field_validator("labels", mode="before")
     @classmethod
     def _from_list(cls, value: Any) -> Any:
-        """Accept a list of labels without descriptions."""
+        """Convert a list of labels to labels with default descriptions."""
         if isinstance(value, (list, Mapping)) and any(isinstance(name, str) and not name.strip() for name in value):
             raise ValueError("labels that are not empty")
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
@@ -109,14 +110,14 @@ class ZeroShot(Strategy):
                 "zero_shot by embedding does not use them; label them afterwards with nlp-transfer predict"
             )
         if task.prediction_kind != "labels":
-            reasons["strategy.similarity"] = "a row has one label, the one whose description fits best"
+            reasons["strategy.similarity"] = "each row has exactly one label, the one with the best description"
         return reasons
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Freeze everything.
+        """Freeze all parameters.
 
         Raises:
-            UserError: If the task does not predict labels, or the head is not a single layer over vectors of length 1.
+            UserError: If the task does not predict labels, or the head is not a single layer on vectors of length 1.
         """
         freeze_for_computed_head(model, "strategy.name: found zero_shot")
         if self.by == "embedding":
@@ -143,10 +144,10 @@ class ZeroShot(Strategy):
         return job
 
     def sentences(self, labels: list[str]) -> list[str]:
-        """Return the description of each label, inserted into the template.
+        """Insert the description of each label into the template.
 
         Raises:
-            UserError: If a description is for an unknown label.
+            UserError: If `labels` contains an unknown label.
         """
         return [
             self.template.replace("{}", description) for description in describe_labels(labels, self.labels, "strategy.labels")
@@ -164,7 +165,7 @@ class ZeroShot(Strategy):
     def _from_entailment(self, job: Job, model: Any, sentences: list[str], multi_label: bool) -> None:
         splits = [name for name in ("train", "unlabelled") if name in job.tables]
         logits = torch.cat([entailments(job, job.rows[name], sentences, f"labeling {name}") for name in splits])
-        # Single-label: softmax over the labels' entailment logits. Multi-label: each label's entailment against contradiction.
+        # Single-label: softmax of entailment logits over labels. Multi-label: entailment against contradiction for each label.
         targets = (logits[..., 0] - logits[..., 1]).sigmoid() if multi_label else logits[..., 0].softmax(-1)
         texts = TokenTable.concatenate([replace(job.tables[name], dense={}) for name in splits])
         layer = last_linear(model, "strategy.name: found zero_shot")
@@ -175,11 +176,11 @@ class ZeroShot(Strategy):
 
 
 def entailments(job: Job, rows: Rows, sentences: list[str], label: str = "labeling") -> torch.Tensor:
-    """Return the entailment logits of the job's checkpoint for each text and sentence.
+    """Predict, with the job's checkpoint, whether each text entails each sentence.
 
     Returns:
-        float32 of shape (rows, sentences, 2): the logit that the sentence follows from the text, and that it does not. With
-        three labels the second is that of contradiction.
+        Logits of entailment and of its opposite, float32 of shape (rows, sentences, 2). The opposite is contradiction if the
+        checkpoint has three labels.
 
     Raises:
         UserError: If the checkpoint is not an entailment model.
@@ -210,7 +211,7 @@ def entailments(job: Job, rows: Rows, sentences: list[str], label: str = "labeli
 
 
 def _entailment_model(checkpoint: Checkpoint) -> tuple[Any, int, int]:
-    """Return the entailment model, and the ids of its labels for entailment and for contradiction."""
+    """Load the entailment model; return it and the ids of its labels for entailment and contradiction."""
     labels = {int(i): str(label) for i, label in (checkpoint.config.id2label or {}).items()}
     entailment = [i for i, label in labels.items() if label.lower().startswith("entail")]
     others = [i for i in labels if i not in entailment]
@@ -234,10 +235,10 @@ def fit_soft_labels(
     Args:
         inputs: float32 of shape (rows, width).
         targets: float64 of shape (rows, labels). Unless `multi_label`, each row sums to 1.
-        penalty: Factor on half the squared weights. It keeps them finite if all targets are 0 or 1.
+        penalty: Factor on half the squared weights, which keeps them finite if all targets are 0 or 1.
 
     Returns:
-        The weight (labels, width) and bias (labels,).
+        The weight, float64 of shape (labels, width), and the bias, float64 of shape (labels,).
     """
     features = torch.from_numpy(inputs).double()
     weight = torch.zeros(targets.shape[1], features.shape[1], dtype=torch.float64, requires_grad=True)

@@ -1,6 +1,6 @@
-"""Tasks: what a model learns. One file or folder per task; the protocol is `Task`.
+"""Tasks: what a model learns. Each file or folder holds one task, named after it; `Task` is their protocol.
 
-A task has a name, which is its file's. `task_from` creates the task that a configuration describes.
+`task_from` creates a task from its configuration.
 """
 
 from collections.abc import Mapping
@@ -17,23 +17,23 @@ __all__ = ["PLAIN_LOSS", "Arrays", "Batch", "Items", "LossOptions", "Objective",
 
 
 def task_name(task: Task) -> str:
-    """Return the name by which a configuration refers to a task."""
+    """Return the name of a task in configurations."""
     return registry.name_of(type(task))
 
 
 def task_from(document: Mapping[str, Any], kind: type[Task] | None = None) -> Task:
-    """Create the task that a document describes, and validate its settings.
+    """Create a task from a document with its name and settings.
 
     Args:
-        kind: The task's class. None: the class is looked up by the document's `name`.
+        kind: The task's class. None: look it up by the document's `name`.
 
     Raises:
-        UserError: If the name is unknown or settings are wrong. The message lists all problems.
+        UserError: If the name is unknown or settings are invalid. The message lists all problems.
     """
     name = document.get("name")
     if not isinstance(name, str):
-        found = "is required" if name is None else f"found {name!r}"
-        raise UserError(f"task.name: {found}; known: {', '.join(registry.names('task'))}, and other code as {FORM}")
+        problem = "is required" if name is None else f"found {name!r}"
+        raise UserError(f"task.name: {problem}; known: {', '.join(registry.names('task'))}, and other code as {FORM}")
     problems = Problems()
     settings = {key: value for key, value in document.items() if key != "name"}
     task: Task | None = validate(kind or registry.load("task", name), settings, problems, "task")

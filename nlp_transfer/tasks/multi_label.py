@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of labels, or none, for a text or a pair of texts."""
+"""Multi-label classification: predict any number of labels, including none, for a text or a pair of texts."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from nlp_transfer.tasks.common.label_schema import (
 from nlp_transfer.tasks.common.label_task import LabelTask
 from nlp_transfer.tasks.common.labels import (
     balance,
-    check_taught,
+    check_occurrence,
     fit_labels,
     focal_factor,
     label_fields,
@@ -44,34 +44,34 @@ from nlp_transfer.utils.errors import shorten as shorten_value
 
 
 class MultiLabel(LabelTask):
-    """Classification with any number of labels per row: a sigmoid and a threshold for each label."""
+    """Classification with any number of labels per row, by a sigmoid and a threshold for each label."""
 
     best_metric: ClassVar[str] = "f1_macro"
     prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "labels"
 
     label: str | Annotated[list[str], Field(min_length=1)] = "label"  # type: ignore[assignment]
-    """The column with the labels of a row, as a list or joined by `separator`; or a list of columns that contain 0 or 1, each
-    named after its label."""
+    """The column with the labels of a row, as a list or joined by `separator`; or a list of columns of 0 and 1, one per label and
+    named after it."""
     separator: Annotated[str, Field(min_length=1)] = "|"
     """Separator between labels in a cell that is not a list."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Minimum probability of a predicted label."""
     label_format: Literal["names", "indicators"] | None = None
-    """Content of the lists in cells. `names`: the labels of the row. `indicators`: 0 or 1 for each of `labels`, in that order.
-    null: recognized from the training data."""
+    """Content of a list in a cell. `names`: the labels of the row. `indicators`: 0 or 1 for each of `labels`, in that order.
+    null: inferred from the training data."""
 
     def target_columns(self) -> list[str]:
         return list(self.label) if isinstance(self.label, list) else [self.label]
 
     def elements(self, cell: Any) -> list[Any]:
-        """Return the elements of a cell: a list, text that contains a list or joined labels, or a single label."""
+        """Return the elements of a cell that contains a list, joined labels or a single label."""
         if (elements := as_list(cell)) is not None:
             return elements
         elements = cell.split(self.separator) if isinstance(cell, str) else [cell]
         return [element for element in elements if label_text(element) is not None]
 
     def labels_of(self, cell: Any) -> list[Any]:
-        """Return the labels in a cell. There are none in an empty cell, or in indicators that cannot be read."""
+        """Return the labels in a cell. Empty cells and invalid indicators contain none."""
         elements = self.elements(cell)
         if self.label_format != "indicators":
             return [element for element in elements if label_text(element) is not None]
@@ -80,7 +80,7 @@ class MultiLabel(LabelTask):
         return [name for name, element in zip(self.labels or [], elements, strict=True) if label_value(element, "int") == "1"]
 
     def _has_positions(self, elements: Sequence[Any]) -> bool:
-        """Return whether the elements are a 0 or 1 for each label."""
+        """Return whether the elements consist of 0 or 1 for each label."""
         return len(elements) == len(self.labels or []) and all(map(is_indicator, elements))
 
     def target_cells(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
@@ -94,22 +94,24 @@ class MultiLabel(LabelTask):
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
-        for name, value in (("label_type", "str"), ("label_format", "names")) if isinstance(self.label, list) else ():
+        if not isinstance(self.label, list):
+            return
+        for name, value in (("label_type", "str"), ("label_format", "names")):
             if getattr(self, name) not in (None, value):
                 problems.add(
-                    f"task.{name}: has no effect: columns of 0 and 1 in task.label are named like their labels; leave it out"
+                    f"task.{name}: has no effect: columns of 0 and 1 in task.label are named after their labels; leave it out"
                 )
-        if isinstance(self.label, list) and self.labels is not None and self.labels != self.label:
+        if self.labels is not None and self.labels != self.label:
             problems.add(
-                f"task.labels: found {shorten(self.labels)} beside the columns {shorten(self.label)} in task.label, which are "
-                "named like their labels; allowed: null, or the columns in the same order"
+                f"task.labels: found {shorten(self.labels)}, which differ from the columns {shorten(self.label)} in task.label; "
+                "allowed: null, or the names of these columns in the same order"
             )
 
     def fit(self, train: Rows, problems: Problems) -> Self:
         if isinstance(self.label, list):
             task = self.model_copy(update={"labels": list(self.label), "label_type": "str", "label_format": "names"})
             counts = Counter(label for row in task.target_cells(train.columns) for label in row)
-            check_taught(self.label, counts, train, problems)
+            check_occurrence(self.label, counts, train, problems)
         else:
             cells = [self.elements(cell) for cell in train.columns[self.label]]
             form = self.label_format or ("indicators" if hold_positions(cells, self.labels) else "names")
@@ -123,23 +125,22 @@ class MultiLabel(LabelTask):
         return task
 
     def _names_match(self, cells: Sequence[list[Any]], problems: Problems) -> bool:
-        """Check that `labels` names the positions of indicator lists. Return whether it does.
+        """Return whether most indicator lists contain 0 or 1 for each label. Report a problem if not.
 
-        A problem is added if most cells contain numbers other than 0 and 1, or another number of them than there are labels. With
-        `label_format` in the settings, one valid cell is enough. Other cells are reported later, as bad rows.
+        If the settings include `label_format`, one valid list is enough. The others are reported later, as bad rows.
         """
         filled = [cell for cell in cells if cell]
-        fitting = sum(map(self._has_positions, filled))
-        if not filled or (self.labels and fitting and (self.label_format is not None or 2 * fitting > len(filled))):
-            return True  # no labels at all are reported elsewhere
-        usual = Counter(map(len, filled)).most_common(1)[0][0]
-        examples = [cell for cell in filled if len(cell) == usual]
-        named = f"it has {len(self.labels)}" if self.labels else "it is not set"
+        valid = sum(map(self._has_positions, filled))
+        if not filled or (self.labels and valid and (self.label_format is not None or 2 * valid > len(filled))):
+            return True  # data without any labels are reported by `_check_labels`
+        length = Counter(map(len, filled)).most_common(1)[0][0]
+        examples = [cell for cell in filled if len(cell) == length]
+        label_count = f"it has {len(self.labels)}" if self.labels else "it is not set"
         example = shorten_value(next((cell for cell in examples if not all(map(is_indicator, cell))), examples[0]))
         problems.add(
-            f"train, column {self.label!r}: found lists of {usual} numbers such as {example}, one for each label. Allowed: 0 "
-            f"and 1, with task.labels naming the {usual} positions in their order ({named}); or task.label: a list of columns "
-            "that hold 0 or 1; or the names of a row's labels in each cell (if numbers are names, set task.label_format: names)"
+            f"train, column {self.label!r}: found lists of {length} numbers such as {example}, one for each label. Allowed: 0 "
+            f"and 1, with task.labels naming the {length} positions in their order ({label_count}); or task.label: a list of "
+            "columns of 0 and 1; or the names of a row's labels in each cell (if numbers are names, set task.label_format: names)"
         )
         return False
 
@@ -160,7 +161,7 @@ class MultiLabel(LabelTask):
         if labels and all(map(POSITIONS.fullmatch, labels)) and any(not label.isdigit() or label[0] == "0" for label in labels):
             problems.add(
                 f"{column}: found {shorten(labels)}, which look like a 0 or 1 for each label; allowed: lists as in JSON, such as "
-                "[1, 0, 1], with task.labels naming their positions; or task.label: a list of columns that hold 0 or 1"
+                "[1, 0, 1], with task.labels naming their positions; or task.label: a list of columns of 0 and 1"
             )
         if labels and not isinstance(self.label, list) and self.label_format == "names" and all(map(is_indicator, labels)):
             problems.add(
@@ -169,7 +170,7 @@ class MultiLabel(LabelTask):
             )
 
     def _separator_faults(self) -> list[str]:
-        """Return a message if a label contains the separator, so that joined labels would be ambiguous."""
+        """Return a message if a label contains the separator, which makes joined labels ambiguous."""
         join = self.separator.join
         inside = [label for label in self.labels or [] if join([label, label]).split(self.separator) != [label, label]]
         return inside and [
@@ -192,7 +193,7 @@ class MultiLabel(LabelTask):
                 problems.add_row(row, rows.bad(row, self.label, *fault))
 
     def _cell_faults(self, cell: Any, schema: LabelSchema) -> Iterator[tuple[str, str]]:
-        """Yield the reason and kind of each fault in a cell."""
+        """Yield the reason and kind of each problem in a cell."""
         allowed = f"a list of labels or text joined by {self.separator!r}"
         if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and is_unreadable_list(cell, self.separator)):
             yield no_label(cell, f"{allowed}; a list in a cell is written as in JSON, with commas")
@@ -207,7 +208,7 @@ class MultiLabel(LabelTask):
         elif all(map(is_indicator, elements)) and len({label_value(element, "int") for element in elements}) < len(elements):
             yield no_label(
                 cell,
-                f"{allowed}, each once; train holds the names of a row's labels, and this looks like a 0 or 1 for each label",
+                f"{allowed}, each once; train contains names of labels, and this looks like a 0 or 1 for each label",
             )
             return
         for element in elements:
@@ -217,7 +218,7 @@ class MultiLabel(LabelTask):
                 yield unknown_label(str(label_text(element)), schema.names)
 
     def strata(self, rows: Rows) -> np.ndarray:
-        """Return the rarest label of each row, which a split is most likely to lose; -1 for a row without labels."""
+        """Return the rarest label of each row, the one most likely to be missing from a split; -1 for a row without labels."""
         return rarest_labels(self.encode_targets(self.target_cells(rows.columns)))
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
@@ -232,20 +233,20 @@ class MultiLabel(LabelTask):
         return label_fields(self.labels or [], "multi_label_classification")
 
     def balanced_weights(self, labels: np.ndarray, times: np.ndarray) -> torch.Tensor:
-        """Return, for each label, the rows without it divided by the rows with it: the weight of the latter, at least 1."""
+        """Return the weight of positive rows of each label: the ratio of rows without to rows with the label, at least 1."""
         positive = times @ labels
         return torch.tensor((times.sum() - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
 
     def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the rarest label of each row and the number of rows of each label. Rows without labels are never repeated.
+        """Return the rarest label of each row and the number of rows of each label.
 
-        A row's rarest label decides how often it is repeated, as in Gupta et al. 2019, "LVIS", 1908.03195.
+        The rarest label determines how often the row is repeated, as in Gupta et al. 2019, "LVIS", 1908.03195.
         """
         hot = table.dense.get("labels")
         return None if hot is None else (rarest_labels(hot), hot.sum(0).astype(np.int64))
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        """Return the number of rows, and of binary decisions (rows times labels)."""
+        """Return the number of rows and of binary decisions (rows times labels)."""
         return {"rows": float(len(batch["labels"])), "binary_cross_entropy": float(batch["labels"].numel())}
 
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
@@ -267,7 +268,7 @@ class MultiLabel(LabelTask):
         return {"prediction": scores >= self.threshold, "scores": scores}
 
     def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        """Return `prediction`, the list of a row's labels, and `probability`, the list of their probabilities."""
+        """Return `prediction`, a list of labels per row, and `probability`, the list of their probabilities."""
         predicted, scores = predictions["prediction"], predictions["scores"].astype(float)
         columns = {
             "prediction": self.written(predicted),
@@ -276,7 +277,7 @@ class MultiLabel(LabelTask):
         return columns | (self.probability_columns(predictions) if probabilities else {})
 
     def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Join the labels of a row, and their probabilities.
+        """Join the labels of each row, and their probabilities, by the separator.
 
         Raises:
             UserError: If a label contains the separator.

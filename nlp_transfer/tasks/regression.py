@@ -1,4 +1,4 @@
-"""Regression: a number for a text or a pair of texts."""
+"""Regression: predict a number for a text or a pair of texts."""
 
 import math
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
 from nlp_transfer.tasks.common.text_task import TextTask
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
-MAX_VALUE = float(np.finfo(np.float32).max)  # a saved model computes in fp32
-MIN_DEVIATION, MAX_DEVIATION = 1e-30, 1e30  # fp32 weights for other standard deviations would underflow or overflow
+MAX_VALUE = float(np.finfo(np.float32).max)  # saved models compute in fp32
+MIN_DEVIATION, MAX_DEVIATION = 1e-30, 1e30  # outside this range fp32 weights underflow or overflow
 ROUNDING_ERROR = 1e-7  # of standardized values in fp32
-SAME_UNITS = 10.0  # maximum distance of two means in standard deviations, and ratio of two deviations, for the same units
-COARSE_STEP = 0.01  # distance of neighboring fp32 numbers, in standard deviations, above which there is a warning
+SAME_UNITS = 10.0  # maximum difference of means, in standard deviations, and maximum ratio of deviations for the same units
+COARSE_STEP = 0.01  # maximum spacing of fp32 numbers, in standard deviations, without a warning
 
 
 def number(cell: Any) -> float | None:
-    """Return the finite number in a cell, or None. `1_000`, which Python accepts, is refused as a probable mistake."""
+    """Return the finite number in a cell, or None. Underscores, as in `1_000`, are rejected as probable mistakes."""
     if isinstance(cell, bool) or "_" in str(cell):
         return None
     try:
@@ -44,19 +44,19 @@ def number(cell: Any) -> float | None:
 class Regression(TextTask):
     """Least squares on standardized targets, (y - `mean`) / `scale`, so that training does not depend on the column's units.
 
-    Predictions, metrics and the output of a saved model are in the column's units: mean and scale are folded into its output
+    Predictions, metrics and the outputs of saved models are in the column's units: saving folds mean and scale into the output
     layer.
     """
 
-    best_metric: ClassVar[str] = "r2"  # unlike a correlation, it is sensitive to a constant error
+    best_metric: ClassVar[str] = "r2"  # unlike a correlation, r2 is sensitive to a constant error
     prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
 
     mean: float | None = None
-    """Subtracted from the targets in training. null: their mean in the training data."""
+    """Value subtracted from the targets in training. null: the mean of the training targets."""
     scale: Positive | None = None
-    """Divisor of the targets in training, after `mean` is subtracted. null: their standard deviation in the training data."""
+    """Divisor of the centered targets in training. null: the standard deviation of the training targets."""
     offset: float | None = None
-    """Set in saved models: the output bias in full precision. null during training."""
+    """Output bias of a saved model in full precision. null during training."""
 
     def metric_names(self) -> list[str]:
         return list(REGRESSION_KEYS)
@@ -89,8 +89,8 @@ class Regression(TextTask):
         for row, cell in enumerate(rows.columns[self.label]):
             if number(cell) is None:
                 is_missing = plain_cell(cell) is None or str(cell).strip().lower() in ("", "nan")
-                found = "nothing" if is_missing else shorten(cell)
-                reason = f"found {found}; allowed: a finite number of at most {MAX_VALUE:.2g}"
+                value = "nothing" if is_missing else shorten(cell)
+                reason = f"found {value}; allowed: a finite number of at most {MAX_VALUE:.2g}"
                 if isinstance(cell, str) and number(cell.replace(",", ".")) is not None:
                     reason += ", with a decimal point instead of a comma (3.7)"
                 elif isinstance(cell, str) and any(mark.isdigit() for mark in cell):
@@ -104,14 +104,14 @@ class Regression(TextTask):
         return np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64)
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
-        """Return float64 of shape (rows,), in the column's units. In float32, timestamps a minute apart would be equal."""
+        """Return the targets in the column's units, float64 of shape (rows,), which can represent timestamps."""
         return np.array([number(cell) for cell in cells], np.float64)
 
     def _targets(self, rows: Rows) -> np.ndarray:
         return self.encode_targets(rows.columns[self.label])
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        """Return the cache key without mean and scale, which tokens and targets do not depend on."""
+        """Return the cache key, without mean and scale: neither tokens nor targets depend on them."""
         plain = self.model_copy(update={"mean": None, "scale": None, "offset": None})
         return super(Regression, plain).encoding(tokenizer)
 
@@ -119,10 +119,10 @@ class Regression(TextTask):
         return {"id2label": {0: self.label}, "label2id": {self.label: 0}, "problem_type": "regression"}
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
-        """Build the model. A trained head in the checkpoint keeps its predictions.
+        """Build the model. A trained head of the checkpoint keeps its predictions.
 
         Raises:
-            UserError: If the head has no linear output layer with a bias, into which mean and scale can be folded.
+            UserError: If the head has no linear output layer with a bias, which mean and scale are folded into.
         """
         model = super().build_model(checkpoint, training)
         layer = self._output(model)
@@ -132,14 +132,18 @@ class Regression(TextTask):
                 f"of {self.label!r} could be added; allowed: a head with a bias, such as {{pooling: mean}}"
             )
         if not any(layer.weight is parameter for name, parameter in model.named_parameters() if name in new_parameters(model)):
-            self._continue(model, layer, checkpoint)
+            self._standardize_trained_output(model, layer, checkpoint)
         return model
 
-    def _continue(self, model: Any, layer: RegressionOutput, checkpoint: Checkpoint) -> None:
-        """Standardize a trained output layer. It keeps its predictions, unless the column it was trained on had other units."""
+    def _standardize_trained_output(self, model: Any, layer: RegressionOutput, checkpoint: Checkpoint) -> None:
+        """Convert a trained output layer to the standardized units of this task.
+
+        Predictions stay the same, unless the layer was trained on a column with other units. In that case the standardized
+        predictions stay the same.
+        """
         saved, problems = checkpoint.record.get("settings"), Problems()
-        known = {name: saved.get(name) for name in ("mean", "scale", "offset")} if isinstance(saved, dict) else {}
-        before = validate(Regression, known, problems, f"model: {checkpoint.source.name}: nlp_transfer.json: settings")
+        settings = {name: saved.get(name) for name in ("mean", "scale", "offset")} if isinstance(saved, dict) else {}
+        before = validate(Regression, settings, problems, f"model: {checkpoint.source.name}: nlp_transfer.json: settings")
         problems.raise_if_any()
         mean, scale = layer.mean, layer.scale
         if before is None or before.mean is None or before.scale is None:
@@ -173,7 +177,7 @@ class Regression(TextTask):
 
     def connect(self, model: PreTrainedModel) -> None:
         layers = regression_outputs(model)
-        if not layers and (self.mean, self.scale) == (None, None):  # saved elsewhere: its logits are the predictions
+        if not layers and (self.mean, self.scale) == (None, None):  # not saved by this toolkit: the logits are the predictions
             layers = [layer for layer in [RegressionOutput.replace(model)] if layer]
         for layer in layers or [self._output(model)] * (self.scale is not None):
             layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
@@ -193,7 +197,7 @@ class Regression(TextTask):
         return {"squared_error": (logits - targets.to(logits.device)).square().sum()}
 
     def predict(self, outputs: Any) -> Arrays:
-        """Return `prediction`, of shape (rows,), in the column's units: float64, or float32 for a model without a known scale."""
+        """Return `prediction` in the column's units, of shape (rows,): float64, or float32 if `scale` is unknown."""
         values = outputs.logits.float().squeeze(-1).cpu().numpy()
         return {"prediction": values if self.scale is None else values.astype(np.float64) * self.scale + (self.mean or 0.0)}
 
@@ -211,9 +215,9 @@ class Regression(TextTask):
         mean, deviation = float(values.mean()), _deviation(values)
         average = round(mean, 2 - math.floor(math.log10(deviation))) if deviation else mean
         lines = [f"{self.label}: from {values.min():.10g} to {values.max():.10g}, mean {average:.10g}, deviation {deviation:.3g}"]
-        fixed = {name: value for name, value in (("mean", self.mean), ("scale", self.scale)) if value is not None}
-        if not fixed.items() <= {"mean": mean, "scale": deviation or 1.0}.items():
-            settings = ", ".join(f"task.{name}: {value:g}" for name, value in fixed.items())
+        constants = {name: value for name, value in (("mean", self.mean), ("scale", self.scale)) if value is not None}
+        if not constants.items() <= {"mean": mean, "scale": deviation or 1.0}.items():
+            settings = ", ".join(f"task.{name}: {value:g}" for name, value in constants.items())
             lines.append(f"{self.label}: standardized with {settings} from the settings, not with the values of train")
         step = float(np.spacing(np.float32(np.abs(values).max())))
         if step > COARSE_STEP * deviation:
@@ -226,7 +230,7 @@ class Regression(TextTask):
 
 
 def _deviation(values: np.ndarray) -> float:
-    """Return the standard deviation. Values are scaled first, so that the squares of tiny values do not underflow."""
+    """Return the standard deviation, without underflow for tiny values."""
     centered = values - values.mean()
     largest = float(np.abs(centered).max())
     return largest * float(np.sqrt(np.mean((centered / largest) ** 2))) if largest else 0.0

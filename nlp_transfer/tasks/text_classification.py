@@ -1,4 +1,4 @@
-"""Text classification: one label for a text or a pair of texts."""
+"""Text classification: predict one label for a text or a pair of texts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ from nlp_transfer.tasks.common.labels import (
 )
 from nlp_transfer.utils.errors import Problems
 
-MANY_CLASSES = 10
+MANY_CLASSES = 10  # number of labels from which `label_smoothing: auto` is 0.1
 
 
 class TextClassification(LabelTask):
-    """Classification with exactly one label per row: a softmax over the labels."""
+    """Classification with exactly one label per row, by a softmax over the labels."""
 
     best_metric: ClassVar[str] = "accuracy"
 
@@ -54,8 +54,8 @@ class TextClassification(LabelTask):
         for label in [label for label, count in Counter(ids).items() if count == 1 and label is not None]:
             problems.add(
                 f"{train.where(row_of[label])}, column {self.label!r}: the only row with the label {schema.names[label]!r}; "
-                "allowed: two rows or more of each label where rows of train are held out (one row can be learned from or held "
-                "out, not both)"
+                "allowed: two rows or more of each label if rows of train are held out (a single row cannot be both trained on "
+                "and held out)"
             )
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
@@ -73,7 +73,7 @@ class TextClassification(LabelTask):
         return label_fields(self.labels or [], "single_label_classification")
 
     def label_smoothing(self, training: TrainingConfig) -> float:
-        """Return 0.1 for `auto` with many classes: each has few rows, and smoothing prevents overconfidence on them.
+        """Return 0.1 for `auto` with many classes, which usually have few rows each, to prevent overconfidence.
 
         Müller et al. 2019, "When Does Label Smoothing Help?", 1906.02629.
         """
@@ -81,7 +81,7 @@ class TextClassification(LabelTask):
         return 0.1 if many and training.label_smoothing == "auto" else super().label_smoothing(training)
 
     def balanced_weights(self, labels: np.ndarray, times: np.ndarray) -> torch.Tensor:
-        """Return rows / (labels * rows of the label), as in scikit-learn."""
+        """Return rows / (labels * rows of the label) for each label, as scikit-learn does."""
         frequency = np.rint(np.bincount(labels, times, minlength=len(self.labels or [])))
         return torch.tensor(frequency.sum() / (len(frequency) * np.maximum(frequency, 1)), dtype=torch.float32)
 
@@ -90,7 +90,7 @@ class TextClassification(LabelTask):
         return None if labels is None else (labels, np.bincount(labels, minlength=len(self.labels or [])))
 
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        """Return the number of rows and, for the loss, the sum of their class weights."""
+        """Return the number of rows, and the sum of their class weights, which divides the loss."""
         labels = batch["labels"]
         weights = options.class_weights
         items = float(len(labels)) if weights is None else float(weights[labels.cpu()].sum())
@@ -99,11 +99,11 @@ class TextClassification(LabelTask):
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
         """Return the summed cross-entropy over logits of shape (rows, labels), computed in fp32.
 
-        Class weights and label smoothing are those of PyTorch's `cross_entropy`: with smoothing s and K labels, the term of label
-        c, -w_c log p_c, has weight 1 - s if c is the target, plus s / K for every c. Divided by `counts`, this is PyTorch's mean.
+        Class weights w and label smoothing s work as in PyTorch's `cross_entropy`: the terms -w_c log p_c of K labels c have
+        weight s / K, plus 1 - s for the target. The sum divided by `counts` equals PyTorch's mean.
 
-        The focal loss multiplies each term by (1 - p_c) ** gamma. Scaling only the term of the target would undo label smoothing,
-        since a certain prediction would then have no loss.
+        The focal loss multiplies every term by (1 - p_c) ** gamma. Scaling only the term of the target would cancel the effect of
+        label smoothing.
         """
         logits = outputs.logits.float()
         weights = None if options.class_weights is None else options.class_weights.to(logits.device)
@@ -112,14 +112,14 @@ class TextClassification(LabelTask):
             log_p = logits.log_softmax(-1)
             terms = -focal_factor(log_p, options.focal_gamma) * log_p
             terms = terms if weights is None else terms * weights
-            of_target = terms.gather(-1, labels[:, None]).squeeze(-1)
-            rowwise = (1 - options.label_smoothing) * of_target + options.label_smoothing * terms.mean(-1)
+            target_terms = terms.gather(-1, labels[:, None]).squeeze(-1)
+            rowwise = (1 - options.label_smoothing) * target_terms + options.label_smoothing * terms.mean(-1)
         else:
             rowwise = F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=options.label_smoothing)
         return {"cross_entropy": rowwise.sum()}
 
     def predict(self, outputs: Any) -> Arrays:
-        """Return `prediction`, int64 of shape (rows,), and `scores`, the probabilities, float32 of shape (rows, labels)."""
+        """Return `prediction`, label ids int64 of shape (rows,), and `scores`, probabilities float32 of shape (rows, labels)."""
         scores = outputs.logits.float().softmax(-1).cpu().numpy()
         return {"prediction": scores.argmax(-1), "scores": scores}
 

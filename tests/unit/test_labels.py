@@ -313,7 +313,7 @@ def test_indicators_after_training_on_names_are_refused() -> None:
     task, _ = fit(frame([[0, 2], [1], [1, 2], [0]]), "multi_label")
     rows = read_rows(frame([[1, 0, 1], [0, 1, 0]]), "test", DataConfig(), task.columns())
     task.check(rows, problems := Problems())
-    assert "train holds the names" in str(problems)
+    assert "train contains names of labels" in str(problems)
 
 
 @pytest.mark.parametrize(("labels", "separator"), [(["a;", "c"], ";;"), (["a |", "b"], " | ")])

@@ -1,4 +1,4 @@
-"""Adapters: which modules they change, which modules are trained completely, and how they are saved."""
+"""Adapters: select the modules to adapt and to train completely, and add and save adapters."""
 
 import copy
 import json
@@ -19,10 +19,10 @@ ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wq
 
 
 def add_adapter(model: PreTrainedModel, config: Any) -> Any:
-    """Add the adapter that a peft configuration describes. Tied parameters stay tied.
+    """Add the adapter of a peft configuration. Tied parameters stay tied.
 
     Raises:
-        UserError: If the model has only some of the layers of its checkpoint.
+        UserError: If layers of the checkpoint were removed from the model.
     """
     from peft import TaskType, get_peft_model
 
@@ -38,15 +38,15 @@ def add_adapter(model: PreTrainedModel, config: Any) -> Any:
     return adapted
 
 
-def chosen_layers(model: nn.Module, layers: Layers, wanted: str | Sequence[str], place: str) -> list[str]:
-    """Return the linear modules to adapt, relative to their layer.
+def chosen_layers(model: nn.Module, layers: Layers, requested: str | Sequence[str], place: str) -> list[str]:
+    """Return the names of the linear modules to adapt, relative to their layer.
 
     Args:
-        wanted: `all`, `attention` (queries, keys and values), or names.
-        place: The setting that `wanted` comes from, for the message.
+        requested: `all`, `attention` (queries, keys and values), or names.
+        place: The setting with `requested`, for messages.
 
     Raises:
-        UserError: If the layers have no module with such a name.
+        UserError: If the layers have no linear module with a requested name.
     """
     known = list(linear_layers(model, layers))
     if not known:
@@ -54,21 +54,21 @@ def chosen_layers(model: nn.Module, layers: Layers, wanted: str | Sequence[str],
             f"strategy: the layers of a {encoder_type(model.config)} model have no linear module that could be adapted; allowed: "
             "strategies without adapters, such as full or partial"
         )
-    if isinstance(wanted, str):
-        return [name for name in known if wanted == "all" or ATTENTION.search(name)]
-    for asked in wanted:
-        if not any(name == asked or name.endswith("." + asked) for name in known):
+    if isinstance(requested, str):
+        return [name for name in known if requested == "all" or ATTENTION.search(name)]
+    for suffix in requested:
+        if not any(name == suffix or name.endswith("." + suffix) for name in known):
             raise UserError(
-                f"{place}: the layers have no linear module {asked!r}{did_you_mean(asked, known)}; known: {', '.join(known)}"
+                f"{place}: the layers have no linear module {suffix!r}{did_you_mean(suffix, known)}; known: {', '.join(known)}"
             )
-    return [name for name in known for asked in wanted if name == asked or name.endswith("." + asked)]
+    return [name for name in known for suffix in requested if name == suffix or name.endswith("." + suffix)]
 
 
 def module_pattern(layers: Layers, chosen: Iterable[str], numbers: Iterable[int] | None = None) -> str:
-    """Return a pattern of full module paths, so that no module of the head with the same name is adapted.
+    """Return a regular expression for the full paths of the chosen modules, which does not match modules of the head.
 
     Args:
-        numbers: The layers to match. None: all.
+        numbers: Indices of the layers to match. None: all layers.
     """
     stacks = "|".join(map(re.escape, layers.stacks))
     number = r"\d+" if numbers is None else f"({'|'.join(map(str, numbers))})"
@@ -76,7 +76,7 @@ def module_pattern(layers: Layers, chosen: Iterable[str], numbers: Iterable[int]
 
 
 def last_of_layers(model: nn.Module, layers: Layers) -> set[str]:
-    """Return the last linear module of each kind of layer, relative to it: the output of the feed-forward block."""
+    """Return the names, relative to their layer, of the last linear modules: the outputs of the feed-forward blocks."""
     last: dict[str, str] = {}
     for name, module in model.named_modules():
         stack = next((stack for stack in layers.stacks if name.startswith(stack + ".")), None)
@@ -87,7 +87,7 @@ def last_of_layers(model: nn.Module, layers: Layers) -> set[str]:
 
 
 def norm_pattern(model: nn.Module, layers: Layers) -> str:
-    """Return a pattern of the paths of all normalization modules. Layers may differ in them."""
+    """Return a regular expression for the paths of all normalization modules, which may differ between layers."""
     stacks = tuple(f"{stack}." for stack in layers.stacks)
     inside = [
         name
@@ -98,18 +98,18 @@ def norm_pattern(model: nn.Module, layers: Layers) -> str:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Save the adapter without its base model."""
+    """Save the adapter without the base model."""
     with replacing_folder(folder) as target:
-        model.save_pretrained(str(target))  # without config.json, which would make loaders expect a model
-        (target / "README.md").unlink(missing_ok=True)  # peft's template; the model card describes the adapter
+        model.save_pretrained(str(target))  # without config.json: loaders would expect a complete model
+        (target / "README.md").unlink(missing_ok=True)  # peft's template, replaced by the model card
         settings = clean(json.loads((target / "adapter_config.json").read_text(encoding="utf-8")))
         if Path(settings["base_model_name_or_path"] or "").exists():
-            settings["base_model_name_or_path"] = None  # a local path is private, and useless elsewhere
+            settings["base_model_name_or_path"] = None  # local paths are private, and invalid on other machines
         write_bytes(target / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True).encode())
 
 
 def can_merge(model: Any) -> bool:
-    """Return whether peft can merge the adapter into the weights. Tries it on a copy of one layer."""
+    """Return whether peft can merge the adapter into the weights, by trying it on a copy of one layer."""
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
     if not isinstance(model.base_model, BaseTuner):
@@ -119,16 +119,16 @@ def can_merge(model: Any) -> bool:
         return False
     try:
         copy.deepcopy(layer).merge()
-    except Exception:  # methods differ in what they raise
+    except Exception:  # the exception type depends on the method
         return False
     return True
 
 
 def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
-    """Return the paths of the modules that are trained completely: the pooler and the head, or a new decoder.
+    """Return the paths of the modules to train completely: the pooler and the head, or a new decoder.
 
-    The pooler of a checkpoint is included, since it was trained for another purpose, if at all. Of a decoder the children are
-    listed, because peft compares the ends of paths, and a BERT decoder contains another module called `decoder`.
+    A pretrained pooler is included, since it was trained for another purpose. For a decoder the paths of its children are
+    returned: peft matches the ends of paths, and a BERT decoder contains a submodule that is also called `decoder`.
     """
     if layers.decoder:
         return []
@@ -144,7 +144,7 @@ def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
 
 
 def tied_parameters(model: nn.Module) -> list[list[str]]:
-    """Return groups of names that refer to one parameter, such as a decoder's input and output embeddings."""
+    """Return the names of each tied parameter, such as the input and output embeddings of a decoder."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -152,7 +152,7 @@ def tied_parameters(model: nn.Module) -> list[list[str]]:
 
 
 def restore_ties(model: nn.Module, tied: list[list[str]]) -> None:
-    """Tie parameters that peft has separated by copying each module in `modules_to_save`."""
+    """Restore ties that peft has broken by copying the modules in `modules_to_save`."""
     for first, *others in tied:
         for name in others:
             owner, _, attribute = name.rpartition(".")
@@ -162,7 +162,7 @@ def restore_ties(model: nn.Module, tied: list[list[str]]) -> None:
 
 
 def _trainable_module(model: Any, path: str) -> Any:
-    """Return the module at a path; where peft has made a trainable copy, the copy."""
+    """Return the module at a path, or the trainable copy that peft has made of it."""
     for name in path.split("."):
         model = getattr(model, name)
         if hasattr(model, "modules_to_save"):

@@ -17,7 +17,7 @@ from nlp_transfer.utils.errors import Problems
 
 
 class Combined(Strategy):
-    """Several strategies as one: `wrap` is applied from left to right, `unwrap` from right to left."""
+    """Several strategies that act as one. Hooks are called from left to right, `unwrap` from right to left."""
 
     parts: tuple[Strategy, ...]
 

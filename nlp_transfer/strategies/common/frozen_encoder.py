@@ -1,4 +1,4 @@
-"""Cached features: what strategies with a frozen encoder share."""
+"""Feature caching for strategies with frozen layers."""
 
 from dataclasses import replace
 
@@ -12,14 +12,13 @@ from nlp_transfer.utils.errors import UserError
 
 
 def with_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, where: Where) -> Job:
-    """Return the job with cached features instead of tokens, and let the model start from them.
+    """Return the job with cached features instead of tokens, and make the model start its forward pass from them.
 
     Args:
         point: The layer whose output is cached.
-        where: Where the features are cached.
 
     Raises:
-        UserError: If rows change from epoch to epoch, or the model family cannot start there.
+        UserError: If texts change between epochs, or the model family cannot start from this layer.
     """
     if job.training.augment is not None:
         raise UserError(
@@ -32,5 +31,5 @@ def with_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, wh
         )
     enable_replay(model, point)
     check_replay(model, job.tables["train"], point, job.device)
-    used = {name: table for name, table in job.tables.items() if name != "test"}  # test is scored once, with the saved model
+    used = {name: table for name, table in job.tables.items() if name != "test"}  # the test split is predicted only once
     return replace(job, tables=job.tables | cache_tables(model, used, point, job.device, job.precision, where))

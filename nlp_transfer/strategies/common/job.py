@@ -1,4 +1,4 @@
-"""What a strategy works with between its hooks: the job, the phases of training and the parameter groups."""
+"""The data structures that the training loop and strategies exchange: job, phases, view, state and parameter groups."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,15 +23,16 @@ Losses = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything there is to learn: a task, its tokenized rows by split, and what they were made from.
+    """A task with its data, checkpoint and training settings.
 
-    `Strategy.prepare_data` returns a changed copy: with other tables, more objectives, or values for training settings that were
-    `auto`.
+    `Strategy.prepare_data` returns a changed copy, with other tables, additional objectives, or values for `auto` settings.
 
     Attributes:
+        tables: Tokenized rows of each split.
+        rows: Rows of each split as read from the data source.
         precision: `fp32`, `bf16` or `fp16`.
-        objectives: Losses that a phase can train instead of the task's, by the name that `Phase.objective` refers to.
-        skipped: Rows of the files that were skipped, each with its split.
+        objectives: Losses that a phase can train instead of the task's, by the name in `Phase.objective`.
+        skipped: Bad rows that were skipped, each with its split.
     """
 
     task: Task
@@ -50,10 +51,7 @@ class Job:
         return encode_rows(rows, lambda columns: self.task.encode(columns, tokenizer, targets), self.task.fill(tokenizer))
 
     def sample(self, rows: int = 4) -> dict[str, torch.Tensor]:
-        """Return a batch of at most `rows` rows for testing a model.
-
-        The rows are from the training split, or another split. A run without rows, made from label names, uses sample texts.
-        """
+        """Return a batch of at most `rows` rows of the first split for testing a model. Without any split, use sample texts."""
         table = next(iter(self.tables.values()), None)
         if table is None:
             texts = from_columns(dict.fromkeys(self.task.input_columns(), SAMPLE_TEXTS), "sample texts")
@@ -63,23 +61,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of training. It is plain data, so that a checkpoint can hold it and a resumed run can continue it.
+    """One phase of training, as plain data that is saved in checkpoints.
 
-    The model is prepared for distributed training at the start of each phase, because parameters that become trainable later
+    The model is prepared for distributed training at the start of each phase: otherwise, parameters that become trainable later
     would not be synchronized.
 
     Attributes:
         split: The table to train on.
         trainable: Names of the parameters to train. None: those with `requires_grad`.
         epochs: Number of epochs. None: as in the training settings.
-        following: Number of phases that come after this one. The remaining steps of `training.max_steps` are divided evenly among
-            this phase and those.
+        following: Number of later phases. The remaining steps of `training.max_steps` are divided evenly among this phase and
+            them.
         learning_rate_scale: Factor on the learning rate.
-        keep_optimizer: Whether the optimizer state of parameters trained before is kept, by name.
+        keep_optimizer: Whether to keep the optimizer state of parameters trained in earlier phases.
         patience: Evaluations without improvement after which the phase ends. None: as in the training settings.
-        evaluate: Whether to evaluate during the phase. Pointless while the head is untrained.
-        objective: A name in `Job.objectives`. None: the task's own loss.
-        also: More rows to train on, with labels assigned by the strategy: `{split, rows, labels}` as JSON.
+        evaluate: Whether to evaluate during the phase; not useful while the head is untrained.
+        objective: A name in `Job.objectives`. None: the loss of the task.
+        also: Additional training rows with labels assigned by the strategy: `{split, rows, labels}` as JSON.
     """
 
     name: str = "train"
@@ -97,15 +95,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class View:
-    """What a strategy can look at when it chooses the next phase.
+    """Read-only state of the run, for `Strategy.next_phase`.
 
     Attributes:
         history: Validation metrics so far, oldest first.
-        predict: Predicts a whole table, in row order, with the best weights so far; without validation with the latest weights.
-        epochs: Number of epochs by the training settings, or as many as `max_steps` make.
+        predict: Predicts all rows of a table, in order, with the best weights so far; without validation, with the latest ones.
+        epochs: Number of epochs from the training settings, or that corresponds to `max_steps`.
         windows_in_epoch: Number of optimizer steps in one epoch.
         max_steps: `training.max_steps`, which overrides the epochs.
-        steps_left: How many of these steps are left. None: `max_steps` is not set.
+        steps_left: Remaining steps of `max_steps`. None: `max_steps` is not set.
     """
 
     model: nn.Module
@@ -120,7 +118,7 @@ class View:
 
 @dataclass
 class Group:
-    """A parameter group of the optimizer: parameter names with their weight decay and a factor on the learning rate."""
+    """A parameter group of the optimizer: parameter names, their weight decay, and a factor on the learning rate."""
 
     names: list[str]
     weight_decay: float
@@ -129,11 +127,11 @@ class Group:
 
 @dataclass
 class State:
-    """What a strategy remembers between phases. It is JSON, so that a checkpoint can hold it.
+    """State of a strategy between phases, saved in checkpoints as JSON.
 
     Attributes:
         finished: Names of the finished phases.
-        memory: The strategy's own values.
+        memory: Values stored by the strategy.
     """
 
     finished: list[str] = field(default_factory=list)

@@ -6,10 +6,10 @@ from nlp_transfer.utils.errors import UserError, did_you_mean
 
 
 def describe_labels(labels: Sequence[str], descriptions: Mapping[str, str], setting: str) -> list[str]:
-    """Return a description of each label; the default is its name, with spaces instead of underscores.
+    """Return a description of each label. Default: its name, with spaces instead of underscores.
 
     Args:
-        setting: The setting that `descriptions` come from, for the message.
+        setting: The setting with the descriptions, for messages.
 
     Raises:
         UserError: If a description is for an unknown label.

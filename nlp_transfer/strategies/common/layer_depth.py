@@ -1,4 +1,4 @@
-"""Parameters by depth: layers of a wrapped or unwrapped model, and the learning rate of the head."""
+"""Learning rates by depth, for models with or without a peft adapter."""
 
 import re
 from dataclasses import replace
@@ -11,22 +11,22 @@ from nlp_transfer.strategies.common.job import Group
 from nlp_transfer.utils.errors import UserError
 
 HEAD_SCALE = 10.0  # learning rate of the head relative to that of pretrained layers; the default of full fine-tuning
-DECODER_SCALE = 3.0  # a new decoder is deep and untrained: it needs a higher rate than pretrained layers, a lower one than a head
+DECODER_SCALE = 3.0  # learning rate of a new decoder: lower than that of a head, since a decoder is deep
 PEFT_NAMES = re.compile(r"^base_model\.model\.|\.modules_to_save\.default(?=\.)|\.base_layer(?=\.)")
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without what peft adds when it wraps a model."""
+    """Return a parameter's name without the prefixes and infixes that peft adds."""
     return PEFT_NAMES.sub("", name)
 
 
 def added_by_peft(name: str) -> bool:
-    """Return whether a parameter belongs to an adapter. Its name then contains the adapter's, which is always `default`."""
+    """Return whether a parameter belongs to an adapter, by the adapter name `default` in its name."""
     return "default" in plain_name(name).split(".")
 
 
 def inner_layers(model: nn.Module) -> Layers:
-    """Return the layers of the model that peft may have wrapped.
+    """Return the layers of a model, with or without an adapter.
 
     Raises:
         UserError: If the model family is unknown.
@@ -36,10 +36,11 @@ def inner_layers(model: nn.Module) -> Layers:
 
 
 def separate_layers(model: nn.Module, strategy: str, why: str) -> Layers:
-    """Return the layers of a model whose layers have separate weights.
+    """Return the layers of a model, and check that they have separate weights.
 
     Args:
-        why: What is impossible with shared weights, for the message.
+        strategy: Name of the strategy, for the message.
+        why: The consequence of shared weights, for the message.
 
     Raises:
         UserError: If the layers share their weights, as in ALBERT, or the model family is unknown.
@@ -54,14 +55,14 @@ def separate_layers(model: nn.Module, strategy: str, why: str) -> Layers:
 
 
 def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Group]:
-    """Split the groups so that the pooler and the head, which are new, have a learning rate of their own.
+    """Split the groups, and set the factor on the learning rate of the pooler and the head.
 
-    In an encoder-decoder the decoder takes the place of the head. Its factor is at most `DECODER_SCALE` if parts of it are new,
-    and 1 if the checkpoint was trained as an encoder-decoder.
+    The decoder of an encoder-decoder is treated like a head. Its factor is 1 if it is pretrained, otherwise at most
+    `DECODER_SCALE`.
     """
     try:
         layers = find_layers(model)
-    except UserError:  # an unknown family trains at a single rate
+    except UserError:  # an unknown family has a single learning rate
         return groups
     if has_decoder(model):
         factor = 1.0 if layers.decoder else min(factor, DECODER_SCALE)
@@ -74,13 +75,13 @@ def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Gro
 
 
 def scale_mixed_head(model: nn.Module, groups: list[Group]) -> list[Group]:
-    """Apply `scale_head` with the default factor, unless another strategy of a list has set the learning rate of the head.
+    """Apply `scale_head` with `HEAD_SCALE`, unless another strategy of the list determines the learning rate of the head.
 
-    That is the case if parts of the encoder are frozen, or if no group contains both pretrained layers and the head.
+    That is assumed if parts of the encoder are frozen, or if no group contains both pretrained layers and the head.
     """
     try:
         layers = inner_layers(model)
-    except UserError:  # an unknown family trains at a single rate
+    except UserError:  # an unknown family has a single learning rate
         return groups
     body = {name for name, _ in model.named_parameters() if layers.depth_of(plain_name(name)) <= layers.depth}
     frozen = any(name in body and not parameter.requires_grad for name, parameter in model.named_parameters())

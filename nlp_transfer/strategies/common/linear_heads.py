@@ -1,4 +1,4 @@
-"""Heads of a single linear layer that are computed from features instead of trained by gradient descent."""
+"""Compute the weights of a linear head from features, without gradient descent."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def last_linear(model: Any, setting: str) -> nn.Linear:
     """Return the layer that computes the logits.
 
     Args:
-        setting: The setting that needs a head of a single layer, for the message.
+        setting: The setting that requires a single layer, for messages.
 
     Raises:
         UserError: If the head has hidden layers, which would stay untrained.
@@ -40,10 +40,10 @@ def last_linear(model: Any, setting: str) -> nn.Linear:
 
 
 def freeze_for_computed_head(model: PreTrainedModel, setting: str) -> None:
-    """Freeze all parameters of a model whose last layer can be computed.
+    """Freeze all parameters, and check that the last layer is the only one without trained weights.
 
     Raises:
-        UserError: If the task does not predict labels, or more than the last layer would have to be trained.
+        UserError: If another layer is untrained, or the task does not predict labels.
     """
     if has_decoder(model) or model.config.problem_type == "regression":
         kind = "texts" if has_decoder(model) else "numbers"
@@ -53,7 +53,7 @@ def freeze_for_computed_head(model: PreTrainedModel, setting: str) -> None:
 
 
 def layer_inputs(model: nn.Module, layer: nn.Module, table: TokenTable, batch_size: int = 256) -> np.ndarray:
-    """Return the input of the layer for each row, in evaluation mode: float32 of shape (rows, width)."""
+    """Return the layer's input for each row, computed in evaluation mode: float32 of shape (rows, width)."""
     device = next(model.parameters()).device
     inputs: list[np.ndarray] = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu().numpy()))
@@ -73,7 +73,7 @@ def layer_inputs(model: nn.Module, layer: nn.Module, table: TokenTable, batch_si
 def set_layer(layer: nn.Linear, weight: np.ndarray, bias: np.ndarray) -> None:
     """Set the weight, of shape (labels, width), and the bias, of shape (labels,).
 
-    A layer without a bias ignores it, which is correct only if the bias is the same for all labels.
+    The bias is ignored if the layer has none. Predictions are then correct only if it is equal for all labels.
     """
     with torch.no_grad():
         layer.weight.copy_(torch.as_tensor(weight))
@@ -93,7 +93,7 @@ def fit_logistic_regression(model: nn.Module, table: TokenTable, regularization:
         return fitted.coef_, fitted.intercept_
 
     if labels.ndim == 2:
-        zeros = np.zeros((1, inputs.shape[1]))  # for a label that all rows have, or none
+        zeros = np.zeros((1, inputs.shape[1]))  # for labels of all rows or of no row
         weights, biases = zip(
             *(
                 fit(column.astype(int)) if 0 < column.sum() < len(column) else (zeros, np.array([1e4 if column[0] else -1e4]))
@@ -104,10 +104,10 @@ def fit_logistic_regression(model: nn.Module, table: TokenTable, regularization:
         set_layer(layer, np.concatenate(weights), np.concatenate(biases))
         return
     weight, bias = fit(labels)
-    known = np.unique(labels)
-    if len(known) == 2 and len(weight) == 1:  # two classes have one vector, which is split
+    present = np.unique(labels)
+    if len(present) == 2 and len(weight) == 1:  # scikit-learn has a single vector for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     all_weights = np.zeros((layer.out_features, layer.in_features))
     all_biases = np.full(layer.out_features, -1e4)  # a class without rows is never predicted
-    all_weights[known], all_biases[known] = weight, bias
+    all_weights[present], all_biases[present] = weight, bias
     set_layer(layer, all_weights, all_biases)

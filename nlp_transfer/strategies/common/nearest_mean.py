@@ -1,4 +1,7 @@
-"""The nearest mean as a linear layer: -s |x - m|^2 is 2 s m.x - s |m|^2, plus a term that all labels share."""
+"""Nearest-mean classification as a linear layer.
+
+The logit -s |x - m|^2 equals 2 s m.x - s |m|^2 plus a term that is the same for all labels.
+"""
 
 from typing import Any
 
@@ -9,16 +12,16 @@ from nlp_transfer.strategies.common.linear_heads import last_linear, layer_input
 from nlp_transfer.utils.errors import UserError
 
 UNREACHABLE = 1e4  # far above any other logit
-MAX_SCALE = 100.0  # for distances that are 1 on average; separable data would make the scale infinite
+MAX_SCALE = 100.0  # in units of 1 / average distance; without it, separable data have an infinite scale
 
 
 def write_prototypes(model: Any, table: TokenTable, setting: str) -> None:
-    """Set the last layer so that the largest logit is that of the label with the nearest mean.
+    """Set the last layer so that the label with the nearest mean has the largest logit.
 
-    In multi-label tasks, a logit is above 0 if the mean of the rows with the label is nearer than that of the others.
+    In multi-label tasks, a logit is positive if the mean of the rows with the label is nearer than the mean of the other rows.
 
     Args:
-        setting: The setting that asks for prototypes, for the message.
+        setting: The setting that requires prototypes, for messages.
     """
     layer = last_linear(model, setting)
     if layer.bias is None:
@@ -37,9 +40,9 @@ def write_prototypes(model: Any, table: TokenTable, setting: str) -> None:
 
 
 def nearest_mean(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weight (count, width) and bias (count,) of a classifier by the nearest mean.
+    """Return the weight (count, width) and bias (count,) of a nearest-mean classifier.
 
-    Its logits are -s times the squared distance to each label's mean, up to a term that all labels of a row share.
+    Its logits are -s times the squared distance to each label's mean, plus a term that is the same for all labels of a row.
 
     Args:
         inputs: float64 of shape (rows, width).
@@ -53,14 +56,14 @@ def nearest_mean(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np
 
 
 def leave_one_out_accuracy(inputs: np.ndarray, labels: np.ndarray, count: int) -> float:
-    """Return the accuracy of the nearest mean, where each row is classified by means that exclude it."""
+    """Return the leave-one-out accuracy of a nearest-mean classifier."""
     rows, means = _means(inputs, labels, count)
     distances, targets = _distances(inputs, labels, means, rows)
     return float((distances.argmin(1) == targets).mean()) if len(targets) else 0.0
 
 
 def _means(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of rows of each label, int64 (count,), and their mean, float64 (count, width)."""
+    """Return the number of rows of each label, int64 (count,), and their means, float64 (count, width)."""
     rows = np.bincount(labels, minlength=count)
     sums = np.zeros((count, inputs.shape[1]))
     np.add.at(sums, labels, inputs)
@@ -68,14 +71,14 @@ def _means(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def _distances(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return squared distances to the means, where the mean of a row's own label excludes the row.
+    """Return leave-one-out squared distances to the means: the mean of a row's label is computed without that row.
 
-    Example: of three rows with label 0 at 0, 3 and 6, the mean is 3. Without the first row it is 4.5, so the distance of that row
-    is 4.5 ** 2 = (3 * 3 / 2) ** 2, and not 3 ** 2.
+    Example: rows at 0, 3 and 6 with the same label have the mean 3. Without the first row the mean is 4.5, so the squared
+    distance of that row is 4.5 ** 2 instead of 3 ** 2.
 
     Returns:
-        Distances of shape (n, labels with rows), for the n rows that are not the only one with their label, and the column of
-        each row's own label, int64 of shape (n,).
+        Distances of shape (n, labels with rows), for the n rows that share their label with another row; and the column of each
+        row's label, int64 of shape (n,).
     """
     distances = (inputs**2).sum(1)[:, None] - 2 * inputs @ means.T + (means**2).sum(1)
     shared = np.flatnonzero(rows[labels] > 1)
@@ -86,7 +89,7 @@ def _distances(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: 
 
 
 def _scale(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> float:
-    """Return the scale that maximizes the likelihood of the labels, where each row is classified by means that exclude it."""
+    """Return the scale that maximizes the leave-one-out likelihood of the labels."""
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 

@@ -1,15 +1,15 @@
-"""Distillation: a small student model learns from the predictions of one or several fine-tuned teachers.
+"""Distillation: train a small student model on the predictions of one or several fine-tuned teachers.
 
-When to use it: for a smaller, faster model at a small loss of accuracy, above all with unlabeled rows (`data.unlabelled`), which
-the teachers label.
+When to use it: for a smaller, faster model with slightly lower accuracy, especially with unlabeled rows (`data.unlabelled`),
+which the teachers label.
 
-Cost: one forward pass of each teacher per row, then training as in full fine-tuning. Teacher outputs take 4 bytes per row and
-label; with `hidden` also 4 bytes per row, student layer and element of the width.
+Cost: one forward pass of each teacher per row, then that of full fine-tuning. Teacher outputs take 4 bytes per row and label;
+with `hidden`, also 4 bytes times the width per row and student layer.
 
-Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", 1503.02531. Hidden states are compared by direction, as in Sun
-et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", 1908.09355, and averaged over all tokens, similar to
-Jiao et al. 2020, "TinyBERT", 1909.10351. A student made from layers of a pretrained model: Sanh et al. 2019, "DistilBERT",
-1910.01108.
+Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", 1503.02531. Hidden states are normalized before they
+are compared, as in Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", 1908.09355, and averaged over
+all tokens, similar to Jiao et al. 2020, "TinyBERT", 1909.10351. Students initialized with some layers of a pretrained model:
+Sanh et al. 2019, "DistilBERT", 1910.01108.
 """
 
 from collections.abc import Mapping
@@ -43,23 +43,23 @@ OBJECTIVE = "distill"
 
 
 class Distill(Strategy):
-    """Train the model, or some of its layers, on the predictions of teachers and on the labels.
+    """Train the model, or some of its layers, on labels and teacher predictions.
 
-    The teachers predict all rows once, in evaluation mode, before training.
+    The teachers predict all rows once, before training, in evaluation mode.
     """
 
     teacher: Name | Annotated[list[Name], Field(min_length=1)] | None = None
-    """A model fine-tuned for this task, or a list of such models, whose probabilities are averaged: run folders, model folders,
-    hub ids or pypi:... null: no teacher; the student learns from the labels alone."""
+    """A model fine-tuned for this task, or a list of such models, which are averaged. Each is a run folder, a model folder, a hub
+    id or pypi:... null: no teacher; the student is trained on labels only."""
     student_layers: Count | None = None
-    """Number of layers that the student keeps: the first, the last, and others evenly spaced in between. null: all."""
+    """Number of layers of the student: the first, the last, and evenly spaced layers in between. null: all layers."""
     temperature: Annotated[Positive, UsedWith(teacher=Not(None))] = 2.0
     """Temperature of the softmax of teacher and student. Higher values give unlikely labels more weight. Not used in
     regression."""
     alpha: Annotated[float, Field(gt=0, le=1), UsedWith(teacher=Not(None))] = 0.5
-    """Weight of the loss on teacher predictions. The loss on labels has weight 1 - alpha."""
+    """Weight of the loss on teacher predictions. The weight of the loss on labels is 1 - alpha."""
     hidden: Annotated[float, Field(ge=0), UsedWith(teacher=Not(None))] = 0.0
-    """Weight of the distance between hidden states of student and teachers, which must have the same width. 0: not compared."""
+    """Weight of the distance between hidden states of student and teachers, which must have the same width. 0: off."""
 
     _hooks: list[Any] = PrivateAttr(default_factory=list)
 
@@ -90,11 +90,11 @@ class Distill(Strategy):
         return reasons
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Give the head a higher learning rate than pretrained layers, as in full fine-tuning."""
+        """Give the head a higher learning rate, unless another strategy of the list determines it."""
         return scale_mixed_head(model, groups)
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Remove layers from the student. With `hidden`, let it return its hidden states until `unwrap`.
+        """Remove layers from the student. With `hidden`, make it return hidden states until `unwrap`.
 
         Raises:
             UserError: If the model generates text, has too few layers, or has a head that does not return hidden states.
@@ -109,7 +109,7 @@ class Distill(Strategy):
             model = keep_layers(model, self.student_layers, "strategy.student_layers")
         if self.teacher is not None and self.hidden:
             _check_states(model, "the student")
-            # By a hook, because peft ignores the setting in the configuration.
+            # A hook, because peft ignores `output_hidden_states` in the configuration.
             self._hooks.append(model.register_forward_pre_hook(_output_states, with_kwargs=True))
         return model
 
@@ -122,7 +122,7 @@ class Distill(Strategy):
         """Add the unlabeled rows and the predictions of the teachers to the training table.
 
         Raises:
-            UserError: If a teacher cannot be used, or training rows change or are repeated.
+            UserError: If a teacher cannot be used, or rows are augmented or oversampled.
         """
         if self.teacher is None:
             return job
@@ -157,11 +157,15 @@ class Distill(Strategy):
     def _teacher_outputs(
         self, sources: list[str], job: Job, student: PreTrainedModel, splits: list[str]
     ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-        """Return for each split the mean targets of the teachers, float32 (rows, labels), and the mean directions of their
-        states."""
+        """Return the average outputs of the teachers, by split.
+
+        Returns:
+            Soft targets, float32 of shape (rows, labels); and with `hidden`, normalized states, float32 of shape (rows, layers,
+            width).
+        """
         kind, layers = str(student.config.problem_type), _depth(student) if self.hidden else 0
         sums: dict[str, list[np.ndarray]] = {}
-        for source in sources:  # one at a time, so that only one has to fit into memory
+        for source in sources:  # one at a time, to limit memory use
             teacher = Teacher.open(source, student)
             if self.hidden:
                 _check_states(teacher.model, source)
@@ -173,7 +177,7 @@ class Distill(Strategy):
         result: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
         for split, outputs in sums.items():
             means = [output / np.float32(len(sources)) for output in outputs]
-            result[split] = means[0], _directions(means[1]) if layers else None
+            result[split] = means[0], _normalize(means[1]) if layers else None
         return result
 
     def next_phase(self, state: State, view: View) -> Phase | None:
@@ -182,16 +186,16 @@ class Distill(Strategy):
         return None if state.finished else Phase(objective=OBJECTIVE)
 
 
-def _output_states(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the hidden states of all layers during training."""
-    return arguments, named | ({"output_hidden_states": True} if torch.is_grad_enabled() else {})
+def _output_states(_: nn.Module, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Request hidden states from the forward pass during training."""
+    return arguments, inputs | ({"output_hidden_states": True} if torch.is_grad_enabled() else {})
 
 
 def soft_targets(logits: np.ndarray, kind: str, temperature: float) -> np.ndarray:
-    """Return targets that can be averaged over teachers: probabilities at a temperature; for a regression, its predictions.
+    """Return the soft targets of a teacher: probabilities at a temperature; in a regression, its predictions.
 
     Args:
-        logits: float32 of shape (rows, labels); so is the result.
+        logits: float32 of shape (rows, labels), like the result.
         kind: transformers' `problem_type`.
     """
     if kind == "regression":
@@ -204,11 +208,11 @@ def soft_targets(logits: np.ndarray, kind: str, temperature: float) -> np.ndarra
 class DistillationObjective:
     """The loss of the student.
 
-    It is the sum of the task's loss over labeled rows, with weight 1 - `alpha`; the distance to the teachers' predictions over
-    all rows, with weight `alpha`; and the distance to the teachers' hidden states, with weight `hidden`.
+    It is the sum of three terms: the task's loss on labeled rows, with weight 1 - `alpha`; the distance to the teachers'
+    predictions on all rows, with weight `alpha`; and the distance to the teachers' hidden states, with weight `hidden`.
 
-    A batch also holds `target_soft`, the teachers' predictions (float32, (rows, labels)); `target_hard`, whether a row is labeled
-    (bool, (rows,)); and with `hidden`, `target_states` (float32, (rows, layers, width)).
+    A batch also contains `target_soft`, the teachers' predictions, float32 of shape (rows, labels); `target_hard`, whether a row
+    is labeled, bool of shape (rows,); and with `hidden`, `target_states`, float32 of shape (rows, layers, width).
     """
 
     task: Task
@@ -223,8 +227,8 @@ class DistillationObjective:
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
         """Return the number of items of each term.
 
-        The counts of the task's terms are extrapolated to all rows, so that a labeled row has the same weight however many
-        unlabeled rows are in the same optimizer step.
+        The counts of the task's terms are extrapolated from labeled rows to all rows, so that the weight of a labeled row does
+        not depend on the number of unlabeled rows in the same optimizer step.
         """
         soft = batch["target_soft"]
         rows, labeled = float(len(soft)), float(batch["target_hard"].sum())
@@ -245,9 +249,9 @@ class DistillationObjective:
         return terms
 
     def soft(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the summed KL divergence from the teachers' probabilities; for a regression, the summed squared error.
+        """Return the summed KL divergence from the teachers' probabilities; in a regression, the summed squared error.
 
-        The divergence is multiplied by the squared temperature, so that the temperature does not change the size of the gradient.
+        The divergence is multiplied by the squared temperature, so that the size of gradients does not depend on the temperature.
 
         Args:
             logits: Shape (rows, labels).
@@ -276,7 +280,7 @@ def _labeled(batch: Batch) -> Mapping[str, torch.Tensor]:
     return {"labels": labels[batch["target_hard"].to(labels.device)]}
 
 
-def _directions(vectors: np.ndarray) -> np.ndarray:
+def _normalize(vectors: np.ndarray) -> np.ndarray:
     """Scale vectors to length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12).astype(np.float32)
 

@@ -1,7 +1,6 @@
-"""Layer reduction: make a smaller model from some layers of a pretrained one.
+"""Layer reduction: initialize a smaller model with some layers of a pretrained one.
 
-Sanh et al. 2019, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 1910.01108, initialize a
-student with every other layer.
+Sanh et al. 2019, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 1910.01108.
 """
 
 from typing import Any
@@ -15,9 +14,9 @@ from nlp_transfer.utils.errors import UserError
 
 
 def evenly_spaced(depth: int, count: int) -> list[int]:
-    """Select `count` of `depth` layers, counted from 0: the first, the last, and others evenly spaced in between.
+    """Return the indices of `count` of `depth` layers: the first, the last, and evenly spaced layers in between.
 
-    Example: 6 of 12 layers are 0, 2, 4, 7, 9 and 11, as in DistilBERT. A single layer is the first.
+    Example: for 6 of 12 layers, 0, 2, 4, 7, 9 and 11, as in DistilBERT. A single layer is the first one.
     """
     return [0] if count == 1 else [round(i * (depth - 1) / (count - 1)) for i in range(count)]
 
@@ -25,13 +24,13 @@ def evenly_spaced(depth: int, count: int) -> list[int]:
 def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedModel:
     """Reduce the model to `count` of its layers, in place, and update `new_parameters` and the configuration.
 
-    If all layers share their weights, as in ALBERT, the layer is applied fewer times.
+    If all layers share their weights, as in ALBERT, the shared layer is applied fewer times.
 
     Args:
-        setting: The setting that `count` comes from, for messages.
+        setting: The setting with the count, for messages.
 
     Raises:
-        UserError: If the model has fewer layers, an adapter, or an unknown architecture.
+        UserError: If the model has fewer layers, an adapter, or an unsupported architecture.
     """
     if hasattr(model, "peft_config"):
         raise UserError(f"{setting}: found {count} after an adapter, which depends on all layers; allowed: null")
@@ -54,26 +53,26 @@ def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedM
                 if hasattr(module, "layer_idx"):
                     module.layer_idx = i  # type: ignore[assignment]
     _update_configs(model, kept, layers.shared)
-    moved = {f"{layers.prefix}.{old}.": f"{layers.prefix}.{new}." for new, old in enumerate(kept)}
-    names = new_parameters(model) if layers.shared else _renamed(new_parameters(model), layers.prefix, moved)
+    new_prefixes = {f"{layers.prefix}.{old}.": f"{layers.prefix}.{new}." for new, old in enumerate(kept)}
+    names = new_parameters(model) if layers.shared else _renamed(new_parameters(model), layers.prefix, new_prefixes)
     model.new_parameters = frozenset(names)  # type: ignore[assignment]
     model.shortened_by = setting  # type: ignore[assignment]
     return model
 
 
-def _renamed(names: frozenset[str], prefix: str, moved: dict[str, str]) -> frozenset[str]:
+def _renamed(names: frozenset[str], prefix: str, new_prefixes: dict[str, str]) -> frozenset[str]:
     inside = {name for name in names if name.startswith(f"{prefix}.")}
     return (names - inside) | {
-        new + name.removeprefix(old) for name in inside for old, new in moved.items() if name.startswith(old)
+        new + name.removeprefix(old) for name in inside for old, new in new_prefixes.items() if name.startswith(old)
     }
 
 
 def _update_configs(model: Any, kept: list[int], shared: bool) -> None:
-    """Update every configuration that describes the layers."""
+    """Update the number and types of layers in the configurations of the model and its encoder."""
     encoder = getattr(model, model.base_model_prefix)
     for config in {id(config): config for config in (model.config, encoder.config)}.values():
         if isinstance(getattr(config, "encoder", None), dict):
-            continue  # the head of this toolkit nests the configuration of the encoder; see below
+            continue  # a head of this toolkit nests the configuration of the encoder, which is updated below
         config.num_hidden_layers = len(kept)
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[i] for i in kept]

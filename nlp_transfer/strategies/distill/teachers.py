@@ -1,4 +1,4 @@
-"""Teachers of a distillation: fine-tuned models and their predictions."""
+"""Teachers for distillation: load fine-tuned models and compute their predictions."""
 
 import math
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
-MAX_DISTANCE = 3.0  # standard deviations between a teacher's mean prediction and the mean of train, before a warning
+MAX_DISTANCE = 3.0  # maximum distance of a teacher's mean prediction from the mean of train, in standard deviations
 SETTING = "strategy.teacher"
 RECORD = "nlp_transfer.json"
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A fine-tuned model.
+    """A fine-tuned model that the student is trained to imitate.
 
     Attributes:
-        order: The teacher's index of each of the student's labels, int64 of shape (labels,).
+        order: Index of each student label among the teacher's labels, int64 of shape (labels,).
     """
 
     name: str
@@ -45,11 +45,11 @@ class Teacher:
         """Load a teacher.
 
         Raises:
-            UserError: If the model does not exist, was not fine-tuned, or has other labels than the student.
+            UserError: If the model does not exist, was not fine-tuned, or does not have the labels of the student.
         """
         try:
             checkpoint = Checkpoint.open(find_model(source))
-            _ = checkpoint.tokenizer  # loaded here, so that an error names the setting
+            _ = checkpoint.tokenizer  # loaded here, so that error messages mention the setting
             check_head(checkpoint)
             model = checkpoint.load(AutoModelForSequenceClassification)
         except UserError as error:
@@ -59,20 +59,20 @@ class Teacher:
         return cls(source, model.eval(), checkpoint, _label_order(source, model.config, student.config))
 
     def predict(self, job: Job, split: str, layers: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-        """Predict the rows of a split, tokenized as the teacher was trained.
+        """Predict the rows of a split, with the tokenizer and maximum length of the teacher.
 
         Args:
-            layers: Number of the student's layers to return hidden states for; 0: none.
+            layers: Number of layers to return hidden states of, that of the student. 0: none.
 
         Returns:
-            Logits in the student's order of labels, float32 of shape (rows, labels); and the `layer_directions`, float32 of shape
+            Logits in the label order of the student, float32 of shape (rows, labels); and `layer_directions`, float32 of shape
             (rows, layers, width), or None.
         """
         record = self._record()
         saved = {"max_length": self._max_length(record), "offset": self._offset(record)}
         task: Task = job.task.model_copy(update={name: value for name, value in saved.items() if hasattr(job.task, name)})
         task = task.restore(self.checkpoint)
-        task.connect(self.model)  # a regression then predicts in the student's units
+        task.connect(self.model)  # makes a regression predict in the units of the student
         tokenizer = self.checkpoint.tokenizer
         table = encode_rows(job.rows[split], partial(task.encode, tokenizer=tokenizer, targets=False), task.fill(tokenizer))
         precision = "bf16" if job.precision == "bf16" else "fp32"  # a teacher of another family may overflow in fp16
@@ -101,14 +101,14 @@ class Teacher:
         return logits, states
 
     def _record(self) -> dict[str, Any]:
-        """Return `nlp_transfer.json` of the teacher; empty if there is none."""
+        """Return the contents of the teacher's `nlp_transfer.json`, or an empty document."""
         try:
             return self.checkpoint.record
         except UserError as error:
             raise UserError(f"{SETTING}: {error}") from error
 
     def _offset(self, record: dict[str, Any]) -> float | None:
-        """Return the output bias of a regression in full precision. None: it is the one in the weights."""
+        """Return the output bias of a regression in full precision. None: use the bias in the weights."""
         settings = record.get("settings")
         offset = settings.get("offset") if isinstance(settings, dict) else None
         if offset is not None and (not isinstance(offset, float) or not math.isfinite(offset)):
@@ -126,7 +126,7 @@ class Teacher:
 
 
 def layer_directions(outputs: Any, mask: torch.Tensor, layers: int) -> torch.Tensor:
-    """Return hidden states of evenly spaced layers, the last one included, averaged over tokens and scaled to length 1.
+    """Return hidden states of evenly spaced layers, including the last, averaged over tokens and scaled to length 1.
 
     Args:
         mask: The attention mask, shape (rows, tokens).
@@ -135,32 +135,33 @@ def layer_directions(outputs: Any, mask: torch.Tensor, layers: int) -> torch.Ten
     Returns:
         float32 of shape (rows, layers, width).
     """
-    depth = len(outputs.hidden_states) - 1  # the first are the embeddings
+    depth = len(outputs.hidden_states) - 1  # the first element is the output of the embeddings
     chosen = [outputs.hidden_states[round(i * depth / layers)] for i in range(1, layers + 1)]
     return torch.nn.functional.normalize(torch.stack([pool(states.float(), mask, "mean") for states in chosen], 1), dim=-1)
 
 
 def _label_order(source: str, teacher: Any, student: Any) -> np.ndarray:
-    """Return the teacher's index of each of the student's labels.
+    """Return the index of each student label among the teacher's labels.
 
     Raises:
-        UserError: If the labels, or the kinds of task, differ.
+        UserError: If the labels or the problem types differ.
     """
     if teacher.problem_type and teacher.problem_type != student.problem_type:
         raise UserError(
             f"{SETTING}: {source} was trained for {teacher.problem_type}, the student for {student.problem_type}; "
             "allowed: the same"
         )
-    wanted, existing = ([str(config.id2label[i]) for i in range(config.num_labels)] for config in (student, teacher))
+    required, existing = ([str(config.id2label[i]) for i in range(config.num_labels)] for config in (student, teacher))
     if student.problem_type == "regression" and len(existing) == 1:
         return np.zeros(1, np.int64)  # its only output is named after a column
     position = {name: i for i, name in enumerate(existing)}
-    known = set(wanted)
-    missing, extra = [name for name in wanted if name not in position], [name for name in existing if name not in known]
+    student_labels = set(required)
+    missing = [name for name in required if name not in position]
+    extra = [name for name in existing if name not in student_labels]
     if missing or extra:
         differences = [f"{verb} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
                  for verb, names in (("does not know", missing), ("also knows", extra)) if names]  # fmt: skip
         raise UserError(
             f"{SETTING}: {source} {' and '.join(differences)}; allowed: a teacher with the labels of the task, in any order"
         )
-    return np.array([position[name] for name in wanted], np.int64)
+    return np.array([position[name] for name in required], np.int64)

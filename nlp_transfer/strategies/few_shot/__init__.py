@@ -1,13 +1,13 @@
 """Few-shot learning: contrastive training of a sentence encoder, then a classification head.
 
-When to use it: with a few to a few hundred labeled rows, and a sentence encoder as the model.
+When to use it: with at most a few hundred labeled rows and a sentence encoder.
 
-Cost: as full fine-tuning for some hundred steps; contrastive training encodes about 4,000 texts.
+Cost: that of a few hundred steps of full fine-tuning; contrastive training encodes about 4,000 texts.
 
 Tunstall et al. 2022, "Efficient Few-Shot Learning Without Prompts" (SetFit), 2209.11055, train on pairs of rows, which are
-similar if they share a label, and then fit a logistic regression. Here all rows of a group are compared with each other, so that
-a text is encoded once for many pairs. The default loss is a softmax over the group (Khosla et al. 2020, 2004.11362) instead of
-SetFit's squared error.
+similar if they share a label, and then fit a logistic regression. This strategy compares all pairs in a group of rows, so that
+each text is encoded once for many pairs. The default loss is a softmax over the group (Khosla et al. 2020, 2004.11362) instead
+of SetFit's squared error.
 """
 
 import math
@@ -35,38 +35,37 @@ from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
-COMPARED_TEXTS = 4000  # number of texts encoded in contrastive training, by default
-GOOD_ACCURACY = 0.5  # of the nearest class mean; above it contrastive training makes the vectors worse
-MIN_STEPS = 200  # optimizer steps with few rows, by default
+COMPARED_TEXTS = 4000  # default number of texts to encode in contrastive training
+GOOD_ACCURACY = 0.5  # of the nearest-mean classifier; from this accuracy on, contrastive training degrades the vectors
+MIN_STEPS = 200  # default minimum of optimizer steps
 HEAD_SETTINGS = "epochs label_smoothing class_weights focal_gamma oversample augment early_stopping best_metric".split()
-PAIRS_SCALE = 0.25  # factor on the learning rate; at the full rate the encoder forgets its pretraining
+PAIRS_SCALE = 0.25  # factor on the learning rate of contrastive training, to avoid forgetting
 
 
 class FewShot(Strategy):
-    """Train the encoder on groups of rows if its vectors need it (phase `pairs`, where each row of a batch is a group), then a
-    head.
+    """Train the encoder on groups of rows, if necessary (phase `pairs`), and then a classifier.
 
-    The head starts at the nearest class mean and is trained together with the encoder, or is a logistic regression.
+    The head is initialized with the nearest-mean classifier and trained together with the encoder, or is a logistic regression.
     """
 
     compare: Annotated[Literal["contrastive", "cosine"], UsedWith(epochs=Not(0))] = "contrastive"
-    """Loss on groups of rows: supervised contrastive, or the squared error of cosines, as in SetFit."""
+    """Loss on groups of rows: supervised contrastive loss, or squared error of cosines as in SetFit."""
     temperature: Annotated[Positive, UsedWith(compare="contrastive", epochs=Not(0))] = 0.07
-    """Contrastive: temperature, which divides the cosines."""
+    """With `compare: contrastive`: temperature, the divisor of the cosines."""
     group: Annotated[Annotated[int, Field(ge=4, le=256)] | Literal["auto"], UsedWith(epochs=Not(0))] = "auto"
-    """Number of rows in a group. auto: as many as give 64 texts per process and micro-batch, from 4 to 32."""
+    """Number of rows in a group. auto: 4 to 32, chosen for 64 texts per process and micro-batch."""
     epochs: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """Epochs of contrastive training. 0: none. auto: none if the nearest class mean already classifies half of the training rows
-    correctly (leave-one-out), as with most sentence encoders; otherwise 1 to 10, until 4,000 texts are encoded."""
+    """Epochs of contrastive training. auto: 0 if the nearest-mean classifier has a leave-one-out accuracy of at least 0.5 on the
+    training rows, as with most sentence encoders; otherwise 1 to 10, for 4,000 encoded texts."""
     learn_labels: bool = True
-    """Add the description of each label as a training row, if rows are single texts and labels are words."""
+    """Add the description of each label as a training row, if the input is a single text and labels contain letters."""
     labels: Annotated[dict[str, Name], UsedWith(learn_labels=True)] = {}
-    """Descriptions of labels. The default is the label's name, with spaces instead of underscores."""
+    """Descriptions of labels. Default: the name of the label, with spaces instead of underscores."""
     classifier: Literal["trained", "logistic_regression"] = "trained"
-    """The head. `trained`: together with the encoder, for `training.epochs`, starting from the mean vector of each label.
-    `logistic_regression`: fitted to the vectors."""
+    """The head. `trained`: trained together with the encoder for `training.epochs`, starting from the mean vector of each label.
+    `logistic_regression`: fitted to the vectors with scikit-learn."""
     regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 0.1
-    """Strength of the L2 penalty of logistic regression, the inverse of scikit-learn's `C`. The vectors have length 1."""
+    """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn. The vectors have length 1."""
 
     def unused(self, task: Task) -> dict[str, str]:
         reasons: dict[str, str] = {}
@@ -85,14 +84,14 @@ class FewShot(Strategy):
         return {"training.batch_size"}  # the group size depends on it, even with `batch_tokens`
 
     def learning_rate(self, model: nn.Module) -> float:
-        """Return a lower rate than in full fine-tuning, since the head starts at the class means."""
+        """Return a lower rate than in full fine-tuning, since the head is initialized with the class means."""
         return 0.7 * super().learning_rate(model)
 
     def default_model(self) -> str:
         return SENTENCE_MODEL
 
     def preferred_head(self) -> HeadConfig:
-        """Return mean pooling, normalized to length 1, since contrastive training learns cosines."""
+        """Return mean pooling, normalized to length 1, since contrastive training compares cosines."""
         return HeadConfig(pooling="mean", normalize=True)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
@@ -102,8 +101,7 @@ class FewShot(Strategy):
         """Check the model.
 
         Raises:
-            UserError: If the model generates text or has no vector of a text to compare, or logistic regression is to fit a head
-                with hidden layers.
+            UserError: If the model generates text or does not compute text vectors, or `classifier` does not suit the head.
         """
         if has_decoder(model):
             raise UserError(
@@ -126,8 +124,7 @@ class FewShot(Strategy):
         """Add the table of groups.
 
         Raises:
-            UserError: If features are cached, which training could not change, or logistic regression is combined with averaged
-                weights.
+            UserError: If another strategy caches features, or logistic regression is combined with averaged weights.
         """
         if job.tables["train"].cached:
             raise UserError(
@@ -160,17 +157,17 @@ class FewShot(Strategy):
         return min(10.0, max(1.0, COMPARED_TEXTS / len(table)))
 
     def _default_training(self, job: Job) -> TrainingConfig:
-        """Return the training settings, with defaults of its own for `auto`.
+        """Return the training settings, with the strategy's defaults for `auto`.
 
-        The run is shorter, since the head starts near its optimum, and has no label smoothing, since logits of vectors of length
-        1 stay small.
+        There are fewer epochs, since the head starts near its optimum, and no label smoothing, since vectors of length 1 have
+        small logits.
         """
         training, steps = job.training, max(1, len(job.tables["train"]) // job.training.rows)
         defaults: dict[str, Any] = {"epochs": float(min(20, max(3, math.ceil(MIN_STEPS / steps)))), "label_smoothing": 0.0}
         return training.model_copy(update={name: value for name, value in defaults.items() if getattr(training, name) == "auto"})
 
     def _with_labels(self, job: Job) -> TokenTable:
-        """Return the training table, with a row for each label whose description contains a letter."""
+        """Return the training table with the label descriptions as additional rows. Descriptions without letters are omitted."""
         table, task = job.tables["train"], job.task
         names: list[str] = getattr(task, "labels", None) or []
         descriptions = describe_labels(names, self.labels, "strategy.labels")
@@ -183,7 +180,7 @@ class FewShot(Strategy):
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         model, train = view.model, view.tables["train"]
-        # Recorded before the first phase: later, parameters frozen by a phase look like those frozen by another strategy.
+        # Recorded before the first phase, when only other strategies have frozen parameters.
         trainable = state.memory.setdefault(
             "free", [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         )

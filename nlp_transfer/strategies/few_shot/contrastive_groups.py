@@ -1,7 +1,7 @@
-"""Contrastive training on groups of rows: the table of groups, whose members are drawn when needed, and the loss.
+"""Contrastive training on groups of rows: a table that draws the members of each group on demand, and the loss.
 
-In a group all pairs of texts are compared, and each text is encoded once. The loss of a group does not depend on other groups, so
-it is the same for any batch size and number of processes.
+All pairs of texts in a group are compared, and each text is encoded once. The loss of a group does not depend on other groups,
+and therefore not on the batch size or the number of processes.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions
 
-NEARBY_ROWS = 5  # rows are drawn from so many of similar length, so that batches contain little padding
+NEARBY_ROWS = 5  # a group draws rows from this many rows of similar length, to limit padding
 Loss = Literal["contrastive", "cosine"]
 
 
@@ -27,10 +27,10 @@ class RowsByLabel:
     """The rows of each label, sorted by length, in flat arrays.
 
     Attributes:
-        rows: Those of label i are `rows[starts[i]:starts[i + 1]]`, shortest text first.
+        rows: Row indices; those of label i are `rows[starts[i]:starts[i + 1]]`, shortest text first.
         starts: int64 of shape (labels + 1,).
-        lengths: Lengths of `rows` in tokens.
-        targets: Label ids of shape (rows,), or indicators of shape (rows, labels).
+        lengths: Lengths in tokens, in the order of `rows`.
+        targets: Label ids of shape (rows,), or 0 and 1 of shape (rows, labels), for each row of the table.
     """
 
     rows: np.ndarray
@@ -40,6 +40,12 @@ class RowsByLabel:
 
     @classmethod
     def of(cls, targets: np.ndarray, lengths: np.ndarray) -> "RowsByLabel":
+        """Sort the rows of a table by label and length.
+
+        Args:
+            targets: Label ids of shape (rows,), or 0 and 1 of shape (rows, labels).
+            lengths: Lengths in tokens, of shape (rows,).
+        """
         order = np.argsort(lengths, kind="stable")
         place, label = (np.arange(len(order)), targets[order]) if targets.ndim == 1 else np.nonzero(targets[order])
         count = int(targets.max(initial=0)) + 1 if targets.ndim == 1 else targets.shape[1]
@@ -49,15 +55,15 @@ class RowsByLabel:
 
     @cached_property
     def filled(self) -> np.ndarray:
-        """The labels that have rows, int64."""
+        """Ids of the labels with at least one row, int64."""
         return np.flatnonzero(np.diff(self.starts))
 
     def labels_of(self, row: int) -> np.ndarray:
-        """Return the labels of a row."""
+        """Return the ids of the labels of a row."""
         return np.flatnonzero(self.targets[row]) if self.targets.ndim == 2 else self.targets[row : row + 1]
 
     def similar_length(self, label: int, length: int, count: int) -> np.ndarray:
-        """Return up to `count` rows of a label whose texts have about this length."""
+        """Return up to `count` rows of a label, with the most similar text lengths."""
         first, last = int(self.starts[label]), int(self.starts[label + 1])
         middle = first + int(np.searchsorted(self.lengths[first:last], length))
         begin = max(first, min(middle - count // 2, last - count))
@@ -68,16 +74,16 @@ class RowsByLabel:
 class GroupTable(TokenTable):
     """A table whose rows are groups of rows of another table.
 
-    The members of a group are drawn from the seed and the group's number when they are needed; nothing is stored. A group starts
-    from an anchor, which can be any row with equal probability, and contains pairs of rows that share a label, from as many
-    labels as possible. In a regression, rows with similar targets form a pair.
+    The members of a group are determined by the seed and the index of the group, and are computed on demand. A group starts
+    from a uniformly drawn anchor row, and contains pairs of rows that share a label, from as many labels as possible. In a
+    regression, rows with similar targets form pairs.
 
-    A batch contains each text once. Its `labels`, float32 of shape (groups, size, 1 + size), hold for each text of a group its
-    index in the batch, and the similarity of its target to that of each text of the group, from 0 to 1.
+    A batch contains each text once. Its `labels`, float32 of shape (groups, size, 1 + size), contain for each text of a group its
+    index in the batch, followed by the similarity of its target to that of each text of the group, from 0 to 1.
 
     Attributes:
         groups: Number of groups.
-        size: Number of different rows in a group.
+        size: Number of distinct rows in a group.
     """
 
     groups: int = 0
@@ -87,9 +93,9 @@ class GroupTable(TokenTable):
 
     @classmethod
     def over(cls, table: TokenTable, groups: int, size: int, seed: int) -> "GroupTable":
-        """Create groups of the rows of a table, of at most `size` rows."""
+        """Create groups of rows of a table. They have `size` rows, or fewer if the table is smaller."""
         labels = table.dense["labels"]
-        if labels.dtype.kind == "f" and labels.ndim == 1:  # rows with similar values get the same label
+        if labels.dtype.kind == "f" and labels.ndim == 1:  # quantiles become labels
             ranks = np.argsort(np.argsort(labels, kind="stable"), kind="stable")
             labels = ranks * max(2, round(len(labels) ** 0.5)) // max(1, len(labels))
         by_label = RowsByLabel.of(labels, table.ragged["input_ids"].lengths)
@@ -102,11 +108,11 @@ class GroupTable(TokenTable):
 
     @property
     def side_lengths(self) -> np.ndarray:
-        """Approximate number of tokens of each group, int64 of shape (groups, 1): that of its anchor times its size."""
+        """Approximate number of tokens in each group, int64 of shape (groups, 1): length of the anchor times group size."""
         return self.ragged["input_ids"].lengths[self.anchors(np.arange(self.groups)), None] * self.size
 
     def anchors(self, groups: np.ndarray) -> np.ndarray:
-        """Return the row that each group starts from, int64 of shape (groups,)."""
+        """Return the anchor row of each group, int64 of shape (groups,)."""
         state = groups.astype(np.uint64) + np.uint64((self.seed + 1) * int(GOLDEN) % 2**64)
         return (splitmix64(state) % np.uint64(len(self.ragged["input_ids"]))).astype(np.int64)
 
@@ -119,7 +125,7 @@ class GroupTable(TokenTable):
         return members
 
     def _draw(self, generator: np.random.Generator, anchor: int) -> Iterator[int]:
-        """Yield the anchor, rows that share a label with it, then equally many rows of each of the other labels."""
+        """Yield the anchor, rows that share a label with it, and then as many rows of each other label."""
         assert self.by_label is not None
         offsets, filled, pairs = self.ragged["input_ids"].offsets, self.by_label.filled, self.size // 2
         length = int(offsets[anchor + 1] - offsets[anchor])
@@ -136,7 +142,7 @@ class GroupTable(TokenTable):
                     taken.add(row)
                     missing -= 1
                     yield row
-        while True:  # too few rows with these labels: any other rows
+        while True:  # if the labels have too few rows, add random rows
             row = int(generator.integers(len(offsets) - 1))
             if row not in taken:
                 taken.add(row)
@@ -151,15 +157,15 @@ class GroupTable(TokenTable):
         return batch
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return placeholders, one per text: the loss is counted by text."""
+        """Return placeholders of shape (groups, size, 1), which suffice for `ContrastiveObjective.counts`."""
         return {"labels": torch.zeros(len(indices), self.size, 1)}
 
 
 def similarity(labels: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Return the similarity of the targets of all pairs in a group, from 0 to 1: float32 of shape (groups, size, size).
+    """Return the similarity of the targets of all pairs in each group, from 0 to 1: float32 of shape (groups, size, size).
 
-    Single labels: 1 if equal, else 0. Sets of labels: their Jaccard index, 1 for two empty sets. Numbers: exp(-distance), where
-    the unit of distance is half of a standard deviation.
+    Single labels: 1 if equal, else 0. Sets of labels: Jaccard index, 1 for two empty sets. Numbers: exp(-distance), in units of
+    half a standard deviation.
     """
     targets = labels[members]
     if labels.ndim == 2:
@@ -174,12 +180,12 @@ def similarity(labels: np.ndarray, members: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ContrastiveObjective:
-    """The loss on groups: vectors of texts with similar targets should be near each other. It is counted by text.
+    """A loss that moves vectors of texts with similar targets closer together. It is averaged over texts.
 
     Attributes:
         how: `contrastive`: cross-entropy of a softmax over the other texts of the group (Khosla et al. 2020, "Supervised
-            Contrastive Learning", 2004.11362). `cosine`: squared error between cosines and similarities, where similar and other
-            texts have the same total weight (as in SetFit).
+            Contrastive Learning", 2004.11362). `cosine`: squared error between cosines and similarities, with equal total
+            weights for similar and other texts, as in SetFit.
         temperature: Divides the cosines of the softmax.
     """
 

@@ -1,9 +1,9 @@
-"""Multi-task learning: train several tasks, each with its data and its head, on one encoder.
+"""Multi-task learning: train several tasks on one encoder, each with separate data and a separate head.
 
-When to use it: for related tasks, above all if some have few rows; or to serve several tasks with one encoder.
+When to use it: for related tasks, especially if some have few rows; or to serve several tasks with one encoder.
 
-Cost: as training on the rows of all tasks. Unrelated tasks can harm each other: of TREC, SST-2 and MSRP, trained together with
-MiniLM, the first two were as accurate as alone, but MSRP was not (0.71 instead of 0.79).
+Cost: that of training on the rows of all tasks. Unrelated tasks can degrade each other: when TREC, SST-2 and MSRP were trained
+together (MiniLM), the accuracy of the first two was the same as alone, but that of MSRP fell from 0.79 to 0.71.
 
 Caruana 1997, "Multitask Learning"; Liu et al. 2019, "Multi-Task Deep Neural Networks for Natural Language Understanding",
 1901.11504. Sampling with a temperature: Arivazhagan et al. 2019, 1907.05019. Soft sharing, with an encoder for each task and an
@@ -41,14 +41,14 @@ AUXILIARY = re.compile(r"^auxiliary\.[^.]+\.")  # prefix of the parameters of an
 
 
 class AuxiliaryTask(Settings):
-    """A task that is trained together with the run's own."""
+    """A task that is trained together with the main task."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     """Name of the task. Its model is written to `tasks/NAME/model/`."""
     data: DataConfig
-    """Its data, like `data` of a run."""
+    """Data of the task, with the same settings as `data` of a run."""
     task: Document
-    """Its task, like `task` of a run."""
+    """The task, with the same settings as `task` of a run."""
 
     @field_validator("task", mode="before")
     @classmethod
@@ -62,20 +62,22 @@ class AuxiliaryTask(Settings):
 
 
 class Multitask(Strategy):
-    """Train the run's own task and auxiliary tasks on one encoder. Each optimizer step can contain rows of all tasks."""
+    """Train the main task of the run and auxiliary tasks on one encoder. An optimizer step can contain rows of all tasks."""
 
-    OWN: ClassVar[str] = "own"
+    OWN: ClassVar[str] = "own"  # name of the main task
 
     tasks: Annotated[list[AuxiliaryTask], Field(min_length=1)]
     """The auxiliary tasks, each as `{name, data, task}`."""
     temperature: Positive = 1.0
-    """Sampling temperature: a task with n rows is sampled in proportion to n ** (1 / temperature). 1: by size; large: equally."""
+    """Sampling temperature: a task with n rows is sampled in proportion to n ** (1 / temperature). 1: in proportion to size;
+    large values: almost equally."""
     weights: dict[str, Positive] = {}
-    """Weight of each task's loss, by its name. The default is 1. The run's own task is called `own`."""
+    """Weight of each task's loss, by task name. Default: 1. The main task of the run is called `own`."""
     sharing: Literal["hard", "soft"] = "hard"
-    """hard: one encoder for all tasks. soft: an encoder for each task, and an L2 penalty between it and that of the own task."""
+    """hard: one encoder for all tasks. soft: a separate encoder for each task, with an L2 penalty on its distance from the
+    encoder of the main task."""
     tie: Annotated[Positive, UsedWith(sharing="soft")] = 0.01
-    """With `sharing: soft`: strength of the penalty, a factor on half the squared distance."""
+    """With `sharing: soft`: strength of the penalty, as a factor on half the squared distance."""
 
     @field_validator("tasks")
     @classmethod
@@ -101,7 +103,7 @@ class Multitask(Strategy):
         return "alone"
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Give all heads a higher learning rate, as in full fine-tuning."""
+        """Give all heads a higher learning rate than the encoder, as in full fine-tuning."""
         layers = find_layers(model)
 
         def is_head(name: str) -> bool:
@@ -116,16 +118,16 @@ class Multitask(Strategy):
         """Check that the model has no decoder."""
         if has_decoder(model):
             raise UserError(
-                "strategy.name: found multitask, whose tasks share an encoder and have a head each; allowed: classification and "
+                "strategy.name: found multitask, which shares an encoder among tasks; allowed: classification and "
                 "regression, not translation"
             )
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
-        """Read the data of the auxiliary tasks, and attach a head for each.
+        """Read the data of the auxiliary tasks, and attach their heads.
 
         Raises:
-            UserError: If data or settings are wrong, or a setting does not work with several tasks.
+            UserError: If data or settings are invalid, or a setting does not work with several tasks.
         """
         for name in ("augment", "oversample"):
             if getattr(job.training, name, None) is not None:
@@ -165,12 +167,12 @@ class Multitask(Strategy):
             rows = zip(tables.items(), mixed.repeats.totals().tolist(), strict=True)
             shares = ", ".join(f"{name} {total:,} of its {len(table):,}" for (name, table), total in rows)
             say(f"temperature {self.temperature:g}, rows per epoch: {shares}; the repeated rows are drawn anew in each epoch")
-        skipped = [item for one in jobs.values() for item in one.skipped]
+        skipped = [item for other in jobs.values() for item in other.skipped]
         objectives = job.objectives | {"mixed": objective}
         return replace(job, tables=job.tables | {"train": mixed}, objectives=objectives, skipped=skipped)
 
     def _read(self, auxiliary: AuxiliaryTask, job: Job) -> Job:
-        """Read, check and tokenize the rows of an auxiliary task, as those of a run."""
+        """Read, check and tokenize the rows of an auxiliary task."""
         try:
             task = task_from(auxiliary.task)
             self.check_data(auxiliary.data, task, problems := Problems())
@@ -194,7 +196,7 @@ class Multitask(Strategy):
         if state.finished:
             return None
         table = view.tables["train"]
-        # With a temperature an epoch contains some rows several times; the number of steps stays that of one pass over each row.
+        # With a temperature, some rows are repeated in an epoch. The number of steps is that of epochs without repetition.
         share = 1.0 if table.repeats is None else len(table) / len(table.repeats)
         return Phase(objective="mixed", epochs=None if view.max_steps else view.epochs * share)
 
@@ -212,7 +214,7 @@ class Multitask(Strategy):
         return losses | {"tie": self.tie / 2 * distance * rows}  # the loop divides by the rows of the step
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Detach the auxiliary tasks. With hard sharing, save the encoder once and each head separately in `shared/`."""
+        """Detach the auxiliary tasks. With hard sharing, save the encoder and each head separately in `shared/`."""
         trained: Any = model
         auxiliary = dict(trained.auxiliary.items()) if hasattr(trained, "auxiliary") else {}
         if auxiliary:
@@ -236,7 +238,7 @@ class Multitask(Strategy):
 
 
 def _shared_inputs(jobs: Mapping[str, Job]) -> list[str]:
-    """Return warnings about rows that one task is scored on and another one is trained on, with the same encoder."""
+    """Return warnings about rows that are held out for one task but used to train the shared encoder for another."""
     keys = {
         (name, split): input_keys(job.task, rows)
         for name, job in jobs.items()
@@ -245,7 +247,7 @@ def _shared_inputs(jobs: Mapping[str, Job]) -> list[str]:
     }
     return [
         f"warning: {shared:,} of {len(held):,} rows of {name}'s {split} have an input that is also in train of {other}; "
-        "its metrics may be too good"
+        "its metrics may be too high"
         for (name, split), held in keys.items()
         for other in jobs
         if split != "train" and other != name and (shared := int(np.isin(held, keys[other, "train"]).sum()))

@@ -1,4 +1,4 @@
-"""Training on several tasks at once: a table with the rows of all tasks, and an objective with all their losses."""
+"""Training on several tasks at once: a table with the rows, and an objective with the losses, of all tasks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ class MixedTable(TokenTable):
     """The rows of several tables.
 
     With a `temperature` above 1, rows of smaller tables are repeated in an epoch: a table with n rows is sampled in proportion to
-    n ** (1 / temperature). The repeated rows are drawn anew in every epoch.
+    n ** (1 / temperature). Each epoch draws different rows to repeat.
 
-    A batch holds the columns of each table that has rows in it, as `TASK/COLUMN`, in the order of the indices.
+    A batch contains the columns of each table with rows in the batch, under the name `TASK/COLUMN`.
 
     Attributes:
-        owner: Number of the table of each row, int64 of shape (rows,).
-        row: Index of each row in that table, int64 of shape (rows,).
+        owner: Index of the table of each row, int64 of shape (rows,).
+        row: Index of each row within its table, int64 of shape (rows,).
     """
 
     tables: dict[str, TokenTable] = field(default_factory=dict)
@@ -45,7 +45,8 @@ class MixedTable(TokenTable):
 
     @property
     def repeats(self) -> Repeats | None:
-        power = 1 - 1 / self.temperature  # a row is repeated n ** (1 / temperature - 1) times
+        """How rows of smaller tables are repeated. None: the temperature is 1."""
+        power = 1 - 1 / self.temperature  # a row is sampled in proportion to n ** (1 / temperature - 1)
         return Repeats(self.owner, np.array([len(table) for table in self.tables.values()]), power) if power else None
 
     def __len__(self) -> int:
@@ -53,7 +54,7 @@ class MixedTable(TokenTable):
 
     @property
     def side_lengths(self) -> np.ndarray:
-        """Lengths of each side of a row, int64 of shape (rows, sides); 0 for sides that a task does not have."""
+        """Lengths as in `TokenTable`, int64 of shape (rows, sides); 0 for sides that a task does not have."""
         by_table = [table.side_lengths for table in self.tables.values()]
         sides = np.zeros((len(self), max(lengths.shape[1] for lengths in by_table)), np.int64)
         for number, lengths in enumerate(by_table):
@@ -62,7 +63,7 @@ class MixedTable(TokenTable):
         return sides
 
     def _rows_by_task(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return for each task the rows of its table at `indices`, in that order."""
+        """Return the row numbers within each task's table for `indices`, in the same order."""
         owner = self.owner[indices]
         return {name: self.row[indices[owner == number]] for number, name in enumerate(self.tables) if (owner == number).any()}
 
@@ -95,10 +96,10 @@ class MixedOptions(LossOptions):
 
 @dataclass(frozen=True)
 class MixedObjective:
-    """The losses of several tasks, over batches of a `MixedTable`.
+    """The losses of several tasks on batches of a `MixedTable`.
 
-    Terms are called `TASK/TERM`. They are counted so that the loss of an optimizer step is the mean over all its rows, where the
-    rows of a task have its weight.
+    Terms are named `TASK/TERM`. Their counts are scaled so that the loss of an optimizer step is the mean over all its rows, each
+    multiplied by the weight of its task.
     """
 
     tasks: dict[str, Task]
@@ -119,7 +120,7 @@ class MixedObjective:
         """Return the summed losses.
 
         Args:
-            outputs: The outputs of each task that has rows in the batch, by name.
+            outputs: Model outputs by task, as returned by `mixed_forward`.
         """
         losses = {UNUSED: outputs[UNUSED]}
         for name, columns in split_batch(batch).items():
@@ -136,16 +137,16 @@ def _of(options: LossOptions, name: str) -> LossOptions:
 
 
 def mixed_forward(models: dict[str, Any]) -> Callable[..., Any]:
-    """Return a forward function for mixed batches, which passes each task's rows through its model and returns outputs by task.
+    """Return a forward function for mixed batches that returns the model outputs of each task, by name.
 
-    Parameters of tasks without rows get a zero gradient, because distributed training needs a gradient for every parameter in
-    every process.
+    Tasks without rows in the batch get zero gradients: distributed training requires a gradient for every parameter in every
+    process.
     """
 
-    def forward(*arguments: Any, **named: Any) -> Any:
-        by_task = split_batch({path: value for path, value in named.items() if "/" in path})
+    def forward(*arguments: Any, **inputs: Any) -> Any:
+        by_task = split_batch({path: value for path, value in inputs.items() if "/" in path})
         if not by_task:
-            return first_forward(*arguments, **named)
+            return first_forward(*arguments, **inputs)
         outputs: dict[str, Any] = {}
         for name, columns in by_task.items():
             run = first_forward if models[name] is first else models[name]

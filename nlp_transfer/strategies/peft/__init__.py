@@ -1,14 +1,14 @@
-"""PEFT: any method of the installed peft library, by its name and its own settings.
+"""PEFT: any method of the installed peft library, with its settings.
 
-When to use it: to try another parameter-efficient method than LoRA, which has its own strategy. Among the methods are IA3 (Liu et
-al. 2022, 2205.05638), DoRA (LORA with `use_dora`; Liu et al. 2024, 2402.09353), rank-stabilized LoRA (LORA with `use_rslora`;
-Kalajdzievski 2023, 2312.03732), LOHA (Hyeon-Woo et al. 2021, 2108.06098), VERA (Kopiczko et al. 2023, 2310.11454), OFT (Qiu et
-al. 2023, 2306.07280), BOFT (Liu et al. 2023, 2311.06243), FOURIERFT (Gao et al. 2024, 2405.03003), PROMPT_TUNING (Lester et al.
-2021, 2104.08691) and P_TUNING (Liu et al. 2021, 2103.10385).
+When to use it: to try parameter-efficient methods other than LoRA, for which there is a separate strategy. Methods include IA3
+(Liu et al. 2022, 2205.05638), DoRA (LORA with `use_dora`; Liu et al. 2024, 2402.09353), rank-stabilized LoRA (LORA with
+`use_rslora`; Kalajdzievski 2023, 2312.03732), LOHA (Hyeon-Woo et al. 2021, 2108.06098), VERA (Kopiczko et al. 2023,
+2310.11454), OFT (Qiu et al. 2023, 2306.07280), BOFT (Liu et al. 2023, 2311.06243), FOURIERFT (Gao et al. 2024, 2405.03003),
+PROMPT_TUNING (Lester et al. 2021, 2104.08691) and P_TUNING (Liu et al. 2021, 2103.10385).
 
-Cost: as LoRA, or less. Many methods are less accurate than LoRA with encoders of this size, since they train far fewer
-parameters. Prompts are the weakest: Lester et al. find them on a par with fine-tuning only in models of billions of parameters,
-and the pooler reads the first prompt token instead of the first token of the text.
+Cost: at most that of LoRA. Many methods are less accurate than LoRA with small encoders, since they train far fewer parameters.
+Prompt methods are the least accurate: Lester et al. find them competitive with fine-tuning only in models with billions of
+parameters, and the pooler reads the first prompt token instead of the first token of the text.
 """
 
 import dataclasses
@@ -41,16 +41,16 @@ from nlp_transfer.strategies.peft.method_settings import (
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
-# Starting points, not the result of a search.
+# Reasonable defaults, not tuned.
 LEARNING_RATES = {"IA3": 1e-2, "PROMPT_TUNING": 1e-2, "P_TUNING": 5e-3, "PREFIX_TUNING": 1e-2}
-TOLERANCE = 1e-3  # relative difference between the logits before and after merging; rounding stays below it
+TOLERANCE = 1e-3  # maximum relative difference between the logits before and after merging, due to rounding
 
 
 class Peft(Strategy):
     """Train the adapter of a peft method, and the head.
 
-    The adapter is merged into the saved model if peft can merge it. Otherwise the adapter is saved, and loading it needs the base
-    model.
+    The adapter is merged into the saved model if peft can merge it. Otherwise only the adapter is saved, and loading it requires
+    the base model.
     """
 
     chooses_parameters: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class Peft(Strategy):
     type: str = "IA3"
     """A method of the installed peft: IA3, LORA, LOHA, LOKR, OFT, BOFT, VERA, FOURIERFT, LN_TUNING, PROMPT_TUNING, ..."""
     settings: Document = {}
-    """Settings of the method, by peft's names. `target_modules` can also be `all` or `attention`."""
+    """Settings of the method, under their names in peft. `target_modules` can also be `all` or `attention`."""
 
     @field_validator("type")
     @classmethod
@@ -81,18 +81,19 @@ class Peft(Strategy):
             raise ValueError(f"settings of {method}, which has no {unknown[0]!r}{near}; known: {', '.join(known)}")
         for name in ("target_modules", "feedforward_modules", "exclude_modules"):
             pattern = value.get(name)
-            if isinstance(pattern, str) and (allowed := pattern_problem(pattern)):  # the saved adapter could not be loaded
+            # Loading a saved adapter repeats this check.
+            if isinstance(pattern, str) and (allowed := pattern_problem(pattern)):
                 raise ValueError(f"for {name}: {allowed}")
         return {name: to_type_of(fields[name].default, setting) for name, setting in value.items()}
 
     def learning_rate(self, model: nn.Module) -> float:
-        """Return a high rate, as a method with few parameters needs it. The default is that of LoRA."""
+        """Return a high rate for methods with few parameters, otherwise that of LoRA; a lower one for a new decoder."""
         if has_untrained_decoder(model):
             return super().learning_rate(model) * DECODER_SCALE
         return LEARNING_RATES.get(self.type, 2e-3 if width(model) <= 512 else 5e-4)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Apply weight decay to the head alone: most adapters do not start at zero, which decay would pull them to."""
+        """Apply weight decay only to the head: it would pull adapters to zero, which is not the initial value of most."""
         split = []
         for group in groups:
             head = [name for name in group.names if ".modules_to_save." in name]
@@ -101,10 +102,10 @@ class Peft(Strategy):
         return split
 
     def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Add the adapter, and test it by one forward and backward pass over a tiny batch.
+        """Add the adapter, and test it with one forward and backward pass.
 
         Raises:
-            UserError: If a setting is wrong, a package is missing, or the method does not work with this model.
+            UserError: If a setting is invalid, a package is missing, or the method does not work with this model.
         """
         kind = encoder_type(model.config)
         with self._user_errors(kind):
@@ -121,7 +122,7 @@ class Peft(Strategy):
         return adapted
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
-        """Check that the prompt and the longest text together fit into the model's positions."""
+        """Check that the model has enough positions for the prompt and the longest text."""
         adapted: Any = model
         prompt = getattr(adapted.active_peft_config, "num_virtual_tokens", None) or 0
         allowed = job.checkpoint.positions - prompt
@@ -134,7 +135,7 @@ class Peft(Strategy):
 
     @contextmanager
     def _user_errors(self, kind: str) -> Iterator[None]:
-        """Turn errors of peft and the model into user errors: their only input here is the user's settings."""
+        """Convert exceptions of peft and the model, which are caused by the user's settings, to `UserError`."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -151,7 +152,7 @@ class Peft(Strategy):
             ) from error
 
     def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Save `adapter/`, and merge the adapter into the model if the method allows it.
+        """Save the adapter in `adapter/`, and merge it into the model if the method allows it.
 
         Raises:
             RuntimeError: If merging changes the logits.
@@ -166,15 +167,15 @@ class Peft(Strategy):
         with torch.inference_mode():
             difference = float((before - _tiny_logits(merged)).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(before.abs().max())):
-            raise RuntimeError(f"{self.type}: merged, the model's logits differ by {difference}")
+            raise RuntimeError(f"{self.type}: merging the adapter changed the logits by up to {difference}")
         return merged
 
 
 def _check_gradient(adapted: Any) -> None:
-    """Check that a tiny batch gives a gradient for the adapter.
+    """Check that the adapter gets a gradient.
 
     Raises:
-        ValueError: If it does not. Other errors of the model are passed on.
+        ValueError: If it gets none. Exceptions of the model are not caught.
     """
     training = adapted.training
     parameters = {name: p for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." not in name}
@@ -189,7 +190,7 @@ def _check_gradient(adapted: Any) -> None:
 
 
 def _tiny_logits(model: Any) -> torch.Tensor:
-    """Return the logits of a tiny batch with one padded row. The model is left in evaluation mode."""
+    """Return the logits of a tiny batch with one padded row. Switches the model to evaluation mode."""
     words = input_embeddings(model).num_embeddings
     device = next(model.parameters()).device
     ids = torch.randint(min(5, words - 1), words, (2, 6), generator=torch.Generator().manual_seed(0)).to(device)

@@ -1,4 +1,4 @@
-"""The methods of the installed peft, their settings, and the values that depend on the model."""
+"""Methods of the installed peft, their settings, and defaults that depend on the model."""
 
 import copy
 import dataclasses
@@ -21,21 +21,21 @@ from nlp_transfer.strategies.common.adapter_modules import (
 from nlp_transfer.utils.errors import UserError
 
 KEY_OR_VALUE = re.compile(r"(key|value|k_proj|v_proj|key_proj|value_proj|k_lin|v_lin|attn\.[kv]|Wqkv|Attention\.[kv])$")
-PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")  # they add to the keys and values of every layer, not to the input
-# The pooler and the head are set here. The others import modules, or load something other than a model or adapter.
+PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")  # they prepend to the keys and values of every layer, not to the input
+# `make_config` sets `modules_to_save`. The others import modules, or load files other than models and adapters.
 HIDDEN_FIELDS = {"modules_to_save", "tokenizer_kwargs", "megatron_config", "megatron_core"}
 
 
 def methods() -> dict[str, Any]:
-    """Return the configuration classes of the installed peft, by the name of their method."""
-    import peft  # noqa: F401  # registers them
+    """Return the configuration classes of the installed peft, by method name."""
+    import peft  # noqa: F401  # registers the classes
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     return {kind.value: schema for kind, schema in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
 def user_fields(schema: Any) -> dict[str, Any]:
-    """Return the fields of a method's configuration class that a user may set, by name."""
+    """Return the fields of a configuration class that users may set, by name."""
     from peft import PeftConfig
 
     hidden = {field.name for field in dataclasses.fields(PeftConfig)} | HIDDEN_FIELDS
@@ -43,7 +43,7 @@ def user_fields(schema: Any) -> dict[str, Any]:
 
 
 def to_type_of(default: Any, value: Any) -> Any:
-    """Convert text to a number if the default is one: YAML reads 1e-4 as text."""
+    """Convert text to a number if the default is a number, since YAML reads 1e-4 as text."""
     if not isinstance(value, str) or isinstance(default, bool) or not isinstance(default, (int, float)):
         return value
     try:
@@ -53,7 +53,7 @@ def to_type_of(default: Any, value: Any) -> Any:
 
 
 def make_config(method: str, settings: Document, model: PreTrainedModel) -> Any:
-    """Return peft's configuration of a method: the user's settings, completed by what depends on the model.
+    """Create the peft configuration of a method, from the user's settings and defaults that depend on the model.
 
     Raises:
         UserError: If the method does not work with this model, or a layer does not exist.
@@ -67,7 +67,7 @@ def make_config(method: str, settings: Document, model: PreTrainedModel) -> Any:
         settings = _prompt_sizes(method, model) | settings
     if "progressbar" in fields:
         settings.setdefault("progressbar", False)
-    for name in {"block_size", "group_size", "vector_length"} & set(fields):  # they must divide the widths of the layers
+    for name in {"block_size", "group_size", "vector_length"} & set(fields):  # must divide the widths of the layers
         divisor = math.gcd(*(size for inner in linear_layers(model, layers) for size in _shape(model, inner)))
         settings.setdefault(name, max(n for n in range(1, fields[name].default + 1) if divisor % n == 0))
     return schema(**settings, modules_to_save=modules_to_save(model, layers))
@@ -92,7 +92,7 @@ def _check_method(method: str, schema: Any, settings: Document) -> None:
 
 
 def _prompt_sizes(method: str, model: PreTrainedModel) -> Document:
-    """Return the sizes that a prompt method needs to know of the model."""
+    """Return the settings of a prompt method that describe the model's dimensions."""
     if has_decoder(model):
         raise UserError(not_for_translation(method))
     if not hasattr(model.config.get_text_config(), "vocab_size"):
@@ -110,20 +110,20 @@ def _prompt_sizes(method: str, model: PreTrainedModel) -> Document:
 
 
 def not_for_translation(method: str) -> str:
-    """Return the message for a method whose adapter cannot be merged, which translation needs."""
+    """Return the error message for a method that cannot be merged, in translation."""
     return f"strategy.type: found {method}; it cannot be merged, and translation needs a method that can be, such as LORA"
 
 
 def _target_modules(method: str, settings: Document, model: PreTrainedModel, layers: Layers, has_feedforward: bool) -> Document:
-    """Return `target_modules`, and the settings that depend on it, as patterns of full module paths."""
-    asked, numbers = settings.get("target_modules"), settings.get("layers_to_transform")
+    """Return `target_modules` and dependent settings, as regular expressions for full module paths."""
+    requested, numbers = settings.get("target_modules"), settings.get("layers_to_transform")
     known = list(linear_layers(model, layers))
     feedforward = last_of_layers(model, layers)
-    if isinstance(asked, str) and asked not in ("all", "all-linear", "attention"):
-        return {}  # a pattern, which peft applies
-    if asked is not None:
-        asked = "all" if asked == "all-linear" else asked
-        chosen = chosen_layers(model, layers, asked, "strategy.settings.target_modules")
+    if isinstance(requested, str) and requested not in ("all", "all-linear", "attention"):
+        return {}  # a regular expression, which peft applies
+    if requested is not None:
+        requested = "all" if requested == "all-linear" else requested
+        chosen = chosen_layers(model, layers, requested, "strategy.settings.target_modules")
     elif has_feedforward:  # IA3: keys, values and the output of the feed-forward block
         chosen = [name for name in known if KEY_OR_VALUE.search(name) or name in feedforward] or known
     else:
@@ -138,7 +138,7 @@ def _target_modules(method: str, settings: Document, model: PreTrainedModel, lay
                 "model"
             )
         targets |= {"layers_to_transform": None, "layers_pattern": None}
-    if asked is None and method == "LN_TUNING":
+    if requested is None and method == "LN_TUNING":
         return {"target_modules": norm_pattern(model, layers)}
     if has_feedforward and "feedforward_modules" not in settings:
         targets["feedforward_modules"] = module_pattern(

@@ -1,9 +1,11 @@
-"""One rule for labels, in every file format and in Python.
+"""Labels by value and type, with the same rules for every file format and Python.
 
 Labels are compared by value: `1`, `1.0`, `Decimal("1.00")`, `"1"` and `"1.0"` are one label, and so are `True`, `"true"` and
-`"TRUE"`. Other text is stripped and compared verbatim. Predictions in Python, JSONL and Parquet have the type of the
-labels of train (`LabelType`), which is saved with the model. Cells of CSV and TSV files have no type: a column of whole numbers
-holds `int`, of numbers `float`, of true and false `bool`, any other `str`.
+`"TRUE"`. Other text is stripped and compared verbatim.
+
+Predictions in Python, JSONL and Parquet have the type of the training labels (`LabelType`), which is saved with the model. For
+CSV and TSV files the type is inferred from the column: `int` for integers, `float` for other numbers, `bool` for true and
+false, and `str` for everything else.
 """
 
 import ast
@@ -19,19 +21,19 @@ from typing import Any, Literal
 import numpy as np
 
 LabelType = Literal["str", "int", "float", "bool"]
-# 007, 1e3 and +1 are codes rather than numbers, and stay text; Python and pandas write an exponent as in 1e+16.
+# 007, 1e3 and +1 are treated as text, since they are usually codes. Python and pandas write exponents in the form 1e+16.
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-][0-9]{2})?")
-LONGEST_NUMBER = 28  # characters; `Decimal` rounds to 28 digits, and rounding would join different labels
-POSITIONS = re.compile(r"[01]([ ,;\t]*[01])+")  # such as 1,0,1 and 101
+LONGEST_NUMBER = 28  # characters; `Decimal` rounds longer numbers, which would make different labels equal
+POSITIONS = re.compile(r"[01]([ ,;\t]*[01])+")  # such as 1,0,1 or 101
 BRACKETS = {("[", "]"), ("(", ")"), ("{", "}")}
 CONTAINERS = (list, tuple, set, frozenset, dict, bytes, np.ndarray)
-MISTAKES = 0.1  # maximum share of lists in a column that name a label twice by mistake
+MAX_REPEATS = 0.1  # lists of label names: maximum share of lists that name a label twice, by mistake
 TRUTH = {"true": True, "false": False}
-ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], which Python would read as one string
+ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], which Python parses as a single string
 
 
 def label_text(cell: Any) -> str | None:
-    """Return the text of a single label, or None where the cell holds none (missing, empty, or a container)."""
+    """Return the text of the label in a cell. None: the cell is missing, empty, or a container."""
     cell = cell.item() if isinstance(cell, np.generic) else cell
     if cell is None or isinstance(cell, CONTAINERS) or cell != cell:
         return None
@@ -39,7 +41,7 @@ def label_text(cell: Any) -> str | None:
 
 
 def _number_text(value: float | Decimal) -> str:
-    """Return the shortest text of a number: `1` for 1.0 and Decimal("1.00"), `0.5` for Decimal("0.50")."""
+    """Return the shortest notation of a number: `1` for 1.0 and Decimal("1.00"), `0.5` for Decimal("0.50")."""
     if isinstance(value, Decimal) and (not value.is_finite() or abs(value.adjusted()) > LONGEST_NUMBER):
         return str(value)
     if value in (float("inf"), float("-inf")):
@@ -55,10 +57,10 @@ def is_number(text: str) -> bool:
 
 
 def label_value(cell: Any, kind: LabelType | None = None) -> str | None:
-    """Return the text by which a label is compared: equal for all spellings of one value.
+    """Return the normalized text of a label, the same for all spellings of a value.
 
     Args:
-        kind: The type of the labels. Among booleans 1 is true; among numbers true is 1.
+        kind: The type of the labels. For `bool`, 1 becomes `True`; for numbers, true becomes `1`.
     """
     text = label_text(cell)
     if text is None:
@@ -72,9 +74,9 @@ def label_value(cell: Any, kind: LabelType | None = None) -> str | None:
 
 
 def as_list(cell: Any) -> list[Any] | None:
-    """Return the elements of a cell that is a list, or text that spells one in JSON or Python; None for any other cell.
+    """Return the elements of a list, tuple or set, or of text that contains one in JSON or Python syntax.
 
-    Tuples and sets are lists too.
+    None: the cell is something else.
     """
     if isinstance(cell, np.ndarray):
         return list(np.atleast_1d(cell).tolist())
@@ -96,29 +98,29 @@ def as_list(cell: Any) -> list[Any] | None:
 
 
 def is_unreadable_list(text: str, separator: str) -> bool:
-    """Return whether text is in brackets but is neither a list nor a single word, such as NumPy's `[0 1 0]`."""
+    """Return whether text looks like a list but cannot be parsed, such as NumPy's `[0 1 0]`."""
     text = text.strip().removeprefix("array")
     in_brackets = (text[:1], text[-1:]) in BRACKETS and separator not in text
     return in_brackets and as_list(text) is None and any(mark in text for mark in " ,\n'\"")
 
 
 def are_words(elements: Sequence[Any]) -> bool:
-    """Return whether all elements are labels that cannot be mistaken for indicators."""
+    """Return whether all elements are labels other than numbers and booleans."""
     return not any((text := label_text(element)) is None or is_number(str(label_value(text, "int"))) for element in elements)
 
 
 def is_indicator(cell: Any) -> bool:
-    """Return whether a cell is 0 or 1, or false or true, in any spelling."""
+    """Return whether a cell is 0, 1, false or true, in any spelling."""
     return label_value(cell, "int") in ("0", "1")
 
 
 def hold_positions(cells: Sequence[list[Any]], labels: Sequence[str] | None = None) -> bool:
-    """Return whether most of the cells that are lists hold a number for each label rather than names of labels.
+    """Return whether most non-empty lists contain a number for each label, rather than names of labels.
 
-    Lists of names differ in length and, except by mistake, name no label twice.
+    Lists of names differ in length and rarely repeat a name.
 
     Args:
-        labels: The labels, if known. Zeros and ones are then not names, unless 0 or 1 is a label.
+        labels: The labels, if known. Zeros and ones are then not taken as names, unless 0 or 1 is a label.
     """
     lists = [[str(label_value(element, "int")) for element in cell] for cell in cells if cell]
     numbers = [cell for cell in lists if all(map(is_number, cell))]
@@ -128,7 +130,7 @@ def hold_positions(cells: Sequence[list[Any]], labels: Sequence[str] | None = No
             return True
     elif 2 * len(numbers) <= len(lists) or 2 * max(Counter(map(len, numbers)).values()) <= len(lists):
         return False
-    return sum(len(set(cell)) < len(cell) for cell in numbers) > MISTAKES * len(lists)
+    return sum(len(set(cell)) < len(cell) for cell in numbers) > MAX_REPEATS * len(lists)
 
 
 def infer_type(cells: Iterable[Any], typed: bool) -> LabelType:
@@ -136,7 +138,7 @@ def infer_type(cells: Iterable[Any], typed: bool) -> LabelType:
 
     Args:
         cells: Single labels.
-        typed: Whether the cells have types (Python, JSONL, Parquet); the cells of a CSV file are text whatever they mean.
+        typed: Whether the cells have types (Python, JSONL, Parquet). Cells of CSV files are always text.
     """
     values = [cell for _, cell in {(type(cell), cell) for cell in cells if label_text(cell) is not None}]
     texts = [str(label_text(cell)) for cell in values]
@@ -156,8 +158,9 @@ def infer_type(cells: Iterable[Any], typed: bool) -> LabelType:
 class LearnedLabels:
     """The labels of a column.
 
-    `counts` are rows by label. `ambiguous` holds pairs of spellings that are the same number, such as 1.1 and 1.10, and could
-    be meant as two labels.
+    Attributes:
+        counts: Number of rows of each label.
+        ambiguous: Pairs of spellings of the same number, such as 1.1 and 1.10, that may be intended as two labels.
     """
 
     kind: LabelType
@@ -166,12 +169,12 @@ class LearnedLabels:
 
 
 def learn_labels(cells: Sequence[Any], typed: bool, kind: LabelType | None = None) -> LearnedLabels:
-    """Collect the labels of a column, each under one name.
+    """Collect the labels of a column, and choose one name for each.
 
-    A label of type `str` is called as it is written most often; any other by its shortest spelling.
+    The name is the most frequent spelling for type `str`, and the shortest notation for other types.
 
     Args:
-        kind: The requested type. None: the type of the column. With `str` labels are compared as they are written.
+        kind: The requested type; with `str`, labels are compared verbatim. None: infer the type.
     """
     resolved = kind or infer_type(cells, typed)
     spellings: dict[str, Counter[str]] = {}
@@ -191,7 +194,7 @@ def learn_labels(cells: Sequence[Any], typed: bool, kind: LabelType | None = Non
 
 
 class LabelSchema:
-    """The labels of a model in the order of its logits; finds the label of a cell, however it is spelled."""
+    """The labels of a model in the order of its logits, with lookup of any spelling of a label."""
 
     def __init__(self, names: Sequence[str], kind: LabelType | None = None) -> None:
         self.names = list(names)
@@ -203,7 +206,7 @@ class LabelSchema:
         self._known: dict[tuple[type, Any], int | None] = {}
 
     def id(self, cell: Any) -> int | None:
-        """Return the index of the label in a cell, or None where it holds none of the labels."""
+        """Return the index of the label in a cell. None: the cell contains none of the labels."""
         text = label_text(cell)
         if text is None:
             return None
@@ -214,15 +217,15 @@ class LabelSchema:
         return self._known[key]
 
     def values(self) -> list[Any]:
-        """Return the labels in their type, as predictions hold them."""
+        """Return the labels converted to their type."""
         return [typed_label(name, self.kind) for name in self.names]
 
 
 def typed_label(name: str, kind: LabelType) -> Any:
-    """Return a label in its type.
+    """Convert a label to its type.
 
     Raises:
-        ValueError: If the name has another type.
+        ValueError, KeyError, ArithmeticError: If the name cannot be converted.
     """
     if kind == "int":
         return int(name) if "." not in name else int(Decimal(str(label_value(name))))
@@ -234,7 +237,7 @@ def typed_label(name: str, kind: LabelType) -> Any:
 
 
 def fits_type(names: Iterable[str], kind: LabelType) -> bool:
-    """Return whether every name is a value of the type."""
+    """Return whether every name can be converted to the type without changing its value."""
     try:
         return all(label_value(typed_label(name, kind), kind) == label_value(name, kind) for name in names)
     except (ValueError, KeyError, ArithmeticError):

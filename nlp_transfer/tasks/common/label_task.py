@@ -1,4 +1,4 @@
-"""What all classification tasks share: the settings of labels, their schema and the options of the loss."""
+"""Base class of classification tasks: settings of the labels, label schema and loss options."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ class LabelTask(TextTask):
     """A task that predicts labels with probabilities."""
 
     labels: LabelList | None = None
-    """The labels, in the order of the model's outputs. null: the labels in the training data; numbers are sorted by value, text
-    alphabetically."""
+    """The labels, in the order of the model's outputs. null: the labels of the training data, sorted by value if all are numbers,
+    otherwise alphabetically."""
     label_type: LabelType | None = None
     """Type of predicted labels in Python, JSONL and Parquet. null: the type of the training labels. With `str`, 1.1 and 1.10 are
     two labels."""
@@ -39,7 +39,7 @@ class LabelTask(TextTask):
         return self.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
 
     def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        """Return the loss options. `balanced` weights are computed after oversampling, so that classes are not balanced twice."""
+        """Return the loss options. `balanced` class weights take oversampling into account, to avoid balancing twice."""
         weights = None
         if training.class_weights == "balanced":
             repeats = self.repeats(training, train)
@@ -54,8 +54,8 @@ class LabelTask(TextTask):
         """Return the `balanced` weight of each label, float32 of shape (labels,).
 
         Args:
-            labels: Targets as `encode_targets` returns them.
-            times: How often each row occurs in an epoch on average, float64 of shape (rows,).
+            labels: Targets of all rows, in the form that `encode_targets` returns.
+            times: Average number of times that each row occurs in an epoch, float64 of shape (rows,).
         """
 
     def probability_columns(self, predictions: Arrays) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Learning and checking the labels of a column, and the settings that name labels."""
+"""Learn and check the labels of a column, and the settings that refer to labels."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +24,12 @@ from nlp_transfer.utils.errors import Problems, did_you_mean
 from nlp_transfer.utils.errors import shorten as shorten_value
 
 MISSING, UNREADABLE = "without a label", "with a label that cannot be read"  # kinds of bad rows
-JOINED_SHARE = 0.2  # share of labels with a separator in them above which there is a warning
+JOINED_SHARE = 0.2  # minimum share of labels that contain a separator for a warning
 QUOTE = "(YAML reads an unquoted yes, no, on or off as true or false: put quotes around it)"
 
 
 def _as_text(labels: Any) -> Any:
-    """Convert numbers to text. Booleans, which YAML reads an unquoted `no` as, are refused."""
+    """Convert numbers to text. Booleans are rejected: they are usually an unquoted `yes` or `no` in YAML."""
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     if not isinstance(labels, list):
@@ -52,7 +52,7 @@ LabelList = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_text),
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Sort labels by value if all are numbers, else alphabetically, whatever the order of the rows."""
+    """Return the unique labels, sorted by value if all are numbers, otherwise alphabetically."""
     unique = set(labels)
     try:
         return sorted(unique, key=lambda label: (float(label), label))
@@ -70,15 +70,18 @@ def label_fields(labels: list[str], problem_type: str) -> dict[str, Any]:
 
 
 def fit_labels(
-    cells: Sequence[Any], train: Rows, column: str, asked: list[str] | None, kind: LabelType | None, problems: Problems
+    cells: Sequence[Any], train: Rows, column: str, requested: list[str] | None, kind: LabelType | None, problems: Problems
 ) -> tuple[list[str], LabelType, "Counter[str]"]:
-    """Learn the labels of train; return their names, their type and the number of rows of each.
+    """Learn the labels of the training data.
 
     Args:
         cells: Single labels.
-        train: The rows that they come from, for messages.
-        asked: `task.labels`. None: the labels in the cells.
+        train: The rows of the cells, for messages.
+        requested: `task.labels`. None: the labels in the cells.
         kind: `task.label_type`. None: the type of the cells.
+
+    Returns:
+        The names of the labels, their type and the number of rows of each.
     """
     learned = learn_labels(cells, train.has_types(), kind)
     for first, second in learned.ambiguous:
@@ -87,33 +90,33 @@ def fit_labels(
             "task.label_type: str, for two labels"
         )
     counts = learned.counts
-    if asked is None:
-        # `nan` is usually a missing value. If it is a class, it has to be in `task.labels`.
+    if requested is None:
+        # `nan` is usually a missing value. To use it as a class, list it in `task.labels`.
         counts = Counter({label: count for label, count in counts.items() if label.lower() != "nan"})
-    names = asked or sort_labels(counts)
+    names = requested or sort_labels(counts)
     schema = LabelSchema(names, learned.kind)
     by_name: Counter[str] = Counter()
     for label, count in counts.items():
         index = schema.id(label)
         by_name[label if index is None else names[index]] += count
-    check_taught(names, by_name, train, problems)
+    check_occurrence(names, by_name, train, problems)
     check_type(names, kind, problems)
     return names, learned.kind if fits_type(names, learned.kind) else "str", by_name
 
 
 def named_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> LabelType:
-    """Return the type of the labels in the settings, for a run without training data; check that there are at least two."""
+    """Return the type of the labels in the settings, for a run without training data. Report fewer than two labels."""
     if len(labels or []) < 2:
-        found = f"found {shorten_value(labels)}; " if labels else ""
+        setting = f"found {shorten_value(labels)}; " if labels else ""
         problems.add(
-            f"task.labels: {found}there is no data.train to learn the labels from; allowed: two labels or more, such as "
+            f"task.labels: {setting}there is no data.train to learn the labels from; allowed: two labels or more, such as "
             "[positive, negative] (or, for zero_shot, strategy.labels: a description of each)"
         )
     return kind or infer_type(labels or [], typed=False)
 
 
 def check_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> None:
-    """Check that the labels have the type `task.label_type`."""
+    """Check that the labels can be converted to `task.label_type`."""
     if labels and kind and not fits_type(labels, kind):
         problems.add(
             f"task.label_type: found {kind}; the labels are {shorten(labels)}; allowed: null, or the type of these labels"
@@ -121,7 +124,7 @@ def check_type(labels: list[str] | None, kind: LabelType | None, problems: Probl
 
 
 def check_labels(rows: Rows, column: str, schema: LabelSchema, problems: Problems) -> None:
-    """Report empty cells, and labels that are not in the schema."""
+    """Report cells without a label, with several labels, or with a label that is not in the schema."""
     for row, cell in enumerate(rows.columns[column]):
         if schema.id(cell) is not None:
             continue
@@ -144,7 +147,7 @@ def similar_labels(labels: Iterable[str]) -> list[str]:
 
 
 def other_separator(cells: Sequence[Any], marks: str, setting: str) -> list[str]:
-    """Return a warning if many cells with a single label look like several joined labels."""
+    """Return a warning if many labels contain one of the characters `marks`, as if several labels were joined."""
     texts = [cell for cell in cells if isinstance(cell, str)]
     for mark in marks:
         if (joined := [text for text in texts if mark in text.strip(mark)]) and len(joined) >= JOINED_SHARE * len(cells):
@@ -155,8 +158,8 @@ def other_separator(cells: Sequence[Any], marks: str, setting: str) -> list[str]
     return []
 
 
-def check_taught(labels: list[str], counts: "Counter[str]", train: Rows, problems: Problems) -> None:
-    """Check that every label of the schema occurs in the training data."""
+def check_occurrence(labels: list[str], counts: "Counter[str]", train: Rows, problems: Problems) -> None:
+    """Report labels that do not occur in the training data."""
     skipped = ""
     if train.skipped:
         count = "1 row of train was" if len(train.skipped) == 1 else f"{len(train.skipped):,} rows of train were"
@@ -173,21 +176,21 @@ def rarest_labels(hot: np.ndarray) -> np.ndarray:
     """Return the rarest label of each row, int64 of shape (rows,), -1 for a row without labels.
 
     Args:
-        hot: Labels of each row, 0 or 1, of shape (rows, labels).
+        hot: 0 or 1 for each row and label, of shape (rows, labels).
     """
     rarity = np.where(hot > 0, hot.sum(0), np.inf)
     return np.where(hot.any(1), rarity.argmin(1), -1).astype(np.int64)
 
 
 def no_label(cell: Any, allowed: str) -> tuple[str, str]:
-    """Return the reason and kind of a bad row whose cell contains no label."""
+    """Return the reason and kind of a bad row without a label."""
     if cell is None or cell != cell or not str(cell).strip():
         return f"the label is missing; allowed: {allowed}", MISSING
     return f"found {shorten_value(cell)} ({type(cell).__name__}); allowed: {allowed}", UNREADABLE
 
 
 def unknown_label(label: str, labels: list[str]) -> tuple[str, str]:
-    """Return the reason and kind of a bad row whose label is not in the schema."""
+    """Return the reason and kind of a bad row with a label that is not in the schema."""
     if label.lower() == "nan":
         reason = f"found {label!r}, a missing value; allowed: {shorten(labels)} (if it is a label, add it to task.labels)"
         return reason, MISSING
@@ -195,13 +198,13 @@ def unknown_label(label: str, labels: list[str]) -> tuple[str, str]:
 
 
 def shorten(labels: list[str], shown: int = 8) -> str:
-    """Return the first labels as text, and the number of the others."""
+    """Return the first labels as text, followed by the number of remaining ones."""
     more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
     return ", ".join(map(repr, labels[:shown])) + more
 
 
 def check_weight_names(training: TrainingConfig, labels: list[str] | None, kind: LabelType | None, problems: Problems) -> None:
-    """Check that `training.class_weights` has a weight for each label of the schema and no others."""
+    """Check that `training.class_weights` names every label once and nothing else."""
     weights = training.class_weights
     if not isinstance(weights, Mapping) or labels is None:
         return
@@ -228,17 +231,17 @@ def weight_vector(weights: Mapping[str, float], labels: list[str], kind: LabelTy
     return torch.tensor([by_label[i] for i in range(len(labels))], dtype=torch.float32)
 
 
-def check_no_classes(training: TrainingConfig, what: str, problems: Problems) -> None:
-    """Report settings about classes, for a task without classes."""
+def check_no_classes(training: TrainingConfig, task: str, problems: Problems) -> None:
+    """Report training settings that need classes, for a task without classes."""
     for name in ("class_weights", "focal_gamma", "oversample"):
         if (value := getattr(training, name)) is not None:
-            problems.add(f"training.{name}: found {shorten_value(value)}; {what} has no classes; allowed: null")
+            problems.add(f"training.{name}: found {shorten_value(value)}; {task} has no classes; allowed: null")
 
 
 def focal_factor(log_probability: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Return (1 - p) ** gamma for log p of any shape, the factor of the focal loss.
+    """Return the factor of the focal loss, (1 - p) ** gamma, for log p of any shape.
 
-    1 - p is clamped to a tiny positive value: with gamma below 1 the gradient at p = 1 is infinite.
+    1 - p is clamped to a tiny positive value, since the gradient at p = 1 is infinite for gamma below 1.
     """
     return (-torch.expm1(log_probability)).clamp(min=torch.finfo(log_probability.dtype).tiny) ** gamma
 

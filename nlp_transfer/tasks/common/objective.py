@@ -1,4 +1,4 @@
-"""What the training loop needs to know about a loss: its options, its terms and the items that each term is divided by."""
+"""The interface between the training loop and losses: options, summed terms and the count that divides each term."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from nlp_transfer.settings.schema import TrainingConfig
 
 Batch = Mapping[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]
-Items = dict[str, tuple[float, float]]  # by loss term: its sum, and the number of items in the sum
+Items = dict[str, tuple[float, float]]  # loss term -> (sum, number of items in the sum)
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class LossOptions:
     """Options of the training loss. Metrics are always computed with the plain loss (`PLAIN_LOSS`).
 
     Attributes:
-        label_smoothing: Share of the target probability that is spread evenly over all labels.
+        label_smoothing: Share of the target probability distributed evenly over all labels.
         class_weights: float32 of shape (labels,).
-        focal_gamma: Above 0, the focal loss is used (Lin et al. 2017, 1708.02002). Items are counted as for the plain loss.
+        focal_gamma: Focusing parameter of the focal loss (Lin et al. 2017, 1708.02002). 0: off.
     """
 
     label_smoothing: float = 0.0
@@ -34,7 +34,7 @@ PLAIN_LOSS = LossOptions()
 
 
 class Objective(Protocol):
-    """Something that can be trained: a loss as sums by named term, and the count that each term is divided by."""
+    """A trainable loss: sums by named term, and the count that divides each term."""
 
     def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions: ...
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]: ...

@@ -1,7 +1,7 @@
 """Reuse the head of a fine-tuned checkpoint if it was trained for the labels of the task; otherwise create a new output layer.
 
-Only the output layer depends on the labels. The dense layer below it, which many model families have, and the hidden layers of
-the head of this toolkit are always kept: they transform features, as the encoder does.
+Only the output layer depends on the labels. Other layers of the head are always kept, such as the dense layer of many model
+families.
 """
 
 import copy
@@ -19,11 +19,11 @@ from nlp_transfer.tasks.common.labels import shorten
 
 
 def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """Make the output layer match the labels of the task, in their order.
+    """Make the output layer match the labels of the task and their order.
 
-    A trained output layer is kept if it is that of a sequence classifier with the same set of labels; its rows are permuted to
-    the task's order. Otherwise, even if some of the labels are the same, it is reinitialized and added to `new_parameters`.
-    `model.head_note` records for the log which of both was done. It is not set if the checkpoint has no head.
+    The trained output layer of a sequence classifier with the same set of labels is kept, with its outputs reordered. Any other
+    trained output layer is reinitialized and added to `new_parameters`. `model.head_note` records for the log which of the two
+    happened; it is not set if the checkpoint has no head.
     """
     layer = output_layer(model)
     new = new_parameters(model)
@@ -52,9 +52,9 @@ def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedMode
 
 
 def output_layer(model: PreTrainedModel) -> dict[str, int]:
-    """Return the names of parameters whose shape depends on the number of labels, each with the axis of the labels (usually 0).
+    """Return the names of parameters with one entry per label, each with the axis of the labels (usually 0).
 
-    They are found by building the model with one more label, and so for any model family.
+    Works for any model family, by comparing the shapes with those of a model with one more label.
     """
     config: Any = copy.deepcopy(model.config)
     config.num_labels += 1
@@ -69,7 +69,7 @@ def output_layer(model: PreTrainedModel) -> dict[str, int]:
 
 
 def note_unused_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """Record for the log that a trained head is not used, since `task.head` or the strategy asks for another one."""
+    """Record in `model.head_note` that a trained head was replaced because `task.head` or the strategy requires another."""
     if checkpoint.head == "SequenceClassification":
         labels = _describe(checkpoint.config)
         model.head_note = f"head: new, of another kind than the checkpoint's, which was trained for {labels}"  # type: ignore[assignment]
@@ -77,7 +77,7 @@ def note_unused_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrain
 
 
 def _reinitialize(model: nn.Module, names: Any) -> None:
-    """Initialize weights as most model families do: normal with standard deviation `initializer_range`, biases zero."""
+    """Initialize weights from a normal distribution with standard deviation `initializer_range`, and biases with zero."""
     deviation = getattr(encoder_config(model.config), "initializer_range", None) or 0.02
     with torch.no_grad():
         for name in sorted(names):
@@ -90,7 +90,7 @@ def _labels(config: Any) -> list[str]:
 
 
 def _is_regression(config: Any) -> bool:
-    """Return whether the model is a regression. transformers assumes so for a single output without a `problem_type`."""
+    """Return whether the model is a regression; transformers assumes it for a single output without `problem_type`."""
     return bool(config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1))
 
 

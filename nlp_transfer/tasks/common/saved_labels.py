@@ -1,4 +1,4 @@
-"""The labels of a saved model: read from its configuration, and compared with those of its task."""
+"""Read the labels of a saved model from its configuration, and compare them with those of its task."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ TASK_OF_PROBLEM = {"multi_label_classification": "multi_label", "regression": "r
 
 
 def task_for_config(checkpoint: Checkpoint) -> Task:
-    """Return the task of a model saved elsewhere: its kind and its labels, from the configuration.
+    """Create the task of a model that this toolkit did not save, from the head and labels in its configuration.
 
     Raises:
-        UserError: If the head is unknown, or for something else, such as token classification.
+        UserError: If the model has no head, an unknown one, or one for an unsupported task such as token classification.
     """
     config: Any = checkpoint.config
     if config.is_encoder_decoder and checkpoint.head != "SequenceClassification":
-        if not checkpoint.architecture:  # a BART classifier could be read as a translation model as well
+        if not checkpoint.architecture:  # the model could be a classifier or a translation model
             raise UserError(
                 f"model: {checkpoint.source.name} is a {config.model_type} model, and config.json has no `architectures`, which "
                 "tells whether it generates text or classifies; allowed: a configuration that was saved with the model"
@@ -38,15 +38,15 @@ def task_for_config(checkpoint: Checkpoint) -> Task:
 
 
 def _configured(config: Any) -> list[str | None]:
-    """Return the names of the labels in a configuration, in the order of their ids; None for an id without a name."""
+    """Return the label names in a configuration, ordered by id. None: the id has no name."""
     return [None if (name := config.id2label.get(i)) is None else str(name) for i in range(config.num_labels)]
 
 
 def check_schema(task: Task, checkpoint: Checkpoint) -> None:
-    """Check that the configuration has the labels of the task, in the same order.
+    """Check that the labels of the configuration and of the task are the same, in the same order.
 
     Raises:
-        UserError: If it does not.
+        UserError: If they differ.
     """
     labels = getattr(task, "labels", None)
     if not labels:

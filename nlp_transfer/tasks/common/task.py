@@ -29,28 +29,28 @@ from nlp_transfer.utils.errors import UserError
 class Task(TaskData):
     """What a model learns. A task consists of its settings (frozen and validated) and the methods below.
 
-    `fit` and `prepare` return copies that also hold what they learned, such as the labels. A task saved as JSON is therefore
-    complete: it encodes, predicts and scores the same elsewhere.
+    `fit` and `prepare` return copies that include learned values, such as the labels. A task loaded from JSON therefore encodes,
+    predicts and scores exactly like the saved one.
 
-    Losses are sums by named term, never means. Only the training loop knows all rows of an optimizer step over all processes; it
-    divides each term by the `counts` of those rows.
+    Losses are sums by named term, never means. The training loop divides each term by its `counts`, which it sums over all rows
+    of an optimizer step and all processes.
     """
 
     best_metric: ClassVar[str]
     """Validation metric by which the best weights are selected, unless `training.best_metric` names another one."""
 
     prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "label"
-    """What is predicted for a row. Only `label` and `labels` come with probabilities."""
+    """Kind of prediction for a row. Only `label` and `labels` have probabilities."""
 
     def metric_names(self) -> list[str]:
-        """Return the names of all metrics, so that an unknown `training.best_metric` is refused before training."""
+        """Return the names of all metrics, any of which can be `training.best_metric`."""
         return [self.best_metric]
 
     def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
-        """Return a copy adapted to the checkpoint: with its maximum length and everything that depends on its tokenizer.
+        """Return a copy with the settings that depend on the checkpoint and its tokenizer, such as the maximum length.
 
         Raises:
-            UserError: If a setting does not suit the checkpoint.
+            UserError: If a setting is incompatible with the checkpoint.
         """
         least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(self.input_columns()) > 1) + 1
         limit = checkpoint.max_length
@@ -61,10 +61,10 @@ class Task(TaskData):
         return self._with_length(checkpoint)
 
     def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
-        """Return the prepared copy for a saved model.
+        """Return a prepared copy for a saved model.
 
         Args:
-            parts: Where `save_parts` wrote its files. None: beside the checkpoint.
+            parts: Location of the files written by `save_parts`. None: the checkpoint's folder.
         """
         return self._with_length(checkpoint)
 
@@ -72,10 +72,10 @@ class Task(TaskData):
         return self.model_copy(update={"max_length": self.max_length or min(512, checkpoint.max_length)})
 
     def unused_by_model(self, scored: bool) -> dict[str, str]:
-        """Return the settings, with the reason, that cannot change a prediction of this restored model.
+        """Return the settings that have no effect on this restored task, each with the reason.
 
         Args:
-            scored: Also leave out settings that only affect how predictions are scored.
+            scored: Whether predictions are scored. If so, settings that affect metrics are not returned.
         """
         return {}
 
@@ -83,16 +83,17 @@ class Task(TaskData):
         """Save the parts of the task that are not JSON, such as a tokenizer."""
 
     def prefer_head(self, head: HeadConfig | None) -> Self:
-        """Return a copy with this head, if the task has a choice of heads and its settings do not name one."""
+        """Return a copy with this head, unless the task's settings already name one or the task has no choice of heads."""
         return self
 
     @abstractmethod
     def encode(
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
     ) -> tuple[dict[str, Any], int]:
-        """Return the features of some rows and the number of truncated rows.
+        """Return the features of a batch of rows and the number of truncated rows.
 
-        Token ids are lists of different lengths (ragged columns), everything else arrays with one row each (dense columns).
+        Token ids are lists of different lengths (ragged columns). All other features are arrays of shape (rows, ...) (dense
+        columns).
         """
 
     @abstractmethod
@@ -100,42 +101,46 @@ class Task(TaskData):
         """Return the padding value of each ragged column."""
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        """Return the cache key of `encode` as JSON: everything it depends on besides the rows and the code of this package.
+        """Return the cache key of `encode` as JSON: all its inputs except the rows and the code of this package.
 
         Returns:
-            None if the key cannot be computed. The tokens are then not cached on disk.
+            None if there is no such key. Tokens are then not cached on disk.
         """
         return None
 
     def table(
-        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, keep: CachePolicy, targets: bool = True, name: str = "rows"
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, policy: CachePolicy, targets: bool = True, name: str = "rows"
     ) -> TokenTable:
-        """Tokenize checked rows, or read them from the token cache (`keep` as in `cached_table`)."""
-        in_package = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]  # a user's code may change any time
+        """Tokenize checked rows, or load their tokens from the cache."""
+        # Tasks defined in user code are not cached: the key does not cover changes to that code.
+        in_package = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]
         encode = partial(self.encode, tokenizer=tokenizer, targets=targets)
-        key = self.encoding(tokenizer) if in_package and is_cached(rows, keep) else None
-        return cached_table(rows, encode, self.fill(tokenizer), key and key | {"targets": targets}, keep, name)
+        key = self.encoding(tokenizer) if in_package and is_cached(rows, policy) else None
+        return cached_table(rows, encode, self.fill(tokenizer), key and key | {"targets": targets}, policy, name)
 
     def auto_class(self) -> Any:
-        """Return the Auto class that loads the models of `build_model`."""
+        """Return the transformers Auto class that loads the models of this task."""
         return AutoModelForSequenceClassification
 
     @abstractmethod
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
-        """Return the checkpoint with a head for this task. Its configuration holds the labels."""
+        """Return the checkpoint's model with a head for this task. Its configuration includes the labels."""
 
     def export(self, model: PreTrainedModel) -> Self:
-        """Fold parameters of the task into the weights, so that plain transformers gives the same predictions.
+        """Fold parameters of the task into the weights, so that transformers alone computes the same predictions.
 
-        Idempotent. Returns the task as it is saved with the model.
+        Idempotent.
+
+        Returns:
+            The task to save with the model.
         """
         return self
 
     def connect(self, model: PreTrainedModel) -> None:
-        """Prepare a loaded model, exported by this task or saved elsewhere, for prediction in this process."""
+        """Prepare a loaded model for prediction, whether this toolkit or another program saved it."""
 
     def computing(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return the context in which the model's outputs are what `loss` and `predict` expect."""
+        """Return the context manager for forward passes whose outputs go to `loss` or `predict`."""
         return nullcontext()
 
     def label_smoothing(self, training: TrainingConfig) -> float:
@@ -143,79 +148,79 @@ class Task(TaskData):
         return 0.0 if isinstance(training.label_smoothing, str) else training.label_smoothing
 
     def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        """Return the class weights and the label smoothing of the training loss."""
+        """Return the options of the training loss, such as class weights and label smoothing."""
         return LossOptions(self.label_smoothing(training))
 
     def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return what `training.oversample` balances.
+        """Return the classes that `training.oversample` balances.
 
         Returns:
-            The class of each row (int64, shape (rows,), -1 for none) and the number of rows of each class (int64, shape
-            (classes,)). None if rows have no classes.
+            The class of each row, int64 of shape (rows,), -1 for none; and the rows per class, int64 of shape (classes,). None if
+            the task has no classes.
         """
         return None
 
     def repeats(self, training: TrainingConfig, table: TokenTable) -> Repeats | None:
-        """Return how often each row is repeated per epoch, if oversampling is on and rows have classes."""
+        """Return the oversampling of the training rows. None: oversampling is off, or the task has no classes."""
         classes = self.classes(table) if training.oversample else None
         power = 1.0 if isinstance(training.oversample, str) else training.oversample
         return Repeats(*classes, power) if classes and power else None
 
     @abstractmethod
     def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        """Return the number of items of each loss term, and of `rows`. Needs the targets alone, so no forward pass."""
+        """Return the number of rows as `rows`, and the number of items in each loss term. Needs only the targets of the batch."""
 
     @abstractmethod
     def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Return the summed loss of each term (fp32, shape ()), by the names that `counts` uses."""
+        """Return the summed loss of each term, fp32 of shape (), under the same names as in `counts`."""
 
     def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
-        """Return more metrics of a training step for the log: each a sum (shape ()) and the loss term whose count divides it."""
+        """Return additional metrics of a training step: each a sum of shape () and the loss term whose count divides it."""
         return {}
 
     def predict(self, outputs: Any) -> Arrays:
-        """Convert model outputs to predictions: compact arrays with one row each, never the logits of whole sequences.
+        """Convert model outputs to predictions: compact arrays of shape (rows, ...), not logits of all tokens.
 
-        A task whose predictions take more than one forward pass overrides `predict_batch` instead.
+        A task that needs more than one forward pass per prediction overrides `predict_batch` instead.
         """
         raise NotImplementedError
 
     def predict_batch(
         self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
     ) -> tuple[Arrays, Items]:
-        """Predict a batch; if it has labels, also return the plain losses with their counts.
+        """Predict a batch. If it has labels, also return its losses and their counts.
 
         Args:
-            chosen: bool of shape (rows,): the rows that need a full prediction, as a draft during training. None: all rows, at
-                the best quality.
-            texts: The columns of these rows that no model reads (`TokenTable.texts`).
+            chosen: bool of shape (rows,): rows to predict, in draft quality, during training. None: all rows, in the best
+                quality. Losses are always computed for all rows.
+            texts: Text columns of these rows, which are not inputs of the model (`TokenTable.texts`).
         """
         with self.computing(model):
             outputs = model(**model_inputs(batch))
         return self.predict(outputs), self.items(outputs, batch) if "labels" in batch else {}
 
     def items(self, outputs: Any, batch: Batch) -> Items:
-        """Return the plain losses of a batch with their counts."""
+        """Return the losses of a batch, computed with `PLAIN_LOSS`, and their counts."""
         counts = self.counts(batch)
         return {name: (float(value), counts[name]) for name, value in self.loss(outputs, batch).items()}
 
     def draft_rows(self, rows: int) -> np.ndarray | None:
-        """Return which rows of a split get a full prediction during training, bool of shape (rows,). None: all.
+        """Return the rows of a split to predict during training (`predict_batch`), bool of shape (rows,). None: all rows.
 
-        Overridden by tasks whose predictions are expensive.
+        Override it if predictions are expensive.
         """
         return None
 
     def draft_settings(self, rows: int) -> dict[str, float]:
-        """Return how predictions during training (`draft_rows`) differ from the final ones, as numbers by the setting's name.
+        """Return the settings, all numeric, that make predictions during training cheaper than final ones.
 
-        They are logged and printed beside the validation metrics, which then are not those of the finished model.
+        They are logged and printed with the validation metrics.
         """
         return {}
 
     @abstractmethod
     def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        """Return predictions as the columns that a user reads: `prediction`, `probability`, ..."""
+        """Return predictions as named output columns, such as `prediction` and `probability`."""
 
     def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Format the columns of `describe`, and an optional column `reference`, as cells of a CSV file."""
@@ -223,40 +228,41 @@ class Task(TaskData):
 
     @abstractmethod
     def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
-        """Compute the metrics of a whole split. Undefined metrics are left out."""
+        """Compute the metrics of a complete split. Undefined metrics are omitted."""
 
     def written(self, cells: np.ndarray) -> list[Any]:
-        """Convert predictions or targets, as `metrics` gets them, to the user's types: typed labels, numbers or texts."""
+        """Convert predictions or targets, in the form passed to `metrics`, to typed labels, numbers or texts."""
         values: list[Any] = cells.tolist()
         return values
 
-    def metric_to_compare(self, asked: str | None) -> str:
-        """Return the metric by which finished models are compared.
+    def metric_to_compare(self, best_metric: str | None) -> str:
+        """Return the metric by which finished models are compared, given `training.best_metric`.
 
-        Args:
-            asked: `training.best_metric`. Losses are not comparable, since label smoothing and the like change them.
+        It is never the loss, which depends on settings such as label smoothing.
         """
-        return self.best_metric if asked in (None, "loss") else str(asked)
+        return self.best_metric if best_metric in (None, "loss") else str(best_metric)
 
     def sums(
         self, metric: str, predictions: Arrays, targets: Arrays
     ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
-        """Write a metric as a function of sums over rows, so that thousands of resamples are cheap.
+        """Return per-row statistics of a metric, and the function that computes the metric from their sums.
+
+        They make bootstrap resampling cheap.
 
         Returns:
-            What is summed, float64 of shape (rows, sums), and the function from sums (draws, sums) to values (draws,). None:
-            resamples are scored by `metrics`.
+            The statistics, float64 of shape (rows, statistics), and the function from their sums, of shape (samples, statistics),
+            to values, of shape (samples,). None: `metrics` scores each sample instead.
         """
         return None
 
     def example_lines(self, predictions: Arrays, targets: Arrays) -> list[str]:
-        """Return lines for the console after a split has been scored: a few examples, and notes."""
+        """Return examples and notes to print after a split has been scored."""
         return []
 
     def signatures(self) -> dict[str, str]:
-        """Return how metrics were computed, by metric, where conventions differ. Part of `result.json`."""
+        """Return the signature of each metric that has several conventions, such as BLEU. Saved in `result.json`."""
         return {}
 
     def higher_is_better(self, metric: str) -> bool:
-        """Return whether higher values of a metric are better. A task with its own metrics overrides this."""
+        """Return whether higher values of a metric are better. Override it for metrics that the toolkit does not know."""
         return higher_is_better(metric)

@@ -1,4 +1,4 @@
-"""The data half of the task protocol: settings, columns, checks and splits."""
+"""The part of the task protocol that concerns data: columns, checks and splits."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -19,13 +19,13 @@ class TaskData(Settings, ABC):
     """How a task reads, checks and splits its rows. Base class of `Task`."""
 
     aligned: ClassVar[bool] = False
-    """Whether the data may be two line-aligned files, one of sources and one of targets."""
+    """Whether data may consist of two line-aligned files, one with sources and one with targets."""
 
     filters: ClassVar[tuple[str, ...]] = ()
     """Allowed values of `data.filter`."""
 
     while_training: ClassVar[tuple[str, ...]] = ()
-    """Settings that only have an effect if there is a validation split."""
+    """Settings that have no effect without a validation split."""
 
     max_length: Count | None = None
     """Maximum input length in tokens. null: 512, or the limit of the checkpoint if that is lower."""
@@ -39,14 +39,14 @@ class TaskData(Settings, ABC):
 
     @abstractmethod
     def input_columns(self) -> list[str]:
-        """Return the columns that a row needs for prediction."""
+        """Return the columns required for prediction."""
 
     @abstractmethod
     def target_columns(self) -> list[str]:
-        """Return the columns that hold the target."""
+        """Return the columns that contain the target."""
 
     def columns(self) -> list[str]:
-        """Return all columns that a row needs for training and evaluation."""
+        """Return the columns required for training and evaluation."""
         return [*self.input_columns(), *self.target_columns()]
 
     def models(self) -> dict[str, list[str]]:
@@ -54,14 +54,14 @@ class TaskData(Settings, ABC):
         return {}
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
-        """Check that the training settings suit this task; a regression has no class weights, for example."""
+        """Report training settings that are incompatible with this task, such as class weights in regression."""
 
     @abstractmethod
     def fit(self, train: Rows, problems: Problems) -> Self:
-        """Return a copy that has learned from the training rows, such as the labels; report what makes training impossible."""
+        """Return a copy with values learned from the training rows, such as the labels. Report data that cannot be trained on."""
 
     def fit_settings(self, problems: Problems) -> Self:
-        """Return the fitted copy for a run without training data, which must follow from the settings alone."""
+        """Return a fitted copy for a run without training data, based on the settings only."""
         problems.add("data.train: is required and was not given; this task learns its possible predictions from these rows")
         return self
 
@@ -69,25 +69,25 @@ class TaskData(Settings, ABC):
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
         """Check every cell.
 
-        Report bad rows with `problems.add_row`: they can be skipped. Report everything else with `problems.add`: it ends the run.
+        Report bad rows, which can be skipped, with `problems.add_row`. Report problems that must end the run with `problems.add`.
         """
 
     def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]:
-        """Return the training rows, by index, that the named `filters` remove. The cells have not been checked yet."""
+        """Return the training rows, by index, that the named filters remove. Called before `check`."""
         return {}
 
     def check_split(self, train: Rows, problems: Problems) -> None:
-        """Check that rows can be held out of the training data."""
+        """Check that the training data can be split."""
 
     def least_validation(self) -> int:
-        """Return the number of validation rows below which the metrics are too uncertain to select the best weights."""
+        """Return the minimum number of validation rows for a reliable selection of the best weights."""
         return max(MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_LABEL * len(getattr(self, "labels", None) or []))
 
     @abstractmethod
     def keys(self, rows: Rows) -> Iterable[str]:
-        """Yield the input of each row as one text. Rows with nearly equal keys (`normalized`) never appear in two splits.
+        """Yield the input of each row as one text. Rows with the same `normalized` key are always in the same split.
 
-        Join several texts by a separator surrounded by spaces, so that spaces at their ends are ignored.
+        Join several texts by a separator surrounded by spaces: normalization then removes spaces at the ends of each text.
         """
 
     @abstractmethod
@@ -96,8 +96,8 @@ class TaskData(Settings, ABC):
 
     @abstractmethod
     def report(self, train: Rows) -> list[str]:
-        """Describe the training data for the user before training, such as the class balance or the range of values."""
+        """Return lines that describe the training data, such as the class balance or the range of values."""
 
     def document(self) -> dict[str, Any]:
-        """Return the task as JSON: its name and its settings. `task_from` reads it back."""
+        """Return the name and settings of the task as JSON, the input of `task_from`."""
         return {"name": registry.name_of(type(self)), **self.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""What tasks on a text or a pair of texts share: input columns, checks, tokens and the model."""
+"""Base class of tasks on a text or a pair of texts: columns, checks, tokenization and model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
@@ -23,7 +23,7 @@ from nlp_transfer.utils.errors import Problems, UserError
 
 
 class TextTask(Task):
-    """A task with a text, or a pair of texts, as input, and a prediction of fixed shape."""
+    """A task that predicts a label, several labels or a number for a text or a pair of texts."""
 
     text: str = "text"
     """The column with the text."""
@@ -33,7 +33,7 @@ class TextTask(Task):
     """The column with the target."""
     head: HeadConfig | Literal["family"] | None = None
     """The head: settings of a custom head (`hidden`, `dropout`, `pooling`, `layers`, `normalize`), or `family`, the head of the
-    model family. null: the one that the strategy works best with, usually that of the family."""
+    model family. null: the head that the strategy prefers, usually `family`."""
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         inputs = [("task.text", self.text), ("task.text_pair", self.text_pair)]
@@ -54,9 +54,9 @@ class TextTask(Task):
             for row, cell in enumerate(rows.columns[name]):
                 if not isinstance(cell, str):
                     is_missing = plain_cell(cell) is None
-                    found = "nothing" if is_missing else f"{cell!r} ({type(cell).__name__})"
+                    value = "nothing" if is_missing else f"{cell!r} ({type(cell).__name__})"
                     kind = EMPTY_TEXT if is_missing else NO_TEXT
-                    problems.add_row(row, rows.bad(row, name, f"found {found}; allowed: text", kind))
+                    problems.add_row(row, rows.bad(row, name, f"found {value}; allowed: text", kind))
                 elif not cell.strip():
                     problems.add_row(row, rows.bad(row, name, "the cell is empty; allowed: text", EMPTY_TEXT))
                 elif fault := undecoded(cell, "utf-8"):
@@ -69,7 +69,7 @@ class TextTask(Task):
         return columns[self.label]
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
-        """Report every target that cannot be used."""
+        """Report invalid targets."""
         raise NotImplementedError
 
     def keys(self, rows: Rows) -> Iterator[str]:
@@ -88,20 +88,20 @@ class TextTask(Task):
 
     def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
         tokenizer_key = tokenizer_fingerprint(tokenizer)
-        settings = {name: value for name, value in self.document().items() if name != "head"}  # differs between strategies
+        settings = {name: value for name, value in self.document().items() if name != "head"}  # tokens do not depend on it
         return None if tokenizer_key is None else {"task": settings, "tokenizer": tokenizer_key}
 
     def _with_length(self, checkpoint: Checkpoint) -> Self:
-        """Return a copy with the maximum length, and make sure that the tokenizer adds one end token to each row.
+        """Return a copy with the maximum length, and check that the tokenizer of an encoder-decoder adds an end token.
 
-        The classifiers of encoder-decoders (BART, T5) read that token.
+        The classification heads of encoder-decoders (BART, T5) read the last end token of each row.
 
         Raises:
             UserError: If the tokenizer of an encoder-decoder does not add an end token.
         """
         config: Any = checkpoint.config
         if config.is_encoder_decoder:
-            checkpoint.tokenizer.split_special_tokens = True  # an end token inside a text is plain text
+            checkpoint.tokenizer.split_special_tokens = True  # a text that contains the end token must not add another one
             if config.eos_token_id not in checkpoint.tokenizer("a")["input_ids"]:
                 raise UserError(
                     f"model: a {config.model_type} classifier reads the end token {config.eos_token_id} of every row, which "
@@ -162,12 +162,12 @@ class TextTask(Task):
         return self.model_copy(update={"head": head})
 
     def head_fields(self) -> dict[str, Any]:
-        """Return the configuration fields that describe the output: `id2label`, `label2id`, `problem_type`."""
+        """Return the fields of the model configuration that describe the output: `id2label`, `label2id`, `problem_type`."""
         raise NotImplementedError
 
 
 def _check_decoder(checkpoint: Checkpoint) -> None:
-    """Check that the checkpoint is not just the encoder or decoder of a family whose classifiers need both."""
+    """Check that the checkpoint has both encoder and decoder if classification in its family needs both."""
     if not checkpoint.config.is_encoder_decoder and type(checkpoint.config)().is_encoder_decoder:
         raise _incomplete(checkpoint)
 

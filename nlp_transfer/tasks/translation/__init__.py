@@ -1,4 +1,4 @@
-"""Translation: a text in one language to a text in another."""
+"""Translation: translate a text into another language."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,10 +28,7 @@ from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
-from nlp_transfer.tasks import PLAIN_LOSS as PLAIN_LOSS
 from nlp_transfer.tasks import Arrays, Batch, Items
-from nlp_transfer.tasks import LossOptions as LossOptions
-from nlp_transfer.tasks import Task as Task
 from nlp_transfer.tasks.common.labels import check_no_classes
 from nlp_transfer.tasks.common.text_generation import TextGenerationTask, is_correct
 from nlp_transfer.tasks.translation.translation_scores import metric_sums, score_translations, show_translations
@@ -56,48 +53,51 @@ class Translation(TextGenerationTask):
     while_training: ClassVar[tuple[str, ...]] = ("translated_rows",)
 
     max_length: Count | None = None
-    """Maximum length of a source and of a target, in tokens. null: 512, or the limit of the checkpoint if that is lower."""
+    """Maximum length of sources and of targets, in tokens. null: 512, or the limit of the checkpoint if that is lower."""
     source: str = "source"
     """The column with the text to translate."""
     target: str = "target"
     """The column with its translation."""
     source_language: str | None = None
-    """Source language, as the multilingual checkpoint spells its codes (`en_XX`, `eng_Latn`)."""
+    """Source language, as a code of the multilingual checkpoint (`en_XX`, `eng_Latn`)."""
     target_language: str | None = None
     """Target language. It also selects sacreBLEU's tokenization (zh, ja, ko, th, ...)."""
     architecture: Architecture | None = None
     """`encoder_decoder`: a BERT-family encoder with a decoder. `seq2seq`: a checkpoint that already has a decoder (Marian, T5,
-    mBART, M2M100, NLLB). null: recognized from the checkpoint."""
+    mBART, M2M100, NLLB). null: inferred from the checkpoint."""
     decoder: Name = "encoder"
-    """encoder_decoder: initial weights of the decoder. `encoder`: those of the encoder. `new`: random. Or a model."""
+    """encoder_decoder: initial weights of the decoder. `encoder`: copied from the encoder. `new`: random. Or the name of a
+    model."""
     decoder_layers: Count | None = None
     """encoder_decoder: number of decoder layers. null: half of the encoder's, or all layers of the model in `decoder`."""
     warm_start: bool = True
     """Use the pretrained weights. false: start from random weights of the same shape, as a baseline."""
     target_tokenizer: Name | None = None
-    """encoder_decoder: tokenizer of the targets. `train`: trained on the targets. `source`: shared with the encoder. Or a model.
-    null: that of the model in `decoder`, else `train`."""
+    """encoder_decoder: tokenizer of the targets. `train`: trained on the targets. `source`: shared with the encoder. Or the name
+    of a model. null: the tokenizer of the model in `decoder`, otherwise `train`."""
     target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
-    """Vocabulary size of a trained target tokenizer. null: 8,000; 16,000 from 100,000 pairs on; 32,000 from a million on."""
+    """Vocabulary size of a trained target tokenizer. null: 8,000; from 100,000 pairs 16,000; from 1,000,000 pairs 32,000."""
     prefix: str = ""
-    """Text put before every source, such as T5's `translate English to German: `."""
+    """Text prepended to every source, such as T5's `translate English to German: `."""
     beams: Count = 5
     """Number of beams. 1: greedy search."""
     length_penalty: Annotated[float, UsedWith(beams=Not(1))] = 1.0
-    """Exponent of the length by which the score of a hypothesis is divided. Higher values favor longer translations."""
+    """Beam search divides the score of a hypothesis by its length to this power. Higher values favor longer translations."""
     translated_rows: Annotated[int, Field(ge=0)] = 200
-    """Number of validation rows translated, by greedy search, at each evaluation during training. At the end all are."""
+    """Number of validation rows translated at each evaluation during training, by greedy search. The final evaluation translates
+    all rows."""
     length_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Maximum target tokens per token of source + 8. null: 25 % more than in the training data."""
+    """Maximum target length, as a factor on the source length + 8 tokens. null: 25 % above the ratio in the training data."""
     longest_source: Count | None = None
-    """Source length in tokens above which a text is split and translated in pieces. null: 50 % more than in the training data."""
+    """Maximum source length in tokens. Longer texts are translated in pieces. null: 50 % above the length in the training
+    data."""
 
     _tokenizers: TokenizerPair | None = PrivateAttr(None)
 
     def models(self) -> dict[str, list[str]]:
-        named = {"decoder": self.decoder, "target_tokenizer": self.target_tokenizer}
+        settings = {"decoder": self.decoder, "target_tokenizer": self.target_tokenizer}
         keywords = (None, "encoder", "new", "train", "source")
-        return {setting: [model] for setting, model in named.items() if model not in keywords}
+        return {setting: [model] for setting, model in settings.items() if model not in keywords}
 
     def input_columns(self) -> list[str]:
         return [self.source]
@@ -138,7 +138,7 @@ class Translation(TextGenerationTask):
         return (str(cell).strip() for cell in rows.columns[self.source])
 
     def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
-        """Return a copy with the tokenizers of both languages and the maximum lengths; train the target tokenizer if asked to."""
+        """Return a copy with the tokenizers and maximum lengths. Train the target tokenizer if the settings require it."""
         has_decoder = bool(checkpoint.config.is_encoder_decoder)
         architecture = find_architecture(self.architecture, checkpoint)
         task = super().prepare(checkpoint, train).model_copy(update={"architecture": architecture})
@@ -172,12 +172,12 @@ class Translation(TextGenerationTask):
 
     @property
     def tokenizers(self) -> TokenizerPair:
-        """The tokenizers of source and target; set by `prepare` and `restore`."""
+        """The tokenizers of sources and targets, available after `prepare` or `restore`."""
         assert self._tokenizers is not None, "call prepare or restore first"
         return self._tokenizers
 
     def save_parts(self, folder: Path) -> None:
-        """Save the target tokenizer in its own folder; the model's folder holds the source tokenizer."""
+        """Save the target tokenizer in a subfolder; the model folder contains the source tokenizer."""
         if not self.tokenizers.shared_format:
             with replacing_folder(folder / TARGET_FOLDER) as target_folder:
                 self.tokenizers.target.save_pretrained(target_folder)
@@ -200,7 +200,7 @@ class Translation(TextGenerationTask):
         return task
 
     def unused_by_model(self, scored: bool) -> dict[str, str]:
-        """Return the languages if the model translates in one direction. The target language still affects the metrics."""
+        """Return the language settings, unless the model has language codes or the target language affects the metrics."""
         used = self.tokenizers.language_settings | ({"target_language"} if scored else set())
         names = {"source_language", "target_language"} - used
         return dict.fromkeys(names, "the model translates in one direction")
@@ -239,7 +239,7 @@ class Translation(TextGenerationTask):
                 checkpoint, self.decoder, self.decoder_layers, tokenizers.target, self.target_tokenizer == "source",
                 self.warm_start, training.dropout, training.attention_dropout,
             )  # fmt: skip
-        # Without this, `generate` in plain transformers stops at 20 tokens.
+        # Otherwise `generate` in transformers stops at 20 tokens.
         model.generation_config.max_length = None
         model.generation_config.max_new_tokens = self._limit(self.longest_source or 512)
         configure_search(model.generation_config, self.beams, self.length_penalty)
@@ -260,12 +260,12 @@ class Translation(TextGenerationTask):
 
     @property
     def longest_piece(self) -> int:
-        """Source length in tokens above which a text is translated in pieces."""
+        """Maximum source length in tokens. Longer texts are translated in pieces."""
         limit = self.max_length or 512
         return min(self.longest_source or limit, limit)
 
     def translate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> tuple[list[str], np.ndarray]:
-        """Translate texts of any length. Returns the translations and the number of pieces of each, int64 of shape (texts,)."""
+        """Translate texts of any length; return the translations and their numbers of pieces, int64 of shape (texts,)."""
         beams = beams or self.beams
         return translate(model, self.tokenizers, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
 
@@ -275,9 +275,9 @@ class Translation(TextGenerationTask):
         """Translate the untruncated `sources` in `texts`.
 
         Returns:
-            `prediction`: translations, objects of shape (rows,), None for rows that are not `chosen`. `pieces`: in how many
-            pieces each was translated, int64 of shape (rows,). With targets also `right` and `of`, the number of correct target
-            tokens and of all target tokens; these, and the losses, are of sources and targets truncated to `max_length`.
+            `prediction`: translations, objects of shape (rows,), None for rows that are not `chosen`. `pieces`: number of pieces
+            of each translated source, int64 of shape (rows,). With targets also `right` and `of`, the number of correct target
+            tokens and of all target tokens. These and the losses are computed on texts truncated to `max_length`.
         """
         rows, items = len(batch["input_ids"]), Items()
         predictions: Arrays = {"prediction": np.full(rows, None, object), "pieces": np.zeros(rows, np.int64)}
@@ -289,7 +289,7 @@ class Translation(TextGenerationTask):
         selected = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
         if len(selected):
             assert texts is not None, "texts are translated, since ids may be truncated"
-            # As many pieces at once as the batch has rows: where memory is short, the batch was made small.
+            # As many pieces at once as the batch has rows: the batch size already accounts for memory.
             translations, pieces = self.translate(
                 model, texts["sources"][selected].tolist(), self.beams if chosen is None else 1, rows
             )
@@ -302,9 +302,9 @@ class Translation(TextGenerationTask):
     def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
         return score_translations(predictions, targets, self.target_language)
 
-    def metric_to_compare(self, asked: str | None) -> str:
-        """Return `bleu`, or another translation metric if asked for. Token accuracy says little about translations."""
-        return "bleu" if asked in (None, "loss", "token_accuracy") else str(asked)
+    def metric_to_compare(self, best_metric: str | None) -> str:
+        """Return `best_metric` if it measures translations, otherwise `bleu`."""
+        return "bleu" if best_metric in (None, "loss", "token_accuracy") else str(best_metric)
 
     def sums(
         self, metric: str, predictions: Arrays, targets: Arrays
@@ -312,7 +312,7 @@ class Translation(TextGenerationTask):
         return metric_sums(metric, predictions, targets, self.target_language)
 
     def example_lines(self, predictions: Arrays, targets: Arrays) -> list[str]:
-        """Return a few sources with their translations and references, and how many texts were translated in pieces."""
+        """Return a few translations with sources and references, and the number of texts translated in pieces."""
         notes = []
         if long := int((predictions["pieces"] > 1).sum()):
             notes.append(

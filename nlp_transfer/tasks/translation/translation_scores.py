@@ -11,7 +11,7 @@ EXAMPLES = 3
 
 
 def score_translations(predictions: Arrays, targets: Arrays, language: str | None) -> dict[str, float]:
-    """Return `token_accuracy`, of texts truncated to `max_length`, and `compute_translation_metrics` of the translated rows."""
+    """Return `token_accuracy` on texts truncated to `max_length`, and `compute_translation_metrics` on the translated rows."""
     metrics = {"token_accuracy": float(predictions["right"].sum() / predictions["of"].sum())}
     translated = np.array([text is not None for text in predictions["prediction"]])
     if translated.any():
@@ -23,7 +23,7 @@ def score_translations(predictions: Arrays, targets: Arrays, language: str | Non
 def metric_sums(
     metric: str, predictions: Arrays, targets: Arrays, language: str | None
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
-    """Implement `Task.sums` with sacreBLEU's own statistics of each row."""
+    """Implement `Task.sums` with the statistics that sacreBLEU computes for each row."""
     if metric == "token_accuracy":
         counts = np.stack([predictions["right"], predictions["of"]], 1).astype(float)
         return counts, lambda sums: np.asarray(sums[:, 0] / sums[:, 1])

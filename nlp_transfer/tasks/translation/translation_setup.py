@@ -1,4 +1,4 @@
-"""What a translation task takes from its checkpoint and its training pairs: the tokenizers and the maximum lengths."""
+"""Infer settings of a translation task from its checkpoint and training pairs: the architecture and maximum lengths."""
 
 import math
 from typing import Any, Literal
@@ -12,27 +12,27 @@ from nlp_transfer.utils.errors import Problems, UserError
 
 Architecture = Literal["encoder_decoder", "seq2seq"]
 
-ENCODER_DECODER = "encoder-decoder"  # transformers' model type for an encoder and a decoder that were put together
-MEASURED_PAIRS = 2000  # pairs of the training data whose lengths are measured
-LENGTH_OFFSET = 8  # tokens added to the source length before it is multiplied by the ratio, since short texts vary more
+ENCODER_DECODER = "encoder-decoder"  # transformers' model type of `EncoderDecoderModel`
+MEASURED_PAIRS = 2000  # maximum size of the sample of training pairs for `measure_lengths`
+LENGTH_OFFSET = 8  # tokens added to source lengths before computing ratios, since the ratios of short texts vary more
 
 
-def find_architecture(asked: Architecture | None, checkpoint: Checkpoint) -> Architecture:
-    """Return what the checkpoint is, or will be part of.
+def find_architecture(requested: Architecture | None, checkpoint: Checkpoint) -> Architecture:
+    """Return the architecture of the checkpoint, or the one that is built from it.
 
     Raises:
-        UserError: If that is not what `task.architecture` asks for.
+        UserError: If it differs from `task.architecture`.
     """
     is_seq2seq = checkpoint.config.is_encoder_decoder and checkpoint.config.model_type != ENCODER_DECODER
     architecture: Architecture = "seq2seq" if is_seq2seq else "encoder_decoder"
-    if asked not in (None, architecture):
+    if requested not in (None, architecture):
         kind = "is already an encoder-decoder" if is_seq2seq else "is only an encoder"
-        raise UserError(f"task.architecture: found {asked}; {checkpoint.source.name} {kind}; allowed: {architecture}")
+        raise UserError(f"task.architecture: found {requested}; {checkpoint.source.name} {kind}; allowed: {architecture}")
     return architecture
 
 
 def check_no_decoder_settings(task: Any, problems: Problems) -> None:
-    """Check that no settings of a new decoder are given for a checkpoint that has one."""
+    """Report settings of a new decoder for a checkpoint that already has one."""
     unused = {name: getattr(task, name) for name in ("decoder_layers", "target_tokenizer", "target_vocabulary")}
     unused |= {"decoder": task.decoder} if task.decoder != "encoder" else {}
     for name, value in unused.items():
@@ -41,10 +41,7 @@ def check_no_decoder_settings(task: Any, problems: Problems) -> None:
 
 
 def measure_lengths(task: Any, train: Rows) -> tuple[float, int]:
-    """Return how long targets may get, per source token, and the source length above which a text is split.
-
-    Without such limits `generate` stops at 20 tokens, or far too late.
-    """
+    """Return the maximum ratio of target to source length, and the maximum source length, from a sample of training pairs."""
     sample = train.select(draw_rows(len(train), MEASURED_PAIRS))
     features, _ = task.encode(next(sample.batches(MEASURED_PAIRS)), task.tokenizers.source)
     source, target = (np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels"))
