@@ -1,6 +1,6 @@
-"""The position of a run in training: what a checkpoint stores beside the tensors, and its strict reader.
+"""The position of a run: the content of a checkpoint that is not tensors, with a strict reader.
 
-Reading is strict because training from a wrong position would silently produce another model.
+Reading is strict because resuming from a wrong position would silently produce another model.
 """
 
 import math
@@ -15,7 +15,7 @@ from nlp_transfer.strategies import Phase, State
 from nlp_transfer.utils.console import number, say
 from nlp_transfer.utils.errors import shorten
 
-MAX_SHOWN = 5  # other metrics are printed only if there are at most this many
+MAX_SHOWN = 5  # further validation metrics are printed only if there are at most this many
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -25,7 +25,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 
 @dataclass
 class Position:
-    """The progress of a run. Written as JSON to `state.json`; with weights and optimizer state it is enough to resume."""
+    """The progress of a run, stored as JSON in `state.json`. A run resumes from it, the weights and the optimizer state."""
 
     __pydantic_config__ = ConfigDict(strict=True)
 
@@ -49,16 +49,17 @@ class Position:
     """Rank of the best evaluation: [metric, -loss], where the metric is negated if lower is better; [-loss] if the metric is
     undefined."""
     best_step: Count = 0
+    """Step of the best evaluation; 0 if there is none."""
     phase_rank: list[float] = field(default_factory=list)
-    """Best rank within this phase. Early stopping compares with this one, not with earlier phases."""
+    """Best rank within this phase, for early stopping."""
     worse: Count = 0
     """Evaluations in this phase since its best one."""
     stopped: bool = False
     """Whether early stopping ended the phase."""
     unjudged: bool = False
-    """Whether the evaluation after this step has not been done yet."""
+    """Whether the evaluation after this step is still to be done."""
     pieces: Count = 1
-    """Number of parts into which each micro-batch is split because of insufficient memory."""
+    """Number of pieces into which each micro-batch is split for lack of memory."""
     scaler: dict[str, Number] = field(default_factory=dict)
     """State of the fp16 gradient scaler."""
     touched: list[str] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Position:
             metrics: validation metrics by name.
             metric: name of the metric by which evaluations are compared. Ties are broken by the loss.
             higher: whether higher is better.
-            patience: evaluations without improvement after which the phase is stopped; None: it is not.
+            patience: evaluations without improvement after which the phase ends; None: no early stopping.
         """
         value = metrics.get(metric, math.nan)
         sign = 1 if higher else -1
@@ -106,7 +107,7 @@ class Position:
 
 
 def _is_better(rank: list[float], than: list[float]) -> bool:
-    """Compare two evaluations; by their loss if the metric of only one of them is defined."""
+    """Return whether one rank is better than another. If only one metric is defined, compare the losses."""
     return rank > than if len(rank) == len(than) else (rank[-1], len(rank)) > (than[-1], len(than))
 
 
@@ -114,7 +115,7 @@ def read_position(content: str | bytes, step: int) -> Position:
     """Read `state.json` of a checkpoint.
 
     Args:
-        content: JSON with every field of `Position` (and of its phase and state) and no other.
+        content: JSON with exactly the fields of `Position`, its phase and its state.
         step: the step in the name of the checkpoint's folder.
 
     Raises:
@@ -122,7 +123,7 @@ def read_position(content: str | bytes, step: int) -> Position:
     """
     at = _parse(content)
     check = checker(at)
-    check(at.step == step, "step", f"{step}, as the checkpoint is called")
+    check(at.step == step, "step", f"{step}, as in the name of the checkpoint")
     check(at.phase_step <= step, "phase_step", f"0 to {step}")
     steps = [entry.get("step", math.nan) for entry in at.history]
     check(steps == sorted({*steps}), "history", "evaluations at increasing steps")
@@ -131,7 +132,7 @@ def read_position(content: str | bytes, step: int) -> Position:
     check(not at.unjudged or step not in steps, "unjudged", f"false, since step {step} was evaluated")
     entry = dict(zip(steps, at.history, strict=True)).get(at.best_step)
     if at.best is None:
-        check(at.best_step == 0, "best_step", "0 where there is no best evaluation")
+        check(at.best_step == 0, "best_step", "0 without a best evaluation")
     else:
         check(entry is not None, "best_step", "the step of an evaluation in history")
         check(_as_text(at.best_rank) in _ranks(entry or {}), "best_rank", f"that of the evaluation at step {at.best_step}")
@@ -140,7 +141,7 @@ def read_position(content: str | bytes, step: int) -> Position:
             "best",
             f"a value at step {at.best_step}",
         )
-        check(math.isfinite(at.best) == (len(at.best_rank) == 2), "best", "a number, or NaN where the metric is undefined")
+        check(math.isfinite(at.best) == (len(at.best_rank) == 2), "best", "a number, or NaN if the metric is undefined")
         check(len(at.best_rank) < 2 or abs(at.best_rank[0]) == abs(at.best), "best", "the value of best_rank")
     check(at.worse < max(1, len(at.history)), "worse", f"less than {max(1, len(at.history))}, the evaluations so far")
     if at.phase_rank:
@@ -171,12 +172,12 @@ def _parse(content: str | bytes) -> Position:
 
 
 def _check_keys(kind: type, raw: Any, prefix: str) -> None:
-    names = {one.name for one in fields(kind)}
+    names = {attribute.name for attribute in fields(kind)}
     if not isinstance(raw, dict):
         raise ValueError(f"content: found {shorten(raw)}; allowed: an object with {', '.join(sorted(names))}")
     if different := sorted(names ^ raw.keys()):
-        found = shorten(raw[different[0]]) if different[0] in raw else "nothing"
-        raise ValueError(f"{prefix}{different[0]}: found {found}; allowed: {', '.join(sorted(names))}, each of them")
+        value = shorten(raw[different[0]]) if different[0] in raw else "nothing"
+        raise ValueError(f"{prefix}{different[0]}: found {value}; allowed: exactly {', '.join(sorted(names))}")
 
 
 def checker(values: object, prefix: str = "") -> Callable[[bool, str, str], None]:
@@ -190,7 +191,7 @@ def checker(values: object, prefix: str = "") -> Callable[[bool, str, str], None
 
 
 def _ranks(entry: Mapping[str, int | float]) -> set[str]:
-    """Return every rank that an evaluation can have, whichever metric is compared."""
+    """Return the ranks of an evaluation under each of its metrics, as text."""
     if "loss" not in entry:
         return set()
     loss = -entry["loss"]

@@ -39,29 +39,28 @@ from nlp_transfer.training.validation_scores import score_validation
 from nlp_transfer.utils.console import Steps, number, say
 from nlp_transfer.utils.interrupts import Interrupted
 
-CHECKPOINT_SECONDS = 900.0  # longest time without a checkpoint, however long an epoch is
+CHECKPOINT_SECONDS = 900.0  # longest time between checkpoints
 
 
 class Trainer:
-    """Trains a model on tables of tokens. `train` leaves the best weights in `model`.
+    """Trains a model on token tables. After `train`, the model has the best weights.
 
     Args:
         model: with its head, as prepared by the strategy.
         task: computes the loss and the validation metrics.
         tables: `train` and, if there is one, `validation`.
-        strategy: default: full fine-tuning.
-        training: default: the default settings.
-        resolved: device, precision and kernels, as chosen for this model; default: chosen here, where `training` may also have
-            `batch_size: auto`.
-        output_dir: for `checkpoints/` and `log.jsonl`; None: nothing is written, and an interrupted run cannot be resumed.
-        describe: names rows of train by their indices, for the message about a loss that is not finite.
-        objectives: objectives that a phase can name to replace the task.
-        augment: changes the batches of train in phases that learn the task.
-        signals: entered by the caller; default: signals are not handled.
+        strategy: None: full fine-tuning.
+        training: None: the default settings.
+        resolved: resolved device, precision and kernels; None: resolved here, including `batch_size: auto`.
+        output_dir: folder of `checkpoints/` and `log.jsonl`; None: nothing is written, and an interrupted run cannot resume.
+        describe: names training rows by their indices, in the message about a loss that is not finite.
+        objectives: objectives by name, which a phase can use instead of the task.
+        augment: changes the training batches of phases that use the task.
+        signals: signal handler, entered by the caller; None: signals are not handled.
         user_metrics: additional validation metrics.
 
     Raises:
-        UserError: the training settings ask for something that this model or device does not support.
+        UserError: the model or the device does not support a training setting.
     """
 
     def __init__(
@@ -100,12 +99,12 @@ class Trainer:
             enable_gradient_checkpointing(model)
 
     def train(self) -> Position:
-        """Train all phases and load the best weights. An interrupted run is resumed from its last checkpoint.
+        """Train all phases, then load the best weights. Resume from the last checkpoint, if there is one.
 
         Raises:
             TrainingError: the loss is not finite, memory is insufficient, or another process has ended.
             Interrupted: a signal arrived; a checkpoint has been written.
-            DiskFullError: there was no room for a checkpoint.
+            DiskFullError: the disk is too full for a checkpoint.
         """
         try:
             return self._train()
@@ -139,7 +138,7 @@ class Trainer:
             raise ValueError(f"scaler: found {at.scaler}; allowed: numbers for {', '.join(names) or 'nothing'}")
 
     def _next_phase(self) -> Phase | None:
-        """Ask the strategy for the next phase and move the position to its beginning; None: training is finished."""
+        """Return the next phase of the strategy and move the position to its start; None: training is finished."""
         at, began = self.position, time.monotonic()
         phase = self.strategy.next_phase(at.strategy, self._view())
         at.seconds += time.monotonic() - began
@@ -172,7 +171,7 @@ class Trainer:
         if training.ema:
             self.checkpointer.average = self.checkpointer.average or MovingAverage(training.ema)
             self.checkpointer.average.include(self.model)
-        # Each phase is prepared anew: parameters unfrozen after wrapping would silently not be synchronized.
+        # Prepare each phase again: gradients of parameters that are unfrozen after wrapping would not be synchronized.
         forward_before = vars(self.model).get("forward")
         model, prepared = accelerator.prepare(self.model, optimizer)
         fast = self.resolved.kernels == "fast"
@@ -235,12 +234,12 @@ class Trainer:
         release_model(accelerator, self.model, forward_before)
 
     def _reduce_flags(self, norm: Any, loss: torch.Tensor) -> tuple[bool, bool, bool]:
-        """Return flags that hold in any process: the loss is not finite, a signal arrived, a checkpoint is overdue."""
-        # In fp16 gradients may overflow; the scaler skips such steps. Only the loss must be finite then.
+        """Return whether in any process the loss is not finite, a signal arrived, or a checkpoint is overdue."""
+        # In fp16 only the loss must be finite: if gradients overflow, the scaler skips the step.
         values = loss if self.precision == "fp16" else torch.as_tensor(norm).to(loss.device) + loss
         overdue = self.accelerator.is_main_process and time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
         received = self.signals.received is not None
-        if self.accelerator.num_processes == 1:  # a single synchronization with the GPU
+        if self.accelerator.num_processes == 1:  # synchronizes with the GPU only once
             return not bool(torch.isfinite(values)), received, overdue
         local = torch.tensor([float(received), float(overdue)], device=loss.device)
         flags = self.accelerator.reduce(torch.cat([(~torch.isfinite(values)).float().reshape(1), local]), "sum")
@@ -272,7 +271,7 @@ class Trainer:
     def _evaluate(self, phase: Phase) -> bool:
         """Evaluate on validation and return whether these are the best weights so far.
 
-        An evaluation that a signal interrupts is repeated when the run is resumed.
+        A resumed run repeats an evaluation that was interrupted by a signal.
         """
         at = self.position
         try:
@@ -289,7 +288,7 @@ class Trainer:
         if average is not None:
             average.swap(self.model)
         try:
-            # A signal must not interrupt one of several processes here: the others would wait for it forever.
+            # A signal must not interrupt one of several processes here, or the others would hang.
             with self.signals.held(self.accelerator.num_processes > 1), in_fp32(self.model):
                 return score_validation(
                     self.model, self.task, self.tables["validation"], self.strategy, self.training, self.accelerator,
@@ -310,5 +309,5 @@ class Trainer:
             (self.planner.epochs(), self.planner.window_plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
         )
         max_steps = self.training.max_steps
-        left = None if max_steps is None else max_steps - self.position.step
-        return View(self.model, self.tables, self.position.history, predict, epochs, windows, max_steps, left)
+        remaining = None if max_steps is None else max_steps - self.position.step
+        return View(self.model, self.tables, self.position.history, predict, epochs, windows, max_steps, remaining)
