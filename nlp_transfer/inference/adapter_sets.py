@@ -98,7 +98,7 @@ def _folder(name: str, path: Path) -> Path:
     adapter = find_adapter(path) or find_adapter(path / "adapter")
     if adapter is None:
         raise UserError(
-            f"adapters.{name}: found no adapter in {path}; allowed: the folder of a run whose strategy is lora or peft, or an "
+            f"adapters.{name}: found no adapter in {path}; allowed: the folder of a run with the strategy lora or peft, or an "
             "adapter/ folder"
         )
     return adapter

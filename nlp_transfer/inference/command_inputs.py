@@ -185,7 +185,7 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
         elif source != DASH and source.exists() and output.samefile(source):
             problems.add(f"--output: {output} is the input; allowed: another file")
         elif not options.overwrite:
-            problems.add(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
+            problems.add(f"--output: {output} already exists; allowed: another file, or --overwrite to replace it")
     for option, enabled in (("--probabilities", probabilities), ("--notes", options.notes)):
         if enabled and ending == ".txt":
             problems.add(f"{option}: a .txt file holds only the predictions; allowed: an --output with columns, such as .csv")

@@ -81,7 +81,7 @@ def check_metrics_file(output: Path | None, overwrite: bool = False) -> None:
     if kind:
         raise UserError(f"--output: {output} is {kind}; {allowed}")
     if not overwrite:
-        raise UserError(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
+        raise UserError(f"--output: {output} already exists; allowed: another file, or --overwrite to replace it")
 
 
 def print_metrics(

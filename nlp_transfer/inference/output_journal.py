@@ -242,10 +242,10 @@ class OutputFile:
                     with suppress(OSError):
                         self.journal.unlink(missing_ok=True)
                 elif self._header is not None:
-                    say(f"{self.journal} is unchanged; the command that created it resumes")
+                    say(f"{self.journal} is unchanged; repeat the command that created it to resume")
                 else:
                     same = "the command that created it" if bad_input else "the same command"
-                    say(f"the predictions of {self._rows} rows are kept in {self.journal}; {same} resumes")
+                    say(f"the predictions of {self._rows} rows are saved in {self.journal}; repeat {same} to resume")
         finally:  # even if standard error is closed
             with suppress(OSError):
                 self._temporary.__exit__(kind, *how)

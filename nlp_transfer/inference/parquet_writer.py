@@ -13,7 +13,7 @@ MOST_PARTS = 64  # temporary files open at the same time
 
 
 class ParquetOutput:
-    """A Parquet file whose schema is not known in advance.
+    """A Parquet file with a schema that is not known in advance.
 
     A column may be null, have few fields or hold only integers for thousands of rows before its type is known. When a chunk
     needs a wider schema (a type instead of null, float64 instead of int64, more fields or columns), a new part is started in an

@@ -147,13 +147,13 @@ class PredictorPool:
         end = time.monotonic() + EXIT_SECONDS
         while not (ended := [each for each in self._processes if each.exitcode]) and time.monotonic() < end:
             time.sleep(0.01)  # the executor ends the other processes with status 0
-        which, how = "one", "has ended"
+        process, how = "one", "has ended"
         if ended:
             code = ended[0].exitcode
-            which = f"process {self._processes.index(ended[0]) + 1} (pid {ended[0].pid})"
+            process = f"process {self._processes.index(ended[0]) + 1} (pid {ended[0].pid})"
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return UnfinishedError(
-            f"{which} of {self._count} processes {how} {when}. Memory may be insufficient, since each process holds the "
+            f"{process} of {self._count} processes {how} {when}. Memory may be insufficient, since each process holds the "
             f"model; allowed: fewer --processes than {self._count}, or a smaller --batch-size"
         )
 

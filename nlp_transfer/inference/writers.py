@@ -61,7 +61,7 @@ class Writer:
 
         Args:
             columns: Python values by column.
-            table: a `pyarrow.Table` with the same number of rows, whose columns are written before `columns`; or None.
+            table: a `pyarrow.Table` with the same number of rows, written in the columns before `columns`; or None.
 
         Raises:
             UserError: the format cannot hold a value, or a column that appears after the first rows.

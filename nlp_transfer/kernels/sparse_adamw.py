@@ -109,12 +109,12 @@ class SparseAdamWTable:
         if (sparse := self.gradient()) is None:
             return
         rows, gradient = sparse[0], sparse[1] * factor
-        group, (first, second) = self.group, self.group["betas"]
-        mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - first)
-        square = self.state["exp_avg_sq"][rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        group, (beta1, beta2) = self.group, self.group["betas"]
+        mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - beta1)
+        square = self.state["exp_avg_sq"][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         weights = self.table[rows].mul_(1 - group["lr"] * group["weight_decay"])
-        denominator = square.sqrt().div_((1 - second**now) ** 0.5).add_(group["eps"])
-        weights.addcdiv_(mean, denominator, value=-group["lr"] / (1 - first**now))
+        denominator = square.sqrt().div_((1 - beta2**now) ** 0.5).add_(group["eps"])
+        weights.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**now))
         for tensor, updated in ((self.table, weights), (self.state["exp_avg"], mean), (self.state["exp_avg_sq"], square)):
             tensor.index_copy_(0, rows, updated)
         self.state["seen"].index_fill_(0, rows, now)
@@ -139,9 +139,11 @@ class SparseAdamWTable:
         rows = rows[seen[rows] < now]
         if not len(rows):
             return
-        since, which = torch.unique(seen[rows], return_inverse=True)
-        which = which.cpu()  # the factors are float64, which some devices do not support
-        decayed, moved, eps, missed = (torch.from_numpy(values)[which, None] for values in self._missed(since.cpu().numpy(), now))
+        since, inverse = torch.unique(seen[rows], return_inverse=True)
+        inverse = inverse.cpu()  # the factors are float64, which some devices do not support
+        decayed, moved, eps, missed = (
+            torch.from_numpy(values)[inverse, None] for values in self._missed(since.cpu().numpy(), now)
+        )
         factors = (decayed, moved, eps, *(beta**missed for beta in self.group["betas"]))
         decayed, moved, eps, of_mean, of_square = (factor.float().to(rows.device) for factor in factors)
         mean, square = self.state["exp_avg"][rows], self.state["exp_avg_sq"][rows]
@@ -167,18 +169,18 @@ class SparseAdamWTable:
             Four float64 arrays of shape (n,): the factor on the weights from decay; the sum of the factors on m / (sqrt(v) +
             e); e; and the number of missed steps.
         """
-        (first, second), eps = self.group["betas"], self.group["eps"]
+        (beta1, beta2), eps = self.group["betas"], self.group["eps"]
         steps = np.arange(int(since.min()) + 1, now + 1)
         rates = self.state["rates"].cpu().numpy()[-len(steps) :].astype(np.float64)
         # log of the decay before each step, and after the last one
         log_decay = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])
         k = steps - since[:, None]
-        corrected, shrunk = np.sqrt(1 - second**steps), second ** (np.maximum(k, 0) / 2)
+        corrected, shrunk = np.sqrt(1 - beta2**steps), beta2 ** (np.maximum(k, 0) / 2)
         weight = (
             (k > 0)
             * rates
-            / (1 - first**steps)
-            * first ** np.maximum(k, 0)
+            / (1 - beta1**steps)
+            * beta1 ** np.maximum(k, 0)
             * corrected
             / shrunk
             * np.exp(log_decay[-1] - log_decay[1:])

@@ -137,9 +137,9 @@ def set_attention(
             "training.precision: bf16 on a machine that supports it"
         )
     short = device.type == "cpu" and precision == "bf16" and length <= MAX_EAGER_TOKENS and not fast
-    wanted, reason = requested, "as set"
+    implementation, reason = requested, "as set"
     if requested == "auto":
-        wanted, reason = ("eager", "faster for short rows in bf16 on CPUs") if short else ("", "transformers' default")
+        implementation, reason = ("eager", "faster for short rows in bf16 on CPUs") if short else ("", "transformers' default")
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not models:
         return "its own", "not a transformers model"
@@ -147,19 +147,19 @@ def set_attention(
     # The toolkit's heads and encoder-decoders have no attention layers; the models inside them do.
     innermost = [inner for inner in models if sum(isinstance(module, PreTrainedModel) for module in inner.modules()) == 1]
     try:
-        if wanted:
-            outer.set_attn_implementation(wanted)
-            if wanted not in {inner.config._attn_implementation for inner in innermost}:  # transformers only warns
+        if implementation:
+            outer.set_attn_implementation(implementation)
+            if implementation not in {inner.config._attn_implementation for inner in innermost}:  # transformers only warns
                 raise ValueError(f"{innermost[0].config.model_type} models have a single implementation; allowed: auto")
     except (ValueError, ImportError) as error:
         if requested != "auto":
             raise UserError(f"training.attention: found {requested}: {error}") from error
-        wanted, reason = "", "the model family has no eager attention"
+        implementation, reason = "", "the model family has no eager attention"
     for inner in innermost:
-        if inner.config._attn_implementation == wanted:
+        if inner.config._attn_implementation == implementation:
             for module in inner.modules():  # set_attn_implementation does not reach copies of a configuration inside the model
                 if isinstance(config := getattr(module, "config", None), PretrainedConfig):
-                    config._attn_implementation = wanted
+                    config._attn_implementation = implementation
     # If one half of an encoder-decoder supports only eager, the other half's name reproduces the model when requested again.
     names = [str(inner.config._attn_implementation) for inner in innermost]
     return next((name for name in names if name != "eager"), "eager"), reason

@@ -60,9 +60,9 @@ def write_checkpoint(
     if best:
         write_pointer(folder, "best", target.name)
     sync(folder)
-    kept = _steps(folder)[:number]
-    kept += [f"step-{best_step}" for name in kept if (best_step := _best_step(folder / name))]
-    for name in set(_steps(folder)) - {*kept, read_pointer(folder, "best"), read_pointer(folder, "last")}:
+    remaining = _steps(folder)[:number]
+    remaining += [f"step-{best_step}" for name in remaining if (best_step := _best_step(folder / name))]
+    for name in set(_steps(folder)) - {*remaining, read_pointer(folder, "best"), read_pointer(folder, "last")}:
         os.replace(folder / name, folder / f".part-{name}")  # a half-deleted folder would look like a damaged checkpoint
     remove_leftovers(folder)
     return target

@@ -50,7 +50,7 @@ class WindowGradient:
         self.accelerator, self.training = phase_optimizer.accelerator, phase_optimizer.training
         self.options = objective.loss_options(self.training, table)
 
-    def compute(self, window: Window, at: Position) -> Values:
+    def compute(self, window: Window, position: Position) -> Values:
         """Accumulate the gradient of a window; if memory runs out, repeat it with smaller micro-batches.
 
         Raises:
@@ -58,28 +58,28 @@ class WindowGradient:
         """
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         while True:
-            seed_step(self.training.seed, at.step, process)
+            seed_step(self.training.seed, position.step, process)
             try:
-                return self.backward(window, at)
+                return self.backward(window, position)
             except Exception as error:  # free memory after this block: the traceback holds the tensors of the step
                 if not is_out_of_memory(error):
                     raise
-                rows = max(len(micro.rows) for micro in self.plan.micro_batches(window.rows, process, at.pieces))
+                rows = max(len(micro.rows) for micro in self.plan.micro_batches(window.rows, process, position.pieces))
                 if rows == 1 or processes > 1:  # the other processes are already exchanging gradients and would hang
                     smaller = "half the training.batch_size with twice the gradient_accumulation_steps, "
                     raise TrainingError(
-                        f"step {at.step + 1}: out of memory with {rows} rows at a time; try "
+                        f"step {position.step + 1}: out of memory with {rows} rows at a time; try "
                         f"{smaller if rows > 1 else ''}a shorter task.max_length, or training.gradient_checkpointing"
                     ) from error
-            at.pieces *= 2
+            position.pieces *= 2
             self.phase_optimizer.discard_gradient()
             free_cached_memory()
             say(
-                f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; continuing with {-(-rows // 2)}. The "
-                "rows of an optimizer step do not change"
+                f"warning: step {position.step + 1}: out of memory with {rows} rows at a time; continuing with "
+                f"{-(-rows // 2)}. The rows of an optimizer step do not change"
             )
 
-    def backward(self, window: Window, at: Position) -> Values:
+    def backward(self, window: Window, position: Position) -> Values:
         """Accumulate the gradient of a window with the current micro-batch size.
 
         Objectives return sums. Each loss term is divided by its count over the window (all micro-batches and processes), which
@@ -92,12 +92,12 @@ class WindowGradient:
         accelerator, objective = self.accelerator, self.objective
         strategy, plain_model = self.phase_optimizer.strategy, self.phase_optimizer.model
         counts = objective.counts(self.table.targets(window.rows), self.options)
-        micro_batches = self.plan.micro_batches(window.rows, accelerator.process_index, at.pieces)
+        micro_batches = self.plan.micro_batches(window.rows, accelerator.process_index, position.pieces)
         values = {"loss": torch.zeros((), device=accelerator.device)}
         for i, micro in enumerate(micro_batches):
             rows = self.table.batch(micro.rows)
             if self.augment is not None:
-                rows = self.augment(rows, micro.rows, at.step)
+                rows = self.augment(rows, micro.rows, position.step)
             batch = to_device(rows, accelerator.device)
             is_last = i == len(micro_batches) - 1
             with self.phase_optimizer.accelerated(), nullcontext() if is_last else accelerator.no_sync(self.model):

@@ -15,7 +15,7 @@ from nlp_transfer.strategies import Phase, State
 from nlp_transfer.utils.console import number, say
 from nlp_transfer.utils.errors import shorten
 
-MAX_SHOWN = 5  # further validation metrics are printed only if there are at most this many
+MAX_SHOWN = 5  # other validation metrics are printed only if there are at most this many
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -121,39 +121,49 @@ def read_position(content: str | bytes, step: int) -> Position:
     Raises:
         ValueError: a field is missing, has another type, is out of range, or contradicts another one. The message names it.
     """
-    at = _parse(content)
-    check = checker(at)
-    check(at.step == step, "step", f"{step}, as in the name of the checkpoint")
-    check(at.phase_step <= step, "phase_step", f"0 to {step}")
-    steps = [entry.get("step", math.nan) for entry in at.history]
+    position = _parse(content)
+    check = checker(position)
+    check(position.step == step, "step", f"{step}, as in the name of the checkpoint")
+    check(position.phase_step <= step, "phase_step", f"0 to {step}")
+    steps = [entry.get("step", math.nan) for entry in position.history]
     check(steps == sorted({*steps}), "history", "evaluations at increasing steps")
     check(all(isinstance(each, int) and 0 < each <= step for each in steps), "history", f"evaluations at steps from 1 to {step}")
-    check(all("loss" in entry for entry in at.history), "history", "evaluations with their loss")
-    check(not at.unjudged or step not in steps, "unjudged", f"false, since step {step} was evaluated")
-    entry = dict(zip(steps, at.history, strict=True)).get(at.best_step)
-    if at.best is None:
-        check(at.best_step == 0, "best_step", "0 without a best evaluation")
+    check(all("loss" in entry for entry in position.history), "history", "evaluations with their loss")
+    check(not position.unjudged or step not in steps, "unjudged", f"false, since step {step} was evaluated")
+    entry = dict(zip(steps, position.history, strict=True)).get(position.best_step)
+    if position.best is None:
+        check(position.best_step == 0, "best_step", "0 without a best evaluation")
     else:
         check(entry is not None, "best_step", "the step of an evaluation in history")
-        check(_as_text(at.best_rank) in _ranks(entry or {}), "best_rank", f"that of the evaluation at step {at.best_step}")
         check(
-            _as_text([at.best]) in [_as_text([value]) for value in (math.nan, *(entry or {}).values())],
-            "best",
-            f"a value at step {at.best_step}",
+            _as_text(position.best_rank) in _ranks(entry or {}),
+            "best_rank",
+            f"that of the evaluation at step {position.best_step}",
         )
-        check(math.isfinite(at.best) == (len(at.best_rank) == 2), "best", "a number, or NaN if the metric is undefined")
-        check(len(at.best_rank) < 2 or abs(at.best_rank[0]) == abs(at.best), "best", "the value of best_rank")
-    check(at.worse < max(1, len(at.history)), "worse", f"less than {max(1, len(at.history))}, the evaluations so far")
-    if at.phase_rank:
-        ranks = _ranks(at.history[-1 - at.worse]) if at.history else set()
-        check(_as_text(at.phase_rank) in ranks, "phase_rank", f"that of the evaluation {at.worse} before the last")
+        check(
+            _as_text([position.best]) in [_as_text([value]) for value in (math.nan, *(entry or {}).values())],
+            "best",
+            f"a value at step {position.best_step}",
+        )
+        check(
+            math.isfinite(position.best) == (len(position.best_rank) == 2), "best", "a number, or NaN if the metric is undefined"
+        )
+        check(len(position.best_rank) < 2 or abs(position.best_rank[0]) == abs(position.best), "best", "the value of best_rank")
+    check(
+        position.worse < max(1, len(position.history)),
+        "worse",
+        f"less than {max(1, len(position.history))}, the evaluations so far",
+    )
+    if position.phase_rank:
+        ranks = _ranks(position.history[-1 - position.worse]) if position.history else set()
+        check(_as_text(position.phase_rank) in ranks, "phase_rank", f"that of the evaluation {position.worse} before the last")
     else:
-        check(at.worse == 0, "worse", "0 before the first evaluation of a phase")
-        late = [each for each in steps if each > step - at.phase_step]
-        check(at.best is None or not late, "phase_rank", "that of the best evaluation of the phase")
-    check(at.pieces & (at.pieces - 1) == 0 < at.pieces, "pieces", "a power of 2")
-    check(at.touched == sorted({*at.touched}), "touched", "sorted names, each once")
-    return at
+        check(position.worse == 0, "worse", "0 before the first evaluation of a phase")
+        late = [each for each in steps if each > step - position.phase_step]
+        check(position.best is None or not late, "phase_rank", "that of the best evaluation of the phase")
+    check(position.pieces & (position.pieces - 1) == 0 < position.pieces, "pieces", "a power of 2")
+    check(position.touched == sorted({*position.touched}), "touched", "sorted names, each once")
+    return position
 
 
 def _parse(content: str | bytes) -> Position:
