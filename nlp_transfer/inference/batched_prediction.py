@@ -24,7 +24,7 @@ from nlp_transfer.utils.console import Steps, say
 CPU_TOKENS = 512  # padded tokens per batch and thread; activations of larger batches exceed the CPU caches
 GPU_TOKENS = 1 << 15  # padded tokens per batch that keep a GPU busy
 GENERATION_ROWS = 32  # rows per batch for tasks that generate text
-_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # padded tokens per batch, by model that ran out of memory
+_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # most padded tokens per batch, by model that ran out of memory
 
 
 def batches_of(table: TokenTable, device: torch.device, batch_size: int | None = None) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from typing import IO, Any, BinaryIO
 from nlp_transfer.data.sources.parquet_reader import map_leaves
 from nlp_transfer.utils.errors import UserError
 
-MOST_PARTS = 64  # temporary files open at the same time
+MOST_PARTS = 64  # parts that are open at the same time
 
 
 class ParquetOutput:

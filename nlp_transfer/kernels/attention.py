@@ -92,7 +92,7 @@ def attention(
 
 
 def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert an attention mask of any shape, bool (true: attend) or a bias already, to a bias of type `dtype`.
+    """Convert an attention mask to a bias of the same shape. A mask is bool (true: attend) or already a bias.
 
     Masked positions get the smallest finite number, so that a fully masked row does not become NaN.
     """

@@ -20,7 +20,7 @@ from nlp_transfer.training.preflight import unchanged
 ROWS = 32  # rows of an optimizer step per process and accumulation step
 USABLE = 0.7  # fraction of the free memory to use; the rest is a reserve for fragmentation
 BACKWARD = 1.5  # peak memory of the backward pass, relative to the saved activations
-BYTES_PER_PARAMETER = 18  # if trainable: gradient, two moments, bf16 copy, and a copy while a checkpoint is written
+BYTES_PER_PARAMETER = 18  # of trainable parameters: gradient, two moments, bf16 copy, and a copy while a checkpoint is written
 
 
 def fit_batch(

@@ -182,7 +182,7 @@ class Checkpointer:
             self._load(current)
 
     def _best_folder(self, position: Position) -> Path:
-        """Return the folder of the best weights. Not from the file `best`, which may name a later checkpoint that was skipped."""
+        """Return the folder of the best weights. The file `best` may name a later checkpoint that was skipped."""
         assert self.folder is not None
         return self.folder / f"step-{position.best_step}"
 

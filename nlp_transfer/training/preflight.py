@@ -91,7 +91,7 @@ class Preflight:
         return {name: f"{old} failed in a trial step" for name, (old, _) in changed.items()}
 
     def _problem(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str | None, Exception | None]:
-        """Try a combination; return the problem of any process in one line, or None, and the exception of this process."""
+        """Try a combination; return the problem of any process in one line (None: no problem), and this process's exception."""
         problem, error, out_of_memory = None, None, False
         try:
             if not self._is_finite(precision, kernels, accelerator.device):

@@ -239,7 +239,7 @@ class Trainer:
         release_model(accelerator, self.model, forward_before)
 
     def _reduce_flags(self, norm: Any, loss: torch.Tensor) -> tuple[bool, bool, bool]:
-        """Return whether in any process the loss is not finite, a signal arrived, or a checkpoint is overdue."""
+        """Return three flags, true if true in any process: loss not finite, signal arrived, checkpoint overdue."""
         # In fp16 only the loss must be finite: if gradients overflow, the scaler skips the step.
         values = loss if self.precision == "fp16" else torch.as_tensor(norm).to(loss.device) + loss
         overdue = self.accelerator.is_main_process and time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
