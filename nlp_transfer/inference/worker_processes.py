@@ -91,8 +91,8 @@ class PredictorPool:
                 self._loading.append(self._pool.submit(_describe))
         except OSError as error:
             self.__exit__()
-            which = f"process {len(self._loading) + 1} of {self._count}"
-            raise UserError(f"{which} cannot be started ({error.strerror}); allowed: fewer --processes") from error
+            process = f"process {len(self._loading) + 1} of {self._count}"
+            raise UserError(f"{process} cannot be started ({error.strerror}); allowed: fewer --processes") from error
         except BaseException:
             self.__exit__()
             raise
@@ -147,13 +147,13 @@ class PredictorPool:
         end = time.monotonic() + EXIT_SECONDS
         while not (ended := [each for each in self._processes if each.exitcode]) and time.monotonic() < end:
             time.sleep(0.01)  # the executor ends the other processes with status 0
-        process, how = "one", "has ended"
+        process, ending = "one", "has ended"
         if ended:
             code = ended[0].exitcode
             process = f"process {self._processes.index(ended[0]) + 1} (pid {ended[0].pid})"
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return UnfinishedError(
-            f"{process} of {self._count} processes {how} {when}. Memory may be insufficient, since each process holds the "
+            f"{process} of {self._count} processes {ending} {when}. Memory may be insufficient, since each process holds the "
             f"model; allowed: fewer --processes than {self._count}, or a smaller --batch-size"
         )
 
