@@ -51,10 +51,10 @@ class FineTuned:
 
     output_dir: Path
     result: dict[str, Any]
-    answers: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
-    """Predictions by scored split, in row order. Not written to disk in this form."""
+    predictions: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
+    """Predictions by scored split and name: arrays of shape (rows, ...), in memory only."""
     references: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
-    """The targets that the predictions were scored against, by split."""
+    """Targets of the predictions, by split and name: arrays of shape (rows, ...)."""
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -85,19 +85,19 @@ def fine_tune(
     Args:
         config: a YAML file, a document or typed settings. `settings` (model=, data=, task=, strategy=, training=, output_dir=)
             override it. `data` may hold pandas DataFrames and datasets.Dataset objects.
-        resume: `auto` resumes an unfinished run in `output_dir` or starts a new one; `must` only resumes, `never` only starts.
+        resume: `auto` resumes an unfinished run in `output_dir` or starts a new one; `must` only resumes; `never` only starts.
         allow_hub_metrics: allow `training.hub_metrics` to download and run code from the hub.
-        push_to: USER/NAME on the hub. Write access is checked first, and the finished run is pushed. The run stays finished if
-            the push fails.
+        push_to: USER/NAME on the hub, to which the finished run is pushed. Write access is checked before training. If the push
+            fails, the run remains finished.
         metrics: additional metrics of validation and test: functions `f(predictions, references) -> {name: value}` of all rows
-            of a split, and metrics of `evaluate`. `training.best_metric` may name one of them. Higher is better unless the
-            metric has an attribute `higher_is_better` that is False.
+            of a split, and metrics of `evaluate`. `training.best_metric` may name one of them. Higher is better unless
+            the metric has the attribute `higher_is_better = False`.
 
     Raises:
-        UserError: settings or data are invalid; all problems are listed and nothing is written.
+        UserError: settings or data are invalid. The message lists all problems; nothing is written.
         TrainingError: the loss is not finite, memory is insufficient, or another process has ended.
         DiskFullError: the disk stayed full for ten minutes.
-        Interrupted: a signal arrived (SIGTERM, SIGINT); the last step is saved. It is a KeyboardInterrupt.
+        Interrupted: SIGTERM or SIGINT arrived; the last step is saved. A subclass of KeyboardInterrupt.
     """
     check_launch()
     user_metrics = UserMetrics(metrics)
@@ -114,7 +114,7 @@ def fine_tune(
 
 
 def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, user_metrics: UserMetrics) -> FineTuned:
-    """Run every stage. `folder` has been checked, and is created once everything that can be checked before training is."""
+    """Run every stage. `folder` has been checked; it is created after all checks that are possible before training."""
     training = run.config.training
     hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
@@ -167,16 +167,16 @@ def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool,
     speed = training_metrics(position, parameters, preparation)
 
     # Saving and scoring.
-    further = run.strategy.auxiliary_jobs(model)
+    auxiliary = run.strategy.auxiliary_jobs(model)
     model = save_final_model(run.strategy, job, model, folder, accelerator)
     metrics, predictions = score_splits(job, model, accelerator, hub_metrics, folder.path, user_metrics)
     if metrics:
         last = list(metrics)[-1]
         say(*task.example_lines(predictions[last], tables[last].references))
-    further_results = save_further_tasks(further, folder, accelerator)
-    result = make_result(run, document, task, model, metrics, speed, further_results)
+    auxiliary_results = save_further_tasks(auxiliary, folder, accelerator)
+    result = make_result(run, document, task, model, metrics, speed, auxiliary_results)
     if accelerator.is_main_process:
-        finish_run(folder, run, task, result, document, splits, further)
+        finish_run(folder, run, task, result, document, splits, auxiliary)
     accelerator.wait_for_everyone()
     finish_trackers(accelerator)
     show_metrics(metrics, f"metrics, computed in {PRECISION}")
@@ -185,7 +185,7 @@ def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool,
 
 
 def _with_validation_share(run: Run, splits: Splits) -> Run:
-    """Return the run with the validation share that was used; print the settings that have no effect with it."""
+    """Return the run with the actual validation share; print the settings that have no effect with it."""
     resolved = run.with_validation_share(splits.validation_share)
     say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
     return resolved
@@ -203,7 +203,7 @@ def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, cache: CachePoli
 
 
 def _describe_rows(splits: Splits, indices: np.ndarray) -> str:
-    """Name up to five training rows by file and row. Rows that the strategy added are in no file."""
+    """Name up to five training rows by file and row, without rows that the strategy added."""
     from_files = indices[indices < len(splits.train)]
     more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
     return "; ".join(splits.train.where(int(row)) for row in from_files[:5]) + more

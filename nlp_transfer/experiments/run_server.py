@@ -108,7 +108,7 @@ def keep_results(run: FineTuned, keep_models: bool) -> None:
     """Save the predictions and the size of the model; remove the model unless `keep_models`. `outcome.json` is written last."""
     folder = run.output_dir
     arrays: dict[str, np.ndarray] = {}
-    for split, predictions in run.answers.items():
+    for split, predictions in run.predictions.items():
         for kind, columns in (("answer", predictions), ("reference", run.references[split])):
             for name, array in columns.items():
                 if name != "scores" or array.nbytes <= MAX_SCORE_BYTES:

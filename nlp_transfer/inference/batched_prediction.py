@@ -1,4 +1,4 @@
-"""Predict all rows of a token table in batches of similar length, with a smaller batch when memory runs out."""
+"""Predict all rows of a token table in batches of similar length; batches that do not fit in memory are split."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -21,17 +21,17 @@ from nlp_transfer.models.preparation import autocast
 from nlp_transfer.tasks import Arrays, Items, Task
 from nlp_transfer.utils.console import Steps, say
 
-CPU_TOKENS = 512  # padded tokens of a batch for each thread; the activations of more tokens do not fit into the core's caches
-GPU_TOKENS = 1 << 15  # padded tokens of a batch that keep a GPU busy
-GENERATION_ROWS = 32  # rows of a batch for tasks that generate text
-_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # padded tokens that fit, by model that ran out of memory
+CPU_TOKENS = 512  # padded tokens per batch and thread; activations of larger batches exceed the CPU caches
+GPU_TOKENS = 1 << 15  # padded tokens per batch that keep a GPU busy
+GENERATION_ROWS = 32  # rows per batch for tasks that generate text
+_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # most padded tokens per batch, by model that ran out of memory
 
 
 def batches_of(table: TokenTable, device: torch.device, batch_size: int | None = None) -> list[np.ndarray]:
     """Return row indices (int64) in batches of similar length, the longest first.
 
     Args:
-        batch_size: rows of a batch; None: the number that is fastest on the device.
+        batch_size: rows per batch; None: the fastest number on the device.
     """
     if batch_size is None and "labels" not in table.ragged:
         return token_batches(table.lengths, CPU_TOKENS * torch.get_num_threads() if device.type == "cpu" else GPU_TOKENS)
@@ -51,11 +51,11 @@ def predict_table(
     """Predict every row of a table.
 
     Args:
-        batch_size: rows of a batch; None: the number that is fastest on the device.
-        accelerator: shares the batches among its processes, which all get the same result, and shows progress; None: this
-            process predicts all rows.
+        batch_size: rows per batch; None: the fastest number on the device.
+        accelerator: distributes the batches over its processes, which all return the same result, and shows progress; None:
+            this process predicts all rows.
         selected: bool of shape (rows,), the rows that need a complete prediction (`Task.predict_batch`); None: all.
-        where: names a row in messages, by its index.
+        where: names a row in messages, given its index.
 
     Returns:
         Predictions by name in row order, arrays of shape (rows, ...); and the sum and the count of each loss term, empty for
@@ -82,19 +82,19 @@ def predict_table(
                     progress.advance()
     finally:
         model.train(was_training)
-    parts = [(predictor.predictions, predictor.indices, predictor.losses)]
+    results = [(predictor.predictions, predictor.indices, predictor.losses)]
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
-        parts = gather_object(parts)
-    return _merge(parts, len(table))
+        results = gather_object(results)
+    return _merge(results, len(table))
 
 
 class _BatchPredictor:
-    """Predicts batches of one table; splits those that do not fit into memory.
+    """Predicts batches of one table and splits those that do not fit in memory.
 
     Attributes:
-        predictions: of each batch, by name.
+        predictions: predictions of each batch, by name.
         indices: int64 row indices of each batch.
         losses: the sum and the count of each loss term so far.
     """
@@ -110,13 +110,13 @@ class _BatchPredictor:
     ) -> None:
         self.model, self.task, self.table, self.precision = model, task, table, precision
         self.selected, self.where = selected, where
-        self.device, self.sides = next(model.parameters()).device, table.side_lengths
+        self.device, self.side_lengths = next(model.parameters()).device, table.side_lengths
         self.predictions: list[Arrays] = []
         self.indices: list[np.ndarray] = []
         self.losses: Items = {}
 
     def predict(self, indices: np.ndarray) -> None:
-        """Predict the rows at `indices`, in halves where memory runs out."""
+        """Predict the rows at `indices`; if memory runs out, predict each half separately."""
         halves = np.array_split(indices, 2)
         limit = _LIMITS.get(self.model, sys.maxsize)
         if len(indices) > 1 and self._padded_tokens(indices) > limit:
@@ -138,22 +138,22 @@ class _BatchPredictor:
             self.indices.append(indices)
             _add(self.losses, losses)
             return
-        free_cached_memory()  # outside of the except block, which holds the tensors of the failed pass
+        free_cached_memory()  # not in the except block, which holds the tensors of the failed pass
         limit = _LIMITS[self.model] = min(limit, max(map(self._padded_tokens, halves)))
         say(
             f"warning: out of memory with {len(indices)} rows ({self._padded_tokens(indices):,} tokens with padding) at a time; "
-            f"from now on at most {limit:,} tokens"
+            f"continuing with at most {limit:,} tokens"
         )
         for half in halves:
             self.predict(half)
 
     def _padded_tokens(self, indices: np.ndarray) -> int:
-        return len(indices) * int(self.sides[indices].max(0).sum())
+        return len(indices) * int(self.side_lengths[indices].max(0).sum())
 
 
 @contextmanager
 def fast_inference(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Use the fast CPU kernels for forward passes that need nothing but predictions."""
+    """Use the fast CPU kernels in inference-only forward passes."""
     with ExitStack() as stack:
         if device.type == "cpu":
             keep_freed_memory()
@@ -168,14 +168,14 @@ def _add(losses: Items, more: Items) -> None:
         losses[name] = (before[0] + value, before[1] + count)
 
 
-def _merge(parts: list[tuple[list[Arrays], list[np.ndarray], Items]], rows: int) -> tuple[Arrays, Items]:
+def _merge(results: list[tuple[list[Arrays], list[np.ndarray], Items]], rows: int) -> tuple[Arrays, Items]:
     """Merge the predictions of all processes in row order. Each row must have been predicted exactly once."""
-    batches = [batch for predictions, _, _ in parts for batch in predictions]
-    indices = np.concatenate([*(batch for _, batches, _ in parts for batch in batches), np.zeros(0, np.int64)])
+    batches = [batch for predictions, _, _ in results for batch in predictions]
+    indices = np.concatenate([*(batch for _, batches, _ in results for batch in batches), np.zeros(0, np.int64)])
     assert sorted(indices) == list(range(rows)), f"{len(indices)} predictions for {rows} rows"
     order = np.argsort(indices)
     predictions = {name: np.concatenate([batch[name] for batch in batches])[order] for name in batches[0]}
     losses: Items = {}
-    for _, _, more in parts:
+    for _, _, more in results:
         _add(losses, more)
     return predictions, losses

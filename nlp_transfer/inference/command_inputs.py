@@ -1,4 +1,4 @@
-"""The arguments of `predict` and `translate`: files, standard streams or texts, checked before a model is loaded."""
+"""Check the arguments of `predict` and `translate` before a model is loaded: files, standard streams or texts."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -29,15 +29,15 @@ from nlp_transfer.utils.errors import Fault, Problems, UserError
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Options of a command that predicts a file.
+    """Options of a command that predicts the rows of a file.
 
     Attributes:
         source: the input, or `-` for standard input.
-        output: or `-` for standard output.
+        output: the output, or `-` for standard output.
         form: format of standard input and output, such as `csv`; None: `txt`, and for standard output the format of the input.
         overwrite: whether the output may exist.
-        notes: whether to add a column `note` that says why a row has no prediction.
-        processes: number of processes that share the work, each with its own copy of the model and an equal share of the cores.
+        notes: whether to add a column `note` with the reason why a row has no prediction.
+        processes: number of processes, each with a copy of the model and an equal share of the cores.
     """
 
     source: Path
@@ -49,17 +49,17 @@ class FileOptions:
 
 
 class Verbatim(str):
-    """A word after `--` on the command line, which is never an option."""
+    """An argument after `--` on the command line, which is never an option."""
 
 
 def mark_verbatim(arguments: Sequence[str]) -> list[str]:
-    """Mark the words after `--`; the parser keeps them in place."""
+    """Mark the arguments after `--`, so that they are recognized after parsing."""
     end = list(arguments).index("--") + 1 if "--" in arguments else len(arguments)
     return [*arguments[:end], *map(Verbatim, arguments[end:])]
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate the remaining words of a command line into texts and settings (`--data.delimiter ;`)."""
+    """Split the unparsed arguments of a command into texts and settings (such as `--data.delimiter ;`)."""
     texts: list[str] = []
     overrides: list[str] = []
     remaining = list(words)
@@ -75,10 +75,10 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def rows_of_texts(texts: Sequence[str], names: Sequence[str]) -> Batch:
-    """Return texts of the command line as rows.
+    """Convert texts from the command line to rows.
 
     Args:
-        texts: row by row.
+        texts: the texts of the first row, then those of the next one, and so on.
         names: columns that the model reads.
 
     Raises:
@@ -97,7 +97,7 @@ def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any])
     """Check that a command has either texts, or an input and an output.
 
     Raises:
-        UserError: it has neither or both, an option has no effect on texts, or a text looks like a file name.
+        UserError: the command has neither or both, an option has no effect on texts, or a text looks like a file name.
     """
     if texts:
         for text in texts:
@@ -105,41 +105,41 @@ def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any])
             if is_file or (format_of(text) is not None and len(text.split()) == 1):
                 looks = "is a file" if is_file else "looks like a file name"
                 raise UserError(
-                    f"found {text!r} in place of a text, which {looks}; for its rows: "
-                    f"{command} --input {text} --output predictions.csv; to use these words as a text, pass them on standard "
+                    f"TEXT: found {text!r}, which {looks}; to predict its rows: "
+                    f"{command} --input {text} --output predictions.csv; to predict it as a text, pass it on standard "
                     "input, with --input - --output -"
                 )
-        named = {"input": "source", "output": "output", "format": "form", "overwrite": "overwrite", "notes": "notes"}
-        unused = [flag for flag, name in named.items() if options[name]] + ["processes"] * (options["processes"] > 1)
+        destinations = {"input": "source", "output": "output", "format": "form", "overwrite": "overwrite", "notes": "notes"}
+        unused = [flag for flag, name in destinations.items() if options[name]] + ["processes"] * (options["processes"] > 1)
         if unused:
             raise UserError(
-                f"--{unused[0]}: has no effect on texts of the command line (found {texts[0]!r}); allowed: either texts, or "
+                f"--{unused[0]}: has no effect on texts from the command line (found {texts[0]!r}); allowed: texts, or "
                 "--input and --output"
             )
         return
     missing = [flag for flag, name in (("--input", "source"), ("--output", "output")) if options[name] is None]
     if missing:
         raise UserError(
-            f"{' and '.join(missing)}: not given; allowed: a file, or - for the standard stream, as in "
-            f'{command} --input new.csv --output predictions.csv; or texts in place of files, as in {command} "a text"'
+            f"{' and '.join(missing)}: not given; allowed: a file, or - for the standard stream, such as "
+            f'{command} --input new.csv --output predictions.csv; or texts instead of files, such as {command} "a text"'
         )
 
 
 def check_not_of_model(output: Path, model: str) -> None:
     """Raise a UserError if the output would replace a file of the model or of its run."""
-    folder, place = at_home(model).resolve(), output.resolve()
-    if output != DASH and place.exists() and place.is_relative_to(folder):
+    folder, target = at_home(model).resolve(), output.resolve()
+    if output != DASH and target.exists() and target.is_relative_to(folder):
         from nlp_transfer.saved_models.layout import RUN_FILES
 
-        if (folder / "config.json").exists() or place.relative_to(folder).parts[0] in RUN_FILES:
+        if (folder / "config.json").exists() or target.relative_to(folder).parts[0] in RUN_FILES:
             raise UserError(f"--output: {output} is a file of the model {model}; allowed: another file")
 
 
 def check_files(options: FileOptions, probabilities: bool) -> str:
-    """Check the files of a command, and return the file extension of the output's format, such as `.csv`.
+    """Check the files of a command; return the file extension of the output's format, such as `.csv`.
 
     Raises:
-        UserError: the options would fail later, after the model is loaded or all rows are predicted.
+        UserError: a file or an option cannot be used; otherwise this would show only after the model is loaded.
     """
     source, output, form = options.source, options.output, options.form
     if world_size() > 1:
@@ -153,10 +153,10 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
         problems.add("--format: has no effect without --input - or --output -; the format of a file follows from its extension")
     ending = output.suffix.lower()
     if output == DASH:
-        like = f".{form or 'txt'}" if form or source == DASH else format_of(source) or ".txt"
-        ending = like if like in OUTPUTS else ".jsonl"
+        ending = f".{form or 'txt'}" if form or source == DASH else format_of(source) or ".txt"
+        ending = ending if ending in OUTPUTS else ".jsonl"
     elif ending not in OUTPUTS and names_no_format(output) and (source == DASH or has_lines(source)):
-        ending = ".txt"  # lines to lines
+        ending = ".txt"  # a file of lines, like the input
     for option, path in (("--input", source), ("--output", output)):
         try:
             path.exists()
@@ -164,7 +164,7 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
                 path.resolve()
         except (OSError, RuntimeError) as error:  # such as a name that is too long, or circular links
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{option}: {path} is no file: {reason}; allowed: a file ({', '.join(ENDINGS)})") from error
+            raise UserError(f"{option}: {path} is not a file: {reason}; allowed: a file ({', '.join(ENDINGS)})") from error
     if source != DASH:
         if format_of(source) is None and not names_no_format(source):
             problems.add(f"--input: found the file extension {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}, or -")
@@ -185,19 +185,19 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
         elif source != DASH and source.exists() and output.samefile(source):
             problems.add(f"--output: {output} is the input; allowed: another file")
         elif not options.overwrite:
-            problems.add(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
-    for option, given in (("--probabilities", probabilities), ("--notes", options.notes)):
-        if given and ending == ".txt":
+            problems.add(f"--output: {output} already exists; allowed: another file, or --overwrite to replace it")
+    for option, enabled in (("--probabilities", probabilities), ("--notes", options.notes)):
+        if enabled and ending == ".txt":
             problems.add(f"{option}: a .txt file holds only the predictions; allowed: an --output with columns, such as .csv")
     problems.raise_if_any()
     return ending
 
 
 def data_settings(settings: dict[str, Any], source: Path | None = None) -> DataConfig:
-    """Return the settings for reading `source`, or `data.test` if there is none.
+    """Return the settings for reading `source`, or `data.test` if `source` is None.
 
     Raises:
-        UserError: a setting is wrong, or has no effect on files of this format.
+        UserError: a setting is invalid, or has no effect on files of this format.
     """
     problems = Problems("settings")
     data = validate(DataConfig, settings.get("data", {}), problems, "data")

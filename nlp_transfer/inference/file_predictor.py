@@ -1,4 +1,4 @@
-"""A saved model that predicts the chunks of a file, in the process that writes them or in one of several processes."""
+"""Predict the chunks of a file with a saved model, in the main process or in worker processes."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from nlp_transfer.utils.errors import UserError
 def open_predictor(
     model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
 ) -> Predictor:
-    """Load a saved model, and print the precision if it is `auto`."""
+    """Load a saved model; if `precision` is `auto`, print the chosen one."""
     predictor = load_predictor(model, batch_size, precision, settings.get("task"), base)
     if precision == "auto":
         exact = "" if predictor.precision == PRECISION else f"; {PRECISION}, the default, is more exact"
@@ -38,22 +38,22 @@ def open_predictor(
 
 
 class FilePredictor:
-    """A saved model that predicts the chunks of one file: `predict(chunk)`.
+    """A callable that predicts the chunks of one file with a saved model.
 
     Args:
         model: a run folder, a model folder, an adapter folder or a hub id.
-        source: name of the file in messages.
-        settings: of the data and the task, which override those of the saved model.
-        batch_size: rows of a batch; None: the number that is fastest on the device.
+        source: path of the file, for messages.
+        settings: data and task settings, which override those of the saved model.
+        batch_size: rows per batch; None: the fastest number on the device.
         precision: fp32, bf16, fp16 or auto.
-        probabilities: whether to add a column for each label.
+        probabilities: whether to add a column with the probability of each label.
         translate: whether the command is `translate`.
-        beams: of the beam search; None: as the task says.
+        beams: beam size; None: the task's.
         processes: number of processes that each load the model.
-        base: where the model that an adapter was trained on is now.
+        base: current location of the base model of an adapter; None: the recorded one.
 
     Raises:
-        UserError: the model cannot be used or is of another task, or several processes would share a GPU.
+        UserError: the model cannot be used or has another task, or several processes would share a GPU.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class FilePredictor:
 
     @property
     def chunk_rows(self) -> int:
-        """Number of rows that are predicted together."""
+        """Number of rows per chunk."""
         return text_predictor.CHUNK_ROWS if self.translator is None else translator.CHUNK_ROWS
 
     @property
@@ -103,7 +103,7 @@ class FilePredictor:
     def identity(self) -> dict[str, Any]:
         """Everything besides the rows that determines the predictions, as JSON.
 
-        With an equal identity, equal chunks have the same predictions, bit for bit. `window` is the number of rows of a chunk.
+        Equal identities and equal chunks give bitwise equal predictions. `window` is the number of rows per chunk.
         """
         predictor, model = self.predictor, self.predictor.model
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
@@ -175,7 +175,7 @@ def _vocabulary(tokenizer: Any) -> Any:
 
 
 def _device_name(device: str) -> str:
-    """Return a name that is equal for devices that compute the same digits: instruction set of a CPU, model of a GPU."""
+    """Return a name shared by devices with bitwise equal results: the instruction set of a CPU, or the model of a GPU."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability() if device == "cpu" else device

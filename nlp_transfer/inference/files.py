@@ -1,4 +1,4 @@
-"""Predict files of any size with a saved model, chunk by chunk, and texts of the command line."""
+"""Predict files chunk by chunk, and texts from the command line."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +24,13 @@ from nlp_transfer.utils.interrupts import raise_interrupts
 
 
 def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
-    """Write the columns of the input and the predictions to the output, completely or not at all.
+    """Predict a file: write the input columns and the predictions to the output, completely or not at all.
 
-    Rows that cannot be predicted keep their place without a prediction, and are counted at the end. After an interruption the
-    same call resumes and writes the same bytes as an uninterrupted one.
+    Rows that cannot be predicted get null predictions, and are counted at the end. After an interruption, the same call resumes
+    and writes the same bytes as an uninterrupted one.
 
     Args:
-        arguments: of `FilePredictor`, without `source` and `processes`.
+        arguments: keyword arguments of `FilePredictor`, without `source` and `processes`.
 
     Raises:
         UserError: the model, the input or the output cannot be used, or a process has ended.
@@ -39,7 +39,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
     check_not_of_model(options.output, arguments["model"])
     beams = arguments.get("beams")
     if beams and (arguments["settings"].get("task") or {}).get("beams") not in (None, beams):
-        say(f"no effect: task.beams (--beams {beams} takes its place)")
+        say(f"no effect: task.beams (--beams {beams} overrides it)")
     form = options.form or "txt"
     with raise_interrupts(), opened_input(options.source, form) as path, _opened_output(options, ending) as target:
         data, before = data_settings(arguments["settings"], path), state_of(path)
@@ -50,7 +50,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
         def read(chunk_rows: int, inputs: list[str], identity: dict[str, Any]) -> Iterator[Batch]:
             target.begin(identity)
             output.inputs, output.types = inputs, identity.get("types", {})
-            keep_table = ending != ".txt"  # a line of .txt holds the prediction alone
+            keep_table = ending != ".txt"  # a line of .txt holds only the prediction
             for chunk in read_table(path, data, chunk_rows, inputs, keep_table, mark_faults=True):
                 yield chunk if chunk.names else _with_all_columns(chunk, columns)
             check_unchanged(path, before)
@@ -86,7 +86,7 @@ class _Output:
     """Arrow types of the predicted columns, known once the model is loaded."""
 
     def write_all(self, predicted: Iterator[tuple[Batch, ChunkPredictions]], progress: Steps) -> None:
-        """Write and record all predictions; print how many rows have none, and why."""
+        """Write and record all predictions; print the number of rows without a prediction, and the reasons."""
         target = self.target
         source = "standard input" if self.options.source == DASH else str(self.options.source)
         rows = chunks = in_pieces = 0
@@ -96,7 +96,7 @@ class _Output:
         with progress, ExitStack() as stack:
             for chunk, predictions in predicted:
                 if writer is None:
-                    file = target.part()
+                    file = target.open()
                     with target.writing():
                         writer = stack.enter_context(Writer(file, self.ending, self.types))
                 columns = self._columns(chunk, predictions)
@@ -114,15 +114,15 @@ class _Output:
         say(f"{rows} rows are in {target}" if rows != 1 else f"1 row is in {target}")
         if writer is not None and writer.not_finite:
             say(
-                f"warning: NaN and infinite numbers are null in {target}, {writer.not_finite} times, first for row "
-                f"{writer.first_not_finite}: JSON has no such numbers; .parquet keeps them, and .csv outside of lists and objects"
+                f"warning: NaN and infinite numbers were written to {target} as null, {writer.not_finite} times, first in row "
+                f"{writer.first_not_finite}: JSON has no such numbers; .parquet has, and .csv outside of lists and objects"
             )
         if kinds:
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
             more = [f"... and {kinds.total() - len(examples)} more"] if kinds.total() > len(examples) else []
             say(f"warning: {kinds.total()} of {rows} rows have no prediction: {counted}", *examples, *more)
         if chunks < self.options.processes:
-            say(f"the input has only {chunks} chunk{'s' if chunks > 1 else ''}, so some processes had nothing to do")
+            say(f"the input has only {chunks} chunk{'s' if chunks > 1 else ''}, so some processes were idle")
         if in_pieces:
             say(f"{in_pieces} texts were longer than task.longest_source of the model and were translated in pieces")
 
@@ -138,7 +138,7 @@ class _Output:
 
 
 def _as_texts(cells: list[Any], faults: Mapping[int, Fault]) -> list[Any]:
-    """Return a text column with JSON in place of bad cells of other types: a Parquet column has one type."""
+    """Replace bad cells that are not text by JSON text, because a Parquet column has one type."""
     bad = {i for i in faults if not isinstance(cells[i], (str, type(None)))}
     return [to_json(cell, ensure_ascii=False) if i in bad else cell for i, cell in enumerate(cells)]
 
@@ -150,17 +150,17 @@ def _notes(chunk: Batch, faults: Mapping[int, Fault]) -> Columns:
 
 
 def predict_texts(arguments: dict[str, Any], texts: Sequence[str]) -> None:
-    """Print the predictions of texts of the command line: as text lines on a terminal, otherwise as JSON lines.
+    """Print the predictions of texts from the command line: as plain lines on a terminal, otherwise as JSON Lines.
 
     Args:
-        arguments: of `FilePredictor`, without `source`.
-        texts: for a model that reads several texts per row, the texts of one row after the other.
+        arguments: keyword arguments of `FilePredictor`, without `source`.
+        texts: the texts of the first row, then those of the next one, and so on.
 
     Raises:
         UserError: the model cannot be used, or the number of texts is wrong.
     """
     if arguments["settings"].get("data"):
-        raise UserError("--data: has no effect on texts of the command line; leave it out")
+        raise UserError("--data: has no effect on texts from the command line; leave it out")
     with redirected_stdout() as stream:
         with importing():
             from nlp_transfer.inference.file_predictor import FilePredictor

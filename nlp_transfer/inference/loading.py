@@ -40,23 +40,23 @@ def load_predictor(
 ) -> Predictor:
     """Load a saved model for prediction.
 
-    Classifiers and translation models that were not saved by this toolkit work too. Their labels are read from their
-    configuration, and their input column is `text` or `source`.
+    Classifiers and translation models from elsewhere work too: labels are read from their configuration, and the input column
+    is `text` or `source`.
 
     Args:
         model: a run folder, a model folder, an adapter folder or a hub id.
-        batch_size: rows of a batch; None: the number that is fastest on the device.
-        precision: fp32, with the same predictions as plain transformers (the default of the commands too); bf16; fp16; or
-            auto: bf16 on CPUs with bf16 instructions (avx512_bf16, amx) and on GPUs (fp16 on older ones), fp32 elsewhere. bf16
-            is faster and changes a probability by 0.0008 on average and 0.02 at most (Banking77, MiniLM).
-        settings: of the task, which override the saved ones, such as column names or languages. Settings without effect on a
-            saved model are refused.
-        base: where the model that an adapter was trained on is now; None: where it was. It is checked to be the same model.
-        task: class of the task, if it cannot be imported by its name, such as a class of a notebook.
+        batch_size: rows per batch; None: the fastest number on the device.
+        precision: `fp32` gives the same predictions as plain transformers. `bf16` and `fp16` are faster; bf16 changes a
+            probability by 0.0008 on average and 0.02 at most (Banking77, MiniLM). `auto`: bf16 on CPUs with bf16 instructions
+            (avx512_bf16, amx) and on GPUs (fp16 on older ones), fp32 elsewhere.
+        settings: task settings, such as column names or languages, which override the saved ones. Settings without effect on
+            a saved model raise an error.
+        base: current location of the base model of an adapter; None: the recorded one. It must be the same model.
+        task: class of the task, if it cannot be imported by name, such as a class defined in a notebook.
 
     Raises:
         UserError: the model or the base of an adapter is missing or damaged, the precision is not supported, or a setting is
-            wrong.
+            invalid.
     """
     device = inference_device()
     path = expand(model)
@@ -90,9 +90,9 @@ def load_translator(
     base: str | Path | None = None,
     task: type[Task] | Task | None = None,
 ) -> Translator:
-    """Load a translation model: a function from texts to texts. The arguments are those of `load_predictor`.
+    """Load a saved model for translation. See `load_predictor` for the arguments.
 
     Raises:
-        UserError: as for `load_predictor`; or the model does not translate.
+        UserError: as for `load_predictor`, or the model does not translate.
     """
     return Translator(load_predictor(model, batch_size, precision, settings, base, task))

@@ -20,12 +20,13 @@ from nlp_transfer.utils.errors import Problems, UserError
 def evaluate_model(
     model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Score a saved model on `data.test` exactly as a run scores its splits: over all rows at once.
+    """Score a saved model on `data.test`, exactly as a run scores its splits.
 
-    Several processes of a launcher share the work and all return the same metrics.
+    The processes of a launcher share the work and all return the same metrics.
 
     Returns:
-        Metrics by name, with the number of `rows`; and the signatures of metrics that have one.
+        Metrics by name, including the number of `rows`; and how metrics were computed, where conventions differ
+        (`Task.signatures`).
 
     Raises:
         UserError: the model, a setting or the data cannot be used.
@@ -55,15 +56,15 @@ def evaluate_model(
     problems.raise_if_any()
     say(*describe_skipped("test", rows), *name_skipped(rows))
     table = predictor.encode(rows, targets=True)
-    placed = cast(Any, predictor.model).to(accelerator.device)
-    metrics, _ = score(placed, task, table, accelerator, batch_size, predictor.precision)
+    model_on_device = cast(Any, predictor.model).to(accelerator.device)
+    metrics, _ = score(model_on_device, task, table, accelerator, batch_size, predictor.precision)
     say(f"metrics of {len(rows)} rows, computed in {predictor.precision}")
     skipped = {"skipped": len(rows.skipped)} if data.on_bad_rows == "skip" else {}
     return {"rows": len(rows), **skipped, **metrics}, task.signatures()
 
 
 def check_metrics_file(output: Path | None, overwrite: bool = False) -> None:
-    """Raise a UserError if the metrics could not be written to `output`, before the model is evaluated."""
+    """Raise a UserError if metrics cannot be written to `output`. Called before the evaluation."""
     if output is None:
         return
     if output.suffix.lower() != ".json":
@@ -75,12 +76,12 @@ def check_metrics_file(output: Path | None, overwrite: bool = False) -> None:
         kind = kind_of(output)
     except FileNotFoundError:
         return
-    except OSError as error:  # a link to itself, say
+    except OSError as error:  # such as a circular link
         raise UserError(f"--output: {output} cannot be written ({error.strerror}); {allowed}") from error
     if kind:
         raise UserError(f"--output: {output} is {kind}; {allowed}")
     if not overwrite:
-        raise UserError(f"--output: {output} exists already; allowed: another file, or --overwrite to replace it")
+        raise UserError(f"--output: {output} already exists; allowed: another file, or --overwrite to replace it")
 
 
 def print_metrics(

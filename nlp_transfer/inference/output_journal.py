@@ -1,8 +1,8 @@
-"""An output file that can be resumed: a lock, a journal of predicted chunks, and a temporary file that becomes the output.
+"""Resumable output files: a lock, a journal of predicted chunks, and a temporary file that becomes the output.
 
-The journal (`.NAME.partial` beside the output) holds the predictions of each finished chunk under a digest of its rows. When the
-same command runs again after an interruption, chunks with a known digest are read from the journal. The output itself is always
-written from the start, and replaces an older file only when it is complete.
+The journal (`.NAME.partial` in the folder of the output) stores the predictions of each finished chunk under a digest of its
+rows. When the same command runs again after an interruption, it reads chunks with a known digest from the journal. The output is
+always written from the start, and replaces an existing file only when it is complete.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from nlp_transfer.utils.errors import Fault, UnfinishedError, UserError
 FORMAT = 1
 MARK = "nlp_transfer journal"
 LONGEST_HEADER = 2**20  # bytes
-LONGEST = 2**28  # bytes of a record: the predictions of a chunk, with probabilities of thousands of labels
+LONGEST = 2**28  # bytes of a record: enough for a chunk with probabilities of thousands of labels
 
 
 class ChunkPredictions(NamedTuple):
@@ -34,7 +34,7 @@ class ChunkPredictions(NamedTuple):
     Attributes:
         columns: Python values by column; None in rows without a prediction.
         in_pieces: number of texts that were translated in pieces.
-        faults: why rows have no prediction, by row index.
+        faults: reasons why rows have no prediction, by row index.
         resumed: whether an earlier command predicted the chunk.
     """
 
@@ -46,7 +46,7 @@ class ChunkPredictions(NamedTuple):
 
 @dataclass
 class _Record:
-    """A line of the journal: the predictions of a chunk under the digest `window`."""
+    """A line of the journal: the predictions of a chunk; `window` is the digest of its rows."""
 
     window: StrictStr
     rows: StrictInt
@@ -65,13 +65,13 @@ _RECORD = TypeAdapter(_Record)
 
 
 class OutputFile:
-    """The output of one command, with its lock and its journal.
+    """The output of a command, with a lock and a journal.
 
-    On exit, a finished command leaves only the output. A command that ends with an error in its input (`UserError`) removes a
-    journal that it created, but keeps predictions of an earlier command. After any other end the journal stays.
+    On exit, a finished command leaves only the output. A command that fails on its input (`UserError`) deletes the journal,
+    unless it holds predictions of an earlier command. After any other failure or interruption the journal remains.
 
     Args:
-        output: path; a symbolic link is followed and stays.
+        output: path; symbolic links are followed and not replaced.
         overwrite: whether the output may exist.
     """
 
@@ -83,19 +83,19 @@ class OutputFile:
         self._lock_path = self.output.with_name(f".{self.output.name}.lock")
         self._file: BinaryIO | None = None
         self._lock: Lock | None = None
-        self._made: list[Path] = []
+        self._created_folders: list[Path] = []
         self._known: dict[str, int] = {}  # offset of the record of a chunk, by digest
         self._rows = 0
-        self._earlier = False  # the journal holds predictions of an earlier command
-        self._header: bytes | None = None  # replaces the header of another journal with the first predictions
-        self._part = ExitStack()  # the temporary file that becomes the output
+        self._has_earlier = False  # the journal holds predictions of an earlier command
+        self._header: bytes | None = None  # replaces a header of other predictions when the first new ones are added
+        self._temporary = ExitStack()  # the temporary file that becomes the output
         self._finished = False
 
     def __str__(self) -> str:
         return self.name
 
     def __enter__(self) -> "OutputFile":
-        self._made = [folder for folder in self.output.parents if not folder.exists()]
+        self._created_folders = [folder for folder in self.output.parents if not folder.exists()]
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(self.output.parent, os.W_OK | os.X_OK):
@@ -103,15 +103,15 @@ class OutputFile:
             self._lock = lock_now(
                 self._lock_path,
                 f"--output: another command is writing {self.name}; allowed: another file, or wait until it has ended",
-                "nothing keeps a second command from writing",
+                "a second command could write to the same output",
             )
         except OSError as error:
-            self._tidy()
+            self._clean_up()
             raise self._unwritable(error) from error
         return self
 
     def begin(self, identity: dict[str, Any]) -> None:
-        """Open the journal. Chunks in it are reused if it was written with the same identity.
+        """Open the journal. Its chunks are reused if it was written with the same identity.
 
         Args:
             identity: everything besides the rows that determines the predictions, as JSON.
@@ -128,13 +128,13 @@ class OutputFile:
                 raise UserError(f"--output: {self.journal} is not a journal of predictions; allowed: rename or remove it")
             self._file = file
             self._read()
-            self._earlier = bool(self._known)
+            self._has_earlier = bool(self._known)
             if before != header:
                 if self._known:
-                    changed = ", ".join(_changed(before, header)) or "its form"
+                    changed = ", ".join(_changed(before, header)) or "its format"
                     say(
-                        f"starting over: {self.journal} holds predictions that were made differently ({changed} changed); "
-                        "they are kept until the first new predictions"
+                        f"starting over: {self.journal} holds predictions of another command ({changed} changed); they "
+                        "are replaced by the first new predictions"
                     )
                     self._known, self._rows, self._header = {}, 0, header
                 else:
@@ -186,10 +186,10 @@ class OutputFile:
         if self._header is not None:
             with self.writing():
                 self._start(self._header)
-            self._header, self._earlier = None, False
+            self._header, self._has_earlier = None, False
         content = {"columns": predictions.columns, "in_pieces": predictions.in_pieces, "faults": faults}
         line = json.dumps({"window": _digest(chunk), "rows": len(chunk), **content}).encode() + b"\n"
-        if len(line) > LONGEST:  # too long to be read again
+        if len(line) > LONGEST:  # too long for `_read`
             return
         assert self._file is not None
         with self.writing():
@@ -197,14 +197,14 @@ class OutputFile:
             self._file.flush()
         self._rows += len(chunk)
 
-    def part(self) -> BinaryIO:
+    def open(self) -> BinaryIO:
         """Create the temporary file that becomes the output."""
         with self.writing():
-            return self._part.enter_context(replacing(self.output, self.overwrite, self._lock))
+            return self._temporary.enter_context(replacing(self.output, self.overwrite, self._lock))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Raise a UserError if the output cannot be written inside."""
+        """Convert OSErrors inside the context to a UserError about the output."""
         try:
             yield
         except OSError as error:
@@ -214,24 +214,26 @@ class OutputFile:
         """Rename the complete temporary file to the output.
 
         Raises:
-            UnfinishedError: the output exists by now, or the disk is full.
+            UnfinishedError: the output was created in the meantime, or the disk is full.
         """
         try:
-            self._part.close()
+            self._temporary.close()
         except FileExistsError as error:
-            raise UnfinishedError(f"--output: {self.name} was created meanwhile; allowed: --overwrite to replace it") from error
+            raise UnfinishedError(
+                f"--output: {self.name} was created in the meantime; allowed: --overwrite to replace it"
+            ) from error
         except OSError as error:
             raise self._unwritable(error) from error
         self._finished = True
 
     def _unwritable(self, error: OSError) -> UserError:
         if is_full(error):
-            return UnfinishedError(f"--output: {self.name} cannot be written: the disk is full ({error}); make room")
+            return UnfinishedError(f"--output: {self.name} cannot be written: the disk is full ({error}); free some space")
         return UnfinishedError(f"--output: {self.name} cannot be written: {error}; allowed: a file in a writable folder")
 
     def __exit__(self, kind: type[BaseException] | None, *how: Any) -> None:
         bad_input = kind is not None and issubclass(kind, UserError) and not issubclass(kind, UnfinishedError)
-        keep = self._earlier or (bool(self._rows) and not bad_input)
+        keep = self._has_earlier or (bool(self._rows) and not bad_input)
         try:
             if self._file is not None:
                 with suppress(OSError):
@@ -240,25 +242,25 @@ class OutputFile:
                     with suppress(OSError):
                         self.journal.unlink(missing_ok=True)
                 elif self._header is not None:
-                    say(f"{self.journal} is as it was; the command that began it resumes")
+                    say(f"{self.journal} is unchanged; repeat the command that created it to resume")
                 else:
-                    same = "the command that began it" if bad_input else "the same command"
-                    say(f"the predictions of {self._rows} rows are kept in {self.journal}; {same} resumes")
-        finally:  # even if nobody reads standard error any more
+                    same = "the command that created it" if bad_input else "the same command"
+                    say(f"the predictions of {self._rows} rows are saved in {self.journal}; repeat {same} to resume")
+        finally:  # even if standard error is closed
             with suppress(OSError):
-                self._part.__exit__(kind, *how)
-            self._tidy()
+                self._temporary.__exit__(kind, *how)
+            self._clean_up()
 
-    def _tidy(self) -> None:
+    def _clean_up(self) -> None:
         if self._lock is not None:
             self._lock.release()
-        for folder in self._made:
+        for folder in self._created_folders:
             with suppress(OSError):  # it does not exist, or it holds the output or the journal
                 folder.rmdir()
 
 
 def _digest(chunk: Batch) -> str:
-    """Return a digest of the cells that a model reads from a chunk; `repr` of built-in types is exact."""
+    """Return a digest of the cells that the model reads from a chunk. `repr` of built-in types is exact."""
     content = (list(chunk.columns), list(chunk.names), len(chunk), sorted(chunk.faults.items()), list(chunk.columns.values()))
     return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
 

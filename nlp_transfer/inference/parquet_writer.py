@@ -1,4 +1,4 @@
-"""Write Parquet files: columns of a Parquet input do not change, new columns get a type that fits all rows."""
+"""Write Parquet files: input columns keep their type, new columns get a type that fits all rows."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ from typing import IO, Any, BinaryIO
 from nlp_transfer.data.sources.parquet_reader import map_leaves
 from nlp_transfer.utils.errors import UserError
 
-MOST_PARTS = 64  # open at the same time
+MOST_PARTS = 64  # parts that are open at the same time
 
 
 class ParquetOutput:
-    """A Parquet file whose schema is not known in advance.
+    """A Parquet file with a schema that is not known in advance.
 
     A column may be null, have few fields or hold only integers for thousands of rows before its type is known. When a chunk
-    needs a wider schema (another type than null, float64 for int64, more fields or columns), a new part is created in an
-    unnamed temporary file. At the end all parts are cast to the widest schema. Usually there is one part, the output itself.
-    Each chunk is a row group, so memory does not grow with the file.
+    needs a wider schema (a type instead of null, float64 instead of int64, more fields or columns), a new part is started in an
+    unnamed temporary file. At the end all parts are cast to the widest schema. Usually there is only one part, the output.
+    Each chunk is a row group, so memory use does not depend on the file size.
     """
 
     def __init__(self, file: BinaryIO, types: Mapping[str, str] | None = None) -> None:
@@ -54,13 +54,13 @@ class ParquetOutput:
         self._write(_conform(table, self.schema))
 
     def close(self, complete: bool) -> None:
-        """End the file.
+        """Finish the file.
 
         Args:
             complete: whether all rows were written; otherwise the file is discarded.
 
         Raises:
-            UserError: numbers of early rows do not fit the type that later rows require.
+            UserError: numbers in early rows do not fit the type that later rows require.
         """
         self._end_part()
         schema = self.schema
@@ -72,7 +72,7 @@ class ParquetOutput:
             self.file.truncate()
 
     def _without_null(self, schema: Any) -> Any:
-        """Return the schema with the known types for columns that have no value."""
+        """Return the schema with the types in `types` for columns without any value."""
         import pyarrow as pa
 
         empty = {field.name for field in schema if pa.types.is_null(field.type)} & set(self.types)
@@ -85,7 +85,7 @@ class ParquetOutput:
             try:
                 self.writer.close()
             finally:
-                self.writer.is_open = False  # otherwise it is closed again when it is collected, and Python prints the error
+                self.writer.is_open = False  # else garbage collection closes it again, and Python prints the error
 
     def _begin_part(self) -> None:
         import pyarrow as pa
@@ -94,17 +94,17 @@ class ParquetOutput:
         self._end_part()
         if len(self.parts) >= MOST_PARTS:
             self._merge()
-        self.parts.append(self._unnamed() if self.parts else self.file)
+        self.parts.append(self._temporary_file() if self.parts else self.file)
         try:
             self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
-        except pa.ArrowException as error:  # an object without any field, say
+        except pa.ArrowException as error:  # such as an object without fields
             raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
 
     def _merge(self) -> None:
-        """Merge the parts, which are closed, into one with the current schema."""
+        """Merge the closed parts into one with the current schema."""
         import pyarrow.parquet as pq
 
-        merged = self._unnamed()
+        merged = self._temporary_file()
         with pq.ParquetWriter(merged, self.schema) as self.writer:
             for table in self._rows():
                 self._write(_conform(table, self.schema))
@@ -118,8 +118,8 @@ class ParquetOutput:
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group)
 
-    def _unnamed(self) -> IO[bytes]:
-        """A temporary file on the disk of the output."""
+    def _temporary_file(self) -> IO[bytes]:
+        """Create an unnamed temporary file on the disk of the output."""
         name = self.file.name
         return tempfile.TemporaryFile(dir=os.path.dirname(name) if isinstance(name, str) else None)
 
@@ -138,16 +138,16 @@ class ParquetOutput:
 
 
 def _array(name: str, values: Sequence[Any]) -> Any:
-    """Return Python values as an Arrow array of their common type.
+    """Convert Python values to an Arrow array of their common type.
 
     Raises:
-        UserError: they have no common type.
+        UserError: the values have no common type.
     """
     import pyarrow as pa
 
     kinds = {type(value) for value in values if value is not None}
     try:
-        _check_truth(values)
+        _check_no_mixed_booleans(values)
         return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         kind = " and ".join(sorted(kind.__name__ for kind in kinds))
@@ -156,24 +156,24 @@ def _array(name: str, values: Sequence[Any]) -> Any:
         ) from error
 
 
-def _check_truth(values: Iterable[Any]) -> None:
+def _check_no_mixed_booleans(values: Iterable[Any]) -> None:
     """Raise a TypeError if booleans and numbers are mixed, also in lists and objects: Arrow would convert true to 1.0."""
     present = [value for value in values if value is not None]
     kinds = {type(value) for value in present}
     if bool in kinds and len(kinds) > 1:
         raise TypeError("booleans among numbers")
     if list in kinds:
-        _check_truth(element for value in present if isinstance(value, list) for element in value)
+        _check_no_mixed_booleans(element for value in present if isinstance(value, list) for element in value)
     objects = [value for value in present if isinstance(value, dict)]
     for name in {name for value in objects for name in value}:
-        _check_truth(value.get(name) for value in objects)
+        _check_no_mixed_booleans(value.get(name) for value in objects)
 
 
 def _wider(known: Any, new: Any) -> Any:
-    """Return the narrowest Arrow schema that holds the rows of both.
+    """Return the narrowest Arrow schema that fits the rows of both schemas.
 
     Raises:
-        UserError: the types of a column have nothing in common, such as text and numbers.
+        UserError: a column has incompatible types, such as text and numbers.
     """
     import pyarrow as pa
 
@@ -193,7 +193,7 @@ def _wider(known: Any, new: Any) -> Any:
 
 
 def _conform(table: Any, schema: Any) -> Any:
-    """Return the table with a schema that is at least as wide; missing columns are null."""
+    """Cast a table to a schema that is at least as wide; missing columns become null."""
     import pyarrow as pa
 
     if table.schema.equals(schema):
@@ -201,8 +201,8 @@ def _conform(table: Any, schema: Any) -> Any:
     columns = []
     for field in schema:
         try:
-            known = field.name in table.column_names
-            columns.append(table.column(field.name).cast(field.type) if known else pa.nulls(len(table), field.type))
+            exists = field.name in table.column_names
+            columns.append(table.column(field.name).cast(field.type) if exists else pa.nulls(len(table), field.type))
         except pa.ArrowException as error:
             raise UserError(
                 f"--output: a .parquet column has one type; column {field.name!r} is {table.field(field.name).type} in some rows "
@@ -212,12 +212,12 @@ def _conform(table: Any, schema: Any) -> Any:
 
 
 def text_cells(column: Any, name: str) -> list[Any]:
-    """Return an Arrow column as values for CSV, TSV and JSONL, without loss.
+    """Convert an Arrow column to values for CSV, TSV and JSONL, without loss.
 
-    Numbers, booleans and text do not change, and dictionaries become their values. Decimals keep all their digits, and
-    dates, times and durations their unit (`2024-05-01 12:00:00.000000001`, with a time zone its offset; durations count their
-    unit), as text. Bytes become base64. Lists, structs and maps (lists of pairs) are converted inside likewise, and are JSON in
-    CSV.
+    Numbers, booleans and text are unchanged. Dictionary-encoded columns become their values, and bytes become base64. Decimals,
+    dates and times become text with all digits, such as `2024-05-01 12:00:00.000000001` (followed by the offset of a time
+    zone); durations become a number of units, as text. Lists, structs and maps (lists of pairs) are converted recursively; CSV
+    holds them as JSON.
 
     Raises:
         UserError: a value cannot be written as text, such as a time in an unknown time zone.
@@ -227,7 +227,7 @@ def text_cells(column: Any, name: str) -> list[Any]:
     try:
         cells = list(column.cast(map_leaves(column.type, _text_leaf)).to_pylist())
         if pa.types.is_temporal(column.type) and any(str(cell).startswith("<value out of range") for cell in cells):
-            raise ValueError("a time too far from now")
+            raise ValueError("a time out of range")
         return cells
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise UserError(
@@ -236,7 +236,7 @@ def text_cells(column: Any, name: str) -> list[Any]:
 
 
 def _text_leaf(kind: Any) -> Any:
-    """Return the string type for a type that JSON has no values for; bytes stay bytes."""
+    """Return the string type for decimals, dates, times and durations, and any other type unchanged."""
     import pyarrow as pa
 
     as_text = pa.types.is_decimal(kind) or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind))

@@ -1,4 +1,4 @@
-"""A saved model that predicts lists of texts, tables in memory and chunks of a file."""
+"""Predict lists of texts, tables in memory and chunks of a file with a saved model."""
 
 from pathlib import Path
 from typing import Any, overload
@@ -16,12 +16,12 @@ from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows, pred
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import Fault, Problems, UserError
 
-CHUNK_ROWS = 2048  # rows of a file that are read, sorted by length and predicted together
-PRECISION = "fp32"  # default of predictions and metrics: the same results on every machine and in every batch
+CHUNK_ROWS = 2048  # rows of a file that are read at once and sorted by length
+PRECISION = "fp32"  # default of predictions and metrics: equal results on every machine and in every batch
 
 
 class Predictor:
-    """A saved model that predicts. Created by `load_predictor`.
+    """A saved model, ready for prediction. Created by `load_predictor`.
 
     >>> predictor = load_predictor("runs/reviews")            # doctest: +SKIP
     >>> predictor(["a gem", "two hours I want back"])         # doctest: +SKIP
@@ -50,9 +50,8 @@ class Predictor:
         """Predict texts, or the rows of a table.
 
         Args:
-            inputs: a list, a Series or an array of texts (of tuples of texts, for a model of text pairs); a DataFrame, a
-                Dataset, an Arrow table, a dict of columns or a list of dicts with the columns that the model was trained on; or
-                a single text or row.
+            inputs: a list, Series or array of texts (for a model of text pairs: of tuples of texts); a DataFrame, Dataset, Arrow
+                table, dict of columns or list of dicts with the columns that the model was trained on; or a single text or row.
             probabilities: whether to add `probability:LABEL` for every label.
             on_bad_rows: for texts that are empty, missing (None, NaN) or not texts: `refuse` raises an error, `skip` sets the
                 row's values to None and gives the reason as `note`.
@@ -97,7 +96,7 @@ class Predictor:
         return self.task.describe(predictions | rounded, probabilities)
 
     def encode(self, rows: Rows, targets: bool = False) -> TokenTable:
-        """Return the tokens of rows that were checked before."""
+        """Tokenize rows that have been checked (`Task.check`)."""
         return encode_rows(
             rows, lambda columns: self.task.encode(columns, self.tokenizer, targets), self.task.fill(self.tokenizer)
         )
@@ -108,7 +107,7 @@ class Predictor:
         """Predict a chunk of the file `path`.
 
         Returns:
-            New columns for the file; and by row index why rows have no prediction.
+            Predicted columns; and the faults of rows without a prediction, by row index.
 
         Raises:
             UserError: a column is missing, or the file already has a column with the name of a new one.
@@ -126,7 +125,7 @@ def select_columns(chunk: Batch, path: Path, names: list[str]) -> dict[str, list
     """Return the columns `names` of a chunk of the file `path`.
 
     Raises:
-        UserError: one is missing.
+        UserError: a column is missing.
     """
     columns = unfold(name_lines(chunk.columns, path, names), names)
     if TRANSLATION in columns and not any(isinstance(cell, dict) for cell in columns[TRANSLATION]):

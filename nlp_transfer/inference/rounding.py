@@ -1,20 +1,20 @@
-"""Predictions as decimal numbers without meaningless digits."""
+"""Round predictions to meaningful digits."""
 
 import numpy as np
 
-SMALLEST = 1e-13  # below, powers of ten in the rounding are no longer exact
+SMALLEST = 1e-13  # for smaller numbers, rounding would need powers of ten that are not exact
 
 
 def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarray:
-    """Return predictions as decimals without meaningless digits: float64 of the same shape.
+    """Round predictions to meaningful digits; return float64 of the same shape.
 
-    A float32 becomes the shortest decimal that identifies it, so that different values stay different. Probabilities that were
-    computed in half precision keep a few significant digits of p or 1 - p, whichever is smaller.
+    A float32 becomes the shortest decimal that identifies it, so different values remain different. Probabilities computed in
+    half precision are rounded to a few significant digits of p or 1 - p, whichever is smaller.
 
     Args:
-        name: `scores` for probabilities.
+        name: name of the values; `scores` are probabilities.
         values: float array of any shape.
-        precision: in which the values were computed: fp32, bf16 or fp16.
+        precision: precision of the computation: fp32, bf16 or fp16.
     """
     values = values.astype(np.float32)
     exact = values.astype(np.float64)
@@ -32,6 +32,6 @@ def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarr
 
 
 def _round(values: np.ndarray, digits: int, size: np.ndarray) -> np.ndarray:
-    """Round to as many decimals as give `digits` significant digits of `size`."""
+    """Round to the decimal place of the last of `digits` significant digits of `size`, element by element."""
     scale = 10.0 ** np.clip(digits - 1 - np.floor(np.log10(np.maximum(size, SMALLEST))), 0, 22)  # exact powers of ten
     return np.asarray(np.round(values * scale) / scale)

@@ -1,4 +1,4 @@
-"""Predict the valid rows of a table, and report the others."""
+"""Predict the valid rows of a table and report the bad ones."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -14,14 +14,14 @@ OnBadRows = Literal["refuse", "skip"]
 def predict_valid_rows(
     task: Any, rows: Rows, known_faults: Mapping[int, Fault], predict: Callable[[Rows], dict[str, list[Any]]]
 ) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
-    """Predict the rows that can be predicted.
+    """Predict the valid rows of a table.
 
     Args:
-        known_faults: rows that are known to be bad, by index.
+        known_faults: faults of rows that are known to be bad, by row index.
         predict: returns columns of predictions for valid rows.
 
     Returns:
-        Columns for all rows, with None in bad rows; and by row index why those have no prediction.
+        Columns for all rows, with None in bad rows; and the faults of bad rows, by row index.
     """
     faults = dict(known_faults)
     valid = [i for i in range(len(rows)) if i not in faults]
@@ -32,13 +32,13 @@ def predict_valid_rows(
     valid = [i for i in valid if i not in faults]
     if valid:
         columns = predict(rows.select(np.array(valid, np.int64)))
-    else:  # a placeholder row gives the names of the columns
+    else:  # predict a placeholder row for the names of the columns
         columns = predict(from_columns({name: ["a"] for name in rows.columns}, "placeholder"))
-    spread = {name: [None] * len(rows) for name in columns}
+    all_cells = {name: [None] * len(rows) for name in columns}
     for name, cells in columns.items():
         for i, cell in zip(valid, cells, strict=False):
-            spread[name][i] = cell
-    return spread, dict(sorted(faults.items()))
+            all_cells[name][i] = cell
+    return all_cells, dict(sorted(faults.items()))
 
 
 def check_on_bad_rows(value: str) -> None:
@@ -53,10 +53,10 @@ def check_finite_predictions(
     """Raise a UserError if a row of a batch has a prediction that is NaN or infinite.
 
     Args:
-        predictions: arrays of shape (rows, ...) by name; arrays of floats are checked.
+        predictions: arrays of shape (rows, ...) by name; only float arrays are checked.
         indices: int64 of shape (rows,), the indices of the batch's rows.
-        where: names a row in the message, by its index.
-        precision: in which the predictions were computed.
+        where: names a row in the message, given its index.
+        precision: precision of the computation.
     """
     for name, values in predictions.items():
         if values.dtype.kind != "f":
@@ -71,7 +71,7 @@ def check_finite_predictions(
 
 
 def _row_faults(task: Any, rows: Rows) -> dict[int, Fault]:
-    """Return why rows cannot be predicted, by row index."""
+    """Return the faults of bad rows, by row index."""
     bad: dict[int, BadRow] = {}
     task.check(rows, problems := Problems(skipped=bad), targets=False)
     problems.raise_if_any()

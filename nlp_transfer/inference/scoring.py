@@ -1,4 +1,4 @@
-"""Metrics of a model over a whole split."""
+"""Compute the metrics of a model over a split."""
 
 from typing import Any
 
@@ -22,12 +22,11 @@ def score(
     draft: bool = False,
     user_metrics: UserMetrics | None = None,
 ) -> tuple[dict[str, float], Arrays]:
-    """Return the metrics over a whole table, `loss` among them, and the predictions; the same in every process.
+    """Return the metrics over a table, including `loss`, and the predictions; both are equal in all processes.
 
     Args:
-        draft: whether tasks with costly predictions may predict only some of the rows (`Task.draft_rows`), for scores while
-        training.
-        user_metrics: functions of the user, computed by one process for all.
+        draft: whether tasks with costly predictions may predict only some of the rows (`Task.draft_rows`), as during training.
+        user_metrics: user-defined metrics, computed in one process only.
     """
     selected = task.draft_rows(len(table)) if draft else None
     predictions, losses = predict_table(model, task, table, batch_size, precision, accelerator, selected)
@@ -40,9 +39,9 @@ def score(
 
 
 def _columns_for_user_metrics(task: Task, predictions: Arrays, table: TokenTable) -> tuple[Any, Any]:
-    """Return predictions and references of the predicted rows twice: in the user's types, and as the task holds them."""
+    """Return (predictions, references) of the predicted rows twice: in the user's types and in those of the task."""
     predicted = predictions["prediction"]
     references = table.references["references" if "references" in table.references else "labels"]
-    available = np.array([cell is not None for cell in predicted], bool)  # a draft predicts some of the rows
+    available = np.array([cell is not None for cell in predicted], bool)  # a draft predicts only some rows
     predicted, references = predicted[available], references[available]
     return (task.written(predicted), task.written(references)), (predicted.tolist(), references.tolist())

@@ -20,7 +20,7 @@ DASH = Path("-")
 
 @contextmanager
 def opened_input(source: Path, form: str) -> Iterator[Path]:
-    """Yield `source`, or for `-` a temporary file with the content of standard input, which is removed at the end.
+    """Yield `source`, or for `-` a temporary file with the content of standard input, which is removed on exit.
 
     Args:
         form: format of standard input, such as `csv`.
@@ -34,7 +34,7 @@ def opened_input(source: Path, form: str) -> Iterator[Path]:
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("--input -: standard input is closed; allowed: a pipe or a file (predict MODEL --input - < FILE)")
     if sys.stdin.isatty():
-        say("reading rows from the terminal; Ctrl-D on an empty line ends them")
+        say("reading rows from the terminal; press Ctrl-D on an empty line to finish")
     with ExitStack() as stack:
         try:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"input.{form}"
@@ -42,8 +42,8 @@ def opened_input(source: Path, form: str) -> Iterator[Path]:
                 shutil.copyfileobj(sys.stdin.buffer, file)
         except OSError as error:
             raise UnfinishedError(
-                f"--input -: standard input cannot be copied to a temporary file ({error}); allowed: a folder with room in the "
-                "environment variable TMPDIR, or a file as --input"
+                f"--input -: standard input cannot be copied to a temporary file ({error}); allowed: a folder with free space in "
+                "the environment variable TMPDIR, or a file as --input"
             ) from error
         try:
             yield path
@@ -55,24 +55,26 @@ def opened_input(source: Path, form: str) -> Iterator[Path]:
 
 @contextmanager
 def writing_stdout() -> Iterator[None]:
-    """Raise a UserError if standard output cannot be written inside. A pipe that nobody reads raises BrokenPipeError."""
+    """Convert OSErrors inside the context to a UserError about standard output, except BrokenPipeError."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"standard output cannot be written: {error}; allowed: a pipe, or a file on a disk with room") from error
+        raise UserError(
+            f"standard output cannot be written: {error}; allowed: a pipe, or a file on a disk with free space"
+        ) from error
 
 
 @contextmanager
 def redirected_stdout() -> Iterator[TextIO]:
-    """Yield standard output as a UTF-8 text stream. Inside, everything else that is printed goes to standard error.
+    """Yield standard output as a UTF-8 text stream; redirect all other output to standard error.
 
-    That includes the output of libraries and of child processes.
+    Other output includes that of libraries and of child processes.
 
     Raises:
         UserError: standard output is closed or cannot be written.
-        BrokenPipeError: nobody reads standard output any more.
+        BrokenPipeError: the reader of standard output has closed it.
     """
     sys.stdout.flush()
     try:
@@ -96,7 +98,7 @@ def redirected_stdout() -> Iterator[TextIO]:
 class OutputStream:
     """Standard output with the interface of `OutputFile`, without a journal.
 
-    Text is written chunk by chunk; Parquet is written when it is complete.
+    Text is written chunk by chunk, Parquet at the end.
     """
 
     journaled = False
@@ -114,7 +116,7 @@ class OutputStream:
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
-            with suppress(OSError):  # the content is complete or no longer needed
+            with suppress(OSError):  # the content was written or is no longer needed
                 self.file.close()
 
     def begin(self, identity: Any) -> None:
@@ -129,8 +131,8 @@ class OutputStream:
         with self.writing():
             self.stream.flush()
 
-    def part(self) -> BinaryIO | TextIO:
-        """Return the file for a `Writer`."""
+    def open(self) -> BinaryIO | TextIO:
+        """Return the target of a `Writer`."""
         if self.file is not None:
             return self.file
         return cast(TextIO, PrintableStream(self.stream)) if self.stream.isatty() else self.stream
@@ -138,7 +140,7 @@ class OutputStream:
     writing = staticmethod(writing_stdout)
 
     def finish(self) -> None:
-        """Write the rest."""
+        """Write the remaining text or the Parquet file."""
         with self.writing():
             self.stream.flush()
             if self.file is not None:

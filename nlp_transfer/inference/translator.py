@@ -1,4 +1,4 @@
-"""Translate texts of any length in order; empty texts stay empty, and long ones are translated in pieces."""
+"""Translate texts of any length: empty texts stay empty, and long ones are translated in pieces."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from nlp_transfer.models.seq2seq.generation import ROWS
 from nlp_transfer.settings.applicability import check_used
 from nlp_transfer.utils.errors import Fault, UserError, with_type
 
-CHUNK_ROWS = 1024  # rows of a file that are read, sorted by length and translated together
+CHUNK_ROWS = 1024  # rows of a file that are read at once and sorted by length
 
 
 def translates(task: Any) -> bool:
@@ -34,11 +34,11 @@ class Translator:
     ['Ein Hund rennt.', '']
 
     Attributes:
-        in_pieces: number of texts so far that were longer than any training text, and so were split, if possible between
-            sentences, and translated piece by piece. The metrics of a run are computed in the same way.
+        in_pieces: number of texts so far that were translated in pieces, split if possible between sentences, because they were
+            longer than any training text. The metrics of a run are computed in the same way.
 
     Raises:
-        UserError: the model does not translate, or has no room for a text.
+        UserError: the model does not translate, or its maximum length leaves no tokens for a text.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -57,11 +57,11 @@ class Translator:
     @overload
     def __call__(self, inputs: Any, on_bad_rows: OnBadRows) -> list[str | None] | str | None: ...
     def __call__(self, inputs: Any, on_bad_rows: OnBadRows = "refuse") -> list[Any] | str | None:
-        """Translate texts, or the source column of a table. Texts that are empty or only spaces stay as they are.
+        """Translate texts, or the source column of a table. Empty and blank texts are returned unchanged.
 
         Args:
-            inputs: as for `Predictor`.
-            on_bad_rows: for texts that are missing (None, NaN), not texts or have half of a character: `refuse` raises an
+            inputs: see `Predictor`.
+            on_bad_rows: for cells that are missing (None, NaN), not texts, or contain a lone surrogate: `refuse` raises an
                 error, `skip` returns None.
 
         Returns:
@@ -77,16 +77,16 @@ class Translator:
         if faults and on_bad_rows == "refuse":
             index, fault = next(iter(faults.items()))
             raise UserError(fault.at(f"texts, row {index + 1}"))
-        translations = self._translate_sound(texts, faults)
+        translations = self._translate_valid(texts, faults)
         return translations[0] if single else translations
 
-    def _translate_sound(self, texts: list[Any], faults: Mapping[int, Fault]) -> list[str | None]:
-        """Return the translations in order, with None for texts with a fault."""
+    def _translate_valid(self, texts: list[Any], faults: Mapping[int, Fault]) -> list[str | None]:
+        """Return the translations in order, with None for the texts in `faults`."""
         translations = iter(self.translate([text for i, text in enumerate(texts) if i not in faults]))
         return [None if i in faults else next(translations) for i in range(len(texts))]
 
     def translate(self, texts: Sequence[str]) -> list[str]:
-        """Translate texts that were checked before, in order."""
+        """Translate valid texts, in order."""
         if not texts:
             return []
         predictor, device = self.predictor, self.predictor.model.device
@@ -101,8 +101,8 @@ class Translator:
         """Translate a chunk of the file `path`.
 
         Returns:
-            A column `translation`, or `prediction` if the source is inside of a column `translation`, as in datasets of the hub;
-            and by row index why rows have no translation. Empty texts stay empty, and are among these rows.
+            A column `translation` (`prediction` if the source is nested in a column `translation`, as in hub datasets); and the
+            faults of rows without a translation, by row index. Empty texts stay empty and count as faults.
 
         Raises:
             UserError: the source column is missing, or the file already has a column with the new name.
@@ -113,7 +113,7 @@ class Translator:
             raise UserError(f"{path}: already has a column {column!r}, which the translation would overwrite; rename it")
         cells = select_columns(chunk, path, [name])[name]
         faults = {**_faults(cells, name), **chunk.faults}
-        translations = self._translate_sound(cells, faults)
+        translations = self._translate_valid(cells, faults)
         blank = {
             i: Fault(EMPTY_TEXT, "the cell is empty", name)
             for i, cell in enumerate(cells)
@@ -123,7 +123,7 @@ class Translator:
 
 
 def _faults(texts: Sequence[Any], column: str | None = None) -> dict[int, Fault]:
-    """Return why texts cannot be translated, by index."""
+    """Return the faults of texts that cannot be translated, by index."""
     faults = {}
     for i, text in enumerate(texts):
         if not isinstance(text, str):

@@ -1,7 +1,7 @@
-"""Predict the chunks of a file in several processes, each with its own copy of the model.
+"""Predict the chunks of a file in several processes, each with a copy of the model.
 
-On a CPU, several processes with few threads each are faster than one process with many threads, which waits for its threads in
-every operation. This module imports nothing heavy, since the process that reads and writes the file needs no model.
+On CPUs, several processes with few threads are faster than one process with many threads, which synchronizes them in every
+operation. This module avoids heavy imports: the main process, which reads and writes the file, needs no model.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import Problems, UnfinishedError, UserError
 
 CHUNKS_PER_PROCESS = 2  # chunks in memory for each process: waiting, being predicted, or waiting to be written
-EXIT_SECONDS = 10.0  # until the exit status of a process that has ended is known
+EXIT_SECONDS = 10.0  # maximum wait for the exit status of a process that has ended
 
 
 class WorkerError(RuntimeError):
@@ -45,13 +45,13 @@ def check_processes(processes: int, problems: Problems) -> None:
 
 
 def threads_each(processes: int) -> int:
-    """Return the number of threads of each process: OMP_NUM_THREADS, or an even share of the cores."""
+    """Return the number of threads per process: OMP_NUM_THREADS, or an equal share of the cores."""
     requested = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(requested) if requested.isdecimal() and int(requested) else max(1, cores() // processes)
 
 
 def describe_processes(processes: int) -> str:
-    """Return the line that announces the processes."""
+    """Return a message with the numbers of processes and threads."""
     return f"predicting with {_count(processes, 'process', 'es')}, {_count(threads_each(processes), 'thread')} each"
 
 
@@ -63,7 +63,7 @@ class PredictorPool:
     """Processes that each create a predictor once and then predict chunks of a file.
 
     The predictor is a callable from a `Batch` to its predictions, with the attributes `chunk_rows`, `columns` and `identity` of
-    `file_predictor.FilePredictor`. The processes run inside the `with` block only.
+    `file_predictor.FilePredictor`. The processes run only inside the `with` block.
 
     Args:
         module: name of the module that defines the predictor's class.
@@ -84,15 +84,15 @@ class PredictorPool:
         """Start the processes.
 
         Raises:
-            UserError: the system cannot start so many processes.
+            UserError: the system cannot start a process.
         """
         try:
             for _ in range(self._count):
                 self._loading.append(self._pool.submit(_describe))
         except OSError as error:
             self.__exit__()
-            which = f"process {len(self._loading) + 1} of {self._count}"
-            raise UserError(f"{which} cannot be started ({error.strerror}); allowed: fewer --processes") from error
+            process = f"process {len(self._loading) + 1} of {self._count}"
+            raise UserError(f"{process} cannot be started ({error.strerror}); allowed: fewer --processes") from error
         except BaseException:
             self.__exit__()
             raise
@@ -107,15 +107,15 @@ class PredictorPool:
     ) -> Iterator[tuple[Batch, Any]]:
         """Yield each chunk with its predictions, in the order of the file.
 
-        At most `CHUNKS_PER_PROCESS` chunks for each process are in memory. Processes do not get the Arrow data of a chunk, which
-        only the writer needs.
+        At most `CHUNKS_PER_PROCESS` chunks per process are in memory. The Arrow data of a chunk is not sent to the processes,
+        because only the writer needs it.
 
         Args:
             read: yields the chunks; called with the predictor's `chunk_rows`, `columns` and `identity` once one is loaded.
-            recorded: returns the predictions of a chunk that need not be computed, or None.
+            recorded: returns recorded predictions of a chunk, or None if they must be computed.
 
         Raises:
-            UserError: the first error in the order of the file; or the model cannot be loaded; or a process has ended.
+            UserError: the first error in file order; the model cannot be loaded; or a process has ended.
             WorkerError: an unexpected error in a process.
         """
 
@@ -146,15 +146,15 @@ class PredictorPool:
     def _process_lost(self, when: str) -> UserError:
         end = time.monotonic() + EXIT_SECONDS
         while not (ended := [each for each in self._processes if each.exitcode]) and time.monotonic() < end:
-            time.sleep(0.01)  # 0 is the status of the other processes, which the executor ends
-        which, how = "one", "has ended"
+            time.sleep(0.01)  # the executor ends the other processes with status 0
+        process, ending = "one", "has ended"
         if ended:
             code = ended[0].exitcode
-            which = f"process {self._processes.index(ended[0]) + 1} (pid {ended[0].pid})"
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            process = f"process {self._processes.index(ended[0]) + 1} (pid {ended[0].pid})"
+            ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return UnfinishedError(
-            f"{which} of {self._count} processes {how} {when}. Often memory has run out, since each process holds the model; "
-            f"allowed: fewer --processes than {self._count}, or a smaller --batch-size"
+            f"{process} of {self._count} processes {ending} {when}. Memory may be insufficient, since each process holds the "
+            f"model; allowed: fewer --processes than {self._count}, or a smaller --batch-size"
         )
 
 
@@ -166,12 +166,12 @@ def in_file_order(
 ) -> Iterator[tuple[Batch, Any]]:
     """Yield each chunk with the result of its future, in order.
 
-    An error is raised after everything above it in the file was yielded, also one of reading.
+    An error of reading or predicting is raised after all earlier chunks have been yielded.
 
     Args:
         submit: starts the prediction of a chunk.
-        limit: the largest number of chunks in memory.
-        pending: the chunks that were read and not yielded yet; filled here.
+        limit: maximum number of chunks in memory.
+        pending: chunks that were read but not yet yielded; updated in place.
     """
     failure: Exception | None = None
     more = True
@@ -201,12 +201,12 @@ _load_error: Exception | None = None
 
 
 def _load(first: bool, module: str, name: str, arguments: dict[str, Any], threads: int, code: Sequence[str]) -> None:
-    """Initialize a worker process. An error is kept for its tasks, since the pool would not report it."""
+    """Initialize a worker process. An error is stored and raised by its tasks, since the pool would not report it."""
     global _predictor, _load_error  # noqa: PLW0603
     guard_output()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before the libraries that read it are imported
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # tokenizers
-    console.quiet = not first  # every process would print the same while loading
+    console.quiet = not first  # all processes would print the same messages while loading
     try:
         with importing():
             extensions.load_code(code)
@@ -235,7 +235,7 @@ def _run(task: Callable[[], Any]) -> Any:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that can be pickled: some exceptions of libraries cannot."""
+    """Return an error that can be pickled, which some exceptions of libraries cannot."""
     if isinstance(error, UserError):
         return error
     return WorkerError(f"a process failed:\n{''.join(traceback.format_exception(error))}")

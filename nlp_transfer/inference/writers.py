@@ -16,11 +16,11 @@ from nlp_transfer.utils.errors import UserError
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 Columns = dict[str, list[Any]]
-LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # every line end of any reader
+LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # characters that any reader treats as a line end
 
 
 class _UnixLines:
-    """Replaces the line end `\\r\\n` of `csv` by `\\n`. With `\\r\\n`, `csv` quotes cells that hold either character."""
+    """Replaces the line end `\\r\\n` of `csv` by `\\n`. `csv` quotes cells with either character only if it writes `\\r\\n`."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -39,15 +39,15 @@ class Writer:
         """Create a file.
 
         Args:
-            target: the path of a file, which is written completely or not at all; or an open binary file or (for text formats)
-                text stream, which is not closed.
+            target: a path, written completely or not at all; or an open binary file or (for text formats) text stream, which is
+                not closed.
             ending: the file extension.
             types: Arrow types by column, for columns of a Parquet file without any value.
         """
         self.ending = ending
         self.names: list[str] = []
-        self.rows = 0  # written so far, in CSV and JSONL
-        self.not_finite = self.first_not_finite = 0  # numbers written as null, and the row of the first
+        self.rows = 0  # rows written so far, in CSV and JSONL
+        self.not_finite = self.first_not_finite = 0  # values written with null instead of a number, and the row of the first
         self.opened = ExitStack()
         file: Any = self.opened.enter_context(replacing(target)) if isinstance(target, Path) else target
         self.parquet = ParquetOutput(file, types) if ending == ".parquet" else None
@@ -61,10 +61,10 @@ class Writer:
 
         Args:
             columns: Python values by column.
-            table: a `pyarrow.Table` with the same number of rows, whose columns are written before `columns`; or None.
+            table: a `pyarrow.Table` with the same number of rows, written in the columns before `columns`; or None.
 
         Raises:
-            UserError: the format cannot hold a value, or a new column after the first rows.
+            UserError: the format cannot hold a value, or a column that appears after the first rows.
         """
         if self.parquet is not None:
             self.parquet.write(columns, table)
@@ -76,7 +76,7 @@ class Writer:
         elif self.ending == ".txt":
             predictions = columns["translation"] if "translation" in columns else columns["prediction"]
             lines = ("" if each is None else LINE_END.sub(" ", str(each)) for each in predictions)
-            self.file.writelines(line + "\n" for line in lines)  # one line per row, whatever the cell holds
+            self.file.writelines(line + "\n" for line in lines)  # one line per row, even if a cell has line ends
         else:
             self._write_csv(columns)
 
@@ -91,23 +91,23 @@ class Writer:
         if not self.names:
             self.names = list(columns)
             writer.writerow(columns)
-        if late := [name for name in columns if name not in self.names]:
+        if new_names := [name for name in columns if name not in self.names]:
             raise UserError(
-                f"--output: {self.ending} needs the same columns in all rows, and {late[0]!r} comes only after the first "
-                "rows of the input; allowed: .jsonl, .parquet"
+                f"--output: {self.ending} needs the same columns in all rows, and {new_names[0]!r} first appears after the "
+                "first rows of the input; allowed: .jsonl, .parquet"
             )
         for row in zip(*(columns[name] for name in self.names), strict=True):  # the keys of a JSON row may be in another order
             self.rows += 1
             writer.writerow(map(self._csv_cell, row))
 
     def _csv_cell(self, value: object) -> object:
-        """Return a cell in the form that `csv` writes correctly."""
+        """Convert a cell to a value that `csv` writes correctly."""
         if isinstance(value, (list, dict)):
             return self._json(value)
         return _json_text(value) if isinstance(value, bytes) else value
 
     def _json(self, value: Any) -> str:
-        """Return a value as JSON; NaN and infinite numbers become null and are counted."""
+        """Return a value as JSON. NaN and infinite numbers become null; the values with such numbers are counted."""
         try:
             return json.dumps(value, ensure_ascii=False, default=_json_text, allow_nan=False)
         except ValueError:
@@ -118,7 +118,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *how: Any) -> None:
-        """End the file. After an error it is discarded, so that further errors do not matter."""
+        """Finish the file. After an error, discard it and ignore further errors."""
         if kind is None:
             with self.opened:
                 self._end(complete=True)

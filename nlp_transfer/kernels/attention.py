@@ -1,8 +1,8 @@
 """Scaled dot-product attention in bf16 on CPUs.
 
-PyTorch's fused CPU kernel is made for long sequences. Its backward pass takes much longer than the matrix products in it
-(ten times for 32 x 16 tokens, twice for 16 x 256). With dropout it falls back to an implementation that copies the scores
-several times. Here scores and probabilities are written once, in bf16; the softmax is computed in fp32.
+PyTorch's fused CPU kernel is optimized for long sequences. Its backward pass takes much longer than its matrix products (ten
+times for 32 x 16 tokens, twice for 16 x 256). With dropout, PyTorch falls back to an implementation that copies the scores
+several times. This implementation writes scores and probabilities once, in bf16, and computes the softmax in fp32.
 """
 
 from typing import Any
@@ -16,10 +16,9 @@ FLOATS = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # fp3
 
 
 def in_fp32(columns: int) -> bool:
-    """Return whether the softmax of rows with so many bf16 numbers is faster in fp32.
+    """Return whether the softmax of bf16 rows with `columns` elements is faster in fp32.
 
-    Such rows fill an fp32 register but not a bf16 one, and PyTorch processes rows that do not fill a register one number at a
-    time.
+    Such rows fill an fp32 register but not a bf16 one, and PyTorch processes rows shorter than a register element by element.
     """
     return FLOATS <= columns < 2 * FLOATS
 
@@ -93,7 +92,7 @@ def attention(
 
 
 def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert an attention mask to a bias: from bool (true: attend) or from numbers to add.
+    """Convert an attention mask to a bias of the same shape. A mask is bool (true: attend) or already a bias.
 
     Masked positions get the smallest finite number, so that a fully masked row does not become NaN.
     """

@@ -1,8 +1,8 @@
-"""Dropout with cheap random numbers.
+"""Dropout with few random numbers and integer arithmetic.
 
-On CPUs PyTorch draws one random number after another, so that dropout takes longer than layer normalization and residual
-connection together. Here a 64-bit word serves four elements of bf16 or two of fp32, and the mask is computed and applied with
-integer operations only.
+On CPUs PyTorch draws a random number per element, one at a time, so dropout takes longer than layer normalization and residual
+connection together. This implementation uses one 64-bit random number for four elements in bf16 or two in fp32, and computes
+and applies the mask with integer operations.
 """
 
 import math
@@ -12,21 +12,21 @@ import numpy as np
 import torch
 
 WORDS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-"""Integer types by the floating-point type of the same width."""
+"""Integer type of the same width, by floating-point type."""
 
 
 def keep_mask(shape: torch.Size, p: float, dtype: torch.dtype) -> torch.Tensor:
     """Draw a dropout mask: -1 (all bits set) to keep an element, 0 to drop it, in the integer type of `dtype`.
 
-    Elements are dropped with probability `p`, rounded to 15 bits (fp32: 31 bits). Only the seed comes from PyTorch's
-    generator. Restoring its state, as gradient checkpointing does, therefore reproduces the mask.
+    Elements are dropped with probability `p`, rounded to 15 bits (fp32: 31 bits). The seed comes from PyTorch's generator, so
+    restoring its state, as gradient checkpointing does, reproduces the mask.
     """
-    kind = WORDS[dtype]
-    bits = 8 * kind.itemsize - 1
+    integer = WORDS[dtype]
+    bits = 8 * integer.itemsize - 1
     number = math.prod(shape)
     seed = int(torch.randint(2**62, ()))
-    words = np.random.SFC64(seed).random_raw(-(-number * kind.itemsize // 8))
-    drawn = torch.from_numpy(words.view(np.int64)).view(kind)[:number].view(shape)
+    words = np.random.SFC64(seed).random_raw(-(-number * integer.itemsize // 8))
+    drawn = torch.from_numpy(words.view(np.int64)).view(integer)[:number].view(shape)
     drawn >>= 1  # so that the subtraction cannot overflow
     drawn -= round(p * 2**bits) - 2 ** (bits - 1)
     drawn >>= bits  # the sign: -1 below the threshold

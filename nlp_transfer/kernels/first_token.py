@@ -1,4 +1,4 @@
-"""Computes the last layer of an encoder only for the first token.
+"""Compute the last layer of an encoder only for the first token.
 
 A classifier on the first token discards the other outputs of the last layer. Keys and values are needed for all tokens, the
 rest (10 of the layer's 12 width-by-width matrix products) only for the first one. Logits and gradients are equal up to
@@ -16,18 +16,20 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "data2vec-text", "distilbert")
-"""Model types whose sequence classifier reads the first token of the last layer, with layers as supported below."""
+"""Model types with a sequence classifier on the first token of the last layer, and with supported layers."""
 
 
 def last_layer(model: nn.Module) -> nn.Module | None:
-    """Return the layer of which only the first token is used; None if all tokens are, or if the model is unknown."""
-    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    """Return the last layer if only its first token is used; None if all tokens are, or if the model is not supported."""
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         return None
     config: Any = inner.config
-    family = type(inner).__name__.endswith("ForSequenceClassification") and config.model_type in FAMILIES
-    ours = config.model_type == "nlp_transfer_encoder_head" and (config.pooling, config.layers) == ("cls", "last")
-    if not (family or (ours and config.encoder.get("model_type") in FAMILIES)) or getattr(config, "is_decoder", False):
+    family_head = type(inner).__name__.endswith("ForSequenceClassification") and config.model_type in FAMILIES
+    toolkit_head = config.model_type == "nlp_transfer_encoder_head" and (config.pooling, config.layers) == ("cls", "last")
+    if not (family_head or (toolkit_head and config.encoder.get("model_type") in FAMILIES)) or getattr(
+        config, "is_decoder", False
+    ):
         return None
     layers = [module for module in inner.modules() if _forward_of(module) is not None]
     return layers[-1] if layers else None
@@ -35,9 +37,9 @@ def last_layer(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def first_token_only(layer: nn.Module | None) -> Iterator[None]:
-    """Let a layer from `last_layer` return only the states of the first token, of shape (rows, 1, width).
+    """Make the layer from `last_layer` return only the states of the first token, of shape (rows, 1, width).
 
-    Hidden states and attentions of the layer are not available in this context.
+    Inside the context, the other hidden states and the attention weights of the layer are not available.
     """
     forward = None if layer is None else _forward_of(layer)
     if layer is None or forward is None:

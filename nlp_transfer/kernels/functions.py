@@ -1,4 +1,4 @@
-"""Replaces PyTorch functions by the fast kernels inside any model, without changing the model."""
+"""Replace PyTorch functions by fast kernels in any model, without changing the model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from nlp_transfer.kernels.attention import attention, attention_bias
 from nlp_transfer.kernels.dropout import WORDS, dropout
 from nlp_transfer.kernels.linear import Bf16Copies, linear
 
-SCORES = 2**26  # attention scores held in memory (128 MiB); with more, PyTorch's kernel is used, which holds few
+SCORES = 2**26  # attention scores to hold in memory (128 MiB); for more, PyTorch's kernel is used, which holds few
 
 Lookup = Callable[[torch.Tensor, int | None], torch.Tensor]  # token ids and padding index -> vectors
 
@@ -21,10 +21,10 @@ class FastFunctions(TorchFunctionMode):
     """Context in which dropout, linear layers, attention and embedding lookups use the kernels of this package.
 
     Calls that a kernel does not support (other devices, precisions or arguments) go to PyTorch. Do not combine it with gradient
-    checkpointing: the forward pass that the backward pass repeats runs outside of this context and would not match.
+    checkpointing, which recomputes activations outside of this context and would get other values.
 
     Args:
-        lookups: functions that replace the lookup in an embedding table, by `id` of the table.
+        lookups: replacements of the embedding lookup, by `id` of the table.
     """
 
     def __init__(self, lookups: Mapping[int, Lookup] | None = None) -> None:

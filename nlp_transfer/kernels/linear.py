@@ -1,4 +1,4 @@
-"""Linear layers in bf16 that cast fp32 weights once after each change instead of in each forward pass."""
+"""Linear layers in bf16 that cast fp32 weights once per update instead of once per forward pass."""
 
 from typing import Any
 
@@ -8,19 +8,18 @@ from torch.nn import functional as F
 
 
 def not_a_view(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Reshape the result of a custom autograd function.
+    """Reshape the result of a custom autograd function without registering a view.
 
-    Autograd forbids in-place changes, as in Longformer, of views returned by custom functions. The result of this function is
-    not registered as a view. Nothing else may use `tensor`.
+    Autograd forbids in-place changes (as in Longformer) of views returned by custom functions. Do not use `tensor` afterwards.
     """
     return torch.ops.aten._unsafe_view(tensor, shape)
 
 
 class Bf16Copies:
-    """Cache of bf16 copies of fp32 parameters; a copy is updated after its parameter has changed."""
+    """Cache of bf16 copies of fp32 parameters. A copy is updated when its parameter has changed."""
 
     def __init__(self) -> None:
-        # The parameters are held as well, so that no two have the same id.
+        # The references to parameters prevent reuse of their ids.
         self._copies: dict[int, tuple[nn.Parameter, tuple[int, int], torch.Tensor]] = {}
         self._changes = 0
 
@@ -29,11 +28,11 @@ class Bf16Copies:
         self._changes += 1
 
     def of(self, parameter: nn.Parameter) -> torch.Tensor:
-        """Return a parameter in bf16, without a graph."""
+        """Return the bf16 copy of a parameter, detached from the graph."""
         cached, version = self._copies.get(id(parameter)), (self._changes * parameter.requires_grad, parameter._version)
         if cached is not None and cached[1] == version:
             return cached[2]
-        with torch.inference_mode(False), torch.no_grad():  # a copy made during prediction is also used in training
+        with torch.inference_mode(False), torch.no_grad():  # training also uses copies that were made during prediction
             copy = parameter.detach().to(torch.bfloat16) if cached is None else cached[2].copy_(parameter)
         self._copies[id(parameter)] = (parameter, version, copy)
         return copy

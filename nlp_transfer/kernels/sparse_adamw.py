@@ -1,9 +1,9 @@
-"""AdamW for embedding tables that updates rows only when they are needed.
+"""Lazy AdamW for embedding tables: rows are updated only when they are needed.
 
-Few rows of a vocabulary occur in a step, but AdamW updates all of them, by their remaining momentum and by weight decay. In a
-small encoder these rows are half of the parameters. Here a row is updated when it is looked up again, and all rows before
-they are evaluated or saved. The missed updates of a row form a geometric series, so that one multiplication replaces any number
-of steps. The result equals dense AdamW up to rounding (`tests/equivalence/test_rows.py`).
+A step looks up few rows of the vocabulary, but AdamW updates all of them, by momentum and weight decay. In a small encoder they
+are half of the parameters. This implementation updates a row when it is next looked up, and all rows before evaluation and
+saving. The missed updates of a row form a geometric series, so one multiplication replaces any number of steps. The result
+equals dense AdamW up to rounding (`tests/equivalence/test_rows.py`).
 """
 
 from typing import Any
@@ -12,26 +12,27 @@ import numpy as np
 import torch
 from torch import nn
 
-SYNC_INTERVAL = 128  # steps after which all rows are updated; it bounds the memory of past learning rates
+SYNC_INTERVAL = 128  # steps between updates of all rows; limits the number of stored learning rates
 Pending = list[tuple[torch.Tensor, torch.Tensor]]
+"""Row indices (int64) and their gradients (fp32, of shape (rows, width)) of each lookup."""
 
 
 class _Lookup(torch.autograd.Function):
-    """Looks up rows of a table and collects their gradients, instead of a gradient of the size of the table."""
+    """Looks up rows of a table and collects their gradients instead of a gradient of the entire table."""
 
     @staticmethod
     def forward(
-        ctx: Any, table: torch.Tensor, places: torch.Tensor, rows: torch.Tensor, padding: int | None, pending: Pending
+        ctx: Any, table: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, padding: int | None, pending: Pending
     ) -> torch.Tensor:
         ctx.padding, ctx.pending = padding, pending
-        ctx.save_for_backward(places, rows)
-        return table[rows][places]
+        ctx.save_for_backward(positions, rows)
+        return table[rows][positions]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        places, rows = ctx.saved_tensors
+        positions, rows = ctx.saved_tensors
         width = gradients[0].shape[-1]
-        total = torch.zeros(len(rows), width).index_add_(0, places.flatten(), gradients[0].reshape(-1, width).float())
+        total = torch.zeros(len(rows), width).index_add_(0, positions.flatten(), gradients[0].reshape(-1, width).float())
         if ctx.padding is not None:
             total[rows == ctx.padding] = 0
         ctx.pending.append((rows, total))
@@ -65,23 +66,23 @@ class SparseAdamWTable:
 
     def lookup(self, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
         """Return the updated rows of token ids: fp32 of shape (*ids.shape, width). Row `padding` gets no gradient."""
-        rows, places = torch.unique(ids, return_inverse=True)
+        rows, positions = torch.unique(ids, return_inverse=True)
         self.sync(rows)
-        return _Lookup.apply(self.table, places, rows, padding, self.pending)
+        return _Lookup.apply(self.table, positions, rows, padding, self.pending)
 
     def gradient(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the rows (int64) that occurred since the last step and their gradients (fp32, (rows, width)), or None."""
+        """Return the rows looked up since the last step (int64) and their gradients (fp32, (rows, width)), or None."""
         if len(self.pending) > 1:  # several micro-batches, or several lookups in one forward pass
-            rows, places = torch.unique(torch.cat([rows for rows, _ in self.pending]), return_inverse=True)
+            rows, positions = torch.unique(torch.cat([rows for rows, _ in self.pending]), return_inverse=True)
             total = torch.zeros(len(rows), self.table.shape[1])
-            total.index_add_(0, places, torch.cat([gradient for _, gradient in self.pending]))
+            total.index_add_(0, positions, torch.cat([gradient for _, gradient in self.pending]))
             self.pending[:] = [(rows, total)]
         return self.pending[0] if self.pending else None
 
     def gradient_norm(self) -> torch.Tensor | None:
         """Return the norm of the gradient.
 
-        If the table also has a dense gradient, that of the rows is added to it, and None is returned.
+        If the table also has a dense gradient, add the gradient of the rows to it and return None.
         """
         sparse = self.gradient()
         if sparse is None or self.table.grad is None:
@@ -92,10 +93,10 @@ class SparseAdamWTable:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """Take a step of AdamW for the rows that occurred; call it before the optimizer's step.
+        """Update the rows that were looked up. Call it before the step of the optimizer.
 
         Args:
-            factor: on the gradients, for clipping.
+            factor: factor on the gradients, for clipping.
         """
         now = self.steps + 1
         if now % SYNC_INTERVAL == 0 or self.table.grad is not None:
@@ -108,12 +109,12 @@ class SparseAdamWTable:
         if (sparse := self.gradient()) is None:
             return
         rows, gradient = sparse[0], sparse[1] * factor
-        group, (first, second) = self.group, self.group["betas"]
-        mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - first)
-        square = self.state["exp_avg_sq"][rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        group, (beta1, beta2) = self.group, self.group["betas"]
+        mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - beta1)
+        square = self.state["exp_avg_sq"][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         weights = self.table[rows].mul_(1 - group["lr"] * group["weight_decay"])
-        denominator = square.sqrt().div_((1 - second**now) ** 0.5).add_(group["eps"])
-        weights.addcdiv_(mean, denominator, value=-group["lr"] / (1 - first**now))
+        denominator = square.sqrt().div_((1 - beta2**now) ** 0.5).add_(group["eps"])
+        weights.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**now))
         for tensor, updated in ((self.table, weights), (self.state["exp_avg"], mean), (self.state["exp_avg_sq"], square)):
             tensor.index_copy_(0, rows, updated)
         self.state["seen"].index_fill_(0, rows, now)
@@ -124,23 +125,25 @@ class SparseAdamWTable:
         self.sync(torch.arange(len(self.table), device=self.table.device))
 
     def make_dense(self) -> None:
-        """Apply the missed updates and leave all later ones to the optimizer."""
+        """Apply the missed updates of all rows; leave later updates to the optimizer."""
         self.sync_all()
         del self.state["seen"], self.state["rates"]
 
     @torch.no_grad()
     def sync(self, rows: torch.Tensor) -> None:
-        """Apply the updates that rows have missed, on any device (a resumed run may have moved to a GPU).
+        """Apply the missed updates of rows, on any device: a resumed run may use a GPU.
 
-        Without a gradient, moments shrink, and weights move by the remaining momentum and by weight decay.
+        Without a gradient, moments decay, and weights change by momentum and weight decay.
         """
         now, seen = self.steps, self.state["seen"]
         rows = rows[seen[rows] < now]
         if not len(rows):
             return
-        since, which = torch.unique(seen[rows], return_inverse=True)
-        which = which.cpu()  # the factors are float64, which some devices do not support
-        decayed, moved, eps, missed = (torch.from_numpy(values)[which, None] for values in self._missed(since.cpu().numpy(), now))
+        since, inverse = torch.unique(seen[rows], return_inverse=True)
+        inverse = inverse.cpu()  # the factors are float64, which some devices do not support
+        decayed, moved, eps, missed = (
+            torch.from_numpy(values)[inverse, None] for values in self._missed(since.cpu().numpy(), now)
+        )
         factors = (decayed, moved, eps, *(beta**missed for beta in self.group["betas"]))
         decayed, moved, eps, of_mean, of_square = (factor.float().to(rows.device) for factor in factors)
         mean, square = self.state["exp_avg"][rows], self.state["exp_avg_sq"][rows]
@@ -163,20 +166,26 @@ class SparseAdamWTable:
             now: the current step.
 
         Returns:
-            Four float64 arrays of shape (n,): the factor on the weights by decay; the sum of the factors on m / (sqrt(v) + e); e;
-            and the number of missed steps.
+            Four float64 arrays of shape (n,): the factor on the weights from decay; the sum of the factors on m / (sqrt(v) +
+            e); e; and the number of missed steps.
         """
-        (first, second), eps = self.group["betas"], self.group["eps"]
+        (beta1, beta2), eps = self.group["betas"], self.group["eps"]
         steps = np.arange(int(since.min()) + 1, now + 1)
         rates = self.state["rates"].cpu().numpy()[-len(steps) :].astype(np.float64)
         # log of the decay before each step, and after the last one
-        left = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])
+        log_decay = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])
         k = steps - since[:, None]
-        corrected, shrunk = np.sqrt(1 - second**steps), second ** (np.maximum(k, 0) / 2)
+        corrected, shrunk = np.sqrt(1 - beta2**steps), beta2 ** (np.maximum(k, 0) / 2)
         weight = (
-            (k > 0) * rates / (1 - first**steps) * first ** np.maximum(k, 0) * corrected / shrunk * np.exp(left[-1] - left[1:])
+            (k > 0)
+            * rates
+            / (1 - beta1**steps)
+            * beta1 ** np.maximum(k, 0)
+            * corrected
+            / shrunk
+            * np.exp(log_decay[-1] - log_decay[1:])
         )
         total = weight.sum(1)
         mean_eps = (weight * (eps * corrected / shrunk)).sum(1) / np.maximum(total, 1e-300)
-        decayed = np.exp(left[-1] - left[since - steps[0] + 1])
+        decayed = np.exp(log_decay[-1] - log_decay[since - steps[0] + 1])
         return decayed, total, np.maximum(mean_eps, eps * 1e-3), (now - since).astype(np.float64)

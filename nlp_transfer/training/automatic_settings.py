@@ -1,4 +1,4 @@
-"""Resolves training settings that are `auto` for a model, its data and this machine, each with a reason."""
+"""Resolve training settings that are `auto`, and give the reason for each value."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +21,25 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.distributed import broadcast_from_main
 from nlp_transfer.utils.errors import UserError
 
-MAX_EAGER_TOKENS = 160  # up to this mean length eager attention is the faster one in bf16 on CPUs
+MAX_EAGER_TOKENS = 160  # mean row length up to which eager attention is faster than sdpa in bf16 on CPUs
 
 
 @dataclass(frozen=True)
 class ResolvedSettings:
-    """Device, precision and kernels of a run."""
+    """The settings of a run after all `auto` values were resolved."""
 
     training: TrainingConfig
-    """The training settings, with a number as `batch_size`."""
+    """Training settings; `batch_size` is a number."""
     accelerator: Accelerator
+    """Determines the device and the processes."""
     precision: str
+    """`fp32`, `bf16` or `fp16`."""
     attention: str
-    """`sdpa`, `eager` or another name of transformers."""
+    """Attention implementation of transformers, such as `sdpa` or `eager`."""
     kernels: str
+    """`fast` or `plain`."""
     reasons: dict[str, str]
-    """The reason for `precision`, `attention`, `kernels` and, if it was `auto`, `batch_size`."""
+    """Reasons for `precision`, `attention`, `kernels` and, if it was `auto`, `batch_size`."""
 
 
 def resolve_settings(
@@ -50,44 +53,43 @@ def resolve_settings(
     """Resolve `auto` settings and set the attention implementation of the model.
 
     Args:
-        train: the training rows; None: there are none, and `batch_size` stays as it is.
-        output_dir: where trackers write.
-        accelerator: determines device, precision and processes; None: made from the settings.
-        task: used for a trial step on two rows of `train`; precision and kernels fall back if the model fails in it. None: no
-            trial.
+        train: training rows; None: `batch_size` is not resolved.
+        output_dir: folder for the files of trackers.
+        accelerator: sets device, precision and processes; None: created from the settings.
+        task: runs a trial step on two rows of `train`; if it fails, precision and kernels fall back. None: no trial step.
 
     Raises:
-        UserError: this machine or this model does not support a setting.
+        UserError: the machine or the model does not support a setting.
         TrainingError: memory is insufficient for a single row.
     """
-    precision, why = resolve_precision(training.precision, encoder_type(model.config))
+    precision, precision_reason = resolve_precision(training.precision, encoder_type(model.config))
     if accelerator is None:
         accelerator = make_accelerator(training, precision, output_dir)
-        precision, why = broadcast_from_main((precision, why))
+        precision, precision_reason = broadcast_from_main((precision, precision_reason))
     else:
         check_accelerator(accelerator)
     mixed = accelerator.mixed_precision
     if (accelerator_precision := "fp32" if mixed == "no" else mixed) != precision:
-        precision, why = accelerator_precision, "the accelerator's"
-    reasons = {"precision": why}
+        precision, precision_reason = accelerator_precision, "the accelerator's"
+    reasons = {"precision": precision_reason}
     kernels, reasons["kernels"] = broadcast_from_main(resolve_kernels(training, accelerator.device))
     length = 0.0 if train is None else float(train.ragged["input_ids"].lengths.mean())
     attention, reasons["attention"] = set_attention(
         training.attention, model, accelerator.device, precision, length, kernels == "fast"
     )
-    if (of_main := broadcast_from_main(attention)) != attention:
-        attention, _ = set_attention(of_main, model, accelerator.device, precision, length, kernels == "fast")
+    if (main_attention := broadcast_from_main(attention)) != attention:
+        attention, _ = set_attention(main_attention, model, accelerator.device, precision, length, kernels == "fast")
     if train is not None and task is not None:
         trial = Preflight(task, model, train, training)
-        working, kernels, fallbacks = trial.find_working(precision, kernels, accelerator)
+        working_precision, kernels, fallbacks = trial.find_working(precision, kernels, accelerator)
         reasons |= fallbacks
-        if working != precision:
-            precision, accelerator = working, make_accelerator(training, working, output_dir)
+        if working_precision != precision:
+            precision, accelerator = working_precision, make_accelerator(training, working_precision, output_dir)
         if accelerator.num_processes > 1 and (unused := broadcast_from_main(trial.unused)):
             allow_unused_parameters(accelerator)
             say(
-                f"{len(unused)} trainable parameters, such as {unused[0]}, got no gradient in a trial step: the processes look "
-                "for such parameters in each step (find_unused_parameters)"
+                f"{len(unused)} trainable parameters, such as {unused[0]}, received no gradient in a trial step; "
+                "find_unused_parameters is enabled for all steps"
             )
     if train is not None and training.batch_size == "auto":
         training, reasons["batch_size"] = broadcast_from_main(fit_batch(model, train, training, accelerator, precision))
@@ -97,20 +99,20 @@ def resolve_settings(
 def resolve_kernels(training: TrainingConfig, device: torch.device) -> tuple[str, str]:
     """Return `fast` or `plain`, and the reason.
 
-    `fast` falls back to `plain` on GPUs, so that the `config.yaml` of a run works on any machine.
+    On GPUs, `fast` falls back to `plain`, so that the `config.yaml` of a run works on any machine.
 
     Raises:
         UserError: fast kernels were requested together with gradient checkpointing.
     """
     if training.kernels == "fast" and device.type != "cpu":
-        return "plain", f"fast was requested, but the fast kernels are for CPUs and this run uses {device.type}"
+        return "plain", f"fast kernels require a CPU, and this run uses {device.type}"
     if training.kernels == "fast" and training.gradient_checkpointing:
         raise UserError("training.kernels: found fast with training.gradient_checkpointing; allowed: auto, plain")
     if training.kernels != "auto":
         return training.kernels, "as set"
     if training.gradient_checkpointing:
-        return "plain", "the fast ones do not support gradient checkpointing"
-    return ("fast", "the faster ones on CPUs") if device.type == "cpu" else ("plain", "PyTorch's are fast on this device")
+        return "plain", "fast kernels do not support gradient checkpointing"
+    return ("fast", "faster on CPUs") if device.type == "cpu" else ("plain", "PyTorch's kernels are fast on this device")
 
 
 def set_attention(
@@ -118,16 +120,16 @@ def set_attention(
 ) -> tuple[str, str]:
     """Set the attention implementation of a model; return its name and the reason.
 
-    PyTorch's fused attention in bf16 on CPUs is slow for short rows (forward and backward, 64 x 15 tokens: 28 ms, eager
-    4.5 ms; 16 x 128: 39 ms and 14 ms). It is the faster one from about 200 tokens.
+    On CPUs in bf16, PyTorch's fused attention is slower than eager attention for rows of up to about 200 tokens. Forward and
+    backward pass of 64 x 15 tokens: 28 ms fused, 4.5 ms eager; of 16 x 128 tokens: 39 ms fused, 14 ms eager.
 
     Args:
         requested: `auto`, or a name such as `sdpa` or `eager`.
-        length: mean number of tokens in a row.
-        fast: whether the toolkit's own kernel replaces PyTorch's.
+        length: mean number of tokens per row.
+        fast: whether the fast kernels replace PyTorch's fused attention.
 
     Raises:
-        UserError: the model family does not have this implementation, or not in this precision.
+        UserError: the model family does not support this implementation, or not in this precision.
     """
     if requested.startswith("flash") and precision == "fp32":
         raise UserError(
@@ -135,29 +137,29 @@ def set_attention(
             "training.precision: bf16 on a machine that supports it"
         )
     short = device.type == "cpu" and precision == "bf16" and length <= MAX_EAGER_TOKENS and not fast
-    wanted, reason = requested, "as set"
+    implementation, reason = requested, "as set"
     if requested == "auto":
-        wanted, reason = ("eager", "faster for short rows in bf16 on CPUs") if short else ("", "transformers' default")
+        implementation, reason = ("eager", "faster for short rows in bf16 on CPUs") if short else ("", "transformers' default")
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not models:
         return "its own", "not a transformers model"
     outer = models[0]
-    # Our heads and encoder-decoders have no attention themselves; the models inside them have.
-    innermost = [part for part in models if sum(isinstance(module, PreTrainedModel) for module in part.modules()) == 1]
+    # The toolkit's heads and encoder-decoders have no attention layers; the models inside them do.
+    innermost = [inner for inner in models if sum(isinstance(module, PreTrainedModel) for module in inner.modules()) == 1]
     try:
-        if wanted:
-            outer.set_attn_implementation(wanted)
-            if wanted not in {part.config._attn_implementation for part in innermost}:  # transformers only warns
+        if implementation:
+            outer.set_attn_implementation(implementation)
+            if implementation not in {inner.config._attn_implementation for inner in innermost}:  # transformers only warns
                 raise ValueError(f"{innermost[0].config.model_type} models have a single implementation; allowed: auto")
     except (ValueError, ImportError) as error:
         if requested != "auto":
             raise UserError(f"training.attention: found {requested}: {error}") from error
-        wanted, reason = "", "the model family has no eager attention"
-    for part in innermost:
-        if part.config._attn_implementation == wanted:
-            for module in part.modules():  # set_attn_implementation does not reach copies of a configuration inside the model
+        implementation, reason = "", "the model family has no eager attention"
+    for inner in innermost:
+        if inner.config._attn_implementation == implementation:
+            for module in inner.modules():  # set_attn_implementation does not reach copies of a configuration inside the model
                 if isinstance(config := getattr(module, "config", None), PretrainedConfig):
-                    config._attn_implementation = wanted
-    # If only one of encoder and decoder supports more than eager, requesting its implementation again gives the same model.
-    names = [str(part.config._attn_implementation) for part in innermost]
+                    config._attn_implementation = implementation
+    # If one half of an encoder-decoder supports only eager, the other half's name reproduces the model when requested again.
+    names = [str(inner.config._attn_implementation) for inner in innermost]
     return next((name for name in names if name != "eager"), "eager"), reason

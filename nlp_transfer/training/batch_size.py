@@ -1,7 +1,7 @@
-"""`training.batch_size: auto`: the largest micro-batch that fits in memory, with the rows of an optimizer step unchanged.
+"""Resolve `training.batch_size: auto` to the largest micro-batch that fits in memory.
 
-Memory is predicted, not probed: `accelerate.find_executable_batch_size` relies on an out-of-memory exception, but on CPUs
-Linux promises more memory than there is and then kills the process.
+Memory is estimated in advance. `accelerate.find_executable_batch_size` waits for an out-of-memory exception instead, but on
+CPUs Linux overcommits memory and then kills the process.
 """
 
 from typing import Any
@@ -17,19 +17,19 @@ from nlp_transfer.models.preparation import autocast
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training.preflight import unchanged
 
-ROWS = 32  # rows of an optimizer step, for each process and each of `gradient_accumulation_steps`
-USABLE = 0.7  # share of the free memory to use; the rest allows for fragmentation
-BACKWARD = 1.5  # peak memory of the backward pass, relative to the activations that the forward pass saves
-BYTES_PER_PARAMETER = 18  # trainable ones: gradient, two moments, a copy in bf16, and one while a checkpoint is written
+ROWS = 32  # rows of an optimizer step per process and accumulation step
+USABLE = 0.7  # fraction of the free memory to use; the rest is a reserve for fragmentation
+BACKWARD = 1.5  # peak memory of the backward pass, relative to the saved activations
+BYTES_PER_PARAMETER = 18  # of trainable parameters: gradient, two moments, bf16 copy, and a copy while a checkpoint is written
 
 
 def fit_batch(
     model: nn.Module, table: TokenTable, training: TrainingConfig, accelerator: Accelerator, precision: str
 ) -> tuple[TrainingConfig, str]:
-    """Return settings with a number as `batch_size`, and the reason for it.
+    """Return settings with a numeric `batch_size`, and the reason for its value.
 
-    An optimizer step has 32 rows times `gradient_accumulation_steps`. They are divided into as few micro-batches as memory
-    allows. The memory of a row is measured by forward passes of the longest rows.
+    An optimizer step has 32 * `gradient_accumulation_steps` rows, divided into as few equal micro-batches as memory allows. The
+    memory of a row is measured in forward passes of the longest rows.
     """
     if training.batch_tokens is not None:
         return training.model_copy(update={"batch_size": ROWS}), "training.batch_tokens overrides it"
@@ -42,8 +42,10 @@ def fit_batch(
     fitting = max(1, int(room / max(1.0, BACKWARD * (two - one if len(longest) > 1 else one))))
     if accelerator.num_processes > 1:
         fitting = int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
-    size = next(rows for rows in range(min(total, fitting), 0, -1) if total % rows == 0)  # the step keeps exactly its rows
-    reason = "all rows of a step fit in memory" if size == total else f"the part of a step's {total} rows that fits in memory"
+    size = next(rows for rows in range(min(total, fitting), 0, -1) if total % rows == 0)  # a divisor: the step has `total` rows
+    reason = (
+        "all rows of a step fit in memory" if size == total else f"the largest share of a step's {total} rows that fits in memory"
+    )
     return training.model_copy(update={"batch_size": size, "gradient_accumulation_steps": total // size}), reason
 
 
@@ -56,10 +58,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def _activation_bytes(model: nn.Module, table: TokenTable, rows: np.ndarray, device: torch.device, precision: str) -> int:
-    """Return the bytes that a forward pass saves for the backward pass, without the weights."""
+    """Return the bytes that a forward pass saves for the backward pass, excluding weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, int] = {}
-    held: list[Any] = []  # storages stay alive, so that no two have the same address
+    held: list[Any] = []  # keeps storages alive, so that addresses are unique
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

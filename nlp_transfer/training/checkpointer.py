@@ -21,16 +21,16 @@ from nlp_transfer.utils.errors import UserError
 
 
 class Checkpointer:
-    """Stores weights, optimizer state and position of a run. Without a folder, only the best weights, in memory.
+    """Saves and restores weights, optimizer state and position of a run.
 
-    With several processes, one of them writes and all read.
+    Without a folder, it stores only the best weights, in memory. With several processes, one writes and all read.
 
     Args:
-        model: its trained parameters are saved and restored in place.
+        model: its trained parameters are saved, and restored in place.
         folder: `checkpoints/` of the run.
-        ema: decay of the moving average of the weights; None: there is none.
+        ema: decay of the moving average of the weights; None: no average.
         writes: whether this process writes.
-        number: how many of the newest checkpoints are kept, besides the best ones that they refer to.
+        number: number of newest checkpoints to keep, besides the best ones that they refer to.
     """
 
     def __init__(self, model: nn.Module, folder: Path | None, ema: float | None, writes: bool = True, number: int = 2) -> None:
@@ -40,21 +40,22 @@ class Checkpointer:
         self.optimizer_state: Tensors = {}
         """Optimizer state of all phases so far, as `PARAMETER/KEY`."""
         self.average: MovingAverage | None = None
+        """Moving average of the weights."""
         self._best: Tensors = {}
         self._untrained: Tensors = {}
 
     def begin_phase(self, position: Position, names: list[str]) -> None:
         """Record the parameters that a phase trains.
 
-        Parameters that no earlier phase has trained are copied first. Restoring an earlier best checkpoint then cannot mix
-        weights from different steps.
+        Parameters that no earlier phase trained are copied first, so that restoring an earlier best checkpoint cannot mix
+        weights of different steps.
         """
         if position.touched:
             self._untrained |= self._copy(set(names) - set(position.touched))
         position.touched = sorted({*position.touched, *names})
 
     def resume(self, check: Callable[[Position], object] = id) -> Position:
-        """Load the newest intact checkpoint and return its position; a new position if there is none.
+        """Load the newest intact checkpoint and return its position; without one, return a new position.
 
         Args:
             check: raises a ValueError if a position is impossible in this run.
@@ -66,9 +67,9 @@ class Checkpointer:
         newest, notes = checkpoints.newest_intact(self.folder, fault) if self.folder else (None, [])
         say(*notes)
         position = self._read(newest) if newest else Position()
-        broken = self._fault(self._best_folder(position)) if position.best is not None else None
+        best_fault = self._fault(self._best_folder(position)) if position.best is not None else None
         # Processes that resume from different checkpoints would silently train different models.
-        name, broken = broadcast_from_main((newest.name if newest else None, broken))
+        name, best_fault = broadcast_from_main((newest.name if newest else None, best_fault))
         if name is None or self.folder is None:
             return Position()
         folder = self.folder / name
@@ -80,10 +81,10 @@ class Checkpointer:
                 )
             position = self._read(folder)
         self.saved_step = position.step
-        if broken:
+        if best_fault:
             say(
-                f"warning: the best weights so far (step {position.best_step}) are lost: {broken}; the next evaluation counts as "
-                "the best"
+                f"warning: the best weights so far (step {position.best_step}) are lost: {best_fault}; the next evaluation "
+                "counts as the best"
             )
             position.best, position.best_step, position.phase_rank, position.worse = None, 0, [], 0
         if position.best is not None:
@@ -130,12 +131,12 @@ class Checkpointer:
         return None
 
     def save(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
-        """Write a checkpoint. Every process calls this, between two optimizer steps.
+        """Write a checkpoint. Call it in every process, between two optimizer steps.
 
         Args:
             position: the progress so far.
             best: whether these are the best weights so far.
-            give_up: asked while the disk is full; true ends the waiting.
+            give_up: called while the disk is full; true: raise at once.
 
         Raises:
             DiskFullError: the disk stayed full for ten minutes or until `give_up`.
@@ -158,7 +159,7 @@ class Checkpointer:
         )  # fmt: skip
 
     def restore_best(self, position: Position) -> None:
-        """Load the weights of the best evaluation into the model; without validation the moving average, if there is one."""
+        """Load the weights of the best evaluation; without validation, load the moving average if there is one."""
         if position.best is None:
             self._load(self.average.weights if self.average else {})
         elif self.folder is None:
@@ -172,7 +173,7 @@ class Checkpointer:
 
     @contextmanager
     def best_weights(self, position: Position) -> Iterator[None]:
-        """Give the model the weights that `restore_best` loads; put the current ones back on exit."""
+        """Load the best weights (see `restore_best`) inside the context, and the current ones again on exit."""
         current = self._copy(set(position.touched))
         try:
             self.restore_best(position)
@@ -181,7 +182,7 @@ class Checkpointer:
             self._load(current)
 
     def _best_folder(self, position: Position) -> Path:
-        """Return the folder of the best weights. The file `best` may already refer to a later checkpoint that was skipped."""
+        """Return the folder of the best weights. The file `best` may name a later checkpoint that was skipped."""
         assert self.folder is not None
         return self.folder / f"step-{position.best_step}"
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: written atomically, with a manifest of hashes. Only safetensors and JSON; nothing is unpickled.
+"""Checkpoint files in safetensors and JSON, written atomically with a manifest of hashes. Nothing is unpickled.
 
 checkpoints/
   step-120/      model.safetensors, optimizer.safetensors, [average.safetensors], state.json, manifest.json
@@ -30,17 +30,17 @@ MAX_POINTER, MAX_MANIFEST = 2**10, 2**20  # bytes
 def write_checkpoint(
     folder: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], best: bool, number: int = 1
 ) -> Path:
-    """Write the checkpoint `step-N` atomically and delete those that are no longer needed.
+    """Write the checkpoint `step-N` atomically, then delete old ones.
 
-    The newest `number` checkpoints are kept, and the best one that each of them refers to (`best_step` in its state).
+    The newest `number` checkpoints remain, and the best ones that they refer to (`best_step` in `state.json`).
 
     Args:
         folder: `checkpoints/` of the run.
         step: optimizer steps taken.
-        tensors: content of each safetensors file, by its name without the ending.
+        tensors: content of each safetensors file, by file name without extension.
         state: content of `state.json`.
-        best: whether `best` shall point to this checkpoint, as `last` does.
-        number: how many of the newest checkpoints are kept.
+        best: whether `best` is set to this checkpoint, as `last` is.
+        number: number of newest checkpoints to keep.
 
     Returns:
         The folder of the checkpoint.
@@ -48,26 +48,28 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step}"
     remove_leftovers(folder)
-    with replacing_folder(target, shared=True) as part:  # safe: the run's lock is held
+    with replacing_folder(target, shared=True) as temporary:  # safe: the run's lock is held
         for name, values in tensors.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, part / f"{name}.safetensors")
-        (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        hashes = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
-        (part / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors"
+            )
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+        (temporary / "manifest.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
     write_pointer(folder, "last", target.name)
     if best:
         write_pointer(folder, "best", target.name)
     sync(folder)
-    kept = _steps(folder)[:number]
-    kept += [f"step-{best_step}" for name in kept if (best_step := _best_step(folder / name))]
-    for name in set(_steps(folder)) - {*kept, read_pointer(folder, "best"), read_pointer(folder, "last")}:
+    remaining = _steps(folder)[:number]
+    remaining += [f"step-{best_step}" for name in remaining if (best_step := _best_step(folder / name))]
+    for name in set(_steps(folder)) - {*remaining, read_pointer(folder, "best"), read_pointer(folder, "last")}:
         os.replace(folder / name, folder / f".part-{name}")  # a half-deleted folder would look like a damaged checkpoint
     remove_leftovers(folder)
     return target
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the leftovers of an interrupted write or deletion, and no other file or folder."""
+    """Remove the leftovers of an interrupted write or deletion."""
     for path in (*folder.glob(".part-*"), *folder.glob(".old-*")):
         if any(pattern.fullmatch(path.name) for pattern in (PART, OLD, REMOVED)):
             remove(path)
@@ -80,7 +82,7 @@ def _steps(folder: Path) -> list[str]:
 
 
 def _best_step(path: Path) -> int:
-    """Return the step of the best checkpoint that a checkpoint refers to; 0 if there is none or it cannot be read."""
+    """Return `best_step` of a checkpoint; 0 if there is none or `state.json` cannot be read."""
     try:
         return int(json.loads(read_record(path / "state.json"))["best_step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -117,7 +119,7 @@ def newest_intact(folder: Path, fault: Callable[[Path], str | None] | None = Non
 
 
 def find_damage(path: Path) -> str | None:
-    """Compare the files of a checkpoint with its manifest; return what is wrong, or None."""
+    """Compare a checkpoint with its manifest; return a description of the damage, or None."""
     if path.is_symlink():
         return "it is a link"
     try:
@@ -126,7 +128,7 @@ def find_damage(path: Path) -> str | None:
     except (OSError, ValueError, TypeError, RecursionError):
         return "manifest.json is missing or unreadable"
     if "state.json" not in hashes:
-        return "manifest.json does not name state.json"
+        return "manifest.json does not list state.json"
     for name in (*hashes, *(name for name in modes if name.endswith(".safetensors"))):
         if not stat.S_ISREG(modes.get(name, stat.S_IFREG)):
             return f"{name} is not a regular file"
@@ -139,7 +141,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def read_tensors(path: Path, name: str) -> Tensors:
-    """Return the tensors of one file, none if the checkpoint has no such file."""
+    """Return the tensors of `NAME.safetensors`; an empty dict if there is no such file."""
     file = path / f"{name}.safetensors"
     try:
         return load_file(file) if file.is_file() else {}

@@ -17,14 +17,15 @@ from nlp_transfer.training.step import PhaseOptimizer
 from nlp_transfer.utils.console import say
 
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]
-"""Changes a batch, given the indices of its rows and the optimizer step."""
+"""Function of a batch, its row indices and the optimizer step that returns the changed batch."""
 Values = dict[str, torch.Tensor]
+"""Scalars by name."""
 
 
 class TrainingError(RuntimeError):
     """Training cannot continue: the loss is not finite, memory is insufficient, or another process has ended.
 
-    The message names the step and what to do.
+    The message names the step and suggests a remedy.
     """
 
 
@@ -33,11 +34,11 @@ class WindowGradient:
 
     Args:
         model: as prepared by Accelerate.
-        objective: the task, or the objective that replaces it in this phase.
+        objective: the task, or the objective that replaces it in the phase.
         table: the rows of the phase.
         plan: divides windows into micro-batches.
         phase_optimizer: of the same phase.
-        augment: changes each batch; None: batches stay as they are.
+        augment: changes each batch; None: no augmentation.
     """
 
     def __init__(
@@ -49,54 +50,54 @@ class WindowGradient:
         self.accelerator, self.training = phase_optimizer.accelerator, phase_optimizer.training
         self.options = objective.loss_options(self.training, table)
 
-    def compute(self, window: Window, at: Position) -> Values:
-        """Call `backward`; if memory is insufficient, repeat the window with smaller micro-batches.
+    def compute(self, window: Window, position: Position) -> Values:
+        """Accumulate the gradient of a window; if memory runs out, repeat it with smaller micro-batches.
 
         Raises:
             TrainingError: memory is insufficient for a single row, or for any batch of several processes.
         """
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         while True:
-            seed_step(self.training.seed, at.step, process)
+            seed_step(self.training.seed, position.step, process)
             try:
-                return self.backward(window, at)
-            except Exception as error:  # its traceback refers to the tensors of the step, so it must not outlive this block
+                return self.backward(window, position)
+            except Exception as error:  # free memory after this block: the traceback holds the tensors of the step
                 if not is_out_of_memory(error):
                     raise
-                rows = max(len(micro.rows) for micro in self.plan.micro_batches(window.rows, process, at.pieces))
-                if rows == 1 or processes > 1:  # other processes already exchange gradients and would wait forever
+                rows = max(len(micro.rows) for micro in self.plan.micro_batches(window.rows, process, position.pieces))
+                if rows == 1 or processes > 1:  # the other processes are already exchanging gradients and would hang
                     smaller = "half the training.batch_size with twice the gradient_accumulation_steps, "
                     raise TrainingError(
-                        f"step {at.step + 1}: out of memory with {rows} rows at a time; what helps: "
+                        f"step {position.step + 1}: out of memory with {rows} rows at a time; try "
                         f"{smaller if rows > 1 else ''}a shorter task.max_length, or training.gradient_checkpointing"
                     ) from error
-            at.pieces *= 2
+            position.pieces *= 2
             self.phase_optimizer.discard_gradient()
             free_cached_memory()
             say(
-                f"warning: step {at.step + 1}: out of memory with {rows} rows at a time; continuing with {-(-rows // 2)}. Each "
-                "optimizer step still sees the same rows"
+                f"warning: step {position.step + 1}: out of memory with {rows} rows at a time; continuing with "
+                f"{-(-rows // 2)}. The rows of an optimizer step do not change"
             )
 
-    def backward(self, window: Window, at: Position) -> Values:
-        """Accumulate the gradient of one window.
+    def backward(self, window: Window, position: Position) -> Values:
+        """Accumulate the gradient of a window with the current micro-batch size.
 
-        Losses are sums. Each loss term is divided by its own count over all rows of the window and all processes, which is
-        known in advance. The gradient therefore does not depend on how the window is divided. Accelerate averages gradients
-        over processes, hence the factor `num_processes`.
+        Objectives return sums. Each loss term is divided by its count over the window (all micro-batches and processes), which
+        is known in advance. The gradient is therefore independent of the micro-batch size. Accelerate averages gradients over
+        processes, hence the factor `num_processes`.
 
         Returns:
-            This process's share of the `loss` and of the values that the objective monitors; scalars.
+            This process's share of `loss` and of each step metric of the objective.
         """
         accelerator, objective = self.accelerator, self.objective
         strategy, plain_model = self.phase_optimizer.strategy, self.phase_optimizer.model
         counts = objective.counts(self.table.targets(window.rows), self.options)
-        micro_batches = self.plan.micro_batches(window.rows, accelerator.process_index, at.pieces)
+        micro_batches = self.plan.micro_batches(window.rows, accelerator.process_index, position.pieces)
         values = {"loss": torch.zeros((), device=accelerator.device)}
         for i, micro in enumerate(micro_batches):
             rows = self.table.batch(micro.rows)
             if self.augment is not None:
-                rows = self.augment(rows, micro.rows, at.step)
+                rows = self.augment(rows, micro.rows, position.step)
             batch = to_device(rows, accelerator.device)
             is_last = i == len(micro_batches) - 1
             with self.phase_optimizer.accelerated(), nullcontext() if is_last else accelerator.no_sync(self.model):

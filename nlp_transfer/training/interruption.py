@@ -1,6 +1,6 @@
-"""SIGTERM and SIGINT during a run: a checkpoint is saved, then the process exits.
+"""Handle SIGTERM and SIGINT during a run: save a checkpoint, then exit.
 
-Schedulers that preempt a job send SIGTERM and, some seconds later, SIGKILL.
+Schedulers send a preempted job SIGTERM and, some seconds later, SIGKILL.
 """
 
 import os
@@ -15,19 +15,19 @@ from typing import Any
 from nlp_transfer.utils.distributed import rank, world_size
 from nlp_transfer.utils.interrupts import SIGNALS, Interrupted
 
-HANDLED = (signal.SIGTERM, signal.SIGINT)
-FORWARDED = 2.0  # seconds within which a launcher forwards a signal that the terminal already sent to every process
+FORWARDED = 2.0  # seconds within which a launcher forwards a signal that the terminal sent to every process
 
 
 class Signals:
     """Context that handles signals: the first one raises `Interrupted`, a second one ends the process immediately.
 
-    Within `held`, the first signal is only recorded in `received`. Outside of the main thread, where Python cannot handle
-    signals, the context does nothing.
+    Inside `held`, the first signal is only recorded in `received`. The context has no effect outside of the main thread, where
+    Python cannot handle signals.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        """Number of the first signal."""
         self._since = 0.0
         self._holding = False
         self._before: dict[int, Any] = {}
@@ -44,7 +44,7 @@ class Signals:
 
     @contextmanager
     def held(self, hold: bool = True) -> Iterator[None]:
-        """Record signals without raising; with `hold` false, raise again within an outer `held`."""
+        """Record signals without raising. With `hold=False`, raise again inside an outer `held`."""
         before, self._holding = self._holding, hold
         try:
             if not hold:
@@ -68,8 +68,8 @@ class Signals:
         self.received, self._since = number, now
         if not self._holding:
             raise Interrupted(number)
-        if rank() == 0:  # not print: the handler may interrupt one
-            with suppress(OSError):  # nobody may be reading
+        if rank() == 0:  # `print` is not reentrant
+            with suppress(OSError):  # standard error may be closed
                 os.write(
                     2, f"{signal.Signals(number).name}: saving after this step; send it again to exit immediately\n".encode()
                 )

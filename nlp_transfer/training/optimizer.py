@@ -29,7 +29,7 @@ def named_groups(model: nn.Module, training: TrainingConfig, strategy: Strategy)
 
 
 def ineffective_strategies(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> dict[str, str]:
-    """Return the strategies of a list that have no effect beside the others: the reason, by `strategy.0` and so on."""
+    """Return why strategies of a combination have no effect, by setting (`strategy.0` and so on)."""
 
     def rates(parts: tuple[Strategy, ...]) -> dict[str, tuple[float, float]]:
         groups = named_groups(model, training, Combined(parts=parts))
@@ -40,14 +40,14 @@ def ineffective_strategies(model: nn.Module, training: TrainingConfig, strategy:
     for i, part in enumerate(parts):
         name = registry.name_of(type(part))
         if part.only_trains and not strategy.takes_steps():
-            reasons[f"strategy.{i}"] = f"{name} only changes optimizer steps, and none is taken"
+            reasons[f"strategy.{i}"] = f"{name} changes only optimizer steps, and this run takes none"
         elif part.only_trains and type(part).loss is Strategy.loss and rates(parts) == rates(parts[:i] + parts[i + 1 :]):
-            reasons[f"strategy.{i}"] = f"{name} changes no learning rate beside the others"
+            reasons[f"strategy.{i}"] = f"{name} changes no learning rate in this combination"
     return reasons
 
 
 def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float) -> torch.optim.AdamW:
-    """Return AdamW with bias correction (2006.05987: without it, runs on small datasets diverge), fused if possible."""
+    """Return AdamW, fused if possible. Without its bias correction, runs on small datasets diverge (2006.05987)."""
     parameters = dict(model.named_parameters())
     options = [
         {
@@ -64,9 +64,9 @@ def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float) 
 
 
 def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
-    """Return the factor on the peak learning rate.
+    """Return the learning rate of a step relative to the peak.
 
-    The warmup starts above 0 and reaches 1 in its last step; the first step of `transformers.get_scheduler` has a rate of 0.
+    The last warmup step has factor 1, and the first one has a factor above 0, unlike in `transformers.get_scheduler`.
 
     Args:
         step: optimizer step of the phase, counted from 0.
@@ -85,16 +85,16 @@ def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set the learning rate of every group to its peak times `factor`; return that of the run, before group scales."""
+    """Set the learning rate of every group to its peak times `factor`; return the rate without group scales."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.defaults["lr"] * factor)
 
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimizer state as `PARAMETER/exp_avg` and so on.
+    """Return the optimizer state by `PARAMETER/KEY`, such as `classifier.weight/exp_avg`.
 
-    Names stay valid when another phase trains other parameters; positions in groups do not.
+    Unlike positions in groups, names remain valid when another phase trains other parameters.
     """
     return {
         f"{name}/{key}": torch.as_tensor(value)
@@ -105,7 +105,7 @@ def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]) -> None:
-    """Load optimizer state from `state_by_name`; parameters without an entry start without state."""
+    """Load optimizer state from `state_by_name`. Parameters without an entry start with empty state."""
     states: dict[str, dict[str, torch.Tensor]] = {}
     for path, value in saved.items():
         name, _, key = path.rpartition("/")
@@ -113,7 +113,7 @@ def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tenso
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in states.get(name, {}).items():
-                # Fused AdamW counts steps on the device of the parameter, the others on the CPU.
+                # Fused AdamW stores `step` on the device of the parameter, other implementations on the CPU.
                 device = parameter.device if key != "step" or group["fused"] else "cpu"
                 optimizer.state[parameter][key] = value.to(device, copy=True)
 
@@ -121,11 +121,11 @@ def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tenso
 class MovingAverage:
     """Exponential moving average of the trainable weights (Polyak averaging), with a smaller decay in early steps.
 
-    `torch.optim.swa_utils.AveragedModel` is not used: it copies the entire model, frozen weights included, cannot add
-    parameters that a later phase trains, and evaluates a second model instead of exchanging weights.
+    Unlike `torch.optim.swa_utils.AveragedModel`, it copies only trainable weights, can add the parameters of a later phase, and
+    exchanges weights for evaluation instead of using a second model.
 
     Args:
-        decay: upper bound of the decay, which is (1 + n) / (10 + n) in update n until then.
+        decay: upper bound of the decay; update n uses min(decay, (1 + n) / (10 + n)).
     """
 
     def __init__(self, decay: float) -> None:
@@ -138,7 +138,7 @@ class MovingAverage:
     def include(self, model: nn.Module) -> None:
         """Start averaging parameters that have become trainable, from their current values."""
         for name, parameter in model.named_parameters():
-            if name in self.weights:  # on the CPU after it was read from a checkpoint
+            if name in self.weights:  # on the CPU after loading from a checkpoint
                 self.weights[name] = self.weights[name].to(parameter.device)
             elif parameter.requires_grad:
                 self.weights[name] = parameter.detach().clone()

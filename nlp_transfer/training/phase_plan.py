@@ -1,4 +1,4 @@
-"""Planning of a training phase: its rows, windows, epochs, number of steps, and learning rate."""
+"""Plan a training phase: rows, windows, epochs, number of steps, and learning rate."""
 
 import math
 from collections.abc import Collection
@@ -15,13 +15,13 @@ from nlp_transfer.strategies import Phase, Strategy, Tables
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.position import Position, checker
 
-ORDINARY = Phase()  # all of train, as the training settings say
+ORDINARY = Phase()  # all rows of `train`, with the training settings
 
 
 class PhasePlanner:
-    """Plans any phase of a run. Without a phase, methods plan ordinary training on `train`.
+    """Plans the phases of a run. Without the argument `phase`, methods plan ordinary training on `train`.
 
-    The argument `finished` is the number of phases before this one: each phase shuffles its rows differently.
+    The argument `finished` is the number of finished phases; it changes the order of the rows.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class PhasePlanner:
         self._joined: tuple[Phase, TokenTable] | None = None
 
     def table(self, phase: Phase = ORDINARY) -> TokenTable:
-        """Return the rows of a phase, including those that the strategy labeled itself (`Phase.also`)."""
+        """Return the rows of a phase, including pseudo-labeled ones (`Phase.also`)."""
         table, also = self.tables[phase.split], phase.also
         if also is None:
             return table
@@ -58,7 +58,7 @@ class PhasePlanner:
     def epochs(self, phase: Phase = ORDINARY) -> float:
         """Return the number of epochs of a phase.
 
-        `auto` is 3, or as many as give 300 steps, at most 20: small datasets need longer training (2006.04884).
+        `auto`: 3, or more on small datasets to reach 300 optimizer steps, at most 20 (2006.04884).
         """
         steps_per_epoch = self.window_plan(phase).windows_in_epoch
         if self.training.max_steps and phase.epochs is None:
@@ -69,23 +69,22 @@ class PhasePlanner:
     def steps(self, phase: Phase = ORDINARY, finished: int = 0, taken: int = 0) -> int:
         """Return the number of optimizer steps of a phase; 0 if none are left.
 
-        `max_steps` limits the entire run. The remaining steps are divided evenly among this phase and the phases that follow
-        it. A phase with its own number of epochs takes no more steps than these.
+        `max_steps` limits the entire run: this phase and all later ones share the remaining steps equally. If `phase.epochs` is
+        set, it is another limit.
 
         Args:
-            taken: steps of the phases before it.
+            taken: optimizer steps of earlier phases.
         """
         if self.training.max_steps is None:
             return self.window_plan(phase, finished).steps(self.epochs(phase))
-        left = self.training.max_steps - taken
-        share = min(left, max(1, left // (1 + phase.following)))
+        remaining = self.training.max_steps - taken
+        share = min(remaining, max(1, remaining // (1 + phase.following)))
         return share if phase.epochs is None else min(share, self.window_plan(phase, finished).steps(phase.epochs))
 
     def learning_rate(self) -> float:
         """Return the peak learning rate of the run.
 
-        `auto` is the strategy's rate, which is meant for 32 rows in a step, times the square root of the ratio of the rows in
-        a step to 32 (limited to the range from 0.5 to 2).
+        `auto`: the strategy's rate for 32 rows per step, times sqrt(rows per step / 32) clamped to [0.5, 2].
         """
         if not isinstance(self.training.learning_rate, str):
             return self.training.learning_rate
@@ -94,17 +93,17 @@ class PhasePlanner:
         rows = batch_size * plan.accumulation * plan.processes
         return float(f"{self.strategy.learning_rate(self.model) * min(2.0, max(0.5, math.sqrt(rows / 32))):.2g}")
 
-    def check_position(self, at: Position, objectives: Collection[str]) -> None:
-        """Check that a run with these settings and rows can be at the position that a checkpoint states.
+    def check_position(self, position: Position, objectives: Collection[str]) -> None:
+        """Check that the position of a checkpoint is possible with these settings and rows.
 
         Args:
-            at: as returned by `read_position`.
-            objectives: names that a phase can refer to.
+            position: the position, as returned by `read_position`.
+            objectives: names of the objectives that a phase can use.
 
         Raises:
-            ValueError: it cannot; the message names the field.
+            ValueError: it is impossible; the message names the field.
         """
-        check, phase, finished = checker(at), at.phase, len(at.strategy.finished)
+        check, phase, finished = checker(position), position.phase, len(position.strategy.finished)
         if phase is None:
             raise ValueError("phase: found null; allowed: the current phase")
         check_phase = checker(phase, "phase.")
@@ -117,27 +116,53 @@ class PhasePlanner:
         check_phase(phase.also is None or self._can_join(phase.also), "also", "rows of a table, with a label for each")
         if not self.strategy.owns_phases():
             check(replace(phase, trainable=None) == ORDINARY, "phase", "the only phase of this strategy")
-        check((finished == 0) == (at.phase_step == at.step), "strategy", "no finished phases in the first phase, some in others")
-        plan, total = self.window_plan(phase, finished), self.steps(phase, finished, at.step - at.phase_step)
-        check(1 <= at.phase_step <= total, "phase_step", f"1 to {total}, the steps of the phase")
-        check(at.epoch < at.phase_step, "epoch", f"less than {at.phase_step}, the steps of the phase")
-        before = sum(len(plan.windows(i)) for i in range(at.epoch)) if plan.batch_tokens else at.epoch * plan.windows_in_epoch
-        check(before + at.window == at.phase_step, "window", f"{at.phase_step - before}, by the steps of the phase")
-        check(1 <= at.window <= len(plan.windows(at.epoch)), "window", "1 to the windows of the epoch")
+        check(
+            (finished == 0) == (position.phase_step == position.step),
+            "strategy",
+            "no finished phases in the first phase, some in others",
+        )
+        plan, total = self.window_plan(phase, finished), self.steps(phase, finished, position.step - position.phase_step)
+        check(1 <= position.phase_step <= total, "phase_step", f"1 to {total}, the steps of the phase")
+        check(position.epoch < position.phase_step, "epoch", f"less than {position.phase_step}, the steps of the phase")
+        before = (
+            sum(len(plan.windows(i)) for i in range(position.epoch))
+            if plan.batch_tokens
+            else position.epoch * plan.windows_in_epoch
+        )
+        check(
+            before + position.window == position.phase_step,
+            "window",
+            f"{position.phase_step - before}, by the steps of the phase",
+        )
+        check(1 <= position.window <= len(plan.windows(position.epoch)), "window", "1 to the windows of the epoch")
         interval = self.training.evaluate_every or plan.windows_in_epoch
-        due = phase.evaluate and "validation" in self.tables and (at.phase_step % interval == 0 or at.phase_step == total)
-        done = bool(at.history) and at.history[-1]["step"] == at.step
-        check((at.unjudged or done) == due, "unjudged", f"an evaluation after step {at.step}: {due}")
+        due = (
+            phase.evaluate
+            and "validation" in self.tables
+            and (position.phase_step % interval == 0 or position.phase_step == total)
+        )
+        done = bool(position.history) and position.history[-1]["step"] == position.step
+        check((position.unjudged or done) == due, "unjudged", f"an evaluation after step {position.step}: {due}")
         patience = phase.patience or self.training.early_stopping
-        check(at.stopped == (patience is not None and at.worse >= patience), "stopped", f"by worse, {at.worse}, and the patience")
+        check(
+            position.stopped == (patience is not None and position.worse >= patience),
+            "stopped",
+            f"by worse, {position.worse}, and the patience",
+        )
         rows = max(plan.rows_in_epoch, *map(len, self.tables.values()))
-        check(at.pieces <= 2 * rows, "pieces", f"1 to {2 * rows}")
-        check(at.step <= at.examples <= at.step * rows, "examples", f"{at.step} to {at.step * rows}")
+        check(position.pieces <= 2 * rows, "pieces", f"1 to {2 * rows}")
+        check(
+            position.step <= position.examples <= position.step * rows, "examples", f"{position.step} to {position.step * rows}"
+        )
         longest = max(int(table.lengths.max(initial=1)) for table in self.tables.values())
-        check(at.examples <= at.tokens <= at.examples * longest, "tokens", f"{at.examples} to {at.examples * longest}")
+        check(
+            position.examples <= position.tokens <= position.examples * longest,
+            "tokens",
+            f"{position.examples} to {position.examples * longest}",
+        )
 
     def _can_join(self, also: dict[str, Any]) -> bool:
-        """Check `Phase.also`: row indices of an existing table and an array of labels of matching shape."""
+        """Return whether `Phase.also` has row indices of an existing table and an array of labels of matching shape."""
         rows, labels, table = also.get("rows"), also.get("labels"), self.tables.get(str(also.get("split")))
         if (
             also.keys() != {"split", "rows", "labels"}

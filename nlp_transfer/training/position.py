@@ -1,6 +1,6 @@
-"""The position of a run in training: what a checkpoint stores beside the tensors, and its strict reader.
+"""The position of a run: the content of a checkpoint that is not tensors, with a strict reader.
 
-Reading is strict because training from a wrong position would silently produce another model.
+Reading is strict because resuming from a wrong position would silently produce another model.
 """
 
 import math
@@ -15,7 +15,7 @@ from nlp_transfer.strategies import Phase, State
 from nlp_transfer.utils.console import number, say
 from nlp_transfer.utils.errors import shorten
 
-MAX_SHOWN = 5  # other metrics are printed only if there are at most this many
+MAX_SHOWN = 5  # other validation metrics are printed only if there are at most this many
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -25,7 +25,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 
 @dataclass
 class Position:
-    """The progress of a run. Written as JSON to `state.json`; with weights and optimizer state it is enough to resume."""
+    """The progress of a run, stored as JSON in `state.json`. A run resumes from it, the weights and the optimizer state."""
 
     __pydantic_config__ = ConfigDict(strict=True)
 
@@ -49,16 +49,17 @@ class Position:
     """Rank of the best evaluation: [metric, -loss], where the metric is negated if lower is better; [-loss] if the metric is
     undefined."""
     best_step: Count = 0
+    """Step of the best evaluation; 0 if there is none."""
     phase_rank: list[float] = field(default_factory=list)
-    """Best rank within this phase. Early stopping compares with this one, not with earlier phases."""
+    """Best rank within this phase, for early stopping."""
     worse: Count = 0
     """Evaluations in this phase since its best one."""
     stopped: bool = False
     """Whether early stopping ended the phase."""
     unjudged: bool = False
-    """Whether the evaluation after this step has not been done yet."""
+    """Whether the evaluation after this step is still to be done."""
     pieces: Count = 1
-    """Number of parts into which each micro-batch is split because of insufficient memory."""
+    """Number of pieces into which each micro-batch is split for lack of memory."""
     scaler: dict[str, Number] = field(default_factory=dict)
     """State of the fp16 gradient scaler."""
     touched: list[str] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Position:
             metrics: validation metrics by name.
             metric: name of the metric by which evaluations are compared. Ties are broken by the loss.
             higher: whether higher is better.
-            patience: evaluations without improvement after which the phase is stopped; None: it is not.
+            patience: evaluations without improvement after which the phase ends; None: no early stopping.
         """
         value = metrics.get(metric, math.nan)
         sign = 1 if higher else -1
@@ -106,7 +107,7 @@ class Position:
 
 
 def _is_better(rank: list[float], than: list[float]) -> bool:
-    """Compare two evaluations; by their loss if the metric of only one of them is defined."""
+    """Return whether one rank is better than another. If only one metric is defined, compare the losses."""
     return rank > than if len(rank) == len(than) else (rank[-1], len(rank)) > (than[-1], len(than))
 
 
@@ -114,45 +115,55 @@ def read_position(content: str | bytes, step: int) -> Position:
     """Read `state.json` of a checkpoint.
 
     Args:
-        content: JSON with every field of `Position` (and of its phase and state) and no other.
+        content: JSON with exactly the fields of `Position`, its phase and its state.
         step: the step in the name of the checkpoint's folder.
 
     Raises:
         ValueError: a field is missing, has another type, is out of range, or contradicts another one. The message names it.
     """
-    at = _parse(content)
-    check = checker(at)
-    check(at.step == step, "step", f"{step}, as the checkpoint is called")
-    check(at.phase_step <= step, "phase_step", f"0 to {step}")
-    steps = [entry.get("step", math.nan) for entry in at.history]
+    position = _parse(content)
+    check = checker(position)
+    check(position.step == step, "step", f"{step}, as in the name of the checkpoint")
+    check(position.phase_step <= step, "phase_step", f"0 to {step}")
+    steps = [entry.get("step", math.nan) for entry in position.history]
     check(steps == sorted({*steps}), "history", "evaluations at increasing steps")
     check(all(isinstance(each, int) and 0 < each <= step for each in steps), "history", f"evaluations at steps from 1 to {step}")
-    check(all("loss" in entry for entry in at.history), "history", "evaluations with their loss")
-    check(not at.unjudged or step not in steps, "unjudged", f"false, since step {step} was evaluated")
-    entry = dict(zip(steps, at.history, strict=True)).get(at.best_step)
-    if at.best is None:
-        check(at.best_step == 0, "best_step", "0 where there is no best evaluation")
+    check(all("loss" in entry for entry in position.history), "history", "evaluations with their loss")
+    check(not position.unjudged or step not in steps, "unjudged", f"false, since step {step} was evaluated")
+    entry = dict(zip(steps, position.history, strict=True)).get(position.best_step)
+    if position.best is None:
+        check(position.best_step == 0, "best_step", "0 without a best evaluation")
     else:
         check(entry is not None, "best_step", "the step of an evaluation in history")
-        check(_as_text(at.best_rank) in _ranks(entry or {}), "best_rank", f"that of the evaluation at step {at.best_step}")
         check(
-            _as_text([at.best]) in [_as_text([value]) for value in (math.nan, *(entry or {}).values())],
-            "best",
-            f"a value at step {at.best_step}",
+            _as_text(position.best_rank) in _ranks(entry or {}),
+            "best_rank",
+            f"that of the evaluation at step {position.best_step}",
         )
-        check(math.isfinite(at.best) == (len(at.best_rank) == 2), "best", "a number, or NaN where the metric is undefined")
-        check(len(at.best_rank) < 2 or abs(at.best_rank[0]) == abs(at.best), "best", "the value of best_rank")
-    check(at.worse < max(1, len(at.history)), "worse", f"less than {max(1, len(at.history))}, the evaluations so far")
-    if at.phase_rank:
-        ranks = _ranks(at.history[-1 - at.worse]) if at.history else set()
-        check(_as_text(at.phase_rank) in ranks, "phase_rank", f"that of the evaluation {at.worse} before the last")
+        check(
+            _as_text([position.best]) in [_as_text([value]) for value in (math.nan, *(entry or {}).values())],
+            "best",
+            f"a value at step {position.best_step}",
+        )
+        check(
+            math.isfinite(position.best) == (len(position.best_rank) == 2), "best", "a number, or NaN if the metric is undefined"
+        )
+        check(len(position.best_rank) < 2 or abs(position.best_rank[0]) == abs(position.best), "best", "the value of best_rank")
+    check(
+        position.worse < max(1, len(position.history)),
+        "worse",
+        f"less than {max(1, len(position.history))}, the evaluations so far",
+    )
+    if position.phase_rank:
+        ranks = _ranks(position.history[-1 - position.worse]) if position.history else set()
+        check(_as_text(position.phase_rank) in ranks, "phase_rank", f"that of the evaluation {position.worse} before the last")
     else:
-        check(at.worse == 0, "worse", "0 before the first evaluation of a phase")
-        late = [each for each in steps if each > step - at.phase_step]
-        check(at.best is None or not late, "phase_rank", "that of the best evaluation of the phase")
-    check(at.pieces & (at.pieces - 1) == 0 < at.pieces, "pieces", "a power of 2")
-    check(at.touched == sorted({*at.touched}), "touched", "sorted names, each once")
-    return at
+        check(position.worse == 0, "worse", "0 before the first evaluation of a phase")
+        late = [each for each in steps if each > step - position.phase_step]
+        check(position.best is None or not late, "phase_rank", "that of the best evaluation of the phase")
+    check(position.pieces & (position.pieces - 1) == 0 < position.pieces, "pieces", "a power of 2")
+    check(position.touched == sorted({*position.touched}), "touched", "sorted names, each once")
+    return position
 
 
 def _parse(content: str | bytes) -> Position:
@@ -171,12 +182,12 @@ def _parse(content: str | bytes) -> Position:
 
 
 def _check_keys(kind: type, raw: Any, prefix: str) -> None:
-    names = {one.name for one in fields(kind)}
+    names = {attribute.name for attribute in fields(kind)}
     if not isinstance(raw, dict):
         raise ValueError(f"content: found {shorten(raw)}; allowed: an object with {', '.join(sorted(names))}")
     if different := sorted(names ^ raw.keys()):
-        found = shorten(raw[different[0]]) if different[0] in raw else "nothing"
-        raise ValueError(f"{prefix}{different[0]}: found {found}; allowed: {', '.join(sorted(names))}, each of them")
+        value = shorten(raw[different[0]]) if different[0] in raw else "nothing"
+        raise ValueError(f"{prefix}{different[0]}: found {value}; allowed: exactly {', '.join(sorted(names))}")
 
 
 def checker(values: object, prefix: str = "") -> Callable[[bool, str, str], None]:
@@ -190,7 +201,7 @@ def checker(values: object, prefix: str = "") -> Callable[[bool, str, str], None
 
 
 def _ranks(entry: Mapping[str, int | float]) -> set[str]:
-    """Return every rank that an evaluation can have, whichever metric is compared."""
+    """Return the ranks of an evaluation under each of its metrics, as text."""
     if "loss" not in entry:
         return set()
     loss = -entry["loss"]

@@ -1,7 +1,7 @@
-"""A trial step before training: a forward and a backward pass of two rows, with the chosen precision and kernels.
+"""Run a trial step before training: forward and backward pass of two rows with the chosen precision and kernels.
 
-Some model families fail in bf16 or with the toolkit's kernels. The trial finds a combination that works, so that the first
-step does not end the run. It leaves the model and all random states unchanged.
+Some model families fail in bf16 or with the fast kernels. The trial finds a combination that works before the run starts. It
+does not change the model or random states.
 """
 
 import traceback
@@ -40,7 +40,7 @@ class Preflight:
     Args:
         task: computes the loss.
         model: as prepared by the strategy.
-        train: its longest and its shortest row are used.
+        train: training rows; the trial uses the longest and the shortest one.
     """
 
     task: Task
@@ -51,12 +51,12 @@ class Preflight:
     """Names of the trainable parameters without a gradient; set by `find_working`."""
 
     def find_working(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str, str, dict[str, str]]:
-        """Return a precision and kernels that work, and the reason for each that differs from the given one.
+        """Return a precision and kernels that work, and the reasons for changes by setting.
 
-        The fallbacks are plain kernels, then fp32, then both. All processes use the same.
+        Fallbacks, in this order: plain kernels, fp32, both. All processes make the same choice.
 
         Raises:
-            UserError: none of them works.
+            UserError: no combination works.
             TrainingError: memory is insufficient for a single row.
         """
         if self.training.gradient_checkpointing:
@@ -69,7 +69,7 @@ class Preflight:
             if problem is None:
                 return (*option, self._reasons(option, (precision, kernels), first))
             first = first or problem
-        if first == NOT_FINITE:  # the cause is in the weights or the data: the training loop names the rows
+        if first == NOT_FINITE:  # caused by the weights or the data; the training loop names the rows
             return precision, kernels, {}
         if is_user_defined(self.task) or is_user_defined(self.model):
             raise UserError(
@@ -91,37 +91,37 @@ class Preflight:
         return {name: f"{old} failed in a trial step" for name, (old, _) in changed.items()}
 
     def _problem(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str | None, Exception | None]:
-        """Try one combination; return the problem of any process in one line (None: it works), and this process's exception."""
-        problem, error, memory = None, None, False
+        """Try a combination; return the problem of any process in one line (None: no problem), and this process's exception."""
+        problem, error, out_of_memory = None, None, False
         try:
             if not self._is_finite(precision, kernels, accelerator.device):
                 problem = NOT_FINITE
         except Exception as raised:
-            memory = isinstance(raised, TrainingError)
+            out_of_memory = isinstance(raised, TrainingError)
             problem, error = (str(raised) if isinstance(raised, (UserError, TrainingError)) else describe(raised)), raised
         if accelerator.num_processes > 1:
-            problems = gather_object([(problem, memory)])
-            problem, memory = next((one for one in problems if one[0] is not None), (None, False))
-        if memory:
+            problems = gather_object([(problem, out_of_memory)])
+            problem, out_of_memory = next((entry for entry in problems if entry[0] is not None), (None, False))
+        if out_of_memory:
             raise TrainingError(problem) from error
         return problem, error
 
     def _is_finite(self, precision: str, kernels: str, device: torch.device) -> bool:
-        """Return whether loss and gradients of two rows are finite; of only the longest row if memory is short."""
+        """Return whether the loss and the gradients are finite, for two rows or, if memory is short, for the longest one."""
         order = np.argsort(self.train.lengths, kind="stable")
         rows = np.unique(order[[-1, 0]])
         for count in range(len(rows), 0, -1):
-            tried = rows if count == len(rows) else order[[-1]]
+            batch_rows = rows if count == len(rows) else order[[-1]]
             try:
                 with unchanged(self.model):
-                    return self._pass(tried, precision, kernels, device)
+                    return self._pass(batch_rows, precision, kernels, device)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 if count == 1:
                     raise TrainingError(
-                        f"before step 1: out of memory with only the longest row ({int(self.train.lengths.max())} tokens); what "
-                        "helps: a shorter task.max_length, or training.gradient_checkpointing"
+                        f"before step 1: out of memory with only the longest row ({int(self.train.lengths.max())} tokens); try "
+                        "a shorter task.max_length, or training.gradient_checkpointing"
                     ) from error
             free_cached_memory()
         return True

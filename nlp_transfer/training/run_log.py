@@ -1,4 +1,4 @@
-"""Writes training metrics to `log.jsonl` and to the trackers, in the main process."""
+"""Write training metrics to `log.jsonl` and to the trackers."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from nlp_transfer.utils.errors import UserError
 
 
 class RunLog:
-    """Appends one line for each call of `write`.
+    """Writes metrics to `log.jsonl` and to the trackers, in the main process only.
 
-    Validation metrics are nested under `validation` in the file and prefixed by `validation/` in trackers.
+    Validation metrics are nested under `validation` in the file and have the prefix `validation/` in trackers.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path | None) -> None:
@@ -24,14 +24,14 @@ class RunLog:
         self.path = output_dir / "log.jsonl" if output_dir is not None and accelerator.is_main_process else None
 
     def drop_after(self, step: int, evaluated: bool = True) -> None:
-        """Remove the lines of later steps, which a resumed run takes again.
+        """Remove the lines of later steps, which the resumed run repeats.
 
         Args:
-            step: the step that the run resumes from.
-            evaluated: whether the evaluation after it is done; otherwise its line is removed too.
+            step: the step from which the run resumes.
+            evaluated: whether the evaluation after this step is done; otherwise its line is removed too.
 
         Raises:
-            UserError: the log is too large or not a regular file.
+            UserError: the log cannot be read, is too large or is not a regular file.
         """
         if self.path is None or not os.path.lexists(self.path):
             return
@@ -39,11 +39,11 @@ class RunLog:
             lines = read_record(self.path).decode("utf-8", "replace").splitlines()
         except OSError as error:
             raise UserError(f"{self.path}: is not the log of a run ({error}); remove or rename it to resume") from error
-        kept = [line for line in lines if _sort_key(line) <= (step, evaluated)]
-        write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+        lines = [line for line in lines if _sort_key(line) <= (step, evaluated)]
+        write_bytes(self.path, "".join(f"{line}\n" for line in lines).encode())
 
     def write(self, step: int, **fields: Any) -> None:
-        """Log numbers by name; `validation` is a dictionary of numbers."""
+        """Log numbers by name; `validation` is a dict of numbers."""
         if self.path is None:
             return
         validation = fields.pop("validation", {})
@@ -55,7 +55,7 @@ class RunLog:
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    """Replace infinity and NaN, which JSON does not have, by null. The gradient norm may overflow in fp16."""
+    """Replace infinity and NaN, which JSON lacks, by null. In fp16 the gradient norm may overflow."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 

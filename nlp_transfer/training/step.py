@@ -1,4 +1,4 @@
-"""The optimizer step: gradient norm, clipping and AdamW, with the fast CPU kernels where they apply."""
+"""The optimizer step: gradient norm, clipping and AdamW, with fast CPU kernels where possible."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,16 +16,16 @@ from nlp_transfer.models.memory import keep_freed_memory
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Combined, Phase, Strategy
 
-MIN_SPARSE_ROWS = 2048  # a dense update of smaller tables costs little
+MIN_SPARSE_ROWS = 2048  # dense updates of smaller tables are cheap
 
 
 class PhaseOptimizer:
     """Clips the gradient and takes the optimizer steps of one phase.
 
     Args:
-        model: not wrapped by Accelerate; its trainable parameters are those of the phase.
+        model: the unwrapped model; its trainable parameters are those of the phase.
         optimizer: as prepared by Accelerate.
-        fast: whether to use the kernels of `nlp_transfer.kernels`, each where it gives the same result.
+        fast: whether to use `nlp_transfer.kernels` where the result is the same.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class PhaseOptimizer:
         self.training, self.strategy = training, strategy
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.scales = accelerator.scaler is None and bool(optimizer.optimizer.defaults.get("fused"))
-        """Whether clipping is done by fused AdamW, which multiplies the gradient by a factor as it reads it."""
+        """Whether fused AdamW does the clipping: it can scale gradients as it reads them."""
         self.tables: list[SparseAdamWTable] = []
         self.layer: nn.Module | None = None
         self.functions: FastFunctions | None = None
@@ -52,7 +52,7 @@ class PhaseOptimizer:
             keep_freed_memory()
             self.functions = FastFunctions({id(table.table): table.lookup for table in self.tables})
         sparse = {id(table.table) for table in self.tables}
-        for parameter in self.trained:  # a table that was sparse before the run was resumed with other kernels
+        for parameter in self.trained:  # sparse before the run was resumed with other kernels
             if id(parameter) not in sparse and "seen" in inner.state.get(parameter, {}):
                 SparseAdamWTable(parameter, inner).make_dense()
 
@@ -67,7 +67,7 @@ class PhaseOptimizer:
             yield
 
     def clip(self) -> torch.Tensor:
-        """Return the norm of the gradient; limit it to `training.max_grad_norm`, here or in `step`."""
+        """Clip the gradient norm to `training.max_grad_norm`, here or in `step`; return the norm before clipping."""
         limit = self.training.max_grad_norm
         if not self.scales:
             return torch.as_tensor(self.accelerator.clip_grad_norm_(self.trained, limit or torch.inf))
@@ -90,13 +90,13 @@ class PhaseOptimizer:
             self.functions.copies.invalidate()
 
     def discard_gradient(self) -> None:
-        """Clear the gradient without a step."""
+        """Clear the gradient without taking a step."""
         self.model.zero_grad(set_to_none=True)
         for table in self.tables:
             table.pending.clear()
 
     def update_all_rows(self) -> None:
-        """Apply the pending updates of sparse tables. Call it before weights are read outside of training."""
+        """Apply the pending updates of sparse tables. Call it before reading weights outside of training."""
         for table in self.tables:
             table.sync_all()
 

@@ -39,29 +39,28 @@ from nlp_transfer.training.validation_scores import score_validation
 from nlp_transfer.utils.console import Steps, number, say
 from nlp_transfer.utils.interrupts import Interrupted
 
-CHECKPOINT_SECONDS = 900.0  # longest time without a checkpoint, however long an epoch is
+CHECKPOINT_SECONDS = 900.0  # longest time between checkpoints
 
 
 class Trainer:
-    """Trains a model on tables of tokens. `train` leaves the best weights in `model`.
+    """Trains a model on token tables. After `train`, the model has the best weights.
 
     Args:
         model: with its head, as prepared by the strategy.
         task: computes the loss and the validation metrics.
         tables: `train` and, if there is one, `validation`.
-        strategy: default: full fine-tuning.
-        training: default: the default settings.
-        resolved: device, precision and kernels, as chosen for this model; default: chosen here, where `training` may also have
-            `batch_size: auto`.
-        output_dir: for `checkpoints/` and `log.jsonl`; None: nothing is written, and an interrupted run cannot be resumed.
-        describe: names rows of train by their indices, for the message about a loss that is not finite.
-        objectives: objectives that a phase can name to replace the task.
-        augment: changes the batches of train in phases that learn the task.
-        signals: entered by the caller; default: signals are not handled.
+        strategy: training strategy; None: full fine-tuning.
+        training: training settings; None: the defaults.
+        resolved: resolved `auto` settings; None: they are resolved here.
+        output_dir: folder of `checkpoints/` and `log.jsonl`; None: nothing is written, and an interrupted run cannot resume.
+        describe: names training rows by their indices, in the message about a loss that is not finite.
+        objectives: objectives by name, which a phase can use instead of the task.
+        augment: changes the training batches of phases that use the task.
+        signals: signal handler, entered by the caller; None: signals are not handled.
         user_metrics: additional validation metrics.
 
     Raises:
-        UserError: the training settings ask for something that this model or device does not support.
+        UserError: the model or the device does not support a training setting.
     """
 
     def __init__(
@@ -100,12 +99,12 @@ class Trainer:
             enable_gradient_checkpointing(model)
 
     def train(self) -> Position:
-        """Train all phases and load the best weights. An interrupted run is resumed from its last checkpoint.
+        """Train all phases, then load the best weights. Resume from the last checkpoint, if there is one.
 
         Raises:
             TrainingError: the loss is not finite, memory is insufficient, or another process has ended.
             Interrupted: a signal arrived; a checkpoint has been written.
-            DiskFullError: there was no room for a checkpoint.
+            DiskFullError: the disk is too full for a checkpoint.
         """
         try:
             return self._train()
@@ -119,43 +118,43 @@ class Trainer:
             ) from error
 
     def _train(self) -> Position:
-        self.position = at = self.checkpointer.resume(self._check_position)
-        self.log.drop_after(at.step, not at.unjudged)
-        if at.scaler and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(at.scaler)
-        while phase := at.phase or self._next_phase():
+        self.position = position = self.checkpointer.resume(self._check_position)
+        self.log.drop_after(position.step, not position.unjudged)
+        if position.scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(position.scaler)
+        while phase := position.phase or self._next_phase():
             self._run_phase(phase)
-            at.strategy.finished.append(phase.name)
-            at.phase = None
-        self.checkpointer.restore_best(at)
-        return at
+            position.strategy.finished.append(phase.name)
+            position.phase = None
+        self.checkpointer.restore_best(position)
+        return position
 
-    def _check_position(self, at: Position) -> None:
+    def _check_position(self, position: Position) -> None:
         """Raise a ValueError if the position of a checkpoint is impossible in this run."""
-        self.planner.check_position(at, self.objectives)
+        self.planner.check_position(position, self.objectives)
         scaler = self.accelerator.scaler
         names = {} if scaler is None else scaler.state_dict()
-        if at.scaler.keys() != names.keys():
-            raise ValueError(f"scaler: found {at.scaler}; allowed: numbers for {', '.join(names) or 'nothing'}")
+        if position.scaler.keys() != names.keys():
+            raise ValueError(f"scaler: found {position.scaler}; allowed: numbers for {', '.join(names) or 'nothing'}")
 
     def _next_phase(self) -> Phase | None:
-        """Ask the strategy for the next phase and move the position to its beginning; None: training is finished."""
-        at, began = self.position, time.monotonic()
-        phase = self.strategy.next_phase(at.strategy, self._view())
-        at.seconds += time.monotonic() - began
+        """Return the next phase of the strategy and move the position to its start; None: training is finished."""
+        position, began = self.position, time.monotonic()
+        phase = self.strategy.next_phase(position.strategy, self._view())
+        position.seconds += time.monotonic() - began
         if phase is None:
             return None
         if phase.trainable is None:
             phase = replace(phase, trainable=tuple(name for name, p in self.model.named_parameters() if p.requires_grad))
-        at.phase, at.phase_step, at.epoch, at.window = phase, 0, 0, 0
-        at.phase_rank, at.worse, at.stopped = [], 0, False
+        position.phase, position.phase_step, position.epoch, position.window = phase, 0, 0, 0
+        position.phase_rank, position.worse, position.stopped = [], 0, False
         return phase
 
     def _run_phase(self, phase: Phase) -> None:
-        at, training, accelerator = self.position, self.training, self.accelerator
-        finished = len(at.strategy.finished)
+        position, training, accelerator = self.position, self.training, self.accelerator
+        finished = len(position.strategy.finished)
         table, plan = self.planner.table(phase), self.planner.window_plan(phase, finished)
-        total = self.planner.steps(phase, finished, at.step - at.phase_step)
+        total = self.planner.steps(phase, finished, position.step - position.phase_step)
         if total == 0:
             say(f"warning: phase {phase.name} is skipped: no steps are left of training.max_steps {training.max_steps}")
             return
@@ -165,14 +164,14 @@ class Trainer:
         self.model.to(accelerator.device)
         groups = named_groups(self.model, training, self.strategy)
         optimizer = make_optimizer(self.model, groups, self.planner.learning_rate() * phase.learning_rate_scale)
-        self.checkpointer.begin_phase(at, [name for group in groups for name in group.names])
-        if not phase.keep_optimizer and at.phase_step == 0:
+        self.checkpointer.begin_phase(position, [name for group in groups for name in group.names])
+        if not phase.keep_optimizer and position.phase_step == 0:
             self.checkpointer.optimizer_state = {}
         restore_state(optimizer, self.checkpointer.optimizer_state)
         if training.ema:
             self.checkpointer.average = self.checkpointer.average or MovingAverage(training.ema)
             self.checkpointer.average.include(self.model)
-        # Each phase is prepared anew: parameters unfrozen after wrapping would silently not be synchronized.
+        # Prepare each phase again: gradients of parameters that are unfrozen after wrapping would not be synchronized.
         forward_before = vars(self.model).get("forward")
         model, prepared = accelerator.prepare(self.model, optimizer)
         fast = self.resolved.kernels == "fast"
@@ -182,17 +181,17 @@ class Trainer:
         gradient = WindowGradient(model, objective, table, plan, self.phase_optimizer, augment)
         evaluate_every = training.evaluate_every or plan.windows_in_epoch
         train_mode(self.model)
-        began, unlogged = time.monotonic() - at.seconds, []
+        began, unlogged = time.monotonic() - position.seconds, []
         title = "training" if phase.name == "train" else f"training ({phase.name})"
-        with Steps(title, total, at.phase_step) as progress, self.signals.held():
-            if at.unjudged and self._evaluate(phase):
+        with Steps(title, total, position.phase_step) as progress, self.signals.held():
+            if position.unjudged and self._evaluate(phase):
                 self._save(optimizer, True)
-            for window in plan.windows_from(at.epoch, at.window):
-                if at.phase_step >= total or at.stopped:
+            for window in plan.windows_from(position.epoch, position.window):
+                if position.phase_step >= total or position.stopped:
                     break
                 started = time.monotonic()
-                rate = set_rate(optimizer, rate_factor(at.phase_step, total, training))
-                values = gradient.compute(window, at)
+                rate = set_rate(optimizer, rate_factor(position.phase_step, total, training))
+                values = gradient.compute(window, position)
                 norm = self.phase_optimizer.clip()
                 not_finite, stop, overdue = self._reduce_flags(norm, values["loss"])
                 if not_finite:
@@ -202,29 +201,34 @@ class Trainer:
                 if self.checkpointer.average is not None:
                     self.checkpointer.average.update(self.model)
 
-                at.step, at.phase_step, at.epoch, at.window = at.step + 1, at.phase_step + 1, window.epoch, window.index + 1
-                at.examples += len(window.rows)
-                at.tokens += int(plan.lengths[window.rows].sum())
-                at.step_seconds += time.monotonic() - started
+                position.step, position.phase_step, position.epoch, position.window = (
+                    position.step + 1,
+                    position.phase_step + 1,
+                    window.epoch,
+                    window.index + 1,
+                )
+                position.examples += len(window.rows)
+                position.tokens += int(plan.lengths[window.rows].sum())
+                position.step_seconds += time.monotonic() - started
                 unlogged.append(values)
-                last = at.phase_step == total
-                if at.step % training.logging_steps == 0 or last:
+                last = position.phase_step == total
+                if position.step % training.logging_steps == 0 or last:
                     means = {
                         name: float(accelerator.reduce(torch.stack([step[name] for step in unlogged]).mean(), "sum"))
                         for name in values
                     }
                     unlogged.clear()
-                    speed = at.examples / at.step_seconds
+                    speed = position.examples / position.step_seconds
                     epoch = window.epoch + (window.index + 1) / window.of
                     fields = {"epoch": epoch, **means, "learning_rate": rate, "grad_norm": float(norm)}
-                    self.log.write(at.step, **fields, examples_per_second=speed)
+                    self.log.write(position.step, **fields, examples_per_second=speed)
                     progress.note(f"loss {number(means['loss'], 3)}, {number(speed, 1)} examples/s")
                 progress.advance()
-                evaluate = at.phase_step % evaluate_every == 0 or last
-                at.unjudged = evaluate and phase.evaluate and "validation" in self.tables
-                better = at.unjudged and not stop and self._evaluate(phase)
-                due = at.step % training.checkpoint_every == 0 if training.checkpoint_every else evaluate
-                at.seconds = time.monotonic() - began
+                evaluate = position.phase_step % evaluate_every == 0 or last
+                position.unjudged = evaluate and phase.evaluate and "validation" in self.tables
+                better = position.unjudged and not stop and self._evaluate(phase)
+                due = position.step % training.checkpoint_every == 0 if training.checkpoint_every else evaluate
+                position.seconds = time.monotonic() - began
                 stop = stop or (self.signals.received is not None and accelerator.num_processes == 1)
                 if better or due or last or overdue or stop:
                     self._save(optimizer, better)
@@ -235,12 +239,12 @@ class Trainer:
         release_model(accelerator, self.model, forward_before)
 
     def _reduce_flags(self, norm: Any, loss: torch.Tensor) -> tuple[bool, bool, bool]:
-        """Return flags that hold in any process: the loss is not finite, a signal arrived, a checkpoint is overdue."""
-        # In fp16 gradients may overflow; the scaler skips such steps. Only the loss must be finite then.
+        """Return three flags, true if true in any process: loss not finite, signal arrived, checkpoint overdue."""
+        # In fp16 only the loss must be finite: if gradients overflow, the scaler skips the step.
         values = loss if self.precision == "fp16" else torch.as_tensor(norm).to(loss.device) + loss
         overdue = self.accelerator.is_main_process and time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
         received = self.signals.received is not None
-        if self.accelerator.num_processes == 1:  # a single synchronization with the GPU
+        if self.accelerator.num_processes == 1:  # synchronizes with the GPU only once
             return not bool(torch.isfinite(values)), received, overdue
         local = torch.tensor([float(received), float(overdue)], device=loss.device)
         flags = self.accelerator.reduce(torch.cat([(~torch.isfinite(values)).float().reshape(1), local]), "sum")
@@ -272,16 +276,16 @@ class Trainer:
     def _evaluate(self, phase: Phase) -> bool:
         """Evaluate on validation and return whether these are the best weights so far.
 
-        An evaluation that a signal interrupts is repeated when the run is resumed.
+        A resumed run repeats an evaluation that was interrupted by a signal.
         """
-        at = self.position
+        position = self.position
         try:
             metrics, best_metric, higher = self._score_validation()
         except Interrupted:
             return False
-        self.log.write(at.step, validation=metrics)
-        at.unjudged = False
-        return at.record_evaluation(metrics, best_metric, higher, phase.patience or self.training.early_stopping)
+        self.log.write(position.step, validation=metrics)
+        position.unjudged = False
+        return position.record_evaluation(metrics, best_metric, higher, phase.patience or self.training.early_stopping)
 
     def _score_validation(self) -> tuple[dict[str, float], str, bool]:
         average = self.checkpointer.average
@@ -289,7 +293,7 @@ class Trainer:
         if average is not None:
             average.swap(self.model)
         try:
-            # A signal must not interrupt one of several processes here: the others would wait for it forever.
+            # A signal must not interrupt one of several processes here, or the others would hang.
             with self.signals.held(self.accelerator.num_processes > 1), in_fp32(self.model):
                 return score_validation(
                     self.model, self.task, self.tables["validation"], self.strategy, self.training, self.accelerator,
@@ -310,5 +314,5 @@ class Trainer:
             (self.planner.epochs(), self.planner.window_plan().windows_in_epoch) if "train" in self.tables else (0.0, 0)
         )
         max_steps = self.training.max_steps
-        left = None if max_steps is None else max_steps - self.position.step
-        return View(self.model, self.tables, self.position.history, predict, epochs, windows, max_steps, left)
+        remaining = None if max_steps is None else max_steps - self.position.step
+        return View(self.model, self.tables, self.position.history, predict, epochs, windows, max_steps, remaining)

@@ -20,25 +20,24 @@ def score_validation(
 ) -> tuple[dict[str, float], str, bool]:  # fmt: skip
     """Compute the validation metrics in fp32, the precision in which the saved model is scored.
 
-    With several tasks, evaluations are compared by the mean of the best metrics of the tasks, unless the settings name a
-    metric. If a task predicts in a cheaper way during training, its metrics include the settings of that
-    (`Task.draft_settings`).
+    With several tasks, evaluations are compared by the mean of the tasks' best metrics, unless `training.best_metric` is set.
+    Metrics of a task with cheaper predictions during training include the settings of these (`Task.draft_settings`).
 
     Returns:
         Metrics by name, the name of the metric by which evaluations are compared, and whether higher is better.
     """
     metrics, _ = score(model, task, table, accelerator, draft=True, user_metrics=user_metrics)
-    metrics = broadcast_from_main(metrics)  # processors round differently, but all must stop after the same step
+    metrics = broadcast_from_main(metrics)  # CPUs round differently, but all processes must stop after the same step
     metrics |= task.draft_settings(len(table))
-    further = strategy.auxiliary_jobs(model)
+    auxiliary = strategy.auxiliary_jobs(model)
     best_values = [(task, metrics.get(task.best_metric, math.nan))]
-    for name, (job, its_model) in further.items():
+    for name, (job, job_model) in auxiliary.items():
         if "validation" in job.tables:
-            its_metrics, _ = score(its_model, job.task, job.tables["validation"], accelerator, draft=True)
-            its_metrics = broadcast_from_main(its_metrics)
-            metrics |= {f"{name}/{key}": value for key, value in its_metrics.items()}
-            best_values.append((job.task, its_metrics.get(job.task.best_metric, math.nan)))
-    if not further or training.best_metric:
+            job_metrics, _ = score(job_model, job.task, job.tables["validation"], accelerator, draft=True)
+            job_metrics = broadcast_from_main(job_metrics)
+            metrics |= {f"{name}/{key}": value for key, value in job_metrics.items()}
+            best_values.append((job.task, job_metrics.get(job.task.best_metric, math.nan)))
+    if not auxiliary or training.best_metric:
         best = training.best_metric or task.best_metric
         owner = user_metrics if user_metrics and best in user_metrics.names else task
         return metrics, best, owner.higher_is_better(best)

@@ -59,7 +59,7 @@ class Trial:
             run = fine_tune(**settings)
         share = float(np.concatenate(seen).mean()) if seen else 0.0
         unevenness = float(np.mean([abs(labels.mean() - share) for labels in seen])) if seen else 0.0
-        metrics, probability = run.metrics["test"], run.answers["test"]["scores"][:, 1].mean()
+        metrics, probability = run.metrics["test"], run.predictions["test"]["scores"][:, 1].mean()
         return np.array([share, unevenness, metrics["accuracy"], metrics["loss"], probability])
 
     def differences(self, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:

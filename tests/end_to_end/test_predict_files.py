@@ -249,8 +249,8 @@ def test_an_interrupted_command_resumes(
     assert predict(model, "in.jsonl", f"whole{ending}", *how) == 0
     interrupt(2, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", f"out{ending}", *how) == 143
-    assert "8 rows are kept" in (said := capfd.readouterr().err)
-    assert "same command resumes" in said
+    assert "8 rows are saved" in (said := capfd.readouterr().err)
+    assert "repeat the same command to resume" in said
     assert files() == sorted([f".out{ending}.partial", "in.jsonl", f"whole{ending}"])
     assert stat.S_IMODE(Path(f".out{ending}.partial").stat().st_mode) == 0o600
     seen = interrupt(2, ZeroDivisionError())

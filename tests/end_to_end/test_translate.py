@@ -247,8 +247,8 @@ def test_a_run_is_scored_on_what_translate_gives(run: Path, tmp_path: Path, caps
     )  # fmt: skip
     assert "sources have more than" in capsys.readouterr().err
     translations = again.translator()(sources)
-    assert again.answers["test"]["prediction"].tolist() == translations
-    assert (again.answers["test"]["pieces"] > 1).sum() == loud.in_pieces
+    assert again.predictions["test"]["prediction"].tolist() == translations
+    assert (again.predictions["test"]["pieces"] > 1).sum() == loud.in_pieces
     by_hand = {
         "bleu": corpus_bleu(translations, [targets]).score,
         "chrf": corpus_chrf(translations, [targets], word_order=2).score,

@@ -740,13 +740,13 @@ ANSWERS = [
     ),
     Case(
         "output is there already",
-        ("--output: test.csv exists already", "--overwrite"),
+        ("--output: test.csv already exists", "--overwrite"),
         {"test.csv": "precious\n"},
         arguments=predict(output="test.csv"),
     ),
     Case(
         "figures are there already",
-        ("--output: figures.json exists already", "--overwrite"),
+        ("--output: figures.json already exists", "--overwrite"),
         {"figures.json": "precious\n"},
         arguments=evaluate("--data.test", "train.csv", "--output", "figures.json"),
     ),

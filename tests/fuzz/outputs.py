@@ -48,7 +48,7 @@ def predict(path: Path, mark: str, overwrite: bool) -> None:
     with OutputFile(path, overwrite) as target:
         target.begin({"model": mark})
         answer = target.find(batch) or ChunkPredictions({"prediction": columns(mark)["prediction"]})
-        with Writer(target.part(), path.suffix) as writer:
+        with Writer(target.open(), path.suffix) as writer:
             target.add(batch, answer)
             writer.write(columns(mark))
         target.finish()

@@ -74,7 +74,7 @@ def test_a_head_that_no_auto_class_knows_is_saved_and_opened(
     texts = [line.split(",")[0] for line in sentiment["test"].read_text().splitlines()[1:]]
     scores = predictor(texts, probabilities=True)
     found = [[row["probability:negative"], row["probability:positive"]] for row in scores]
-    np.testing.assert_allclose(found, run.answers["test"]["scores"], atol=1e-6)
+    np.testing.assert_allclose(found, run.predictions["test"]["scores"], atol=1e-6)
     before = predictor.model.state_dict()
     assert all(torch.equal(before[key], value) for key, value in load_predictor(tmp_path / "run").model.state_dict().items())
     program = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(tmp_path / 'run' / 'model')!r})"
@@ -90,7 +90,7 @@ def test_a_regression_with_a_head_of_its_own_predicts_in_the_units_of_the_column
     run = fine_tune(plan | {"task": {"name": "tests.custom_tasks:DeepRegression", "label": "score"}})
     texts = [line.split(",")[0] for line in Path(source["test"]).read_text().splitlines()[1:]]
     predicted = [row["prediction"] for row in load_predictor(tmp_path / "run")(texts)]
-    np.testing.assert_allclose(predicted, run.answers["test"]["prediction"], atol=1e-4)
+    np.testing.assert_allclose(predicted, run.predictions["test"]["prediction"], atol=1e-4)
 
 
 def test_a_strategy_is_given_as_its_class() -> None:
@@ -116,7 +116,7 @@ def test_a_strategy_keeps_the_model_that_a_task_builds(
     assert type(model).__name__ == "BertForSequenceClassification"
     assert len(model.bert.encoder.layer) == (1 if isinstance(strategy, dict) else 2)
     scores = load_predictor(tmp_path / "run")([line.split(",")[0] for line in sentiment["test"].read_text().splitlines()[1:]])
-    assert [row["prediction"] for row in scores] == run.predictor().task.written(run.answers["test"]["prediction"])
+    assert [row["prediction"] for row in scores] == run.predictor().task.written(run.predictions["test"]["prediction"])
 
 
 @pytest.mark.parametrize(

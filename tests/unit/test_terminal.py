@@ -74,7 +74,7 @@ class Terminal(io.StringIO):
 def test_predictions_are_printable_on_a_terminal_and_exact_elsewhere(ending: str) -> None:
     found = []
     for stream in (Terminal(), io.StringIO()):
-        with Writer(OutputStream(stream, ending).part(), ending) as writer:  # type: ignore[arg-type]
+        with Writer(OutputStream(stream, ending).open(), ending) as writer:  # type: ignore[arg-type]
             writer.write({"prediction": ["a\x9bb\u202ec"]})
         found.append(stream.getvalue())
     assert r"a\x9bb\u202ec" in found[0]
