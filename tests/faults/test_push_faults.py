@@ -281,9 +281,9 @@ RIGHTS: list[tuple[str, dict[str, Any], str]] = [
     ("ann/reviews", {"role": "fineGrained", "scopes": {"lab": ["repo.write"]}}, "it may write to: lab"),
     ("ann/reviews", {"role": "fineGrained", "scopes": {"ann": ["repo.content.read"]}}, "it may write to: none"),
     ("reviews", {}, "allowed: USER/NAME"),
-    ("ann/bad name", {}, "is not a valid name of a repository"),
-    ("ann/a/b", {}, "is not a valid name of a repository"),
-    ("ann/.hidden", {}, "is not a valid name of a repository"),
+    ("ann/bad name", {}, "is not a valid repository name"),
+    ("ann/a/b", {}, "is not a valid repository name"),
+    ("ann/.hidden", {}, "is not a valid repository name"),
 ]
 
 
