@@ -16,7 +16,7 @@ MEANINGS = {NAME: "a hash or a name", PATH: "a path inside a folder", TEXT: "a s
 LFS = {"oid": NAME, "size": SIZE}
 REF = {"name": TEXT, "ref": TEXT, "targetCommit": NAME}
 ROLE = {"entity": {"name?": TEXT}, "permissions?": [TEXT]}
-# Method, pattern of the path, and shape of the JSON. Patterns match the whole text. Fields that end in `?` may be missing or null.
+# Method, pattern of the path, and shape of the JSON. Patterns match the whole text. A field with `?` may be missing or null.
 RESPONSES: tuple[tuple[str, str, Any], ...] = (
     ("GET", r"/api/whoami-v2", {
         "name": TEXT, "orgs?": [{"name": TEXT, "roleInOrg?": TEXT}],
