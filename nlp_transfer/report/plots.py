@@ -28,7 +28,7 @@ WIDTH = 9.6  # inches; the page scales plots to its width
 LABEL_HEIGHT = 13.0  # points from one label of a column to the next
 LONGEST_LABEL = 40  # characters; the tooltip has the full label
 INK, MUTED, GRID, EDGE = "#1f2328", "#6b6b6a", "#e4e4e5", "#fffffe"
-# Okabe and Ito's colors without black and yellow, and a purple. Together with the dash patterns they distinguish 21 lines, also for
+# Okabe and Ito's colors without black and yellow, and a purple. With the dash patterns they distinguish 21 lines, also for
 # color-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a4a9c")
 DASHES = ("-", (0, (6, 3)), (0, (2, 2)))
@@ -149,7 +149,7 @@ def cost_plot(points: Sequence[Point], title: str, show: Format, show_seconds: F
 
 
 def learning_curves(curves: Sequence[Sequence[Point]], title: str, show: Format) -> Figure:
-    """Draw a learning curve for each strategy over the examples per label (log scale), with all examples one step to the right."""
+    """Draw a learning curve for each strategy over the examples per label (log scale), and over all examples."""
     figure, axes = _figure(height := max(4.2, 0.8 + 0.2 * len(curves)))
     points = [point for curve in curves for point in curve]
     counts = sorted({point.x for point in points if point.x is not None})
