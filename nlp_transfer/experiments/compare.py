@@ -82,7 +82,7 @@ def compare(
         UserError: a setting or the data is invalid, or `output_dir` holds a comparison with other settings.
     """
     if world_size() > 1:
-        raise UserError(f"compare: runs in one process, which starts one per run (found WORLD_SIZE={world_size()})")
+        raise UserError(f"compare: found WORLD_SIZE={world_size()}; allowed: a single process, which starts the runs")
     check_launch()
     raw = _raw(config, settings)
     if output_dir is None and not isinstance(raw.get("output_dir"), (str, Path)):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.data.sources.wheels import sha256_of
-from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS
+from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS_FILE
 from nlp_transfer.fine_tune import FineTuned, fine_tune
 from nlp_transfer.security.child_processes import end_with_input, end_with_parent, run_forked
 from nlp_transfer.security.redaction import guard_output
@@ -113,7 +113,7 @@ def keep_results(run: FineTuned, keep_models: bool) -> None:
                 if name != "scores" or array.nbytes <= MAX_SCORE_BYTES:
                     text = array.dtype == object
                     arrays[f"{split}/{kind}/{name}"] = np.array([str(cell) for cell in array]) if text else array
-    with replacing(folder / PREDICTIONS) as file:
+    with replacing(folder / PREDICTIONS_FILE) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     model = size_of(folder / "model")
     adapter = folder / "adapter"
@@ -121,7 +121,7 @@ def keep_results(run: FineTuned, keep_models: bool) -> None:
     if not keep_models:
         shutil.rmtree(folder / "model", ignore_errors=True)
         shutil.rmtree(adapter, ignore_errors=True)
-    hashes = {name: sha256_of(folder / name) for name in (PREDICTIONS, "result.json")}
+    hashes = {name: sha256_of(folder / name) for name in (PREDICTIONS_FILE, "result.json")}
     write_json(folder / OUTCOME, {"done": True, "model_bytes": model, "stored_bytes": stored, "hashes": hashes})
 
 

@@ -27,7 +27,7 @@ from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
-OUTCOME, PREDICTIONS, LOG = "outcome.json", "answers.npz", "log.txt"
+OUTCOME, PREDICTIONS_FILE, LOG = "outcome.json", "answers.npz", "log.txt"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Outcome:
     def scored(self, split: str) -> ScoredSplit:
         """Return the saved predictions and references of a split."""
         columns: dict[str, dict[str, np.ndarray]] = {"answer": {}, "reference": {}}
-        with np.load(self.folder / PREDICTIONS) as arrays:
+        with np.load(self.folder / PREDICTIONS_FILE) as arrays:
             for path in arrays.files:
                 of_split, kind, name = path.split("/", 2)
                 if of_split == split:
@@ -109,7 +109,7 @@ def read_outcome(folder: Path) -> Outcome | None:
         record = TypeAdapter(_Done | _Impossible | _Failed).validate_json(path.read_bytes(), strict=True)
         if not isinstance(record, _Done):
             return Outcome(folder, **asdict(record))
-        for path in (folder / PREDICTIONS, folder / "result.json"):
+        for path in (folder / PREDICTIONS_FILE, folder / "result.json"):
             if record.hashes.get(path.name) != sha256_of(path):
                 raise OSError("it is not the file that the run wrote")
         content = path.read_bytes()

@@ -90,6 +90,7 @@ class _Call:
     is_late: bool = False
 
     def start_timer(self, seconds: float) -> None:
+        """End the request after some seconds."""
         self.stop_timer()
         self.timer = threading.Timer(seconds, self._end)
         self.timer.daemon = True
@@ -139,7 +140,7 @@ def guarded(purpose: str) -> Iterator[Operation]:
     """Guard all requests to hubs within the context.
 
     Args:
-        purpose: what is done with which repository, for messages.
+        purpose: the action and the repository, for messages.
     """
     operation = Operation(purpose)
     with _lock:
@@ -166,7 +167,7 @@ def asking(purpose: str, needed: bool = True) -> Iterator[None]:
     """Guard all requests to hubs within the context, and convert errors of libraries, except UserErrors, to HubErrors.
 
     Args:
-        purpose: what is done with which repository, for messages.
+        purpose: the action and the repository, for messages.
         needed: False if no hub is needed, as for a local folder.
 
     Raises:

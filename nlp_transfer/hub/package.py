@@ -33,7 +33,7 @@ REPLACED = (
     "target_tokenizer/*", "vocab.*", "*.spm", "sentencepiece*.model", *TOKENIZER,
 )  # fmt: skip
 NEWLINE = b"\n"
-PLACEHOLDER = "path/or/id"  # stands for the model in a card until the model has an id
+PLACEHOLDER = "path/or/id"  # placeholder for the model id in a model card
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def find_folder(path: Path, adapter: bool) -> Path:
     if adapter:
         adapter_folder = find_adapter(path / "adapter") or find_adapter(path)
         if adapter_folder is None:
-            raise UserError(f"{path} holds no adapter; allowed: a run whose strategy is lora or peft, or no --adapter")
+            raise UserError(f"{path} holds no adapter; allowed: a run with strategy lora or peft, or no --adapter")
         return adapter_folder
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
@@ -165,7 +165,7 @@ def _copy(package: Package, names: Iterable[str], folder: Path, problems: Proble
         except OSError as error:
             problems.add(
                 f"{name}: cannot be copied to {package.copy.parent} ({error.strerror or error}); allowed: regular files, no "
-                "links, and enough room for the copy (TMPDIR names another folder)"
+                "links, and enough free space for the copy (TMPDIR sets another folder)"
             )
 
 
@@ -200,8 +200,8 @@ def _add_training_records(package: Package, problems: Problems) -> None:
         settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         problems.add(
-            f"the records of the run cannot be read ({' '.join(str(error).split())}); copy {package.folder} elsewhere, and push "
-            "the copy"
+            f"the records of the run cannot be read ({' '.join(str(error).split())}); copy {package.folder} to another folder, "
+            "and push the copy"
         )
         return
     settings = shorten_paths(without_folders(settings))
@@ -259,11 +259,11 @@ def _check_text(package: Package, problems: Problems) -> None:
         content = b"" if is_binary else path.read_bytes()
         if start is not None:
             place = name if is_binary else f"{name}, line {content[:start].count(NEWLINE) + 1}"
-            problems.add(f"{place}: holds what looks like a token or a key; remove it, and revoke it")
+            problems.add(f"{place}: contains what looks like a token or a key; remove it, and revoke it")
         text = content.decode("utf-8", errors="replace")
         if not name.endswith("tokenizer.json") and (local := next((local for local in folders if local in text), None)):
             line = text.count("\n", 0, text.find(local)) + 1
-            problems.add(f"{name}, line {line}: names a folder of this machine ({local}); remove it")
+            problems.add(f"{name}, line {line}: contains a local path ({local}); remove it")
 
 
 def _check_base(package: Package, problems: Problems) -> None:
@@ -287,7 +287,7 @@ def _check_base(package: Package, problems: Problems) -> None:
         advice = f"push the merged model (without --adapter), or {advice}"
     for place, value in named.items():
         if is_local(value):
-            problems.add(f"{place} is {value}, a folder of this machine that is not available to others; {advice}")
+            problems.add(f"{place} is {value}, a local folder, not available to others; {advice}")
 
 
 def _check_predictions(package: Package) -> None:
