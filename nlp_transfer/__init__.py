@@ -1,13 +1,13 @@
 """Fine-tune BERT-family models on text, from a data file to a saved, evaluated model.
 
-Public names are imported on first use, so `import nlp_transfer` is fast. It also registers the custom heads with the Auto classes
-of transformers.
+Public names are imported on first use, so `import nlp_transfer` is fast. Importing the package also registers the custom heads
+with the Auto classes of transformers.
 """
 
 import os
 import sys
 
-# `python -m nlp_transfer` puts the current folder first on the module search path, where a file such as `pickle.py` would run.
+# `python -m nlp_transfer` puts the current folder first on the module search path, so that a file `pickle.py` there would run.
 if (
     sys.argv[:1] == ["-m"]
     and sys.orig_argv[-len(sys.argv)].split(".")[0].endswith("nlp_transfer")
@@ -56,7 +56,7 @@ register()
 
 
 class _Package(ModuleType):
-    """Keep `nlp_transfer.fine_tune` a function; importing the submodule of that name would replace it."""
+    """Keeps `nlp_transfer.fine_tune` a function when the submodule of that name is imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value.fine_tune if name == "fine_tune" and isinstance(value, ModuleType) else value)

@@ -47,7 +47,7 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
     """Fine-tune a model.
 
     FILE is a YAML file with settings, or a table with the training data. For a table, the task, its columns, the model and the
-    output folder are chosen and printed.
+    output folder are inferred and printed.
 
     \b
     nlp-transfer train reviews.yaml --training.epochs 5
@@ -65,7 +65,7 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
 
 
 def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a run: a YAML file with the flags merged in, or a table and flags with the rest chosen."""
+    """Return the settings of a run from a YAML file and flags, or from a table and flags with the rest inferred."""
     from nlp_transfer.commands.completion import complete, is_document, prompt
     from nlp_transfer.run.document import read_document
     from nlp_transfer.utils.console import say
@@ -124,9 +124,9 @@ def evaluate(
 def predict(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
     """Predict the rows of a file, or TEXTs.
 
-    MODEL is a run folder, a model folder or a hub id. The output has the rows and columns of --input, in the same order, and the
-    predictions. A row that cannot be predicted, such as an empty text, gets no prediction and is counted at the end. If the
-    command is interrupted, run it again to resume.
+    MODEL is a run folder, a model folder or a hub id. The output contains the rows and columns of --input, in the same order, and
+    the predictions. Rows without a prediction, such as empty texts, are counted at the end. If the command is interrupted, run it
+    again to resume.
 
     Predictions of TEXTs are printed: one line each on a terminal, otherwise as JSON lines. After --, every word is a TEXT, even
     if it begins with a dash.
@@ -154,12 +154,12 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
     settings = _model_settings(ctx, overrides)
     command = str(ctx.command.name)
     check_inputs(f"nlp-transfer {command} {model}", texts, options)
-    of_files = {each.name: options.pop(each.name) for each in fields(FileOptions)}
+    file_arguments = {field.name: options.pop(field.name) for field in fields(FileOptions)}
     arguments = {"model": model, "settings": settings, "translate": command == "translate", **options}
     if texts:
         predict_texts(arguments, texts)
     else:
-        predict_file(arguments, FileOptions(**of_files))
+        predict_file(arguments, FileOptions(**file_arguments))
 
 
 @cli.command()
@@ -177,7 +177,7 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
 def push(model: Path, repository: str, **options: Any) -> None:
     """Push a model to the hub, in one commit.
 
-    MODEL is a run folder, a model folder or an adapter folder. The token is HF_TOKEN, or that of `hf auth login`.
+    MODEL is a run folder, a model folder or an adapter folder. The token is taken from HF_TOKEN or `hf auth login`.
     """
     from nlp_transfer.hub.push import push as push_model
 
@@ -201,12 +201,12 @@ def push(model: Path, repository: str, **options: Any) -> None:
     metavar="SEED ...",
     help="Seeds for each strategy.  [default: 0 1 2]",
 )
-@click.option("--shots", multiple=True, metavar="K ...", help="Training rows per label, or all; gives a learning curve.")
+@click.option("--shots", multiple=True, metavar="K ...", help="Training rows per label, or `all`, for a learning curve.")
 @click.option(
     "--rates",
     multiple=True,
     metavar="FACTOR ...",
-    help="Factors to try on the learning rate of each strategy. The best one is selected on validation.",
+    help="Factors for the learning rate of each strategy. The best one is selected on validation.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Output folder.  [default: output_dir of FILE plus -comparison]")
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not only its predictions.")
@@ -234,10 +234,10 @@ def compare(
 
 
 def _model_settings(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse the settings of a command that uses a saved model.
+    """Parse the settings of a command that loads a model.
 
     Raises:
-        UserError: a setting does not exist or has no effect on this command.
+        UserError: a setting is unknown or has no effect on this command.
     """
     from nlp_transfer.run.document import merge, parse_overrides
     from nlp_transfer.settings.applicability import check_arguments
@@ -253,13 +253,13 @@ def _model_settings(ctx: click.Context, arguments: Sequence[str]) -> dict[str, A
 def recipe(
     config: Any, arguments: Sequence[str] | None = None, *, strategies: Sequence[Any] = (), seeds: Sequence[int] = (0, 1, 2)
 ) -> Any:
-    """Run a recipe as a command: fine-tune with the settings in `config`, which the command line can override.
+    """Fine-tune with the settings in `config`, which flags on the command line override.
 
     Args:
         config: a RunConfig.
-        arguments: the command line; None: `sys.argv`.
-        strategies: if there are any, compare them instead, each with all `seeds`.
-        seeds: for a comparison.
+        arguments: the command line; None: `sys.argv[1:]`.
+        strategies: strategies to compare; empty: fine-tune with that of `config`.
+        seeds: seeds of a comparison.
 
     Returns:
         The finished run, or the comparison.
@@ -272,8 +272,8 @@ def recipe(
         document = config.model_dump(exclude_unset=True)
         if not strategies:
             return _train(_merged(document, ctx.args), options)
-        if given := [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
-            raise UserError(f"--{given[0].replace('_', '-')}: has no effect on a recipe that compares strategies; leave it out")
+        if flags := [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
+            raise UserError(f"--{flags[0].replace('_', '-')}: has no effect on a recipe that compares strategies; leave it out")
         from nlp_transfer.experiments.compare import compare
 
         return compare(_merged(document, ctx.args), strategies, seeds)

@@ -1,6 +1,7 @@
-"""Training without a YAML file: infer missing settings from the table, and print them.
+"""Infer missing settings from a table, for training without a YAML file.
 
-Only unambiguous settings are inferred. Others are asked for, or reported in an error that lists the columns and the flags to add.
+Only unambiguous settings are inferred. For others, the user is asked; without a terminal, an error lists the columns and the
+flags to add.
 """
 
 import json
@@ -24,7 +25,7 @@ from nlp_transfer.utils.distributed import world_size
 from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
-# Column names, ignoring case. The first name of a list takes precedence; of the others, only one may occur in a table.
+# Usual column names, ignoring case. The first name takes precedence; if several of the others occur, the column is ambiguous.
 TEXT = "text sentence review comment content body message document tweet utterance".split()
 LABEL = "label labels class category target sentiment score rating stars".split()
 PAIRS = [
@@ -39,26 +40,28 @@ LANGUAGE = re.compile(r"[a-z]{2}([-_][a-z]{2,4})?", re.IGNORECASE)  # en, de, zh
 CODES = set(
     "af ar be bg bn ca cs cy da de el en eo es et eu fa fi fr ga gl gu he hi hr hu hy is it ja ka kk km ko lt lv mk ml mn mr "
     "ms mt my nb ne nl nn pa pl pt ro ru sk sl sq sr sv sw ta te th tr uk ur uz vi zh bs".split()
-)  # without `id` and `no`, which are more often names of other columns
+)  # without `id` and `no`, which are usually names of other columns
 FIRST_ROWS = 1000  # rows to read for examples and column names
 ROLES = ("train", "test", "validation", "unlabelled")
 
 Ask = Callable[[str, Sequence[str]], str]
-"""Asks the user: takes a question and the choices, returns one choice."""
+"""Asks the user a question: takes the question and the choices, returns one of the choices."""
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Split a command line into FILE, which may be anywhere among the flags, and the flags with their values.
 
     Raises:
-        UserError: there are several words that are neither flags nor their values.
+        UserError: there is more than one FILE.
     """
     flags, files = list[str](), list[str]()
-    rest = list(arguments)
-    while rest:
-        first = rest.pop(0)
+    remaining = list(arguments)
+    while remaining:
+        first = remaining.pop(0)
         if first.startswith("-"):
-            flags += [first, *([rest.pop(0)] if "=" not in first and rest and not rest[0].startswith("--") else [])]
+            flags.append(first)
+            if "=" not in first and remaining and not remaining[0].startswith("--"):
+                flags.append(remaining.pop(0))
         else:
             files.append(first)
     if len(files) > 1:
@@ -69,9 +72,9 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def is_document(file: str) -> bool:
-    """Whether FILE of the command line holds settings, not data.
+    """Whether FILE contains settings rather than data.
 
-    A .json file may hold either; settings are an object with `model`, `task`, or an object `data`.
+    A .json file may contain either; settings are an object with a key `model` or `task`, or with an object `data`.
 
     Raises:
         UserError: the format is not supported, such as .xlsx.
@@ -93,14 +96,14 @@ def is_document(file: str) -> bool:
 
 
 def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list[str]]:
-    """Return the document with the missing task, columns, model and output_dir filled in, and a note about each.
+    """Add the missing task, columns, model and output_dir to a document; return the new document and a note about each.
 
     Args:
-        document: the settings that were given.
-        ask: asks the user about unclear settings; None: raise an error.
+        document: settings of the run.
+        ask: asks the user about ambiguous settings; None: raise an error.
 
     Raises:
-        UserError: the columns or the task are unclear. The message lists the columns and the flags to add.
+        UserError: the columns or the task are ambiguous. The message lists the columns and the flags to add.
     """
     with importing():
         from nlp_transfer.settings import registry
@@ -157,7 +160,7 @@ def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list
 
 
 def read_first_rows(source: Any, data: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the first rows of a table by column; empty for other sources (a hub dataset, a folder, files without columns).
+    """Return the first rows of a table by column; an empty dict for other sources (hub, folder, files without columns).
 
     Raises:
         UserError: the table cannot be read.
@@ -178,7 +181,7 @@ def read_column(source: Any, data: Mapping[str, Any], name: Any) -> Iterator[Any
 
 
 def _tables(source: Any) -> list[Path]:
-    """Return the files with named columns that a source refers to.
+    """Return the files of a source that have named columns.
 
     Raises:
         UserError: the source is a folder without class folders.
@@ -197,20 +200,20 @@ def _tables(source: Any) -> list[Path]:
 
 
 def _columns_of(task: Document) -> set[str]:
-    """Return all text values of a task's settings, also inside lists: they may name columns."""
+    """Return all strings in a task's settings, also inside lists: they may be column names."""
     values = [value for setting in task.values() for value in (setting if isinstance(setting, list) else [setting])]
     return {value for value in values if isinstance(value, str)}
 
 
 class _Table:
-    """The first rows of a table, and the roles of its columns.
+    """Infers the roles of a table's columns from its first rows.
 
     Args:
-        setting: where the table was given, for messages.
+        setting: the setting that names the table, for messages.
         source: the table, for messages.
         columns: the first rows by column.
-        ask: asks the user about unclear columns; None: raise an error.
-        has_labels: whether the labels are settings, so that training rows may not be needed.
+        ask: asks the user about ambiguous columns; None: raise an error.
+        has_labels: whether the settings list the labels, so that labeled rows may be unnecessary.
     """
 
     def __init__(self, setting: str, source: Any, columns: dict[str, list[Any]], ask: Ask | None, has_labels: bool) -> None:
@@ -222,14 +225,14 @@ class _Table:
     def find(self, names: Sequence[str]) -> list[str]:
         """Return the columns with one of these names, ignoring case.
 
-        If there is a column for the first name, the other names are not considered. An exact match takes precedence over
-        columns that differ in case.
+        If a column has the first name, the other names are ignored. An exact match takes precedence over columns that differ in
+        case.
         """
         names = names[:1] if names[0] in self.spellings else [name for name in names if name in self.spellings]
         return [column for name in names for column in ([name] if name in self.columns else self.spellings[name])]
 
     def pair(self, pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-        """Return the columns of the first pair of names that both occur once."""
+        """Return the columns of the first pair in which each name matches exactly one column."""
         for first, second in pairs:
             columns = self.find([first]), self.find([second])
             if len(columns[0]) == len(columns[1]) == 1:
@@ -237,18 +240,18 @@ class _Table:
         return None
 
     def sides(self) -> tuple[str, str] | None:
-        """Return the columns of a translation: named source and target, or by two languages."""
+        """Return the source and target columns of a translation, found by name or as two language codes."""
         languages = [name for name in self.columns if LANGUAGE.fullmatch(name) and name[:2].lower() in CODES]
         if (pair := self.pair(SIDES)) or len(languages) != 2:
             return pair
         return languages[0], languages[1]
 
     def has_other(self, sides: Sequence[str]) -> bool:
-        """Whether columns other than `sides` have usual names of texts or labels."""
+        """Whether a column other than `sides` has a usual name for texts or labels."""
         return bool({*self.find(TEXT), *self.find(LABEL)} - set(sides))
 
     def fill(self, task: Document, fields: set[str], is_labeled: bool) -> list[str]:
-        """Add the missing columns to the task's settings, and return notes about them."""
+        """Add the missing columns to the task's settings; return notes about them."""
         before = set(task)
         if {"source", "target"} <= fields:
             required = ["source", "target"]
@@ -291,7 +294,7 @@ class _Table:
         )
 
     def listing(self) -> str:
-        """Return a list of the columns, each with an example cell."""
+        """Format the columns as a list, each with an example cell."""
         width = min(30, max(map(len, self.columns)))
         lines = []
         for name, cells in list(self.columns.items())[:40]:
@@ -307,7 +310,7 @@ class _Table:
             cells: all cells of the column.
 
         Raises:
-            UserError: the task is unclear, since the column has many different numbers or labels.
+            UserError: the task is ambiguous, since the column has many different numbers or labels.
         """
         if isinstance(label, list):
             return "multi_label", "task.label is a list of columns"
@@ -321,7 +324,7 @@ class _Table:
 
 
 def prompt() -> Ask | None:
-    """Return a function that asks on the terminal; None without a terminal, and in a run of several processes."""
+    """Return a function that asks on the terminal; None without a terminal or in a run of several processes."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or world_size() > 1:
         return None
     import click

@@ -27,10 +27,10 @@ SAME_MESSAGE = 5.0  # seconds to wait for the message of the first process
 
 
 def run_command(run: Callable[[], Any]) -> Any:
-    """Call `run` with all output redacted, and convert errors to exit statuses.
+    """Call `run` with secrets redacted in all output, and exit with a status that depends on the error.
 
-    The status is 2, with a message, for an error of the user; 1, with a traceback, for a crash; 128 plus the signal number for a
-    signal; 141 if standard output was closed.
+    Status 2 and a message for a `UserError`; 1 and a traceback for a crash; 128 plus the signal number for a signal; 141 if
+    standard output was closed.
     """
     guard_output()
     try:
@@ -62,7 +62,7 @@ def _exit_on_error(run: Callable[[], Any]) -> Any:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
-        cause = error.__cause__ or error  # click converts a KeyboardInterrupt to its own error
+        cause = error.__cause__ or error  # click converts a KeyboardInterrupt to an Abort
         if str(cause) and _rank() == 0:
             click.echo(printable(redact(f"interrupted: {cause}")), err=True)
         sys.exit(getattr(cause, "status", 130))
@@ -81,18 +81,17 @@ def _exit_on_error(run: Callable[[], Any]) -> Any:
 
 
 def _rank() -> int:
-    """Return the rank; 0 if a variable of the launcher is invalid, since that is the error to print."""
+    """Return the rank; 0 if a variable of the launcher is invalid, which is reported as an error anyway."""
     with suppress(UserError):
         return rank()
     return 0
 
 
 def error_prefix(message: str) -> str | None:
-    """Return the prefix of an error message of this process, or None if the first process prints the same message.
+    """Return the prefix of this process's error message, or None if the first process of this machine printed the same message.
 
-    Rank 0 prints at once. Every other process waits for the first process of its machine to fail, and prints nothing if that
-    process printed the same message. torchrun and `accelerate launch` give the processes sibling folders, in which the messages
-    are compared; with any other launcher every process prints.
+    The first process of a machine prints at once; the others wait for its message. Messages are exchanged in the sibling folders
+    that torchrun and `accelerate launch` create for the processes; with any other launcher, every process prints.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     prefix = "error: " if _rank() == 0 else f"error (rank {_rank()}): "

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from nlp_transfer.utils.errors import shorten
 
-MANY_NUMBERS = 20  # a column with more different integers may hold quantities
-FEW_DECIMALS = 10  # the same if some numbers have decimals; also the number of labels that is plausible for few rows
+MANY_NUMBERS = 20  # a column with more different integers may contain quantities
+FEW_DECIMALS = 10  # the limit if some numbers have decimals; also the number of labels that is plausible for few rows
 
 # Numbers with a sign, a currency or a percent sign, decimal commas, fractions, dates and times.
 WRITTEN_NUMBER = re.compile(
@@ -19,7 +19,7 @@ LIST_IN_TEXT = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 
 class InferredTask(NamedTuple):
-    """The task of a label column and the reason; several candidates if it is not clear."""
+    """The task of a label column and the reason; several candidate tasks if it is ambiguous."""
 
     tasks: tuple[str, ...]
     reason: str
@@ -45,12 +45,13 @@ def infer_task(column: str, cells: Iterable[Any]) -> InferredTask:
     has_decimals = bool(written) or any(number != int(number) for number in plain.values())
     if number_rows * 2 > rows and different > (FEW_DECIMALS if has_decimals else MANY_NUMBERS):
         example = next(iter([*plain, *written]))
-        reason = f"column {column!r} holds {different:,} different numbers in {rows:,} rows, such as {example}"
+        reason = f"column {column!r} contains {different:,} different numbers in {rows:,} rows, such as {example}"
         others = [cell for cell in counts if cell not in plain]
         if others:
+            unusable = rows - sum(counts[cell] for cell in plain)
             reason += (
-                f". {rows - sum(counts[cell] for cell in plain):,} rows hold no plain number, such as {shorten(others[0], 60)}: "
-                "for regression, write numbers as 3.7 or 3776, without a decimal comma, currency or percent sign; remove rows "
+                f". {unusable:,} rows contain no plain number, such as {shorten(others[0], 60)}. "
+                "For regression, write numbers as 3.7 or 3776, without a decimal comma, currency or percent sign; remove rows "
                 "without a number, or add --data.on_bad_rows skip"
             )
         return InferredTask((NUMBERS, CLASSES), f"{reason}. Are these quantities or classes?", is_clear=False)
@@ -58,12 +59,12 @@ def infer_task(column: str, cells: Iterable[Any]) -> InferredTask:
     if labels > FEW_DECIMALS and labels * 2 >= rows:
         example = next(iter(counts))
         reason = (
-            f"column {column!r} holds {labels:,} different labels in {rows:,} rows, such as {shorten(example, 60)}. It may hold "
-            "ids or texts instead of labels (to use another column: --task.label COLUMN). Are these classes?"
+            f"column {column!r} contains {labels:,} different labels in {rows:,} rows, such as {shorten(example, 60)}. It may "
+            "contain ids or texts instead of labels (to use another column: --task.label COLUMN). Are these classes?"
         )
         return InferredTask((CLASSES,), reason, is_clear=False)
     if plain and len(plain) == len(counts):
-        return InferredTask((CLASSES,), f"column {column} has {labels} labels; to learn numbers: --task.name regression")
+        return InferredTask((CLASSES,), f"column {column} has {labels} labels; to predict numbers: --task.name regression")
     return InferredTask((CLASSES,), "the default")
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, flags with several values, and help that lists the settings of a command."""
+"""Shared command-line options, flags with several values, and help that lists the settings of a command."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,18 +24,18 @@ CODE = click.option(
     multiple=True,
     expose_value=False,
     callback=_load_code,
-    help="Python file with tasks or strategies of yours; name them as FILE:Class. Can be repeated.",
+    help="Python file that defines tasks or strategies, named FILE:Class in the settings. Can be repeated.",
 )
 PRECISION = click.option(
     "--precision",
     type=click.Choice(["fp32", "auto", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help="fp32 gives the same results on every machine; auto is the fastest format of this machine.",
+    help="fp32: the same results on every machine. auto: the fastest format that this machine supports.",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows per batch.  [default: the fastest]")
-BASE = click.option("--base", metavar="PLACE", help="Base model of an adapter, if it was moved.  [default: as recorded]")
+BASE = click.option("--base", metavar="MODEL", help="Base model of an adapter, if it was moved.  [default: as recorded]")
 FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
     click.option(
@@ -44,13 +44,13 @@ FILE_OPTIONS = (
     click.option(
         "--output",
         type=click.Path(path_type=Path),
-        help="A file; its extension sets the format, as for --input. -: standard output.",
+        help="A file; its extension determines the format, as for --input. -: standard output.",
     ),
     click.option(
         "--format",
         "form",
         type=click.Choice(["csv", "tsv", "jsonl", "parquet", "txt"]),
-        help="Format of standard input and output.  [default: txt, one text per line; for output the format of the input]",
+        help="Format of standard input and output.  [default: txt, one text per line; for output, the format of the input]",
     ),
     OVERWRITE,
     click.option("--notes", is_flag=True, help="Add a column `note` that says why a row has no prediction."),
@@ -81,7 +81,7 @@ TRAINING_OPTIONS = (
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the context and the parameters of commands that take texts or files."""
+    """Add the context and the parameters of a command that takes texts or files."""
     return click.pass_context(_with_all(FILE_OPTIONS, command))
 
 
@@ -97,7 +97,7 @@ def _with_all(parameters: Sequence[Callable[..., Any]], command: Callable[..., A
 
 
 class SettingsHelp(click.Command):
-    """A command whose help lists the settings that it uses (`COMMAND_SETTINGS`)."""
+    """A command that lists its settings (`COMMAND_SETTINGS`) in its help."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from nlp_transfer.settings.applicability import COMMAND_SETTINGS, takes
@@ -110,7 +110,7 @@ class SettingsHelp(click.Command):
 
 
 class TextsHelp(SettingsHelp):
-    """A command with texts; those after `--` may begin with a dash."""
+    """A command that takes texts; those after `--` may begin with a dash."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
@@ -121,7 +121,7 @@ class TextsHelp(SettingsHelp):
 
 
 class CompareHelp(SettingsHelp):
-    """A command with flags that take several values."""
+    """The command `compare`, with flags that take several values."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -141,15 +141,15 @@ def repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
         UserError: no value follows such a flag.
     """
     repeated: list[str] = []
-    rest = list(arguments)
-    while rest:
-        flag, equals, value = rest.pop(0).partition("=")
+    remaining = list(arguments)
+    while remaining:
+        flag, equals, value = remaining.pop(0).partition("=")
         if flag not in names:
             repeated.append(flag + equals + value)
             continue
         values = [value] if equals else []
-        while rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
+        while remaining and not remaining[0].startswith("--"):
+            values.append(remaining.pop(0))
         if not values:
             raise UserError(f"{flag}: needs one or more values: {flag} VALUE ...")
         repeated += [f"{flag}={value}" for value in values]

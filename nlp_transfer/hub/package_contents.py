@@ -13,8 +13,8 @@ from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.saved_models.custom_models import FOLDER as BUILT
 from nlp_transfer.security.file_locks import open_regular
+from nlp_transfer.security.secret_patterns import contains_secret
 from nlp_transfer.security.secret_patterns import find_secret as find_secret_in_text
-from nlp_transfer.security.secret_patterns import is_in_bytes
 
 TOKENIZER = frozenset((*TOKENIZER_FILES, "chat_template.jinja"))
 MODEL_FILES = TOKENIZER | {*CONFIGURATIONS, "model.safetensors", "model.safetensors.index.json"}
@@ -97,7 +97,7 @@ def _find_in_weights(path: Path) -> int | None:
             return start
         overlap = header[-OVERLAP:]
         while block := file.read(BLOCK):
-            if is_in_bytes(overlap + block):
+            if contains_secret(overlap + block):
                 return file.tell() - len(block)
             overlap = block[-OVERLAP:]
     return None

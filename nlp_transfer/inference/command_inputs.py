@@ -167,7 +167,7 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
             raise UserError(f"{option}: {path} is no file: {reason}; allowed: a file ({', '.join(ENDINGS)})") from error
     if source != DASH:
         if format_of(source) is None and not names_no_format(source):
-            problems.add(f"--input: found the ending {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}, or -")
+            problems.add(f"--input: found the file extension {source.suffix!r} of {source}; allowed: {', '.join(ENDINGS)}, or -")
         elif not source.exists():
             problems.add(f"--input: there is no file {source}; allowed: a file that exists ({', '.join(ENDINGS)})")
         elif kind := kind_of(source):
@@ -178,7 +178,7 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
         if options.overwrite:
             problems.add("--overwrite: has no effect on standard output; leave it out")
     elif ending not in OUTPUTS:
-        problems.add(f"--output: found the ending {output.suffix!r} of {output}; allowed: {', '.join(OUTPUTS)}, or -")
+        problems.add(f"--output: found the file extension {output.suffix!r} of {output}; allowed: {', '.join(OUTPUTS)}, or -")
     elif output.exists():
         if kind := kind_of(output):
             problems.add(f"--output: {output} is {kind}; allowed: a file ({', '.join(OUTPUTS)})")

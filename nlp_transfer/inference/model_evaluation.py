@@ -67,7 +67,7 @@ def check_metrics_file(output: Path | None, overwrite: bool = False) -> None:
     if output is None:
         return
     if output.suffix.lower() != ".json":
-        raise UserError(f"--output: found the ending {output.suffix!r} of {output}; allowed: .json")
+        raise UserError(f"--output: found the file extension {output.suffix!r} of {output}; allowed: .json")
     allowed = "allowed: a .json file in a folder that exists"
     try:
         if not output.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Set up Accelerate: processes, precision, trackers, and how a model is prepared and released again."""
+"""Set up Accelerate: processes, precision and trackers; release prepared models."""
 
 import os
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ from nlp_transfer.utils.errors import UserError
 def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path | None = None) -> Accelerator:
     """Create the Accelerator of this process.
 
-    Device, precision and gradient accumulation come from the arguments only, not from Accelerate's configuration or environment.
+    Precision and gradient accumulation are not read from Accelerate's configuration or environment.
 
     Args:
-        training: settings of the process timeout and the trackers.
+        training: settings, of which `process_timeout` and `trackers` are used.
         precision: `fp32`, `bf16` or `fp16`. Every process uses the value of rank 0 (`mixed_precision` of the result).
         output_dir: folder in which trackers write.
 
@@ -35,7 +35,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
         UserError: the processes of a launcher do not form one group, Accelerate does not support this device or configuration, or
             a tracker is not available.
     """
-    # One process may run several jobs with different precisions; without this, Accelerate keeps the first one.
+    # Accelerate's state outlives a job; without this, later jobs of the process would have the precision of the first.
     AcceleratorState._reset_state(reset_partial_state=False)
     _check_gpu_count()
     try:
@@ -50,7 +50,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if precision == "fp32" else precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # else the environment's divides gradients
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the environment's would divide gradients
             dynamo_backend="no",
             kwargs_handlers=[group],
             log_with=training.trackers or None,
@@ -62,14 +62,14 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     launched = world_size()
     if launched != accelerator.num_processes:
         raise UserError(
-            f"the launcher started {launched} processes, but {accelerator.num_processes} work together; on CPUs use "
+            f"the launcher started {launched} processes, but {accelerator.num_processes} form a group; on CPUs use "
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N ..."
         )
     return accelerator
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
-    """Check an Accelerator that a caller may have created.
+    """Check an Accelerator, which a caller may have created.
 
     Raises:
         UserError: gradients or checkpoints would be wrong with it.
@@ -105,27 +105,27 @@ def allow_unused_parameters(accelerator: Accelerator) -> None:
     accelerator.ddp_handler = handler
 
 
-def release_model(accelerator: Accelerator, model: torch.nn.Module, own_forward: Any = None) -> None:
+def release_model(accelerator: Accelerator, model: torch.nn.Module, original_forward: Any = None) -> None:
     """Undo `accelerator.prepare`, so that the model can be prepared again.
 
-    Accelerate marks a prepared model, and ignores a marked model in the next call: the next phase would compute in fp32,
-    whatever the precision.
+    Accelerate marks a prepared model, and does not prepare a marked model again: without this, the next phase would compute in
+    fp32 regardless of the precision.
 
     Args:
-        own_forward: the instance attribute `forward` that the model had before it was prepared; None: it had none.
+        original_forward: instance attribute `forward` of the model before `prepare`; None: it had none.
     """
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         vars(model).pop(name, None)
-    if own_forward is not None:
-        model.forward = own_forward
+    if original_forward is not None:
+        model.forward = original_forward
     accelerator.free_memory()
 
 
 @contextmanager
 def in_fp32(model: torch.nn.Module) -> Iterator[None]:
-    """Let a prepared model compute in fp32 inside the context, so that its metrics are those of the saved model.
+    """Let a prepared model compute in fp32 inside the context, so that its metrics equal those of the saved model.
 
-    Accelerate wraps autocast around `model.forward`. FlashAttention does not support fp32, so sdpa replaces it meanwhile.
+    Accelerate wraps autocast around `model.forward`. FlashAttention does not support fp32, so sdpa replaces it temporarily.
     """
     prepared = vars(model).get("forward")
     if "_original_forward" in vars(model):
@@ -155,6 +155,6 @@ def finish_trackers(accelerator: Accelerator) -> None:
 
 
 def destroy_process_group() -> None:
-    """Destroy the process group, if there is one; called when the process is about to end."""
+    """Destroy the process group, if any, before the process ends."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class CachePoint:
-    """The point up to which a model is frozen: the input of layer `depth` (counted from 0), or with None the encoder's output."""
+    """The point up to which a model is frozen: the input of layer `depth` (counted from 0), or the encoder's output if None."""
 
     depth: int | None = None
 
@@ -62,14 +62,14 @@ def cache_tables(
 ) -> dict[str, TokenTable]:
     """Compute the features of all examples, or load them from an earlier run's file.
 
-    All processes of a run share the work. The features of the split `validation` are computed in fp32, so that its metrics are
-    those of the saved model.
+    All processes of a run share the work. The features of the split `validation` are computed in fp32, so that its metrics
+    equal those of the saved model.
 
     Args:
         tables: tokens by split.
         point: where the frozen part of the model ends.
-        where: `memory`, `disk`, or `auto` (on disk from 1 GiB on). A file on disk is memory-mapped, and named by a fingerprint of
-            the frozen weights, the tokens and the precision, so that later runs find it.
+        where: `memory`, `disk`, or `auto` (disk above 1 GiB). A file on disk is memory-mapped, and named by a fingerprint of
+            the frozen weights, the tokens and the precision, so that later runs can reuse it.
 
     Returns:
         The tables with features in `cached`, float32: of shape (rows, width) at the encoder's output (with `layers: mix` of
@@ -86,12 +86,13 @@ def cache_tables(
 def _cached(
     model: PreTrainedModel, table: TokenTable, point: CachePoint, device: torch.device, precision: str, where: Where, split: str
 ) -> np.ndarray | Ragged:
+    """Return the features of one split, computed now or loaded from a file."""
     first_row = _features(model, table, np.arange(min(1, len(table))), point, device, "fp32", FastFunctions())
     tokens = table.ragged["input_ids"]
     shape = (len(table) if point.depth is None else len(tokens.values), *first_row.shape[1:])
 
     def fill(features: np.ndarray) -> None:
-        # The same kernels as in training, since cached features replace live ones. One context casts the weights only once.
+        # The same kernels as in training, since cached features replace live ones; one instance casts the weights only once.
         compute = partial(_features, model, table, point=point, device=device, precision=precision, functions=FastFunctions())
         for rows, states in compute_in_batches(table, compute, f"encoding {split}"):
             if point.depth is None:
@@ -129,11 +130,11 @@ def _write_array(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray]
 
 
 def compute_in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: str) -> Iterator[tuple[np.ndarray, Any]]:
-    """Compute something for all rows, in batches of similar length that are shared among the processes of a run.
+    """Apply a function to all rows, in batches of similar length that are distributed over the processes of a run.
 
     Args:
         compute: called with row indices, int64 of shape (batch,). Its results are pickled if there are several processes.
-        title: of the progress bar.
+        title: title of the progress bar.
 
     Yields:
         The row indices of a batch and its result; every process gets all batches.
@@ -143,8 +144,8 @@ def compute_in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], 
     batches = inference_batches(table.side_lengths, BATCH)
     with Steps(title, -(-len(batches) // world)) as progress:
         for first in range(0, len(batches), world):
-            mine = batches[first + rank] if first + rank < len(batches) else None
-            result = (mine, None if mine is None else compute(mine))
+            batch = batches[first + rank] if first + rank < len(batches) else None
+            result = (batch, None if batch is None else compute(batch))
             results: list[Any] = [result]
             if world > 1:
                 results = [None] * world
@@ -207,7 +208,7 @@ def base_encoder(model: Any) -> Any:
 
 
 def _fingerprint(model: PreTrainedModel, table: TokenTable, point: CachePoint, precision: str) -> str:
-    """Return a hash of all that the features depend on: frozen weights, tokens, configuration, precision, torch version."""
+    """Return a hash of everything that determines the features, including the version of torch."""
     layers, config = find_layers(model), model.config
     depth = layers.depth if point.depth is None else point.depth
     pooling = [getattr(config, name, None) for name in ("classifier_pooling", "pooling", "layers")]

@@ -40,7 +40,7 @@ HEAD = re.compile(r"For([A-Z]\w+)$")  # at the end of a class name; matches in B
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model whose configuration is loaded and whose weights are not."""
+    """A model with a checked configuration; tokenizer and weights are loaded on request."""
 
     source: ModelSource
     config: PretrainedConfig
@@ -50,8 +50,8 @@ class Checkpoint:
         """Load and check the configuration.
 
         Raises:
-            UserError: the model cannot be found or read, its model type is unknown or needs more than text, it contains code, or
-                it refers to files outside its folder.
+            UserError: the model cannot be found or read, is of an unknown type or one that needs other inputs than text, contains
+                code, or refers to files outside its folder.
         """
         source = pin(source)
         check_model(source)
@@ -90,7 +90,7 @@ class Checkpoint:
 
     @cached_property
     def positions(self) -> int:
-        """Number of positions that the model has embeddings for; 512 if it has no position embeddings."""
+        """Maximum input length by the position embeddings; 512 for a model without them."""
         return position_limit(encoder_config(self.config))
 
     @cached_property
@@ -104,7 +104,7 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str:
-        """The class that was saved, such as `BertForSequenceClassification`; empty if it is not recorded."""
+        """The class of the saved model, such as `BertForSequenceClassification`; empty if it is not recorded."""
         return str((self.config.architectures or [""])[0])
 
     @property
@@ -146,7 +146,7 @@ class Checkpoint:
                     config=config,
                     trust_remote_code=False,
                     local_files_only=True,
-                    weights_only=True,  # for pickles; safetensors files are preferred
+                    weights_only=True,  # for pickles
                     dtype=torch.float32,  # the default is the dtype on disk, and fp16 weights train badly
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
@@ -158,7 +158,7 @@ class Checkpoint:
             raise UserError(f"model: {self.source.name} cannot be loaded: {explain_load_error(error, files)}") from error
         if set(report["missing_keys"]) >= {name for name, _ in model.named_parameters()}:
             raise UserError(
-                f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is it another family?"
+                f"model: no weight in {self.source.name} belongs to a {config.model_type} model; is the model_type wrong?"
             )
         mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
         model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)
@@ -179,32 +179,32 @@ class Checkpoint:
             add_padding_hooks(model)
 
 
-def check_head(checkpoint: Checkpoint, wanted: str = "SequenceClassification") -> None:
+def check_head(checkpoint: Checkpoint, expected: str = "SequenceClassification") -> None:
     """Check the head of a checkpoint that is used without training.
 
     In some families the weights of different heads have the same names, so another head would load as a classifier.
 
     Args:
-        wanted: the head, as in `Checkpoint.head`.
+        expected: the required head, as in `Checkpoint.head`.
 
     Raises:
         UserError: the checkpoint was saved with another head.
     """
-    if checkpoint.head not in (None, wanted):
+    if checkpoint.head not in (None, expected):
         raise UserError(
             f"model: {checkpoint.source.name} was saved as {checkpoint.architecture}; allowed: a model whose class ends in "
-            f"For{wanted}. Fine-tune it first: nlp-transfer train"
+            f"For{expected}. Fine-tune it first: nlp-transfer train"
         )
 
 
 def forbid_new_parameters(model: nn.Module, source: str) -> None:
-    """Check that a model which is used without training was loaded completely.
+    """Check that all weights of a model that is used without training were loaded.
 
     Args:
         source: the model's name, for messages.
 
     Raises:
-        UserError: it has randomly initialized parameters, or its embeddings were extended.
+        UserError: the model has randomly initialized parameters, or its embeddings were extended.
     """
     if added := getattr(model, "added_rows", 0):
         raise UserError(

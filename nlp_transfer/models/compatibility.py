@@ -15,7 +15,7 @@ from nlp_transfer.models.layers import encoder_config, encoder_type
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
-# Families whose models need more inputs than text.
+# Families that require other inputs than text.
 OTHER_INPUTS = {
     "layoutlm": "the box of each word on its page", "layoutlmv2": "an image and the box of each word on it",
     "layoutlmv3": "an image and the box of each word on it", "lilt": "the box of each word on its page",
@@ -28,7 +28,7 @@ DEFAULT_POSITIONS = 512  # the limit for models without position embeddings
 
 
 def check_reads_text(config: Any, name: str) -> None:
-    """Raise a UserError if the models of this family need more inputs than text."""
+    """Raise a UserError if models of this family require other inputs than text."""
     if inputs := OTHER_INPUTS.get(config.model_type):
         raise UserError(
             f"model: {name} is a {config.model_type} model, which needs {inputs}; allowed: families that read only text"
@@ -36,10 +36,10 @@ def check_reads_text(config: Any, name: str) -> None:
 
 
 def set_padding_token(tokenizer: Any, config: Any, name: str) -> None:
-    """Set the padding token of a tokenizer that has none: the configuration's, else the end token, else the unknown token.
+    """Set a missing padding token: the configuration's, else the end token, else the unknown token.
 
     Raises:
-        UserError: there is none of these.
+        UserError: the tokenizer has none of these tokens.
     """
     if tokenizer.pad_token_id is not None:
         return
@@ -56,7 +56,7 @@ def set_padding_token(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def drop_unknown_token_types(tokenizer: Any, config: Any, name: str) -> None:
-    """Stop a tokenizer from returning token types that the model has no embeddings for (RoBERTa's second text)."""
+    """Stop a tokenizer from returning token types that the model cannot embed, such as RoBERTa's for the second text."""
     types, key = getattr(config, "type_vocab_size", None), "token_type_ids"
     if not types or key not in tokenizer.model_input_names:  # a model with 0 types ignores them
         return
@@ -68,7 +68,10 @@ def drop_unknown_token_types(tokenizer: Any, config: Any, name: str) -> None:
 
 @contextmanager
 def preserve_truncation(tokenizer: Any) -> Iterator[None]:
-    """Restore the tokenizer's truncation and padding settings at the end; each call changes them, and they are saved with it."""
+    """Restore the tokenizer's truncation and padding settings on exit.
+
+    Each call of a tokenizer changes these settings, and they are saved with the tokenizer.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     truncation, padding = (backend.truncation, backend.padding) if backend is not None else (None, None)
     yield
@@ -78,17 +81,17 @@ def preserve_truncation(tokenizer: Any) -> Iterator[None]:
 
 
 def position_limit(config: Any) -> int:
-    """Return the maximum number of tokens by the model's position embeddings; 512 if it has none.
+    """Return the maximum number of tokens that the position embeddings allow; 512 for a model without them.
 
-    RoBERTa and related families number positions from `padding_idx + 1` on, so they have fewer positions than rows.
+    RoBERTa and related families number positions from `padding_idx + 1`, so they have fewer positions than embedding rows.
     """
     try:
-        stated = getattr(config, "max_position_embeddings", None)
+        configured = getattr(config, "max_position_embeddings", None)
     except NotImplementedError:
-        stated = None
-    if not isinstance(stated, int) or stated < 1:  # XLNet says -1
+        configured = None
+    if not isinstance(configured, int) or configured < 1:  # XLNet has -1
         return DEFAULT_POSITIONS
-    limit = stated
+    limit = configured
     for name, module in _meta_model(config).named_modules():
         padding, weight = getattr(module, "padding_idx", None), getattr(module, "weight", None)
         if "position" in name.rpartition(".")[2] and padding is not None and isinstance(weight, torch.Tensor):
@@ -103,7 +106,7 @@ def _meta_model(config: Any) -> nn.Module:
     try:
         with on_meta_device("config.json"):
             model: nn.Module = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
-    except Exception:  # of any type; loading the model reports it
+    except Exception:  # any type; reported when the model is loaded
         return nn.Module()
     return model
 
@@ -120,15 +123,15 @@ def embedding_rows(model: Any) -> int | None:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Return the number of embedding rows that a tokenizer needs. Ids may have gaps, so it may have fewer tokens."""
+    """Return the number of embedding rows that a tokenizer needs; it exceeds the number of tokens if ids have gaps."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
 
 
 def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     """Extend a model's embeddings for tokens that were added to its tokenizer, and set `model.added_rows`.
 
-    transformers draws the new rows around the mean of the others. The seed is fixed, because the base of an adapter must get the
-    same rows each time it is loaded.
+    transformers samples the new rows around the mean of the existing ones. The seed is fixed, because the base of an adapter must
+    get the same rows each time.
 
     Raises:
         UserError: the tokenizer belongs to another model, or the family's embeddings cannot be extended.
@@ -138,7 +141,7 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
         return
     vocabulary = tokenizer.get_vocab()
     needed = max(vocabulary.values(), default=-1) + 1
-    # Some tokenizers use ids after their vocabulary for languages; the model has embeddings for these.
+    # Some tokenizers use ids beyond their vocabulary for languages; the model has embeddings for these ids.
     with preserve_truncation(tokenizer):
         highest = max(tokenizer("a")["input_ids"], default=-1)
     if highest >= max(rows, needed):
@@ -171,14 +174,14 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     new_tokens = sorted((token for token, i in vocabulary.items() if i >= rows), key=vocabulary.__getitem__)
     say(
         f"tokens: {', '.join(map(shorten, new_tokens[:5]))}{' ...' if len(new_tokens) > 5 else ''} had no embeddings; "
-        f"{needed - rows} rows were added to the {rows} of {name}, drawn around the mean of the others"
+        f"{needed - rows} rows were added to the {rows} of {name}, sampled around the mean of the others"
     )
 
 
 def split_by_length(model: Any, batches: list[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
-    """Split batches into batches of equal length for families that padding affects; return others unchanged.
+    """Split batches so that all rows of a batch have the same length, for families whose predictions depend on padding.
 
-    Without it, a prediction would depend on the other rows of its batch.
+    Without this, a prediction would depend on the other rows of its batch. Batches for other families are returned unchanged.
 
     Args:
         batches: int64 row indices; each batch is sorted by length.
@@ -204,10 +207,10 @@ def set_pooled_token(model: Any, tokenizer: Any) -> None:
 
 
 def add_padding_hooks(model: Any) -> None:
-    """Add forward hooks for families with special padding.
+    """Add forward hooks that adapt the padding of inputs to the family.
 
-    Models that pool the last column of a batch (XLNet) get padding on the left. Models with a minimum length (CANINE
-    downsamples characters) get inputs padded to it.
+    Models that pool the last column of a batch (XLNet) get padding on the left. For models with a minimum input length (CANINE
+    downsamples characters), shorter inputs are padded to it.
     """
     if any(getattr(module, "summary_type", None) == "last" for module in model.modules()):
         model.register_forward_pre_hook(_pad_left, with_kwargs=True)
@@ -216,6 +219,7 @@ def add_padding_hooks(model: Any) -> None:
 
 
 def _pad_to_minimum(columns: int, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Pad inputs of shape (rows, tokens) on the right to at least `columns` tokens."""
     mask = named.get("attention_mask")
     if mask is None or mask.ndim != 2 or mask.shape[1] >= columns:
         return arguments, named
@@ -229,6 +233,7 @@ def _has_shape_of(value: Any, mask: torch.Tensor) -> bool:
 
 
 def _pad_left(_: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Move the padding of inputs of shape (rows, tokens) to the left."""
     mask = named.get("attention_mask")
     if mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
         return arguments, named

@@ -62,7 +62,7 @@ def _fastest_precision(device: str, model_type: str) -> tuple[str, str]:
             return "fp32", f"the GPU has no bf16, and {model_type} overflows in fp16"
         return "fp16", "the GPU has no bf16"
     if device == "mps":
-        return "fp32", "bf16 is not proven on this device"
+        return "fp32", "bf16 is not tested on this device"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "bf16", "the CPU has instructions for bf16"
     return "fp32", "the CPU has no instructions for bf16"
@@ -71,7 +71,7 @@ def _fastest_precision(device: str, model_type: str) -> tuple[str, str]:
 def seed_step(seed: int, step: int, process: int) -> None:
     """Seed PyTorch's generators for one step.
 
-    The random numbers of a step depend on the run's seed, the step and the process only, so checkpoints need no generator states.
+    The random numbers of a step depend only on the run's seed, the step and the process, so checkpoints need no generator states.
     """
     number = int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
     torch.default_generator.manual_seed(number)  # torch.manual_seed visits every kind of device, which takes half a millisecond

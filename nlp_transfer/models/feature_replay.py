@@ -1,8 +1,8 @@
 """Train on cached features: start forward passes where the frozen part of the model ends.
 
-Everything above the cache point runs as usual, including dropout. Training on cached features therefore equals training on live
-ones, without the frozen layers' forward pass in every epoch. Hooks and swapped `forward` methods leave the model's class and
-parameter names unchanged, so optimizers, PEFT and saving do not notice.
+Everything above the cache point runs as usual, including dropout. The results therefore equal those of live features, without the
+forward pass of the frozen layers in every epoch. Hooks and replaced `forward` methods leave the model's class and parameter names
+unchanged, so optimizers, PEFT and saving are not affected.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,9 @@ def enable_replay(model: PreTrainedModel, point: CachePoint) -> None:
             "trained on cached features; allowed: none"
         )
     undo: list[Callable[[], None]] = []
-    cached: dict[str, torch.Tensor] = {}  # the features of the forward pass that is running
+    cached: dict[str, torch.Tensor] = {}  # features of the current forward pass
     if point.depth is None and isinstance(model, EncoderHeadForSequenceClassification):
-        return  # its forward method takes pooled features
+        return  # its forward method accepts pooled features
 
     def take_features(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if point.column in named:
@@ -80,7 +80,7 @@ def _replace_forward(module: nn.Module, make: Callable[[Callable[..., Any]], Cal
 
 
 def _cached_encoder(encoder: Any, cached: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward method that returns the cached vector as the state of the only token; the pooler still runs."""
+    """Return a forward method that outputs the cached vector as the state of a single token; the pooler still runs."""
 
     def forward(*arguments: Any, **named: Any) -> Any:
         if "states" not in cached:
@@ -96,9 +96,9 @@ def _cached_encoder(encoder: Any, cached: dict[str, torch.Tensor], live: Callabl
 
 
 def _skipped_layer(cached: dict[str, torch.Tensor], live: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward method that skips a layer below the cache point; its output is replaced there.
+    """Return a forward method that skips a layer; cached features replace its output at the cache point.
 
-    The first pass runs live, to see whether the family's layers return a tuple.
+    The first pass runs the layer, to learn whether the family's layers return a tuple.
     """
     output_type: list[type] = []
 

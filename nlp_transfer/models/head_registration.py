@@ -1,7 +1,7 @@
 """Register the toolkit's model type with transformers, without importing transformers.
 
-`import nlp_transfer` must stay fast, since the command's help imports it, but `pipeline` must be able to load a saved head after
-it. Therefore an import hook runs the registration when transformers loads its Auto classes, or at once if they are loaded.
+`import nlp_transfer` must be fast, since `nlp-transfer --help` runs it, but must enable `pipeline` to load a saved head.
+Therefore an import hook registers the head when transformers loads its Auto classes, or immediately if they are already loaded.
 """
 
 import importlib
@@ -16,7 +16,7 @@ MODEL_TYPE = "nlp_transfer_encoder_head"
 
 
 def _register() -> None:
-    """Import the module that registers its classes at its end. If this module is importing transformers, it is not run again."""
+    """Import the module that registers its classes at its end; without effect while that import is already running."""
     importlib.import_module("nlp_transfer.models.heads")
 
 
@@ -24,7 +24,7 @@ WAITING: dict[str, Callable[[], None]] = {"transformers.models.auto.modeling_aut
 
 
 class _AfterImport(MetaPathFinder):
-    """Import hook: call the registration after the module that it waits for has been executed."""
+    """Import hook: register the head after a module in `WAITING` has been executed."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in WAITING:

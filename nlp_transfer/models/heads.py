@@ -1,7 +1,7 @@
 """A configurable classification head on any encoder, as a new model type of transformers.
 
-No family's class has such a head: saved under one, it would load silently with random weights. Plain transformers refuses the
-unknown model type, and `import nlp_transfer` registers it with the Auto classes and `pipeline`.
+No class of transformers has such a head, so under an existing model type it would load silently with random weights. Plain
+transformers refuses the new model type; `import nlp_transfer` registers it with the Auto classes and `pipeline`.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class EncoderHeadConfig(PretrainedConfig):
 
     @staticmethod
     def _check(fields: dict[str, Any]) -> None:
-        """Raise a UserError (a ValueError) if the fields of a file are not valid for a head."""
+        """Raise a UserError (a ValueError) if a configuration file has invalid fields."""
         head = {"dropout" if name == "head_dropout" else name: value for name, value in fields.items() if name != "encoder"}
         problems = Problems()
         validate(HeadConfig, head | {"hidden": fields["hidden"] or []}, problems, "config.json")
@@ -82,28 +82,28 @@ class EncoderHeadConfig(PretrainedConfig):
         return stored == (head.pooling, head.hidden, head.layers, head.normalize)
 
     def encoder_config(self) -> PretrainedConfig:
-        """Return the encoder's configuration, of its family's class."""
+        """Return the encoder's configuration as an instance of its family's class."""
         fields = dict(self.encoder or {})
         if not fields:
             raise UserError("model: config.json has no `encoder` (the encoder's configuration)")
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-def pool(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
+def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Pool token states into one vector for each row.
 
     Args:
         states: of shape (rows, tokens, width).
         mask: of shape (rows, tokens), 0 for padding.
-        how: `cls`, `mean` or `max`.
+        pooling: `cls`, `mean` or `max`.
 
     Returns:
         Vectors of shape (rows, width).
     """
-    if how == "cls":
+    if pooling == "cls":
         return states[:, 0]
     real = mask[..., None].to(states.dtype)
-    if how == "mean":
+    if pooling == "mean":
         return (states * real).sum(1) / real.sum(1).clamp(min=1)
     return states.masked_fill(real == 0, torch.finfo(states.dtype).min).amax(1)
 
@@ -124,6 +124,7 @@ class LayerMix(nn.Module):
         self.weight = nn.Parameter(torch.zeros(layers))
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return the weighted average over layers."""
         return (self.weight.softmax(0)[:, None] * vectors).sum(1)
 
 
@@ -147,11 +148,11 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
         self.encoder = without_pooler(AutoModel.from_config(config.encoder_config(), trust_remote_code=False))
         sizes = [self.encoder.config.hidden_size, *(config.hidden or []), config.num_labels]
         layers: list[nn.Module] = []
-        for i, (width, after) in enumerate(pairwise(sizes)):
+        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
             layers += [nn.GELU()] if i else []
-            layers += [nn.Dropout(config.head_dropout), nn.Linear(width, after)]
+            layers += [nn.Dropout(config.head_dropout), nn.Linear(inputs, outputs)]
         self.classifier = nn.Sequential(*layers)
-        if config.layers == "mix":  # the embeddings count as a layer; all weights are equal at first
+        if config.layers == "mix":  # the embeddings count as a layer; weights are equal initially
             self.mix = LayerMix(self.encoder.config.num_hidden_layers + 1)
         self.post_init()
 
@@ -185,12 +186,14 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
     ) -> torch.Tensor:
         """Return pooled states of shape (rows, width); with `layers: mix` (rows, layers + 1, width), the embeddings first."""
         mix = self.config.layers == "mix"
-        inputs.pop("output_hidden_states", None)  # peft passes it on
+        inputs.pop("output_hidden_states", None)  # peft passes it
         outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=mix, **inputs)
         states = outputs.last_hidden_state
         mask = attention_mask if attention_mask is not None else torch.ones(states.shape[:2], device=states.device)
-        how = self.config.pooling
-        return torch.stack([pool(layer, mask, how) for layer in outputs.hidden_states], 1) if mix else pool(states, mask, how)
+        pooling = self.config.pooling
+        if mix:
+            return torch.stack([pool(layer, mask, pooling) for layer in outputs.hidden_states], 1)
+        return pool(states, mask, pooling)
 
 
 def attach_head(

@@ -28,12 +28,12 @@ def has_decoder(model: nn.Module) -> bool:
     return is_encoder_decoder(model) and bool(any_model.can_generate())
 
 
-def place_end_tokens(model: nn.Module, ids: torch.Tensor, place: int = -1) -> torch.Tensor:
-    """Make artificial token ids valid for classifiers that read the end token of each row (BART, T5).
+def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) -> torch.Tensor:
+    """Put exactly one end token into each row of artificial ids, for classifiers that pool it (BART, T5).
 
     Args:
         ids: int64 of shape (rows, tokens).
-        place: the position of the only end token in each row.
+        position: index of the end token in each row.
 
     Returns:
         The ids; unchanged for other models.
@@ -42,23 +42,23 @@ def place_end_tokens(model: nn.Module, ids: torch.Tensor, place: int = -1) -> to
         return ids
     end = int(model.config.eos_token_id)  # type: ignore[union-attr, arg-type]
     ids = torch.where(ids == end, end + 1, ids)
-    ids[:, place] = end
+    ids[:, position] = end
     return ids
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of a model, in the order in which they are computed.
+    """The layers of a model, in order of computation.
 
     Attributes:
         encoder: module path of the encoder.
         prefix: module path of the encoder's stack of layers.
         depth: number of layers with separate weights.
         shared: whether several layers share weights (ALBERT).
-        outside: names of encoder parameters whose names begin otherwise, such as embeddings shared with a decoder.
-        decoder: module path of the stack of a pretrained decoder that generates text.
-        upper: module path of the decoder's stack in a classifier such as BART's. `depth` counts the layers of both stacks then.
-        lower: number of encoder layers in such a classifier.
+        outside: names of encoder parameters outside of the module `encoder`, such as embeddings shared with a decoder.
+        decoder: module path of the stack of layers of a pretrained decoder that generates text.
+        upper: module path of the decoder's stack in an encoder-decoder classifier (BART); `depth` then counts both stacks.
+        lower: number of encoder layers in an encoder-decoder classifier.
     """
 
     encoder: str
@@ -78,7 +78,7 @@ class Layers:
     def depth_of(self, parameter: str) -> int:
         """Return the depth of a parameter by its name.
 
-        0 means embeddings and parameters of all layers; 1 to `depth`, a layer; `depth` + 1, the pooler, head and decoder.
+        0: embeddings and parameters shared by all layers. 1 to `depth`: layers. `depth` + 1: pooler, head and decoder.
         """
         if parameter in self.outside:
             return 0
@@ -89,13 +89,13 @@ class Layers:
                 return int(parameter.removeprefix(stack + ".").split(".")[0]) + 1 + below
         inner = parameter.removeprefix(self.encoder + ".")
         if self.upper:
-            side, _, inner = inner.partition(".")
-            return (self.lower if side == "encoder" else self.depth) if inner.startswith("final_") else 0
+            stack_name, _, inner = inner.partition(".")
+            return (self.lower if stack_name == "encoder" else self.depth) if inner.startswith("final_") else 0
         return self.depth if inner.startswith("final_") else 0
 
 
 def encoder_config(config: Any) -> Any:
-    """Return the encoder's configuration: the model's, or the inner one below the toolkit's head or beside a decoder."""
+    """Return the encoder's configuration: the nested one if the model has the toolkit's head or a decoder, else the model's."""
     if hasattr(config, "encoder_config"):
         return config.encoder_config()
     inner = getattr(config, "encoder", None)
@@ -108,7 +108,7 @@ def encoder_type(config: Any) -> str:
 
 
 def width(model: nn.Module) -> int:
-    """Return the encoder's hidden size."""
+    """Return the encoder's hidden size; 768 if the configuration has none."""
     return getattr(encoder_config(model.config), "hidden_size", None) or 768
 
 
@@ -121,7 +121,7 @@ def find_layers(model: nn.Module) -> Layers:
     any_model: Any = model
     config = encoder_config(model.config)
     count = getattr(config, "num_hidden_layers", 0)
-    shared = hasattr(config, "num_hidden_groups")  # ALBERT: few groups of weights serve all layers
+    shared = hasattr(config, "num_hidden_groups")  # ALBERT: layers share a few groups of weights
     depth = config.num_hidden_groups if shared else count
     classifies = is_encoder_decoder(model) and not has_decoder(model)  # with a head on the decoder
     encoder = _path(model, any_model.get_encoder()) if has_decoder(model) else getattr(model, "base_model_prefix", "")
@@ -142,8 +142,8 @@ def find_layers(model: nn.Module) -> Layers:
         return Layers(encoder, prefix, depth + len(stack), False, upper=upper, lower=depth)
     if not has_decoder(model):
         return Layers(encoder, prefix, depth, shared and depth < count)
-    of_encoder = {id(parameter) for parameter in any_model.get_encoder().parameters()}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in of_encoder}
+    encoder_ids = {id(parameter) for parameter in any_model.get_encoder().parameters()}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in encoder_ids}
     decoder = _path(model, any_model.get_decoder())
     is_new = any(name.startswith(f"{decoder}.") for name in new_parameters(model))
     outside = frozenset(name for name in names if not name.startswith(f"{encoder}."))
@@ -155,7 +155,7 @@ def _path(model: nn.Module, submodule: nn.Module) -> str:
 
 
 def _stack(model: nn.Module, below: str, length: int | None = None) -> str | None:
-    """Return the path of the first `ModuleList` below a path, of this length if one is given."""
+    """Return the path of the first `ModuleList` below a path; if `length` is set, of the first with this length."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.startswith(f"{below}.") and length in (None, len(module)):
             return name

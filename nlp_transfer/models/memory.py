@@ -1,4 +1,4 @@
-"""Memory: recognize out-of-memory errors, free cached memory, and let the C library retain freed memory."""
+"""Recognize out-of-memory errors, free cached memory, and let the C library retain freed memory."""
 
 import ctypes
 import sys
@@ -13,13 +13,13 @@ OUT_OF_MEMORY = (
     "out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "allocation_failed", "can't allocate memory",
     "not enough memory",
 )  # fmt: skip
-"""Messages in lower case: CUDA, HIP and MPS; cuBLAS; cuDNN before and since version 9; the CPU's allocator (two systems)."""
+"""Lower-case messages of CUDA, HIP and MPS; cuBLAS; cuDNN before and since version 9; the CPU allocator (Linux, Windows)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that a device or this process ran out of memory.
 
-    PyTorch's allocator raises its own type of error. Errors of drivers and libraries are recognized by their messages, of which
+    PyTorch's allocator raises `OutOfMemoryError`. Errors of drivers and libraries are recognized by their messages, of which
     Accelerate's `should_reduce_batch_size` knows only some.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -33,7 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_cached_memory() -> None:
     """Collect garbage and empty the device's cache.
 
-    Call it after the `except` clause of an out-of-memory error, which refers to tensors until it ends.
+    Call it after the `except` clause of an out-of-memory error: within the clause, the traceback still references tensors.
     """
     clear_device_cache(garbage_collection=True)
 

@@ -12,7 +12,7 @@ from nlp_transfer.kernels.sdpa import attention_for_any_shape
 from nlp_transfer.models.layers import has_decoder, new_parameters
 from nlp_transfer.utils.errors import UserError
 
-# Names of the dropout rates in the configurations of the families.
+# Names of dropout rates in the configurations of model families.
 HIDDEN_DROPOUT = (
     "hidden_dropout_prob", "dropout", "dropout_rate", "pooler_dropout", "classifier_dropout", "seq_classif_dropout",
     "embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "head_dropout",
@@ -24,8 +24,7 @@ LAYER_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop")
 def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, Any]:
     """Return the configuration fields of this family that set its dropout rates.
 
-    LayerDrop is always turned off: skipped layers leave parameters without gradients, for which distributed processes would
-    wait forever.
+    LayerDrop is always off: distributed processes would wait forever for the gradients of skipped layers.
 
     Args:
         hidden: dropout of hidden layers; None: the checkpoint's.
@@ -41,7 +40,7 @@ def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention:
 
 
 def replaced_parameters(model: nn.Module) -> frozenset[str]:
-    """Return the names of new parameters whose stored weights had another shape, such as a classifier for other labels."""
+    """Return the names of new parameters that had a different shape in the checkpoint, such as a classifier for other labels."""
     return getattr(model, "replaced_parameters", frozenset())
 
 
@@ -51,7 +50,7 @@ def has_untrained_decoder(model: nn.Module) -> bool:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return the number of trainable and of all parameters; shared ones count once."""
+    """Return the number of trainable parameters and of all parameters; shared parameters count once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
@@ -69,11 +68,11 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     Raises:
         UserError: the model family does not support it.
     """
-    base: Any = model
-    if not getattr(base, "supports_gradient_checkpointing", False):
-        family = base.config.model_type
+    any_model: Any = model
+    if not getattr(any_model, "supports_gradient_checkpointing", False):
+        family = any_model.config.model_type
         raise UserError(f"training.gradient_checkpointing: found true, which {family} models do not support; allowed: false")
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # its older name
+    enable = getattr(any_model, "activation_checkpointing_enable", None) or any_model.gradient_checkpointing_enable  # older name
     enable({"use_reentrant": False})  # the reentrant implementation loses gradients behind frozen layers
 
 
@@ -90,7 +89,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def describe_head(model: nn.Module) -> list[str]:
-    """Return a message on whether the checkpoint's head was kept or replaced; an empty list if it had none."""
+    """Return a message on whether the checkpoint's head is used or was replaced; an empty list if it had no head."""
     note: str | None = getattr(model, "head_note", None)
     return [note] if note else []
 

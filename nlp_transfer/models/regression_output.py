@@ -1,4 +1,4 @@
-"""The output layer of a regression: standardized while it is trained, in the target's units when it is saved."""
+"""The output layer of a regression model: standardized during training, in the target's units when saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +43,7 @@ class RegressionOutput(nn.Linear):
         return outputs[-1]  # type: ignore[return-value]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return fp32 values of shape (rows, 1) for an input of shape (rows, width)."""
         weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
         if self.standardized and self.offset is not None:
             weight, bias = weight / self.scale, weight.new_tensor([(self.offset - self.mean) / self.scale])
@@ -50,13 +51,13 @@ class RegressionOutput(nn.Linear):
             return F.linear(input.float(), weight, bias)
 
     def fold(self) -> None:
-        """Rescale the weights to predict in the target's units; a folded layer is not changed."""
+        """Rescale the weights to predict in the target's units; without effect on a folded layer."""
         if self.offset is None:
             self.offset = self.stored_bias * self.scale + self.mean
             self._set(self.weight.detach().cpu().double() * self.scale, self.offset)
 
     def unfold(self, mean: float, scale: float, offset: float | None = None) -> None:
-        """Rescale weights that were loaded from a saved model to predict standardized values.
+        """Rescale the weights of a saved model to predict standardized values.
 
         Args:
             mean, scale: standardization of the target.

@@ -1,7 +1,7 @@
-"""The raw document that describes a run: strict YAML, and overrides by dotted name.
+"""Read the raw document of a run from strict YAML, and merge overrides by dotted name.
 
-OmegaConf does not fit: it reads `no`, 010 and 12:30 as false, 8 and 750, expands `${oc.env:NAME}` in values, takes no data
-frames, and cannot merge into lists.
+OmegaConf is unsuitable: it reads `no`, 010 and 12:30 as false, 8 and 750, expands `${oc.env:NAME}` in values, does not accept
+data frames, and cannot merge into lists.
 """
 
 import re
@@ -18,21 +18,21 @@ from nlp_transfer.settings.validation import all_settings, suggest
 from nlp_transfer.utils.errors import UserError, shorten
 
 MAX_BYTES = 10 * 2**20  # size of a settings file
-MAX_VALUES = 1_000_000  # with all aliases (*name) expanded
+MAX_VALUES = 1_000_000  # after expanding all aliases (*name)
 MAX_DEPTH = 50  # nesting of settings
 TOO_DEEP = f"this is nested more than {MAX_DEPTH} levels deep; allowed: at most {MAX_DEPTH}"
 MAX_NUMBER = 1000  # characters of a number
 
 
 def as_document(config: RunConfig | Mapping[str, Any] | str | Path | None) -> Document:
-    """Return the settings of a RunConfig (those that were set), a document, or a YAML file as a new document."""
+    """Return a new document from a RunConfig (only the fields that were set), a document or a YAML file."""
     if isinstance(config, RunConfig):
         return {name: getattr(config, name) for name in config.model_fields_set}
     return read_document(config) if isinstance(config, (str, Path)) else dict(config or {})
 
 
 def read_document(path: str | Path) -> Document:
-    """Read a YAML file. Paths in the `config.yaml` of a run that was moved are adapted (`relocate`).
+    """Read a YAML file. Paths in the `config.yaml` of a moved run are adjusted (`relocate`).
 
     Raises:
         UserError: the file is missing, too large, not a regular file, not valid YAML, or not a mapping.
@@ -66,7 +66,7 @@ def read_document(path: str | Path) -> Document:
 
 
 def _or_table(path: Path) -> str:
-    """Return advice for invalid YAML in a file that may be meant as a table."""
+    """Return advice for invalid YAML in a file that may be a table; otherwise an empty string."""
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         return ""
     return (
@@ -84,11 +84,12 @@ ADVICE = {
     "unexpected end of stream": "close the quote",
     "expected ',' or": "close the bracket",
     "expected": "write NAME: VALUE, with all settings of one level in the same column",
-}  # by words in the parser's message
+}
+"""Advice for invalid YAML, by words in the message of the parser."""
 
 
 def _describe_fault(error: Exception) -> str:
-    """Return the line and column, the fault and advice, to follow the file name."""
+    """Describe invalid YAML: line, column, fault and advice. The file name precedes this text."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return f": is not valid YAML: {error}"
@@ -101,8 +102,8 @@ def _describe_fault(error: Exception) -> str:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that also refuses duplicate keys, alias bombs, recursive aliases, deep nesting and lone surrogates.
 
-    Numbers mean what a person would read: 010 (octal), 12:30 (base 60), 1_000, 0x1F, +1 and dates stay text. If a setting is a
-    number, the schema converts text such as 010, 1_000 or 1e-4.
+    Only plain decimal numbers are converted: 010 (octal), 12:30 (base 60), 1_000, 0x1F, +1 and dates remain text. For numeric
+    settings, the schema converts text such as 010, 1_000 or 1e-4.
     """
 
     depth = 0
@@ -166,7 +167,7 @@ def _refusal(node: yaml.Node, why: str) -> yaml.YAMLError:
 
 
 class _Size:
-    """Limits on the number of values and the depth of a node, with every alias expanded."""
+    """Checks the number of values and the depth of a node after expanding all aliases."""
 
     def __init__(self) -> None:
         self.sizes: dict[int, tuple[int, int] | None] = {}
@@ -214,29 +215,30 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
         UserError: a flag has no value, or is not a dotted name.
     """
     pairs: list[tuple[str, Any]] = []
-    rest = list(arguments)
-    while rest:
-        flag = rest.pop(0)
+    remaining = list(arguments)
+    while remaining:
+        flag = remaining.pop(0)
         if not flag.startswith("--") or len(flag) == 2:
             raise UserError(f"found {flag!r}; allowed: settings by dotted name, such as --training.epochs 5")
         name, equals, value = flag[2:].partition("=")
         if not equals:
-            if not rest or rest[0].startswith("--"):
+            if not remaining or remaining[0].startswith("--"):
                 known = {known for known, _, _ in all_settings()}
                 raise UserError(f"--{name}: needs a value, such as --{name} VALUE{'' if name in known else suggest(name)}")
-            value = rest.pop(0)
+            value = remaining.pop(0)
         if not all(name.split(".")):
             raise UserError(f"--{name}: a part of the name is empty; allowed: a dotted name, such as --training.epochs 5")
-        section, *rest_of_name = name.split(".", 2)
-        setting = [part.replace("-", "_") for part in (section, *rest_of_name[:1])]
-        pairs.append((".".join([*setting, *rest_of_name[1:]]), _parse_value(value)))  # the third part may be a label with dashes
+        section, *further_parts = name.split(".", 2)
+        setting = [part.replace("-", "_") for part in (section, *further_parts[:1])]
+        dotted = ".".join([*setting, *further_parts[1:]])  # the third part may be a label with dashes
+        pairs.append((dotted, _parse_value(value)))
     return pairs
 
 
 def _parse_value(text: str) -> Any:
-    """Parse numbers, true, false, null, quoted text, and lists and mappings in brackets as YAML. Anything else stays text.
+    """Parse numbers, true, false, null, quoted text, and lists and mappings in brackets as YAML. Anything else remains text.
 
-    yes, no, on and off stay text, since they may be labels; boolean settings accept them as well.
+    yes, no, on and off remain text, since they may be labels; boolean settings accept them as well.
     """
     try:
         value = yaml.load(text, Loader=_StrictLoader)
@@ -249,14 +251,14 @@ def _parse_value(text: str) -> Any:
     return value if is_yaml else text
 
 
-NAMED = ("task", "strategy")  # sections of a document that may be a name alone
+NAMED = ("task", "strategy")  # sections that may be a plain name
 
 
 def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Document, list[str]]:
-    """Return a copy of the document with the overrides, and notes about the settings that this dropped.
+    """Return a copy of the document with the overrides applied, and notes about dropped settings.
 
-    Changing `task.name` or `strategy.name` drops the settings of the old class, which the new one does not know. Names are
-    therefore set first, regardless of the order of the flags.
+    Changing `task.name` or `strategy.name` drops the settings of the previous class. Names are therefore set first, regardless of
+    the order of the flags.
 
     Raises:
         UserError: an override addresses a list position that does not exist, or a setting inside a plain value.
@@ -281,7 +283,7 @@ def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Doc
 
 
 def _descend(parent: Any, path: list[str], name: str) -> Any:
-    """Return the container at the end of `path` in `parent`; create it if missing, and expand a name alone."""
+    """Return the mapping or list at the last key of `path` in `parent`; create it if missing, and expand a plain name."""
     key: Any = _index(parent, path[-1], name) if isinstance(parent, list) else path[-1]
     child = parent[key] if isinstance(parent, list) else parent.get(key)
     if child is None:
@@ -289,7 +291,7 @@ def _descend(parent: Any, path: list[str], name: str) -> Any:
     elif isinstance(parent, list) or key in NAMED:
         child = child if isinstance(child, list) else expand_name(child)
     if not isinstance(child, (dict, list)):
-        raise UserError(f"--{name}: {'.'.join(path)} is {shorten(child)}, which has no settings of its own")
+        raise UserError(f"--{name}: {'.'.join(path)} is {shorten(child)}, which has no settings")
     parent[key] = child
     return child
 
@@ -303,7 +305,7 @@ def _index(items: list[Any], text: str, name: str) -> int:
 
 
 def _copy(value: Any) -> Any:
-    """Copy mappings and lists, so that the caller's document does not change, but no data frames."""
+    """Copy mappings and lists, so that the caller's document does not change. Other values, such as data frames, are shared."""
     if isinstance(value, Mapping):
         return {key: _copy(inner) for key, inner in value.items()}
     return [_copy(inner) for inner in value] if isinstance(value, list) else value

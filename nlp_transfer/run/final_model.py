@@ -1,4 +1,4 @@
-"""Saves the trained model and loads it again, so that what is scored is what was saved."""
+"""Save the trained model and load it again, so that the saved model is scored."""
 
 import tempfile
 from functools import partial
@@ -17,12 +17,12 @@ from nlp_transfer.utils.atomic_files import retry_while_full
 
 
 def save_final_model(strategy: Strategy, job: Job, model: Any, folder: RunFolder, accelerator: Accelerator) -> Any:
-    """Export and save the model of a run to `model/` (and `adapter/`); return it as loaded from there.
+    """Export the model of a run and save it to `model/` (and `adapter/`); return the model loaded from there.
 
-    Every process calls this; only the main process leaves files.
+    Every process must call this; only the main process keeps the files.
     """
     check_finite(model, "training: the trained model", "a lower training.learning_rate, or training.precision: fp32")
-    fold_outputs(model)  # before an adapter is saved together with the head
+    fold_outputs(model)  # before the head is saved with an adapter
     if not accelerator.is_main_process:
         with tempfile.TemporaryDirectory() as discarded:
             return strategy.unwrap(model, Path(discarded))
@@ -31,13 +31,13 @@ def save_final_model(strategy: Strategy, job: Job, model: Any, folder: RunFolder
     if is_adapted(exported):
         verify_adapter(folder.path / "adapter", job.checkpoint, job.task, exported, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)
-    place = folder.path / "model"
-    saved = retry_while_full(partial(save_job, job, exported, place), "the model", place)
+    model_folder = folder.path / "model"
+    saved = retry_while_full(partial(save_job, job, exported, model_folder), "the model", model_folder)
     if (folder.path / "adapter").is_dir():
         verify_adapter(folder.path / "adapter", job.checkpoint, job.task, exported, job.sample())
     return saved
 
 
-def save_job(job: Job, model: Any, place: Path) -> Any:
-    """Save a model with tokenizer and task of a job to the folder `place`; return it as loaded from there."""
-    return save_model(model, job.checkpoint.tokenizer, job.task, place, job.sample(), job.checkpoint)
+def save_job(job: Job, model: Any, model_folder: Path) -> Any:
+    """Save a model with the tokenizer and task of its job to the folder `model_folder`; return the model loaded from there."""
+    return save_model(model, job.checkpoint.tokenizer, job.task, model_folder, job.sample(), job.checkpoint)

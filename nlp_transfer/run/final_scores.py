@@ -1,4 +1,4 @@
-"""Scores the saved model on validation and test, writes its predictions, and computes hub and user metrics."""
+"""Score the saved model on validation and test, write its predictions, and compute hub and user metrics."""
 
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,16 @@ from nlp_transfer.utils.distributed import compute_on_main
 from nlp_transfer.utils.errors import UserError
 
 MAX_PROBABILITIES = 50  # with more labels, only the probability of the predicted one is written
-TRIAL_ROWS = 32  # rows for the trial of user metrics
+TRIAL_ROWS = 32  # for the trial of user metrics
 
 
 def score_splits(
     job: Job, model: Any, accelerator: Accelerator, hub_metrics: list[Any], folder: Path, user_metrics: UserMetrics | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Arrays]]:
-    """Score validation and test in fp32, as far as they exist, and write `predictions/SPLIT.parquet` in `folder`.
+    """Score the validation and test splits, if present, in fp32; write `predictions/SPLIT.parquet` to `folder`.
 
     Returns:
-        Metrics by split and name, and predictions by split, in row order.
+        Metrics by split and name, and predictions by split, in row order: arrays of shape (rows, ...) by name.
     """
     metrics: dict[str, dict[str, float]] = {}
     predictions: dict[str, Arrays] = {}
@@ -51,7 +51,7 @@ def score_splits(
                 retry_while_full(write, f"the predictions of {split}", path.parent)
             except DiskFullError:
                 raise
-            except (UserError, OSError) as error:  # such as values of a user's own task that Parquet cannot hold
+            except (UserError, OSError) as error:  # such as values of a user-defined task that Parquet cannot store
                 say(f"warning: {path} was not written: {error}")
     return metrics, predictions
 
@@ -59,8 +59,8 @@ def score_splits(
 def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) -> None:
     """Write the rows of a split in order.
 
-    Columns: the inputs, `reference`, the columns of `predict`, and the origin of each row as `file` and `row`
-    (`source_file` and `source_row` if an input column has that name).
+    Columns: the inputs, `reference`, the columns of `predict`, and the origin of each row, `file` and `row` (with the prefix
+    `source_` if an input column has that name).
     """
     task, rows = job.task, job.rows[split]
     floats = {name: round_predictions(name, array, PRECISION) for name, array in predictions.items() if array.dtype == np.float32}
@@ -68,7 +68,7 @@ def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) ->
     described = task.describe(predictions | floats, probabilities=all_labels)
     if "translation" in described:
         described["prediction"] = described.pop("translation")
-    if task.prediction_kind == "number":  # all digits, so that the metrics can be reproduced
+    if task.prediction_kind == "number":  # not rounded, so that the metrics can be reproduced
         described["prediction"] = predictions["prediction"].astype(float).tolist()
     columns = task.cells({"reference": task.written(references(job.tables[split])), **described})
     inputs = task.input_columns()
@@ -78,7 +78,7 @@ def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) ->
     origin = {"file": files, "row": [position or None for position in rows.position.tolist()]}
     for name, column in origin.items():
         if name in inputs:
-            say(f"{path.name}: {name!r} is an input column; the {name} that a row comes from is in 'source_{name}'")
+            say(f"{path.name}: {name!r} is an input column; the original {name} of each row is in column 'source_{name}'")
         columns[f"source_{name}" if name in inputs else name] = column
     start = 0
     with Writer(path, path.suffix) as writer:
@@ -89,13 +89,13 @@ def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) ->
 
 
 def references(table: TokenTable) -> np.ndarray:
-    """Return what predictions are compared with: texts (objects), label ids or numbers, of shape (rows, ...)."""
+    """Return the references of all rows: texts (dtype object), label ids or numbers, of shape (rows, ...)."""
     values = table.references
     return values["references"] if "references" in values else values["labels"]
 
 
 def compute_hub_metrics(metrics: list[Any], predictions: Arrays, table: TokenTable) -> dict[str, float]:
-    """Compute metrics from the hub. Their values are named `METRIC/KEY`, since a key may also be that of another metric.
+    """Compute metrics from the hub. Their values are named `METRIC/KEY`, since several metrics may use the same key.
 
     Raises:
         UserError: a metric does not support this task, or returns values that are not numbers.
@@ -114,7 +114,7 @@ def try_metrics(
     hub_metrics: list[Any], user_metrics: UserMetrics, task: Task, table: TokenTable, training: TrainingConfig,
     accelerator: Accelerator,
 ) -> None:  # fmt: skip
-    """Compute hub and user metrics with the references as predictions, so that errors show before training.
+    """Compute hub and user metrics with the references as predictions, to detect errors before training.
 
     Raises:
         UserError: a metric cannot be computed, or `training.best_metric` is unknown.
@@ -123,7 +123,9 @@ def try_metrics(
     compute_hub_metrics(hub_metrics, {"prediction": targets}, table)
     if not user_metrics:
         return
-    some = targets[np.unique(np.linspace(0, len(table) - 1, TRIAL_ROWS).astype(np.int64))]
-    taken = [*KNOWN_KEYS, *task.metric_names()]
-    user_metrics.trials = compute_on_main(accelerator, lambda: user_metrics.try_out(task.written(some), some.tolist(), taken))
+    sample = targets[np.unique(np.linspace(0, len(table) - 1, TRIAL_ROWS).astype(np.int64))]
+    reserved = [*KNOWN_KEYS, *task.metric_names()]
+    user_metrics.trials = compute_on_main(
+        accelerator, lambda: user_metrics.try_out(task.written(sample), sample.tolist(), reserved)
+    )
     user_metrics.check_best(training.best_metric, task.metric_names())

@@ -1,4 +1,4 @@
-"""The output folder of a run: checks, locks and creates it, and compares the settings of an unfinished run."""
+"""Check, create and lock the output folder of a run, and compare the settings of an unfinished run."""
 
 import math
 import os
@@ -30,18 +30,16 @@ UNCOMPARED = (
     *(f"training.{name}" for name in ("checkpoint_every", "keep_checkpoints", "process_timeout", "logging_steps", "trackers")),
     "data.token_cache",
 )
-"""Settings that do not influence the trained weights."""
+"""Settings that do not affect the trained weights."""
 ROUNDING = ("training.attention", "training.kernels")
-"""Settings that change results only by rounding. Their automatic values depend on the machine."""
+"""Settings that only affect rounding. Their automatic values depend on the machine."""
 
 
 class RunFolder:
-    """`output_dir` of a run. An unfinished run in it is resumed; a finished one is refused.
-
-    As a context manager it releases the lock, taken by `begin`, that keeps other processes out.
+    """`output_dir` of a run, locked by `begin`. Leaving the context releases the lock.
 
     Args:
-        resume: `auto`: resume an unfinished run, otherwise start; `must`: only resume; `never`: only start.
+        resume: `auto`: resume an unfinished run, otherwise start one; `must`: only resume; `never`: only start.
     """
 
     def __init__(self, path: str, resume: Resume = "auto") -> None:
@@ -59,10 +57,10 @@ class RunFolder:
             self._lock = None
 
     def check(self) -> None:
-        """Check that a run can be written here, without creating anything.
+        """Check that the run can be started or resumed here, without creating anything.
 
         Raises:
-            UserError: it cannot.
+            UserError: the folder holds a finished run or other files, is not writable, or does not fit `resume`.
         """
         if self.resume not in get_args(Resume):
             raise UserError(f"resume: found {self.resume!r}; allowed: {', '.join(get_args(Resume))}")
@@ -87,7 +85,7 @@ class RunFolder:
         if present and not self.unfinished:
             raise UserError(f"output_dir: {self.path} already holds {', '.join(present)}; give another output_dir")
         foreign = [name for name in present if stat.S_IFMT((self.path / name).lstat().st_mode) != _kind_of(name)]
-        if foreign:  # the target of a link may belong to someone else
+        if foreign:  # such as a link to a file of another user
             raise UserError(
                 f"output_dir: {self.path} holds {', '.join(foreign)} as a link, a pipe or the like; allowed: regular "
                 "files and folders; to use another disk, make output_dir itself a link"
@@ -101,7 +99,7 @@ class RunFolder:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the folder holds a run that has started and not finished."""
+        """Whether the folder holds an unfinished run."""
         return (self.path / "config.yaml").is_file() and not (self.path / "result.json").exists()
 
     def begin(self, document: dict[str, Any]) -> None:
@@ -125,10 +123,10 @@ class RunFolder:
             raise UserError(f"output_dir: {self.path} cannot be written: {error}") from error
 
     def _take_lock(self) -> None:
-        place = self.path / LOCK
-        self._created_lock = not place.exists()
+        lock_file = self.path / LOCK
+        self._created_lock = not lock_file.exists()
         self._lock = lock_now(
-            place,
+            lock_file,
             f"output_dir: another process is using {self.path}; wait until it ends, or give another output_dir",
             "a second run could write to it at the same time",
         )
@@ -140,11 +138,11 @@ class RunFolder:
         )
         same, others = compare_content(mapping(before.get("provenance")), now["provenance"])
         problems.extend(f"{line}; restore it to resume" for line in describe_changes(others))
-        changes = [one for one in differences(before, now) if not is_location(one[0], [*same, *others])]
+        changes = [change for change in differences(before, now) if not is_location(change[0], [*same, *others])]
         if _rows_of_step(before) == _rows_of_step(now):
             lines = [f"{name} {old} before, {new} now" for name, old, new in changes if name in BATCH_SETTINGS]
             say(*(f"{line}; each step sees the same rows" for line in lines))
-            changes = [one for one in changes if one[0] not in BATCH_SETTINGS]
+            changes = [change for change in changes if change[0] not in BATCH_SETTINGS]
         for name, old, new in changes:
             if name in UNCOMPARED:
                 continue
@@ -160,12 +158,12 @@ class RunFolder:
 
 
 def _kind_of(name: str) -> int:
-    """Return the kind of one of `RUN_FILES`: a regular file if its name has an extension, otherwise a folder."""
+    """Return the file type of an entry of `RUN_FILES`: a regular file if the name has an extension, otherwise a folder."""
     return stat.S_IFREG if "." in name else stat.S_IFDIR
 
 
 def check_same_on_all(document: dict[str, Any]) -> None:
-    """Check that all processes of a run have the settings and inputs of rank 0.
+    """Check that all processes of a run have the same settings and inputs as rank 0.
 
     Inputs are compared by content; their paths may differ.
 
@@ -173,7 +171,7 @@ def check_same_on_all(document: dict[str, Any]) -> None:
         document: the content of `config.yaml` in this process.
 
     Raises:
-        UserError: they differ in some process; all processes raise it.
+        UserError: a process differs from rank 0. All processes raise this error.
     """
     if world_size() == 1:
         return
@@ -195,7 +193,7 @@ def check_same_on_all(document: dict[str, Any]) -> None:
 
 
 def _rows_of_step(document: dict[str, Any]) -> tuple[bool, Any]:
-    """Return whether a step is limited by tokens, and its number of tokens or rows over all processes."""
+    """Return whether `batch_tokens` is set, and the number of tokens or rows of an optimizer step over all processes."""
     try:
         training, processes = document["training"], document["provenance"]["processes"]
         tokens = training["batch_tokens"]
@@ -206,10 +204,10 @@ def _rows_of_step(document: dict[str, Any]) -> tuple[bool, Any]:
 
 
 def is_location(name: str, compared: Iterable[str]) -> bool:
-    """Return whether a setting only states a location.
+    """Whether a setting is a path or hash that need not be equal in two runs.
 
     Args:
-        compared: settings whose files are compared by content instead.
+        compared: settings with files that are compared by content instead.
     """
     locations = ("output_dir", "provenance.directory", "provenance.files", "provenance.content", *compared)
     return any(name == location or name.startswith(f"{location}.") for location in locations)

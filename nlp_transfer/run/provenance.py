@@ -1,12 +1,11 @@
-"""Hashes of the input files of a run, by which runs are compared independently of paths.
+"""Hash the input files of a run, to compare runs by content instead of paths.
 
 `provenance` in `config.yaml` contains:
 
 - `directory`: the working directory, relative to the run's folder (`portable_paths.relocate`);
-- `files`: SHA-256 by path, and the revision of data on the hub: for messages;
-- `content`: the SHA-256 of the files in order, by the dotted name of each setting that names local data or a local model.
-
-Runs are compared by `content`: names and locations of files do not matter.
+- `files`: for messages, SHA-256 by path, and revisions of data on the hub;
+- `content`: for comparisons, the SHA-256 of the files in order, by the dotted name of each setting that names local data or a
+  local model.
 """
 
 import os
@@ -31,26 +30,24 @@ Inputs = dict[str, list[tuple[str, str]]]  # (path, SHA-256) of each file, by do
 
 
 def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Inputs:
-    """Hash the files of a run's model, task and data. `hash_strategy` does the same for its strategy.
-
-    Settings that name something on the hub are skipped; its revision identifies it.
+    """Hash the files of a run's model, task and data. Hub ids are skipped: their revisions identify them.
 
     Args:
-        rows: by split.
+        rows: rows by split.
 
     Returns:
-        Path and SHA-256 of each file, in order, by the dotted name of the setting that names it.
+        Path and SHA-256 of each file, in order, by the dotted name of the setting.
     """
     inputs = {"model": files} if (files := _hash_model(model)) else {}
     return inputs | _hash_models("task", run.task) | _hash_data("data", run.config.data, rows)
 
 
 def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[str, str]) -> dict[str, Any]:
-    """Return a document with portable paths, and with `files` and `content` in its `provenance`.
+    """Return the document with portable paths, and with `files` and `content` added to its `provenance`.
 
     Args:
         inputs: from `hash_inputs` and `hash_strategy`.
-        revisions: of data on the hub, by `hub:NAME`.
+        revisions: revisions of data on the hub, by `hub:NAME`.
     """
     for name in inputs:
         document = replaced(document, name, portable)
@@ -60,10 +57,10 @@ def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[s
 
 
 def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] | None = None) -> Inputs:
-    """Hash the files of the models and the data that a strategy's settings name.
+    """Hash the files of the models and data in a strategy's settings.
 
     Args:
-        nested: rows by split for each setting in `Strategy.nested`; None: none were read.
+        nested: rows by split for each setting in `Strategy.nested`; None: no data.
     """
     parts = {"strategy": strategy}
     if isinstance(strategy, Combined):
@@ -75,21 +72,25 @@ def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] |
 
 
 def _hash_data(prefix: str, settings: DataConfig, rows: Mapping[str, Rows]) -> Inputs:
-    named = {role: read for role, read in rows.items() if getattr(settings, role) is not None}  # others were split off train
-    return {f"{prefix}.{role}": list(read.hashes.items()) for role, read in named.items() if read.hashes}
+    return {
+        f"{prefix}.{role}": list(split.hashes.items())
+        for role, split in rows.items()
+        if getattr(settings, role) is not None and split.hashes  # None: split off train
+    }
 
 
 def _hash_models(prefix: str, settings: Task | Strategy) -> Inputs:
-    named = settings.models().items()
-    inputs = {f"{prefix}.{name}": [file for model in models for file in _hash_model(find_model(model))] for name, models in named}
+    inputs = {
+        f"{prefix}.{name}": [file for model in models for file in _hash_model(find_model(model))]
+        for name, models in settings.models().items()
+    }
     return {name: files for name, files in inputs.items() if files}
 
 
 def _hash_model(source: ModelSource) -> list[tuple[str, str]]:
-    """Return path and SHA-256 of weights, configurations and tokenizer files in a model's folder."""
+    """Return path and SHA-256 of the weights, configurations and tokenizer files of a model folder."""
     if not source.is_folder:
         return []
-
     names = [f"{folder}{name}" for folder in MODEL_FOLDERS for name in (*CONFIGURATIONS, RECORD, *TOKENIZER_FILES)]
     files = {path for name in names if (path := find_file(source, name))} | set(find_weights(source)[0].values())
     return [(str(path), sha256_of(path)) for path in sorted(files)]
@@ -99,11 +100,11 @@ def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
     """Compare the inputs of two documents.
 
     Args:
-        before, now: `provenance` of a document: `files` and `content`.
+        before, now: `provenance` of the documents.
 
     Returns:
-        Names of the settings whose inputs are equal; and those that differ, each with lines that list the files with changed
-        content and the files with new names. There are no lines if files were only reordered or removed.
+        Settings with equal inputs; and by setting with different inputs, lines that list changed files and files with new names.
+        There are no lines if files were only reordered or removed.
     """
     same, changed = [], dict[str, list[str]]()
     known, paths = mapping(before.get("content")), dict[str, list[str]]()
@@ -122,12 +123,12 @@ def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
 
 
 def describe_changes(others: Mapping[str, list[str]]) -> list[str]:
-    """Return one line for each setting whose inputs differ according to `compare_content`."""
+    """Return a line for each setting with different inputs, as returned by `compare_content`."""
     return [f"{name}: {'; '.join(lines) or 'some files were removed or reordered'}" for name, lines in others.items()]
 
 
 def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that files and revisions are those recorded in a document. Files at other paths are not compared.
+    """Check that files and revisions match those recorded in a document. Files at other paths are not compared.
 
     Args:
         before, now: `provenance` of the recorded and of the current document.
@@ -139,21 +140,21 @@ def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for path, digest in _by_absolute_path(mapping(before.get("files"))):
         current = present.get(path, digest)
         if current != digest and path.startswith("hub:"):
-            raise UserError(f"provenance: {path} is at revision {current}, recorded is {digest}; name it as ID@{digest}")
+            raise UserError(f"provenance: {path} is at revision {current}, but {digest} was recorded; name it as ID@{digest}")
         if current != digest:
             raise UserError(
                 f"provenance: {path} is not the file that this document was resolved with (its sha256 is {current[:12]}..., "
-                f"recorded is {digest[:12]}...); restore the file, or remove `provenance` to train on the new one"
+                f"but {digest[:12]}... was recorded); restore the file, or remove `provenance` to train on the new one"
             )
     wanted = before.get("model_revision")
     if wanted and wanted != now.get("model_revision"):
         raise UserError(
-            f"provenance: the model is at revision {now.get('model_revision')}, recorded is {wanted}; name it as ID@{wanted}"
+            f"provenance: the model is at revision {now.get('model_revision')}, but {wanted} was recorded; name it as ID@{wanted}"
         )
 
 
 def _by_absolute_path(files: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
-    """Yield path and hash; objects in memory, which have no path, are skipped."""
+    """Yield absolute path and hash of each file. Objects in memory are skipped."""
     for path, digest in ((str(path), str(digest)) for path, digest in files.items()):
         if not path.startswith("<"):
             yield path if path.startswith("hub:") else os.path.abspath(path), digest

@@ -1,4 +1,4 @@
-"""Validates a raw document and creates the task and the strategy that it names; reports all problems at once."""
+"""Validate a raw document and create its task and strategy; report all problems at once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,13 +21,13 @@ from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Run:
-    """Validated settings of a run, with its task and its strategy."""
+    """Validated settings of a run, with its task and strategy."""
 
     config: RunConfig
     task: Task
     strategy: Strategy
     unused: dict[str, str] = field(default_factory=dict)
-    """Settings that were given but have no effect: the reason by dotted name."""
+    """Settings without effect that were set anyway: the reason by dotted name."""
 
     def with_validation_share(self, share: float | None) -> "Run":
         """Return the run with a resolved `data.validation_share`; None: unchanged."""
@@ -41,13 +41,13 @@ class Run:
 def resolve(
     config: RunConfig | Document | str | Path | None = None, *, shared: bool = False, user_metrics: bool = False, **settings: Any
 ) -> Run:
-    """Validate the description of a run.
+    """Validate the settings of a run and create its task and strategy.
 
     Args:
-        config: a file, a document or typed settings. A `Task` or `Strategy` object may replace its document, and so may its
-            class if it has no required settings.
-        shared: whether the document is for several strategies. Data settings that only some of them use are then allowed.
-        user_metrics: whether there are metrics whose names are not known yet; `best_metric` may then be one of them.
+        config: a file, a document or typed settings. `task` and `strategy` may be documents or objects, or classes without
+            required settings.
+        shared: whether several strategies share the settings; data settings that have no effect are then allowed.
+        user_metrics: whether there are user metrics; their names are unknown here, so `best_metric` is not checked.
         settings: settings by name, which override those in `config`.
 
     Raises:
@@ -69,8 +69,8 @@ def resolve(
         _check_together(checked, task, problems, user_metrics)
     unused = Unused()
     if checked is not None and task is not None and strategy is not None:
-        for one in (task, *(nested for _, nested in strategy.nested().values())):
-            _check_columns(one, problems)
+        for each_task in (task, *(nested for _, nested in strategy.nested().values())):
+            _check_columns(each_task, problems)
         strategy.check_data(checked.data, task, problems)
         task = task if checked.data.train is not None else strategy.name_labels(task)
         unused = find_unused(checked, task, strategy)
@@ -83,7 +83,7 @@ def resolve(
 
 
 def _named(value: Any) -> Any:
-    """Replace task and strategy classes by documents that name them."""
+    """Replace task and strategy classes with documents that name them."""
     if isinstance(value, type) and issubclass(value, (Task, Strategy)):
         return {"name": registry.name_of(value)}
     if isinstance(value, Mapping) and isinstance(value.get("name"), type):
@@ -106,7 +106,7 @@ def _build(build: Any, document: Any, problems: Problems) -> Any:
 
 
 def _check_together(config: RunConfig, task: Task | None, problems: Problems, user_metrics: bool = False) -> None:
-    """Add problems that involve several parts of the settings."""
+    """Check settings that depend on each other."""
     data, training = config.data, config.training
     check_shares(data, problems)
     if training.early_stopping and data.train is not None and "validation" not in data.splits:
@@ -122,7 +122,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, us
 
 
 def _check_columns(task: Task, problems: Problems) -> None:
-    """Add input columns with the name of an output column of `predictions/SPLIT.parquet`."""
+    """Check that no input column has the name of an output column of `predictions/SPLIT.parquet`."""
     added = ["reference", "prediction", *(["probability"] if task.prediction_kind in ("label", "labels") else [])]
     for name in task.input_columns():
         if name in added:
@@ -142,7 +142,7 @@ def _check_best_metric(name: str | None, task: Task, problems: Problems) -> None
 
 
 def _check_trackers(names: list[str], problems: Problems) -> None:
-    """Add trackers that are unknown or not installed; Accelerate silently ignores the latter."""
+    """Check that all trackers are known and installed; Accelerate silently ignores missing ones."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     known = sorted(LOGGER_TYPE_TO_CLASS)

@@ -1,4 +1,4 @@
-"""`result.json` of a run, and the records beside each saved model that are written with it."""
+"""Write `result.json`, and the record and model card of each saved model."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -37,7 +37,7 @@ def make_result(
 
     Args:
         document: the content of `config.yaml`.
-        model: as saved.
+        model: the saved model.
         train: from `training_metrics`.
         tasks: from `save_further_tasks`.
     """
@@ -51,13 +51,14 @@ def make_result(
 
 
 def training_metrics(position: Position, parameters: tuple[int, int], preparation: float) -> dict[str, Any]:
-    """Return speed and size of a training, `train` in `result.json`.
+    """Return `train` of `result.json`: duration, speed, parameter counts and memory.
+
+    `seconds` includes preparation and evaluations; `examples_per_second` covers optimizer steps only.
 
     Args:
-        position: at the end of training.
+        position: the progress at the end of training.
         parameters: numbers of trainable and of all parameters.
-        preparation: seconds before the first step (loading, caching features). `seconds` includes them and the evaluations;
-            `examples_per_second` counts optimizer steps only.
+        preparation: seconds before the first step (loading, caching features).
     """
     return {
         "seconds": round(position.seconds + preparation, 3),
@@ -75,24 +76,27 @@ def training_metrics(position: Position, parameters: tuple[int, int], preparatio
 
 
 def _peak_memory() -> int:
-    """Return the peak memory in bytes: of the GPU if there is one, otherwise of this process."""
+    """Return the peak memory in bytes of the GPU if there is one, otherwise of this process."""
     return int(torch.cuda.max_memory_allocated()) if device_type() == "cuda" else environment.peak_memory()
 
 
 def save_further_tasks(
     jobs: Mapping[str, tuple[Job, Any]], folder: RunFolder, accelerator: Accelerator
 ) -> dict[str, dict[str, Any]]:
-    """Save and score the tasks that were learned beside that of the run, each in `tasks/NAME/model/`.
+    """Save and score the auxiliary tasks of a strategy, each in `tasks/NAME/model/`.
+
+    Args:
+        jobs: job and trained model by name of the task.
 
     Returns:
         `tasks` of `result.json`.
     """
     results = {}
     for name, (job, learned) in jobs.items():
-        model, place = learned, folder.path / "tasks" / name / "model"
+        model, model_folder = learned, folder.path / "tasks" / name / "model"
         if accelerator.is_main_process:
-            model = retry_while_full(partial(save_job, job, model, place), name, place)
-        metrics, _ = score_splits(job, model, accelerator, [], place.parent)
+            model = retry_while_full(partial(save_job, job, model, model_folder), name, model_folder)
+        metrics, _ = score_splits(job, model, accelerator, [], model_folder.parent)
         results[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
         if metrics and (signatures := job.task.signatures()):
             results[name]["signatures"] = signatures
@@ -104,17 +108,17 @@ def finish_run(
     folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: Mapping[str, Any], splits: Splits,
     further: Mapping[str, tuple[Job, Any]],
 ) -> None:  # fmt: skip
-    """Write model cards, records and, last of all, `result.json`, which marks the run as finished; delete the checkpoints."""
-    parts = [(folder.path / name, task, result, run.config.data, splits.rows) for name in ("model", "adapter")]
+    """Write model cards, records and finally `result.json`, which marks the run as finished; delete the checkpoints."""
+    saved = [(folder.path / name, task, result, run.config.data, splits.rows) for name in ("model", "adapter")]
     for (name, (job, _)), (data, _) in zip(further.items(), run.strategy.nested().values(), strict=True):
         task_result = {"signatures": {}, **result, **result["tasks"][name]}
-        parts.append((folder.path / "tasks" / name / "model", job.task, task_result, data, job.rows))
-    for place, its_task, its_result, data, rows in parts:
-        if (place / RECORD).is_file():
-            add_to_record(place, {"metrics": its_result["metrics"]})
+        saved.append((folder.path / "tasks" / name / "model", job.task, task_result, data, job.rows))
+    for model_folder, model_task, model_result, data, rows in saved:
+        if (model_folder / RECORD).is_file():
+            add_to_record(model_folder, {"metrics": model_result["metrics"]})
             sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
-            counts = {"rows": {split: len(some) for split, some in rows.items()}}
-            card = partial(write_card, place, its_task, clean(its_result), {**sources, **counts}, document["training"])
-            retry_while_full(card, "the model card", place)
+            counts = {"rows": {split: len(split_rows) for split, split_rows in rows.items()}}
+            card = partial(write_card, model_folder, model_task, clean(model_result), {**sources, **counts}, document["training"])
+            retry_while_full(card, "the model card", model_folder)
     write_json(folder.path / "result.json", result)
     folder.clear_checkpoints()

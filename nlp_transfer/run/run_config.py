@@ -1,4 +1,4 @@
-"""`config.yaml` of a run: every setting resolved, with hub revisions and file hashes."""
+"""Create `config.yaml`: all settings of a run, resolved, with hub revisions and file hashes."""
 
 import os
 from typing import Any
@@ -18,12 +18,12 @@ from nlp_transfer.training.trainer import Trainer
 
 
 def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkpoint, splits: Splits) -> dict[str, Any]:
-    """Return the content of `config.yaml`; running it again repeats the run.
+    """Return the content of `config.yaml`, from which the run can be repeated.
 
-    Settings without effect stay as they were given. Secrets are removed.
+    Settings without effect are not resolved. Secrets are redacted.
 
     Raises:
-        UserError: the settings come from a `config.yaml`, and a file or revision is not the recorded one.
+        UserError: a file or revision differs from the `provenance` in the settings.
     """
     config, strategy = run.config, run.strategy
     training = trainer.training.model_dump() | {
@@ -62,7 +62,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
 
 
 def _pinned(source: Any, rows: Rows | None) -> Any:
-    """Return a hub id with the revision that was read; any other source unchanged."""
+    """Add the revision that was read to a hub id; return any other source unchanged."""
     match = HUB_DATA.match(source) if isinstance(source, str) and rows is not None and rows.revision else None
     if match is None or rows is None:
         return source

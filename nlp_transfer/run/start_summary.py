@@ -1,4 +1,4 @@
-"""What a run prints before training: automatic choices with their reasons, and the amount of work."""
+"""Summarize a run before training: resolved settings with reasons, and the number of steps."""
 
 from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.data.windows import WindowPlan
@@ -13,9 +13,9 @@ FEW_STEPS = 100
 
 
 def summary_lines(trainer: Trainer) -> list[str]:
-    """Return the lines to print for a trainer that is about to start."""
+    """Return the lines to print before training starts."""
     trainable, total = count_parameters(trainer.model)
-    # A strategy without steps computes its new parameters itself: they are not random.
+    # A strategy without optimizer steps computes its new parameters; they are not random.
     new = sorted(new_parameters(trainer.model)) if trainer.strategy.takes_steps() else []
     lines = [
         f"{trainable:,} of {total:,} parameters are trained ({percent(trainable, total)})"
@@ -46,7 +46,7 @@ def summary_lines(trainer: Trainer) -> list[str]:
 
 
 def _resolved_lines(trainer: Trainer) -> list[str]:
-    """Return precision, attention, kernels and batch size, each with its reason."""
+    """Return a line for precision, attention, kernels and batch size, each with the reason."""
     resolved, training = trainer.resolved, trainer.training
     values = {"precision": resolved.precision, "attention": resolved.attention, "kernels": resolved.kernels}
     lines = [f"{name} {value} ({resolved.reasons[name]})" for name, value in values.items()]
@@ -60,12 +60,12 @@ def _resolved_lines(trainer: Trainer) -> list[str]:
 
 
 def _weighting_lines(trainer: Trainer, plan: WindowPlan) -> list[str]:
-    """Return the settings by which some rows or words count more than others."""
+    """Return a line for each setting that weights, oversamples or augments rows."""
     training, lines = trainer.training, []
     if training.focal_gamma:
         lines.append(f"focal loss, gamma {training.focal_gamma:g}")
     if plan.repeats is not None:
-        lines.append(f"oversampling: {plan.rows_in_epoch:,} rows an epoch instead of {len(plan.lengths):,}")
+        lines.append(f"oversampling: {plan.rows_in_epoch:,} rows per epoch instead of {len(plan.lengths):,}")
         if training.class_weights == "balanced":
             weights = trainer.task.loss_options(training, trainer.tables["train"]).class_weights
             assert weights is not None, "tasks without classes refuse both settings"

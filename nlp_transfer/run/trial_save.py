@@ -1,4 +1,4 @@
-"""A trial before training: saves the untrained model, loads it again and compares the outputs."""
+"""Check before training that the model can be saved: save it untrained, load it again and compare the outputs."""
 
 import copy
 import shutil
@@ -30,8 +30,7 @@ PREFIX = ".trial-"
 def check_saving(strategy: Strategy, job: Job, model: Any, output_dir: Path, accelerator: Accelerator) -> None:
     """Save a copy of the untrained model as at the end of the run, load it again and compare the logits.
 
-    Call it after `Strategy.wrap` and before `prepare_data`. The model and all random states stay unchanged, and no file
-    remains in `output_dir`.
+    Call this after `Strategy.wrap` and before `prepare_data`. The model, all random states and `output_dir` do not change.
 
     Raises:
         UserError: saving or loading fails, or the logits differ.
@@ -46,7 +45,7 @@ def check_saving(strategy: Strategy, job: Job, model: Any, output_dir: Path, acc
 
 
 def check_saving_further(jobs: Mapping[str, tuple[Job, Any]], output_dir: Path, accelerator: Accelerator) -> None:
-    """Do the same for the further tasks of a strategy; call it after `prepare_data`."""
+    """Run the check of `check_saving` for the auxiliary tasks of a strategy. Call this after `prepare_data`."""
     for job, model in jobs.values():
 
         def attempt(folder: Path, job: Job = job, model: Any = model) -> None:
@@ -67,7 +66,7 @@ def _try(attempt: Callable[[Path], None], task: Task, model: Any, output_dir: Pa
                 if is_out_of_memory(error):
                     raise
                 if any(not bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-                    return  # the checkpoint is broken; training stops and names step and rows
+                    return  # the weights are not finite: training stops with an error that names step and rows
                 raise UserError(_explain(task, model, error, folder)) from error
 
     compute_on_main(accelerator, run)
@@ -90,7 +89,7 @@ def _explain(task: Task, model: Any, error: Exception, folder: Path) -> str:
 
 
 def _check_class(task: Task) -> None:
-    """Raise a UserError if the task's class cannot be imported by its name; print a note if only this script can."""
+    """Check that the task's class can be imported by its name; print a note if it is defined in the main script."""
     name = task_name(task)
     if ":" not in name:
         return
@@ -103,7 +102,7 @@ def _check_class(task: Task) -> None:
 
 
 def _copy(strategy: Strategy, model: Any) -> tuple[Strategy, Any]:
-    """Copy both together, since a strategy may refer to hooks in the model. Settings, which may be large tables, are shared."""
+    """Copy strategy and model together, since the strategy may refer to hooks in the model. Settings are not copied."""
     parts = getattr(strategy, "parts", (strategy,))
     memo = {id(value): value for part in parts for value in vars(part).values()}
     copies: tuple[Strategy, Any] = copy.deepcopy((strategy, model), memo)
@@ -112,9 +111,9 @@ def _copy(strategy: Strategy, model: Any) -> tuple[Strategy, Any]:
 
 @contextmanager
 def _trial_folder(output_dir: Path) -> Iterator[Path]:
-    """Create a temporary folder inside `output_dir`; remove it on exit, with all folders that were created for it.
+    """Create a temporary folder in `output_dir`; remove it at the end, with all parent folders that were created for it.
 
-    Folders of killed trials are removed too; a lock protects those of running processes.
+    Folders of killed trials are removed as well; a lock protects those of running processes.
     """
     created = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
     try:
@@ -130,14 +129,14 @@ def _trial_folder(output_dir: Path) -> Iterator[Path]:
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)
         for empty in created:
-            with suppress(OSError):  # another process uses it by now
+            with suppress(OSError):  # another process is using it
                 empty.rmdir()
 
 
 def remove_stale(output_dir: Path) -> None:
     """Remove the folders of killed trials."""
     for folder in output_dir.glob(f"{PREFIX}*"):
-        with suppress(OSError, UserError), _lock(folder, create=False):  # not a trial folder, or one in use
+        with suppress(OSError, UserError), _lock(folder, create=False):  # raises if it is in use or not a trial folder
             shutil.rmtree(folder)
 
 

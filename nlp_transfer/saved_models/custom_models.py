@@ -1,8 +1,8 @@
 """Save and load models that only their task can build, since no Auto class of transformers knows their class or head.
 
-Under its family's model type, such a model would load silently with a random head. Its folder therefore has a model type that
-plain transformers refuses. `built/` contains the checkpoint's configuration and all weights. To load the model, `build_model` of
-the task builds it again, and the weights are loaded into it.
+Under its family's model type, such a model would load silently with a random head. Therefore it is saved with a model type that
+plain transformers refuses. The subfolder `built/` contains the checkpoint's configuration and all weights. To load the model, the
+task's `build_model` creates it again, and the weights are loaded into it.
 """
 
 import copy
@@ -34,25 +34,24 @@ FOLDER, WEIGHTS = "built", "model.safetensors"
 
 
 class TaskModelConfig(PretrainedConfig):
-    """The configuration of a model that its task builds: only its labels. The checkpoint's configuration is in `built/`."""
+    """The configuration of a model that its task builds. It has only the labels; the checkpoint's is in `built/`."""
 
     model_type = "nlp_transfer_task_model"
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint(Checkpoint):
-    """The checkpoint for `build_model` when a saved model is loaded.
-
-    `load` creates models with random weights from the saved configuration; the saved weights replace them afterwards.
-    """
+    """The checkpoint that `build_model` gets when a saved model is loaded."""
 
     saved_model: Checkpoint
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the saved model."""
         return self.saved_model.tokenizer
 
     def load(self, auto_class: Any, **overrides: Any) -> PreTrainedModel:
+        """Create a model with random weights from the saved configuration; the caller loads the saved weights afterwards."""
         config = load_configuration(self.source)
         for name, value in overrides.items():
             setattr(config, name, value)
@@ -65,10 +64,10 @@ class SavedCheckpoint(Checkpoint):
 
 
 def ensure_config(model: Any, checkpoint: Checkpoint) -> Any:
-    """Give a model the checkpoint's configuration if it has none.
+    """Set the checkpoint's configuration as a model's `config` if it has none, and return the model.
 
     Raises:
-        UserError: it is not a `torch.nn.Module`.
+        UserError: the model is not a `torch.nn.Module`.
     """
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -82,14 +81,14 @@ def ensure_config(model: Any, checkpoint: Checkpoint) -> Any:
 
 
 def is_built(model: nn.Module) -> bool:
-    """Return whether a model was loaded by building it with its task."""
+    """Return whether a model was loaded by `load_built`."""
     return bool(getattr(model, "built_by_task", False))
 
 
 def is_auto_model(model: Any, task: Task) -> bool:
-    """Return whether the task's Auto class creates the same model: the same classes of modules, and shapes of parameters.
+    """Return whether the task's Auto class creates the same model: modules of the same classes, parameters of the same shapes.
 
-    For the tasks of this package this is always the case.
+    This is always true for tasks of this package.
     """
     if not is_user_defined(task):
         return True
@@ -108,15 +107,16 @@ def _describe(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _library_class(module_class: type) -> type:
+    """Return the first class in the method resolution order that is not from this package."""
     package = __package__.partition(".")[0]
     return next(base for base in module_class.__mro__ if base.__module__.partition(".")[0] != package)
 
 
 def save_candidates(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[PretrainedConfig | None]:
-    """Return the ways to save a model, in order of preference: None (`save_pretrained`), or a configuration (`save_built`).
+    """Return the configurations to try for saving a model, in order of preference; None stands for `save_pretrained`.
 
-    Which one reproduces the model is known only after it was loaded again: a user's class may compute something that its modules
-    do not show (hooks), and a strategy may have changed the configuration (fewer layers).
+    `save_built` saves the others. Only loading the saved model shows whether it computes the same: a user's class may have hooks,
+    and a strategy may have changed the configuration (fewer layers).
     """
     if checkpoint is None or not is_user_defined(task):
         return [None]
@@ -128,7 +128,7 @@ def save_candidates(model: Any, checkpoint: Checkpoint | None, task: Task) -> li
 
 
 def save_built(model: Any, config: PretrainedConfig, task: Task, folder: Path) -> None:
-    """Save the weights of a model that only its task can build, and the configuration that it is built from."""
+    """Save a model that only its task can build: its weights, and the configuration for `build_model`."""
     labels = getattr(task, "labels", None)
     fields: dict[str, Any] = {"id2label": dict(enumerate(labels))} if labels else {}
     TaskModelConfig(**fields).save_pretrained(folder)
@@ -172,7 +172,7 @@ def check_built(model: Any, task: Task, saved: Mapping[str, Any] | None, name: s
         name: name of the model, for messages.
 
     Raises:
-        UserError: they differ.
+        UserError: the logits differ.
     """
     probe = saved.get("probe") if saved and is_built(model) else None
     if not isinstance(probe, dict):
@@ -181,7 +181,7 @@ def check_built(model: Any, task: Task, saved: Mapping[str, Any] | None, name: s
     if (difference := probe_difference(model, probe)) is not None:
         raise UserError(
             f"model: {name}: the model that {task_name(task)} builds does not give the logits recorded when it was saved "
-            f"({difference}); its class, a library or the weights were changed since then; allowed: the same ones"
+            f"({difference}); its class, a library or the weights have changed since then; allowed: those that it was saved with"
         )
 
 

@@ -31,7 +31,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
-MOVED = "if the base has moved, name its new place: base=PLACE in Python, --base PLACE in a command"
+MOVED = "if the base has moved, pass its new location: base=PLACE in Python, --base PLACE on the command line"
 
 
 def load_model(folder: Path, auto_class: Any = AutoModelForSequenceClassification, task: Task | None = None) -> PreTrainedModel:
@@ -41,13 +41,17 @@ def load_model(folder: Path, auto_class: Any = AutoModelForSequenceClassificatio
         task: builds the model if no Auto class knows it.
 
     Raises:
-        UserError: it cannot be loaded, or weights are missing, so that its head would be random.
+        UserError: the model cannot be loaded, or has missing weights, which would be random.
     """
     return load_checkpoint(Checkpoint.open(ModelSource(str(folder), str(folder))), auto_class, task)
 
 
 def load_checkpoint(checkpoint: Checkpoint, auto_class: Any, task: Task | None = None) -> PreTrainedModel:
-    """Load a saved model with its head from an opened checkpoint; raises as `load_model`."""
+    """Load a saved model with its head from an opened checkpoint.
+
+    Raises:
+        UserError: the model cannot be loaded, or has missing weights, which would be random.
+    """
     with quiet():
         if task is not None and isinstance(checkpoint.config, TaskModelConfig):
             return load_built(checkpoint, task)
@@ -57,12 +61,12 @@ def load_checkpoint(checkpoint: Checkpoint, auto_class: Any, task: Task | None =
 
 
 def find_adapter(path: Path) -> Path | None:
-    """Return the folder of an adapter: the path itself, or `model/` of a run whose adapter could not be merged; else None."""
+    """Return the folder of an adapter: `path`, or `model/` in a run folder (for adapters that cannot be merged); else None."""
     return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "adapter_config.json")), None)
 
 
 def hub_adapter(model: str) -> Path | None:
-    """Download an adapter of this toolkit from a hub and return its folder; None if the model is something else."""
+    """Download an adapter of this toolkit from a hub and return its folder; None if `model` is not such an adapter."""
     match = HUB_MODEL.match(model)
     if match is None or "/" not in model or os.path.exists(expand(model)):
         return None
@@ -75,10 +79,7 @@ def hub_adapter(model: str) -> Path | None:
             hf_hub_download(match["id"], "adapter_config.json", revision=match["revision"])
             hf_hub_download(match["id"], RECORD, revision=match["revision"])
             return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=names))
-        except (
-            OSError,
-            HFValidationError,
-        ):  # not an adapter of this toolkit, or not readable (reported later)
+        except (OSError, HFValidationError):  # not an adapter of this toolkit, or not readable (reported later)
             return None
 
 
@@ -86,7 +87,7 @@ def adapter_record(folder: Path) -> dict[str, Any]:
     """Read the record of an adapter.
 
     Raises:
-        UserError: there is none, or it does not name the base model.
+        UserError: the record is missing, or does not name the base model.
     """
     saved = check_record(read_settings(ModelSource(str(folder), str(folder)), RECORD), str(folder))
     if saved is None or "base" not in saved:
@@ -111,15 +112,15 @@ def open_adapter(
     Args:
         settings: settings of the task that override the recorded ones.
         merge: merge the adapter into the base, if its method supports it.
-        base: place of the base model; None: the recorded one.
-        verify: compare logits with the recorded ones, which shows whether the base is the same.
-        kind: class of the task; None: the recorded one.
+        base: name or path of the base model; None: as recorded.
+        verify: check by recorded logits that the base is the same as in training.
+        kind: class of the task; None: as recorded.
 
     Returns:
         The model, the checkpoint of the base, and the task.
 
     Raises:
-        UserError: the record or a file is missing or not valid, or the base is missing or another model.
+        UserError: a file is missing or not valid, or the base is missing or a different model.
     """
     saved = adapter_record(folder)
     checkpoint = _open_base(folder, saved["base"], base)
@@ -130,8 +131,8 @@ def open_adapter(
     task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
     with quiet():
         model = ensure_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
-        join = merge_adapter if merge and saved.get("merges", True) else None
-        adapted: Any = load_adapter(model, folder, join, f"; it {_describe_bases(saved['base'], source)}; {MOVED}")
+        merge_function = merge_adapter if merge and saved.get("merges", True) else None
+        adapted: Any = load_adapter(model, folder, merge_function, f"; it {_describe_bases(saved['base'], source)}; {MOVED}")
     task.connect(adapted)
     if verify:
         _check_base(adapted, saved, source, folder)
@@ -144,7 +145,7 @@ def open_adapter(
 
 
 def _open_base(folder: Path, recorded: Mapping[str, Any], override: str | Path | None) -> Checkpoint:
-    """Open the base of an adapter: at `override`, else at the recorded place."""
+    """Open the base of an adapter: `override`, else the recorded base."""
     try:
         if override is None and os.path.isabs(recorded["model"]) and not os.path.exists(recorded["model"]):
             override = _base_of_run(folder.parent / "config.yaml")
@@ -161,9 +162,9 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], override: str | Path |
 
 
 def _base_of_run(settings: Path) -> str | None:
-    """Return the folder of the base by the `config.yaml` of a run; both may have been moved together.
+    """Return the base's folder according to the `config.yaml` of a run; None if it does not exist.
 
-    A relative path is resolved from the recorded working directory, which is relative to the file.
+    The path is relative to the recorded working directory, which is relative to the file, so run and base may be moved together.
     """
     try:
         document = mapping(yaml.safe_load(settings.read_text(encoding="utf-8")))
@@ -180,7 +181,7 @@ def _base_of_run(settings: Path) -> str | None:
 
 
 def _describe_bases(recorded: Mapping[str, Any], source: ModelSource) -> str:
-    """Return the recorded and the actual base of an adapter, for messages."""
+    """Return a message with the recorded and the actual base of an adapter."""
     place = str(Path(source.path).resolve()) if source.is_folder else describe_base(source.path, source.revision)
     return f"was trained on {describe_base(recorded['model'], recorded['revision'])}; the base is {place}"
 
@@ -191,7 +192,7 @@ def describe_base(name: str, revision: str | None) -> str:
 
 
 def _check_base(model: PreTrainedModel, saved: Mapping[str, Any], source: ModelSource, folder: Path) -> None:
-    """Raise a UserError if an adapter on its base does not give the logits recorded when it was saved."""
+    """Raise a UserError if the logits of an adapter on its base differ from those recorded when it was saved."""
     probe = saved.get("probe")
     if not isinstance(probe, dict):
         say(f"warning: {folder / RECORD} has no logits to compare with, so {source.name} may not be the base of the adapter")
@@ -205,10 +206,10 @@ def _check_base(model: PreTrainedModel, saved: Mapping[str, Any], source: ModelS
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Read the `nlp_transfer.json` of a folder; None if there is none.
+    """Read the `nlp_transfer.json` of a folder; return None if it does not exist.
 
     Raises:
-        UserError: it cannot be read, or has no settings of a task.
+        UserError: the file cannot be read, or has no settings of a task.
     """
     if not os.path.lexists(folder / RECORD):
         return None
@@ -232,19 +233,21 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, most: int | None = None) -> Task:
-    """Return the task with changed settings.
+def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, limit: int | None = None) -> Task:
+    """Return the task of a saved model with changed settings.
 
     Args:
-        most: maximum length of the model in tokens.
+        before: the task as recorded.
+        settings: the changed settings.
+        limit: maximum input length of the model in tokens.
 
     Raises:
         UserError: a setting has no effect on a trained model, or the weights do not support its value.
     """
     requested = dict(settings or {})
     problems = Problems()
-    if before.max_length is not None and most is not None and not 1 <= before.max_length <= most:
-        raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {most}, the limits of its model")
+    if before.max_length is not None and limit is not None and not 1 <= before.max_length <= limit:
+        raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {limit}, the limits of its model")
     unused = {f"task.{name}": "it was fixed when the model was trained" for name in requested}
     unused = {name: reason for name, reason in unused.items() if name not in IDENTITY and not takes("load_predictor", name)}
     learned = ("labels", "architecture", "mean", "scale", "offset")
@@ -256,7 +259,7 @@ def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, most
     task = task_from(before.document() | requested, type(before))
     task.changed.update(name for name in requested if getattr(task, name, None) != getattr(before, name, None))
     refuse_unused(unused, (f"task.{name}" for name in task.changed), problems)
-    limit = before.max_length or most  # other programs' models do not record it
+    limit = before.max_length or limit  # other programs' models do not record it
     if task.max_length and limit and task.max_length > limit:
         problems.add(f"--task.max_length: found {task.max_length}; allowed: up to {limit}, which the model was trained with")
     task.check_settings(TrainingConfig(), problems)

@@ -1,6 +1,6 @@
-"""Record a few logits and the hashes of the weights beside a saved model, so that a copy can be verified.
+"""Record a few logits of a saved model and the hashes of its weight files, so that copies can be verified.
 
-The token ids of the probe are artificial, so that a published model reveals nothing about its training data.
+The logits are for artificial token ids, which reveal nothing about the training data.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
 from nlp_transfer.utils.errors import UserError, first_line, shorten
 
 ROWS, LENGTH, SHOWN = 2, 8, 8
-# Rounding differs between machines; damage makes larger differences. TOLERANCE is relative to the spread of the logits (about
+# Rounding differs between machines; damage causes larger differences. TOLERANCE is relative to the spread of the logits (about
 # 0.01 for a head with little training) or to the scale of regression targets; the others are relative to the largest logit.
 TOLERANCE, ROUNDING, REGRESSION_ROUNDING = 1e-3, 1e-5, 1e-6
 WEIGHTS = "*.safetensors"
@@ -33,8 +33,8 @@ def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """Record the logits and the weight files of a model that was loaded from `folder`.
 
     Returns:
-        `input_ids` of shape (2, 8), and `decoder_input_ids` for a model with a decoder; `logits` of shape (2, up to 8), rounded;
-        `weights`, the sha256 of each weight file; and the `scale` of the targets of a regression.
+        `input_ids` of shape (2, 8); for a model with a decoder, `decoder_input_ids` of the same shape; rounded `logits` of shape
+        (2, up to 8); `weights`, the sha256 of each weight file by name; for a regression, `scale` of the targets.
     """
     any_model: Any = model
     is_custom = not isinstance(model, PreTrainedModel)  # a module of a user's class
@@ -52,16 +52,16 @@ def make_probe(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
 
 
 def check_probe(model: PreTrainedModel, probe: dict[str, Any], folder: Path) -> None:
-    """Compare a model that was loaded from `folder` with its record.
+    """Compare a model that was loaded from `folder` with the recorded probe.
 
     Raises:
-        UserError: a weight file or a logit differs.
+        UserError: a weight file or the logits differ.
     """
     check_files(probe, folder)
     if (difference := probe_difference(model, probe)) is not None:
         raise UserError(
             f"{folder}: the model does not give the logits recorded when it was saved ({difference}); its configuration or a "
-            "library was changed since then"
+            "library has changed since then"
         )
 
 
@@ -81,7 +81,7 @@ def check_files(probe: dict[str, Any], folder: Path) -> None:
 
 
 def probe_difference(model: PreTrainedModel, probe: dict[str, Any]) -> str | None:
-    """Return how the logits of a model in fp32 differ from the recorded ones; None if they agree up to rounding."""
+    """Return a message on how a model's fp32 logits differ from the recorded ones; None if they agree up to rounding."""
     try:
         names: list[str] = [name for name in ("input_ids", "decoder_input_ids") if name in probe]
         inputs = {name: torch.tensor(probe[name]) for name in names}
@@ -104,14 +104,14 @@ def probe_difference(model: PreTrainedModel, probe: dict[str, Any]) -> str | Non
 
 
 def _artificial_ids(vocabulary: int) -> torch.Tensor:
-    """Return fixed ids from all parts of a vocabulary, int64 of shape (2, 8)."""
+    """Return fixed ids from across a vocabulary, int64 of shape (2, 8)."""
     return torch.tensor([(i * 7919 + 11) % vocabulary for i in range(ROWS * LENGTH)]).view(ROWS, LENGTH)
 
 
 def _logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the first 8 logits of each row, of shape (rows, up to 8).
 
-    For a model that generates text, these are log-probabilities of the last token, which depend on the logits of all words.
+    For a model that generates text, these are log-probabilities of the next token, which depend on the complete vocabulary.
     """
     any_model: Any = model.eval()
     device = next(model.parameters()).device

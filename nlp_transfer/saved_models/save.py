@@ -1,4 +1,4 @@
-"""Save models: write a temporary folder, load it, compare its logits with the original model, and only then rename it."""
+"""Save models: write a temporary folder, load it, compare its logits with the original model's, and only then rename it."""
 
 import shutil
 from importlib.metadata import version
@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # a merged or reloaded model may differ by rounding, not by mo
 
 
 class UnfaithfulError(RuntimeError):
-    """A model that was saved and loaded again gives other logits."""
+    """A model has different logits after saving and loading it."""
 
 
 def versions() -> dict[str, str]:
@@ -53,7 +53,7 @@ def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base:
 
     Args:
         plain: whether transformers can load the model without this package.
-        base: model and revision of the base of an adapter.
+        base: name and revision of an adapter's base model.
     """
     return {
         "task": task_name(task),
@@ -78,14 +78,14 @@ def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path, probe: dict[str, torch.Tensor],
     checkpoint: Checkpoint | None = None,
 ) -> PreTrainedModel:  # fmt: skip
-    """Save a model, and return the model as it was loaded again.
+    """Save a model, load it again for comparison, and return the loaded model.
 
     Args:
-        probe: a batch for which the saved model must give the same logits.
+        probe: a batch for which the loaded model must have the same logits.
         checkpoint: the checkpoint that the task built the model on, for models that no Auto class knows.
 
     Raises:
-        UnfaithfulError: the loaded model gives other logits. No folder is left then.
+        UnfaithfulError: the loaded model has different logits; `folder` is not written.
     """
     task, errors = task.export(model), []
     for config in save_candidates(model, checkpoint, task):
@@ -123,7 +123,7 @@ def _save_as(
 
 
 def save_adapted(adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
-    """Create the model folder for an adapter that cannot be merged, and return the model as it was loaded from there.
+    """Create the model folder for an adapter that cannot be merged, and return the model loaded from this folder.
 
     The folder contains the adapter and no config.json, so that no program loads it as a model with a random head.
     """
@@ -136,10 +136,10 @@ def save_adapted(adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
 def verify_adapter(
     folder: Path, checkpoint: Checkpoint, task: Task, model: PreTrainedModel, probe: dict[str, torch.Tensor]
 ) -> None:
-    """Write the record of an adapter, load the adapter on its base, and compare it with the merged model.
+    """Write the record of an adapter, load the adapter on its base, and compare the result with `model`.
 
     Raises:
-        UnfaithfulError: the loaded adapter gives other logits.
+        UnfaithfulError: the loaded adapter has different logits.
     """
     task = task.export(model)
     local = checkpoint.source.is_folder and not is_wheel(checkpoint.source.name)
@@ -153,12 +153,10 @@ def verify_adapter(
 
 
 def _compare(task: Task, model: Any, loaded: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
-    """Compare the logits of a model and of the one loaded from `folder`.
-
-    Both compute in fp32 on the CPU, without differences from TF32 or the kernels of another device.
+    """Compare the logits of a model with those of the model loaded from `folder`, both in fp32 on the CPU.
 
     Raises:
-        UnfaithfulError: they differ by more than rounding.
+        UnfaithfulError: the logits differ by more than rounding.
     """
     inputs = model_inputs(probe)
     device = next(model.parameters()).device

@@ -1,8 +1,8 @@
 """Start child processes that do not import modules from the current folder.
 
-Python searches the current folder first for the modules of `python -m` and `python -c`, so that a file `pickle.py` in a
-downloaded folder would run. Therefore only this module starts processes, which a test checks. Every command also runs inside
-`isolated`, which isolates the processes that libraries start.
+With `python -m` and `python -c`, Python searches the current folder first, so that a file `pickle.py` in a downloaded folder
+would run. Therefore only this module starts processes; a test checks this. Every command also runs inside `isolated`, for
+processes that libraries start.
 """
 
 import os
@@ -25,27 +25,27 @@ _SAFE_PATH = "PYTHONSAFEPATH"
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Remove the current folder from the module search path of all processes that are started inside.
+    """Remove the current folder from the module search path of all processes that are started in the block.
 
-    `PYTHONSAFEPATH` does this for Python itself and is inherited. `multiprocessing` also sends `sys.path`, in which an empty
-    entry, as in interactive sessions and notebooks, is the current folder.
+    Child processes inherit `PYTHONSAFEPATH`. `multiprocessing` also sends `sys.path`, where an empty entry, as in notebooks,
+    means the current folder.
 
     Raises:
         UserError: Python was started with -E and ignores the variable.
     """
     if sys.flags.ignore_environment and not sys.flags.safe_path:
         raise UserError("python: found -E, with which a child process searches the current folder; allowed: -I, or -E with -P")
-    paths, before = sys.path[:], os.environ.get(_SAFE_PATH)
+    paths, previous = sys.path[:], os.environ.get(_SAFE_PATH)
     sys.path[:] = filter(None, paths)
     os.environ[_SAFE_PATH] = "1"
     try:
         yield
     finally:
         sys.path[:] = paths
-        if before is None:
+        if previous is None:
             del os.environ[_SAFE_PATH]
         else:
-            os.environ[_SAFE_PATH] = before
+            os.environ[_SAFE_PATH] = previous
 
 
 def run_module(module: str, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
@@ -60,12 +60,12 @@ def run_module(module: str, arguments: Sequence[str]) -> "subprocess.CompletedPr
 
 
 def start_program(program: str, arguments: Sequence[str], errors: Any) -> "subprocess.Popen[bytes]":
-    """Start a Python program with the module search path of this process, and pipes as standard input and output.
+    """Start a Python program with the module search path of this process, and with pipes for standard input and output.
 
     Args:
         program: source code.
-        arguments: in `sys.argv[1:]` of the program.
-        errors: an open file for its standard error.
+        arguments: `sys.argv[1:]` of the program.
+        errors: an open file for standard error.
     """
     import subprocess
 
@@ -77,9 +77,9 @@ def start_program(program: str, arguments: Sequence[str], errors: Any) -> "subpr
 
 
 def run_forked(target: Callable[..., None], *arguments: Any) -> int:
-    """Call `target` in a fork of this process and return its exit status, negative for a signal.
+    """Call `target` in a fork of this process and return the exit status, negative for a signal.
 
-    The fork is killed when standard input, which must be silent meanwhile, is closed.
+    The fork is killed when standard input is closed or receives data.
     """
     import multiprocessing
     from multiprocessing import connection
@@ -94,7 +94,7 @@ def run_forked(target: Callable[..., None], *arguments: Any) -> int:
 
 
 def end_with_input() -> None:
-    """End this process as soon as standard input, which must be silent, is closed."""
+    """End this process as soon as standard input is closed or receives data."""
 
     def wait() -> None:
         os.read(0, 1)
@@ -104,13 +104,12 @@ def end_with_input() -> None:
 
 
 class WorkerPool:
-    """A `concurrent.futures.ProcessPoolExecutor` of isolated processes that end with this process and never handle signals.
+    """A `ProcessPoolExecutor` of isolated processes that end with this process and ignore SIGINT and SIGTERM.
 
-    Entering starts nothing; `submit` starts the processes. Leaving kills them: they have nothing to finish.
+    The first `submit` starts processes. Leaving the context kills them, without waiting for running tasks.
 
     Args:
-        processes: their number.
-        initialize: called in each process before its first task. The first argument is true in one of the processes.
+        initialize: called in each process before its first task. The first argument is true in exactly one process.
         arguments: further arguments of `initialize`.
     """
 
@@ -151,11 +150,11 @@ class WorkerPool:
 
 def _initialize_worker(lock: Any, initialize: Callable[..., None], arguments: Sequence[Any]) -> None:
     end_with_parent()
-    initialize(lock.acquire(block=False), *arguments)  # nobody releases the lock
+    initialize(lock.acquire(block=False), *arguments)  # never released, so only one process acquires it
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its parent has ended, even if the parent was killed and even in the middle of a computation."""
+    """End this process as soon as its parent ends, even if the parent is killed or this process is computing."""
     from multiprocessing import parent_process
 
     def wait() -> None:
@@ -168,9 +167,9 @@ def end_with_parent() -> None:
 
 @contextmanager
 def _protected_start() -> Iterator[None]:
-    """Isolate processes that are started inside, and block SIGINT and SIGTERM in them: they are ended by this process.
+    """Isolate processes that are started in the block, and block SIGINT and SIGTERM in them.
 
-    Terminals and schedulers send these signals to all processes of a command.
+    Terminals and schedulers send these signals to all processes of a command; this process handles them and ends the others.
     """
     with isolated():
         if not hasattr(signal, "pthread_sigmask"):
@@ -178,9 +177,9 @@ def _protected_start() -> Iterator[None]:
             return
         from multiprocessing import resource_tracker
 
-        resource_tracker.ensure_running()  # it unblocks the signals when it starts
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        resource_tracker.ensure_running()  # starting it unblocks the signals
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)

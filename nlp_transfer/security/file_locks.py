@@ -1,7 +1,7 @@
-"""Lock files: one process at a time, and the next one removes the unfinished files of a killed one.
+"""Lock files that admit one process at a time; the next holder removes the unfinished files of a killed one.
 
-The library `filelock` does not fit: it also locks pipes and files of other programs, and cannot record the names of
-unfinished files.
+The library `filelock` is unsuitable: it also locks pipes and files of other programs, and cannot record the names of unfinished
+files.
 """
 
 import errno
@@ -24,20 +24,22 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no links, no waiting for pipes
+SAFE = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)  # follow no link, wait for no pipe
 PART, OLD = re.compile(r"\.part-[0-9a-f]{32}"), re.compile(r"\.old-[0-9a-f]{32}")
 LOCKED = b"nlp_transfer lock\n"  # first line of a lock file; files with other content are not touched
-BEYOND = 2**30  # on Windows, lock a byte beyond the content, so that others can read it
+BEYOND = 2**30  # on Windows, lock a byte beyond the content, so that other processes can read the file
 LONGEST_LOCK = 2**20  # bytes
 LONGEST_RECORD = 2**30
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def open_record(path: Path, create: bool = True) -> BinaryIO:
-    """Open a lock, journal or other record of this user's commands for reading and writing.
+    """Open a lock file, journal or other record of this user for reading and writing.
 
     Raises:
-        UserError: there is a link, a pipe, a file of another user or the like; it is not touched.
+        UserError: the path is a link, a pipe, a file of another user or the like. It is not changed.
     """
     foreign = UserError(f"{path}: is not a file of this program and this user; remove it, or write to another folder")
     try:
@@ -45,8 +47,8 @@ def open_record(path: Path, create: bool = True) -> BinaryIO:
     except OSError as error:
         raise foreign if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO) else error from None
     status = os.fstat(descriptor)
-    ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not ours:
+    is_of_this_user = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not is_of_this_user:
         os.close(descriptor)
         raise foreign
     return os.fdopen(descriptor, "r+b")
@@ -66,10 +68,10 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_record(path: Path, most: int = LONGEST_RECORD) -> bytes:
-    """Read a record, opened with `open_regular`.
+    """Read a record.
 
     Raises:
-        OSError: the file cannot be opened, or is larger than `most` bytes.
+        OSError: the file cannot be opened with `open_regular`, or is larger than `most` bytes.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most:
@@ -78,26 +80,26 @@ def read_record(path: Path, most: int = LONGEST_RECORD) -> bytes:
 
 
 class Lock:
-    """A held lock file. It also records the random names of unfinished files in the same folder."""
+    """A locked file that records the random names of unfinished files in the same folder."""
 
     def __init__(self, path: Path, file: BinaryIO | None) -> None:
         self.path, self._file = path, file
 
     def record(self, name: str) -> None:
-        """Record a file for the next holder of the lock to remove, unless `release` is called before."""
+        """Record an unfinished file. If this process is killed, the next holder of the lock removes it."""
         if self._file is not None:
             self._file.write(f"{name}\n".encode())
             self._file.flush()
 
     def release(self, remove: bool = True) -> None:
-        """Release the lock, and remove its file unless `remove` is false, since there is something to resume."""
+        """Release the lock, and remove its file if `remove` is true."""
         if self._file is None:
             return
         if remove and is_same(self.path, os.fstat(self._file.fileno())):
             with suppress(OSError):  # Windows cannot remove an open file
-                self.path.unlink()  # while locked, so that no other process locks the removed file
+                self.path.unlink()  # before unlocking, so that no other process locks the removed file
         with suppress(OSError):
-            _unlock(self._file.fileno())  # a forked process may also have the file open
+            _unlock(self._file.fileno())  # closing is not enough: a forked process may have the file open
         with suppress(OSError):
             self._file.close()
         self._file = None
@@ -110,12 +112,12 @@ class Lock:
 
 
 def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
-    """Take a lock without waiting, and remove the unfinished files of its last holder if that was killed.
+    """Take a lock without waiting. If its last holder was killed, remove the unfinished files of that process.
 
     Args:
         path: the lock file.
-        busy: message if another process holds the lock.
-        unlocked: warning if the file system has no locks, such as some network file systems.
+        busy: error message if another process holds the lock.
+        unlocked: end of the warning on a file system without locks, such as some network file systems.
         create: whether to create a missing file.
 
     Raises:
@@ -145,7 +147,7 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
         raise UserError(f"{path}: is not a lock of this program; rename or remove it, or write to another folder")
     for name in content.decode("ascii", "replace").splitlines():
         target, unfinished = path.parent / path.name.removeprefix(".").removesuffix(".lock"), path.parent / name
-        if OLD.fullmatch(name) and target.name and not os.path.lexists(target):  # killed before the new folder was in place
+        if OLD.fullmatch(name) and target.name and not os.path.lexists(target):  # killed before the new folder was renamed
             with suppress(FileNotFoundError):
                 os.rename(unfinished, target)
         elif PART.fullmatch(name) or OLD.fullmatch(name):
@@ -168,6 +170,7 @@ def lock_target(path: Path) -> Lock:
 
 
 def _lock(descriptor: int) -> bool:
+    """Lock a file without waiting; return False if another process holds the lock."""
     try:
         if sys.platform == "win32":
             os.lseek(descriptor, BEYOND, os.SEEK_SET)
@@ -191,7 +194,7 @@ def _unlock(descriptor: int) -> None:
 
 
 def is_same(path: Path, status: os.stat_result) -> bool:
-    """Whether a path (not the target of a link) is still the file with this status."""
+    """Whether a path, without following links, is still the file with this status."""
     try:
         return os.path.samestat(path.lstat(), status)
     except OSError:

@@ -1,4 +1,4 @@
-"""The known secrets of this machine: the hub token, and values of environment variables with names of secrets."""
+"""Secrets of this machine: saved hub tokens, and environment variables with names such as API_KEY."""
 
 import binascii
 import os
@@ -9,13 +9,13 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 SECRET_NAME = re.compile(r"(_|^)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-MIN_LENGTH = 12  # shorter values of variables may be common words
+MIN_LENGTH = 12  # shorter values may be common words
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
-PREFIX_LENGTH = 8  # characters that identify a value that a message truncated
+PREFIX_LENGTH = 8  # characters that identify a truncated value in a message
 
 
 class Known:
-    """A known secret value, in all forms that are searched for."""
+    """A known secret, and its forms in other encodings (Latin-1, hexadecimal, base64)."""
 
     def __init__(self, value: str) -> None:
         self.value = value
@@ -23,24 +23,24 @@ class Known:
         forms = {value, value.replace(" ", "+"), "".join(value.split()), data.decode("latin-1"), data.hex(), data.hex().upper()}
         with suppress(UnicodeEncodeError):  # on a stream with Latin-1 encoding
             forms.add(value.encode("latin-1").decode("utf-8", "surrogateescape"))
-        for before in range(3):
-            coded = binascii.b2a_base64(bytes(before) + data, newline=False).decode().rstrip("=")
-            inner = coded[(0, 2, 3)[before] : len(coded) - ((before + len(data)) % 3 != 0)]  # only depends on the value
+        for offset in range(3):  # in base64, three bytes are four characters
+            encoded = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")
+            inner = encoded[(0, 2, 3)[offset] : len(encoded) - ((offset + len(data)) % 3 != 0)]  # only depends on the value
             forms |= {inner, inner.replace("+", "-").replace("/", "_")}
         self.forms = sorted(forms, key=len, reverse=True)
 
-    def spans(self, text: str, whole: bool = False) -> Iterator[tuple[int, int]]:
-        """Yield the spans of all forms in the text; unless `whole`, also of the value truncated by a message."""
+    def spans(self, text: str, complete: bool = False) -> Iterator[tuple[int, int]]:
+        """Yield the spans of all forms in the text; unless `complete`, also those of truncated values."""
         for form in self.forms:
             at = text.find(form)
             while at >= 0:
                 yield at, at + len(form)
                 at = text.find(form, at + len(form))
-        if not whole:
+        if not complete:
             yield from self._truncated(text)
 
     def _truncated(self, text: str) -> Iterator[tuple[int, int]]:
-        """Yield the spans with a prefix of the value, `...`, and possibly a suffix of the value."""
+        """Yield the spans of a prefix of the value, followed by `...` and possibly a suffix of the value."""
         value, at = self.value, text.find(self.value[:PREFIX_LENGTH])
         while at >= 0:
             end = at + next((n for n, (a, b) in enumerate(zip(text[at:], value, strict=False)) if a != b), len(value))
@@ -51,7 +51,7 @@ class Known:
             at = text.find(value[:PREFIX_LENGTH], max(end, at + 1))
 
     def unfinished(self, text: str, least: int) -> int | None:
-        """Return where one of the forms starts that the end of the text cuts off, after at least `least` characters."""
+        """Return the start of a form that is incomplete at the end of the text but has `least` characters; otherwise None."""
         for form in self.forms:
             at = text.find(form[:least], max(0, len(text) - len(form) + 1))
             while at >= 0:
@@ -62,11 +62,11 @@ class Known:
 
 
 def known_secrets() -> tuple[Known, ...]:
-    """Return the known secrets, longest first, since one may be a prefix of another."""
+    """Return the secrets of this machine, longest first, since one may be a prefix of another."""
     values = [text for name, value in os.environ.items() if _is_name(name) and _may_be_secret(name, text := value.strip())]
-    for place in _token_files():
-        if os.path.isfile(place):
-            values += _in_file(place, place.stat().st_mtime_ns)
+    for file in _token_files():
+        if os.path.isfile(file):
+            values += _in_file(file, file.stat().st_mtime_ns)
     return _longest_first(tuple(values))
 
 
@@ -76,7 +76,7 @@ def _is_name(variable: str) -> bool:
 
 
 def _may_be_secret(name: str, value: str) -> bool:
-    """Whether a variable's value may be a secret, and not a path, a number or a URL."""
+    """Whether a variable's value may be a secret rather than a path, a number or a URL."""
     if name in HUB_TOKENS:
         return len(value) >= PREFIX_LENGTH
     return len(value) >= MIN_LENGTH and not value.startswith(("/", "./", "~")) and not value.isdigit() and "://" not in value
@@ -88,7 +88,7 @@ def _longest_first(values: tuple[str, ...]) -> tuple[Known, ...]:
 
 
 def _token_files() -> Iterable[Path]:
-    """Yield the files with tokens of huggingface_hub. Not taken from that library, since importing it is slow."""
+    """Yield the token files of huggingface_hub. Importing that library is slow, so its constants are not used."""
     expand = os.path.expanduser  # unlike pathlib, raises no error without a home folder
     home = expand(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
     yield Path(expand(os.environ.get("HF_TOKEN_PATH") or Path(home, "token")))
@@ -96,10 +96,13 @@ def _token_files() -> Iterable[Path]:
 
 
 @cache
-def _in_file(place: Path, changed: int) -> list[str]:
-    """Return the tokens in a file that holds just a token, or lines `hf_token = ...`."""
+def _in_file(file: Path, changed: int) -> list[str]:
+    """Return the tokens in a file that contains a single token, or lines `hf_token = ...`.
+
+    `changed`, the time of the last change, is part of the cache key.
+    """
     try:
-        lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     values = [line.rpartition("=")[2].strip() for line in lines if not line.startswith("[")]

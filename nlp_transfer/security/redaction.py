@@ -1,8 +1,7 @@
-"""Redact secrets in everything that this process prints, also if a secret is split over several writes.
+"""Redact secrets in everything that this process prints, even if a secret is split over several writes.
 
-`sys.stdout` and `sys.stderr` become text layers over a `Redactor`, which is also their `buffer`. Only direct writes to the file
-descriptors are not redacted: messages of C libraries, and predictions on standard output, which are the user's data
-(`standard_streams.py`).
+`sys.stdout` and `sys.stderr` become text streams with a `Redactor` as their `buffer`. Direct writes to the file descriptors are
+not redacted: messages of C libraries, and predictions on standard output, which are the user's data (`standard_streams.py`).
 """
 
 import atexit
@@ -22,21 +21,21 @@ from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.utils.environment import finish_output, open_streams
 
 _redactors: "weakref.WeakSet[Redactor]" = weakref.WeakSet()
-MOST_HELD = 1 << 16  # characters to hold back; longer text is not a secret
-CONTEXT = 512  # characters of an unfinished line that are context for the next write
+MOST_HELD = 1 << 16  # characters to hold back at most; no secret is longer
+CONTEXT = 512  # characters of an unfinished line to remember as context of the next write
 
 
 class Redactor(io.BufferedIOBase):
-    """A binary stream that redacts secrets and writes the rest to the underlying stream.
+    """A binary stream that redacts secrets and writes everything else to the underlying stream.
 
-    If a write may end inside a secret, that end is held back until the next write or `release`. Of a secret that is written in
-    parts, at most three characters, or the prefix of its kind (`hf_`), are printed.
+    If a write may end inside a secret, that end is held back until the next write or `release`. If a secret is written in parts,
+    at most its first three characters, or its prefix such as `hf_`, are printed.
     """
 
     def __init__(self, below: Any) -> None:
         self.below = below
         self._binary = getattr(below, "buffer", None) or _Encoded(below)
-        self._before = ""  # the printed part of the current line
+        self._before = ""  # the end of the current line that is already printed
         self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # all bytes round-trip
         self._lock = threading.RLock()  # a signal handler may print during a write of the same thread
@@ -46,22 +45,22 @@ class Redactor(io.BufferedIOBase):
         """Print all text that cannot be part of a secret."""
         with self._lock:
             text = f"{self._before}{self._held}{self._decoder.decode(memoryview(data).tobytes())}"
-            found = spans(text)
-            end = unfinished(text, found)
+            secrets = spans(text)
+            end = unfinished(text, secrets)
             if len(text) - end > MOST_HELD:
                 end = len(text)
-            self._print(text, found, max(end, len(self._before)))
+            self._print(text, secrets, max(end, len(self._before)))
         return len(data)
 
-    def _print(self, text: str, found: list[tuple[int, int]], end: int) -> None:
-        shown = hide(text, found, len(self._before), end)
+    def _print(self, text: str, secrets: list[tuple[int, int]], end: int) -> None:
+        shown = hide(text, secrets, len(self._before), end)
         line = max(text.rfind("\n", 0, end), text.rfind("\r", 0, end)) + 1
         self._before, self._held = text[max(line, end - CONTEXT) : end], text[end:]
         if shown:
             self._binary.write(shown.encode("utf-8", "surrogateescape"))
 
     def release(self) -> None:
-        """Print the text that is held back; called when nothing follows."""
+        """Print the text that is held back, since no write follows."""
         with self._lock:
             text = f"{self._before}{self._held}{self._decoder.decode(b'', final=True)}"
             self._print(text, spans(text), len(text))
@@ -71,8 +70,8 @@ class Redactor(io.BufferedIOBase):
         self._binary.flush()
 
     def close(self) -> None:
-        """Release the held text. The underlying stream stays open, since other code may use it."""
-        with suppress(ValueError):  # it is closed already
+        """Print the text that is held back. The underlying stream remains open, since other code may use it."""
+        with suppress(ValueError):  # the underlying stream is closed
             self.release()
 
     def writable(self) -> bool:
@@ -94,7 +93,7 @@ class Redactor(io.BufferedIOBase):
 
 
 def _begin_child() -> None:
-    """After a fork: replace locks that another thread may have held; the parent prints the held text."""
+    """Reset all redactors after a fork: another thread may have held a lock, and the parent prints the held text."""
     for redactor in _redactors:
         redactor._lock, redactor._held = threading.RLock(), ""
 
@@ -104,7 +103,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Encoded:
-    """A binary stream over a text stream without `buffer`, such as in a notebook."""
+    """Converts writes of bytes to writes of text, for a text stream without `buffer`, such as in a notebook."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -118,7 +117,7 @@ class _Encoded:
 
 
 def guard_output() -> None:
-    """Redact everything that this process prints from now on, including warnings, tracebacks and output of libraries."""
+    """Redact secrets in everything that this process prints from now on, including warnings, tracebacks and library output."""
     open_streams()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -142,9 +141,9 @@ def guard_output() -> None:
 
 def guard_messages() -> None:
     """Redact secrets and escape control characters in all log records and warnings from now on."""
-    before = logging.getLogRecordFactory()
-    if not getattr(before, "is_guarded", False):
-        logging.setLogRecordFactory(_guarded(before))
+    factory = logging.getLogRecordFactory()
+    if not getattr(factory, "is_guarded", False):
+        logging.setLogRecordFactory(_guarded(factory))
         show = warnings.formatwarning
         warnings.formatwarning = lambda *arguments, **named: printable(show(*arguments, **named))
 

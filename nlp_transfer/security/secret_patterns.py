@@ -1,9 +1,9 @@
-"""Find secrets in text, also in common encodings, and replace them by `***`.
+"""Find secrets in text, also in common encodings, and replace them with `***`.
 
-The secrets of this machine are known exactly (`known_secrets.py`). Others are recognized by their shape (tokens of well-known
-services, private keys) or by their context (credentials in URLs and headers, values that are called a token). All are also found
-behind escapes (percent-encoding, JSON, Python, HTML, UTF-16), in base64 and in hexadecimal; known values also across line breaks.
-`redaction.py` applies this to all output.
+The values of this machine's secrets are known (`known_secrets.py`). Other secrets are recognized by their shape (tokens of
+well-known services, private keys) or by their context (credentials in URLs and headers, values named `token` or similar). All are
+also found in escaped text (percent-encoding, JSON, Python, HTML, UTF-16), base64 and hexadecimal; known values also across line
+breaks. `redaction.py` applies this to all output.
 """
 
 import binascii
@@ -52,20 +52,21 @@ NAMED_VALUE = (
 BEARER = r"\b(?:bearer|authorization:?)\s+(?!bearer\b)"
 BASIC = r"\bbasic\s+"
 QUERY = r"[?&](?:[\w.-]{0,64}(?:token|secret|password|signature|credential|api[_-]?key)|sig|key)="
-ADDRESS = r"\b[a-z][a-z0-9+.-]{0,30}:/{1,2}"  # one slash is enough, since a URL that was read as a path loses the other
+ADDRESS = r"\b[a-z][a-z0-9+.-]{0,30}:/{1,2}"  # one slash suffices, since pathlib removes the other from a URL
 
 
 class Rule(NamedTuple):
-    """A secret that is recognized by its context."""
+    """Recognizes a secret by its context."""
 
     keywords: tuple[str, ...]
-    """Texts that contain none of these, in lower case, cannot match: a fast check."""
+    """Every match contains at least one of these lower-case words: a fast check."""
     pattern: re.Pattern[str]
     """Matches a complete secret; the group `value` is replaced."""
     unfinished: re.Pattern[str]
-    """Matches a secret that the end of the text may cut off."""
+    """Matches a secret at the end of the text that may be incomplete."""
 
     def is_possible(self, lower: str) -> bool:
+        """Whether the text, in lower case, contains a keyword."""
         return any(word in lower for word in self.keywords)
 
 
@@ -117,15 +118,15 @@ Spans = list[tuple[int, int]]
 
 
 def redact(text: str) -> str:
-    """Return the text with every secret replaced by `***`."""
+    """Replace all secrets in a text with `***`."""
     return hide(text, spans(text))
 
 
-def hide(text: str, found: Spans, first: int = 0, last: int | None = None) -> str:
-    """Return `text[first:last]` with `***` in place of the spans in `found`."""
+def hide(text: str, secrets: Spans, first: int = 0, last: int | None = None) -> str:
+    """Return `text[first:last]` with each span in `secrets` replaced by `***`."""
     last = len(text) if last is None else last
     parts = []
-    for start, end in found:
+    for start, end in secrets:
         if end > first and start < last:
             parts += [text[first:start], HIDDEN]
             first = end
@@ -133,15 +134,15 @@ def hide(text: str, found: Spans, first: int = 0, last: int | None = None) -> st
 
 
 def find_secret(text: str) -> int | None:
-    """Return the position of the first secret that is known or has the shape of a token; None if there is none.
+    """Return the position of the first secret that is known or recognized by its shape; None if there is none.
 
-    Words that are only called a token do not count, since vocabularies contain many.
+    Secrets that are only recognized by their context are ignored, since vocabularies contain many such words.
     """
     return min((start for start, _ in spans(text, strict=True)), default=None)
 
 
-def is_in_bytes(data: bytes) -> bool:
-    """Whether binary data, such as weights, contains an unencoded secret: a fast version of `find_secret`."""
+def contains_secret(data: bytes) -> bool:
+    """Whether binary data, such as weights, contains a secret without encoding: a fast version of `find_secret`."""
     return any(value.value.encode() in data for value in known_secrets()) or any(kind.search(data) for kind in IN_BYTES)
 
 
@@ -156,20 +157,20 @@ def spans(text: str, strict: bool = False) -> Spans:
     return merged
 
 
-def unfinished(text: str, found: Spans) -> int:
-    """Return where a possible secret starts that the end of the text may cut off; otherwise the length of the text.
+def unfinished(text: str, secrets: Spans) -> int:
+    """Return the start of a possible secret at the end of the text that may be incomplete, or the length of the text.
 
     Args:
-        text: text to which more will be appended.
-        found: the secrets in the text.
+        text: text to which more may be appended.
+        secrets: spans of the secrets in the text.
     """
     known = known_secrets()
     starts = [len(text), _unfinished(text, known, 0)]
-    if found and (
-        found[-1][1] == len(text) or (text[slice(*found[-1])].startswith("-----BEGIN") and text[found[-1][1] :].isspace())
-    ):
-        starts.append(found[-1][0])
-    if known and "\n" in text:  # it may continue after a line break
+    if secrets:
+        start, end = secrets[-1]
+        if end == len(text) or (text[start:end].startswith("-----BEGIN") and text[end:].isspace()):
+            starts.append(start)
+    if known and "\n" in text:  # a value may be split by a line break
         view, source = _replaced(BREAK, text, lambda _: "")
         starts += [source(at, at)[0] for value in known if (at := value.unfinished(view, PREFIX_LENGTH)) is not None]
     return min(starts)
@@ -192,11 +193,12 @@ def _unfinished(text: str, known: tuple[Known, ...], depth: int) -> int:
 
 
 def _spans(text: str, known: tuple[Known, ...], strict: bool, depth: int) -> Spans:
-    found: Spans = []
+    """Return the spans of all secrets, unsorted; `depth` is the number of encodings that were decoded."""
+    secrets: Spans = []
 
     def mark(start: int, end: int) -> None:
         nonlocal text
-        found.append((start, end))
+        secrets.append((start, end))
         text = f"{text[:start]}{'*' * (end - start)}{text[end:]}"  # so that no other rule matches it
 
     original = text
@@ -206,40 +208,40 @@ def _spans(text: str, known: tuple[Known, ...], strict: bool, depth: int) -> Spa
     if "PRIVATE KEY" in text:
         for match in KEY_BLOCK.finditer(text):
             mark(*match.span())
-    low = "" if strict else text.lower()
+    lower = "" if strict else text.lower()
     for rule in RULES[:2]:
-        _apply(rule, text, low, mark)
+        _apply(rule, text, lower, mark)
     for match in SHAPES.finditer(text):
         mark(*match.span())
     for rule in RULES[2:]:
-        _apply(rule, text, low, mark)
+        _apply(rule, text, lower, mark)
     if depth == DEPTH:
-        return found
+        return secrets
     for match in RUN.finditer(original):
         if any(_spans(inner, known, True, depth + 1) for inner in _decoded(match[0])):
-            found.append(match.span())
+            secrets.append(match.span())
     if ESCAPED.search(original):
         view, source = unescaped(original)
         if view != original:
-            found += [source(*span) for span in _spans(view, known, strict, depth + 1)]
+            secrets += [source(*span) for span in _spans(view, known, strict, depth + 1)]
     if known and "\n" in original:
         view, source = _replaced(BREAK, original, lambda _: "")
-        found += [source(*span) for value in known for span in value.spans(view, whole=True)]
-    return found
+        secrets += [source(*span) for value in known for span in value.spans(view, complete=True)]
+    return secrets
 
 
-def _apply(rule: Rule, text: str, low: str, mark: Any) -> None:
-    if rule.is_possible(low):
+def _apply(rule: Rule, text: str, lower: str, mark: Any) -> None:
+    if rule.is_possible(lower):
         for match in rule.pattern.finditer(text):
             if not _is_harmless(match):
                 mark(*match.span("value"))
 
 
 def _is_harmless(match: "re.Match[str]") -> bool:
-    """Whether a value only looks like a secret from its context.
+    """Whether the value of a match is not a secret.
 
-    It may be a number (`probability of the token: 0.5312`), the next word of a message (`training.token: unknown setting`),
-    redacted already, or no credentials after `basic`.
+    It may be a number (`probability of the token: 0.5312`), a word of a message (`training.token: unknown setting`), already
+    redacted, or a word after `basic` that does not encode `user:password`.
     """
     value, before = match["value"], match[0][: match.start("value") - match.start()]
     if match.re is RULES[3].pattern:
@@ -255,7 +257,7 @@ def _is_harmless(match: "re.Match[str]") -> bool:
 
 
 def unescaped(text: str) -> tuple[str, Any]:
-    """Return the text with escapes decoded, and a function that maps its spans to those of the original text."""
+    """Decode escapes; return the decoded text, and a function that maps its spans to spans of the original text."""
     return _replaced(ESCAPE, text, _character)
 
 
@@ -270,6 +272,7 @@ def _character(match: "re.Match[str]") -> str:
 
 
 def _replaced(pattern: "re.Pattern[str]", text: str, make: Any) -> tuple[str, Any]:
+    """Replace matches with `make(match)`; return the new text, and a function that maps its spans to the original text."""
     parts: list[str] = []
     views, sources = [0], [0]  # corresponding positions; text between them is equal
     length = at = 0
@@ -291,7 +294,7 @@ def _replaced(pattern: "re.Pattern[str]", text: str, make: Any) -> tuple[str, An
 
 
 def _decoded(run: str) -> list[str]:
-    """Decode a run of characters as base64, with any of four offsets, and as hexadecimal."""
+    """Decode a run of characters as base64, with each of four offsets, and as hexadecimal."""
     letters = run.rstrip("=").translate(URL_SAFE)
     decoded = []
     for offset in range(4):
@@ -306,7 +309,7 @@ def _decoded(run: str) -> list[str]:
 
 
 def clean(value: Any) -> Any:
-    """Redact the secrets in a JSON record. Labels are not changed, since predictions must have the labels of the data."""
+    """Redact secrets in a JSON record, except in labels: predictions must have the labels of the data."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):

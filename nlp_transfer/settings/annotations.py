@@ -1,4 +1,4 @@
-"""Type annotations of settings: which values they allow, and values as YAML writes them."""
+"""Inspect the type annotations of settings, and format values as YAML."""
 
 from collections.abc import Mapping
 from types import NoneType, UnionType
@@ -10,7 +10,7 @@ PLAIN = {int: "a number", float: "a number", str: "text", list: "a list", NoneTy
 
 
 def allowed_values(annotation: Any) -> str:
-    """Describe what a setting may hold, such as `a number, or 'auto'`."""
+    """Describe the allowed values of a setting, such as `a number, or 'auto'`."""
     choices: list[str] = []
     for member in members(annotation):
         if get_origin(member) is Literal:
@@ -30,7 +30,7 @@ def members(annotation: Any) -> list[Any]:
 
 
 def leaf_types(annotation: Any) -> set[Any]:
-    """Return all types inside an annotation, except those of literals: `list[int] | None` gives int and NoneType."""
+    """Return all leaf types of an annotation, without literals: int and NoneType for `list[int] | None`."""
     if get_origin(annotation) is Literal:
         return set()
     arguments = get_args(annotation)
@@ -38,19 +38,19 @@ def leaf_types(annotation: Any) -> set[Any]:
 
 
 def needs_list(annotation: Any, value: Any) -> bool:
-    """Whether a setting accepts a list, and this value only as an element of the list."""
+    """Whether a setting accepts this value only inside a list."""
     choices = members(annotation)
     lists = [member for member in choices if get_origin(member) is list]
     if not lists:
         return False
     if isinstance(value, (Mapping, BaseModel)):
-        fits = any(isinstance(leaf, type) and issubclass(leaf, (dict, BaseModel)) for leaf in leaf_types(lists[0]))
+        is_element = any(isinstance(leaf, type) and issubclass(leaf, (dict, BaseModel)) for leaf in leaf_types(lists[0]))
     else:
-        fits = isinstance(value, (str, int, float))
+        is_element = isinstance(value, (str, int, float))
     others = [member for member in choices if member not in (*lists, NoneType)]
-    return fits and all(get_origin(other) is Literal and value not in get_args(other) for other in others)
+    return is_element and all(get_origin(other) is Literal and value not in get_args(other) for other in others)
 
 
 def as_yaml(value: Any) -> str:
-    """Return a plain value as YAML writes it, such as `null` or `true`."""
+    """Format a scalar as YAML, such as `null` or `true`."""
     return {"None": "null", "True": "true", "False": "false", "": "''"}.get(str(value), str(value))

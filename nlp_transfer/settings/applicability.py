@@ -1,4 +1,4 @@
-"""Which settings take effect: a table by command, and metadata on fields that depend on other fields."""
+"""Determine which settings have an effect: by command, and depending on other settings."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -23,11 +23,11 @@ COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "push": (),
     "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_SCORED, "task.label_type", "task.translated_rows"),
 }
-"""Dotted names of the settings that take effect, by command and for `load_predictor(settings=)`. `*` matches any name; `!NAME`
-excludes NAME."""
+"""Dotted names of the settings that have an effect, by command, and for `load_predictor(settings=)`. `*` matches any name;
+`!NAME` excludes NAME."""
 
 IDENTITY = ("task.name", "task.labels", "task.architecture")
-"""Settings that define a saved model. They cannot be changed when it is loaded."""
+"""Settings that cannot be changed when a saved model is loaded."""
 
 NO_STEPS = frozenset(
     "epochs max_steps batch_size batch_tokens gradient_accumulation_steps learning_rate weight_decay schedule warmup "
@@ -35,7 +35,7 @@ NO_STEPS = frozenset(
     "gradient_checkpointing evaluate_every checkpoint_every keep_checkpoints early_stopping best_metric ema trackers "
     "logging_steps".split()
 )
-"""Settings of `training` without effect under a strategy that takes no optimizer steps."""
+"""`training` settings that have no effect if the strategy takes no optimizer steps."""
 
 
 def takes(command: str, name: str) -> bool:
@@ -45,11 +45,11 @@ def takes(command: str, name: str) -> bool:
 
 
 def check_arguments(command: str, document: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Check that a command uses all settings of its command line.
+    """Check that all settings on the command line have an effect on the command.
 
     Args:
         document: settings by section (`data`, `task`) and name.
-        known: the dotted names of all settings. Other names are reported by the schema, which suggests the nearest one.
+        known: the dotted names of all settings. Unknown names are ignored here; the schema reports them.
 
     Raises:
         UserError: settings have no effect on this command; lists all of them.
@@ -73,17 +73,19 @@ def _why(command: str, name: str) -> str:
 
 
 class UsedWith:
-    """Metadata of a field that only takes effect if other fields of the same settings have certain values.
+    """Field metadata: the field has an effect only if other fields of the same settings have certain values.
 
-    `Annotated[float, UsedWith(classifier="logistic_regression")]`: each keyword names another field and the value that it must
-    have, or must not have (`Not(value)`).
+    Each keyword is the name of another field and its required value, or `Not(value)`.
+
+    Example:
+        `Annotated[float, UsedWith(classifier="logistic_regression")]`
     """
 
     def __init__(self, **values: Any) -> None:
         self.values = values
 
     def unmet(self, settings: Any, prefix: str) -> str | None:
-        """Return why the field has no effect, or None if it has one; `prefix` precedes the names of other fields."""
+        """Return why the field has no effect, or None if it has one; `prefix` is the section of the settings."""
         for name, expected in self.values.items():
             value, dotted = getattr(settings, name), f"{prefix}.{name}"
             if isinstance(expected, Not):
@@ -95,14 +97,14 @@ class UsedWith:
 
 
 class Not:
-    """Any value but this one, in `UsedWith`."""
+    """A condition of `UsedWith`: any value except this one."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 def unused_fields(settings: Any, prefix: str) -> dict[str, str]:
-    """Return the fields without effect beside the values of other fields: dotted names, each with the reason."""
+    """Return the fields without effect (see `UsedWith`): the reason by dotted name."""
     return {
         f"{prefix}.{name}": reason
         for name, field in type(settings).model_fields.items()
@@ -112,7 +114,7 @@ def unused_fields(settings: Any, prefix: str) -> dict[str, str]:
 
 
 def given_fields(settings: Any, prefix: str) -> set[str]:
-    """Return the dotted names of the fields that were set to another value than the default."""
+    """Return the dotted names of the fields that were set to a value other than the default."""
 
     def differs(value: Any, default: Any) -> bool:
         return type(value) is not type(default) or bool(value != default)  # data frames are only compared by type
@@ -122,16 +124,15 @@ def given_fields(settings: Any, prefix: str) -> set[str]:
 
 
 def refuse_unused(reasons: Mapping[str, str], given: Iterable[str], problems: Problems) -> None:
-    """Add a problem for each setting in `given` that has no effect, by `reasons`."""
+    """Add a problem for each setting in `given` that has no effect; `reasons` holds the reason by dotted name."""
     for name in sorted(set(given) & reasons.keys()):
         problems.add(f"{name}: has no effect: {reasons[name]}; leave it out")
 
 
 def check_used(task: Any, scored: bool) -> None:
-    """Check that all settings that were given when a model was loaded (`Task.changed`) affect its predictions.
+    """Check that all settings that override those of a loaded model (`Task.changed`) affect its predictions.
 
     Args:
-        task: the task of the model.
         scored: whether the predictions may also be scored.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Load the user's tasks and strategies, named as `package.module:Class`, only from trusted modules.
+"""Load user-defined tasks and strategies (`package.module:Class`), only from trusted modules.
 
-A saved model names the class of its task, so loading a model must not import arbitrary modules. Allowed are installed modules,
-files on the command line (`--code FILE.py`), and modules that are already imported, such as the calling script.
+A saved model names the class of its task, so loading a model must not import arbitrary modules. Trusted modules are installed,
+given on the command line (`--code FILE.py`), or already imported, such as the calling script.
 """
 
 import importlib
@@ -27,14 +27,14 @@ from nlp_transfer.utils.errors import UserError
 
 FORM = "package.module:Class"
 _CODE: dict[str, str] = {}
-"""Absolute paths of the files that were loaded with --code, by module name."""
+"""Absolute paths of the files loaded with --code, by module name."""
 
 
 def load_code(files: Iterable[str | Path]) -> None:
-    """Import the user's files, each as a module with the name of the file.
+    """Import Python files, each as a module named after the file.
 
     Raises:
-        UserError: a file is missing, not a Python file, raises an error, or has the name of another module.
+        UserError: a file is missing, is not a Python file, cannot be imported, or has the name of another module.
     """
     for file in files:
         path = os.path.realpath(expand(file))
@@ -64,12 +64,11 @@ def load_class(setting: str, name: str, base: type) -> Any:
     """Return the class that `package.module:Class` names.
 
     Args:
-        setting: the setting that holds the name, for messages.
-        name: the name.
+        setting: the setting that contains the name, for messages.
         base: the required base class.
 
     Raises:
-        UserError: the module may not or cannot be imported, or it has no such class.
+        UserError: the module is not trusted or cannot be imported, or it has no such class.
     """
     module_name, _, path = name.partition(":")
     if "<locals>" in path:
@@ -86,10 +85,10 @@ def load_class(setting: str, name: str, base: type) -> Any:
             loaded = inspect.getattr_static(loaded, part)
     except AttributeError:
         loaded = None
-        if module_name == "__main__":  # defined in the script that trained, and now in a file of --code
+        if module_name == "__main__":  # the class of a training script may be in a file of --code now
             loaded = next((vars(sys.modules[name])[path] for name in _CODE if path in vars(sys.modules[name])), None)
             if loaded is None:
-                raise UserError(f"{setting}: found {name}, a class of the script that trained. {_how_to_load(path)}") from None
+                raise UserError(f"{setting}: found {name}, a class of the training script. {_how_to_load(path)}") from None
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         fault = f"has no class {path}" if loaded is None else f"has a {path} that is not a subclass of {base.__name__}"
         known = [key for key, value in vars(module).items() if _is_defined_in(value, base, module_name)]
@@ -104,13 +103,13 @@ def load_class(setting: str, name: str, base: type) -> Any:
 
 
 def files_for_child(documents: Any = None) -> list[str]:
-    """Return the files that a child process must load to have the same classes, including the files of --code.
+    """Return the files that a child process must pass to `load_code` to load the same classes as this process.
 
     Args:
-        documents: documents of tasks and strategies whose classes were loaded in this process.
+        documents: task and strategy documents that name the classes.
 
     Raises:
-        UserError: a class comes from a module that other processes cannot import.
+        UserError: a class is in a module that other processes cannot import.
     """
     files = dict(_CODE)
     for name in sorted(set(_modules(documents)) - files.keys()):
@@ -151,29 +150,29 @@ def _how_to_load(path: str) -> str:
 
 
 def _import(setting: str, name: str, parts: list[str]) -> ModuleType:
-    """Import a module after its parent packages, each only from an allowed place."""
+    """Import a module and its parent packages, if all of them are trusted."""
     for depth in range(1, len(parts) + 1):
         prefix = ".".join(parts[:depth])
         if prefix in sys.modules:
             continue
-        place = f"{setting}: found {name}"
+        location = f"{setting}: found {name}"
         try:
             spec = importlib.util.find_spec(prefix)
         except (ImportError, ValueError, AttributeError):
             spec = None
         if spec is None:
-            raise UserError(f"{place}; there is no module {prefix}. {_how_to_install(parts)}")
+            raise UserError(f"{location}; there is no module {prefix}. {_how_to_install(parts)}")
         if spec.origin is None:  # a namespace package, without code
             continue
         if not _may_import(prefix, spec):
             raise UserError(
-                f"{place}; {spec.origin} is not imported, since it is not installed, and a model could name any module. "
+                f"{location}; {spec.origin} is not imported, since it is not installed, and a model could name any module. "
                 + _how_to_install(parts)
             )
         try:
             importlib.import_module(prefix)
         except Exception as error:
-            raise UserError(f"{place}; {prefix} cannot be imported: {_describe(error, spec.origin)}") from error
+            raise UserError(f"{location}; {prefix} cannot be imported: {_describe(error, spec.origin)}") from error
     return sys.modules[".".join(parts)]
 
 
@@ -186,7 +185,7 @@ def _how_to_install(parts: list[str]) -> str:
 
 
 def _may_import(name: str, spec: ModuleSpec) -> bool:
-    """Whether a module belongs to installed code, or to a package that is already imported."""
+    """Whether a module is installed, or belongs to a package that is already imported."""
     assert spec.origin is not None
     parent = sys.modules.get(name.rpartition(".")[0])
     if name.split(".")[0] in sys.stdlib_module_names:
@@ -197,11 +196,11 @@ def _may_import(name: str, spec: ModuleSpec) -> bool:
 
 
 def _is_installed(name: str, origin: str) -> bool:
-    """Whether a module is in a folder of installed packages, or belongs to a package of an editable install.
+    """Whether a module is in site-packages or belongs to an editable install.
 
-    An editable install adds the root of a project to the module search path, and downloaded models may be in any folder there.
-    Only the packages and modules that the distribution names count as installed, each package with an `__init__.py`, and not if
-    they are only found because the project is the current folder.
+    An editable install adds the project's root to the module search path, where downloaded models may be as well. A module of an
+    editable install must therefore be listed by the distribution, all its packages must have an `__init__.py`, and it must not
+    be found merely because the project is the current folder.
     """
     if any(_is_inside(origin, folder) for folder in _site_folders()):
         return True
@@ -246,7 +245,7 @@ def _is_found_elsewhere(name: str, path: str) -> bool:
 
 
 def _describe(error: BaseException, path: str) -> str:
-    """Describe an error, with the last line of the file in its traceback."""
+    """Return the type and message of an error, and the line of the file at `path` that caused it."""
     lines = []
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Check the configuration of Accelerate: refuse or report what a run does not support, before anything is loaded."""
+"""Check Accelerate's configuration: refuse unsupported settings, and report settings without effect."""
 
 import os
 
@@ -42,7 +42,7 @@ CONFIGURATION: dict[str, tuple[str, str]] = {
     "enable_cpu_affinity": (USED, ""),
     "debug": (USED, ""),
     "use_cpu": (USED, "training, evaluation and prediction use the CPU"),
-    "mixed_precision": (USED, "bf16 and fp16, where `training.precision` is `auto` and the device can; fp8 is refused"),
+    "mixed_precision": (USED, "bf16 and fp16, if `training.precision` is `auto` and the device supports it; fp8 is refused"),
     "gradient_accumulation_steps": (NO_EFFECT, "use `training.gradient_accumulation_steps`"),
     "dynamo_config": (NO_EFFECT, "models are not compiled"),
     "downcast_bf16": (NO_EFFECT, "is for TPUs"),
@@ -60,7 +60,7 @@ CONFIGURATION: dict[str, tuple[str, str]] = {
 
 
 def flag(name: str) -> bool:
-    """Return a boolean environment variable, as read by Accelerate.
+    """Parse a boolean environment variable as Accelerate does; false if unset.
 
     Raises:
         UserError: the value is neither true nor false.
@@ -77,13 +77,13 @@ def configured_precision() -> str:
 
 
 def check_launch() -> None:
-    """Check that a run supports the launcher and its configuration, and report settings without effect.
+    """Check that the launcher and its configuration are supported, and report settings without effect.
 
     Raises:
         UserError: Accelerate is configured for a back end other than DDP, or for fp8, or it started one process instead of
             several.
     """
-    for name, alternatives in MPI.items():  # before the first message, which only rank 0 prints
+    for name, alternatives in MPI.items():  # first, since only rank 0 prints messages
         if value := next((os.environ[other] for other in alternatives if other in os.environ), None):
             os.environ.setdefault(name, value)
     for name, back_end in BACK_ENDS.items():
@@ -112,12 +112,12 @@ def check_launch() -> None:
 
 
 def _check_one_process() -> None:
-    """Refuse `accelerate launch --num_processes 2` on CPUs, which exports an address for two processes, but starts one."""
+    """Refuse `accelerate launch --num_processes 2` on CPUs: it sets MASTER_ADDR, but starts only one process."""
     several = ("WORLD_SIZE", "LOCAL_RANK", *MPI["WORLD_SIZE"])
     if not os.environ.get("MASTER_ADDR") or any(name in os.environ for name in several):
         return
     if LAUNCHED not in os.environ:
-        say("running one process: MASTER_ADDR is set, but WORLD_SIZE is not, which a launcher of several processes would set")
+        say("running one process: MASTER_ADDR is set, but WORLD_SIZE is not; a launcher of several processes sets both")
         return
     raise UserError(
         "MASTER_ADDR is set, but WORLD_SIZE is not: on CPUs, `accelerate launch --num_processes N` starts one process for any N. "

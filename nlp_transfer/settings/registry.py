@@ -1,8 +1,8 @@
 """Find tasks and strategies by name.
 
 A name is a module of `nlp_transfer.tasks` or `nlp_transfer.strategies` (a file, or a folder with an `__init__.py`); its class has
-the same name in CamelCase. Names and settings are listed without importing these modules: for `nlp-transfer train --help`,
-importing them all takes 4 s and 390 MiB, parsing their source 0.05 s.
+the same name in CamelCase. Names and settings are listed without importing these modules, to keep `nlp-transfer train --help`
+fast: importing all modules takes 4 s and 390 MiB, parsing their source 0.05 s.
 """
 
 import ast
@@ -19,7 +19,7 @@ Kind = Literal["task", "strategy"]
 
 PACKAGE = __name__.partition(".")[0]
 FOLDERS: dict[Kind, str] = {"task": "tasks", "strategy": "strategies"}
-COMMON = "common"  # folder of the code that tasks or strategies share
+COMMON = "common"  # folder of shared code
 
 
 def names(kind: Kind) -> list[str]:
@@ -35,10 +35,10 @@ def _modules(kind: Kind) -> dict[str, Path]:
 
 
 def load(kind: Kind, name: str) -> Any:
-    """Load the class with a known name, or a user's class that is named as `package.module:Class`.
+    """Return the class with a known name, or a user-defined class named `package.module:Class`.
 
     Raises:
-        UserError: the name is unknown, or names a class that may not be loaded (see `extensions.load_class`).
+        UserError: the name is unknown, or the class cannot be loaded (see `extensions.load_class`).
     """
     known = names(kind)
     if not isinstance(name, str):
@@ -48,22 +48,22 @@ def load(kind: Kind, name: str) -> Any:
         return extensions.load_class(f"{kind}.name", name, base)
     if name not in known:
         raise UserError(
-            f"{kind}.name: there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}; for code of yours: "
-            f"{extensions.FORM}"
+            f"{kind}.name: there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}; for your own "
+            f"class: {extensions.FORM}"
         )
     module = importlib.import_module(f"{PACKAGE}.{FOLDERS[kind]}.{name}")
     return getattr(module, _class_name(name))
 
 
 def name_of(implementation: type) -> str:
-    """Return the name under which a class can be loaded: a known name, or `package.module:Class` for a user's class."""
+    """Return the name by which `load` returns a class: a known name, or `package.module:Class` for a user-defined class."""
     package, _, stem = implementation.__module__.rpartition(".")
     known = package in (f"{PACKAGE}.{folder}" for folder in FOLDERS.values())
     return stem if known else f"{implementation.__module__}:{implementation.__qualname__}"
 
 
 def is_user_defined(instance: Any) -> bool:
-    """Whether the user wrote the class of a task, strategy or model: it is from neither this package, transformers nor peft."""
+    """Whether the class of a task, strategy or model is defined outside this package, transformers and peft."""
     return type(instance).__module__.partition(".")[0] not in (PACKAGE, "transformers", "peft")
 
 
@@ -85,11 +85,12 @@ def _class_name(name: str) -> str:
 def _fields(path: Path, only: str | None = None) -> Iterator[tuple[str, str, str]]:
     """Yield the name, default and docstring of the settings of all classes in a file, or only of the class `only`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for owner in (node for node in tree.body if isinstance(node, ast.ClassDef) and only in (None, node.name)):
-        for field, after in zip(owner.body, owner.body[1:], strict=False):
-            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and documented and "ClassVar" not in ast.unparse(field.annotation):
-                yield ast.unparse(field.target), _default(field.value), " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+    for definition in (node for node in tree.body if isinstance(node, ast.ClassDef) and only in (None, node.name)):
+        for field, docstring in zip(definition.body, definition.body[1:], strict=False):
+            is_documented = isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and is_documented and "ClassVar" not in ast.unparse(field.annotation):
+                text = " ".join(str(docstring.value.value).split())  # type: ignore[attr-defined]
+                yield ast.unparse(field.target), _default(field.value), text
 
 
 def _default(value: ast.expr | None) -> str:

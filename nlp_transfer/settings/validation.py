@@ -1,4 +1,4 @@
-"""Validate settings, and report problems in terms of YAML, with a suggestion for misspelled settings."""
+"""Validate settings; report problems in terms of YAML, and suggest names for unknown settings."""
 
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -14,8 +14,7 @@ from nlp_transfer.utils.errors import Problems, did_you_mean, shorten
 
 QUOTE = "YAML reads unquoted yes, no, on and off as true or false, and null and ~ as null: put such text in quotes"
 
-# Names of the same settings in transformers, PEFT, Lightning and scikit-learn.
-MEANT = {
+FOREIGN_NAMES = {
     "model": "model_name_or_path pretrained_model_name_or_path model_name model_id model_path base_model checkpoint backbone",
     "data.train": "train_file train_data training_data train_path train_dataset train_csv dataset dataset_name data_path",
     "data.validation": "validation_file validation_data eval_file eval_data eval_dataset valid_file dev_file val_file val_data",
@@ -60,18 +59,19 @@ MEANT = {
     "training.logging_steps": "log_every_n_steps log_every",
     "output_dir": "output out out_dir save_dir output_path default_root_dir run_dir",
 }
-_BY_WORD = {word: name for name, words in MEANT.items() for word in words.split()}
+"""Names in transformers, PEFT, Lightning and scikit-learn, by the name of the corresponding setting."""
+_BY_FOREIGN_NAME = {word: name for name, words in FOREIGN_NAMES.items() for word in words.split()}
 
 
 @cache  # parses the sources of all tasks and strategies
 def all_settings() -> list[tuple[str, str, str]]:
     """Return the dotted name, default and help text of every setting, including those of all tasks and strategies."""
-    chosen = "required in YAML; otherwise chosen"
+    chosen = "required in YAML; otherwise inferred"
     return [
         *((name, chosen if default == "required" else default, text) for name, default, text in settings_help()),
-        ("task.name", chosen, f"One of {', '.join(registry.names('task'))}; or code of yours as {FORM}."),
+        ("task.name", chosen, f"One of {', '.join(registry.names('task'))}; or your own class as {FORM}."),
         *registry.settings_of("task"),
-        ("strategy.name", "full", f"One of {', '.join(registry.names('strategy'))}; or code of yours as {FORM}."),
+        ("strategy.name", "full", f"One of {', '.join(registry.names('strategy'))}; or your own class as {FORM}."),
         *registry.settings_of("strategy"),
     ]
 
@@ -79,11 +79,12 @@ def all_settings() -> list[tuple[str, str, str]]:
 def suggest(name: str, siblings: Sequence[str] = ()) -> str:
     """Return a suggestion for an unknown setting, such as ` (did you mean 'training.learning_rate'?)`, or an empty string.
 
-    The order is: names in other libraries (`MEANT`); similar names among the known `siblings`; settings of other sections with
-    the same last part. For a name without a section, other sections come first, and similar last parts count as well.
+    Tries in order: names in other libraries (`FOREIGN_NAMES`); similar names among `siblings`, the settings of the same
+    section; settings of other sections with the same last part. For a name without a section, other sections come before
+    siblings, and similar last parts are tried at the end.
     """
     section, _, last = name.lower().replace("-", "_").rpartition(".")
-    if (meant := _BY_WORD.get(last, name)) != name:
+    if (meant := _BY_FOREIGN_NAME.get(last, name)) != name:
         return f" (did you mean {meant!r}?)"
     by_last: dict[str, list[str]] = {}
     for other, _, _ in all_settings():
@@ -98,7 +99,7 @@ def suggest(name: str, siblings: Sequence[str] = ()) -> str:
 
 
 def check_names(document: Mapping[str, Any]) -> None:
-    """Check that all settings of a document exist. Called before questions about the data are asked.
+    """Check that all settings of a document exist, before the user is asked about the data.
 
     Raises:
         UserError: settings are unknown; lists all of them, with suggestions.
@@ -120,7 +121,7 @@ def check_names(document: Mapping[str, Any]) -> None:
 
 
 def explain(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:
-    """Return one line per setting; pydantic reports each member of a union separately."""
+    """Convert a pydantic error to one message per setting; pydantic reports each member of a union separately."""
     lines: dict[str, str] = {}
     for detail in error.errors(include_url=False):
         path, owner = _locate(detail["loc"], schema)
@@ -136,15 +137,15 @@ def explain(error: ValidationError, schema: type[BaseModel], prefix: str) -> lis
             lines.setdefault(name, f"{name}: found {shorten(detail['input'])}; allowed: {reason}{hint}")
             if reason not in lines[name]:
                 lines[name] += f", or {reason}"
-    # Invalid nested settings also fail as the other members of the union, such as a word: only report the nested problems.
+    # If nested settings are invalid, the other members of the union fail as well: only report the nested problems.
     return [line for name, line in lines.items() if not any(other.startswith(f"{name}.") for other in lines)]
 
 
 def _is_unquoted(value: Any, reason: str) -> bool:
-    """Whether text is allowed, and the value may come from unquoted text, such as `no`."""
+    """Whether text is allowed, and the value may be unquoted text that YAML converted, such as `no`."""
     items = list(value) if isinstance(value, (Mapping, list)) else [value]
-    is_converted = any(item is None or isinstance(item, (bool, date)) for item in items)
-    return is_converted and "quotes" not in reason and any(word in reason for word in ("text", "path", "names", "list"))
+    may_be_text = any(item is None or isinstance(item, (bool, date)) for item in items)
+    return may_be_text and "quotes" not in reason and any(word in reason for word in ("text", "path", "names", "list"))
 
 
 PLAIN_WORDS = {
@@ -159,7 +160,7 @@ PLAIN_WORDS = {
 
 
 def _reason(kind: str, message: str, owner: type[BaseModel]) -> str:
-    """Rephrase what pydantic allows in terms of YAML."""
+    """Rephrase a pydantic message in terms of YAML."""
     if kind == "model_type":
         return f"settings by name ({', '.join(list(owner.model_fields)[:6])} ...)"
     if kind == "invalid_key":
@@ -172,7 +173,7 @@ def _reason(kind: str, message: str, owner: type[BaseModel]) -> str:
 
 
 def _locate(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, type[BaseModel]]:
-    """Return the dotted name of a setting, without pydantic's names of union members, and the class that it belongs to."""
+    """Return the dotted name of the setting at a pydantic location, and the class that defines the setting."""
     names: list[str] = []
     owner = schema
     for part in location:
@@ -194,7 +195,7 @@ SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
 def validate(schema: type[SettingsType], raw: Any, problems: Problems, prefix: str = "") -> SettingsType | None:
-    """Return the typed settings; if invalid, add every problem with its dotted name to `problems` and return None."""
+    """Return the typed settings; if they are invalid, add all problems to `problems` and return None."""
     if not isinstance(raw, Mapping):
         problems.add(f"{prefix or 'the document'}: found {shorten(raw)}; allowed: settings by name")
         return None

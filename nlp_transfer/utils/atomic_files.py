@@ -2,11 +2,12 @@
 
     with replacing(path) as file:         # a file; see also `write_bytes`
         file.write(content)
-    with replacing_folder(path) as part:  # a folder, for libraries that write several files
-        model.save_pretrained(part)
+    with replacing_folder(path) as new:  # a folder, for libraries that write several files
+        model.save_pretrained(new)
 
-Content goes to a new file with a random name in the same folder, is synced to disk and then renamed. Meanwhile, this process
-holds the lock `.NAME.lock`, which records the random name: if it is killed, the next holder of the lock removes that file.
+Content is written to a new file with a random name in the same folder, synced to disk and then renamed. Meanwhile, this process
+holds the lock `.NAME.lock`, which records the random name: if the process is killed, the next holder of the lock removes the
+file.
 """
 
 import errno
@@ -30,8 +31,8 @@ from nlp_transfer.utils.errors import UnfinishedError, UserError
 T = TypeVar("T")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-IN_TEXT = re.compile(r"os error (27|28|122)\b|No space left on device|Disk quota exceeded")  # errors of safetensors have no errno
-PAUSE, LONGEST = 5.0, 600.0  # seconds between two attempts, and in total
+IN_TEXT = re.compile(r"os error (27|28|122)\b|No space left on device|Disk quota exceeded")  # safetensors sets no errno
+PAUSE, LONGEST = 5.0, 600.0  # seconds between attempts, and in total
 NO_LINKS = (
     errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES, errno.EXDEV, errno.EINVAL, errno.EPROTO,
 )  # fmt: skip
@@ -43,20 +44,20 @@ class DiskFullError(UnfinishedError):
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error means that the disk, or the user's quota, is full."""
+    """Whether an error means that the disk is full or the user's quota is exceeded."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL
     return IN_TEXT.search(str(error)) is not None
 
 
 def retry_while_full(write: Callable[[], T], name: str, place: object, give_up: Callable[[], bool] = bool) -> T:
-    """Call `write`, and repeat it from the start while the disk is full.
+    """Call `write`, and repeat it while the disk is full.
 
     Args:
-        write: writes something and can be called again after an error.
-        name: what is written, for messages.
+        write: writes something; can be called again after an error.
+        name: name of the content, for messages.
         place: the folder, for messages.
-        give_up: called while waiting; true: raise at once.
+        give_up: called while waiting; if it returns true, the error is raised at once.
 
     Raises:
         DiskFullError: no space was freed within ten minutes.
@@ -77,13 +78,13 @@ def retry_while_full(write: Callable[[], T], name: str, place: object, give_up: 
             )
         if not warned:
             warned = True
-            say(f"warning: {place}: the disk is full; waiting for room to write {name}, {LONGEST / 60:.0f} minutes at most")
+            say(f"warning: {place}: the disk is full; waiting for free space to write {name}, at most {LONGEST / 60:.0f} minutes")
         time.sleep(PAUSE)
 
 
 @contextmanager
 def _locked(path: Path, kind: int, lock: Lock | None, shared: bool) -> Iterator[Lock | None]:
-    """Hold the lock of `path`, after a check that a file or folder (`kind`) may replace it. Sync the parent folder at the end."""
+    """Check that a file or folder (`kind`) may replace `path`, and hold its lock. Sync the parent folder at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         if stat.S_IFMT(path.lstat().st_mode) not in (kind, stat.S_IFLNK):  # a link itself is replaced
@@ -95,15 +96,15 @@ def _locked(path: Path, kind: int, lock: Lock | None, shared: bool) -> Iterator[
 
 
 @contextmanager
-def _part(path: Path, lock: Lock | None, kind: str = "part") -> Iterator[Path]:
-    """Yield a random name in the folder of `path`, recorded in its lock. Remove a file that still has this name at the end."""
-    part = path.with_name(f".{kind}-{uuid4().hex}")
+def _temporary(path: Path, lock: Lock | None, kind: str = "part") -> Iterator[Path]:
+    """Yield a random path in the folder of `path`, recorded in the lock. At the end, remove what is still at this path."""
+    temporary = path.with_name(f".{kind}-{uuid4().hex}")
     if lock is not None:
-        lock.record(part.name)
+        lock.record(temporary.name)
     try:
-        yield part
+        yield temporary
     finally:
-        remove(part)
+        remove(temporary)
 
 
 @contextmanager
@@ -111,13 +112,12 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
     """Yield a new file that replaces `path` at the end of the block; after an error, nothing changes.
 
     Missing folders are created. The file gets the permissions of the file that it replaces, otherwise those of the umask. A link
-    at `path` is replaced, not followed: resolve links of the user before.
+    at `path` is replaced, not followed; the caller resolves links of the user.
 
     Args:
-        path: the target.
         overwrite: whether to replace an existing file.
         lock: the lock of the target, if the caller holds it.
-        shared: take no lock, since all writers write the same content, or there is only one.
+        shared: do not take a lock, since all writers write the same content, or there is only one writer.
 
     Yields:
         The file, open for writing bytes.
@@ -126,8 +126,8 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
         UserError: another process is writing the file, or `path` is a folder, a pipe or a device.
         FileExistsError: the file exists, and `overwrite` is false.
     """
-    with _locked(path, stat.S_IFREG, lock, shared) as held, _part(path, held) as part:
-        file: BinaryIO = open(part, "x+b", opener=lambda name, flags: os.open(name, flags | SAFE, 0o666))  # noqa: SIM115
+    with _locked(path, stat.S_IFREG, lock, shared) as held, _temporary(path, held) as temporary:
+        file: BinaryIO = open(temporary, "x+b", opener=lambda name, flags: os.open(name, flags | SAFE, 0o666))  # noqa: SIM115
         created = os.fstat(file.fileno())
         try:
             yield file
@@ -142,39 +142,43 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
                 file.close()
             raise
         file.close()
-        if not is_same(part, created):
-            raise FileNotFoundError(f"{part} was moved or removed by another program")
-        _put(part, path, overwrite)
+        if not is_same(temporary, created):
+            raise FileNotFoundError(f"{temporary} was moved or removed by another program")
+        _put(temporary, path, overwrite)
 
 
-def _put(part: Path, path: Path, overwrite: bool) -> None:
+def _put(temporary: Path, path: Path, overwrite: bool) -> None:
     if not overwrite:
         try:
-            os.link(part, path)  # unlike renaming, never replaces a file that appeared meanwhile
+            os.link(temporary, path)  # unlike renaming, never replaces a file that appeared meanwhile
             return
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-    os.replace(part, path)
+    os.replace(temporary, path)
 
 
 @contextmanager
 def replacing_folder(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yield a new folder that replaces `path` at the end of the block; after an error, nothing changes.
 
-    During the block, only this user can access the folder; at the end its files get the permissions of the umask. `shared` is as
-    for `replacing`.
+    During the block, only this user can access the folder; at the end, its files get the permissions of the umask. For `shared`,
+    see `replacing`.
     """
-    with _locked(path, stat.S_IFDIR, None, shared) as held, _part(path, held) as part, _part(path, held, "old") as old:
-        part.mkdir(0o700)
-        yield part
-        sync_all(part)
+    with (
+        _locked(path, stat.S_IFDIR, None, shared) as held,
+        _temporary(path, held) as temporary,
+        _temporary(path, held, "old") as old,
+    ):
+        temporary.mkdir(0o700)
+        yield temporary
+        sync_all(temporary)
         with suppress(FileNotFoundError):
             os.replace(path, old)  # a folder cannot be renamed to an existing one
         try:
-            os.replace(part, path)
+            os.replace(temporary, path)
         except BaseException:
             with suppress(FileNotFoundError):
                 os.replace(old, path)
@@ -206,15 +210,15 @@ def open_for_append(path: Path) -> BinaryIO:
 
 
 def append(path: Path, line: bytes) -> None:
-    """Append a line to a file, completely or not at all, and wait while the disk is full."""
+    """Append a line to a file completely, or leave the file unchanged; wait while the disk is full."""
     with open_for_append(path) as file:
         size = os.fstat(file.fileno()).st_size
 
         def write() -> None:
-            rest = line
+            remaining = line
             try:
-                while rest:
-                    rest = rest[file.write(rest) :]
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
             except BaseException:
                 file.truncate(size)
                 raise
@@ -238,34 +242,34 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Sync a folder with all its contents to disk, after giving them the permissions of the umask."""
+    """Apply the umask to a folder and all its contents, and sync them to disk."""
     apply_umask(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file, or a folder with all its contents, the permissions that the umask gives to new files.
+    """Give a file, or a folder with all its contents, the default permissions of new files.
 
-    safetensors writes temporary files that only their owner can read.
+    safetensors creates files that only their owner can read.
     """
-    umask = os.umask(0o077)  # can only be read by setting it
+    umask = os.umask(0o077)  # setting it is the only way to read it
     os.umask(umask)
     for entry in (path, *path.rglob("*")):
         if not entry.is_symlink():
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~umask)
 
 
-def to_json(value: Any, **how: Any) -> str:
-    """Return JSON text as `json.dumps` does, with null for NaN and the infinities, which are not valid JSON."""
+def to_json(value: Any, **options: Any) -> str:
+    """Serialize a value with `json.dumps`; NaN and infinities, which are not valid JSON, become null."""
     try:
-        return json.dumps(value, allow_nan=False, **how)
+        return json.dumps(value, allow_nan=False, **options)
     except ValueError:
-        return json.dumps(finite(value), allow_nan=False, **how)
+        return json.dumps(finite(value), allow_nan=False, **options)
 
 
 def finite(value: Any) -> Any:
-    """Return the value with None for NaN and the infinities, also inside lists, tuples and objects."""
+    """Replace NaN and infinities with None, also inside lists, tuples and mappings."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, Mapping):
@@ -274,5 +278,5 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any, overwrite: bool = True) -> None:
-    """Write a JSON file atomically, with secrets redacted and null for numbers that are not finite."""
+    """Write a JSON file atomically. Secrets are redacted; NaN and infinities become null."""
     write_bytes(path, (to_json(clean(value), indent=2, ensure_ascii=False) + "\n").encode(), overwrite)

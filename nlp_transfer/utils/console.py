@@ -1,4 +1,4 @@
-"""Messages, tables and progress on standard error, only from the main process.
+"""Print messages, tables and progress to standard error, from the main process only.
 
 Standard output is reserved for results, so that it can be piped. Secrets are redacted and control characters escaped.
 """
@@ -20,7 +20,7 @@ from nlp_transfer.utils.distributed import rank
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Raise the error, for the caller to handle; rich itself would exit with status 1."""
+        """Raise BrokenPipeError for the caller to handle; rich would exit with status 1."""
         raise BrokenPipeError
 
 
@@ -33,12 +33,12 @@ def is_main() -> bool:
 
 
 def shown(text: str) -> str:
-    """Return the text with secrets redacted and control characters escaped."""
+    """Redact secrets and escape control characters."""
     return printable(redact(text))
 
 
 def say(*lines: str) -> None:
-    """Print lines; those that start with `warning:` are highlighted."""
+    """Print lines; lines that start with `warning:` are highlighted."""
     if is_main():
         for line in lines:
             console.print(shown(line), style="yellow" if line.startswith("warning:") else None, markup=False)
@@ -51,19 +51,21 @@ def say_once(line: str) -> None:
 
 
 def number(value: float, decimals: int = 4) -> str:
-    """Format a metric with `decimals` decimals: two fewer from 10 on, none from 10 ** decimals on; two significant digits if it
-    would round to zero.
+    """Format a metric.
+
+    Values below 10 get `decimals` decimals, values below 10 ** decimals two fewer, larger ones none. A value that would round to
+    zero gets two significant digits.
     """
     size = abs(value)
     if 0 < size < 10**-decimals:
         return f"{value:.2g}"
-    after = decimals if size < 10 else decimals - 2 if size < 10**decimals else 0
-    return f"{value:.{after}f}"
+    shown_decimals = decimals if size < 10 else decimals - 2 if size < 10**decimals else 0
+    return f"{value:.{shown_decimals}f}"
 
 
-def percent(part: float, whole: float = 1.0) -> str:
-    """Format a share as `45.3%`; with one significant digit below 0.1%, and as `>99.9%` if it would round to 100%."""
-    share = part / whole
+def percent(count: float, total: float = 1.0) -> str:
+    """Format a share as `45.3%`, with one significant digit below 0.1%, or as `>99.9%` if it would round to 100%."""
+    share = count / total
     if 0 < share < 0.001:
         return f"{share:.{-math.floor(math.log10(100 * share))}%}"
     return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
@@ -82,7 +84,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def show_metrics(metrics: Mapping[str, Mapping[str, float]], title: str = "metrics") -> None:
-    """Print a table with a row per metric and a column per split, with confidence intervals if there are any."""
+    """Print a table with a row per metric and a column per split, with confidence intervals if available."""
     splits = list(metrics)
     if not splits:
         return
@@ -98,20 +100,20 @@ def _with_interval(metrics: Mapping[str, float], name: str) -> object:
 
 
 class Steps:
-    """Progress over a known number of steps, with a note and the time left: a bar on a terminal, otherwise occasional lines.
+    """Progress over a known number of steps, with a note and the remaining time: a bar on a terminal, otherwise occasional lines.
 
     Args:
-        title: what is being done.
+        title: description of the task.
         total: number of steps.
-        done: steps that were done before.
+        done: number of steps that are already done.
     """
 
-    EVERY, LONGEST = 30.0, 600.0  # seconds between lines without a terminal: at first, and at most
+    EVERY, LONGEST = 30.0, 600.0  # seconds between lines without a terminal: initially, and at most
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title, self.total, self.done = shown(title), total, done
         self.started, self.done_before = time.monotonic(), done
-        self.spoken, self.pause = self.started, self.EVERY
+        self.last_printed, self.pause = self.started, self.EVERY
         self.text = ""
         self.bar = None
         if is_main() and console.is_terminal:
@@ -124,11 +126,11 @@ class Steps:
             self.task = self.bar.add_task(self.title, total=total, completed=done, note="")
 
     def note(self, text: str) -> None:
-        """Set the text next to the progress."""
+        """Set the text that is shown after the progress."""
         self.text = shown(text)
 
     def skip(self, steps: int) -> None:
-        """Count steps that took no time, such as those of an earlier run; they do not affect the rate."""
+        """Count steps that were not run now, such as those of an earlier run; they do not affect the estimated time."""
         if self.done == self.done_before:
             self.started = time.monotonic()
         self.done_before += steps
@@ -143,8 +145,8 @@ class Steps:
         now = time.monotonic()
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, total=self.total, note=self.text)
-        elif now - self.spoken >= self.pause and self.done > self.done_before:
-            self.spoken, self.pause = now, min(self.pause * 1.5, self.LONGEST)
+        elif now - self.last_printed >= self.pause and self.done > self.done_before:
+            self.last_printed, self.pause = now, min(self.pause * 1.5, self.LONGEST)
             rate = (self.done - self.done_before) / (now - self.started)
             left = f", {_duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
             say(f"{self.title}: {self.done}/{self.total}{left}{', ' if self.text else ''}{self.text}")

@@ -1,4 +1,4 @@
-"""Ranks, values broadcast among the processes of a run, and saved random states."""
+"""Ranks of processes, broadcasts from the main process, and random states."""
 
 import os
 import random
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """Return the rank of this process; 0 without a launcher, even if an earlier one left RANK in the environment.
+    """Return the rank of this process; 0 without a launcher, even if RANK is set.
 
     Raises:
         UserError: a launcher's variable is not a number.
@@ -31,7 +31,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Return the rank among the processes of this machine; without LOCAL_RANK, the rank itself.
+    """Return the rank among the processes of this machine; the rank among all processes if LOCAL_RANK is not set.
 
     Raises:
         UserError: a launcher's variable is not a number.
@@ -47,9 +47,9 @@ def _number(name: str, default: int) -> int:
 
 
 def broadcast_from_main(value: T) -> T:
-    """Broadcast the value of rank 0 to all processes, for decisions on which processes could disagree.
+    """Return the value of rank 0 in all processes, for decisions that could differ between processes.
 
-    Every process must call it. Without a process group, returns the value unchanged.
+    Every process must call this. Without a process group, the value is returned unchanged.
     """
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
@@ -68,15 +68,15 @@ def compute_on_main(accelerator: Any, compute: Callable[[], T]) -> T:
     """
     if accelerator.num_processes == 1:
         return compute()
-    value, refused = None, None
+    value, failure = None, None
     if accelerator.is_main_process:
         try:
             value = compute()
-        except UserError as error:  # sent in parts, since unpickling would shorten the message again
-            refused = (str(error), error.problems)
-    value, refused = broadcast_from_main((value, refused))
-    if refused is not None:
-        raise UserError(*refused)
+        except UserError as error:
+            failure = (str(error), error.problems)
+    value, failure = broadcast_from_main((value, failure))
+    if failure is not None:
+        raise UserError(*failure)
     result: Any = value
     return result
 

@@ -1,4 +1,4 @@
-"""Errors that the user can fix, and a list that collects problems to report them together."""
+"""Errors that the user can fix, and a collection of problems that are reported together."""
 
 import difflib
 from collections import Counter
@@ -8,20 +8,20 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 SHOWN = 20
-NEARLY_ALL = 0.9  # a fault in at least this share of the rows is a fault of the column
+NEARLY_ALL = 0.9  # a fault in at least this share of the rows is reported as a fault of the column
 LONGEST = 2000  # characters of one message, since it may quote a cell of megabytes
-SUGGESTED = 100  # characters of a word to compare; longer ones take too long
+SUGGESTED = 100  # characters of a word to compare; comparing longer words is slow
 
 
 class UserError(ValueError):
     """An error that the user can fix, in a setting, a file or a row.
 
-    The message says what was found, where, what is allowed and what to do. The command line prints it without a traceback and
-    exits with status 2.
+    The message names the place, the invalid value, the allowed values and the remedy. The command line prints it without a
+    traceback and exits with status 2.
 
     Args:
         message: the complete message.
-        problems: the single messages, if several problems were collected.
+        problems: the individual problems, if the message lists several.
     """
 
     def __init__(self, message: str, problems: "Problems | None" = None) -> None:
@@ -29,12 +29,12 @@ class UserError(ValueError):
         self.problems = problems
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the complete message: the constructor would shorten it where `problems` is missing."""
+        """Pickle `problems` with the message; without them, the constructor would shorten it."""
         return UserError, (str(self), self.problems)
 
 
 class UnfinishedError(UserError):
-    """This machine ran out of disk space or memory. Finished work is kept, and the same command can be run again."""
+    """The machine ran out of disk space or memory. Finished work is saved, and the same command can be run again."""
 
 
 @contextmanager
@@ -60,9 +60,9 @@ def first_line(error: BaseException) -> str:
 
 
 class Fault(NamedTuple):
-    """Why a row cannot be used, without its position.
+    """The reason why a row cannot be used, without its position.
 
-    `kind` completes a sentence about several rows, such as `with an empty text`; `column` is None for a fault of the entire row.
+    `kind` continues the text `17 rows`, such as `with an empty text`; `column` is None if the entire row is at fault.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Fault(NamedTuple):
         return self.reason if self.column is None else f"column {self.column!r}: {self.reason}"
 
     def at(self, where: str) -> str:
-        """Return the message for a row at a position such as `reviews.csv, row 17`."""
+        """Return the message for a row; `where` is its position, such as `reviews.csv, row 17`."""
         return f"{where}: {self}" if self.column is None else f"{where}, {self}"
 
     def of_row(self, file: str, row: int) -> "BadRow":
@@ -82,7 +82,7 @@ class Fault(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be used, and why (see `Fault`).
+    """A row that cannot be used, with the reason (see `Fault`).
 
     `row` counts from 1, including the header of CSV and TSV files; 0 if the file is a single row.
     """
@@ -103,13 +103,13 @@ class BadRow(NamedTuple):
 
 
 class Problems:
-    """Collects messages, to raise them together: the first twenty, and the count of the rest.
+    """A collection of problems that are raised together.
 
-    Only twenty messages are stored, so millions of bad rows need no memory.
+    Only the first 20 messages are stored and shown, so millions of bad rows need little memory; the others are counted.
 
     Args:
         heading: precedes the messages.
-        skipped: stores the first fault of each bad row, by row number; then bad rows are not problems. None: they are.
+        skipped: receives the first fault of each bad row, by row number, instead of a problem. None: bad rows are problems.
         row_hint: last line of the message, if there are bad rows.
     """
 
@@ -120,7 +120,7 @@ class Problems:
         self.bad_rows = 0
         self._kinds: Counter[tuple[str, str | None, str]] = Counter()  # bad rows by file, column and kind
         self._examples: dict[tuple[str, str | None, str], BadRow] = {}
-        self._row_messages: dict[str, tuple[str, str | None, str]] = {}  # those of `messages` that are about a row
+        self._row_messages: dict[str, tuple[str, str | None, str]] = {}  # the `messages` about single rows
 
     def add(self, message: str) -> None:
         """Add a problem."""
@@ -129,7 +129,7 @@ class Problems:
             self.messages.append(brief(message))
 
     def add_row(self, number: int, bad: BadRow) -> None:
-        """Add a fault of one row; `number` identifies the row in `skipped`."""
+        """Add a bad row; `number` is its key in `skipped`."""
         if self.skipped is not None:
             self.skipped.setdefault(number, bad._replace(reason=brief(bad.reason)))
             return
@@ -142,7 +142,7 @@ class Problems:
         self.add(str(bad))
 
     def summarize(self, rows: int) -> None:
-        """Replace the messages of each fault in nearly all of the `rows` by one line, since the column is at fault."""
+        """Replace the messages about a fault in nearly all of the `rows` with one line, since the column is at fault."""
         for key, count in self._kinds.items():
             if count <= SHOWN or count < NEARLY_ALL * rows:
                 continue
@@ -158,14 +158,14 @@ class Problems:
             self.add(message)
 
     def absorb(self, error: UserError) -> None:
-        """Add the problems of an error, including those that are only counted."""
+        """Add the problems of an error."""
         if error.problems is None:
             self.add(str(error))
         else:
             self.merge(error.problems)
 
     def merge(self, other: "Problems") -> None:
-        """Add the problems of another list."""
+        """Add the problems of another collection, including those that are only counted."""
         self.extend(other.messages)
         self.count += other.count - len(other.messages)
         self.bad_rows += other.bad_rows
@@ -205,12 +205,12 @@ def did_you_mean(word: object, known: Sequence[str]) -> str:
 
 
 def shorten(value: Any, most: int = 120) -> str:
-    """Return a value for a message, with its type if it was shortened to `most` characters."""
+    """Return the `repr` of a value for a message, shortened to `most` characters; in that case the type is appended."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}... ({type(value).__name__})"
 
 
 def with_type(value: Any, most: int = 120) -> str:
-    """Return a value for a message, with its type."""
+    """Return the `repr` of a value for a message, shortened to `most` characters, with the type."""
     text = repr(value)
     return f"{text[:most]}{'...' if len(text) > most else ''} ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM as an exception that carries the exit status of the process."""
+"""Convert SIGINT (Ctrl-C) and SIGTERM to an exception with an exit status."""
 
 import signal
 import threading
@@ -10,11 +10,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the command.
+    """A signal interrupted the command.
 
     Attributes:
-        number: the signal.
-        status: exit status for the process, 128 + `number`.
+        number: number of the signal.
+        status: exit status of the process, 128 + `number`.
     """
 
     def __init__(self, number: int, message: str = "") -> None:
@@ -25,24 +25,24 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def raise_interrupts() -> Iterator[None]:
-    """Raise `Interrupted` inside when SIGINT or SIGTERM arrives, so that temporary files are removed; ignore further signals.
+    """Raise `Interrupted` in the block on SIGINT or SIGTERM, so that temporary files are removed; ignore further signals.
 
-    A signal that was ignored before stays ignored, such as Ctrl-C in a background job of a script. Python handles signals in
-    the main thread only; in other threads this does nothing.
+    Signals that are already ignored remain so, such as Ctrl-C in a background job of a script. Does nothing outside the main
+    thread, where Python does not handle signals.
     """
 
     def handle(number: int, _: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        for handled_signal in SIGNALS:
+            signal.signal(handled_signal, signal.SIG_IGN)
         raise Interrupted(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in handled}
+    previous = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -313,7 +313,7 @@ def test_run_waits_while_the_disk_is_full(
         patch.setattr(Path, "write_text", full(3))
         patch.setattr(atomic_files, "PAUSE", 0.0)
         waited = run("waited")
-    assert capsys.readouterr().err.count("the disk is full; waiting for room to write the checkpoint of step 3") == 1
+    assert capsys.readouterr().err.count("the disk is full; waiting for free space to write the checkpoint of step 3") == 1
     assert same_model(straight, waited)
 
 
@@ -535,8 +535,8 @@ def test_model_and_log_wait_while_the_disk_is_full(
         patch.setattr(atomic_files, "open_for_append", Full)
         waited = run("waited", max_steps=4)
     shown = capsys.readouterr().err
-    assert "waiting for room to write the model" in shown
-    assert "waiting for room to write log.jsonl" in shown
+    assert "waiting for free space to write the model" in shown
+    assert "waiting for free space to write log.jsonl" in shown
     assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "waited")
     assert same_model(straight, waited)
 

@@ -22,8 +22,9 @@ class Slow:
     columns = ("text",)
     identity: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, folder: Path, refuse: Problems | None = None) -> None:
+    def __init__(self, folder: Path, refuse: Problems | None = None, load_seconds: float = 0) -> None:
         self.folder = folder
+        time.sleep(load_seconds)
         if refuse:
             refuse.raise_if_any()
         say("loaded, as one of them says")

@@ -8,7 +8,7 @@ import pytest
 from nlp_transfer.run.document import parse_overrides, read_document
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.schema import DataConfig, Settings, TrainingConfig
-from nlp_transfer.settings.validation import MEANT, all_settings, suggest, validate
+from nlp_transfer.settings.validation import FOREIGN_NAMES, all_settings, suggest, validate
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems, UserError
@@ -20,8 +20,8 @@ def problems_of(schema: type[Settings], raw: Any, prefix: str = "") -> list[str]
 
 
 def test_every_suggestion_is_a_setting_and_no_word_means_two() -> None:
-    assert set(MEANT) <= {name for name, _, _ in all_settings()}
-    words = [word for words in MEANT.values() for word in words.split()]
+    assert set(FOREIGN_NAMES) <= {name for name, _, _ in all_settings()}
+    words = [word for words in FOREIGN_NAMES.values() for word in words.split()]
     assert len(words) == len(set(words))
 
 

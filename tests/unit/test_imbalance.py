@@ -285,7 +285,7 @@ def test_run_reports_oversampling(
         output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     said = capsys.readouterr().err
-    assert "oversampling: 80 rows an epoch instead of 48" in said
+    assert "oversampling: 80 rows per epoch instead of 48" in said
     assert "focal loss, gamma 2" in said
     assert "class weights balanced: 1 to 1, computed after oversampling" in said
     assert "augmentation, shares of words: drop 0.1, mask 0.2" in said

@@ -225,7 +225,7 @@ def test_null_in_the_first_window_of_jsonl_is_no_reason_to_refuse(predict: Predi
 
 @pytest.mark.parametrize("cells", [[[True], [2.5]], [{"a": True}, {"a": 2.5}], [[{"a": False}], [{"a": 0.5}]], [True, 2.5]])
 def test_truth_inside_lists_and_objects_does_not_become_a_number(cells: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'z'.*true and false are no numbers"):
+    with pytest.raises(UserError, match=r"'z'.*booleans among numbers"):
         write(tmp_path / "o.parquet", {"z": cells})
 
 

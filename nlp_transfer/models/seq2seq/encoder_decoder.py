@@ -33,7 +33,7 @@ from nlp_transfer.models.seq2seq.target_tokenizers import end_token, start_token
 from nlp_transfer.utils.errors import UserError
 
 DECODERS = "a BERT, RoBERTa, XLM-RoBERTa or ELECTRA checkpoint, `encoder` or `new`"
-# Names of layer weights in some families, and BERT's names, which the decoder has.
+# Names of layer weights in some families, and the corresponding names in the decoder, which is a BERT.
 BERT_NAMES = (
     ("transformer.layer.", "encoder.layer."), (".attention.q_lin.", ".attention.self.query."),
     (".attention.k_lin.", ".attention.self.key."), (".attention.v_lin.", ".attention.self.value."),
@@ -68,8 +68,8 @@ def build_encoder_decoder(
         decoder: `encoder` (copy the encoder's weights where names and shapes agree), `new`, or the name of a model.
         decoder_layers: number of decoder layers; None: half of the encoder's, or all of a named model's.
         target: the target tokenizer.
-        same_vocabulary: whether `target` is the encoder's tokenizer, so that its embeddings fit the decoder.
-        warm_start: False initializes all weights of the same architecture at random.
+        same_vocabulary: whether `target` is the encoder's tokenizer, so that the decoder can use the encoder's embeddings.
+        warm_start: False: the same architecture with randomly initialized weights.
         hidden_dropout, attention_dropout: rates; None: the checkpoint's.
 
     Raises:
@@ -91,7 +91,7 @@ def build_encoder_decoder(
     check_cross_attention(decoder_model, decoder)
     config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder_model.config)
     model = EncoderDecoderModel(config=config, encoder=encoder, decoder=decoder_model)
-    # The pooler has no function. It stays, frozen, since every program that loads the model creates one.
+    # The unused pooler is frozen instead of removed, since transformers creates one when it loads the model.
     freeze(model, {name for name, _ in encoder.named_parameters(prefix="encoder") if ".pooler." in name})
     set_special_tokens(model, start_token(target), end_token(target), int(target.pad_token_id or 0))
     model.config.vocab_size = decoder_model.config.vocab_size
@@ -105,14 +105,14 @@ def build_encoder_decoder(
 def load_encoder_decoder(
     checkpoint: Checkpoint, warm_start: bool, hidden_dropout: float | None, attention_dropout: float | None
 ) -> PreTrainedModel:
-    """Load a pretrained encoder-decoder (Marian, T5, mBART, M2M100 ..., or one made by this toolkit).
+    """Load a pretrained encoder-decoder (Marian, T5, mBART, M2M100 ..., or one created by this toolkit).
 
     Args:
-        warm_start: False initializes all weights of the same architecture at random.
+        warm_start: False: the same architecture with randomly initialized weights.
         hidden_dropout, attention_dropout: rates; None: the checkpoint's.
 
     Raises:
-        UserError: it is not an encoder-decoder, or weights are missing.
+        UserError: the checkpoint is not an encoder-decoder, or weights are missing.
     """
     overrides: dict[str, Any] = {}
     for name in ("encoder", "decoder"):
@@ -189,10 +189,10 @@ def open_decoder(source: str, setting: str = "decoder") -> Checkpoint:
     """Open the checkpoint of a decoder, or of a target tokenizer.
 
     Args:
-        setting: the setting of the task that names it, for messages.
+        setting: the task setting with the name of the checkpoint, for messages.
 
     Raises:
-        UserError: there is none.
+        UserError: the checkpoint cannot be opened.
     """
     try:
         return Checkpoint.open(find_model(source))
@@ -201,7 +201,11 @@ def open_decoder(source: str, setting: str = "decoder") -> Checkpoint:
 
 
 def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint; raises as `open_decoder`."""
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint cannot be opened, or has no tokenizer.
+    """
     try:
         return open_decoder(source, setting).tokenizer
     except UserError as error:
@@ -210,7 +214,7 @@ def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
 
 
 def max_target_length(decoder: str, requested: int | None, limit: int) -> int:
-    """Return the maximum target length in tokens: `limit`, or the positions of a named decoder if it has fewer.
+    """Return the maximum target length in tokens: `limit`, or the number of positions of a named decoder if that is less.
 
     Args:
         decoder: the setting `task.decoder`.
@@ -228,21 +232,24 @@ def max_target_length(decoder: str, requested: int | None, limit: int) -> int:
 
 
 def choose_target_tokenizer(
-    wanted: str, setting: str, source: PreTrainedTokenizerBase, texts: list[str], vocabulary: int | None
+    name: str, setting: str, source: PreTrainedTokenizerBase, texts: list[str], vocabulary: int | None
 ) -> PreTrainedTokenizerBase:
-    """Return the target tokenizer: trained on `texts` (`train`), the source tokenizer (`source`), or that of a named model."""
-    if wanted == "train":
+    """Return the target tokenizer: a new one trained on `texts`, the source tokenizer, or that of a model.
+
+    Args:
+        name: `train`, `source` or the name of a model.
+    """
+    if name == "train":
         return train_tokenizer(texts, vocabulary)
-    tokenizer = source if wanted == "source" else open_tokenizer(wanted, setting)
-    warn_if_lossy(tokenizer, wanted, texts)
+    tokenizer = source if name == "source" else open_tokenizer(name, setting)
+    warn_if_lossy(tokenizer, name, texts)
     return tokenizer
 
 
 def copy_layers(encoder: PreTrainedModel, decoder: PreTrainedModel, same_vocabulary: bool) -> frozenset[str]:
     """Copy the encoder's weights into the decoder where names and shapes agree.
 
-    A shallower decoder gets layers at even distances from bottom to top. Cross-attention is initialized with the self-attention
-    of the same layer.
+    A shallower decoder gets evenly spaced layers. Cross-attention is initialized with the self-attention of the same layer.
 
     Returns:
         The names of the decoder's parameters that were copied.
@@ -268,6 +275,7 @@ def copy_layers(encoder: PreTrainedModel, decoder: PreTrainedModel, same_vocabul
 
 
 def _with_bert_names(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield weights with their names in BERT."""
     for name, tensor in state.items():
         bert_name = name
         for other, bert in BERT_NAMES:
@@ -282,11 +290,11 @@ def check_cross_attention(model: nn.Module, decoder: str) -> None:
 
 
 def set_special_tokens(model: Any, start: int, end: int, pad: int, forced: int | None = None) -> None:
-    """Set the special tokens of generation, in the configuration and in the generation settings that `generate` reads.
+    """Set the special tokens in the configuration and in the generation settings.
 
     Args:
-        start, end, pad: ids of the decoder's start, the end of a target, and padding.
-        forced: id that follows `start` in every target: the language, in multilingual models.
+        start, end, pad: ids of the decoder's start token, the end of a target, and padding.
+        forced: id that follows `start` in every target (the language token of multilingual models); None: none.
     """
     for settings in (model.config, model.generation_config):
         settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id = start, end, pad

@@ -22,14 +22,14 @@ from nlp_transfer.utils.errors import UserError, shorten
 
 ROWS = 64  # default batch size
 MAX_BATCH_TOKENS = 1 << 14  # approximate limit of source tokens times beams in a batch
-TOKENIZED_CHARACTERS = 1 << 18  # characters in one call of the tokenizer; each text counts a thousandth of it in addition
+TOKENIZED_CHARACTERS = 1 << 18  # maximum characters in one call of the tokenizer; each text adds a thousandth of this
 
-# Neutral values of the settings for sampling. `generate` would replace None by the model's values.
+# Neutral values of sampling settings. `generate` would replace None with the model's values.
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(
     ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 )
 
-# Logits processors without state for each row: finished rows may be removed from their batch.
+# Logits processors without per-row state, so finished rows can be removed from the batch.
 STATELESS_PROCESSORS = (
     logits_process.ExponentialDecayLengthPenalty,
     logits_process.ForcedBOSTokenLogitsProcessor,
@@ -48,7 +48,8 @@ STATELESS_PROCESSORS = (
 class LengthLimit(LogitsProcessor):
     """Logits processor that ends each row at its own maximum length.
 
-    `generate` has one limit for a batch, so a row that does not stop by itself would be longer in a batch with long rows.
+    `generate` has one limit for the batch, so without this a row that does not generate an end token would become longer in a
+    batch with longer rows.
 
     Args:
         limits: int64 of shape (rows,).
@@ -69,7 +70,7 @@ class LengthLimit(LogitsProcessor):
         return torch.where(at_limit[:, None], only_end, scores)
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Keep the limits of these rows x beams (int64)."""
+        """Drop the limits of all but these rows x beams (int64)."""
         self.limits = self.limits[rows]
 
 
@@ -98,11 +99,11 @@ def generate(
     """Generate target ids.
 
     Args:
-        tokenizers: with the target language, which may differ from the one that the model was saved with.
+        tokenizers: the tokenizers; their target language may differ from the one in the saved model.
         input_ids, attention_mask: int64 of shape (rows, tokens).
         limits: maximum length of each target including its end token, int64 of shape (rows,).
         beams: 1 means greedy search.
-        length_penalty: exponent of the length by which the scores of beam search are divided.
+        length_penalty: beam search divides scores by length ** length_penalty.
 
     Returns:
         int64 of shape (rows, longest), with the start token, filled with padding or end tokens.
@@ -203,7 +204,7 @@ def _token_counts(tokenizers: TokenizerPair, texts: Sequence[str]) -> list[int]:
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of the texts for each call of the tokenizer, so that a large file is not tokenized at once."""
+    """Yield start and end of the texts for each call of the tokenizer, which limits its memory for large files."""
     start = size = 0
     for i, text in enumerate(texts, start=1):
         size += len(text) + TOKENIZED_CHARACTERS // 1000

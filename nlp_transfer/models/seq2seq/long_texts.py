@@ -46,7 +46,7 @@ WORD_CHARACTER = regex.compile(r"\w")
 SPACE = regex.compile(rf"[{WHITE}]*")
 GLUED = regex.compile(rf"[{GLUE}]+")
 CLAUSE_END = tuple(",;:—–،؛，、；：.!?…")
-# First choice for splitting a sentence: at spaces, and after commas without a space. A comma between digits belongs to a number.
+# Preferred positions for splitting a sentence: at spaces, and after commas without a space, except between digits.
 CLAUSE = regex.compile(
     rf"(?P<gap>[{WHITE}]++)|(?!(?<=\p{{Nd}})[，：](?=\p{{Nd}}))[，、；：]++[\p{{Pe}}\p{{Pf}}。！？｡]*+|(?<=[{EAST}])[,;:]++(?=[{EAST}])"
 )
@@ -67,7 +67,7 @@ LEVELS = [
     regex.compile(r".", regex.DOTALL),
 ]
 
-# The script of the first or last letter of a text, which determines how it is joined to its neighbor.
+# The kind of script of the first or last letter of a text; it determines the space between two texts.
 _SCRIPT = rf"(?P<east>[{EAST}])|(?P<southeast>[{SOUTHEAST}])|(?P<spaced>[\p{{L}}\p{{N}}])"
 FIRST, LAST = regex.compile(_SCRIPT), regex.compile(rf"(?r){_SCRIPT}")
 WORDS = {  # a word or character of each kind of script, and the average number of them in a word
@@ -80,10 +80,10 @@ WORDS = {  # a word or character of each kind of script, and the average number 
 def split_text(text: str, limit: int, count_tokens: CountTokens) -> list[tuple[str, str]]:
     """Split a text into pieces of at most `limit` tokens.
 
-    Pieces are sentences if possible, else sequences of words, preferably up to a comma. In scripts without spaces, pieces are
-    sequences of characters that contain complete numbers and words of other scripts. Only a word of more than `limit` tokens is
-    split between characters; a code point of more than `limit` tokens stays as it is. Sentences are not combined into one piece,
-    since a model that was trained on single sentences translates these best.
+    A piece is a sentence if possible, else a sequence of words, preferably up to a comma. In scripts without spaces it is a
+    sequence of characters; numbers and words of other scripts are not split. Only words of more than `limit` tokens are split
+    between characters; a code point of more than `limit` tokens is not split. Sentences are not combined, since models trained on
+    single sentences translate single sentences best.
 
     Args:
         count_tokens: a function from texts to their numbers of tokens, including special tokens. It is called a few times, with
@@ -106,9 +106,9 @@ def split_text(text: str, limit: int, count_tokens: CountTokens) -> list[tuple[s
 def join_pieces(pieces: Sequence[tuple[str, str]], translations: Sequence[str]) -> str:
     """Join the translations of a text's pieces with the spacing of their language.
 
-    Line ends of the source are preserved. Otherwise there is nothing between Chinese or Japanese pieces; in Thai, Lao, Khmer and
-    Burmese there is a space between sentences; in other languages a space, or the source's white space. Pieces of one long word,
-    such as a URL, are joined without a space.
+    Line ends of the source are preserved. On one line, Chinese and Japanese pieces are joined without a space; Thai, Lao, Khmer
+    and Burmese ones with a space between sentences; pieces in other languages with the source's white space, or else a space.
+    Pieces of one long word, such as a URL, are joined without a space.
 
     Args:
         pieces: the result of `split_text`.
@@ -146,7 +146,7 @@ def _script(pattern: "regex.Pattern[str]", text: str) -> str:
 
 
 def _main_script(texts: Sequence[str]) -> str:
-    """Return the kind of script of most words in the texts."""
+    """Return the kind of script that most words of the texts have."""
     return max(WORDS, key=lambda name: sum(len(WORDS[name][0].findall(text)) for text in texts) / WORDS[name][1])
 
 
@@ -159,7 +159,7 @@ def _sentences(text: str) -> Iterator[Span]:
         end = match.end()
         following = _after_space(text, end)
         if text[end - 1] not in LINE_END and following > end:
-            continues = cased and text[following : following + 1].islower()  # `e.g. that`, `"Stop!" he first_word`
+            continues = cased and text[following : following + 1].islower()  # `e.g. that`, `"Stop!" he said`
             if continues or ABBREVIATED.search(text, max(start, end - 8), end):
                 continue
         if first_word < end:  # `. . .` are not three sentences
@@ -190,17 +190,17 @@ def _split_sentence(text: str, start: int, end: int, limit: int, count_tokens: C
     room = max(1, limit - special)
     atoms = _atoms(text, list(_words(text, start, end)), room, special, count_tokens)
     fitting: list[Span] = []
-    waiting = list(_pack(text, atoms, room))
-    while waiting:  # words may have a few more tokens together than separately
-        counts = count_tokens([text[group[0][0] : group[-1][1]] for group in waiting])
+    remaining = list(_pack(text, atoms, room))
+    while remaining:  # a group may have a few more tokens than its words separately
+        counts = count_tokens([text[group[0][0] : group[-1][1]] for group in remaining])
         too_long = []
-        for group, count in zip(waiting, counts, strict=True):
+        for group, count in zip(remaining, counts, strict=True):
             middle = len(group) // 2
             if count <= limit or not middle:
                 fitting.append((group[0][0], group[-1][1]))
             else:
                 too_long += [group[:middle], group[middle:]]
-        waiting = too_long
+        remaining = too_long
     return sorted(fitting)
 
 
@@ -210,9 +210,9 @@ def _words(text: str, start: int, end: int) -> Iterator[Span]:
         gap = match["gap"]
         if gap and GLUED.fullmatch(gap):  # only non-breaking spaces
             continue
-        until = match.start() if gap else match.end()
-        if until > start:
-            yield start, until
+        word_end = match.start() if gap else match.end()
+        if word_end > start:
+            yield start, word_end
         start = match.end()
     if end > start:
         yield start, end
@@ -222,48 +222,51 @@ Atom = tuple[int, int, int]  # start, end, tokens
 
 
 def _atoms(text: str, words: list[Span], room: int, special: int, count_tokens: CountTokens) -> list[Atom]:
-    """Return words with their numbers of tokens; longer ones are split until they fit or are one code point."""
+    """Return words with their token counts; words of more than `room` tokens are split until they fit or are one code point."""
     atoms: list[Atom] = []
-    waiting = words
-    while waiting:
-        distinct = list({text[start:end]: None for start, end in waiting})
+    remaining = words
+    while remaining:
+        distinct = list({text[start:end]: None for start, end in remaining})
         tokens = dict(zip(distinct, count_tokens(distinct), strict=True))
         too_long: list[Span] = []
-        for start, end in waiting:
+        for start, end in remaining:
             count = tokens[text[start:end]] - special
             if count <= room or end - start == 1:
                 atoms.append((start, end, count))
             else:
                 too_long += pairwise([start, *_split_points(text, start, end, -(-count // room)), end])
-        waiting = too_long
+        remaining = too_long
     return sorted(atoms)
 
 
 def _split_points(text: str, start: int, end: int, count: int) -> list[int]:
     """Return the positions that split a span of at least two code points into about `count` parts of similar size."""
-    allowed: list[int] = []
+    boundaries: list[int] = []
     for level in LEVELS:
-        allowed = [match.end() for match in level.finditer(text, start, end)][:-1]
-        if allowed:
+        boundaries = [match.end() for match in level.finditer(text, start, end)][:-1]
+        if boundaries:
             break
-    chosen: set[int] = set()
+    points: set[int] = set()
     for i in range(1, max(2, count)):
         ideal = start + (end - start) * i // max(2, count)
-        index = bisect_left(allowed, ideal)
-        chosen.add(min(allowed[max(0, index - 1) : index + 1], key=lambda point: abs(point - ideal)))
-    return sorted(chosen)
+        index = bisect_left(boundaries, ideal)
+        points.add(min(boundaries[max(0, index - 1) : index + 1], key=lambda point: abs(point - ideal)))
+    return sorted(points)
 
 
 def _pack(text: str, atoms: list[Atom], room: int) -> Iterator[list[Atom]]:
-    """Yield groups of as many atoms as fit; a group ends at the last clause in its second half, if there is one."""
+    """Yield groups of atoms of at most `room` tokens together.
+
+    A group ends after the last clause in its second half, or, without one, contains as many atoms as fit.
+    """
     packed: list[Atom] = []
     size = 0
     for atom in atoms:
         while packed and size + atom[2] > room:
             ends = [i for i, (_, end, _) in enumerate(packed, start=1) if i > len(packed) // 2 and text[end - 1] in CLAUSE_END]
-            size_of_group = ends[-1] if ends else len(packed)
-            yield packed[:size_of_group]
-            packed = packed[size_of_group:]
+            count = ends[-1] if ends else len(packed)
+            yield packed[:count]
+            packed = packed[count:]
             size = sum(tokens for _, _, tokens in packed)
         packed.append(atom)
         size += atom[2]

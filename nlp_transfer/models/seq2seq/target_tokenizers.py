@@ -14,7 +14,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
 PAD, START, END = "<pad>", "<s>", "</s>"
-SAMPLE = 2000  # texts with which an existing tokenizer is tested
+SAMPLE = 2000  # texts for testing an existing tokenizer
 MIN_VOCABULARY = 3 + 256  # special tokens and bytes
 LANGUAGE_CODE = re.compile(r"[a-z]{2,4}_[A-Z][A-Za-z]{1,3}")  # en_XX, eng_Latn
 
@@ -22,10 +22,10 @@ LANGUAGE_CODE = re.compile(r"[a-z]{2,4}_[A-Z][A-Za-z]{1,3}")  # en_XX, eng_Latn
 def train_tokenizer(texts: Sequence[str], vocabulary: int | None = None) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer (Sennrich et al. 2016, 1508.07909; over bytes, Radford et al. 2019).
 
-    Every text of any script can be encoded and decoded without loss, since rare characters are encoded as bytes.
+    Text in any script is encoded without loss, since rare characters are encoded as bytes.
 
     Args:
-        vocabulary: maximum number of tokens; None: 8,000, from 100,000 texts on 16,000, from a million texts on 32,000.
+        vocabulary: maximum number of tokens. None: 8,000; for 100,000 texts or more 16,000; for a million or more 32,000.
     """
     default = 8000 if len(texts) < 100_000 else 16_000 if len(texts) < 1_000_000 else 32_000
     tokenizer = Tokenizer(BPE())
@@ -52,7 +52,7 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id that a decoder starts with: the tokenizer's bos, cls or pad token.
 
     Raises:
-        UserError: it has none of these.
+        UserError: the tokenizer has none of these tokens.
     """
     for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id):
         if token is not None:
@@ -64,7 +64,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id that ends a text: the tokenizer's eos or sep token.
 
     Raises:
-        UserError: it has none of these, so generation would never stop.
+        UserError: the tokenizer has none of these tokens, so generation would never stop.
     """
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
@@ -73,7 +73,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def set_languages(tokenizer: Any, source: str | None, target: str | None) -> None:
-    """Set the languages of a multilingual tokenizer (mBART, M2M100, NLLB); other tokenizers are not changed.
+    """Set the languages of a multilingual tokenizer (mBART, M2M100, NLLB); without effect on other tokenizers.
 
     Raises:
         UserError: a language is missing or unknown.
@@ -125,10 +125,7 @@ def target_token(tokenizer: Any, language: str | None) -> int | None:
 
 
 def warn_if_lossy(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[str]) -> None:
-    """Warn if a tokenizer cannot reproduce the targets; an uncased one loses capitals and accents.
-
-    It is tested on a random sample of the texts.
-    """
+    """Warn if a tokenizer cannot reproduce a random sample of the targets; an uncased one loses capitals and accents."""
     texts = [texts[row] for row in draw_rows(len(texts), SAMPLE)]
     unknown, changed, example = 0, 0, ""
     for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True):

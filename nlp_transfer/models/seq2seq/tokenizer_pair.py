@@ -30,11 +30,11 @@ class TokenizerPair:
     """The source and target tokenizers of a translation model, and its special tokens.
 
     Attributes:
-        shared_format: whether one tokenizer of the checkpoint serves both and adds the special tokens of both.
+        shared_format: whether `source` and `target` are the checkpoint's tokenizer, which adds the special tokens of both.
         start: the decoder's first input.
         end: the id that ends a target.
-        forced: the id of the target language that follows `start` in every target; None if the model has no such id.
-        prefix: text before every source.
+        forced: the id of the target language, if it follows `start` in every target; else None.
+        prefix: text added before every source.
     """
 
     source: PreTrainedTokenizerBase
@@ -58,8 +58,8 @@ class TokenizerPair:
     def of_seq2seq(cls, checkpoint: Checkpoint, source_language: str | None, target_language: str | None, prefix: str) -> Self:
         """Use the tokenizer of a sequence-to-sequence checkpoint.
 
-        The token of the target language is at the end of a target and at the decoder's start (first mBART), or at the beginning
-        of a target (later families). A trial with the tokenizer shows which.
+        The target language's token ends a target and starts the decoder (original mBART), or begins a target (later families).
+        Tokenizing a trial text shows which.
 
         Raises:
             UserError: a multilingual checkpoint does not know the languages.
@@ -80,10 +80,10 @@ class TokenizerPair:
 
         Args:
             limit: maximum source tokens of the model.
-            longest: the setting `task.longest_source`, if there is one.
+            longest: the setting `task.longest_source`.
 
         Raises:
-            UserError: they do not.
+            UserError: they leave no room.
         """
         used = len(self.source_ids([""], 1 << 30)[0][0])
         if self.prefix and used >= limit:
@@ -144,8 +144,8 @@ class TokenizerPair:
     def decode(self, ids: torch.Tensor) -> list[str]:
         """Decode generated ids of shape (rows, tokens).
 
-        The start token, the language token and everything from the end token on are removed here, since they need not be special
-        tokens of the tokenizer. Spaces are not cleaned up, which would apply English rules to French punctuation.
+        The start token, the language token and everything from the end token on are removed explicitly, since the tokenizer may
+        not list them as special tokens. Cleaning up spaces would apply English rules to French punctuation.
         """
         rows = [self._text_ids(row) for row in ids.cpu().tolist()]
         with converted(f"model: the tokenizer {self.target.name_or_path} cannot decode the generated ids"):
@@ -163,8 +163,8 @@ def load_target_tokenizer(
     """Load the target tokenizer of a saved encoder-decoder: the one in `target_tokenizer/`, or the checkpoint's only one.
 
     Args:
-        parts: the model that contains the folder, if not the checkpoint.
-        ours: whether this toolkit saved the model, so the folder must exist.
+        parts: the model that contains `target_tokenizer/`; None: the checkpoint.
+        ours: whether this toolkit saved the model, so that `target_tokenizer/` must exist.
 
     Raises:
         UserError: the folder is missing or damaged, or its tokenizer does not fit the decoder.
@@ -175,7 +175,7 @@ def load_target_tokenizer(
     except UserError:
         if ours or vocabulary != vocabulary_size(checkpoint.tokenizer):
             raise
-        return checkpoint.tokenizer  # another program's model, with one tokenizer for both
+        return checkpoint.tokenizer  # a model from another program, with one tokenizer for both
     if vocabulary not in (None, vocabulary_size(target)):
         raise UserError(
             f"model: {checkpoint.source.name} has a decoder of {vocabulary} tokens, and in {TARGET_FOLDER}/ a tokenizer of "

@@ -1,7 +1,7 @@
 """Check and load untrusted adapters: `adapter_config.json` is reduced to data before peft reads it.
 
-These settings can make peft import modules, open files, call the hub and match slow patterns. peft gets a private folder with the
-reduced settings and the checked weight file.
+The settings could make peft import modules, open files, call the hub and match slow patterns. Therefore peft reads a private
+folder with the reduced settings and the checked weight file.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
 SETTINGS = "adapter_config.json"
-# Methods whose adapters include a head; only these are saved by the strategies lora and peft.
+# Methods whose adapters include a head; the strategies lora and peft save only these.
 SUPPORTED_METHODS = frozenset(
     """ADAMSS BEFT BOFT C3A CARTRIDGE DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR LORA MISS
     OFT OSF PEANUT PREFIX_TUNING PROMPT_TUNING PSOFT PVERA P_TUNING RANDLORA ROAD SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA
@@ -71,7 +71,7 @@ NAMES = ("modules_to_save", "target_parameters")
 BY_PATTERN = (
     "alpha_pattern", "block_size_pattern", "lambda_pattern", "n_frequency_pattern", "rank_pattern", "target_svd_config",
 )  # fmt: skip
-# Settings that contain other settings, without those of CorDA, which name files.
+# Settings that contain other settings, and the words allowed there. CorDA's settings are not allowed, since they name files.
 GROUPS = {
     "eva_config": (),
     "kasa_config": (),
@@ -80,7 +80,7 @@ GROUPS = {
     "use_bdlora": (),
     "velora_config": ("batch_average", "batch_average_once", "random"),
 }
-# The origin and the initialization of an adapter, which have no effect here: the record names the base, and weights are stored.
+# Origin and initialization of an adapter. They are dropped: the record names the base, and the weights are stored.
 UNUSED = frozenset(
     """auto_mapping base_model_name_or_path megatron_core prompt_tuning_init prompt_tuning_init_text revision runtime_config
     runtime_offload_base_weight tokenizer_kwargs tokenizer_name_or_path""".split()
@@ -93,26 +93,26 @@ PATTERN = re.compile(r"(?P<repeat>(?:\\[dw]|\.|\[[\w-]+\])[+*]\??)|(?P<group>\((
 MAX_CHARACTERS = 2**16
 MAX_REPEATS, MAX_GROUPS = 3, 6
 MAX_KEYS = 200  # of settings by pattern: each is matched with each module, and Python caches 512 patterns
-MAX_WAYS = 2**22  # to combine the alternatives of a pattern and split its repeats
-REPEATS = 64  # characters that a repeat is assumed to match, for the number of ways
+MAX_COMBINATIONS = 2**22  # of a pattern's alternatives and the lengths of its repeats
+REPEATS = 64  # characters that a repeat is assumed to match, for the number of combinations
 MAX_NAMES = 4096
 MAX_SIZE = 2**14  # ranks, virtual tokens, widths
 MAX_LAYERS = 128  # after replication
 MAX_ITERATIONS = {"num_cayley_neumann_terms": 100, "psoft_svd_lowrank_niter": 100}
-LARGE = re.compile(r"seed|key|n_frequency|theta")  # numbers without effect on memory, or lengths of one vector
-# Limits of loading: allocated elements relative to those of the base and the adapter, operations relative to the base's modules.
-# The methods of peft allocate up to 3 times as many elements. BOFT needs the most operations: 500 for a module of width 384.
+LARGE = re.compile(r"seed|key|n_frequency|theta")  # settings that do not affect memory, or are the length of a single vector
+# Limits of loading: allocated elements, relative to those of base and adapter (peft's methods need up to 3 times as many), and
+# operations, relative to the base's modules (BOFT needs the most: 500 for a module of width 384).
 MAX_RATIO, EXTRA_ELEMENTS = 8, 10**7
 OPERATIONS_PER_MODULE, EXTRA_OPERATIONS = 3000, 10**5
 
 
-def reduce_adapter_settings(document: Mapping[str, Any], place: str) -> dict[str, Any]:
+def reduce_adapter_settings(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Reduce the settings of an adapter to numbers, known words, module names and patterns of module names.
 
-    Settings that peft does not know are dropped and reported. Settings of peft that are not listed here must have their default.
+    Settings unknown to peft are dropped and reported. Settings of peft that are not listed here must have their default values.
 
     Args:
-        place: the settings file, for messages.
+        origin: the settings file, for messages.
 
     Raises:
         UserError: the PEFT method is not supported, or a setting has a value that is not allowed.
@@ -120,11 +120,11 @@ def reduce_adapter_settings(document: Mapping[str, Any], place: str) -> dict[str
     method = document.get("peft_type")
     supported = SUPPORTED_METHODS & _defaults().keys()
     if not isinstance(method, str) or method not in supported:
-        raise UserError(f"{place}: found peft_type: {shorten(method)}; allowed: {', '.join(sorted(supported))}")
+        raise UserError(f"{origin}: found peft_type: {shorten(method)}; allowed: {', '.join(sorted(supported))}")
     defaults = _defaults()[method]
     if unknown := sorted(shorten(name) for name in document if name not in defaults):
         listed = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
-        say(f"note: {place}: ignored {listed}: peft has no such settings for {method}")
+        say(f"note: {origin}: ignored {listed}: peft has no such settings for {method}")
     reduced: dict[str, Any] = {"peft_type": method}
     for name, value in document.items():
         if name == "peft_type" or name not in defaults or name in UNUSED:
@@ -132,7 +132,7 @@ def reduce_adapter_settings(document: Mapping[str, Any], place: str) -> dict[str
         if (problem := _problem(name, value, defaults[name])) is None:
             reduced[name] = value
         elif value != defaults[name]:
-            raise UserError(f"{place}: found {name}: {shorten(value)}; allowed: {problem}")
+            raise UserError(f"{origin}: found {name}: {shorten(value)}; allowed: {problem}")
     return reduced
 
 
@@ -188,14 +188,14 @@ def _are_names(value: Any) -> bool:
 
 
 def pattern_problem(pattern: str, max_repeats: int = MAX_REPEATS) -> str | None:
-    """Return None if a pattern of module names is quick to match, else what is allowed."""
+    """Return None if a pattern of module names can be matched quickly, else what is allowed."""
     pattern = pattern.removeprefix("^").removesuffix("$")
     pieces = list(PATTERN.finditer(pattern))
     is_plain = len(pattern) <= MAX_CHARACTERS and sum(len(piece[0]) for piece in pieces) == len(pattern)
     repeats = sum(piece["repeat"] is not None for piece in pieces)
     groups = sum(piece["group"] is not None for piece in pieces)
-    ways = REPEATS**repeats * math.prod(group.count("|") + 1 for group in re.split(r"[()]", pattern))
-    if not is_plain or repeats > max_repeats or groups > MAX_GROUPS or ways > MAX_WAYS:
+    combinations = REPEATS**repeats * math.prod(group.count("|") + 1 for group in re.split(r"[()]", pattern))
+    if not is_plain or repeats > max_repeats or groups > MAX_GROUPS or combinations > MAX_COMBINATIONS:
         return (
             r"a list of names of modules, or a pattern made of names, `\.`, `.`, [01] and alternatives in round brackets, with "
             rf"up to {max_repeats} of `.*` and `\d+`"
@@ -211,7 +211,7 @@ def _by_pattern_problem(value: Any) -> str | None:
     if not isinstance(value, dict) or len(value) > MAX_KEYS or sum(map(len, value)) > MAX_CHARACTERS:
         return f"numbers by pattern of module names, up to {MAX_KEYS} patterns of {MAX_CHARACTERS:,} characters together"
     for key, number in value.items():
-        if problem := pattern_problem(key, max_repeats=1):  # peft adds another one before it
+        if problem := pattern_problem(key, max_repeats=1):  # peft adds a repeat before the key
             return f"keys that are {problem}"
         if problem := _number_problem("", number, 0):
             return f"values that are {problem}"
@@ -238,12 +238,12 @@ def _replication_problem(value: Any) -> str | None:
     return f"pairs of first and last layer, with up to {MAX_LAYERS} layers together"
 
 
-def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -> Any:
+def load_adapter(model: Any, folder: Path, merge: Any = None, hint: str = "") -> Any:
     """Load the adapter in a folder onto its base model.
 
     Args:
-        merge: a function that merges the adapter into the base; None: the adapter stays separate.
-        bases: end of a message: the base that the adapter was trained on, and what to do if this is another one.
+        merge: a function that merges the adapter into the base; None: the adapter remains separate.
+        hint: end of the message for a load error: the base that the adapter was trained on, and advice.
 
     Returns:
         The model with the adapter, or the result of `merge`.
@@ -275,14 +275,12 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, bases: str = "") -
             return adapted if merge is None else merge(adapted)
         except UserError:
             raise
-        except Exception as error:  # peft raises any type if settings, weights and base do not fit
-            raise UserError(
-                f"{folder}: the adapter cannot be loaded: {explain_load_error(error, [Path(name)])}{bases}"
-            ) from error
+        except Exception as error:  # peft raises errors of any type if settings, weights and base do not match
+            raise UserError(f"{folder}: the adapter cannot be loaded: {explain_load_error(error, [Path(name)])}{hint}") from error
 
 
 def _unfit(adapted: Any, private: str) -> str | None:
-    """Return how the stored tensors differ from those of the adapter; peft leaves missing ones at random values."""
+    """Return how the stored tensors differ from the adapter's, or None; peft would leave missing tensors random."""
     from peft import get_peft_model_state_dict, load_peft_weights
 
     def shapes(**settings: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Limit what a library may allocate while it loads an untrusted model; checked before each allocation.
+"""Limit the memory that libraries allocate while they load an untrusted model; checked before each allocation.
 
-A hostile configuration or adapter could otherwise exhaust memory, whatever its settings mean to the library.
+The limit does not depend on the meaning of any setting, so no configuration or adapter can exhaust memory.
 """
 
 import math
@@ -14,17 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nlp_transfer.utils.errors import UserError
 
-MAX_META_OPERATIONS = 500_000  # of building a model; 1,000 layers need less than half of it
+MAX_META_OPERATIONS = 500_000  # for building a model; 1,000 layers need less than half
 
 
 @contextmanager
-def on_meta_device(place: str) -> Iterator[None]:
-    """Build models on the device `meta` inside the context, where they take no memory, with a limit on operations.
+def on_meta_device(origin: str) -> Iterator[None]:
+    """Create models on the device `meta` inside the context, where they take no memory, with a limit on operations.
 
     Args:
-        place: the configuration file, for messages.
+        origin: the configuration file, for messages.
     """
-    with torch.device("meta"), AllocationLimit(place, 2**62, MAX_META_OPERATIONS):
+    with torch.device("meta"), AllocationLimit(origin, 2**62, MAX_META_OPERATIONS):
         yield
 
 
@@ -35,8 +35,8 @@ class AllocationLimit(TorchDispatchMode):
     operations are bounded by their inputs.
 
     Args:
-        place: the file that is loaded, for messages.
-        numbers: maximum elements of all new tensors.
+        origin: the file that is loaded, for messages.
+        numbers: maximum number of elements of all new tensors.
         operations: maximum number of operations.
 
     Example:
@@ -45,30 +45,30 @@ class AllocationLimit(TorchDispatchMode):
         UserError: adapter: describes tensors of 1,000,000 numbers ...
     """
 
-    def __init__(self, place: str, numbers: int, operations: int) -> None:
+    def __init__(self, origin: str, numbers: int, operations: int) -> None:
         super().__init__()
-        self.place, self.numbers, self.operations = place, numbers, operations
-        self.made = self.done = 0
+        self.origin, self.numbers, self.operations = origin, numbers, operations
+        self.allocated = self.executed = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.done += 1
-        self.made += _numbers_of(func, args, kwargs)
-        if self.made > self.numbers:
+        self.executed += 1
+        self.allocated += _numbers_of(func, args, kwargs)
+        if self.allocated > self.numbers:
             raise UserError(
-                f"{self.place}: describes tensors of {self.made:,} numbers; allowed: up to {self.numbers:,}, by the size of the "
-                "stored weights"
+                f"{self.origin}: describes tensors of {self.allocated:,} numbers; allowed: up to {self.numbers:,}, by the size "
+                "of the stored weights"
             )
-        if self.done > self.operations:
+        if self.executed > self.operations:
             raise UserError(
-                f"{self.place}: needs more than {self.operations:,} operations to load; allowed: up to that many, by the "
-                "number of the model's modules"
+                f"{self.origin}: needs more than {self.operations:,} operations to load; allowed: up to {self.operations:,}, by "
+                "the number of the model's modules"
             )
         return func(*args, **kwargs)
 
 
 def _numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return the number of elements that an operation will allocate by its size arguments; 0 if it has none."""
+    """Return the number of elements that an operation will allocate, by its size arguments; 0 without such arguments."""
     names = _factory_arguments(func)
     if names is None:
         return 0

@@ -1,8 +1,8 @@
 """The file names and configuration keys that are used from an untrusted model; everything else is ignored.
 
-A key that a library learns to read in its next version has no effect until it is added to a list. Numbers, booleans and null are
-allowed under every listed key. Text is allowed as labels and tokens, and under the keys in `WORD_KEYS`, where it must be a single
-word, so that it cannot name a path or a repository.
+A key that a new version of a library introduces has no effect until it is listed here. Numbers, booleans and null are allowed
+under every listed key. Text is allowed as labels and tokens, and as single words under the keys in `WORD_KEYS`; a word cannot
+name a path or a repository.
 """
 
 import re
@@ -52,11 +52,11 @@ WORD_KEYS = frozenset((
     "summary_type", "topk_method", "type", "__float__",
 ))  # fmt: skip
 LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # any text
-# Fields that may contain a configuration of its own family, in addition to the `sub_configs` of a class.
+# Fields that may contain a complete configuration, in addition to the `sub_configs` of a class.
 NESTED_CONFIGS = frozenset(("encoder", "decoder"))
-# A model that needs one of these is refused: without it, the model would compute something else.
+# Fields with which a model is refused: ignoring them would change what the model computes.
 UNSUPPORTED = {"quantization_config": "its weights are quantized; allowed: a checkpoint in fp32, fp16 or bf16"}
-# Keys of other programs without effect in transformers 5: ignored without a message.
+# Keys without effect in transformers 5: ignored without a message.
 IGNORED_SILENTLY = frozenset((
     "_name_or_path", "name_or_path", "_commit_hash", "_attn_implementation_autoset", "gradient_checkpointing",
     "task_specific_params", "finetuning_task", "output_past", "xla_device", "directionality", "pooler_fc_size",

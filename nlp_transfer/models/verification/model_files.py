@@ -1,8 +1,8 @@
-"""The only entrance to an untrusted model: a folder, an unpacked wheel, or a repository on a hub.
+"""The only access to untrusted models: folders, unpacked wheels, and repositories on a hub.
 
-Libraries never see the model's folder. They get a temporary private folder with the files that `allowed.py` lists: configurations
-reduced to data, checked tokenizer files, and links to weights inside the model. A hostile model's code, paths to other files and
-names of other repositories do not reach it. Only this module asks the hub for files of a model, by allowed names of one commit.
+Libraries do not read the model's folder, but a temporary private folder with the files that `allowed.py` lists: configurations
+reduced to data, checked tokenizer files, and links to weights inside the model. That folder has no code, paths to other files
+or names of other repositories. Only this module downloads model files from the hub: files with allowed names, from one commit.
 """
 
 import json
@@ -42,10 +42,13 @@ ADAPTER_FILES = ("adapter_config.json", *ADAPTER_WEIGHTS)
 
 
 def pin(source: ModelSource) -> ModelSource:
-    """Resolve the revision of a model on a hub to a commit, so that all its files belong together. Folders are not changed.
+    """Resolve the revision of a model on a hub to a commit, so that all files come from the same commit.
+
+    Returns:
+        The source with the commit; a folder is returned unchanged.
 
     Raises:
-        UserError: there is no such model, or the hub cannot be reached and the model is not in the cache.
+        UserError: the model does not exist, or the hub cannot be reached and the model is not in the cache.
     """
     if source.is_folder:
         return source
@@ -67,14 +70,14 @@ def _list_files(repository: str, commit: str) -> frozenset[str]:
 
 
 def _names_on_hub(repository: str, commit: str) -> frozenset[str] | None:
-    """Return the files of a repository, or those in the cache if the hub cannot be reached; None if it does not list them."""
+    """Return the names of a repository's files, or if the hub cannot be reached, of the cached ones; None: no list available."""
     if not constants.is_offline_mode():
         try:
             return _list_files(repository, commit)
         except RefusedError:
             raise
         except LIBRARY_ERRORS as error:
-            if not isinstance(error.__cause__, httpx.TransportError):  # the hub answers, so files can be requested one by one
+            if not isinstance(error.__cause__, httpx.TransportError):  # the hub responds, so single files can be requested
                 return None
             say_once(f"warning: the files of {repository} cannot be listed ({first_line(error)}); using those in the cache")
     try:
@@ -87,13 +90,13 @@ def _names_on_hub(repository: str, commit: str) -> frozenset[str] | None:
 
 
 def find_file(source: ModelSource, name: str) -> Path | None:
-    """Return the path of a model's file, which is downloaded from a hub if necessary; None if there is no such file.
+    """Return the path of a model's file, downloaded from a hub if necessary; None if it does not exist.
 
     Args:
         name: an allowed name, optionally in one of `FOLDERS`.
 
     Raises:
-        UserError: it is not a regular file inside the model, or cannot be downloaded.
+        UserError: the path is not a regular file inside the model, or the file cannot be downloaded.
     """
     folder, _, base = name.rpartition("/")
     assert folder in FOLDERS, name
@@ -123,11 +126,11 @@ def _hub_message(error: BaseException) -> str:
 def _checked_path(source: ModelSource, path: Path) -> Path:
     """Return the path, or raise a UserError if it is not a regular file or points outside the model."""
     folder = Path(source.path)
-    real = folder.resolve()
-    roots = [real]
-    for place in (real, real.parent):  # the parent: for a folder inside a model
-        if place.parent.name == "snapshots":  # in the hub's cache, files are links to blobs of the same repository
-            roots.append(place.parent.parent / "blobs")
+    resolved = folder.resolve()
+    roots = [resolved]
+    for snapshot in (resolved, resolved.parent):  # the parent: for a folder inside a model
+        if snapshot.parent.name == "snapshots":  # in the hub's cache, files are links to blobs of the same repository
+            roots.append(snapshot.parent.parent / "blobs")
     try:
         target = path.resolve(strict=True)
         mode = target.lstat().st_mode
@@ -136,7 +139,7 @@ def _checked_path(source: ModelSource, path: Path) -> Path:
     if not any(target.is_relative_to(root) for root in roots):
         raise UserError(
             f"model: {source.name}: {path.relative_to(folder)} is a link out of the folder, to {target}; allowed: files; "
-            "replace the link by a copy of the file"
+            "replace the link with a copy of the file"
         )
     if not stat.S_ISREG(mode):
         raise UserError(f"model: {source.name}: {path.relative_to(folder)} is not a regular file; allowed: files")
@@ -144,10 +147,10 @@ def _checked_path(source: ModelSource, path: Path) -> Path:
 
 
 def read_settings(source: ModelSource, name: str) -> dict[str, Any] | None:
-    """Read a JSON file of a model; None if there is none.
+    """Read a JSON file of a model; return None if it does not exist.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     if (path := find_file(source, name)) is None:
         return None
@@ -168,8 +171,8 @@ def private_folder(source: ModelSource, weights: bool = False, tokenizer: str | 
     Raises:
         UserError: the model refers to code or to files outside its folder, or a file is not valid.
     """
-    with tempfile.TemporaryDirectory(prefix="nlp_transfer-model-") as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="nlp_transfer-model-") as directory:
+        folder = Path(directory)
         reduce = {"config.json": reduce_config, "generation_config.json": reduce_generation}
         for name in CONFIGURATIONS:
             _write_reduced(source, name, reduce[name], folder)
@@ -181,6 +184,7 @@ def private_folder(source: ModelSource, weights: bool = False, tokenizer: str | 
 
 
 def _write_reduced(source: ModelSource, name: str, reduce: Any, folder: Path) -> None:
+    """Write a configuration, reduced by `reduce`, into a private folder, and report ignored keys."""
     if (document := read_settings(source, name)) is None:
         return
     try:
@@ -218,7 +222,7 @@ def find_weights(source: ModelSource) -> tuple[dict[str, Path], dict[str, dict[s
         shards, files = _read_index(source, name), dict[str, Path]()
         for shard in sorted(set(shards.values())):
             if (path := find_file(source, shard)) is None:
-                raise UserError(f"model: {source.name}: {shard}, which {name} names, is missing; copy the complete model again")
+                raise UserError(f"model: {source.name}: {shard} is missing, but listed in {name}; copy the complete model again")
             files[shard] = path
         return files, {name: shards}
     return {}, {}
@@ -259,12 +263,12 @@ def _add_tokenizer(source: ModelSource, inner: str, folder: Path) -> None:
             (folder / inner / name).write_text(json.dumps(document), encoding="utf-8")
 
 
-def link_file(path: Path, place: Path) -> None:
+def link_file(path: Path, link: Path) -> None:
     """Link a checked file into a private folder."""
     try:
-        place.symlink_to(path.resolve())
+        link.symlink_to(path.resolve())
     except OSError:  # on Windows, links need a privilege
-        shutil.copyfile(path, place)
+        shutil.copyfile(path, link)
 
 
 def check_model(source: ModelSource) -> None:
@@ -280,7 +284,7 @@ def load_configuration(source: ModelSource) -> PretrainedConfig:
     """Load the configuration of a model.
 
     Raises:
-        UserError: it cannot be found or read, or its model type is unknown.
+        UserError: the configuration is missing or cannot be read, or its model type is unknown.
     """
     with private_folder(source) as folder:
         try:
@@ -292,35 +296,35 @@ def load_configuration(source: ModelSource) -> PretrainedConfig:
 
 
 def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model, or the one in a folder inside it.
+    """Load the tokenizer of a model, or the one in a folder inside the model.
 
     Raises:
-        UserError: there is none, or it cannot be loaded.
+        UserError: the tokenizer is missing or cannot be loaded.
     """
     if folder and source.is_folder and not Path(source.path, folder).is_dir():
         raise UserError(f"model: {source.name} has no folder {folder}/, which was saved with it; copy the complete model again")
-    with private_folder(source, tokenizer=folder) as place:
+    with private_folder(source, tokenizer=folder) as private:
         inside = f" in {folder}/" if folder else ""
         with converted(f"model: {source.name} has no tokenizer that can be loaded{inside}"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                place, subfolder=folder, trust_remote_code=False, local_files_only=True
+                private, subfolder=folder, trust_remote_code=False, local_files_only=True
             )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             kind = type(tokenizer).__name__
             raise UserError(f"model: {source.name}: the tokenizer_class {kind} is not a tokenizer; allowed: one of transformers")
         check_loaded(tokenizer, source.name)
-        # Some tokenizers remember the paths of their files, and copy these when they are saved.
+        # Some tokenizers store the paths of their files, and copy the files when they are saved.
         for names in (vars(tokenizer), tokenizer.init_kwargs):
-            names.update({name: _original(value, place) for name, value in names.items()})
+            names.update({name: _original(value, private) for name, value in names.items()})
     tokenizer.name_or_path = source.path
-    tokenizer.init_kwargs["local_files_only"] = False  # it would be saved
+    tokenizer.init_kwargs["local_files_only"] = False  # this field is saved with the tokenizer
     return tokenizer
 
 
-def _original(value: Any, place: Path) -> Any:
-    """Replace a path in the private folder, also in a list, by the path of the model's file."""
+def _original(value: Any, private: Path) -> Any:
+    """Replace paths in the private folder, alone or in a list, with the paths of the model's files."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_original(inner, place) for inner in value)
-    if isinstance(value, (str, Path)) and Path(value).is_relative_to(place):
+        return type(value)(_original(inner, private) for inner in value)
+    if isinstance(value, (str, Path)) and Path(value).is_relative_to(private):
         return str(Path(value).resolve())
     return value

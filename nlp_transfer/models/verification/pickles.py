@@ -1,8 +1,8 @@
-"""Check weight files of torch.save by reading the opcodes of their pickles, before torch builds anything from them.
+"""Check weight files of torch.save by reading the opcodes of their pickles, before torch loads them.
 
-torch's `weights_only` prevents foreign code, but it calls functions such as `bytearray` that allocate whatever their arguments
-request: a file of 291 bytes can take 3 GB. Here a pickle may contain only what torch.save writes for a state dict, and every
-number in it must fit the size of the file.
+torch's `weights_only` prevents arbitrary code, but it calls functions such as `bytearray` with any size: a file of 291 bytes can
+allocate 3 GB. Here a pickle may contain only what torch.save writes for a state dict, and the sizes in it are limited by the size
+of the file.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 
 from nlp_transfer.utils.errors import UserError, first_line
 
-MAX_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; a model with 1,000 layers needs one or two million
+MAX_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; a model with 1,000 layers needs 1 to 2 MB
 MAX_OPERATIONS = 2_000_000  # opcodes of a pickle; a tensor needs about 30
 MAX_DIMENSIONS = 64
 ZIP_START, ZIP_END, ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22  # the size of the end record without a comment
@@ -33,14 +33,14 @@ VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "NO
 
 
 class _Name(str):
-    """The name of a class or function, as distinct from text."""
+    """The name of a class or function; a subclass to distinguish it from text in the pickle."""
 
 
 _MARK, _CONTAINER, _TENSOR, _STORAGE = (_Name(text) for text in ("mark", "container", "tensor", "storage"))
 
 
 def refusal(name: str) -> str:
-    """Return the message that a pickle is refused."""
+    """Return the message for a refused pickle."""
     return (
         f"{name} is a pickle that contains more than tensors, or is damaged, and was not opened, since a pickle can run code; "
         "allowed: model.safetensors, or a pickle that contains only tensors"
@@ -51,7 +51,7 @@ def check_pickle(path: Path) -> None:
     """Check a file of torch.save.
 
     Raises:
-        UserError: it contains anything but tensors by name, or would need more memory than its size.
+        UserError: the file contains anything other than tensors by name, or would need more memory than its size.
     """
     size = path.stat().st_size
     try:
@@ -62,7 +62,7 @@ def check_pickle(path: Path) -> None:
                     _read_storages(file, size)
                 return
         _check_archive(path, size)
-        reader = torch._C.PyTorchFileReader(str(path))  # torch.load uses it too, so both read the same entries
+        reader = torch._C.PyTorchFileReader(str(path))  # also used by torch.load, so both read the same entries
         if (length := reader.get_record_size("data.pkl")) > MAX_BYTES:
             raise ValueError(f"its pickle has {length:,} bytes")
         for key, stored in _read_storages(reader.get_record("data.pkl"), size).items():
@@ -96,10 +96,10 @@ def _check_archive(path: Path, size: int) -> None:
 
 
 def _read_storages(stream: bytes | IO[bytes], limit: int) -> dict[str, int]:
-    """Return the size in bytes of each storage that a pickle names.
+    """Return the size in bytes of each storage in a pickle.
 
-    No objects are built: names represent them on the stack. Calls have arguments of fixed size, so a few opcodes cannot copy a
-    large object many times.
+    No objects are created: names represent them on the stack. The arguments of calls have a fixed size, so a few opcodes cannot
+    copy a large object many times.
 
     Args:
         limit: maximum bytes of all storages together, and maximum elements of a tensor.
@@ -114,7 +114,7 @@ def _read_storages(stream: bytes | IO[bytes], limit: int) -> dict[str, int]:
 
     def since_mark() -> tuple[Any, ...]:
         begin = len(stack) - 1
-        while stack[begin] is not _MARK:  # an IndexError where there is none
+        while stack[begin] is not _MARK:  # without a mark this raises an IndexError
             begin -= 1
         items = tuple(stack[begin + 1 :])
         del stack[begin:]
@@ -172,7 +172,7 @@ def _read_storages(stream: bytes | IO[bytes], limit: int) -> dict[str, int]:
 
 
 def _check_call(function: Any, arguments: Any, limit: int) -> _Name:
-    """Check the arguments of a call, and return the name that represents its result."""
+    """Check a call, and return the name that represents its result."""
     match function, arguments:
         case _Name(), () if function == DICT:
             return _CONTAINER

@@ -1,6 +1,6 @@
 """Reduce the configurations of an untrusted model to the keys and values that `allowed.py` lists.
 
-A hostile configuration could name code, paths or other repositories, or sizes that exhaust memory.
+A hostile configuration could refer to code, files or other repositories, or contain sizes that exhaust memory.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from nlp_transfer.utils.errors import UserError, shorten
 
 WORD = re.compile(r"[\w.+ #|-]{0,64}")
 MAX_LAYERS, MAX_POSITIONS, MAX_LABELS, MAX_NUMBER = 1000, 2**21, 10**5, 2**31
-LIMITS = (  # of numbers, by the names of their keys
+LIMITS = (  # of numbers, by patterns of their keys
     (re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$"), MAX_LAYERS),
     (re.compile(r"position|n_ctx|seq_len"), MAX_POSITIONS),
     (re.compile(r"^num_labels$"), MAX_LABELS),
@@ -115,17 +115,24 @@ def _fields(family_class: Any) -> frozenset[str]:
     names = _declared(family_class)
     renamed: Mapping[str, str] = getattr(family_class, "attribute_map", {})
     with suppress(*LIBRARY_ERRORS):
-        names |= set(family_class().to_dict())  # with fields that are computed and saved
+        names |= set(family_class().to_dict())  # also has fields that are computed when saving
     return frozenset({*names, *renamed, *UNDECLARED, *GenerationConfig().to_dict()})
 
 
 def reduce_generation(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Reduce a `generation_config.json`, as `reduce_config` does."""
+    """Reduce a `generation_config.json`; returns the allowed keys and values, and the names of ignored keys."""
     return _reduce(document, dict.fromkeys((*GenerationConfig().to_dict(), "transformers_version"), _data), IGNORED_SILENTLY)
 
 
 def reduce_tokenizer(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Reduce a `tokenizer_config.json` or a `special_tokens_map.json`, as `reduce_config` does."""
+    """Reduce a `tokenizer_config.json` or a `special_tokens_map.json`.
+
+    Returns:
+        The allowed keys and values, and the names of ignored keys.
+
+    Raises:
+        UserError: the tokenizer needs code, or a setting or token has a value that is not allowed.
+    """
     readers: dict[str, Any] = dict.fromkeys(TOKENS, _tokens)
     readers |= dict.fromkeys((*TOKENIZER_WORDS, *TOKENIZER_NUMBERS), _data)
     for key in TOKENIZER_UNSUPPORTED:
@@ -138,15 +145,25 @@ def reduce_tokenizer(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _reduce(
-    document: Mapping[str, Any], readers: Mapping[str, Any], notes: Iterable[str], words: frozenset[str] = WORD_KEYS
+    document: Mapping[str, Any], readers: Mapping[str, Any], silent: Iterable[str], words: frozenset[str] = WORD_KEYS
 ) -> tuple[dict[str, Any], list[str]]:
+    """Reduce a document.
+
+    Args:
+        readers: functions by key that return an allowed value, or raise a _NotDataError.
+        silent: keys that are ignored without a message.
+        words: keys whose values may be words.
+
+    Returns:
+        The allowed keys and values, and the names of ignored keys.
+    """
     reduced: dict[str, Any] = {}
     ignored: list[str] = []
     for key, value in document.items():
         try:
             if key in readers:
                 reduced[key] = readers[key](value, key, words)
-            elif value not in (None, "", [], {}) and key not in notes:
+            elif value not in (None, "", [], {}) and key not in silent:
                 ignored.append(key)
         except _NotDataError:
             ignored.append(key)
@@ -154,7 +171,7 @@ def _reduce(
 
 
 def _data(value: Any, key: str, words: Iterable[str]) -> Any:
-    """Return a value that consists of numbers, booleans and null, and of words under `words`.
+    """Return a value that consists of numbers, booleans and null, and of words if its key is in `words`.
 
     Raises:
         _NotDataError: it contains anything else.
@@ -170,7 +187,7 @@ def _data(value: Any, key: str, words: Iterable[str]) -> Any:
     if isinstance(value, dict):
         if not all(WORD.fullmatch(name) for name in value):
             raise _NotDataError
-        # Under a key in `words`, a mapping may contain words; else only under those of its names that are in `words`.
+        # If the key of a mapping is in `words`, all its values may be words; otherwise those whose names are in `words`.
         return {name: _data(inner, key if key in words else name, words) for name, inner in value.items()}
     return value
 
@@ -184,7 +201,7 @@ def _labels(value: Any) -> Any:
 
 
 def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
-    """Return tokens: any text, alone or with flags, in a list or by id or name."""
+    """Return a token (text, or text with flags), or a list or mapping of tokens."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -200,7 +217,7 @@ def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
 
 
 def _check_sizes(key: str, value: Any) -> None:
-    """Raise a UserError for sizes that no model has, before transformers creates a name for each label."""
+    """Raise a UserError for unrealistic sizes; transformers would, for example, create a name for each label."""
     name = key.rpartition(".")[2]
     if name in LABELS:
         if len(value or ()) > MAX_LABELS:

@@ -1,11 +1,10 @@
-"""Accept only those regular expressions of a tokenizer that match in time proportional to the length of the text.
+"""Accept only regular expressions of tokenizers that match in time proportional to the length of the text.
 
-The library that matches them (Oniguruma) backtracks, so a hostile pattern could take exponential time. A pattern is accepted if,
-by its structure, backtracking from one position takes a bounded number of steps, or is paid for by the characters that a match
-consumes. Therefore quantified groups are refused, except for `?`. An unbounded quantifier `X+` may be followed by something that
-can fail (`\\s+(?!\\S)`) only once in an alternative, and only if a later alternative (`\\s+`) consumes the same characters:
-otherwise the search would start again at each of them. The patterns of GPT-2, GPT-4, Llama 3, Qwen, CLIP, DeepSeek and XLM-R are
-accepted.
+The library that matches them (Oniguruma) backtracks, so a hostile pattern could take exponential time. A pattern is accepted if
+its structure bounds the steps of backtracking from one position, or their number is proportional to the characters that the match
+consumes. Groups may have no quantifier except `?`. In each alternative, one unbounded quantifier `X+` may be followed by
+something that can fail (`\\s+(?!\\S)`), but only if a later alternative (`\\s+`) consumes the same characters; otherwise the
+search would restart at each of them. The patterns of GPT-2, GPT-4, Llama 3, Qwen, CLIP, DeepSeek and XLM-R are accepted.
 """
 
 import re
@@ -15,7 +14,7 @@ from nlp_transfer.utils.errors import UserError
 
 MAX_CHARACTERS = 4000
 MAX_REPEATS = 100  # in {n,m}
-MAX_STEPS = 2000  # of a search from one position, besides the characters that it consumes
+MAX_STEPS = 2000  # of a search from one position, without consumed characters
 MAX_DEPTH = 10  # of nested groups
 # Other escapes are refused: references to groups, calls of groups, \K, \G, \R, \X ...
 ESCAPE = re.compile(
@@ -27,7 +26,7 @@ ANCHORS = ("^", "$", r"\b", r"\B", r"\A", r"\z", r"\Z")
 
 
 class PatternError(UserError):
-    """A pattern is refused; the message says why."""
+    """A pattern was refused; the message is the reason."""
 
 
 @dataclass
@@ -54,13 +53,13 @@ class _Cost:
 
     Attributes:
         fails: whether it can fail after a partial match.
-        ways: number of ways to match one text.
+        paths: number of ways to match the same text.
         steps: maximum steps of one attempt.
         backtracking: elements with unbounded backtracking.
     """
 
     fails: bool
-    ways: int = 1
+    paths: int = 1
     steps: int = 0
     backtracking: list[_Item] = field(default_factory=list)
 
@@ -68,8 +67,8 @@ class _Cost:
 def linear_pattern(pattern: str) -> str:
     """Return an equivalent pattern that matches in linear time.
 
-    This is the pattern itself. Only a search for `X+` before an anchor (DeepSeek's `\\s+$`) gets a lookbehind, so that it starts
-    at the first X: `(?<!\\s)\\s+$`.
+    The pattern is returned unchanged, except that `X+` before an anchor (DeepSeek's `\\s+$`) gets a lookbehind, so that a search
+    starts only at the first X: `(?<!\\s)\\s+$`.
 
     Raises:
         PatternError: the pattern may take more than linear time, or uses syntax that is not supported here.
@@ -81,13 +80,13 @@ def linear_pattern(pattern: str) -> str:
         raise PatternError("an unmatched closing parenthesis")
     alternatives = _without_outer_groups(alternatives)
     costs = [_cost(alternative, False) for alternative in alternatives]
-    steps = sum(cost.ways * (cost.steps + 1) for cost in costs)
+    steps = sum(cost.paths * (cost.steps + 1) for cost in costs)
     if steps > MAX_STEPS:
         raise PatternError(f"up to {steps:,} steps at each character of a text; allowed: up to {MAX_STEPS:,}")
     for i, cost in enumerate(costs):
         if len(cost.backtracking) > 1:
             raise PatternError("two unbounded quantifiers before something that can fail; allowed: one")
-        if cost.backtracking and not _paid_for(i, alternatives, costs):
+        if cost.backtracking and not _is_amortized(i, alternatives, costs):
             first = alternatives[0][0]
             if len(alternatives) > 1 or first is not cost.backtracking[0] or first.text.startswith("(?i)"):
                 text = cost.backtracking[0].text
@@ -99,12 +98,12 @@ def linear_pattern(pattern: str) -> str:
     return pattern
 
 
-def _paid_for(i: int, alternatives: list[list[_Item]], costs: list[_Cost]) -> bool:
+def _is_amortized(i: int, alternatives: list[list[_Item]], costs: list[_Cost]) -> bool:
     """Return whether the characters that alternative `i` backtracks over are read a bounded number of times.
 
-    Either a lookbehind lets it start only at the first of these characters, or the next alternative that does not backtrack over
-    them consumes all of them. A greedy quantifier stops at the last position where the rest matches, so a search in the remaining
-    characters finds no other match.
+    Either a lookbehind allows a match to start only at the first of these characters, or the next alternative that does not
+    backtrack over them consumes all of them. A greedy quantifier ends at the last position where the rest matches, so a search in
+    the remaining characters finds no other match.
     """
     item = costs[i].backtracking[0]
     first = alternatives[i][0]
@@ -121,7 +120,7 @@ def _paid_for(i: int, alternatives: list[list[_Item]], costs: list[_Cost]) -> bo
 
 
 def _consumes(alternative: list[_Item], item: _Item) -> bool:
-    """Return whether an alternative matches wherever the characters of an item are, and consumes all of them."""
+    """Return whether an alternative matches at every character that the item matches, and consumes the entire run."""
     for element in alternative:
         if element.most is None:
             return element.text == item.text and element.least <= 1
@@ -131,7 +130,7 @@ def _consumes(alternative: list[_Item], item: _Item) -> bool:
 
 
 def _without_outer_groups(alternatives: list[list[_Item]]) -> list[list[_Item]]:
-    """Flatten groups that are a complete alternative: `(?:a|b)|c` becomes `a|b|c`."""
+    """Flatten groups that make up a complete alternative: `(?:a|b)|c` becomes `a|b|c`."""
     flat = []
     for alternative in alternatives:
         single = alternative[0] if len(alternative) == 1 else None
@@ -150,24 +149,24 @@ def _cost(alternative: list[_Item], fails: bool) -> _Cost:
             if item.most is None and cost.fails:
                 cost.backtracking.append(item)
             if item.most is not None and cost.fails:
-                cost.ways *= item.most - item.least + 1
+                cost.paths *= item.most - item.least + 1
             cost.steps += item.least if item.most is None else item.most
         else:
             inner = [_cost(branch, True if item.kind != "group" else cost.fails) for branch in item.inner]
             if any(branch.backtracking for branch in inner):
                 raise PatternError("an unbounded quantifier in a group or lookahead, before something that can fail")
-            cost.steps += sum(branch.ways * (branch.steps + 1) for branch in inner)
+            cost.steps += sum(branch.paths * (branch.steps + 1) for branch in inner)
             if cost.fails and item.kind == "group":
-                cost.ways *= sum(branch.ways for branch in inner) + (item.least == 0)
+                cost.paths *= sum(branch.paths for branch in inner) + (item.least == 0)
         if item.least:
             cost.fails = True
-        if cost.ways > MAX_STEPS:
+        if cost.paths > MAX_STEPS:
             raise PatternError(f"more than {MAX_STEPS:,} ways to match one text")
     return cost
 
 
 def _alternatives(pattern: str, at: int, flags: str, depth: int) -> tuple[list[list[_Item]], int]:
-    """Parse alternatives up to a closing parenthesis or the end; also return that position."""
+    """Parse alternatives up to a closing parenthesis or the end; return them and that position."""
     if depth > MAX_DEPTH:
         raise PatternError(f"groups nested more than {MAX_DEPTH} deep")
     alternatives: list[list[_Item]] = [[]]
@@ -183,7 +182,7 @@ def _alternatives(pattern: str, at: int, flags: str, depth: int) -> tuple[list[l
 
 
 def _element(pattern: str, at: int, flags: str, depth: int) -> tuple[_Item, int]:
-    """Parse one element without its quantifier; also return the position after it."""
+    """Parse one element without its quantifier; return it and the position after it."""
     sign = pattern[at]
     if sign == "(":
         group = GROUP.match(pattern, at)

@@ -1,6 +1,6 @@
-"""Check SentencePiece models, before a library reads them.
+"""Check SentencePiece models before a library reads them.
 
-The library trusts the offsets in a file, so a hostile one could make it read memory outside the file's content.
+The library does not check the offsets in a file, so a hostile file could make it read out of bounds.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def replacements(table: bytes) -> set[str]:
     """Return the replacement texts of a SentencePiece normalizer's table.
 
     The table consists of the size of a double-array trie (Yata's darts-clone), the trie, and texts that end with a zero byte.
-    Libraries do not check its offsets, so each must lead to a unit of the trie or to a text.
+    Each offset must point to a unit of the trie or to a text.
 
     Raises:
         ValueError: the table is damaged.
@@ -35,8 +35,8 @@ def replacements(table: bytes) -> set[str]:
     if (bases[inner] | 255 >= len(units)).any():
         raise ValueError("an offset points outside its trie")
     starts = units[bases[inner & (units & LEAF > 0)]] & VALUE
-    starting = np.frombuffer(texts, np.uint8)
-    if starts.size and (starts.max() >= len(texts) or (starting[starts] & 0xC0 == 0x80).any()):
+    characters = np.frombuffer(texts, np.uint8)
+    if starts.size and (starts.max() >= len(texts) or (characters[starts] & 0xC0 == 0x80).any()):  # inside a UTF-8 character
         raise ValueError("an offset points to no text")
     return set(texts.decode("utf-8").split("\0"))
 
@@ -45,7 +45,7 @@ def check_sentencepiece(content: bytes) -> None:
     """Check the pieces of a SentencePiece model and the tables of its normalizers.
 
     Raises:
-        ValueError: it is damaged, or a piece or table is too large.
+        ValueError: the model is damaged, or a piece or table is too large.
     """
     pieces = 0
     for number, value in fields(content):
@@ -66,7 +66,7 @@ def check_sentencepiece(content: bytes) -> None:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a protocol-buffer message: field numbers, with integers or bytes.
+    """Yield the fields of a protocol-buffer message: field numbers and values.
 
     Raises:
         ValueError: the message is damaged.
@@ -93,6 +93,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the variable-length integer at a position, and the position after it."""
     value = shift = 0
     while at < len(message) and shift < 70:
         byte = message[at]

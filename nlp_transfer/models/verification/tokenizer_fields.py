@@ -1,6 +1,6 @@
-"""The components, fields and values that a tokenizer.json may have; all others are refused or dropped.
+"""The allowed components, fields and values of a tokenizer.json; all others are refused or dropped.
 
-Each listed component takes bounded time and memory, which an attacker could otherwise exhaust.
+Each allowed component runs in bounded time and memory.
 """
 
 from collections.abc import Callable
@@ -18,25 +18,27 @@ class Field(NamedTuple):
     fits: Callable[[Any], bool]
 
     def or_null(self) -> "Field":
-        """Return the field with null as another allowed value."""
+        """Return the field with null as an additional allowed value."""
         return Field(f"{self.allowed} or null", lambda value: value is None or self.fits(value))
 
 
-def number(least: float, most: float) -> Field:
+def number(minimum: float, maximum: float) -> Field:
     """Allow integers in a range."""
     return Field(
-        f"an integer from {least:,} to {most:,}",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+        f"an integer from {minimum:,} to {maximum:,}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum,
     )
 
 
-def text(most: int, least: int = 0) -> Field:
+def text(maximum: int, minimum: int = 0) -> Field:
     """Allow text of limited length."""
-    return Field(f"{least} to {most:,} characters", lambda value: isinstance(value, str) and least <= len(value) <= most)
+    return Field(
+        f"{minimum} to {maximum:,} characters", lambda value: isinstance(value, str) and minimum <= len(value) <= maximum
+    )
 
 
 def one_of(*names: str) -> Field:
-    """Allow these words."""
+    """Allow only these words."""
     return Field(", ".join(names), lambda value: isinstance(value, str) and value in names)
 
 
@@ -107,7 +109,7 @@ MODELS: dict[str, dict[str, Field]] = {
         "nbest_size": number(-1, 512).or_null(),
     },
     "WordLevel": {"unk_token": TOKEN, "vocab": ANY},
-    # Splitting a word takes time that grows with the square of its length, up to this limit.
+    # Splitting a word takes time quadratic in its length, up to max_input_chars_per_word.
     "WordPiece": {
         "unk_token": TOKEN, "continuing_subword_prefix": SHORT, "max_input_chars_per_word": number(0, 500), "vocab": ANY,
     },

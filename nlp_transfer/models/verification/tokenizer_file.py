@@ -1,8 +1,8 @@
 """Reduce tokenizer.json to known components with bounded cost, before the tokenizers library reads it.
 
-The library runs whatever the file describes, and a hostile file could double a text in each of 30 normalizers, backtrack without
-end, or abort the process. Unknown components are refused, and unknown fields are dropped and reported. With an accepted file, a
-text becomes at most 64 times as long, in time proportional to its length.
+A hostile file could double the length of a text in each of 30 normalizers, backtrack forever, or abort the process. Unknown
+components are refused; unknown fields are dropped and reported. An accepted file makes a text at most 64 times longer, in linear
+time.
 """
 
 import math
@@ -32,7 +32,7 @@ MAX_ADDED = 2**16  # added tokens; the library takes 45 microseconds for each
 MAX_ADDED_CHARACTERS = 2**20  # of all added tokens together
 MAX_NORMALIZED_CHARACTERS = 2**22  # of all added tokens together, after normalization
 MAX_COMPONENTS = 64  # in the sequences of one section
-MAX_SPECIAL = 64  # tokens that a post-processor adds to a text
+MAX_SPECIAL = 64  # entries of each list in a post-processor, such as the tokens that it adds to a text
 
 SECTIONS = ("version", "truncation", "padding", "added_tokens", *LISTS, "model")
 
@@ -50,13 +50,13 @@ def reduce_document(document: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 class _Reduction:
-    """The reduction of one document, which collects the names of dropped fields."""
+    """The reduction of one document; collects the names of dropped fields."""
 
     def __init__(self) -> None:
         self.dropped: list[str] = []
 
-    def refuse(self, key: str, found: object, allowed: str) -> UserError:
-        return UserError(f"{key}: found {shorten(found)}; allowed: {allowed}")
+    def refuse(self, key: str, value: object, allowed: str) -> UserError:
+        return UserError(f"{key}: found {shorten(value)}; allowed: {allowed}")
 
     def reduce(self, document: Any) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
@@ -73,15 +73,15 @@ class _Reduction:
         truncation = reduced.get("truncation") or {}
         if truncation.get("stride", 0) >= max(truncation.get("max_length", math.inf), 1):
             raise self.refuse("truncation.stride", truncation["stride"], "less than max_length")
-        times = growth(components["normalizer"][1] + components["pre_tokenizer"][1])
+        lengthening = growth(components["normalizer"][1] + components["pre_tokenizer"][1])
         if "added_tokens" in reduced:
-            reduced["added_tokens"] = self.added_tokens(reduced["added_tokens"], times)
+            reduced["added_tokens"] = self.added_tokens(reduced["added_tokens"], lengthening)
             ids = [*ids, *(token["id"] for token in reduced["added_tokens"])]
         self.ids(ids, components["post_processor"][1])
         return reduced, self.dropped
 
     def fields(self, key: str, value: Any, fields: dict[str, Field]) -> dict[str, Any]:
-        """Return the known fields of an object; their values must be allowed."""
+        """Return the known fields of an object, or raise a UserError if one has a value that is not allowed."""
         if not isinstance(value, dict):
             raise self.refuse(key, value, f"an object with {', '.join(fields) or 'a type'}")
         known = {}
@@ -96,7 +96,7 @@ class _Reduction:
         return known
 
     def section(self, section: str, value: Any) -> tuple[Any, list[dict[str, Any]]]:
-        """Return the reduced components of a section, with the nesting of the file and as a flat list."""
+        """Return the reduced components of a section: nested as in the file, and as a flat list."""
         flat: list[dict[str, Any]] = []
 
         def component(key: str, value: Any, depth: int) -> dict[str, Any]:
@@ -124,6 +124,7 @@ class _Reduction:
         return (None if value is None else component(section, value, 0)), flat
 
     def pattern(self, key: str, pattern: dict[str, Any]) -> dict[str, Any]:
+        """Return a pattern that matches in linear time."""
         kind, value = next(iter(pattern.items()))
         if kind not in ("String", "Regex") or not isinstance(value, str) or len(value) > 4000:
             raise self.refuse(key, pattern, "a String or a Regex of up to 4,000 characters")
@@ -136,6 +137,7 @@ class _Reduction:
             ) from error
 
     def template(self, key: str, value: dict[str, Any]) -> None:
+        """Check the fields of a TemplateProcessing."""
         special = value.get("special_tokens", {})
         if not isinstance(special, dict) or len(special) > MAX_SPECIAL:
             raise self.refuse(f"{key}.special_tokens", special, f"up to {MAX_SPECIAL} tokens by name")
@@ -152,13 +154,14 @@ class _Reduction:
                 raise self.refuse(
                     f"{key}.{name}", pieces, f"up to {MAX_SPECIAL} pieces: SpecialToken or Sequence, with id and type_id"
                 )
-            used = [piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece]
-            missing = [piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece]
-            if pieces and (sorted(used) != texts or not set(missing) <= set(special)):
+            sequences = [piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece]
+            special_names = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+            if pieces and (sorted(sequences) != texts or not special_names <= set(special)):
                 raise self.refuse(f"{key}.{name}", pieces, f"{' and '.join(texts)} once, and tokens listed in special_tokens")
 
     @staticmethod
     def is_piece(piece: Any) -> bool:
+        """Return whether a value is a piece of a TemplateProcessing: a text or a special token."""
         if not isinstance(piece, dict) or len(piece) != 1:
             return False
         kind, value = next(iter(piece.items()))
@@ -168,7 +171,7 @@ class _Reduction:
         )  # fmt: skip
 
     def model(self, model: dict[str, Any]) -> tuple[dict[str, Any], Iterable[int]]:
-        """Return the reduced model, and all its ids."""
+        """Return the reduced model, and the ids of its vocabulary."""
         kind = model.get("type", self._default_type(model))  # old files have no type
         if not isinstance(kind, str) or kind not in MODELS:
             raise self.refuse("model.type", kind, ", ".join(MODELS))
@@ -183,6 +186,7 @@ class _Reduction:
 
     @staticmethod
     def _default_type(model: dict[str, Any]) -> str:
+        """Return the type of a model without the field `type`, by its other fields."""
         if "merges" in model:
             return "BPE"
         if isinstance(model.get("vocab"), list):
@@ -190,6 +194,7 @@ class _Reduction:
         return "WordPiece" if {"continuing_subword_prefix", "max_input_chars_per_word"} & set(model) else "WordLevel"
 
     def pieces(self, vocabulary: Any, model: dict[str, Any]) -> Iterable[int]:
+        """Check the vocabulary of a Unigram model, and return its ids."""
         if not isinstance(vocabulary, list) or not 0 < len(vocabulary) <= MAX_TOKENS:
             raise self.refuse("model.vocab", vocabulary, f"a list of 1 to {MAX_TOKENS:,} pieces with scores")
         for piece in vocabulary:
@@ -200,14 +205,16 @@ class _Reduction:
         return range(len(vocabulary))
 
     def merges(self, merges: Any) -> None:
+        """Check the merges of a BPE model."""
         if not isinstance(merges, list) or len(merges) > MAX_TOKENS:
             raise self.refuse("model.merges", merges, f"a list of up to {MAX_TOKENS:,} pairs")
         for merge in merges:
-            parts = merge.split(" ") if isinstance(merge, str) else merge
-            if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            tokens = merge.split(" ") if isinstance(merge, str) else merge
+            if not isinstance(tokens, list) or len(tokens) != 2 or not all(isinstance(token, str) for token in tokens):
                 raise self.refuse("model.merges", merge, "two tokens")
 
-    def added_tokens(self, tokens: Any, times: float) -> list[dict[str, Any]]:
+    def added_tokens(self, tokens: Any, lengthening: float) -> list[dict[str, Any]]:
+        """Return the reduced added tokens; normalization makes each at most `lengthening` times longer."""
         if not isinstance(tokens, list) or len(tokens) > MAX_ADDED:
             raise self.refuse("added_tokens", tokens, f"a list of up to {MAX_ADDED:,} tokens")
         reduced = [self.fields(f"added_tokens[{i}]", token, ADDED_TOKEN) for i, token in enumerate(tokens)]
@@ -215,12 +222,12 @@ class _Reduction:
             if missing := {"id", "content"} - set(token):
                 raise self.refuse(f"added_tokens[{i}]", token, f"one with {' and '.join(sorted(missing))}")
         characters = sum(len(token["content"]) for token in reduced)
-        if characters > MAX_ADDED_CHARACTERS or characters * times > MAX_NORMALIZED_CHARACTERS:
+        if characters > MAX_ADDED_CHARACTERS or characters * lengthening > MAX_NORMALIZED_CHARACTERS:
             raise self.refuse("added_tokens", f"{characters:,} characters in all tokens", f"up to {MAX_ADDED_CHARACTERS:,}")
         return reduced
 
     def ids(self, ids: Iterable[int], processors: list[dict[str, Any]]) -> None:
-        """Check that the ids have few gaps: a table with a row for each id must not be mostly empty."""
+        """Check that the ids have few gaps, so that a table with a row for each id is not much larger than the vocabulary."""
         used = set(ids)
         limit = max_token_id(len(used))
         added = [(f"post_processor.{name}", each[name][1]) for each in processors for name in ("sep", "cls") if name in each]
@@ -236,7 +243,7 @@ class _Reduction:
 
 
 def max_token_id(tokens: int) -> int:
-    """Return the highest id that a tokenizer with this number of tokens may use."""
+    """Return the highest id allowed in a tokenizer with this number of tokens."""
     return 2 * tokens + 1024
 
 
@@ -244,7 +251,7 @@ def check_vocabulary(vocabulary: Any, where: str) -> Iterable[int]:
     """Check a vocabulary and return its ids.
 
     Raises:
-        UserError: it is not a mapping of tokens to ids, or too large.
+        UserError: the vocabulary is not a mapping of tokens to ids, or is too large.
     """
     if not isinstance(vocabulary, dict) or len(vocabulary) > MAX_TOKENS:
         raise UserError(f"{where}: found {shorten(vocabulary)}; allowed: ids by token, up to {MAX_TOKENS:,}")

@@ -18,9 +18,9 @@ MAX_GROWTH = 64
 def growth(components: Sequence[dict[str, Any]]) -> float:
     """Return an upper bound of the factor by which components lengthen a text.
 
-    It is computed from the last component to the first. `weights` holds, for characters that a component writes, the length that
-    they get in the later components; `other` is the length for all other characters. Unicode normalization is idempotent, so it
-    counts only for characters that another component writes.
+    The bound is computed from the last component to the first. `weights` maps single characters to the maximum length that the
+    components processed so far turn them into; `other` is the maximum for all other characters. Unicode normalization is
+    idempotent, so it counts only for characters that another component writes.
 
     Args:
         components: reduced components (`tokenizer_file`), in the order in which they are applied.
@@ -36,25 +36,25 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
 
     for component in reversed(components):
         kind = component["type"]
-        more = least = 0.0  # additional characters for each character; minimum characters for each
+        added = replaced = 0.0  # maximum length added to each character; maximum length that replaces a character
         if kind == "ByteLevel":  # writes each byte as a character, and may put a space before each piece
-            least, weights = 4 * max([other, *weights.values()]) + ("add_prefix_space" in component), {}
+            replaced, weights = 4 * max([other, *weights.values()]) + ("add_prefix_space" in component), {}
         elif kind in ("Metaspace", "Prepend"):
-            more = length(component.get("prepend", "x"))
+            added = length(component.get("prepend", "x"))
         elif kind == "Precompiled":
-            least, weights = max([0.0, *map(length, _replacements(component)), *weights.values()]), {}
+            replaced, weights = max([0.0, *map(length, _replacements(component)), *weights.values()]), {}
         elif kind == "Replace" and "pattern" in component:
             pattern, value = next(iter(component["pattern"].items()))
             shortest = len(value) if pattern == "String" else shortest_match(value)
             each = length(component.get("content", "")) / max(shortest, 1)
             if shortest == 0:
-                more = each
+                added = each
             elif pattern == "String":
                 weights |= {c: max(weights.get(c, other), each) for c in value}
             else:
-                least = each
-        weights = {c: max(weight, least) + more for c, weight in weights.items()}
-        other = max(other, least) + more
+                replaced = each
+        weights = {c: max(weight, replaced) + added for c, weight in weights.items()}
+        other = max(other, replaced) + added
         if max([other, *weights.values()]) > MAX_GROWTH:
             raise UserError(
                 f"normalizer: found components that can make a text more than {MAX_GROWTH} times as long; allowed: up to "
@@ -64,6 +64,7 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
 
 
 def _replacements(component: dict[str, Any]) -> set[str]:
+    """Return the texts that a Precompiled normalizer can write."""
     try:
         return replacements(base64.b64decode(component.get("precompiled_charsmap") or "", validate=True))
     except ValueError as error:

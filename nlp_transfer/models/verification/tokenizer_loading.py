@@ -1,4 +1,4 @@
-"""Check the vocabulary files of a tokenizer, its configuration, and the loaded tokenizer by a trial.
+"""Check the vocabulary files and the configuration of a tokenizer, and test the loaded tokenizer on short texts.
 
 Hostile files could exhaust memory or time when they are loaded, or return ids far beyond the model's embeddings.
 """
@@ -29,11 +29,11 @@ from nlp_transfer.models.verification.tokenizer_file import (
 from nlp_transfer.models.verification.untrusted_json import parse_limited, read_limited
 from nlp_transfer.utils.errors import UserError, converted, shorten
 
-MAX_BYTES = 64 * 2**20  # of a file; the largest published ones have 35 MB
+MAX_BYTES = 64 * 2**20  # of a file; the largest published files have 35 MB
 TRIALS = ["a", "A text, with 3 numbers: 1,234.5!", "na\u00efve \u4e2d\u6587 \U0001f389", " ", "word " * 200]
-MAX_TRIAL_TOKENS = 8  # for each character of a trial; as bytes, a character becomes 4 tokens
+MAX_TRIAL_TOKENS = 8  # for each character of a trial text; a character encoded as bytes becomes 4 tokens
 SIDE = one_of("left", "right")
-AT_LEAST_ONE = Field(  # files have 1e30 for no limit
+AT_LEAST_ONE = Field(  # 1e30 means no limit
     "a number of at least 1",
     lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 1e300,
 ).or_null()
@@ -50,10 +50,10 @@ def reduce_tokenizer_file(path: Path) -> tuple[dict[str, Any], list[str]] | None
     """Check a tokenizer file; its name determines its format.
 
     Returns:
-        None if a library may read the file as it is; else the reduced document, and the names of the dropped fields.
+        None if a library may read the unchanged file; else the reduced document, and the names of the dropped fields.
 
     Raises:
-        UserError: it is damaged, too large, or could take unlimited time or memory.
+        UserError: the file is damaged, too large, or could take unlimited time or memory.
     """
     if path.name == "tokenizer.json":
         document = _parse(path)
@@ -76,13 +76,13 @@ def reduce_tokenizer_file(path: Path) -> tuple[dict[str, Any], list[str]] | None
 
 
 def check_loaded(tokenizer: Any, name: str) -> None:
-    """Encode a few short texts with a tokenizer that was just loaded.
+    """Test a loaded tokenizer on a few short texts.
 
     Args:
         name: name of the model, for messages.
 
     Raises:
-        UserError: it cannot encode them, returns too many tokens, or its ids are far beyond its number of tokens.
+        UserError: the tokenizer cannot encode them, returns too many tokens, or has ids far beyond its number of tokens.
     """
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     for token in tokenizer.added_tokens_decoder.values():
@@ -117,17 +117,20 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def check_tokens(tokens: Mapping[str, Any]) -> None:
-    """Check tokens by name, alone or in lists.
+    """Check the token fields of a tokenizer_config.json, such as `pad_token` and `added_tokens_decoder`.
+
+    Args:
+        tokens: by the name of the field, a token, or a list or mapping of tokens.
 
     Raises:
-        UserError: they are too many or too long, or have an id that is not allowed.
+        UserError: a field has too many tokens, or a token is too long, or has flags or an id that are not allowed.
     """
     for key, value in tokens.items():
-        several = list(value.values()) if isinstance(value, dict) and "content" not in value else value
-        several = several if isinstance(several, list) else [several]
-        if len(several) > MAX_ADDED:
-            raise UserError(f"the tokenizer has {len(several):,} {key}; allowed: up to {MAX_ADDED:,}")
-        for token in several:
+        listed = list(value.values()) if isinstance(value, dict) and "content" not in value else value
+        listed = listed if isinstance(listed, list) else [listed]
+        if len(listed) > MAX_ADDED:
+            raise UserError(f"the tokenizer has {len(listed):,} {key}; allowed: up to {MAX_ADDED:,}")
+        for token in listed:
             if token is not None and not _is_token(token):
                 raise UserError(
                     f"the tokenizer has {key}: {shorten(token)}; allowed: a token of up to {LONGEST_TOKEN:,} characters, or its "
@@ -152,7 +155,7 @@ def _parse(path: Path) -> Any:
 
 
 def _check_lines(path: Path) -> None:
-    """Check a file with one vocabulary entry or merge in each line."""
+    """Check a file with one vocabulary entry or merge on each line."""
     content = read_limited(path, MAX_BYTES)
     try:
         content.decode("utf-8")

@@ -1,6 +1,6 @@
-"""Read untrusted files within limits of size and nesting; exceptions that libraries raise for broken files.
+"""Read untrusted files with limits on size and nesting, which could exhaust memory or crash a parser.
 
-A hostile file could exhaust memory by its size, or crash the parser by its nesting.
+`LIBRARY_ERRORS` are the exceptions that libraries raise for damaged files.
 """
 
 import json
@@ -18,15 +18,15 @@ LIBRARY_ERRORS = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, ArithmeticError, RuntimeError,
     MemoryError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, StrictDataclassError,
 )  # fmt: skip
-MAX_CONFIG_BYTES = 256 * 2**20  # the configuration of a million labels has a quarter of it
+MAX_CONFIG_BYTES = 256 * 2**20  # a configuration with a million labels takes a quarter of this
 MAX_CONFIG_DEPTH = 50
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """Read a file of at most `limit` bytes. Messages of its errors do not name the file.
+    """Read a file of at most `limit` bytes.
 
     Raises:
-        UserError: it is larger, or cannot be read.
+        UserError: the file is larger, or cannot be read; the caller adds the file's name to the message.
     """
     try:
         if (size := path.stat().st_size) > limit:
@@ -37,13 +37,14 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 
 def parse_limited(path: Path, limit: int, strict: bool = False) -> Any:
-    """Parse a JSON file of at most `limit` bytes. Messages of its errors do not name the file.
+    """Parse a JSON file of at most `limit` bytes.
 
     Args:
         strict: refuse duplicate keys, NaN and infinity.
 
     Raises:
-        UserError: the file is larger, cannot be read, is not valid JSON, or is nested too deeply for the parser.
+        UserError: the file is larger, cannot be read, is not valid JSON, or is nested too deeply; the caller adds the file's name
+            to the message.
     """
     hooks: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_constant": _refuse_constant} if strict else {}
     content = read_limited(path, limit)
@@ -56,10 +57,10 @@ def parse_limited(path: Path, limit: int, strict: bool = False) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object, such as a configuration.
+    """Read a JSON file that contains one object, such as a configuration.
 
     Raises:
-        UserError: it cannot be read, holds something else, or is too large or too deeply nested.
+        UserError: the file cannot be read, is not an object, or is too large or nested too deeply.
     """
     try:
         document = parse_limited(path, MAX_CONFIG_BYTES)
@@ -84,7 +85,7 @@ def _refuse_constant(constant: str) -> None:
 
 
 def _depth(document: Any) -> int:
-    """Return the number of nested levels, without recursion; it stops counting beyond `MAX_CONFIG_DEPTH`."""
+    """Return the number of nested levels, at most `MAX_CONFIG_DEPTH` + 1; computed without recursion."""
     deepest, remaining = 0, [(document, 1)]
     while remaining:
         value, depth = remaining.pop()

@@ -1,4 +1,4 @@
-"""Check weight files: their size before a library opens them, and afterwards whether all weights are finite.
+"""Check the size of weight files before a library opens them, and the loaded weights for NaN and infinity.
 
 A hostile header or configuration could make a library allocate far more than the file holds; NaN weights make predictions wrong.
 """
@@ -19,9 +19,9 @@ from nlp_transfer.models.verification.model_files import find_weights
 from nlp_transfer.models.verification.pickles import check_pickle, refusal
 from nlp_transfer.utils.errors import UserError, first_line, shorten
 
-MAX_HEADER = 16 * 2**20  # bytes; a model with a thousand layers needs one or two million
+MAX_HEADER = 16 * 2**20  # bytes; a model with 1,000 layers needs 1 to 2 MB
 MAX_TENSORS = 100_000
-EXTRA_VALUES = 10**8  # a model may have so many values more than its file, for a new head or decoder
+EXTRA_VALUES = 10**8  # values of a model in addition to MAX_RATIO times those in its file, for a new head or decoder
 MAX_RATIO = 4  # of a model's values to those in its file; a decoder gets additional cross-attention
 SHOWN = 4  # parameters named in a message
 
@@ -32,7 +32,7 @@ def check_weights(source: ModelSource, model: nn.Module) -> None:
     """Compare the size of a configured model with its weight files.
 
     Args:
-        model: on the device `meta`, where it takes no memory.
+        model: a model on the device `meta`, where it takes no memory.
 
     Raises:
         UserError: the model is far larger than its files, or a file is damaged.
@@ -62,12 +62,12 @@ def count_values(path: Path) -> int:
 
 
 def stored_shapes(path: Path) -> Shapes:
-    """Read the shapes of all tensors by name from the header of a safetensors file.
+    """Read the shapes of all tensors, by name, from the header of a safetensors file.
 
-    `safetensors.safe_open` needs 40 s and 800 MiB for a hostile header of 56 MiB, before any size can be checked.
+    `safetensors.safe_open` does not limit the header: a hostile one of 56 MiB takes 40 s and 800 MiB.
 
     Raises:
-        UserError: the header is too large, or does not fit the file.
+        UserError: the header is too large, or does not match the file.
     """
     try:
         with path.open("rb") as file:
@@ -86,8 +86,8 @@ def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:
     if length > MAX_HEADER:
         raise UserError(f"{path}: found a header of {length:,} bytes; allowed: up to {MAX_HEADER:,}")
     text = file.read(length)
-    if text.count(b"[") > 2 * MAX_TENSORS or text.count(b'"') > 10 * MAX_TENSORS:  # checked before it is parsed
-        raise UserError(f"{path}: found a header of more than {MAX_TENSORS:,} tensors; allowed: up to that many")
+    if text.count(b"[") > 2 * MAX_TENSORS or text.count(b'"') > 10 * MAX_TENSORS:  # before parsing
+        raise UserError(f"{path}: found a header of more than {MAX_TENSORS:,} tensors; allowed: up to {MAX_TENSORS:,}")
     header = json.loads(text)
     if not isinstance(header, dict):
         raise ValueError("its header is not a mapping of tensors by name")
@@ -107,20 +107,20 @@ def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:
     return shapes
 
 
-def check_finite(model: nn.Module, place: str, advice: str, new: Collection[str] = ()) -> None:
-    """Check that all parameters are finite; else predictions would be NaN or silently wrong.
+def check_finite(model: nn.Module, origin: str, advice: str, new: Collection[str] = ()) -> None:
+    """Check that all loaded parameters are finite; otherwise predictions would be NaN or silently wrong.
 
-    It takes about 10 ms for 22 million parameters. Buffers are not checked: attention masks may be infinite.
+    This takes about 10 ms for 22 million parameters. Buffers are not checked: attention masks may be infinite.
 
     Args:
-        place: the file or model, for the message.
-        advice: what to do, for the message.
-        new: names of parameters that were not loaded from a file.
+        origin: the file or model, for the message.
+        advice: what the user can do, for the message.
+        new: names of parameters that were not loaded, and are not checked.
 
     Raises:
         UserError: a parameter is NaN or infinite.
     """
-    # The sum is fast, and finite only if all terms are. If it is not finite, it may also have overflowed.
+    # Fast first test: a sum is finite only if all its terms are. Because it may also overflow, suspects are counted exactly.
     suspects = [
         (name, parameter)
         for name, parameter in model.named_parameters()
@@ -130,13 +130,13 @@ def check_finite(model: nn.Module, place: str, advice: str, new: Collection[str]
     if broken := [entry for entry in counts if entry[1]]:
         listed = ", ".join(f"{name} ({count:,} of {size:,})" for name, count, size in broken[:SHOWN])
         raise UserError(
-            f"{place}: found weights that are NaN or infinite in {len(broken)} parameters: {listed}"
+            f"{origin}: found weights that are NaN or infinite in {len(broken)} parameters: {listed}"
             f"{' ...' if len(broken) > SHOWN else ''}; allowed: finite numbers; {advice}"
         )
 
 
 def explain_load_error(error: BaseException, files: list[Path]) -> str:
-    """Return a short message for an error in loading weights; it names a pickle that torch refused."""
+    """Return a short message for an error in loading weights; the message names a pickle that torch refused."""
     pickles = [path.name for path in files if path.suffix == ".bin"]
     if pickles and (isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error).lower().replace(" ", "_")):
         return refusal(pickles[0])
