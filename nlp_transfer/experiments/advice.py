@@ -1,38 +1,43 @@
-"""The advice of a comparison: which strategy to take, and why, in one sentence."""
+"""Recommend one of the compared strategies, with the reasons, in one sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nlp_transfer.utils.console import number
 
-SIGNIFICANT, INDISTINGUISHABLE = 0.05, 0.5  # p-values below the first, and from the second on
+SIGNIFICANT, INDISTINGUISHABLE = 0.05, 0.5  # p-values: below the first; equal to or above the second
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy with its mean metric, its costs, and the p-value of the paired test against the best strategy.
-
-    `p` is None without a test: for the best strategy itself, or with fewer than two common seeds.
-    """
+    """A strategy that may be recommended: its mean metric, its costs, and the result of its test against the best strategy."""
 
     label: str
     value: float
     seconds: float
     stored_bytes: int
     p: float | None = None
+    """P-value of the paired test against the best strategy. None: the best strategy itself, or fewer than two common seeds."""
     seeds: int = 1
+    """Number of seeds."""
 
 
 def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: str, compared: int | None = None) -> str:
-    """Return which strategy to take and why.
+    """Recommend the strategy with the best mean metric, or a cheaper one that is equally good.
 
-    This is the strategy with the best mean. With three or more seeds, strategies with `p` of 0.5 or more (a difference of at most
-    one standard error, as in the rule of Breiman et al. 1984) count as equally good; of these the fastest to train is taken, and
-    of equally fast ones the smallest. The advice says so if the lead is uncertain (`p` of 0.05 or more, or no test).
+    With three or more seeds, strategies whose `p` is at least 0.5 count as equally good; such a difference is about one standard
+    error or less, as in the one-standard-error rule (Breiman et al. 1984). The fastest of them to train is recommended, and the
+    smallest if several are equally fast. The text says whether the lead is uncertain (`p` of at least 0.05, or no test).
 
     Args:
-        candidates: the first is the one that all are compared with.
-        compared: the number of strategies, including those without a metric.
+        candidates: the first one is the baseline.
+        metric: name of the metric.
+        higher: whether higher values are better.
+        split: name of the split that the metric was computed on.
+        compared: the number of compared strategies, including those without metrics.
+
+    Returns:
+        The sentence.
     """
     if not candidates:
         return "No strategy has metrics, so there is none to recommend."
@@ -52,12 +57,12 @@ def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: st
     if cheapest is not best:
         text = (
             f"Take {cheapest.label}: with {metric} {show(cheapest.value)} on {split} it is not measurably worse than the best, "
-            f"{best.label} ({show(best.value)}, {_p(cheapest)}), and it is the cheapest of these ({cost(cheapest)}; "
-            f"{best.label}: {cost(best)})"
+            f"{best.label} ({show(best.value)}, {_p(cheapest)}), and it is the cheapest of these ({_cost(cheapest)}; "
+            f"{best.label}: {_cost(best)})"
         )
     elif equal:
         text = (
-            f"Take {best.label}: it has the best mean ({score}) and is the cheapest ({cost(best)}) of those that are not "
+            f"Take {best.label}: it has the best mean ({score}) and is the cheapest ({_cost(best)}) of those that are not "
             f"measurably worse: {_names(equal)}"
         )
     elif uncertain:
@@ -90,23 +95,23 @@ def _p(candidate: Candidate) -> str:
     return f"p {show_p(candidate.p)}"
 
 
-def cost(candidate: Candidate) -> str:
-    """Return training time and stored size as text."""
+def _cost(candidate: Candidate) -> str:
+    """Format the training time and the stored size of a strategy."""
     return f"{show_seconds(candidate.seconds)}, {show_bytes(candidate.stored_bytes)}"
 
 
 def show(value: float) -> str:
-    """Return a metric with three decimals, or the digits that matter."""
+    """Format a metric with three decimals, or fewer for large numbers."""
     return number(value, 3)
 
 
 def show_p(p: float) -> str:
-    """Return a p-value with three decimals."""
+    """Format a p-value with three decimals."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def show_seconds(seconds: float) -> str:
-    """Return a duration in seconds, minutes or hours."""
+    """Format a duration in seconds, minutes or hours."""
     for unit, word in ((3600, "h"), (60, "min")):
         if seconds >= 1.5 * unit or seconds == unit:
             return f"{seconds / unit:.1f}".removesuffix(".0") + f" {word}"
@@ -114,7 +119,7 @@ def show_seconds(seconds: float) -> str:
 
 
 def show_bytes(size: float) -> str:
-    """Return a size in B, kB, MB or GB (powers of 1000)."""
+    """Format a number of bytes in B, kB, MB or GB (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             break

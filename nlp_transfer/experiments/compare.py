@@ -15,7 +15,7 @@ from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.experiments.advice import show, show_seconds
 from nlp_transfer.experiments.plan import Plan, PlannedRun, make_plan
 from nlp_transfer.experiments.results_table import notes, table, write_tables
-from nlp_transfer.experiments.runs import LOG, Outcome, RunServer, claimed, read_outcome
+from nlp_transfer.experiments.runs import LOG, Outcome, RunServer, locked_folder, read_outcome
 from nlp_transfer.experiments.summary_rows import Chosen, Summary, SummaryRow, first_characters, split_of, summarize
 from nlp_transfer.run.document import as_document
 from nlp_transfer.run.folder import differences, is_location
@@ -31,7 +31,8 @@ from nlp_transfer.utils.distributed import world_size
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
-BASE, SETTINGS = "settings.json", "strategy.json"
+SHARED_SETTINGS = "settings.json"  # in the folder of a comparison
+STRATEGY_SETTINGS = "strategy.json"  # in the folder of each run
 FULL_TABLE_WIDTH = 130  # columns of the terminal
 
 
@@ -45,7 +46,7 @@ class Comparison:
     metric: str
     split: str
     failed: list[str] = field(default_factory=list)
-    """Name and error of each run that crashed. Its log is in its folder."""
+    """Name and error of each run that crashed. The log is in the run's folder."""
 
 
 def compare(
@@ -61,26 +62,27 @@ def compare(
 ) -> Comparison:
     """Fine-tune with each strategy and each seed, every run in a separate process, and recommend a strategy.
 
-    Finished runs in `output_dir` are not repeated, so a comparison can be interrupted and resumed, and strategies and seeds can
-    be added.
+    Finished runs in `output_dir` are reused, so a comparison can be interrupted and resumed, and strategies and seeds can be
+    added later.
 
     Args:
         config: as for `fine_tune`; `settings` override it.
-        strategies: names, documents, or lists of these. All are compared with the first.
-        shots: numbers of training rows per label, each a point of the learning curves; `"all"` or None: all rows.
-        rates: factors on each strategy's default learning rate. Validation chooses one with the first seed, for all seeds.
-        output_dir: None: the document's `output_dir` followed by `-comparison`.
-        keep_models: keep the models of the runs, not only their predictions.
+        strategies: names, settings by name, or lists of these. The first strategy is the baseline.
+        shots: numbers of training rows per label, one for each point of the learning curves; `"all"` or None: all rows.
+        rates: factors to try on each strategy's default learning rate. The best one on validation with the first seed is used for
+            all seeds.
+        output_dir: None: the `output_dir` of the settings, followed by `-comparison`.
+        keep_models: keep the models of the runs. Their predictions are always kept.
         verbose: show the output of the runs.
 
     Returns:
         The rows of the table and the advice. `output_dir` holds them as `comparison.csv`, `.json` and `.html`.
 
     Raises:
-        UserError: a setting or the data is wrong, or `output_dir` holds a comparison with other settings.
+        UserError: a setting or the data is invalid, or `output_dir` holds a comparison with other settings.
     """
     if world_size() > 1:
-        raise UserError(f"compare: runs in one process, which starts one per run (found WORLD_SIZE={world_size()})")
+        raise UserError(f"compare: found WORLD_SIZE={world_size()}; allowed: a single process, which starts the runs")
     check_launch()
     raw = _raw(config, settings)
     if output_dir is None and not isinstance(raw.get("output_dir"), (str, Path)):
@@ -96,9 +98,9 @@ def compare(
     needs_validation = needs_validation or any(run.strategy.needs_validation() for run in runs)
     splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0], needs_validation)
     say(*splits.notes)
-    if splits.validation_share is not None:  # so that every run makes the same splits
+    if splits.validation_share is not None:  # every run must make the same splits
         plan.base["data"] = {**plan.base["data"], "validation_share": splits.validation_share}
-    with claimed(folder):
+    with locked_folder(folder):
         documents = strategy_documents(plan, runs)
         _check_same(folder, plan, first, splits, documents)
         with RunServer(verbose, code) as server:
@@ -125,51 +127,54 @@ def _raw(config: RunConfig | Document | str | Path | None, settings: dict[str, A
 
 
 def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: dict[str, Any]) -> None:
-    """Check that the folder's earlier runs have the same settings and data, since one table must not mix them.
+    """Check that earlier runs in the folder have the same settings and data, so that they belong in one table.
 
     Args:
-        run: any run of the comparison, for the settings that all share.
+        run: any run of the comparison, for the settings that all runs share.
         strategies: the settings of each strategy by label.
+
+    Raises:
+        UserError: they differ; lists all differences.
     """
     problems = Problems(
         f"--output: {folder} holds a comparison with other settings; use another folder, or restore these settings"
     )
     config = run.config
-    now: Document = {
+    current: Document = {
         "model": config.model, "task": run.task.document(),
         "data": {name: portable(value) for name, value in config.data.model_dump().items() if name != "shots"},
         "training": {name: value for name, value in config.training.model_dump().items() if name != "seed"},
     }  # fmt: skip
-    now = record_inputs(now, hash_inputs(run, find_model(config.model), splits.rows), splits.provenance())
-    now = json.loads(json.dumps(now, default=str))
-    path = folder / BASE
+    current = record_inputs(current, hash_inputs(run, find_model(config.model), splits.rows), splits.provenance())
+    current = json.loads(json.dumps(current, default=str))
+    path = folder / SHARED_SETTINGS
     if path.exists():
-        then = json.loads(path.read_text(encoding="utf-8"))
-        same, others = compare_content(mapping(then.get("provenance")), now["provenance"])
-        problems.extend(describe_changes(others))
-        for name, before, value in differences(then, now):
-            if not is_location(name, [*same, *others]):
-                problems.add(f"{name}: {shorten(before)} before, {shorten(value)} now")
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        same, changed = compare_content(mapping(earlier.get("provenance")), current["provenance"])
+        problems.extend(describe_changes(changed))
+        for name, before, now in differences(earlier, current):
+            if not is_location(name, [*same, *changed]):
+                problems.add(f"{name}: {shorten(before)} before, {shorten(now)} now")
     for planned in _all_runs(plan):
-        label, strategy_file = planned.variant.label, folder / "runs" / planned.name / SETTINGS
+        label, strategy_file = planned.variant.label, folder / "runs" / planned.name / STRATEGY_SETTINGS
         if strategy_file.exists():
             earlier = json.loads(strategy_file.read_text(encoding="utf-8"))
-            for name, before, value in differences({"strategy": earlier}, {"strategy": strategies[label]}):
-                message = f"--strategies {label}: {name}: {shorten(before)} before, {shorten(value)} now"
+            for name, before, now in differences({"strategy": earlier}, {"strategy": strategies[label]}):
+                message = f"--strategies {label}: {name}: {shorten(before)} before, {shorten(now)} now"
                 if message not in problems.messages:
                     problems.add(message)
     problems.raise_if_any()
     if not path.exists():
-        write_json(path, now)
+        write_json(path, current)
 
 
 def strategy_documents(plan: Plan, runs: list[Run]) -> dict[str, Any]:
-    """Return all settings of each strategy as JSON, by label, with hashes in place of local models."""
+    """Return the settings of each strategy as JSON, by label. Local models are replaced by their hashes."""
     labels = [variant.label for variant in plan.variants]
-    return {label: json.loads(json.dumps(_document(run.strategy))) for label, run in zip(labels, runs, strict=True)}
+    return {label: json.loads(json.dumps(_portable_document(run.strategy))) for label, run in zip(labels, runs, strict=True)}
 
 
-def _document(strategy: Strategy) -> Any:
+def _portable_document(strategy: Strategy) -> Any:
     document = {"strategy": strategy.document()}
     for name, files in hash_strategy(strategy).items():
         document = replaced(document, name, lambda _, files=files: [f"sha256:{digest}" for _, digest in files])
@@ -177,7 +182,7 @@ def _document(strategy: Strategy) -> Any:
 
 
 def _all_runs(plan: Plan) -> list[PlannedRun]:
-    """Return every run that the plan may lead to, at every rate."""
+    """Return every run that the plan can contain: for each seed, number of shots, strategy and rate."""
     return [
         PlannedRun(variant, shots, seed, rate)
         for seed in plan.seeds
@@ -189,7 +194,15 @@ def _all_runs(plan: Plan) -> list[PlannedRun]:
 
 @dataclass
 class _Runner:
-    """Executes the runs of a plan one by one and reports progress."""
+    """Executes the runs of a plan one after the other and prints progress.
+
+    Attributes:
+        first: the resolved run of the first strategy, for the settings that all runs share.
+        strategies: the settings of each strategy by label.
+        number: number of the current run, counted from 1.
+        done: number of runs executed by this call; `seconds`: their total duration.
+        failed: name and error of each run that crashed.
+    """
 
     plan: Plan
     folder: Path
@@ -208,7 +221,7 @@ class _Runner:
         return self.first.task.metric_to_compare(self.first.config.training.best_metric)
 
     def run_all(self) -> Chosen:
-        """Execute all runs, seed by seed, so that every strategy has results early. The first seed chooses the rate."""
+        """Execute all runs, seed by seed, so that every strategy has results early. The first seed selects the rate."""
         chosen: dict[tuple[str, int | None, int], tuple[PlannedRun, Outcome]] = {}
         for seed in self.plan.seeds:
             for shots in self.plan.shots:
@@ -221,15 +234,15 @@ class _Runner:
                         say(f"{variant.label}: validation chose {best[0].rate:g} times its default learning rate")
         return chosen
 
-    def rank(self, ended: tuple[PlannedRun, Outcome]) -> tuple[bool, float, float]:
-        """Return a key that orders runs at several rates by validation; of equal ones the rate nearest to the default is best."""
-        run, outcome = ended
-        value = outcome.figure("validation", self.metric)
+    def rank(self, finished: tuple[PlannedRun, Outcome]) -> tuple[bool, float, float]:
+        """Return a sort key for runs at several rates: the validation metric, then how close the rate is to the default."""
+        run, outcome = finished
+        value = outcome.metric("validation", self.metric)
         sign = 1 if self.first.task.higher_is_better(self.metric) else -1
         return outcome.result is not None, -math.inf if value is None else sign * value, -abs(math.log(run.rate))
 
     def execute(self, run: PlannedRun) -> Outcome:
-        """Return the outcome of a run, which is executed unless it is finished."""
+        """Execute a run, unless it is already finished, and return its outcome."""
         self.number += 1
         document = self.plan.document(run, self.folder)
         title = f"run {self.number} of {self.plan.run_count}: {run.describe(len(self.plan.shots) > 1)}"
@@ -240,7 +253,7 @@ class _Runner:
         left = (self.plan.run_count - self.number + 1) * self.seconds / max(1, self.done)
         say(title + (f" (about {show_seconds(left)} left)" if self.done else ""))
         started = time.monotonic()
-        outcome = self.server.run(document, run.rate, self.keep_models, {SETTINGS: self.strategies[run.variant.label]})
+        outcome = self.server.run(document, run.rate, self.keep_models, {STRATEGY_SETTINGS: self.strategies[run.variant.label]})
         self.seconds += time.monotonic() - started
         self.done += 1
         if outcome.failed:
@@ -250,7 +263,7 @@ class _Runner:
             say(f"warning: not possible: {first_characters(outcome.impossible)}")
         else:
             split = split_of(self.first.config.data)
-            value = outcome.figure(split, self.metric)
+            value = outcome.metric(split, self.metric)
             say(f"  {self.metric} {'undefined' if value is None else show(value)} on {split}")
         return outcome
 

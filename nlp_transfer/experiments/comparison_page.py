@@ -14,7 +14,7 @@ from nlp_transfer.utils.atomic_files import write_bytes
 
 
 def write_page(path: Path, summary: Summary, seeds: Sequence[int]) -> None:
-    """Write the advice, the table, its notes and the plots to an HTML file that loads nothing from elsewhere."""
+    """Write the advice, the table, its notes and the plots to a self-contained HTML file."""
     with_shots = len({row.shots for row in summary.rows}) > 1
     title = f"{summary.metric} on {summary.split}"
     sign = -1 if summary.higher else 1
@@ -29,11 +29,11 @@ def write_page(path: Path, summary: Summary, seeds: Sequence[int]) -> None:
         "comparison.html", title=title, advice=summary.advice, head=head, rows=rows, notes=notes(summary, seeds, with_shots),
         plots=_plots(summary, ranked, title, with_shots),
     )  # fmt: skip
-    write_bytes(path, page.encode(errors="replace"))  # the bytes of a flag need not be UTF-8
+    write_bytes(path, page.encode(errors="replace"))  # command-line arguments may hold bytes that are not UTF-8
 
 
 def _plots(summary: Summary, ranked: Sequence[SummaryRow], title: str, with_shots: bool) -> list[tuple[str, Markup]]:
-    """Return the headings and plots: intervals and costs at the largest number of shots, and learning curves over all numbers."""
+    """Draw the plots and return them with their headings: intervals and costs at the most shots, and learning curves."""
     labels = list(dict.fromkeys(row.label for row in summary.rows))
 
     def point(row: SummaryRow, x: float | None) -> Point:
@@ -41,16 +41,16 @@ def _plots(summary: Summary, ranked: Sequence[SummaryRow], title: str, with_shot
         low, high = mean if row.low is None else row.low, mean if row.high is None else row.high
         return Point(row.label, mean, low, high, x, labels.index(row.label))
 
-    most = largest([row.shots for row in summary.rows])
-    shots = f", {'all examples' if most is None else f'{most} examples per label'}" if with_shots else ""
-    points = [point(row, row.seconds) for row in ranked if row.shots == most]
+    most_shots = largest([row.shots for row in summary.rows])
+    shots = f", {'all examples' if most_shots is None else f'{most_shots} examples per label'}" if with_shots else ""
+    points = [point(row, row.seconds) for row in ranked if row.shots == most_shots]
     curves = [[point(row, row.shots) for row in summary.rows if row.label == label and row in ranked] for label in labels]
     plots = []
     with plot_style():
         if points:
             axis = f"{title} ({'higher' if summary.higher else 'lower'} is better; dashed: the first strategy)"
             figure = interval_plot(points, labels[0], axis, show)
-            plots.append((f"{title}{shots}: means with 95 % intervals, the best first", to_svg(figure, axis)))
+            plots.append((f"{title}{shots}: means with 95 % intervals, best first", to_svg(figure, axis)))
             figure = cost_plot(points, title, show, show_seconds)
             plots.append((f"{title} and training time{shots}", to_svg(figure, f"{title} against training time")))
         if with_shots and ranked:

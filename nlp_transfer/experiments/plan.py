@@ -1,4 +1,4 @@
-"""The plan of a comparison: strategies, seeds, shots and rates. All of it is checked before the first run starts."""
+"""The plan of a comparison: strategies, seeds, shots and rates. All of them are validated before the first run starts."""
 
 import hashlib
 import json
@@ -18,19 +18,19 @@ from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 LONGEST_LABEL = 40  # characters of the settings in a label
 ALL = "all"
-BEST_METRIC = "training.best_metric"  # strategies are compared by it, even if no run has a validation split
+BEST_METRIC = "training.best_metric"  # has an effect even without validation, because strategies are compared by it
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the compared strategies: a short label and the document with its settings."""
+    """A compared strategy: a short label, and the document with its settings."""
 
     label: str
     document: Any
     takes_steps: bool = True
-    """Whether it takes optimizer steps, so that the learning rate has an effect."""
+    """Whether the strategy takes optimizer steps. If not, learning rates have no effect."""
     unused: frozenset[str] = frozenset()
-    """Dotted names of the settings that have no effect with this strategy. Its runs omit them."""
+    """Dotted names of settings without effect under this strategy. Its runs omit them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PlannedRun:
 
     variant: Variant
     shots: int | None
-    """Rows of each label to train on; None: all rows."""
+    """Training rows per label. None: all rows."""
     seed: int
     rate: float = 1.0
     """Factor on the strategy's default learning rate."""
@@ -58,7 +58,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was requested."""
+    """The requested comparison."""
 
     base: Document
     """The settings that all runs share."""
@@ -68,7 +68,11 @@ class Plan:
     rates: list[float]
 
     def document(self, run: PlannedRun, folder: Path) -> Document:
-        """Return the document of one run in the folder of a comparison."""
+        """Return the settings of one run.
+
+        Args:
+            folder: output folder of the comparison.
+        """
         data, training = (
             {name: value for name, value in self.base.get(part, {}).items() if f"{part}.{name}" not in run.variant.unused}
             for part in ("data", "training")
@@ -83,7 +87,7 @@ class Plan:
 
     @property
     def run_count(self) -> int:
-        """The number of runs: all rates with the first seed, the chosen one with the others."""
+        """The number of runs: every rate with the first seed, and the selected rate with the other seeds."""
         return sum(len(self.shots) * (len(self.rates_of(variant)) + len(self.seeds) - 1) for variant in self.variants)
 
     def rates_of(self, variant: Variant) -> list[float]:
@@ -92,17 +96,20 @@ class Plan:
 
 
 def shots_text(shots: int | None) -> str:
-    """Return a number of shots as text; None is `all`."""
+    """Format a number of shots; None becomes `all`."""
     return ALL if shots is None else str(shots)
 
 
 def make_plan(
     raw: Document, strategies: Sequence[Any], seeds: Sequence[Any], shots: Sequence[Any] | None, rates: Sequence[Any] | None
 ) -> tuple[Plan, list[Run]]:
-    """Return the plan, and one resolved run per strategy.
+    """Make the plan of a comparison, and resolve one run per strategy.
+
+    Args:
+        raw: the settings that all runs share, and defaults for strategies.
 
     Raises:
-        UserError: lists every problem of the document and of the arguments.
+        UserError: settings or arguments are invalid; lists all problems.
     """
     problems = Problems("compare")
     data, with_shots = raw.get("data"), shots is not None
@@ -131,7 +138,7 @@ def make_plan(
 
 
 def _unused_lines(raw: Document, plan: Plan, runs: list[Run], with_shots: bool) -> list[str]:
-    """Return a line per setting that has no effect, naming the strategies unless it is all of them."""
+    """Return a line for each setting without effect. It names the strategies, unless the setting has no effect under any."""
     training, data, strategy = (raw.get(part) or {} for part in ("training", "data", "strategy"))
     unused = {"training.seed": "--seeds replaces it"} if training.get("seed") else {}
     if with_shots and data.get("shots"):
@@ -153,7 +160,7 @@ def _unused_lines(raw: Document, plan: Plan, runs: list[Run], with_shots: bool) 
 
 
 def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
-    """Resolve one run per strategy. A problem that all of them share is one of the document, and is reported once."""
+    """Resolve one run per strategy. A problem that all strategies share is reported once, as a problem of the document."""
     for name in ("data", "training"):
         if not isinstance(raw.get(name, {}), Mapping):
             problems.add(f"{name}: found {shorten(raw[name])}; allowed: settings by name")
@@ -173,8 +180,8 @@ def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
             for message in collected.messages:
                 labels_by_message.setdefault(message, []).append(variant.label)
     for message, labels in labels_by_message.items():
-        of_document = len(labels) == len(variants) and not message.startswith("strategy")
-        problems.add(message if of_document else f"--strategies {', '.join(labels)}: {message}")
+        is_shared = len(labels) == len(variants) and not message.startswith("strategy")
+        problems.add(message if is_shared else f"--strategies {', '.join(labels)}: {message}")
     return runs
 
 
@@ -192,16 +199,16 @@ def _check_rates(raw: Document, problems: Problems) -> None:
 
 
 def _check_rows_for_rates(data: DataConfig, problems: Problems) -> None:
-    """Check that strategies are compared on other rows than those that chose the rates: the best of several is optimistic."""
+    """Check that there is a test split: metrics on the split that selects the rates are optimistic."""
     if data.test is None and not data.test_share:
         problems.add(
-            "--rates: validation chooses a rate, and there are no other rows to compare the strategies on; set data.test, or "
-            "data.test_share (such as 0.2), which splits rows off train"
+            "--rates: validation selects the rates, so the strategies must be compared on a test split; set data.test, or "
+            "data.test_share (such as 0.2)"
         )
 
 
 def _numbers(name: str, arguments: Any, parse: Any, allowed: str, problems: Problems) -> list[Any]:
-    """Return the allowed values. Add a problem for each other value, for duplicates, and for an empty list."""
+    """Parse a list of numbers. Invalid values, duplicates and an empty list are problems."""
     if isinstance(arguments, (str, bytes)) or not isinstance(arguments, Sequence) or not arguments:
         problems.add(f"--{name}: found {shorten(arguments)}; allowed: a list of {allowed}")
         return []
@@ -215,13 +222,13 @@ def _numbers(name: str, arguments: Any, parse: Any, allowed: str, problems: Prob
     return values
 
 
-def _number(value: Any, kind: Any, least: float = -math.inf, most: float = math.inf) -> Any:
-    """Return a finite number from `least` to `most`, or None if the value is not one."""
+def _number(value: Any, kind: Any, minimum: float = -math.inf, maximum: float = math.inf) -> Any:
+    """Convert a value to a finite number of type `kind` from `minimum` to `maximum`. Return None if it is not one."""
     try:
         number = None if isinstance(value, bool) else kind(str(value))
     except ValueError:
         return None
-    return number if number is not None and math.isfinite(number) and least <= number <= most else None
+    return number if number is not None and math.isfinite(number) and minimum <= number <= maximum else None
 
 
 def _parse_seed(value: Any) -> int | None:
@@ -237,11 +244,11 @@ def _parse_rate(value: Any) -> float | None:
 
 
 def read_strategies(arguments: Any, base: Any, problems: Problems) -> list[Variant]:
-    """Return the strategies named after --strategies.
+    """Parse the values of --strategies.
 
     Args:
         arguments: names, mappings such as `{name: partial, frozen_layers: all}`, or several of these joined by +.
-        base: the document's strategy. Its settings are defaults for strategies of the same name.
+        base: the strategy in the settings file. Its settings are the defaults of a strategy with the same name.
     """
     if isinstance(arguments, (str, bytes, Mapping)) or not isinstance(arguments, Sequence) or not arguments:
         problems.add(f"--strategies: found {shorten(arguments)}; allowed: a list of strategies, such as full lora")
@@ -259,13 +266,13 @@ def read_strategies(arguments: Any, base: Any, problems: Problems) -> list[Varia
         documents = [{**defaults.get(part["name"], {}), **part} for part in parts]
         variant = Variant("+".join(map(label_of, parts)), documents[0] if len(documents) == 1 else documents)
         folder = PlannedRun(variant, None, 0).name
-        same = [other.label for other in variants if PlannedRun(other, None, 0).name.casefold() == folder.casefold()]
-        if variant.label in same:
+        clashing = [other.label for other in variants if PlannedRun(other, None, 0).name.casefold() == folder.casefold()]
+        if variant.label in clashing:
             problems.add(f"--strategies: found {variant.label!r} twice; allowed: each once")
-        elif same:
+        elif clashing:
             problems.add(
-                f"--strategies: found {same[0]!r} and {variant.label!r}, whose runs would share the folder {folder} where "
-                "file names ignore case; allowed: these in two comparisons"
+                f"--strategies: found {clashing[0]!r} and {variant.label!r}, which would share the folder {folder} on file "
+                "systems that ignore case; allowed: two separate comparisons"
             )
         else:
             variants.append(variant)
@@ -277,11 +284,11 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _parts(item: Any) -> list[dict[str, Any]]:
-    """Return the documents that one argument stands for, or none if it is not valid."""
+    """Parse one value of --strategies into documents. Return an empty list if it is invalid."""
     if hasattr(item, "document"):
         item = item.document()
     if isinstance(item, str):
-        texts = re.split(r"\+(?![^{\[]*[}\]])", item)  # not a + inside braces
+        texts = re.split(r"\+(?![^{\[]*[}\]])", item)  # a + outside of braces and brackets
         item = [parse_overrides([f"--strategy={text.strip()}"])[0][1] for text in texts]
         item = item[0] if len(item) == 1 and isinstance(item[0], list) else item
     parts = item if isinstance(item, list) else [item]
@@ -290,7 +297,7 @@ def _parts(item: Any) -> list[dict[str, Any]]:
 
 
 def label_of(part: Mapping[str, Any]) -> str:
-    """Return the name and settings of a strategy; long settings become a hash, which is the same in every call."""
+    """Return a label with the name and settings of a strategy. Long settings are replaced by a hash, stable across calls."""
     settings = {name: value for name, value in part.items() if name != "name"}
     if not settings:
         return str(part["name"])

@@ -1,4 +1,4 @@
-"""The table of a comparison: on the terminal, as CSV and as JSON."""
+"""The table of a comparison: for the terminal and the HTML page, and as CSV and JSON files."""
 
 import csv
 import io
@@ -13,12 +13,13 @@ from nlp_transfer.utils.atomic_files import write_bytes, write_json
 
 
 def table(summary: Summary, with_shots: bool, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Return the head of the table and its rows as text, with a dash for what was not measured.
+    """Return the header and the rows of the table as text. Missing values are dashes.
 
-    Every p-value that the advice may quote is in it: against the first strategy, and against the best one if that is another.
+    The p-values are those of the tests against the first strategy, and against the best one if it is not the first.
 
     Args:
-        brief: leave out the columns that do not fit on a narrow terminal.
+        with_shots: include the number of training rows per label.
+        brief: omit columns that do not fit on a narrow terminal.
     """
     two_tests = any(row.p_best != row.p for row in summary.rows)
     columns: list[tuple[bool, str, Callable[[SummaryRow], str]]] = [
@@ -35,7 +36,7 @@ def table(summary: Summary, with_shots: bool, brief: bool = False) -> tuple[list
         (True, "stored", lambda row: show_bytes(row.stored_bytes or 0)),
     ]
     shown = [(name, text) for is_shown, name, text in columns if is_shown]
-    always = 1 + with_shots  # the first columns also have text if nothing was measured
+    always = 1 + with_shots  # these first columns need no metrics
     cells = [
         [text(row) if row.mean is not None or i < always else "-" for i, (_, text) in enumerate(shown)] for row in summary.rows
     ]
@@ -43,7 +44,7 @@ def table(summary: Summary, with_shots: bool, brief: bool = False) -> tuple[list
 
 
 def notes(summary: Summary, seeds: Sequence[int], with_shots: bool) -> list[str]:
-    """Return what a reader of the table must know: seeds, tests, the split, and why rows are empty."""
+    """Return the notes below the table: seeds, tests, the split, and why rows have no metrics."""
     first = summary.rows[0].label
     if len(seeds) > 1:
         lines = [
@@ -68,7 +69,7 @@ def notes(summary: Summary, seeds: Sequence[int], with_shots: bool) -> list[str]
 
 
 def write_tables(folder: Path, summary: Summary, seeds: Sequence[int]) -> None:
-    """Write `comparison.csv`, one line per row, and `comparison.json`, which holds everything."""
+    """Write `comparison.csv` with a line per row, and `comparison.json` with all results and the advice."""
     documents = [asdict(row) for row in summary.rows]
     lines = []
     for row, document in zip(summary.rows, documents, strict=True):

@@ -1,10 +1,10 @@
-"""A server that runs each job of a comparison in a fork of itself.
+"""A server process that forks for each run of a comparison.
 
-The server imports the toolkit once, so a run costs no import. Each run has its own peak memory, and a crash ends no other run.
-A job is a pickle on standard input; the exit status of its run is a line on standard output. When standard input is closed
-because the command has ended, the run in progress is killed.
+The server imports the toolkit once for all runs. A process per run measures the peak memory of that run, and keeps a crash from
+ending the others. The server reads each job as a pickle from standard input and writes the exit status as a line to standard
+output. If standard input is closed because the command has ended, the current run is killed.
 
-Where the system cannot fork, a server does one job and exits.
+On systems without fork, a server executes one job and exits.
 """
 
 import os
@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.data.sources.wheels import sha256_of
-from nlp_transfer.experiments.runs import LOG, OUTCOME
+from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS_FILE
 from nlp_transfer.fine_tune import FineTuned, fine_tune
-from nlp_transfer.saved_models.layout import PREDICTIONS
 from nlp_transfer.security.child_processes import end_with_input, end_with_parent, run_forked
 from nlp_transfer.security.redaction import guard_output
 from nlp_transfer.security.terminal_text import printable
@@ -31,14 +30,14 @@ from nlp_transfer.utils.atomic_files import open_for_append, replacing, write_js
 from nlp_transfer.utils.environment import finish_output
 from nlp_transfer.utils.errors import UserError
 
-MAX_SCORE_BYTES = 64 * 2**20  # of the scores of a split; metrics that need larger ones are not compared
+MAX_SCORE_BYTES = 64 * 2**20  # per split; larger scores are not saved, so metrics that need them cannot be compared
 
 
 def serve() -> None:
-    """Run jobs until standard input is closed. The arguments of the command are files with the user's classes."""
+    """Execute jobs until standard input is closed. The arguments of the process are Python files with the user's classes."""
     guard_output()
     load_code(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the run, and the command, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the run and the command; the command ends this process
     replies = os.dup(1)
     os.dup2(2, 1)
     while True:
@@ -57,7 +56,7 @@ def serve() -> None:
 
 
 def _work(replies: int, job: dict[str, Any]) -> None:
-    """Do one job in the forked process."""
+    """Execute a job in the forked process, and exit."""
     os.close(replies)
     end_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,7 +64,7 @@ def _work(replies: int, job: dict[str, Any]) -> None:
 
 
 def _run_job(job: dict[str, Any]) -> int:
-    """Return the exit status of one run: 0 finished, 2 impossible, 1 failed. The reason is written to its folder."""
+    """Execute a run and return its exit status: 0 finished, 1 failed, 2 impossible, 130 Ctrl-C. Save the reason in its folder."""
     folder = Path(job["document"]["output_dir"])
     with open_for_append(folder / LOG) as log:
         for stream in (1, 2):
@@ -93,7 +92,7 @@ def _run(document: dict[str, Any], rate: float) -> FineTuned:
 
 
 def with_rate(strategy: Strategy, factor: float) -> Strategy:
-    """Return the strategy with `learning_rate: auto` multiplied by `factor`."""
+    """Return a copy of the strategy with its default learning rate multiplied by `factor`."""
     kind = type(strategy)
 
     def learning_rate(self: Any, *arguments: Any) -> float:
@@ -105,7 +104,7 @@ def with_rate(strategy: Strategy, factor: float) -> Strategy:
 
 
 def keep_results(run: FineTuned, keep_models: bool) -> None:
-    """Save the predictions and the size of the model; remove the model unless `keep_models`. `outcome.json` is written last."""
+    """Save the predictions and the size of the model, and delete the model unless `keep_models`. Write `outcome.json` last."""
     folder = run.output_dir
     arrays: dict[str, np.ndarray] = {}
     for split, predictions in run.predictions.items():
@@ -114,7 +113,7 @@ def keep_results(run: FineTuned, keep_models: bool) -> None:
                 if name != "scores" or array.nbytes <= MAX_SCORE_BYTES:
                     text = array.dtype == object
                     arrays[f"{split}/{kind}/{name}"] = np.array([str(cell) for cell in array]) if text else array
-    with replacing(folder / PREDICTIONS) as file:
+    with replacing(folder / PREDICTIONS_FILE) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     model = size_of(folder / "model")
     adapter = folder / "adapter"
@@ -122,12 +121,12 @@ def keep_results(run: FineTuned, keep_models: bool) -> None:
     if not keep_models:
         shutil.rmtree(folder / "model", ignore_errors=True)
         shutil.rmtree(adapter, ignore_errors=True)
-    hashes = {name: sha256_of(folder / name) for name in (PREDICTIONS, "result.json")}
+    hashes = {name: sha256_of(folder / name) for name in (PREDICTIONS_FILE, "result.json")}
     write_json(folder / OUTCOME, {"done": True, "model_bytes": model, "stored_bytes": stored, "hashes": hashes})
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of the files in a model folder, without the model card and the second copy of the encoder."""
-    copy = folder / "encoder"
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md" and copy not in path.parents]
+    """Return the size of a model folder in bytes, without the model card and the plain copy of the encoder."""
+    encoder = folder / "encoder"
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md" and encoder not in path.parents]
     return sum(path.stat().st_size for path in files)

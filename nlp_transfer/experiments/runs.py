@@ -1,4 +1,4 @@
-"""The runs in a comparison's folder: reading how each ended, and running those that are missing in a server process."""
+"""The runs of a comparison: reading their outcomes, and executing them in a server process."""
 
 import contextlib
 import json
@@ -27,20 +27,20 @@ from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
-OUTCOME, PREDICTIONS, LOG = "outcome.json", "answers.npz", "log.txt"
+OUTCOME, PREDICTIONS_FILE, LOG = "outcome.json", "answers.npz", "log.txt"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: with a result, as impossible (with the reason for the user), or with a crash.
+    """The outcome of a run: a result, the reason why it is impossible with these settings, or the error that ended it.
 
     Attributes:
-        folder: of the run.
+        folder: folder of the run.
         result: content of `result.json`.
         model_bytes: size of the model.
-        stored_bytes: size of what has to be stored: the adapter, or else the model.
-        impossible: why these settings cannot be run.
-        failed: the last line of the error.
+        stored_bytes: size of the adapter, or of the model if there is no adapter.
+        impossible: why the run is impossible with these settings.
+        failed: last line of the error.
     """
 
     folder: Path
@@ -50,15 +50,15 @@ class Outcome:
     impossible: str = ""
     failed: str = ""
 
-    def figure(self, split: str, metric: str) -> float | None:
+    def metric(self, split: str, name: str) -> float | None:
         """Return a metric of a split, or None if it is missing or undefined."""
         metrics: dict[str, dict[str, float]] = (self.result or {}).get("metrics", {})
-        return metrics.get(split, {}).get(metric)
+        return metrics.get(split, {}).get(name)
 
     def scored(self, split: str) -> ScoredSplit:
         """Return the saved predictions and references of a split."""
         columns: dict[str, dict[str, np.ndarray]] = {"answer": {}, "reference": {}}
-        with np.load(self.folder / PREDICTIONS) as arrays:
+        with np.load(self.folder / PREDICTIONS_FILE) as arrays:
             for path in arrays.files:
                 of_split, kind, name = path.split("/", 2)
                 if of_split == split:
@@ -103,14 +103,14 @@ class _Result:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return how the run in a folder ended; None if it has not ended or its records are damaged."""
+    """Read the outcome of a run. Return None if the run has not ended or its files are damaged."""
     path = folder / OUTCOME
     try:
-        ended = TypeAdapter(_Done | _Impossible | _Failed).validate_json(path.read_bytes(), strict=True)
-        if not isinstance(ended, _Done):
-            return Outcome(folder, **asdict(ended))
-        for path in (folder / PREDICTIONS, folder / "result.json"):
-            if ended.hashes.get(path.name) != sha256_of(path):
+        record = TypeAdapter(_Done | _Impossible | _Failed).validate_json(path.read_bytes(), strict=True)
+        if not isinstance(record, _Done):
+            return Outcome(folder, **asdict(record))
+        for path in (folder / PREDICTIONS_FILE, folder / "result.json"):
+            if record.hashes.get(path.name) != sha256_of(path):
                 raise OSError("it is not the file that the run wrote")
         content = path.read_bytes()
         TypeAdapter(_Result).validate_json(content, strict=True)
@@ -120,7 +120,7 @@ def read_outcome(folder: Path) -> Outcome | None:
         reason = error.errors()[-1]["msg"] if isinstance(error, ValidationError) else error
         say(f"warning: {path}: cannot be used ({reason}); the run is repeated")
         return None
-    return Outcome(folder, json.loads(content), ended.model_bytes, ended.stored_bytes)
+    return Outcome(folder, json.loads(content), record.model_bytes, record.stored_bytes)
 
 
 class RunServer:
@@ -128,7 +128,7 @@ class RunServer:
 
     Args:
         verbose: whether to copy the log of each run to standard error.
-        code: Python files with the user's classes, which the process imports.
+        code: Python files with the user's classes, imported by the process.
     """
 
     def __init__(self, verbose: bool = False, code: Sequence[str] = ()) -> None:
@@ -137,16 +137,16 @@ class RunServer:
         self.errors: Any = None
 
     def run(self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any]) -> Outcome:
-        """Do one run, or resume it if an earlier attempt left it unfinished.
+        """Execute a run, or resume it if it is unfinished.
 
         Args:
             document: settings of the run.
-            rate: factor on the strategy's learning rate.
-            keep_models: whether the model stays in the run's folder.
-            notes: JSON documents to write into the folder, by file name.
+            rate: factor on the strategy's default learning rate.
+            keep_models: whether to keep the model.
+            notes: JSON documents to write into the run's folder, by file name.
         """
         folder = Path(document["output_dir"])
-        if (folder / "result.json").exists():  # killed after its end, before the predictions were saved
+        if (folder / "result.json").exists():  # killed after the end of the run, before its predictions were saved
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTCOME).unlink(missing_ok=True)
@@ -154,21 +154,21 @@ class RunServer:
             write_json(folder / name, note)
         status = self._request({"document": document, "rate": rate, "keep_models": keep_models}, folder / LOG)
         outcome = read_outcome(folder)
-        if outcome is None:  # it was killed
+        if outcome is None:  # killed
             reason = f"the process was ended by signal {-status}" if status < 0 else f"the process ended with status {status}"
             outcome = Outcome(folder, failed=reason + (" (often: no memory left)" if status == -9 else ""))
             write_json(folder / OUTCOME, {"failed": outcome.failed})
         return outcome
 
     def _request(self, job: dict[str, Any], log: Path) -> int:
-        """Return the exit status of a job, and show its log meanwhile."""
+        """Send a job to the server, show its log until it ends, and return its exit status."""
         process = self._started()
         shown = log.stat().st_size if log.exists() else 0
-        with contextlib.suppress(BrokenPipeError):  # then there is no reply either
+        with contextlib.suppress(BrokenPipeError):  # the missing reply is reported below
             process.stdin.write(pickle.dumps(job))
             process.stdin.flush()
         replies: SimpleQueue[bytes] = SimpleQueue()
-        # A thread, since not every system can wait for a pipe with a time limit.
+        # A thread, because not every system can read a pipe with a timeout.
         threading.Thread(target=lambda: replies.put(process.stdout.readline()), daemon=True).start()
         reply = None
         while reply is None:
@@ -193,14 +193,14 @@ class RunServer:
 
     def _started(self) -> Any:
         if self.process is not None and not hasattr(os, "fork"):
-            self.close()  # it does one job only
+            self.close()  # without fork, a server executes one job
         if self.process is None:
-            self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # not the terminal, so that logs have no colors
+            self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # not a terminal, so logs have no colors
             self.process = start_program("from nlp_transfer.experiments.run_server import serve; serve()", self.code, self.errors)
         return self.process
 
     def close(self) -> int | None:
-        """End the process and its run, and return its exit status; None if there is no process."""
+        """End the process and its run, and return its exit status. Return None if there is no process."""
         if self.process is None:
             return None
         for stream in (self.process.stdin, self.process.stdout):
@@ -219,8 +219,8 @@ class RunServer:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Create and lock the folder of a comparison.
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Create the folder of a comparison, and lock it within the context.
 
     Raises:
         UserError: another comparison uses the folder, it belongs to a run, or it cannot be written.

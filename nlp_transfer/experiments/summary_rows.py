@@ -1,4 +1,4 @@
-"""Summaries of finished runs: one row for each strategy and number of shots."""
+"""Summarize the runs of a comparison: one row for each strategy and number of shots."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from nlp_transfer.experiments.runs import Outcome
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, task_from
 
-# The run at the chosen learning rate and its outcome, by (label, shots, seed).
+# The run at the selected learning rate and its outcome, by (label, shots, seed).
 Chosen = Mapping[tuple[str, int | None, int], tuple[PlannedRun, Outcome]]
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One strategy at one number of shots (None: all rows), over its seeds. What was not measured is None; `note` says why."""
+    """Results of a strategy at one number of shots (None: all rows), over its seeds. Missing values are None; `note` says why."""
 
     label: str
     shots: int | None
@@ -31,15 +31,15 @@ class SummaryRow:
     low: float | None = None
     high: float | None = None
     difference: float | None = None
-    """Mean difference to the first strategy over the seeds that both have. Its interval needs two common seeds."""
+    """Mean difference from the first strategy over common seeds. Its interval needs at least two of them."""
     difference_low: float | None = None
     difference_high: float | None = None
     p: float | None = None
-    """P-value of the paired test against the first strategy; `p_best`: against the best one. Both need two common seeds."""
+    """P-value of the paired test against the first strategy; `p_best`: against the best one. Needs at least two common seeds."""
     p_best: float | None = None
     trainable_parameters: int | None = None
     seconds: float | None = None
-    """Training time, the mean over the seeds; memory and sizes are the maximum."""
+    """Training time, mean over the seeds. Memory and sizes are maxima over the seeds."""
     peak_memory_bytes: int | None = None
     model_bytes: int | None = None
     stored_bytes: int | None = None
@@ -52,7 +52,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a comparison, the metric and the split that they are about, and the advice."""
+    """The rows of a comparison with their metric and split, and the advice."""
 
     rows: list[SummaryRow]
     advice: str
@@ -63,10 +63,10 @@ class Summary:
 
 
 def summarize(plan: Plan, chosen: Chosen, run: Any) -> Summary:
-    """Return the rows ordered by shots, then by strategy. The advice is about the largest number of shots.
+    """Summarize all runs. Rows are ordered by shots, then by strategy; the advice uses the largest number of shots.
 
     Args:
-        run: any resolved run of the comparison, for the data and the metric that all share.
+        run: any resolved run of the comparison, for the data and the metric that all runs share.
     """
     split = split_of(run.config.data)
     results = [outcome.result for _, outcome in chosen.values() if outcome.result is not None]
@@ -90,7 +90,7 @@ def largest(shots: Sequence[int | None]) -> int | None:
 
 
 def split_of(data: DataConfig) -> str:
-    """Return the split that strategies are compared on."""
+    """Return the name of the split on which strategies are compared."""
     return "test" if "test" in data.splits else "validation"
 
 
@@ -122,9 +122,10 @@ def _row(
     """Return the row of one strategy.
 
     Args:
-        ended: its runs by seed.
-        runs: the scored runs of all strategies by label.
-        first, best: labels of the strategies to compare with.
+        ended: the runs of the strategy by seed.
+        runs: the scores of all strategies by label.
+        first: label of the first strategy.
+        best: label of the best strategy.
     """
     outcomes = {seed: outcome for seed, (_, outcome) in ended.items()}
     reasons = dict.fromkeys(outcome.impossible for outcome in outcomes.values() if outcome.impossible)
@@ -164,7 +165,7 @@ def _row(
 
 
 def first_characters(text: str, limit: int = 200) -> str:
-    """Return the start of a text on one line."""
+    """Return the first `limit` characters of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[:limit]}..."
 
@@ -174,7 +175,7 @@ def _finite(value: float) -> float | None:
 
 
 def _mean_metrics(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the mean over the runs of each metric that all of them have, by split."""
+    """Return the means over the runs by split and metric, for metrics that all runs have."""
     return {
         split: {
             name: float(np.mean([result["metrics"][split][name] for result in results]))

@@ -1,9 +1,9 @@
-"""The HTTP client for model hubs, with guards against hostile or broken answers.
+"""The HTTP client for model hubs, with guards against hostile or broken responses.
 
-huggingface_hub, transformers, peft and datasets share one HTTP client. Inside `asking` or `guarded` it sends the token only to
-the address in `HF_ENDPOINT`, and nothing about this machine. It refuses answers that name a file outside the cache, fill the
-memory, never end, or have an unknown form (`responses`). Outside these contexts the client behaves as before, so that other code
-in the process is not affected. A client factory that the user has set still makes the clients.
+huggingface_hub, transformers, peft and datasets share one HTTP client. Within `asking` or `guarded`, it sends the token only to
+the address in `HF_ENDPOINT`, and sends no information about this machine. It refuses responses that name a file outside the
+cache, fill the memory, do not end, or are malformed (see `responses`). Outside these contexts the client is unchanged, so other
+code in the process is not affected. Clients are still created by the factory that the user has set, if any.
 """
 
 import re
@@ -23,46 +23,46 @@ from huggingface_hub.utils import _http, httpx
 from nlp_transfer.hub.responses import NAME, find_fault, shape_of
 from nlp_transfer.utils.errors import UserError, first_line
 
-PATIENCE = 120.0  # seconds for a connection, and between two chunks of an answer
-ANSWER = 300.0  # seconds until an answer begins, in addition to the time for sending the request
-INTERVAL, SLOWEST = 60.0, 1000  # seconds between two checks of the speed, and the lowest allowed speed in bytes per second
-MOST_IN_MEMORY = 32 * 2**20  # bytes of an answer that is not a download
-MOST_UNANNOUNCED = 2**30  # bytes of a download without a Content-Length
-MOST_REQUESTS, MOST_DOWNLOADS = 10_000, 50  # requests to one address in one operation
-LONGEST_WAIT = 300  # seconds that a hub may ask a client to wait before the next try
+READ_TIMEOUT = 120.0  # seconds to connect, and between two chunks of a response
+RESPONSE_TIMEOUT = 300.0  # seconds until a response begins, in addition to the time for sending the request
+SPEED_INTERVAL, MIN_SPEED = 60.0, 1000  # seconds between two checks of the speed, and bytes per second
+MAX_IN_MEMORY = 32 * 2**20  # bytes of a response that is not a download
+MAX_WITHOUT_LENGTH = 2**30  # bytes of a download without a Content-Length
+MAX_REQUESTS, MAX_DOWNLOADS = 10_000, 50  # requests to one address in one operation
+MAX_WAIT = 300  # seconds that a hub may ask a client to wait before a retry
 WAIT_HEADERS = ("Retry-After", "RateLimit")
 ADVICE = "check HF_ENDPOINT (the hub's address), or try again later"
 ADVICE_FOR_STATUS = {
     401: "the hub does not accept the token; create a new one with `hf auth login`, or set HF_TOKEN",
     403: "the token does not have the right to do this; use a token that has it, or ask for access",
-    412: "another commit came in between",
+    412: "somebody else has committed in the meantime",
 }
 CALL = "nlp_transfer"  # the key of the _Call in a request's extensions
 USER_AGENT = f"nlp_transfer/{version('nlp_transfer')}; hf_hub/{version('huggingface_hub')}"
 
 
 class HubError(UserError):
-    """A hub did not answer, or its answer was refused."""
+    """A hub did not respond, or its response was refused."""
 
 
 class RefusedError(HubError):
-    """An answer that no well-behaved hub gives."""
+    """A response that no well-behaved hub sends."""
 
 
 @dataclass
 class Operation:
-    """An operation on a hub: its purpose for messages, the number of requests by address, and the last answers."""
+    """An operation on a hub: its purpose (for messages), the number of requests by address, and the last response."""
 
     purpose: str
     counts: Counter[str] = field(default_factory=Counter)
-    last_answer: str = "none"
+    last_response: str = "none"
     refused: RefusedError | None = None
-    """The error for the last refused answer."""
+    """The error for the last refused response."""
 
     def refuse(self, request: Any, reason: str) -> RefusedError:
-        """Return the error for an answer. It is remembered, because some libraries continue after any error."""
+        """Create the error for a refused response, and record it, because some libraries continue after any error."""
         self.refused = RefusedError(
-            f"{self.purpose}: the answer of {constants.ENDPOINT} to {_describe(request)} was refused: {reason}; {ADVICE}"
+            f"{self.purpose}: the response of {constants.ENDPOINT} to {_describe(request)} was refused: {reason}; {ADVICE}"
         )
         return self.refused
 
@@ -70,19 +70,19 @@ class Operation:
         """Count a request.
 
         Raises:
-            RefusedError: the address was requested too often: endless pages, or a download that breaks off each time.
+            RefusedError: too many requests to one address, because of endless pages or a download that always breaks off.
         """
         address = request.url.copy_with(query=None)
-        limits = {f"{request.method} {address}": MOST_REQUESTS} | ({f"download {request.url}": MOST_DOWNLOADS} if stream else {})
-        for key, most in limits.items():
+        limits = {f"{request.method} {address}": MAX_REQUESTS} | ({f"download {request.url}": MAX_DOWNLOADS} if stream else {})
+        for key, limit in limits.items():
             self.counts[key] += 1
-            if self.counts[key] > most:
-                raise self.refuse(request, f"after {most:,} requests there is no end")
+            if self.counts[key] > limit:
+                raise self.refuse(request, f"after {limit:,} requests there is no end")
 
 
 @dataclass
 class _Call:
-    """A request, with its redirects, until its answer begins."""
+    """A request and its redirects, with a timer that runs until the response begins."""
 
     operation: Operation
     stream: bool
@@ -90,6 +90,7 @@ class _Call:
     is_late: bool = False
 
     def start_timer(self, seconds: float) -> None:
+        """End the request after some seconds."""
         self.stop_timer()
         self.timer = threading.Timer(seconds, self._end)
         self.timer.daemon = True
@@ -101,24 +102,24 @@ class _Call:
 
     def _end(self) -> None:
         self.is_late = True
-        close_session()  # raises an error in the thread that waits for the answer
+        close_session()  # raises an error in the thread that waits for the response
 
 
 class _Body(httpx.SyncByteStream):
-    """The body of an answer. Reading it fails when it is too long or too slow."""
+    """The body of a response. Reading raises a RefusedError if the body is too long or too slow."""
 
-    def __init__(self, body: Any, request: Any, call: _Call, most: int) -> None:
-        self.body, self.request, self.call, self.most = body, request, call, most
+    def __init__(self, body: Any, request: Any, call: _Call, max_bytes: int) -> None:
+        self.body, self.request, self.call, self.max_bytes = body, request, call, max_bytes
 
     def __iter__(self) -> Iterator[bytes]:
         total = recent = 0
         since = time.monotonic()
         for chunk in self.body:
             total, recent = total + len(chunk), recent + len(chunk)
-            if total > self.most:
-                raise self.call.operation.refuse(self.request, f"it is longer than {self.most:,} bytes")
-            if (seconds := time.monotonic() - since) >= INTERVAL:
-                if recent < SLOWEST * seconds:
+            if total > self.max_bytes:
+                raise self.call.operation.refuse(self.request, f"it is longer than {self.max_bytes:,} bytes")
+            if (seconds := time.monotonic() - since) >= SPEED_INTERVAL:
+                if recent < MIN_SPEED * seconds:
                     raise self.call.operation.refuse(
                         self.request, f"it is too slow ({recent:,} bytes in {seconds:.0f} seconds); complete files stay cached"
                     )
@@ -139,7 +140,7 @@ def guarded(purpose: str) -> Iterator[Operation]:
     """Guard all requests to hubs within the context.
 
     Args:
-        purpose: the purpose and the repository, for messages.
+        purpose: the action and the repository, for messages.
     """
     operation = Operation(purpose)
     with _lock:
@@ -163,14 +164,14 @@ def guarded(purpose: str) -> Iterator[Operation]:
 
 @contextmanager
 def asking(purpose: str, needed: bool = True) -> Iterator[None]:
-    """Guard all requests to hubs within the context, and convert errors of libraries to HubErrors. UserErrors pass.
+    """Guard all requests to hubs within the context, and convert errors of libraries, except UserErrors, to HubErrors.
 
     Args:
-        purpose: the purpose and the repository, for messages.
-        needed: False if no hub is asked, as for a local folder.
+        purpose: the action and the repository, for messages.
+        needed: False if no hub is needed, as for a local folder.
 
     Raises:
-        HubError: the hub did not answer, or its answer was refused or could not be understood.
+        HubError: the hub did not respond, or its response was refused or not understood.
     """
     if not needed:
         yield
@@ -184,27 +185,27 @@ def asking(purpose: str, needed: bool = True) -> Iterator[None]:
             if isinstance(error, UserError):
                 raise
             raise HubError(_explain(operation, error)) from error
-        if operation.refused is not None:  # a library has continued without the answer
+        if operation.refused is not None:  # a library has continued without the response
             raise operation.refused
 
 
 def _explain(operation: Operation, error: BaseException) -> str:
-    """Return the message for an error of a library."""
-    answer: Any = error
-    while answer is not None and not isinstance(answer, HfHubHTTPError):
-        answer = answer.__cause__  # errors of uploads are wrapped
-    if answer is None:
+    """Return the message for an error raised by a library."""
+    cause: Any = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__  # errors of uploads are wrapped
+    if cause is None:
         return (
             f"{operation.purpose}: a request to {constants.ENDPOINT} failed ({type(error).__name__}: {first_line(error)[:300]}); "
-            f"last answer: {operation.last_answer}; {ADVICE}"
+            f"last response: {operation.last_response}; {ADVICE}"
         )
-    status, reason = answer.response.status_code, answer.server_message or answer.response.reason_phrase or "no reason"
-    call, advice = _describe(answer.response.request), ADVICE_FOR_STATUS.get(status, ADVICE)
-    return f"{operation.purpose}: the answer to {call} is {status} ({' '.join(reason.split())[:300]}); {advice}"
+    status, reason = cause.response.status_code, cause.server_message or cause.response.reason_phrase or "no reason"
+    call, advice = _describe(cause.response.request), ADVICE_FOR_STATUS.get(status, ADVICE)
+    return f"{operation.purpose}: the response to {call} is {status} ({' '.join(reason.split())[:300]}); {advice}"
 
 
 def _install() -> None:
-    """Make huggingface_hub's client factory, or the user's own one, return guarded clients."""
+    """Wrap the client factory of huggingface_hub, or the one that the user has set, so that it creates guarded clients."""
     make_client = _http._GLOBAL_CLIENT_FACTORY
     if getattr(make_client, "guards", False):
         return
@@ -217,6 +218,7 @@ def _install() -> None:
 
 
 def _guard(client: Any) -> Any:
+    """Add the checks of requests and responses to a client."""
     send_unguarded = client.send
 
     def send(request: Any, *, stream: bool = False, **settings: Any) -> Any:
@@ -229,7 +231,7 @@ def _guard(client: Any) -> Any:
             response = send_unguarded(request, stream=stream, **settings)
         except Exception as error:
             if call.is_late:
-                raise call.operation.refuse(request, f"it has not begun after {ANSWER:.0f} seconds") from error
+                raise call.operation.refuse(request, f"it has not begun after {RESPONSE_TIMEOUT:.0f} seconds") from error
             raise
         finally:
             call.stop_timer()
@@ -240,12 +242,12 @@ def _guard(client: Any) -> Any:
 
     client.send = send
     hooks = client.event_hooks
-    client.event_hooks = {"request": [_check_request, *hooks["request"]], "response": [_check_answer, *hooks["response"]]}
+    client.event_hooks = {"request": [_check_request, *hooks["request"]], "response": [_check_response, *hooks["response"]]}
     return client
 
 
 def _check_request(request: Any) -> None:
-    """Restrict a request before it is sent. Also called for each redirect."""
+    """Restrict a request, or a redirect, before it is sent: remove the token for other addresses, and limit the waiting time."""
     call: _Call | None = request.extensions.get(CALL)
     if call is None:
         return
@@ -253,19 +255,19 @@ def _check_request(request: Any) -> None:
         for name in ("Authorization", "Cookie"):
             request.headers.pop(name, None)
     request.headers["User-Agent"] = USER_AGENT
-    request.headers["Accept-Encoding"] = "identity"  # a few bytes of a compressed answer can stand for gigabytes
+    request.headers["Accept-Encoding"] = "identity"  # a small compressed response can expand to gigabytes
     timeouts = request.extensions.get("timeout") or {}
-    limited = {kind: min(timeouts.get(kind) or PATIENCE, PATIENCE) for kind in ("connect", "read", "write", "pool")}
+    limited = {kind: min(timeouts.get(kind) or READ_TIMEOUT, READ_TIMEOUT) for kind in ("connect", "read", "write", "pool")}
     request.extensions = {**request.extensions, "timeout": limited}
     length = request.headers.get("Content-Length", "0")
-    call.start_timer(ANSWER + int(length) / SLOWEST)
+    call.start_timer(RESPONSE_TIMEOUT + int(length) / MIN_SPEED)
 
 
-def _check_answer(response: Any) -> None:
-    """Check the headers of an answer before its body is read.
+def _check_response(response: Any) -> None:
+    """Check the headers of a response, and limit the length of its body.
 
     Raises:
-        RefusedError: the answer is refused.
+        RefusedError: a header is invalid.
     """
     request, headers = response.request, response.headers
     call: _Call | None = request.extensions.get(CALL)
@@ -273,7 +275,7 @@ def _check_answer(response: Any) -> None:
         return
     call.stop_timer()
     content_type = headers.get("Content-Type", "without a type")[:80]
-    call.operation.last_answer = f"{response.status_code} to {_describe(request)}, {content_type!r}"
+    call.operation.last_response = f"{response.status_code} to {_describe(request)}, {content_type!r}"
 
     def refuse(reason: str) -> RefusedError:
         return call.operation.refuse(request, reason)
@@ -294,14 +296,15 @@ def _check_answer(response: Any) -> None:
         del headers["ETag"]
     start = request.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
     if response.status_code == 206 and start and not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-        raise refuse(f"it is another section of the file than requested ({headers.get('Content-Range', '')[:80]!r})")
-    for name in WAIT_HEADERS:  # without the header, huggingface_hub waits as long as it does by default
-        if any(len(digits) > 9 or int(digits) > LONGEST_WAIT for digits in re.findall("[0-9]+", headers.get(name, ""))):
+        raise refuse(f"it is not the requested section of the file ({headers.get('Content-Range', '')[:80]!r})")
+    for name in WAIT_HEADERS:  # without the header, huggingface_hub uses its default wait
+        if any(len(digits) > 9 or int(digits) > MAX_WAIT for digits in re.findall("[0-9]+", headers.get(name, ""))):
             del headers[name]
     is_download = call.stream and response.status_code in (200, 206)
     length = headers.get("Content-Length", "")
-    most = MOST_IN_MEMORY if not is_download else int(length) if length.isdecimal() and len(length) < 20 else MOST_UNANNOUNCED
-    response.stream = _Body(response.stream, request, call, most)
+    download_bytes = int(length) if length.isdecimal() and len(length) < 20 else MAX_WITHOUT_LENGTH
+    max_bytes = download_bytes if is_download else MAX_IN_MEMORY
+    response.stream = _Body(response.stream, request, call, max_bytes)
 
 
 def _check_document(operation: Operation, request: Any, response: Any, shape: Any) -> None:
@@ -318,7 +321,7 @@ def _origin(address: Any) -> tuple[str, str, int | None]:
 
 
 def _describe(request: Any) -> str:
-    """Return the method and the address, without user names and signatures."""
+    """Return the method and the address of a request, without user names and signatures."""
     address = request.url
     port = f":{address.port}" if address.port else ""
     return f"{request.method} {address.scheme}://{address.host}{port}{address.path[:200]}"

@@ -1,4 +1,4 @@
-"""Paths of this machine in the records of a model: recognized, removed and shortened before a push."""
+"""Recognize and remove local paths in the records of a model before a push."""
 
 import re
 from pathlib import Path
@@ -10,14 +10,14 @@ LOCAL_PATH = re.compile(r"^(/|~/|[A-Za-z]:[\\/])")
 
 
 def is_local(value: Any) -> bool:
-    """Return whether a value is a path on this machine, and not an id."""
+    """Return whether a value is a local path, not a hub id."""
     if not isinstance(value, str) or not value or is_wheel(value):
         return False
     return bool(LOCAL_PATH.match(value)) or value.startswith(("./", "../")) or (value.count("/") > 0 and Path(value).is_dir())
 
 
 def without_paths(document: Any) -> Any:
-    """Drop the fields that name the folder a model was loaded from, and shorten settings that are paths to their last part."""
+    """Remove fields with the folder that a model was loaded from, and reduce settings that are local paths to their last part."""
     if isinstance(document, list):
         return [without_paths(item) for item in document]
     if not isinstance(document, dict):
@@ -25,14 +25,14 @@ def without_paths(document: Any) -> Any:
     cleaned = {
         key: value for key, value in document.items() if not (key in ("_name_or_path", "name_or_path") and is_local(value))
     }
-    for key in ("decoder", "target_tokenizer"):  # settings for building the model, which loading does not read
+    for key in ("decoder", "target_tokenizer"):  # used to build the model, not to load it
         if is_local(cleaned.get(key)):
             cleaned[key] = Path(cleaned[key]).name
     return {key: without_paths(value) for key, value in cleaned.items()}
 
 
 def shorten_paths(value: Any) -> Any:
-    """Replace absolute paths by their last part, except in labels, which are words."""
+    """Replace absolute paths by their last part, except in labels, which may look like paths."""
     if isinstance(value, dict):
         return {shorten_paths(key): item if key == "labels" else shorten_paths(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The package of files that a push sends: a private copy of a saved model, cleaned and checked."""
+"""The files of a push: a private copy of a saved model, cleaned and checked."""
 
 import json
 import os
@@ -26,24 +26,24 @@ from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError
 
 BINARY = (".safetensors", ".model", ".spm", ".png", ".jpg", ".jpeg")
-# Files of an earlier model that a push deletes: files of this toolkit, and files that a loader might prefer to the new weights.
+# Files of an earlier model that a push deletes: those of this toolkit, and those that a library might load by mistake.
 REPLACED = (
     "model*.safetensors", "*.safetensors.index.json", "adapter_model.*", "adapter_config.json", "config.json",
     "generation_config.json", RECORD, "pytorch_model*", "tf_model*", "flax_model*", "model.ckpt*", "training/*", "encoder/*",
     "target_tokenizer/*", "vocab.*", "*.spm", "sentencepiece*.model", *TOKENIZER,
 )  # fmt: skip
 NEWLINE = b"\n"
-PLACEHOLDER = "path/or/id"  # the name of the model in a card until it has an id
+PLACEHOLDER = "path/or/id"  # placeholder for the model id in a model card
 
 
 @dataclass(frozen=True)
 class Package:
-    """Files to send.
+    """The files to send.
 
     Attributes:
-        folder: the user's folder, for messages.
-        copy: a private temporary folder with a copy of the files.
-        files: the copies by their path in the repository.
+        folder: folder of the model, for messages.
+        copy: private temporary folder with a copy of the files.
+        files: paths of the copies, by path in the repository.
     """
 
     folder: Path
@@ -62,11 +62,15 @@ class Package:
         self.files[name].write_bytes(content)
 
     def differences(self, tree: Mapping[str, RepoFile]) -> list[str]:
-        """Return the names of the files that a listing of the repository lacks or has with another content."""
+        """Return the names of the files that are missing in the repository or have other content there.
+
+        Args:
+            tree: the files of the repository.
+        """
         return [name for name, path in self.files.items() if not is_stored(path, tree.get(name))]
 
     def outdated(self, tree: Mapping[str, RepoFile]) -> list[str]:
-        """Return the names of the files in a listing that belong to an earlier model and would conflict with this one."""
+        """Return the names of the files in the repository that belong to an earlier model and are not part of this one."""
         return [name for name in tree if name not in self.files and _is_replaced(name)]
 
 
@@ -77,7 +81,7 @@ def _is_replaced(name: str) -> bool:
 
 @contextmanager
 def make_package(model: str | Path, repo_id: str, adapter: bool = False) -> Iterator[Package]:
-    """Copy a saved model to a private temporary folder, clean and check the copy, and remove it in the end.
+    """Copy a saved model to a private temporary folder, clean and check the copy, and delete it at the end of the context.
 
     Args:
         model: a run folder, a model folder or an adapter folder.
@@ -85,9 +89,9 @@ def make_package(model: str | Path, repo_id: str, adapter: bool = False) -> Iter
         adapter: package the adapter of a run instead of the merged model.
 
     Raises:
-        UserError: there is no such folder; a file is missing, damaged, does not belong to a model, or holds a secret or a path
-            of this machine; the model card cannot be read; the copy does not load, or does not give the recorded logits. All
-            problems that are visible without loading are listed at once.
+        UserError: the folder does not exist; a file is missing, damaged, not part of a model, or contains a secret or a local
+            path; the model card is invalid; the copy does not load, or does not reproduce the recorded logits. Lists all problems
+            that are found without loading the model.
     """
     folder = find_folder(expand(model), adapter)
     problems = Problems(f"{folder}: cannot be pushed")
@@ -110,10 +114,10 @@ def make_package(model: str | Path, repo_id: str, adapter: bool = False) -> Iter
 
 
 def find_folder(path: Path, adapter: bool) -> Path:
-    """Return the folder of the model, or of the adapter.
+    """Return the folder of the model or of the adapter.
 
     Raises:
-        UserError: there is none, or the run is not finished.
+        UserError: there is no such folder, or the run is not finished.
     """
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; allowed: a run folder, a model folder or an adapter folder")
@@ -123,7 +127,7 @@ def find_folder(path: Path, adapter: bool) -> Path:
     if adapter:
         adapter_folder = find_adapter(path / "adapter") or find_adapter(path)
         if adapter_folder is None:
-            raise UserError(f"{path} holds no adapter; allowed: a run whose strategy is lora or peft, or no --adapter")
+            raise UserError(f"{path} holds no adapter; allowed: a run with strategy lora or peft, or no --adapter")
         return adapter_folder
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
@@ -132,7 +136,7 @@ def find_folder(path: Path, adapter: bool) -> Path:
 
 
 def _model_files(folder: Path, problems: Problems) -> list[str]:
-    """Return the names of the files in a folder. Files and folders that do not belong to a model are problems."""
+    """Return the names of the files in a folder. Files and folders that are not part of a model are problems."""
     names = []
     card_file = folder / "README.md"
     card = card_file.read_text(encoding="utf-8", errors="replace") if card_file.is_file() else ""
@@ -161,12 +165,12 @@ def _copy(package: Package, names: Iterable[str], folder: Path, problems: Proble
         except OSError as error:
             problems.add(
                 f"{name}: cannot be copied to {package.copy.parent} ({error.strerror or error}); allowed: regular files, no "
-                "links, and enough room for the copy (TMPDIR names another folder)"
+                "links, and enough free space for the copy (TMPDIR sets another folder)"
             )
 
 
 def _clean(package: Package, name: str, repo_id: str, problems: Problems) -> None:
-    """Remove paths of this machine from a file, and name the repository in the model card."""
+    """Remove local paths from a file, and insert the repository into the model card."""
     base = name.rpartition("/")[2]
     try:
         if base == "README.md":
@@ -187,7 +191,7 @@ def _to_json(document: Any) -> bytes:
 
 
 def _add_training_records(package: Package, problems: Problems) -> None:
-    """Add the records of the run that a folder belongs to, with file names in place of absolute paths."""
+    """Add `result.json` and `config.yaml` of the run that the model belongs to, with absolute paths shortened."""
     if not _belongs_to_run(package.folder):
         return
     run = package.folder.parent
@@ -196,8 +200,8 @@ def _add_training_records(package: Package, problems: Problems) -> None:
         settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         problems.add(
-            f"the records of the run cannot be read ({' '.join(str(error).split())}); copy {package.folder} elsewhere, and push "
-            "the copy"
+            f"the records of the run cannot be read ({' '.join(str(error).split())}); copy {package.folder} to another folder, "
+            "and push the copy"
         )
         return
     settings = shorten_paths(without_folders(settings))
@@ -223,7 +227,7 @@ def _check_card(package: Package, problems: Problems) -> None:
 
 
 def _check_complete(package: Package, problems: Problems) -> None:
-    """Check that all files for loading are there, and that the weights can be read to their end."""
+    """Check that all files needed for loading exist, and that the weights are not truncated."""
     files, is_adapter = package.files, "adapter_config.json" in package.files
     needed = [RECORD, "tokenizer_config.json"] if not is_adapter or "tokenizer_config.json" in files else [RECORD]
     problems.extend(f"{name}: is missing; push the model as a run saved it" for name in needed if name not in files)
@@ -235,7 +239,7 @@ def _check_complete(package: Package, problems: Problems) -> None:
             shards = set(json.loads(files[index].read_bytes())["weight_map"].values())
         except (ValueError, KeyError, AttributeError):
             continue  # reported by `_clean` or by loading
-        problems.extend(f"{shard}: is missing, {index} names it; copy the model again" for shard in sorted(shards - weights))
+        problems.extend(f"{shard}: is missing, but {index} names it; copy the model again" for shard in sorted(shards - weights))
     for name in sorted(weights):
         try:
             with safe_open(files[name], framework="numpy") as file:
@@ -245,7 +249,7 @@ def _check_complete(package: Package, problems: Problems) -> None:
 
 
 def _check_text(package: Package, problems: Problems) -> None:
-    """Check that no file holds a secret or the path of a folder on this machine."""
+    """Check that no file contains a secret or the path of the home folder or of the run."""
     folder = package.folder.absolute()
     home = Path(os.path.expanduser("~"))
     folders = {f"{place}/" for place in (home, folder.parent if _belongs_to_run(folder) else folder) if len(place.parts) > 1}
@@ -255,20 +259,20 @@ def _check_text(package: Package, problems: Problems) -> None:
         content = b"" if is_binary else path.read_bytes()
         if start is not None:
             place = name if is_binary else f"{name}, line {content[:start].count(NEWLINE) + 1}"
-            problems.add(f"{place}: holds what looks like a token or a key; remove it, and revoke it")
+            problems.add(f"{place}: contains what looks like a token or a key; remove it, and revoke it")
         text = content.decode("utf-8", errors="replace")
         if not name.endswith("tokenizer.json") and (local := next((local for local in folders if local in text), None)):
             line = text.count("\n", 0, text.find(local)) + 1
-            problems.add(f"{name}, line {line}: names a folder of this machine ({local}); remove it")
+            problems.add(f"{name}, line {line}: contains a local path ({local}); remove it")
 
 
 def _check_base(package: Package, problems: Problems) -> None:
-    """Check that the base of an adapter is available to others."""
+    """Check that the base model of an adapter is not a local folder."""
     if "adapter_config.json" not in package.files:
         return
     try:
         adapter_config = json.loads(package.files["adapter_config.json"].read_bytes())
-        record = read_record(package.folder) or {}  # not the copy, in which paths are shortened
+        record = read_record(package.folder) or {}  # in the copy, paths are already shortened
     except (OSError, ValueError) as error:
         problems.add(f"the settings of the adapter cannot be read: {error}")
         return
@@ -283,17 +287,17 @@ def _check_base(package: Package, problems: Problems) -> None:
         advice = f"push the merged model (without --adapter), or {advice}"
     for place, value in named.items():
         if is_local(value):
-            problems.add(f"{place} is {value}, a folder of this machine that is not available to others; {advice}")
+            problems.add(f"{place} is {value}, a local folder, not available to others; {advice}")
 
 
 def _check_predictions(package: Package) -> None:
-    """Load the copy as any user would, and compare its logits with those recorded when the model was saved."""
+    """Load the copy, and compare its logits with those recorded when the model was saved."""
     try:
         with quiet():
             predictor = load_predictor(package.copy)
         probe = (read_record(package.copy) or {}).get("probe")
         if probe is None:
-            say(f"warning: {package.folder / RECORD} records no logits, so that the predictions were not compared")
+            say(f"warning: {package.folder / RECORD} records no logits, so the predictions were not compared")
         else:
             check_probe(predictor.model, probe, package.copy)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The files that are sent to a hub: allowed names, copying, comparison with a hub's listing, and the search for secrets."""
+"""Files of a push: allowed names, copying, comparison with the files of a repository, and the search for secrets."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ from nlp_transfer.security.secret_patterns import find_secret as find_secret_in_
 
 TOKENIZER = frozenset((*TOKENIZER_FILES, "chat_template.jinja"))
 MODEL_FILES = TOKENIZER | {*CONFIGURATIONS, "model.safetensors", "model.safetensors.index.json"}
-# Exact names by folder: the files that a run writes, and those that the tokenizers of its models write.
+# Allowed file names by folder: the files that runs and their tokenizers write.
 ALLOWED = {
     "": MODEL_FILES | {"README.md", "LICENSE", "NOTICE", RECORD, "adapter_config.json", "adapter_model.safetensors"},
     "encoder": MODEL_FILES,
@@ -27,17 +27,17 @@ ALLOWED = {
 }
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 IMAGE = re.compile(r"[\w-]+\.(?:png|jpg|jpeg|svg)", re.ASCII)  # allowed if the model card shows it
-BLOCK, OVERLAP = 1 << 20, 1 << 13  # bytes that are searched at once, and bytes that two blocks share
+BLOCK, OVERLAP = 1 << 20, 1 << 13  # bytes searched at once, and bytes shared by two blocks
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MOST_TEXT = 1 << 24  # bytes of a decompressed text in an image
+MAX_TEXT = 1 << 24  # bytes of a decompressed text in an image
 
 
 def is_allowed(name: str, card: str) -> bool:
-    """Return whether a model has a file of this name.
+    """Return whether a file of this name may be part of a model.
 
     Args:
-        name: the path in the model's folder.
-        card: the text of the model card, which may show images.
+        name: path in the model's folder.
+        card: text of the model card. Images are allowed if it shows them.
     """
     folder, _, base = name.rpartition("/")
     if folder not in ALLOWED:
@@ -47,15 +47,15 @@ def is_allowed(name: str, card: str) -> bool:
 
 
 def copy_file(folder: Path, name: str, copy: Path) -> None:
-    """Copy a regular file of a folder.
+    """Copy a regular file to the same path in another folder.
 
     Args:
-        folder: the folder.
-        name: the path of the file in it.
-        copy: the folder to copy it to, where it gets the same path.
+        folder: folder of the file.
+        name: path of the file in `folder`.
+        copy: the other folder.
 
     Raises:
-        OSError: the file is a link, lies behind one, is not a regular file, or cannot be read or copied.
+        OSError: the file or one of its parent folders is a link, or the file is not a regular one or cannot be copied.
     """
     if any((folder / parent).is_symlink() for parent in Path(name).parents if parent.name):
         raise OSError(f"{Path(name).parent} is a link")
@@ -66,7 +66,7 @@ def copy_file(folder: Path, name: str, copy: Path) -> None:
 
 
 def is_stored(path: Path, entry: RepoFile | None) -> bool:
-    """Return whether an entry of a hub's listing has the size and the hash of a file."""
+    """Return whether a file of the repository has the size and the hash of a local file."""
     if entry is None or entry.size != path.stat().st_size:
         return False
     return entry.lfs.sha256 == sha256_of(path) if entry.lfs else entry.blob_id == git_hash(path.read_bytes())
@@ -75,11 +75,11 @@ def is_stored(path: Path, entry: RepoFile | None) -> bool:
 def find_secret(path: Path) -> int | None:
     """Search a file for secrets.
 
-    The search covers text in UTF-8, UTF-16 and UTF-32, escaped text, and the texts inside a PNG image. Of weights it covers the
-    header as text and the numbers as bytes.
+    The search covers text in UTF-8, UTF-16 and UTF-32, escaped text, and texts in PNG images. In files of weights, it covers the
+    header as text, and the numbers as bytes.
 
     Returns:
-        The approximate number of bytes before the first secret, or None if there is none.
+        The approximate offset of the first secret in bytes, or None if there is none.
     """
     if path.suffix == ".safetensors":
         return _find_in_weights(path)
@@ -104,7 +104,7 @@ def _find_in_weights(path: Path) -> int | None:
 
 
 def _find_in_text(data: bytes) -> int | None:
-    """Search bytes as `find_secret` does, in blocks, because each is decoded several times."""
+    """Search bytes as `find_secret` does. Works in blocks, because each is decoded several times."""
     for at in range(0, len(data), BLOCK):
         first = max(0, at - OVERLAP)
         text = data[first : at + BLOCK].decode("utf-8", "surrogateescape")
@@ -114,7 +114,7 @@ def _find_in_text(data: bytes) -> int | None:
 
 
 def _compressed_texts(image: bytes) -> Iterator[bytes]:
-    """Yield the compressed texts in the chunks of a PNG image, whatever their declared kind, except the pixels."""
+    """Yield the compressed texts in all chunks of a PNG image except the pixels."""
     at = len(PNG_SIGNATURE)
     while at + 8 <= len(image):
         size, kind = int.from_bytes(image[at : at + 4], "big"), image[at + 4 : at + 8]
@@ -122,7 +122,7 @@ def _compressed_texts(image: bytes) -> Iterator[bytes]:
         for match in re.finditer(rb"\0", chunk[:256]) if kind != b"IDAT" else ():
             for start in (match.end(), match.end() + 1):
                 try:
-                    yield zlib.decompressobj().decompress(chunk[start:], MOST_TEXT)
+                    yield zlib.decompressobj().decompress(chunk[start:], MAX_TEXT)
                 except zlib.error:
                     continue
         at += 12 + size

@@ -1,4 +1,4 @@
-"""Checks before a push: the name of the repository, the rights of the token, and the branch."""
+"""Checks before a push: the repository name, the permissions of the token, and the branch."""
 
 import re
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from nlp_transfer.utils.errors import UserError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAIN = "main"
-WRITERS = ("contributor", "write", "admin")  # the roles in an organization that may write
+WRITERS = ("contributor", "write", "admin")  # roles in an organization that may write
 
 
 @dataclass(frozen=True)
 class RepositoryState:
-    """The visibility of a repository, and the commit of one of its branches (None if there is no such branch)."""
+    """The visibility of a repository, and the commit of a branch (None if the branch does not exist)."""
 
     private: bool
     head: str | None
@@ -39,23 +39,23 @@ class Target:
 
 
 def connect(repo_id: str, token: str | None = None) -> HfApi:
-    """Return a client for pushing to a repository.
+    """Create the client for pushing to a repository.
 
     Args:
         repo_id: USER/NAME.
-        token: default: HF_TOKEN, or the token of `hf auth login`.
+        token: None: HF_TOKEN, or the token of `hf auth login`.
 
     Raises:
-        UserError: the name is not valid, there is no token, or huggingface_hub is in offline mode.
+        UserError: the name is invalid, there is no token, or huggingface_hub is in offline mode.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is not a valid name of a repository ({error}); allowed: USER/NAME") from None
+        raise UserError(f"{repo_id!r} is not a valid repository name ({error}); allowed: USER/NAME") from None
     if repo_id.count("/") != 1:
-        raise UserError(f"{repo_id!r} is not a valid name of a repository; allowed: USER/NAME or ORGANIZATION/NAME")
+        raise UserError(f"{repo_id!r} is not a valid repository name; allowed: USER/NAME or ORGANIZATION/NAME")
     if constants.is_offline_mode():
-        raise UserError(f"{repo_id}: pushing is not possible in offline mode; unset HF_HUB_OFFLINE (now set), and try again")
+        raise UserError(f"{repo_id}: pushing is not possible in offline mode; unset HF_HUB_OFFLINE, and try again")
     if not (token := token or get_token()):
         raise UserError(
             f"{repo_id}: there is no token for the push; set the environment variable HF_TOKEN, or log in with `hf auth login`"
@@ -86,8 +86,8 @@ def check_target(
     """Check that the token may push to a repository. Nothing is created or changed.
 
     Raises:
-        UserError: the token may not write there, the revision is not a branch, the tag exists already, or a pull request is
-            requested for a repository or a branch that does not exist.
+        UserError: the token may not write there, the revision is not a branch, the tag already exists, or a pull request is
+            requested for a repository or branch that does not exist.
     """
     account, branch = api.whoami(), revision or MAIN
     if COMMIT.fullmatch(branch):
@@ -114,14 +114,14 @@ def check_target(
 
 
 def _check_rights(account: Mapping[str, Any], repo_id: str, create_pr: bool) -> None:
-    """Check that the account and its token may write to a repository."""
+    """Check that the token may write to a repository."""
     name, namespace = str(account["name"]), repo_id.split("/")[0]
     roles = {str(member["name"]): member.get("roleInOrg") for member in account.get("orgs") or []}
     token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise UserError(
-            f"{repo_id}: the token of {name} is read-only; create one that may write in the settings of the account, and set "
-            "it as HF_TOKEN or with `hf auth login`"
+            f"{repo_id}: the token of {name} is read-only; create a token with write permission in the settings of the "
+            "account, and set it as HF_TOKEN or with `hf auth login`"
         )
     if create_pr:
         return  # everyone who may read may open a pull request
@@ -131,12 +131,12 @@ def _check_rights(account: Mapping[str, Any], repo_id: str, create_pr: bool) -> 
             "change to the repository of another user"
         )
     if namespace != name and roles[namespace] is not None and roles[namespace] not in WRITERS:
-        raise UserError(f"{repo_id}: {name} may only read in {namespace}; ask its owners for the right to write")
+        raise UserError(f"{repo_id}: {name} may only read in {namespace}; ask its owners for write permission")
     if token.get("role") == "fineGrained":
         scopes = (token.get("fineGrained") or {}).get("scoped") or []
         writable = [scope["entity"].get("name") for scope in scopes if "repo.write" in (scope.get("permissions") or [])]
         if namespace not in writable and repo_id not in writable:
             raise UserError(
                 f"{repo_id}: the token may not write there (it may write to: {', '.join(map(str, writable)) or 'none'}); add the "
-                "repository or its owner to the rights of the token"
+                "repository or its owner to the permissions of the token"
             )

@@ -1,11 +1,11 @@
 """Pushing a saved model to a hub in one atomic commit.
 
-All checks come first. Then one commit sends the files and deletes those of an earlier model. It names the commit that it is
-based on, so that the hub refuses it if somebody else has committed in between. Afterwards the hub's listing is compared with the
-files by size and hash. Damage is reported with the address of the commit, and not undone.
+All checks come first. Then one commit adds the files and deletes those of an earlier model. The commit names its parent, so the
+hub refuses it if somebody else has committed in the meantime. Afterwards the sizes and hashes on the hub are compared with those
+of the files. A difference is reported with the address of the commit, which is not reverted.
 
-Retries are left to huggingface_hub, which repeats uploads and listings up to five times and logs a warning for each. The commit
-is not repeated. After a failed commit, a second push uploads no large file again.
+huggingface_hub retries uploads and listings up to five times, and logs a warning for each retry. The commit is not retried. If it
+fails, pushing again does not upload large files again.
 """
 
 import shlex
@@ -24,7 +24,7 @@ from nlp_transfer.hub.permissions import MAIN, RepositoryState, Target, check_ta
 from nlp_transfer.utils.console import console, say
 from nlp_transfer.utils.errors import UserError
 
-LARGE_FILE = 10_000_000  # bytes from which on a file is named before it is sent
+LARGE_FILE = 10_000_000  # bytes; larger files are named before they are sent
 INITIAL_FILES = {".gitattributes"}  # the content of a new repository
 
 
@@ -34,12 +34,12 @@ class Pushed:
 
     Attributes:
         repo_id: USER/NAME.
-        url: the address of the repository.
-        commit: the commit that holds the model.
+        url: address of the repository.
+        commit: commit with the model.
         revision: a branch, or `refs/pr/N`.
-        private: the visibility of the repository.
-        changed: False if the repository already held all files, so that no commit was made.
-        tag: the tag of the commit.
+        private: whether the repository is private.
+        changed: False if the repository already had all files, so no commit was made.
+        tag: tag of the commit.
     """
 
     repo_id: str
@@ -73,12 +73,12 @@ def push(
         create_pr: propose the commit as a pull request.
         tag: a new tag for the commit.
         adapter: push the adapter of a run instead of the merged model.
-        token: default: HF_TOKEN, or the token of `hf auth login`.
+        token: None: HF_TOKEN, or the token of `hf auth login`.
         message: the commit message.
 
     Raises:
-        UserError: a check failed, the hub did not answer, another commit came in between, or the hub does not hold what was
-            sent. The message says in which state the repository is, and what to do.
+        UserError: a check failed, the hub did not respond, somebody else committed in the meantime, or the files on the hub
+            differ from those that were sent. The message describes the state of the repository and what to do.
     """
     api, purpose = connect(repo_id, token), f"pushing to {repo_id}"
     with asking(purpose):
@@ -100,7 +100,7 @@ def check_push(repo_id: str) -> None:
     """Check before training that the token may push to a repository.
 
     Raises:
-        UserError: as `push`.
+        UserError: the token may not push there, or the hub did not respond.
     """
     api = connect(repo_id)
     with asking(f"checking whether {repo_id} may be pushed to"):
@@ -111,7 +111,7 @@ def push_run(folder: Path, repo_id: str) -> Pushed:
     """Push a run that has just finished.
 
     Raises:
-        UserError: the push failed. The run is finished nevertheless, and the message says how to push it later.
+        UserError: the push failed. The run itself is complete, and the message says how to push it later.
     """
     try:
         return push(folder, repo_id)
@@ -123,7 +123,7 @@ def push_run(folder: Path, repo_id: str) -> Pushed:
 
 
 def _check_card(package: Package, repo_id: str) -> None:
-    """Let the hub check the metadata of the model card."""
+    """Validate the metadata of the model card on the hub."""
     try:
         ModelCard(package.card).validate()
     except UserError:
@@ -137,7 +137,7 @@ def _commit(api: HfApi, target: Target, package: Package, message: str) -> Pushe
     """Create the repository or the branch if it does not exist, and commit all changes at once.
 
     Raises:
-        UserError: the commit failed. The message says in which state the repository is now.
+        UserError: the commit failed. The message describes the state of the repository.
     """
     repo_id, revision, head = target.repo_id, target.revision, None
     try:
@@ -163,15 +163,15 @@ def _commit(api: HfApi, target: Target, package: Package, message: str) -> Pushe
         revision = commit.pr_revision or revision
         return Pushed(repo_id, _address(api, repo_id), commit.oid, revision, state.private, True, target.tag)
     except UserError as error:
-        arrived, description = _after_failure(api, target, package, head)
-        if arrived is None:
+        pushed, description = _after_failure(api, target, package, head)
+        if pushed is None:
             raise UserError(f"{error}\n{description}") from error
         say(f"warning: {error}; {description}")
-        return arrived
+        return pushed
 
 
 def _create(api: HfApi, target: Target) -> RepositoryState:
-    """Create the repository or the branch if it does not exist, and return the state of the branch."""
+    """Create the repository or the branch if it does not exist, and return its state."""
     repo_id, revision = target.repo_id, target.revision
     if target.state is None:
         api.create_repo(repo_id, private=not target.public, exist_ok=True)
@@ -189,10 +189,13 @@ def _create(api: HfApi, target: Target) -> RepositoryState:
 
 
 def _after_failure(api: HfApi, target: Target, package: Package, head: str | None) -> tuple[Pushed | None, str]:
-    """Return the result of the push if the commit arrived although its answer was lost, and the state of the repository.
+    """Find out what a failed push has changed.
 
     Args:
-        head: the commit that the branch was at before the push, or None if the push failed earlier.
+        head: commit of the branch before the push, or None if the push failed before that was known.
+
+    Returns:
+        The result if the commit arrived and only the response was lost, otherwise None; and the state of the repository as text.
     """
     repo_id, revision, url = target.repo_id, target.revision, _address(api, target.repo_id)
     try:
@@ -200,7 +203,7 @@ def _after_failure(api: HfApi, target: Target, package: Package, head: str | Non
             state = read_state(api, repo_id, revision)
             tree = _list_files(api, repo_id, state.head or MAIN) if state else {}
     except UserError as error:
-        return None, f"{url}, {revision}: the state is unknown ({error}); look at it before you push again"
+        return None, f"{url}, {revision}: the state is unknown ({error}); check it before you push again"
     if state is None:
         return None, f"{repo_id} does not exist; nothing was created"
     if target.create_pr:
@@ -210,39 +213,39 @@ def _after_failure(api: HfApi, target: Target, package: Package, head: str | Non
             pushed = Pushed(repo_id, url, state.head, revision, state.private, True, target.tag)
             return pushed, f"the commit {state.head} arrived nevertheless"
         return None, (
-            f"{repo_id}, {revision} has moved from {head} to {state.head} during the push, and a push is accepted only on top of "
-            f"the commit that it was made for; look at {url}/commit/{state.head}, and push again"
+            f"{repo_id}, {revision} has moved from {head} to {state.head} during the push, so the commit was not accepted; check "
+            f"{url}/commit/{state.head}, and push again"
         )
     if target.state is None:
         is_empty = set(tree) <= INITIAL_FILES
         advice = f"push again, or remove it with `hf repos delete {repo_id}`" if is_empty else "push again if this is intended"
-        content = "is empty" if is_empty else "holds files of somebody else"
+        content = "is empty" if is_empty else "contains files of somebody else"
         return None, f"{repo_id} did not exist before this push, and {content} now; {advice}"
     if state.head is None:
         return None, f"{repo_id} is unchanged and has no branch {revision}; push again later"
     if target.state.head is None:
         return None, (
-            f"the branch {revision} of {repo_id} did not exist before this push, and holds none of its files; push again, or "
+            f"the branch {revision} of {repo_id} did not exist before this push, and contains none of its files; push again, or "
             f"remove it with `hf repos branch delete {repo_id} {revision}`"
         )
     return None, f"{repo_id}, {revision} is unchanged ({state.head}); push again later"
 
 
 def _check_commit(api: HfApi, package: Package, pushed: Pushed) -> None:
-    """Compare the hub's listing of a commit with the files by size and hash.
+    """Compare the files of a commit with those that were sent, by size and hash.
 
     Raises:
-        UserError: the commit does not hold what was sent, or could not be listed.
+        UserError: they differ, or the commit could not be listed.
     """
     address = f"{pushed.url}/commit/{pushed.commit}"
     try:
-        with asking(f"checking what {pushed.repo_id} holds"):
+        with asking(f"checking the files of {pushed.repo_id}"):
             tree = _list_files(api, pushed.repo_id, pushed.commit)
     except UserError as error:
         raise UserError(f"the commit {address} was made, but could not be checked: {error}\nPush again to check it") from error
     if damaged := package.differences(tree) + package.outdated(tree):
         raise UserError(
-            f"the commit {address} does not hold what was sent ({', '.join(damaged)}), and is still in {pushed.revision}; push "
+            f"the commit {address} differs from what was sent ({', '.join(damaged)}), and is now in {pushed.revision}; push "
             "again to replace these files, or revert the commit"
         )
 
@@ -259,7 +262,7 @@ def _set_tag(api: HfApi, tag: str, pushed: Pushed) -> None:
 
 
 def _list_files(api: HfApi, repo_id: str, commit: str) -> dict[str, RepoFile]:
-    """Return the files of a commit by name, with sizes and hashes."""
+    """Return the files of a commit, with sizes and hashes, by name."""
     entries = api.list_repo_tree(repo_id, recursive=True, revision=commit)
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
@@ -278,7 +281,7 @@ def _announce(package: Package, changed: list[str], outdated: list[str]) -> None
 
 @contextmanager
 def _progress_bars_on_terminals() -> Iterator[None]:
-    """Hide the progress bars of uploads if standard error is not a terminal; huggingface_hub would show them."""
+    """Hide the upload progress bars of huggingface_hub within the context unless standard error is a terminal."""
     hide = not (console.is_terminal or are_progress_bars_disabled())
     if hide:
         disable_progress_bars()

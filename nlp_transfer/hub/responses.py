@@ -1,6 +1,6 @@
-"""The required form of a hub's answers: the fields that libraries read, and their types. Other fields may hold anything.
+"""Schemas of a hub's responses: the fields that libraries read, and their types. Other fields are not checked.
 
-Names and commits become names of files and folders in the cache, so that only characters are allowed that cannot leave it.
+Names and commits become file and folder names in the cache, so their characters are restricted to keep paths inside it.
 """
 
 import re
@@ -16,8 +16,8 @@ MEANINGS = {NAME: "a hash or a name", PATH: "a path inside a folder", TEXT: "a s
 LFS = {"oid": NAME, "size": SIZE}
 REF = {"name": TEXT, "ref": TEXT, "targetCommit": NAME}
 ROLE = {"entity": {"name?": TEXT}, "permissions?": [TEXT]}
-# Method, pattern of the path, and shape. A field whose name ends in `?` may be missing or null. A pattern matches all of a text.
-ANSWERS: tuple[tuple[str, str, Any], ...] = (
+# Method, pattern of the path, and shape of the JSON. Patterns match the whole text. A field with `?` may be missing or null.
+RESPONSES: tuple[tuple[str, str, Any], ...] = (
     ("GET", r"/api/whoami-v2", {
         "name": TEXT, "orgs?": [{"name": TEXT, "roleInOrg?": TEXT}],
         "auth?": {"accessToken?": {"role?": TEXT, "fineGrained?": {"scoped?": [ROLE]}}},
@@ -40,12 +40,12 @@ ANSWERS: tuple[tuple[str, str, Any], ...] = (
 
 
 def shape_of(method: str, path: str) -> Any:
-    """Return the shape of the answer to a call, or None if it is not known."""
-    return next((shape for called, pattern, shape in ANSWERS if called == method and re.fullmatch(pattern, path)), None)
+    """Return the shape of the response to a request, or None if there is no schema for it."""
+    return next((shape for called, pattern, shape in RESPONSES if called == method and re.fullmatch(pattern, path)), None)
 
 
 def find_fault(shape: Any, value: Any, place: str = "the document") -> str | None:
-    """Return the first difference between an answer and its shape, or None if there is none."""
+    """Describe the first difference between a JSON value and its shape. Return None if there is none."""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return _fault(place, value, "an object")

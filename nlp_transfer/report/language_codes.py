@@ -1,6 +1,6 @@
-"""ISO 639 codes of languages, for the head of a model card."""
+"""ISO 639 language codes, for the YAML metadata of a model card."""
 
-# ISO 639-1. No library that we depend on has a complete table.
+# ISO 639-1. No dependency has a complete table.
 TWO_LETTERS = frozenset(
     "aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu "
     "fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km "
@@ -11,9 +11,9 @@ TWO_LETTERS = frozenset(
 
 
 def language_code(language: str) -> str | None:
-    """Return the ISO 639 code at the start of a checkpoint's language code (`en_XX`, `eng_Latn`), or None if it has none.
+    """Return the ISO 639 code at the start of a checkpoint's language code (`en_XX`, `eng_Latn`), or None if there is none.
 
-    Codes of three letters are those of NLLB, and `cmn`, Mandarin in Tatoeba and Marian.
+    Three-letter codes are known if NLLB uses them; `cmn` is Mandarin in Tatoeba and Marian.
     """
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 

@@ -1,4 +1,4 @@
-"""The model card: what the model is, how to use it, what it was trained on and how good it is."""
+"""The model card of a saved model: its use, training data, metrics, settings and limits."""
 
 import json
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import number
 from nlp_transfer.utils.environment import expand
 
-HEAD_METRICS = (
+METADATA_METRICS = (  # listed in the YAML metadata
     "accuracy", "f1_macro", "f1_micro", "mcc", "auc", "r2", "pearson", "spearman", "mae", "rmse", "mse", "bleu", "chrf", "ter",
 )  # fmt: skip
 SPLIT_OFF = "split off the training data"
 
 
 def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
-    """Write the model card, `README.md`, into the folder of a model or an adapter.
+    """Write the model card, `README.md`, to the folder of a model or an adapter.
 
     Args:
         result: the run's `result.json`.
-        data: the sources of `train`, `validation` and `test`, and the number of `rows` by split.
+        data: the sources of `train`, `validation` and `test`, and `rows`, the number of rows by split.
         training: the resolved training settings.
     """
     scored = "test" if result["metrics"].get("test") else "validation"
@@ -50,7 +50,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     rows, has_intervals = _metric_rows(metrics)
     card = render_markdown(
         "model_card.md",
-        head=Markup(_head(task, result, is_adapter, title, sources, scored).to_yaml()),
+        head=Markup(_metadata(task, result, is_adapter, title, sources, scored).to_yaml()),
         title=title, task=task, task_name=task_name(task), base=data_name(base), strategy=strategy_label(result["strategy"]),
         is_translation=is_translation, is_adapter=is_adapter, is_custom=is_custom,
         is_plain=not (is_adapter or is_custom) if is_translation else result["plain"],
@@ -73,21 +73,21 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     write_bytes(folder / "README.md", str(ModelCard(card)).encode())
 
 
-def _head(
+def _metadata(
     task: Task, result: Mapping[str, Any], is_adapter: bool, title: str, sources: Mapping[str, Any], scored: str
 ) -> ModelCardData:
-    """Return the card's YAML head, which the Hub reads."""
+    """Return the YAML metadata at the start of the card, which the Hub reads."""
     pipeline = "translation" if translates(task) else "text-classification"
     languages = [getattr(task, name, None) for name in ("source_language", "target_language")]
     codes = list(dict.fromkeys(code for language in languages if language and (code := language_code(str(language)))))
-    # A split without a source was split off the training data.
+    # A split without a source comes from the training data.
     source = sources["train"] if sources.get(scored) is None and "train" in sources else sources.get(scored)
     results = [
         EvalResult(
             task_type=pipeline, dataset_type="local", dataset_name=one_line(data_name(source)), dataset_split=scored,
             metric_type=name, metric_value=round(value, 6), metric_name=name,
         )
-        for name, value in result["metrics"].get(scored, {}).items() if name in HEAD_METRICS
+        for name, value in result["metrics"].get(scored, {}).items() if name in METADATA_METRICS
     ]  # fmt: skip
     return ModelCardData(
         library_name="peft" if is_adapter else "transformers", pipeline_tag=pipeline, language=codes or None,
@@ -97,7 +97,7 @@ def _head(
 
 
 def data_name(source: Any) -> str:
-    """Return how a card names a source of data: hub ids and wheels in full, local files without their folders."""
+    """Return the name of a data source for the card: hub ids and wheels in full, local files without their folders."""
     if source is None:
         return SPLIT_OFF
     if isinstance(source, Mapping):
@@ -108,7 +108,7 @@ def data_name(source: Any) -> str:
 
 
 def strategy_label(strategy: Any) -> str:
-    """Return the name of a strategy, or the names of several, joined by +."""
+    """Return the names of a strategy or list of strategies, joined by +."""
     return " + ".join(str(part["name"]) for part in (strategy if isinstance(strategy, list) else [strategy]))
 
 
@@ -123,14 +123,14 @@ def _title(base: str) -> str:
 
 
 def _metric_rows(metrics: Mapping[str, float]) -> tuple[list[tuple[str, str, str]], bool]:
-    """Return name, value and 95 % interval of each metric as text, and whether any metric has an interval."""
-    ends = {name: (f"{name}_low", f"{name}_high") for name in metrics if f"{name}_low" in metrics}
-    bounds = {end for pair in ends.values() for end in pair}
+    """Return the name, value and 95 % interval of each metric as text, and whether any metric has an interval."""
+    intervals = {name: (f"{name}_low", f"{name}_high") for name in metrics if f"{name}_low" in metrics}
+    bounds = {end for pair in intervals.values() for end in pair}
     rows = [
-        (name, f"{value:.2f}", " to ".join(f"{metrics[end]:.2f}" for end in ends[name]))
-        if name in ends
+        (name, f"{value:.2f}", " to ".join(f"{metrics[end]:.2f}" for end in intervals[name]))
+        if name in intervals
         else (name, number(value), "")
         for name, value in metrics.items()
         if name not in bounds
     ]
-    return rows, bool(ends)
+    return rows, bool(intervals)

@@ -1,6 +1,6 @@
 """Plots of a comparison as inline SVG, drawn with matplotlib.
 
-Importing this module loads matplotlib, so import it only where a page is written.
+Importing this module loads matplotlib, so it is imported only where a page is written.
 """
 
 import io
@@ -24,11 +24,12 @@ from nlp_transfer.report.rendering import one_line
 
 Format = Callable[[float], str]
 
-WIDTH = 9.6  # inches; the page scales a plot to its own width
-LABEL_HEIGHT = 13.0  # points between two labels of a column
+WIDTH = 9.6  # inches; the page scales plots to its width
+LABEL_HEIGHT = 13.0  # points from one label of a column to the next
 LONGEST_LABEL = 40  # characters; the tooltip has the full label
 INK, MUTED, GRID, EDGE = "#1f2328", "#6b6b6a", "#e4e4e5", "#fffffe"
-# Okabe and Ito's colors without black and yellow. With the dash patterns they tell 21 lines apart, also for color-blind readers.
+# Okabe and Ito's colors without black and yellow, and a purple. With the dash patterns they distinguish 21 lines, also for
+# color-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a4a9c")
 DASHES = ("-", (0, (6, 3)), (0, (2, 2)))
 # The page defines these CSS variables for light and dark mode.
@@ -57,15 +58,17 @@ class Point:
     x: float | None = None
     """Training time in seconds, or examples per label (None: all examples)."""
     series: int = 0
-    """Number of the strategy, which selects its color in every plot."""
+    """Index of the strategy, which determines its color in all plots."""
 
     @property
     def short_label(self) -> str:
+        """The label on one line, truncated to `LONGEST_LABEL` characters."""
         text = one_line(self.label)
         return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
 
     @property
     def color(self) -> str:
+        """The color of the strategy."""
         return COLORS[self.series % len(COLORS)]
 
     def tooltip(self, text: str) -> str:
@@ -75,37 +78,39 @@ class Point:
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Set the style of the plots. The user's `matplotlib` settings have no effect inside."""
+    """Set the style of the plots within the context, and ignore the user's matplotlib settings."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has other fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # browsers have other fonts
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield
 
 
 def to_svg(figure: Figure, description: str) -> Markup:
-    """Return a figure as an `<svg>` element with tooltips and CSS colors; the same figure always gives the same text.
+    """Return a figure as an `<svg>` element with tooltips and CSS colors. The text is reproducible.
 
     Args:
         description: what the plot shows, for screen readers.
     """
     file, description = io.StringIO(), one_line(description)
-    # Ids are hashes with this salt: different plots of one page need different ones.
+    # The salt makes ids reproducible, and different in each plot of a page.
     with matplotlib.rc_context({"svg.hashsalt": description}):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Format", "Type", "Creator")))
     svg = file.getvalue().partition("<svg ")[2]
     svg = re.sub(r"""<g id=(["'])tooltip:(.*?)\1>""", r"<g><title>\2</title>", svg)
-    svg = re.sub(r'<g id="[\w.]+_\d+">', "<g>", svg)  # the same in every plot, and nothing refers to them
+    svg = re.sub(r'<g id="[\w.]+_\d+">', "<g>", svg)  # equal in all plots, and not referenced
     svg = re.sub(r"\b(fill|stroke): (#\w{6})", lambda match: f"{match[1]}: var(--{VARIABLES.get(match[2], 'ink')})", svg)
     return Markup(f'<svg role="img" aria-label="{escape(description)}" {svg}')
 
 
 def interval_plot(points: Sequence[Point], reference: str, title: str, show: Format) -> Figure:
-    """Return one row per point with its interval, in the given order.
+    """Draw a row for each point with its interval, in the given order.
 
     Args:
         points: the first one is highlighted.
-        reference: the label of the point that a dashed line marks.
+        reference: label of the point that is marked by a dashed line.
+        title: title of the axis.
+        show: formats a metric.
     """
     figure, axes = _figure(0.75 + 0.28 * len(points))
     for row, point in enumerate(points):
@@ -129,7 +134,7 @@ def interval_plot(points: Sequence[Point], reference: str, title: str, show: For
 
 
 def cost_plot(points: Sequence[Point], title: str, show: Format, show_seconds: Format) -> Figure:
-    """Return the metric over the training time (log scale)."""
+    """Draw the metric against the training time (log scale)."""
     figure, axes = _figure(height := max(3.6, 0.8 + 0.2 * len(points)))
     seconds = [max(point.x or 0.0, 1e-3) for point in points]
     limits = min(seconds) / 1.8, max(seconds) * 1.8  # wide enough for at least one tick
@@ -144,21 +149,21 @@ def cost_plot(points: Sequence[Point], title: str, show: Format, show_seconds: F
 
 
 def learning_curves(curves: Sequence[Sequence[Point]], title: str, show: Format) -> Figure:
-    """Return one curve per strategy over the examples per label (log scale); all examples stand one step further right."""
+    """Draw a learning curve for each strategy over the examples per label (log scale), and over all examples."""
     figure, axes = _figure(height := max(4.2, 0.8 + 0.2 * len(curves)))
     points = [point for curve in curves for point in curve]
     counts = sorted({point.x for point in points if point.x is not None})
     last = counts[-1] if counts else 1.0
-    place_of_all = last * max(2.0, last / counts[-2] if len(counts) > 1 else 2.0)
+    x_of_all = last * max(2.0, last / counts[-2] if len(counts) > 1 else 2.0)
     has_all = any(point.x is None for point in points)
-    ticks = [*counts, place_of_all] if has_all else counts
-    _log_axis(axes, (ticks[0] / 1.15, ticks[-1] * 1.15), ticks, lambda x: "all" if has_all and x == place_of_all else f"{x:g}")
-    axes.set_xlabel(f"examples per label (log scale{'; all examples are one step further' * has_all})")
+    ticks = [*counts, x_of_all] if has_all else counts
+    _log_axis(axes, (ticks[0] / 1.15, ticks[-1] * 1.15), ticks, lambda x: "all" if has_all and x == x_of_all else f"{x:g}")
+    axes.set_xlabel(f"examples per label (log scale{'; all examples: one step to the right' * has_all})")
     _value_axis(axes, [end for point in points for end in (point.low, point.high, point.value)], title)
     ends: list[Point] = []
     for curve in curves:
         ordered = sorted(curve, key=lambda point: math.inf if point.x is None else point.x)
-        xs = [place_of_all if point.x is None else point.x for point in ordered]
+        xs = [x_of_all if point.x is None else point.x for point in ordered]
         color, dashes = curve[0].color, DASHES[curve[0].series // len(COLORS) % len(DASHES)]
         lows, highs = [point.low for point in ordered], [point.high for point in ordered]
         axes.fill_between(xs, lows, highs, color=color, alpha=0.16 if len(curves) <= 4 else 0.07, linewidth=0)
@@ -167,19 +172,27 @@ def learning_curves(curves: Sequence[Sequence[Point]], title: str, show: Format)
             gid = point.tooltip(f"{show(point.value)} ({show(point.low)} to {show(point.high)})")
             axes.plot(x, point.value, "o", color=color, markeredgecolor=EDGE, gid=gid)
         ends.append(ordered[-1])
-    _label_column(axes, height, ends, [place_of_all if point.x is None else point.x for point in ends])
+    _label_column(axes, height, ends, [x_of_all if point.x is None else point.x for point in ends])
     return figure
 
 
 def spread(wanted: ArrayLike, gap: float) -> np.ndarray:
-    """Return places between 0 and 1, near the wanted ones, in the same order, at least `gap` apart if they fit."""
+    """Move positions apart, so that labels do not overlap.
+
+    Args:
+        wanted: positions from 0 to 1, shape (labels,).
+        gap: minimum distance; smaller if the positions would not fit.
+
+    Returns:
+        Positions from 0 to 1 close to the wanted ones, in the same order, shape (labels,).
+    """
     order = np.argsort(wanted, kind="stable")
     steps = min(gap, 1 / max(1, len(order) - 1)) * np.arange(len(order))
-    # Without their steps, places at least a gap apart are places in ascending order.
-    places = np.maximum.accumulate(np.clip(np.asarray(wanted)[order] - steps, 0, 1 - steps[-1])) + steps
-    result = np.empty(len(order))
-    result[order] = places
-    return result
+    # Positions minus their steps are ascending if and only if the positions are at least one step apart.
+    positions = np.maximum.accumulate(np.clip(np.asarray(wanted)[order] - steps, 0, 1 - steps[-1])) + steps
+    spread_out = np.empty(len(order))
+    spread_out[order] = positions
+    return spread_out
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -209,7 +222,7 @@ def _value_axis(axes: Axes, values: Sequence[float], title: str) -> None:
 
 
 def _label_column(axes: Axes, height: float, points: Sequence[Point], xs: Sequence[float]) -> None:
-    """Write the labels in a column to the right of the axes, where none covers another, with a line from each point."""
+    """Draw the labels in a column to the right of the axes, without overlaps, with a line from each point to its label."""
     to_axes = axes.transData + axes.transAxes.inverted()
     starts = to_axes.transform([(x, point.value) for x, point in zip(xs, points, strict=True)])
     gap = LABEL_HEIGHT / (72 * height - 50)  # the axis below takes about 50 points

@@ -1,4 +1,4 @@
-"""HTML pages and Markdown files from Jinja2 templates; text of users never becomes markup."""
+"""Render HTML pages and Markdown files from Jinja2 templates. User text is always escaped."""
 
 import re
 from collections.abc import Iterable
@@ -12,28 +12,28 @@ MARKDOWN_SYNTAX = re.compile(r"[\\`*{}\[\]<>#|!&~]|(?<!\w)_|_(?!\w)")
 
 
 def one_line(text: str) -> str:
-    """Return the text on one line; characters that cannot be printed become U+FFFD."""
+    """Return the text on one line, with unprintable characters replaced by U+FFFD."""
     return "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
 
 
 def escape_markdown(value: object) -> Markup:
-    """Return a value as Markdown text in which every special character is escaped."""
+    """Return a value as Markdown text with all special characters escaped. `Markup` is returned unchanged."""
     return value if isinstance(value, Markup) else Markup(MARKDOWN_SYNTAX.sub(r"\\\g<0>", one_line(str(value))))
 
 
 def code_span(values: object) -> Markup:
-    """Return a value, or each of a list, as inline code in Markdown. A backtick would end it, and becomes an apostrophe."""
+    """Return a value, or each value of a list, as inline code in Markdown. Backticks become apostrophes."""
     items: Iterable[object] = values if isinstance(values, list) else [values]
     return Markup(", ".join(f"`{one_line(str(item)).replace('`', chr(39))}`" for item in items))
 
 
 def render_html(template: str, **values: Any) -> str:
-    """Fill in a template of an HTML page."""
+    """Render the template of an HTML page. Values are escaped except for `Markup`."""
     return _environment(autoescape=True).get_template(template).render(values)
 
 
 def render_markdown(template: str, **values: Any) -> str:
-    """Fill in a template of a Markdown file. Values are escaped except for `Markup`; the filter `code` makes inline code."""
+    """Render the template of a Markdown file. Values are escaped except for `Markup`; the filter `code` makes inline code."""
     return _environment(autoescape=False).get_template(template).render(values)
 
 

@@ -23,7 +23,7 @@ from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.hub import client
 from nlp_transfer.hub.client import HubError, asking
 from nlp_transfer.hub.permissions import check_target, connect
-from nlp_transfer.hub.responses import ANSWERS, PATH
+from nlp_transfer.hub.responses import PATH, RESPONSES
 from nlp_transfer.models.verification.model_files import find_file, pin
 from nlp_transfer.utils.errors import UserError
 from tests.hub import Fault, Hub, serve
@@ -247,11 +247,11 @@ def places(shape: Any, document: Any, at: tuple[Any, ...] = ()) -> Iterator[tupl
 WRONG: list[Any] = [None, 7, -1, "", "../x", "\x1b[2J", [], [[]], {}, {"a": {}}, True, 1.5, "x" * 10_000]
 
 
-@pytest.mark.parametrize("number", range(len(ANSWERS)), ids=[f"{method} {path}" for method, path, _ in ANSWERS])
+@pytest.mark.parametrize("number", range(len(RESPONSES)), ids=[f"{method} {path}" for method, path, _ in RESPONSES])
 def test_wrong_values_in_every_field_of_every_answer(number: int, connection: tuple[Hub, Inside], tmp_path: Path) -> None:
     """Each field, with values of each type, gives a result or a UserError, and no other exception."""
     hub, _ = connection
-    method, pattern, shape = ANSWERS[number]
+    method, pattern, shape = RESPONSES[number]
     documents: list[Any] = []
 
     def record(status: int, content: bytes, headers: dict[str, str]) -> Answer:
@@ -319,7 +319,7 @@ BODIES: dict[str, Callable[[int, bytes, dict[str, str]], Answer]] = {
 def test_malformed_answers(kind: str, connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub, _ = connection
     waited: list[float] = []
-    monkeypatch.setattr(client, "MOST_IN_MEMORY", 100_000)
+    monkeypatch.setattr(client, "MAX_IN_MEMORY", 100_000)
     monkeypatch.setattr(time, "sleep", waited.append)
     for number, call in enumerate(CALLS):
         hub.repository(NAME).tags.clear()
@@ -345,7 +345,7 @@ def test_facts_in_the_message_for_a_refused_answer(connection: tuple[Hub, Inside
 
 def test_endless_pages(connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub, _ = connection
-    monkeypatch.setattr(client, "MOST_REQUESTS", 30)
+    monkeypatch.setattr(client, "MAX_REQUESTS", 30)
     pages = iter(range(1000))
 
     def next_page(*_: Any) -> Answer:
@@ -361,7 +361,7 @@ def test_a_download_that_breaks_off_again_and_again(
     connection: tuple[Hub, Inside], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, _ = connection
-    monkeypatch.setattr(client, "MOST_DOWNLOADS", 3)
+    monkeypatch.setattr(client, "MAX_DOWNLOADS", 3)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     hub.faults = [Fault("changed", "GET .*/config.json", change=lambda *_: (206, b"1", {"Content-Length": "2"}))]
     with pytest.raises(HubError, match=r"config.json.*there is no end"):
@@ -380,8 +380,8 @@ def test_an_answer_that_is_too_slow(part: str, tmp_path: Path, monkeypatch: pyte
     def slowly(status: int, content: bytes, headers: dict[str, str]) -> Answer:
         return status, trickle(), headers | {"Content-Length": "600"}
 
-    monkeypatch.setattr(client, "INTERVAL", 0.5)
-    monkeypatch.setattr(client, "ANSWER", 0.5)
+    monkeypatch.setattr(client, "SPEED_INTERVAL", 0.5)
+    monkeypatch.setattr(client, "RESPONSE_TIMEOUT", 0.5)
     with serve() as (address, hub), pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", address)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")

@@ -159,7 +159,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "a variable": (lambda m: add(m / "README.md", "0123-not-a-known-shape-4567"), ["looks like a token or a key"]),
     "escaped in JSON": (
         lambda m: edit(m / "config.json", lambda t: t.replace("{", '{"note": "' + escaped("ghp_" + "a1B2" * 9) + '",', 1)),
-        ["config.json, line 1: holds what looks"],
+        ["config.json, line 1: contains what looks"],
     ),
     "a key of JSON": (
         lambda m: set_field(m / "tokenizer_config.json", "x" * 9 + "\t" + TOKEN, 1),
@@ -173,23 +173,23 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "text in an image": (
         lambda m: picture(m, b"tEXt", b"Comment\0" + TOKEN.encode()),
-        ["plot.png: holds what looks like a token"],
+        ["plot.png: contains what looks like a token"],
     ),
     "compressed text in an image": (
         lambda m: picture(m, b"zTXt", b"Comment\0\0" + zlib.compress(TOKEN.encode())),
-        ["plot.png: holds what looks like a token"],
+        ["plot.png: contains what looks like a token"],
     ),
     "compressed Unicode text in an image": (
         lambda m: picture(m, b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(TOKEN.encode())),
-        ["plot.png: holds what looks like a token"],
+        ["plot.png: contains what looks like a token"],
     ),
     "metadata of weights": (
         lambda m: save_file({"a": torch.zeros(1)}, m / "model.safetensors", {"note": TOKEN}),
-        ["model.safetensors: holds what looks like a token"],
+        ["model.safetensors: contains what looks like a token"],
     ),
     "weights that are a token": (
         lambda m: save_file({"a": torch.tensor(list(TOKEN.encode()), dtype=torch.uint8)}, m / "model.safetensors"),
-        ["model.safetensors: holds what looks like a token"],
+        ["model.safetensors: contains what looks like a token"],
     ),
     "an image that nothing shows": (lambda m: (m / "other.png").write_bytes(PNG), ["other.png: a model has no file"]),
     "other text": (lambda m: (m / "notes.txt").write_text("mine"), ["notes.txt: a model has no file"]),
@@ -204,7 +204,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "a link to a folder": (lambda m: (m / "encoder").symlink_to(m.parent), ["encoder: a model has no file"]),
     "a pipe": (lambda m: os.mkfifo(m / "merges.txt"), ["merges.txt: cannot be copied"]),
     "a pipe for a card": (lambda m: ((m / "README.md").unlink(), os.mkfifo(m / "README.md")), ["README.md: cannot be copied"]),
-    "own folder": (lambda m: add(m / "README.md", f"see {m.absolute()}/x"), ["names a folder of this machine"]),
+    "own folder": (lambda m: add(m / "README.md", f"see {m.absolute()}/x"), ["contains a local path"]),
 }
 
 
@@ -281,9 +281,9 @@ RIGHTS: list[tuple[str, dict[str, Any], str]] = [
     ("ann/reviews", {"role": "fineGrained", "scopes": {"lab": ["repo.write"]}}, "it may write to: lab"),
     ("ann/reviews", {"role": "fineGrained", "scopes": {"ann": ["repo.content.read"]}}, "it may write to: none"),
     ("reviews", {}, "allowed: USER/NAME"),
-    ("ann/bad name", {}, "is not a valid name of a repository"),
-    ("ann/a/b", {}, "is not a valid name of a repository"),
-    ("ann/.hidden", {}, "is not a valid name of a repository"),
+    ("ann/bad name", {}, "is not a valid repository name"),
+    ("ann/a/b", {}, "is not a valid repository name"),
+    ("ann/.hidden", {}, "is not a valid repository name"),
 ]
 
 

@@ -260,7 +260,7 @@ def make(rng: random.Random, folder: Path) -> Case:
             hub.seed(NAME, FILES)
             hub.repositories["datasets", NAME] = hub.repositories["models", NAME]
             hub.faults = [Fault("changed", call, at, change=change)]
-            with replaced(client, "MOST_IN_MEMORY", 200_000):
+            with replaced(client, "MAX_IN_MEMORY", 200_000):
                 try:
                     act()
                 finally:

@@ -191,7 +191,7 @@ def test_translation_card_lists_settings(translators: dict[str, Path]) -> None:
     assert "- architecture: encoder_decoder\n" in text
     assert "- languages: `eng_Latn` to `de-DE`\n" in text
     assert "- beams: 2, length penalty 0.8\n" in text
-    assert f"- longest source and longest target: {settings['max_length']} tokens each;" in text
+    assert f"- maximum length of source and target: {settings['max_length']} tokens each;" in text
     assert f"at most {settings['length_ratio']:g} x (source tokens + 8) tokens" in text
     assert f"splits texts of more than {settings['longest_source']} tokens" in text
     assert "- architecture: seq2seq\n" in (translators["marian"] / "model/README.md").read_text()
