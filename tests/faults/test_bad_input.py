@@ -256,7 +256,7 @@ SETTINGS = [
     ),
     Case(
         "label twice in the schema",
-        ("task.labels", "each label once", "'positive' is given twice"),
+        ("task.labels", "each label once", "'positive' appears twice"),
         settings={"task.labels": ["positive", "positive"]},
     ),
     Case("no labels in the schema", ("task.labels: found []", "at least 1 item"), settings={"task.labels": []}),
@@ -343,7 +343,7 @@ SETTINGS = [
         settings={"strategy": ["full", "lora"]},
         arguments=train("--strategy.3.r", "5"),
     ),
-    Case("word instead of a flag", ("found 'epochs=5'", "allowed: settings by dotted name"), arguments=train("epochs=5")),
+    Case("word instead of a flag", ("'epochs=5'", "allowed: settings by dotted name"), arguments=train("epochs=5")),
     Case("no file named", ("nlp-transfer train reviews.csv",), arguments=("train",)),
     Case("unknown command", ("No such command 'trian'",), arguments=("trian",)),
 ]
@@ -351,7 +351,7 @@ SETTINGS = [
 MODELS = [
     Case(
         "model folder without a model",
-        ("model: the folder folder is no model", "no config.json", "found: notes.txt"),
+        ("model: the folder folder does not contain a model", "no config.json", "found: notes.txt"),
         {"folder": Path.mkdir, "folder/notes.txt": "x"},
         {"model": "folder"},
     ),
@@ -392,7 +392,7 @@ DATA = [
     ),
     Case(
         "not on the hub",
-        ("data.train: cannot load 'no/such-data' (split 'train')", "allowed: a file or folder that exists"),
+        ("data.train: cannot load 'no/such-data' (split 'train')", "allowed: an existing file or folder"),
         settings={"data.train": "no/such-data"},
     ),
     Case(
@@ -582,7 +582,7 @@ DATA = [
     ),
     Case(
         "UTF-16 file",
-        ("train.csv: a byte order mark of UTF-16", "set data.encoding: utf-16"),
+        ("train.csv: ", "a byte order mark of UTF-16", "set data.encoding: utf-16"),
         {"train.csv": CSV.encode("utf-16")},
     ),
     Case(

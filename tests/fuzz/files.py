@@ -95,7 +95,7 @@ def good_glob(rng: random.Random, folder: Path) -> Case:
         rows = read_rows(pattern, "train", DataConfig(), ["text"])
         must_be(rows.columns["text"], [text for _, text in sorted(right)])
 
-    return Case("globs", run, ("ending", ".csv: ") if pattern.endswith("**") else ("must not be refused",))
+    return Case("globs", run, ("file extension", ".csv: ") if pattern.endswith("**") else ("must not be refused",))
 
 
 # -- what is no file, or does not stay one ------------------------------------------------------------------------

@@ -423,7 +423,7 @@ def test_not_a_number_is_a_missing_cell(task: dict[str, Any], row: str, kind: st
 @pytest.mark.parametrize(
     ("task", "cells", "facts"),
     [
-        ({"name": "regression"}, [f"3,{i:02}" for i in range(60)], ("60 of 60 rows", "row 2", "'3,00'", "decimal comma")),
+        ({"name": "regression"}, [f"3,{i:02}" for i in range(60)], ("60 of 60 rows", "row 2", "'3,00'", "comma")),
         ({"name": "regression"}, [f"{i} %" for i in range(60)], ("60 of 60 rows", "row 2", "'0 %'", "percent")),
         ({"labels": ["good", "bad"]}, ["positive", "negative"] * 30, ("of 60 rows", "row 2", "'positive'")),
     ],

@@ -81,7 +81,7 @@ def test_a_head_that_no_auto_class_knows_is_saved_and_opened(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "nlp_transfer_task_model" in done.stderr
     assert done.returncode == 1
-    assert f"`{name}`" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"`{name}`" in (tmp_path / "run" / "model" / "docs" / "python.md").read_text()
 
 
 def test_a_regression_with_a_head_of_its_own_predicts_in_the_units_of_the_column(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_strategy_keeps_the_model_that_a_task_builds(
         ("BareTensor", "full", ["tests.custom_tasks:BareTensor", "logits", "SequenceClassifierOutput"]),
         ("NoModel", "full", ["build_model", "3 (int)"]),
         ("OwnModule", "lora", ["Module", "encoder"]),
-        ("DeepHead", "few_shot", ["few_shot", "builds its model itself"]),
+        ("DeepHead", "few_shot", ["task.head", "few_shot", "built by the task", "allowed: "]),
     ],
 )
 def test_a_model_of_a_users_own_class_is_named_in_messages(
@@ -427,10 +427,10 @@ def test_a_saved_configuration_that_is_no_model_is_refused(
         load_predictor(tmp_path / "run")
 
 
-def test_the_example_of_the_readme_runs(
+def test_the_example_of_the_documentation_runs(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
     example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class DeepHead" in block)
     commands = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "my_tasks:DeepHead" in block)
     (tmp_path / "my_tasks.py").write_text(example)
