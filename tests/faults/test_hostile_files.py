@@ -258,7 +258,7 @@ def test_both_readings_of_a_path_are_named(place: Any, capfd: pytest.CaptureFixt
     Path("data[2024]").mkdir()
     with pytest.raises(UserError, match=r"data\[2024\] exists and is read literally; as a pattern, .* would also match data2"):
         texts_of("data[2024]/*.csv")
-    with pytest.raises(UserError, match=r"'b\[1\].csv' is a pattern where no file .* exactly that name: nothing matches"):
+    with pytest.raises(UserError, match=r"'b\[1\].csv' is read as a pattern, .* exactly that name: nothing matches"):
         texts_of("only/b[1].csv")
     capfd.readouterr()
     place("data[2024]/b.csv")

@@ -81,7 +81,7 @@ def test_a_head_that_no_auto_class_knows_is_saved_and_opened(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "nlp_transfer_task_model" in done.stderr
     assert done.returncode == 1
-    assert f"`{name}`" in (tmp_path / "run" / "model" / "docs" / "python.md").read_text()
+    assert f"`{name}`" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_a_regression_with_a_head_of_its_own_predicts_in_the_units_of_the_column(tiny: dict[str, Path], tmp_path: Path) -> None:
