@@ -7,17 +7,18 @@ operation. This module avoids heavy imports: the main process, which reads and w
 import importlib
 import os
 import signal
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.security.child_processes import WorkerPool
+from nlp_transfer.security.child_processes import end_with_parent, start_workers
 from nlp_transfer.security.redaction import guard_output
 from nlp_transfer.settings import extensions
 from nlp_transfer.utils.console import console
@@ -59,11 +60,54 @@ def _count(number: int, noun: str, ending: str = "s") -> str:
     return f"{number} {noun}{ending if number != 1 else ''}"
 
 
+class _Worker:
+    """A process that predicts one chunk at a time, and this process's end of its pipe."""
+
+    def __init__(self, process: Any, pipe: Any, name: str) -> None:
+        self.process, self.pipe, self.name = process, pipe, name
+        self.error: Exception | None = None  # of loading, after which the process is of no use
+
+    def load(self) -> tuple[Any, ...]:
+        """Wait until the predictor is loaded, and return its `chunk_rows`, `columns` and `identity`."""
+        try:
+            description: tuple[Any, ...] = self._receive("while it loaded the model")
+        except Exception as error:
+            self.error = error
+            raise
+        return description
+
+    def predict(self, chunk: Batch) -> Any:
+        """Return the predictions of a chunk. The process does not get the Arrow data, which only the writer needs."""
+        if self.error is not None:
+            raise self.error
+        with suppress(OSError):  # it has ended: there is no reply either
+            self.pipe.send(replace(chunk, table=None))
+        return self._receive(f"while it predicted rows {chunk.first} to {chunk.first + len(chunk) - 1}")
+
+    def _receive(self, when: str) -> Any:
+        try:
+            reply = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(EXIT_SECONDS)
+            code = self.process.exitcode or 0
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            raise UnfinishedError(
+                f"{self.name} (pid {self.process.pid}) {how} {when}. Memory may be insufficient, since each process holds "
+                "the model; allowed: fewer --processes, or a smaller --batch-size"
+            ) from error
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
 class PredictorPool:
     """Processes that each create a predictor once and then predict chunks of a file.
 
     The predictor is a callable from a `Batch` to its predictions, with the attributes `chunk_rows`, `columns` and `identity` of
     `file_predictor.FilePredictor`. The processes run only inside the `with` block.
+
+    A thread waits for each process. `concurrent.futures.ProcessPoolExecutor` is not used, since all of its processes share one
+    pipe: it waits forever when a process is killed while it writes to the pipe.
 
     Args:
         module: name of the module that defines the predictor's class.
@@ -74,11 +118,10 @@ class PredictorPool:
 
     def __init__(self, module: str, name: str, arguments: dict[str, Any], processes: int) -> None:
         self._count = processes
-        self._pool = WorkerPool(
-            processes, _load, (module, name, arguments, threads_each(processes), extensions.files_for_child())
-        )
-        self._loading: list[Future[Any]] = []
-        self._processes: list[Any] = []
+        self._arguments = (module, name, arguments, threads_each(processes), extensions.files_for_child())
+        self._threads = ThreadPoolExecutor(processes)
+        self._workers: list[_Worker] = []
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
 
     def __enter__(self) -> "PredictorPool":
         """Start the processes.
@@ -87,20 +130,24 @@ class PredictorPool:
             UserError: the system cannot start a process.
         """
         try:
-            for _ in range(self._count):
-                self._loading.append(self._pool.submit(_describe))
-        except OSError as error:
+            for process, pipe in start_workers(self._count, _work, self._arguments):
+                self._workers.append(_Worker(process, pipe, f"process {len(self._workers) + 1} of {self._count}"))
+        except BaseException as error:
             self.__exit__()
-            process = f"process {len(self._loading) + 1} of {self._count}"
-            raise UserError(f"{process} cannot be started ({error.strerror}); allowed: fewer --processes") from error
-        except BaseException:
-            self.__exit__()
-            raise
-        self._processes = self._pool.processes()
+            if not isinstance(error, OSError):
+                raise
+            which = f"process {len(self._workers) + 1} of {self._count}"
+            raise UserError(f"{which} cannot be started ({error.strerror}); allowed: fewer --processes") from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.__exit__()
+        """Kill the processes: they have nothing to finish."""
+        for worker in self._workers:
+            worker.process.kill()
+        self._threads.shutdown(cancel_futures=True)  # the threads see the end of their pipes
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()
 
     def predict(
         self, read: Callable[..., Iterator[Batch]], recorded: Callable[[Batch], Any] = lambda _: None
@@ -120,49 +167,34 @@ class PredictorPool:
         """
 
         def submit(chunk: Batch) -> Future[Any]:
+            if (predictions := recorded(chunk)) is None:
+                return self._threads.submit(self._predict, chunk)
             done: Future[Any] = Future()
-            if (predictions := recorded(chunk)) is not None:
-                done.set_result(predictions)
-                return done
-            try:
-                return self._pool.submit(_predict, replace(chunk, table=None))
-            except BrokenExecutor as error:  # raised when it is this chunk's turn
-                done.set_exception(error)
-                return done
+            done.set_result(predictions)
+            return done
 
-        try:
-            ready = wait(self._loading, return_when=FIRST_COMPLETED).done
-            chunks = read(*ready.pop().result())
-        except BrokenExecutor as error:
-            raise self._process_lost("while it loaded the model") from error
-        pending: deque[tuple[Batch, Future[Any]]] = deque()
-        try:
-            yield from in_file_order(chunks, submit, CHUNKS_PER_PROCESS * self._count, pending)
-        except BrokenExecutor as error:
-            unfinished = [chunk for chunk, future in pending if not future.done() or future.exception() is not None]
-            first, last = unfinished[0].first, unfinished[-1].first + len(unfinished[-1]) - 1
-            raise self._process_lost(f"and rows {first} to {last} were not finished") from error
+        loading = [self._threads.submit(self._load, worker) for worker in self._workers]
+        first = next(as_completed(loading)).result()
+        yield from in_file_order(read(*first), submit, CHUNKS_PER_PROCESS * self._count)
 
-    def _process_lost(self, when: str) -> UserError:
-        end = time.monotonic() + EXIT_SECONDS
-        while not (ended := [each for each in self._processes if each.exitcode]) and time.monotonic() < end:
-            time.sleep(0.01)  # the executor ends the other processes with status 0
-        process, ending = "one", "has ended"
-        if ended:
-            code = ended[0].exitcode
-            process = f"process {self._processes.index(ended[0]) + 1} (pid {ended[0].pid})"
-            ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return UnfinishedError(
-            f"{process} of {self._count} processes {ending} {when}. Memory may be insufficient, since each process holds the "
-            f"model; allowed: fewer --processes than {self._count}, or a smaller --batch-size"
-        )
+    def _load(self, worker: _Worker) -> tuple[Any, ...]:
+        try:
+            return worker.load()
+        finally:
+            self._idle.put(worker)
+
+    def _predict(self, chunk: Batch) -> Any:
+        worker = self._idle.get()  # there is one for each thread
+        try:
+            return worker.predict(chunk)
+        finally:
+            self._idle.put(worker)
 
 
 def in_file_order(
     chunks: Iterator[Batch],
     submit: Callable[[Batch], Future[Any]],
     limit: int,
-    pending: deque[tuple[Batch, Future[Any]]],
 ) -> Iterator[tuple[Batch, Any]]:
     """Yield each chunk with the result of its future, in order.
 
@@ -171,8 +203,8 @@ def in_file_order(
     Args:
         submit: starts the prediction of a chunk.
         limit: maximum number of chunks in memory.
-        pending: chunks that were read but not yet yielded; updated in place.
     """
+    pending: deque[tuple[Batch, Future[Any]]] = deque()
     failure: Exception | None = None
     more = True
     while True:
@@ -186,56 +218,45 @@ def in_file_order(
                 pending.append((chunk, submit(chunk)))
         if not pending:
             break
-        chunk, future = pending[0]
-        predictions = future.result()
-        yield chunk, predictions
-        pending.popleft()
+        chunk, future = pending.popleft()
+        yield chunk, future.result()
     if failure is not None:
         raise failure
 
 
 # --- in the worker processes
 
-_predictor: Any = None
-_load_error: Exception | None = None
 
-
-def _load(first: bool, module: str, name: str, arguments: dict[str, Any], threads: int, code: Sequence[str]) -> None:
-    """Initialize a worker process. An error is stored and raised by its tasks, since the pool would not report it."""
-    global _predictor, _load_error  # noqa: PLW0603
+def _work(pipe: Any, number: int, module: str, name: str, arguments: dict[str, Any], threads: int, code: Sequence[str]) -> None:
+    """Load the predictor, and predict chunks until the process is killed."""
+    end_with_parent()
     guard_output()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before the libraries that read it are imported
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # tokenizers
-    console.quiet = not first  # all processes would print the same messages while loading
-    try:
+    console.quiet = number > 0  # every process would print the same while loading
+    predictors: list[Any] = []
+
+    def load() -> tuple[int, list[str], dict[str, Any]]:
         with importing():
             extensions.load_code(code)
             kind = getattr(importlib.import_module(module), name)
-        _predictor = kind(**arguments)
-    except Exception as error:
-        _load_error = _portable(error)
-    console.quiet = False
+        predictors.append(kind(**arguments))
+        return predictors[0].chunk_rows, predictors[0].columns, predictors[0].identity
+
+    with suppress(EOFError, OSError):  # the parent has ended
+        pipe.send(_reply(load))
+        console.quiet = False
+        while True:
+            chunk = pipe.recv()
+            pipe.send(_reply(partial(predictors[0], chunk)))
+    os._exit(1)
 
 
-def _describe() -> tuple[int, list[str], dict[str, Any]]:
-    return _run(lambda: (_predictor.chunk_rows, _predictor.columns, _predictor.identity))
-
-
-def _predict(chunk: Batch) -> Any:
-    return _run(partial(_predictor, chunk))
-
-
-def _run(task: Callable[[], Any]) -> Any:
-    if _load_error is not None:
-        raise _load_error
+def _reply(task: Callable[[], Any]) -> Any:
+    """Return the result of a task, or its error in a form that can be pickled: some exceptions of libraries cannot."""
     try:
         return task()
-    except Exception as error:
-        raise _portable(error) from None
-
-
-def _portable(error: Exception) -> Exception:
-    """Return an error that can be pickled, which some exceptions of libraries cannot."""
-    if isinstance(error, UserError):
+    except UserError as error:
         return error
-    return WorkerError(f"a process failed:\n{''.join(traceback.format_exception(error))}")
+    except Exception:
+        return WorkerError(f"a process failed:\n{traceback.format_exc()}")

@@ -11,14 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from nlp_transfer.utils.errors import UserError
 from nlp_transfer.utils.interrupts import SIGNALS
 
 if TYPE_CHECKING:
     import subprocess
-    from concurrent.futures import Future
 
 _SAFE_PATH = "PYTHONSAFEPATH"
 
@@ -103,54 +102,27 @@ def end_with_input() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-class WorkerPool:
-    """A `ProcessPoolExecutor` of isolated processes that end with this process and ignore SIGINT and SIGTERM.
+def start_workers(count: int, target: Callable[..., None], arguments: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Start processes that call `target(pipe, number, *arguments)` and never receive SIGINT and SIGTERM.
 
-    The first `submit` starts processes. Leaving the context kills them, without waiting for running tasks.
+    Terminals and schedulers send these signals to all processes of a command; the caller has to end the workers.
 
-    Args:
-        initialize: called in each process before its first task. The first argument is true in exactly one process.
-        arguments: further arguments of `initialize`.
+    Yields:
+        The `multiprocessing.Process` and this process's end of its pipe, which is at its end when the process has ended.
+
+    Raises:
+        OSError: the system cannot start another process.
     """
+    import multiprocessing
 
-    def __init__(self, processes: int, initialize: Callable[..., None], arguments: Sequence[Any]) -> None:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
-
-        context = multiprocessing.get_context("spawn")
-        self._others = set(multiprocessing.active_children())
-        with _protected_start():
-            arguments = (context.Lock(), initialize, arguments)
-            self._executor = ProcessPoolExecutor(processes, context, _initialize_worker, arguments)
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """Call a function in one of the processes.
-
-        Raises:
-            BrokenExecutor: a process has ended.
-            OSError: the system cannot start another process.
-        """
-        with _protected_start():
-            return self._executor.submit(function, *arguments)
-
-    def processes(self) -> list[Any]:
-        """Return the `multiprocessing.Process` objects of the pool."""
-        import multiprocessing
-
-        return [process for process in multiprocessing.active_children() if process not in self._others]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes():
-            process.kill()
-        self._executor.shutdown(cancel_futures=True)
-
-
-def _initialize_worker(lock: Any, initialize: Callable[..., None], arguments: Sequence[Any]) -> None:
-    end_with_parent()
-    initialize(lock.acquire(block=False), *arguments)  # never released, so only one process acquires it
+    context = multiprocessing.get_context("spawn")
+    with _protected_start():  # also while the caller stores a process, so that it can end each one
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=target, args=(theirs, number, *arguments), daemon=True)
+            process.start()
+            theirs.close()
+            yield process, ours
 
 
 def end_with_parent() -> None:

@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,7 +131,7 @@ def test_chunks_come_in_order_and_few_are_read_ahead(limit: int, count: int) -> 
         return chunk.columns["text"]
 
     with ThreadPoolExecutor(3) as threads:
-        for chunk, predictions in in_file_order(iter(file), lambda chunk: threads.submit(predict, chunk), limit, deque()):
+        for chunk, predictions in in_file_order(iter(file), lambda chunk: threads.submit(predict, chunk), limit):
             assert file.read - seen <= limit
             assert predictions == chunk.columns["text"] == [str(seen)]
             seen += 1
@@ -147,12 +147,12 @@ def future(chunk: Batch, failing: dict[int, Exception]) -> Future[int]:
     return done
 
 
-@pytest.mark.parametrize("error", [UserError("row 3"), BrokenExecutor("row 3")])
+@pytest.mark.parametrize("error", [UserError("row 3"), WorkerError("row 3")])
 def test_the_first_error_of_the_file_is_raised(error: Exception) -> None:
     """Later errors were known earlier."""
     file, given = File(1000), list[int]()
     failing = {3: error, 4: UserError("row 4"), 5: ZeroDivisionError()}
-    ordered = in_file_order(iter(file), lambda chunk: future(chunk, failing), 6, deque())
+    ordered = in_file_order(iter(file), lambda chunk: future(chunk, failing), 6)
     with pytest.raises(type(error), match="row 3"):
         given.extend(predictions for _, predictions in ordered)
     assert given == [1, 2]
@@ -161,12 +161,12 @@ def test_the_first_error_of_the_file_is_raised(error: Exception) -> None:
 
 def test_a_file_is_predicted_up_to_an_error_of_reading() -> None:
     given = list[int]()
-    ordered = in_file_order(iter(File(5, UserError("row 6"))), lambda chunk: future(chunk, {}), 9, deque())
+    ordered = in_file_order(iter(File(5, UserError("row 6"))), lambda chunk: future(chunk, {}), 9)
     with pytest.raises(UserError, match="row 6"):
         given.extend(predictions for _, predictions in ordered)
     assert given == [1, 2, 3, 4, 5]
     with pytest.raises(UserError, match="row 2"):
-        list(in_file_order(iter(File(5, UserError("6"))), lambda chunk: future(chunk, {2: UserError("row 2")}), 9, deque()))
+        list(in_file_order(iter(File(5, UserError("6"))), lambda chunk: future(chunk, {2: UserError("row 2")}), 9))
 
 
 # --- real processes
@@ -244,18 +244,30 @@ def test_a_killed_process_is_reported(tmp_path: Path) -> None:
 
     with pytest.raises(UserError) as error, started(tmp_path) as pool:
         kill(pool)
-    facts = (f"pid {killed[0]}", "of 2", "SIGKILL", "rows 7 to ", "memory", "fewer --processes", "--batch-size")
+    facts = (f"pid {killed[0]}", "of 2", "SIGKILL", "rows 7 to 8", "Memory", "fewer --processes", "--batch-size")
     assert all(fact in str(error.value) for fact in facts), str(error.value)
 
 
-def test_a_process_that_is_killed_while_it_loads_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_is_killed_while_it_loads_is_reported(tmp_path: Path, number: int) -> None:
+    """At once, although the other process is still loading."""
+
     def kill(pool: PredictorPool) -> None:
-        multiprocessing.active_children()[0].kill()
+        pool._workers[number].process.kill()
         list(predict(pool, ["a"]))
 
-    facts = r"process [12] \(pid \d+\) of 2 .*SIGKILL while it loaded the model"
+    facts = rf"process {number + 1} of 2 \(pid \d+\) .*SIGKILL while it loaded the model"
     with pytest.raises(UserError, match=facts), started(tmp_path, load_seconds=600) as pool:
         kill(pool)
+
+
+def test_a_process_that_is_killed_while_it_writes_is_reported() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    os.write(theirs.fileno(), (1000).to_bytes(4, "big") + b"half")  # a message of 1000 bytes
+    theirs.close()
+    process = SimpleNamespace(join=lambda _: None, exitcode=-9, pid=17)
+    with pytest.raises(UserError, match=r"process 1 of 2 \(pid 17\) .*SIGKILL while it predicted rows 4 to 6"):
+        worker_processes._Worker(process, ours, "process 1 of 2").predict(Batch({"text": ["a"] * 3}, 4, 3))
 
 
 def test_a_system_that_is_full_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
