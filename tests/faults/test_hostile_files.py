@@ -22,7 +22,7 @@ from nlp_transfer.data.sources.file_reading import MAX_ROW
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.sources.table_reader import read_table
-from nlp_transfer.data.splits import split_off
+from nlp_transfer.data.split_sampling import split_off
 from nlp_transfer.run.document import MAX_BYTES, merge, parse_overrides, read_document
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.schema import DataConfig

@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 
 from nlp_transfer import UserError
 from nlp_transfer.commands.options import repeat_flags
-from nlp_transfer.data.splits import draw_shots, read_splits
+from nlp_transfer.data.split_sampling import draw_shots
+from nlp_transfer.data.splits import read_splits
 from nlp_transfer.evaluation.intervals import StrategyScores, compare_strategies, estimate, estimate_strategy
 from nlp_transfer.evaluation.resampling import ResampledMetric, ScoredSplit, resample_rows
 from nlp_transfer.experiments.advice import Candidate, advise, show, show_bytes, show_seconds

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from nlp_transfer import fine_tune
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.sources.text_columns import fingerprints, normalized
-from nlp_transfer.data.splits import Splits, describe_repeats, read_splits, split_off
+from nlp_transfer.data.split_sampling import describe_repeats, split_off
+from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
