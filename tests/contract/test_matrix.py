@@ -13,6 +13,8 @@ from tests.contract.test_round_trip import logits_of
 from tests.processes import in_child, launch_pair
 from tests.strategies import CASES, COMPUTED, IMPOSSIBLE, document, files, rows_of
 
+pytestmark = pytest.mark.process
+
 
 def name_of(case: tuple[str, str]) -> str:
     return "-".join(case)

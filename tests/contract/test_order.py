@@ -15,6 +15,8 @@ from nlp_transfer.training.gradient import WindowGradient
 from tests.conftest import write_csv
 from tests.strategies import HEADER, TASKS, document, rows_of
 
+pytestmark = pytest.mark.model
+
 STRATEGIES = registry.names("strategy")
 SHUFFLES = 3
 FIGURES = ("seen", "unevenness", "accuracy", "loss", "probability")

@@ -17,6 +17,8 @@ from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.model
+
 HEADS = [None, {"pooling": "cls"}, {"pooling": "mean"}, {"pooling": "max", "hidden": [8]}]
 
 

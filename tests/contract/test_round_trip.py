@@ -16,6 +16,8 @@ from tests.conftest import sentiment_rows, write_csv
 from tests.models import FAMILIES
 from tests.processes import in_child
 
+pytestmark = pytest.mark.process
+
 DEEP = {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}}
 KINDS: dict[str, Any] = {
     "pair": {"name": "text_classification", "text_pair": "other"},

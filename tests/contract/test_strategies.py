@@ -23,6 +23,8 @@ from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.model
+
 TASKS: dict[str, dict[str, Any]] = {
     "single": {"name": "text_classification"},
     "pair": {"name": "text_classification", "text_pair": "other"},

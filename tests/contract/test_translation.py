@@ -25,6 +25,8 @@ from tests.conftest import write_csv
 from tests.processes import in_child
 from tests.seq2seq_models import PAIRS, SCRIPTS, TRANSLATION, languages, save_tiny_seq2seq
 
+pytestmark = pytest.mark.process
+
 LEARNED = [*TRANSLATION, "marian-multilingual"]
 SOURCES, TARGETS = ([pair[side] for pair in PAIRS] for side in (0, 1))
 STEPS = 200

@@ -18,6 +18,8 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.cli import cli
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.process
+
 NUMBERS = ("seconds", "steps", "examples", "tokens", "examples_per_second", "trainable_parameters", "total_parameters")
 
 

@@ -16,6 +16,8 @@ import yaml
 
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.process
+
 BASE = [sys.executable, "-m", "nlp_transfer", "compare"]
 
 

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.conftest import sentiment_rows, write_csv
 from tests.faults.test_hub_answers import BODIES, with_headers
 from tests.hub import Fault, environment, serve
 from tests.hub.client import TOKEN
+
+pytestmark = pytest.mark.hub
 
 CHILD = """
 import sys

@@ -12,6 +12,8 @@ from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.cli import cli
 from tests.conftest import sentiment_rows
 
+pytestmark = pytest.mark.process
+
 ROWS = sentiment_rows(64)
 LABELS = [label == "positive" for _, label in ROWS]
 TRAINING = {"max_steps": 40, "learning_rate": 0.01}

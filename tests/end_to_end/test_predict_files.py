@@ -36,6 +36,8 @@ from tests.conftest import sentiment_rows
 from tests.faults.test_bad_input import command
 from tests.processes import ROOT
 
+pytestmark = pytest.mark.process
+
 TEXTS = [text for text, _ in sentiment_rows(20, seed=3)]
 FORMATS = [".csv", ".jsonl", ".parquet", ".txt"]
 

@@ -13,6 +13,8 @@ from nlp_transfer.inference.translator import CHUNK_ROWS as TRANSLATOR_CHUNK_ROW
 from tests.conftest import sentiment_rows, write_csv
 from tests.end_to_end.test_translate import ENGLISH, command, make_loud, train
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from nlp_transfer import fine_tune
 from tests.conftest import sentiment_rows, write_csv
 from tests.end_to_end.push_child import STEPS
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 
 

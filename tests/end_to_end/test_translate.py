@@ -25,6 +25,8 @@ from tests.hub import environment, serve
 from tests.models import WORDS
 from tests.seq2seq_models import PAIRS
 
+pytestmark = pytest.mark.hub
+
 ENGLISH, GERMAN = ([pair[side] for pair in PAIRS] for side in (0, 1))
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 BLANK = ["", " ", "\t \t", "\u3000\xa0"]

@@ -13,6 +13,8 @@ from nlp_transfer.training.gradient import WindowGradient
 from tests.equivalence import jobs
 from tests.processes import launch_pair
 
+pytestmark = pytest.mark.process
+
 CLOSE = 1e-5
 
 

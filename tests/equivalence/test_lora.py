@@ -22,6 +22,8 @@ from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.model
+
 CASES = [(family, Lora(r=4)) for family in FAMILIES]
 CASES += [("bert", Lora(r=3, alpha=5.0, target_modules="attention")), ("roberta", Lora(r=2, bias="all", dropout=0.2))]
 

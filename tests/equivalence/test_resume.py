@@ -15,6 +15,8 @@ from nlp_transfer.training import step as optimizer_step
 from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.jobs import HeadThenAll
 
+pytestmark = pytest.mark.model
+
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"strategy": "lora"},

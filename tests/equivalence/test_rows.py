@@ -15,6 +15,8 @@ from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.optimizer import restore_state, state_by_name
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 VOCABULARY, WIDTH = 300, 8
 STEPS = 3 * SYNC_INTERVAL + 17
 

@@ -19,6 +19,8 @@ from nlp_transfer.saved_models.load import read_record
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import tiny_classifier
 
+pytestmark = pytest.mark.model
+
 RUNS: dict[str, dict[str, Any]] = {
     "full": {},
     "full, label smoothing": {"training": {"label_smoothing": 0.2, "class_weights": "balanced"}},

@@ -21,6 +21,8 @@ from nlp_transfer.cli import cli
 from nlp_transfer.commands.exit_status import run_command
 from tests.conftest import sentiment_rows
 
+pytestmark = pytest.mark.process
+
 GONE = object()  # as a setting's value: the setting is left out
 TRAIN = sentiment_rows(16)
 CSV = "text,label\n" + "".join(f"{text},{label}\n" for text, label in TRAIN)  # rows 2 to 17

@@ -28,6 +28,8 @@ from tests.faults.test_bad_input import (
 )
 from tests.models import save_tiny
 
+pytestmark = pytest.mark.process
+
 UNLABELLED = "text\n" + "".join(f"{text}\n" for text, _ in sentiment_rows(40, 3)[20:])
 PAIRS = "source\ttarget\n" + "".join(f"{text}\t{text[::-1]}\n" for text, _ in TRAIN)
 ALONE = "text,label\nthe good film,positive\nthe bad film,negative\n"

@@ -15,6 +15,8 @@ from tests.faults.test_bad_input import GONE, Case, command, listing, prepare
 from tests.models import save_tiny
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 
+pytestmark = pytest.mark.process
+
 ENGLISH, GERMAN = ([pair[side] for pair in PAIRS[:16]] for side in (0, 1))
 TSV = "source\ttarget\n" + "".join(f"{source}\t{target}\n" for source, target in zip(ENGLISH, GERMAN, strict=True))  # rows 2-17
 JSONL = "".join(json.dumps({"source": source, "target": target}) + "\n" for source, target in zip(ENGLISH, GERMAN, strict=True))

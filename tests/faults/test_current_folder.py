@@ -23,6 +23,8 @@ from tests.conftest import sentiment_rows, write_csv
 from tests.processes import ROOT
 from tests.unit.slow_predictor import chunks
 
+pytestmark = pytest.mark.process
+
 HOSTILE = (
     "pickle", "uuid", "json", "typing", "re", "tempfile", "multiprocessing", "subprocess", "ctypes", "secrets", "random",
     "torch", "transformers", "tokenizers", "numpy/__init__", "pip/__init__", "pip/__main__", "yaml", "click", "filelock",

@@ -18,6 +18,8 @@ from nlp_transfer.training import checkpointer, checkpoints
 from nlp_transfer.training.position import Position, read_position
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 WRONG: list[Any] = [[], [5], -5, float("nan"), float("inf"), 2**70, 1e300, "5", "", None, True, {}, {"a": 1}]
 
 

@@ -19,6 +19,8 @@ from nlp_transfer.inference.writers import Writer
 from tests.faults.test_bad_input import command, listing
 from tests.seq2seq_models import PAIRS
 
+pytestmark = pytest.mark.process
+
 CHUNK_ROWS = 4  # so that few rows are several chunks
 ROWS = [pair[0] for pair in PAIRS[:12]]
 

@@ -31,6 +31,8 @@ from tests.hub.client import TOKEN
 from tests.hub.faults import Answer
 from tests.hub.inside import ADDRESS, OTHER, Inside, inside
 
+pytestmark = pytest.mark.hub
+
 NAME = "ann/reviews"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100, "folder/vocab.txt": b"a\nb\n"}
 

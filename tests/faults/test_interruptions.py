@@ -24,6 +24,8 @@ from nlp_transfer.utils import atomic_files
 from nlp_transfer.utils.interrupts import Interrupted
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.process
+
 STRATEGIES = ["full", "lora", "gradual_unfreezing"]
 
 

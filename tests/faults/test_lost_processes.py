@@ -9,6 +9,8 @@ from nlp_transfer.training import checkpoints
 from tests.conftest import sentiment_rows, write_csv
 from tests.processes import launch_pair
 
+pytestmark = pytest.mark.process
+
 JOBS = "tests.faults.lost_jobs"
 
 

@@ -21,6 +21,8 @@ from nlp_transfer.hub.package import make_package
 from tests.hub import Fault, Hub, RandomFaults
 from tests.hub.client import TOKEN, connected
 
+pytestmark = pytest.mark.hub
+
 NAME = "ann/reviews"
 
 

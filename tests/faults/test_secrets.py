@@ -24,6 +24,8 @@ from nlp_transfer.security.secret_patterns import clean, redact
 from nlp_transfer.utils import console
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.process
+
 HUB = "hf_" + "AbCdEfGh" * 4 + "IJ"
 SERVICE = "plain-value-of-a-service-42"
 

@@ -39,6 +39,8 @@ from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
 from tests.hub import environment, serve
 
+pytestmark = pytest.mark.hub
+
 ROOT = Path(nlp_transfer.__file__).parent
 GIB = 2**30
 

@@ -9,6 +9,8 @@ import pytest
 from nlp_transfer.utils import atomic_files
 from tests.fuzz.outputs import Race
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the writers are forked")
 def test_raced_outputs_are_always_one_complete_content_of_one_writer(tmp_path: Path) -> None:

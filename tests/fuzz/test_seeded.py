@@ -12,6 +12,8 @@ from nlp_transfer.utils.errors import Problems, UserError
 from tests.fuzz import adapter_loads, adapters, files, hub, output, parquet, settings, tokenizers, wheels
 from tests.fuzz.cases import Case, Make, Place, ViolationError, attempt
 
+pytestmark = pytest.mark.process
+
 PARTS: dict[str, tuple[Make, int]] = {
     "files": (files.make, 500), "parquet": (parquet.make, 300), "wheels": (wheels.make, 250), "settings": (settings.make, 300),
     "hub": (hub.make, 300), "adapters": (adapters.make, 400), "adapter_loads": (adapter_loads.make, 60),

@@ -17,6 +17,8 @@ from tests.conftest import write_csv
 from tests.models import save_tiny
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 
+pytestmark = pytest.mark.model
+
 TEXTS = ["a good film", "the awful dull plot"]
 STRATEGIES: dict[str, dict[str, Any]] = {"lora": {"name": "lora", "r": 4}, "prompts": {"name": "peft", "type": "P_TUNING"}}
 

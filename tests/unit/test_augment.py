@@ -21,6 +21,8 @@ from nlp_transfer.training import Trainer
 from nlp_transfer.training.gradient import WindowGradient
 from tests.unit.test_training import make
 
+pytestmark = pytest.mark.model
+
 TEXTS = ["unbelievable stories never entertain anybody", "walking talks walked", "a", "story, stories; storytelling!"] * 3
 KINDS = ["wordpiece", "metaspace", "bytes", "words"]
 

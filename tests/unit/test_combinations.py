@@ -20,6 +20,8 @@ from nlp_transfer.training.checkpointer import Position
 from tests.contract.test_strategies import TASKS, prepare
 from tests.strategies import document, files
 
+pytestmark = pytest.mark.model
+
 
 def run(name: str, tiny: dict[str, Path], folder: Path, strategy: Any = None, family: str = "bert", **training: Any) -> Any:
     """A run of a strategy, or of a list of them."""

@@ -30,6 +30,8 @@ from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.utils.errors import Problems
 
+pytestmark = pytest.mark.model
+
 CLASSES: Task = task_from({"name": "text_classification"})
 LABELS: Task = task_from({"name": "multi_label", "label": "labels"})
 NUMBERS: Task = task_from({"name": "regression"})

@@ -22,6 +22,8 @@ from tests.classifiers import ENCODER_DECODERS, save_encoder_decoder
 from tests.conftest import write_csv
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.model
+
 LABELS = ["a", "b", "c"]
 OTHER_ORDER = ["c", "a", "b"]
 IDS = torch.tensor([[2, 7, 9, 12, 3], [2, 8, 12, 20, 3]])

@@ -29,6 +29,8 @@ from tests import custom_tasks
 from tests.processes import launch_pair
 from tests.strategies import document, files
 
+pytestmark = pytest.mark.process
+
 FILE = Path(custom_tasks.__file__)
 TEXTS = ["a good film", "an awful dull plot"]
 

@@ -31,6 +31,8 @@ from tests.contract.test_strategies import TASKS, prepare
 from tests.equivalence.test_resume import Killed, die_after
 from tests.models import tiny_classifier
 
+pytestmark = pytest.mark.model
+
 Run = Callable[..., Any]
 
 

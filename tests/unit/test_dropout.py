@@ -16,6 +16,8 @@ from nlp_transfer.training import Trainer
 from tests import strategies
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.model
+
 SINGLE: dict[str, Any] = {"name": "text_classification"}
 OWN = {"hidden": [8], "pooling": "mean"}
 OFF = {"dropout": 0, "attention_dropout": 0}

@@ -24,6 +24,8 @@ from tests.classifiers import ENCODER_DECODERS, save_encoder_decoder
 from tests.seq2seq_models import save_tiny_seq2seq
 from tests.strategies import IMPOSSIBLE, TASKS, document, files
 
+pytestmark = pytest.mark.model
+
 TEXTS = ["a good film", "the awful plot was very bad and dull", "two cats"]
 REFUSED = {"features", "few_shot", "prototypes", "zero_shot", "distill"}  # they need another head, or a stack of layers
 

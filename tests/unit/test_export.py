@@ -22,6 +22,8 @@ from nlp_transfer.utils.atomic_files import write_json
 from tests.conftest import write_csv
 from tests.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def saved(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> Path:

@@ -21,6 +21,8 @@ from tests.conftest import write_csv
 from tests.families import family_config, family_tokenizer, save_family
 from tests.models import POSITIONS, VOCABULARY, WORDS
 
+pytestmark = pytest.mark.model
+
 TEXTS = ["a good film", "the plot was awful and dull and the music was very cold", "a bright film"]
 
 

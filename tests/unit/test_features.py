@@ -19,6 +19,8 @@ from nlp_transfer.utils.errors import UserError
 from tests.contract.test_strategies import TASKS, prepare
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.model
+
 CPU = torch.device("cpu")
 MIX = {"name": "text_classification", "head": {"layers": "mix", "pooling": "max"}}
 FAMILY = TASKS["single"] | {"head": "family"}

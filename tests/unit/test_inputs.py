@@ -14,6 +14,8 @@ from nlp_transfer import Predictor, Translator, UserError, fine_tune, load_predi
 from nlp_transfer.data.sources.in_memory import read_inputs
 from tests.conftest import sentiment_rows
 
+pytestmark = pytest.mark.model
+
 TEXTS = ["a good film", "an awful plot", "the cat sat"]
 FRAME = pd.DataFrame({"id": [7, 8, 9], "review": TEXTS})
 TABLES: dict[str, Callable[[pd.DataFrame], Any]] = {

@@ -22,6 +22,8 @@ from nlp_transfer.models.verification.weight_files import check_weights
 from nlp_transfer.utils.errors import UserError
 from tests.families import CLASSIFIERS, family_config
 
+pytestmark = pytest.mark.model
+
 SECRET = "zqsecretzq"
 UNSOUND = ("zamba", "zamba2")  # transformers itself does not read what it saves of a small configuration
 

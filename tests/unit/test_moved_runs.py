@@ -19,6 +19,8 @@ from nlp_transfer.training import checkpointer, checkpoints
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import save_tiny
 
+pytestmark = pytest.mark.model
+
 
 class Killed(Exception):  # noqa: N818  no error: what happens to a process
     """Simulates the end of the process."""

@@ -19,6 +19,8 @@ from nlp_transfer.data.sources.table_reader import read_table, scan_table
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import UserError
 
+pytestmark = pytest.mark.process
+
 MIB = 2**20
 ROWS = 1000
 Make = Callable[[Path], None]

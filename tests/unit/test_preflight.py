@@ -17,6 +17,8 @@ from nlp_transfer.training.gradient import TrainingError
 from nlp_transfer.training.preflight import Preflight, unchanged
 from tests.processes import launch_pair
 
+pytestmark = pytest.mark.process
+
 Forward = Callable[..., Any]
 
 

@@ -28,6 +28,8 @@ from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.test_resume import Killed, die_after
 from tests.models import FAMILIES, tiny_classifier
 
+pytestmark = pytest.mark.model
+
 TEXTS = [text for text, _ in sentiment_rows(64)]
 BASE = np.array([1.0 if label == "positive" else -1.0 for _, label in sentiment_rows(64)]) + np.arange(64) % 7 / 10
 

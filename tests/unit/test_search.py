@@ -16,6 +16,8 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from tests.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
 
+pytestmark = pytest.mark.model
+
 LIMITS = torch.tensor([5, 14, 9, 3, 12, 1, 11, 7, 4, 13, 6, 10])
 LENGTHS = [3, 7, 5, 9, 4, 8, 6, 3, 9, 5, 7, 4]
 SETTINGS: list[dict[str, Any]] = [

@@ -43,6 +43,8 @@ from nlp_transfer.utils.errors import UserError
 from tests.models import FAMILIES, WORDS, save_tiny
 from tests.seq2seq_models import LANGUAGES, PAIRS, SCRIPTS, SEQ2SEQ, TRANSLATION, languages, save_tiny_seq2seq
 
+pytestmark = pytest.mark.model
+
 SOURCES, TARGETS = ([pair[side] for pair in PAIRS] for side in (0, 1))
 TARGET = train_tokenizer(TARGETS, 300)
 ROWS = from_columns({"source": SOURCES, "target": TARGETS}, "pairs")

@@ -24,6 +24,8 @@ from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.process
+
 
 def frame(rows: int = 200, labels: str = "aaab", **more: list[Any]) -> pd.DataFrame:
     return pd.DataFrame(

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import save_tiny
+
+pytestmark = pytest.mark.process
 
 HELP = {"torch", "transformers", "numpy", "pydantic", "accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas"}
 TRAINING = {

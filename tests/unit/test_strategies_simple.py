@@ -20,6 +20,8 @@ from nlp_transfer.training.optimizer import named_groups
 from tests.contract.test_strategies import TASKS, prepare
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.model
+
 SINGLE, TRANSLATION = TASKS["single"], TASKS["translation"]
 
 

@@ -31,6 +31,8 @@ from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.test_resume import Killed, die_after
 from tests.models import FAMILIES, save_tiny
 
+pytestmark = pytest.mark.model
+
 KINDS: dict[str, dict[str, Any]] = {
     "single": {"name": "text_classification", "label": "label"},
     "multi_label": {"name": "multi_label", "label": "tags"},

@@ -22,6 +22,8 @@ from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.contract.test_strategies import prepare
 
+pytestmark = pytest.mark.model
+
 
 def table_of(labels: np.ndarray, seed: int = 0) -> TokenTable:
     """Rows that hold their own number first, and some more tokens."""

@@ -22,6 +22,8 @@ from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.contract.test_strategies import TASKS, prepare
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:

@@ -30,6 +30,8 @@ from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
 from tests.models import FAMILIES
 
+pytestmark = pytest.mark.model
+
 METHODS = sorted(methods())
 # Sizes that peft chooses for large models.
 SMALL: dict[str, dict[str, Any]] = {

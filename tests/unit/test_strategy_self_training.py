@@ -19,6 +19,8 @@ from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.test_resume import Killed, die_after
 from tests.unit.test_training import equal, make, weights_of
 
+pytestmark = pytest.mark.model
+
 
 def scores_of(sure: list[tuple[int, float]], classes: int = 2) -> dict[str, np.ndarray]:
     """FilePredictor of which each gives a class a probability, and the others the rest."""

@@ -20,6 +20,8 @@ from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 WORDS = {"negative": "bad awful dull", "positive": "good great bright"}
 HOW = {"labels": WORDS, "template": "{}"}
 

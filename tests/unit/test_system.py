@@ -30,6 +30,8 @@ from nlp_transfer.utils.console import is_main, say_once
 from nlp_transfer.utils.distributed import rank
 from tests.models import save_tiny
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(nlp_transfer.__file__).parent
 BARE = Path(__file__).with_name("bare_system")
 

@@ -27,6 +27,8 @@ from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows, write_csv
 from tests.models import FAMILIES, save_tiny
 
+pytestmark = pytest.mark.model
+
 ROWS = 2500  # more than one block, and as many as are looked for without being asked to
 
 

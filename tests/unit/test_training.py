@@ -30,6 +30,8 @@ from tests.conftest import sentiment_rows
 from tests.golden import record
 from tests.models import FAMILIES, VOCABULARY, save_tiny
 
+pytestmark = pytest.mark.model
+
 Weights = dict[str, torch.Tensor]
 
 

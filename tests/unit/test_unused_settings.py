@@ -32,6 +32,8 @@ from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 
+pytestmark = pytest.mark.model
+
 KNOWN = sorted({name for name, _, _ in all_settings()})
 ON_SAVED_MODELS = ("evaluate", "predict", "translate")
 VALUES = {

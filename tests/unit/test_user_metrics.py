@@ -17,6 +17,8 @@ from tests.conftest import sentiment_rows, write_csv
 from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
 from tests.strategies import document, files
 
+pytestmark = pytest.mark.model
+
 
 class Seen:
     """A metric that records its inputs."""

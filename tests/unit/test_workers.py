@@ -32,6 +32,8 @@ from nlp_transfer.utils.interrupts import SIGNALS, Interrupted, raise_interrupts
 from tests.processes import ROOT
 from tests.unit.slow_predictor import chunks
 
+pytestmark = pytest.mark.process
+
 PATIENCE = 300  # seconds until a test gives up waiting for another process
 
 

@@ -20,6 +20,8 @@ from nlp_transfer.utils.atomic_files import apply_umask
 from nlp_transfer.utils.console import _duration, percent
 from tests.conftest import sentiment_rows
 
+pytestmark = pytest.mark.process
+
 TASKS: dict[str, Any] = {
     "words": {"name": "text_classification", "label": "label"},
     "numbers": {"name": "text_classification", "label": "stars"},
