@@ -1,6 +1,5 @@
 """Set up Accelerate: processes, precision and trackers; release prepared models."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +16,7 @@ from nlp_transfer.kernels.sdpa import attention_for_fp32
 from nlp_transfer.models.device import device_type
 from nlp_transfer.settings.launch_config import SUPPORTED
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.utils.distributed import broadcast_from_main, world_size
+from nlp_transfer.utils.distributed import broadcast_from_main, local_rank, world_size
 from nlp_transfer.utils.errors import UserError
 
 
@@ -87,7 +86,7 @@ def _check_gpu_count() -> None:
     """Raise a UserError if a launcher started more processes on this machine than it has GPUs."""
     if device_type() != "cuda":
         return
-    gpus, process = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    gpus, process = torch.cuda.device_count(), local_rank()
     if process >= gpus:
         raise UserError(
             f"the launcher: found process {process + 1} on this machine, which has {gpus} CUDA GPU{'s' if gpus > 1 else ''}; "
