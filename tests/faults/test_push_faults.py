@@ -498,7 +498,7 @@ def test_a_repository_that_somebody_else_has_just_created(run: Path, hub: Hub, m
 
     monkeypatch.setattr(package, "_check_predictions", check_and_create)
     message = failure(run)
-    for fact in (NAME, "somebody else has just created it", "public", "holds files of somebody else"):
+    for fact in (NAME, "somebody else has just created it", "public", "contains files of somebody else"):
         assert fact in message
     assert commits(hub) == ["initial commit"]
 

@@ -383,7 +383,7 @@ def test_a_class_of_a_script_is_opened_with_code_or_with_the_class(
     with pytest.raises(UserError, match="other processes cannot import"):
         extensions.files_for_child([Local().document()])
     monkeypatch.delitem(sys.modules["__main__"].__dict__, "ClassOfAScript")
-    with pytest.raises(UserError, match="a class of the script"):
+    with pytest.raises(UserError, match="a class of the training script"):
         load_predictor(tmp_path / "run")
     assert load_predictor(tmp_path / "run", task=Local)(TEXTS) == expected
     monkeypatch.setattr(extensions, "_CODE", {})
