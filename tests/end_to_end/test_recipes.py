@@ -11,6 +11,8 @@ from nlp_transfer import RunConfig, recipe
 from nlp_transfer.run.resolve import resolve
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 

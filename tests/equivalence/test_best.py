@@ -9,6 +9,8 @@ from nlp_transfer import fine_tune
 from nlp_transfer.strategies import Phase, State, Strategy, View
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 
 class GoodThenRuinous(Strategy):
     """Trains the head, then everything with a learning rate that ruins the model."""

@@ -28,6 +28,8 @@ from nlp_transfer.strategies.peft.method_settings import methods
 from tests.models import tiny_classifier
 from tests.unit.test_strategy_peft import METHODS, REFUSED
 
+pytestmark = pytest.mark.model
+
 IDS = torch.tensor([[2, 7, 9, 3], [2, 11, 30, 3]])
 
 

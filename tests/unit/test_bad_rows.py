@@ -19,6 +19,8 @@ from nlp_transfer.training import checkpointer, checkpoints
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 GOOD = [f"{text},{label}" for text, label in sentiment_rows(60)]
 BAD = {3: ",positive", 11: "a good film,", 20: "too,many,cells", 21: "few", 30: "", 31: "", 40: "bad \udcff film,negative"}
 KINDS = {

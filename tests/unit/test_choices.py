@@ -24,6 +24,8 @@ from tests.contract.test_strategies import TASKS, prepare
 from tests.models import tiny_classifier
 from tests.seq2seq_models import PAIRS
 
+pytestmark = pytest.mark.model
+
 CPU_ALONE = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU other things are chosen")
 
 

@@ -18,6 +18,8 @@ from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 ROWS = [{"text": 'a "}{[" film', "label": 1, "tags": ["x"]}, {"text": "b\nc", "label": 2, "tags": []}]
 
 

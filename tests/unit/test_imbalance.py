@@ -23,6 +23,8 @@ from nlp_transfer.tasks.multi_label import MultiLabel
 from nlp_transfer.tasks.text_classification import TextClassification
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 ONE = TextClassification(labels=["a", "b", "c", "d"])
 SEVERAL = MultiLabel(labels=["a", "b", "c", "d"])
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 4.0])

@@ -20,6 +20,8 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from tests.contract.test_strategies import TASKS, prepare
 
+pytestmark = pytest.mark.model
+
 CPU_ALONE = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU another precision is chosen")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from nlp_transfer.models.seq2seq.long_texts import join_pieces, split_text
@@ -184,6 +184,7 @@ JAPANESE = ["私は", "きょう", "新しい", "を買った", "。", "、", "�
     ),
     room=st.integers(16, 40),
 )
+@example(words=["iPhone", "我们", "한국어를", "user@mail.com", "，", "。", "，", "我们"], room=28)
 def test_numbers_and_foreign_words_are_not_split(words: list[str], room: int) -> None:
     """Each code point is a token; the longest foreign word has 13."""
     own = {*CHINESE, *JAPANESE}

@@ -15,6 +15,8 @@ from nlp_transfer.strategies.common.nearest_mean import nearest_mean, write_prot
 from nlp_transfer.utils.errors import UserError
 from tests.conftest import sentiment_rows, write_csv
 
+pytestmark = pytest.mark.model
+
 
 def clouds(seed: int = 0, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)

@@ -38,6 +38,8 @@ from tests.tokenizer_documents import (
     sequence,
 )
 
+pytestmark = pytest.mark.model
+
 
 @pytest.mark.parametrize("name", SKELETONS)
 def test_published_components_are_accepted_unchanged(name: str) -> None:

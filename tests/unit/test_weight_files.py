@@ -29,6 +29,8 @@ from tests.conftest import train_tiny, write_csv
 from tests.models import tiny_classifier
 from tests.seq2seq_models import save_tiny_seq2seq
 
+pytestmark = pytest.mark.model
+
 EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 
 

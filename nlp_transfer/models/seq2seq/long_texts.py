@@ -48,7 +48,7 @@ GLUED = regex.compile(rf"[{GLUE}]+")
 CLAUSE_END = tuple(",;:—–،؛，、；：.!?…")
 # Preferred positions for splitting a sentence: at spaces, and after commas without a space, except between digits.
 CLAUSE = regex.compile(
-    rf"(?P<gap>[{WHITE}]++)|(?!(?<=\p{{Nd}})[，：](?=\p{{Nd}}))[，、；：]++[\p{{Pe}}\p{{Pf}}。！？｡]*+|(?<=[{EAST}])[,;:]++(?=[{EAST}])"
+    rf"(?P<gap>[{WHITE}]++)|(?!(?<=\p{{Nd}})[，：](?=\p{{Nd}}))[，、；：]++[\p{{Pe}}\p{{Pf}}。！？｡，、；：]*+|(?<=[{EAST}])[,;:]++(?=[{EAST}])"
 )
 
 # Units for splitting text without spaces, from the largest to the smallest: characters of scripts without spaces (with marks that
