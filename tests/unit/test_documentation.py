@@ -48,7 +48,10 @@ DOTTED = re.compile(r"(?<![\w./`-])`?(?:--)?(data|task|strategy|training)\.([a-z
 SPAN = re.compile(r"`([^`\n]+)`")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FOLDERS = "|".join(
-    path.name for place in (ROOT, PACKAGE) for path in place.iterdir() if path.is_dir() and path.name[0] not in "._"
+    path.name
+    for place in (ROOT, PACKAGE)
+    for path in place.iterdir()
+    if path.is_dir() and path.name[0] not in "._" and path.name != "runs"
 )
 VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+\b")
 
