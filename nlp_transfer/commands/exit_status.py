@@ -18,7 +18,6 @@ from nlp_transfer.security.child_processes import isolated
 from nlp_transfer.security.redaction import guard_output
 from nlp_transfer.security.secret_patterns import redact
 from nlp_transfer.security.terminal_text import printable
-from nlp_transfer.utils.atomic_files import replacing
 from nlp_transfer.utils.distributed import local_rank, rank
 from nlp_transfer.utils.environment import finish_output, output_is_closed
 from nlp_transfer.utils.errors import UserError
@@ -99,6 +98,8 @@ def error_prefix(message: str) -> str | None:
         return prefix
     first_message = Path(error_file).parents[1] / "0" / "message.txt"
     if local_rank() == 0:
+        from nlp_transfer.utils.atomic_files import replacing  # loads rich, which `--help` does not need
+
         try:
             with replacing(first_message, shared=True) as file:
                 file.write(message.encode())

@@ -124,7 +124,7 @@ def generate(
 
 
 def _search(model: Any, input_ids: torch.Tensor, limit: LengthLimit, padding: int, **inputs: Any) -> torch.Tensor:
-    """Run `search` with the inputs that `generate` prepared, instead of its own loops."""
+    """Decode with `search`; transformers' `generate` calls this after preparing the inputs."""
     assert isinstance(inputs["past_key_values"], EncoderDecoderCache), "the cache of encoder-decoders"
     stateless = all(processor is limit or isinstance(processor, STATELESS_PROCESSORS) for processor in inputs["logits_processor"])
     return search(model, input_ids, select_rows=limit.select_rows if stateless else None, padding=padding, **inputs)
