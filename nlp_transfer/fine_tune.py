@@ -1,48 +1,23 @@
-"""Fine-tuning from start to end: data, tokens, model, strategy, training, saving, scoring."""
+"""Fine-tuning from start to end: resolve, read, encode, build, train, save, score, report."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from accelerate.utils import set_seed
-
-from nlp_transfer.data.augmentation import make_augmenter
-from nlp_transfer.data.bad_rows import write_skipped
-from nlp_transfer.data.sources import find_model
-from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
-from nlp_transfer.data.token_cache import CachePolicy
-from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.data.unused_settings import describe_unused
-from nlp_transfer.evaluation.metrics import load_hub_metric
-from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.hub.push import check_push, push_run
 from nlp_transfer.inference.loading import load_predictor, load_translator
-from nlp_transfer.inference.predictor import PRECISION, Predictor
+from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.inference.translator import Translator
-from nlp_transfer.models.accelerator import finish_trackers
-from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.preparation import count_parameters, describe_head
-from nlp_transfer.run.final_model import save_final_model
-from nlp_transfer.run.final_scores import score_splits, try_metrics
-from nlp_transfer.run.folder import Resume, RunFolder, check_same_on_all
-from nlp_transfer.run.resolve import Run, resolve
-from nlp_transfer.run.result import finish_run, make_result, save_further_tasks, training_metrics
-from nlp_transfer.run.run_config import resolved_document
-from nlp_transfer.run.start_summary import summary_lines
-from nlp_transfer.run.trial_save import check_saving, check_saving_further
-from nlp_transfer.saved_models.custom_models import ensure_config
-from nlp_transfer.saved_models.load import quiet
+from nlp_transfer.run.folder import Resume, RunFolder
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.run.stages import build, encode, read, report, save, score, train
 from nlp_transfer.settings.launch_config import check_launch
 from nlp_transfer.settings.schema import Document, RunConfig
-from nlp_transfer.strategies import Job
-from nlp_transfer.tasks import Arrays, Task
-from nlp_transfer.training.automatic_settings import resolve_settings
+from nlp_transfer.tasks import Arrays
 from nlp_transfer.training.interruption import Signals
-from nlp_transfer.training.trainer import Trainer
-from nlp_transfer.utils.console import is_main, percent, say, show_metrics
+from nlp_transfer.utils.console import is_main, say
 
 
 @dataclass(frozen=True)
@@ -100,110 +75,19 @@ def fine_tune(
         Interrupted: SIGTERM or SIGINT arrived; the last step is saved. A subclass of KeyboardInterrupt.
     """
     check_launch()
-    user_metrics = UserMetrics(metrics)
-    run = resolve(config, user_metrics=bool(user_metrics), **settings)
+    run = resolve(config, metrics=metrics, **settings)
     say(*describe_unused(run.unused.items()))
     with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
         folder.check()
         if push_to and is_main():
             check_push(push_to)
-        finished = _run(run, folder, signals, allow_hub_metrics, user_metrics)
+        run = read(run, allow_hub_metrics)
+        run = encode(run)
+        run = build(run, folder, signals)
+        run = train(run)
+        run = save(run, folder)
+        run = score(run, folder)
+        run = report(run, folder)
     if push_to and is_main():
-        push_run(finished.output_dir, push_to)
-    return finished
-
-
-def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, user_metrics: UserMetrics) -> FineTuned:
-    """Run every stage. `folder` has been checked; it is created after all checks that are possible before training."""
-    training = run.config.training
-    hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
-    set_seed(training.seed)
-
-    # Data and tokens.
-    checkpoint = Checkpoint.open(find_model(run.config.model))
-    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.needs_validation())
-    say(*(task.report(splits.train) if len(splits.train) else ()), *splits.notes)
-    run = _with_validation_share(run, splits)
-    task = task.prepare(checkpoint, splits.train).prefer_head(run.strategy.preferred_head())
-    tables = _encode(splits, task, checkpoint, run.config.data.token_cache)
-    augment = None
-    if run.strategy.takes_steps():
-        augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
-
-    # Model, strategy, and settings that are `auto`.
-    began = time.monotonic()
-    with quiet():
-        model = ensure_config(task.build_model(checkpoint, training), checkpoint)
-        say(*describe_head(model))
-        model = run.strategy.wrap(model)
-        resolved = resolve_settings(model, tables.get("train"), training, folder.path, task=task)
-        accelerator = resolved.accelerator
-        for split in splits.labeled[:1]:
-            try_metrics(hub_metrics, user_metrics, task, tables[split], training, accelerator)
-        job = Job(
-            task, tables, splits.rows, checkpoint, resolved.training, accelerator.device, resolved.precision,
-            skipped=splits.skipped,
-        )  # fmt: skip
-        check_saving(run.strategy, job, model, folder.path, accelerator)
-        prepared = run.strategy.prepare_data(job, model)
-        check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
-    trainer = Trainer(
-        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, resolved=resolved,
-        output_dir=folder.path, describe=lambda rows: _describe_rows(splits, rows), objectives=prepared.objectives,
-        augment=augment, signals=signals, user_metrics=user_metrics,
-    )  # fmt: skip
-    say(*summary_lines(trainer))
-    document = resolved_document(run, task, trainer, checkpoint, splits)
-    check_same_on_all(document)
-    if accelerator.is_main_process:
-        folder.begin(document)
-        write_skipped(folder.path, prepared.skipped)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("nlp_transfer")
-
-    # Training.
-    parameters, preparation = count_parameters(model), time.monotonic() - began
-    position = trainer.train()
-    speed = training_metrics(position, parameters, preparation)
-
-    # Saving and scoring.
-    auxiliary = run.strategy.auxiliary_jobs(model)
-    model = save_final_model(run.strategy, job, model, folder, accelerator)
-    metrics, predictions = score_splits(job, model, accelerator, hub_metrics, folder.path, user_metrics)
-    if metrics:
-        last = list(metrics)[-1]
-        say(*task.example_lines(predictions[last], tables[last].references))
-    auxiliary_results = save_further_tasks(auxiliary, folder, accelerator)
-    result = make_result(run, document, task, model, metrics, speed, auxiliary_results)
-    if accelerator.is_main_process:
-        finish_run(folder, run, task, result, document, splits, auxiliary)
-    accelerator.wait_for_everyone()
-    finish_trackers(accelerator)
-    show_metrics(metrics, f"metrics, computed in {PRECISION}")
-    say(f"the model is in {folder.path / 'model'}")
-    return FineTuned(folder.path, result, predictions, {split: tables[split].references for split in predictions})
-
-
-def _with_validation_share(run: Run, splits: Splits) -> Run:
-    """Return the run with the actual validation share; print the settings that have no effect with it."""
-    resolved = run.with_validation_share(splits.validation_share)
-    say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
-    return resolved
-
-
-def _encode(splits: Splits, task: Task, checkpoint: Checkpoint, cache: CachePolicy) -> dict[str, TokenTable]:
-    """Tokenize every split; print its size and how many of its texts are truncated."""
-    tables = {}
-    for name, rows in splits.rows.items():
-        table = task.table(rows, checkpoint.tokenizer, cache, name != UNLABELLED, name)
-        truncated = f", {percent(table.truncated, len(table))} truncated to {task.max_length}" if table.truncated else ""
-        say(f"{name}: {len(table):,} rows, {table.lengths.mean():.0f} tokens on average{truncated}")
-        tables[name] = table
-    return tables
-
-
-def _describe_rows(splits: Splits, indices: np.ndarray) -> str:
-    """Name up to five training rows by file and row, without rows that the strategy added."""
-    from_files = indices[indices < len(splits.train)]
-    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return "; ".join(splits.train.where(int(row)) for row in from_files[:5]) + more
+        push_run(folder.path, push_to)
+    return FineTuned(folder.path, run.result, run.predictions, run.references)

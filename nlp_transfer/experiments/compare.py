@@ -20,7 +20,7 @@ from nlp_transfer.experiments.summary_rows import Chosen, Summary, SummaryRow, f
 from nlp_transfer.run.document import as_document
 from nlp_transfer.run.folder import differences, is_location
 from nlp_transfer.run.provenance import compare_content, describe_changes, hash_inputs, hash_strategy, record_inputs
-from nlp_transfer.run.resolve import Run
+from nlp_transfer.run.run import Run
 from nlp_transfer.settings.extensions import files_for_child
 from nlp_transfer.settings.launch_config import check_launch
 from nlp_transfer.settings.schema import Document, RunConfig

@@ -11,7 +11,8 @@ from typing import Any
 
 from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.run.document import parse_overrides
-from nlp_transfer.run.resolve import Run, resolve
+from nlp_transfer.run.resolve import resolve
+from nlp_transfer.run.run import Run
 from nlp_transfer.settings.schema import DataConfig, Document
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError, shorten

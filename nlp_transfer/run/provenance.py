@@ -19,7 +19,7 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.models.verification.model_files import find_file, find_weights
-from nlp_transfer.run.resolve import Run
+from nlp_transfer.run.run import Run
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies import Combined, Strategy
 from nlp_transfer.tasks import Task

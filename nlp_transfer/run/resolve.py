@@ -1,7 +1,6 @@
 """Validate a raw document and create its task and strategy; report all problems at once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,9 @@ from nlp_transfer.data.bad_rows import check_filter
 from nlp_transfer.data.sources.aligned_files import check_no_aligned
 from nlp_transfer.data.splits import check_shares
 from nlp_transfer.data.unused_settings import Unused, find_unused
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.run.document import as_document
+from nlp_transfer.run.run import Run
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.applicability import refuse_unused
 from nlp_transfer.settings.schema import Document, RunConfig, expand_name
@@ -19,27 +20,12 @@ from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 
-@dataclass(frozen=True)
-class Run:
-    """Validated settings of a run, with its task and strategy."""
-
-    config: RunConfig
-    task: Task
-    strategy: Strategy
-    unused: dict[str, str] = field(default_factory=dict)
-    """Settings without effect that were set anyway: the reason by dotted name."""
-
-    def with_validation_share(self, share: float | None) -> "Run":
-        """Return the run with a resolved `data.validation_share`; None: unchanged."""
-        if share is None:
-            return self
-        data = self.config.data.model_copy(update={"validation_share": share})
-        config = self.config.model_copy(update={"data": data})
-        return replace(self, config=config, unused=find_unused(config, self.task, self.strategy).reported)
-
-
 def resolve(
-    config: RunConfig | Document | str | Path | None = None, *, shared: bool = False, user_metrics: bool = False, **settings: Any
+    config: RunConfig | Document | str | Path | None = None,
+    *,
+    shared: bool = False,
+    metrics: Sequence[Any] = (),
+    **settings: Any,
 ) -> Run:
     """Validate the settings of a run and create its task and strategy.
 
@@ -47,12 +33,13 @@ def resolve(
         config: a file, a document or typed settings. `task` and `strategy` may be documents or objects, or classes without
             required settings.
         shared: whether several strategies share the settings; data settings that have no effect are then allowed.
-        user_metrics: whether there are user metrics; their names are unknown here, so `best_metric` is not checked.
+        metrics: user metrics, see `fine_tune`; their names are unknown here, so `best_metric` is not checked.
         settings: settings by name, which override those in `config`.
 
     Raises:
         UserError: lists every problem.
     """
+    user_metrics = UserMetrics(metrics)
     raw = as_document(config) | settings
     problems = Problems("settings")
     raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
@@ -66,7 +53,7 @@ def resolve(
     task: Any = objects.get("task") or _build(task_from, None if isinstance(task_document, list) else task_document, problems)
     strategy: Any = objects.get("strategy") or _build(strategy_from, strategy_document, problems)
     if checked is not None:
-        _check_together(checked, task, problems, user_metrics)
+        _check_together(checked, task, problems, bool(user_metrics))
     unused = Unused()
     if checked is not None and task is not None and strategy is not None:
         for each_task in (task, *(nested for _, nested in strategy.nested().values())):
@@ -79,7 +66,7 @@ def resolve(
         refuse_unused(unused.refused, unused.refused, problems)
     problems.raise_if_any()
     assert checked is not None
-    return Run(checked, task, strategy, unused.reported)
+    return Run(checked, task, strategy, unused.reported, user_metrics)
 
 
 def _named(value: Any) -> Any:

@@ -7,46 +7,32 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from nlp_transfer.data.splits import Splits
 from nlp_transfer.inference.predictor import PRECISION
 from nlp_transfer.models.device import device_type
 from nlp_transfer.report.model_card import write_card
 from nlp_transfer.run.final_model import save_job
 from nlp_transfer.run.final_scores import score_splits
 from nlp_transfer.run.folder import RunFolder
-from nlp_transfer.run.resolve import Run
+from nlp_transfer.run.run import Run
 from nlp_transfer.saved_models.load import RECORD
 from nlp_transfer.saved_models.save import add_to_record, is_plain, versions
 from nlp_transfer.security.secret_patterns import clean
 from nlp_transfer.strategies import Job
-from nlp_transfer.tasks import Task
 from nlp_transfer.training.position import Position
 from nlp_transfer.utils import environment
 from nlp_transfer.utils.atomic_files import retry_while_full, write_json
 from nlp_transfer.utils.console import show_metrics
 
-Metrics = dict[str, dict[str, float]]
-"""Metrics by split and name."""
 
-
-def make_result(
-    run: Run, document: Mapping[str, Any], task: Task, model: Any, metrics: Metrics, train: dict[str, Any],
-    tasks: dict[str, dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
-    """Return the content of `result.json`.
-
-    Args:
-        document: the content of `config.yaml`.
-        model: the saved model.
-        train: from `training_metrics`.
-        tasks: from `save_further_tasks`.
-    """
-    signatures = task.signatures()
+def make_result(run: Run) -> dict[str, Any]:
+    """Return the content of `result.json`."""
+    signatures = run.task.signatures()
     return {
-        "task": document["task"], "strategy": document["strategy"], "model": run.config.model, "seed": run.config.training.seed,
-        "plain": is_plain(model), "metrics": metrics, "metrics_precision": PRECISION, "train": train, "versions": versions(),
-        **({"signatures": signatures} if metrics and signatures else {}),
-        **({"tasks": tasks} if tasks else {}),
+        "task": run.document["task"], "strategy": run.document["strategy"], "model": run.config.model,
+        "seed": run.config.training.seed, "plain": is_plain(run.model), "metrics": run.metrics, "metrics_precision": PRECISION,
+        "train": run.speed, "versions": versions(),
+        **({"signatures": signatures} if run.metrics and signatures else {}),
+        **({"tasks": run.auxiliary_results} if run.auxiliary_results else {}),
     }  # fmt: skip
 
 
@@ -104,21 +90,18 @@ def save_further_tasks(
     return results
 
 
-def finish_run(
-    folder: RunFolder, run: Run, task: Task, result: dict[str, Any], document: Mapping[str, Any], splits: Splits,
-    further: Mapping[str, tuple[Job, Any]],
-) -> None:  # fmt: skip
+def finish_run(run: Run, folder: RunFolder) -> None:
     """Write model cards, records and finally `result.json`, which marks the run as finished; delete the checkpoints."""
-    saved = [(folder.path / name, task, result, run.config.data, splits.rows) for name in ("model", "adapter")]
-    for (name, (job, _)), (data, _) in zip(further.items(), run.strategy.nested().values(), strict=True):
-        task_result = {"signatures": {}, **result, **result["tasks"][name]}
+    saved = [(folder.path / name, run.task, run.result, run.config.data, run.splits.rows) for name in ("model", "adapter")]
+    for (name, (job, _)), (data, _) in zip(run.auxiliary.items(), run.strategy.nested().values(), strict=True):
+        task_result = {"signatures": {}, **run.result, **run.result["tasks"][name]}
         saved.append((folder.path / "tasks" / name / "model", job.task, task_result, data, job.rows))
-    for model_folder, model_task, model_result, data, rows in saved:
+    for model_folder, task, result, data, rows in saved:
         if (model_folder / RECORD).is_file():
-            add_to_record(model_folder, {"metrics": model_result["metrics"]})
+            add_to_record(model_folder, {"metrics": result["metrics"]})
             sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
             counts = {"rows": {split: len(split_rows) for split, split_rows in rows.items()}}
-            card = partial(write_card, model_folder, model_task, clean(model_result), {**sources, **counts}, document["training"])
+            card = partial(write_card, model_folder, task, clean(result), {**sources, **counts}, run.document["training"])
             retry_while_full(card, "the model card", model_folder)
-    write_json(folder.path / "result.json", result)
+    write_json(folder.path / "result.json", run.result)
     folder.clear_checkpoints()

@@ -6,18 +6,14 @@ from typing import Any
 from nlp_transfer.data.sources import HUB_DATA
 from nlp_transfer.data.sources.portable_paths import portable
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.unused_settings import without_effect
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.run.provenance import check_files, hash_inputs, hash_strategy, record_inputs
-from nlp_transfer.run.resolve import Run
+from nlp_transfer.run.run import Run
 from nlp_transfer.saved_models.save import versions
 from nlp_transfer.security.secret_patterns import clean
-from nlp_transfer.tasks import Task
-from nlp_transfer.training.trainer import Trainer
 
 
-def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkpoint, splits: Splits) -> dict[str, Any]:
+def resolved_document(run: Run) -> dict[str, Any]:
     """Return the content of `config.yaml`, from which the run can be repeated.
 
     Settings without effect are not resolved. Secrets are redacted.
@@ -25,14 +21,14 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     Raises:
         UserError: a file or revision differs from the `provenance` in the settings.
     """
-    config, strategy = run.config, run.strategy
+    config, strategy, checkpoint, splits, trainer = run.config, run.strategy, run.checkpoint, run.splits, run.trainer
     training = trainer.training.model_dump() | {
         "label_smoothing": trainer.task.label_smoothing(trainer.training),
         "precision": trainer.resolved.precision, "attention": trainer.resolved.attention, "kernels": trainer.resolved.kernels,
     }  # fmt: skip
     if strategy.takes_steps():
         training |= {"learning_rate": trainer.planner.learning_rate(), "epochs": trainer.planner.epochs()}
-    unused = without_effect(config, task, strategy)
+    unused = without_effect(config, run.task, strategy)
     training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
     further_rows = [job.rows for job, _ in strategy.auxiliary_jobs(trainer.model).values()]
     inputs = hash_inputs(run, checkpoint.source, splits.rows)
@@ -49,7 +45,7 @@ def resolved_document(run: Run, task: Task, trainer: Trainer, checkpoint: Checkp
     document: dict[str, Any] = {
         "model": f"{checkpoint.source.path}@{checkpoint.revision}" if checkpoint.revision else config.model,
         "data": {name: _pinned(getattr(config.data, name), splits.rows.get(name)) for name in type(config.data).model_fields},
-        "task": task.document(),
+        "task": run.task.document(),
         "strategy": strategy.document(),
         "training": training,
         "output_dir": output,

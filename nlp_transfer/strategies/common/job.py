@@ -40,7 +40,7 @@ class Job:
     rows: dict[str, Rows]
     checkpoint: Checkpoint
     training: TrainingConfig
-    device: torch.device
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     objectives: dict[str, Objective] = field(default_factory=dict)
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)

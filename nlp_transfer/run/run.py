@@ -1,0 +1,85 @@
+"""The value that `fine_tune` hands from one stage to the next."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from nlp_transfer.data.splits import Splits
+from nlp_transfer.data.unused_settings import find_unused
+from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.schema import RunConfig
+from nlp_transfer.strategies import Job, Strategy
+from nlp_transfer.tasks import Arrays, Task
+from nlp_transfer.training.trainer import Trainer
+
+Metrics = dict[str, dict[str, float]]
+"""Metrics by split and name."""
+LATER: Any = None  # the value of a field that a later stage sets
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fine-tuning run. Each stage of `fine_tune` returns a copy with the results of the stage.
+
+    Attributes:
+        config: The settings as given; `data.validation_share` is resolved when the data are read.
+        task: The task; fitted when the data are read, and prepared for the checkpoint before the rows are encoded.
+        unused: Settings without effect that were set anyway: the reason by dotted name.
+        user_metrics: Metrics passed to `fine_tune`.
+        hub_metrics: Metrics of `training.hub_metrics`.
+        checkpoint: The pretrained checkpoint (set by `read`).
+        splits: The rows of each split (set by `read`).
+        job: The task with its token tables. The saved model is scored on it (set by `encode`; `build` sets its training
+            settings, device and precision).
+        trainer: Trains the model, on the tables and settings that the strategy prepared (set by `build`).
+        document: The content of `config.yaml` (set by `build`).
+        preparation_seconds: Duration of `build`, including cached features (set by `build`).
+        speed: `train` of `result.json` (set by `train`).
+        model: The saved model, loaded again (set by `save`).
+        auxiliary: Job and trained model of each auxiliary task (set by `save`).
+        auxiliary_results: `tasks` of `result.json` (set by `score`).
+        metrics: Metrics by split and name (set by `score`).
+        predictions: Predictions by split and name, arrays of shape (rows, ...) (set by `score`).
+        result: The content of `result.json` (set by `report`).
+    """
+
+    config: RunConfig
+    task: Task
+    strategy: Strategy
+    unused: dict[str, str] = field(default_factory=dict)
+    user_metrics: UserMetrics = field(default_factory=lambda: UserMetrics(()))
+    hub_metrics: list[Any] = field(default_factory=list)
+    checkpoint: Checkpoint = LATER
+    splits: Splits = LATER
+    job: Job = LATER
+    trainer: Trainer = LATER
+    document: dict[str, Any] = LATER
+    preparation_seconds: float = 0.0
+    speed: dict[str, Any] = LATER
+    model: PreTrainedModel = LATER
+    auxiliary: Mapping[str, tuple[Job, PreTrainedModel]] = LATER
+    auxiliary_results: dict[str, dict[str, Any]] = LATER
+    metrics: Metrics = LATER
+    predictions: dict[str, Arrays] = LATER
+    result: dict[str, Any] = LATER
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the main process, which writes the files of the run."""
+        return bool(self.trainer.accelerator.is_main_process)
+
+    @property
+    def references(self) -> dict[str, Arrays]:
+        """Targets of the predictions, by split and name: arrays of shape (rows, ...)."""
+        return {split: self.job.tables[split].references for split in self.predictions}
+
+    def with_validation_share(self, share: float | None) -> "Run":
+        """Return the run with a resolved `data.validation_share`; None: unchanged."""
+        if share is None:
+            return self
+        data = self.config.data.model_copy(update={"validation_share": share})
+        config = self.config.model_copy(update={"data": data})
+        return replace(self, config=config, unused=find_unused(config, self.task, self.strategy).reported)

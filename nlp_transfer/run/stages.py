@@ -1,0 +1,142 @@
+"""The stages of a run, in order. Each takes the run and returns a copy with the results of the stage."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+from accelerate.utils import set_seed
+
+from nlp_transfer.data.augmentation import make_augmenter
+from nlp_transfer.data.bad_rows import write_skipped
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
+from nlp_transfer.data.unused_settings import describe_unused
+from nlp_transfer.evaluation.metrics import load_hub_metric
+from nlp_transfer.inference.predictor import PRECISION
+from nlp_transfer.models.accelerator import finish_trackers
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.preparation import count_parameters, describe_head
+from nlp_transfer.run.final_model import save_final_model
+from nlp_transfer.run.final_scores import score_splits, try_metrics
+from nlp_transfer.run.folder import RunFolder, check_same_on_all
+from nlp_transfer.run.result import finish_run, make_result, save_further_tasks, training_metrics
+from nlp_transfer.run.run import Run
+from nlp_transfer.run.run_config import resolved_document
+from nlp_transfer.run.start_summary import summary_lines
+from nlp_transfer.run.trial_save import check_saving, check_saving_further
+from nlp_transfer.saved_models.custom_models import ensure_config
+from nlp_transfer.saved_models.load import quiet
+from nlp_transfer.strategies import Job
+from nlp_transfer.training.automatic_settings import resolve_settings
+from nlp_transfer.training.interruption import Signals
+from nlp_transfer.training.trainer import Trainer
+from nlp_transfer.utils.console import percent, say, show_metrics
+
+
+def read(run: Run, allow_hub_metrics: bool = False) -> Run:
+    """Open the checkpoint, read and check the rows of every split, and fit the task to the training rows."""
+    training = run.config.training
+    hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
+    set_seed(training.seed)
+    checkpoint = Checkpoint.open(find_model(run.config.model))
+    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.needs_validation())
+    say(*(task.report(splits.train) if len(splits.train) else ()), *splits.notes)
+    resolved = run.with_validation_share(splits.validation_share)
+    say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
+    return replace(resolved, task=task, checkpoint=checkpoint, splits=splits, hub_metrics=hub_metrics)
+
+
+def encode(run: Run) -> Run:
+    """Prepare the task for the checkpoint, and tokenize every split. Print sizes and how many texts are truncated."""
+    task = run.task.prepare(run.checkpoint, run.splits.train).prefer_head(run.strategy.preferred_head())
+    tables = {}
+    for name, rows in run.splits.rows.items():
+        table = task.table(rows, run.checkpoint.tokenizer, run.config.data.token_cache, name != UNLABELLED, name)
+        truncated = f", {percent(table.truncated, len(table))} truncated to {task.max_length}" if table.truncated else ""
+        say(f"{name}: {len(table):,} rows, {table.lengths.mean():.0f} tokens on average{truncated}")
+        tables[name] = table
+    job = Job(task, tables, run.splits.rows, run.checkpoint, run.config.training, skipped=run.splits.skipped)
+    return replace(run, task=task, job=job)
+
+
+def build(run: Run, folder: RunFolder, signals: Signals) -> Run:
+    """Build the model, resolve `auto` settings, and prepare model and data as the strategy requires.
+
+    Check that the untrained model can be saved and scored. `folder` is created after all checks that are possible before
+    training, with `config.yaml` in it.
+    """
+    started, training, task, tables = time.monotonic(), run.config.training, run.task, run.job.tables
+    augment = None
+    if run.strategy.takes_steps():
+        augment = make_augmenter(training, run.checkpoint.tokenizer, tables["train"], task.max_length)
+    with quiet():
+        model = ensure_config(task.build_model(run.checkpoint, training), run.checkpoint)
+        say(*describe_head(model))
+        model = run.strategy.wrap(model)
+        resolved = resolve_settings(model, tables.get("train"), training, folder.path, task=task)
+        accelerator = resolved.accelerator
+        for split in run.splits.labeled[:1]:
+            try_metrics(run.hub_metrics, run.user_metrics, task, tables[split], training, accelerator)
+        job = replace(run.job, training=resolved.training, device=accelerator.device, precision=resolved.precision)
+        check_saving(run.strategy, job, model, folder.path, accelerator)
+        prepared = run.strategy.prepare_data(job, model)
+        check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
+    trainer = Trainer(
+        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, resolved=resolved,
+        output_dir=folder.path, describe=lambda rows: _describe_rows(run.splits, rows), objectives=prepared.objectives,
+        augment=augment, signals=signals, user_metrics=run.user_metrics,
+    )  # fmt: skip
+    say(*summary_lines(trainer))
+    run = replace(run, job=job, trainer=trainer)
+    run = replace(run, document=resolved_document(run), preparation_seconds=time.monotonic() - started)
+    check_same_on_all(run.document)
+    if run.is_main:
+        folder.begin(run.document)
+        write_skipped(folder.path, prepared.skipped)
+    accelerator.wait_for_everyone()
+    return run
+
+
+def train(run: Run) -> Run:
+    """Train the model; at the end it has the best weights."""
+    run.trainer.accelerator.init_trackers("nlp_transfer")
+    parameters = count_parameters(run.trainer.model)
+    position = run.trainer.train()
+    return replace(run, speed=training_metrics(position, parameters, run.preparation_seconds))
+
+
+def save(run: Run, folder: RunFolder) -> Run:
+    """Save the model, and load it again: the saved model is the one that is scored."""
+    auxiliary = run.strategy.auxiliary_jobs(run.trainer.model)
+    model = save_final_model(run.strategy, run.job, run.trainer.model, folder, run.trainer.accelerator)
+    return replace(run, model=model, auxiliary=auxiliary)
+
+
+def score(run: Run, folder: RunFolder) -> Run:
+    """Score the saved model on validation and test, and write its predictions; save and score auxiliary tasks."""
+    accelerator = run.trainer.accelerator
+    metrics, predictions = score_splits(run.job, run.model, accelerator, run.hub_metrics, folder.path, run.user_metrics)
+    if metrics:
+        last = list(metrics)[-1]
+        say(*run.task.example_lines(predictions[last], run.job.tables[last].references))
+    results = save_further_tasks(run.auxiliary, folder, accelerator)
+    return replace(run, metrics=metrics, predictions=predictions, auxiliary_results=results)
+
+
+def report(run: Run, folder: RunFolder) -> Run:
+    """Write the model card and `result.json`, which marks the run as finished, and print the metrics."""
+    run = replace(run, result=make_result(run))
+    if run.is_main:
+        finish_run(run, folder)
+    run.trainer.accelerator.wait_for_everyone()
+    finish_trackers(run.trainer.accelerator)
+    show_metrics(run.metrics, f"metrics, computed in {PRECISION}")
+    say(f"the model is in {folder.path / 'model'}")
+    return run
+
+
+def _describe_rows(splits: Splits, indices: np.ndarray) -> str:
+    """Name up to five training rows by file and row, without rows that the strategy added."""
+    from_files = indices[indices < len(splits.train)]
+    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    return "; ".join(splits.train.where(int(row)) for row in from_files[:5]) + more
