@@ -14,8 +14,8 @@ from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems
-from tests.conftest import sentiment_rows
-from tests.models import FAMILIES
+from tests.builders import sentiment_rows
+from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
 

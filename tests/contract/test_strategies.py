@@ -20,8 +20,8 @@ from nlp_transfer.strategies import Job, Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems, UserError
-from tests.conftest import sentiment_rows
-from tests.models import FAMILIES
+from tests.builders import sentiment_rows
+from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
 

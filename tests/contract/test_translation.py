@@ -21,9 +21,9 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
-from tests.conftest import write_csv
-from tests.processes import in_child
-from tests.seq2seq_models import PAIRS, SCRIPTS, TRANSLATION, languages, save_tiny_seq2seq
+from tests.builders import write
+from tests.helpers.processes import CHILDREN, in_child
+from tests.helpers.seq2seq_models import PAIRS, SCRIPTS, TRANSLATION, languages, save_tiny_seq2seq
 
 pytestmark = pytest.mark.process
 
@@ -49,7 +49,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def runs(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family, trained until it knows all pairs by heart."""
     folder = tmp_path_factory.mktemp("runs")
-    pairs = str(write_csv(folder / "pairs.csv", list(PAIRS), ("source", "target")))
+    pairs = str(write(folder / "pairs.csv", list(PAIRS), ("source", "target")))
     for family, checkpoint in checkpoints.items():
         fine_tune(
             model=str(checkpoint),
@@ -72,7 +72,7 @@ def child(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     for family, run in runs.items():
         prefix = ">>de<< " if family == "marian-multilingual" else ""
         plan[family] = {"run": str(run), "texts": SOURCES, "prefixed": [prefix + text for text in SOURCES]}
-    return in_child(Path(__file__).with_name("plain_translation_child.py"), plan, folder)
+    return in_child(CHILDREN / "plain_translations.py", plan, folder)
 
 
 def up_to_end(ids: list[int], end: int) -> list[int]:
@@ -165,7 +165,7 @@ def test_any_script_is_learned_exactly(tiny: dict[str, Path], tmp_path: Path) ->
     run = fine_tune(
         model=str(tiny["bert"]),
         data={
-            "train": str(write_csv(tmp_path / "pairs.csv", list(zip(sources, SCRIPTS, strict=True)), ("source", "target"))),
+            "train": str(write(tmp_path / "pairs.csv", list(zip(sources, SCRIPTS, strict=True)), ("source", "target"))),
             "validation_share": 0,
         },
         task={"name": "translation", "beams": 1},
@@ -180,7 +180,7 @@ def test_any_script_is_learned_exactly(tiny: dict[str, Path], tmp_path: Path) ->
 
 def test_adapter_translates_like_the_merged_model(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Drafts while training are written by the model with its updates beside it."""
-    pairs = str(write_csv(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
+    pairs = str(write(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
     run = fine_tune(
         model=str(checkpoints["bert"]),
         data={"train": pairs, "validation": pairs},
@@ -206,7 +206,7 @@ def test_adapter_translates_like_the_merged_model(checkpoints: dict[str, Path], 
 
 def test_draft_scores_are_marked(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """They are of some rows, translated greedily; the final ones of all rows, with beams."""
-    table = str(write_csv(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
+    table = str(write(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
     run = fine_tune(
         model=str(checkpoints["bert"]), data={"train": table, "validation": table},
         task={"name": "translation", "beams": 2, "translated_rows": 3},

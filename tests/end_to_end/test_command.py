@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.cli import cli
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -189,7 +189,7 @@ def test_pairs_and_regression_and_multi_label(tiny: dict[str, Path], tmp_path: P
     texts = [text for text, _ in sentiment_rows(48)]
     tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(48)]
     pairs = [(texts[i], texts[-i - 1], i / 10, tags[i]) for i in range(48)]
-    path = write_csv(tmp_path / "pairs.csv", pairs, ("first", "second", "score", "tags"))
+    path = write(tmp_path / "pairs.csv", pairs, ("first", "second", "score", "tags"))
     for task, column, metric in (("regression", "score", "mse"), ("multi_label", "tags", "f1_macro")):
         run = fine_tune(
             model=str(tiny["bert"]),

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -23,8 +23,8 @@ BASE = [sys.executable, "-m", "nlp_transfer", "compare"]
 
 def write_run(folder: Path, tiny: dict[str, Path], family: str = "bert", **training: Any) -> Path:
     rows = sentiment_rows(100)
-    write_csv(folder / "train.csv", rows[:60])
-    write_csv(folder / "test.csv", rows[60:])
+    write(folder / "train.csv", rows[:60])
+    write(folder / "test.csv", rows[60:])
     settings = {"max_steps": 4, "batch_size": 8, "precision": "fp32", **training}
     document = {
         "model": str(tiny[family]),
@@ -181,7 +181,7 @@ def test_invalid_settings_fail_before_the_first_run(tmp_path: Path, tiny: dict[s
     assert done.returncode == 2
     assert "strategy.name: there is no strategy 'loro'" in done.stderr
     assert "--seeds: found 'x'" in done.stderr
-    write_csv(tmp_path / "test.csv", [("a text", "neither")])
+    write(tmp_path / "test.csv", [("a text", "neither")])
     done = command(tmp_path, "--strategies", "full", "--seeds", "0")
     assert done.returncode == 2
     assert "the label 'neither' is not known" in done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.cli import cli
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 
 pytestmark = pytest.mark.process
 

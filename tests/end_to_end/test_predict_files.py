@@ -32,9 +32,9 @@ from nlp_transfer.inference.writers import Writer
 from nlp_transfer.security.file_locks import LOCKED
 from nlp_transfer.utils.console import Steps, console
 from nlp_transfer.utils.interrupts import Interrupted
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 from tests.faults.test_bad_input import command
-from tests.processes import ROOT
+from tests.helpers.processes import ROOT
 
 pytestmark = pytest.mark.process
 

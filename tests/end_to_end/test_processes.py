@@ -10,7 +10,7 @@ from nlp_transfer import UserError, fine_tune
 from nlp_transfer.inference.file_predictor import FilePredictor
 from nlp_transfer.inference.predictor import CHUNK_ROWS
 from nlp_transfer.inference.translator import CHUNK_ROWS as TRANSLATOR_CHUNK_ROWS
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 from tests.end_to_end.test_translate import ENGLISH, command, make_loud, train
 
 pytestmark = pytest.mark.process
@@ -32,7 +32,7 @@ def test_two_processes_write_the_same_file(
         output_dir=str(tmp_path / "run"),
     )
     rows = [(i, text, "") for i, (text, _) in enumerate(sentiment_rows(2 * CHUNK_ROWS + 300, seed=2))]
-    source = write_csv(tmp_path / "in.csv", rows, ("id", "text", "note"))
+    source = write(tmp_path / "in.csv", rows, ("id", "text", "note"))
     capfd.readouterr()
     outputs = []
     for processes in (1, 2):
@@ -91,7 +91,7 @@ def test_two_processes_report_the_same_errors(tiny: dict[str, Path], tmp_path: P
 
 
 def test_more_processes_than_cores_are_refused(tmp_path: Path) -> None:
-    source = write_csv(tmp_path / "in.csv", [("a dog",)], ("text",))
+    source = write(tmp_path / "in.csv", [("a dog",)], ("text",))
     for name in ("predict", "translate"):
         with pytest.raises(UserError, match="--processes: found 3; this machine has 2 cores; allowed: 1 to 2"):
             command(name, "no-model", "--input", source, "--output", tmp_path / "out.csv", "--processes", 3)

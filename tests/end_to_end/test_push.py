@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from nlp_transfer import fine_tune
-from tests.conftest import sentiment_rows, write_csv
-from tests.end_to_end.push_child import STEPS
+from tests.builders import sentiment_rows, write
+from tests.helpers.children.push import STEPS
 
 pytestmark = pytest.mark.process
 
@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 def test_pushed_models_are_loaded_by_id(tmp_path: Path, tiny: dict[str, Path]) -> None:
     shutil.copytree(tiny["bert"], tmp_path / "tiny")
     rows = sentiment_rows(60)
-    write_csv(tmp_path / "train.csv", rows[:40])
-    write_csv(tmp_path / "test.csv", rows[40:])
+    write(tmp_path / "train.csv", rows[:40])
+    write(tmp_path / "test.csv", rows[40:])
     (tmp_path / "train.txt").write_text("\n".join(text for text, _ in rows) + "\n")
     document = {
         "model": "ann/tiny",
@@ -33,7 +33,7 @@ def test_pushed_models_are_loaded_by_id(tmp_path: Path, tiny: dict[str, Path]) -
         "output_dir": str(tmp_path / "run"),
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    line = [sys.executable, "-m", "tests.end_to_end.push_child", str(tmp_path)]
+    line = [sys.executable, "-m", "tests.helpers.children.push", str(tmp_path)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stdout.split() == [step.__name__ for step in STEPS]

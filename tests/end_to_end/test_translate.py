@@ -21,9 +21,9 @@ from transformers import EncoderDecoderModel
 
 from nlp_transfer import UserError, fine_tune, load_predictor, load_translator
 from nlp_transfer.cli import cli
-from tests.hub import environment, serve
-from tests.models import WORDS
-from tests.seq2seq_models import PAIRS
+from tests.helpers.hub import environment, serve
+from tests.helpers.models import WORDS
+from tests.helpers.seq2seq_models import PAIRS
 
 pytestmark = pytest.mark.hub
 

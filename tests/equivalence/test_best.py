@@ -7,7 +7,7 @@ import pytest
 
 from nlp_transfer import fine_tune
 from nlp_transfer.strategies import Phase, State, Strategy, View
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -29,7 +29,7 @@ class GoodThenRuinous(Strategy):
 def test_best_weights_of_an_earlier_phase_are_restored(ema: float | None, tiny: dict[str, Path], tmp_path: Path) -> None:
     run = fine_tune(
         model=str(tiny["bert"]),
-        data={"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(80)))},
+        data={"train": str(write(tmp_path / "train.csv", sentiment_rows(80)))},
         task="text_classification",
         strategy=GoodThenRuinous(),
         training={"batch_size": 16, "precision": "fp32", "learning_rate": 1e-2, "best_metric": "loss", "ema": ema},

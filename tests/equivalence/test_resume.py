@@ -12,8 +12,8 @@ from nlp_transfer import UserError, fine_tune
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import checkpointer, checkpoints
 from nlp_transfer.training import step as optimizer_step
-from tests.conftest import sentiment_rows, write_csv
-from tests.equivalence.jobs import HeadThenAll
+from tests.builders import sentiment_rows, write
+from tests.helpers.children.gradient_jobs import HeadThenAll
 
 pytestmark = pytest.mark.model
 
@@ -47,7 +47,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (text, label, " ".join(text.split()[i % 4 :: -1]), "rare" if i % 5 == 0 else label)
         for i, (text, label) in enumerate(sentiment_rows(50))
     ]
-    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", rows, ("text", "label", "translated", "rare"))
+    return write(tmp_path_factory.mktemp("data") / "train.csv", rows, ("text", "label", "translated", "rare"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.kernels.sparse_adamw import SYNC_INTERVAL, SparseAdamWTable
 from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.optimizer import restore_state, state_by_name
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -100,7 +100,7 @@ def test_fast_kernels_give_the_same_training(
 ) -> None:
     """Losses, gradient norms and validation of each step, without dropout, whose masks differ."""
     monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)
-    data = {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(50)))}
+    data = {"train": str(write(tmp_path / "train.csv", sentiment_rows(50)))}
     found = {}
     for kernels in ("fast", "plain"):
         run = fine_tune(

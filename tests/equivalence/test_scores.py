@@ -16,8 +16,8 @@ from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.inference.rounding import round_predictions
 from nlp_transfer.models.accelerator import in_fp32
 from nlp_transfer.saved_models.load import read_record
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import tiny_classifier
+from tests.builders import sentiment_rows, write
+from tests.helpers.models import tiny_classifier
 
 pytestmark = pytest.mark.model
 
@@ -39,7 +39,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("splits")
     rows = sentiment_rows(160)
-    return {name: write_csv(folder / f"{name}.csv", part) for name, part in (("train", rows[:80]), ("validation", rows[80:]))}
+    return {name: write(folder / f"{name}.csv", part) for name, part in (("train", rows[:80]), ("validation", rows[80:]))}
 
 
 @pytest.mark.parametrize("name", list(RUNS))

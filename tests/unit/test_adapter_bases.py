@@ -13,9 +13,9 @@ from transformers import AutoModel
 from nlp_transfer import UserError, fine_tune, load_adapters, load_predictor, load_translator
 from nlp_transfer.cli import cli
 from nlp_transfer.saved_models.load import open_adapter, quiet
-from tests.conftest import write_csv
-from tests.models import save_tiny
-from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
+from tests.builders import write
+from tests.helpers.models import save_tiny
+from tests.helpers.seq2seq_models import PAIRS, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
 
@@ -179,7 +179,7 @@ def test_translators_check_their_base(family: str, tmp_path: Path) -> None:
     base = save_tiny_seq2seq(family, tmp_path / "base")
     fine_tune(
         model=str(base),
-        data={"train": str(write_csv(tmp_path / "pairs.csv", list(PAIRS), ("source", "target"))), "validation_share": 0},
+        data={"train": str(write(tmp_path / "pairs.csv", list(PAIRS), ("source", "target"))), "validation_share": 0},
         task={"name": "translation", "beams": 1},
         strategy="lora",
         training={"max_steps": 2, "precision": "fp32"},
@@ -190,7 +190,7 @@ def test_translators_check_their_base(family: str, tmp_path: Path) -> None:
     shutil.move(base, moved)
     assert load_translator(place, base=moved)(["The dog is red."]) == expected
     output = tmp_path / "out.csv"
-    source = write_csv(tmp_path / "in.csv", [("The dog is red.",)], ("source",))
+    source = write(tmp_path / "in.csv", [("The dog is red.",)], ("source",))
     cli.main(
         ["translate", str(place), "--base", str(moved), "--precision", "fp32", "--input", str(source), "--output", str(output)],
         standalone_mode=False,

@@ -25,7 +25,7 @@ from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.strategies.common.adapter_modules import save_adapter
 from nlp_transfer.strategies.peft import Peft
 from nlp_transfer.strategies.peft.method_settings import methods
-from tests.models import tiny_classifier
+from tests.helpers.models import tiny_classifier
 from tests.unit.test_strategy_peft import METHODS, REFUSED
 
 pytestmark = pytest.mark.model

@@ -15,9 +15,8 @@ from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
-from nlp_transfer.training import checkpointer, checkpoints
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, stopped_at, write
 
 pytestmark = pytest.mark.model
 
@@ -228,15 +227,11 @@ def test_a_filter_for_empty_sides_needs_no_skipping_and_other_tasks_have_none() 
         split({"train": pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]}), "filter": ["empty"]})
 
 
-class Killed(Exception):  # noqa: N818  no error: what happens to a process
-    """Stands for whatever ends a process."""
-
-
 def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
-    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    test = write_csv(tmp_path / "test.csv", [*sentiment_rows(12), ("text", "other")])
-    more = write_csv(tmp_path / "more.csv", [*sentiment_rows(12), (" ", "positive")])
+    test = write(tmp_path / "test.csv", [*sentiment_rows(12), ("text", "other")])
+    more = write(tmp_path / "more.csv", [*sentiment_rows(12), (" ", "positive")])
     other = {"name": "more", "data": {"train": str(more), "on_bad_rows": "skip"}, "task": "text_classification"}
 
     def run(folder: str) -> Any:
@@ -256,16 +251,8 @@ def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
     ]
     assert "the label 'other' is not known" in found[-2]["reason"]
     assert straight.metrics["test"]["accuracy"] >= 0
-    original = checkpoints.write_checkpoint
-
-    def write(*arguments: Any) -> Any:
-        original(*arguments)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpointer.checkpoints, "write_checkpoint", write)
-        with pytest.raises(Killed):
-            run("broken")
+    with stopped_at(1):
+        run("broken")
     (tmp_path / "broken/skipped_rows.csv").unlink()
     run("broken")
     assert (tmp_path / "broken/skipped_rows.csv").read_bytes() == (tmp_path / "straight/skipped_rows.csv").read_bytes()
@@ -362,7 +349,7 @@ def test_a_file_of_a_class_in_utf_16_is_a_bad_row(content: bytes, tmp_path: Path
 
 
 def test_a_class_with_one_row_is_refused_with_the_share_that_holds_it_out(tmp_path: Path) -> None:
-    source = str(write_csv(tmp_path / "train.csv", [*sentiment_rows(60), ("a film", "rare")]))
+    source = str(write(tmp_path / "train.csv", [*sentiment_rows(60), ("a film", "rare")]))
     for held_out, other in (("test", "validation"), ("validation", "test")):
         with pytest.raises(UserError, match=rf"row 62.*'rare'.*data\.{held_out}_share: 0") as error:
             split({"train": source, f"{held_out}_share": 0.2, f"{other}_share": 0})
@@ -433,7 +420,7 @@ def test_not_a_number_is_a_missing_cell(task: dict[str, Any], row: str, kind: st
 def test_a_fault_of_the_whole_column_is_one_message(
     task: dict[str, Any], cells: list[str], facts: tuple[str, ...], tmp_path: Path
 ) -> None:
-    path = write_csv(tmp_path / "a.csv", [(f"text {i}", cell) for i, cell in enumerate(cells)])
+    path = write(tmp_path / "a.csv", [(f"text {i}", cell) for i, cell in enumerate(cells)])
     with pytest.raises(UserError) as caught:
         split({"train": str(path)}, **task)
     message = str(caught.value)
@@ -443,4 +430,4 @@ def test_a_fault_of_the_whole_column_is_one_message(
     few = [(f"text {i}", cell if i < 25 else str(i)) for i, cell in enumerate(cells)]
     if task.get("name") == "regression":
         with pytest.raises(UserError, match="25 problems"):  # these can be skipped, and are listed
-            split({"train": str(write_csv(tmp_path / "b.csv", few))}, **task)
+            split({"train": str(write(tmp_path / "b.csv", few))}, **task)

@@ -21,8 +21,8 @@ from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training.automatic_settings import resolve_settings, set_attention
 from tests.contract.test_strategies import TASKS, prepare
-from tests.models import tiny_classifier
-from tests.seq2seq_models import PAIRS
+from tests.helpers.models import tiny_classifier
+from tests.helpers.seq2seq_models import PAIRS
 
 pytestmark = pytest.mark.model
 

@@ -18,7 +18,7 @@ from nlp_transfer.strategies import strategy_from
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression
 from nlp_transfer.training.checkpointer import Position
 from tests.contract.test_strategies import TASKS, prepare
-from tests.strategies import document, files
+from tests.helpers.strategies import document, files
 
 pytestmark = pytest.mark.model
 
@@ -63,7 +63,7 @@ def test_incompatible_combinations_are_refused(strategy: Any, message: str, tiny
     ],
 )
 def test_compatible_combinations_work(strategy: list[Any], tiny: dict[str, Path], tmp_path: Path) -> None:
-    from tests.strategies import teacher
+    from tests.helpers.strategies import teacher
 
     place = str(teacher(tiny["bert"], "single", tmp_path))
     known = [part | {"teacher": place} if isinstance(part, dict) and "teacher" in part else part for part in strategy]

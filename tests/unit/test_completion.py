@@ -11,7 +11,7 @@ import yaml
 from nlp_transfer import UserError
 from nlp_transfer.cli import cli
 from nlp_transfer.commands.completion import complete, is_document
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 ROWS = sentiment_rows(40)
 
@@ -24,7 +24,7 @@ def table(folder: Path, header: tuple[str, ...], *cells: Any, name: str = "revie
     """A table of five rows or as many as there are in the longest column; a cell that is no list stands in every row."""
     rows = max([5, *(len(column) for column in cells if isinstance(column, list))])
     columns = [column if isinstance(column, list) else [column] * rows for column in cells]
-    return str(write_csv(folder / name, list(zip(*columns, strict=True)), header))
+    return str(write(folder / name, list(zip(*columns, strict=True)), header))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_run_without_a_yaml_file(
     form: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_csv(tmp_path / "reviews.csv", [(i, *row) for i, row in enumerate(ROWS)], ("id", "Review", "label"))
+    write(tmp_path / "reviews.csv", [(i, *row) for i, row in enumerate(ROWS)], ("id", "Review", "label"))
     flags = ["--model", tiny["bert"], "--training.max_steps", 1]
     if form == "table":
         command("train", *flags, "reviews.csv")

@@ -18,9 +18,9 @@ from nlp_transfer.strategies.distill.teachers import Teacher
 from nlp_transfer.strategies.l2_sp import L2Sp
 from nlp_transfer.tasks import task_from
 from nlp_transfer.tasks.common.pretrained_head import output_layer
-from tests.classifiers import ENCODER_DECODERS, save_encoder_decoder
-from tests.conftest import write_csv
-from tests.models import FAMILIES
+from tests.builders import write
+from tests.helpers.classifiers import ENCODER_DECODERS, save_encoder_decoder
+from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
 
@@ -181,7 +181,7 @@ def first(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tu
     """A run with three labels, and its data."""
     folder = tmp_path_factory.mktemp("first")
     words = ("good", "bad", "bright")
-    data = write_csv(
+    data = write(
         folder / "train.csv",
         [(f"{words[i % 3]} {'film plot story'.split()[i // 3 % 3]} {'the ' * i}", LABELS[i % 3]) for i in range(30)],
     )
@@ -223,7 +223,7 @@ def test_each_of_several_tasks_reports_its_head(
     first: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, data = first
-    other = write_csv(tmp_path / "other.csv", [(f"{word} film {'the ' * i}", word) for i in range(6) for word in ("x", "y", "z")])
+    other = write(tmp_path / "other.csv", [(f"{word} film {'the ' * i}", word) for i in range(6) for word in ("x", "y", "z")])
     task = {"name": "more", "data": {"train": str(other), "validation_share": 0}, "task": {"name": "text_classification"}}
     run(before, data, tmp_path / "run", {"name": "multitask", "tasks": [task]}, OTHER_ORDER, max_steps=1)
     said = capsys.readouterr().err

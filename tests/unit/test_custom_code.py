@@ -25,9 +25,9 @@ from nlp_transfer.settings import extensions, registry
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from, task_name
 from nlp_transfer.tasks.text_classification import TextClassification
-from tests import custom_tasks
-from tests.processes import launch_pair
-from tests.strategies import document, files
+from tests.helpers import custom_tasks
+from tests.helpers.processes import launch_pair
+from tests.helpers.strategies import document, files
 
 pytestmark = pytest.mark.process
 
@@ -45,7 +45,7 @@ def settings(tiny: dict[str, Path], sentiment: dict[str, Path], output: Path, **
 
 
 @pytest.mark.parametrize(
-    "given", ["tests.custom_tasks:Metric", custom_tasks.Metric, {"name": custom_tasks.Metric}, custom_tasks.Metric()]
+    "given", ["tests.helpers.custom_tasks:Metric", custom_tasks.Metric, {"name": custom_tasks.Metric}, custom_tasks.Metric()]
 )
 def test_a_task_in_every_form_is_recorded_by_its_name(
     given: Any, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
@@ -53,9 +53,11 @@ def test_a_task_in_every_form_is_recorded_by_its_name(
     strategy = [custom_tasks.Slow(factor=0.25) if callable(given) else {"name": custom_tasks.Slow, "factor": 0.25}, "l2_sp"]
     run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=given, strategy=strategy))
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert config["task"]["name"] == "tests.custom_tasks:Metric"
-    assert (config["strategy"][0]["name"], config["strategy"][0]["factor"]) == ("tests.custom_tasks:Slow", 0.25)
-    assert json.loads((tmp_path / "run" / "model" / "nlp_transfer.json").read_text())["task"] == "tests.custom_tasks:Metric"
+    assert config["task"]["name"] == "tests.helpers.custom_tasks:Metric"
+    assert (config["strategy"][0]["name"], config["strategy"][0]["factor"]) == ("tests.helpers.custom_tasks:Slow", 0.25)
+    assert (
+        json.loads((tmp_path / "run" / "model" / "nlp_transfer.json").read_text())["task"] == "tests.helpers.custom_tasks:Metric"
+    )
     figures = evaluate_model(str(tmp_path / "run"), {"data": {"test": str(sentiment["test"])}}, None, "fp32")[0]
     assert {name: figures[name] for name in ("errors", "accuracy")} == {
         name: run.metrics["test"][name] for name in ("errors", "accuracy")
@@ -69,7 +71,7 @@ def test_a_task_in_every_form_is_recorded_by_its_name(
 def test_a_head_that_no_auto_class_knows_is_saved_and_opened(
     task: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
-    name = f"tests.custom_tasks:{task}"
+    name = f"tests.helpers.custom_tasks:{task}"
     run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=name))
     assert run.result["plain"] is False
     predictor = load_predictor(tmp_path / "run")
@@ -89,7 +91,7 @@ def test_a_head_that_no_auto_class_knows_is_saved_and_opened(
 def test_a_regression_with_a_head_of_its_own_predicts_in_the_units_of_the_column(tiny: dict[str, Path], tmp_path: Path) -> None:
     source = files(tmp_path / "data")
     plan = document("full", "regression", tiny["bert"], source, tmp_path / "run", tmp_path)
-    run = fine_tune(plan | {"task": {"name": "tests.custom_tasks:DeepRegression", "label": "score"}})
+    run = fine_tune(plan | {"task": {"name": "tests.helpers.custom_tasks:DeepRegression", "label": "score"}})
     texts = [line.split(",")[0] for line in Path(source["test"]).read_text().splitlines()[1:]]
     predicted = [row["prediction"] for row in load_predictor(tmp_path / "run")(texts)]
     np.testing.assert_allclose(predicted, run.predictions["test"]["prediction"], atol=1e-4)
@@ -97,9 +99,9 @@ def test_a_regression_with_a_head_of_its_own_predicts_in_the_units_of_the_column
 
 def test_a_strategy_is_given_as_its_class() -> None:
     plan = {"model": "m", "data": {"train": "t"}, "task": "text_classification", "output_dir": "o"}
-    assert resolve(plan, strategy=custom_tasks.Slow).strategy.document()["name"] == "tests.custom_tasks:Slow"
+    assert resolve(plan, strategy=custom_tasks.Slow).strategy.document()["name"] == "tests.helpers.custom_tasks:Slow"
     assert [part.document()["name"] for part in resolve(plan, strategy=[custom_tasks.Slow, "l2_sp"]).strategy.parts] == [
-        "tests.custom_tasks:Slow", "l2_sp",
+        "tests.helpers.custom_tasks:Slow", "l2_sp",
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"strategy.*teacher"):
         resolve(plan, strategy=registry.load("strategy", "distill"))
@@ -113,7 +115,7 @@ def test_a_strategy_keeps_the_model_that_a_task_builds(
     if isinstance(strategy, dict):
         strategy |= {"teacher": str(tmp_path / "teacher")}
         fine_tune(**settings(tiny, sentiment, tmp_path / "teacher", task="text_classification"))
-    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=f"tests.custom_tasks:{task}", strategy=strategy))
+    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=f"tests.helpers.custom_tasks:{task}", strategy=strategy))
     model = load_predictor(tmp_path / "run").model
     assert type(model).__name__ == "BertForSequenceClassification"
     assert len(model.bert.encoder.layer) == (1 if isinstance(strategy, dict) else 2)
@@ -124,7 +126,7 @@ def test_a_strategy_keeps_the_model_that_a_task_builds(
 @pytest.mark.parametrize(
     ("task", "strategy", "parts"),
     [
-        ("BareTensor", "full", ["tests.custom_tasks:BareTensor", "logits", "SequenceClassifierOutput"]),
+        ("BareTensor", "full", ["tests.helpers.custom_tasks:BareTensor", "logits", "SequenceClassifierOutput"]),
         ("NoModel", "full", ["build_model", "3 (int)"]),
         ("OwnModule", "lora", ["Module", "encoder"]),
         ("DeepHead", "few_shot", ["task.head", "few_shot", "built by the task", "allowed: "]),
@@ -134,7 +136,7 @@ def test_a_model_of_a_users_own_class_is_named_in_messages(
     task: str, strategy: str, parts: list[str], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as refused:
-        fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=f"tests.custom_tasks:{task}", strategy=strategy))
+        fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=f"tests.helpers.custom_tasks:{task}", strategy=strategy))
     assert [part for part in parts if part not in str(refused.value)] == []
 
 
@@ -154,7 +156,9 @@ def test_a_head_that_cannot_be_read_again_is_refused_before_training(
     task: str, why: str, strategy: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=rf"(?s)custom_tasks:{task} .*nothing was trained.*{why}.*build_model"):
-        fine_tune(**settings(tiny, sentiment, tmp_path / "deep" / "run", task=f"tests.custom_tasks:{task}", strategy=strategy))
+        fine_tune(
+            **settings(tiny, sentiment, tmp_path / "deep" / "run", task=f"tests.helpers.custom_tasks:{task}", strategy=strategy)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,8 +335,8 @@ def test_code_in_the_root_of_an_editable_project_is_imported_only_from_packages_
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("tests.custom_tasks:Nothing", ["has no class Nothing", "Metric"]),
-        ("tests.custom_tasks:Slow", ["not a subclass of Task"]),
+        ("tests.helpers.custom_tasks:Nothing", ["has no class Nothing", "Metric"]),
+        ("tests.helpers.custom_tasks:Slow", ["not a subclass of Task"]),
         ("nlp_transfer.tasks:Task", ["does not define", "encode"]),
         ("__main__:Gone", ["script", "--code", "load_predictor"]),
         ("no_such_module:Task", ["no module no_such_module", "--code no_such_module.py", "pip install"]),
@@ -418,7 +422,7 @@ def test_commands_in_new_processes_find_code_that_is_named(
 def test_a_saved_configuration_that_is_no_model_is_refused(
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
-    fine_tune(**settings(tiny, sentiment, tmp_path / "run", task="tests.custom_tasks:OwnModule"))
+    fine_tune(**settings(tiny, sentiment, tmp_path / "run", task="tests.helpers.custom_tasks:OwnModule"))
     path = tmp_path / "run" / "model" / "built" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"vocab_size": 2**30}))
@@ -462,7 +466,7 @@ def test_two_processes_train_what_a_user_wrote_and_agree_about_what_cannot_be_sa
     tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(settings(tiny, sentiment, tmp_path / "run")))
-    launch_pair("tests.custom_jobs", tmp_path / "plan.json")
+    launch_pair("tests.helpers.children.custom_jobs", tmp_path / "plan.json")
     found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
     assert found[0]["rank"] == 0.0

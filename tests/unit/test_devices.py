@@ -29,7 +29,7 @@ from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.automatic_settings import resolve_kernels
 from tests.contract.test_strategies import TASKS, prepare
 from tests.equivalence.test_resume import Killed, die_after
-from tests.models import tiny_classifier
+from tests.helpers.models import tiny_classifier
 
 pytestmark = pytest.mark.model
 

@@ -13,8 +13,8 @@ from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
-from tests import strategies
-from tests.models import FAMILIES
+from tests.helpers import strategies
+from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
 

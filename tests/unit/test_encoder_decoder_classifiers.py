@@ -20,9 +20,9 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.models.layers import Layers, find_layers, has_decoder
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.settings import registry
-from tests.classifiers import ENCODER_DECODERS, save_encoder_decoder
-from tests.seq2seq_models import save_tiny_seq2seq
-from tests.strategies import IMPOSSIBLE, TASKS, document, files
+from tests.helpers.classifiers import ENCODER_DECODERS, save_encoder_decoder
+from tests.helpers.seq2seq_models import save_tiny_seq2seq
+from tests.helpers.strategies import IMPOSSIBLE, TASKS, document, files
 
 pytestmark = pytest.mark.model
 

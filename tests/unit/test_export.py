@@ -19,8 +19,8 @@ from nlp_transfer.report.model_card import write_card
 from nlp_transfer.saved_models.save import save_model
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.atomic_files import write_json
-from tests.conftest import write_csv
-from tests.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
+from tests.builders import write
+from tests.helpers.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
 
@@ -138,7 +138,7 @@ TRANSLATORS = ["bert", "marian", "marian-multilingual"]
 def translators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of both architectures that know some pairs by heart, and one of a family that wants the language in its input."""
     folder = tmp_path_factory.mktemp("translators")
-    pairs = str(write_csv(folder / "pairs.csv", list(PAIRS), ("source", "target")))
+    pairs = str(write(folder / "pairs.csv", list(PAIRS), ("source", "target")))
     given = {"bert": {"source_language": "eng_Latn", "target_language": "de-DE"}} | {
         name: languages(name) for name in TRANSLATORS[1:]
     }

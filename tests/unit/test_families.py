@@ -17,9 +17,9 @@ from nlp_transfer import FineTuned, UserError, fine_tune, load_predictor, load_t
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.compatibility import position_limit
-from tests.conftest import write_csv
-from tests.families import family_config, family_tokenizer, save_family
-from tests.models import POSITIONS, VOCABULARY, WORDS
+from tests.builders import write
+from tests.helpers.families import family_config, family_tokenizer, save_family
+from tests.helpers.models import POSITIONS, VOCABULARY, WORDS
 
 pytestmark = pytest.mark.model
 
@@ -99,7 +99,7 @@ def test_long_rows_are_truncated_to_the_positions(family: str, tmp_path: Path) -
     rows = [(" ".join([*WORDS, *WORDS, word]), ("negative", "positive")[i % 2]) for i, word in enumerate(WORDS)]
     base = save_family(family, tmp_path / "base")
     change_tokenizer(base, model_max_length=10**6)
-    run(base, write_csv(tmp_path / "train.csv", rows), tmp_path / "run")
+    run(base, write(tmp_path / "train.csv", rows), tmp_path / "run")
     assert load_predictor(tmp_path / "run").task.max_length == POSITIONS
 
 
@@ -127,7 +127,7 @@ def test_classifier_pools_before_the_tokenizers_padding(sentiment: dict[str, Pat
 
 def test_regression_without_bias_message_advises_a_head(tmp_path: Path) -> None:
     rows = [(" ".join(WORDS[i : i + 5]), 2000 + i) for i in range(30)]
-    train, base = write_csv(tmp_path / "train.csv", rows), save_family("gpt2", tmp_path / "base")
+    train, base = write(tmp_path / "train.csv", rows), save_family("gpt2", tmp_path / "base")
     with pytest.raises(UserError, match="pooling: mean") as found:
         run(base, train, tmp_path / "run", task={"name": "regression"})
     assert "task.mean" not in str(found.value)
@@ -195,7 +195,7 @@ def test_token_types_without_embeddings_are_dropped(tmp_path: Path, capsys: pyte
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer.save_pretrained(base)
     pairs = [(" ".join(WORDS[i : i + 3]), ("no", "yes")[i % 2], " ".join(WORDS[i + 1 : i + 4])) for i in range(30)]
-    train = write_csv(tmp_path / "train.csv", pairs, ("text", "label", "second"))
+    train = write(tmp_path / "train.csv", pairs, ("text", "label", "second"))
     run(base, train, tmp_path / "run", task={"text_pair": "second"})
     assert "types up to 1, the model has 1" in capsys.readouterr().err
     assert load_predictor(tmp_path / "run")([("a good film", "bad")])[0]["prediction"] in ("no", "yes")
@@ -209,7 +209,7 @@ def test_added_tokens_of_translations_get_embeddings(family: str, auto_class: An
     base = save_family(family, tmp_path / "base", auto_class)
     add_tokens(base, "<url>")
     pairs = [(f"{' '.join(WORDS[i : i + 3])} <url>", f"<url> {' '.join(WORDS[i : i + 3])}") for i in range(30)]
-    train = write_csv(tmp_path / "train.csv", pairs, ("source", "target"))
+    train = write(tmp_path / "train.csv", pairs, ("source", "target"))
     task = {"name": "translation", "beams": 1} | ({"target_tokenizer": "source"} if family == "bert" else {})
     run(base, train, tmp_path / "run", task=task)
     translator = load_translator(tmp_path / "run")

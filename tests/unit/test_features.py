@@ -17,7 +17,7 @@ from nlp_transfer.models.layers import find_layers
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.utils.errors import UserError
 from tests.contract.test_strategies import TASKS, prepare
-from tests.models import FAMILIES
+from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
 
@@ -86,12 +86,12 @@ def test_cached_layer_states_give_the_live_logits(family: str, tiny: dict[str, P
 def test_training_on_cached_and_live_features_is_equal(
     strategy: dict[str, Any], task: Any, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tests.conftest import sentiment_rows, write_csv
+    from tests.builders import sentiment_rows, write
 
     pairs = sentiment_rows(60)
     tags = ("even", "odd|even", "")
     rows = [(text, pairs[-i - 1][0], label, tags[i % 3], i % 5) for i, (text, label) in enumerate(pairs)]
-    source = write_csv(tmp_path / "train.csv", rows, ("text", "other", "label", "tags", "score"))
+    source = write(tmp_path / "train.csv", rows, ("text", "other", "label", "tags", "score"))
     found = {}
     for cache in ("none", "memory", "disk"):
         run = fine_tune(
@@ -196,10 +196,10 @@ def test_logistic_regression_equals_scikit_learn(tiny: dict[str, Path], sentimen
 def test_invalid_combinations_are_refused(
     strategy: dict[str, Any], task: dict[str, Any], training: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tests.conftest import sentiment_rows, write_csv
+    from tests.builders import sentiment_rows, write
 
     rows = [(text, text[::-1], label, i) for i, (text, label) in enumerate(sentiment_rows(20))]
-    source = write_csv(tmp_path / "train.csv", rows, ("text", "other", "label", "score"))
+    source = write(tmp_path / "train.csv", rows, ("text", "other", "label", "score"))
     with pytest.raises(UserError, match=message):
         fine_tune(
             model=str(tiny["bert"]), data={"train": str(source)}, task=task, strategy={"name": "features"} | strategy,

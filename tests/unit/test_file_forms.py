@@ -16,7 +16,7 @@ from nlp_transfer.data.sources.table_reader import read_table
 from nlp_transfer.data.splits import read_splits
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -165,7 +165,7 @@ def test_aligned_files_with_any_ending_compressed_or_not(tmp_path: Path) -> None
 
 def test_predicting_and_scoring_files_of_these_forms(tiny: dict[str, Path], tmp_path: Path) -> None:
     rows = sentiment_rows(30)
-    source = write_csv(tmp_path / "train.csv", list(rows))
+    source = write(tmp_path / "train.csv", list(rows))
     run = ["train", "--model", tiny["bert"], "--data.train", source, "--training.max_steps", 1, "--output_dir", tmp_path / "run"]
     cli(list(map(str, run)), standalone_mode=False)
     records = [{"text": text, "label": label} for text, label in rows]

@@ -14,8 +14,8 @@ from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training import batch_size
 from nlp_transfer.training.automatic_settings import resolve_settings
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import tiny_classifier
+from tests.builders import sentiment_rows, write
+from tests.helpers.models import tiny_classifier
 
 
 def table(rows: int, tokens: int) -> TokenTable:
@@ -64,7 +64,7 @@ def test_batch_tokens_override_auto(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fitted_batch_size_is_recorded_and_losses_agree(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Path]
 ) -> None:
-    data = {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(80))), "validation_share": 0}
+    data = {"train": str(write(tmp_path / "train.csv", sentiment_rows(80))), "validation_share": 0}
     losses = []
     for free, size in ((1e12, 32), (3e6, None)):
         monkeypatch.setattr(batch_size, "free_memory", lambda device, free=free: free)

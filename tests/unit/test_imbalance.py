@@ -21,7 +21,7 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, LossOptions
 from nlp_transfer.tasks.multi_label import MultiLabel
 from nlp_transfer.tasks.text_classification import TextClassification
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -272,7 +272,7 @@ def test_multi_label_row_is_repeated_by_its_rarest_label() -> None:
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = sentiment_rows(80)
     kept = [row for row in rows if row[1] == "negative"] + [row for row in rows if row[1] == "positive"][:8]
-    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", kept)
+    return write(tmp_path_factory.mktemp("data") / "train.csv", kept)
 
 
 def test_run_reports_oversampling(

@@ -12,7 +12,7 @@ import pytest
 
 from nlp_transfer import Predictor, Translator, UserError, fine_tune, load_predictor, load_translator
 from nlp_transfer.data.sources.in_memory import read_inputs
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 
 pytestmark = pytest.mark.model
 

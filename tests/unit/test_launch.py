@@ -20,7 +20,7 @@ from nlp_transfer.settings import launch_config
 from nlp_transfer.settings.launch_config import CONFIGURATION, check_launch
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training.automatic_settings import resolve_settings
-from tests.equivalence.jobs import gradients
+from tests.helpers.children.gradient_jobs import gradients
 
 DOCUMENT = Path(__file__).parents[2] / "docs/distributed.md"
 DEEPSPEED = ("--use_deepspeed", "--zero_stage", "2", "--num_machines", "1", "--main_process_port", "29555")

@@ -20,7 +20,7 @@ from nlp_transfer.models.verification.model_files import load_configuration, loa
 from nlp_transfer.models.verification.reduced_configs import reduce_config, reduce_generation, reduce_tokenizer
 from nlp_transfer.models.verification.weight_files import check_weights
 from nlp_transfer.utils.errors import UserError
-from tests.families import CLASSIFIERS, family_config
+from tests.helpers.families import CLASSIFIERS, family_config
 
 pytestmark = pytest.mark.model
 

@@ -16,8 +16,8 @@ from nlp_transfer.data.sources.portable_paths import mapping, without_folders
 from nlp_transfer.run.document import read_document
 from nlp_transfer.run.provenance import check_files, compare_content
 from nlp_transfer.training import checkpointer, checkpoints
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import save_tiny
+from tests.builders import sentiment_rows, write
+from tests.helpers.models import save_tiny
 
 pytestmark = pytest.mark.model
 
@@ -42,9 +42,9 @@ def write_project(folder: Path) -> Path:
     save_tiny("bert", folder / "models/bert")
     rows = sentiment_rows(90)
     (folder / "more").mkdir()
-    write_csv(folder / "a.csv", rows[:60])
-    write_csv(folder / "more/t1.csv", rows[60:75])
-    write_csv(folder / "more/t2.csv", rows[75:])
+    write(folder / "a.csv", rows[:60])
+    write(folder / "more/t1.csv", rows[60:75])
+    write(folder / "more/t2.csv", rows[75:])
     return folder
 
 
@@ -199,7 +199,7 @@ def test_unreachable_files_are_reported_with_the_folder(
 
 
 def test_added_files_are_not_reported_as_changed(project: Path) -> None:
-    write_csv(project / "more/t3.csv", sentiment_rows(4))
+    write(project / "more/t3.csv", sentiment_rows(4))
     (project / "models/bert/merges.txt").write_text("{}")
     with pytest.raises(UserError) as refused:
         run()
@@ -297,7 +297,7 @@ def test_paths_are_relative_if_possible(straight: FineTuned, project: Path, tmp_
     assert document["data"] | {"train": "a.csv", "test": "more/t*.csv"} == document["data"]
     assert (document["output_dir"], document["provenance"]["directory"]) == ("runs/x", "../..")
     assert {"a.csv", "more/t1.csv", "more/t2.csv"} < set(document["provenance"]["files"])
-    write_csv(tmp_path / "far.csv", sentiment_rows(20))
+    write(tmp_path / "far.csv", sentiment_rows(20))
     run(data={"train": str(project / "a.csv"), "test": str(tmp_path / "far.csv")}, output_dir=str(project / "runs/second"))
     data = yaml.safe_load(Path("runs/second/config.yaml").read_text())["data"]
     assert (data["train"], data["test"]) == ("a.csv", str(tmp_path / "far.csv"))

@@ -15,7 +15,7 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.training.gradient import TrainingError
 from nlp_transfer.training.preflight import Preflight, unchanged
-from tests.processes import launch_pair
+from tests.helpers.processes import launch_pair
 
 pytestmark = pytest.mark.process
 
@@ -185,6 +185,6 @@ def test_kernel_results_can_be_changed_in_place() -> None:
 
 
 def test_all_processes_use_the_fallback_of_one(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    launch_pair("tests.unit.preflight_pair", tiny["bert"], sentiment["train"], tmp_path)
+    launch_pair("tests.helpers.children.preflight_jobs", tiny["bert"], sentiment["train"], tmp_path)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "fp32"
     assert "precision: fp32" in (tmp_path / "run" / "config.yaml").read_text()

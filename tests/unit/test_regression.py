@@ -24,9 +24,9 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.tasks.regression import Regression
 from nlp_transfer.utils.errors import Problems
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 from tests.equivalence.test_resume import Killed, die_after
-from tests.models import FAMILIES, tiny_classifier
+from tests.helpers.models import FAMILIES, tiny_classifier
 
 pytestmark = pytest.mark.model
 
@@ -44,7 +44,7 @@ def run(
     """A short run on 48 rows, with 16 of validation."""
     rows = list(zip(*columns(values).values(), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [write_csv(folder / f"{name}.csv", part, ("text", "score")) for name, part in (("a", rows[:48]), ("b", rows[48:]))]
+    paths = [write(folder / f"{name}.csv", part, ("text", "score")) for name, part in (("a", rows[:48]), ("b", rows[48:]))]
     fixed = {"max_steps": 8, "batch_size": 16, "precision": "fp32", "learning_rate": 2e-3, "logging_steps": 1, "dropout": 0}
     return fine_tune(
         model=str(checkpoint), data={"train": str(paths[0]), "validation": str(paths[1])}, strategy=strategy,
@@ -139,7 +139,7 @@ def test_multitask_regressions_predict_in_their_units(tiny: dict[str, Path], tmp
     rows = list(zip(*columns(1e-3 * BASE + 7).values(), strict=True))
     other = {
         "name": "small",
-        "data": {"train": str(write_csv(tmp_path / "other.csv", rows, ("text", "score"))), "validation_share": 0.1},
+        "data": {"train": str(write(tmp_path / "other.csv", rows, ("text", "score"))), "validation_share": 0.1},
         "task": {"name": "regression", "label": "score"},
     }  # fmt: skip
     done = run(tiny["bert"], tmp_path, 10 * BASE + 2005, {"name": "multitask", "tasks": [other]})

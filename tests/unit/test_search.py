@@ -14,7 +14,7 @@ from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.generation import LengthLimit, configure_search, generate
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
-from tests.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
+from tests.helpers.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
 

@@ -40,8 +40,8 @@ from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TokenizerPair
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
-from tests.models import FAMILIES, WORDS, save_tiny
-from tests.seq2seq_models import LANGUAGES, PAIRS, SCRIPTS, SEQ2SEQ, TRANSLATION, languages, save_tiny_seq2seq
+from tests.helpers.models import FAMILIES, WORDS, save_tiny
+from tests.helpers.seq2seq_models import LANGUAGES, PAIRS, SCRIPTS, SEQ2SEQ, TRANSLATION, languages, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
 

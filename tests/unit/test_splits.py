@@ -22,7 +22,7 @@ from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -351,7 +351,7 @@ def test_a_label_whose_other_row_is_in_test_is_no_fault() -> None:
 
 @pytest.mark.parametrize("share", ["auto", 0.2])
 def test_config_yaml_holds_the_share_and_repeats_the_run(share: Any, tiny: dict[str, Path], tmp_path: Path) -> None:
-    source = write_csv(tmp_path / "train.csv", sentiment_rows(40))
+    source = write(tmp_path / "train.csv", sentiment_rows(40))
     first = fine_tune(
         model=str(tiny["bert"]), data={"train": str(source), "validation_share": share}, task="text_classification",
         training={"epochs": 2, "batch_size": 8, "learning_rate": 1e-3}, output_dir=str(tmp_path / "first"),
@@ -378,7 +378,7 @@ def test_settings_that_need_validation_are_reported_where_none_is_made(
 ) -> None:
     rows = [(text, " ".join(reversed(text.split()))) for text, _ in sentiment_rows(16)]
     fine_tune(
-        model=str(tiny["bert"]), data={"train": str(write_csv(tmp_path / "pairs.csv", rows, ("source", "target")))},
+        model=str(tiny["bert"]), data={"train": str(write(tmp_path / "pairs.csv", rows, ("source", "target")))},
         task={"name": "translation", "translated_rows": 7}, training={"max_steps": 1}, output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     assert "no effect: task.translated_rows (there is no validation split)" in capsys.readouterr().err
@@ -386,7 +386,7 @@ def test_settings_that_need_validation_are_reported_where_none_is_made(
 
 @pytest.mark.parametrize("name", ["few_shot", "prototypes"])
 def test_strategies_that_compare_rows_learn_from_one_row_a_label(name: str, tiny: dict[str, Path], tmp_path: Path) -> None:
-    train, test = (write_csv(tmp_path / f"{role}.csv", sentiment_rows(rows)) for role, rows in (("train", 2), ("test", 12)))
+    train, test = (write(tmp_path / f"{role}.csv", sentiment_rows(rows)) for role, rows in (("train", 2), ("test", 12)))
     run = fine_tune(
         model=str(tiny["bert"]), data={"train": str(train), "test": str(test)}, task="text_classification",
         strategy=name, training={"epochs": 1}, output_dir=str(tmp_path / "run"),

@@ -18,7 +18,7 @@ from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.training.optimizer import named_groups
 from tests.contract.test_strategies import TASKS, prepare
-from tests.models import FAMILIES
+from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
 

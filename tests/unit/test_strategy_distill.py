@@ -27,9 +27,9 @@ from nlp_transfer.strategies.distill.layer_reduction import evenly_spaced, keep_
 from nlp_transfer.tasks import Objective, task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems, UserError
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 from tests.equivalence.test_resume import Killed, die_after
-from tests.models import FAMILIES, save_tiny
+from tests.helpers.models import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.model
 
@@ -271,10 +271,10 @@ def test_every_family_returns_hidden_states(family: str, tiny: dict[str, Path], 
 def test_student_learns_from_unlabeled_rows(tiny: dict[str, Path], tmp_path: Path) -> None:
     """Train says nothing about the words of half of the texts; the teacher does."""
     rows: list[tuple[object, ...]] = list(sentiment_rows(136))
-    teach = write_csv(tmp_path / "teach.csv", rows[:96])
-    few = write_csv(tmp_path / "few.csv", rows[:8])
-    more = write_csv(tmp_path / "more.csv", [row[:1] for row in rows[8:96]], ("text",))
-    test = write_csv(tmp_path / "test.csv", rows[96:])
+    teach = write(tmp_path / "teach.csv", rows[:96])
+    few = write(tmp_path / "few.csv", rows[:8])
+    more = write(tmp_path / "more.csv", [row[:1] for row in rows[8:96]], ("text",))
+    test = write(tmp_path / "test.csv", rows[96:])
     common: dict[str, Any] = {"model": str(tiny["bert"]), "task": {"name": "text_classification"}}
     training = {"precision": "fp32", "learning_rate": 2e-3, "batch_size": 16, "dropout": 0, "max_steps": 100}
     fine_tune(
@@ -303,8 +303,8 @@ def test_interrupted_distillation_resumes_exactly(tiny: dict[str, Path], tmp_pat
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher")
     rows: list[tuple[object, ...]] = list(sentiment_rows(60))
     train, more = (
-        write_csv(tmp_path / "a.csv", rows[:30]),
-        write_csv(tmp_path / "b.csv", [row[:1] for row in rows[30:]], ("text",)),
+        write(tmp_path / "a.csv", rows[:30]),
+        write(tmp_path / "b.csv", [row[:1] for row in rows[30:]], ("text",)),
     )
 
     def run(name: str) -> Any:
@@ -390,7 +390,7 @@ def test_layers_below_a_custom_head_are_reduced(layers: str, tiny: dict[str, Pat
     rows = sentiment_rows(32)
     run = fine_tune(
         model=str(tiny["distilbert"]),
-        data={"train": str(write_csv(tmp_path / "train.csv", list(rows))), "validation_share": 0},
+        data={"train": str(write(tmp_path / "train.csv", list(rows))), "validation_share": 0},
         task={"name": "text_classification", "head": {"layers": layers}},
         strategy={"name": "distill", "student_layers": 1},
         training={"max_steps": 2, "precision": "fp32"},
@@ -487,7 +487,7 @@ def test_teacher_with_an_adapter(tiny: dict[str, Path], tmp_path: Path) -> None:
     rows = sentiment_rows(32)
     run = fine_tune(
         model=str(tiny["bert"]),
-        data={"train": str(write_csv(tmp_path / "train.csv", list(rows))), "validation_share": 0},
+        data={"train": str(write(tmp_path / "train.csv", list(rows))), "validation_share": 0},
         task={"name": "text_classification"},
         strategy=[{"name": "distill", "teacher": teacher, "hidden": 1}, {"name": "lora"}],
         training={"max_steps": 2, "precision": "fp32"},

@@ -19,7 +19,7 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, strategy_from
 from nlp_transfer.strategies.few_shot.contrastive_groups import ContrastiveObjective, GroupTable, similarity
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 from tests.contract.test_strategies import prepare
 
 pytestmark = pytest.mark.model
@@ -160,7 +160,7 @@ def run(
     tags = ["|".join(name for name, n in (("even", 2), ("third", 3)) if i % n == 0) for i in range(48)]
     rows = [(text, label, tags[i], i % 5) for i, (text, label) in enumerate(pairs)]
     folder.mkdir(exist_ok=True)
-    source = write_csv(folder / "train.csv", rows, ("text", "label", "tags", "score"))
+    source = write(folder / "train.csv", rows, ("text", "label", "tags", "score"))
     settings = {"precision": "fp32", "batch_size": 4, "epochs": 1, "learning_rate": 1e-3}
     return fine_tune(
         model=str(model), data={"train": str(source), "validation_share": 0.25}, task=task or {"name": "text_classification"},

@@ -19,7 +19,7 @@ from nlp_transfer.strategies import Phase, Strategy
 from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable, split_batch
 from nlp_transfer.training.phase_plan import PhasePlanner
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 from tests.contract.test_strategies import TASKS, prepare
 
 pytestmark = pytest.mark.model
@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> dict[str, str]:
         "test": [(text, label) for text, label in pairs[80:]],
     }.items():
         header = ("text", "other", "label") if name == "score" else ("text", "label")
-        found[name] = str(write_csv(tmp_path / f"{name}.csv", rows, header))
+        found[name] = str(write(tmp_path / f"{name}.csv", rows, header))
     return found
 
 

@@ -27,8 +27,8 @@ from nlp_transfer.strategies.peft.method_settings import methods
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems
-from tests.conftest import sentiment_rows
-from tests.models import FAMILIES
+from tests.builders import sentiment_rows
+from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
 

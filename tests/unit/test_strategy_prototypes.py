@@ -13,7 +13,7 @@ from nlp_transfer.models.heads import HeadConfig, attach_head
 from nlp_transfer.strategies.common.linear_heads import layer_inputs
 from nlp_transfer.strategies.common.nearest_mean import nearest_mean, write_prototypes
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -85,7 +85,7 @@ def run(folder: Path, model: Path, task: dict[str, Any]) -> Any:
     pairs = sentiment_rows(60)
     tags = ["|".join(name for name, n in (("even", 2), ("third", 3)) if i % n == 0) for i in range(60)]
     rows = [(text, label, tags[i], i % 5) for i, (text, label) in enumerate(pairs)]
-    source = write_csv(folder / "train.csv", rows, ("text", "label", "tags", "score"))
+    source = write(folder / "train.csv", rows, ("text", "label", "tags", "score"))
     return fine_tune(
         model=str(model), data={"train": str(source), "validation_share": 0.2}, task=task, strategy={"name": "prototypes"},
         training={"precision": "fp32"}, output_dir=str(folder / "run"),

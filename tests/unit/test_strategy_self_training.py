@@ -15,7 +15,7 @@ from nlp_transfer.strategies.self_training import SelfTraining
 from nlp_transfer.training import trainer as loop
 from nlp_transfer.training import validation_scores
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 from tests.equivalence.test_resume import Killed, die_after
 from tests.unit.test_training import equal, make, weights_of
 
@@ -68,8 +68,8 @@ def test_multi_label_confidence_is_the_lowest_one() -> None:
 def files(tmp_path: Path) -> dict[str, str]:
     """A few labelled rows; many texts without labels, some of which stand in train or test."""
     rows = sentiment_rows(160)
-    write_csv(tmp_path / "train.csv", rows[:32])
-    write_csv(tmp_path / "test.csv", rows[32:72])
+    write(tmp_path / "train.csv", rows[:32])
+    write(tmp_path / "test.csv", rows[32:72])
     (tmp_path / "more.txt").write_text("\n".join(text for text, _ in (*rows[64:], *rows[:4], *rows[150:])) + "\n")
     return {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv"), "unlabelled": str(tmp_path / "more.txt")}
 
@@ -194,7 +194,7 @@ def test_missing_requirements_are_reported(files: dict[str, str], tiny: dict[str
     with pytest.raises(UserError, match=r"data\.unlabelled: is required by self_training"):
         run({name: files[name] for name in ("train", "test")}, tiny, tmp_path / "run")
     rows = [(text, i) for i, (text, _) in enumerate(sentiment_rows(20))]
-    numbers = write_csv(tmp_path / "numbers.csv", rows)
+    numbers = write(tmp_path / "numbers.csv", rows)
     with pytest.raises(UserError, match=r"found self_training; .* regression have no probability"):
         run(files | {"train": str(numbers), "test": str(numbers)}, tiny, tmp_path / "run", "regression")
     inside = files | {"unlabelled": files["test"]}

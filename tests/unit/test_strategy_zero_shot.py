@@ -18,7 +18,7 @@ from nlp_transfer.strategies import Job
 from nlp_transfer.strategies.zero_shot import ZeroShot, entailments, fit_soft_labels
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -32,7 +32,7 @@ def run(folder: Path, model: Path, flip: bool = False, task: dict[str, Any] | No
     rows = [(text, other[label] if flip else label, "positive" if i % 2 else "negative|positive" if i % 3 else "", i % 5)
             for i, (text, label) in enumerate(pairs)]  # fmt: skip
     folder.mkdir(exist_ok=True)
-    source = write_csv(folder / "train.csv", rows, ("text", "label", "tags", "score"))
+    source = write(folder / "train.csv", rows, ("text", "label", "tags", "score"))
     return fine_tune(
         model=str(model), data={"train": str(source), "validation_share": 0.25}, strategy={"name": "zero_shot", **strategy},
         task=task or {"name": "text_classification"}, training={"precision": "fp32"}, output_dir=str(folder / "run"),
@@ -168,8 +168,8 @@ def without_train(
 def test_predictions_do_not_depend_on_train(tiny: dict[str, Path], tmp_path: Path) -> None:
     texts = [text for text, _ in sentiment_rows(12, seed=3)]
     expected = load_predictor(run(tmp_path / "with", tiny["bert"], **HOW).output_dir)(texts)
-    test = str(write_csv(tmp_path / "test.csv", list(sentiment_rows(24, seed=5))))
-    unlabelled = str(write_csv(tmp_path / "texts.csv", [(text,) for text in texts], ("text",)))
+    test = str(write(tmp_path / "test.csv", list(sentiment_rows(24, seed=5))))
+    unlabelled = str(write(tmp_path / "texts.csv", [(text,) for text in texts], ("text",)))
     data: list[dict[str, Any]] = [{}, {"test": test}, {"validation": test}, {"unlabelled": unlabelled}]
     for i, given in enumerate(data):
         done = without_train(tmp_path / f"run{i}", tiny["bert"], given, **HOW)
@@ -207,7 +207,7 @@ def test_unlabeled_texts_suffice_for_entailment(tiny: dict[str, Path], tmp_path:
     AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / "nli")
     with pytest.raises(UserError, match=r"data.unlabelled: is required"):
         without_train(tmp_path / "none", tmp_path / "nli", {}, by="entailment", **HOW)
-    texts = str(write_csv(tmp_path / "texts.csv", [(text,) for text, _ in sentiment_rows(24)], ("text",)))
+    texts = str(write(tmp_path / "texts.csv", [(text,) for text, _ in sentiment_rows(24)], ("text",)))
     done = without_train(tmp_path / "run", tmp_path / "nli", {"unlabelled": texts}, by="entailment", **HOW)
     assert {found["prediction"] for found in load_predictor(done.output_dir)(["a good film", "bad"])} <= set(WORDS)
 
@@ -226,7 +226,7 @@ def test_unlabeled_texts_suffice_for_entailment(tiny: dict[str, Path], tmp_path:
     ],
 )
 def test_missing_data_is_reported(name: str, task: Any, facts: tuple[str, ...], tiny: dict[str, Path], tmp_path: Path) -> None:
-    for data in ({}, {"test": str(write_csv(tmp_path / "test.csv", list(sentiment_rows(8))))}):
+    for data in ({}, {"test": str(write(tmp_path / "test.csv", list(sentiment_rows(8))))}):
         with pytest.raises(UserError) as caught:
             without_train(tmp_path / "run", tiny["bert"], data, task, name)
         for fact in facts:

@@ -28,12 +28,13 @@ from nlp_transfer.utils import environment
 from nlp_transfer.utils.atomic_files import sync
 from nlp_transfer.utils.console import is_main, say_once
 from nlp_transfer.utils.distributed import rank
-from tests.models import save_tiny
+from tests.helpers.models import save_tiny
+from tests.helpers.processes import CHILDREN
 
 pytestmark = pytest.mark.process
 
 ROOT = Path(nlp_transfer.__file__).parent
-BARE = Path(__file__).with_name("bare_system")
+BARE = CHILDREN / "bare_system"
 
 
 @pytest.fixture

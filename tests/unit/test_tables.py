@@ -18,7 +18,7 @@ from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import write_csv
+from tests.builders import write
 
 CELLS = [
     "NA",
@@ -47,7 +47,7 @@ def read(path: Path, size: int = 10_000, **data: Any) -> dict[str, list[Any]]:
     return joined
 
 
-def write(path: Path, columns: dict[str, list[Any]]) -> Path:
+def written(path: Path, columns: dict[str, list[Any]]) -> Path:
     with Writer(path, path.suffix) as writer:
         writer.write(columns)
     return path
@@ -61,12 +61,12 @@ def save(path: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_round_trip_keeps_every_cell(ending: str, tmp_path: Path) -> None:
     columns = {"text": CELLS, "label": [str(i) for i in range(len(CELLS))]}
-    assert read(write(tmp_path / f"table{ending}", columns)) == columns
+    assert read(written(tmp_path / f"table{ending}", columns)) == columns
 
 
 def test_text_files_hold_one_text_a_line(tmp_path: Path) -> None:
     assert read(save(tmp_path / "a.txt", "one\ntwo, \r\n\nNA")) == {"text": ["one", "two, ", "", "NA"]}
-    assert read(write(tmp_path / "b.txt", {"text": ["x", "y"], "prediction": ["p", "q"]})) == {"text": ["p", "q"]}
+    assert read(written(tmp_path / "b.txt", {"text": ["x", "y"], "prediction": ["p", "q"]})) == {"text": ["p", "q"]}
 
 
 def test_every_ending_is_covered_here() -> None:
@@ -141,7 +141,7 @@ def test_order_of_late_keys_is_that_of_the_file(tmp_path: Path) -> None:
 def test_batches_know_where_they_start(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{ending}"
     columns = {"text": [f"row {i}" for i in range(25)]}
-    write(path, columns | ({"prediction": columns["text"]} if ending == ".txt" else {}))
+    written(path, columns | ({"prediction": columns["text"]} if ending == ".txt" else {}))
     batches = list(read_table(path, DataConfig(), 10))
     start = 2 if ending == ".csv" else 1
     assert [(batch.first, len(batch)) for batch in batches] == [(start, 10), (start + 10, 10), (start + 20, 5)]
@@ -149,13 +149,13 @@ def test_batches_know_where_they_start(ending: str, tmp_path: Path) -> None:
 
 
 def test_exact_multiple_of_a_batch_leaves_no_empty_one(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", {"text": list("abcd")})
+    path = written(tmp_path / "a.csv", {"text": list("abcd")})
     assert [len(batch) for batch in read_table(path, DataConfig(), 2)] == [2, 2]
 
 
 def test_rows_know_their_file_and_number(tmp_path: Path) -> None:
-    first = write(tmp_path / "1.csv", {"text": ["a", "b\nc"], "label": ["x", "y"]})
-    second = write(tmp_path / "2.csv", {"label": ["z"], "text": ["d"]})
+    first = written(tmp_path / "1.csv", {"text": ["a", "b\nc"], "label": ["x", "y"]})
+    second = written(tmp_path / "2.csv", {"label": ["z"], "text": ["d"]})
     rows = read_rows(str(tmp_path / "*.csv"), "train", DataConfig(), ["text", "label"])
     assert rows.columns == {"text": ["a", "b\nc", "d"], "label": ["x", "y", "z"]}
     assert [rows.where(i) for i in range(3)] == [f"{first}, row 2", f"{first}, row 3", f"{second}, row 2"]
@@ -247,7 +247,7 @@ def test_writer_puts_cells_under_their_column_whatever_the_order(tmp_path: Path)
 
 
 def test_writer_has_no_nan_in_json(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", {"n": [1.5, float("nan")]})
+    path = written(tmp_path / "a.jsonl", {"n": [1.5, float("nan")]})
     assert path.read_text() == '{"n": 1.5}\n{"n": null}\n'
 
 
@@ -259,7 +259,7 @@ def test_blank_lines_at_the_end_are_no_rows(name: str, content: str, tmp_path: P
 def test_equal_labels_are_kept_once(tmp_path: Path) -> None:
     """Long columns of few words take room for these few; columns of many different texts are left as they are."""
     rows = [(f"text {i}", f"label {i % 3}") for i in range(25_000)]
-    read = read_rows(str(write_csv(tmp_path / "many.csv", rows)), "train", DataConfig(), ["text", "label"])
+    read = read_rows(str(write(tmp_path / "many.csv", rows)), "train", DataConfig(), ["text", "label"])
     assert [*zip(read.columns["text"], read.columns["label"], strict=True)] == rows
     assert len({id(label) for label in read.columns["label"]}) == 3
 

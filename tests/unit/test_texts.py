@@ -21,7 +21,7 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
-from tests.models import save_tiny
+from tests.helpers.models import save_tiny
 
 CELLS = ["plain", "", "naïve 日本語 🙂", "two\nlines", "half \ud83d", "tail\r\n"] * 700
 

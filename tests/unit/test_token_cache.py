@@ -24,8 +24,8 @@ from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.errors import Problems
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import FAMILIES, save_tiny
+from tests.builders import sentiment_rows, write
+from tests.helpers.models import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.model
 
@@ -141,7 +141,7 @@ def test_a_file_that_changed_in_place_is_encoded_anew(tokenizer: PreTrainedToken
     path, rows = tmp_path / "train.csv", [("a good film", "a"), ("a cold film", "b")]
     tables = []
     for first in ("good", "cold"):
-        write_csv(path, [(f"a {first} plot", "a"), *rows])
+        write(path, [(f"a {first} plot", "a"), *rows])
         os.utime(path, (1e9, 1e9))
         read = read_rows(str(path), "train", DataConfig(), ["text", "label"])
         tables.append(task_of(read).table(read, tokenizer, "disk"))

@@ -21,10 +21,10 @@ from nlp_transfer.models.verification.tokenizer_file import reduce_document
 from nlp_transfer.models.verification.tokenizer_growth import growth
 from nlp_transfer.models.verification.tokenizer_loading import check_loaded, reduce_tokenizer_file
 from nlp_transfer.models.verification.untrusted_json import parse_limited
-from tests.models import VOCABULARY
-from tests.models import tokenizer as tiny_tokenizer
-from tests.seq2seq_models import TOKENIZERS
-from tests.tokenizer_documents import (
+from tests.helpers.models import VOCABULARY
+from tests.helpers.models import tokenizer as tiny_tokenizer
+from tests.helpers.seq2seq_models import TOKENIZERS
+from tests.helpers.tokenizer_documents import (
     BYTES,
     PAIRS,
     PIECES,

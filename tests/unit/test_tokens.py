@@ -12,7 +12,7 @@ from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 
 ROWS = [[1, 2, 3], [], [4], [5, 6]]
 

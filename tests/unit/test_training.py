@@ -26,9 +26,9 @@ from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer, validation_scores
 from nlp_transfer.training.run_log import RunLog
 from nlp_transfer.utils.errors import Problems
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 from tests.golden import record
-from tests.models import FAMILIES, VOCABULARY, save_tiny
+from tests.helpers.models import FAMILIES, VOCABULARY, save_tiny
 
 pytestmark = pytest.mark.model
 

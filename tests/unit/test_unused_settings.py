@@ -29,8 +29,8 @@ from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training.optimizer import ineffective_strategies
 from nlp_transfer.utils.errors import Problems, UserError
-from tests.conftest import sentiment_rows, write_csv
-from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
+from tests.builders import sentiment_rows, write
+from tests.helpers.seq2seq_models import PAIRS, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
 
@@ -60,7 +60,7 @@ def message(*arguments: object) -> str:
 @pytest.mark.parametrize("command", ON_SAVED_MODELS)
 def test_a_command_refuses_every_setting_outside_of_its_table(command: str, tmp_path: Path) -> None:
     """Before a model is looked for: the one that is named here does not exist."""
-    source = write_csv(tmp_path / "a.csv", sentiment_rows(4))
+    source = write(tmp_path / "a.csv", sentiment_rows(4))
     files = () if command == "evaluate" else ("--input", source, "--output", tmp_path / "b.csv")
     needed = () if command != "evaluate" else ("--data.test", source)
     refused = []
@@ -100,7 +100,7 @@ def tags(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A multi-label model that has learned next to nothing."""
     folder = tmp_path_factory.mktemp("tags")
     rows = [(text, text.split()[0], ("a", "b", "a|b", "")[i % 4]) for i, (text, _) in enumerate(sentiment_rows(24))]
-    write_csv(folder / "train.csv", rows, ("text", "other", "label"))
+    write(folder / "train.csv", rows, ("text", "other", "label"))
     fine_tune(
         model=str(tiny["bert"]), data={"train": str(folder / "train.csv"), "validation_share": 0}, task="multi_label",
         training={"max_steps": 1, "batch_size": 8}, output_dir=str(folder / "run"),
@@ -224,7 +224,7 @@ def test_how_a_file_is_read_is_refused_for_other_formats(ending: str, used: set[
 
 
 def test_numbers_have_no_probabilities(tiny: dict[str, Path], tmp_path: Path) -> None:
-    source = write_csv(tmp_path / "a.csv", [(text, i) for i, (text, _) in enumerate(sentiment_rows(8))])
+    source = write(tmp_path / "a.csv", [(text, i) for i, (text, _) in enumerate(sentiment_rows(8))])
     fine_tune(
         model=str(tiny["bert"]), data={"train": str(source), "validation_share": 0}, task="regression",
         training={"max_steps": 1}, output_dir=str(tmp_path / "run"),

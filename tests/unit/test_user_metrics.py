@@ -13,9 +13,9 @@ from nlp_transfer import UserError, fine_tune
 from nlp_transfer.evaluation import metrics
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.model_evaluation import evaluate_model
-from tests.conftest import sentiment_rows, write_csv
-from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
-from tests.strategies import document, files
+from tests.builders import sentiment_rows, write
+from tests.helpers.seq2seq_models import PAIRS, save_tiny_seq2seq
+from tests.helpers.strategies import document, files
 
 pytestmark = pytest.mark.model
 
@@ -61,7 +61,7 @@ def test_function_in_results_log_and_card(tiny: dict[str, Path], sentiment: dict
 
 def test_labels_keep_their_type(tiny: dict[str, Path], tmp_path: Path) -> None:
     rows = [(text, int(label == "positive")) for text, label in sentiment_rows(60)]
-    train, seen = write_csv(tmp_path / "train.csv", rows), Seen()  # type: ignore[arg-type]
+    train, seen = write(tmp_path / "train.csv", rows), Seen()  # type: ignore[arg-type]
     data = {"train": str(train), "validation_share": 0, "test": str(train)}
     fine_tune(model=str(tiny["bert"]), data=data, task="text_classification", training={"max_steps": 1},
               output_dir=tmp_path / "one", metrics=[seen])  # fmt: skip
@@ -78,7 +78,7 @@ def test_labels_keep_their_type(tiny: dict[str, Path], tmp_path: Path) -> None:
 
 def test_translations_are_texts(tmp_path: Path) -> None:
     model, train, seen = save_tiny_seq2seq("marian", tmp_path / "model"), tmp_path / "pairs.csv", Seen()
-    write_csv(train, list(PAIRS), ("source", "target"))  # type: ignore[arg-type]
+    write(train, list(PAIRS), ("source", "target"))  # type: ignore[arg-type]
     data = {"train": str(train), "validation": str(train)}
     task = {"name": "translation", "translated_rows": 3, "beams": 1}
     training = {"max_steps": 1, "best_metric": "own"}

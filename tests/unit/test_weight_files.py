@@ -25,9 +25,9 @@ from nlp_transfer.models.verification.weight_files import (
     stored_shapes,
 )
 from nlp_transfer.run.final_model import save_final_model
-from tests.conftest import train_tiny, write_csv
-from tests.models import tiny_classifier
-from tests.seq2seq_models import save_tiny_seq2seq
+from tests.builders import train_tiny, write
+from tests.helpers.models import tiny_classifier
+from tests.helpers.seq2seq_models import save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
 
@@ -196,7 +196,7 @@ def test_predictions_that_are_not_finite_name_their_row(tmp_path: Path) -> None:
     model = scaled(tmp_path / "run" / "model", 1e25, tmp_path / "huge")
     with pytest.raises(UserError, match="row 1: the model's scores are NaN or infinite"):
         load_predictor(model)(["a good film"])
-    table, output = write_csv(tmp_path / "new.csv", [("a good film",)] * 3, ("text",)), tmp_path / "out.csv"
+    table, output = write(tmp_path / "new.csv", [("a good film",)] * 3, ("text",)), tmp_path / "out.csv"
     with pytest.raises(UserError, match=rf"{table}, row 2: .*in 3 of 3 rows"):
         cli.main(["predict", str(model), "--input", str(table), "--output", str(output)], standalone_mode=False)
     assert not output.exists()

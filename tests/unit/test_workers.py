@@ -29,8 +29,8 @@ from nlp_transfer.inference.worker_processes import (
 )
 from nlp_transfer.utils.errors import LONGEST, Problems, UserError
 from nlp_transfer.utils.interrupts import SIGNALS, Interrupted, raise_interrupts
-from tests.processes import ROOT
-from tests.unit.slow_predictor import chunks
+from tests.helpers.children.slow_predictor import chunks
+from tests.helpers.processes import ROOT
 
 pytestmark = pytest.mark.process
 
@@ -179,7 +179,7 @@ def started(folder: Path, **more: Any) -> Iterator[PredictorPool]:
     """Two processes; none of them is left afterwards."""
     processes: list[Any] = []
     try:
-        with PredictorPool("tests.unit.slow_predictor", "Slow", {"folder": folder, **more}, 2) as pool:
+        with PredictorPool("tests.helpers.children.slow_predictor", "Slow", {"folder": folder, **more}, 2) as pool:
             processes = multiprocessing.active_children()
             yield pool
     finally:
@@ -283,7 +283,7 @@ def test_a_system_that_is_full_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_
         start(process)
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", full)
-    pool = PredictorPool("tests.unit.slow_predictor", "Slow", {"folder": tmp_path}, 2)
+    pool = PredictorPool("tests.helpers.children.slow_predictor", "Slow", {"folder": tmp_path}, 2)
     with pytest.raises(UserError, match=r"process 2 of 2 .*Resource temporarily unavailable.*allowed: fewer"):
         pool.__enter__()
     assert len(already) == 1
@@ -302,7 +302,7 @@ def wait_for(folder: Path, count: int) -> list[str]:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_no_process_is_left_after_a_signal(tmp_path: Path, number: signal.Signals, status: int) -> None:
     """A terminal sends Ctrl-C to all processes. A kill reaches only the first process, and the others notice its end."""
-    command = [sys.executable, "-m", "tests.unit.slow_predictor", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.helpers.children.slow_predictor", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         found = wait_for(tmp_path, 2)

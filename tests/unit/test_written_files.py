@@ -18,7 +18,7 @@ from nlp_transfer.cli import cli
 from nlp_transfer.evaluation.metrics import compute_label_metrics, compute_regression_metrics, compute_translation_metrics
 from nlp_transfer.utils.atomic_files import apply_umask
 from nlp_transfer.utils.console import _duration, percent
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 
 pytestmark = pytest.mark.process
 

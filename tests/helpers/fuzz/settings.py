@@ -12,8 +12,8 @@ from nlp_transfer.run.document import MAX_BYTES, MAX_DEPTH, merge, parse_overrid
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
-from tests.fuzz.cases import Case, ViolationError, mutate, odd_text
-from tests.fuzz.files import no_file
+from tests.helpers.fuzz.cases import Case, ViolationError, mutate, odd_text
+from tests.helpers.fuzz.files import no_file
 
 GOOD = """\
 model: google-bert/bert-base-uncased

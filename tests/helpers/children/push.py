@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.hub import Fault, Hub, environment, serve
+from tests.helpers.hub import Fault, Hub, environment, serve
 
 ANN, BEA = "hf_" + "AnnsOwnToken" * 3, "hf_" + "BeasOwnToken" * 3
 BATCH = ["a good film", "the awful plot was dull"]

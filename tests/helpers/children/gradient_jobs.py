@@ -1,6 +1,6 @@
 """Jobs whose result must not depend on how the work is divided; run in this process, or in two by `python -m`.
 
-ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tests.equivalence.jobs CHECKPOINT OUTPUT
+ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tests.helpers.children.gradient_jobs CHECKPOINT OUTPUT
 """
 
 import json
@@ -31,8 +31,8 @@ from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training import validation_scores as validation
 from nlp_transfer.training.checkpointer import Checkpointer
 from nlp_transfer.training.position import Position
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import WORDS
+from tests.builders import sentiment_rows, write
+from tests.helpers.models import WORDS
 
 ROWS = 75  # windows of 32: two full ones, and a last one of 11 rows that two processes and four micro-batches cannot share evenly
 CASES: dict[str, dict[str, Any]] = {
@@ -80,8 +80,8 @@ def data(folder: Path) -> dict[str, str]:
     header = ("text", "label", "tags", "score", "original", "translated")
     train, test = folder / "train.csv", folder / "test.csv"
     if not test.exists():
-        write_csv(train, rows[:ROWS], header)
-        write_csv(test, rows[ROWS:], header)
+        write(train, rows[:ROWS], header)
+        write(test, rows[ROWS:], header)
     return {"train": str(train), "test": str(test)}
 
 
@@ -143,7 +143,7 @@ def taught(checkpoint: Path, source: dict[str, str]) -> dict[str, Any]:
         model = AutoModelForSequenceClassification.from_pretrained(checkpoint, **names)
         torch.nn.init.normal_(model.classifier.weight)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder / "teacher")
-        write_csv(folder / "unlabelled.csv", [(text,) for text, _ in sentiment_rows(ROWS + 41)[ROWS + 21 :]], ("text",))
+        write(folder / "unlabelled.csv", [(text,) for text, _ in sentiment_rows(ROWS + 41)[ROWS + 21 :]], ("text",))
         model.save_pretrained(folder / "teacher")
     rows = source | {"unlabelled": str(folder / "unlabelled.csv"), "validation_share": 0}
     strategy = {"name": "distill", "teacher": str(folder / "teacher"), "student_layers": 1, "hidden": 1.0, "alpha": 0.3}

@@ -1,6 +1,6 @@
 """Loads saved runs as someone without this toolkit would, in a process of its own.
 
-    python plain_child.py PLAN.json OUTPUT.json
+    python plain_models.py PLAN.json OUTPUT.json
 
 The plan lists runs with texts; the output holds logits, pipeline answers, and what went wrong.
 """

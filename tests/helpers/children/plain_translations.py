@@ -1,6 +1,6 @@
 """Translates with saved runs as someone without this toolkit would, then with it, in a process of its own.
 
-    python plain_translation_child.py PLAN.json OUTPUT.json
+    python plain_translations.py PLAN.json OUTPUT.json
 
 The plan lists runs with texts, as they are and with what a family wants before them; the output holds ids and translations.
 """

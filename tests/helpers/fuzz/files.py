@@ -16,8 +16,8 @@ from nlp_transfer.data.sources import read_rows, table_reader, wheels
 from nlp_transfer.data.sources.file_reading import MAX_ROW
 from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
 from nlp_transfer.settings.schema import DataConfig
-from tests.fuzz.cases import Case, ViolationError, odd_text, replaced
-from tests.fuzz.tables import (
+from tests.helpers.fuzz.cases import Case, ViolationError, odd_text, replaced
+from tests.helpers.fuzz.tables import (
     broken_parquet,
     csv_bytes,
     good_csv,

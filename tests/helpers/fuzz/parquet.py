@@ -13,9 +13,9 @@ from nlp_transfer.data.sources import parquet_reader as reader
 from nlp_transfer.data.sources.table_reader import read_table, scan_table
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.settings.schema import DataConfig
-from tests.fuzz import thrift
-from tests.fuzz.cases import Case, mutate, odd_text, replaced
-from tests.fuzz.tables import broken
+from tests.helpers.fuzz import thrift
+from tests.helpers.fuzz.cases import Case, mutate, odd_text, replaced
+from tests.helpers.fuzz.tables import broken
 
 MAGIC = b"PAR1"
 SIZES = [0, 1, -1, 2, 7, 64, 255, 2**15, 2**20, 2**24, 2**28, 2**31 - 1, -(2**31), 2**31, 2**32, 2**40, 2**62, -(2**63)]

@@ -8,7 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from tests.models import POSITIONS, VOCABULARY, tokenizer
+from tests.helpers.models import POSITIONS, VOCABULARY, tokenizer
 
 CLASSIFIERS = list(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 """Model types for which transformers has a sequence classifier."""

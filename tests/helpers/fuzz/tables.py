@@ -16,7 +16,7 @@ from nlp_transfer.data.sources import read_rows, wheels
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
 from nlp_transfer.data.sources.table_reader import read_table
 from nlp_transfer.settings.schema import DataConfig
-from tests.fuzz.cases import PIECES, Case, ViolationError, mutate, odd_names, odd_text
+from tests.helpers.fuzz.cases import PIECES, Case, ViolationError, mutate, odd_names, odd_text
 
 Columns = dict[str, list[Any]]
 ENCODINGS = [

@@ -1,6 +1,6 @@
 """Every strategy with every task, run by this process or by each of two.
 
-ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tests.contract.matrix_jobs CHECKPOINT FOLDER
+ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tests.helpers.children.matrix_jobs CHECKPOINT FOLDER
 """
 
 import os
@@ -12,7 +12,7 @@ import torch
 
 from nlp_transfer import fine_tune
 from nlp_transfer.training import Trainer
-from tests.strategies import CASES, document, files
+from tests.helpers.strategies import CASES, document, files
 
 CUT = {"dropout": 0, "attention_dropout": 0}  # two processes draw other masks than one
 TWICE = [(name, task) for name, task in CASES if task == "single" or (name, task) == ("multitask", "regression")]

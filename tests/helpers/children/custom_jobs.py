@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tests.custom_tasks  # noqa: F401
+import tests.helpers.custom_tasks  # noqa: F401
 from nlp_transfer import UserError, fine_tune
 
 
@@ -20,12 +20,12 @@ def by_rank(predictions: list[Any], references: list[Any]) -> dict[str, float]:
 if __name__ == "__main__":
     plan = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(sys.argv[1]).parent
-    run = fine_tune(plan | {"task": "tests.custom_tasks:DeepHead"}, metrics=[by_rank])
+    run = fine_tune(plan | {"task": "tests.helpers.custom_tasks:DeepHead"}, metrics=[by_rank])
     try:
-        fine_tune(plan | {"task": "tests.custom_tasks:Unfaithful", "output_dir": str(folder / "other")})
+        fine_tune(plan | {"task": "tests.helpers.custom_tasks:Unfaithful", "output_dir": str(folder / "other")})
         refused = ""
     except UserError as error:
         refused = str(error)
-    fine_tune(plan | {"task": "tests.custom_tasks:OwnModule", "output_dir": str(folder / "own")})
+    fine_tune(plan | {"task": "tests.helpers.custom_tasks:OwnModule", "output_dir": str(folder / "own")})
     found = {"rank": run.metrics["test"]["rank"], "refused": refused}
     (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))

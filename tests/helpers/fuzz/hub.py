@@ -16,11 +16,11 @@ from nlp_transfer.hub import client, permissions
 from nlp_transfer.hub.client import asking
 from nlp_transfer.models.verification.model_files import _list_files, find_file, pin
 from nlp_transfer.utils.errors import UserError
-from tests.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
-from tests.hub import Fault
-from tests.hub.client import TOKEN
-from tests.hub.faults import Answer
-from tests.hub.inside import ADDRESS, OTHER, inside
+from tests.helpers.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
+from tests.helpers.hub import Fault
+from tests.helpers.hub.client import TOKEN
+from tests.helpers.hub.faults import Answer
+from tests.helpers.hub.inside import ADDRESS, OTHER, inside
 
 NAME = "ann/reviews"
 FILES = {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"weights" * 100, "folder/vocab.txt": b"a\nb\n"}

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer.settings import registry
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 HEADER = ("text", "other", "label", "tags", "score")
 TASKS: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ def files(folder: Path) -> dict[str, str]:
     for name, part in parts.items():
         path = folder / f"{name}.csv"
         if not path.exists():
-            write_csv(path, part, HEADER)
+            write(path, part, HEADER)
     return {name: str(folder / f"{name}.csv") for name in parts}
 
 

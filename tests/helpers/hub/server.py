@@ -14,9 +14,9 @@ from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub import writing
-from tests.hub.faults import AFTER, Fault
-from tests.hub.store import Hub, RefusedError, Repository, User
+from tests.helpers.hub import writing
+from tests.helpers.hub.faults import AFTER, Fault
+from tests.helpers.hub.store import Hub, RefusedError, Repository, User
 
 ID = r"(?P<id>[\w.-]+/[\w.-]+)"
 REPOSITORY = rf"/api/(?P<kind>models|datasets)/{ID}"

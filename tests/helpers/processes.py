@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+CHILDREN = Path(__file__).with_name("children")
 
 
 def launch_pair(module: str, *arguments: object) -> None:

@@ -14,7 +14,7 @@ from transformers import (
     UMT5Config,
 )
 
-from tests.models import POSITIONS, VOCABULARY, tokenizer
+from tests.helpers.models import POSITIONS, VOCABULARY, tokenizer
 
 ENCODER_DECODERS = ["bart", "mbart", "plbart", "t5", "mt5", "umt5"]
 

@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import close_session, constants, set_client_factory
 from huggingface_hub.utils import _http, httpx
 
-from tests.hub.client import TOKEN
-from tests.hub.server import Handler
-from tests.hub.store import Hub
+from tests.helpers.hub.client import TOKEN
+from tests.helpers.hub.server import Handler
+from tests.helpers.hub.store import Hub
 
 ADDRESS, OTHER = "http://hub.test", "http://other.test"
 

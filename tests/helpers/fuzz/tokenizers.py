@@ -14,9 +14,9 @@ from nlp_transfer.models.verification.model_files import load_tokenizer
 from nlp_transfer.models.verification.tokenizer_fields import COMPONENTS, LISTS, MODELS
 from nlp_transfer.models.verification.tokenizer_file import max_token_id
 from nlp_transfer.utils.errors import converted
-from tests.fuzz.cases import Case, ViolationError, mutate, odd_text
-from tests.fuzz.settings import value as odd_value
-from tests.tokenizer_documents import PUBLISHED, SKELETONS, added, precompiled, sentencepiece_model
+from tests.helpers.fuzz.cases import Case, ViolationError, mutate, odd_text
+from tests.helpers.fuzz.settings import value as odd_value
+from tests.helpers.tokenizer_documents import PUBLISHED, SKELETONS, added, precompiled, sentencepiece_model
 
 TEXTS = ["a b", "ab " * 333, "a" * 1000, "b" * 999 + "!", " \n" * 400, "aé漢ﷺİ🎉\u0301" * 100, "<s> a </s>[CLS]" * 9, ""]
 MOST_TOKENS = 64 * 8  # for a character

@@ -9,7 +9,7 @@ from typing import Any
 import sentencepiece
 
 from nlp_transfer.models.verification.sentencepiece_file import fields
-from tests.models import WORDS
+from tests.helpers.models import WORDS
 
 ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nlp_transfer.data.sources import wheels
 from nlp_transfer.utils.errors import UserError
-from tests.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
+from tests.helpers.fuzz.cases import Case, ViolationError, mutate, odd_text, replaced
 
 NAME = "toy-data==1.0.0"
 WHEEL = "toy_data-1.0.0-py3-none-any.whl"

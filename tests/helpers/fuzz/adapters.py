@@ -23,9 +23,9 @@ from nlp_transfer.models.verification.adapter_settings import SETTINGS, reduce_a
 from nlp_transfer.models.verification.weight_files import stored_shapes
 from nlp_transfer.saved_models.load import RECORD, adapter_record, quiet
 from nlp_transfer.strategies.peft import Peft
-from tests.fuzz.cases import Case, ViolationError, mutate, odd_text
-from tests.fuzz.settings import value
-from tests.models import tiny_classifier
+from tests.helpers.fuzz.cases import Case, ViolationError, mutate, odd_text
+from tests.helpers.fuzz.settings import value
+from tests.helpers.models import tiny_classifier
 
 # Sizes that peft chooses for large models.
 SMALL: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from nlp_transfer.models.verification.adapter_settings import SETTINGS, SUPPORTED_METHODS, load_adapter
 from nlp_transfer.saved_models.load import quiet
-from tests.fuzz.adapters import WEIGHTS, base_model, changed, saved_adapter
-from tests.fuzz.cases import Case, ViolationError, odd_text
+from tests.helpers.fuzz.adapters import WEIGHTS, base_model, changed, saved_adapter
+from tests.helpers.fuzz.cases import Case, ViolationError, odd_text
 
 
 def make(rng: random.Random, folder: Path) -> Case:

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES as M2M100_LANGUAGES
 
-from tests.models import save_tiny
+from tests.helpers.models import save_tiny
 
 NOUNS = [
     ("dog", "Der Hund"), ("cat", "Die Katze"), ("tree", "Der Baum"), ("river", "Der Fluß"), ("hill", "Der Hügel"),

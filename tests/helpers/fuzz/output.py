@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nlp_transfer.security.redaction import Redactor
-from tests.fuzz.cases import ViolationError
+from tests.helpers.fuzz.cases import ViolationError
 
 WORDS = "step loss 0.1234 rate 45% | done\n \r a/b.csv c:\\x café 你好 … the model [1] {} \x1b[32mgreen\x1b[0m i = 3, \\n".split(
     " "

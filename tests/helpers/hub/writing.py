@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tests.hub.store import LARGE, Blob, Commit, Hub, RefusedError, Repository
+from tests.helpers.hub.store import LARGE, Blob, Commit, Hub, RefusedError, Repository
 
 CARD = re.compile(r"^\s*---\r?\n(.*?)\r?\n---(\r?\n|$)", re.DOTALL)
 MODEL_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")

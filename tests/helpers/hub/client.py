@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import close_session, constants
 from huggingface_hub.utils import _http
 
-from tests.hub.server import serve
-from tests.hub.store import Hub
+from tests.helpers.hub.server import serve
+from tests.helpers.hub.store import Hub
 
 TOKEN = "hf_" + "AnnsOwnToken" * 3
 
