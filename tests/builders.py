@@ -36,7 +36,7 @@ COLUMNS = ("text", "other", "label", "tags", "score")
 DEFAULTS: dict[str, Any] = {
     "data": {"validation_share": 0},
     "task": {"name": "text_classification"},
-    "training": {"max_steps": 2, "batch_size": 16, "precision": "fp32"},
+    "training": {"max_steps": 2, "precision": "fp32"},
 }
 
 
@@ -117,8 +117,15 @@ def read_lines(path: Path | str) -> list[str]:
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    """Return the document of a run: DEFAULTS with changes; None removes a setting, dictionaries merge, paths become text."""
-    return _merge(DEFAULTS, changes)
+    """Return the document of a run: DEFAULTS with changes; None removes a default, dictionaries merge, paths become text.
+
+    `epochs` replaces the default of `max_steps`, and a validation file that of `validation_share`.
+    """
+    changed = _merge(DEFAULTS, changes)
+    for part, name, replaced in (("training", "epochs", "max_steps"), ("data", "validation", "validation_share")):
+        if name in changes.get(part, {}) and replaced not in changes[part]:
+            del changed[part][replaced]
+    return changed
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def run(metrics: Sequence[Any] = (), **changes: Any) -> Any:
 def train_tiny(folder: Path) -> Any:
     """Train a tiny model for one step, in `folder/run`."""
     data = {"train": write(folder / "train.csv", sentiment_rows(100)), "validation_share": None}
-    training = {"max_steps": 1, "batch_size": None, "precision": None}
+    training = {"max_steps": 1, "precision": None}
     return run(model=save_tiny("bert", folder / "tiny"), data=data, training=training, output_dir=folder / "run")
 
 
