@@ -141,9 +141,9 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def run(metrics: Sequence[Any] = (), **changes: Any) -> Any:
+def run(metrics: Sequence[Any] = (), resume: Any = "auto", **changes: Any) -> Any:
     """Fine-tune with the settings of `document(**changes)`."""
-    return fine_tune(document(**changes), metrics=metrics)
+    return fine_tune(document(**changes), metrics=metrics, resume=resume)
 
 
 def train_tiny(folder: Path) -> Any:

@@ -19,7 +19,7 @@ from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, View
 from nlp_transfer.training import Trainer
 from nlp_transfer.training.gradient import WindowGradient
-from tests.unit.test_training import make
+from tests.builders import trainer
 
 pytestmark = pytest.mark.model
 
@@ -278,7 +278,7 @@ def test_masking_without_a_mask_token_is_refused() -> None:
 
 def test_only_training_batches_of_the_task_are_changed(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step's rows go through it once, with the step; validation never does."""
-    trainer: Trainer = make(tiny["bert"], evaluate_every=1, gradient_accumulation_steps=2)
+    loop: Trainer = trainer(tiny["bert"], evaluate_every=1, gradient_accumulation_steps=2)
     seen: list[tuple[int, list[int]]] = []
     windows: list[list[int]] = []
 
@@ -293,8 +293,8 @@ def test_only_training_batches_of_the_task_are_changed(tiny: dict[str, Path], mo
         return original(self, window, at)
 
     monkeypatch.setattr(WindowGradient, "backward", backward)
-    trainer.augment = change
-    trainer.train()
+    loop.augment = change
+    loop.train()
     assert len(windows) == 4
     for step, rows in enumerate(windows):
         assert sorted(row for at, part in seen if at == step for row in part) == rows
@@ -309,6 +309,6 @@ def test_another_split_is_never_changed(tiny: dict[str, Path]) -> None:
     def change(*_: Any) -> Any:
         raise AssertionError("only train is changed")
 
-    trainer = make(tiny["bert"], OnAnotherSplit())
-    trainer.augment = change
-    assert trainer.train().step == 4
+    loop = trainer(tiny["bert"], OnAnotherSplit())
+    loop.augment = change
+    assert loop.train().step == 4

@@ -17,10 +17,10 @@ from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder
 from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training.automatic_settings import resolve_settings, set_attention
-from tests.contract.test_strategies import TASKS, prepare
+from tests.builders import prepared
+from tests.contract.test_strategies import TASKS
 from tests.helpers.models import tiny_classifier
 from tests.helpers.seq2seq_models import PAIRS
 
@@ -43,7 +43,7 @@ def encoder_decoder(folder: Path) -> Any:
 
 
 def with_own_head(folder: Path) -> Any:
-    return prepare(Checkpoint.open(find_model(str(folder))), TASKS["deep"], Strategy())[0]
+    return prepared(folder, TASKS["deep"]).model
 
 
 def is_innermost(part: Any) -> bool:

@@ -8,17 +8,15 @@ import pytest
 import torch
 
 from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.data.sources import find_model
 from nlp_transfer.inference import batched_prediction
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models import cached_features
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.cached_features import CachePoint, cache_tables
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Strategy
-from tests.contract.test_strategies import TASKS, prepare
+from tests.builders import prepared
+from tests.contract.test_strategies import TASKS
 
 pytestmark = pytest.mark.model
 
@@ -26,8 +24,7 @@ CPU_ALONE = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU anoth
 
 
 def made(tiny: dict[str, Path]) -> tuple[Any, Any, Any]:
-    model, task, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], Strategy())
-    return model, task, table
+    return prepared(tiny["bert"], TASKS["single"])[:3]
 
 
 def test_progress_counts_batches(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.tasks.regression import Regression
 from nlp_transfer.utils.errors import Problems
+from tests import builders
 from tests.builders import sentiment_rows, write
-from tests.equivalence.test_resume import Killed, die_after
 from tests.helpers.models import FAMILIES, tiny_classifier
 
 pytestmark = pytest.mark.model
@@ -34,22 +34,18 @@ TEXTS = [text for text, _ in sentiment_rows(64)]
 BASE = np.array([1.0 if label == "positive" else -1.0 for _, label in sentiment_rows(64)]) + np.arange(64) % 7 / 10
 
 
-def columns(values: np.ndarray) -> dict[str, list[Any]]:
+def cells(values: np.ndarray) -> dict[str, list[Any]]:
     return {"text": TEXTS, "score": [repr(float(value)) for value in values]}
 
 
-def run(
-    checkpoint: Path, folder: Path, values: np.ndarray, strategy: Any = "full", task: Any = None, **training: Any
-) -> FineTuned:
-    """A short run on 48 rows, with 16 of validation."""
-    rows = list(zip(*columns(values).values(), strict=True))
-    folder.mkdir(parents=True, exist_ok=True)
+def run(checkpoint: Path, folder: Path, values: np.ndarray, strategy: Any = "full", task: Any = None, **training: Any) -> Any:
+    """Train on 48 rows for a few steps, with 16 rows of validation."""
+    rows = list(zip(*cells(values).values(), strict=True))
     paths = [write(folder / f"{name}.csv", part, ("text", "score")) for name, part in (("a", rows[:48]), ("b", rows[48:]))]
-    fixed = {"max_steps": 8, "batch_size": 16, "precision": "fp32", "learning_rate": 2e-3, "logging_steps": 1, "dropout": 0}
-    return fine_tune(
-        model=str(checkpoint), data={"train": str(paths[0]), "validation": str(paths[1])}, strategy=strategy,
-        task={"name": "regression", "label": "score"} | (task or {}),
-        training=fixed | {"attention_dropout": 0} | training, output_dir=str(folder / "run"),
+    fixed = {"max_steps": 8, "batch_size": 16, "learning_rate": 2e-3, "logging_steps": 1, "dropout": 0, "attention_dropout": 0}
+    return builders.run(
+        model=checkpoint, data={"train": paths[0], "validation": paths[1]}, strategy=strategy, output_dir=folder / "run",
+        task={"name": "regression", "label": "score"} | (task or {}), training=fixed | training,
     )  # fmt: skip
 
 
@@ -136,7 +132,7 @@ def load_adapter(base: Path, folder: Path) -> Any:
 
 
 def test_multitask_regressions_predict_in_their_units(tiny: dict[str, Path], tmp_path: Path) -> None:
-    rows = list(zip(*columns(1e-3 * BASE + 7).values(), strict=True))
+    rows = list(zip(*cells(1e-3 * BASE + 7).values(), strict=True))
     other = {
         "name": "small",
         "data": {"train": str(write(tmp_path / "other.csv", rows, ("text", "score"))), "validation_share": 0.1},
@@ -268,21 +264,6 @@ def test_mean_and_scale_are_measured_or_set(tiny: dict[str, Path], tmp_path: Pat
     assert {name: settings["settings"][name] for name in ("mean", "scale")} == {"mean": 0.0, "scale": 2.0}
 
 
-def test_interrupted_regression_resumes_bit_for_bit(
-    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values, often = 10 * BASE + 2005, {"evaluate_every": 1, "dropout": 0.1}
-    straight = run(tiny["bert"], tmp_path / "straight", values, **often)
-    with monkeypatch.context() as patch:
-        die_after(patch, 3)
-        with pytest.raises(Killed):
-            run(tiny["bert"], tmp_path / "broken", values, **often)
-    resumed = run(tiny["bert"], tmp_path / "broken", values, **often)
-    assert resumed.metrics == straight.metrics
-    first, second = (load_file(found.output_dir / "model/model.safetensors") for found in (straight, resumed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 @pytest.mark.parametrize("factor", [1e-31, 1e37])
 def test_extreme_deviation_is_refused(factor: float, tiny: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train, column 'score': the standard deviation is .* allowed: 1e-30 to 1e\+30"):
@@ -293,7 +274,7 @@ def test_head_without_bias_is_refused(tiny: dict[str, Path], monkeypatch: pytest
     from nlp_transfer.tasks.common.text_task import TextTask
 
     checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
-    rows = from_columns(columns(BASE + 7), "rows")
+    rows = builders.rows(cells(BASE + 7))
     task: Any = task_from({"name": "regression", "label": "score"}).prepare(checkpoint, rows)
     model: Any = task.build_model(checkpoint, TrainingConfig())
     model.classifier.bias = None
@@ -328,7 +309,7 @@ def test_scoring_a_loaded_model_gives_standardized_losses(tiny: dict[str, Path],
     values = 10 * BASE + 2005
     done = run(tiny["bert"], tmp_path, values)
     predictor = load_predictor(done.output_dir)
-    table = predictor.encode(from_columns(columns(values), "rows"), targets=True)
+    table = predictor.encode(builders.rows(cells(values)), targets=True)
     metrics, _ = score(predictor.model, predictor.task, table, make_accelerator(TrainingConfig(), "fp32"))
     assert metrics["loss"] == pytest.approx(metrics["mse"] / values[:48].std() ** 2)
 
