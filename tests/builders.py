@@ -71,11 +71,13 @@ def write(path: Path, content: Any, header: Sequence[str] = ("text", "label")) -
     """Write a file in the format of its extension and return its path.
 
     Args:
-        content: columns by name, a list of dictionaries, a list of tuples with the names in `header`; for .yaml and .json any
-            value, for other extensions lines or text.
+        content: text or bytes, which are written as they are; columns by name, a list of dictionaries, or a list of tuples
+            with the names in `header`; for .yaml and .json any value, for other extensions lines.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in (".yaml", ".json"):
+    if isinstance(content, (str, bytes)):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    elif path.suffix in (".yaml", ".json"):
         path.write_text(yaml.safe_dump(content) if path.suffix == ".yaml" else json.dumps(content), encoding="utf-8")
     elif path.suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
         if isinstance(content, Mapping):
@@ -84,8 +86,7 @@ def write(path: Path, content: Any, header: Sequence[str] = ("text", "label")) -
             header, content = list(content[0]), [tuple(row.values()) for row in content]
         _write_table(path, list(header), content)
     else:
-        text = content if isinstance(content, str) else "".join(f"{line}\n" for line in content)
-        path.write_text(text, encoding="utf-8", newline="")
+        path.write_text("".join(f"{line}\n" for line in content), encoding="utf-8", newline="")
     return path
 
 

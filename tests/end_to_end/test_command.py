@@ -14,9 +14,9 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.cli import cli
-from tests.builders import sentiment_rows, write
+from tests.builders import refused, sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -89,7 +89,7 @@ def test_the_card_can_be_read_by_the_hub(run: Path) -> None:
 
 def test_the_same_command_again_is_refused_and_touches_nothing(run: Path) -> None:
     before = fingerprint(run)
-    with pytest.raises(UserError, match="finished run"):
+    with refused("finished run"):
         command("train", run.parent / "run.yaml")
     assert fingerprint(run) == before
 
@@ -108,7 +108,7 @@ def test_the_resolved_config_refuses_changed_data(run: Path, tmp_path: Path) -> 
     path = document["data"]["test"]
     document["provenance"]["files"][path] = "0" * 64
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(UserError, match="is not the file that this document was resolved with"):
+    with refused("is not the file that this document was resolved with"):
         command("train", tmp_path / "config.yaml", "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

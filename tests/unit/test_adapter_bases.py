@@ -13,7 +13,7 @@ from transformers import AutoModel
 from nlp_transfer import UserError, fine_tune, load_adapters, load_predictor, load_translator
 from nlp_transfer.cli import cli
 from nlp_transfer.saved_models.load import open_adapter, quiet
-from tests.builders import write
+from tests.builders import refused, write
 from tests.helpers.models import save_tiny
 from tests.helpers.seq2seq_models import PAIRS, save_tiny_seq2seq
 
@@ -86,7 +86,7 @@ def test_moved_base_is_reported(name: str, made: Path, bases: dict[str, Path]) -
     assert here(TEXTS) == there(TEXTS)
     beside = load_adapters(str(bases["moved"]), {"a": made / name}).predictor("a")(TEXTS)
     assert [answer["prediction"] for answer in beside] == [answer["prediction"] for answer in here(TEXTS)]
-    with pytest.raises(UserError, match="logits") as caught:
+    with refused("logits") as caught:
         load_predictor(adapter(made, name), base=bases["seed"])
     for fact in (str(made / "base"), str(bases["seed"]), "differ by"):
         assert fact in str(caught.value)
@@ -103,10 +103,8 @@ def test_missing_base_message_names_the_option(made: Path, tmp_path: Path) -> No
     shutil.copytree(adapter(made, "lora"), copy)
     record = json.loads((copy / "nlp_transfer.json").read_text())
     (copy / "nlp_transfer.json").write_text(json.dumps(record | {"base": {"model": "/nowhere/base", "revision": None}}))
-    with pytest.raises(UserError) as caught:
+    with refused(str(copy), "/nowhere/base", "base=", "--base"):
         load_predictor(copy)
-    for fact in (str(copy), "/nowhere/base", "base=", "--base"):
-        assert fact in str(caught.value)
     assert load_predictor(copy, base=made / "base")(TEXTS) == load_predictor(adapter(made, "lora"))(TEXTS)
     assert load_adapters(str(made / "base"), {"a": copy}).names == ["a"], "what tells a base is its logits, not its name"
 
@@ -135,7 +133,7 @@ def test_broken_record_of_logits_is_refused(probe: dict[str, Any], made: Path, t
     shutil.copytree(adapter(made, "lora"), copy)
     record = json.loads((copy / "nlp_transfer.json").read_text())
     (copy / "nlp_transfer.json").write_text(json.dumps(record | {"probe": probe}))
-    with pytest.raises(UserError, match="logits"):
+    with refused("logits"):
         load_predictor(copy)
 
 
@@ -146,13 +144,13 @@ def test_changed_adapter_weights_are_reported_as_such(made: Path, tmp_path: Path
     shutil.copytree(adapter(made, "lora"), copy)
     weights = load_file(copy / "adapter_model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, copy / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors: is not the file that was saved"):
+    with refused("adapter_model.safetensors: is not the file that was saved"):
         load_predictor(copy)
 
 
 def test_complete_model_takes_no_base(made: Path, bases: dict[str, Path]) -> None:
     for run in ("full", "lora"):  # LoRA's was merged
-        with pytest.raises(UserError, match=r"base: found .* is not an adapter"):
+        with refused("base: found", "is not an adapter"):
             load_predictor(made / run, base=bases["moved"])
 
 
@@ -170,7 +168,7 @@ def test_commands_accept_a_base(
     capsys.readouterr()
     cli.main(["evaluate", *given, "--data.test", table], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["rows"] == len(texts)
-    with pytest.raises(UserError, match="logits"):
+    with refused("logits"):
         cli.main(["evaluate", *given[:-1], str(bases["seed"]), "--data.test", table], standalone_mode=False)
 
 
@@ -202,7 +200,7 @@ def test_translators_check_their_base(family: str, tmp_path: Path) -> None:
         torch.manual_seed(7)
         other = type(model)(model.config) if family == "marian" else AutoModel.from_config(model.config.encoder)
         other.save_pretrained(moved)
-    with pytest.raises(UserError, match="logits"):
+    with refused("logits"):
         load_translator(place, base=moved)
 
 
@@ -214,7 +212,7 @@ def test_base_with_another_tokenizer_is_refused(name: str, made: Path, tmp_path:
     ids = [content["model"]["vocab"][word] for word in words]
     content["model"]["vocab"] |= dict(zip(words, reversed(ids), strict=True))
     (base / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="tokenizer"):
+    with refused("tokenizer"):
         load_predictor(adapter(made, name), base=base)
     assert len(load_predictor(adapter(made, name), base=made / "base")(TEXTS)) == 2
 
@@ -235,10 +233,8 @@ def test_recorded_base_is_not_read_from_the_current_folder(
     shutil.copytree(made / "base", tmp_path / "models" / "base")
     shutil.copytree(made / "base", tmp_path / "base")
     place = recorded(made, tmp_path / "adapter", base={"model": name, "revision": None})
-    with pytest.raises(UserError) as caught:
+    with refused(str(place), repr(name), "base="):
         load_predictor(place)
-    for fact in (str(place), repr(name), "base="):
-        assert fact in str(caught.value)
     assert load_predictor(place, base="models/base")(TEXTS) == load_predictor(adapter(made, "lora"))(TEXTS)
 
 
@@ -249,7 +245,7 @@ def test_recorded_decoder_is_not_read_from_the_current_folder(
     shutil.copytree(made / "base", tmp_path / "models" / "base")
     settings = {"name": "translation", "source": "a", "target": "b", "architecture": "encoder_decoder", "decoder": "models/base"}
     place = recorded(made, tmp_path / "adapter", settings=settings)
-    with pytest.raises(UserError, match=r"nlp_transfer\.json: decoder: found 'models/base'"):
+    with refused("nlp_transfer.json: decoder: found 'models/base'"):
         load_predictor(place)
 
 
@@ -262,7 +258,7 @@ def test_base_of_moved_run_is_not_read_from_the_current_folder(
     (place.parent / "config.yaml").write_text(json.dumps(settings))
     shutil.copytree(made / "base", tmp_path / "elsewhere" / "models" / "base")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="/nowhere/base"):
+    with refused("/nowhere/base"):
         load_predictor(place)
     shutil.copytree(made / "base", tmp_path / "project" / "models" / "base")
     assert load_predictor(place)(TEXTS) == load_predictor(adapter(made, "lora"))(TEXTS)

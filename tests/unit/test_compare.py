@@ -29,6 +29,7 @@ from nlp_transfer.report import plots
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.utils.errors import Problems
+from tests.builders import refused
 
 pytestmark = pytest.mark.model
 
@@ -43,7 +44,7 @@ def test_flags_take_several_values() -> None:
     given = ["run.yaml", "--seeds", "0", "1", "--training.epochs", "5", "--shots=8", "all", "--verbose"]
     wanted = ["run.yaml", "--seeds=0", "--seeds=1", "--training.epochs", "5", "--shots=8", "--shots=all", "--verbose"]
     assert repeat_flags(given, ("--seeds", "--shots")) == wanted
-    with pytest.raises(UserError, match="--seeds: needs one or more values"):
+    with refused("--seeds: needs one or more values"):
         repeat_flags(["--seeds", "--shots", "1"], ("--seeds", "--shots"))
 
 
@@ -112,7 +113,7 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_rates_need_separate_rows() -> None:
-    with pytest.raises(UserError, match=r"--rates: validation .* data\.test, or data\.test_share"):
+    with refused("--rates: validation", "data.test, or data.test_share"):
         make_plan(document(), ["full", "lora"], [0], None, [1, 3])
     for data in ({"test": "test.csv"}, {"test_share": 0.1}):
         make_plan(document(data={"train": "train.csv", **data}), ["full", "lora"], [0], None, [1, 3])
@@ -415,14 +416,7 @@ def test_real_difference_is_significant() -> None:
 # Advice
 
 
-def of(
-    label: str,
-    value: float,
-    seconds: float,
-    p: float | None = None,
-    stored: int = 10**8,
-    seeds: int = 3,
-) -> Candidate:
+def of(label: str, value: float, seconds: float, p: float | None = None, stored: int = 10**8, seeds: int = 3) -> Candidate:
     return Candidate(label, value, seconds, stored, p, seeds)
 
 

@@ -11,6 +11,7 @@ from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.schema import DataConfig, RunConfig, TrainingConfig, settings_help
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.utils.errors import SHOWN, Problems, UserError, did_you_mean, shorten
+from tests.builders import refused
 
 BASE: dict[str, Any] = {
     "model": "m",
@@ -102,7 +103,7 @@ def test_lists_of_strategies_are_reached_by_position() -> None:
     assert merged("--strategy.0.r", "8", base=base)["strategy"][0] == {"name": "full", "r": 8}
     assert merged("--strategy.0", "lora", base=base)["strategy"][0] == "lora"
     for flag in ("--strategy.2.r", "--strategy.x", "--strategy.name"):
-        with pytest.raises(UserError, match="allowed: a position from 0 to 1"):
+        with refused("allowed: a position from 0 to 1"):
             merged(flag, "8", base=base)
 
 

@@ -18,6 +18,7 @@ from nlp_transfer.data.sources.memory_limit import limited_memory
 from nlp_transfer.data.sources.table_reader import read_table, scan_table
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import UserError
+from tests.builders import refused
 
 pytestmark = pytest.mark.process
 
@@ -89,7 +90,7 @@ def test_rows_of_just_the_limit_are_read_piece_by_piece(tmp_path: Path) -> None:
 def test_a_row_over_the_limit_is_named(tmp_path: Path) -> None:
     columns = {"text": ["a", "b"], "large": ["", "x" * 3 * MIB], "other": ["", "y" * 2 * MIB]}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"row 2, column 'large'.*3,145,7.*4,194,304"):
+    with refused("row 2, column 'large'", "3,145,7", "4,194,304"):
         list(read_table(tmp_path / "a.parquet", DataConfig()))
 
 

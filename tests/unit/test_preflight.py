@@ -56,10 +56,7 @@ def is_bf16() -> bool:
 
 @pytest.mark.parametrize(
     ("fails", "precision", "kernels"),
-    [
-        (lambda: is_fast() and torch.is_grad_enabled(), "bf16", "plain"),
-        (is_bf16, "fp32", "fast"),
-    ],
+    [(lambda: is_fast() and torch.is_grad_enabled(), "bf16", "plain"), (is_bf16, "fp32", "fast")],
     ids=["kernels", "precision"],
 )
 def test_fallback_is_reported_and_can_be_resumed(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BartConfig, T5Config, pipeline
 
-from nlp_transfer import FineTuned, UserError, fine_tune, load_adapters, load_predictor
+from nlp_transfer import FineTuned, fine_tune, load_adapters, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.inference.scoring import score
@@ -25,7 +25,7 @@ from nlp_transfer.tasks import task_from
 from nlp_transfer.tasks.regression import Regression
 from nlp_transfer.utils.errors import Problems
 from tests import builders
-from tests.builders import sentiment_rows, write
+from tests.builders import refused, sentiment_rows, write
 from tests.helpers.models import FAMILIES, tiny_classifier
 
 pytestmark = pytest.mark.model
@@ -172,7 +172,7 @@ def test_continued_training_starts_where_it_ended(head: Any, tiny: dict[str, Pat
     first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005, task={"head": head})
     again = run(first.output_dir / "model", tmp_path / "again", 3 * BASE + 1990, max_steps=1, learning_rate=1e-12)
     assert np.abs(predicted(again.output_dir) - predicted(first.output_dir)).max() < 1e-2
-    with pytest.raises(UserError, match=r"task\.mean"):
+    with refused("task.mean"):
         load_predictor(first.output_dir, settings={"mean": 3.0})
 
 
@@ -266,7 +266,7 @@ def test_mean_and_scale_are_measured_or_set(tiny: dict[str, Path], tmp_path: Pat
 
 @pytest.mark.parametrize("factor", [1e-31, 1e37])
 def test_extreme_deviation_is_refused(factor: float, tiny: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train, column 'score': the standard deviation is .* allowed: 1e-30 to 1e\+30"):
+    with refused("train, column 'score': the standard deviation is", "allowed: 1e-30 to 1e+30"):
         run(tiny["bert"], tmp_path, factor * BASE)
 
 
@@ -279,7 +279,7 @@ def test_head_without_bias_is_refused(tiny: dict[str, Path], monkeypatch: pytest
     model: Any = task.build_model(checkpoint, TrainingConfig())
     model.classifier.bias = None
     monkeypatch.setattr(TextTask, "build_model", lambda *_: model)
-    with pytest.raises(UserError, match=r"has no bias, .* allowed: a head with a bias, such as \{pooling: mean\}"):
+    with refused("has no bias,", "allowed: a head with a bias, such as {pooling: mean}"):
         task.build_model(checkpoint, TrainingConfig())
 
 
@@ -291,7 +291,7 @@ def test_probe_distinguishes_models_of_small_numbers(tiny: dict[str, Path], tmp_
     check_probe(model, probe, folder)
     with torch.no_grad():
         model.classifier.bias += 1e-7
-    with pytest.raises(UserError, match="does not give the logits recorded"):
+    with refused("does not give the logits recorded"):
         check_probe(model, probe, folder)
 
 
@@ -326,5 +326,5 @@ def test_broken_record_of_a_regression_is_reported(tiny: dict[str, Path], tmp_pa
     first = run(tiny["bert"], tmp_path / "first", 10 * BASE + 2005, max_steps=1).output_dir / "model"
     record = json.loads((first / "nlp_transfer.json").read_text())
     (first / "nlp_transfer.json").write_text(json.dumps(record | {"settings": record["settings"] | {"mean": "x"}}))
-    with pytest.raises(UserError, match=r"nlp_transfer\.json.*mean"):
+    with refused("nlp_transfer.json", "mean"):
         run(first, tmp_path / "again", BASE)

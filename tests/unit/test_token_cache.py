@@ -200,10 +200,7 @@ def test_code_of_others_is_not_trusted_to_stay_as_it_is(tokenizer: PreTrainedTok
             return {"name": "own", **self.model_dump(mode="json")}
 
     rows = rows_of()
-    same(
-        task_of(rows).table(rows, tokenizer, "none"),
-        Own(max_length=20).fit(rows, Problems()).table(rows, tokenizer, "disk"),
-    )
+    same(task_of(rows).table(rows, tokenizer, "none"), Own(max_length=20).fit(rows, Problems()).table(rows, tokenizer, "disk"))
     assert entries(root) == []
 
 

@@ -19,6 +19,7 @@ from nlp_transfer.training import checkpoints
 from nlp_transfer.utils import atomic_files
 from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.errors import BadRow, UserError
+from tests.builders import refused
 
 ROOT = Path(nlp_transfer.__file__).parent
 
@@ -131,7 +132,7 @@ def test_a_second_writer_is_refused_and_the_first_one_succeeds(tmp_path: Path) -
     path = tmp_path / "out.txt"
     with atomic_files.replacing(path) as file:
         file.write(b"first")
-        with pytest.raises(UserError, match=r"out\.txt: another process"):
+        with refused("out.txt: another process"):
             atomic_files.write_bytes(path, b"second")
     assert path.read_bytes() == b"first"
     assert names(tmp_path) == ["out.txt"]
@@ -165,7 +166,7 @@ def test_what_is_planted_is_never_written_through(tmp_path: Path, name: str, kin
         assert target.read_bytes() == b"new"
         assert not target.is_symlink()
     else:
-        with pytest.raises(UserError, match=r"out\.txt"):
+        with refused("out.txt"):
             atomic_files.write_bytes(target, b"new")
     if not replaces:
         assert place.lstat().st_ino == before
@@ -206,13 +207,13 @@ def test_a_lock_file_that_was_removed_guards_nothing(tmp_path: Path) -> None:
     """A lock is on the file that has the name, not on one that had it."""
     place = tmp_path / ".lock"
     first = lock_now(place, "busy", "")
-    with pytest.raises(UserError, match="busy"):
+    with refused("busy"):
         lock_now(place, "busy", "")
     stale = place.open("rb")
     first.release()
     second = lock_now(place, "busy", "")
     assert os.fstat(stale.fileno()).st_ino != place.stat().st_ino or os.fstat(stale.fileno()).st_nlink == 1
-    with pytest.raises(UserError, match="busy"):
+    with refused("busy"):
         lock_now(place, "busy", "")
     second.release()
     stale.close()

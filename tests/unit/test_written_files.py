@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nlp_transfer import FineTuned, UserError, fine_tune
+from nlp_transfer import FineTuned, fine_tune
 from nlp_transfer.cli import cli
 from nlp_transfer.evaluation.metrics import compute_label_metrics, compute_regression_metrics, compute_translation_metrics
 from nlp_transfer.utils.atomic_files import apply_umask
 from nlp_transfer.utils.console import _duration, percent
-from tests.builders import sentiment_rows
+from tests.builders import refused, sentiment_rows
 
 pytestmark = pytest.mark.process
 
@@ -195,7 +195,7 @@ def test_an_input_that_is_called_like_a_written_column_is_refused_before_trainin
     column: str, tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path
 ) -> None:
     frame = pd.read_parquet(tables["train"]).rename(columns={"text": column})
-    with pytest.raises(UserError, match=f"'{column}'"):
+    with refused(f"'{column}'"):
         fine_tune(
             model=str(tiny["bert"]), data={"train": frame}, task=TASKS["words"] | {"text": column}, output_dir=tmp_path / "run"
         )

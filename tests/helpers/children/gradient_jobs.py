@@ -47,10 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"focal_gamma": 2.0, "class_weights": {"negative": 3.0, "positive": 0.5}, "label_smoothing": 0.1},
     },
     "oversample": {"task": {"name": "multi_label", "label": "tags"}, "training": {"oversample": "balanced", "focal_gamma": 1.0}},
-    "augment": {
-        "task": "text_classification",
-        "training": {"augment": {"drop": 0.2, "swap": 0.2, "mask": 0.2, "replace": 0.2}},
-    },
+    "augment": {"task": "text_classification", "training": {"augment": {"drop": 0.2, "swap": 0.2, "mask": 0.2, "replace": 0.2}}},
     "regression": {"task": {"name": "regression", "label": "score"}},
     "lora": {"task": "text_classification", "strategy": "lora"},
     "l2_sp": {"task": "text_classification", "strategy": {"name": "l2_sp", "alpha": 0.1, "beta": 10}},
