@@ -208,16 +208,28 @@ def trainer(model: Path, strategy: Strategy | None = None, output: Path | None =
     return Trainer(built, task, tables, strategy=strategy, training=config, output_dir=output)
 
 
+def exit_status(*arguments: object) -> int:
+    """Run `nlp-transfer` in this process; return its exit status."""
+    try:
+        run_command(lambda: cli.main([str(argument) for argument in arguments], standalone_mode=False))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 def command(*arguments: object) -> tuple[int, str]:
     """Run `nlp-transfer` in this process; return its exit status, and its output and messages."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
-    status = 0
     with redirect_stdout(stream), redirect_stderr(stream):
-        try:
-            run_command(lambda: cli.main([str(argument) for argument in arguments], standalone_mode=False))
-        except SystemExit as end:
-            status = int(end.code or 0)
+        status = exit_status(*arguments)
     return status, stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+def succeed(*arguments: object) -> str:
+    """Run `nlp-transfer` in this process, which succeeds; return its output and messages."""
+    status, output = command(*arguments)
+    assert status == 0, output
+    return output
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nlp_transfer.data import token_cache
 from nlp_transfer.data.sources import find_model, read_rows
-from nlp_transfer.data.sources.rows import Rows, from_columns
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.token_cache import META, cache_folder, cached_table, tokenizer_fingerprint
 from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows, tokenize
@@ -24,6 +24,7 @@ from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.errors import Problems
+from tests import builders
 from tests.builders import sentiment_rows, write
 from tests.helpers.models import FAMILIES, save_tiny
 
@@ -48,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rows_of(count: int = ROWS, **more: list[Any]) -> Rows:
     base = sentiment_rows(100)
     texts, labels = [base[i % 100][0] + " the" * (i // 100) for i in range(count)], [base[i % 100][1] for i in range(count)]
-    return from_columns({"text": texts, "label": labels, **more}, "rows")
+    return builders.rows({"text": texts, "label": labels, **more})
 
 
 def task_of(rows: Rows, **settings: Any) -> Task:
@@ -91,7 +92,7 @@ def test_what_is_found_is_what_is_made(document: dict[str, Any], tokenizer: PreT
 
 
 def test_texts_that_answers_are_compared_with_are_kept(root: Path) -> None:
-    rows = from_columns({"text": [f"{i} é \ud83d\n" for i in range(2100)]}, "rows")
+    rows = builders.rows({"text": [f"{i} é \ud83d\n" for i in range(2100)]})
 
     def encode(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], int]:
         texts = np.empty(len(columns["text"]), object)
@@ -106,12 +107,12 @@ def test_texts_that_answers_are_compared_with_are_kept(root: Path) -> None:
 
 
 def change_cell(rows: Rows) -> Rows:
-    return from_columns(rows.columns | {"text": [*rows.columns["text"][:-1], "the cat"]}, "rows")
+    return builders.rows(rows.columns | {"text": [*rows.columns["text"][:-1], "the cat"]})
 
 
 def swap_labels(rows: Rows) -> Rows:
     labels = rows.columns["label"]
-    return from_columns(rows.columns | {"label": [labels[1], labels[0], *labels[2:]]}, "rows")
+    return builders.rows(rows.columns | {"label": [labels[1], labels[0], *labels[2:]]})
 
 
 DATA = {
@@ -119,8 +120,8 @@ DATA = {
     "a label": swap_labels,
     "the order": lambda rows: rows.select(np.arange(ROWS)[::-1]),
     "a row less": lambda rows: rows.select(np.arange(ROWS - 1)),
-    "a border between cells": lambda rows: from_columns(
-        rows.columns | {"text": ["", rows.columns["text"][0] + rows.columns["text"][1], *rows.columns["text"][2:]]}, "rows"
+    "a border between cells": lambda rows: builders.rows(
+        rows.columns | {"text": ["", rows.columns["text"][0] + rows.columns["text"][1], *rows.columns["text"][2:]]}
     ),
 }
 
@@ -205,7 +206,7 @@ def test_code_of_others_is_not_trusted_to_stay_as_it_is(tokenizer: PreTrainedTok
 
 
 def test_cells_that_cannot_be_told_apart_are_not_kept(root: Path) -> None:
-    rows = from_columns({"text": [object(), object()]}, "rows")
+    rows = builders.rows({"text": [object(), object()]})
     table = cached_table(rows, lambda columns: ({"input_ids": [[1]] * len(columns["text"])}, 0), {"input_ids": 0}, {}, "disk")
     assert len(table) == 2
     assert entries(root) == []
@@ -374,7 +375,7 @@ def test_the_least_recently_used_make_room(
 
 def test_translations_are_kept_with_both_sides(tiny: dict[str, Path], root: Path) -> None:
     base = sentiment_rows(80)
-    rows = from_columns({"source": [text for text, _ in base], "target": [text[::-1] for text, _ in base]}, "rows")
+    rows = builders.rows({"source": [text for text, _ in base], "target": [text[::-1] for text, _ in base]})
     checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
     settings: list[dict[str, Any]] = [{}, {"prefix": "the "}, {"target_vocabulary": 280}, {"max_length": 8}]
     for number, changed in enumerate(settings, start=1):
@@ -420,7 +421,7 @@ def test_values_that_are_all_the_same_take_no_room(tokenizer: PreTrainedTokenize
 
 
 def test_values_that_differ_late_are_written_whole() -> None:
-    rows = from_columns({"text": list(range(2005))}, "rows")
+    rows = builders.rows({"text": list(range(2005))})
     ids = [[7] * (i % 3) if i < 2003 else [8] for i in range(2005)]
     for keep in ("none", "disk", "disk"):
         table = cached_table(
