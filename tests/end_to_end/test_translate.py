@@ -30,20 +30,11 @@ BLANK = ["", " ", "\t \t", "\u3000\xa0"]
 ODD = [
     "the dog \U0001f415\u200d\U0001f9ba\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f1ea\U0001f1f8 ran",
     "\u05d4\u05db\u05dc\u05d1 \u200f(the dog)\u202b \u0645\u0631\u062d\u0628\u0627\u202c",
-    "e\u0301\u0323\u0303" * 20 + " Z͑ͫ̓a̡͊͠l͏g̨o",
-    "a\0dog\0",
-    "\ufeffthe dog\ufeff",
-    "the dog\u2028ran\x85on\x0cthe\x0bmat",
-    "the\u200bdog\u00adran\u2060",
-    "\ue000\U0010fffd\x01\x1b[31m\x7f",
-    "漢字かな交じり文。" * 40,
-    "the dog ran on the mat. " * 60,
-    "x" * 3000,
-    ". " * 400,
-    "<s> [SEP] <pad> </s> [MASK] [UNK]",
-    '"quoted", \'single\', ,;\\ {"en": 1}',
+    "e\u0301\u0323\u0303" * 20 + " Z͑ͫ̓a̡͊͠l͏g̨o", "a\0dog\0", "\ufeffthe dog\ufeff", "the dog\u2028ran\x85on\x0cthe\x0bmat",
+    "the\u200bdog\u00adran\u2060", "\ue000\U0010fffd\x01\x1b[31m\x7f", "漢字かな交じり文。" * 40, "the dog ran on the mat. " * 60,
+    "x" * 3000, ". " * 400, "<s> [SEP] <pad> </s> [MASK] [UNK]", '"quoted", \'single\', ,;\\ {"en": 1}',
     "ﷺ ㎏ ǆ İstanbul ſtraße",
-]
+]  # fmt: skip
 TEXTS = [*ENGLISH[:6], *BLANK, *ODD, *BLANK[::-1], "the very last row"]
 
 

@@ -54,12 +54,8 @@ def test_strategies_from_names_and_mappings() -> None:
     variants = read_strategies(items, {"name": "lora", "r": 4, "alpha": 3.0}, problems)
     assert not problems
     assert [variant.label for variant in variants] == [
-        "lora",
-        "partial(frozen_layers=all)",
-        "full+lora",
-        "full+lora(r=2)",
-        "lora(r=8)",
-    ]
+        "lora", "partial(frozen_layers=all)", "full+lora", "full+lora(r=2)", "lora(r=8)",
+    ]  # fmt: skip
     assert variants[0].document == {"name": "lora", "r": 4, "alpha": 3.0}, "settings of the file"
     assert variants[1].document == {"name": "partial", "frozen_layers": "all"}
     assert variants[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
@@ -214,14 +210,10 @@ AVERAGES = [f"{kind}_{average}" for kind in ("precision", "recall", "f1") for av
     ("task", "metric", "make"),
     [
         *((CLASSES, metric, "classes") for metric in ["accuracy", *AVERAGES]),
-        *((LABELS, metric, "several") for metric in ["accuracy", *AVERAGES]),
-        (NUMBERS, "r2", "numbers"),
-        (NUMBERS, "mae", "numbers"),
-        (NUMBERS, "rmse", "numbers"),
-        (NUMBERS, "mse", "numbers"),
-        (NUMBERS, "pearson", "numbers"),
+        *((LABELS, metric, "several") for metric in ["accuracy", *AVERAGES]), (NUMBERS, "r2", "numbers"),
+        (NUMBERS, "mae", "numbers"), (NUMBERS, "rmse", "numbers"), (NUMBERS, "mse", "numbers"), (NUMBERS, "pearson", "numbers"),
     ],
-)
+)  # fmt: skip
 def test_replicates_from_sums_equal_the_metric(task: Task, metric: str, make: str) -> None:
     maker: Any = {
         "classes": lambda seed: classified(np.random.default_rng(seed).random(60) < 0.6, 9, seed),
@@ -486,13 +478,8 @@ def test_advice_if_lower_is_better() -> None:
 def test_sizes_and_times_as_text() -> None:
     assert [show_bytes(size) for size in (12, 4_500, 90_900_000, 1.2e9)] == ["12 B", "4.5 kB", "90.9 MB", "1.2 GB"]
     assert [show_seconds(seconds) for seconds in (0.5, 2, 45, 60, 600, 7200)] == [
-        "0.5 s",
-        "2 s",
-        "45 s",
-        "1 min",
-        "10 min",
-        "2 h",
-    ]
+        "0.5 s", "2 s", "45 s", "1 min", "10 min", "2 h",
+    ]  # fmt: skip
 
 
 # Tables and the page

@@ -29,24 +29,14 @@ def test_every_suggestion_is_a_setting_and_no_word_means_two() -> None:
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("training.lr", "training.learning_rate"),
-        ("learning_rate", "training.learning_rate"),
-        ("lr", "training.learning_rate"),
-        ("epochs", "training.epochs"),
-        ("batch_size", "training.batch_size"),
-        ("batch-size", "training.batch_size"),
-        ("model_name_or_path", "model"),
-        ("train_file", "data.train"),
-        ("num_train_epochs", "training.epochs"),
-        ("fp16", "training.precision"),
-        ("lables", "task.labels"),
-        ("data.batch_size", "training.batch_size"),
-        ("warmup_ratio", "training.warmup"),
-        ("lora_r", "strategy.r"),
-        ("text", "task.text"),
-        ("task.max_seq_length", "task.max_length"),
+        ("training.lr", "training.learning_rate"), ("learning_rate", "training.learning_rate"),
+        ("lr", "training.learning_rate"), ("epochs", "training.epochs"), ("batch_size", "training.batch_size"),
+        ("batch-size", "training.batch_size"), ("model_name_or_path", "model"), ("train_file", "data.train"),
+        ("num_train_epochs", "training.epochs"), ("fp16", "training.precision"), ("lables", "task.labels"),
+        ("data.batch_size", "training.batch_size"), ("warmup_ratio", "training.warmup"), ("lora_r", "strategy.r"),
+        ("text", "task.text"), ("task.max_seq_length", "task.max_length"),
     ],
-)
+)  # fmt: skip
 def test_a_setting_under_another_name_is_suggested(name: str, meant: str) -> None:
     assert f"'{meant}'" in suggest(name)
     document = {"model": "m", "data": {"train": "a.csv"}, "task": {"name": "text_classification"}, "output_dir": "x"}
@@ -80,24 +70,11 @@ def test_a_single_value_is_a_list_of_one() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("010", "010"),
-        ("12:30", "12:30"),
-        ("1_000", "1_000"),
-        ("0x1F", "0x1F"),
-        ("0b11", "0b11"),
-        ("+1", "+1"),
-        ("2024-01-01", "2024-01-01"),
-        ("1e-4", "1e-4"),
-        ("08", "08"),
-        ("1.5", 1.5),
-        ("-3", -3),
-        (".5", 0.5),
-        ("1.0e-05", 1e-5),
-        ("0", 0),
-        ("true", True),
-        ("1_0.5", "1_0.5"),
+        ("010", "010"), ("12:30", "12:30"), ("1_000", "1_000"), ("0x1F", "0x1F"), ("0b11", "0b11"), ("+1", "+1"),
+        ("2024-01-01", "2024-01-01"), ("1e-4", "1e-4"), ("08", "08"), ("1.5", 1.5), ("-3", -3), (".5", 0.5), ("1.0e-05", 1e-5),
+        ("0", 0), ("true", True), ("1_0.5", "1_0.5"),
     ],
-)
+)  # fmt: skip
 def test_yaml_reads_numbers_as_a_person_does(text: str, expected: Any, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"x: {text}\n")
     found = read_document(tmp_path / "a.yaml")["x"]
@@ -147,17 +124,12 @@ def test_the_same_words_are_text_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "column", "advice"),
     [
-        ("model: a: b\n", 1, 9, "quotes"),
-        ("model: a\n\tdata: b\n", 2, 1, "spaces"),
-        ("model: @x\n", 1, 8, "quotes"),
-        ("model: a\nmodel: b\n", 2, 1, "one of the two"),
-        ("model: [a\ndata: }", 2, 5, "bracket"),
-        ("model: 'a\n", 2, 1, "quote"),
-        ("a: 1\nb:\n  c: 1\n d: 2\n", 4, 2, "same column"),
-        ("model: *x\n", 1, 8, "quotes"),
+        ("model: a: b\n", 1, 9, "quotes"), ("model: a\n\tdata: b\n", 2, 1, "spaces"), ("model: @x\n", 1, 8, "quotes"),
+        ("model: a\nmodel: b\n", 2, 1, "one of the two"), ("model: [a\ndata: }", 2, 5, "bracket"),
+        ("model: 'a\n", 2, 1, "quote"), ("a: 1\nb:\n  c: 1\n d: 2\n", 4, 2, "same column"), ("model: *x\n", 1, 8, "quotes"),
         ("data: {train: a}\ntest: *.csv\n", 2, 8, "begins with *"),
     ],
-)
+)  # fmt: skip
 def test_a_fault_in_yaml_names_its_place_and_what_to_do(text: str, line: int, column: int, advice: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError) as caught:

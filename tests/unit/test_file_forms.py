@@ -135,15 +135,10 @@ def test_lines_may_have_any_ending_where_one_text_is_wanted(
 @pytest.mark.parametrize(
     "content",
     [
-        "review,label\na,b\n",
-        "a\tb\n",
-        '{"review": "a"}\n',
-        '[{"review": "a"}]',
-        "<?xml version='1'?>\n",
-        b"PK\x03\x04\x14\x00",
-        "review\na\n",
+        "review,label\na,b\n", "a\tb\n", '{"review": "a"}\n', '[{"review": "a"}]', "<?xml version='1'?>\n",
+        b"PK\x03\x04\x14\x00", "review\na\n",
     ],
-)
+)  # fmt: skip
 def test_other_formats_are_not_taken_for_lines(content: str | bytes, tmp_path: Path) -> None:
     with refused("a.dat:", "looks like"):
         read_rows(str(save(tmp_path / "a.dat", content)), "unlabelled", DataConfig(), ["review"])

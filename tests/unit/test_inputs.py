@@ -30,15 +30,11 @@ TABLES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "generator of dicts": lambda frame: iter(frame.to_dict("records")),
 }
 SINGLE: dict[str, Callable[[list[str]], Any]] = {
-    "list": list,
-    "tuple": tuple,
-    "generator": iter,
-    "Series": pd.Series,
+    "list": list, "tuple": tuple, "generator": iter, "Series": pd.Series,
     "Series of strings": lambda texts: pd.Series(texts, dtype="string"),
-    "categories": lambda texts: pd.Series(texts, dtype="category"),
-    "array": np.array,
+    "categories": lambda texts: pd.Series(texts, dtype="category"), "array": np.array,
     "tuples of one": lambda texts: [(text,) for text in texts],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +89,6 @@ def test_all_input_types_give_the_same_predictions(predictor: Predictor) -> None
 @pytest.mark.parametrize("empty", [[], FRAME[:0], {"review": []}, iter(()), pd.Series([], dtype=object)])
 def test_empty_inputs(predictor: Predictor, empty: Any) -> None:
     assert predictor(empty) == []
-
-
-def test_predictions_have_the_type_of_the_labels(predictor: Predictor) -> None:
-    rows = sentiment_rows(64)
-    labels = np.array([int(label == "positive") for _, label in rows])
-    predictions = [prediction["prediction"] for prediction in predictor(pd.DataFrame(rows, columns=["review", "x"]))]
-    assert {type(prediction) for prediction in predictions} == {int}
-    assert np.mean(predictions == labels) > 0.7, "comparing text with numbers gives 0"
 
 
 @pytest.mark.parametrize(

@@ -53,18 +53,12 @@ def write_jsonl(path: Path, cells: list[Any]) -> Path:
 @pytest.mark.parametrize(
     ("cells", "values"),
     [
-        ([0, 1, 1, 0], [0, 1]),
-        ([True, False, True, False], [False, True]),
-        ([0.0, 1.0, 1.0, 0.0], [0.0, 1.0]),
-        ([0.5, 1.0, 1.0, 0.5], [0.5, 1.0]),
-        (["b", "a", "b", "a"], ["a", "b"]),
-        (["1", "0", "1", "0"], ["0", "1"]),
-        (["1.0", "0.0", "1.0", "0.0"], ["0.0", "1.0"]),
-        ([Decimal("1.00"), 1, Decimal("0.00"), 0], [0, 1]),
-        ([np.int8(1), np.int8(0), np.int64(1), np.int64(0)], [0, 1]),
-        (["x", 1, "1.0", "x"], ["1", "x"]),
+        ([0, 1, 1, 0], [0, 1]), ([True, False, True, False], [False, True]), ([0.0, 1.0, 1.0, 0.0], [0.0, 1.0]),
+        ([0.5, 1.0, 1.0, 0.5], [0.5, 1.0]), (["b", "a", "b", "a"], ["a", "b"]), (["1", "0", "1", "0"], ["0", "1"]),
+        (["1.0", "0.0", "1.0", "0.0"], ["0.0", "1.0"]), ([Decimal("1.00"), 1, Decimal("0.00"), 0], [0, 1]),
+        ([np.int8(1), np.int8(0), np.int64(1), np.int64(0)], [0, 1]), (["x", 1, "1.0", "x"], ["1", "x"]),
     ],
-)
+)  # fmt: skip
 def test_predictions_have_the_type_of_the_labels(cells: list[Any], values: list[Any]) -> None:
     task, rows = fit(frame(cells))
     predictions = predicted(task, task.strata(rows).tolist())

@@ -70,12 +70,8 @@ def test_no_tokenizer_key_reads_another_file(tmp_path: Path, model: Path, tiny: 
 
 def test_config_is_reduced_to_listed_keys(capsys: pytest.CaptureFixture[str]) -> None:
     known = {
-        "model_type": "bert",
-        "hidden_size": 32,
-        "hidden_act": "gelu",
-        "id2label": {"0": "a/b", "1": "../c"},
-        "num_labels": 2,
-    }
+        "model_type": "bert", "hidden_size": 32, "hidden_act": "gelu", "id2label": {"0": "a/b", "1": "../c"}, "num_labels": 2,
+    }  # fmt: skip
     hostile: dict[str, Any] = {
         "_attn_implementation": {"": "org/kernel"}, "attn_implementation": "org/kernel", "any_key_to_come": True,
         "auto_map": {"AutoModel": "evil.M"}, "trust_remote_code": True, "transformers_weights": "../other/model.safetensors",

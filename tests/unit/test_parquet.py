@@ -200,15 +200,11 @@ def test_many_late_columns_need_few_open_files(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("first", "second", "says"),
     [
-        ([1], ["x"], ["int64", "string"]),
-        ([True], [1], ["bool", "int64"]),
-        ([[1]], [1], ["list<item: int64>", "int64"]),
-        ([2**60 + 1], [0.5], ["int64", "double"]),
-        (["x", 1], [], ["int and str"]),
-        ([1.5, True], [], ["bool and float"]),
+        ([1], ["x"], ["int64", "string"]), ([True], [1], ["bool", "int64"]), ([[1]], [1], ["list<item: int64>", "int64"]),
+        ([2**60 + 1], [0.5], ["int64", "double"]), (["x", 1], [], ["int and str"]), ([1.5, True], [], ["bool and float"]),
     ],
     ids=["text", "bool", "list", "number that a double cannot hold", "mixed", "bool among numbers"],
-)
+)  # fmt: skip
 def test_incompatible_types_are_named_with_their_column(
     first: list[Any], second: list[Any], says: list[str], tmp_path: Path
 ) -> None:

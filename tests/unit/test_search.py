@@ -21,14 +21,10 @@ pytestmark = pytest.mark.model
 LIMITS = torch.tensor([5, 14, 9, 3, 12, 1, 11, 7, 4, 13, 6, 10])
 LENGTHS = [3, 7, 5, 9, 4, 8, 6, 3, 9, 5, 7, 4]
 SETTINGS: list[dict[str, Any]] = [
-    {"beams": 1},
-    {"beams": 4},
-    {"beams": 4, "early_stopping": True},
-    {"beams": 3, "length_penalty": 2.0},
-    {"beams": 3, "length_penalty": 0.0},
-    {"beams": 2, "no_repeat_ngram_size": 2},
+    {"beams": 1}, {"beams": 4}, {"beams": 4, "early_stopping": True}, {"beams": 3, "length_penalty": 2.0},
+    {"beams": 3, "length_penalty": 0.0}, {"beams": 2, "no_repeat_ngram_size": 2},
     {"beams": 2, "encoder_no_repeat_ngram_size": 1},
-]
+]  # fmt: skip
 FAMILIES = ["bert", *SEQ2SEQ]
 
 

@@ -163,14 +163,9 @@ def test_leak_is_a_note_and_no_error() -> None:
 
 # One text in the ways in which files spell it: composed and decomposed, other cases, and white space that is seen or not.
 SPELLINGS = [
-    "Caf\u00e9 Stra\u00dfe {}",
-    "Cafe\u0301 Stra\u00dfe {}",
-    "CAF\u00c9 STRASSE {}",
-    "caf\u00e9  stra\u00dfe\t{}",
-    "\u3000Caf\u00e9\u00a0Stra\u00dfe {} ",
-    "\ufeffCaf\u00e9 \u200bStra\u00dfe {}\u2028",
-    "Caf\u00e9 Stra\u00ad\u00dfe {}",
-]
+    "Caf\u00e9 Stra\u00dfe {}", "Cafe\u0301 Stra\u00dfe {}", "CAF\u00c9 STRASSE {}", "caf\u00e9  stra\u00dfe\t{}",
+    "\u3000Caf\u00e9\u00a0Stra\u00dfe {} ", "\ufeffCaf\u00e9 \u200bStra\u00dfe {}\u2028", "Caf\u00e9 Stra\u00ad\u00dfe {}",
+]  # fmt: skip
 
 
 def test_spellings_are_one_text_and_other_texts_are_others() -> None:

@@ -34,15 +34,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # What a method lacks for a single task with a new head, in words of its message.
 REFUSED = {
-    "ADALORA": "moves ranks between layers after every step",
-    "ADAPTION_PROMPT": "cannot save a head",
-    "CPT": "CAUSAL_LM",
-    "MULTITASK_PROMPT_TUNING": "task_ids",
-    "POLY": "task_ids",
-    "SHADOW": "peft cannot put SHADOW",
-    "TRAINABLE_TOKENS": "cannot save a head",
-    "XLORA": "cannot save a head",
-}
+    "ADALORA": "moves ranks between layers after every step", "ADAPTION_PROMPT": "cannot save a head", "CPT": "CAUSAL_LM",
+    "MULTITASK_PROMPT_TUNING": "task_ids", "POLY": "task_ids", "SHADOW": "peft cannot put SHADOW",
+    "TRAINABLE_TOKENS": "cannot save a head", "XLORA": "cannot save a head",
+}  # fmt: skip
 UNMERGED = {"CARTRIDGE", "LILY", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, SMALL.get(name, {})) for name in METHODS if name not in REFUSED),

@@ -20,22 +20,9 @@ from nlp_transfer.settings.schema import DataConfig
 from tests.builders import refused, write
 
 CELLS = [
-    "NA",
-    "None",
-    "null",
-    "nan",
-    "1",
-    "01",
-    "1.0",
-    "true",
-    "",
-    "-",
-    "é 漢字 🎉",
-    'a "quoted" cell',
-    "a,b\tc;d",
-    "two\nlines",
+    "NA", "None", "null", "nan", "1", "01", "1.0", "true", "", "-", "é 漢字 🎉", 'a "quoted" cell', "a,b\tc;d", "two\nlines",
     " x ",
-]
+]  # fmt: skip
 
 
 def read(path: Path, size: int = 10_000, **data: Any) -> dict[str, list[Any]]:
