@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nlp_transfer import UserError
 from nlp_transfer.models.verification.adapter_settings import (
     NUMBER_SETTINGS,
     SETTINGS,
@@ -124,9 +123,8 @@ def test_origin_is_dropped_and_unknown_settings_are_reported(capsys: pytest.Capt
     ids=str,
 )  # fmt: skip
 def test_invalid_settings_are_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(UserError) as caught:
+    with refused(f"here: found {name}: "):
         reduce_adapter_settings({"peft_type": "LORA", name: value}, "here")
-    assert str(caught.value).startswith(f"here: found {name}: ")
 
 
 @pytest.mark.parametrize(
@@ -184,10 +182,8 @@ def test_missing_and_additional_tensors_are_refused(saved: dict[str, Path], base
     ):
         folder = changed(saved["lora"], tmp_path / str(i))
         save_file(others, folder / "adapter_model.safetensors", {"format": "pt"})
-        with pytest.raises(UserError) as caught:
+        with refused(fact, folder):
             loaded(folder, base)
-        assert fact in str(caught.value)
-        assert str(folder) in str(caught.value)
 
 
 def test_adapter_without_weights_is_refused(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
@@ -198,12 +194,8 @@ def test_adapter_without_weights_is_refused(saved: dict[str, Path], base: Any, t
 
 
 def test_number_of_settings_by_pattern_is_limited() -> None:
-    def problem(patterns: dict[str, int]) -> str:
-        with pytest.raises(UserError) as caught:
-            reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": patterns}, "here")
-        return str(caught.value)
-
     for patterns in ({f"zz{i}": 16 for i in range(600)}, {"z" * 1000 + str(i): 16 for i in range(100)}, {".*.*x": 2}):
-        assert "rank_pattern" in problem(patterns)
+        with refused("rank_pattern"):
+            reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": patterns}, "here")
     for key in (r".*\.query$", "^bert.*query", "query"):
         assert reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": {key: 2}}, "here")["rank_pattern"] == {key: 2}

@@ -215,7 +215,7 @@ def test_swapped_words_are_neighbours_and_as_many_as_asked_for() -> None:
         assert (moved != 0).mean() == pytest.approx(share * 39 / 40, abs=0.03)
 
 
-def test_replacing_words_are_drawn_as_often_as_they_stand_in_train() -> None:
+def test_replacing_words_are_drawn_by_frequency() -> None:
     train = table_of("words", ["a a a never"] * 25)
     long = table_of("words", [" ".join(["stories"] * 40)] * 200)
     rows = np.arange(200)

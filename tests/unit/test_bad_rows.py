@@ -270,8 +270,7 @@ POSITIONS = [[int(i % 2 == 0), int(i % 3 == 0), int(i % 5 == 0)] for i in range(
 
 
 def labelled(path: Path, cells: list[Any]) -> str:
-    path.write_text("".join(json.dumps({"text": f"text {i}", "label": cell}) + "\n" for i, cell in enumerate(cells)))
-    return str(path)
+    return str(write(path, {"text": [f"text {i}" for i in range(len(cells))], "label": cells}))
 
 
 @pytest.mark.parametrize("labels", [["1", "2", "3"], ["0", "1", "2"], ["10", "20", "30"], ["a", "b", "c"]])
@@ -320,7 +319,7 @@ def test_a_column_may_come_after_thousands_of_rows(first: dict[str, Any], ending
     if ending == ".parquet":
         pd.DataFrame(rows).to_parquet(source)
     else:
-        source.write_text("\n".join(map(json.dumps, rows)) if ending == ".jsonl" else json.dumps(rows))
+        write(source, "\n".join(map(json.dumps, rows)) if ending == ".jsonl" else rows)
     task = {"name": "translation", "source": "en", "target": "de"} if "translation" in first else {"name": "text_classification"}
     splits = split({"train": str(source), "on_bad_rows": "skip"}, **task)
     assert (sum(map(len, splits.rows.values())), len(splits.skipped)) == (30, 10_001)
@@ -415,12 +414,9 @@ def test_a_fault_of_the_whole_column_is_one_message(
     task: dict[str, Any], cells: list[str], facts: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "a.csv", [(f"text {i}", cell) for i, cell in enumerate(cells)])
-    with pytest.raises(UserError) as caught:
+    with refused(*facts) as error:
         split({"train": str(path)}, **task)
-    message = str(caught.value)
-    for fact in facts:
-        assert fact in message
-    assert (message.count("row 3"), message.count("on_bad_rows")) == (0, 0)
+    assert (str(error.value).count("row 3"), str(error.value).count("on_bad_rows")) == (0, 0)
     few = [(f"text {i}", cell if i < 25 else str(i)) for i, cell in enumerate(cells)]
     if task.get("name") == "regression":
         with refused("25 problems"):  # these can be skipped, and are listed

@@ -9,7 +9,6 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from nlp_transfer import fine_tune
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.models.accelerator import make_accelerator
@@ -56,17 +55,13 @@ def chosen(tokens: int = 9, family: str = "bert", **training: Any) -> automatic_
 
 @CPU_ALONE
 def test_choices_are_printed_with_reasons_and_recorded(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    train: Any, sentiment: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     asked: list[str] = []
     monkeypatch.setattr(automatic_settings, "set_attention", lambda *a: asked.append(a[0]) or set_attention(*a))
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "validation_share": 0}, task="text_classification",
-        training={"max_steps": 1, "batch_size": "auto"}, output_dir=tmp_path / "run",
-    )  # fmt: skip
+    done = train(data={"train": sentiment["train"]}, training={"max_steps": 1, "batch_size": "auto", "precision": None})
     said = capsys.readouterr().err.splitlines()
     lines = [
         "precision fp32 (the CPU has no instructions for bf16)",
@@ -76,7 +71,7 @@ def test_choices_are_printed_with_reasons_and_recorded(
     ]
     assert [line for line in said if line in lines] == lines
     assert asked == ["auto"], "decided once"
-    recorded = yaml.safe_load((run.output_dir / "config.yaml").read_text())["training"]
+    recorded = yaml.safe_load((done.output_dir / "config.yaml").read_text())["training"]
     names = ("precision", "attention", "kernels", "batch_size")
     assert [recorded[name] for name in names] == ["fp32", "sdpa", "fast", 32]
 

@@ -8,7 +8,6 @@ import click
 import pytest
 import yaml
 
-from nlp_transfer import UserError
 from nlp_transfer.cli import cli
 from nlp_transfer.commands.completion import complete, is_document
 from tests.builders import refused, sentiment_rows, write
@@ -64,10 +63,9 @@ def test_unclear_columns_are_listed_with_the_flags_to_add(tmp_path: Path) -> Non
     with refused("id", "'7'", "beschreibung", "'ein Film'", "kategorie", "'gut'", "--task.text", "--task.label"):
         complete({"data": {"train": source}})
     two = table(tmp_path, ("review", "comment", "label"), "a", "b", "c", name="two.csv")
-    with pytest.raises(UserError) as caught:
+    with refused("--task.text") as error:
         complete({"data": {"train": two}})
-    assert "--task.text" in str(caught.value)
-    assert "--task.label" not in str(caught.value)
+    assert "--task.label" not in str(error.value)
     document, _ = complete({"data": {"train": two}, "task": {"text": "comment"}})
     assert document["task"] == {"name": "text_classification", "text": "comment", "label": "label"}
 
@@ -225,11 +223,9 @@ def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
 )
 def test_settings_are_checked_before_columns_are_asked_for(task: Any, facts: tuple[str, ...], tmp_path: Path) -> None:
     source = table(tmp_path, ("a", "b"), "word", "x")
-    with pytest.raises(UserError) as caught:
+    with refused(*facts) as error:
         complete({"data": {"train": source}, "task": task})
-    for fact in facts:
-        assert fact in str(caught.value)
-    assert "cannot tell from the column names" not in str(caught.value)
+    assert "cannot tell from the column names" not in str(error.value)
 
 
 def test_a_missing_name_and_lists_of_label_columns(tmp_path: Path) -> None:
@@ -252,10 +248,8 @@ def test_broken_rows_can_be_skipped_without_a_file_of_settings(tmp_path: Path) -
 def test_texts_without_labels_beside_named_labels(tmp_path: Path) -> None:
     source = table(tmp_path, ("text",), "word")
     for document in ({"task": {"labels": ["a", "b"]}}, {"strategy": {"name": "zero_shot", "labels": {"a": "b"}}}):
-        with pytest.raises(UserError) as caught:
+        with refused("data.unlabelled", "nlp-transfer predict", "--task.label"):
             complete({"data": {"train": source}, **document})
-        for fact in ("data.unlabelled", "nlp-transfer predict", "--task.label"):
-            assert fact in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +278,7 @@ def test_predict_refuses_the_name_of_a_file_as_a_text(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "un.csv").write_text("text\na\n")
     for text in ("un.csv", "missing.csv", str(tmp_path / "un.csv")):
-        with pytest.raises(UserError) as caught:
+        with refused(f"--input {text}"):
             command("predict", "runs/none", text)
-        assert f"--input {text}" in str(caught.value)
     with refused("no folder", "none"):
         command("predict", "runs/none", "A good film. See un.csv")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer import load_predictor
 from nlp_transfer.inference import batched_prediction
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.kernels.functions import FastFunctions
@@ -69,19 +69,14 @@ def test_weights_are_cast_once(tiny: dict[str, Path], monkeypatch: pytest.Monkey
 
 
 @CPU_ALONE
-def test_precision_auto(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "validation_share": 0}, task="text_classification",
-        training={"max_steps": 3, "precision": "fp32"}, output_dir=tmp_path / "run",
-    )  # fmt: skip
+def test_precision_auto(train: Any, sentiment: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    done = train(data={"train": sentiment["train"]}, training={"max_steps": 3})
     texts = ["a good film", "an awful plot", "the dull story was not quite bad but the music was slow and cold"]
     found = {}
     for name, able in (("default", True), ("fp32", False), ("bf16", True)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        predictor = load_predictor(run.output_dir, **({} if name == "default" else {"precision": "auto"}))  # type: ignore[arg-type]
+        predictor = load_predictor(done.output_dir, **({} if name == "default" else {"precision": "auto"}))  # type: ignore[arg-type]
         assert predictor.precision == ("fp32" if name == "default" else name)
         found[name] = np.array([one["probability:positive"] for one in predictor(texts, probabilities=True)])
     assert np.array_equal(found["fp32"], found["default"])

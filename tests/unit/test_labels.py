@@ -15,7 +15,7 @@ from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.tasks.common.label_schema import label_value, learn_labels
 from nlp_transfer.utils.errors import Problems, UserError
-from tests.builders import refused
+from tests.builders import refused, write
 
 TEXTS = [f"text {i}" for i in range(12)]
 
@@ -45,9 +45,7 @@ def predicted(task: Any, ids: list[int]) -> list[Any]:
 
 
 def write_jsonl(path: Path, cells: list[Any]) -> Path:
-    lines = [json.dumps({"text": TEXTS[i], "label": cell}) for i, cell in enumerate(cells)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return write(path, {"text": TEXTS[: len(cells)], "label": cells})
 
 
 @pytest.mark.parametrize(

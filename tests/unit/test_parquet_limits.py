@@ -63,7 +63,7 @@ HOSTILE: dict[str, Make] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_file_that_unfolds_is_refused_and_another_column_can_be_read(kind: str, tmp_path: Path) -> None:
+def test_a_column_that_unfolds_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     HOSTILE[kind](path)
     rows, names = scan_table(path, DataConfig())
@@ -114,7 +114,7 @@ def test_memory_that_arrow_reserves_is_not_the_file_s(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("(2, ['text'])\n", "")
 
 
-def test_threads_that_read_at_the_same_time_leave_the_pool_of_the_process(tmp_path: Path) -> None:
+def test_threads_that_read_leave_the_pool_of_the_process(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     before, inside, second_is_done = pa.default_memory_pool().backend_name, threading.Event(), threading.Event()
     pools: list[str] = []

@@ -176,7 +176,7 @@ def test_what_is_planted_is_never_written_through(tmp_path: Path, name: str, kin
     assert set(names(tmp_path / "in")) <= {name, "out.txt"}
 
 
-def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     left, other = tmp_path / f".part-{'0' * 32}", tmp_path / f".part-{'1' * 32}"
     for folder in (left, other):
         folder.mkdir()
@@ -280,7 +280,7 @@ def test_a_failing_disk_is_an_error(of: str, tmp_path: Path, monkeypatch: pytest
     assert names(tmp_path) == ["out"]
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in "one", "two":
         with atomic_files.replacing_folder(tmp_path / "out") as part:
             (part / content).touch()
