@@ -9,7 +9,6 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nlp_transfer.models.layers import find_layers, new_parameters
-from nlp_transfer.models.preparation import train_mode
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, strategy_from
@@ -142,17 +141,6 @@ def test_only_declared_parameters_change_in_every_task(task: str, case: dict[str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_of_a_custom_head_has_a_gradient(family: str, tiny: dict[str, Path]) -> None:
     check(tiny[family], TASKS["deep"], {"name": "full"})
-
-
-def test_frozen_layers_run_in_evaluation_mode(tiny: dict[str, Path]) -> None:
-    strategy = strategy_from({"name": "partial", "frozen_layers": 1})
-    model = prepared(tiny["bert"], TASKS["single"], strategy).model
-    train_mode(model)
-    assert not model.bert.embeddings.training
-    assert not model.bert.embeddings.dropout.training
-    assert not model.bert.encoder.layer[0].attention.output.dropout.training
-    assert model.bert.encoder.layer[1].attention.output.dropout.training
-    assert model.classifier.training
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,13 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
     return at
 
 
+def resumed(interrupt: Interrupt, model: Path, output: str, *more: object) -> list[int]:
+    """Predict to the end; return the first rows of the chunks that had no prediction yet."""
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
+    assert predict(model, "in.jsonl", output, *more) == 0
+    return seen
+
+
 def write_input(rows: int = 20) -> None:
     write(Path("in.jsonl"), [{"id": i, "text": TEXTS[i % 20] if i % 7 else None} for i in range(rows)])
 
@@ -246,9 +253,7 @@ def test_an_interrupted_command_resumes(
     seen = interrupt(2, ZeroDivisionError())
     assert predict(model, "in.jsonl", f"out{ending}", *how) == 1
     assert seen == [9, 13]
-    seen = interrupt(-1, Interrupted(signal.SIGINT))
-    assert predict(model, "in.jsonl", f"out{ending}", *how) == 0
-    assert seen == [17]
+    assert resumed(interrupt, model, f"out{ending}", *how) == [17]
     assert "resuming: up to 16 rows were predicted before" in capfd.readouterr().err
     assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
     assert files() == sorted(["in.jsonl", f"out{ending}", f"whole{ending}"])
@@ -275,9 +280,7 @@ def test_only_chunks_with_the_same_rows_are_reused(model: Path, interrupt: Inter
     lines = Path("in.jsonl").read_text().splitlines()
     lines[5] = json.dumps({"id": 5, "text": "awful"})
     Path("in.jsonl").write_text("\n".join(lines) + "\n")
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv") == 0
-    assert seen == [5, 17]
+    assert resumed(interrupt, model, "out.csv") == [5, 17]
     assert predict(model, "in.jsonl", "whole.csv") == 0
     assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
 
@@ -305,9 +308,7 @@ def test_other_settings_start_over(
             "--batch-size": ["--batch-size", 2],
             "max_length": ["--task.max_length", 8],
         }[change]
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv", *more) == 0
-    assert seen == [1, 5, 9, 13, 17]
+    assert resumed(interrupt, model, "out.csv", *more) == [1, 5, 9, 13, 17]
     assert "starting over" in (said := capfd.readouterr().err)
     named = {"precision": "precision", "--batch-size": "batch size", "--probabilities": "probabilities"}
     assert f"({named.get(change, change).replace('max_length', 'task.max_length')} changed)" in said
@@ -320,9 +321,7 @@ def test_a_moved_model_resumes(model: Path, interrupt: Interrupt) -> None:
     interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     Path("link").symlink_to(model)
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(Path("link"), "in.jsonl", "out.csv") == 0
-    assert seen == [17]
+    assert resumed(interrupt, Path("link"), "out.csv") == [17]
 
 
 def test_a_truncated_journal_is_resumed(model: Path, interrupt: Interrupt) -> None:
@@ -368,9 +367,7 @@ def test_a_full_disk_loses_nothing(
     assert "the disk is full" in said
     assert "Traceback" not in said
     monkeypatch.setattr(Writer, "write", true)
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv") == 0
-    assert seen == [17]
+    assert resumed(interrupt, model, "out.csv") == [17]
     assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
 
 
@@ -402,9 +399,7 @@ def test_an_error_on_close_loses_nothing(
     assert "Traceback" not in said
     assert "Exception" not in said
     assert files() == sorted([f".out{ending}.partial", "in.jsonl", f"whole{ending}"])
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", f"out{ending}") == 0
-    assert seen == [17]
+    assert resumed(interrupt, model, f"out{ending}") == [17]
     assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
 
 
@@ -498,9 +493,7 @@ def test_an_input_that_changes_loses_nothing(
         overwritten("touched", patch)
         assert predict(model, "in.jsonl", "out.csv") == 2
     assert "changed while it was read" in capfd.readouterr().err
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv") == 0
-    assert seen == []
+    assert resumed(interrupt, model, "out.csv") == []
 
 
 def test_closed_standard_error_leaves_no_files(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -653,9 +646,7 @@ def test_an_output_created_meanwhile_is_kept(model: Path, interrupt: Interrupt, 
     assert predict(model, "in.jsonl", "out.csv") == 2
     assert Path("out.csv").read_text() == "precious\n"
     monkeypatch.setattr(Writer, "__exit__", true)
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
-    assert seen == []
+    assert resumed(interrupt, model, "out.csv", "--overwrite") == []
     assert len(read_table("out.csv")) == 20
 
 

@@ -9,16 +9,14 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.models.accelerator import make_accelerator
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder
 from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training.automatic_settings import resolve_settings, set_attention
-from tests.builders import prepared, refused
+from tests.builders import opened, prepared, refused
 from tests.contract.test_strategies import TASKS
 from tests.helpers.models import tiny_classifier
 from tests.helpers.seq2seq_models import PAIRS
@@ -36,7 +34,7 @@ def table(tokens: int = 9) -> TokenTable:
 def encoder_decoder(folder: Path) -> Any:
     target = train_tokenizer([pair[1] for pair in PAIRS], 300)
     return build_encoder_decoder(
-        Checkpoint.open(find_model(str(folder))), "encoder", target=target, decoder_layers=None, same_vocabulary=False,
+        opened(folder), "encoder", target=target, decoder_layers=None, same_vocabulary=False,
         warm_start=True, hidden_dropout=0, attention_dropout=0,
     )  # fmt: skip
 

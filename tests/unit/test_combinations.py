@@ -34,7 +34,6 @@ def train(name: str, tiny: dict[str, Path], folder: Path, strategy: Any = None, 
         (["l2_sp", {"name": "distill", "student_layers": 1}], ["strategy.1: distill", "as the first of the list"]),
         (["few_shot", {"name": "features", "cache": "memory"}], ["changes the tables"]),
         (["lora", "few_shot"], ["few_shot first, then the adapter"]),
-        (["self_training", "gradual_unfreezing"], ["self_training and gradual_unfreezing both"]),
     ],
 )
 def test_incompatible_combinations_are_refused(strategy: Any, facts: list[str], tiny: dict[str, Path], tmp_path: Path) -> None:

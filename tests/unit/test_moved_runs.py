@@ -127,42 +127,43 @@ def test_run_is_resumed_after_its_files_were_moved(
     check_same(run(**changes), straight, capsys.readouterr().err)
 
 
-def test_config_yaml_resumes_a_run_from_any_folder(
-    project: Path, straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.move(project, tmp_path / "renamed")
-    monkeypatch.chdir(tmp_path)
-    done = run(tmp_path / "renamed/runs/x/config.yaml")
-    assert done.output_dir == tmp_path / "renamed/runs/x"
-    check_same(done, straight, capsys.readouterr().err)
-
-
-def test_config_yaml_resumes_a_moved_run_folder(project: Path, straight: FineTuned, capsys: pytest.CaptureFixture[str]) -> None:
+def folder_moved(project: Path) -> Path:
     shutil.move(project / "runs/x", project / "y")
-    done = run("y/config.yaml")
-    assert (done.output_dir.resolve(), (project / "runs/x").exists()) == (project / "y", False)
-    check_same(done, straight, capsys.readouterr().err)
+    return project / "y"
 
 
-@pytest.mark.parametrize("name", ["y", "z"])
-def test_renamed_run_folder_is_resumed_from_any_folder(
-    name: str, project: Path, straight: FineTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def project_moved(project: Path) -> Path:
+    renamed = shutil.move(project, project.parent / "renamed")
+    os.chdir(project.parent)
+    return Path(renamed, "runs/x")
+
+
+def folder_renamed(project: Path) -> Path:
+    shutil.move(project / "runs/x", project / "runs/y")
+    os.chdir(project.parent)
+    return project / "runs/y"
+
+
+def inside_the_folder(project: Path) -> Path:
+    shutil.move(project / "runs/x", project / "runs/z")
+    os.chdir(project / "runs/z")
+    return project / "runs/z"
+
+
+def behind_a_link(project: Path) -> Path:
+    moved = shutil.move(project / "runs", project.parent / "scratch")
+    (project / "runs").symlink_to(moved)
+    return (project / "runs/x").resolve()
+
+
+@pytest.mark.parametrize("move", [folder_moved, project_moved, folder_renamed, inside_the_folder, behind_a_link])
+def test_config_yaml_resumes_a_moved_run(
+    move: Callable[[Path], Path], project: Path, straight: FineTuned, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From another folder, and from inside the run folder."""
-    shutil.move(project / "runs/x", project / "runs" / name)
-    monkeypatch.chdir(tmp_path if name == "y" else project / "runs" / name)
-    done = run(project / "runs" / name / "config.yaml")
-    assert done.output_dir == project / "runs" / name
-    check_same(done, straight, capsys.readouterr().err)
-
-
-def test_runs_behind_a_link_are_resumed_by_real_path(
-    project: Path, straight: FineTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "scratch").mkdir()
-    shutil.move(project / "runs", tmp_path / "scratch/runs")
-    (project / "runs").symlink_to(tmp_path / "scratch/runs")
-    done = run((project / "runs/x/config.yaml").resolve())
+    folder = move(project)
+    done = run(folder / "config.yaml")
+    assert done.output_dir == folder
+    assert not (project / "runs/x").exists() or move is behind_a_link
     shown = capsys.readouterr().err
     assert "is missing" not in shown
     check_same(done, straight, shown)

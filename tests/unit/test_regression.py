@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BartConfig, T5Config, pipeline
 
 from nlp_transfer import FineTuned, fine_tune, load_adapters, load_predictor
-from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.inference.scoring import score
 from nlp_transfer.models.accelerator import make_accelerator
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, standardized_outputs
 from nlp_transfer.saved_models.load import read_record
 from nlp_transfer.saved_models.probe import check_probe
@@ -25,7 +23,7 @@ from nlp_transfer.tasks import task_from
 from nlp_transfer.tasks.regression import Regression
 from nlp_transfer.utils.errors import Problems
 from tests import builders
-from tests.builders import refused, sentiment_rows, write
+from tests.builders import opened, refused, sentiment_rows, write
 from tests.helpers.models import FAMILIES, tiny_classifier
 
 pytestmark = pytest.mark.model
@@ -237,7 +235,7 @@ def test_folding_keeps_the_output(family: str) -> None:
 
 def test_targets_and_metrics_are_float64(tiny: dict[str, Path]) -> None:
     rows = from_columns({"text": TEXTS[:4], "score": ["2000000001", 2000000002, "2000000004.5", "2000000003"]}, "rows")
-    checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
+    checkpoint = opened(tiny["bert"])
     task: Any = task_from({"name": "regression", "label": "score"}).fit(rows, Problems())
     assert "128 apart" in "".join(task.report(rows)), "what plain transformers cannot tell apart is said"
     task = task.prepare(checkpoint, rows)
@@ -273,7 +271,7 @@ def test_extreme_deviation_is_refused(factor: float, tiny: dict[str, Path], tmp_
 def test_head_without_bias_is_refused(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from nlp_transfer.tasks.common.text_task import TextTask
 
-    checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
+    checkpoint = opened(tiny["bert"])
     rows = builders.rows(cells(BASE + 7))
     task: Any = task_from({"name": "regression", "label": "score"}).prepare(checkpoint, rows)
     model: Any = task.build_model(checkpoint, TrainingConfig())

@@ -355,9 +355,3 @@ def test_pooler_of_an_encoder_decoder_stays_frozen(tiny: dict[str, Path]) -> Non
     assert all(name.startswith("decoder.") for name in found[0].trainable or ())
     every = {name for name, _ in model.named_parameters()}
     assert every - set(found[-1].trainable or ()) == {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"}
-
-
-@pytest.mark.parametrize("pair", [("bitfit", "partial"), ("gradual_unfreezing", "lora"), ("bitfit", "gradual_unfreezing")])
-def test_two_strategies_that_choose_parameters(pair: tuple[str, str]) -> None:
-    with refused(f"{pair[0]} and {pair[1]} both choose the trainable parameters"):
-        strategy_from([{"name": name} for name in pair])

@@ -381,8 +381,6 @@ def test_unsuitable_students_are_refused(tiny: dict[str, Path]) -> None:
     head = prepared(tiny["bert"], KINDS["single"] | {"head": {"pooling": "mean"}}).model
     with refused("strategy.hidden", "head of this toolkit"):
         strategy_from({"name": "distill", "teacher": "x", "hidden": 1}).wrap(head)
-    with refused("gradual_unfreezing", "distill", "both"):
-        strategy_from([{"name": "distill", "teacher": "x"}, {"name": "gradual_unfreezing"}])
 
 
 def test_teacher_with_an_adapter(tiny: dict[str, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,17 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nlp_transfer.data import token_cache
-from nlp_transfer.data.sources import find_model, read_rows
+from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.token_cache import META, cache_folder, cached_table, tokenizer_fingerprint
 from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows, tokenize
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.errors import Problems
 from tests import builders
-from tests.builders import sentiment_rows, write
+from tests.builders import opened, sentiment_rows, write
 from tests.helpers.models import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.model
@@ -327,11 +327,9 @@ def test_two_that_write_at_once_leave_one_whole_entry(
     def work() -> None:
         tables.append(cached_table(rows, encode, task.fill(tokenizer), {"by": "each"}))
 
-    workers = [threading.Thread(target=work) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(work) for _ in range(2)]:
+            done.result(60)
     assert len(tables) == 2
     for table in [*tables, cached_table(rows, encode, task.fill(tokenizer), {"by": "each"})]:  # the third must not encode
         same(task.table(rows, tokenizer, "none"), table)
@@ -376,7 +374,7 @@ def test_the_least_recently_used_make_room(
 def test_translations_are_kept_with_both_sides(tiny: dict[str, Path], root: Path) -> None:
     base = sentiment_rows(80)
     rows = builders.rows({"source": [text for text, _ in base], "target": [text[::-1] for text, _ in base]})
-    checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
+    checkpoint = opened(tiny["bert"])
     settings: list[dict[str, Any]] = [{}, {"prefix": "the "}, {"target_vocabulary": 280}, {"max_length": 8}]
     for number, changed in enumerate(settings, start=1):
         task = task_from({"name": "translation", **changed}).prepare(checkpoint, rows)
@@ -424,13 +422,8 @@ def test_values_that_differ_late_are_written_whole() -> None:
     rows = builders.rows({"text": list(range(2005))})
     ids = [[7] * (i % 3) if i < 2003 else [8] for i in range(2005)]
     for keep in ("none", "disk", "disk"):
-        table = cached_table(
-            rows,
-            lambda columns: ({"input_ids": [ids[i] for i in columns["text"]]}, 0),
-            {"input_ids": 0},
-            {},
-            keep,  # type: ignore[arg-type]
-        )
+        encode: Any = lambda cells: ({"input_ids": [ids[i] for i in cells["text"]]}, 0)  # noqa: E731
+        table = cached_table(rows, encode, {"input_ids": 0}, {}, keep)
         assert list(table.ragged["input_ids"]) == ids
 
 

@@ -8,6 +8,7 @@ import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -467,11 +468,9 @@ def test_two_at_once_download_once(index: Index, cache: Path) -> None:
         start.wait()
         texts.append((wheels.fetch(source("toy_data/data"), cache) / "train.csv").read_text())
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(work) for _ in range(2)]:
+            done.result()
     assert texts == [FILES["toy_data/data/train.csv"]] * 2
     assert len(index.asked) == 1
 
