@@ -101,6 +101,11 @@ def _write_table(path: Path, header: list[str], content: Sequence[Sequence[Any]]
             csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *content])
 
 
+def edit(path: Path, **fields: Any) -> Path:
+    """Change fields of the object in a JSON file, which need not exist; return the path."""
+    return write(path, (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | fields)
+
+
 def read_table(path: Path | str) -> list[dict[str, Any]]:
     """Read the rows of a table as dictionaries. The cells of CSV and TSV files are text."""
     path = Path(path)

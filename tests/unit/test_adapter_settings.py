@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.strategies.common.adapter_modules import save_adapter
 from nlp_transfer.strategies.peft import Peft
 from nlp_transfer.strategies.peft.method_settings import methods
-from tests.builders import refused
+from tests.builders import edit, refused
 from tests.helpers.models import tiny_classifier
 from tests.unit.test_strategy_peft import METHODS, REFUSED
 
@@ -63,9 +62,7 @@ def loaded(folder: Path, base: Any) -> Any:
 
 def changed(folder: Path, place: Path, **settings: Any) -> Path:
     shutil.copytree(folder, place)
-    document = json.loads((place / SETTINGS).read_text())
-    (place / SETTINGS).write_text(json.dumps(document | settings))
-    return place
+    return edit(place / SETTINGS, **settings).parent
 
 
 @pytest.mark.parametrize("name", ["lora", "prefix", "replicated", "kasa", "pattern"])

@@ -20,7 +20,7 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.models.layers import Layers, find_layers, has_decoder
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.settings import registry
-from tests.builders import refused, run, write
+from tests.builders import edit, refused, run, write
 from tests.helpers.classifiers import ENCODER_DECODERS, save_encoder_decoder
 from tests.helpers.seq2seq_models import save_tiny_seq2seq
 from tests.helpers.strategies import IMPOSSIBLE, TASKS, document, files
@@ -131,8 +131,7 @@ def test_a_family_without_a_classifier_is_refused_by_name(family: str, folder: P
 
 def test_a_tokenizer_that_adds_no_end_token_is_refused(bases: dict[str, Path], folder: Path, tmp_path: Path) -> None:
     base = save_encoder_decoder("bart", tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"eos_token_id": 40}))
+    edit(base / "config.json", eos_token_id=40)
     with refused("bart ", "end token 40"):
         train(base, folder, tmp_path / "run")
 
@@ -151,9 +150,7 @@ def saved_as(base: Path, folder: Path, auto_class: Any, **config: Any) -> Path:
     with quiet():
         auto_class.from_pretrained(base).save_pretrained(folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    return folder
+    return edit(folder / "config.json", **config).parent
 
 
 @pytest.mark.parametrize("family", ["bart", "t5"])
@@ -196,8 +193,7 @@ def test_half_of_an_encoder_decoder_is_no_classifier(
     (place / "model.safetensors").unlink()
     half(config).save_pretrained(place)
     if says_it_is_whole:
-        change = json.loads((place / "config.json").read_text()) | {"is_encoder_decoder": True}
-        (place / "config.json").write_text(json.dumps(change))
+        edit(place / "config.json", is_encoder_decoder=True)
     with refused("decoder"):
         train(place, folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()

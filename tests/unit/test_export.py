@@ -19,7 +19,7 @@ from nlp_transfer.report.model_card import write_card
 from nlp_transfer.saved_models.save import save_model
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.atomic_files import write_json
-from tests.builders import refused, run, write
+from tests.builders import edit, refused, run, write
 from tests.helpers.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
@@ -31,12 +31,8 @@ def saved(train: Any, sentiment: dict[str, Path]) -> Path:
     return folder / "model"
 
 
-def change(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def test_swapped_labels_are_refused(saved: Path) -> None:
-    change(saved / "config.json", id2label={"0": "positive", "1": "negative"}, label2id={"positive": 0, "negative": 1})
+    edit(saved / "config.json", id2label={"0": "positive", "1": "negative"}, label2id={"positive": 0, "negative": 1})
     with refused("predictions would have wrong labels"):
         load_predictor(saved)
 

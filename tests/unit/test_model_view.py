@@ -19,7 +19,7 @@ from nlp_transfer.models.verification.model_files import load_configuration, loa
 from nlp_transfer.models.verification.reduced_configs import reduce_config, reduce_generation, reduce_tokenizer
 from nlp_transfer.models.verification.weight_files import check_weights
 from nlp_transfer.utils.errors import UserError
-from tests.builders import opened, refused
+from tests.builders import edit, opened, refused
 from tests.helpers.families import CLASSIFIERS, family_config
 
 pytestmark = pytest.mark.model
@@ -31,10 +31,6 @@ UNSOUND = ("zamba", "zamba2")  # transformers itself does not read what it saves
 @pytest.fixture
 def model(tmp_path: Path, tiny: dict[str, Path]) -> Path:
     return Path(shutil.copytree(tiny["bert"], tmp_path / "model"))
-
-
-def change(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields))
 
 
 def test_no_tokenizer_key_reads_another_file(tmp_path: Path, model: Path, tiny: dict[str, Path]) -> None:
@@ -58,9 +54,9 @@ def test_no_tokenizer_key_reads_another_file(tmp_path: Path, model: Path, tiny: 
             if files == ("vocab.txt",):
                 words = {position: word for word, position in wanted.get_vocab().items()}
                 (model / "vocab.txt").write_text("".join(f"{words[i]}\n" for i in sorted(words)))
-                change(model / "tokenizer_config.json", tokenizer_class="BertTokenizer")
+                edit(model / "tokenizer_config.json", tokenizer_class="BertTokenizer")
             for value in (str(secret), [str(secret)]):
-                change(model / "tokenizer_config.json", **{key: value})
+                edit(model / "tokenizer_config.json", **{key: value})
                 tokenizer = load_tokenizer(find_model(str(model)))
                 assert tokenizer.get_vocab() == wanted.get_vocab(), (key, value)
                 tokenizer.save_pretrained(tmp_path / "saved")
@@ -146,10 +142,8 @@ def test_unknown_keys_do_not_change_the_model(model: Path, capsys: pytest.Captur
         return loaded(**checkpoint.tokenizer(texts, return_tensors="pt", padding=True)).logits
 
     wanted = logits()
-    change(
-        model / "config.json", adapters={"a": 1}, my_note="a word", my_number=3, _name_or_path="/x", gradient_checkpointing=True
-    )
-    change(model / "tokenizer_config.json", my_note="a word", name_or_path="/x")
+    edit(model / "config.json", adapters={"a": 1}, my_note="a word", my_number=3, _name_or_path="/x", gradient_checkpointing=True)
+    edit(model / "tokenizer_config.json", my_note="a word", name_or_path="/x")
     assert torch.equal(logits(), wanted)
     shown = capsys.readouterr().err
     assert "config.json: ignored 'adapters', 'my_note', 'my_number'" in shown
@@ -233,7 +227,7 @@ def test_config_that_takes_hours_to_build_is_refused(family: str, fields: dict[s
 
 @pytest.mark.parametrize("kind", ["BertConfig", "RagTokenizer", "ProcessorMixin", "TapasTokenizer"])
 def test_tokenizer_class_that_is_not_a_tokenizer_is_refused(kind: str, model: Path) -> None:
-    change(model / "tokenizer_config.json", tokenizer_class=kind)
+    edit(model / "tokenizer_config.json", tokenizer_class=kind)
     with refused("tokenizer"):
         load_tokenizer(find_model(str(model)))
 

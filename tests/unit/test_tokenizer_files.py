@@ -19,7 +19,7 @@ from nlp_transfer.models.verification.tokenizer_file import reduce_document
 from nlp_transfer.models.verification.tokenizer_growth import growth
 from nlp_transfer.models.verification.tokenizer_loading import check_loaded, reduce_tokenizer_file
 from nlp_transfer.models.verification.untrusted_json import parse_limited
-from tests.builders import opened, refused
+from tests.builders import edit, opened, refused
 from tests.helpers.models import VOCABULARY
 from tests.helpers.models import tokenizer as tiny_tokenizer
 from tests.helpers.seq2seq_models import TOKENIZERS
@@ -220,9 +220,7 @@ def test_sentencepiece_models_and_their_tables(tmp_path: Path) -> None:
 
 def edited(tiny: dict[str, Path], folder: Path, name: str, **fields: Any) -> Path:
     shutil.copytree(tiny["bert"], folder)
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    return folder
+    return edit(folder / name, **fields).parent
 
 
 @pytest.mark.parametrize(
