@@ -180,6 +180,7 @@ def prepared(
 ) -> Prepared:
     """Fit a task, encode its rows (by default all columns of 24 rows), and build its model, wrapped by a strategy."""
     checkpoint, data, problems = opened(model), rows() if data is None else data, Problems()
+    task, strategy = ({"name": given} if isinstance(given, str) else given for given in (task, strategy))
     strategy = strategy if isinstance(strategy, Strategy) else strategy_from(strategy)
     fitted = task_from(task).fit(data, problems)
     problems.raise_if_any()
