@@ -24,6 +24,13 @@ def turn(request):
     return {"seconds": channel.settings["factor"] * request["value"], "environment": sorted(os.environ)}
 channel.serve(turn, hello=channel.settings["name"])
 """
+LOOP = """
+from protocol import Channel
+channel = Channel()
+channel.ready()
+for step in range(1000):
+    channel.answer({"step": step, "asked": channel.next()["value"]})
+"""
 
 
 @pytest.fixture
@@ -65,6 +72,13 @@ def test_workers_take_turns_and_keep_their_noise_apart(
     assert "MALLOC_ARENA_MAX" not in environment
     assert "OMP_NUM_THREADS" in environment
     assert "noise of a compiled library" in (tmp_path / "one.log").read_text(encoding="utf-8")
+
+
+def test_a_loop_that_holds_the_control_waits_for_its_turns(parts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    protocol, _ = parts
+    with protocol.Worker("loop", str(write(tmp_path / "worker.py", LOOP)), {}, tmp_path, 1) as worker:
+        assert [worker.turn(value=value)["asked"] for value in "abc"] == ["a", "b", "c"]
+        assert worker.turn(value="d")["step"] == 3
 
 
 def test_a_worker_that_cannot_start_says_why(parts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
