@@ -19,8 +19,8 @@ from transformers import AutoModel
 
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.training.preflight import describe
-from tests.conftest import sentiment_rows, write_csv
-from tests.families import CLASSIFIERS, family_config, family_tokenizer
+from tests.builders import sentiment_rows, write
+from tests.helpers.families import CLASSIFIERS, family_config, family_tokenizer
 
 MOST = 5_000_000  # parameters: a family with more of them cannot be made tiny by its configuration
 CASES = {
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     asked = parser.parse_args()
     folder, crashed = Path(tempfile.mkdtemp()), 0
-    train = write_csv(folder / "train.csv", sentiment_rows(40))
+    train = write(folder / "train.csv", sentiment_rows(40))
     for family in asked.families:
         if reason := save(family, folder):
             print(f"{family}: not made: {reason}", flush=True)

@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", default="0")
     asked = parser.parse_args()
-    from tests.fuzz.cases import ViolationError
-    from tests.fuzz.output import check
+    from tests.helpers.fuzz.cases import ViolationError
+    from tests.helpers.fuzz.output import check
 
     kinds: Counter[str] = Counter()
     violations = 0

@@ -5,7 +5,7 @@
     python -m scripts.endurance.fuzz_readers --part files --only 4711   # one input again, with its traceback
 
 Reading an input must return or raise a UserError that names the file or the setting, within 5 seconds of CPU time (120 seconds
-of wall time), use at most 1 GB of memory, and write nothing outside of its folder (details in `tests/fuzz`). Inputs run in
+of wall time), use at most 1 GB of memory, and write nothing outside of its folder (details in `tests/helpers/fuzz`). Inputs run in
 worker processes that are replaced after some thousand inputs; a worker that dies or hangs is a violation too. Exit status 1 if
 there is a violation.
 """
@@ -64,9 +64,9 @@ def work(part: str, seed: str, first: int, last: int) -> None:
     """Run inputs in a worker process; print one line of JSON for each."""
     from importlib import import_module
 
-    from tests.fuzz.cases import Place, ViolationError
+    from tests.helpers.fuzz.cases import Place, ViolationError
 
-    make = import_module(f"tests.fuzz.{part}").make
+    make = import_module(f"tests.helpers.fuzz.{part}").make
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no result
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:

@@ -28,8 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import save_tiny
+from tests.builders import sentiment_rows, write
+from tests.helpers.models import save_tiny
 
 ROOT = Path(__file__).parents[2]
 FIELDS = ("RssAnon", "VmRSS")
@@ -168,7 +168,7 @@ def growth_with_steps(counts: list[int], model: str, folder: Path) -> bool:
         home.mkdir()
         config, output = home / "run.yaml", home / "run"
         document = {
-            "model": model, "data": {"train": str(write_csv(home / "train.csv", sentiment_rows(400)))},
+            "model": model, "data": {"train": str(write(home / "train.csv", sentiment_rows(400)))},
             "task": {"name": "text_classification"}, "output_dir": str(output),
             "training": {
                 "max_steps": 10 * max(counts), "batch_size": 2, "checkpoint_every": count, "evaluate_every": 10 * max(counts),

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import tests.conftest  # noqa: F401  (keeps everything else offline)
 from nlp_transfer import UserError, fine_tune, load_predictor, push
 from nlp_transfer.hub.package import make_package
-from tests.conftest import sentiment_rows, write_csv
-from tests.hub import Hub, RandomFaults
-from tests.hub.client import connected
-from tests.models import save_tiny
+from tests.builders import sentiment_rows, write
+from tests.helpers.hub import Hub, RandomFaults
+from tests.helpers.hub.client import connected
+from tests.helpers.models import save_tiny
 
 NAME = "ann/reviews"
 TEXTS = ["a good film", "the awful plot was dull", "the cat sat on the mat"]
@@ -32,7 +32,7 @@ BEFORE = {"README.md": b"before", "model.safetensors": b"before", "pytorch_model
 
 
 def make_run(folder: Path) -> Path:
-    write_csv(folder / "train.csv", sentiment_rows(60))
+    write(folder / "train.csv", sentiment_rows(60))
     return fine_tune(
         model=str(save_tiny("bert", folder / "tiny")),
         data={"train": str(folder / "train.csv")},

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.fuzz.outputs import Race
+from tests.helpers.fuzz.outputs import Race
 
 
 def main() -> int:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.settings import registry
-from tests.models import save_tiny
-from tests.strategies import document, files, settings_of
+from tests.helpers.models import save_tiny
+from tests.helpers.strategies import document, files, settings_of
 
 TASK = "single"
 

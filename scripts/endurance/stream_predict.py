@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.conftest import sentiment_rows, train_tiny
+from tests.builders import sentiment_rows, train_tiny
 
 SMALL = 20_000
 

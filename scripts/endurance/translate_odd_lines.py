@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from nlp_transfer import load_translator
 from nlp_transfer.inference.writers import LINE_END
 from tests.end_to_end.test_translate import BLANK, ODD, make_loud, train
-from tests.models import WORDS, save_tiny
+from tests.helpers.models import WORDS, save_tiny
 
 EVERY = 0.1  # seconds between two looks at the memory
 SAMPLE = 200

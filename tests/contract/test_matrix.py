@@ -8,10 +8,10 @@ import torch
 
 from nlp_transfer import UserError, fine_tune, load_predictor, load_translator
 from nlp_transfer.training import checkpointer, checkpoints
-from tests.contract.matrix_jobs import CUT, TWICE, run
 from tests.contract.test_round_trip import logits_of
-from tests.processes import in_child, launch_pair
-from tests.strategies import CASES, COMPUTED, IMPOSSIBLE, document, files, rows_of
+from tests.helpers.children.matrix_jobs import CUT, TWICE, run
+from tests.helpers.processes import CHILDREN, in_child, launch_pair
+from tests.helpers.strategies import CASES, COMPUTED, IMPOSSIBLE, document, files, rows_of
 
 pytestmark = pytest.mark.process
 
@@ -56,7 +56,7 @@ def child(straight: Runs, folder: Path) -> dict[str, Any]:
             place = folder / "one" / name_of(case) / "model"
             kind = "plain" if straight[case]["result"]["plain"] else "deep"
             jobs[kind][name_of(case)] = {"folder": str(place), "texts": texts_of(case[1])}
-    return in_child(Path(__file__).with_name("plain_child.py"), jobs, folder)
+    return in_child(CHILDREN / "plain_models.py", jobs, folder)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
@@ -125,7 +125,7 @@ def test_interrupted_run_equals_uninterrupted_run(
 def pair(folder: Path, tiny: dict[str, Path]) -> list[dict[Any, Any]]:
     """What two processes found that share the work; each its own."""
     files(folder / "data")
-    launch_pair("tests.contract.matrix_jobs", tiny["bert"], folder)
+    launch_pair("tests.helpers.children.matrix_jobs", tiny["bert"], folder)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

@@ -12,8 +12,8 @@ from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.settings import registry
 from nlp_transfer.training.gradient import WindowGradient
-from tests.conftest import write_csv
-from tests.strategies import HEADER, TASKS, document, rows_of
+from tests.builders import write
+from tests.helpers.strategies import HEADER, TASKS, document, rows_of
 
 pytestmark = pytest.mark.model
 
@@ -32,12 +32,12 @@ class Trial:
         self.train = rows[:40]
         parts = {"test": rows[40:80], "unlabelled": rows[80:100], "other": rows[100:]}
         folder.mkdir(parents=True)
-        self.files = {part: str(write_csv(folder / f"{part}.csv", some, HEADER)) for part, some in parts.items()}
+        self.files = {part: str(write(folder / f"{part}.csv", some, HEADER)) for part, some in parts.items()}
 
     def figures(self, order: str, rows: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
         """`FIGURES`: the share of the second label among the rows seen in training, how far that of an optimizer step is from it
         on average, and on the test split accuracy, loss and the mean probability of that label."""
-        source = self.files | {"train": str(write_csv(self.folder / f"{order}.csv", rows, HEADER))}
+        source = self.files | {"train": str(write(self.folder / f"{order}.csv", rows, HEADER))}
         settings: dict[str, Any] = document(
             self.name, "single", self.checkpoint, source, self.folder / order, self.folder, batch_size=8, dropout=0
         )

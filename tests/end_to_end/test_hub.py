@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import document, run, sentiment_rows, write
 from tests.faults.test_hub_answers import BODIES, with_headers
-from tests.hub import Fault, environment, serve
-from tests.hub.client import TOKEN
+from tests.helpers.hub import Fault, environment, serve
+from tests.helpers.hub.client import TOKEN
 
 pytestmark = pytest.mark.hub
 
@@ -41,16 +41,11 @@ def test_models_and_data_by_hub_id(tmp_path: Path, tiny: dict[str, Path]) -> Non
     data = root / "datasets/tester/reviews"
     data.mkdir(parents=True)
     rows = sentiment_rows(60)
-    write_csv(data / "train.csv", rows[:40])
-    write_csv(data / "test.csv", rows[40:])
-    document = {
-        "model": "tester/tiny",
-        "data": {"train": "tester/reviews", "test": "tester/reviews"},
-        "task": "text_classification",
-        "training": {"max_steps": 2},
-        "output_dir": "run",
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    write(data / "train.csv", rows[:40])
+    write(data / "test.csv", rows[40:])
+    data_id = "tester/reviews"
+    plan = document(model="tester/tiny", data={"train": data_id, "test": data_id, "validation_share": 0.1}, output_dir="run")
+    write(tmp_path / "run.yaml", plan)
     tuned = root / "models/tester/tuned"
     shutil.copytree(_fine_tuned(tmp_path, tiny, data), tuned)
     with serve(root) as (address, hub):
@@ -77,16 +72,8 @@ def test_models_and_data_by_hub_id(tmp_path: Path, tiny: dict[str, Path]) -> Non
 
 
 def _fine_tuned(folder: Path, tiny: dict[str, Path], data: Path) -> Path:
-    from nlp_transfer import fine_tune
-
-    run = fine_tune(
-        model=str(tiny["bert"]),
-        data={"train": str(data / "train.csv"), "validation_share": 0},
-        task="text_classification",
-        training={"max_steps": 1},
-        output_dir=str(folder / "first"),
-    )
-    return run.output_dir / "model"
+    done = run(model=tiny["bert"], data={"train": data / "train.csv"}, training={"max_steps": 1}, output_dir=folder / "first")
+    return Path(done.output_dir / "model")
 
 
 BAD = """
@@ -128,7 +115,7 @@ def test_every_command_names_a_bad_answer_of_the_hub(tmp_path: Path, tiny: dict[
     answers = BODIES | {"escape": with_headers(X_Repo_Commit="../../../escaped")}
     data = tmp_path / "data"
     data.mkdir(parents=True)
-    write_csv(data / "train.csv", sentiment_rows(40))
+    write(data / "train.csv", sentiment_rows(40))
     shutil.copytree(tiny["bert"], root / "models/tester/tiny")
     shutil.copytree(_fine_tuned(tmp_path, tiny, data), tmp_path / "tuned")
     shutil.copy(data / "train.csv", tmp_path / "train.csv")

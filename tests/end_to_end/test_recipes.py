@@ -9,7 +9,7 @@ import pytest
 
 from nlp_transfer import RunConfig, recipe
 from nlp_transfer.run.resolve import resolve
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -48,17 +48,13 @@ def test_a_recipe_runs(path: Path, tiny: dict[str, Path], sentiment: dict[str, P
     assert isinstance(config, RunConfig)
     strategy = resolve(config).strategy
     overrides: dict[str, object] = {
-        "model": tiny["bert"],
-        "data.validation": "null",
-        "data.columns": "null",
-        "task.max_length": 32,
-        "training.max_steps": 2,
-        "output_dir": tmp_path / "run",
-    }
+        "model": tiny["bert"], "data.validation": "null", "data.columns": "null", "task.max_length": 32,
+        "training.max_steps": 2, "output_dir": tmp_path / "run",
+    }  # fmt: skip
     if config.task["name"] == "translation":
         names = (config.task["source"], config.task["target"])
         rows = [(text, text[::-1]) for text, _ in sentiment_rows(40)]
-        overrides |= {"data.train": write_csv(tmp_path / "pairs.csv", rows, names), "data.quoting": "minimal"}
+        overrides |= {"data.train": write(tmp_path / "pairs.csv", rows, names), "data.quoting": "minimal"}
         overrides |= {"data.validation_share": 0.2, "data.test": "null", "data.test_share": 0.2}
     else:
         overrides |= {"data.train": sentiment["train"], "task.text": "text"}

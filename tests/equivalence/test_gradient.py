@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.training.gradient import WindowGradient
-from tests.equivalence import jobs
-from tests.processes import launch_pair
+from tests.helpers.children import gradient_jobs as jobs
+from tests.helpers.processes import launch_pair
 
 pytestmark = pytest.mark.process
 
@@ -47,7 +47,7 @@ def pair(folder: Path, learned: Path, tiny: dict[str, Path]) -> list[dict[str, A
     output = folder / "pair"
     output.mkdir()
     jobs.taught(tiny["bert"], jobs.data(folder / "data"))  # before both could make it
-    launch_pair("tests.equivalence.jobs", tiny["bert"], output)
+    launch_pair("tests.helpers.children.gradient_jobs", tiny["bert"], output)
     assert json.loads((output / "done.json").read_text()) == {"world_size": 2}
     return [torch.load(output / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 

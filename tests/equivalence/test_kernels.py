@@ -13,7 +13,7 @@ from nlp_transfer.kernels.dropout import dropout, keep_mask
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models.preparation import enable_gradient_checkpointing
-from tests.models import FAMILIES, tiny_classifier
+from tests.helpers.models import FAMILIES, tiny_classifier
 
 BF16 = torch.bfloat16
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer.cli import cli
 from nlp_transfer.commands.exit_status import run_command
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 
 pytestmark = pytest.mark.process
 

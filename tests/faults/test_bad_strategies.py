@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 from tests.faults.test_bad_input import (
     CSV,
     GONE,
@@ -26,7 +26,7 @@ from tests.faults.test_bad_input import (
     row,
     set_dotted,
 )
-from tests.models import save_tiny
+from tests.helpers.models import save_tiny
 
 pytestmark = pytest.mark.process
 

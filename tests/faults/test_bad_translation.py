@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import fine_tune
 from tests.faults.test_bad_input import GONE, Case, command, listing, prepare
-from tests.models import save_tiny
-from tests.seq2seq_models import PAIRS, save_tiny_seq2seq
+from tests.helpers.models import save_tiny
+from tests.helpers.seq2seq_models import PAIRS, save_tiny_seq2seq
 
 pytestmark = pytest.mark.process
 

@@ -19,9 +19,9 @@ from nlp_transfer.security import child_processes
 from nlp_transfer.settings import extensions
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import UserError
-from tests.conftest import sentiment_rows, write_csv
-from tests.processes import ROOT
-from tests.unit.slow_predictor import chunks
+from tests.builders import sentiment_rows, write
+from tests.helpers.children.slow_predictor import chunks
+from tests.helpers.processes import ROOT
 
 pytestmark = pytest.mark.process
 
@@ -71,7 +71,7 @@ def test_without_protection_the_files_run(stranger: Path, tmp_path: Path) -> Non
 
 @pytest.fixture
 def model(tiny: dict[str, Path], tmp_path: Path) -> Path:
-    source = write_csv(tmp_path / "train.csv", list(sentiment_rows(20)))
+    source = write(tmp_path / "train.csv", list(sentiment_rows(20)))
     fine_tune(
         model=str(tiny["bert"]), data={"train": str(source), "validation_share": 0}, task="text_classification",
         training={"max_steps": 1, "batch_size": 8}, output_dir=str(tmp_path / "run"),
@@ -80,7 +80,7 @@ def model(tiny: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def document(tiny: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
-    source = write_csv(tmp_path / "data.csv", list(sentiment_rows(20)))
+    source = write(tmp_path / "data.csv", list(sentiment_rows(20)))
     data = {"train": str(source), "test": str(source), "validation_share": 0}
     training = {"max_steps": 1, "batch_size": 8}
     return {"model": str(tiny["bert"]), "data": data, "task": "text_classification", "training": training, "output_dir": "out"}
@@ -119,7 +119,7 @@ def test_worker_processes_of_a_notebook(stranger: Path, tmp_path: Path, monkeypa
     """There the current folder is among the places of modules, as an empty text."""
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     (tmp_path / "work").mkdir()
-    with PredictorPool("tests.unit.slow_predictor", "Slow", {"folder": tmp_path / "work"}, 2) as pool:
+    with PredictorPool("tests.helpers.children.slow_predictor", "Slow", {"folder": tmp_path / "work"}, 2) as pool:
         found = list(pool.predict(lambda size, *_: iter(chunks(["a", "b", "c"], size))))
     assert [text for batch, _ in found for text in batch.columns["text"]] == ["a", "b", "c"]
     assert sys.path[0] == ""

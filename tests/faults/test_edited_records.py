@@ -16,7 +16,7 @@ from nlp_transfer import fine_tune
 from nlp_transfer.experiments.runs import read_outcome
 from nlp_transfer.training import checkpointer, checkpoints
 from nlp_transfer.training.position import Position, read_position
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -29,7 +29,7 @@ class Killed(Exception):  # noqa: N818  no error: what happens to a process
 
 @pytest.fixture(scope="module")
 def start(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Any]:
-    source = write_csv(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
+    source = write(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
 
     def begin(folder: Path) -> Any:
         return fine_tune(

@@ -27,7 +27,7 @@ from nlp_transfer.run.document import MAX_BYTES, merge, parse_overrides, read_do
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import LONGEST, UserError, did_you_mean
-from tests.fuzz.cases import Case, attempt, replaced
+from tests.helpers.fuzz.cases import Case, attempt, replaced
 
 
 @dataclass(frozen=True)

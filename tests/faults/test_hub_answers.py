@@ -26,10 +26,10 @@ from nlp_transfer.hub.permissions import check_target, connect
 from nlp_transfer.hub.responses import PATH, RESPONSES
 from nlp_transfer.models.verification.model_files import find_file, pin
 from nlp_transfer.utils.errors import UserError
-from tests.hub import Fault, Hub, serve
-from tests.hub.client import TOKEN
-from tests.hub.faults import Answer
-from tests.hub.inside import ADDRESS, OTHER, Inside, inside
+from tests.helpers.hub import Fault, Hub, serve
+from tests.helpers.hub.client import TOKEN
+from tests.helpers.hub.faults import Answer
+from tests.helpers.hub.inside import ADDRESS, OTHER, Inside, inside
 
 pytestmark = pytest.mark.hub
 

@@ -22,7 +22,7 @@ from nlp_transfer.training.interruption import Signals
 from nlp_transfer.training.trainer import Trainer, TrainingError
 from nlp_transfer.utils import atomic_files
 from nlp_transfer.utils.interrupts import Interrupted
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -31,7 +31,7 @@ STRATEGIES = ["full", "lora", "gradual_unfreezing"]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
+    return write(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
 
 
 @pytest.fixture

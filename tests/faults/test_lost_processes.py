@@ -6,17 +6,17 @@ import pytest
 
 from nlp_transfer import fine_tune
 from nlp_transfer.training import checkpoints
-from tests.conftest import sentiment_rows, write_csv
-from tests.processes import launch_pair
+from tests.builders import sentiment_rows, write
+from tests.helpers.processes import launch_pair
 
 pytestmark = pytest.mark.process
 
-JOBS = "tests.faults.lost_jobs"
+JOBS = "tests.helpers.children.lost_jobs"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
+    return write(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
 
 
 def test_a_signal_ends_both_processes_after_one_step(tiny: dict[str, Path], source: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from nlp_transfer import UserError, fine_tune, push
 from nlp_transfer.hub import package
 from nlp_transfer.hub.package import make_package
-from tests.hub import Fault, Hub, RandomFaults
-from tests.hub.client import TOKEN, connected
+from tests.helpers.hub import Fault, Hub, RandomFaults
+from tests.helpers.hub.client import TOKEN, connected
 
 pytestmark = pytest.mark.hub
 

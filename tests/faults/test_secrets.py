@@ -22,7 +22,7 @@ from nlp_transfer.security import known_secrets
 from nlp_transfer.security.redaction import Redactor, guard_output
 from nlp_transfer.security.secret_patterns import clean, redact
 from nlp_transfer.utils import console
-from tests.conftest import sentiment_rows, write_csv
+from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -232,7 +232,7 @@ def ended(*arguments: str) -> int:
 def test_a_secret_in_the_settings_is_not_echoed(
     tmp_path: Path, tiny: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_csv(tmp_path / "train.csv", sentiment_rows(24))
+    write(tmp_path / "train.csv", sentiment_rows(24))
     file = tmp_path / "run.yaml"
     lora = {"name": "lora", "r": 2}
     cases: list[tuple[dict[str, Any] | str, tuple[str, ...]]] = [
@@ -299,11 +299,11 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
     other = "s3cr3t-of-an-address"
     rows = sentiment_rows(40)
     cell = f"a good film {HUB}"  # a text of the user's, which is nobody's to change
-    write_csv(tmp_path / "train.csv", [*rows[:30], (cell, rows[0][1])])
-    write_csv(tmp_path / "new.csv", [(cell,), (rows[31][0],)], ("text",))
+    write(tmp_path / "train.csv", [*rows[:30], (cell, rows[0][1])])
+    write(tmp_path / "new.csv", [(cell,), (rows[31][0],)], ("text",))
     secret = tmp_path / f"of {SERVICE}"  # a folder that is called like a secret, which ends up in every path
     secret.mkdir()
-    write_csv(secret / "test.csv", [*rows[30:], ("", "positive")])  # a row that is skipped, and written down with its path
+    write(secret / "test.csv", [*rows[30:], ("", "positive")])  # a row that is skipped, and written down with its path
     lora = {"name": "peft", "type": "LORA", "settings": {"r": 2}}
     run = document(
         tiny,

@@ -37,7 +37,7 @@ from nlp_transfer.report.rendering import one_line
 from nlp_transfer.run.document import parse_overrides, read_document
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
-from tests.hub import environment, serve
+from tests.helpers.hub import environment, serve
 
 pytestmark = pytest.mark.hub
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nlp_transfer.utils import atomic_files
-from tests.fuzz.outputs import Race
+from tests.helpers.fuzz.outputs import Race
 
 pytestmark = pytest.mark.process
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nlp_transfer.utils.errors import Problems, UserError
-from tests.fuzz import adapter_loads, adapters, files, hub, output, parquet, settings, tokenizers, wheels
-from tests.fuzz.cases import Case, Make, Place, ViolationError, attempt
+from tests.helpers.fuzz import adapter_loads, adapters, files, hub, output, parquet, settings, tokenizers, wheels
+from tests.helpers.fuzz.cases import Case, Make, Place, ViolationError, attempt
 
 pytestmark = pytest.mark.process
 

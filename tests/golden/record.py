@@ -10,8 +10,8 @@ from typing import Any
 
 from nlp_transfer import fine_tune
 from nlp_transfer.saved_models.save import versions
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import save_tiny
+from tests.builders import sentiment_rows, write
+from tests.helpers.models import save_tiny
 
 FILE = Path(__file__).with_name("losses.json")
 TOLERANCE = 2e-3  # losses fall from 0.7 to 0.1; another number of threads moves them by less than 1e-5
@@ -25,7 +25,7 @@ def losses(folder: Path) -> list[float]:
     }  # fmt: skip
     run = fine_tune(
         model=str(save_tiny("modernbert", folder / "modernbert")),
-        data={"train": str(write_csv(folder / "train.csv", sentiment_rows(41))), "validation_share": 0},
+        data={"train": str(write(folder / "train.csv", sentiment_rows(41))), "validation_share": 0},
         task="text_classification",
         training=training,
         output_dir=str(folder / "run"),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import sentiment_rows, write_csv
-from tests.models import save_tiny
+from tests.builders import sentiment_rows, write
+from tests.helpers.models import save_tiny
 
 pytestmark = pytest.mark.process
 
@@ -58,7 +58,7 @@ def test_training_starts_without_unneeded_imports(tmp_path: Path) -> None:
     """A text classification up to its first forward pass."""
     document = {
         "model": str(save_tiny("bert", tmp_path / "tiny")),
-        "data": {"train": str(write_csv(tmp_path / "train.csv", sentiment_rows(40)))},
+        "data": {"train": str(write(tmp_path / "train.csv", sentiment_rows(40)))},
         "task": {"name": "text_classification"},
         "training": {"max_steps": 2},
         "output_dir": str(tmp_path / "run"),

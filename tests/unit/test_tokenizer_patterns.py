@@ -6,7 +6,7 @@ from tokenizers.normalizers import Replace
 
 from nlp_transfer.models.verification.regex_cost import linear_pattern, shortest_match
 from nlp_transfer.utils.errors import UserError
-from tests.tokenizer_documents import PUBLISHED
+from tests.helpers.tokenizer_documents import PUBLISHED
 
 REFUSED = [
     r"(a+)+$", r"(?:a|a)*b", r"(?:a{1,3})+", r"a*a*b", r"\s*\s*$|\s+", "a?" * 12 + "a" * 12 + "b", "[a-z]{0,100}[a-z]{0,100}x",

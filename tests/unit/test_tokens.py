@@ -12,7 +12,7 @@ from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems
-from tests.conftest import sentiment_rows
+from tests.builders import sentiment_rows
 
 ROWS = [[1, 2, 3], [], [4], [5, 6]]
 
@@ -27,12 +27,7 @@ def test_ragged_rows_and_their_lengths() -> None:
 
 @pytest.mark.parametrize(
     ("indices", "expected"),
-    [
-        ([0, 3, 2], [[1, 2, 3], [5, 6, 9], [4, 9, 9]]),
-        ([2, 2], [[4], [4]]),
-        ([3, 1], [[5, 6], [9, 9]]),
-        ([3], [[5, 6]]),
-    ],
+    [([0, 3, 2], [[1, 2, 3], [5, 6, 9], [4, 9, 9]]), ([2, 2], [[4], [4]]), ([3, 1], [[5, 6], [9, 9]]), ([3], [[5, 6]])],
 )
 def test_rows_are_filled_up_on_the_right(indices: list[int], expected: list[list[int]]) -> None:
     padded = Ragged.from_lists(ROWS).padded(np.array(indices), fill=9)

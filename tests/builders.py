@@ -1,0 +1,268 @@
+"""Builders of what tests need most: tables, runs of a tiny model, prepared tasks, trainers, commands, and expected refusals."""
+
+import csv
+import io
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from nlp_transfer import UserError, fine_tune
+from nlp_transfer.cli import cli
+from nlp_transfer.commands.exit_status import run_command
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.rows import Rows, from_columns
+from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.layers import new_parameters
+from nlp_transfer.saved_models.save import quiet
+from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.training import Trainer, checkpointer
+from nlp_transfer.utils.errors import Problems
+from tests.helpers.models import WORDS, save_tiny
+
+GOOD, BAD = ("good", "great", "bright"), ("bad", "awful", "dull")
+COLUMNS = ("text", "other", "label", "tags", "score")
+DEFAULTS: dict[str, Any] = {
+    "data": {"validation_share": 0},
+    "task": {"name": "text_classification"},
+    "training": {"max_steps": 2, "precision": "fp32"},
+}
+
+
+def sentiment_rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Return (text, label) pairs; one word of each text determines the label, and all texts differ."""
+    generator = random.Random(seed)
+    rows: dict[str, str] = {}
+    neutral = [word for word in WORDS if word not in GOOD + BAD]
+    while len(rows) < count:
+        label = ("negative", "positive")[len(rows) % 2]
+        words = generator.choices(neutral, k=generator.randint(3, 9))
+        words.insert(generator.randrange(len(words) + 1), generator.choice(GOOD if label == "positive" else BAD))
+        rows.setdefault(" ".join(words), label)
+    return list(rows.items())
+
+
+def columns(count: int = 24, *names: str, seed: int = 0) -> dict[str, list[str]]:
+    """Return the sentiment rows as columns, with targets for every task: `names`, or all of COLUMNS."""
+    texts, labels = map(list, zip(*sentiment_rows(count, seed), strict=True))
+    tags = ["|".join(name for name, n in (("even", 2), ("third", 3)) if i % n == 0) for i in range(count)]
+    scores = [str(i % 5) for i in range(count)]
+    found = dict(zip(COLUMNS, (texts, texts[::-1], labels, tags, scores), strict=True))
+    return {name: found[name] for name in names or COLUMNS}
+
+
+def rows(cells: int | Mapping[str, Sequence[Any]] = 24, *names: str, seed: int = 0) -> Rows:
+    """Return `columns(...)`, or the given columns, as the package's rows, from a source named "rows"."""
+    return from_columns(columns(cells, *names, seed=seed) if isinstance(cells, int) else cells, "rows")
+
+
+def write(path: Path, content: Any, header: Sequence[str] = ("text", "label")) -> Path:
+    """Write a file in the format of its extension and return its path.
+
+    Args:
+        content: text or bytes, which are written as they are; columns by name, a list of dictionaries, or a list of tuples
+            with the names in `header`; for .yaml and .json any value, for other extensions lines.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, (str, bytes)):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    elif path.suffix in (".yaml", ".json"):
+        path.write_text(yaml.safe_dump(content) if path.suffix == ".yaml" else json.dumps(content), encoding="utf-8")
+    elif path.suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
+        if isinstance(content, Mapping):
+            header, content = list(content), list(zip(*content.values(), strict=True))
+        elif content and isinstance(content[0], Mapping):
+            header, content = list(content[0]), [tuple(row.values()) for row in content]
+        _write_table(path, list(header), content)
+    else:
+        path.write_text("".join(f"{line}\n" for line in content), encoding="utf-8", newline="")
+    return path
+
+
+def _write_table(path: Path, header: list[str], content: Sequence[Sequence[Any]]) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table(dict(zip(header, zip(*content, strict=True), strict=True))), path)
+    elif path.suffix == ".jsonl":
+        lines = [json.dumps(dict(zip(header, row, strict=True))) for row in content]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *content])
+
+
+def edit(path: Path, **fields: Any) -> Path:
+    """Change fields of the object in a JSON file, which need not exist; return the path."""
+    return write(path, (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | fields)
+
+
+def read_table(path: Path | str) -> list[dict[str, Any]]:
+    """Read the rows of a table as dictionaries. The cells of CSV and TSV files are text."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return list(pq.read_table(path).to_pylist())
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in read_lines(path)]
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+def read_lines(path: Path | str) -> list[str]:
+    r"""Read the lines of a file that ends with \n, split at \n only."""
+    return Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """Return the document of a run: DEFAULTS with changes; None removes a default, dictionaries merge, paths become text.
+
+    `epochs` replaces the default of `max_steps`, and a validation file that of `validation_share`.
+    """
+    changed = _merge(DEFAULTS, changes)
+    for part, name, replaced in (("training", "epochs", "max_steps"), ("data", "validation", "validation_share")):
+        if name in changes.get(part, {}) and replaced not in changes[part]:
+            del changed[part][replaced]
+    return changed
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in base.items()}
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            below = merged.get(name)
+            merged[name] = _merge(below if isinstance(below, Mapping) else {}, value)
+        elif value is None and name in merged:
+            del merged[name]
+        else:
+            merged[name] = str(value) if isinstance(value, Path) else value
+    return merged
+
+
+def run(metrics: Sequence[Any] = (), resume: Any = "auto", **changes: Any) -> Any:
+    """Fine-tune with the settings of `document(**changes)`."""
+    return fine_tune(document(**changes), metrics=metrics, resume=resume)
+
+
+def train_tiny(folder: Path) -> Any:
+    """Train a tiny model for one step, in `folder/run`."""
+    data = {"train": write(folder / "train.csv", sentiment_rows(100)), "validation_share": None}
+    training = {"max_steps": 1, "precision": None}
+    return run(model=save_tiny("bert", folder / "tiny"), data=data, training=training, output_dir=folder / "run")
+
+
+class Prepared(NamedTuple):
+    """A model with its strategy, and the task and tokens that it is trained with."""
+
+    model: Any
+    task: Task
+    table: TokenTable
+    new: frozenset[str]
+    """Names of the parameters that are not in the checkpoint."""
+    checkpoint: Checkpoint
+
+
+def opened(folder: Path | Checkpoint) -> Checkpoint:
+    """Open a model folder."""
+    return folder if isinstance(folder, Checkpoint) else Checkpoint.open(find_model(str(folder)))
+
+
+def prepared(
+    model: Path | Checkpoint, task: Any = "text_classification", strategy: Any = "full", data: Rows | None = None
+) -> Prepared:
+    """Fit a task, encode its rows (by default all columns of 24 rows), and build its model, wrapped by a strategy."""
+    checkpoint, data, problems = opened(model), rows() if data is None else data, Problems()
+    task, strategy = ({"name": given} if isinstance(given, str) else given for given in (task, strategy))
+    strategy = strategy if isinstance(strategy, Strategy) else strategy_from(strategy)
+    fitted = task_from(task).fit(data, problems)
+    problems.raise_if_any()
+    fitted = fitted.prepare(checkpoint, data).prefer_head(strategy.preferred_head())
+    with quiet():
+        built = fitted.build_model(checkpoint, TrainingConfig())
+    new = new_parameters(built)
+    return Prepared(strategy.wrap(built), fitted, encoded(fitted, checkpoint, data), new, checkpoint)
+
+
+def encoded(task: Task, checkpoint: Checkpoint, data: Rows) -> TokenTable:
+    """Encode rows with the tokenizer of a checkpoint."""
+    tokenizer = checkpoint.tokenizer
+    return encode_rows(data, lambda cells: task.encode(cells, tokenizer), task.fill(tokenizer))
+
+
+def trainer(model: Path, strategy: Strategy | None = None, output: Path | None = None, **training: Any) -> Trainer:
+    """Return a trainer with 40 training and 12 validation rows; a training setting of None has its default."""
+    checkpoint, strategy = opened(model), strategy or Strategy()
+    train, validation = sentiment_rows(40), sentiment_rows(52)[40:]
+    parts = [rows({"text": [text for text, _ in part], "label": [label for _, label in part]}) for part in (train, validation)]
+    task = task_from({"name": "text_classification"}).fit(parts[0], Problems())
+    tables = {name: encoded(task, checkpoint, part) for name, part in zip(("train", "validation"), parts, strict=True)}
+    settings = {"batch_size": 8, "precision": "fp32", "learning_rate": 1e-3, "max_steps": 4, "logging_steps": 1} | training
+    config = TrainingConfig(**{name: value for name, value in settings.items() if value is not None})
+    torch.manual_seed(config.seed)
+    with quiet():
+        built = strategy.wrap(task.build_model(checkpoint, config))
+    if output is not None:
+        output.mkdir(exist_ok=True)
+    return Trainer(built, task, tables, strategy=strategy, training=config, output_dir=output)
+
+
+def exit_status(*arguments: object) -> int:
+    """Run `nlp-transfer` in this process; return its exit status."""
+    try:
+        run_command(lambda: cli.main([str(argument) for argument in arguments], standalone_mode=False))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    """Run `nlp-transfer` in this process; return its exit status, and its output and messages."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
+    with redirect_stdout(stream), redirect_stderr(stream):
+        status = exit_status(*arguments)
+    return status, stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+def succeed(*arguments: object) -> str:
+    """Run `nlp-transfer` in this process, which succeeds; return its output and messages."""
+    status, output = command(*arguments)
+    assert status == 0, output
+    return output
+
+
+@contextmanager
+def refused(*facts: object) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """Expect a UserError whose message contains every fact."""
+    with pytest.raises(UserError) as error:
+        yield error
+    missing = [fact for fact in map(str, facts) if fact not in str(error.value)]
+    assert not missing, f"not in the message: {missing}\n{error.value}"
+
+
+class Killed(Exception):  # noqa: N818  not an error, but the end of a process
+    """Simulates the end of the process."""
+
+
+@contextmanager
+def stopped_at(checkpoint: int) -> Iterator[None]:
+    """Expect a run that ends, as if killed, when it would write a checkpoint after this many."""
+    written, original = [], checkpointer.checkpoints.write_checkpoint
+
+    def write_or_die(*arguments: Any) -> Any:
+        if len(written) == checkpoint:
+            raise Killed
+        written.append(original(*arguments))
+        return written[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpointer.checkpoints, "write_checkpoint", write_or_die)
+        with pytest.raises(Killed):
+            yield
