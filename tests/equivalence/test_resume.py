@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from nlp_transfer import UserError, fine_tune
+from nlp_transfer.kernels import acceleration
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import checkpointer, checkpoints
-from nlp_transfer.training import step as optimizer_step
 from tests.conftest import sentiment_rows, write_csv
 from tests.equivalence.jobs import HeadThenAll
 
@@ -53,7 +53,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_tables_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use sparse embedding updates for the small vocabulary of tiny models, too."""
-    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)
+    monkeypatch.setattr(acceleration, "MIN_SPARSE_ROWS", 8)
 
 
 def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> Any:
