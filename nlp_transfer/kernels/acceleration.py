@@ -63,7 +63,7 @@ class Acceleration:
         if enabled and next(model.parameters()).device.type == "cpu":
             keep_freed_memory()
             self._layer = last_layer(model) if logits_only else None
-            if lazy_updates and self.can_clip and isinstance(self._inner, torch.optim.AdamW):
+            if lazy_updates and _is_fused_adamw(self._inner):
                 self._tables = [SparseAdamWTable(table, self._inner) for table in _sparse_tables(model)]
             self._functions = FastFunctions({id(table.table): table.lookup for table in self._tables})
         if optimizer is not None:
@@ -107,8 +107,7 @@ class Acceleration:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._factor = 1.0
-        if self.can_clip:
-            self._inner.grad_scale = None
+        vars(self._inner).pop("grad_scale", None)
         if self._functions is not None:
             self._functions.copies.invalidate()
 
@@ -129,6 +128,12 @@ class Acceleration:
         for parameter in self._trained:
             if id(parameter) not in lazy and "seen" in self._inner.state.get(parameter, {}):
                 SparseAdamWTable(parameter, self._inner).make_dense()
+
+
+def _is_fused_adamw(optimizer: Any) -> bool:
+    """Return whether lazy tables take the same steps as an optimizer."""
+    options = optimizer.defaults
+    return type(optimizer) is torch.optim.AdamW and bool(options["fused"]) and not (options["amsgrad"] or options["maximize"])
 
 
 def _sparse_tables(model: nn.Module) -> list[nn.Parameter]:

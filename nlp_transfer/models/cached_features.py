@@ -33,6 +33,7 @@ Where = Literal["auto", "memory", "disk"]
 MAX_IN_MEMORY = 2**30  # bytes; `auto` caches larger features on disk
 HEAD_FIELDS = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path")  # features do not depend on these
 BATCH = 64
+VERSION = 2  # of the cached values
 
 
 def cache_folder() -> Path:
@@ -179,7 +180,7 @@ def _fingerprint(model: PreTrainedModel, table: TokenTable, point: CachePoint, p
     depth = layers.depth if point.depth is None else point.depth
     pooling = [getattr(config, name, None) for name in ("classifier_pooling", "pooling", "layers")]
     encoder = {key: value for key, value in encoder_config(config).to_dict().items() if key not in HEAD_FIELDS}
-    digest = hashlib.sha256(repr((point, precision, torch.__version__, pooling, sorted(encoder.items()))).encode())
+    digest = hashlib.sha256(repr((VERSION, point, precision, torch.__version__, pooling, sorted(encoder.items()))).encode())
     for name, parameter in sorted(model.named_parameters()):
         if layers.depth_of(name) <= depth:
             digest.update(name.encode())

@@ -88,7 +88,7 @@ def check_replay(model: PreTrainedModel, table: TokenTable, point: CachePoint, d
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         raise UserError(
-            f"strategy.cache: a forward pass of a {family} model that starts from cached features fails: "
+            f"strategy.cache: {family} models cannot start from cached features: a forward pass fails: "
             f"{type(error).__name__}: {shorten(str(error))}; allowed: none"
         ) from error
     difference = float((live - replayed).abs().max())
