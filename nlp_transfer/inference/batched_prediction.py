@@ -1,8 +1,8 @@
 """Predict all rows of a token table in batches of similar length; batches that do not fit in memory are split."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,10 +13,9 @@ from torch import nn
 from nlp_transfer.data.tokens import TokenTable, to_device
 from nlp_transfer.data.windows import inference_batches, token_batches
 from nlp_transfer.inference.row_errors import check_finite_predictions
-from nlp_transfer.kernels.first_token import first_token_only, last_layer
-from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.compatibility import split_by_length
-from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory, keep_freed_memory
+from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
 from nlp_transfer.models.preparation import autocast
 from nlp_transfer.tasks import Arrays, Items, Task
 from nlp_transfer.utils.console import Steps, say
@@ -72,7 +71,7 @@ def predict_table(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), fast_inference(model, device), ExitStack() as stack:
+        with torch.inference_mode(), accelerated(model), ExitStack() as stack:
             progress = None
             if accelerator is not None and accelerator.is_main_process:
                 progress = stack.enter_context(Steps("evaluating", len(batches)))
@@ -149,17 +148,6 @@ class _BatchPredictor:
 
     def _padded_tokens(self, indices: np.ndarray) -> int:
         return len(indices) * int(self.side_lengths[indices].max(0).sum())
-
-
-@contextmanager
-def fast_inference(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Use the fast CPU kernels in inference-only forward passes."""
-    with ExitStack() as stack:
-        if device.type == "cpu":
-            keep_freed_memory()
-            stack.enter_context(first_token_only(last_layer(model)))
-            stack.enter_context(FastFunctions())
-        yield
 
 
 def _add(losses: Items, more: Items) -> None:

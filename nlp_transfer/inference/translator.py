@@ -10,9 +10,9 @@ from nlp_transfer.data.sources.file_reading import SURROGATE
 from nlp_transfer.data.sources.in_memory import plain_cell, read_inputs
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.inference.batched_prediction import fast_inference
 from nlp_transfer.inference.predictor import Predictor, select_columns
 from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows
+from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.preparation import autocast
 from nlp_transfer.models.seq2seq.generation import ROWS
 from nlp_transfer.settings.applicability import check_used
@@ -90,7 +90,7 @@ class Translator:
         if not texts:
             return []
         predictor, device = self.predictor, self.predictor.model.device
-        with torch.inference_mode(), fast_inference(predictor.model, device), autocast(device, predictor.precision):
+        with torch.inference_mode(), accelerated(predictor.model), autocast(device, predictor.precision):
             translations, pieces = self.task.translate(
                 predictor.model, [text.strip() for text in texts], rows=predictor.batch_size or ROWS
             )

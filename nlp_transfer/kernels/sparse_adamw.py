@@ -103,6 +103,7 @@ class SparseAdamWTable:
             self.sync_all()
         self.state["rates"] = torch.cat([self.state["rates"], torch.tensor([self.group["lr"]])])[-2 * SYNC_INTERVAL :]
         if self.table.grad is not None:  # the optimizer updates all rows
+            self.gradient_norm()
             self.state["seen"].fill_(now)
             return
         self.state["step"] += 1

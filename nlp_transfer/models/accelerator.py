@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import filter_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from nlp_transfer.kernels.sdpa import attention_for_fp32
 from nlp_transfer.models.device import device_type
+from nlp_transfer.models.sdpa import attention_for_fp32
 from nlp_transfer.settings.launch_config import SUPPORTED
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.utils.distributed import broadcast_from_main, local_rank, world_size

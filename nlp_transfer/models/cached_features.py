@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import inference_batches
-from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.kernels import accelerated
+from nlp_transfer.models.backbone import Backbone
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, pool
 from nlp_transfer.models.layers import encoder_config, find_layers
 from nlp_transfer.models.preparation import autocast
@@ -33,6 +33,7 @@ Where = Literal["auto", "memory", "disk"]
 MAX_IN_MEMORY = 2**30  # bytes; `auto` caches larger features on disk
 HEAD_FIELDS = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path")  # features do not depend on these
 BATCH = 64
+VERSION = 2  # of the cached values
 
 
 def cache_folder() -> Path:
@@ -42,7 +43,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class CachePoint:
-    """The point up to which a model is frozen: the input of layer `depth` (counted from 0), or the encoder's output if None."""
+    """The point up to which a model is frozen: the output of the lowest `depth` layers, or of the encoder if None."""
 
     depth: int | None = None
 
@@ -87,18 +88,20 @@ def _cached(
     model: PreTrainedModel, table: TokenTable, point: CachePoint, device: torch.device, precision: str, where: Where, split: str
 ) -> np.ndarray | Ragged:
     """Return the features of one split, computed now or loaded from a file."""
-    first_row = _features(model, table, np.arange(min(1, len(table))), point, device, "fp32", FastFunctions())
+    backbone = Backbone(model)
+    first_row = _features(model, backbone, table, np.arange(min(1, len(table))), point, device, "fp32")
     tokens = table.ragged["input_ids"]
     shape = (len(table) if point.depth is None else len(tokens.values), *first_row.shape[1:])
 
     def fill(features: np.ndarray) -> None:
-        # The same kernels as in training, since cached features replace live ones; one instance casts the weights only once.
-        compute = partial(_features, model, table, point=point, device=device, precision=precision, functions=FastFunctions())
-        for rows, states in compute_in_batches(table, compute, f"encoding {split}"):
-            if point.depth is None:
-                features[rows] = states
-            else:
-                features[np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])] = states
+        compute = partial(_features, model, backbone, table, point=point, device=device, precision=precision)
+        # The same kernels as in training, since cached features replace live ones; a single context casts the weights only once.
+        with accelerated(model, logits_only=False):
+            for rows, states in compute_in_batches(table, compute, f"encoding {split}"):
+                if point.depth is None:
+                    features[rows] = states
+                else:
+                    features[np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])] = states
 
     if where == "memory" or (where == "auto" and 4 * math.prod(shape) <= MAX_IN_MEMORY):
         features = np.empty(shape, np.float32)
@@ -155,56 +158,20 @@ def compute_in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], 
 
 
 def _features(
-    model: Any, table: TokenTable, rows: np.ndarray, point: CachePoint, device: torch.device, precision: str,
-    functions: FastFunctions,
-) -> np.ndarray:  # fmt: skip
+    model: Any, backbone: Backbone, table: TokenTable, rows: np.ndarray, point: CachePoint, device: torch.device, precision: str
+) -> np.ndarray:
     """Return float32 features: of shape (rows, width) or (rows, layers + 1, width), or (tokens of all rows, width)."""
     batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
     inputs = {name: batch[name] for name in (*table.ragged, "attention_mask")}
-    with torch.inference_mode(), autocast(device, precision), functions:
+    with torch.inference_mode(), autocast(device, precision):
         if point.depth is not None:
-            states = _layer_input(model, point.depth, inputs)
+            states = backbone.encode_to(point.depth, **inputs)
             return states[inputs["attention_mask"].bool()].float().cpu().numpy()
         if isinstance(model, EncoderHeadForSequenceClassification):
             return model.pooled_states(**inputs).float().cpu().numpy()
-        states = base_encoder(model)(**inputs).last_hidden_state
+        states = backbone.encoder(**inputs).last_hidden_state
         pooling = getattr(model.config, "classifier_pooling", "cls")  # only ModernBERT has a choice
         return pool(states, inputs["attention_mask"], pooling).float().cpu().numpy()
-
-
-class _StopForward(Exception):  # noqa: N818  not an error
-    """Ends a forward pass early."""
-
-
-def _layer_input(model: nn.Module, depth: int, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the hidden states (rows, tokens, width) that enter a layer.
-
-    The hook on that layer raises an exception, so the layers above do not run. `output_hidden_states` would run all of them.
-    """
-    captured: list[torch.Tensor] = []
-
-    def capture(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        captured.append(arguments[0] if arguments else named["hidden_states"])
-        raise _StopForward
-
-    handle = encoder_layers(model)[depth].register_forward_pre_hook(capture, with_kwargs=True)
-    try:
-        model(**inputs)
-    except _StopForward:
-        pass
-    finally:
-        handle.remove()
-    return captured[0]
-
-
-def encoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the encoder's layers, the lowest first."""
-    return list(model.get_submodule(find_layers(model).prefix))  # type: ignore[call-overload]
-
-
-def base_encoder(model: Any) -> Any:
-    """Return the encoder of a model with a head."""
-    return getattr(model, model.base_model_prefix)
 
 
 def _fingerprint(model: PreTrainedModel, table: TokenTable, point: CachePoint, precision: str) -> str:
@@ -213,7 +180,7 @@ def _fingerprint(model: PreTrainedModel, table: TokenTable, point: CachePoint, p
     depth = layers.depth if point.depth is None else point.depth
     pooling = [getattr(config, name, None) for name in ("classifier_pooling", "pooling", "layers")]
     encoder = {key: value for key, value in encoder_config(config).to_dict().items() if key not in HEAD_FIELDS}
-    digest = hashlib.sha256(repr((point, precision, torch.__version__, pooling, sorted(encoder.items()))).encode())
+    digest = hashlib.sha256(repr((VERSION, point, precision, torch.__version__, pooling, sorted(encoder.items()))).encode())
     for name, parameter in sorted(model.named_parameters()):
         if layers.depth_of(name) <= depth:
             digest.update(name.encode())

@@ -1,14 +1,8 @@
-"""Recognize out-of-memory errors, free cached memory, and let the C library retain freed memory."""
-
-import ctypes
-import sys
-from functools import cache
+"""Recognize out-of-memory errors and free cached memory."""
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-RETAINED = 2**30  # bytes
 OUT_OF_MEMORY = (
     "out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "allocation_failed", "can't allocate memory",
     "not enough memory",
@@ -36,22 +30,3 @@ def free_cached_memory() -> None:
     Call it after the `except` clause of an out-of-memory error: within the clause, the traceback still references tensors.
     """
     clear_device_cache(garbage_collection=True)
-
-
-@cache
-def keep_freed_memory() -> bool:
-    """Let glibc retain up to 1 GiB of freed memory in this process, which saves up to 20 % of a training step on a CPU.
-
-    PyTorch frees the activations of each step and allocates them again in the next one. By default glibc returns large blocks to
-    the system at once, and the system must clear each page again.
-
-    Returns:
-        False if the C library is not glibc.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, RETAINED) and mallopt(M_TRIM_THRESHOLD, RETAINED))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from nlp_transfer.kernels.sdpa import attention_for_any_shape
 from nlp_transfer.models.layers import has_decoder, new_parameters
+from nlp_transfer.models.sdpa import attention_for_any_shape
 from nlp_transfer.utils.errors import UserError
 
 # Names of dropout rates in the configurations of model families.

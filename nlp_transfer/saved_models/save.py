@@ -11,9 +11,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from nlp_transfer.data.sources.wheels import is_wheel
 from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.kernels.sdpa import attention_for_fp32
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
+from nlp_transfer.models.sdpa import attention_for_fp32
 from nlp_transfer.saved_models.custom_models import is_built, save_built, save_candidates
 from nlp_transfer.saved_models.load import RECORD, load_model, open_adapter, quiet, read_record
 from nlp_transfer.saved_models.probe import describe_tokenizer, make_probe

@@ -11,6 +11,7 @@ from nlp_transfer.data.tokens import TokenTable, model_inputs, to_device
 from nlp_transfer.data.windows import Window, WindowPlan
 from nlp_transfer.models.device import seed_step
 from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
+from nlp_transfer.models.sdpa import attention_for_any_shape
 from nlp_transfer.tasks import Objective
 from nlp_transfer.training.position import Position
 from nlp_transfer.training.step import PhaseOptimizer
@@ -100,7 +101,8 @@ class WindowGradient:
                 rows = self.augment(rows, micro.rows, position.step)
             batch = to_device(rows, accelerator.device)
             is_last = i == len(micro_batches) - 1
-            with self.phase_optimizer.accelerated(), nullcontext() if is_last else accelerator.no_sync(self.model):
+            sync = nullcontext() if is_last else accelerator.no_sync(self.model)
+            with attention_for_any_shape(), self.phase_optimizer.kernels, sync:
                 outputs = self.model(**model_inputs(batch))
                 terms = strategy.loss(objective.loss(outputs, batch, self.options), outputs, batch, plain_model)
                 means = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]

@@ -6,7 +6,7 @@ does not change the model or random states.
 
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from accelerate.utils import convert_outputs_to_fp32, gather_object
 from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable, model_inputs, to_device
-from nlp_transfer.kernels.first_token import first_token_only, last_layer
-from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
 from nlp_transfer.models.preparation import autocast, enable_gradient_checkpointing, train_mode
@@ -131,10 +130,7 @@ class Preflight:
         train_mode(model)
         batch = to_device(self.train.batch(rows), device)
         trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        with ExitStack() as stack:
-            if kernels == "fast":
-                stack.enter_context(first_token_only(last_layer(model)))
-                stack.enter_context(FastFunctions())
+        with accelerated(model, enabled=kernels == "fast"):
             with autocast(device, precision):
                 outputs = model(**model_inputs(batch))
             options = self.task.loss_options(self.training, self.train)

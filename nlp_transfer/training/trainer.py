@@ -234,7 +234,7 @@ class Trainer:
                     self._save(optimizer, better)
                 if stop:
                     raise Interrupted(self.signals.received or signal.SIGTERM, self._how_to_resume())
-        self.phase_optimizer.update_all_rows()
+        self.phase_optimizer.sync()
         self.checkpointer.optimizer_state |= state_by_name(optimizer)
         release_model(accelerator, self.model, forward_before)
 
@@ -289,7 +289,7 @@ class Trainer:
 
     def _score_validation(self) -> tuple[dict[str, float], str, bool]:
         average = self.checkpointer.average
-        self.phase_optimizer.update_all_rows()
+        self.phase_optimizer.sync()
         if average is not None:
             average.swap(self.model)
         try:

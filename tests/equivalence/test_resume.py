@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nlp_transfer.kernels import acceleration
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import checkpoints
-from nlp_transfer.training import step as optimizer_step
 from tests import builders
 from tests.builders import refused, sentiment_rows, stopped_at, write
 from tests.helpers.children.gradient_jobs import HeadThenAll
@@ -62,7 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_tables_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use sparse embedding updates for the small vocabulary of tiny models, too."""
-    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)
+    monkeypatch.setattr(acceleration, "MIN_SPARSE_ROWS", 8)
 
 
 def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> Any:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from nlp_transfer.kernels import acceleration
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.kernels.sparse_adamw import SYNC_INTERVAL, SparseAdamWTable
-from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.optimizer import restore_state, state_by_name
 from tests import builders
 from tests.builders import sentiment_rows, write
@@ -98,7 +98,7 @@ def test_fast_kernels_give_the_same_training(
     family: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path]
 ) -> None:
     """Losses, gradient norms and validation of each step, without dropout, whose masks differ."""
-    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)
+    monkeypatch.setattr(acceleration, "MIN_SPARSE_ROWS", 8)
     data = {"train": write(tmp_path / "train.csv", sentiment_rows(50)), "validation_share": None}
     found = {}
     for kernels in ("fast", "plain"):

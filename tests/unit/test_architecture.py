@@ -173,3 +173,11 @@ def test_one_module_starts_processes() -> None:
 )  # fmt: skip
 def test_every_way_of_starting_a_process_is_found(source: str) -> None:
     assert starting(source)
+
+
+def test_kernels_have_one_entry_point() -> None:
+    """Other modules import `nlp_transfer.kernels` alone, and so do not know which kernels there are."""
+    users = {name: {other for other in GRAPH[name] if other.startswith("kernels")} for name in MODULES}
+    users = {name: found for name, found in users.items() if found and not name.startswith("kernels")}
+    assert len(users) > 3
+    assert set().union(*users.values()) == {"kernels"}

@@ -16,13 +16,13 @@ from transformers.integrations.flash_attention import get_target_dtype
 
 from nlp_transfer import load_predictor
 from nlp_transfer.inference.batched_prediction import predict_table
+from nlp_transfer.kernels import acceleration
 from nlp_transfer.kernels.sparse_adamw import SparseAdamWTable
 from nlp_transfer.models import accelerator
 from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.saved_models.save import _compare
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks.text_classification import TextClassification
-from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.automatic_settings import resolve_kernels
 from tests.builders import prepared, refused, run, stopped_at
 from tests.contract.test_strategies import TASKS
@@ -116,7 +116,7 @@ def test_cudnn_attention_is_not_used(train: Train, monkeypatch: pytest.MonkeyPat
     try:
         trained = train("run", kernels="plain", precision="fp32", max_steps=2)
         now = "predict"
-        monkeypatch.setattr("nlp_transfer.inference.batched_prediction.fast_inference", lambda *_: torch.inference_mode())
+        monkeypatch.setattr("nlp_transfer.inference.batched_prediction.accelerated", lambda *_: torch.inference_mode())
         load_predictor(trained.output_dir, precision="bf16")(["a good film"])
         assert torch.backends.cuda.cudnn_sdp_enabled(), "elsewhere it stays what it was"
     finally:
@@ -152,7 +152,7 @@ def test_resuming_with_other_kernels_and_attention(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)  # the embeddings of the tiny model are moved by rows too
+    monkeypatch.setattr(acceleration, "MIN_SPARSE_ROWS", 8)  # the embeddings of the tiny model are moved by rows too
     fixed = {"precision": "fp32", "dropout": 0, "attention_dropout": 0, "learning_rate": 1e-3}
     straight = train("straight", **fixed, **first)
     with stopped_at(2):
