@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from nlp_transfer.hub.push import check_push, push_run
 from nlp_transfer.inference.loading import load_predictor, load_translator
 from nlp_transfer.inference.predictor import PRECISION, Predictor
 from nlp_transfer.inference.translator import Translator
-from nlp_transfer.models.accelerator import finish_trackers
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import count_parameters, describe_head
 from nlp_transfer.run.final_model import save_final_model
@@ -40,7 +39,9 @@ from nlp_transfer.settings.schema import Document, RunConfig
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Arrays, Task
 from nlp_transfer.training.automatic_settings import resolve_settings
+from nlp_transfer.training.callbacks import Callback, check_callbacks, note_on_callbacks
 from nlp_transfer.training.interruption import Signals
+from nlp_transfer.training.standard_callbacks import Augmentation, RowNames
 from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils.console import is_main, percent, say, show_metrics
 
@@ -78,6 +79,7 @@ def fine_tune(
     allow_hub_metrics: bool = False,
     push_to: str | None = None,
     metrics: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> FineTuned:
     """Fine-tune a checkpoint on text; save and score the model in `output_dir`.
@@ -92,6 +94,8 @@ def fine_tune(
         metrics: additional metrics of validation and test: functions `f(predictions, references) -> {name: value}` of all rows
             of a split, and metrics of `evaluate`. `training.best_metric` may name one of them. Higher is better unless
             the metric has the attribute `higher_is_better = False`.
+        callbacks: objects that run during training, after those of `training.callbacks`; see `Callback`. They are not recorded
+            in `config.yaml`.
 
     Raises:
         UserError: settings or data are invalid. The message lists all problems; nothing is written.
@@ -100,20 +104,22 @@ def fine_tune(
         Interrupted: SIGTERM or SIGINT arrived; the last step is saved. A subclass of KeyboardInterrupt.
     """
     check_launch()
-    user_metrics = UserMetrics(metrics)
+    user_metrics, callbacks = UserMetrics(metrics), check_callbacks(callbacks)
     run = resolve(config, user_metrics=bool(user_metrics), **settings)
-    say(*describe_unused(run.unused.items()))
-    with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
+    say(*describe_unused(run.unused.items()), *note_on_callbacks(callbacks))
+    with RunFolder(run.config.output_dir, resume) as folder, Signals():
         folder.check()
         if push_to and is_main():
             check_push(push_to)
-        finished = _run(run, folder, signals, allow_hub_metrics, user_metrics)
+        finished = _run(run, folder, allow_hub_metrics, user_metrics, callbacks)
     if push_to and is_main():
         push_run(finished.output_dir, push_to)
     return finished
 
 
-def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool, user_metrics: UserMetrics) -> FineTuned:
+def _run(
+    run: Run, folder: RunFolder, allow_hub_metrics: bool, user_metrics: UserMetrics, callbacks: Sequence[Callback]
+) -> FineTuned:
     """Run every stage. `folder` has been checked; it is created after all checks that are possible before training."""
     training = run.config.training
     hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
@@ -129,6 +135,7 @@ def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool,
     augment = None
     if run.strategy.takes_steps():
         augment = make_augmenter(training, checkpoint.tokenizer, tables["train"], task.max_length)
+    callbacks = [RowNames(lambda rows: _describe_rows(splits, rows)), *([Augmentation(augment)] if augment else []), *callbacks]
 
     # Model, strategy, and settings that are `auto`.
     began = time.monotonic()
@@ -148,9 +155,8 @@ def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool,
         prepared = run.strategy.prepare_data(job, model)
         check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
     trainer = Trainer(
-        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, resolved=resolved,
-        output_dir=folder.path, describe=lambda rows: _describe_rows(splits, rows), objectives=prepared.objectives,
-        augment=augment, signals=signals, user_metrics=user_metrics,
+        model, prepared.task, prepared.tables, run.strategy, replace(resolved, training=prepared.training), callbacks,
+        output_dir=folder.path, objectives=prepared.objectives, user_metrics=user_metrics,
     )  # fmt: skip
     say(*summary_lines(trainer))
     document = resolved_document(run, task, trainer, checkpoint, splits)
@@ -159,7 +165,6 @@ def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool,
         folder.begin(document)
         write_skipped(folder.path, prepared.skipped)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("nlp_transfer")
 
     # Training.
     parameters, preparation = count_parameters(model), time.monotonic() - began
@@ -178,7 +183,6 @@ def _run(run: Run, folder: RunFolder, signals: Signals, allow_hub_metrics: bool,
     if accelerator.is_main_process:
         finish_run(folder, run, task, result, document, splits, auxiliary)
     accelerator.wait_for_everyone()
-    finish_trackers(accelerator)
     show_metrics(metrics, f"metrics, computed in {PRECISION}")
     say(f"the model is in {folder.path / 'model'}")
     return FineTuned(folder.path, result, predictions, {split: tables[split].references for split in predictions})

@@ -1,7 +1,8 @@
 """Validate a raw document and create its task and strategy; report all problems at once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from nlp_transfer.data.unused_settings import Unused, find_unused
 from nlp_transfer.run.document import as_document
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.applicability import refuse_unused
-from nlp_transfer.settings.schema import Document, RunConfig, expand_name
+from nlp_transfer.settings.extensions import load_function
+from nlp_transfer.settings.schema import Document, RunConfig, TrainingConfig, expand_name
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name
+from nlp_transfer.training.callbacks import callback_class
+from nlp_transfer.training.optimizer import find_optimizer
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 
@@ -28,6 +32,10 @@ class Run:
     strategy: Strategy
     unused: dict[str, str] = field(default_factory=dict)
     """Settings without effect that were set anyway: the reason by dotted name."""
+
+    def training_document(self) -> dict[str, Any]:
+        """Return the training settings as a document."""
+        return self.config.training.model_dump()
 
     def with_validation_share(self, share: float | None) -> "Run":
         """Return the run with a resolved `data.validation_share`; None: unchanged."""
@@ -112,6 +120,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, us
     if training.early_stopping and data.train is not None and "validation" not in data.splits:
         problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
     _check_trackers(training.trackers, problems)
+    _check_code(training, problems)
     if task is not None:
         if not user_metrics:
             _check_best_metric(training.best_metric, task, problems)
@@ -139,6 +148,24 @@ def _check_best_metric(name: str | None, task: Task, problems: Problems) -> None
             f"training.best_metric: found {name!r}, which {task_name(task)} does not compute{did_you_mean(name, known)}; "
             f"allowed: {', '.join(known)}; in Python also metrics of fine_tune(metrics=[...])"
         )
+
+
+def _check_code(training: TrainingConfig, problems: Problems) -> None:
+    """Check that the classes and functions that training settings name can be loaded."""
+    checks: list[Callable[[], object]] = [
+        lambda: find_optimizer(training.optimizer),
+        *(partial(callback_class, i, name) for i, name in enumerate(training.callbacks)),
+        *(
+            partial(load_function, f"training.{name}", value)
+            for name, value in (("schedule", training.schedule), ("augment", training.augment))
+            if isinstance(value, str) and ":" in value
+        ),
+    ]
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.absorb(error)
 
 
 def _check_trackers(names: list[str], problems: Problems) -> None:

@@ -35,7 +35,8 @@ class PhaseOptimizer:
         self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
         self.training, self.strategy = training, strategy
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.scales = accelerator.scaler is None and bool(optimizer.optimizer.defaults.get("fused"))
+        is_adamw = training.optimizer == "adamw"  # the kernels know no other optimizer
+        self.scales = is_adamw and accelerator.scaler is None and bool(optimizer.optimizer.defaults.get("fused"))
         """Whether fused AdamW does the clipping: it can scale gradients as it reads them."""
         self.tables: list[SparseAdamWTable] = []
         self.layer: nn.Module | None = None
@@ -46,7 +47,7 @@ class PhaseOptimizer:
         # A loss added by a strategy, or another objective, may read any token and any weight.
         if fast and phase.objective is None and not _has_loss(strategy):
             self.layer = last_layer(model)
-            if accelerator.num_processes == 1 and not training.ema:
+            if is_adamw and accelerator.num_processes == 1 and not training.ema:
                 self.tables = [SparseAdamWTable(table, inner) for table in _sparse_tables(model)]
         if fast:
             keep_freed_memory()
@@ -88,6 +89,17 @@ class PhaseOptimizer:
         self.optimizer.zero_grad()
         if self.functions is not None:
             self.functions.copies.invalidate()
+
+    @torch.no_grad()
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Return copies of the gradients that `step` applies, clipped, by parameter name. Call it after `clip`."""
+        gradients = {name: p.grad * self.factor for name, p in self.model.named_parameters() if p.grad is not None}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for table in self.tables:
+            if (sparse := table.gradient()) is not None:
+                gradient = torch.zeros_like(table.table).index_add_(0, sparse[0], sparse[1] * self.factor)
+                gradients[names[id(table.table)]] = gradient
+        return gradients
 
     def discard_gradient(self) -> None:
         """Clear the gradient without taking a step."""

@@ -123,7 +123,7 @@ def test_best_weights_make_the_pseudo_labels(
     monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.arange(2), np.array([0, 1])))
     strategy = SelfTraining(rounds=1, restart=restart)
     trainer: Any = make(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
-    trainer.tables["unlabelled"] = trainer.tables["validation"]
+    trainer.data["unlabelled"] = trainer.data["validation"]
     trainer.model.initial_weights = weights_of(trainer.model)
     assert trainer.train().step == 4
     assert len(evaluated) == 4

@@ -52,7 +52,7 @@ def make(checkpoint: Path, strategy: Strategy | None = None, output: Path | None
         model = strategy.wrap(task.build_model(source, settings))
     if output is not None:
         output.mkdir(exist_ok=True)
-    return Trainer(model, task, tables, strategy=strategy, training=settings, output_dir=output)
+    return Trainer(model, task, tables, strategy=strategy, settings=settings, output_dir=output)
 
 
 def log_of(output: Path, key: str = "loss") -> list[dict[str, Any]]:
@@ -170,10 +170,10 @@ def test_max_steps_overrides_epochs(tiny: dict[str, Path]) -> None:
 @pytest.mark.parametrize(("rows", "epochs"), [(40, 20), (800, 20), (1600, 12), (3200, 6), (6400, 3), (64000, 3)])
 def test_auto_epochs_give_300_steps_on_small_data(rows: int, epochs: int, tiny: dict[str, Path]) -> None:
     trainer = make(tiny["bert"], max_steps=None, batch_size=64)
-    table = trainer.tables["train"]
+    table = trainer.data["train"]
     many = np.arange(rows) % len(table)
     ids = type(table.ragged["input_ids"]).from_lists([[2, 3]] * rows)
-    trainer.tables["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
+    trainer.data["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
     assert trainer.planner.epochs() == epochs
     assert trainer.planner.steps() == epochs * math.ceil(rows / 64)
 
@@ -324,7 +324,7 @@ def test_label_smoothing_is_in_the_training_loss(tiny: dict[str, Path], tmp_path
     with torch.no_grad():
         trainer.model.get_parameter("classifier.weight").mul_(100)  # new weights are so small that smoothing hardly shows
     rows = trainer.planner.window_plan().windows(0)[0]
-    batch = trainer.tables["train"].batch(rows)
+    batch = trainer.data["train"].batch(rows)
     labels = batch.pop("labels")
     with torch.inference_mode():
         logits = trainer.model.eval()(**batch).logits
@@ -354,7 +354,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(
             tiny[family], strategy_from(document), max_steps=1, max_grad_norm=0, gradient_checkpointing=checkpointing,
             dropout=0.1, kernels="plain",
         )  # fmt: skip
-        del trainer.tables["validation"]
+        del trainer.data["validation"]
         mine: list[int] = []
         for name, module in trainer.model.named_modules():
             if ".layer" in name and name.rpartition(".")[2] == "1":  # the second layer, which every strategy trains
@@ -407,7 +407,7 @@ def test_batches_respect_the_token_limit(tiny: dict[str, Path]) -> None:
     assert len(sizes) == position.step > 5
     assert max(sizes) <= 50
     assert position.examples == 40, "each row once"
-    assert position.tokens == trainer.tables["train"].lengths.sum()
+    assert position.tokens == trainer.data["train"].lengths.sum()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def test_moving_average_is_scored_and_saved(
     scored = scripted(monkeypatch, [0.1, 0.9])
     trainer = make(tiny["bert"], ema=0.3, max_steps=4, evaluate_every=2)
     if not validated:
-        del trainer.tables["validation"]
+        del trainer.data["validation"]
     average = weights_of(trainer.model)
     trainer.train()
     assert len(steps) == 4
@@ -451,7 +451,7 @@ def test_moving_average_is_scored_and_saved(
 
 def test_moving_average_includes_weights_unfrozen_later(tiny: dict[str, Path], steps: list[Weights]) -> None:
     trainer = make(tiny["bert"], Two(), ema=0.3, max_steps=4)
-    del trainer.tables["validation"]
+    del trainer.data["validation"]
     trainer.train()
     word = "bert.embeddings.word_embeddings.weight"
     assert word not in steps[1]
