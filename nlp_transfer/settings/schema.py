@@ -43,6 +43,13 @@ def _has_module(value: str) -> str:
     return value
 
 
+def _optimizer_name(value: Any) -> Any:
+    """Return the name of an optimizer; classes in torch.optim are named without their module."""
+    if isinstance(value, type) and value.__module__.startswith("torch.optim."):
+        value = value.__name__
+    return "adamw" if isinstance(value, str) and value.lower() == "adamw" else _by_name(value)
+
+
 Code = Annotated[str, BeforeValidator(_by_name), AfterValidator(_has_module)]
 """A class or function of the user, as `package.module:NAME`."""
 SEPARATORS = {"tab": "\t", "\\t": "\t", "semicolon": ";", "comma": ",", "pipe": "|"}
@@ -215,7 +222,7 @@ class TrainingConfig(Settings):
     """Micro-batches per process and optimizer step."""
     learning_rate: Positive | Literal["auto"] = "auto"
     """Peak learning rate. auto: a rate that suits the strategy and the model size."""
-    optimizer: Annotated[Name, BeforeValidator(_by_name)] = "adamw"
+    optimizer: Annotated[Name, BeforeValidator(_optimizer_name)] = "adamw"
     """adamw; the name of another class in torch.optim, such as SGD; or your own `package.module:factory`, a function of
     parameter groups and learning rate (`f(groups, learning_rate)`) that returns an optimizer."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

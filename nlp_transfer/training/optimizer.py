@@ -11,6 +11,7 @@ from nlp_transfer.settings import registry
 from nlp_transfer.settings.extensions import FUNCTION_FORM, load_function
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Combined, Group, Strategy
+from nlp_transfer.utils.console import say_once
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
 UNSUITABLE = {
@@ -114,6 +115,8 @@ def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float, 
         raise UserError(f"training.optimizer: {name} returned {type(optimizer).__name__}; allowed: a torch.optim.Optimizer")
     if [group.get("names") for group in optimizer.param_groups] != [option["names"] for option in options]:
         raise UserError(f"training.optimizer: {name} returned other parameter groups than it received; allowed: the same groups")
+    if "weight_decay" not in optimizer.defaults and any(option["weight_decay"] for option in options):
+        say_once(f"note: training.weight_decay has no effect: {type(optimizer).__name__} has no weight decay")
     optimizer.defaults["lr"] = learning_rate
     return optimizer
 

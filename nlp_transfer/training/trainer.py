@@ -155,6 +155,8 @@ class Trainer:
     def _check_position(self, position: Position) -> None:
         """Raise a ValueError if the position of a checkpoint is impossible in this run."""
         self.planner.check_position(position, self.objectives)
+        if position.ended and not self.may_be_stopped:
+            raise ValueError("ended: found true; allowed: false, since the run has no callbacks")
         scaler = self.accelerator.scaler
         names = {} if scaler is None else scaler.state_dict()
         if position.scaler.keys() != names.keys():

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from nlp_transfer import TrainingError, UserError, fine_tune
+from nlp_transfer import Callback, TrainingError, UserError, fine_tune
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
@@ -35,7 +35,10 @@ pytestmark = pytest.mark.model
 Weights = dict[str, torch.Tensor]
 
 
-def make(checkpoint: Path, strategy: Strategy | None = None, output: Path | None = None, **training: Any) -> Trainer:
+def make(
+    checkpoint: Path, strategy: Strategy | None = None, output: Path | None = None, callbacks: Sequence[Callback] = (),
+    **training: Any,
+) -> Trainer:  # fmt: skip
     """Create a trainer with 40 training and 12 validation rows."""
     rows = [from_columns({"text": list(t), "label": list(y)}, "rows") for t, y in (zip(*sentiment_rows(40), strict=True),)]
     held = [from_columns({"text": list(t), "label": list(y)}, "held") for t, y in (zip(*sentiment_rows(52)[40:], strict=True),)]
@@ -52,7 +55,7 @@ def make(checkpoint: Path, strategy: Strategy | None = None, output: Path | None
         model = strategy.wrap(task.build_model(source, settings))
     if output is not None:
         output.mkdir(exist_ok=True)
-    return Trainer(model, task, tables, strategy=strategy, settings=settings, output_dir=output)
+    return Trainer(model, task, tables, strategy, settings, callbacks, output_dir=output)
 
 
 def log_of(output: Path, key: str = "loss") -> list[dict[str, Any]]:
