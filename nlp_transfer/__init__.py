@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "AdapterSet": "inference.adapter_sets",
+    "Callback": "training.callbacks",
     "Comparison": "experiments.compare",
     "DataConfig": "settings.schema",
     "FineTuned": "fine_tune",
@@ -98,4 +99,5 @@ if TYPE_CHECKING:
     from nlp_transfer.tasks import Task as Task
     from nlp_transfer.training import Trainer as Trainer
     from nlp_transfer.training import TrainingError as TrainingError
+    from nlp_transfer.training.callbacks import Callback as Callback
     from nlp_transfer.utils.errors import UserError as UserError

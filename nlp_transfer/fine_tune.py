@@ -16,6 +16,7 @@ from nlp_transfer.run.stages import build, encode, read, report, save, score, tr
 from nlp_transfer.settings.launch_config import check_launch
 from nlp_transfer.settings.schema import Document, RunConfig
 from nlp_transfer.tasks import Arrays
+from nlp_transfer.training.callbacks import Callback, note_on_callbacks
 from nlp_transfer.training.interruption import Signals
 from nlp_transfer.utils.console import is_main, say
 
@@ -53,6 +54,7 @@ def fine_tune(
     allow_hub_metrics: bool = False,
     push_to: str | None = None,
     metrics: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> FineTuned:
     """Fine-tune a checkpoint on text; save and score the model in `output_dir`.
@@ -67,6 +69,8 @@ def fine_tune(
         metrics: additional metrics of validation and test: functions `f(predictions, references) -> {name: value}` of all rows
             of a split, and metrics of `evaluate`. `training.best_metric` may name one of them. Higher is better unless
             the metric has the attribute `higher_is_better = False`.
+        callbacks: objects that run during training, after those of `training.callbacks`; see `Callback`. They are not recorded
+            in `config.yaml`.
 
     Raises:
         UserError: settings or data are invalid. The message lists all problems; nothing is written.
@@ -75,15 +79,15 @@ def fine_tune(
         Interrupted: SIGTERM or SIGINT arrived; the last step is saved. A subclass of KeyboardInterrupt.
     """
     check_launch()
-    run = resolve(config, metrics=metrics, **settings)
-    say(*describe_unused(run.unused.items()))
-    with RunFolder(run.config.output_dir, resume) as folder, Signals() as signals:
+    run = resolve(config, metrics=metrics, callbacks=callbacks, **settings)
+    say(*describe_unused(run.unused.items()), *note_on_callbacks(run.callbacks))
+    with RunFolder(run.config.output_dir, resume) as folder, Signals():
         folder.check()
         if push_to and is_main():
             check_push(push_to)
         run = read(run, allow_hub_metrics)
         run = encode(run)
-        run = build(run, folder, signals)
+        run = build(run, folder)
         run = train(run)
         run = save(run, folder)
         run = score(run, folder)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from nlp_transfer import UserError, fine_tune
+from nlp_transfer import Callback, UserError, fine_tune
 from nlp_transfer.cli import cli
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources import find_model
@@ -197,7 +197,9 @@ def encoded(task: Task, checkpoint: Checkpoint, data: Rows) -> TokenTable:
     return encode_rows(data, lambda cells: task.encode(cells, tokenizer), task.fill(tokenizer))
 
 
-def trainer(model: Path, strategy: Strategy | None = None, output: Path | None = None, **training: Any) -> Trainer:
+def trainer(
+    model: Path, strategy: Strategy | None = None, output: Path | None = None, callbacks: Sequence[Callback] = (), **training: Any
+) -> Trainer:
     """Return a trainer with 40 training and 12 validation rows; a training setting of None has its default."""
     checkpoint, strategy = opened(model), strategy or Strategy()
     train, validation = sentiment_rows(40), sentiment_rows(52)[40:]
@@ -211,7 +213,7 @@ def trainer(model: Path, strategy: Strategy | None = None, output: Path | None =
         built = strategy.wrap(task.build_model(checkpoint, config))
     if output is not None:
         output.mkdir(exist_ok=True)
-    return Trainer(built, task, tables, strategy=strategy, training=config, output_dir=output)
+    return Trainer(built, task, tables, strategy, config, callbacks, output_dir=output)
 
 
 def exit_status(*arguments: object) -> int:

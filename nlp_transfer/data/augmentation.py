@@ -204,9 +204,9 @@ class Augmenter:
 def make_augmenter(
     training: TrainingConfig, tokenizer: PreTrainedTokenizerBase, train: TokenTable, max_length: int | None
 ) -> Augmenter | None:
-    """Return the augmenter for `training.augment`; None if no augmentation is set."""
+    """Return the augmenter for the shares of words in `training.augment`; None if there are none."""
     settings = training.augment
-    if settings is None or not any(settings.model_dump().values()):
+    if settings is None or isinstance(settings, str) or not settings.shares:
         return None
     return Augmenter(settings, tokenizer, train, max_length or 512, training.seed)
 

@@ -82,8 +82,8 @@ class Acceleration:
 
     @property
     def can_clip(self) -> bool:
-        """Whether `clip` is available: fused optimizers can scale gradients as they read them."""
-        return self._inner is not None and bool(self._inner.defaults.get("fused"))
+        """Whether `clip` is available: PyTorch's fused AdamW can scale gradients as it reads them."""
+        return type(self._inner) is torch.optim.AdamW and bool(self._inner.defaults.get("fused"))
 
     def clip(self, limit: float | None) -> torch.Tensor:
         """Limit the norm of the gradient in the next optimizer step, and return the norm before clipping.
@@ -99,6 +99,18 @@ class Acceleration:
         self._inner.grad_scale = 1 / factor
         self._factor = float(factor) if self._tables else 1.0
         return norm
+
+    @torch.no_grad()
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Return copies of the gradients that `step` applies, by parameter name. Call it after clipping."""
+        scale = float(1 / self._inner.grad_scale) if hasattr(self._inner, "grad_scale") else 1.0
+        gradients = {name: p.grad * scale for name, p in self.model.named_parameters() if p.grad is not None}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for table in self._tables:
+            if (sparse := table.gradient()) is not None:
+                gradient = torch.zeros_like(table.table).index_add_(0, sparse[0], sparse[1] * scale)
+                gradients[names[id(table.table)]] = gradient
+        return gradients
 
     def step(self) -> None:
         """Take one optimizer step and clear the gradient."""

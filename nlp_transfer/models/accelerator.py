@@ -144,6 +144,14 @@ def is_lost_process(error: BaseException) -> bool:
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
+def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Return whether a flag is set in any process. Call it in all of them."""
+    if accelerator.num_processes == 1:
+        return flag
+    total: torch.Tensor = accelerator.reduce(torch.tensor([float(flag)], device=accelerator.device), "sum")
+    return bool(total.item() > 0)
+
+
 def finish_trackers(accelerator: Accelerator) -> None:
     """Flush and close all trackers.
 

@@ -1,6 +1,7 @@
 """Validate a raw document and create its task and strategy; report all problems at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from nlp_transfer.run.document import as_document
 from nlp_transfer.run.run import Run
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.applicability import refuse_unused
-from nlp_transfer.settings.schema import Document, RunConfig, expand_name
+from nlp_transfer.settings.extensions import load_function
+from nlp_transfer.settings.schema import Document, RunConfig, TrainingConfig, expand_name
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name
+from nlp_transfer.training.callbacks import Callback, callback_class, check_callbacks
+from nlp_transfer.training.optimizer import find_optimizer
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 
@@ -25,6 +29,7 @@ def resolve(
     *,
     shared: bool = False,
     metrics: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
     """Validate the settings of a run and create its task and strategy.
@@ -34,12 +39,13 @@ def resolve(
             required settings.
         shared: whether several strategies share the settings; data settings that have no effect are then allowed.
         metrics: user metrics, see `fine_tune`; their names are unknown here, so `best_metric` is not checked.
+        callbacks: user callbacks, see `fine_tune`.
         settings: settings by name, which override those in `config`.
 
     Raises:
         UserError: lists every problem.
     """
-    user_metrics = UserMetrics(metrics)
+    user_metrics, callbacks = UserMetrics(metrics), check_callbacks(callbacks)
     raw = as_document(config) | settings
     problems = Problems("settings")
     raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
@@ -66,7 +72,7 @@ def resolve(
         refuse_unused(unused.refused, unused.refused, problems)
     problems.raise_if_any()
     assert checked is not None
-    return Run(checked, task, strategy, unused.reported, user_metrics)
+    return Run(checked, task, strategy, unused.reported, user_metrics, callbacks)
 
 
 def _named(value: Any) -> Any:
@@ -99,6 +105,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, us
     if training.early_stopping and data.train is not None and "validation" not in data.splits:
         problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
     _check_trackers(training.trackers, problems)
+    _check_code(training, problems)
     if task is not None:
         if not user_metrics:
             _check_best_metric(training.best_metric, task, problems)
@@ -126,6 +133,24 @@ def _check_best_metric(name: str | None, task: Task, problems: Problems) -> None
             f"training.best_metric: found {name!r}, which {task_name(task)} does not compute{did_you_mean(name, known)}; "
             f"allowed: {', '.join(known)}; in Python also metrics of fine_tune(metrics=[...])"
         )
+
+
+def _check_code(training: TrainingConfig, problems: Problems) -> None:
+    """Check that the classes and functions that training settings name can be loaded."""
+    checks: list[Callable[[], object]] = [
+        lambda: find_optimizer(training.optimizer),
+        *(partial(callback_class, i, name) for i, name in enumerate(training.callbacks)),
+        *(
+            partial(load_function, f"training.{name}", value)
+            for name, value in (("schedule", training.schedule), ("augment", training.augment))
+            if isinstance(value, str) and ":" in value
+        ),
+    ]
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.absorb(error)
 
 
 def _check_trackers(names: list[str], problems: Problems) -> None:

@@ -1,6 +1,6 @@
 """The value that `fine_tune` hands from one stage to the next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import RunConfig
 from nlp_transfer.strategies import Job, Strategy
 from nlp_transfer.tasks import Arrays, Task
+from nlp_transfer.training.callbacks import Callback
 from nlp_transfer.training.trainer import Trainer
 
 Metrics = dict[str, dict[str, float]]
@@ -29,7 +30,8 @@ class Run:
         task: The task; fitted when the data are read, and prepared for the checkpoint before the rows are encoded.
         unused: Settings without effect that were set anyway: the reason by dotted name.
         user_metrics: Metrics passed to `fine_tune`.
-        hub_metrics: Metrics of `training.hub_metrics`.
+        callbacks: Callbacks passed to `fine_tune`.
+        hub_metrics: Metrics of `training.hub_metrics` (set by `read`).
         checkpoint: The pretrained checkpoint (set by `read`).
         splits: The rows of each split (set by `read`).
         job: The task with its token tables. The saved model is scored on it (set by `encode`; `build` sets its training
@@ -51,6 +53,7 @@ class Run:
     strategy: Strategy
     unused: dict[str, str] = field(default_factory=dict)
     user_metrics: UserMetrics = field(default_factory=lambda: UserMetrics(()))
+    callbacks: Sequence[Callback] = ()
     hub_metrics: list[Any] = field(default_factory=list)
     checkpoint: Checkpoint = LATER
     splits: Splits = LATER
@@ -75,6 +78,10 @@ class Run:
     def references(self) -> dict[str, Arrays]:
         """Targets of the predictions, by split and name: arrays of shape (rows, ...)."""
         return {split: self.job.tables[split].references for split in self.predictions}
+
+    def training_document(self) -> dict[str, Any]:
+        """Return the training settings as a document."""
+        return self.config.training.model_dump()
 
     def with_validation_share(self, share: float | None) -> "Run":
         """Return the run with a resolved `data.validation_share`; None: unchanged."""

@@ -22,8 +22,8 @@ def resolved_document(run: Run) -> dict[str, Any]:
         UserError: a file or revision differs from the `provenance` in the settings.
     """
     config, strategy, checkpoint, splits, trainer = run.config, run.strategy, run.checkpoint, run.splits, run.trainer
-    training = trainer.training.model_dump() | {
-        "label_smoothing": trainer.task.label_smoothing(trainer.training),
+    training = trainer.settings.model_dump() | {
+        "label_smoothing": trainer.task.label_smoothing(trainer.settings),
         "precision": trainer.resolved.precision, "attention": trainer.resolved.attention, "kernels": trainer.resolved.kernels,
     }  # fmt: skip
     if strategy.takes_steps():

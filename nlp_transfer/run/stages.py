@@ -13,7 +13,6 @@ from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
 from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.evaluation.metrics import load_hub_metric
 from nlp_transfer.inference.predictor import PRECISION
-from nlp_transfer.models.accelerator import finish_trackers
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import count_parameters, describe_head
 from nlp_transfer.run.final_model import save_final_model
@@ -28,7 +27,8 @@ from nlp_transfer.saved_models.custom_models import ensure_config
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.strategies import Job
 from nlp_transfer.training.automatic_settings import resolve_settings
-from nlp_transfer.training.interruption import Signals
+from nlp_transfer.training.callbacks import Callback
+from nlp_transfer.training.standard_callbacks import Augmentation, RowNames
 from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils.console import percent, say, show_metrics
 
@@ -59,16 +59,13 @@ def encode(run: Run) -> Run:
     return replace(run, task=task, job=job)
 
 
-def build(run: Run, folder: RunFolder, signals: Signals) -> Run:
+def build(run: Run, folder: RunFolder) -> Run:
     """Build the model, resolve `auto` settings, and prepare model and data as the strategy requires.
 
     Check that the untrained model can be saved and scored. `folder` is created after all checks that are possible before
     training, with `config.yaml` in it.
     """
     started, training, task, tables = time.monotonic(), run.config.training, run.task, run.job.tables
-    augment = None
-    if run.strategy.takes_steps():
-        augment = make_augmenter(training, run.checkpoint.tokenizer, tables["train"], task.max_length)
     with quiet():
         model = ensure_config(task.build_model(run.checkpoint, training), run.checkpoint)
         say(*describe_head(model))
@@ -82,9 +79,8 @@ def build(run: Run, folder: RunFolder, signals: Signals) -> Run:
         prepared = run.strategy.prepare_data(job, model)
         check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
     trainer = Trainer(
-        model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, resolved=resolved,
-        output_dir=folder.path, describe=lambda rows: _describe_rows(run.splits, rows), objectives=prepared.objectives,
-        augment=augment, signals=signals, user_metrics=run.user_metrics,
+        model, prepared.task, prepared.tables, run.strategy, replace(resolved, training=prepared.training), _callbacks(run),
+        output_dir=folder.path, objectives=prepared.objectives, user_metrics=run.user_metrics,
     )  # fmt: skip
     say(*summary_lines(trainer))
     run = replace(run, job=job, trainer=trainer)
@@ -99,7 +95,6 @@ def build(run: Run, folder: RunFolder, signals: Signals) -> Run:
 
 def train(run: Run) -> Run:
     """Train the model; at the end it has the best weights."""
-    run.trainer.accelerator.init_trackers("nlp_transfer")
     parameters = count_parameters(run.trainer.model)
     position = run.trainer.train()
     return replace(run, speed=training_metrics(position, parameters, run.preparation_seconds))
@@ -129,10 +124,18 @@ def report(run: Run, folder: RunFolder) -> Run:
     if run.is_main:
         finish_run(run, folder)
     run.trainer.accelerator.wait_for_everyone()
-    finish_trackers(run.trainer.accelerator)
     show_metrics(run.metrics, f"metrics, computed in {PRECISION}")
     say(f"the model is in {folder.path / 'model'}")
     return run
+
+
+def _callbacks(run: Run) -> list[Callback]:
+    """Return the callbacks of the run: names of rows in errors, augmentation, and those of the user."""
+    augment = None
+    if run.strategy.takes_steps():
+        augment = make_augmenter(run.config.training, run.checkpoint.tokenizer, run.job.tables["train"], run.task.max_length)
+    names = RowNames(lambda rows: _describe_rows(run.splits, rows))
+    return [names, *([Augmentation(augment)] if augment else []), *run.callbacks]
 
 
 def _describe_rows(splits: Splits, indices: np.ndarray) -> str:

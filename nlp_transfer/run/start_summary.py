@@ -21,7 +21,7 @@ def summary_lines(trainer: Trainer) -> list[str]:
         f"{trainable:,} of {total:,} parameters are trained ({percent(trainable, total)})"
         + (f"; randomly initialized: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
         *_resolved_lines(trainer),
-        *describe_unused(ineffective_strategies(trainer.model, trainer.training, trainer.strategy).items()),
+        *describe_unused(ineffective_strategies(trainer.model, trainer.settings, trainer.strategy).items()),
     ]
     if not trainer.strategy.takes_steps():
         return [*lines, f"no optimizer step is taken; the strategy computes its parameters on {trainer.accelerator.device}"]
@@ -34,7 +34,7 @@ def summary_lines(trainer: Trainer) -> list[str]:
         f"learning rate {trainer.planner.learning_rate():g}, {float(f'{epochs:.3g}'):g} epoch{'s' * (epochs != 1)}, "
         f"{steps:,} step{'s' * (steps != 1)} of {size}, {processes} on {trainer.accelerator.device}"
     )
-    if smoothing := trainer.task.label_smoothing(trainer.training):
+    if smoothing := trainer.task.label_smoothing(trainer.settings):
         lines.append(f"label smoothing {smoothing:g}; not used in the loss of validation and test")
     lines += _weighting_lines(trainer, plan)
     if steps < FEW_STEPS:
@@ -47,7 +47,7 @@ def summary_lines(trainer: Trainer) -> list[str]:
 
 def _resolved_lines(trainer: Trainer) -> list[str]:
     """Return a line for precision, attention, kernels and batch size, each with the reason."""
-    resolved, training = trainer.resolved, trainer.training
+    resolved, training = trainer.resolved, trainer.settings
     values = {"precision": resolved.precision, "attention": resolved.attention, "kernels": resolved.kernels}
     lines = [f"{name} {value} ({resolved.reasons[name]})" for name, value in values.items()]
     if resolved.precision != PRECISION:
@@ -61,18 +61,20 @@ def _resolved_lines(trainer: Trainer) -> list[str]:
 
 def _weighting_lines(trainer: Trainer, plan: WindowPlan) -> list[str]:
     """Return a line for each setting that weights, oversamples or augments rows."""
-    training, lines = trainer.training, []
+    training, lines = trainer.settings, []
     if training.focal_gamma:
         lines.append(f"focal loss, gamma {training.focal_gamma:g}")
     if plan.repeats is not None:
         lines.append(f"oversampling: {plan.rows_in_epoch:,} rows per epoch instead of {len(plan.lengths):,}")
         if training.class_weights == "balanced":
-            weights = trainer.task.loss_options(training, trainer.tables["train"]).class_weights
+            weights = trainer.task.loss_options(training, trainer.data["train"]).class_weights
             assert weights is not None, "tasks without classes refuse both settings"
             lines.append(
                 f"class weights balanced: {float(weights.min()):.3g} to {float(weights.max()):.3g}, computed after oversampling"
             )
-    if training.augment is not None and trainer.augment is not None:
-        shares = {name: value for name, value in training.augment.model_dump().items() if value}
-        lines.append(f"augmentation, shares of words: {', '.join(f'{name} {value:g}' for name, value in shares.items())}")
+    if isinstance(training.augment, str):
+        lines.append(f"augmentation by {training.augment}")
+    elif training.augment is not None and training.augment.shares:
+        shares = ", ".join(f"{name} {value:g}" for name, value in training.augment.shares.items())
+        lines.append(f"augmentation, shares of words: {shares}")
     return lines

@@ -30,7 +30,7 @@ IDENTITY = ("task.name", "task.labels", "task.architecture")
 """Settings that cannot be changed when a saved model is loaded."""
 
 NO_STEPS = frozenset(
-    "epochs max_steps batch_size batch_tokens gradient_accumulation_steps learning_rate weight_decay schedule warmup "
+    "epochs max_steps batch_size batch_tokens gradient_accumulation_steps learning_rate optimizer weight_decay schedule warmup "
     "max_grad_norm label_smoothing class_weights focal_gamma oversample augment dropout attention_dropout kernels "
     "gradient_checkpointing evaluate_every checkpoint_every keep_checkpoints early_stopping best_metric ema trackers "
     "logging_steps".split()

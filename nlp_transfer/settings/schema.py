@@ -7,9 +7,19 @@ that they name is imported later and validates them.
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from nlp_transfer.settings.annotations import allowed_values, as_yaml, leaf_types, needs_list
 from nlp_transfer.settings.applicability import UsedWith
@@ -19,6 +29,29 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
+
+
+def _by_name(value: Any) -> Any:
+    """Replace a class or function by its name, `package.module:Class`; in Python, settings may hold either."""
+    return f"{value.__module__}:{value.__qualname__}" if isinstance(value, (type, FunctionType)) else value
+
+
+def _has_module(value: str) -> str:
+    module, colon, path = value.partition(":")
+    if not (module and colon and path):
+        raise ValueError("your own code, as package.module:NAME")
+    return value
+
+
+def _optimizer_name(value: Any) -> Any:
+    """Return the name of an optimizer; classes in torch.optim are named without their module."""
+    if isinstance(value, type) and value.__module__.startswith("torch.optim."):
+        value = value.__name__
+    return "adamw" if isinstance(value, str) and value.lower() == "adamw" else _by_name(value)
+
+
+Code = Annotated[str, BeforeValidator(_by_name), AfterValidator(_has_module)]
+"""A class or function of the user, as `package.module:NAME`."""
 SEPARATORS = {"tab": "\t", "\\t": "\t", "semicolon": ";", "comma": ",", "pipe": "|"}
 
 
@@ -161,6 +194,11 @@ class AugmentConfig(Settings):
     replace: Share = 0.0
     """Share of words to replace with other words, sampled by their frequency in train."""
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares that are not 0, by name."""
+        return {name: value for name, value in self.model_dump().items() if value}
+
     @model_validator(mode="after")
     def _leaves_words(self) -> "AugmentConfig":
         if self.drop + self.mask + self.replace >= 1:
@@ -184,10 +222,15 @@ class TrainingConfig(Settings):
     """Micro-batches per process and optimizer step."""
     learning_rate: Positive | Literal["auto"] = "auto"
     """Peak learning rate. auto: a rate that suits the strategy and the model size."""
+    optimizer: Annotated[Name, BeforeValidator(_optimizer_name)] = "adamw"
+    """adamw; the name of another class in torch.optim, such as SGD; or your own `package.module:factory`, a function of
+    parameter groups and learning rate (`f(groups, learning_rate)`) that returns an optimizer."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay of AdamW; not applied to biases and normalization weights."""
-    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = "linear"
-    """Learning rate after the warmup. linear, cosine: decay to 0. inverse_sqrt: decay with 1 / sqrt(step). constant: no decay."""
+    """Weight decay of the optimizer (decoupled in AdamW); not applied to biases and normalization weights."""
+    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] | Code = "linear"
+    """Learning rate after the warmup. linear, cosine: decay to 0. inverse_sqrt: decay with 1 / sqrt(step). constant: no decay.
+    Or your own `package.module:function`: `f(step, steps)` returns the factor on the peak learning rate; both count from the end
+    of the warmup, and the first step is 0."""
     warmup: Annotated[float, Field(ge=0)] = 0.1
     """Length of the warmup: a share of all steps if below 1, otherwise a number of steps."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -204,9 +247,10 @@ class TrainingConfig(Settings):
     oversample: Literal["balanced"] | Annotated[float, Field(gt=0, le=1)] | None = None
     """Repeat rows of rare classes in each epoch. `balanced`: until every class has as many rows as the largest one. A number up
     to 1: exponent of that repetition factor (0.5: its square root). null: each row once."""
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig | Code | None = None
     """Shares of words in the training texts to `drop`, `swap`, `mask` or `replace`, such as {drop: 0.1}. Words are sampled at
-    each step. null: no augmentation."""
+    each step. Or your own `package.module:function`: `f(batch, rows, step)` returns the changed batch of tensors. null: no
+    augmentation."""
     dropout: Share | None = None
     """Dropout of the hidden layers, and of a custom head unless `task.head.dropout` is set. null: as in the checkpoint."""
     attention_dropout: Share | None = None
@@ -236,6 +280,8 @@ class TrainingConfig(Settings):
     """Validation metric that selects the best weights. null: the main metric of the task."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights; the averaged weights are evaluated and saved. null: no average."""
+    callbacks: list[Code] = []
+    """Your own callbacks, as `package.module:Class`: subclasses of `nlp_transfer.Callback`."""
     trackers: list[str] = []
     """Experiment trackers, by their names in Accelerate, such as tensorboard."""
     hub_metrics: list[str] = []

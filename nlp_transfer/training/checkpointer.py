@@ -11,6 +11,7 @@ from torch import nn
 from nlp_transfer.models.verification.weight_files import stored_shapes
 from nlp_transfer.security.file_locks import read_record
 from nlp_transfer.training import checkpoints
+from nlp_transfer.training.callback_states import check_states
 from nlp_transfer.training.checkpoints import Tensors
 from nlp_transfer.training.optimizer import MovingAverage
 from nlp_transfer.training.position import Position, read_position
@@ -41,6 +42,8 @@ class Checkpointer:
         """Optimizer state of all phases so far, as `PARAMETER/KEY`."""
         self.average: MovingAverage | None = None
         """Moving average of the weights."""
+        self.callback_tensors: Tensors = {}
+        """Tensors in the states of callbacks; the other values are in `Position.callbacks`."""
         self._best: Tensors = {}
         self._untrained: Tensors = {}
 
@@ -92,6 +95,7 @@ class Checkpointer:
             self._untrained = self._copy(set(position.touched) - set(best))
         self._load(checkpoints.read_tensors(folder, "model"))
         self.optimizer_state = checkpoints.read_tensors(folder, "optimizer")
+        self.callback_tensors = checkpoints.read_tensors(folder, "callbacks")
         if self.ema:
             self.average = MovingAverage(self.ema)
             self.average.weights = checkpoints.read_tensors(folder, "average")
@@ -125,13 +129,14 @@ class Checkpointer:
                 return f"state.json: average_steps: found {position.average_steps}; allowed: {steps}"
             if position.touched != sorted(stored_shapes(path / "model.safetensors")):
                 return "state.json: touched: found other names than those in model.safetensors"
+            check_states(position.callbacks, checkpoints.tensor_names(path, "callbacks"))
             check(position)
         except (OSError, ValueError) as error:
             return f"state.json: {error}"
         return None
 
-    def save(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> None:
-        """Write a checkpoint. Call it in every process, between two optimizer steps.
+    def save(self, position: Position, best: bool, give_up: Callable[[], bool] = bool) -> Path | None:
+        """Write a checkpoint and return its folder. Call it in every process, between two optimizer steps.
 
         Args:
             position: the progress so far.
@@ -146,14 +151,15 @@ class Checkpointer:
         if self.folder is None:
             if best:
                 self._best = {name: tensor.clone() for name, tensor in (weights | average).items()}
-            return
+            return None
         self.saved_step = position.step
         if not self.writes:
-            return
+            return self.folder / f"step-{position.step}"
         position.average_steps = self.average.steps if self.average else 0
-        tensors = {"model": weights, "optimizer": self.optimizer_state} | ({"average": average} if average else {})
+        optional = {"average": average, "callbacks": self.callback_tensors}
+        tensors = {"model": weights, "optimizer": self.optimizer_state} | {name: each for name, each in optional.items() if each}
         folder, state = self.folder, asdict(position)
-        retry_while_full(
+        return retry_while_full(
             lambda: checkpoints.write_checkpoint(folder, position.step, tensors, state, best, self.number),
             f"the checkpoint of step {position.step}", folder, give_up,
         )  # fmt: skip

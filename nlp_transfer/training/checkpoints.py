@@ -1,7 +1,7 @@
 """Checkpoint files in safetensors and JSON, written atomically with a manifest of hashes. Nothing is unpickled.
 
 checkpoints/
-  step-120/      model.safetensors, optimizer.safetensors, [average.safetensors], state.json, manifest.json
+  step-120/      model.safetensors, optimizer.safetensors, [average.safetensors, callbacks.safetensors], state.json, manifest.json
   last, best     text files with the name of a checkpoint
 """
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nlp_transfer.data.sources.wheels import sha256_of
+from nlp_transfer.models.verification.weight_files import stored_shapes
 from nlp_transfer.security.file_locks import OLD, PART, read_record, remove
 from nlp_transfer.utils.atomic_files import replacing, replacing_folder, sync
 
@@ -147,3 +148,9 @@ def read_tensors(path: Path, name: str) -> Tensors:
         return load_file(file) if file.is_file() else {}
     except SafetensorError as error:
         raise RuntimeError(f"{file}: cannot be read ({error})") from error
+
+
+def tensor_names(path: Path, name: str) -> list[str]:
+    """Return the names of the tensors in `NAME.safetensors`; none if there is no such file."""
+    file = path / f"{name}.safetensors"
+    return list(stored_shapes(file)) if file.is_file() else []

@@ -30,6 +30,29 @@ class TrainingError(RuntimeError):
     """
 
 
+class NotFiniteError(TrainingError):
+    """The loss or its gradient is not a finite number.
+
+    Args:
+        step: number of the optimizer step that was not taken.
+        rows: indices of its rows in `train`.
+
+    Attributes:
+        names: what the message calls the rows.
+    """
+
+    def __init__(self, step: int, loss: float, grad_norm: float, rows: np.ndarray) -> None:
+        super().__init__(step, loss, grad_norm, rows)
+        self.step, self.loss, self.grad_norm, self.rows, self.names = step, loss, grad_norm, rows, str(rows)
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: the loss or its gradient is not a number (loss {self.loss}, gradient norm {self.grad_norm}) for "
+            f"these rows: {self.names}. A smaller training.learning_rate or training.precision fp32 may help. The checkpoints "
+            "are from before this step"
+        )
+
+
 class WindowGradient:
     """Computes the gradients of one phase, one window (the rows of an optimizer step) at a time.
 

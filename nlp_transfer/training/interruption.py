@@ -15,6 +15,7 @@ from typing import Any
 from nlp_transfer.utils.distributed import rank, world_size
 from nlp_transfer.utils.interrupts import SIGNALS, Interrupted
 
+_ACTIVE = threading.local()  # its `stack` holds the entered contexts of a thread
 FORWARDED = 2.0  # seconds within which a launcher forwards a signal that the terminal sent to every process
 
 
@@ -35,9 +36,11 @@ class Signals:
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._arrive) for number in SIGNALS}
+        _ACTIVE.stack = [*getattr(_ACTIVE, "stack", ()), self]
         return self
 
     def __exit__(self, *_: object) -> None:
+        _ACTIVE.stack = [signals for signals in _ACTIVE.stack if signals is not self]
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
@@ -73,3 +76,9 @@ class Signals:
                 os.write(
                     2, f"{signal.Signals(number).name}: saving after this step; send it again to exit immediately\n".encode()
                 )
+
+
+def active_signals() -> Signals:
+    """Return the innermost entered context of this thread; without one, a new context that handles no signals."""
+    stack: list[Signals] = getattr(_ACTIVE, "stack", [])
+    return stack[-1] if stack else Signals()

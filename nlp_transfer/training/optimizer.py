@@ -1,13 +1,26 @@
-"""AdamW over named parameter groups, the learning rate schedule, optimizer state by name, and the moving average."""
+"""The optimizer over named parameter groups, the learning rate schedule, optimizer state by name, and the moving average."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from nlp_transfer.settings import registry
+from nlp_transfer.settings.extensions import FUNCTION_FORM, load_function
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Combined, Group, Strategy
+from nlp_transfer.utils.console import say_once
+from nlp_transfer.utils.errors import UserError, did_you_mean
+
+UNSUITABLE = {
+    "LBFGS": "computes the loss several times a step",
+    "SparseAdam": "needs sparse gradients",
+    "Optimizer": "is abstract",
+}
+GROUP_SETTINGS = ("lr", "initial_lr", "weight_decay")  # numbers of a parameter group that are set at each start
+OF_GROUP = "group."  # begins the keys of numbers that belong to a parameter group
 
 
 def named_groups(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> list[Group]:
@@ -46,8 +59,38 @@ def ineffective_strategies(model: nn.Module, training: TrainingConfig, strategy:
     return reasons
 
 
-def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float) -> torch.optim.AdamW:
-    """Return AdamW, fused if possible. Without its bias correction, runs on small datasets diverge (2006.05987)."""
+def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """Return the function that creates the optimizer of `training.optimizer`, from parameter groups and learning rate.
+
+    Raises:
+        UserError: the name is unknown, or the optimizer cannot train with ordinary gradients.
+    """
+    if ":" in name:
+        factory: Callable[..., torch.optim.Optimizer] = load_function("training.optimizer", name)
+        return factory
+    kinds = {
+        each.lower(): kind for each, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and each not in UNSUITABLE
+    }  # fmt: skip
+    if name.lower() not in kinds:
+        known = sorted(kind.__name__ for kind in kinds.values())
+        reason = (
+            f"which {UNSUITABLE[name]}" if name in UNSUITABLE else f"which torch.optim does not have{did_you_mean(name, known)}"
+        )
+        raise UserError(
+            f"training.optimizer: found {name!r}, {reason}; allowed: adamw, {', '.join(known)}, or your own {FUNCTION_FORM}"
+        )
+    return kinds[name.lower()]
+
+
+def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float, name: str = "adamw") -> torch.optim.Optimizer:
+    """Return the optimizer of `training.optimizer`; AdamW is fused if possible.
+
+    Without AdamW's bias correction, runs on small datasets diverge (2006.05987).
+
+    Raises:
+        UserError: the optimizer cannot be created, or has other parameters.
+    """
     parameters = dict(model.named_parameters())
     options = [
         {
@@ -60,7 +103,22 @@ def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float) 
         for group in groups
     ]
     device = next(iter(parameters.values())).device.type
-    return torch.optim.AdamW(options, lr=learning_rate, fused=device in ("cpu", "cuda"))
+    if name == "adamw":
+        return torch.optim.AdamW(options, lr=learning_rate, fused=device in ("cpu", "cuda"))
+    try:
+        optimizer = find_optimizer(name)(options, learning_rate)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"training.optimizer: {name} cannot be created: {type(error).__name__}: {error}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"training.optimizer: {name} returned {type(optimizer).__name__}; allowed: a torch.optim.Optimizer")
+    if [group.get("names") for group in optimizer.param_groups] != [option["names"] for option in options]:
+        raise UserError(f"training.optimizer: {name} returned other parameter groups than it received; allowed: the same groups")
+    if "weight_decay" not in optimizer.defaults and any(option["weight_decay"] for option in options):
+        say_once(f"note: training.weight_decay has no effect: {type(optimizer).__name__} has no weight decay")
+    optimizer.defaults["lr"] = learning_rate
+    return optimizer
 
 
 def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
@@ -76,12 +134,26 @@ def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
     warmup = min(warmup, total)
     if step < warmup:
         return (step + 1) / warmup
+    if ":" in training.schedule:
+        return _user_factor(training.schedule, step - warmup, total - warmup)
     if training.schedule == "constant":
         return 1.0
     if training.schedule == "inverse_sqrt":  # Vaswani et al. 2017, 1706.03762
         return math.sqrt(max(1, warmup) / (step + 1))
     left = (total - step) / max(1, total - warmup)
     return left if training.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
+
+
+def _user_factor(name: str, step: int, steps: int) -> float:
+    """Call a user's schedule.
+
+    Raises:
+        TypeError, ValueError: it does not return a finite number of at least 0.
+    """
+    factor = float(load_function("training.schedule", name)(step, steps))
+    if not (math.isfinite(factor) and factor >= 0):
+        raise ValueError(f"training.schedule: {name}({step}, {steps}) returned {factor}; allowed: a number from 0")
+    return factor
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
@@ -94,14 +166,36 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the optimizer state by `PARAMETER/KEY`, such as `classifier.weight/exp_avg`.
 
-    Unlike positions in groups, names remain valid when another phase trains other parameters.
+    Unlike positions in groups, names remain valid when another phase trains other parameters. Numbers of an optimizer other
+    than AdamW are stored in fp64 as `PARAMETER/KEY:int` or `:float`; those in its parameter groups are stored with the first
+    parameter of the group.
+
+    Raises:
+        TypeError: the state contains something else.
     """
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    state: dict[str, torch.Tensor] = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                state |= _as_tensor(f"{name}/{key}", value)
+        if type(optimizer).__module__.partition(".")[0] != "torch":
+            changing = {key: value for key, value in group.items() if key not in GROUP_SETTINGS and type(value) in (int, float)}
+            for key, value in changing.items():
+                state |= _as_tensor(f"{group['names'][0]}/{OF_GROUP}{key}", value)
+    return state
+
+
+def _as_tensor(path: str, value: Any) -> dict[str, torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return {path: value}
+    if value is None:
+        return {}
+    if type(value) not in (int, float):
+        raise TypeError(
+            f"training.optimizer: the state {path} is of type {type(value).__name__}; allowed: tensors and numbers, which "
+            "checkpoints can contain"
+        )
+    return {f"{path}:{type(value).__name__}": torch.tensor(value, dtype=torch.float64)}
 
 
 def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]) -> None:
@@ -112,9 +206,17 @@ def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tenso
         states.setdefault(name, {})[key] = value
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in states.get(name, {}).items():
+            for path, value in states.get(name, {}).items():
+                key, _, kind = path.partition(":")
+                if kind:
+                    number = {"int": int, "float": float}[kind](value.item())
+                    if key.startswith(OF_GROUP):
+                        group[key.removeprefix(OF_GROUP)] = number
+                    else:
+                        optimizer.state[parameter][key] = number
+                    continue
                 # Fused AdamW stores `step` on the device of the parameter, other implementations on the CPU.
-                device = parameter.device if key != "step" or group["fused"] else "cpu"
+                device = parameter.device if key != "step" or group.get("fused") else "cpu"
                 optimizer.state[parameter][key] = value.to(device, copy=True)
 
 

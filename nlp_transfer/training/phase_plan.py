@@ -139,7 +139,7 @@ class PhasePlanner:
         due = (
             phase.evaluate
             and "validation" in self.tables
-            and (position.phase_step % interval == 0 or position.phase_step == total)
+            and (position.phase_step % interval == 0 or position.phase_step == total or position.ended)
         )
         done = bool(position.history) and position.history[-1]["step"] == position.step
         check((position.unjudged or done) == due, "unjudged", f"an evaluation after step {position.step}: {due}")

@@ -56,12 +56,16 @@ class Position:
     """Evaluations in this phase since its best one."""
     stopped: bool = False
     """Whether early stopping ended the phase."""
+    ended: bool = False
+    """Whether a callback ended training."""
     unjudged: bool = False
     """Whether the evaluation after this step is still to be done."""
     pieces: Count = 1
     """Number of pieces into which each micro-batch is split for lack of memory."""
     scaler: dict[str, Number] = field(default_factory=dict)
     """State of the fp16 gradient scaler."""
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """States of callbacks by name, without their tensors."""
     touched: list[str] = field(default_factory=list)
     """Names of all parameters that have been trainable in any phase so far."""
     average_steps: Count = 0
@@ -75,14 +79,13 @@ class Position:
     step_seconds: Seconds = 0.0
     """Wall time of the optimizer steps alone."""
 
-    def record_evaluation(self, metrics: dict[str, float], metric: str, higher: bool, patience: int | None) -> bool:
+    def record_evaluation(self, metrics: dict[str, float], metric: str, higher: bool) -> bool:
         """Add an evaluation to the history and return whether it is the best so far.
 
         Args:
             metrics: validation metrics by name.
             metric: name of the metric by which evaluations are compared. Ties are broken by the loss.
             higher: whether higher is better.
-            patience: evaluations without improvement after which the phase ends; None: no early stopping.
         """
         value = metrics.get(metric, math.nan)
         sign = 1 if higher else -1
@@ -95,13 +98,11 @@ class Position:
             self.phase_rank, self.worse = rank, 0
         else:
             self.worse += 1
-            self.stopped = patience is not None and self.worse >= patience
         others = {name: other for name, other in metrics.items() if name not in (metric, "loss")}
         shown = "".join(f", {name} {other:.4g}" for name, other in others.items() if len(others) <= MAX_SHOWN)
         say(
             f"step {self.step}: validation {metric} {number(value)}, loss {number(metrics['loss'])}{shown}"
             + (" (best so far)" if better else f" (best {number(self.best or 0.0)} at step {self.best_step})")
-            + (f"; no improvement for {self.worse} evaluations, training stops" if self.stopped else "")
         )
         return better
 
@@ -187,7 +188,10 @@ def _check_keys(kind: type, raw: Any, prefix: str) -> None:
         raise ValueError(f"content: found {shorten(raw)}; allowed: an object with {', '.join(sorted(names))}")
     if different := sorted(names ^ raw.keys()):
         value = shorten(raw[different[0]]) if different[0] in raw else "nothing"
-        raise ValueError(f"{prefix}{different[0]}: found {value}; allowed: exactly {', '.join(sorted(names))}")
+        raise ValueError(
+            f"{prefix}{different[0]}: found {value}; allowed: exactly {', '.join(sorted(names))}, "
+            "as this version of nlp_transfer writes them"
+        )
 
 
 def checker(values: object, prefix: str = "") -> Callable[[bool, str, str], None]:

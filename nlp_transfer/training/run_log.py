@@ -3,17 +3,21 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from nlp_transfer.models.accelerator import finish_trackers
 from nlp_transfer.security.file_locks import read_record
+from nlp_transfer.training.callbacks import Callback, Step, Trainer
 from nlp_transfer.utils.atomic_files import append, write_bytes
 from nlp_transfer.utils.errors import UserError
 
 
-class RunLog:
+class RunLog(Callback):
     """Writes metrics to `log.jsonl` and to the trackers, in the main process only.
 
     Validation metrics are nested under `validation` in the file and have the prefix `validation/` in trackers.
@@ -22,6 +26,46 @@ class RunLog:
     def __init__(self, accelerator: Accelerator, output_dir: Path | None) -> None:
         self.accelerator = accelerator
         self.path = output_dir / "log.jsonl" if output_dir is not None and accelerator.is_main_process else None
+        self.last_step, self.loss = 0, math.nan
+        """Step of the last line, and the mean loss in it."""
+        self._unlogged: list[Mapping[str, torch.Tensor]] = []
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Remove the lines of steps that are repeated, and start the trackers."""
+        self.drop_after(trainer.position.step, not trainer.position.unjudged)
+        if not self.accelerator.trackers:
+            self.accelerator.init_trackers("nlp_transfer")
+
+    def on_step(self, trainer: Trainer, step: Step) -> None:
+        """Write a line with means over `training.logging_steps` steps. Runs in all processes, since it adds up their losses."""
+        self._unlogged.append(step.values)
+        if step.number % trainer.settings.logging_steps and trainer.position.phase_step != trainer.total_steps:
+            return
+        means = {
+            name: float(self.accelerator.reduce(torch.stack([values[name] for values in self._unlogged]).mean(), "sum"))
+            for name in step.values
+        }
+        self._unlogged.clear()
+        self.last_step, self.loss = step.number, means["loss"]
+        fields = {"epoch": step.epoch, **means, "learning_rate": step.learning_rate, "grad_norm": step.grad_norm}
+        speed = trainer.position.examples / trainer.position.step_seconds
+        self.write(step.number, **fields, examples_per_second=speed)
+
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Write a line with the validation metrics."""
+        self.write(trainer.position.step, validation=dict(metrics))
+
+    def on_phase_end(self, trainer: Trainer, phase: Any) -> None:
+        """Forget the steps of a phase that was stopped between two lines."""
+        self._unlogged.clear()
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Close the trackers."""
+        finish_trackers(self.accelerator)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Close the trackers."""
+        finish_trackers(self.accelerator)
 
     def drop_after(self, step: int, evaluated: bool = True) -> None:
         """Remove the lines of later steps, which the resumed run repeats.

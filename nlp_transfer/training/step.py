@@ -50,6 +50,10 @@ class PhaseOptimizer:
         """Take one optimizer step and clear the gradient."""
         self.kernels.step()
 
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Return copies of the gradients that `step` applies, clipped, by parameter name. Call it after `clip`."""
+        return self.kernels.gradients()
+
     def discard_gradient(self) -> None:
         """Clear the gradient without taking a step."""
         self.kernels.discard_gradient()

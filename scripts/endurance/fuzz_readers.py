@@ -5,8 +5,8 @@
     python -m scripts.endurance.fuzz_readers --part files --only 4711   # one input again, with its traceback
 
 Reading an input must return or raise a UserError that names the file or the setting, within 5 seconds of CPU time (120 seconds
-of wall time), use at most 1 GB of memory, and write nothing outside of its folder (details in `tests/helpers/fuzz`). Inputs run in
-worker processes that are replaced after some thousand inputs; a worker that dies or hangs is a violation too. Exit status 1 if
+of wall time), use at most 1 GB of memory, and write nothing outside of its folder (details in `tests/helpers/fuzz`). Inputs run
+in worker processes that are replaced after some thousand inputs; a worker that dies or hangs is a violation too. Exit status 1 if
 there is a violation.
 """
 

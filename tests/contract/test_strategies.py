@@ -87,7 +87,7 @@ def check(folder: Path, document: dict[str, Any], case: dict[str, Any]) -> None:
 
     handle = register_optimizer_step_pre_hook(look)
     try:
-        Trainer(model, task, job.tables, strategy=strategy, training=training, objectives=job.objectives).train()
+        Trainer(model, task, job.tables, strategy=strategy, settings=training, objectives=job.objectives).train()
     finally:
         handle.remove()
     should = {name for name in before if declared(case, name, model, new)}

@@ -261,7 +261,7 @@ def test_only_declared_parameters_of_translation_change(
     wrapped: Any = strategy.wrap(model)
     before = {name: value.clone() for name, value in wrapped.named_parameters()}
     training = TrainingConfig(max_steps=3, batch_size=16, precision="fp32", learning_rate=1e-2, weight_decay=0)
-    Trainer(wrapped, task, {"train": table}, strategy=strategy, training=training).train()
+    Trainer(wrapped, task, {"train": table}, strategy=strategy, settings=training).train()
     moved = {name for name, value in wrapped.named_parameters() if not torch.equal(before[name], value)}
     should = {name for name in before if declared(case["name"], name, wrapped, encoder)}
     assert moved == should

@@ -37,7 +37,7 @@ def trained(checkpoint: Path, strategy: Lora) -> tuple[Any, TokenTable]:
     torch.manual_seed(0)
     with quiet():
         model = strategy.wrap(task.build_model(source, settings))
-    Trainer(model, task, {"train": table}, strategy=strategy, training=settings).train()
+    Trainer(model, task, {"train": table}, strategy=strategy, settings=settings).train()
     return model.eval(), table
 
 

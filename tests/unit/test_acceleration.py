@@ -9,7 +9,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from nlp_transfer.kernels import accelerated, acceleration
 from nlp_transfer.kernels.functions import FastFunctions
-from tests.models import tiny_classifier
+from tests.helpers.models import tiny_classifier
 
 pytestmark = pytest.mark.model
 

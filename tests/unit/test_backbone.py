@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nlp_transfer.models.backbone import Backbone
 from nlp_transfer.models.preparation import enable_gradient_checkpointing
-from tests.families import family_config
+from tests.helpers.families import family_config
 
 pytestmark = pytest.mark.model
 

@@ -119,11 +119,11 @@ def test_kernels_and_gradient_checkpointing() -> None:
 def test_trainer_resolves_its_own_settings() -> None:
     training = TrainingConfig(batch_size="auto", max_steps=1, precision="bf16", kernels="plain")
     model = tiny_classifier("bert")
-    trainer = Trainer(model, None, {"train": table()}, training=training)  # type: ignore[arg-type]
-    assert trainer.training.rows == trainer.resolved.training.rows == 32
+    trainer = Trainer(model, None, {"train": table()}, settings=training)  # type: ignore[arg-type]
+    assert trainer.settings.rows == trainer.resolved.training.rows == 32
     assert trainer.precision == "bf16"
     given = resolve_settings(model, table(), training)
-    trainer = Trainer(model, None, {"train": table()}, training=given.training, resolved=given)  # type: ignore[arg-type]
+    trainer = Trainer(model, None, {"train": table()}, settings=given)  # type: ignore[arg-type]
     assert trainer.resolved is given
     assert trainer.accelerator is given.accelerator
 

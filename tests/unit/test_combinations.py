@@ -1,6 +1,7 @@
 """Strategies beside each other and beside settings: what goes together works, and the rest is refused before training."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.data.tokens import Ragged
 from nlp_transfer.data.windows import WindowPlan
-from nlp_transfer.strategies import strategy_from
+from nlp_transfer.strategies import Phase, strategy_from
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression
-from nlp_transfer.training.checkpointer import Position
+from nlp_transfer.training.position import Position
+from nlp_transfer.training.standard_callbacks import EarlyStopping
 from tests.builders import prepared, refused, run
 from tests.contract.test_strategies import TASKS
 from tests.helpers.strategies import document, files
@@ -68,14 +70,21 @@ def test_restarts_refuse_averaged_weights(tiny: dict[str, Path], tmp_path: Path)
 
 
 def test_patience_is_per_phase_and_best_weights_per_run() -> None:
-    at = Position()
-    for accuracy in (0.5, 0.9):
-        assert at.record_evaluation({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
+    at, early = Position(phase=Phase()), EarlyStopping(1)
+
+    def evaluated(accuracy: float) -> bool:
+        metrics = {"accuracy": accuracy, "loss": 1.0}
+        better = at.record_evaluation(metrics, "accuracy", True)
+        early.on_evaluate(SimpleNamespace(position=at), metrics)
+        return better
+
+    assert evaluated(0.5)
+    assert evaluated(0.9)
     at.phase_rank, at.worse, at.stopped = [], 0, False  # the next phase, which begins anew
     for accuracy in (0.4, 0.6, 0.7):
-        assert not at.record_evaluation({"accuracy": accuracy, "loss": 1.0}, "accuracy", True, 1)
+        assert not evaluated(accuracy)
         assert not at.stopped, "it gets better all the time"
-    assert not at.record_evaluation({"accuracy": 0.65, "loss": 1.0}, "accuracy", True, 1)
+    assert not evaluated(0.65)
     assert at.stopped
     assert at.best == 0.9
 

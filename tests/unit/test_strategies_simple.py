@@ -331,7 +331,7 @@ def test_phases_take_max_steps_in_total(steps: int, tiny: dict[str, Path]) -> No
     strategy = strategy_from({"name": "gradual_unfreezing"})
     model, task, table, *_ = prepared(tiny["bert"], SINGLE, strategy)
     training = TrainingConfig(max_steps=steps, batch_size=8, precision="fp32")
-    assert Trainer(model, task, {"train": table}, strategy=strategy, training=training).train().step == steps
+    assert Trainer(model, task, {"train": table}, strategy=strategy, settings=training).train().step == steps
 
 
 def test_a_plateau_ends_a_phase(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_every_family_returns_hidden_states(family: str, tiny: dict[str, Path], 
     job = strategy.prepare_data(job, model)
     assert job.tables["train"].dense["target_states"].shape == (40, 1, 32)
     Trainer(
-        model, job.task, job.tables, strategy=strategy, training=TrainingConfig(max_steps=1, precision="fp32"),
+        model, job.task, job.tables, strategy=strategy, settings=TrainingConfig(max_steps=1, precision="fp32"),
         objectives=job.objectives,
     ).train()  # fmt: skip
     batch = model_inputs(job.tables["train"].batch(np.arange(2)))

@@ -90,7 +90,7 @@ def test_every_method_survives_saving_and_loading(
     own = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" not in n}
     training = TrainingConfig(max_steps=3, batch_size=12, precision="fp32", learning_rate=2e-2)
     untrained = answers(model, table)
-    Trainer(model, task, {"train": table}, strategy=strategy, training=training).train()
+    Trainer(model, task, {"train": table}, strategy=strategy, settings=training).train()
     after = dict(model.named_parameters())
     assert all(torch.equal(value, after[name]) for name, value in fixed.items()), "what is pretrained stays as it was"
     assert any(not torch.equal(value, after[name]) for name, value in own.items()), "the adapter learns"

@@ -119,7 +119,7 @@ def test_best_weights_make_the_pseudo_labels(
     monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.arange(2), np.array([0, 1])))
     strategy = SelfTraining(rounds=1, restart=restart)
     trained: Any = trainer(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
-    trained.tables["unlabelled"] = trained.tables["validation"]
+    trained.data["unlabelled"] = trained.data["validation"]
     trained.model.initial_weights = weights_of(trained.model)
     assert trained.train().step == 4
     assert len(evaluated) == 4

@@ -129,10 +129,10 @@ def test_max_steps_overrides_epochs(tiny: dict[str, Path]) -> None:
 @pytest.mark.parametrize(("rows", "epochs"), [(40, 20), (800, 20), (1600, 12), (3200, 6), (6400, 3), (64000, 3)])
 def test_auto_epochs_give_300_steps_on_small_data(rows: int, epochs: int, tiny: dict[str, Path]) -> None:
     loop = trainer(tiny["bert"], max_steps=None, batch_size=64)
-    table = loop.tables["train"]
+    table = loop.data["train"]
     many = np.arange(rows) % len(table)
     ids = type(table.ragged["input_ids"]).from_lists([[2, 3]] * rows)
-    loop.tables["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
+    loop.data["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
     assert loop.planner.epochs() == epochs
     assert loop.planner.steps() == epochs * math.ceil(rows / 64)
 
@@ -278,7 +278,7 @@ def test_label_smoothing_is_in_the_training_loss(tiny: dict[str, Path], tmp_path
     with torch.no_grad():
         loop.model.get_parameter("classifier.weight").mul_(100)  # new weights are so small that smoothing hardly shows
     rows = loop.planner.window_plan().windows(0)[0]
-    batch = loop.tables["train"].batch(rows)
+    batch = loop.data["train"].batch(rows)
     labels = batch.pop("labels")
     with torch.inference_mode():
         logits = loop.model.eval()(**batch).logits
@@ -308,7 +308,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(
             tiny[family], strategy_from(document), max_steps=1, max_grad_norm=0, gradient_checkpointing=checkpointing,
             dropout=0.1, kernels="plain",
         )  # fmt: skip
-        del loop.tables["validation"]
+        del loop.data["validation"]
         mine: list[int] = []
         for name, module in loop.model.named_modules():
             if ".layer" in name and name.rpartition(".")[2] == "1":  # the second layer, which every strategy trains
@@ -361,7 +361,7 @@ def test_batches_respect_the_token_limit(tiny: dict[str, Path]) -> None:
     assert len(sizes) == position.step > 5
     assert max(sizes) <= 50
     assert position.examples == 40, "each row once"
-    assert position.tokens == loop.tables["train"].lengths.sum()
+    assert position.tokens == loop.data["train"].lengths.sum()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ def test_moving_average_is_scored_and_saved(
     scored = scripted(monkeypatch, [0.1, 0.9])
     loop = trainer(tiny["bert"], ema=0.3, max_steps=4, evaluate_every=2)
     if not validated:
-        del loop.tables["validation"]
+        del loop.data["validation"]
     average = weights_of(loop.model)
     loop.train()
     assert len(steps) == 4
@@ -405,7 +405,7 @@ def test_moving_average_is_scored_and_saved(
 
 def test_moving_average_includes_weights_unfrozen_later(tiny: dict[str, Path], steps: list[Weights]) -> None:
     loop = trainer(tiny["bert"], Two(), ema=0.3, max_steps=4)
-    del loop.tables["validation"]
+    del loop.data["validation"]
     loop.train()
     word = "bert.embeddings.word_embeddings.weight"
     assert word not in steps[1]
