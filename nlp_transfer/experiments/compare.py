@@ -95,7 +95,7 @@ def compare(
         raise UserError("compare: found no rows to compare on; set data.test, data.test_share or data.validation_share")
     find_model(first.config.model)
     needs_validation = split_of(first.config.data) == "validation" or len(plan.rates) > 1
-    needs_validation = needs_validation or any(run.strategy.needs_validation() for run in runs)
+    needs_validation = needs_validation or any(run.strategy.traits.needs_validation for run in runs)
     splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0], needs_validation)
     say(*splits.notes)
     if splits.validation_share is not None:  # every run must make the same splits

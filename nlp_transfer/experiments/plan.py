@@ -127,11 +127,11 @@ def make_plan(
     if rates is not None:
         _check_rates(raw, problems)
     runs = _resolve_all(raw, plan, problems)
-    if len(plan.rates) > 1 and any(run.strategy.takes_steps() for run in runs):
+    if len(plan.rates) > 1 and any(run.strategy.traits.takes_steps for run in runs):
         _check_rows_for_rates(runs[0].config.data, problems)
     problems.raise_if_any()
     variants = [
-        replace(variant, takes_steps=run.strategy.takes_steps(), unused=frozenset(run.unused) - {BEST_METRIC})
+        replace(variant, takes_steps=run.strategy.traits.takes_steps, unused=frozenset(run.unused) - {BEST_METRIC})
         for variant, run in zip(plan.variants, runs, strict=True)
     ]
     say(*_unused_lines(raw, plan, runs, with_shots))

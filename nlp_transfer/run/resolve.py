@@ -15,7 +15,7 @@ from nlp_transfer.settings import registry
 from nlp_transfer.settings.applicability import refuse_unused
 from nlp_transfer.settings.schema import Document, RunConfig, expand_name
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.strategies import Strategy, check_strategy, nested_tasks, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
@@ -56,11 +56,11 @@ def resolve(
         _check_together(checked, task, problems, bool(user_metrics))
     unused = Unused()
     if checked is not None and task is not None and strategy is not None:
-        for each_task in (task, *(nested for _, nested in strategy.nested().values())):
+        nested = nested_tasks(strategy)
+        for each_task in (task, *(inner_task for _, inner_task in nested.values())):
             _check_columns(each_task, problems)
-        strategy.check_data(checked.data, task, problems)
-        task = task if checked.data.train is not None else strategy.name_labels(task)
-        unused = find_unused(checked, task, strategy)
+        task = check_strategy(strategy, checked.data, task, problems)
+        unused = find_unused(checked, task, strategy, nested)
         accepted = {name for name in unused.refused if shared and name.startswith("data.")}
         unused.reported |= {name: unused.refused.pop(name) for name in accepted}
         refuse_unused(unused.refused, unused.refused, problems)

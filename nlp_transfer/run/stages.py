@@ -39,7 +39,7 @@ def read(run: Run, allow_hub_metrics: bool = False) -> Run:
     hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
     checkpoint = Checkpoint.open(find_model(run.config.model))
-    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.needs_validation())
+    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.traits.needs_validation)
     say(*(task.report(splits.train) if len(splits.train) else ()), *splits.notes)
     resolved = run.with_validation_share(splits.validation_share)
     say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
@@ -48,7 +48,7 @@ def read(run: Run, allow_hub_metrics: bool = False) -> Run:
 
 def encode(run: Run) -> Run:
     """Prepare the task for the checkpoint, and tokenize every split. Print sizes and how many texts are truncated."""
-    task = run.task.prepare(run.checkpoint, run.splits.train).prefer_head(run.strategy.preferred_head())
+    task = run.task.prepare(run.checkpoint, run.splits.train).prefer_head(run.strategy.traits.head)
     tables = {}
     for name, rows in run.splits.rows.items():
         table = task.table(rows, run.checkpoint.tokenizer, run.config.data.token_cache, name != UNLABELLED, name)
@@ -67,12 +67,12 @@ def build(run: Run, folder: RunFolder, signals: Signals) -> Run:
     """
     started, training, task, tables = time.monotonic(), run.config.training, run.task, run.job.tables
     augment = None
-    if run.strategy.takes_steps():
+    if run.strategy.traits.takes_steps:
         augment = make_augmenter(training, run.checkpoint.tokenizer, tables["train"], task.max_length)
     with quiet():
         model = ensure_config(task.build_model(run.checkpoint, training), run.checkpoint)
         say(*describe_head(model))
-        model = run.strategy.wrap(model)
+        model = run.strategy.prepare_model(model)
         resolved = resolve_settings(model, tables.get("train"), training, folder.path, task=task)
         accelerator = resolved.accelerator
         for split in run.splits.labeled[:1]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import has_decoder
 from nlp_transfer.settings.schema import Count, Positive, Share
-from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
+from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
 from nlp_transfer.tasks.common.labels import rarest_labels
 from nlp_transfer.utils.console import say
@@ -28,6 +28,8 @@ from nlp_transfer.utils.errors import UserError
 
 class SelfTraining(Strategy):
     """Train on labeled rows and on pseudo-labels: predictions for `data.unlabelled` with the best weights so far."""
+
+    traits = StrategyTraits(owns_phases=True, uses_unlabelled=True)
 
     rounds: Count = 2
     """Number of rounds with pseudo-labels, after an initial phase with labeled rows only."""
@@ -42,14 +44,11 @@ class SelfTraining(Strategy):
     restart: bool = True
     """Start each round from the pretrained weights. false: start from the weights of the previous round."""
 
-    def uses_unlabelled(self) -> bool:
-        return True
-
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Give the head a higher learning rate, unless another strategy of the list determines it."""
         return scale_mixed_head(model, groups)
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check that the task predicts probabilities.
 
         Raises:

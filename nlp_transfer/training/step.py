@@ -14,7 +14,7 @@ from nlp_transfer.kernels.sdpa import attention_for_any_shape
 from nlp_transfer.kernels.sparse_adamw import SparseAdamWTable
 from nlp_transfer.models.memory import keep_freed_memory
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Combined, Phase, Strategy
+from nlp_transfer.strategies import Phase, Strategy, parts_of
 
 MIN_SPARSE_ROWS = 2048  # dense updates of smaller tables are cheap
 
@@ -103,8 +103,7 @@ class PhaseOptimizer:
 
 def _has_loss(strategy: Strategy) -> bool:
     """Return whether a strategy changes the loss."""
-    parts = strategy.parts if isinstance(strategy, Combined) else [strategy]
-    return any(type(part).loss is not Strategy.loss for part in parts)
+    return any(type(part).loss is not Strategy.loss for part in parts_of(strategy).values())
 
 
 def _sparse_tables(model: nn.Module) -> list[nn.Parameter]:

@@ -95,12 +95,12 @@ def prepare(checkpoint: Checkpoint, document: dict[str, Any], strategy: Strategy
     rows, problems = rows_of(), Problems()
     task = task_from(document).fit(rows, problems)
     problems.raise_if_any()
-    task = task.prepare(checkpoint, rows).prefer_head(strategy.preferred_head())
+    task = task.prepare(checkpoint, rows).prefer_head(strategy.traits.head)
     tokenizer = checkpoint.tokenizer
     table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
     model = task.build_model(checkpoint, TrainingConfig())
     new = new_parameters(model)
-    return strategy.wrap(model), task, table, new
+    return strategy.prepare_model(model), task, table, new
 
 
 def check(checkpoint: Checkpoint, document: dict[str, Any], case: dict[str, Any]) -> None:
@@ -129,11 +129,11 @@ def check(checkpoint: Checkpoint, document: dict[str, Any], case: dict[str, Any]
     assert trainable == should
     # Words and positions that no row holds get no gradient; each table moves all the same, in the rows that occur.
     assert moved == should
-    assert bool(should) == strategy.takes_steps(), "something must be learned"
+    assert bool(should) == strategy.traits.takes_steps, "something must be learned"
     if case["name"] == "few_shot":
         assert learning.pop(0) == learning.pop(0) == {name for name in should if not name.startswith("classifier.")}
     # In the first step LoRA's A has none, since B is zero.
-    assert len(learning) == 2 * strategy.takes_steps()
+    assert len(learning) == 2 * strategy.traits.takes_steps
     assert not learning or learning[0] <= learning[1] == should
 
 

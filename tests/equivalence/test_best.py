@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nlp_transfer import fine_tune
-from nlp_transfer.strategies import Phase, State, Strategy, View
+from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View
 from tests.conftest import sentiment_rows, write_csv
 
 pytestmark = pytest.mark.model
@@ -14,6 +14,8 @@ pytestmark = pytest.mark.model
 
 class GoodThenRuinous(Strategy):
     """Trains the head, then everything with a learning rate that ruins the model."""
+
+    traits = StrategyTraits(owns_phases=True)
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         names = [name for name, _ in view.model.named_parameters()]

@@ -84,7 +84,7 @@ def job_of(base: Path, kind: str = "single", **training: Any) -> tuple[Job, PreT
 
 
 def prepared(strategy: Strategy, job: Job, model: PreTrainedModel) -> tuple[Job, PreTrainedModel]:
-    model = strategy.wrap(model)
+    model = strategy.prepare_model(model)
     return strategy.prepare_data(job, model), model
 
 
@@ -265,7 +265,7 @@ def test_every_family_returns_hidden_states(family: str, tiny: dict[str, Path], 
     ).train()  # fmt: skip
     batch = model_inputs(job.tables["train"].batch(np.arange(2)))
     assert model(**batch).hidden_states is not None
-    assert strategy.unwrap(model, tmp_path)(**batch).hidden_states is None
+    assert strategy.export_model(model, tmp_path)(**batch).hidden_states is None
 
 
 def test_student_learns_from_unlabeled_rows(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_unsuitable_students_are_refused(tiny: dict[str, Path], tmp_path: Path) 
     own = task_from(deep).fit(job.rows["train"], Problems()).prepare(job.checkpoint, job.rows["train"])
     head = own.build_model(job.checkpoint, job.training)
     with pytest.raises(UserError, match=r"strategy\.hidden: the student has a head of this toolkit"):
-        strategy_from({"name": "distill", "teacher": "x", "hidden": 1}).wrap(head)
+        strategy_from({"name": "distill", "teacher": "x", "hidden": 1}).prepare_model(head)
     with pytest.raises(UserError, match=r"gradual_unfreezing and distill both|distill and gradual_unfreezing both"):
         strategy_from([{"name": "distill", "teacher": "x"}, {"name": "gradual_unfreezing"}])
 

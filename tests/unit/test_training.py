@@ -21,7 +21,7 @@ from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.saved_models.save import quiet
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
+from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View, strategy_from
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer, validation_scores
 from nlp_transfer.training.run_log import RunLog
@@ -49,7 +49,7 @@ def make(checkpoint: Path, strategy: Strategy | None = None, output: Path | None
     torch.manual_seed(settings.seed)
     strategy = strategy or Strategy()
     with quiet():
-        model = strategy.wrap(task.build_model(source, settings))
+        model = strategy.prepare_model(task.build_model(source, settings))
     if output is not None:
         output.mkdir(exist_ok=True)
     return Trainer(model, task, tables, strategy=strategy, training=settings, output_dir=output)
@@ -276,6 +276,8 @@ def test_undefined_metrics_are_compared_by_loss(tiny: dict[str, Path], monkeypat
 class Two(Strategy):
     """The head, then everything."""
 
+    traits = StrategyTraits(owns_phases=True)
+
     def next_phase(self, state: State, view: View) -> Phase | None:
         head = tuple(name for name, _ in view.model.named_parameters() if name.startswith("classifier"))
         everything = tuple(name for name, _ in view.model.named_parameters())
@@ -473,6 +475,8 @@ def test_every_phase_uses_the_requested_precision(tiny: dict[str, Path]) -> None
 
 def test_optimizer_state_survives_a_phase_without_its_weights(tiny: dict[str, Path]) -> None:
     class HeadBodyHead(Strategy):
+        traits = StrategyTraits(owns_phases=True)
+
         def next_phase(self, state: State, view: View) -> Phase | None:
             names = [name for name, _ in view.model.named_parameters()]
             head = tuple(name for name in names if name.startswith("classifier"))

@@ -423,8 +423,8 @@ def test_compare_says_for_which_strategies_and_leaves_it_out_of_their_runs(capsy
 def test_a_strategy_of_a_list_that_changes_nothing_is_found(strategies: list[Any], idle: set[str], tiny: dict[str, Path]) -> None:
     checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
     strategy = strategy_from([{"name": part} if isinstance(part, str) else part for part in strategies])
-    task = task_from({"name": "text_classification", "labels": ["a", "b"]}).prefer_head(strategy.preferred_head())
-    model = strategy.wrap(task.build_model(checkpoint, TrainingConfig()))
+    task = task_from({"name": "text_classification", "labels": ["a", "b"]}).prefer_head(strategy.traits.head)
+    model = strategy.prepare_model(task.build_model(checkpoint, TrainingConfig()))
     assert set(ineffective_strategies(model, TrainingConfig(), strategy)) == idle
 
 

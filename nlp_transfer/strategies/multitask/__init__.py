@@ -28,10 +28,11 @@ from nlp_transfer.models.layers import find_layers, has_decoder, new_parameters
 from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Document, Positive, Settings
-from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
+from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, StrategyTraits, View, check_strategy
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE
 from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable, mixed_forward
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks import Task as Task
+from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import PORTABLE, is_portable
@@ -63,6 +64,8 @@ class AuxiliaryTask(Settings):
 
 class Multitask(Strategy):
     """Train the main task of the run and auxiliary tasks on one encoder. An optimizer step can contain rows of all tasks."""
+
+    traits = StrategyTraits(owns_phases=True, position="alone")
 
     OWN: ClassVar[str] = "own"  # name of the main task
 
@@ -96,12 +99,6 @@ class Multitask(Strategy):
             raise ValueError(f"{PORTABLE}; found {reserved[0]}")
         return value
 
-    def nested(self) -> dict[str, tuple[DataConfig, Task]]:
-        return {f"tasks.{i}": (auxiliary.data, task_from(auxiliary.task)) for i, auxiliary in enumerate(self.tasks)}
-
-    def place(self) -> Literal["any", "first", "alone"]:
-        return "alone"
-
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Give all heads a higher learning rate than the encoder, as in full fine-tuning."""
         layers = find_layers(model)
@@ -114,7 +111,7 @@ class Multitask(Strategy):
                  for group in groups]  # fmt: skip
         return [group for pair in split for group in pair]
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check that the model has no decoder."""
         if has_decoder(model):
             raise UserError(
@@ -175,7 +172,7 @@ class Multitask(Strategy):
         """Read, check and tokenize the rows of an auxiliary task."""
         try:
             task = task_from(auxiliary.task)
-            self.check_data(auxiliary.data, task, problems := Problems())
+            check_strategy(self, auxiliary.data, task, problems := Problems())
             problems.raise_if_any()
             splits, task = read_splits(auxiliary.data, task, job.training, job.training.seed)
             task = task.prepare(job.checkpoint, splits.rows["train"])
@@ -213,7 +210,7 @@ class Multitask(Strategy):
         rows = sum(len(value) for path, value in batch.items() if path.endswith("/labels"))
         return losses | {"tie": self.tie / 2 * distance * rows}  # the loop divides by the rows of the step
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Detach the auxiliary tasks. With hard sharing, save the encoder and each head separately in `shared/`."""
         trained: Any = model
         auxiliary = dict(trained.auxiliary.items()) if hasattr(trained, "auxiliary") else {}
