@@ -80,6 +80,7 @@ def build(run: Run, folder: RunFolder, signals: Signals) -> Run:
         job = replace(run.job, training=resolved.training, device=accelerator.device, precision=resolved.precision)
         check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
+        model = model if prepared.model is None else prepared.model
         check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
     trainer = Trainer(
         model, prepared.task, prepared.tables, strategy=run.strategy, training=prepared.training, resolved=resolved,

@@ -10,10 +10,9 @@ becomes the next teacher. Each class has a separate confidence threshold, as in 
 a common threshold would exclude difficult classes.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
+from pydantic import PrivateAttr
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -44,6 +43,8 @@ class SelfTraining(Strategy):
     restart: bool = True
     """Start each round from the pretrained weights. false: start from the weights of the previous round."""
 
+    _initial_weights: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Give the head a higher learning rate, unless another strategy of the list determines it."""
         return scale_mixed_head(model, groups)
@@ -73,7 +74,8 @@ class SelfTraining(Strategy):
             )
         if self.restart:
             weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
-            model.initial_weights = weights  # type: ignore[assignment]
+            self._initial_weights.clear()
+            self._initial_weights.update(weights)
         return job
 
     def next_phase(self, state: State, view: View) -> Phase | None:
@@ -90,7 +92,7 @@ class SelfTraining(Strategy):
             return None
         say(f"round {finished} of {self.rounds}: {len(rows):,} of {len(unlabelled):,} unlabeled rows are used")
         if self.restart:
-            _restore_initial_weights(view.model)
+            self._restore_initial_weights(view.model)
         also = {"split": "unlabelled", "rows": rows.tolist(), "labels": labels.tolist()}
         return Phase(f"round {finished}", keep_optimizer=not self.restart, following=following, also=also)
 
@@ -137,9 +139,8 @@ class SelfTraining(Strategy):
         rows = np.sort(rows).astype(np.int64)
         return rows, labels[rows]
 
-
-def _restore_initial_weights(model: Any) -> None:
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in model.initial_weights.items():
-            parameters[name].copy_(value)
+    def _restore_initial_weights(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in self._initial_weights.items():
+                parameters[name].copy_(value)

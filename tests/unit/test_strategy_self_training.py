@@ -124,7 +124,7 @@ def test_best_weights_make_the_pseudo_labels(
     strategy = SelfTraining(rounds=1, restart=restart)
     trainer: Any = make(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
     trainer.tables["unlabelled"] = trainer.tables["validation"]
-    trainer.model.initial_weights = weights_of(trainer.model)
+    strategy._initial_weights.update(weights_of(trainer.model))
     assert trainer.train().step == 4
     assert len(evaluated) == 4
     assert len(labelled) == 1

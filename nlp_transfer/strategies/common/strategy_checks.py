@@ -49,21 +49,27 @@ def check_list(strategies: Sequence[Strategy]) -> None:
     Raises:
         UserError: If a strategy is repeated, is at a position where it may not be, or strategies contradict each other.
     """
-    names, traits = [registry.name_of(type(strategy)) for strategy in strategies], [strategy.traits for strategy in strategies]
+    traits = [(registry.name_of(type(strategy)), strategy.traits) for strategy in strategies]
+    names = [name for name, _ in traits]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"strategy: {repeated[0]} appears twice; allowed: each strategy once")
-    _check_at_most_one(
-        [name for name, t in zip(names, traits, strict=True) if t.owns_parameters], "choose the trainable parameters"
-    )
-    for i, (name, of_part) in enumerate(zip(names, traits, strict=True)):
-        if of_part.position == "alone" and len(strategies) > 1:
+    _check_at_most_one([name for name, part in traits if part.owns_parameters], "choose the trainable parameters")
+    for i, (name, part) in enumerate(traits):
+        if part.position == "alone" and len(traits) > 1:
             raise UserError(f"strategy.{i}: {name} cannot be combined with other strategies; allowed: {name} alone")
-        if of_part.position == "first" and i > 0:
+        if part.position == "first" and i > 0:
             raise UserError(
                 f"strategy.{i}: {name} with these settings replaces layers that the strategies before it have prepared; "
                 "allowed: as the first of the list"
             )
-    _check_at_most_one([name for name, t in zip(names, traits, strict=True) if t.owns_phases], "define the phases of training")
+    settings = [part.shortened_by for _, part in traits if part.shortened_by]
+    adapters = [name for name, part in traits if part.adds_adapter]
+    if settings and adapters:
+        raise UserError(
+            f"{settings[0]}: the adapter of {adapters[0]} needs all layers of the checkpoint, and this model has only some of "
+            f"them; allowed with {adapters[0]}: null"
+        )
+    _check_at_most_one([name for name, part in traits if part.owns_phases], "define the phases of training")
 
 
 def _check_at_most_one(names: list[str], role: str) -> None:

@@ -32,7 +32,7 @@ class StrategyTraits:
         takes_steps: Whether the strategy takes optimizer steps.
         only_trains: Whether the strategy only changes learning rates, weight decay or the loss. It then has no effect in a list
             with a strategy that takes no optimizer steps.
-        removes_layers: Whether the model has fewer layers than the checkpoint.
+        shortened_by: The setting that removes layers of the checkpoint. None: the model has all of them.
         adds_adapter: Whether the strategy trains an adapter, which needs all layers of the checkpoint.
         needs_train: Whether `data.train` is required.
         needs_validation: Whether a validation split is required, even a small one.
@@ -48,7 +48,7 @@ class StrategyTraits:
     position: Literal["any", "first", "alone"] = "any"
     takes_steps: bool = True
     only_trains: bool = False
-    removes_layers: bool = False
+    shortened_by: str | None = None
     adds_adapter: bool = False
     needs_train: bool = True
     needs_validation: bool = False
@@ -68,7 +68,7 @@ def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
         position="any" if all(part.position == "any" for part in parts) else "first",
         takes_steps=all(part.takes_steps for part in parts),
         only_trains=all(part.only_trains for part in parts),
-        removes_layers=any(part.removes_layers for part in parts),
+        shortened_by=next((part.shortened_by for part in parts if part.shortened_by), None),
         adds_adapter=any(part.adds_adapter for part in parts),
         needs_train=any(part.needs_train for part in parts),
         needs_validation=any(part.needs_validation for part in parts),

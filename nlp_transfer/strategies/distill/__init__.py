@@ -72,11 +72,11 @@ class Distill(Strategy):
 
     @property
     def traits(self) -> StrategyTraits:
-        removes_layers, has_teacher = self.student_layers is not None, self.teacher is not None
+        is_shortened, has_teacher = self.student_layers is not None, self.teacher is not None
         return StrategyTraits(
             owns_phases=has_teacher,
-            position="first" if removes_layers else "any",
-            removes_layers=removes_layers,
+            position="first" if is_shortened else "any",
+            shortened_by="strategy.student_layers" if is_shortened else None,
             uses_unlabelled=has_teacher,
         )
 
