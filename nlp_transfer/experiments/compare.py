@@ -89,7 +89,9 @@ def compare(
         raise UserError("--output: is required because the document has no output_dir")
     folder = expand(output_dir or f"{raw['output_dir']}-comparison")
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
-    code = files_for_child([part.document() for run in runs for part in (run.task, run.strategy)])
+    code = files_for_child(
+        [part for run in runs for part in (run.task.document(), run.strategy.document(), run.config.training.model_dump())]
+    )
     first = runs[0]
     if split_of(first.config.data) not in first.config.data.splits:
         raise UserError("compare: found no rows to compare on; set data.test, data.test_share or data.validation_share")

@@ -33,13 +33,14 @@ def resolve(
         config: a file, a document or typed settings. `task` and `strategy` may be documents or objects, or classes without
             required settings.
         shared: whether several strategies share the settings; data settings that have no effect are then allowed.
-        metrics: user metrics, see `fine_tune`; their names are unknown here, so `best_metric` is not checked.
+        metrics: user metrics in addition to `training.metrics`, see `fine_tune`. With user metrics `best_metric` is not checked,
+            since the names of their values are unknown here.
         settings: settings by name, which override those in `config`.
 
     Raises:
         UserError: lists every problem.
     """
-    user_metrics = UserMetrics(metrics)
+    UserMetrics(metrics)  # report wrong arguments first
     raw = as_document(config) | settings
     problems = Problems("settings")
     raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
@@ -52,8 +53,9 @@ def resolve(
     checked = validate(RunConfig, plain, problems)
     task: Any = objects.get("task") or _build(task_from, None if isinstance(task_document, list) else task_document, problems)
     strategy: Any = objects.get("strategy") or _build(strategy_from, strategy_document, problems)
+    user_metrics = UserMetrics([*metrics, *(_load_metrics(checked, problems) if checked is not None else ())])
     if checked is not None:
-        _check_together(checked, task, problems, bool(user_metrics))
+        _check_together(checked, task, problems, bool(user_metrics) or bool(checked.training.metrics))
     unused = Unused()
     if checked is not None and task is not None and strategy is not None:
         nested = nested_tasks(strategy)
@@ -67,6 +69,16 @@ def resolve(
     problems.raise_if_any()
     assert checked is not None
     return Run(checked, task, strategy, unused.reported, user_metrics)
+
+
+def _load_metrics(config: RunConfig, problems: Problems) -> list[Any]:
+    metrics = []
+    for name in config.training.metrics:
+        try:
+            metrics.append(registry.load_metric(name))
+        except UserError as error:
+            problems.absorb(error)
+    return metrics
 
 
 def _named(value: Any) -> Any:
@@ -101,7 +113,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, us
     _check_trackers(training.trackers, problems)
     if task is not None:
         if not user_metrics:
-            _check_best_metric(training.best_metric, task, problems)
+            check_best_metric(training.best_metric, task, problems)
         task.check_settings(training, problems)
         check_filter(data, task.filters, problems)
         if not task.aligned:
@@ -119,12 +131,13 @@ def _check_columns(task: Task, problems: Problems) -> None:
             )
 
 
-def _check_best_metric(name: str | None, task: Task, problems: Problems) -> None:
+def check_best_metric(name: str | None, task: Task, problems: Problems) -> None:
+    """Report a `training.best_metric` that is not a metric of the task."""
     known = [*task.metric_names(), "loss"]
     if name is not None and name not in known:
         problems.add(
             f"training.best_metric: found {name!r}, which {task_name(task)} does not compute{did_you_mean(name, known)}; "
-            f"allowed: {', '.join(known)}; in Python also metrics of fine_tune(metrics=[...])"
+            f"allowed: {', '.join(known)}; and metrics of training.metrics, or in Python of fine_tune(metrics=[...])"
         )
 
 

@@ -1,4 +1,4 @@
-"""Load user-defined tasks and strategies (`package.module:Class`), only from trusted modules.
+"""Load user-defined classes and functions (`package.module:Class`), only from trusted modules.
 
 A saved model names the class of its task, so loading a model must not import arbitrary modules. Trusted modules are installed,
 given on the command line (`--code FILE.py`), or already imported, such as the calling script.
@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,8 @@ from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import UserError
 
 FORM = "package.module:Class"
+FUNCTION_FORM = "package.module:function"
+NAMING = ("name", "metrics", "callbacks", "optimizer", "schedule", "augment")  # settings that may name classes and functions
 _CODE: dict[str, str] = {}
 """Absolute paths of the files loaded with --code, by module name."""
 
@@ -70,25 +72,8 @@ def load_class(setting: str, name: str, base: type) -> Any:
     Raises:
         UserError: the module is not trusted or cannot be imported, or it has no such class.
     """
-    module_name, _, path = name.partition(":")
-    if "<locals>" in path:
-        raise UserError(
-            f"{setting}: found {name}, a class defined inside a function, which other processes cannot load; allowed: a class at "
-            f"the top level of a module, as {FORM}"
-        )
-    if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
-        raise UserError(f"{setting}: found {name!r}; allowed: {FORM}")
-    module = sys.modules.get(module_name) or _import(setting, name, module_name.split("."))
-    loaded: Any = module
-    try:
-        for part in path.split("."):
-            loaded = inspect.getattr_static(loaded, part)
-    except AttributeError:
-        loaded = None
-        if module_name == "__main__":  # the class of a training script may be in a file of --code now
-            loaded = next((vars(sys.modules[name])[path] for name in _CODE if path in vars(sys.modules[name])), None)
-            if loaded is None:
-                raise UserError(f"{setting}: found {name}, a class of the training script. {_how_to_load(path)}") from None
+    module, path, loaded = _load(setting, name, "class", FORM)
+    module_name = module.__name__
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         fault = f"has no class {path}" if loaded is None else f"has a {path} that is not a subclass of {base.__name__}"
         known = [key for key, value in vars(module).items() if _is_defined_in(value, base, module_name)]
@@ -102,11 +87,50 @@ def load_class(setting: str, name: str, base: type) -> Any:
     return loaded
 
 
+def load_function(setting: str, name: str) -> Any:
+    """Return the function that `package.module:function` names.
+
+    Only for settings that the user wrote: unlike a class with a required base, a record could name any function.
+
+    Raises:
+        UserError: the module is not trusted or cannot be imported, or it has no such function.
+    """
+    module, path, loaded = _load(setting, name, "function", FUNCTION_FORM)
+    if not callable(loaded):
+        fault = f"has no {path}" if loaded is None else f"has a {path} that cannot be called"
+        raise UserError(f"{setting}: found {name}; {module.__name__} {fault}; allowed: a function, as {FUNCTION_FORM}")
+    return loaded
+
+
+def _load(setting: str, name: str, kind: str, form: str) -> tuple[ModuleType, str, Any]:
+    """Return the module, the name inside it, and what it names; None if there is no such attribute."""
+    module_name, _, path = name.partition(":")
+    if "<locals>" in path or "<lambda>" in path:
+        raise UserError(
+            f"{setting}: found {name}, a {kind} defined inside a function, which other processes cannot load; allowed: a {kind} "
+            f"at the top level of a module, as {form}"
+        )
+    if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
+        raise UserError(f"{setting}: found {name!r}; allowed: {form}")
+    module = sys.modules.get(module_name) or _import(setting, name, module_name.split("."))
+    loaded: Any = module
+    try:
+        for part in path.split("."):
+            loaded = inspect.getattr_static(loaded, part)
+    except AttributeError:
+        loaded = None
+        if module_name == "__main__":  # the class of a training script may be in a file of --code now
+            loaded = next((vars(sys.modules[name])[path] for name in _CODE if path in vars(sys.modules[name])), None)
+            if loaded is None:
+                raise UserError(f"{setting}: found {name}, a {kind} of the training script. {_how_to_load(path)}") from None
+    return module, path, loaded
+
+
 def files_for_child(documents: Any = None) -> list[str]:
     """Return the files that a child process must pass to `load_code` to load the same classes as this process.
 
     Args:
-        documents: task and strategy documents that name the classes.
+        documents: task, strategy and training documents that name the classes and functions.
 
     Raises:
         UserError: a class is in a module that other processes cannot import.
@@ -127,11 +151,12 @@ def files_for_child(documents: Any = None) -> list[str]:
 
 
 def _modules(documents: Any) -> Iterator[str]:
-    """Yield the module of every `name: package.module:Class` in nested documents."""
+    """Yield the module of every class and function that nested documents name, as `package.module:Class`."""
     if isinstance(documents, Mapping):
-        name = documents.get("name")
-        if isinstance(name, str) and ":" in name:
-            yield name.partition(":")[0]
+        for name in (documents.get(key) for key in NAMING):
+            for each in name if isinstance(name, list) else [name]:
+                if isinstance(each, str) and ":" in each:
+                    yield each.partition(":")[0]
         documents = list(documents.values())
     if isinstance(documents, list):
         for inner in documents:
@@ -224,12 +249,20 @@ def _site_folders() -> list[str]:
     return [folder for folder in dict.fromkeys(folders) if folder and folder.endswith("-packages")]
 
 
+def installed_packages() -> Iterable[Distribution]:
+    """Return the packages that pip or another installer has put into a site-packages folder.
+
+    Metadata elsewhere on the module search path, such as in a downloaded folder, do not make a package installed.
+    """
+    return distributions(path=_site_folders())
+
+
 def _editable_projects() -> Iterator[tuple[str, list[str]]]:
     """Yield the folder of each editable install, with the names of its packages and modules.
 
     Build back ends other than setuptools write no `top_level.txt`; the package then has the name of the project.
     """
-    for distribution in distributions(path=_site_folders()):
+    for distribution in installed_packages():
         try:
             origin = json.loads(distribution.read_text("direct_url.json") or "{}")
             if origin.get("dir_info", {}).get("editable"):

@@ -238,6 +238,9 @@ class TrainingConfig(Settings):
     """Decay of an exponential moving average of the weights; the averaged weights are evaluated and saved. null: no average."""
     trackers: list[str] = []
     """Experiment trackers, by their names in Accelerate, such as tensorboard."""
+    metrics: list[Name] = []
+    """Your own metrics of validation and test, each as `package.module:function`, or by the name that an installed package
+    declares: functions `f(predictions, references) -> {name: value}` of all rows of a split."""
     hub_metrics: list[str] = []
     """Hub ids of additional metrics. They run code from the hub, so `--allow-hub-metrics`, or `allow_hub_metrics=True` in Python,
     is required."""
