@@ -86,6 +86,13 @@ def name_of(implementation: type) -> str:
     return stem if known else f"{implementation.__module__}:{implementation.__qualname__}"
 
 
+def is_outside(kind: str, name: Any) -> bool:
+    """Whether a name in the settings stands for a class outside this package: `package.module:Class` or an entry point."""
+    if kind not in FOLDERS or not isinstance(name, str) or name in _modules(kind):
+        return False
+    return ":" in name or name in entry_points.names(kind)
+
+
 def is_user_defined(instance: Any) -> bool:
     """Whether the class of a task, strategy or model is defined outside this package, transformers and peft."""
     return type(instance).__module__.partition(".")[0] not in (PACKAGE, "transformers", "peft")

@@ -10,7 +10,6 @@ from pydantic import ConfigDict
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import DataConfig, Settings
 from nlp_transfer.strategies.common.job import Group, Job, Losses, Phase, State, View
 from nlp_transfer.strategies.common.strategy_traits import StrategyTraits
@@ -75,11 +74,6 @@ class Strategy(Settings):
     def auxiliary_jobs(self, model: nn.Module) -> dict[str, tuple[Job, PreTrainedModel]]:
         """Return the auxiliary jobs by name, each with its model. They are scored and saved separately."""
         return {}
-
-    def document(self) -> Any:
-        """Return the name and settings of the strategy as JSON, the input of `strategy_from`."""
-        settings = self.model_dump(mode="json", fallback=lambda value: f"<{type(value).__name__} of {len(value)} rows in memory>")
-        return {"name": registry.name_of(type(self)), **settings}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
