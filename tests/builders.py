@@ -184,11 +184,11 @@ def prepared(
     strategy = strategy if isinstance(strategy, Strategy) else strategy_from(strategy)
     fitted = task_from(task).fit(data, problems)
     problems.raise_if_any()
-    fitted = fitted.prepare(checkpoint, data).prefer_head(strategy.preferred_head())
+    fitted = fitted.prepare(checkpoint, data).prefer_head(strategy.traits.head)
     with quiet():
         built = fitted.build_model(checkpoint, TrainingConfig())
     new = new_parameters(built)
-    return Prepared(strategy.wrap(built), fitted, encoded(fitted, checkpoint, data), new, checkpoint)
+    return Prepared(strategy.prepare_model(built), fitted, encoded(fitted, checkpoint, data), new, checkpoint)
 
 
 def encoded(task: Task, checkpoint: Checkpoint, data: Rows) -> TokenTable:
@@ -210,7 +210,7 @@ def trainer(
     config = TrainingConfig(**{name: value for name, value in settings.items() if value is not None})
     torch.manual_seed(config.seed)
     with quiet():
-        built = strategy.wrap(task.build_model(checkpoint, config))
+        built = strategy.prepare_model(task.build_model(checkpoint, config))
     if output is not None:
         output.mkdir(exist_ok=True)
     return Trainer(built, task, tables, strategy, config, callbacks, output_dir=output)

@@ -144,7 +144,7 @@ def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list
         notes.append("task.name: text_classification (the default)")
     document["task"] = task
     if "model" not in document:
-        document["model"] = strategy_from(expand_name(document.get("strategy", "full"))).default_model()
+        document["model"] = strategy_from(expand_name(document.get("strategy", "full"))).traits.default_model
         if registry.load("task", task["name"]).prediction_kind == "text" or document["model"] is None:
             raise UserError(
                 "model: is required and was not given; there is no default for this task and strategy. Add --model ID: for "

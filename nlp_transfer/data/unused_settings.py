@@ -31,8 +31,12 @@ class Unused:
     reported: dict[str, str] = field(default_factory=dict)
 
 
-def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
-    """Return the settings without effect that the user changed from their defaults."""
+def find_unused(config: RunConfig, task: Any, strategy: Any, nested: Mapping[str, tuple[DataConfig, Any]]) -> Unused:
+    """Return the settings without effect that the user changed from their defaults.
+
+    Args:
+        nested: Data and task of each additional task in the strategy's settings, by dotted name.
+    """
     unused = Unused()
     set_by_user = given_fields(config.data, "data") | given_fields(config.training, "training") | given_fields(task, "task")
     for name, reason in without_effect(config, task, strategy).items():
@@ -42,31 +46,37 @@ def find_unused(config: RunConfig, task: Any, strategy: Any) -> Unused:
     parts = getattr(strategy, "parts", None)
     components = {"strategy": strategy} if parts is None else {f"strategy.{i}": component for i, component in enumerate(parts)}
     for place, component in components.items():
-        fields, reasons = given_fields(component, place), unused_fields(component, place) | strategy.unused(task)
+        fields = given_fields(component, place)
+        reasons = unused_fields(component, place) | unused_by_strategy(config.data, task, strategy)
         unused.refused |= {name: why for name, why in reasons.items() if name in fields}
-        for inner, (data, inner_task) in component.nested().items():
-            prefix = f"{place}.{inner}"
-            fields = given_fields(data, f"{prefix}.data") | given_fields(inner_task, f"{prefix}.task")
-            reasons = _unused_data(data, f"{prefix}.data", uses_unlabelled=False)
-            for name, why in (reasons | unused_fields(inner_task, f"{prefix}.task")).items():
-                if name in fields:
-                    (unused.refused if name.endswith(f".{UNLABELLED}") else unused.reported)[name] = why
+    for prefix, (data, inner_task) in nested.items():
+        fields = given_fields(data, f"{prefix}.data") | given_fields(inner_task, f"{prefix}.task")
+        reasons = _unused_data(data, f"{prefix}.data", uses_unlabelled=False)
+        for name, why in (reasons | unused_fields(inner_task, f"{prefix}.task")).items():
+            if name in fields:
+                (unused.refused if name.endswith(f".{UNLABELLED}") else unused.reported)[name] = why
     return unused
+
+
+def unused_by_strategy(data: DataConfig, task: Any, strategy: Any) -> dict[str, str]:
+    """Return the settings that have no effect with a strategy: the reason by dotted name."""
+    strategy.check(data, task, checked := Problems())
+    return checked.unused
 
 
 def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str]:
     """Return all settings of `data`, `training` and `task` without effect, set or not: reasons by dotted name."""
     training = config.training
-    reasons = _unused_data(config.data, "data", strategy.uses_unlabelled())
-    reasons |= unused_fields(training, "training") | unused_fields(task, "task") | strategy.unused(task)
-    if not strategy.takes_steps():
+    reasons = _unused_data(config.data, "data", strategy.traits.uses_unlabelled)
+    reasons |= unused_fields(training, "training") | unused_fields(task, "task") | unused_by_strategy(config.data, task, strategy)
+    if not strategy.traits.takes_steps:
         reasons |= {f"training.{setting}": "the strategy takes no optimizer steps" for setting in NO_STEPS}
     if "validation" not in config.data.splits:
         reasons |= {f"task.{setting}": "there is no validation split" for setting in task.while_training}
         reasons.setdefault("training.best_metric", "there is no validation split")
         only = "" if training.checkpoint_every else "; it only determines when checkpoints are written"
         reasons.setdefault("training.evaluate_every", f"there is no validation split{only}")
-    return {setting: reason for setting, reason in reasons.items() if setting not in strategy.always_used()}
+    return {setting: reason for setting, reason in reasons.items() if setting not in strategy.traits.always_used}
 
 
 def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool) -> dict[str, str]:

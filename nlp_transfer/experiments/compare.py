@@ -90,14 +90,14 @@ def compare(
     folder = expand(output_dir or f"{raw['output_dir']}-comparison")
     plan, runs = make_plan(raw, strategies, seeds, shots, rates)
     code = files_for_child(
-        [part for run in runs for part in (run.task.document(), run.strategy.document(), run.training_document())]
+        [part for run in runs for part in (run.task.document(), run.strategy.document(), run.config.training.model_dump())]
     )
     first = runs[0]
     if split_of(first.config.data) not in first.config.data.splits:
         raise UserError("compare: found no rows to compare on; set data.test, data.test_share or data.validation_share")
     find_model(first.config.model)
     needs_validation = split_of(first.config.data) == "validation" or len(plan.rates) > 1
-    needs_validation = needs_validation or any(run.strategy.needs_validation() for run in runs)
+    needs_validation = needs_validation or any(run.strategy.traits.needs_validation for run in runs)
     splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0], needs_validation)
     say(*splits.notes)
     if splits.validation_share is not None:  # every run must make the same splits

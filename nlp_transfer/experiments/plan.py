@@ -11,7 +11,7 @@ from typing import Any
 
 from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.run.document import parse_overrides
-from nlp_transfer.run.resolve import resolve
+from nlp_transfer.run.resolve import check_best_metric, resolve
 from nlp_transfer.run.run import Run
 from nlp_transfer.settings.schema import DataConfig, Document
 from nlp_transfer.utils.console import say
@@ -127,11 +127,13 @@ def make_plan(
     if rates is not None:
         _check_rates(raw, problems)
     runs = _resolve_all(raw, plan, problems)
-    if len(plan.rates) > 1 and any(run.strategy.takes_steps() for run in runs):
+    for run in runs[:1]:  # with metrics of the user, `resolve` does not check it
+        check_best_metric(run.config.training.best_metric, run.task, problems)
+    if len(plan.rates) > 1 and any(run.strategy.traits.takes_steps for run in runs):
         _check_rows_for_rates(runs[0].config.data, problems)
     problems.raise_if_any()
     variants = [
-        replace(variant, takes_steps=run.strategy.takes_steps(), unused=frozenset(run.unused) - {BEST_METRIC})
+        replace(variant, takes_steps=run.strategy.traits.takes_steps, unused=frozenset(run.unused) - {BEST_METRIC})
         for variant, run in zip(plan.variants, runs, strict=True)
     ]
     say(*_unused_lines(raw, plan, runs, with_shots))

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,9 @@ def _run(document: dict[str, Any], rate: float) -> FineTuned:
 
 def with_rate(strategy: Strategy, factor: float) -> Strategy:
     """Return a copy of the strategy with its default learning rate multiplied by `factor`."""
-    kind = type(strategy)
-
-    def learning_rate(self: Any, *arguments: Any) -> float:
-        return factor * kind.learning_rate(self, *arguments)
-
-    changed = type(kind.__name__, (kind,), {"learning_rate": learning_rate, "__module__": kind.__module__})
+    kind, traits = type(strategy), strategy.traits
+    scaled_traits = replace(traits, learning_rate=lambda model: factor * traits.learning_rate(model))
+    changed = type(kind.__name__, (kind,), {"traits": property(lambda _: scaled_traits), "__module__": kind.__module__})
     scaled: Strategy = changed(**{name: getattr(strategy, name) for name in kind.model_fields})
     return scaled
 

@@ -1,6 +1,6 @@
 """The structure of a model: encoder, decoder, their layers in order, and which parameters are new."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,12 @@ from nlp_transfer.utils.errors import UserError
 def new_parameters(model: nn.Module) -> frozenset[str]:
     """Return the names of parameters that the checkpoint did not have; they were initialized at random."""
     return getattr(model, "new_parameters", frozenset())
+
+
+def set_new_parameters(model: nn.Module, names: Iterable[str]) -> None:
+    """Record which parameters the checkpoint did not have, such as after renaming them."""
+    any_model: Any = model
+    any_model.new_parameters = frozenset(names)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

@@ -25,9 +25,9 @@ def save_final_model(strategy: Strategy, job: Job, model: Any, folder: RunFolder
     fold_outputs(model)  # before the head is saved with an adapter
     if not accelerator.is_main_process:
         with tempfile.TemporaryDirectory() as discarded:
-            return strategy.unwrap(model, Path(discarded))
+            return strategy.export_model(model, Path(discarded))
     with quiet():
-        exported = strategy.unwrap(model, folder.path)
+        exported = strategy.export_model(model, folder.path)
     if is_adapted(exported):
         verify_adapter(folder.path / "adapter", job.checkpoint, job.task, exported, job.sample())
         return save_adapted(folder.path / "adapter", job.checkpoint.tokenizer, folder.path / "model").to(accelerator.device)

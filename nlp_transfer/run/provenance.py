@@ -20,9 +20,9 @@ from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.models.verification.model_files import find_file, find_weights
 from nlp_transfer.run.run import Run
+from nlp_transfer.settings.annotations import named_models
 from nlp_transfer.settings.schema import DataConfig
-from nlp_transfer.strategies import Combined, Strategy
-from nlp_transfer.tasks import Task
+from nlp_transfer.strategies import Strategy, nested_tasks, parts_of
 from nlp_transfer.utils.errors import UserError
 
 MODEL_FOLDERS = ("", "target_tokenizer/")
@@ -39,7 +39,7 @@ def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Input
         Path and SHA-256 of each file, in order, by the dotted name of the setting.
     """
     inputs = {"model": files} if (files := _hash_model(model)) else {}
-    return inputs | _hash_models("task", run.task) | _hash_data("data", run.config.data, rows)
+    return inputs | _hash_models("task", run.task.models()) | _hash_data("data", run.config.data, rows)
 
 
 def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[str, str]) -> dict[str, Any]:
@@ -60,14 +60,14 @@ def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] |
     """Hash the files of the models and data in a strategy's settings.
 
     Args:
-        nested: rows by split for each setting in `Strategy.nested`; None: no data.
+        nested: rows by split for each additional task of `nested_tasks`, by dotted name; None: no data.
     """
-    parts = {"strategy": strategy}
-    if isinstance(strategy, Combined):
-        parts = {f"strategy.{i}": part for i, part in enumerate(strategy.parts)}
-    inputs = {name: files for prefix, part in parts.items() for name, files in _hash_models(prefix, part).items()}
+    inputs: Inputs = {}
+    for prefix, part in parts_of(strategy).items():
+        inputs |= _hash_models(prefix, named_models(part))
+    settings = nested_tasks(strategy)
     for name, rows in (nested or {}).items():
-        inputs |= _hash_data(f"strategy.{name}.data", strategy.nested()[name][0], rows)
+        inputs |= _hash_data(f"{name}.data", settings[name][0], rows)
     return inputs
 
 
@@ -79,10 +79,10 @@ def _hash_data(prefix: str, settings: DataConfig, rows: Mapping[str, Rows]) -> I
     }
 
 
-def _hash_models(prefix: str, settings: Task | Strategy) -> Inputs:
+def _hash_models(prefix: str, models: Mapping[str, list[str]]) -> Inputs:
     inputs = {
-        f"{prefix}.{name}": [file for model in models for file in _hash_model(find_model(model))]
-        for name, models in settings.models().items()
+        f"{prefix}.{name}": [file for source in sources for file in _hash_model(find_model(source))]
+        for name, sources in models.items()
     }
     return {name: files for name, files in inputs.items() if files}
 

@@ -17,7 +17,7 @@ from nlp_transfer.settings.applicability import refuse_unused
 from nlp_transfer.settings.extensions import load_function
 from nlp_transfer.settings.schema import Document, RunConfig, TrainingConfig, expand_name
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.strategies import Strategy, check_strategy, nested_tasks, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.training.callbacks import Callback, callback_class, check_callbacks
 from nlp_transfer.training.optimizer import find_optimizer
@@ -38,14 +38,16 @@ def resolve(
         config: a file, a document or typed settings. `task` and `strategy` may be documents or objects, or classes without
             required settings.
         shared: whether several strategies share the settings; data settings that have no effect are then allowed.
-        metrics: user metrics, see `fine_tune`; their names are unknown here, so `best_metric` is not checked.
+        metrics: user metrics in addition to `training.metrics`, see `fine_tune`. With user metrics `best_metric` is not checked,
+            since the names of their values are unknown here.
         callbacks: user callbacks, see `fine_tune`.
         settings: settings by name, which override those in `config`.
 
     Raises:
         UserError: lists every problem.
     """
-    user_metrics, callbacks = UserMetrics(metrics), check_callbacks(callbacks)
+    UserMetrics(metrics)  # report wrong arguments first
+    callbacks = check_callbacks(callbacks)
     raw = as_document(config) | settings
     problems = Problems("settings")
     raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
@@ -58,21 +60,32 @@ def resolve(
     checked = validate(RunConfig, plain, problems)
     task: Any = objects.get("task") or _build(task_from, None if isinstance(task_document, list) else task_document, problems)
     strategy: Any = objects.get("strategy") or _build(strategy_from, strategy_document, problems)
+    user_metrics = UserMetrics([*metrics, *(_load_metrics(checked, problems) if checked is not None else ())])
     if checked is not None:
-        _check_together(checked, task, problems, bool(user_metrics))
+        _check_together(checked, task, problems, bool(user_metrics) or bool(checked.training.metrics))
     unused = Unused()
     if checked is not None and task is not None and strategy is not None:
-        for each_task in (task, *(nested for _, nested in strategy.nested().values())):
+        nested = nested_tasks(strategy)
+        for each_task in (task, *(inner_task for _, inner_task in nested.values())):
             _check_columns(each_task, problems)
-        strategy.check_data(checked.data, task, problems)
-        task = task if checked.data.train is not None else strategy.name_labels(task)
-        unused = find_unused(checked, task, strategy)
+        task = check_strategy(strategy, checked.data, task, problems)
+        unused = find_unused(checked, task, strategy, nested)
         accepted = {name for name in unused.refused if shared and name.startswith("data.")}
         unused.reported |= {name: unused.refused.pop(name) for name in accepted}
         refuse_unused(unused.refused, unused.refused, problems)
     problems.raise_if_any()
     assert checked is not None
     return Run(checked, task, strategy, unused.reported, user_metrics, callbacks)
+
+
+def _load_metrics(config: RunConfig, problems: Problems) -> list[Any]:
+    metrics = []
+    for name in config.training.metrics:
+        try:
+            metrics.append(registry.load_metric(name))
+        except UserError as error:
+            problems.absorb(error)
+    return metrics
 
 
 def _named(value: Any) -> Any:
@@ -108,7 +121,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, us
     _check_code(training, problems)
     if task is not None:
         if not user_metrics:
-            _check_best_metric(training.best_metric, task, problems)
+            check_best_metric(training.best_metric, task, problems)
         task.check_settings(training, problems)
         check_filter(data, task.filters, problems)
         if not task.aligned:
@@ -126,12 +139,13 @@ def _check_columns(task: Task, problems: Problems) -> None:
             )
 
 
-def _check_best_metric(name: str | None, task: Task, problems: Problems) -> None:
+def check_best_metric(name: str | None, task: Task, problems: Problems) -> None:
+    """Report a `training.best_metric` that is not a metric of the task."""
     known = [*task.metric_names(), "loss"]
     if name is not None and name not in known:
         problems.add(
             f"training.best_metric: found {name!r}, which {task_name(task)} does not compute{did_you_mean(name, known)}; "
-            f"allowed: {', '.join(known)}; in Python also metrics of fine_tune(metrics=[...])"
+            f"allowed: {', '.join(known)}; and metrics of training.metrics, or in Python of fine_tune(metrics=[...])"
         )
 
 

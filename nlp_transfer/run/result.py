@@ -17,7 +17,7 @@ from nlp_transfer.run.run import Run
 from nlp_transfer.saved_models.load import RECORD
 from nlp_transfer.saved_models.save import add_to_record, is_plain, versions
 from nlp_transfer.security.secret_patterns import clean
-from nlp_transfer.strategies import Job
+from nlp_transfer.strategies import Job, nested_tasks
 from nlp_transfer.training.position import Position
 from nlp_transfer.utils import environment
 from nlp_transfer.utils.atomic_files import retry_while_full, write_json
@@ -93,7 +93,7 @@ def save_further_tasks(
 def finish_run(run: Run, folder: RunFolder) -> None:
     """Write model cards, records and finally `result.json`, which marks the run as finished; delete the checkpoints."""
     saved = [(folder.path / name, run.task, run.result, run.config.data, run.splits.rows) for name in ("model", "adapter")]
-    for (name, (job, _)), (data, _) in zip(run.auxiliary.items(), run.strategy.nested().values(), strict=True):
+    for (name, (job, _)), (data, _) in zip(run.auxiliary.items(), nested_tasks(run.strategy).values(), strict=True):
         task_result = {"signatures": {}, **run.result, **run.result["tasks"][name]}
         saved.append((folder.path / "tasks" / name / "model", job.task, task_result, data, job.rows))
     for model_folder, task, result, data, rows in saved:

@@ -11,7 +11,7 @@ from nlp_transfer.data.unused_settings import find_unused
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import RunConfig
-from nlp_transfer.strategies import Job, Strategy
+from nlp_transfer.strategies import Job, Strategy, nested_tasks
 from nlp_transfer.tasks import Arrays, Task
 from nlp_transfer.training.callbacks import Callback
 from nlp_transfer.training.trainer import Trainer
@@ -79,14 +79,12 @@ class Run:
         """Targets of the predictions, by split and name: arrays of shape (rows, ...)."""
         return {split: self.job.tables[split].references for split in self.predictions}
 
-    def training_document(self) -> dict[str, Any]:
-        """Return the training settings as a document."""
-        return self.config.training.model_dump()
-
     def with_validation_share(self, share: float | None) -> "Run":
         """Return the run with a resolved `data.validation_share`; None: unchanged."""
         if share is None:
             return self
         data = self.config.data.model_copy(update={"validation_share": share})
         config = self.config.model_copy(update={"data": data})
-        return replace(self, config=config, unused=find_unused(config, self.task, self.strategy).reported)
+        return replace(
+            self, config=config, unused=find_unused(config, self.task, self.strategy, nested_tasks(self.strategy)).reported
+        )

@@ -11,6 +11,7 @@ from nlp_transfer.run.provenance import check_files, hash_inputs, hash_strategy,
 from nlp_transfer.run.run import Run
 from nlp_transfer.saved_models.save import versions
 from nlp_transfer.security.secret_patterns import clean
+from nlp_transfer.strategies import nested_tasks
 
 
 def resolved_document(run: Run) -> dict[str, Any]:
@@ -26,13 +27,13 @@ def resolved_document(run: Run) -> dict[str, Any]:
         "label_smoothing": trainer.task.label_smoothing(trainer.settings),
         "precision": trainer.resolved.precision, "attention": trainer.resolved.attention, "kernels": trainer.resolved.kernels,
     }  # fmt: skip
-    if strategy.takes_steps():
+    if strategy.traits.takes_steps:
         training |= {"learning_rate": trainer.planner.learning_rate(), "epochs": trainer.planner.epochs()}
     unused = without_effect(config, run.task, strategy)
     training |= {name: value for name, value in config.training.model_dump().items() if f"training.{name}" in unused}
     further_rows = [job.rows for job, _ in strategy.auxiliary_jobs(trainer.model).values()]
     inputs = hash_inputs(run, checkpoint.source, splits.rows)
-    inputs |= hash_strategy(strategy, dict(zip(strategy.nested(), further_rows, strict=True)))
+    inputs |= hash_strategy(strategy, dict(zip(nested_tasks(strategy), further_rows, strict=True)))
     revisions = {name: revision for name, revision in splits.provenance().items() if name.startswith("hub:")}
     output = os.path.normpath(portable(config.output_dir))
     provenance: dict[str, Any] = {

@@ -39,7 +39,7 @@ def read(run: Run, allow_hub_metrics: bool = False) -> Run:
     hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
     checkpoint = Checkpoint.open(find_model(run.config.model))
-    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.needs_validation())
+    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.traits.needs_validation)
     say(*(task.report(splits.train) if len(splits.train) else ()), *splits.notes)
     resolved = run.with_validation_share(splits.validation_share)
     say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
@@ -48,7 +48,7 @@ def read(run: Run, allow_hub_metrics: bool = False) -> Run:
 
 def encode(run: Run) -> Run:
     """Prepare the task for the checkpoint, and tokenize every split. Print sizes and how many texts are truncated."""
-    task = run.task.prepare(run.checkpoint, run.splits.train).prefer_head(run.strategy.preferred_head())
+    task = run.task.prepare(run.checkpoint, run.splits.train).prefer_head(run.strategy.traits.head)
     tables = {}
     for name, rows in run.splits.rows.items():
         table = task.table(rows, run.checkpoint.tokenizer, run.config.data.token_cache, name != UNLABELLED, name)
@@ -69,7 +69,7 @@ def build(run: Run, folder: RunFolder) -> Run:
     with quiet():
         model = ensure_config(task.build_model(run.checkpoint, training), run.checkpoint)
         say(*describe_head(model))
-        model = run.strategy.wrap(model)
+        model = run.strategy.prepare_model(model)
         resolved = resolve_settings(model, tables.get("train"), training, folder.path, task=task)
         accelerator = resolved.accelerator
         for split in run.splits.labeled[:1]:
@@ -77,6 +77,7 @@ def build(run: Run, folder: RunFolder) -> Run:
         job = replace(run.job, training=resolved.training, device=accelerator.device, precision=resolved.precision)
         check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
+        model = model if prepared.model is None else prepared.model
         check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
     trainer = Trainer(
         model, prepared.task, prepared.tables, run.strategy, replace(resolved, training=prepared.training), _callbacks(run),
@@ -132,7 +133,7 @@ def report(run: Run, folder: RunFolder) -> Run:
 def _callbacks(run: Run) -> list[Callback]:
     """Return the callbacks of the run: names of rows in errors, augmentation, and those of the user."""
     augment = None
-    if run.strategy.takes_steps():
+    if run.strategy.traits.takes_steps:
         augment = make_augmenter(run.config.training, run.checkpoint.tokenizer, run.job.tables["train"], run.task.max_length)
     names = RowNames(lambda rows: _describe_rows(run.splits, rows))
     return [names, *([Augmentation(augment)] if augment else []), *run.callbacks]

@@ -16,14 +16,14 @@ def summary_lines(trainer: Trainer) -> list[str]:
     """Return the lines to print before training starts."""
     trainable, total = count_parameters(trainer.model)
     # A strategy without optimizer steps computes its new parameters; they are not random.
-    new = sorted(new_parameters(trainer.model)) if trainer.strategy.takes_steps() else []
+    new = sorted(new_parameters(trainer.model)) if trainer.strategy.traits.takes_steps else []
     lines = [
         f"{trainable:,} of {total:,} parameters are trained ({percent(trainable, total)})"
         + (f"; randomly initialized: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""),
         *_resolved_lines(trainer),
         *describe_unused(ineffective_strategies(trainer.model, trainer.settings, trainer.strategy).items()),
     ]
-    if not trainer.strategy.takes_steps():
+    if not trainer.strategy.traits.takes_steps:
         return [*lines, f"no optimizer step is taken; the strategy computes its parameters on {trainer.accelerator.device}"]
     steps, epochs, plan = trainer.planner.steps(), trainer.planner.epochs(), trainer.planner.window_plan()
     rows = plan.batch_size * plan.accumulation * plan.processes

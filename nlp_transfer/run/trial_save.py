@@ -17,7 +17,7 @@ from nlp_transfer.run.folder import LOCK, RunFolder
 from nlp_transfer.security.file_locks import Lock, lock_now
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.registry import is_user_defined
-from nlp_transfer.strategies import Job, Strategy
+from nlp_transfer.strategies import Job, Strategy, parts_of
 from nlp_transfer.tasks import Task, task_name
 from nlp_transfer.utils.atomic_files import DiskFullError
 from nlp_transfer.utils.console import say
@@ -30,7 +30,8 @@ PREFIX = ".trial-"
 def check_saving(strategy: Strategy, job: Job, model: Any, output_dir: Path, accelerator: Accelerator) -> None:
     """Save a copy of the untrained model as at the end of the run, load it again and compare the logits.
 
-    Call this after `Strategy.wrap` and before `prepare_data`. The model, all random states and `output_dir` do not change.
+    Call this after `Strategy.prepare_model` and before `prepare_data`. The model, all random states and `output_dir` do not
+    change.
 
     Raises:
         UserError: saving or loading fails, or the logits differ.
@@ -103,8 +104,7 @@ def _check_class(task: Task) -> None:
 
 def _copy(strategy: Strategy, model: Any) -> tuple[Strategy, Any]:
     """Copy strategy and model together, since the strategy may refer to hooks in the model. Settings are not copied."""
-    parts = getattr(strategy, "parts", (strategy,))
-    memo = {id(value): value for part in parts for value in vars(part).values()}
+    memo = {id(value): value for part in parts_of(strategy).values() for value in vars(part).values()}
     copies: tuple[Strategy, Any] = copy.deepcopy((strategy, model), memo)
     return copies
 

@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ from nlp_transfer.utils.errors import UserError
 
 FORM = "package.module:Class"
 FUNCTION_FORM = "package.module:function"
-NAMING = ("name", "callbacks", "optimizer", "schedule", "augment")  # settings that may name classes and functions
+NAMING = ("name", "metrics", "callbacks", "optimizer", "schedule", "augment")  # settings that may name classes and functions
 _CODE: dict[str, str] = {}
 """Absolute paths of the files loaded with --code, by module name."""
 
@@ -249,12 +249,20 @@ def _site_folders() -> list[str]:
     return [folder for folder in dict.fromkeys(folders) if folder and folder.endswith("-packages")]
 
 
+def installed_packages() -> Iterable[Distribution]:
+    """Return the packages that pip or another installer has put into a site-packages folder.
+
+    Metadata elsewhere on the module search path, such as in a downloaded folder, do not make a package installed.
+    """
+    return distributions(path=_site_folders())
+
+
 def _editable_projects() -> Iterator[tuple[str, list[str]]]:
     """Yield the folder of each editable install, with the names of its packages and modules.
 
     Build back ends other than setuptools write no `top_level.txt`; the package then has the name of the project.
     """
-    for distribution in distributions(path=_site_folders()):
+    for distribution in installed_packages():
         try:
             origin = json.loads(distribution.read_text("direct_url.json") or "{}")
             if origin.get("dir_info", {}).get("editable"):

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from nlp_transfer.settings import registry
 from nlp_transfer.settings.annotations import allowed_values, as_yaml, leaf_types, needs_list
 from nlp_transfer.settings.applicability import UsedWith
 
@@ -66,6 +67,11 @@ class Settings(BaseModel):
         arbitrary_types_allowed=True,
         coerce_numbers_to_str=True,  # a column may be called 2024, and YAML reads that as a number
     )
+
+    def document(self) -> Any:
+        """Return the name of the class and its settings as JSON; `task_from` and `strategy_from` read it."""
+        settings = self.model_dump(mode="json", fallback=lambda value: f"<{type(value).__name__} of {len(value)} rows in memory>")
+        return {"name": registry.name_of(type(self)), **settings}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -284,6 +290,9 @@ class TrainingConfig(Settings):
     """Your own callbacks, as `package.module:Class`: subclasses of `nlp_transfer.Callback`."""
     trackers: list[str] = []
     """Experiment trackers, by their names in Accelerate, such as tensorboard."""
+    metrics: list[Name] = []
+    """Your own metrics of validation and test, each as `package.module:function`, or by the name that an installed package
+    declares: functions `f(predictions, references) -> {name: value}` of all rows of a split."""
     hub_metrics: list[str] = []
     """Hub ids of additional metrics. They run code from the hub, so `--allow-hub-metrics`, or `allow_hub_metrics=True` in Python,
     is required."""

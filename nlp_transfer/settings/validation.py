@@ -112,7 +112,7 @@ def check_names(document: Mapping[str, Any]) -> None:
     for section, settings in document.items():
         if section not in RunConfig.model_fields:
             problems.add(f"{section}: unknown setting{suggest(section, list(RunConfig.model_fields))}")
-        if section not in known or not isinstance(settings, Mapping) or ":" in str(settings.get("name", "")):  # a user's class
+        if section not in known or not isinstance(settings, Mapping) or registry.is_outside(section, settings.get("name")):
             continue
         for name in settings:
             if name not in known[section]:

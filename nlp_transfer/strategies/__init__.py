@@ -9,9 +9,11 @@ from typing import Any
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.extensions import FORM
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.strategies.common.combined import Combined
+from nlp_transfer.strategies.common.combined import Combined, parts_of
 from nlp_transfer.strategies.common.job import Group, Job, Losses, Phase, State, Tables, View
-from nlp_transfer.strategies.common.strategy import SENTENCE_MODEL, Strategy
+from nlp_transfer.strategies.common.strategy import Strategy
+from nlp_transfer.strategies.common.strategy_checks import check_list, check_strategy, nested_tasks
+from nlp_transfer.strategies.common.strategy_traits import SENTENCE_MODEL, StrategyTraits, default_learning_rate
 from nlp_transfer.utils.errors import Problems, UserError
 
 __all__ = [
@@ -23,8 +25,13 @@ __all__ = [
     "Phase",
     "State",
     "Strategy",
+    "StrategyTraits",
     "Tables",
     "View",
+    "check_strategy",
+    "default_learning_rate",
+    "nested_tasks",
+    "parts_of",
     "strategy_from",
 ]
 
@@ -40,26 +47,8 @@ def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any] | Str
     strategies = tuple(_single(strategy, f"strategy.{i}") for i, strategy in enumerate(document))
     if not strategies:
         raise UserError(f"strategy: the list is empty; known: {', '.join(registry.names('strategy'))}")
-    names = [registry.name_of(type(strategy)) for strategy in strategies]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"strategy: {repeated[0]} appears twice; allowed: each strategy once")
-    _check_at_most_one([strategy for strategy in strategies if strategy.chooses_parameters], "choose the trainable parameters")
-    for i, strategy in enumerate(strategies):
-        if strategy.place() == "alone" and len(strategies) > 1:
-            raise UserError(f"strategy.{i}: {names[i]} cannot be combined with other strategies; allowed: {names[i]} alone")
-        if strategy.place() == "first" and i > 0:
-            raise UserError(
-                f"strategy.{i}: {names[i]} with these settings replaces layers that the strategies before it have prepared; "
-                "allowed: as the first of the list"
-            )
-    _check_at_most_one([strategy for strategy in strategies if strategy.owns_phases()], "define the phases of training")
+    check_list(strategies)
     return strategies[0] if len(strategies) == 1 else Combined(parts=strategies)
-
-
-def _check_at_most_one(strategies: list[Strategy], role: str) -> None:
-    if len(strategies) > 1:
-        names = " and ".join(registry.name_of(type(strategy)) for strategy in strategies)
-        raise UserError(f"strategy: {names} both {role}; allowed: one of them")
 
 
 def _single(document: Mapping[str, Any] | Strategy, place: str) -> Strategy:

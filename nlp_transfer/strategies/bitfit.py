@@ -10,14 +10,14 @@ Ben Zaken et al. 2022, "BitFit: Simple Parameter-efficient Fine-tuning for Trans
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import Layers, encoder_type, find_layers, new_parameters, width
 from nlp_transfer.models.preparation import freeze, has_untrained_decoder
-from nlp_transfer.strategies import Strategy
+from nlp_transfer.strategies import Strategy, StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import UserError
@@ -29,10 +29,17 @@ INTERMEDIATE = re.compile(r"\.(intermediate\.dense|lin1|fc1|ffn|Wi)\.bias$")
 NORMALIZATION = re.compile(r"norm", re.IGNORECASE)
 
 
+def _learning_rate(model: nn.Module) -> float:
+    """Return a high rate, since few parameters are trained, or a lower one for a new decoder, which is trained completely."""
+    if has_untrained_decoder(model):
+        return default_learning_rate(model) * DECODER_SCALE
+    return 3e-3 if width(model) <= 512 else 1e-3
+
+
 class Bitfit(Strategy):
     """Train biases and the head. The encoder's trained biases are also saved separately, in `biases.safetensors`."""
 
-    chooses_parameters: ClassVar[bool] = True
+    traits = StrategyTraits(owns_parameters=True, learning_rate=_learning_rate)
 
     biases: Literal["all", "query_and_intermediate"] = "all"
     """Biases to train in the encoder. `query_and_intermediate`: those of the query projection and of the first feed-forward
@@ -40,13 +47,7 @@ class Bitfit(Strategy):
     normalisation: bool = False
     """Also train the weights of normalization layers. Required for model families without biases."""
 
-    def learning_rate(self, model: nn.Module) -> float:
-        """Return a high rate, since few parameters are trained, or a lower one for a new decoder, which is trained completely."""
-        if has_untrained_decoder(model):
-            return super().learning_rate(model) * DECODER_SCALE
-        return 3e-3 if width(model) <= 512 else 1e-3
-
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Freeze all parameters except the chosen biases and new parameters.
 
         Raises:
@@ -64,7 +65,7 @@ class Bitfit(Strategy):
         freeze(model, {name for name, _ in model.named_parameters()} - chosen - head - new_parameters(model))
         return model
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Save the trained parameters of the encoder, by name, in `biases.safetensors`.
 
         `model.load_state_dict(load_file(path), strict=False)` loads them into the pretrained encoder.

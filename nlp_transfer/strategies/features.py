@@ -10,10 +10,9 @@ layers (`task.head.layers: mix`) is that of Peters et al. 2018, "Deep Contextual
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.cached_features import CachePoint
@@ -22,18 +21,16 @@ from nlp_transfer.models.heads import HeadConfig
 from nlp_transfer.models.layers import find_layers, has_decoder
 from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import UsedWith
-from nlp_transfer.settings.schema import Positive
-from nlp_transfer.strategies import Job, Phase, State, Strategy, View
+from nlp_transfer.settings.schema import DataConfig, Positive
+from nlp_transfer.strategies import Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.frozen_encoder import with_cached_features
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression, last_linear
 from nlp_transfer.tasks import Task
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import Problems, UserError
 
 
 class Features(Strategy):
     """Train a head on cached features of the frozen encoder."""
-
-    chooses_parameters: ClassVar[bool] = True
 
     classifier: Literal["trained", "logistic_regression"] = "trained"
     """`trained`: train the head by gradient descent. `logistic_regression`: fit a single layer with scikit-learn."""
@@ -43,24 +40,21 @@ class Features(Strategy):
     regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 1.0
     """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn."""
 
-    def learning_rate(self, model: nn.Module) -> float:
-        """Return a high rate, which is stable for a small head."""
-        return 1e-2
+    @property
+    def traits(self) -> StrategyTraits:
+        return StrategyTraits(
+            owns_parameters=True,
+            owns_phases=self.classifier == "logistic_regression",
+            takes_steps=self.classifier == "trained",
+            head=HeadConfig(pooling="mean"),  # without fine-tuning, the first token's vector contains little information
+            learning_rate=lambda model: 1e-2,  # stable for a small head
+        )
 
-    def preferred_head(self) -> HeadConfig:
-        """Return mean pooling: without fine-tuning, the first token's vector contains little information."""
-        return HeadConfig(pooling="mean")
+    def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
+        problems.no_effect("training.attention_dropout", "the encoder is frozen")
+        return task
 
-    def unused(self, task: Task) -> dict[str, str]:
-        return {"training.attention_dropout": "the encoder is frozen"}
-
-    def owns_phases(self) -> bool:
-        return not self.takes_steps()
-
-    def takes_steps(self) -> bool:
-        return self.classifier == "trained"
-
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Freeze the encoder, but not its pooler.
 
         Raises:
@@ -91,5 +85,5 @@ class Features(Strategy):
         fit_logistic_regression(view.model, view.tables["train"], self.regularization)
         return None
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         return disable_replay(model)

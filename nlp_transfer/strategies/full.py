@@ -8,19 +8,19 @@ Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", 181
 Mosbach et al. 2021, "On the Stability of Fine-tuning BERT", 2006.04884.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
 
-from nlp_transfer.strategies import Group, Strategy
+from nlp_transfer.strategies import Group, Strategy, StrategyTraits
 from nlp_transfer.strategies.common.layer_depth import scale_head
 
 
 class Full(Strategy):
     """Train all parameters, with a higher learning rate for the pooler and the head than for pretrained layers."""
 
-    only_trains: ClassVar[bool] = True
+    traits = StrategyTraits(only_trains=True)
 
     head_scale: Annotated[float, Field(gt=0)] = 10.0
     """Factor on the learning rate of the pooler and the head."""

@@ -9,18 +9,18 @@ MiniLM) there was no measurable improvement over full fine-tuning.
 Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", 1801.06146.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import has_decoder, new_parameters
 from nlp_transfer.settings.applicability import UsedWith
-from nlp_transfer.settings.schema import Count
-from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
+from nlp_transfer.settings.schema import Count, DataConfig
+from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, inner_layers, scale_head, separate_layers
 from nlp_transfer.tasks import Task
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import Problems, UserError
 
 
 class GradualUnfreezing(Strategy):
@@ -28,8 +28,6 @@ class GradualUnfreezing(Strategy):
 
     The learning rate schedule restarts in each phase; the optimizer state is kept.
     """
-
-    chooses_parameters: ClassVar[bool] = True
 
     layers_at_a_time: Count = 1
     """Number of layers to unfreeze in each phase."""
@@ -39,14 +37,16 @@ class GradualUnfreezing(Strategy):
     patience: Annotated[Count, UsedWith(by="plateau")] = 1
     """With `by: plateau`: number of evaluations without improvement after which a phase ends."""
 
-    def unused(self, task: Task) -> dict[str, str]:
-        reason = "with strategy.by plateau, strategy.patience takes its place"
-        return {"training.early_stopping": reason} if self.by == "plateau" else {}
+    @property
+    def traits(self) -> StrategyTraits:
+        return StrategyTraits(owns_parameters=True, owns_phases=True, needs_validation=self.by == "plateau")
 
-    def needs_validation(self) -> bool:
-        return self.by == "plateau"
+    def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
+        if self.by == "plateau":
+            problems.no_effect("training.early_stopping", "with strategy.by plateau, strategy.patience takes its place")
+        return task
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check the model.
 
         Raises:

@@ -13,7 +13,7 @@ Li et al. 2018, "Explicit Inductive Bias for Transfer Learning with Convolutiona
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -21,10 +21,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import has_decoder, new_parameters
-from nlp_transfer.strategies import Group, Losses, Strategy
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.strategies import Group, Losses, Strategy, StrategyTraits
 from nlp_transfer.strategies.common.layer_depth import added_by_peft, inner_layers, plain_name, scale_mixed_head
 from nlp_transfer.tasks import Task
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import Problems, UserError
 
 
 class L2Sp(Strategy):
@@ -33,7 +34,7 @@ class L2Sp(Strategy):
     Only trainable parameters are penalized. With LoRA, these are the pooler and new parameters.
     """
 
-    only_trains: ClassVar[bool] = True
+    traits = StrategyTraits(only_trains=True)
 
     alpha: Annotated[float, Field(ge=0)] = 0.01
     """Strength of the penalty on the distance of pretrained parameters from their pretrained values."""
@@ -42,11 +43,12 @@ class L2Sp(Strategy):
 
     _references: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
-    def unused(self, task: Task) -> dict[str, str]:
-        reason = "the penalty of l2_sp replaces weight decay"
-        return {"training.weight_decay": reason} if self.alpha and self.beta else {}
+    def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
+        if self.alpha and self.beta:
+            problems.no_effect("training.weight_decay", "the penalty of l2_sp replaces weight decay")
+        return task
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Copy the trainable pretrained weights. In a resumed run, this happens before the checkpoint is loaded."""
         new = _new_names(model)
         self._references.clear()

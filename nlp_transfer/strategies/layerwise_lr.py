@@ -11,26 +11,26 @@ For BERT-like models: Clark et al. 2020, "ELECTRA", 2003.10555; Zhang et al. 202
 """
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import Layers
-from nlp_transfer.strategies import Group, Strategy
+from nlp_transfer.strategies import Group, Strategy, StrategyTraits
 from nlp_transfer.strategies.common.layer_depth import inner_layers, plain_name, scale_mixed_head, separate_layers
 
 
 class LayerwiseLr(Strategy):
     """Reduce the learning rate with depth, in full fine-tuning or in a list such as [lora, layerwise_lr]."""
 
-    only_trains: ClassVar[bool] = True
+    traits = StrategyTraits(only_trains=True)
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Ratio between the learning rates of a layer and the next higher one. The highest layer has the full rate."""
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check that the layers have separate weights.
 
         Raises:

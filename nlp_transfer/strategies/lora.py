@@ -10,7 +10,7 @@ according to Dettmers et al. 2023, "QLoRA", 2305.14314, this matters more than t
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import nn
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from nlp_transfer.models.layers import find_layers, width
 from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.settings.schema import Count, Share
-from nlp_transfer.strategies import Strategy
+from nlp_transfer.strategies import Strategy, StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.common.adapter_modules import (
     add_adapter,
     chosen_layers,
@@ -30,10 +30,17 @@ from nlp_transfer.strategies.common.adapter_modules import (
 from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 
 
+def _learning_rate(model: nn.Module) -> float:
+    """Return a high rate, since the updates start at zero, or a lower one for a new decoder, which is trained completely."""
+    if has_untrained_decoder(model):
+        return default_learning_rate(model) * DECODER_SCALE
+    return 2e-3 if width(model) <= 512 else 5e-4
+
+
 class Lora(Strategy):
     """Train low-rank updates and the head. The updates are merged into the saved model, and also saved in `adapter/`."""
 
-    chooses_parameters: ClassVar[bool] = True
+    traits = StrategyTraits(owns_parameters=True, adds_adapter=True, learning_rate=_learning_rate)
 
     r: Count = 16
     """Rank of the updates."""
@@ -46,13 +53,7 @@ class Lora(Strategy):
     bias: Literal["none", "all", "lora_only"] = "none"
     """Biases to train: none, all, or those of the adapted layers (`lora_only`)."""
 
-    def learning_rate(self, model: nn.Module) -> float:
-        """Return a high rate, since the updates start at zero, or a lower one for a new decoder, which is trained completely."""
-        if has_untrained_decoder(model):
-            return super().learning_rate(model) * DECODER_SCALE
-        return 2e-3 if width(model) <= 512 else 5e-4
-
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Add the low-rank updates.
 
         The pooler and the head are trained completely and saved with the adapter. They are listed in `modules_to_save`, since
@@ -73,7 +74,7 @@ class Lora(Strategy):
         adapted: PreTrainedModel = add_adapter(model, config)
         return adapted
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Save the adapter in `adapter/`, and merge it: W + alpha/r * BA in every adapted layer."""
         save_adapter(model, folder / "adapter")
         return merge_adapter(model)

@@ -9,7 +9,7 @@ Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tu
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import nn
@@ -20,17 +20,16 @@ from nlp_transfer.models.feature_replay import disable_replay
 from nlp_transfer.models.layers import find_layers, new_parameters
 from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import Not, UsedWith
-from nlp_transfer.strategies import Group, Job, Strategy
+from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.strategies import Group, Job, Strategy, StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.common.frozen_encoder import with_cached_features
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, scale_head
 from nlp_transfer.tasks import Task
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import Problems, UserError
 
 
 class Partial(Strategy):
     """Freeze the embeddings and the lowest layers. New parameters are always trained."""
-
-    chooses_parameters: ClassVar[bool] = True
 
     frozen_layers: Annotated[int, Field(ge=0)] | Literal["all", "half"] = "half"
     """Number of lowest layers to freeze, together with the embeddings. `all`: the whole encoder."""
@@ -38,18 +37,24 @@ class Partial(Strategy):
     """Where to cache the output of the frozen layers, so that they run only once. auto: in memory up to 1 GB, otherwise in a
     file. none: do not cache. Each token of train and validation takes 4 bytes times the width."""
 
-    def learning_rate(self, model: nn.Module) -> float:
+    @property
+    def traits(self) -> StrategyTraits:
+        return StrategyTraits(owns_parameters=True, learning_rate=self._learning_rate)
+
+    def _learning_rate(self, model: nn.Module) -> float:
         """Return the default rate, or a higher one if the encoder is frozen."""
-        return 1e-3 if self.frozen_layers == "all" else super().learning_rate(model)
+        return 1e-3 if self.frozen_layers == "all" else default_learning_rate(model)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Give the head a higher learning rate than pretrained layers, as in full fine-tuning."""
         return groups if self.frozen_layers == "all" else scale_head(model, groups, HEAD_SCALE)
 
-    def unused(self, task: Task) -> dict[str, str]:
-        return {"training.attention_dropout": "the encoder is frozen"} if self.frozen_layers == "all" else {}
+    def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
+        if self.frozen_layers == "all":
+            problems.no_effect("training.attention_dropout", "the encoder is frozen")
+        return task
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Freeze the lowest layers.
 
         Raises:
@@ -82,5 +87,5 @@ class Partial(Strategy):
             return job
         return with_cached_features(job, model, CachePoint(None if frozen == depth else frozen), self.cache)
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         return disable_replay(model)

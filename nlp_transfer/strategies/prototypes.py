@@ -9,12 +9,10 @@ Snell et al. 2017, "Prototypical Networks for Few-shot Learning", 1703.05175; he
 linear layer, since -s |x - m|^2 equals 2 s m.x - s |m|^2 plus a term that is the same for all labels.
 """
 
-from typing import ClassVar
-
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.heads import HeadConfig
-from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, View
+from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.linear_heads import freeze_for_computed_head
 from nlp_transfer.strategies.common.nearest_mean import write_prototypes
 
@@ -27,19 +25,15 @@ class Prototypes(Strategy):
     In multi-label tasks, each label has two means: of the rows with the label and of the rows without it.
     """
 
-    chooses_parameters: ClassVar[bool] = True
+    traits = StrategyTraits(
+        owns_parameters=True,
+        owns_phases=True,
+        takes_steps=False,
+        default_model=SENTENCE_MODEL,
+        head=HeadConfig(pooling="mean", normalize=True),  # with vectors of length 1, squared distances are 2 - 2 cosine
+    )
 
-    def default_model(self) -> str:
-        return SENTENCE_MODEL
-
-    def preferred_head(self) -> HeadConfig:
-        """Return mean pooling, normalized to length 1, so that squared distances are 2 - 2 cosine."""
-        return HeadConfig(pooling="mean", normalize=True)
-
-    def takes_steps(self) -> bool:
-        return False
-
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Freeze all parameters.
 
         Raises:

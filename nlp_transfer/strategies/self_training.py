@@ -10,16 +10,15 @@ becomes the next teacher. Each class has a separate confidence threshold, as in 
 a common threshold would exclude difficult classes.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
+from pydantic import PrivateAttr
 from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import has_decoder
 from nlp_transfer.settings.schema import Count, Positive, Share
-from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
+from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
 from nlp_transfer.tasks.common.labels import rarest_labels
 from nlp_transfer.utils.console import say
@@ -28,6 +27,8 @@ from nlp_transfer.utils.errors import UserError
 
 class SelfTraining(Strategy):
     """Train on labeled rows and on pseudo-labels: predictions for `data.unlabelled` with the best weights so far."""
+
+    traits = StrategyTraits(owns_phases=True, uses_unlabelled=True)
 
     rounds: Count = 2
     """Number of rounds with pseudo-labels, after an initial phase with labeled rows only."""
@@ -42,14 +43,13 @@ class SelfTraining(Strategy):
     restart: bool = True
     """Start each round from the pretrained weights. false: start from the weights of the previous round."""
 
-    def uses_unlabelled(self) -> bool:
-        return True
+    _initial_weights: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Give the head a higher learning rate, unless another strategy of the list determines it."""
         return scale_mixed_head(model, groups)
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check that the task predicts probabilities.
 
         Raises:
@@ -74,7 +74,8 @@ class SelfTraining(Strategy):
             )
         if self.restart:
             weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
-            model.initial_weights = weights  # type: ignore[assignment]
+            self._initial_weights.clear()
+            self._initial_weights.update(weights)
         return job
 
     def next_phase(self, state: State, view: View) -> Phase | None:
@@ -91,7 +92,7 @@ class SelfTraining(Strategy):
             return None
         say(f"round {finished} of {self.rounds}: {len(rows):,} of {len(unlabelled):,} unlabeled rows are used")
         if self.restart:
-            _restore_initial_weights(view.model)
+            self._restore_initial_weights(view.model)
         also = {"split": "unlabelled", "rows": rows.tolist(), "labels": labels.tolist()}
         return Phase(f"round {finished}", keep_optimizer=not self.restart, following=following, also=also)
 
@@ -138,9 +139,8 @@ class SelfTraining(Strategy):
         rows = np.sort(rows).astype(np.int64)
         return rows, labels[rows]
 
-
-def _restore_initial_weights(model: Any) -> None:
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in model.initial_weights.items():
-            parameters[name].copy_(value)
+    def _restore_initial_weights(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in self._initial_weights.items():
+                parameters[name].copy_(value)

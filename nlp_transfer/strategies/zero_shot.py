@@ -9,7 +9,7 @@ Yin et al. 2019, "Benchmarking Zero-shot Text Classification: Datasets, Evaluati
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from nlp_transfer.models.checkpoint import Checkpoint, check_head, forbid_new_pa
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Name, Positive
-from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, View
+from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.label_words import describe_labels
 from nlp_transfer.strategies.common.linear_heads import freeze_for_computed_head, last_linear, layer_inputs, set_layer
 from nlp_transfer.tasks import Task
@@ -46,8 +46,6 @@ class ZeroShot(Strategy):
     Training labels are never used. Training rows are optional if `labels` or `task.labels` is set.
     """
 
-    chooses_parameters: ClassVar[bool] = True
-
     by: Literal["embedding", "entailment"] = "embedding"
     """`embedding`: by the cosine between text and description, with a sentence encoder. `entailment`: with an entailment (NLI)
     model. Its predictions for the texts of train and `data.unlabelled` are distilled into a linear layer on its encoder, so that
@@ -61,20 +59,19 @@ class ZeroShot(Strategy):
     similarity: Annotated[float, AfterValidator(float), UsedWith(by="embedding")] = 0.3
     """By embedding, in multi-label tasks: minimum cosine of a predicted label."""
 
-    def default_model(self) -> str | None:
-        return SENTENCE_MODEL if self.by == "embedding" else None
+    @property
+    def traits(self) -> StrategyTraits:
+        return StrategyTraits(
+            owns_parameters=True,
+            owns_phases=True,
+            takes_steps=False,
+            needs_train=False,
+            uses_unlabelled=self.by == "entailment",
+            default_model=SENTENCE_MODEL if self.by == "embedding" else None,
+            head=HeadConfig(pooling="mean", normalize=True),  # a linear layer on vectors of length 1 computes cosines
+        )
 
-    def preferred_head(self) -> HeadConfig:
-        """Return mean pooling, normalized to length 1, so that a linear layer can compute cosines."""
-        return HeadConfig(pooling="mean", normalize=True)
-
-    def takes_steps(self) -> bool:
-        return False
-
-    def uses_unlabelled(self) -> bool:
-        return self.by == "entailment"
-
-    def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
+    def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
         if data.train is None and "label" not in task.prediction_kind:
             problems.add(
                 f"strategy.name: found zero_shot with a task that predicts {task.prediction_kind}s; allowed: a task with labels"
@@ -86,11 +83,17 @@ class ZeroShot(Strategy):
                 "which needs no texts"
             )
 
-    def name_labels(self, task: Task) -> Task:
-        """Return the task, with the labels in `labels` if its settings name none."""
-        if not self.labels or not hasattr(task, "labels") or task.labels:
-            return task
-        return task.model_copy(update={"labels": list(self.labels)})
+        if self.by == "embedding":
+            problems.no_effect("data.shots", "zero_shot by embedding does not use training rows")
+            problems.no_effect(
+                "data.unlabelled",
+                "zero_shot by embedding does not use them; label them afterwards with nlp-transfer predict",
+            )
+        if task.prediction_kind != "labels":
+            problems.no_effect("strategy.similarity", "each row has exactly one label, the one with the best description")
+        if data.train is None and self.labels and hasattr(task, "labels") and not task.labels:
+            return task.model_copy(update={"labels": list(self.labels)})
+        return task
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -102,18 +105,7 @@ class ZeroShot(Strategy):
             return {name: describe_labels([name], {}, "strategy.labels")[0] for name in value}
         return value
 
-    def unused(self, task: Task) -> dict[str, str]:
-        reasons: dict[str, str] = {}
-        if self.by == "embedding":
-            reasons["data.shots"] = "zero_shot by embedding does not use training rows"
-            reasons["data.unlabelled"] = (
-                "zero_shot by embedding does not use them; label them afterwards with nlp-transfer predict"
-            )
-        if task.prediction_kind != "labels":
-            reasons["strategy.similarity"] = "each row has exactly one label, the one with the best description"
-        return reasons
-
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Freeze all parameters.
 
         Raises:

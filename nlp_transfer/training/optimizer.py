@@ -52,9 +52,9 @@ def ineffective_strategies(model: nn.Module, training: TrainingConfig, strategy:
     reasons = {}
     for i, part in enumerate(parts):
         name = registry.name_of(type(part))
-        if part.only_trains and not strategy.takes_steps():
+        if part.traits.only_trains and not strategy.traits.takes_steps:
             reasons[f"strategy.{i}"] = f"{name} changes only optimizer steps, and this run takes none"
-        elif part.only_trains and type(part).loss is Strategy.loss and rates(parts) == rates(parts[:i] + parts[i + 1 :]):
+        elif part.traits.only_trains and type(part).loss is Strategy.loss and rates(parts) == rates(parts[:i] + parts[i + 1 :]):
             reasons[f"strategy.{i}"] = f"{name} changes no learning rate in this combination"
     return reasons
 

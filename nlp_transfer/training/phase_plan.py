@@ -91,7 +91,7 @@ class PhasePlanner:
         plan = self.window_plan()
         batch_size = plan.batch_tokens / plan.lengths.mean() if plan.batch_tokens else plan.batch_size
         rows = batch_size * plan.accumulation * plan.processes
-        return float(f"{self.strategy.learning_rate(self.model) * min(2.0, max(0.5, math.sqrt(rows / 32))):.2g}")
+        return float(f"{self.strategy.traits.learning_rate(self.model) * min(2.0, max(0.5, math.sqrt(rows / 32))):.2g}")
 
     def check_position(self, position: Position, objectives: Collection[str]) -> None:
         """Check that the position of a checkpoint is possible with these settings and rows.
@@ -114,7 +114,7 @@ class PhasePlanner:
             phase.trainable is not None and {*phase.trainable} <= parameters, "trainable", "names of the model's parameters"
         )
         check_phase(phase.also is None or self._can_join(phase.also), "also", "rows of a table, with a label for each")
-        if not self.strategy.owns_phases():
+        if not self.strategy.traits.owns_phases:
             check(replace(phase, trainable=None) == ORDINARY, "phase", "the only phase of this strategy")
         check(
             (finished == 0) == (position.phase_step == position.step),

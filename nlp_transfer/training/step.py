@@ -8,7 +8,7 @@ from torch import nn
 
 from nlp_transfer.kernels import accelerated
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Combined, Phase, Strategy
+from nlp_transfer.strategies import Phase, Strategy, parts_of
 
 
 class PhaseOptimizer:
@@ -65,5 +65,4 @@ class PhaseOptimizer:
 
 def _has_loss(strategy: Strategy) -> bool:
     """Return whether a strategy changes the loss."""
-    parts = strategy.parts if isinstance(strategy, Combined) else [strategy]
-    return any(type(part).loss is not Strategy.loss for part in parts)
+    return any(type(part).loss is not Strategy.loss for part in parts_of(strategy).values())

@@ -118,6 +118,7 @@ class Problems:
         self.messages: list[str] = []
         self.count = 0
         self.bad_rows = 0
+        self.unused: dict[str, str] = {}
         self._kinds: Counter[tuple[str, str | None, str]] = Counter()  # bad rows by file, column and kind
         self._examples: dict[tuple[str, str | None, str], BadRow] = {}
         self._row_messages: dict[str, tuple[str, str | None, str]] = {}  # the `messages` about single rows
@@ -127,6 +128,10 @@ class Problems:
         self.count += 1
         if len(self.messages) < SHOWN:
             self.messages.append(brief(message))
+
+    def no_effect(self, name: str, reason: str) -> None:
+        """Record in `unused` that a setting has no effect: the reason by dotted name. This is not a problem by itself."""
+        self.unused[name] = reason
 
     def add_row(self, number: int, bad: BadRow) -> None:
         """Add a bad row; `number` is its key in `skipped`."""
@@ -165,7 +170,8 @@ class Problems:
             self.merge(error.problems)
 
     def merge(self, other: "Problems") -> None:
-        """Add the problems of another collection, including those that are only counted."""
+        """Add the problems of another collection, including those that are only counted, and its settings without effect."""
+        self.unused |= other.unused
         self.extend(other.messages)
         self.count += other.count - len(other.messages)
         self.bad_rows += other.bad_rows

@@ -96,11 +96,11 @@ def check(folder: Path, document: dict[str, Any], case: dict[str, Any]) -> None:
     assert trainable == should
     # Words and positions that no row holds get no gradient; each table moves all the same, in the rows that occur.
     assert moved == should
-    assert bool(should) == strategy.takes_steps(), "something must be learned"
+    assert bool(should) == strategy.traits.takes_steps, "something must be learned"
     if case["name"] == "few_shot":
         assert learning.pop(0) == learning.pop(0) == {name for name in should if not name.startswith("classifier.")}
     # In the first step LoRA's A has none, since B is zero.
-    assert len(learning) == 2 * strategy.takes_steps()
+    assert len(learning) == 2 * strategy.traits.takes_steps
     assert not learning or learning[0] <= learning[1] == should
 
 

@@ -258,7 +258,7 @@ def test_only_declared_parameters_of_translation_change(
     encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
     given = {name: value.clone() for name, value in model.get_encoder().state_dict().items()}
     strategy = strategy_from(case)
-    wrapped: Any = strategy.wrap(model)
+    wrapped: Any = strategy.prepare_model(model)
     before = {name: value.clone() for name, value in wrapped.named_parameters()}
     training = TrainingConfig(max_steps=3, batch_size=16, precision="fp32", learning_rate=1e-2, weight_decay=0)
     Trainer(wrapped, task, {"train": table}, strategy=strategy, settings=training).train()
@@ -277,7 +277,7 @@ def test_only_declared_parameters_of_translation_change(
         return found
 
     trained = logits(wrapped)
-    plain = strategy.unwrap(wrapped, tmp_path)
+    plain = strategy.export_model(wrapped, tmp_path)
     saved: Any = save_model(plain, checkpoint.tokenizer, task, tmp_path / "model", probe)
     again: Any = load_model(tmp_path / "model", AutoModelForSeq2SeqLM)
     for one in (plain, saved, again):

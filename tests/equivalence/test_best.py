@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nlp_transfer.strategies import Phase, State, Strategy, View
+from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View
 from tests.builders import run, sentiment_rows, write
 
 pytestmark = pytest.mark.model
@@ -13,6 +13,8 @@ pytestmark = pytest.mark.model
 
 class GoodThenRuinous(Strategy):
     """Trains the head, then everything with a learning rate that ruins the model."""
+
+    traits = StrategyTraits(owns_phases=True)
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         names = [name for name, _ in view.model.named_parameters()]

@@ -36,7 +36,7 @@ def trained(checkpoint: Path, strategy: Lora) -> tuple[Any, TokenTable]:
     settings = TrainingConfig(max_steps=3, batch_size=8, precision="fp32", learning_rate=1e-2)
     torch.manual_seed(0)
     with quiet():
-        model = strategy.wrap(task.build_model(source, settings))
+        model = strategy.prepare_model(task.build_model(source, settings))
     Trainer(model, task, {"train": table}, strategy=strategy, settings=settings).train()
     return model.eval(), table
 
@@ -55,7 +55,7 @@ def test_merged_is_w_plus_ba_with_same_predictions(family: str, strategy: Lora, 
     before = logits_of(model, table)
     state = {name.removeprefix("base_model.model."): value.clone() for name, value in model.state_dict().items()}
     scale = (strategy.alpha or 2 * strategy.r) / strategy.r
-    merged = strategy.unwrap(model, tmp_path)
+    merged = strategy.export_model(model, tmp_path)
     after = merged.state_dict()
     adapted = [name.removesuffix(".base_layer.weight") for name in state if name.endswith(".base_layer.weight")]
     assert adapted
@@ -79,7 +79,7 @@ def test_merging_twice_is_harmless(family: str, tiny: dict[str, Path], tmp_path:
     with pytest.warns(UserWarning, match="already merged"):
         model.merge_adapter()
     assert all(torch.equal(once[name], value) for name, value in model.state_dict().items())
-    merged = strategy.unwrap(model, tmp_path)
+    merged = strategy.export_model(model, tmp_path)
     assert (logits_of(merged, table) - before).abs().max() <= 1e-5
 
 
@@ -97,7 +97,7 @@ def test_all_linear_layers_of_the_encoder_are_adapted(family: str, tiny: dict[st
             if isinstance(module, nn.Linear) and name.startswith(layers.prefix + ".")
         }
         new = {f"base_model.model.{name}" for name in new_parameters(plain)}
-        model = Lora().wrap(plain)
+        model = Lora().prepare_model(plain)
     assert len(inner) >= 4
     adapted = {name.removeprefix("base_model.model.") for name, module in model.named_modules() if hasattr(module, "lora_A")}
     assert adapted == wanted
@@ -112,6 +112,6 @@ def test_adapter_holds_all_trained_weights(family: str, tiny: dict[str, Path], t
     model, _ = trained(tiny[family], strategy)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     trainable = {name.replace(".modules_to_save.default", "").replace(".default", "") for name in names}
-    strategy.unwrap(model, tmp_path)
+    strategy.export_model(model, tmp_path)
     saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert trainable <= set(saved)

@@ -1,5 +1,6 @@
 """Tasks and a strategy of a user's own, in one file: what tests name with --code, and import."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlp_transfer.strategies import StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.full import Full
 from nlp_transfer.tasks.regression import Regression
 from nlp_transfer.tasks.text_classification import TextClassification
@@ -123,5 +125,6 @@ class Slow(Full):
 
     factor: float = 0.5
 
-    def learning_rate(self, model: nn.Module) -> float:
-        return self.factor * super().learning_rate(model)
+    @property
+    def traits(self) -> StrategyTraits:  # type: ignore[override]
+        return replace(super().traits, learning_rate=lambda model: self.factor * default_learning_rate(model))

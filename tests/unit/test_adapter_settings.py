@@ -51,7 +51,7 @@ def saved(base: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     }
     for name, document in made.items():
         with quiet():
-            save_adapter(Peft(**document).wrap(copy.deepcopy(base)), folder / name)
+            save_adapter(Peft(**document).prepare_model(copy.deepcopy(base)), folder / name)
     return {name: folder / name for name in made}
 
 

@@ -120,6 +120,35 @@ def test_no_imports_are_circular() -> None:
         visit(name, ())
 
 
+def test_protocols_are_small() -> None:
+    """Public members of a protocol's base class, without those of `Settings`, which every group of settings has."""
+    from nlp_transfer.settings.schema import Settings
+    from nlp_transfer.strategies import Strategy
+
+    members = {name for name in {*vars(Strategy), *Strategy.model_fields} if name[0] != "_" and not name.startswith("model_")}
+    members -= set(dir(Settings))
+    assert members == {
+        "traits", "check", "prepare_model", "prepare_data", "param_groups", "next_phase", "loss", "export_model",
+        "auxiliary_jobs",
+    }  # fmt: skip
+    assert len(members) <= 9
+
+
+def test_strategies_attach_nothing_to_models() -> None:
+    """What a strategy remembers is in its private attributes or in a module of its own."""
+    for name, path in MODULES.items():
+        if name.startswith("strategies."):
+            assigned = [
+                ast.unparse(target)
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                if isinstance(node, ast.Assign)
+                for target in node.targets
+                if isinstance(target, ast.Attribute)
+                and ast.unparse(target.value) in ("model", "trained", "adapted", "view.model")
+            ]
+            assert assigned == [], name
+
+
 def test_no_two_files_share_a_name() -> None:
     stems = [path.stem for path in MODULES.values() if path.stem != "__init__"]
     assert sorted(stems) == sorted(set(stems))

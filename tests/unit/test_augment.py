@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from nlp_transfer.data.augmentation import Augmenter, WordTable, make_augmenter
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
-from nlp_transfer.strategies import Phase, State, Strategy, View
+from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.training import Trainer
 from nlp_transfer.training.gradient import WindowGradient
 from tests.builders import refused, trainer
@@ -300,6 +300,8 @@ def test_only_training_batches_of_the_task_are_changed(tiny: dict[str, Path], mo
 
 
 class OnAnotherSplit(Strategy):
+    traits = StrategyTraits(owns_phases=True)
+
     def next_phase(self, state: State, view: View) -> Phase | None:
         return None if state.finished else Phase(split="validation")
 

@@ -169,7 +169,7 @@ def test_head_with_the_same_settings_is_kept(classifiers: dict[str, Path]) -> No
 def test_l2_sp_starts_from_the_permuted_head(classifiers: dict[str, Path]) -> None:
     model = build(classifiers["bert"], labels=OTHER_ORDER)
     strategy = L2Sp()
-    strategy.wrap(model)
+    strategy.prepare_model(model)
     assert torch.equal(strategy._references["classifier.weight"], model.classifier.weight)
 
 

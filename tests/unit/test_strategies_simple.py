@@ -135,13 +135,13 @@ def small_t5() -> Any:
 
 
 def test_biases_of_both_stacks_are_trained() -> None:
-    model = strategy_from({"name": "bitfit", "biases": "query_and_intermediate"}).wrap(small_marian())
+    model = strategy_from({"name": "bitfit", "biases": "query_and_intermediate"}).prepare_model(small_marian())
     inner = ("self_attn.q_proj", "fc1")
     both = {f"model.encoder.layers.{i}.{part}.bias" for i in range(3) for part in inner}
     both |= {f"model.decoder.layers.{i}.{part}.bias" for i in range(2) for part in (*inner, "encoder_attn.q_proj")}
     assert trained(model) == both
     with refused("t5 model have no biases", "allowed"):
-        strategy_from({"name": "bitfit"}).wrap(small_t5())
+        strategy_from({"name": "bitfit"}).prepare_model(small_t5())
 
 
 DEPTHS = {
@@ -196,7 +196,7 @@ def test_learning_rates_with_frozen_layers(tiny: dict[str, Path]) -> None:
 
 def test_learning_rates_of_encoder_decoders(tiny: dict[str, Path]) -> None:
     strategy = strategy_from(LAYERWISE)
-    found = {name: rate for name, (rate, _) in rates(strategy.wrap(small_marian()), strategy).items()}
+    found = {name: rate for name, (rate, _) in rates(strategy.prepare_model(small_marian()), strategy).items()}
     for i, rate in enumerate((0.25, 0.5, 1.0)):
         assert found[f"model.encoder.layers.{i}.fc1.weight"] == rate
     for i, rate in enumerate((0.5, 1.0)):
@@ -346,7 +346,7 @@ def test_a_plateau_ends_a_phase(tiny: dict[str, Path], sentiment: dict[str, Path
 
 def test_pretrained_encoder_decoder_is_refused() -> None:
     with refused("found gradual_unfreezing", "new part"):
-        strategy_from({"name": "gradual_unfreezing"}).wrap(small_marian())
+        strategy_from({"name": "gradual_unfreezing"}).prepare_model(small_marian())
 
 
 def test_pooler_of_an_encoder_decoder_stays_frozen(tiny: dict[str, Path]) -> None:

@@ -67,7 +67,7 @@ def distilled(base: str | Path, kind: str = "single", training: Any = None, **se
     """The prepared job and the wrapped student."""
     strategy = strategy_from({"name": "distill", **settings})
     job, model = job_of(base, kind, **(training or {}))
-    model = strategy.wrap(model)
+    model = strategy.prepare_model(model)
     return strategy.prepare_data(job, model), model
 
 
@@ -238,7 +238,7 @@ def test_every_family_returns_hidden_states(family: str, tiny: dict[str, Path], 
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher")
     strategy = strategy_from({"name": "distill", "teacher": teacher, "hidden": 1.0, "student_layers": 1, "alpha": 1})
     job, model = job_of(tiny[family])
-    model = strategy.wrap(model)
+    model = strategy.prepare_model(model)
     job = strategy.prepare_data(job, model)
     assert job.tables["train"].dense["target_states"].shape == (40, 1, 32)
     Trainer(
@@ -247,7 +247,7 @@ def test_every_family_returns_hidden_states(family: str, tiny: dict[str, Path], 
     ).train()  # fmt: skip
     batch = model_inputs(job.tables["train"].batch(np.arange(2)))
     assert model(**batch).hidden_states is not None
-    assert strategy.unwrap(model, tmp_path)(**batch).hidden_states is None
+    assert strategy.export_model(model, tmp_path)(**batch).hidden_states is None
 
 
 def test_student_learns_from_unlabeled_rows(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_unsuitable_students_are_refused(tiny: dict[str, Path]) -> None:
         strategy_from([{"name": "lora"}, {"name": "distill", "student_layers": 1}])
     head = prepared(tiny["bert"], KINDS["single"] | {"head": {"pooling": "mean"}}).model
     with refused("strategy.hidden", "head of this toolkit"):
-        strategy_from({"name": "distill", "teacher": "x", "hidden": 1}).wrap(head)
+        strategy_from({"name": "distill", "teacher": "x", "hidden": 1}).prepare_model(head)
 
 
 def test_teacher_with_an_adapter(tiny: dict[str, Path], tmp_path: Path) -> None:

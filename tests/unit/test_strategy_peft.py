@@ -72,7 +72,7 @@ def answers(model: nn.Module, table: TokenTable) -> torch.Tensor:
 
 def wrapped(folder: Path, kind: str, settings: dict[str, Any] | None = None, **document: Any) -> Any:
     with quiet():
-        return Peft(type=kind, settings=settings or {}).wrap(built(folder, **document).model)
+        return Peft(type=kind, settings=settings or {}).prepare_model(built(folder, **document).model)
 
 
 @pytest.mark.parametrize(("kind", "settings"), VARIANTS, ids=lambda value: str(value) if value else "")
@@ -83,7 +83,7 @@ def test_every_method_survives_saving_and_loading(
     shape = {name: value.shape for name, value in plain.state_dict().items()}
     strategy = Peft(type=kind, settings=settings)
     with quiet():
-        model: Any = strategy.wrap(plain)
+        model: Any = strategy.prepare_model(plain)
     said = capsys.readouterr().err
     assert ("cannot be merged" in said) == (kind in UNMERGED)
     fixed = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
@@ -98,7 +98,7 @@ def test_every_method_survives_saving_and_loading(
     assert (trained - untrained).abs().max() > 1e-2
     assert trained.std(0).max() > 5e-4, "answers that differ between texts"
     with quiet():
-        saved = strategy.unwrap(model, tmp_path)
+        saved = strategy.export_model(model, tmp_path)
     verify_adapter(tmp_path / "adapter", source, task, saved, table.batch(torch.arange(4).numpy()))
     assert torch.allclose(answers(saved, table), trained, atol=2e-5)
     assert torch.allclose(answers(open_adapter(tmp_path / "adapter")[0], table), trained, atol=2e-5)
@@ -135,7 +135,7 @@ def test_every_family_supports_or_refuses_a_method(kind: str, family: str, tiny:
     plain = built(tiny[family]).model
     new, layers = new_parameters(plain), find_layers(plain)
     with quiet():
-        model: Any = Peft(type=kind).wrap(plain)
+        model: Any = Peft(type=kind).prepare_model(plain)
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     heads = {name.replace(".modules_to_save.default", "").removeprefix("base_model.").removeprefix("model.") for name in learning}
     assert {name.removeprefix("model.") for name in new} <= heads, "what was drawn at random is trained"
@@ -211,7 +211,7 @@ def test_merge_that_changes_predictions_is_not_saved(lively: Path, tmp_path: Pat
             parameter.mul_(3 if "ia3_l" in name else 1)
     monkeypatch.setattr(Linear, "merge", lambda self, *args, **kwargs: None)
     with pytest.raises(RuntimeError, match="merging the adapter changed the logits"):
-        Peft().unwrap(model, tmp_path)
+        Peft().export_model(model, tmp_path)
 
 
 def test_prompt_and_text_share_the_positions(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_best_weights_make_the_pseudo_labels(
     strategy = SelfTraining(rounds=1, restart=restart)
     trained: Any = trainer(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
     trained.data["unlabelled"] = trained.data["validation"]
-    trained.model.initial_weights = weights_of(trained.model)
+    strategy._initial_weights.update(weights_of(trained.model))
     assert trained.train().step == 4
     assert len(evaluated) == 4
     assert len(labelled) == 1

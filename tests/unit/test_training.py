@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from nlp_transfer import TrainingError
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
+from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View, strategy_from
 from nlp_transfer.training import validation_scores
 from nlp_transfer.training.run_log import RunLog
 from tests.builders import refused, run, trainer
@@ -230,6 +230,8 @@ def test_undefined_metrics_are_compared_by_loss(tiny: dict[str, Path], monkeypat
 class Two(Strategy):
     """The head, then everything."""
 
+    traits = StrategyTraits(owns_phases=True)
+
     def next_phase(self, state: State, view: View) -> Phase | None:
         head = tuple(name for name, _ in view.model.named_parameters() if name.startswith("classifier"))
         everything = tuple(name for name, _ in view.model.named_parameters())
@@ -425,6 +427,8 @@ def test_every_phase_uses_the_requested_precision(tiny: dict[str, Path]) -> None
 
 def test_optimizer_state_survives_a_phase_without_its_weights(tiny: dict[str, Path]) -> None:
     class HeadBodyHead(Strategy):
+        traits = StrategyTraits(owns_phases=True)
+
         def next_phase(self, state: State, view: View) -> Phase | None:
             names = [name for name, _ in view.model.named_parameters()]
             head = tuple(name for name in names if name.startswith("classifier"))

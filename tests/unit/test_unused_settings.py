@@ -403,8 +403,8 @@ def test_compare_names_the_strategies_and_omits_the_setting(capsys: pytest.Captu
 def test_a_strategy_of_a_list_that_changes_nothing_is_found(strategies: list[Any], idle: set[str], tiny: dict[str, Path]) -> None:
     checkpoint = opened(tiny["bert"])
     strategy = strategy_from([{"name": part} if isinstance(part, str) else part for part in strategies])
-    task = task_from({"name": "text_classification", "labels": ["a", "b"]}).prefer_head(strategy.preferred_head())
-    model = strategy.wrap(task.build_model(checkpoint, TrainingConfig()))
+    task = task_from({"name": "text_classification", "labels": ["a", "b"]}).prefer_head(strategy.traits.head)
+    model = strategy.prepare_model(task.build_model(checkpoint, TrainingConfig()))
     assert set(ineffective_strategies(model, TrainingConfig(), strategy)) == idle
 
 

@@ -19,18 +19,9 @@ ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wq
 
 
 def add_adapter(model: PreTrainedModel, config: Any) -> Any:
-    """Add the adapter of a peft configuration. Tied parameters stay tied.
-
-    Raises:
-        UserError: If layers of the checkpoint were removed from the model.
-    """
+    """Add the adapter of a peft configuration. Tied parameters stay tied."""
     from peft import TaskType, get_peft_model
 
-    if setting := getattr(model, "shortened_by", None):
-        raise UserError(
-            f"{setting}: an adapter needs all layers of the checkpoint, and this model has only some of them; allowed with lora "
-            "and peft: null"
-        )
     config.task_type = TaskType.SEQ_2_SEQ_LM if has_decoder(model) else TaskType.SEQ_CLS
     tied = tied_parameters(model)
     adapted: Any = get_peft_model(model, config)

@@ -8,60 +8,33 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.heads import HeadConfig
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies.common.job import Group, Job, Losses, Phase, State, View
 from nlp_transfer.strategies.common.strategy import Strategy
+from nlp_transfer.strategies.common.strategy_traits import StrategyTraits, combine_traits
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import Problems
 
 
 class Combined(Strategy):
-    """Several strategies that act as one. Hooks are called from left to right, `unwrap` from right to left."""
+    """Several strategies that act as one. Hooks are called from left to right, `export_model` from right to left."""
 
     parts: tuple[Strategy, ...]
 
-    def learning_rate(self, model: nn.Module) -> float:
-        overriding = [part for part in self.parts if type(part).learning_rate is not Strategy.learning_rate]
-        return (overriding or self.parts)[0].learning_rate(model)
+    @property
+    def traits(self) -> StrategyTraits:
+        return combine_traits([part.traits for part in self.parts])
 
-    def preferred_head(self) -> HeadConfig | None:
-        return next((head for head in (part.preferred_head() for part in self.parts) if head), None)
-
-    def default_model(self) -> str | None:
-        return self.parts[0].default_model()
-
-    def takes_steps(self) -> bool:
-        return all(part.takes_steps() for part in self.parts)
-
-    def needs_validation(self) -> bool:
-        return any(part.needs_validation() for part in self.parts)
-
-    def uses_unlabelled(self) -> bool:
-        return any(part.uses_unlabelled() for part in self.parts)
-
-    def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
-        for part in self.parts:
-            part.check_data(data, task, problems)
-
-    def name_labels(self, task: Task) -> Task:
-        for part in self.parts:
-            task = part.name_labels(task)
+    def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
+        for i, part in enumerate(self.parts):
+            task = part.check(data, task, of_part := Problems())
+            of_part.unused = {name.replace("strategy.", f"strategy.{i}.", 1): why for name, why in of_part.unused.items()}
+            problems.merge(of_part)
         return task
 
-    def unused(self, task: Task) -> dict[str, str]:
-        return {
-            name.replace("strategy.", f"strategy.{i}.", 1): reason
-            for i, part in enumerate(self.parts)
-            for name, reason in part.unused(task).items()
-        }
-
-    def always_used(self) -> set[str]:
-        return {name for part in self.parts for name in part.always_used()}
-
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         for part in self.parts:
-            model = part.wrap(model)
+            model = part.prepare_model(model)
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
@@ -75,7 +48,7 @@ class Combined(Strategy):
         return groups
 
     def next_phase(self, state: State, view: View) -> Phase | None:
-        owners = [part for part in self.parts if part.owns_phases()]
+        owners = [part for part in self.parts if part.traits.owns_phases]
         return (owners or self.parts)[0].next_phase(state, view)
 
     def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
@@ -83,9 +56,9 @@ class Combined(Strategy):
             losses = part.loss(losses, outputs, batch, model)
         return losses
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         for part in reversed(self.parts):
-            model = part.unwrap(model, folder)
+            model = part.export_model(model, folder)
         return model
 
     def auxiliary_jobs(self, model: nn.Module) -> dict[str, tuple[Job, PreTrainedModel]]:
@@ -93,3 +66,10 @@ class Combined(Strategy):
 
     def document(self) -> Any:
         return [part.document() for part in self.parts]
+
+
+def parts_of(strategy: Strategy) -> dict[str, Strategy]:
+    """Return the strategies of a list, by place (`strategy.0` and so on), or the single one as `strategy`."""
+    if isinstance(strategy, Combined):
+        return {f"strategy.{i}": part for i, part in enumerate(strategy.parts)}
+    return {"strategy": strategy}

@@ -25,7 +25,8 @@ Losses = dict[str, torch.Tensor]
 class Job:
     """A task with its data, checkpoint and training settings.
 
-    `Strategy.prepare_data` returns a changed copy, with other tables, additional objectives, or values for `auto` settings.
+    `Strategy.prepare_data` returns a changed copy, with other tables, additional objectives, values for `auto`
+    settings, or another module to train.
 
     Attributes:
         tables: Tokenized rows of each split.
@@ -33,6 +34,7 @@ class Job:
         precision: `fp32`, `bf16` or `fp16`.
         objectives: Losses that a phase can train instead of the task's, by the name in `Phase.objective`.
         skipped: Bad rows that were skipped, each with its split.
+        model: The module to train, if it is not the model from `prepare_model`.
     """
 
     task: Task
@@ -44,6 +46,7 @@ class Job:
     precision: str = "fp32"
     objectives: dict[str, Objective] = field(default_factory=dict)
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)
+    model: nn.Module | None = None
 
     def encode(self, rows: Rows, targets: bool = True) -> TokenTable:
         """Tokenize checked rows."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -30,14 +30,15 @@ from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
 from nlp_transfer.models.layers import encoder_config, has_decoder, is_encoder_decoder, width
+from nlp_transfer.settings.annotations import NamesModel
 from nlp_transfer.settings.applicability import Not, UsedWith
-from nlp_transfer.settings.schema import Count, Name, Positive, Settings, TrainingConfig
-from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
+from nlp_transfer.settings.schema import Count, DataConfig, Name, Positive, Settings, TrainingConfig
+from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
 from nlp_transfer.strategies.distill.layer_reduction import keep_layers
 from nlp_transfer.strategies.distill.teachers import Teacher, layer_directions
 from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions, Task
-from nlp_transfer.utils.errors import UserError, shorten
+from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 OBJECTIVE = "distill"
 
@@ -48,7 +49,7 @@ class Distill(Strategy):
     The teachers predict all rows once, before training, in evaluation mode.
     """
 
-    teacher: Name | Annotated[list[Name], Field(min_length=1)] | None = None
+    teacher: Annotated[Name | Annotated[list[Name], Field(min_length=1)] | None, NamesModel()] = None
     """A model fine-tuned for this task, or a list of such models, which are averaged. Each is a run folder, a model folder, a hub
     id or pypi:... null: no teacher; the student is trained on labels only."""
     student_layers: Count | None = None
@@ -69,32 +70,30 @@ class Distill(Strategy):
             raise ValueError("a teacher, or student_layers, or both")
         return self
 
-    def models(self) -> dict[str, list[str]]:
-        teachers = [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
-        return {"teacher": teachers} if teachers else {}
+    @property
+    def traits(self) -> StrategyTraits:
+        is_shortened, has_teacher = self.student_layers is not None, self.teacher is not None
+        return StrategyTraits(
+            owns_phases=has_teacher,
+            position="first" if is_shortened else "any",
+            shortened_by="strategy.student_layers" if is_shortened else None,
+            uses_unlabelled=has_teacher,
+        )
 
-    def place(self) -> Literal["any", "first", "alone"]:
-        return "first" if self.student_layers is not None else "any"
-
-    def owns_phases(self) -> bool:
-        return self.teacher is not None
-
-    def uses_unlabelled(self) -> bool:
-        return self.teacher is not None
-
-    def unused(self, task: Task) -> dict[str, str]:
-        reasons = {"strategy.temperature": "a regression has no probabilities"} if task.prediction_kind == "number" else {}
+    def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
+        if task.prediction_kind == "number":
+            problems.no_effect("strategy.temperature", "a regression has no probabilities")
         if self.teacher is not None and self.alpha == 1:
-            names = ("class_weights", "focal_gamma", "label_smoothing")
-            reasons |= {f"training.{name}": "with strategy.alpha 1 the labels are not used" for name in names}
-        return reasons
+            for name in ("class_weights", "focal_gamma", "label_smoothing"):
+                problems.no_effect(f"training.{name}", "with strategy.alpha 1 the labels are not used")
+        return task
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Give the head a higher learning rate, unless another strategy of the list determines it."""
         return scale_mixed_head(model, groups)
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Remove layers from the student. With `hidden`, make it return hidden states until `unwrap`.
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Remove layers from the student. With `hidden`, make it return hidden states until `export_model`.
 
         Raises:
             UserError: If the model generates text, has too few layers, or has a head that does not return hidden states.
@@ -113,7 +112,7 @@ class Distill(Strategy):
             self._hooks.append(model.register_forward_pre_hook(_output_states, with_kwargs=True))
         return model
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         while self._hooks:
             self._hooks.pop().remove()
         return model

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.layers import encoder_config, encoder_type, find_layers, is_encoder_decoder, new_parameters
+from nlp_transfer.models.layers import (
+    encoder_config,
+    encoder_type,
+    find_layers,
+    is_encoder_decoder,
+    new_parameters,
+    set_new_parameters,
+)
 from nlp_transfer.utils.errors import UserError
 
 
@@ -55,8 +62,7 @@ def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedM
     _update_configs(model, kept, layers.shared)
     new_prefixes = {f"{layers.prefix}.{old}.": f"{layers.prefix}.{new}." for new, old in enumerate(kept)}
     names = new_parameters(model) if layers.shared else _renamed(new_parameters(model), layers.prefix, new_prefixes)
-    model.new_parameters = frozenset(names)  # type: ignore[assignment]
-    model.shortened_by = setting  # type: ignore[assignment]
+    set_new_parameters(model, names)
     return model
 
 

@@ -24,8 +24,18 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.models.layers import has_decoder
 from nlp_transfer.settings.applicability import Not, UsedWith
-from nlp_transfer.settings.schema import Name, Positive, TrainingConfig
-from nlp_transfer.strategies import SENTENCE_MODEL, Group, Job, Phase, State, Strategy, View
+from nlp_transfer.settings.schema import DataConfig, Name, Positive, TrainingConfig
+from nlp_transfer.strategies import (
+    SENTENCE_MODEL,
+    Group,
+    Job,
+    Phase,
+    State,
+    Strategy,
+    StrategyTraits,
+    View,
+    default_learning_rate,
+)
 from nlp_transfer.strategies.common.label_words import describe_labels
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, plain_name, scale_head
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression, last_linear, layer_inputs
@@ -33,7 +43,7 @@ from nlp_transfer.strategies.common.nearest_mean import leave_one_out_accuracy, 
 from nlp_transfer.strategies.few_shot.contrastive_groups import ContrastiveObjective, GroupTable
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import Problems, UserError
 
 COMPARED_TEXTS = 4000  # default number of texts to encode in contrastive training
 GOOD_ACCURACY = 0.5  # of the nearest-mean classifier; from this accuracy on, contrastive training degrades the vectors
@@ -47,6 +57,15 @@ class FewShot(Strategy):
 
     The head is initialized with the nearest-mean classifier and trained together with the encoder, or is a logistic regression.
     """
+
+    traits = StrategyTraits(
+        owns_phases=True,
+        always_used=frozenset({"training.batch_size"}),  # the group size depends on it, even with `batch_tokens`
+        default_model=SENTENCE_MODEL,
+        head=HeadConfig(pooling="mean", normalize=True),  # contrastive training compares cosines
+        # Lower than in full fine-tuning, since the head is initialized with the class means.
+        learning_rate=lambda model: 0.7 * default_learning_rate(model),
+    )
 
     compare: Annotated[Literal["contrastive", "cosine"], UsedWith(epochs=Not(0))] = "contrastive"
     """Loss on groups of rows: supervised contrastive loss, or squared error of cosines as in SetFit."""
@@ -67,37 +86,22 @@ class FewShot(Strategy):
     regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 0.1
     """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn. The vectors have length 1."""
 
-    def unused(self, task: Task) -> dict[str, str]:
-        reasons: dict[str, str] = {}
+    def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
         if len(task.input_columns()) > 1 or task.prediction_kind == "number":
-            reasons |= dict.fromkeys(
-                ("strategy.learn_labels", "strategy.labels"), "descriptions of labels cannot be training rows here"
-            )
+            for name in ("learn_labels", "labels"):
+                problems.no_effect(f"strategy.{name}", "descriptions of labels cannot be training rows here")
         if self.classifier == "logistic_regression":
             reason = (
                 "few_shot fits its logistic regression without optimizer steps; strategy.epochs is for the contrastive training"
             )
-            reasons |= {f"training.{name}": reason for name in HEAD_SETTINGS}  # used by a trained head only
-        return reasons
-
-    def always_used(self) -> set[str]:
-        return {"training.batch_size"}  # the group size depends on it, even with `batch_tokens`
-
-    def learning_rate(self, model: nn.Module) -> float:
-        """Return a lower rate than in full fine-tuning, since the head is initialized with the class means."""
-        return 0.7 * super().learning_rate(model)
-
-    def default_model(self) -> str:
-        return SENTENCE_MODEL
-
-    def preferred_head(self) -> HeadConfig:
-        """Return mean pooling, normalized to length 1, since contrastive training compares cosines."""
-        return HeadConfig(pooling="mean", normalize=True)
+            for name in HEAD_SETTINGS:  # used by a trained head only
+                problems.no_effect(f"training.{name}", reason)
+        return task
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         return scale_head(model, groups, HEAD_SCALE)
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check the model.
 
         Raises:

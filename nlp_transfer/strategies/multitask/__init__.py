@@ -10,7 +10,6 @@ Caruana 1997, "Multitask Learning"; Liu et al. 2019, "Multi-Task Deep Neural Net
 L2 penalty between them: Duong et al. 2015, "Low Resource Dependency Parsing: Cross-lingual Parameter Sharing".
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,26 +17,26 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.data.splits import UNLABELLED, input_keys, read_splits
-from nlp_transfer.models.layers import find_layers, has_decoder, new_parameters
+from nlp_transfer.models.layers import find_layers, has_decoder
 from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Document, Positive, Settings
-from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
+from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, StrategyTraits, View, check_strategy
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE
-from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable, mixed_forward
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable
+from nlp_transfer.strategies.multitask.multitask_model import MultitaskModel, plain_name
+from nlp_transfer.tasks import Task as Task
+from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import PORTABLE, is_portable
 from nlp_transfer.utils.errors import Problems, UserError
-
-AUXILIARY = re.compile(r"^auxiliary\.[^.]+\.")  # prefix of the parameters of an auxiliary task
 
 
 class AuxiliaryTask(Settings):
@@ -64,6 +63,8 @@ class AuxiliaryTask(Settings):
 class Multitask(Strategy):
     """Train the main task of the run and auxiliary tasks on one encoder. An optimizer step can contain rows of all tasks."""
 
+    traits = StrategyTraits(owns_phases=True, position="alone")
+
     OWN: ClassVar[str] = "own"  # name of the main task
 
     tasks: Annotated[list[AuxiliaryTask], Field(min_length=1)]
@@ -78,6 +79,8 @@ class Multitask(Strategy):
     encoder of the main task."""
     tie: Annotated[Positive, UsedWith(sharing="soft")] = 0.01
     """With `sharing: soft`: strength of the penalty, as a factor on half the squared distance."""
+
+    _auxiliary: dict[str, Job] = PrivateAttr(default_factory=dict)  # by name of the task
 
     @field_validator("tasks")
     @classmethod
@@ -96,25 +99,20 @@ class Multitask(Strategy):
             raise ValueError(f"{PORTABLE}; found {reserved[0]}")
         return value
 
-    def nested(self) -> dict[str, tuple[DataConfig, Task]]:
-        return {f"tasks.{i}": (auxiliary.data, task_from(auxiliary.task)) for i, auxiliary in enumerate(self.tasks)}
-
-    def place(self) -> Literal["any", "first", "alone"]:
-        return "alone"
-
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Give all heads a higher learning rate than the encoder, as in full fine-tuning."""
-        layers = find_layers(model)
+        assert isinstance(model, MultitaskModel)
+        layers = find_layers(model.main)
 
         def is_head(name: str) -> bool:
-            return layers.depth_of(AUXILIARY.sub("", name)) > layers.depth
+            return layers.depth_of(plain_name(name)) > layers.depth
 
         split = [(replace(group, names=[n for n in group.names if not is_head(n)]),
                   replace(group, names=[n for n in group.names if is_head(n)], learning_rate_scale=HEAD_SCALE))
                  for group in groups]  # fmt: skip
         return [group for pair in split for group in pair]
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check that the model has no decoder."""
         if has_decoder(model):
             raise UserError(
@@ -124,7 +122,7 @@ class Multitask(Strategy):
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
-        """Read the data of the auxiliary tasks, and attach their heads.
+        """Read the data of the auxiliary tasks, and build the model of all tasks.
 
         Raises:
             UserError: If data or settings are invalid, or a setting does not work with several tasks.
@@ -142,24 +140,17 @@ class Multitask(Strategy):
             raise UserError(f"strategy.weights: there is no task {unknown[0]!r}; known: {', '.join(names)}")
         jobs = {self.OWN: job} | {auxiliary.name: self._read(auxiliary, job) for auxiliary in self.tasks}
         say(*_shared_inputs(jobs))
-        models: dict[str, Any] = {self.OWN: model}
-        for name, other in list(jobs.items())[1:]:
+        self._auxiliary.clear()
+        self._auxiliary.update({name: other for name, other in jobs.items() if name != self.OWN})
+        models: dict[str, PreTrainedModel] = {}
+        for name, other in self._auxiliary.items():
             models[name] = other.task.build_model(job.checkpoint, job.training)
             say(*(f"{name}: {note}" for note in describe_head(models[name])))
-            if self.sharing == "hard":
-                prefix = model.base_model_prefix
-                if models[name].base_model_prefix != prefix:
-                    raise UserError(
-                        f"strategy.tasks: {name} has another kind of head than the run's own task, so they cannot share an "
-                        "encoder; allowed: task.head: null for all tasks, or settings for all"
-                    )
-                setattr(models[name], prefix, getattr(model, prefix))
-        trained: Any = model
-        trained.jobs = {name: other for name, other in jobs.items() if name != self.OWN}
-        trained.forward = mixed_forward(models)
-        trained.auxiliary = nn.ModuleDict({name: other for name, other in models.items() if name != self.OWN})
-        new = {f"auxiliary.{name}.{key}" for name, other in trained.auxiliary.items() for key in new_parameters(other)}
-        trained.new_parameters = new_parameters(model) | new
+            if self.sharing == "hard" and models[name].base_model_prefix != model.base_model_prefix:
+                raise UserError(
+                    f"strategy.tasks: {name} has another kind of head than the run's own task, so they cannot share an "
+                    "encoder; allowed: task.head: null for all tasks, or settings for all"
+                )
         tables = {name: other.tables["train"] for name, other in jobs.items()}
         objective = MixedObjective({name: other.task for name, other in jobs.items()}, self.weights)
         mixed = MixedTable.of(tables, self.temperature)
@@ -169,13 +160,14 @@ class Multitask(Strategy):
             say(f"temperature {self.temperature:g}, rows per epoch: {shares}; the repeated rows are drawn anew in each epoch")
         skipped = [item for other in jobs.values() for item in other.skipped]
         objectives = job.objectives | {"mixed": objective}
-        return replace(job, tables=job.tables | {"train": mixed}, objectives=objectives, skipped=skipped)
+        trained = MultitaskModel(model, self.OWN, models, shares_encoder=self.sharing == "hard")
+        return replace(job, tables=job.tables | {"train": mixed}, objectives=objectives, skipped=skipped, model=trained)
 
     def _read(self, auxiliary: AuxiliaryTask, job: Job) -> Job:
         """Read, check and tokenize the rows of an auxiliary task."""
         try:
             task = task_from(auxiliary.task)
-            self.check_data(auxiliary.data, task, problems := Problems())
+            check_strategy(self, auxiliary.data, task, problems := Problems())
             problems.raise_if_any()
             splits, task = read_splits(auxiliary.data, task, job.training, job.training.seed)
             task = task.prepare(job.checkpoint, splits.rows["train"])
@@ -203,29 +195,26 @@ class Multitask(Strategy):
     def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
         if self.sharing == "hard":
             return losses
-        trained: Any = model
-        prefix = trained.base_model_prefix
-        own_encoder = dict(getattr(trained, prefix).named_parameters())
+        assert isinstance(model, MultitaskModel)
+        prefix = model.main.base_model_prefix
+        own_encoder = dict(getattr(model.main, prefix).named_parameters())
         distance = torch.zeros((), device=next(iter(own_encoder.values())).device)
-        for other in trained.auxiliary.values():
+        for other in model.auxiliary.values():
             for name, parameter in getattr(other, prefix).named_parameters():
                 distance = distance + (parameter.float() - own_encoder[name].float()).square().sum()
         rows = sum(len(value) for path, value in batch.items() if path.endswith("/labels"))
         return losses | {"tie": self.tie / 2 * distance * rows}  # the loop divides by the rows of the step
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Detach the auxiliary tasks. With hard sharing, save the encoder and each head separately in `shared/`."""
-        trained: Any = model
-        auxiliary = dict(trained.auxiliary.items()) if hasattr(trained, "auxiliary") else {}
-        if auxiliary:
-            del trained.forward, trained.auxiliary, trained.jobs
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        """Return the model of the main task. With hard sharing, save the encoder and each head separately in `shared/`."""
+        models = model.models if isinstance(model, MultitaskModel) else {self.OWN: model}
         if self.sharing == "hard":
-            self._save_shared({self.OWN: trained, **auxiliary}, folder / "shared")
-        return model
+            self._save_shared(models, folder / "shared")
+        return models[self.OWN]
 
     def auxiliary_jobs(self, model: nn.Module) -> dict[str, tuple[Job, PreTrainedModel]]:
-        trained: Any = model
-        return {name: (job, trained.auxiliary[name]) for name, job in trained.jobs.items()}
+        models = model.models if isinstance(model, MultitaskModel) else {}
+        return {name: (job, models[name]) for name, job in self._auxiliary.items() if name in models}
 
     def _save_shared(self, models: dict[str, Any], folder: Path) -> None:
         first = next(iter(models.values()))

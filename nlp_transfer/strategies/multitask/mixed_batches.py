@@ -1,6 +1,6 @@
 """Training on several tasks at once: a table with the rows, and an objective with the losses, of all tasks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nlp_transfer.data.oversampling import Repeats
-from nlp_transfer.data.tokens import TokenTable, model_inputs
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions, Task
 
@@ -120,7 +120,7 @@ class MixedObjective:
         """Return the summed losses.
 
         Args:
-            outputs: Model outputs by task, as returned by `mixed_forward`.
+            outputs: Model outputs by task, as returned by `MultitaskModel`.
         """
         losses = {UNUSED: outputs[UNUSED]}
         for name, columns in split_batch(batch).items():
@@ -134,27 +134,3 @@ class MixedObjective:
 
 def _of(options: LossOptions, name: str) -> LossOptions:
     return options.by_task[name] if isinstance(options, MixedOptions) else PLAIN_LOSS
-
-
-def mixed_forward(models: dict[str, Any]) -> Callable[..., Any]:
-    """Return a forward function for mixed batches that returns the model outputs of each task, by name.
-
-    Tasks without rows in the batch get zero gradients: distributed training requires a gradient for every parameter in every
-    process.
-    """
-
-    def forward(*arguments: Any, **inputs: Any) -> Any:
-        by_task = split_batch({path: value for path, value in inputs.items() if "/" in path})
-        if not by_task:
-            return first_forward(*arguments, **inputs)
-        outputs: dict[str, Any] = {}
-        for name, columns in by_task.items():
-            run = first_forward if models[name] is first else models[name]
-            outputs[name] = run(**model_inputs(columns))
-        idle = [p for name, model in models.items() if name not in by_task for p in model.parameters() if p.requires_grad]
-        outputs[UNUSED] = sum((0 * p.sum() for p in idle), start=torch.zeros((), device=first.device))
-        return outputs
-
-    first = next(iter(models.values()))
-    first_forward = first.forward
-    return forward

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import ValidationInfo, field_validator
@@ -27,7 +27,7 @@ from nlp_transfer.models.layers import encoder_type, has_decoder, place_end_toke
 from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.models.verification.adapter_settings import pattern_problem
 from nlp_transfer.settings.schema import Document
-from nlp_transfer.strategies import Group, Job, Strategy
+from nlp_transfer.strategies import Group, Job, Strategy, StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.common.adapter_modules import add_adapter, can_merge, save_adapter
 from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 from nlp_transfer.strategies.peft.method_settings import (
@@ -52,8 +52,6 @@ class Peft(Strategy):
     The adapter is merged into the saved model if peft can merge it. Otherwise only the adapter is saved, and loading it requires
     the base model.
     """
-
-    chooses_parameters: ClassVar[bool] = True
 
     type: str = "IA3"
     """A method of the installed peft: IA3, LORA, LOHA, LOKR, OFT, BOFT, VERA, FOURIERFT, LN_TUNING, PROMPT_TUNING, ..."""
@@ -86,10 +84,14 @@ class Peft(Strategy):
                 raise ValueError(f"for {name}: {allowed}")
         return {name: to_type_of(fields[name].default, setting) for name, setting in value.items()}
 
-    def learning_rate(self, model: nn.Module) -> float:
+    @property
+    def traits(self) -> StrategyTraits:
+        return StrategyTraits(owns_parameters=True, adds_adapter=True, learning_rate=self._learning_rate)
+
+    def _learning_rate(self, model: nn.Module) -> float:
         """Return a high rate for methods with few parameters, otherwise that of LoRA; a lower one for a new decoder."""
         if has_untrained_decoder(model):
-            return super().learning_rate(model) * DECODER_SCALE
+            return default_learning_rate(model) * DECODER_SCALE
         return LEARNING_RATES.get(self.type, 2e-3 if width(model) <= 512 else 5e-4)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
@@ -101,7 +103,7 @@ class Peft(Strategy):
             split += [dataclasses.replace(group, names=head), dataclasses.replace(group, names=adapter, weight_decay=0.0)]
         return split
 
-    def wrap(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Add the adapter, and test it with one forward and backward pass.
 
         Raises:
@@ -151,7 +153,7 @@ class Peft(Strategy):
                 f"strategy: peft cannot put {self.type} with {self.settings or 'its defaults'} on a {kind} model: {reason}"
             ) from error
 
-    def unwrap(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Save the adapter in `adapter/`, and merge it into the model if the method allows it.
 
         Raises:

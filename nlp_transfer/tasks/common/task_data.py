@@ -2,13 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import PrivateAttr
 
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import Count, Settings, TrainingConfig
 from nlp_transfer.utils.errors import BadRow, Problems
 
@@ -97,7 +96,3 @@ class TaskData(Settings, ABC):
     @abstractmethod
     def report(self, train: Rows) -> list[str]:
         """Return lines that describe the training data, such as the class balance or the range of values."""
-
-    def document(self) -> dict[str, Any]:
-        """Return the name and settings of the task as JSON, the input of `task_from`."""
-        return {"name": registry.name_of(type(self)), **self.model_dump(mode="json")}

@@ -24,7 +24,7 @@ from nlp_transfer.inference.scoring import score
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.run.folder import check_same_on_all
-from nlp_transfer.strategies import Phase, State, Strategy, View
+from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.tasks.translation import Translation
 from nlp_transfer.training import Trainer, automatic_settings
@@ -59,6 +59,8 @@ BUDGET = 1000  # padded tokens of both sides in a window, instead of rows
 
 class HeadThenAll(Strategy):
     """Two phases: only the head, then everything. Parameters unfrozen late must be synchronized too."""
+
+    traits = StrategyTraits(owns_phases=True)
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         names = [name for name, _ in view.model.named_parameters()]

@@ -65,7 +65,7 @@ def _module_names() -> tuple[str, ...]:
 def saved_adapter(kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The settings and the tensors of an adapter as it is saved."""
     with quiet():
-        model: Any = Peft(type=kind, settings=SMALL.get(kind, {})).wrap(copy.deepcopy(base_model()))
+        model: Any = Peft(type=kind, settings=SMALL.get(kind, {})).prepare_model(copy.deepcopy(base_model()))
     settings = json.loads(json.dumps(model.peft_config["default"].to_dict(), default=list))
     return settings, {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
