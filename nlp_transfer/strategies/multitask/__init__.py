@@ -130,11 +130,6 @@ class Multitask(Strategy):
         for name in ("augment", "oversample"):
             if getattr(job.training, name, None) is not None:
                 raise UserError(f"training.{name}: cannot be combined with strategy multitask; allowed: null")
-        if hasattr(model, "peft_config"):
-            raise UserError(
-                "strategy: found multitask with an adapter, which belongs to one head; allowed with multitask: strategies that "
-                "train the model's own weights"
-            )
         names = [self.OWN, *(auxiliary.name for auxiliary in self.tasks)]
         if unknown := [name for name in self.weights if name not in names]:
             raise UserError(f"strategy.weights: there is no task {unknown[0]!r}; known: {', '.join(names)}")
