@@ -4,14 +4,15 @@ Created splits are stratified and seeded, and rows with the same input or group 
 normalized before comparison: copies that differ in case, spacing or Unicode form are the same input.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
 from nlp_transfer.data.bad_rows import SKIP_HINT, check_filter, check_group, check_rows, describe_skipped
+from nlp_transfer.data.parallel_texts import filter_pairs
 from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.sources.text_columns import fingerprints, normalized
@@ -26,11 +27,12 @@ NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # setting
 class Readable(Protocol):
     """The methods of a task that are needed to read its data; see `nlp_transfer.tasks.Task`."""
 
-    def columns(self) -> list[str]: ...
-    def input_columns(self) -> list[str]: ...
     @property
-    def filters(self) -> Sequence[str]: ...
-    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]: ...
+    def traits(self) -> Any: ...
+    @property
+    def inputs(self) -> list[str]: ...
+    @property
+    def targets(self) -> list[str]: ...
     def fit(self, train: Rows, problems: Problems) -> Self: ...
     def fit_settings(self, problems: Problems) -> Self: ...
     def check_split(self, train: Rows, problems: Problems) -> None: ...
@@ -94,13 +96,13 @@ def read_splits(
     problems = Problems("data", row_hint=SKIP_HINT)
     needs_validation = needs_validation or any(getattr(training, name) is not None for name in NEED_VALIDATION)
     check_shares(data, problems)
-    check_filter(data, task.filters, problems)
+    check_filter(data, task.traits.filters, problems)
     provided: dict[str, Rows] = {}
     for role in ("train", "validation", "test", UNLABELLED):
         source = getattr(data, role)
         if source is not None:
             group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
-            columns = task.input_columns() if role == UNLABELLED else task.columns()
+            columns = task.inputs if role == UNLABELLED else [*task.inputs, *task.targets]
             try:
                 provided[role] = read_rows(source, role, data, [*columns, *group])
             except UserError as error:
@@ -108,8 +110,9 @@ def read_splits(
     if data.train is None:
         task = task.fit_settings(problems)
     if "train" in provided:
-        if names := [name for name in data.filter or () if name in task.filters]:
-            provided["train"] = provided["train"].without(task.filter(provided["train"], names))
+        if names := [name for name in data.filter or () if name in task.traits.filters]:
+            pairs = provided["train"]
+            provided["train"] = pairs.without(filter_pairs(pairs, task.inputs[0], task.targets[0], names))
         task, provided["train"] = _fit(task, provided["train"], data, problems)
         task.check_settings(training, problems)  # settings may name labels, which are now known
     has_labels = len(provided["train"]) > 0 if "train" in provided else data.train is None and not problems

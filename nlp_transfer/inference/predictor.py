@@ -64,7 +64,7 @@ class Predictor:
             UserError: the inputs hold no texts, a column is missing, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
-        rows, single = read_inputs(inputs, self.task.input_columns())
+        rows, single = read_inputs(inputs, self.task.inputs)
         if len(rows) == 0:
             return []
         faults: dict[int, Fault] = {}
@@ -112,7 +112,7 @@ class Predictor:
         Raises:
             UserError: a column is missing, or the file already has a column with the name of a new one.
         """
-        rows = from_columns(select_columns(chunk, path, self.task.input_columns()), str(path), chunk.first)
+        rows = from_columns(select_columns(chunk, path, self.task.inputs), str(path), chunk.first)
         columns, faults = predict_valid_rows(
             self.task, rows, chunk.faults, lambda valid: self.task.cells(self.predict_columns(valid, probabilities))
         )

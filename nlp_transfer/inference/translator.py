@@ -71,7 +71,7 @@ class Translator:
             UserError: the inputs hold no texts, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
-        rows, single = read_inputs(inputs, self.task.input_columns())
+        rows, single = read_inputs(inputs, self.task.inputs)
         texts = list(rows.columns[self.task.source])
         faults = _faults(texts)
         if faults and on_bad_rows == "refuse":

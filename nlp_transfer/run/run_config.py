@@ -23,7 +23,7 @@ def resolved_document(run: Run) -> dict[str, Any]:
     """
     config, strategy, checkpoint, splits, trainer = run.config, run.strategy, run.checkpoint, run.splits, run.trainer
     training = trainer.training.model_dump() | {
-        "label_smoothing": trainer.task.label_smoothing(trainer.training),
+        "label_smoothing": trainer.task.objective(trainer.training).label_smoothing,
         "precision": trainer.resolved.precision, "attention": trainer.resolved.attention, "kernels": trainer.resolved.kernels,
     }  # fmt: skip
     if strategy.takes_steps():

@@ -94,7 +94,7 @@ def is_auto_model(model: Any, task: Task) -> bool:
         return True
     try:
         with torch.device("meta"):
-            expected = task.auto_class().from_config(copy.deepcopy(model.config), trust_remote_code=False)
+            expected = task.traits.load_auto_class().from_config(copy.deepcopy(model.config), trust_remote_code=False)
     except LIBRARY_ERRORS:
         return False
     return _describe(model) == _describe(expected)

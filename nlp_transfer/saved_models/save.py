@@ -57,7 +57,7 @@ def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base:
     """
     return {
         "task": task_name(task),
-        "columns": {"inputs": task.input_columns(), "targets": task.target_columns()},
+        "columns": {"inputs": task.inputs, "targets": task.targets},
         "labels": getattr(task, "labels", None),
         "threshold": getattr(task, "threshold", None),
         "max_length": task.max_length,
@@ -114,7 +114,7 @@ def _save_as(
                 model.encoder.save_pretrained(partial / "encoder")
                 tokenizer.save_pretrained(partial / "encoder")
         write_json(partial / RECORD, record(task, is_plain(model)))
-        loaded: Any = load_model(partial, task.auto_class(), task)
+        loaded: Any = load_model(partial, task.traits.load_auto_class(), task)
         task.connect(loaded)
         _compare(task, model, loaded, probe, partial)
         add_to_record(partial, {"probe": make_probe(loaded, partial)})

@@ -75,9 +75,9 @@ class ZeroShot(Strategy):
         return self.by == "entailment"
 
     def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
-        if data.train is None and "label" not in task.prediction_kind:
+        if data.train is None and "label" not in task.traits.prediction:
             problems.add(
-                f"strategy.name: found zero_shot with a task that predicts {task.prediction_kind}s; allowed: a task with labels"
+                f"strategy.name: found zero_shot with a task that predicts {task.traits.prediction}s; allowed: a task with labels"
             )
         elif self.by == "entailment" and data.train is None and data.unlabelled is None:
             problems.add(
@@ -109,7 +109,7 @@ class ZeroShot(Strategy):
             reasons["data.unlabelled"] = (
                 "zero_shot by embedding does not use them; label them afterwards with nlp-transfer predict"
             )
-        if task.prediction_kind != "labels":
+        if task.traits.prediction != "labels":
             reasons["strategy.similarity"] = "each row has exactly one label, the one with the best description"
         return reasons
 
@@ -156,7 +156,7 @@ class ZeroShot(Strategy):
     def _from_embeddings(self, job: Job, model: Any, sentences: list[str], multi_label: bool) -> None:
         task = job.task.model_copy(update={"text_pair": None})
         tokenizer = job.checkpoint.tokenizer
-        rows = from_columns({task.input_columns()[0]: sentences}, "strategy.labels")
+        rows = from_columns({task.inputs[0]: sentences}, "strategy.labels")
         table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer, False), task.fill(tokenizer))
         layer = last_linear(model, "strategy.name: found zero_shot")
         vectors = layer_inputs(model, layer, table)
@@ -188,9 +188,7 @@ def entailments(job: Job, rows: Rows, sentences: list[str], label: str = "labeli
     model, entailment, contradiction = _entailment_model(job.checkpoint)
     model.eval().to(job.device)
     tokenizer, pad = job.checkpoint.tokenizer, job.task.fill(job.checkpoint.tokenizer)
-    texts = [
-        " ".join(str(cell) for cell in cells) for cells in zip(*(rows.columns[n] for n in job.task.input_columns()), strict=True)
-    ]
+    texts = [" ".join(str(cell) for cell in cells) for cells in zip(*(rows.columns[n] for n in job.task.inputs), strict=True)]
     result = torch.empty(len(texts), len(sentences), 2)
     batches = inference_batches(np.array([[len(text)] for text in texts]), max(1, BATCH // len(sentences)))
     with Steps(label, len(batches)) as progress, torch.inference_mode():

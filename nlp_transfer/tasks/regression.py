@@ -3,23 +3,25 @@
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.evaluation.metrics import REGRESSION_KEYS, compute_regression_metrics
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.evaluation.metrics import REGRESSION_KEYS
+from nlp_transfer.evaluation.metrics.regression_scorer import RegressionScorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
 from nlp_transfer.settings.schema import Positive, TrainingConfig
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks import Arrays, TaskTraits
 from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
+from nlp_transfer.tasks.common.objectives import SquaredError, smoothing_of
 from nlp_transfer.tasks.common.text_task import TextTask
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
@@ -48,8 +50,12 @@ class Regression(TextTask):
     layer.
     """
 
-    best_metric: ClassVar[str] = "r2"  # unlike a correlation, r2 is sensitive to a constant error
-    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        prediction="number",
+        metrics=REGRESSION_KEYS,
+        best_metric="r2",  # unlike a correlation, r2 is sensitive to a constant error
+        untokenized=frozenset({"head", "mean", "scale", "offset"}),
+    )
 
     mean: float | None = None
     """Value subtracted from the targets in training. null: the mean of the training targets."""
@@ -58,13 +64,10 @@ class Regression(TextTask):
     offset: float | None = None
     """Output bias of a saved model in full precision. null during training."""
 
-    def metric_names(self) -> list[str]:
-        return list(REGRESSION_KEYS)
-
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         super().check_settings(training, problems)
         check_no_classes(training, "a regression", problems)
-        if self.label_smoothing(training):
+        if smoothing_of(training):
             problems.add(f"training.label_smoothing: found {training.label_smoothing}; a regression has no labels; allowed: 0")
 
     def fit(self, train: Rows, problems: Problems) -> Self:
@@ -186,29 +189,23 @@ class Regression(TextTask):
     def computing(self, model: nn.Module) -> AbstractContextManager[None]:
         return standardized_outputs(model)
 
-    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        rows = float(len(batch["labels"]))
-        return {"rows": rows, "squared_error": rows}
-
-    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Return the summed squared error of standardized values, over logits of shape (rows, 1), computed in fp32."""
-        logits = outputs.logits.float().squeeze(-1)
-        targets = ((batch["labels"].double() - (self.mean or 0.0)) / (self.scale or 1.0)).float()
-        return {"squared_error": (logits - targets.to(logits.device)).square().sum()}
+    def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> SquaredError:
+        return SquaredError(self.mean or 0.0, self.scale or 1.0)
 
     def predict(self, outputs: Any) -> Arrays:
         """Return `prediction` in the column's units, of shape (rows,): float64, or float32 if `scale` is unknown."""
         values = outputs.logits.float().squeeze(-1).cpu().numpy()
         return {"prediction": values if self.scale is None else values.astype(np.float64) * self.scale + (self.mean or 0.0)}
 
+    @property
+    def scorer(self) -> RegressionScorer:
+        return RegressionScorer(self.traits.best_metric)
+
     def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         values = predictions["prediction"].astype(float)
         if self.scale is not None:  # drop digits below the rounding error
             values = np.round(values, int(np.ceil(-np.log10(self.scale * ROUNDING_ERROR))))
         return {"prediction": values.tolist()}
-
-    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
-        return compute_regression_metrics(predictions["prediction"], targets["labels"])
 
     def report(self, train: Rows) -> list[str]:
         values = self._targets(train)

@@ -176,7 +176,7 @@ class Trainer:
         model, prepared = accelerator.prepare(self.model, optimizer)
         fast = self.resolved.kernels == "fast"
         self.phase_optimizer = PhaseOptimizer(self.model, prepared, accelerator, training, self.strategy, phase, fast)
-        objective = self.objectives[phase.objective] if phase.objective else self.task
+        objective = self.objectives[phase.objective] if phase.objective else self.task.objective(self.training, table)
         augment = self.augment if phase.split == "train" and phase.objective is None else None
         gradient = WindowGradient(model, objective, table, plan, self.phase_optimizer, augment)
         evaluate_every = training.evaluate_every or plan.windows_in_epoch

@@ -27,7 +27,9 @@ def frame(cells: list[Any], **columns: list[Any]) -> pd.DataFrame:
 def fit(source: Any, name: str = "text_classification", **settings: Any) -> Any:
     """The task as fitted on a source that was read like train."""
     task = task_from({"name": name, **settings})
-    rows = read_rows(str(source) if isinstance(source, Path) else source, "train", DataConfig(train="x"), task.columns())
+    rows = read_rows(
+        str(source) if isinstance(source, Path) else source, "train", DataConfig(train="x"), [*task.inputs, *task.targets]
+    )
     problems = Problems()
     task.check_settings(TrainingConfig(), problems)
     fitted: Task = task.fit(rows, problems)
@@ -151,7 +153,7 @@ def test_class_weights_accept_any_spelling() -> None:
     training = TrainingConfig(class_weights={"1.0": 3.0, "0": 1.0})
     task.check_settings(training, problems)
     assert not problems
-    assert task.loss_options(training, None).class_weights.tolist() == [1.0, 3.0]
+    assert task.objective(training, None).class_weights.tolist() == [1.0, 3.0]
 
 
 @pytest.mark.parametrize("cell", [[0, 1, 0], (0, 1, 0), "[0, 1, 0]", '["a"]', "['a', 'b']"])
@@ -311,7 +313,7 @@ def test_tuples_and_sets_are_lists(cell: Any) -> None:
 
 def test_indicators_after_training_on_names_are_refused() -> None:
     task, _ = fit(frame([[0, 2], [1], [1, 2], [0]]), "multi_label")
-    rows = read_rows(frame([[1, 0, 1], [0, 1, 0]]), "test", DataConfig(), task.columns())
+    rows = read_rows(frame([[1, 0, 1], [0, 1, 0]]), "test", DataConfig(), [*task.inputs, *task.targets])
     task.check(rows, problems := Problems())
     assert "train contains names of labels" in str(problems)
 
@@ -334,7 +336,7 @@ def test_extreme_numbers_match_their_csv_spelling(tmp_path: Path) -> None:
         table = pd.DataFrame({"text": TEXTS[:6], "label": values})
         task, rows = fit(table)
         table.to_csv(tmp_path / "t.csv", index=False)
-        read = read_rows(str(tmp_path / "t.csv"), "test", DataConfig(), task.columns())
+        read = read_rows(str(tmp_path / "t.csv"), "test", DataConfig(), [*task.inputs, *task.targets])
         assert task.encode_targets(read.columns["label"]).tolist() == task.encode_targets(rows.columns["label"]).tolist()
 
 

@@ -250,7 +250,7 @@ def test_targets_and_metrics_are_float64(tiny: dict[str, Path]) -> None:
     assert (task.mean, task.scale) == (targets.mean(), pytest.approx(targets.std()))
     standard = ((targets - targets.mean()) / targets.std()).astype(np.float32)
     outputs: Any = type("Outputs", (), {"logits": torch.from_numpy(standard)[:, None]})
-    assert task.loss(outputs, {"labels": torch.from_numpy(targets)})["squared_error"] == pytest.approx(0, abs=1e-10)
+    assert task.objective().loss(outputs, {"labels": torch.from_numpy(targets)})["squared_error"] == pytest.approx(0, abs=1e-10)
     assert np.abs(task.predict(outputs)["prediction"] - targets).max() < 1e-6
     assert task_from(task.document()) == task
 

@@ -187,7 +187,7 @@ def test_a_translator_refuses_what_changes_no_translation(
 def test_a_target_language_decides_how_translations_are_scored(translators: dict[str, Path]) -> None:
     """So that `evaluate` takes it for a model of one direction, which `translate` does not."""
     predictor = load_predictor(translators["marian"], settings={"target_language": "zh"})
-    assert "zh" in str(predictor.task.signatures())
+    assert "zh" in str(predictor.task.scorer.signatures())
     with pytest.raises(UserError, match=r"task\.source_language"):
         load_predictor(translators["marian"], settings={"source_language": "zh"})
 

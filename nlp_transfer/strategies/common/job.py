@@ -54,7 +54,7 @@ class Job:
         """Return a batch of at most `rows` rows of the first split for testing a model. Without any split, use sample texts."""
         table = next(iter(self.tables.values()), None)
         if table is None:
-            texts = from_columns(dict.fromkeys(self.task.input_columns(), SAMPLE_TEXTS), "sample texts")
+            texts = from_columns(dict.fromkeys(self.task.inputs, SAMPLE_TEXTS), "sample texts")
             table = self.encode(texts, targets=False)
         return table.batch(np.arange(min(rows, len(table))))
 

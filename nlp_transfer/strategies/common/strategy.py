@@ -63,7 +63,7 @@ class Strategy(Settings):
     def check_data(self, data: DataConfig, task: Task, problems: Problems) -> None:
         """Report missing data sources; by default, `data.train` is required."""
         if data.train is None:
-            name, labels = registry.name_of(type(self)), "label" in task.prediction_kind
+            name, labels = registry.name_of(type(self)), "label" in task.traits.prediction
             instead = "; without such rows, strategy.name: zero_shot needs task.labels alone" if labels else ""
             problems.add(f"data.train: is required and was not given; {name} learns from rows with their labels{instead}")
 

@@ -93,7 +93,7 @@ class Teacher:
             logits[rows] = batch_logits
             if states is not None:
                 states[rows] = directions
-        if job.task.prediction_kind == "number" and (distance := abs(float(logits.mean()))) > MAX_DISTANCE:
+        if job.task.traits.prediction == "number" and (distance := abs(float(logits.mean()))) > MAX_DISTANCE:
             say(
                 f"warning: on {split} {self.name} predicts {distance:.3g} standard deviations away from the mean of train; was "
                 "it trained on a column of the same units?"

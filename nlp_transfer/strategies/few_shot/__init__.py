@@ -69,7 +69,7 @@ class FewShot(Strategy):
 
     def unused(self, task: Task) -> dict[str, str]:
         reasons: dict[str, str] = {}
-        if len(task.input_columns()) > 1 or task.prediction_kind == "number":
+        if len(task.inputs) > 1 or task.traits.prediction == "number":
             reasons |= dict.fromkeys(
                 ("strategy.learn_labels", "strategy.labels"), "descriptions of labels cannot be training rows here"
             )
@@ -172,10 +172,10 @@ class FewShot(Strategy):
         names: list[str] = getattr(task, "labels", None) or []
         descriptions = describe_labels(names, self.labels, "strategy.labels")
         rows = [(text, name) for text, name in zip(descriptions, names, strict=True) if any(letter.isalpha() for letter in text)]
-        if not self.learn_labels or len(task.input_columns()) > 1 or not rows:
+        if not self.learn_labels or len(task.inputs) > 1 or not rows:
             return table
-        columns: dict[str, list[Any]] = {task.input_columns()[0]: [text for text, _ in rows]}
-        columns[task.target_columns()[0]] = [name if table.dense["labels"].ndim == 1 else [name] for _, name in rows]
+        columns: dict[str, list[Any]] = {task.inputs[0]: [text for text, _ in rows]}
+        columns[task.targets[0]] = [name if table.dense["labels"].ndim == 1 else [name] for _, name in rows]
         return TokenTable.concatenate([table, job.encode(from_columns(columns, "strategy.labels"))])
 
     def next_phase(self, state: State, view: View) -> Phase | None:

@@ -161,7 +161,9 @@ class Multitask(Strategy):
         new = {f"auxiliary.{name}.{key}" for name, other in trained.auxiliary.items() for key in new_parameters(other)}
         trained.new_parameters = new_parameters(model) | new
         tables = {name: other.tables["train"] for name, other in jobs.items()}
-        objective = MixedObjective({name: other.task for name, other in jobs.items()}, self.weights)
+        objective = MixedObjective(
+            {name: other.task.objective(job.training, tables[name]) for name, other in jobs.items()}, self.weights
+        )
         mixed = MixedTable.of(tables, self.temperature)
         if mixed.repeats is not None:
             rows = zip(tables.items(), mixed.repeats.totals().tolist(), strict=True)
@@ -179,7 +181,7 @@ class Multitask(Strategy):
             problems.raise_if_any()
             splits, task = read_splits(auxiliary.data, task, job.training, job.training.seed)
             task = task.prepare(job.checkpoint, splits.rows["train"])
-            if task.prefer_head(None).auto_class() is not job.task.auto_class():
+            if task.traits.auto_class != job.task.traits.auto_class:
                 raise UserError("task: does not put a head on an encoder; allowed: classification and regression")
         except UserError as error:
             raise UserError(f"strategy.tasks, {auxiliary.name}: {error}") from error

@@ -1,27 +1,25 @@
 """The task protocol: what a model learns, from the columns of a table to the metrics of its predictions."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.token_cache import CachePolicy, cached_table, is_cached
 from nlp_transfer.data.tokens import TokenTable, model_inputs
-from nlp_transfer.evaluation.metrics import higher_is_better
+from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import HeadConfig
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks.common.objective import PLAIN_LOSS, Arrays, Batch, Items, LossOptions
+from nlp_transfer.tasks.common.objectives import Batch, Items, Objective
 from nlp_transfer.tasks.common.task_data import TaskData
 from nlp_transfer.utils.errors import UserError
 
@@ -31,20 +29,7 @@ class Task(TaskData):
 
     `fit` and `prepare` return copies that include learned values, such as the labels. A task loaded from JSON therefore encodes,
     predicts and scores exactly like the saved one.
-
-    Losses are sums by named term, never means. The training loop divides each term by its `counts`, which it sums over all rows
-    of an optimizer step and all processes.
     """
-
-    best_metric: ClassVar[str]
-    """Validation metric by which the best weights are selected, unless `training.best_metric` names another one."""
-
-    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "label"
-    """Kind of prediction for a row. Only `label` and `labels` have probabilities."""
-
-    def metric_names(self) -> list[str]:
-        """Return the names of all metrics, any of which can be `training.best_metric`."""
-        return [self.best_metric]
 
     def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
         """Return a copy with the settings that depend on the checkpoint and its tokenizer, such as the maximum length.
@@ -52,7 +37,7 @@ class Task(TaskData):
         Raises:
             UserError: If a setting is incompatible with the checkpoint.
         """
-        least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(self.input_columns()) > 1) + 1
+        least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(self.inputs) > 1) + 1
         limit = checkpoint.max_length
         if self.max_length is not None and not least <= self.max_length <= limit:
             raise UserError(
@@ -118,10 +103,6 @@ class Task(TaskData):
         key = self.encoding(tokenizer) if in_package and is_cached(rows, policy) else None
         return cached_table(rows, encode, self.fill(tokenizer), key and key | {"targets": targets}, policy, name)
 
-    def auto_class(self) -> Any:
-        """Return the transformers Auto class that loads the models of this task."""
-        return AutoModelForSequenceClassification
-
     @abstractmethod
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         """Return the checkpoint's model with a head for this task. Its configuration includes the labels."""
@@ -143,40 +124,14 @@ class Task(TaskData):
         """Return the context manager for forward passes whose outputs go to `loss` or `predict`."""
         return nullcontext()
 
-    def label_smoothing(self, training: TrainingConfig) -> float:
-        """Return the label smoothing; `auto` is 0 unless a task overrides it."""
-        return 0.0 if isinstance(training.label_smoothing, str) else training.label_smoothing
+    @abstractmethod
+    def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> Objective:
+        """Return the training loss with the options of the settings, such as label smoothing.
 
-    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        """Return the options of the training loss, such as class weights and label smoothing."""
-        return LossOptions(self.label_smoothing(training))
-
-    def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the classes that `training.oversample` balances.
-
-        Returns:
-            The class of each row, int64 of shape (rows,), -1 for none; and the rows per class, int64 of shape (classes,). None if
-            the task has no classes.
+        Args:
+            training: None: the plain loss, with which metrics are computed.
+            train: The training rows, for `balanced` class weights. None: without these weights.
         """
-        return None
-
-    def repeats(self, training: TrainingConfig, table: TokenTable) -> Repeats | None:
-        """Return the oversampling of the training rows. None: oversampling is off, or the task has no classes."""
-        classes = self.classes(table) if training.oversample else None
-        power = 1.0 if isinstance(training.oversample, str) else training.oversample
-        return Repeats(*classes, power) if classes and power else None
-
-    @abstractmethod
-    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        """Return the number of rows as `rows`, and the number of items in each loss term. Needs only the targets of the batch."""
-
-    @abstractmethod
-    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Return the summed loss of each term, fp32 of shape (), under the same names as in `counts`."""
-
-    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
-        """Return additional metrics of a training step: each a sum of shape () and the loss term whose count divides it."""
-        return {}
 
     def predict(self, outputs: Any) -> Arrays:
         """Convert model outputs to predictions: compact arrays of shape (rows, ...), not logits of all tokens.
@@ -197,26 +152,7 @@ class Task(TaskData):
         """
         with self.computing(model):
             outputs = model(**model_inputs(batch))
-        return self.predict(outputs), self.items(outputs, batch) if "labels" in batch else {}
-
-    def items(self, outputs: Any, batch: Batch) -> Items:
-        """Return the losses of a batch, computed with `PLAIN_LOSS`, and their counts."""
-        counts = self.counts(batch)
-        return {name: (float(value), counts[name]) for name, value in self.loss(outputs, batch).items()}
-
-    def draft_rows(self, rows: int) -> np.ndarray | None:
-        """Return the rows of a split to predict during training (`predict_batch`), bool of shape (rows,). None: all rows.
-
-        Override it if predictions are expensive.
-        """
-        return None
-
-    def draft_settings(self, rows: int) -> dict[str, float]:
-        """Return the settings, all numeric, that make predictions during training cheaper than final ones.
-
-        They are logged and printed with the validation metrics.
-        """
-        return {}
+        return self.predict(outputs), self.objective().items(outputs, batch) if "labels" in batch else {}
 
     @abstractmethod
     def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
@@ -226,43 +162,7 @@ class Task(TaskData):
         """Format the columns of `describe`, and an optional column `reference`, as cells of a CSV file."""
         return columns
 
+    @property
     @abstractmethod
-    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
-        """Compute the metrics of a complete split. Undefined metrics are omitted."""
-
-    def written(self, cells: np.ndarray) -> list[Any]:
-        """Convert predictions or targets, in the form passed to `metrics`, to typed labels, numbers or texts."""
-        values: list[Any] = cells.tolist()
-        return values
-
-    def metric_to_compare(self, best_metric: str | None) -> str:
-        """Return the metric by which finished models are compared, given `training.best_metric`.
-
-        It is never the loss, which depends on settings such as label smoothing.
-        """
-        return self.best_metric if best_metric in (None, "loss") else str(best_metric)
-
-    def sums(
-        self, metric: str, predictions: Arrays, targets: Arrays
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
-        """Return per-row statistics of a metric, and the function that computes the metric from their sums.
-
-        They make bootstrap resampling cheap.
-
-        Returns:
-            The statistics, float64 of shape (rows, statistics), and the function from their sums, of shape (samples, statistics),
-            to values, of shape (samples,). None: `metrics` scores each sample instead.
-        """
-        return None
-
-    def example_lines(self, predictions: Arrays, targets: Arrays) -> list[str]:
-        """Return examples and notes to print after a split has been scored."""
-        return []
-
-    def signatures(self) -> dict[str, str]:
-        """Return the signature of each metric that has several conventions, such as BLEU. Saved in `result.json`."""
-        return {}
-
-    def higher_is_better(self, metric: str) -> bool:
-        """Return whether higher values of a metric are better. Override it for metrics that the toolkit does not know."""
-        return higher_is_better(metric)
+    def scorer(self) -> Scorer:
+        """Scores predictions in the form that `predict` returns."""

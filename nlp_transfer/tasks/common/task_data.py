@@ -1,7 +1,7 @@
 """The part of the task protocol that concerns data: columns, checks and splits."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -10,7 +10,8 @@ from pydantic import PrivateAttr
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import Count, Settings, TrainingConfig
-from nlp_transfer.utils.errors import BadRow, Problems
+from nlp_transfer.tasks.common.traits import TaskTraits
+from nlp_transfer.utils.errors import Problems
 
 MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_LABEL = 20, 3
 
@@ -18,14 +19,8 @@ MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_LABEL = 20, 3
 class TaskData(Settings, ABC):
     """How a task reads, checks and splits its rows. Base class of `Task`."""
 
-    aligned: ClassVar[bool] = False
-    """Whether data may consist of two line-aligned files, one with sources and one with targets."""
-
-    filters: ClassVar[tuple[str, ...]] = ()
-    """Allowed values of `data.filter`."""
-
-    while_training: ClassVar[tuple[str, ...]] = ()
-    """Settings that have no effect without a validation split."""
+    traits: ClassVar[TaskTraits]
+    """Facts about the task that do not depend on its settings."""
 
     max_length: Count | None = None
     """Maximum input length in tokens. null: 512, or the limit of the checkpoint if that is lower."""
@@ -37,17 +32,15 @@ class TaskData(Settings, ABC):
         """Names of the settings that were overridden when the saved task was loaded."""
         return self._changed
 
+    @property
     @abstractmethod
-    def input_columns(self) -> list[str]:
-        """Return the columns required for prediction."""
+    def inputs(self) -> list[str]:
+        """The columns required for prediction."""
 
+    @property
     @abstractmethod
-    def target_columns(self) -> list[str]:
-        """Return the columns that contain the target."""
-
-    def columns(self) -> list[str]:
-        """Return the columns required for training and evaluation."""
-        return [*self.input_columns(), *self.target_columns()]
+    def targets(self) -> list[str]:
+        """The columns that contain the target, required in addition for training and evaluation."""
 
     def models(self) -> dict[str, list[str]]:
         """Return the models named in the task's settings, by setting. A resumed run must name the same models."""
@@ -71,10 +64,6 @@ class TaskData(Settings, ABC):
 
         Report bad rows, which can be skipped, with `problems.add_row`. Report problems that must end the run with `problems.add`.
         """
-
-    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]:
-        """Return the training rows, by index, that the named filters remove. Called before `check`."""
-        return {}
 
     def check_split(self, train: Rows, problems: Problems) -> None:
         """Check that the training data can be split."""

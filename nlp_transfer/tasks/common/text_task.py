@@ -38,19 +38,21 @@ class TextTask(Task):
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         inputs = [("task.text", self.text), ("task.text_pair", self.text_pair)]
         first: dict[str | None, str] = {None: ""}
-        for setting, column in [*inputs, *(("task.label", column) for column in self.target_columns())]:
+        for setting, column in [*inputs, *(("task.label", column) for column in self.targets)]:
             if column is not None and column in first:
                 problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: another column")
             first.setdefault(column, setting)
 
-    def input_columns(self) -> list[str]:
+    @property
+    def inputs(self) -> list[str]:
         return [self.text] if self.text_pair is None else [self.text, self.text_pair]
 
-    def target_columns(self) -> list[str]:
+    @property
+    def targets(self) -> list[str]:
         return [self.label]
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
-        for name in self.input_columns():
+        for name in self.inputs:
             for row, cell in enumerate(rows.columns[name]):
                 if not isinstance(cell, str):
                     is_missing = plain_cell(cell) is None
@@ -73,13 +75,13 @@ class TextTask(Task):
         raise NotImplementedError
 
     def keys(self, rows: Rows) -> Iterator[str]:
-        texts = [rows.columns[name] for name in self.input_columns()]
+        texts = [rows.columns[name] for name in self.inputs]
         return (" \0 ".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True))
 
     def encode(
         self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
     ) -> tuple[dict[str, Any], int]:
-        texts = [columns[name] for name in self.input_columns()]
+        texts = [columns[name] for name in self.inputs]
         ids, truncated = tokenize(tokenizer, texts, self.fill(tokenizer), self.max_length or 512)
         features: dict[str, Any] = {**ids}
         if targets:

@@ -1,7 +1,7 @@
 """Translation: translate a text into another language."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -9,12 +9,12 @@ import numpy as np
 from pydantic import Field, PrivateAttr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.data.parallel_texts import FILTERS, check_pairs, describe_pairs, draw_rows, filter_pairs
+from nlp_transfer.data.parallel_texts import FILTERS, check_pairs, describe_pairs
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.evaluation.metrics import translation_signatures
+from nlp_transfer.evaluation.metrics.translation_scorer import TranslationScorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.encoder_decoder import (
     build_encoder_decoder,
@@ -28,10 +28,10 @@ from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
-from nlp_transfer.tasks import Arrays, Batch, Items
+from nlp_transfer.tasks import Arrays, Batch, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import check_no_classes
-from nlp_transfer.tasks.common.text_generation import TextGenerationTask, is_correct
-from nlp_transfer.tasks.translation.translation_scores import metric_sums, score_translations, show_translations
+from nlp_transfer.tasks.common.objectives import is_correct
+from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.tasks.translation.translation_setup import (
     ENCODER_DECODER,
     LENGTH_OFFSET,
@@ -41,16 +41,17 @@ from nlp_transfer.tasks.translation.translation_setup import (
     measure_lengths,
 )
 from nlp_transfer.utils.atomic_files import replacing_folder
-from nlp_transfer.utils.errors import BadRow, Problems, UserError
+from nlp_transfer.utils.errors import Problems, UserError
 
 
 class Translation(TextGenerationTask):
     """Translation with an encoder-decoder model, by beam search."""
 
-    best_metric: ClassVar[str] = "token_accuracy"
-    aligned: ClassVar[bool] = True
-    filters: ClassVar[tuple[str, ...]] = tuple(FILTERS)
-    while_training: ClassVar[tuple[str, ...]] = ("translated_rows",)
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        prediction="text", metrics=("token_accuracy", "bleu", "chrf"), best_metric="token_accuracy", output="translation",
+        aligned=True, filters=tuple(FILTERS), validation_settings=("translated_rows",), auto_class="AutoModelForSeq2SeqLM",
+        architecture="ConditionalGeneration", pipeline="translation",
+    )  # fmt: skip
 
     max_length: Count | None = None
     """Maximum length of sources and of targets, in tokens. null: 512, or the limit of the checkpoint if that is lower."""
@@ -99,14 +100,13 @@ class Translation(TextGenerationTask):
         keywords = (None, "encoder", "new", "train", "source")
         return {setting: [model] for setting, model in settings.items() if model not in keywords}
 
-    def input_columns(self) -> list[str]:
+    @property
+    def inputs(self) -> list[str]:
         return [self.source]
 
-    def target_columns(self) -> list[str]:
+    @property
+    def targets(self) -> list[str]:
         return [self.target]
-
-    def metric_names(self) -> list[str]:
-        return ["token_accuracy", "bleu", "chrf"]
 
     def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
         if self.source == self.target:
@@ -130,9 +130,6 @@ class Translation(TextGenerationTask):
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
         check_pairs(rows, self.source, self.target if targets else None, problems)
-
-    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]:
-        return filter_pairs(train, self.source, self.target, names)
 
     def keys(self, rows: Rows) -> Iterator[str]:
         return (str(cell).strip() for cell in rows.columns[self.source])
@@ -249,15 +246,6 @@ class Translation(TextGenerationTask):
         """Return the maximum target length for a source length, in tokens."""
         return min(self.max_length or 512, math.ceil((self.length_ratio or 2.0) * (source_tokens + LENGTH_OFFSET)))
 
-    def draft_rows(self, rows: int) -> np.ndarray | None:
-        chosen = np.zeros(rows, bool)
-        chosen[draw_rows(rows, self.translated_rows)] = True
-        return chosen
-
-    def draft_settings(self, rows: int) -> dict[str, float]:
-        """Return how many rows are translated during training, and with how many beams."""
-        return {"translated_rows": min(rows, self.translated_rows), "beams": 1} if self.translated_rows else {}
-
     @property
     def longest_piece(self) -> int:
         """Maximum source length in tokens. Longer texts are translated in pieces."""
@@ -283,7 +271,7 @@ class Translation(TextGenerationTask):
         predictions: Arrays = {"prediction": np.full(rows, None, object), "pieces": np.zeros(rows, np.int64)}
         if "labels" in batch:
             outputs = model(**model_inputs(batch))
-            items = self.items(outputs, batch)
+            items = self.objective().items(outputs, batch)
             predictions["right"] = is_correct(outputs, batch).sum(1).cpu().numpy()
             predictions["of"] = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
         selected = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
@@ -296,33 +284,13 @@ class Translation(TextGenerationTask):
             predictions["prediction"][selected], predictions["pieces"][selected] = translations, pieces
         return predictions, items
 
+    @property
+    def scorer(self) -> TranslationScorer:
+        limits = self.max_length, self.longest_piece
+        return TranslationScorer(self.traits.best_metric, (), self.target_language, self.translated_rows, *limits)
+
     def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
         return {"translation": predictions["prediction"].tolist()}
-
-    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
-        return score_translations(predictions, targets, self.target_language)
-
-    def metric_to_compare(self, best_metric: str | None) -> str:
-        """Return `best_metric` if it measures translations, otherwise `bleu`."""
-        return "bleu" if best_metric in (None, "loss", "token_accuracy") else str(best_metric)
-
-    def sums(
-        self, metric: str, predictions: Arrays, targets: Arrays
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
-        return metric_sums(metric, predictions, targets, self.target_language)
-
-    def example_lines(self, predictions: Arrays, targets: Arrays) -> list[str]:
-        """Return a few translations with sources and references, and the number of texts translated in pieces."""
-        notes = []
-        if long := int((predictions["pieces"] > 1).sum()):
-            notes.append(
-                f"{long} of {len(predictions['pieces'])} sources have more than {self.longest_piece} tokens and were translated "
-                f"in pieces; loss and token_accuracy are computed on the first {self.max_length} tokens of each text"
-            )
-        return notes + show_translations(predictions, targets)
-
-    def signatures(self) -> dict[str, str]:
-        return translation_signatures(self.target_language)
 
     def report(self, train: Rows) -> list[str]:
         return describe_pairs(train, self.source, self.target)
