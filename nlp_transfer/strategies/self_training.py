@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.data.oversampling import rarest_labels
 from nlp_transfer.models.layers import has_decoder
 from nlp_transfer.settings.schema import Count, Positive, Share
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, View
