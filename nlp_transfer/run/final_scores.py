@@ -65,12 +65,9 @@ def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) ->
     task, rows = job.task, job.rows[split]
     floats = {name: round_predictions(name, array, PRECISION) for name, array in predictions.items() if array.dtype == np.float32}
     all_labels = task.traits.has_probabilities and len(task.scorer.labels) <= MAX_PROBABILITIES
-    described = task.describe(predictions | floats, probabilities=all_labels)
-    if "translation" in described:
-        described["prediction"] = described.pop("translation")
-    if task.traits.prediction == "number":  # not rounded, so that the metrics can be reproduced
-        described["prediction"] = predictions["prediction"].astype(float).tolist()
-    columns = task.cells({"reference": task.scorer.typed(references(task, job.tables[split])), **described})
+    expected = references(task, job.tables[split])
+    columns = task.columns(predictions | floats, expected, probabilities=all_labels, cells=True)
+    columns = {"prediction" if name == task.traits.output else name: column for name, column in columns.items()}
     inputs = task.inputs
     columns = {name: column for name, column in columns.items() if name not in inputs}  # such as probability:LABEL
     names = clean(rows.files)

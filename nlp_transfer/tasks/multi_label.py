@@ -238,7 +238,7 @@ class MultiLabel(LabelTask):
         positive = times @ labels
         return torch.tensor((times.sum() - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
 
-    def predict(self, outputs: Any) -> Arrays:
+    def predictions(self, outputs: Any) -> Arrays:
         """Return `scores`, the probabilities, float32 of shape (rows, labels), and `prediction`, bool of the same shape."""
         scores = outputs.logits.float().sigmoid().cpu().numpy()
         return {"prediction": scores >= self.threshold, "scores": scores}
@@ -248,25 +248,26 @@ class MultiLabel(LabelTask):
         values = tuple(self.label_schema().values())
         return LabelScorer(self.traits.best_metric, tuple(self.labels or ()), values, multilabel=True)
 
-    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        """Return `prediction`, a list of labels per row, and `probability`, the list of their probabilities."""
-        predicted, scores = predictions["prediction"], predictions["scores"].astype(float)
-        columns = {
-            "prediction": self.scorer.typed(predicted),
-            "probability": [row_scores[np.flatnonzero(row)].tolist() for row, row_scores in zip(predicted, scores, strict=True)],
-        }
-        return columns | (self.probability_columns(predictions) if probabilities else {})
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
+        """Return `prediction`, a list of labels per row, and `probability`, the list of their probabilities.
 
-    def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Join the labels of each row, and their probabilities, by the separator.
+        As cells, they are joined by the separator.
 
         Raises:
             UserError: If a label contains the separator.
         """
-        if faults := self._separator_faults():
-            raise UserError(f"--task.separator: {faults[0]}")
-        lists = [name for name in ("reference", "prediction", "probability") if name in columns]
-        return columns | {name: [self.separator.join(map(str, row)) for row in columns[name]] for name in lists}
+        predicted, scores = predictions["prediction"], predictions["scores"].astype(float)
+        columns = self.scorer.reference_column(references) | {
+            "prediction": self.scorer.typed(predicted),
+            "probability": [row_scores[np.flatnonzero(row)].tolist() for row, row_scores in zip(predicted, scores, strict=True)],
+        }
+        if cells:
+            if faults := self._separator_faults():
+                raise UserError(f"--task.separator: {faults[0]}")
+            columns = {name: [self.separator.join(map(str, row)) for row in rows] for name, rows in columns.items()}
+        return columns | (self.probability_columns(predictions) if probabilities else {})
 
     def report(self, train: Rows) -> list[str]:
         hot = self.encode_targets(self.target_cells(train.columns))

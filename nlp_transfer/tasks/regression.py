@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import Rows
@@ -19,7 +18,7 @@ from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
 from nlp_transfer.settings.schema import Positive, TrainingConfig
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.tasks import Arrays, TaskTraits
+from nlp_transfer.tasks import Arrays, Batch, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
 from nlp_transfer.tasks.common.objectives import SquaredError, smoothing_of
 from nlp_transfer.tasks.common.text_task import TextTask
@@ -113,11 +112,6 @@ class Regression(TextTask):
     def _targets(self, rows: Rows) -> np.ndarray:
         return self.encode_targets(rows.columns[self.label])
 
-    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        """Return the cache key, without mean and scale: neither tokens nor targets depend on them."""
-        plain = self.model_copy(update={"mean": None, "scale": None, "offset": None})
-        return super(Regression, plain).encoding(tokenizer)
-
     def head_fields(self) -> dict[str, Any]:
         return {"id2label": {0: self.label}, "label2id": {self.label: 0}, "problem_type": "regression"}
 
@@ -173,7 +167,7 @@ class Regression(TextTask):
         layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
         return layer
 
-    def export(self, model: PreTrainedModel) -> Self:
+    def export(self, model: PreTrainedModel, folder: Path) -> Self:
         fold_outputs(model)
         layers = regression_outputs(model)
         return self.model_copy(update={"offset": layers[-1].offset}) if layers else self
@@ -186,13 +180,16 @@ class Regression(TextTask):
             layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
             layer.offset = layer.stored_bias if self.offset is None else self.offset
 
-    def computing(self, model: nn.Module) -> AbstractContextManager[None]:
-        return standardized_outputs(model)
-
     def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> SquaredError:
         return SquaredError(self.mean or 0.0, self.scale or 1.0)
 
-    def predict(self, outputs: Any) -> Arrays:
+    def predict(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
+        with standardized_outputs(model):
+            return super().predict(model, batch, chosen, texts)
+
+    def predictions(self, outputs: Any) -> Arrays:
         """Return `prediction` in the column's units, of shape (rows,): float64, or float32 if `scale` is unknown."""
         values = outputs.logits.float().squeeze(-1).cpu().numpy()
         return {"prediction": values if self.scale is None else values.astype(np.float64) * self.scale + (self.mean or 0.0)}
@@ -201,11 +198,13 @@ class Regression(TextTask):
     def scorer(self) -> RegressionScorer:
         return RegressionScorer(self.traits.best_metric)
 
-    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
         values = predictions["prediction"].astype(float)
-        if self.scale is not None:  # drop digits below the rounding error
+        if self.scale is not None and references is None:  # drop digits below the rounding error
             values = np.round(values, int(np.ceil(-np.log10(self.scale * ROUNDING_ERROR))))
-        return {"prediction": values.tolist()}
+        return self.scorer.reference_column(references) | {"prediction": values.tolist()}
 
     def report(self, train: Rows) -> list[str]:
         values = self._targets(train)

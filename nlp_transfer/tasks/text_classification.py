@@ -86,7 +86,7 @@ class TextClassification(LabelTask):
         frequency = np.rint(np.bincount(labels, times, minlength=len(self.labels or [])))
         return torch.tensor(frequency.sum() / (len(frequency) * np.maximum(frequency, 1)), dtype=torch.float32)
 
-    def predict(self, outputs: Any) -> Arrays:
+    def predictions(self, outputs: Any) -> Arrays:
         """Return `prediction`, label ids int64 of shape (rows,), and `scores`, probabilities float32 of shape (rows, labels)."""
         scores = outputs.logits.float().softmax(-1).cpu().numpy()
         return {"prediction": scores.argmax(-1), "scores": scores}
@@ -95,8 +95,10 @@ class TextClassification(LabelTask):
     def scorer(self) -> LabelScorer:
         return LabelScorer(self.traits.best_metric, tuple(self.labels or ()), tuple(self.label_schema().values()))
 
-    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        columns = {
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
+        columns = self.scorer.reference_column(references) | {
             "prediction": self.scorer.typed(predictions["prediction"]),
             "probability": predictions["scores"].max(-1).astype(float).tolist(),
         }

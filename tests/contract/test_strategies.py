@@ -10,14 +10,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import find_layers, new_parameters
 from nlp_transfer.models.preparation import train_mode
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, Strategy, strategy_from
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks import Task, encode_table, task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows
@@ -97,7 +97,7 @@ def prepare(checkpoint: Checkpoint, document: dict[str, Any], strategy: Strategy
     problems.raise_if_any()
     task = task.prepare(checkpoint, rows).prefer_head(strategy.preferred_head())
     tokenizer = checkpoint.tokenizer
-    table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
+    table = encode_table(task, rows, tokenizer)
     model = task.build_model(checkpoint, TrainingConfig())
     new = new_parameters(model)
     return strategy.wrap(model), task, table, new

@@ -12,14 +12,14 @@ from transformers import AutoModelForSeq2SeqLM
 from nlp_transfer import fine_tune, load_translator
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.generation import generate
 from nlp_transfer.saved_models.load import load_model, open_adapter
 from nlp_transfer.saved_models.save import save_model, verify_adapter
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.training import Trainer
 from tests.conftest import write_csv
 from tests.processes import in_child
@@ -228,7 +228,7 @@ def prepare(checkpoint: Checkpoint, family: str, rows: Rows, **settings: Any) ->
     torch.manual_seed(0)
     model = task.build_model(checkpoint, TrainingConfig(dropout=0, attention_dropout=0))
     tokenizer = checkpoint.tokenizer
-    return task, model, encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
+    return task, model, encode_table(task, rows, tokenizer)
 
 
 def pairs(sources: list[str] = SOURCES, targets: list[str] = TARGETS) -> Rows:

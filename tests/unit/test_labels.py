@@ -41,8 +41,8 @@ def fit(source: Any, name: str = "text_classification", **settings: Any) -> Any:
 def predicted(task: Any, ids: list[int]) -> list[Any]:
     scores = np.eye(len(task.labels))[ids]
     if task.document()["name"] == "multi_label":
-        return task.describe({"prediction": scores > 0.5, "scores": scores})["prediction"]
-    return task.describe({"prediction": np.array(ids), "scores": scores})["prediction"]
+        return task.columns({"prediction": scores > 0.5, "scores": scores})["prediction"]
+    return task.columns({"prediction": np.array(ids), "scores": scores})["prediction"]
 
 
 def write_jsonl(path: Path, cells: list[Any]) -> Path:
@@ -254,7 +254,7 @@ def test_separator_in_a_label_is_refused(cells: list[Any]) -> None:
         fit(frame(cells), "multi_label")
     task, rows = fit(frame(cells), "multi_label", separator=";")
     hot = task.encode_targets(rows.columns["label"])
-    joined = task.cells(task.describe({"prediction": hot > 0.5, "scores": hot}))["prediction"]
+    joined = task.columns({"prediction": hot > 0.5, "scores": hot}, cells=True)["prediction"]
     assert task.encode_targets(joined).tolist() == hot.tolist(), "predictions are read as the labels that they are"
 
 

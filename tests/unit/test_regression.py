@@ -251,7 +251,7 @@ def test_targets_and_metrics_are_float64(tiny: dict[str, Path]) -> None:
     standard = ((targets - targets.mean()) / targets.std()).astype(np.float32)
     outputs: Any = type("Outputs", (), {"logits": torch.from_numpy(standard)[:, None]})
     assert task.objective().loss(outputs, {"labels": torch.from_numpy(targets)})["squared_error"] == pytest.approx(0, abs=1e-10)
-    assert np.abs(task.predict(outputs)["prediction"] - targets).max() < 1e-6
+    assert np.abs(task.predictions(outputs)["prediction"] - targets).max() < 1e-6
     assert task_from(task.document()) == task
 
 
@@ -336,8 +336,8 @@ def test_scoring_a_loaded_model_gives_standardized_losses(tiny: dict[str, Path],
 def test_predictions_keep_significant_digits() -> None:
     task = Regression(mean=1.7e9, scale=60.0)
     outputs = SimpleNamespace(logits=torch.tensor([[0.5], [-1.25], [1 / 3]]))
-    assert task.describe(task.predict(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.0]
-    small = Regression(mean=0.0, scale=1e-4).describe({"prediction": np.array([1e-4 / 3])})
+    assert task.columns(task.predictions(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.0]
+    small = Regression(mean=0.0, scale=1e-4).columns({"prediction": np.array([1e-4 / 3])})
     assert small["prediction"] == [3.333333e-05]
 
 

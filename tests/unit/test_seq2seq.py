@@ -21,7 +21,7 @@ from transformers import (
 
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import find_layers, has_decoder, new_parameters
 from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder, load_encoder_decoder
@@ -38,7 +38,7 @@ from nlp_transfer.models.seq2seq.target_tokenizers import (
 )
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TokenizerPair
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.utils.errors import UserError
 from tests.models import FAMILIES, WORDS, save_tiny
 from tests.seq2seq_models import LANGUAGES, PAIRS, SCRIPTS, SEQ2SEQ, TRANSLATION, languages, save_tiny_seq2seq
@@ -391,7 +391,7 @@ def prepared(folder: Path, given: dict[str, Any] | None = None, rows: Rows = ROW
 
 def tokens(task: Any, checkpoint: Checkpoint, rows: Rows = ROWS) -> TokenTable:
     tokenizer = checkpoint.tokenizer
-    return encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
+    return encode_table(task, rows, tokenizer)
 
 
 FORMS = {

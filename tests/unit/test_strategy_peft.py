@@ -14,7 +14,7 @@ from torch import nn
 from nlp_transfer import UserError, fine_tune, load_adapters, load_predictor
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import find_layers, new_parameters
 from nlp_transfer.saved_models.load import open_adapter, quiet
@@ -24,7 +24,7 @@ from nlp_transfer.strategies import strategy_from
 from nlp_transfer.strategies.common.adapter_modules import can_merge
 from nlp_transfer.strategies.peft import Peft
 from nlp_transfer.strategies.peft.method_settings import methods
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems
 from tests.conftest import sentiment_rows
@@ -73,7 +73,7 @@ def prepared(folder: Path, **document: Any) -> tuple[Checkpoint, Any, Any, Token
     rows = from_columns({"text": list(texts), "label": list(labels)}, "rows")
     source = Checkpoint.open(find_model(str(folder)))
     task = task_from({"name": "text_classification", "max_length": 30, **document}).fit(rows, Problems()).prepare(source, rows)
-    table = encode_rows(rows, lambda columns: task.encode(columns, source.tokenizer), task.fill(source.tokenizer))
+    table = encode_table(task, rows, source.tokenizer)
     torch.manual_seed(0)
     with quiet():
         model = task.build_model(source, TrainingConfig())

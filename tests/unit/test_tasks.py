@@ -200,19 +200,20 @@ def test_no_numbers(cell: object) -> None:
 
 def test_predictions_are_described_by_labels() -> None:
     task = fitted("text_classification", ["a", "b", "a", "b"])
-    answers = task.predict(outputs([2.0, 0.0], [0.0, 1.0]))
-    described = task.describe(answers, probabilities=True)
+    answers = task.predictions(outputs([2.0, 0.0], [0.0, 1.0]))
+    described = task.columns(answers, probabilities=True)
     assert described["prediction"] == ["a", "b"]
     torch.testing.assert_close(described["probability"][0], torch.tensor([2.0, 0]).softmax(0)[0].item())
     assert list(described) == ["prediction", "probability", "probability:a", "probability:b"]
     several = fitted("multi_label", ["a|b", "b", ""], threshold=0.7)
-    described = several.describe(several.predict(outputs([2.0, 2.0], [0.5, 0.5])))
+    described = several.columns(several.predictions(outputs([2.0, 2.0], [0.5, 0.5])))
     assert described["prediction"] == [["a", "b"], []]
     assert [len(row) for row in described["probability"]] == [2, 0]
-    columns = {"prediction": described["prediction"], "probability": [[0.880797, 0.99999994], []]}
-    assert several.cells(columns) == {"prediction": ["a|b", ""], "probability": ["0.880797|0.99999994", ""]}
+    scored = {"prediction": np.array([[True, True], [False, False]]), "scores": np.array([[0.880797, 0.99999994], [0.5, 0.5]])}
+    cells = {"reference": ["b", "a|b"], "prediction": ["a|b", ""], "probability": ["0.880797|0.99999994", ""]}
+    assert several.columns(scored, np.array([[0, 1], [1, 1]]), cells=True) == cells
     plain = fitted("regression", [1, 2])
-    assert plain.describe(plain.predict(outputs([1.5], [2.0]))) == {"prediction": [1.5, 2.0]}
+    assert plain.columns(plain.predictions(outputs([1.5], [2.0]))) == {"prediction": [1.5, 2.0]}
 
 
 @pytest.mark.parametrize("name", ["text_classification", "multi_label", "regression"])
@@ -220,7 +221,7 @@ def test_metrics_match_metric_names(name: str) -> None:
     task = fitted(name, {"regression": [1, 2, 3, 4], "multi_label": ["a|b", "b", "a", ""]}.get(name, ["a", "b", "a", "b"]))
     logits = torch.randn(4, 1 if name == "regression" else 2)
     cells = {"regression": [1, 2, 3, 4], "multi_label": ["a|b", "b", "a", ""]}.get(name, ["a", "b", "a", "b"])
-    found = task.scorer.compute(task.predict(SimpleNamespace(logits=logits)), {"labels": task.encode_targets(cells)})
+    found = task.scorer.compute(task.predictions(SimpleNamespace(logits=logits)), {"labels": task.encode_targets(cells)})
     assert set(found) == set(task.traits.metrics)
 
 
@@ -228,13 +229,13 @@ def test_only_long_rows_are_truncated(tiny: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny["bert"])
     task = task_from({"name": "text_classification", "max_length": 5, "text_pair": "other"})
     columns = {"text": ["the cat", "a good film plot"], "other": ["sat", "dog ran"]}
-    features, cut = task.encode(columns, tokenizer, targets=False)
-    assert cut == 2
-    assert [len(ids) for ids in features["input_ids"]] == [5, 5]
-    whole, none_cut = task.model_copy(update={"max_length": 64}).encode(columns, tokenizer, targets=False)
-    assert none_cut == 0
-    assert [len(ids) for ids in whole["input_ids"]] == [6, 9]
-    assert whole["token_type_ids"][0] == [0, 0, 0, 0, 1, 1]
+    features = task.encode(columns, tokenizer, targets=False)
+    assert features.truncated == 2
+    assert [len(ids) for ids in features.ragged["input_ids"]] == [5, 5]
+    whole = task.model_copy(update={"max_length": 64}).encode(columns, tokenizer, targets=False)
+    assert whole.truncated == 0
+    assert [len(ids) for ids in whole.ragged["input_ids"]] == [6, 9]
+    assert whole.ragged["token_type_ids"][0] == [0, 0, 0, 0, 1, 1]
 
 
 def test_balance_warns_about_rare_classes() -> None:

@@ -17,12 +17,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from nlp_transfer import TrainingError, UserError, fine_tune
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.saved_models.save import quiet
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.training import Trainer, validation_scores
 from nlp_transfer.training.run_log import RunLog
 from nlp_transfer.utils.errors import Problems
@@ -43,7 +43,7 @@ def make(checkpoint: Path, strategy: Strategy | None = None, output: Path | None
     task = task_from({"name": "text_classification"}).fit(rows[0], Problems())
     tables = {}
     for name, part in (("train", rows[0]), ("validation", held[0])):
-        tables[name] = encode_rows(part, lambda columns: task.encode(columns, source.tokenizer), task.fill(source.tokenizer))
+        tables[name] = encode_table(task, part, source.tokenizer)
     fixed = {"batch_size": 8, "precision": "fp32", "learning_rate": 1e-3, "max_steps": 4, "logging_steps": 1}
     settings = TrainingConfig(**{name: value for name, value in (fixed | training).items() if value is not None})
     torch.manual_seed(settings.seed)

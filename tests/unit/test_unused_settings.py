@@ -17,6 +17,7 @@ from nlp_transfer.cli import cli, recipe
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.token_cache import cached_table
+from nlp_transfer.data.tokens import Features
 from nlp_transfer.data.unused_settings import unused_columns
 from nlp_transfer.experiments.plan import PlannedRun, make_plan
 from nlp_transfer.inference.model_evaluation import evaluate_model
@@ -431,11 +432,11 @@ def test_a_strategy_of_a_list_that_changes_nothing_is_found(strategies: list[Any
 def test_tokens_that_cannot_be_cached_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     rows = from_columns({"text": ["a", "b"]}, "texts")
 
-    def encode(columns: Any) -> tuple[dict[str, Any], int]:
-        return {"input_ids": [[1]] * len(columns["text"])}, 0
+    def encode(columns: Any) -> Features:
+        return Features({"input_ids": [[1]] * len(columns["text"])}, {"input_ids": 0})
 
     for keep, reported in (("disk", True), ("auto", False), ("none", False)):
-        cached_table(rows, encode, {"input_ids": 0}, None, keep, "train")
+        cached_table(rows, encode, None, keep, "train")
         assert ("data.token_cache" in capsys.readouterr().err) == reported
 
 

@@ -80,6 +80,10 @@ class Scorer(ABC):
         typed: list[Any] = values.tolist()
         return typed
 
+    def reference_column(self, references: np.ndarray | None) -> dict[str, list[Any]]:
+        """Return the references as a column `reference`; no column for None."""
+        return {} if references is None else {"reference": self.typed(references)}
+
     def compare_by(self, best_metric: str | None) -> str:
         """Return the metric by which finished models are compared, for a value of `training.best_metric`.
 

@@ -31,7 +31,7 @@ from nlp_transfer.settings.schema import DataConfig, Document, Positive, Setting
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, View
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE
 from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable, mixed_forward
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks import Task, encode_table, task_from
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import PORTABLE, is_portable
@@ -189,7 +189,8 @@ class Multitask(Strategy):
         tokenizer, tables = job.checkpoint.tokenizer, {}
         for name, rows in splits.rows.items():
             if name != UNLABELLED:
-                tables[name] = task.table(rows, tokenizer, auxiliary.data.token_cache, name=f"{auxiliary.name}: {name}")
+                label = f"{auxiliary.name}: {name}"
+                tables[name] = encode_table(task, rows, tokenizer, auxiliary.data.token_cache, name=label)
                 say(f"{auxiliary.name}: {name}: {len(rows):,} rows")
         skipped = [(f"{auxiliary.name}: {split}", bad) for split, bad in splits.skipped]
         return replace(job, task=task, tables=tables, rows=splits.rows, objectives={}, skipped=skipped)

@@ -2,19 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.token_cache import CachePolicy, cached_table, is_cached
-from nlp_transfer.data.tokens import TokenTable, model_inputs
+from nlp_transfer.data.tokens import Features, TokenTable
 from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import HeadConfig
@@ -49,7 +45,7 @@ class Task(TaskData):
         """Return a prepared copy for a saved model.
 
         Args:
-            parts: Location of the files written by `save_parts`. None: the checkpoint's folder.
+            parts: Location of the files written by `export`. None: the checkpoint's folder.
         """
         return self._with_length(checkpoint)
 
@@ -64,65 +60,17 @@ class Task(TaskData):
         """
         return {}
 
-    def save_parts(self, folder: Path) -> None:
-        """Save the parts of the task that are not JSON, such as a tokenizer."""
-
     def prefer_head(self, head: HeadConfig | None) -> Self:
         """Return a copy with this head, unless the task's settings already name one or the task has no choice of heads."""
         return self
 
     @abstractmethod
-    def encode(
-        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
-    ) -> tuple[dict[str, Any], int]:
-        """Return the features of a batch of rows and the number of truncated rows.
-
-        Token ids are lists of different lengths (ragged columns). All other features are arrays of shape (rows, ...) (dense
-        columns).
-        """
-
-    @abstractmethod
-    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        """Return the padding value of each ragged column."""
-
-    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        """Return the cache key of `encode` as JSON: all its inputs except the rows and the code of this package.
-
-        Returns:
-            None if there is no such key. Tokens are then not cached on disk.
-        """
-        return None
-
-    def table(
-        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, policy: CachePolicy, targets: bool = True, name: str = "rows"
-    ) -> TokenTable:
-        """Tokenize checked rows, or load their tokens from the cache."""
-        # Tasks defined in user code are not cached: the key does not cover changes to that code.
-        in_package = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]
-        encode = partial(self.encode, tokenizer=tokenizer, targets=targets)
-        key = self.encoding(tokenizer) if in_package and is_cached(rows, policy) else None
-        return cached_table(rows, encode, self.fill(tokenizer), key and key | {"targets": targets}, policy, name)
+    def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
+        """Return the features of a batch of rows, with or without targets."""
 
     @abstractmethod
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         """Return the checkpoint's model with a head for this task. Its configuration includes the labels."""
-
-    def export(self, model: PreTrainedModel) -> Self:
-        """Fold parameters of the task into the weights, so that transformers alone computes the same predictions.
-
-        Idempotent.
-
-        Returns:
-            The task to save with the model.
-        """
-        return self
-
-    def connect(self, model: PreTrainedModel) -> None:
-        """Prepare a loaded model for prediction, whether this toolkit or another program saved it."""
-
-    def computing(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return the context manager for forward passes whose outputs go to `loss` or `predict`."""
-        return nullcontext()
 
     @abstractmethod
     def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> Objective:
@@ -133,34 +81,47 @@ class Task(TaskData):
             train: The training rows, for `balanced` class weights. None: without these weights.
         """
 
-    def predict(self, outputs: Any) -> Arrays:
-        """Convert model outputs to predictions: compact arrays of shape (rows, ...), not logits of all tokens.
-
-        A task that needs more than one forward pass per prediction overrides `predict_batch` instead.
-        """
-        raise NotImplementedError
-
-    def predict_batch(
+    @abstractmethod
+    def predict(
         self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
     ) -> tuple[Arrays, Items]:
-        """Predict a batch. If it has labels, also return its losses and their counts.
+        """Predict a batch.
 
         Args:
-            chosen: bool of shape (rows,): rows to predict, in draft quality, during training. None: all rows, in the best
-                quality. Losses are always computed for all rows.
+            chosen: bool of shape (rows,): rows to predict, in draft quality, during training (`Scorer.draft`). None: all rows, in
+                the best quality. Losses are always computed for all rows.
             texts: Text columns of these rows, which are not inputs of the model (`TokenTable.texts`).
+
+        Returns:
+            Compact arrays of shape (rows, ...), not logits of all tokens, with a column `prediction`. And if the batch has
+            targets, the plain loss and its count by term.
         """
-        with self.computing(model):
-            outputs = model(**model_inputs(batch))
-        return self.predict(outputs), self.objective().items(outputs, batch) if "labels" in batch else {}
 
     @abstractmethod
-    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        """Return predictions as named output columns, such as `prediction` and `probability`."""
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
+        """Return predictions as named output columns, such as `prediction` and `probability`.
 
-    def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Format the columns of `describe`, and an optional column `reference`, as cells of a CSV file."""
-        return columns
+        Args:
+            references: Targets in the form of `prediction`, for a first column `reference`. Numbers are then exact, so that the
+                metrics can be reproduced.
+            probabilities: Whether to add a column `probability:LABEL` for each label.
+            cells: Whether to format values as cells of a CSV file.
+        """
+
+    def export(self, model: PreTrainedModel, folder: Path) -> Self:
+        """Fold parameters of the task into the weights, so that transformers alone computes the same predictions.
+
+        Also save the parts of the task that are not JSON, such as a tokenizer, in the folder. Idempotent.
+
+        Returns:
+            The task to save with the model.
+        """
+        return self
+
+    def connect(self, model: PreTrainedModel) -> None:
+        """Prepare a loaded model for prediction, whether this toolkit or another program saved it."""
 
     @property
     @abstractmethod

@@ -3,20 +3,20 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
+import numpy as np
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
-from nlp_transfer.data.token_cache import tokenizer_fingerprint
-from nlp_transfer.data.tokens import tokenize
+from nlp_transfer.data.tokens import Features, model_inputs, tokenize
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.compatibility import is_causal
 from nlp_transfer.models.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models.layers import encoder_config, encoder_type, new_parameters
 from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import Task, task_name
+from nlp_transfer.tasks import Arrays, Batch, Items, Task, task_name
 from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError
@@ -78,20 +78,13 @@ class TextTask(Task):
         texts = [rows.columns[name] for name in self.inputs]
         return (" \0 ".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True))
 
-    def encode(
-        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
-    ) -> tuple[dict[str, Any], int]:
-        texts = [columns[name] for name in self.inputs]
-        ids, truncated = tokenize(tokenizer, texts, self.fill(tokenizer), self.max_length or 512)
-        features: dict[str, Any] = {**ids}
-        if targets:
-            features["labels"] = self.encode_targets(self.target_cells(columns))
-        return features, truncated
-
-    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        tokenizer_key = tokenizer_fingerprint(tokenizer)
-        settings = {name: value for name, value in self.document().items() if name != "head"}  # tokens do not depend on it
-        return None if tokenizer_key is None else {"task": settings, "tokenizer": tokenizer_key}
+    def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
+        padding = {"input_ids": tokenizer.pad_token_id}
+        if "token_type_ids" in tokenizer.model_input_names:
+            padding["token_type_ids"] = tokenizer.pad_token_type_id
+        ids, truncated = tokenize(tokenizer, [columns[name] for name in self.inputs], padding, self.max_length or 512)
+        dense = {"labels": self.encode_targets(self.target_cells(columns))} if targets else {}
+        return Features(ids, padding, dense, truncated=truncated)
 
     def _with_length(self, checkpoint: Checkpoint) -> Self:
         """Return a copy with the maximum length, and check that the tokenizer of an encoder-decoder adds an end token.
@@ -114,11 +107,6 @@ class TextTask(Task):
     def encode_targets(self, cells: Sequence[Any]) -> Any:
         """Return the targets as a dense array."""
         raise NotImplementedError
-
-    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        names = tokenizer.model_input_names
-        fill = {"input_ids": tokenizer.pad_token_id}
-        return fill | ({"token_type_ids": tokenizer.pad_token_type_id} if "token_type_ids" in names else {})
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
@@ -162,6 +150,16 @@ class TextTask(Task):
             say(f"note: task.head: {task_name(self)} builds its model itself, so the preferred head of the strategy is not used")
             return self
         return self.model_copy(update={"head": head})
+
+    def predict(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
+        outputs = model(**model_inputs(batch))
+        return self.predictions(outputs), self.objective().items(outputs, batch) if "labels" in batch else {}
+
+    def predictions(self, outputs: Any) -> Arrays:
+        """Convert model outputs to predictions, with a column `prediction`."""
+        raise NotImplementedError
 
     def head_fields(self) -> dict[str, Any]:
         """Return the fields of the model configuration that describe the output: `id2label`, `label2id`, `problem_type`."""

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_transfer.data.parallel_texts import FILTERS, check_pairs, describe_pairs
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.token_cache import tokenizer_fingerprint
-from nlp_transfer.data.tokens import model_inputs
+from nlp_transfer.data.tokens import Features, model_inputs
 from nlp_transfer.evaluation.metrics.translation_scorer import TranslationScorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.encoder_decoder import (
@@ -173,11 +172,12 @@ class Translation(TextGenerationTask):
         assert self._tokenizers is not None, "call prepare or restore first"
         return self._tokenizers
 
-    def save_parts(self, folder: Path) -> None:
+    def export(self, model: PreTrainedModel, folder: Path) -> Self:
         """Save the target tokenizer in a subfolder; the model folder contains the source tokenizer."""
         if not self.tokenizers.shared_format:
             with replacing_folder(folder / TARGET_FOLDER) as target_folder:
                 self.tokenizers.target.save_pretrained(target_folder)
+        return self
 
     def _with_length(self, checkpoint: Checkpoint) -> Self:
         task = super()._with_length(checkpoint)
@@ -202,29 +202,20 @@ class Translation(TextGenerationTask):
         names = {"source_language", "target_language"} - used
         return dict.fromkeys(names, "the model translates in one direction")
 
-    def encode(
-        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
-    ) -> tuple[dict[str, Any], int]:
-        limit = self.max_length or 512
+    def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
+        pair, limit = self.tokenizers, self.max_length or 512
+        padding = {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": pair.pad}
         sources = [str(cell).strip() for cell in columns[self.source]]
-        ids, truncated = self.tokenizers.source_ids(sources, limit)
-        features: dict[str, Any] = {"input_ids": ids, "sources": np.array(sources, object)}
+        ids, truncated = pair.source_ids(sources, limit)
+        ragged, texts = {"input_ids": ids}, {"sources": np.array(sources, object)}
         if targets:
             references = [str(cell).strip() for cell in columns[self.target]]
-            labels, truncated_targets = self.tokenizers.target_ids(references, limit)
+            labels, truncated_targets = pair.target_ids(references, limit)
             truncated |= truncated_targets
-            features |= {"labels": labels, "decoder_input_ids": self.tokenizers.decoder_ids(labels)}
-            features["references"] = np.array(references, object)
-        return features, len(truncated)
-
-    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        pair = self.tokenizers
-        fingerprints = [tokenizer_fingerprint(pair.source), tokenizer_fingerprint(pair.target)]
-        tokens = [pair.shared_format, pair.start, pair.end, pair.forced, pair.prefix]
-        return None if None in fingerprints else {"task": self.document(), "tokenizers": fingerprints, "tokens": tokens}
-
-    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.tokenizers.pad}
+            ragged |= {"labels": labels, "decoder_input_ids": pair.decoder_ids(labels)}
+            texts["references"] = np.array(references, object)
+        sides = ("input_ids", "labels") if targets else ("input_ids",)
+        return Features(ragged, padding, texts=texts, truncated=len(truncated), sides=sides, key=pair.fingerprint)
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         tokenizers = self.tokenizers
@@ -257,7 +248,7 @@ class Translation(TextGenerationTask):
         beams = beams or self.beams
         return translate(model, self.tokenizers, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
 
-    def predict_batch(
+    def predict(
         self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
     ) -> tuple[Arrays, Items]:
         """Translate the untruncated `sources` in `texts`.
@@ -289,8 +280,10 @@ class Translation(TextGenerationTask):
         limits = self.max_length, self.longest_piece
         return TranslationScorer(self.traits.best_metric, (), self.target_language, self.translated_rows, *limits)
 
-    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        return {"translation": predictions["prediction"].tolist()}
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
+        return self.scorer.reference_column(references) | {self.traits.output: self.scorer.typed(predictions["prediction"])}
 
     def report(self, train: Rows) -> list[str]:
         return describe_pairs(train, self.source, self.target)
