@@ -112,10 +112,10 @@ def _format_settings(source: Any) -> Iterable[str]:
 
 
 def unused_columns(task: Any, source: Any) -> list[str]:
-    """Return a line about column names that were overridden at loading (`Task.changed`), if the source has no column names."""
+    """Return a line about column names that were overridden at loading, if the source has no column names."""
     if not isinstance(source, Mapping) and not has_lines(source):
         return []
-    names = sorted(f"task.{name}" for name in task.changed if getattr(task, name) in [*task.inputs, *task.targets])
+    names = sorted(f"task.{name}" for name in task._changed if getattr(task, name) in [*task.inputs, *task.targets])
     return [f"no effect: {', '.join(names)} (the columns of {source} have no names)"] if names else []
 
 

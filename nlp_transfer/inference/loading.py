@@ -69,7 +69,7 @@ def load_predictor(
         record = check_record(read_settings(checkpoint.source, RECORD), checkpoint.source.name)
         before = task_from(record["settings"], kind) if record else task_for_config(checkpoint)
         check_head(checkpoint, before.traits.architecture)
-        saved = with_changed_settings(before, settings, checkpoint.max_length).restore(checkpoint)
+        saved = with_changed_settings(before, settings, checkpoint.max_length).prepare(checkpoint)
         check_schema(saved, checkpoint)
         loaded = load_checkpoint(checkpoint, saved.traits.load_auto_class(), saved)
         check_built(loaded, saved, record, checkpoint.source.name)

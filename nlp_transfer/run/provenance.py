@@ -20,6 +20,7 @@ from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.models.verification.model_files import find_file, find_weights
 from nlp_transfer.run.run import Run
+from nlp_transfer.settings.annotations import named_models
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies import Combined, Strategy
 from nlp_transfer.tasks import Task
@@ -82,7 +83,7 @@ def _hash_data(prefix: str, settings: DataConfig, rows: Mapping[str, Rows]) -> I
 def _hash_models(prefix: str, settings: Task | Strategy) -> Inputs:
     inputs = {
         f"{prefix}.{name}": [file for model in models for file in _hash_model(find_model(model))]
-        for name, models in settings.models().items()
+        for name, models in (named_models(settings) if isinstance(settings, Task) else settings.models()).items()
     }
     return {name: files for name, files in inputs.items() if files}
 

@@ -102,7 +102,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, us
     if task is not None:
         if not user_metrics:
             _check_best_metric(training.best_metric, task, problems)
-        task.check_settings(training, problems)
+        task.fit(None, problems, training)
         check_filter(data, task.traits.filters, problems)
         if not task.traits.aligned:
             check_no_aligned(data, [*task.inputs, *task.targets], problems)

@@ -51,6 +51,28 @@ def needs_list(annotation: Any, value: Any) -> bool:
     return is_element and all(get_origin(other) is Literal and value not in get_args(other) for other in others)
 
 
+class NamesModel:
+    """Field metadata: the field names a model, or a list of models. A resumed run must name the same models.
+
+    Args:
+        keywords: Values with another meaning.
+    """
+
+    def __init__(self, *keywords: str) -> None:
+        self.keywords = keywords
+
+
+def named_models(settings: BaseModel) -> dict[str, list[str]]:
+    """Return the models named in the settings, by field (see `NamesModel`)."""
+    models: dict[str, list[str]] = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        for metadata in field.metadata:
+            if isinstance(metadata, NamesModel) and value and value not in metadata.keywords:
+                models[name] = [value] if isinstance(value, str) else list(value)
+    return models
+
+
 def as_yaml(value: Any) -> str:
     """Format a scalar as YAML, such as `null` or `true`."""
     return {"None": "null", "True": "true", "False": "false", "": "''"}.get(str(value), str(value))

@@ -13,7 +13,7 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.metrics import MULTILABEL_KEYS
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import Arrays, TaskTraits
+from nlp_transfer.tasks import Arrays, Description, TaskTraits
 from nlp_transfer.tasks.common.label_schema import (
     POSITIONS,
     LabelSchema,
@@ -93,22 +93,21 @@ class MultiLabel(LabelTask):
         rows = zip(*(columns[name] for name in self.label), strict=True)
         return [[name for name, cell in zip(self.label, row, strict=True) if label_value(cell, "int") == "1"] for row in rows]
 
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
-        super().check_settings(training, problems)
-        if not isinstance(self.label, list):
-            return
-        for name, value in (("label_type", "str"), ("label_format", "names")):
-            if getattr(self, name) not in (None, value):
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
+        if isinstance(self.label, list):
+            for name, value in (("label_type", "str"), ("label_format", "names")):
+                if getattr(self, name) not in (None, value):
+                    problems.add(
+                        f"task.{name}: has no effect: columns of 0 and 1 in task.label are named after their labels; leave it out"
+                    )
+            if self.labels is not None and self.labels != self.label:
                 problems.add(
-                    f"task.{name}: has no effect: columns of 0 and 1 in task.label are named after their labels; leave it out"
+                    f"task.labels: found {shorten(self.labels)}, which differ from the columns {shorten(self.label)} in "
+                    "task.label; allowed: null, or the names of these columns in the same order"
                 )
-        if self.labels is not None and self.labels != self.label:
-            problems.add(
-                f"task.labels: found {shorten(self.labels)}, which differ from the columns {shorten(self.label)} in task.label; "
-                "allowed: null, or the names of these columns in the same order"
-            )
+        return super().fit(train, problems, training)
 
-    def fit(self, train: Rows, problems: Problems) -> Self:
+    def learn_labels(self, train: Rows, problems: Problems) -> Self:
         if isinstance(self.label, list):
             task = self.model_copy(update={"labels": list(self.label), "label_type": "str", "label_format": "names"})
             counts = Counter(label for row in task.target_cells(train.columns) for label in row)
@@ -218,10 +217,6 @@ class MultiLabel(LabelTask):
             elif schema.id(element) is None:
                 yield unknown_label(str(label_text(element)), schema.names)
 
-    def strata(self, rows: Rows) -> np.ndarray:
-        """Return the rarest label of each row, the one most likely to be missing from a split; -1 for a row without labels."""
-        return rarest_labels(self.encode_targets(self.target_cells(rows.columns)))
-
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """Return float32 of shape (rows, labels): 1 where a row has the label, else 0."""
         schema = self.label_schema()
@@ -269,7 +264,8 @@ class MultiLabel(LabelTask):
             columns = {name: [self.separator.join(map(str, row)) for row in rows] for name, rows in columns.items()}
         return columns | (self.probability_columns(predictions) if probabilities else {})
 
-    def report(self, train: Rows) -> list[str]:
+    def describe(self, train: Rows) -> Description:
+        """Describe training rows. Their stratum is the rarest label, the one most likely to be missing from a split."""
         hot = self.encode_targets(self.target_cells(train.columns))
         counts: Counter[str] = Counter(dict(zip(self.labels or [], hot.sum(0).astype(int).tolist(), strict=True)))
         lines = balance(counts, len(train))
@@ -279,4 +275,5 @@ class MultiLabel(LabelTask):
             lines.append(f"warning: only one row has {shorten(single)}")
         if isinstance(self.label, str) and hot.sum(1).max(initial=0) <= 1:
             lines += other_separator(train.columns[self.label], ",;/|".replace(self.separator, ""), "task.separator")
-        return [*lines, *similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
+        lines += [*similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
+        return Description(rarest_labels(hot), lines, self.labels or [])

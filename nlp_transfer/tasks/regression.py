@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from transformers import PreTrainedModel
 
+from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable
@@ -18,9 +19,10 @@ from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
 from nlp_transfer.settings.schema import Positive, TrainingConfig
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.tasks import Arrays, Batch, Items, TaskTraits
+from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
 from nlp_transfer.tasks.common.objectives import SquaredError, smoothing_of
+from nlp_transfer.tasks.common.task import check_has_rows
 from nlp_transfer.tasks.common.text_task import TextTask
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
@@ -63,13 +65,16 @@ class Regression(TextTask):
     offset: float | None = None
     """Output bias of a saved model in full precision. null during training."""
 
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
-        super().check_settings(training, problems)
-        check_no_classes(training, "a regression", problems)
-        if smoothing_of(training):
-            problems.add(f"training.label_smoothing: found {training.label_smoothing}; a regression has no labels; allowed: 0")
-
-    def fit(self, train: Rows, problems: Problems) -> Self:
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
+        super().fit(train, problems, training)
+        if training is not None:
+            check_no_classes(training, "a regression", problems)
+            if smoothing_of(training):
+                smoothing = training.label_smoothing
+                problems.add(f"training.label_smoothing: found {smoothing}; a regression has no labels; allowed: 0")
+        check_has_rows(train, problems)
+        if train is None or not len(train):
+            return self
         values = {number(cell) for cell in train.columns[self.label]}
         place = f"train, column {self.label!r}"
         if len(values) == 1 and None not in values:
@@ -81,11 +86,14 @@ class Regression(TextTask):
             )
         return self
 
-    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
+        task = super().prepare(checkpoint, train, parts)
+        if train is None:
+            return task
         values = self._targets(train)
         mean = float(values.mean()) if self.mean is None else self.mean
         scale = (_deviation(values) or 1.0) if self.scale is None else self.scale  # the deviation of equal values is 0
-        return super().prepare(checkpoint, train).model_copy(update={"mean": mean, "scale": scale, "offset": None})
+        return task.model_copy(update={"mean": mean, "scale": scale, "offset": None})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         for row, cell in enumerate(rows.columns[self.label]):
@@ -99,11 +107,6 @@ class Regression(TextTask):
                     reason += ", without thousands separators, currency or percent signs (3776, 46)"
                 kind = MISSING if is_missing else "with a label that is no number"
                 problems.add_row(row, rows.bad(row, self.label, reason, kind))
-
-    def strata(self, rows: Rows) -> np.ndarray:
-        """Return the decile of each value, so that every split contains small and large values."""
-        values = self._targets(rows)
-        return np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64)
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """Return the targets in the column's units, float64 of shape (rows,), which can represent timestamps."""
@@ -206,7 +209,8 @@ class Regression(TextTask):
             values = np.round(values, int(np.ceil(-np.log10(self.scale * ROUNDING_ERROR))))
         return self.scorer.reference_column(references) | {"prediction": values.tolist()}
 
-    def report(self, train: Rows) -> list[str]:
+    def describe(self, train: Rows) -> Description:
+        """Describe training rows. Strata are the deciles of the values, so that every split has small and large values."""
         values = self._targets(train)
         mean, deviation = float(values.mean()), _deviation(values)
         average = round(mean, 2 - math.floor(math.log10(deviation))) if deviation else mean
@@ -222,7 +226,7 @@ class Regression(TextTask):
                 "load_predictor and the commands predict in float64. Subtract a constant from the column for the same precision "
                 "everywhere"
             )
-        return lines
+        return Description(np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64), lines)
 
 
 def _deviation(values: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.metrics import LABEL_KEYS
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import Arrays, TaskTraits
+from nlp_transfer.tasks import Arrays, Description, TaskTraits
 from nlp_transfer.tasks.common.label_schema import as_list
 from nlp_transfer.tasks.common.label_task import LabelTask
 from nlp_transfer.tasks.common.labels import (
@@ -38,7 +38,7 @@ class TextClassification(LabelTask):
 
     loss_type = CrossEntropy
 
-    def fit(self, train: Rows, problems: Problems) -> Self:
+    def learn_labels(self, train: Rows, problems: Problems) -> Self:
         column = train.columns[self.label]
         single = [cell for cell in column if as_list(cell) is None]
         labels, kind, _ = fit_labels(single, train, self.label, self.labels, self.label_type, problems)
@@ -48,22 +48,8 @@ class TextClassification(LabelTask):
             )
         return self.model_copy(update={"labels": labels, "label_type": kind})
 
-    def check_split(self, train: Rows, problems: Problems) -> None:
-        schema = self.label_schema()
-        ids = [schema.id(cell) for cell in train.columns[self.label]]
-        row_of = {label: row for row, label in enumerate(ids)}
-        for label in [label for label, count in Counter(ids).items() if count == 1 and label is not None]:
-            problems.add(
-                f"{train.where(row_of[label])}, column {self.label!r}: the only row with the label {schema.names[label]!r}; "
-                "allowed: two rows or more of each label if rows of train are held out (a single row cannot be both trained on "
-                "and held out)"
-            )
-
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         check_labels(rows, self.label, self.label_schema(), problems)
-
-    def strata(self, rows: Rows) -> np.ndarray:
-        return self.encode_targets(rows.columns[self.label])
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """Return label ids, int64 of shape (rows,)."""
@@ -104,8 +90,15 @@ class TextClassification(LabelTask):
         }
         return columns | (self.probability_columns(predictions) if probabilities else {})
 
-    def report(self, train: Rows) -> list[str]:
-        labels = self.labels or []
-        counts = Counter(labels[i] for i in self.encode_targets(train.columns[self.label]))
+    def describe(self, train: Rows) -> Description:
+        labels, ids = self.labels or [], self.encode_targets(train.columns[self.label])
+        rows = np.bincount(ids, minlength=len(labels))
+        obstacles = [
+            f"{train.where(int(np.flatnonzero(ids == label)[0]))}, column {self.label!r}: the only row with the label "
+            f"{labels[label]!r}; allowed: two rows or more of each label if rows of train are held out (a single row cannot be "
+            "both trained on and held out)"
+            for label in np.flatnonzero(rows == 1)
+        ]
         joined = other_separator(train.columns[self.label], "|;", "task.name: multi_label")
-        return [*balance(counts, len(train)), *similar_labels(labels), *joined]
+        counts = Counter(labels[i] for i in ids)
+        return Description(ids, [*balance(counts, len(train)), *similar_labels(labels), *joined], labels, obstacles)

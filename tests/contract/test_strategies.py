@@ -18,6 +18,7 @@ from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, Strategy, strategy_from
 from nlp_transfer.tasks import Task, encode_table, task_from
+from nlp_transfer.tasks.common.pretrained_head import prefer_head
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows
@@ -95,7 +96,7 @@ def prepare(checkpoint: Checkpoint, document: dict[str, Any], strategy: Strategy
     rows, problems = rows_of(), Problems()
     task = task_from(document).fit(rows, problems)
     problems.raise_if_any()
-    task = task.prepare(checkpoint, rows).prefer_head(strategy.preferred_head())
+    task = prefer_head(task.prepare(checkpoint, rows), strategy.preferred_head())
     tokenizer = checkpoint.tokenizer
     table = encode_table(task, rows, tokenizer)
     model = task.build_model(checkpoint, TrainingConfig())

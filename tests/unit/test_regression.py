@@ -243,7 +243,7 @@ def test_targets_and_metrics_are_float64(tiny: dict[str, Path]) -> None:
     rows = from_columns({"text": TEXTS[:4], "score": ["2000000001", 2000000002, "2000000004.5", "2000000003"]}, "rows")
     checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
     task: Any = task_from({"name": "regression", "label": "score"}).fit(rows, Problems())
-    assert "128 apart" in "".join(task.report(rows)), "what plain transformers cannot tell apart is said"
+    assert "128 apart" in "".join(task.describe(rows).lines), "what plain transformers cannot tell apart is said"
     task = task.prepare(checkpoint, rows)
     targets = task.encode_targets(rows.columns["score"])
     assert targets.tolist() == [2000000001.0, 2000000002.0, 2000000004.5, 2000000003.0]

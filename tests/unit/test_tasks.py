@@ -107,13 +107,13 @@ def test_multi_label_cells() -> None:
 
 def test_strata() -> None:
     def strata(task: Task, cells: list[Any]) -> list[int]:
-        return task.strata(from_columns({"text": TEXTS[: len(cells)], "label": cells}, "t")).tolist()
+        return task.describe(from_columns({"text": TEXTS[: len(cells)], "label": cells}, "t")).strata.tolist()
 
     assert strata(fitted("text_classification", ["x", "y", "x", "y"]), ["x", "y", "x", "y"]) == [0, 1, 0, 1]
     cells = ["a", "a|b", "b|c", "", "a"]
     assert strata(fitted("multi_label", cells), cells) == [0, 1, 2, -1, 0], "the rarest label of a row, -1 where it has none"
     many = from_columns({"text": [""] * 100, "label": list(range(100))}, "t")
-    assert np.bincount(task_from({"name": "regression"}).strata(many)).tolist() == [10] * 10
+    assert np.bincount(task_from({"name": "regression"}).describe(many).strata).tolist() == [10] * 10
 
 
 def test_cross_entropy_matches_torch() -> None:

@@ -28,6 +28,7 @@ from nlp_transfer.settings.schema import RunConfig, TrainingConfig
 from nlp_transfer.settings.validation import all_settings
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks.common.pretrained_head import prefer_head
 from nlp_transfer.training.optimizer import ineffective_strategies
 from nlp_transfer.utils.errors import Problems, UserError
 from tests.conftest import sentiment_rows, write_csv
@@ -131,7 +132,7 @@ def test_what_predict_takes_changes_predictions(name: str, value: Any, tags: Pat
 @pytest.mark.parametrize(("name", "value"), [("label_type", "int"), ("label_format", "indicators")])
 def test_columns_of_zeros_and_ones_have_neither_type_nor_format(name: str, value: str) -> None:
     task = task_from({"name": "multi_label", "label": ["a", "b"], name: value})
-    task.check_settings(TrainingConfig(), problems := Problems())
+    task.fit(None, problems := Problems(), TrainingConfig())
     assert [message.startswith(f"task.{name}: has no effect") for message in problems.messages] == [True]
 
 
@@ -424,7 +425,7 @@ def test_compare_says_for_which_strategies_and_leaves_it_out_of_their_runs(capsy
 def test_a_strategy_of_a_list_that_changes_nothing_is_found(strategies: list[Any], idle: set[str], tiny: dict[str, Path]) -> None:
     checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
     strategy = strategy_from([{"name": part} if isinstance(part, str) else part for part in strategies])
-    task = task_from({"name": "text_classification", "labels": ["a", "b"]}).prefer_head(strategy.preferred_head())
+    task = prefer_head(task_from({"name": "text_classification", "labels": ["a", "b"]}), strategy.preferred_head())
     model = strategy.wrap(task.build_model(checkpoint, TrainingConfig()))
     assert set(ineffective_strategies(model, TrainingConfig(), strategy)) == idle
 
@@ -461,7 +462,7 @@ def test_what_evaluate_takes_changes_figures_or_what_is_read(name: str, value: A
 )
 def test_names_of_columns_are_reported_for_sources_without_names(source: Any, reported: list[str]) -> None:
     task = task_from({"name": "multi_label", "text": "review", "label": "topics", "separator": ";"})
-    task.changed.update({"text", "label", "separator"})
+    task._changed.update({"text", "label", "separator"})
     lines = unused_columns(task, source)
     assert [name for name in ("task.label", "task.separator", "task.text") if name in str(lines)] == reported
 

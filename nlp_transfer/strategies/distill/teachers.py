@@ -71,7 +71,7 @@ class Teacher:
         record = self._record()
         saved = {"max_length": self._max_length(record), "offset": self._offset(record)}
         task: Task = job.task.model_copy(update={name: value for name, value in saved.items() if hasattr(job.task, name)})
-        task = task.restore(self.checkpoint)
+        task = task.prepare(self.checkpoint)
         task.connect(self.model)  # makes a regression predict in the units of the student
         table = encode_table(task, job.rows[split], self.checkpoint.tokenizer, targets=False)
         precision = "bf16" if job.precision == "bf16" else "fp32"  # a teacher of another family may overflow in fp16

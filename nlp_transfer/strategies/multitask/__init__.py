@@ -185,7 +185,7 @@ class Multitask(Strategy):
                 raise UserError("task: does not put a head on an encoder; allowed: classification and regression")
         except UserError as error:
             raise UserError(f"strategy.tasks, {auxiliary.name}: {error}") from error
-        say(*(f"{auxiliary.name}: {line}" for line in (*task.report(splits.rows["train"]), *splits.notes)))
+        say(*(f"{auxiliary.name}: {line}" for line in (*task.describe(splits.rows["train"]).lines, *splits.notes)))
         tokenizer, tables = job.checkpoint.tokenizer, {}
         for name, rows in splits.rows.items():
             if name != UNLABELLED:

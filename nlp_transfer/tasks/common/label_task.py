@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from nlp_transfer.data.oversampling import class_repeats
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.evaluation.metrics.scorer import Arrays
 from nlp_transfer.settings.schema import TrainingConfig
@@ -32,13 +33,21 @@ class LabelTask(TextTask):
         """Return the labels in the order of the logits."""
         return LabelSchema(self.labels or [], self.label_type)
 
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
-        super().check_settings(training, problems)
-        check_type(self.labels, self.label_type, problems)
-        check_weight_names(training, self.labels, self.label_type, problems)
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
+        task = super().fit(train, problems, training)
+        if train is None or not len(train):
+            check_type(self.labels, self.label_type, problems)
+        if train is not None and len(train):
+            task = task.learn_labels(train, problems)
+        elif train is not None:
+            task = task.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
+        if training is not None:
+            check_weight_names(training, task.labels, task.label_type, problems)
+        return task
 
-    def fit_settings(self, problems: Problems) -> Self:
-        return self.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
+    @abstractmethod
+    def learn_labels(self, train: Rows, problems: Problems) -> Self:
+        """Return a copy with the labels of the training rows and their type."""
 
     loss_type: ClassVar[type[CrossEntropy] | type[BinaryCrossEntropy]]
     """Class of the objective."""

@@ -1,11 +1,13 @@
 """The task protocol: what a model learns, from the columns of a table to the metrics of its predictions."""
 
-from abc import abstractmethod
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+from pydantic import PrivateAttr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources import ModelSource
@@ -13,56 +15,96 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import Features, TokenTable
 from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer
 from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.heads import HeadConfig
-from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.settings.named_settings import NamedSettings
+from nlp_transfer.settings.schema import Count, TrainingConfig
 from nlp_transfer.tasks.common.objectives import Batch, Items, Objective
-from nlp_transfer.tasks.common.task_data import TaskData
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.tasks.common.traits import TaskTraits
+from nlp_transfer.utils.errors import Problems, UserError
 
 
-class Task(TaskData):
+@dataclass(frozen=True)
+class Description:
+    """What is known about training rows.
+
+    Attributes:
+        strata: Stratum of each row for a stratified split, int64 of shape (rows,).
+        lines: Lines to print, such as the class balance or the range of values. May be a generator, since they can be costly.
+        classes: Names of the classes. A validation split needs a few rows of each.
+        obstacles: Reasons why no rows can be held out.
+    """
+
+    strata: np.ndarray
+    lines: Iterable[str] = ()
+    classes: Sequence[str] = ()
+    obstacles: Sequence[str] = ()
+
+
+class Task(NamedSettings, ABC):
     """What a model learns. A task consists of its settings (frozen and validated) and the methods below.
 
     `fit` and `prepare` return copies that include learned values, such as the labels. A task loaded from JSON therefore encodes,
     predicts and scores exactly like the saved one.
     """
 
-    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+    traits: ClassVar[TaskTraits]
+    """Facts about the task that do not depend on its settings."""
+
+    max_length: Count | None = None
+    """Maximum input length in tokens. null: 512, or the limit of the checkpoint if that is lower."""
+
+    _changed: set[str] = PrivateAttr(default_factory=set)  # settings that were overridden when the saved task was loaded
+    _unused: dict[str, str] = PrivateAttr(default_factory=dict)  # settings without effect on a saved model, with the reason
+
+    @property
+    @abstractmethod
+    def inputs(self) -> list[str]:
+        """The columns required for prediction."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> list[str]:
+        """The columns that contain the target, required in addition for training and evaluation."""
+
+    @abstractmethod
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
+        """Check the settings, and return a copy with values learned from the training rows, such as the labels.
+
+        Report data that cannot be trained on.
+
+        Args:
+            train: None: only check the settings. Without rows: the run has no training data, so the settings must name
+                everything that would be learned.
+            training: Settings that must be compatible with the task. None: they are not checked.
+        """
+
+    @abstractmethod
+    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
+        """Check every cell.
+
+        Report bad rows, which can be skipped, with `problems.add_row`. Report problems that must end the run with `problems.add`.
+        """
+
+    @abstractmethod
+    def describe(self, train: Rows) -> Description:
+        """Describe training rows, for their split and for the user."""
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
         """Return a copy with the settings that depend on the checkpoint and its tokenizer, such as the maximum length.
+
+        Args:
+            train: The training rows. None: the checkpoint is the saved model of the task.
+            parts: Location of the files written by `export`. None: the checkpoint's folder.
 
         Raises:
             UserError: If a setting is incompatible with the checkpoint.
         """
-        least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(self.inputs) > 1) + 1
         limit = checkpoint.max_length
-        if self.max_length is not None and not least <= self.max_length <= limit:
+        least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(self.inputs) > 1) + 1
+        if train is not None and self.max_length is not None and not least <= self.max_length <= limit:
             raise UserError(
                 f"task.max_length: found {self.max_length}; allowed: {least} to {limit}, the limits of {checkpoint.source.name}"
             )
-        return self._with_length(checkpoint)
-
-    def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
-        """Return a prepared copy for a saved model.
-
-        Args:
-            parts: Location of the files written by `export`. None: the checkpoint's folder.
-        """
-        return self._with_length(checkpoint)
-
-    def _with_length(self, checkpoint: Checkpoint) -> Self:
-        return self.model_copy(update={"max_length": self.max_length or min(512, checkpoint.max_length)})
-
-    def unused_by_model(self, scored: bool) -> dict[str, str]:
-        """Return the settings that have no effect on this restored task, each with the reason.
-
-        Args:
-            scored: Whether predictions are scored. If so, settings that affect metrics are not returned.
-        """
-        return {}
-
-    def prefer_head(self, head: HeadConfig | None) -> Self:
-        """Return a copy with this head, unless the task's settings already name one or the task has no choice of heads."""
-        return self
+        return self.model_copy(update={"max_length": self.max_length or min(512, limit)})
 
     @abstractmethod
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
@@ -127,3 +169,9 @@ class Task(TaskData):
     @abstractmethod
     def scorer(self) -> Scorer:
         """Scores predictions in the form that `predict` returns."""
+
+
+def check_has_rows(train: Rows | None, problems: Problems) -> None:
+    """Report that there is no training data, for a task that cannot do without."""
+    if train is not None and not len(train):
+        problems.add("data.train: is required and was not given; this task learns its possible predictions from these rows")

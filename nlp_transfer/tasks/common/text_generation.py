@@ -1,8 +1,5 @@
 """Base class of tasks that generate text: loss over target tokens, and token accuracy."""
 
-import numpy as np
-
-from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks.common.objectives import TokenCrossEntropy, smoothing_of
@@ -11,9 +8,6 @@ from nlp_transfer.tasks.common.task import Task
 
 class TextGenerationTask(Task):
     """A task that generates text with an encoder-decoder model."""
-
-    def strata(self, rows: Rows) -> np.ndarray:
-        return np.zeros(len(rows), np.int64)
 
     def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> TokenCrossEntropy:
         """Return the loss over target tokens; label smoothing `auto` is 0.1 (Vaswani et al. 2017, 1706.03762)."""

@@ -1,6 +1,6 @@
 """Base class of tasks on a text or a pair of texts: columns, checks, tokenization and model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,9 +16,8 @@ from nlp_transfer.models.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models.layers import encoder_config, encoder_type, new_parameters
 from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import Arrays, Batch, Items, Task, task_name
+from nlp_transfer.tasks import Arrays, Batch, Items, Task
 from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head
-from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError
 
 
@@ -35,13 +34,14 @@ class TextTask(Task):
     """The head: settings of a custom head (`hidden`, `dropout`, `pooling`, `layers`, `normalize`), or `family`, the head of the
     model family. null: the head that the strategy prefers, usually `family`."""
 
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
         inputs = [("task.text", self.text), ("task.text_pair", self.text_pair)]
         first: dict[str | None, str] = {None: ""}
         for setting, column in [*inputs, *(("task.label", column) for column in self.targets)]:
             if column is not None and column in first:
                 problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: another column")
             first.setdefault(column, setting)
+        return self
 
     @property
     def inputs(self) -> list[str]:
@@ -74,10 +74,6 @@ class TextTask(Task):
         """Report invalid targets."""
         raise NotImplementedError
 
-    def keys(self, rows: Rows) -> Iterator[str]:
-        texts = [rows.columns[name] for name in self.inputs]
-        return (" \0 ".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True))
-
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
         padding = {"input_ids": tokenizer.pad_token_id}
         if "token_type_ids" in tokenizer.model_input_names:
@@ -85,24 +81,6 @@ class TextTask(Task):
         ids, truncated = tokenize(tokenizer, [columns[name] for name in self.inputs], padding, self.max_length or 512)
         dense = {"labels": self.encode_targets(self.target_cells(columns))} if targets else {}
         return Features(ids, padding, dense, truncated=truncated)
-
-    def _with_length(self, checkpoint: Checkpoint) -> Self:
-        """Return a copy with the maximum length, and check that the tokenizer of an encoder-decoder adds an end token.
-
-        The classification heads of encoder-decoders (BART, T5) read the last end token of each row.
-
-        Raises:
-            UserError: If the tokenizer of an encoder-decoder does not add an end token.
-        """
-        config: Any = checkpoint.config
-        if config.is_encoder_decoder:
-            checkpoint.tokenizer.split_special_tokens = True  # a text that contains the end token must not add another one
-            if config.eos_token_id not in checkpoint.tokenizer("a")["input_ids"]:
-                raise UserError(
-                    f"model: a {config.model_type} classifier reads the end token {config.eos_token_id} of every row, which "
-                    f"the tokenizer of {checkpoint.source.name} does not add; allowed: a checkpoint with its own tokenizer"
-                )
-        return super()._with_length(checkpoint)
 
     def encode_targets(self, cells: Sequence[Any]) -> Any:
         """Return the targets as a dense array."""
@@ -142,14 +120,6 @@ class TextTask(Task):
             return note_unused_head(attach_head(with_head.encoder, self.head, training.dropout, **fields), checkpoint)
         encoder = checkpoint.load(AutoModel, **dropout)
         return note_unused_head(attach_head(encoder, self.head, training.dropout, **fields), checkpoint)
-
-    def prefer_head(self, head: HeadConfig | None) -> Self:
-        if head is None or self.head is not None:
-            return self
-        if type(self).build_model.__module__.partition(".")[0] != __package__.partition(".")[0]:
-            say(f"note: task.head: {task_name(self)} builds its model itself, so the preferred head of the strategy is not used")
-            return self
-        return self.model_copy(update={"head": head})
 
     def predict(
         self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None

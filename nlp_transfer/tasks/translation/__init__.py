@@ -25,11 +25,13 @@ from nlp_transfer.models.seq2seq.encoder_decoder import (
 from nlp_transfer.models.seq2seq.generation import ROWS, configure_search, translate
 from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
+from nlp_transfer.settings.annotations import NamesModel
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
-from nlp_transfer.tasks import Arrays, Batch, Items, TaskTraits
+from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import check_no_classes
 from nlp_transfer.tasks.common.objectives import is_correct
+from nlp_transfer.tasks.common.task import check_has_rows
 from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.tasks.translation.translation_setup import (
     ENCODER_DECODER,
@@ -65,14 +67,14 @@ class Translation(TextGenerationTask):
     architecture: Architecture | None = None
     """`encoder_decoder`: a BERT-family encoder with a decoder. `seq2seq`: a checkpoint that already has a decoder (Marian, T5,
     mBART, M2M100, NLLB). null: inferred from the checkpoint."""
-    decoder: Name = "encoder"
+    decoder: Annotated[Name, NamesModel("encoder", "new")] = "encoder"
     """encoder_decoder: initial weights of the decoder. `encoder`: copied from the encoder. `new`: random. Or the name of a
     model."""
     decoder_layers: Count | None = None
     """encoder_decoder: number of decoder layers. null: half of the encoder's, or all layers of the model in `decoder`."""
     warm_start: bool = True
     """Use the pretrained weights. false: start from random weights of the same shape, as a baseline."""
-    target_tokenizer: Name | None = None
+    target_tokenizer: Annotated[Name | None, NamesModel("train", "source")] = None
     """encoder_decoder: tokenizer of the targets. `train`: trained on the targets. `source`: shared with the encoder. Or the name
     of a model. null: the tokenizer of the model in `decoder`, otherwise `train`."""
     target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
@@ -94,11 +96,6 @@ class Translation(TextGenerationTask):
 
     _tokenizers: TokenizerPair | None = PrivateAttr(None)
 
-    def models(self) -> dict[str, list[str]]:
-        settings = {"decoder": self.decoder, "target_tokenizer": self.target_tokenizer}
-        keywords = (None, "encoder", "new", "train", "source")
-        return {setting: [model] for setting, model in settings.items() if model not in keywords}
-
     @property
     def inputs(self) -> list[str]:
         return [self.source]
@@ -107,14 +104,12 @@ class Translation(TextGenerationTask):
     def targets(self) -> list[str]:
         return [self.target]
 
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
         if self.source == self.target:
             problems.add(f"task.target: found {self.target!r}, which is task.source as well; allowed: another column")
-        check_no_classes(training, "a translation", problems)
-        if training.augment is not None:
-            problems.add("training.augment: a changed source no longer matches its translation; allowed: null")
-        if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
-            problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
+        if training is not None:
+            self._check_training(training, problems)
+        check_has_rows(train, problems)
         origin = self._target_from()
         if self.target_vocabulary is not None and origin != "train" and self.architecture != "seq2seq":
             problems.add(
@@ -123,21 +118,32 @@ class Translation(TextGenerationTask):
             )
         if self.architecture == "seq2seq":
             check_no_decoder_settings(self, problems)
-
-    def fit(self, train: Rows, problems: Problems) -> Self:
         return self
+
+    def _check_training(self, training: TrainingConfig, problems: Problems) -> None:
+        check_no_classes(training, "a translation", problems)
+        if training.augment is not None:
+            problems.add("training.augment: a changed source no longer matches its translation; allowed: null")
+        if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
+            problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
         check_pairs(rows, self.source, self.target if targets else None, problems)
 
-    def keys(self, rows: Rows) -> Iterator[str]:
-        return (str(cell).strip() for cell in rows.columns[self.source])
+    def describe(self, train: Rows) -> Description:
+        def lines() -> Iterator[str]:  # only when they are printed, since they are costly
+            yield from describe_pairs(train, self.source, self.target)
 
-    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+        return Description(np.zeros(len(train), np.int64), lines())
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
         """Return a copy with the tokenizers and maximum lengths. Train the target tokenizer if the settings require it."""
+        if train is None:
+            return self._restore(checkpoint, parts)
         has_decoder = bool(checkpoint.config.is_encoder_decoder)
         architecture = find_architecture(self.architecture, checkpoint)
         task = super().prepare(checkpoint, train).model_copy(update={"architecture": architecture})
+        task._check_length()
         if has_decoder:
             problems = Problems()
             check_no_decoder_settings(task, problems)
@@ -168,8 +174,8 @@ class Translation(TextGenerationTask):
 
     @property
     def tokenizers(self) -> TokenizerPair:
-        """The tokenizers of sources and targets, available after `prepare` or `restore`."""
-        assert self._tokenizers is not None, "call prepare or restore first"
+        """The tokenizers of sources and targets, available after `prepare`."""
+        assert self._tokenizers is not None, "call prepare first"
         return self._tokenizers
 
     def export(self, model: PreTrainedModel, folder: Path) -> Self:
@@ -179,28 +185,23 @@ class Translation(TextGenerationTask):
                 self.tokenizers.target.save_pretrained(target_folder)
         return self
 
-    def _with_length(self, checkpoint: Checkpoint) -> Self:
-        task = super()._with_length(checkpoint)
-        if self.longest_source and self.longest_source > (task.max_length or 512):
+    def _check_length(self) -> None:
+        if self.longest_source and self.longest_source > (self.max_length or 512):
             raise UserError(
-                f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {task.max_length}"
+                f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {self.max_length}"
             )
-        return task
 
-    def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
-        task = super().restore(checkpoint)
+    def _restore(self, checkpoint: Checkpoint, parts: ModelSource | None) -> Self:
+        task = super().prepare(checkpoint)
+        task._check_length()
         if checkpoint.config.model_type == ENCODER_DECODER or self.architecture == "encoder_decoder":
             target = load_target_tokenizer(checkpoint, parts, ours=self.architecture is not None)
             task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         else:
             task._tokenizers = task._seq2seq_tokenizers(checkpoint)
+        names = {"source_language", "target_language"} - task.tokenizers.language_settings
+        task._unused = dict.fromkeys(names, "the model translates in one direction")
         return task
-
-    def unused_by_model(self, scored: bool) -> dict[str, str]:
-        """Return the language settings, unless the model has language codes or the target language affects the metrics."""
-        used = self.tokenizers.language_settings | ({"target_language"} if scored else set())
-        names = {"source_language", "target_language"} - used
-        return dict.fromkeys(names, "the model translates in one direction")
 
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
         pair, limit = self.tokenizers, self.max_length or 512
@@ -284,6 +285,3 @@ class Translation(TextGenerationTask):
         self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
     ) -> dict[str, list[Any]]:
         return self.scorer.reference_column(references) | {self.traits.output: self.scorer.typed(predictions["prediction"])}
-
-    def report(self, train: Rows) -> list[str]:
-        return describe_pairs(train, self.source, self.target)
