@@ -19,7 +19,7 @@ from nlp_transfer.inference import translator
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.inference.predictor import PRECISION, Predictor
-from nlp_transfer.inference.translator import Translator, translates
+from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.device import inference_device
 from nlp_transfer.tasks import task_name
 from nlp_transfer.utils.console import say
@@ -75,11 +75,11 @@ class FilePredictor:
                 "allowed: 1"
             )
         predictor = open_predictor(model, settings, batch_size, precision, base)
-        if translate and not translates(predictor.task):
+        if translate and not predictor.task.traits.generates:
             raise UserError(
                 f"{model}: is a {task_name(predictor.task)} model, which does not translate; use nlp-transfer predict"
             )
-        if translates(predictor.task) and not translate:
+        if predictor.task.traits.generates and not translate:
             raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})

@@ -129,7 +129,7 @@ def save_candidates(model: Any, checkpoint: Checkpoint | None, task: Task) -> li
 
 def save_built(model: Any, config: PretrainedConfig, task: Task, folder: Path) -> None:
     """Save a model that only its task can build: its weights, and the configuration for `build_model`."""
-    labels = getattr(task, "labels", None)
+    labels = task.scorer.labels
     fields: dict[str, Any] = {"id2label": dict(enumerate(labels))} if labels else {}
     TaskModelConfig(**fields).save_pretrained(folder)
     config = copy.deepcopy(config)

@@ -251,8 +251,7 @@ def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, limi
         raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {limit}, the limits of its model")
     unused = {f"task.{name}": "it was fixed when the model was trained" for name in requested}
     unused = {name: reason for name, reason in unused.items() if name not in IDENTITY and not takes("load_predictor", name)}
-    learned = ("labels", "architecture", "mean", "scale", "offset")
-    trained = {"name": task_name(before), **{name: getattr(before, name, None) for name in learned}}
+    trained = {"name": task_name(before), **{name: getattr(before, name) for name in before.traits.fixed}}
     for name, value in trained.items():
         if requested.get(name, value) != value:
             problems.add(f"--task.{name}: found {requested[name]!r}; allowed: {value!r}, which the model was trained for")

@@ -56,13 +56,14 @@ def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base:
         plain: whether transformers can load the model without this package.
         base: name and revision of an adapter's base model.
     """
+    settings = task.document()
     return {
         "task": task_name(task),
         "columns": {"inputs": task.inputs, "targets": task.targets},
-        "labels": getattr(task, "labels", None),
-        "threshold": getattr(task, "threshold", None),
+        "labels": list(task.scorer.labels) or None,
+        "threshold": settings.get("threshold"),
         "max_length": task.max_length,
-        "settings": task.document(),
+        "settings": settings,
         "plain": plain,
         **({"base": base} if base else {}),
         "metrics": metrics or {},

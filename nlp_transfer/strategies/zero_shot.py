@@ -88,7 +88,7 @@ class ZeroShot(Strategy):
 
     def name_labels(self, task: Task) -> Task:
         """Return the task, with the labels in `labels` if its settings name none."""
-        if not self.labels or not hasattr(task, "labels") or task.labels:
+        if not self.labels or not task.traits.classes or task.scorer.labels:
             return task
         return task.model_copy(update={"labels": list(self.labels)})
 
@@ -135,7 +135,7 @@ class ZeroShot(Strategy):
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
         model.to(job.device)  # type: ignore[arg-type]
-        sentences = self.sentences(job.task.labels)  # type: ignore[attr-defined]
+        sentences = self.sentences(list(job.task.scorer.labels))
         multi_label = model.config.problem_type == "multi_label_classification"
         if self.by == "embedding":
             self._from_embeddings(job, model, sentences, multi_label)

@@ -38,6 +38,7 @@ from nlp_transfer.tasks.common.labels import (
     unknown_label,
 )
 from nlp_transfer.tasks.common.objectives import BinaryCrossEntropy
+from nlp_transfer.tasks.common.text_task import TEXT_CARD
 from nlp_transfer.utils.errors import Problems, UserError
 from nlp_transfer.utils.errors import shorten as shorten_value
 
@@ -47,7 +48,7 @@ class MultiLabel(LabelTask):
 
     traits: ClassVar[TaskTraits] = TaskTraits(
         prediction="labels", metrics=MULTILABEL_KEYS, best_metric="f1_macro", has_probabilities=True, classes=True,
-        untokenized=frozenset({"head"}),
+        untokenized=frozenset({"head"}), card=TEXT_CARD, fixed=("labels",),
     )  # fmt: skip
 
     loss_type = BinaryCrossEntropy

@@ -23,7 +23,7 @@ from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
 from nlp_transfer.tasks.common.objectives import SquaredError, smoothing_of
 from nlp_transfer.tasks.common.task import check_has_rows
-from nlp_transfer.tasks.common.text_task import TextTask
+from nlp_transfer.tasks.common.text_task import TEXT_CARD, TextTask
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 MAX_VALUE = float(np.finfo(np.float32).max)  # saved models compute in fp32
@@ -56,6 +56,8 @@ class Regression(TextTask):
         metrics=REGRESSION_KEYS,
         best_metric="r2",  # unlike a correlation, r2 is sensitive to a constant error
         untokenized=frozenset({"head", "mean", "scale", "offset"}),
+        card=TEXT_CARD,
+        fixed=("mean", "scale", "offset"),
     )
 
     mean: float | None = None

@@ -23,6 +23,7 @@ from nlp_transfer.tasks.common.labels import (
     similar_labels,
 )
 from nlp_transfer.tasks.common.objectives import CrossEntropy, smoothing_of
+from nlp_transfer.tasks.common.text_task import TEXT_CARD
 from nlp_transfer.utils.errors import Problems
 
 MANY_CLASSES = 10  # number of labels from which `label_smoothing: auto` is 0.1
@@ -33,7 +34,7 @@ class TextClassification(LabelTask):
 
     traits: ClassVar[TaskTraits] = TaskTraits(
         prediction="label", metrics=LABEL_KEYS, best_metric="accuracy", has_probabilities=True, classes=True,
-        untokenized=frozenset({"head"}),
+        untokenized=frozenset({"head"}), card=TEXT_CARD, fixed=("labels",),
     )  # fmt: skip
 
     loss_type = CrossEntropy

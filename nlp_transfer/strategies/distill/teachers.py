@@ -70,7 +70,9 @@ class Teacher:
         """
         record = self._record()
         saved = {"max_length": self._max_length(record), "offset": self._offset(record)}
-        task: Task = job.task.model_copy(update={name: value for name, value in saved.items() if hasattr(job.task, name)})
+        task: Task = job.task.model_copy(
+            update={name: value for name, value in saved.items() if name in type(job.task).model_fields}
+        )
         task = task.prepare(self.checkpoint)
         task.connect(self.model)  # makes a regression predict in the units of the student
         table = encode_table(task, job.rows[split], self.checkpoint.tokenizer, targets=False)

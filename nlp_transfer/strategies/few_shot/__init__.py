@@ -169,7 +169,7 @@ class FewShot(Strategy):
     def _with_labels(self, job: Job) -> TokenTable:
         """Return the training table with the label descriptions as additional rows. Descriptions without letters are omitted."""
         table, task = job.tables["train"], job.task
-        names: list[str] = getattr(task, "labels", None) or []
+        names = list(task.scorer.labels)
         descriptions = describe_labels(names, self.labels, "strategy.labels")
         rows = [(text, name) for text, name in zip(descriptions, names, strict=True) if any(letter.isalpha() for letter in text)]
         if not self.learn_labels or len(task.inputs) > 1 or not rows:

@@ -1,6 +1,7 @@
 """Base class of tasks on a text or a pair of texts: columns, checks, tokenization and model."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,6 +20,8 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Items, Task
 from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head
 from nlp_transfer.utils.errors import Problems, UserError
+
+TEXT_CARD = Path(__file__).with_name("text_card.md")
 
 
 class TextTask(Task):

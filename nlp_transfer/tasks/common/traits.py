@@ -1,6 +1,7 @@
 """Facts about a task that hold for all of its settings, on which the rest of the package relies."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -26,6 +27,8 @@ class TaskTraits:
         auto_class: Name of the transformers Auto class that loads the models of the task.
         architecture: How names of these models' classes end, after `For`.
         pipeline: Tag of the task on the Hugging Face Hub.
+        card: Template of the model card, which extends `model_card.md`. None: a card that holds for any task.
+        fixed: Settings that cannot be changed after training.
     """
 
     prediction: str
@@ -41,6 +44,8 @@ class TaskTraits:
     auto_class: str = "AutoModelForSequenceClassification"
     architecture: str = "SequenceClassification"
     pipeline: str = "text-classification"
+    card: Path | None = None
+    fixed: tuple[str, ...] = ()
 
     @property
     def generates(self) -> bool:

@@ -52,6 +52,7 @@ class Translation(TextGenerationTask):
         prediction="text", metrics=("token_accuracy", "bleu", "chrf"), best_metric="token_accuracy", output="translation",
         aligned=True, filters=tuple(FILTERS), validation_settings=("translated_rows",), auto_class="AutoModelForSeq2SeqLM",
         architecture="ConditionalGeneration", pipeline="translation",
+        card=Path(__file__).with_name("translation_card.md"), fixed=("architecture",),
     )  # fmt: skip
 
     max_length: Count | None = None
