@@ -20,13 +20,14 @@ from nlp_transfer.cli import cli
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows, from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.saved_models.save import quiet
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy, strategy_from
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks import Task, encode_table, task_from
+from nlp_transfer.tasks.common.pretrained_head import prefer_head
 from nlp_transfer.training import Trainer, checkpointer
 from nlp_transfer.utils.errors import Problems
 from tests.helpers.models import WORDS, save_tiny
@@ -184,7 +185,7 @@ def prepared(
     strategy = strategy if isinstance(strategy, Strategy) else strategy_from(strategy)
     fitted = task_from(task).fit(data, problems)
     problems.raise_if_any()
-    fitted = fitted.prepare(checkpoint, data).prefer_head(strategy.traits.head)
+    fitted = prefer_head(fitted.prepare(checkpoint, data), strategy.traits.head)
     with quiet():
         built = fitted.build_model(checkpoint, TrainingConfig())
     new = new_parameters(built)
@@ -193,8 +194,7 @@ def prepared(
 
 def encoded(task: Task, checkpoint: Checkpoint, data: Rows) -> TokenTable:
     """Encode rows with the tokenizer of a checkpoint."""
-    tokenizer = checkpoint.tokenizer
-    return encode_rows(data, lambda cells: task.encode(cells, tokenizer), task.fill(tokenizer))
+    return encode_table(task, data, checkpoint.tokenizer)
 
 
 def trainer(

@@ -145,7 +145,7 @@ def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list
     document["task"] = task
     if "model" not in document:
         document["model"] = strategy_from(expand_name(document.get("strategy", "full"))).traits.default_model
-        if registry.load("task", task["name"]).prediction_kind == "text" or document["model"] is None:
+        if registry.load("task", task["name"]).traits.generates or document["model"] is None:
             raise UserError(
                 "model: is required and was not given; there is no default for this task and strategy. Add --model ID: for "
                 "translation a model for the two languages, such as Helsinki-NLP/opus-mt-en-de; for entailment, one that was "

@@ -5,6 +5,35 @@ from dataclasses import dataclass
 import numpy as np
 
 
+def class_repeats(labels: np.ndarray | None, oversample: float | str | None) -> "Repeats | None":
+    """Return how `training.oversample` repeats rows.
+
+    Args:
+        labels: Label ids (int64 of shape (rows,)), or 0 or 1 for each label (float32 of shape (rows, labels)). The class of such
+            a row is its rarest label, as in Gupta et al. 2019, "LVIS", 1908.03195. Rows with other labels have no class.
+        oversample: The power of `Repeats`, or `balanced`, which is 1.
+
+    Returns:
+        None: Oversampling is off, or rows have no classes.
+    """
+    power = 1.0 if isinstance(oversample, str) else oversample
+    if labels is None or not power:
+        return None
+    if labels.ndim == 2:
+        return Repeats(rarest_labels(labels), labels.sum(0).astype(np.int64), power)
+    return Repeats(labels, np.bincount(labels), power) if labels.dtype == np.int64 else None
+
+
+def rarest_labels(hot: np.ndarray) -> np.ndarray:
+    """Return the rarest label of each row, int64 of shape (rows,), -1 for a row without labels.
+
+    Args:
+        hot: 0 or 1 for each row and label, of shape (rows, labels).
+    """
+    rarity = np.where(hot > 0, hot.sum(0), np.inf)
+    return np.where(hot.any(1), rarity.argmin(1), -1).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Repeats:
     """Number of occurrences of each row in an epoch.

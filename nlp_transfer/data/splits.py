@@ -4,14 +4,15 @@ Created splits are stratified and seeded, and rows with the same input or group 
 normalized before comparison: copies that differ in case, spacing or Unicode form are the same input.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
 from nlp_transfer.data.bad_rows import SKIP_HINT, check_filter, check_group, check_rows, describe_skipped
+from nlp_transfer.data.parallel_texts import filter_pairs
 from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.sources.text_columns import fingerprints, normalized
@@ -20,25 +21,22 @@ from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 UNLABELLED = "unlabelled"
+MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS = 20, 3  # for a reliable selection of the best weights
 NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings of training
 
 
 class Readable(Protocol):
     """The methods of a task that are needed to read its data; see `nlp_transfer.tasks.Task`."""
 
-    def columns(self) -> list[str]: ...
-    def input_columns(self) -> list[str]: ...
     @property
-    def filters(self) -> Sequence[str]: ...
-    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]: ...
-    def fit(self, train: Rows, problems: Problems) -> Self: ...
-    def fit_settings(self, problems: Problems) -> Self: ...
-    def check_split(self, train: Rows, problems: Problems) -> None: ...
-    def least_validation(self) -> int: ...
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None: ...
+    def traits(self) -> Any: ...
+    @property
+    def inputs(self) -> list[str]: ...
+    @property
+    def targets(self) -> list[str]: ...
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self: ...
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None: ...
-    def keys(self, rows: Rows) -> Iterable[str]: ...
-    def strata(self, rows: Rows) -> np.ndarray: ...
+    def describe(self, train: Rows) -> Any: ...
 
 
 TaskType = TypeVar("TaskType", bound=Readable)
@@ -94,24 +92,24 @@ def read_splits(
     problems = Problems("data", row_hint=SKIP_HINT)
     needs_validation = needs_validation or any(getattr(training, name) is not None for name in NEED_VALIDATION)
     check_shares(data, problems)
-    check_filter(data, task.filters, problems)
+    check_filter(data, task.traits.filters, problems)
     provided: dict[str, Rows] = {}
     for role in ("train", "validation", "test", UNLABELLED):
         source = getattr(data, role)
         if source is not None:
             group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
-            columns = task.input_columns() if role == UNLABELLED else task.columns()
+            columns = task.inputs if role == UNLABELLED else [*task.inputs, *task.targets]
             try:
                 provided[role] = read_rows(source, role, data, [*columns, *group])
             except UserError as error:
                 problems.absorb(error)
     if data.train is None:
-        task = task.fit_settings(problems)
+        task = task.fit(from_columns({}, "data.train"), problems)
     if "train" in provided:
-        if names := [name for name in data.filter or () if name in task.filters]:
-            provided["train"] = provided["train"].without(task.filter(provided["train"], names))
-        task, provided["train"] = _fit(task, provided["train"], data, problems)
-        task.check_settings(training, problems)  # settings may name labels, which are now known
+        if names := [name for name in data.filter or () if name in task.traits.filters]:
+            pairs = provided["train"]
+            provided["train"] = pairs.without(filter_pairs(pairs, task.inputs[0], task.targets[0], names))
+        task, provided["train"] = _fit(task, provided["train"], data, training, problems)
     has_labels = len(provided["train"]) > 0 if "train" in provided else data.train is None and not problems
     for role, rows in provided.items():
         if role != "train":
@@ -123,22 +121,21 @@ def read_splits(
     unlabelled = provided.pop(UNLABELLED, None)
     splits.rows |= provided
     keys = {role: input_keys(task, rows) for role, rows in provided.items()}
-    splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(task.keys(provided[role]))))
+    splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(input_texts(task, provided[role]))))
     for role, share in (("test", data.test_share), ("validation", data.validation_part)):
         if role in provided or role not in data.splits:
             continue
         train = splits.rows["train"]
-        remaining, chosen = split_off(train, share, task.strata(train), keys["train"], data.group, seed)
-        is_small = role == "validation" and len(chosen) < task.least_validation()
+        described = task.describe(train)
+        remaining, chosen = split_off(train, share, described.strata, keys["train"], data.group, seed)
+        least = max(MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS * len(described.classes))
+        is_small = role == "validation" and len(chosen) < least
         if is_small and data.validation_share == "auto" and not needs_validation:
-            splits.notes.append(_without_validation(share, len(chosen), len(train), task.least_validation()))
+            splits.notes.append(_without_validation(share, len(chosen), len(train), least))
             continue
         if data.shots != 1:
-            task.check_split(provided["train"], split_problems := Problems())
-            split_problems.messages = [
-                f"{message}, or a file as data.{role}, or data.{role}_share: 0" for message in split_problems.messages
-            ]
-            problems.merge(split_problems)
+            obstacles = task.describe(provided["train"]).obstacles
+            problems.extend(f"{obstacle}, or a file as data.{role}, or data.{role}_share: 0" for obstacle in obstacles)
             problems.raise_if_any()
         if len(chosen) == 0:
             raise UserError(
@@ -150,7 +147,7 @@ def read_splits(
         splits.notes.append(f"{role}: {len(chosen)} rows set aside from train (stratified, seed {seed})")
         if is_small:
             splits.notes.append(
-                f"warning: validation: its {len(chosen)} rows (fewer than {task.least_validation()}) select the best weights; "
+                f"warning: validation: its {len(chosen)} rows (fewer than {least}) select the best weights; "
                 "their metrics are uncertain"
             )
     if data.validation is None and data.train is not None:
@@ -162,7 +159,7 @@ def read_splits(
     return splits, task
 
 
-def _fit(task: TaskType, train: Rows, data: DataConfig, problems: Problems) -> tuple[TaskType, Rows]:
+def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig, problems: Problems) -> tuple[TaskType, Rows]:
     """Fit the task to the usable training rows, and return both."""
     fitted = task
 
@@ -172,7 +169,7 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, problems: Problems) -> t
 
     def fit(rows: Rows, problems: Problems) -> None:
         nonlocal fitted
-        fitted = task.fit(rows, problems)
+        fitted = task.fit(rows, problems, training)
         check_group(rows, data.group, problems)
         fitted.check(rows, problems)
 
@@ -191,9 +188,18 @@ def _without_validation(share: float, size: int, rows: int, minimum: int) -> str
     )
 
 
+def input_texts(task: Readable, rows: Rows) -> Iterator[str]:
+    """Yield the input of each row as one text.
+
+    The separator of columns is surrounded by spaces: normalization then removes spaces at the ends of each cell.
+    """
+    columns = [rows.columns[name] for name in task.inputs]
+    return (" \0 ".join(map(str, cells)) for cells in zip(*columns, strict=True))
+
+
 def input_keys(task: Readable, rows: Rows) -> np.ndarray:
     """Return a key for each row, equal for rows with equal normalized inputs; int64 of shape (rows,)."""
-    return fingerprints(map(normalized, task.keys(rows)))
+    return fingerprints(map(normalized, input_texts(task, rows)))
 
 
 def check_shares(data: DataConfig, problems: Problems) -> None:
@@ -209,7 +215,7 @@ def check_shares(data: DataConfig, problems: Problems) -> None:
 def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> np.ndarray:
     """Reduce the training rows to `shots` rows of each label, and return their indices (int64, ascending)."""
     train = splits.rows["train"]
-    strata = task.strata(train)
+    strata = task.describe(train).strata
     chosen = draw_shots(strata, shots, seed)
     splits.rows["train"] = train.select(chosen)
     fewer = int((np.unique(strata, return_counts=True)[1] < shots).sum())

@@ -29,7 +29,7 @@ from transformers.tokenization_utils_base import PaddingStrategy, TruncationStra
 from nlp_transfer.data.growing_columns import GrowingRagged
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.sources.wheels import default_cache
-from nlp_transfer.data.tokens import Encode, Ragged, TokenTable, encode_rows, encoded_blocks
+from nlp_transfer.data.tokens import Encode, Features, Ragged, TokenTable, encode_rows, encoded_blocks
 from nlp_transfer.utils.console import say
 
 CachePolicy = Literal["auto", "disk", "none"]
@@ -54,7 +54,6 @@ def is_cached(rows: Rows, policy: CachePolicy) -> bool:
 def cached_table(
     rows: Rows,
     encode: Encode,
-    fill: dict[str, int],
     inputs: Mapping[str, Any] | None,
     policy: CachePolicy = "auto",
     name: str = "rows",
@@ -66,7 +65,6 @@ def cached_table(
 
     Args:
         encode: See `encoded_blocks`.
-        fill: The padding value of each ragged column.
         inputs: Everything else that affects the result of `encode`, as JSON. None: unknown, so nothing is cached.
         policy: `auto`: cache tables of at least `MIN_ROWS` rows; `disk`: cache all; `none`: cache nothing.
         name: Name of the split, for messages.
@@ -75,24 +73,24 @@ def cached_table(
     if key is None:
         if policy == "disk":
             say(f"no effect: data.token_cache ({name}: its tokenizer has no fingerprint, so its tokens are not cached)")
-        return encode_rows(rows, encode, fill)
+        return encode_rows(rows, encode)
     folder = cache_folder() / key
     table = None
     try:
-        if table := _read(folder, fill):
+        if table := _read(folder):
             say(f"{name}: tokens found in {folder}")
             return table
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # tokens can be converted back to text
         with _locked(folder, name):
-            table = _read(folder, fill)  # another process may have written it meanwhile
+            table = _read(folder)  # another process may have written it meanwhile
             if table is None:
                 _write(folder, rows, encode)
-                table = _read(folder, fill, check=False)
+                table = _read(folder, check=False)
                 prune(folder.parent, folder)
     except OSError as error:
         reason = error.strerror or error
         say(f"warning: {name}: tokens cannot be cached in {folder.parent} ({reason}); data.token_cache: none disables the cache")
-    return encode_rows(rows, encode, fill) if table is None else table
+    return encode_rows(rows, encode) if table is None else table
 
 
 def fingerprint(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
@@ -147,7 +145,7 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
     columns: dict[str, GrowingRagged] = {}
     dense: dict[str, list[np.ndarray]] = {}
     texts: dict[str, _ChecksumFile] = {}
-    truncated = 0
+    truncated, features = 0, Features({}, {})
     try:
         with contextlib.ExitStack() as stack:
 
@@ -155,16 +153,15 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
                 files[name] = _ChecksumFile(stack.enter_context((temporary / name).open("wb")))
                 return files[name]
 
-            for ragged, arrays, count in encoded_blocks(rows, encode):
-                truncated += count
+            for ragged, features in encoded_blocks(rows, encode):
+                truncated += features.truncated
                 for name, column in ragged.items():
                     if name not in columns:
                         columns[name] = GrowingRagged(create(f"{name}.values"))
                     columns[name].add(column.values, column.offsets)
-                for name, values in arrays.items():
-                    if values.dtype != object:
-                        dense.setdefault(name, []).append(values)
-                        continue
+                for name, values in features.dense.items():
+                    dense.setdefault(name, []).append(values)
+                for name, values in features.texts.items():
                     if name not in texts:
                         texts[name] = create(f"{name}.texts")
                     texts[name].write(json.dumps(values.tolist()).encode() + b"\n")
@@ -178,7 +175,8 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
             for name, blocks in dense.items():
                 np.save(create(f"{name}.npy"), np.concatenate(blocks), allow_pickle=False)
         content = json.dumps({
-            "rows": len(rows), "truncated": truncated, "dense": list(dense), "texts": list(texts),
+            "rows": len(rows), "truncated": truncated, "padding": dict(features.padding), "sides": features.sides,
+            "dense": list(dense), "texts": list(texts),
             "ragged": {name: [column.count, column.constant, offsets_of[name]] for name, column in columns.items()},
             "files": {name: [file.size, file.checksum] for name, file in files.items()},
         })  # fmt: skip
@@ -192,7 +190,7 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read(folder: Path, fill: dict[str, int], check: bool = True) -> TokenTable | None:
+def _read(folder: Path, check: bool = True) -> TokenTable | None:
     """Return the table in a folder, or None. Removes a damaged entry."""
     try:
         content, _, checksum = (folder / META).read_text(encoding="utf-8").rpartition("\n")
@@ -216,7 +214,7 @@ def _read(folder: Path, fill: dict[str, int], check: bool = True) -> TokenTable 
         say(f"warning: {folder}: cannot be used ({error}); the rows are encoded again")
         _remove(folder)
         return None
-    return TokenTable(ragged, dense, fill, meta["truncated"], texts)
+    return TokenTable(ragged, dense, meta["padding"], meta["truncated"], texts, sides=tuple(meta["sides"]))
 
 
 def _values(folder: Path, name: str, count: int, constant: int | None) -> np.ndarray:

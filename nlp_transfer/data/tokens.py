@@ -95,6 +95,7 @@ class TokenTable:
         truncated: Number of truncated rows.
         texts: Object columns for metrics that compare texts; not passed to the model.
         cached: Outputs of the frozen layers (`models/cached_features.py`): a vector per row, or hidden states per token.
+        sides: Ragged columns that are padded separately, such as input and target, whose lengths count.
     """
 
     ragged: dict[str, Ragged]
@@ -103,6 +104,7 @@ class TokenTable:
     truncated: int = 0
     texts: dict[str, np.ndarray] = field(default_factory=dict)
     cached: dict[str, np.ndarray | Ragged] = field(default_factory=dict)
+    sides: tuple[str, ...] = ("input_ids",)
 
     def __len__(self) -> int:
         return len(self.ragged["input_ids"])
@@ -114,8 +116,8 @@ class TokenTable:
 
     @property
     def side_lengths(self) -> np.ndarray:
-        """Lengths of the sides that are padded separately: input and, for translation, target; int64 of shape (rows, sides)."""
-        return np.stack([self.ragged[name].lengths for name in ("input_ids", "labels") if name in self.ragged], axis=1)
+        """Lengths of the sides that are padded separately, such as input and target; int64 of shape (rows, sides)."""
+        return np.stack([self.ragged[name].lengths for name in self.sides], axis=1)
 
     @property
     def references(self) -> dict[str, np.ndarray]:
@@ -149,6 +151,7 @@ class TokenTable:
             self.fill,
             texts={name: column[indices] for name, column in self.texts.items()},
             cached={name: values.select(indices) if isinstance(values, Ragged) else values[indices] for name, values in cached},
+            sides=self.sides,
         )
 
     @classmethod
@@ -162,19 +165,23 @@ class TokenTable:
             kind: {name: join([getattr(table, kind)[name] for table in tables]) for name in getattr(tables[0], kind)}
             for kind in ("ragged", "dense", "texts", "cached")
         }
-        return cls(fill=tables[0].fill, truncated=sum(table.truncated for table in tables), **columns)
+        return cls(fill=tables[0].fill, sides=tables[0].sides, truncated=sum(table.truncated for table in tables), **columns)
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return only the columns that are needed to count loss terms before the forward pass: labels and dense columns."""
+        """Return only the columns that are needed to count loss terms before the forward pass: targets and dense columns."""
         targets = {name: torch.from_numpy(column[indices]) for name, column in self.dense.items()}
-        if "labels" in self.ragged:
-            targets["labels"] = torch.from_numpy(self.ragged["labels"].padded(indices, self.fill["labels"]))
-        return targets
+        ragged = {name: column for name, column in self.ragged.items() if is_target(name)}
+        return targets | {name: torch.from_numpy(column.padded(indices, self.fill[name])) for name, column in ragged.items()}
+
+
+def is_target(name: str) -> bool:
+    """Return whether a column is not an input of the model."""
+    return name == "labels" or name.startswith("target_")
 
 
 def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the columns for the model: all except `labels` and `target_...`."""
-    return {name: tensor for name, tensor in batch.items() if name != "labels" and not name.startswith("target_")}
+    return {name: tensor for name, tensor in batch.items() if not is_target(name)}
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -188,58 +195,64 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: tensor if tensor.dtype == unsupported else tensor.to(device) for name, tensor in batch.items()}
 
 
-Features = Mapping[str, Any]
-Encode = Callable[[dict[str, list[Any]]], tuple[Features, int]]
+@dataclass(frozen=True)
+class Features:
+    """Encoded rows.
 
-
-def encoded_blocks(
-    rows: Rows, encode: Encode, size: int = 1000
-) -> Iterator[tuple[dict[str, Ragged], dict[str, np.ndarray], int]]:
-    """Encode all rows in blocks.
-
-    Args:
-        encode: Maps columns to features and the number of truncated rows. Features are ragged columns (`Ragged` or lists of
-            ints), dense columns (arrays) or texts (arrays of objects).
-        size: Rows in a block.
-
-    Yields:
-        The ragged columns, the arrays, and the number of truncated rows of each block.
+    Attributes:
+        ragged: Columns of token ids, one list for each row (`Ragged`, or lists of ints).
+        padding: The padding value of each ragged column.
+        dense: Arrays of shape (rows, ...).
+        texts: Arrays of objects of shape (rows,), for metrics that compare texts.
+        truncated: Number of truncated rows.
+        sides: See `TokenTable`.
+        key: As JSON, what determines the features besides the rows, the task's settings and the tokenizer. None: unknown.
     """
+
+    ragged: Mapping[str, Ragged | list[list[int]]]
+    padding: Mapping[str, int]
+    dense: Mapping[str, np.ndarray] = field(default_factory=dict)
+    texts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    truncated: int = 0
+    sides: tuple[str, ...] = ("input_ids",)
+    key: Any = ()
+
+
+Encode = Callable[[dict[str, list[Any]]], Features]
+"""Function of columns that returns their features."""
+
+
+def encoded_blocks(rows: Rows, encode: Encode, size: int = 1000) -> Iterator[tuple[dict[str, Ragged], Features]]:
+    """Encode all rows in blocks of `size` rows; yield the ragged columns and the features of each block."""
     for columns in rows.batches(size):
-        features, truncated = encode(columns)
-        arrays = {name: values for name, values in features.items() if isinstance(values, np.ndarray)}
-        ragged = {  # converted per block, since lists of ints are large
-            name: values if isinstance(values, Ragged) else Ragged.from_lists(values)
-            for name, values in features.items()
-            if name not in arrays
+        features = encode(columns)
+        # Converted for each block, since lists of ints are large.
+        ragged = {
+            name: values if isinstance(values, Ragged) else Ragged.from_lists(values) for name, values in features.ragged.items()
         }
-        yield ragged, arrays, truncated
+        yield ragged, features
 
 
-def encode_rows(rows: Rows, encode: Encode, fill: dict[str, int], size: int = 1000) -> TokenTable:
-    """Encode all rows into a table in memory.
-
-    Args:
-        encode: See `encoded_blocks`.
-        fill: The padding value of each ragged column.
-        size: Rows in a block.
-    """
+def encode_rows(rows: Rows, encode: Encode, size: int = 1000) -> TokenTable:
+    """Encode all rows into a table in memory, in blocks of `size` rows."""
     growing: dict[str, GrowingRagged] = {}
-    blocks: dict[str, list[np.ndarray]] = {}
-    truncated = 0
-    for ragged, arrays, count in encoded_blocks(rows, encode, size):
-        truncated += count
+    dense: dict[str, list[np.ndarray]] = {}
+    texts: dict[str, list[np.ndarray]] = {}
+    truncated, features = 0, Features({}, {})
+    for ragged, features in encoded_blocks(rows, encode, size):
+        truncated += features.truncated
         for name, column in ragged.items():
             growing.setdefault(name, GrowingRagged(io.BytesIO())).add(column.values, column.offsets)
-        for name, values in arrays.items():
-            blocks.setdefault(name, []).append(values)
-    arrays = {name: np.concatenate(values) for name, values in blocks.items()}
+        for blocks, arrays in ((dense, features.dense), (texts, features.texts)):
+            for name, values in arrays.items():
+                blocks.setdefault(name, []).append(values)
     return TokenTable(
         share_offsets({name: Ragged(in_memory(column), column.offsets()) for name, column in growing.items()}),
-        {name: values for name, values in arrays.items() if values.dtype != object},
-        fill,
+        {name: np.concatenate(values) for name, values in dense.items()},
+        dict(features.padding),
         truncated,
-        {name: values for name, values in arrays.items() if values.dtype == object},
+        {name: np.concatenate(values) for name, values in texts.items()},
+        sides=features.sides,
     )
 
 

@@ -72,7 +72,7 @@ def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str
     if not strategy.traits.takes_steps:
         reasons |= {f"training.{setting}": "the strategy takes no optimizer steps" for setting in NO_STEPS}
     if "validation" not in config.data.splits:
-        reasons |= {f"task.{setting}": "there is no validation split" for setting in task.while_training}
+        reasons |= {f"task.{setting}": "there is no validation split" for setting in task.traits.validation_settings}
         reasons.setdefault("training.best_metric", "there is no validation split")
         only = "" if training.checkpoint_every else "; it only determines when checkpoints are written"
         reasons.setdefault("training.evaluate_every", f"there is no validation split{only}")
@@ -122,10 +122,10 @@ def _format_settings(source: Any) -> Iterable[str]:
 
 
 def unused_columns(task: Any, source: Any) -> list[str]:
-    """Return a line about column names that were overridden at loading (`Task.changed`), if the source has no column names."""
+    """Return a line about column names that were overridden at loading, if the source has no column names."""
     if not isinstance(source, Mapping) and not has_lines(source):
         return []
-    names = sorted(f"task.{name}" for name in task.changed if getattr(task, name) in task.columns())
+    names = sorted(f"task.{name}" for name in task._changed if getattr(task, name) in [*task.inputs, *task.targets])
     return [f"no effect: {', '.join(names)} (the columns of {source} have no names)"] if names else []
 
 

@@ -220,7 +220,7 @@ class _Runner:
     @property
     def metric(self) -> str:
         """The metric that strategies and rates are compared by."""
-        return self.first.task.metric_to_compare(self.first.config.training.best_metric)
+        return self.first.task.scorer.compare_by(self.first.config.training.best_metric)
 
     def run_all(self) -> Chosen:
         """Execute all runs, seed by seed, so that every strategy has results early. The first seed selects the rate."""
@@ -240,7 +240,7 @@ class _Runner:
         """Return a sort key for runs at several rates: the validation metric, then how close the rate is to the default."""
         run, outcome = finished
         value = outcome.metric("validation", self.metric)
-        sign = 1 if self.first.task.higher_is_better(self.metric) else -1
+        sign = 1 if self.first.task.scorer.higher_is_better(self.metric) else -1
         return outcome.result is not None, -math.inf if value is None else sign * value, -abs(math.log(run.rate))
 
     def execute(self, run: PlannedRun) -> Outcome:

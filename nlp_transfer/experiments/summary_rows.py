@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.evaluation.intervals import StrategyScores, compare_strategies, estimate_strategy
+from nlp_transfer.evaluation.metrics.scorer import Scorer
 from nlp_transfer.evaluation.resampling import ResampledMetric
 from nlp_transfer.experiments.advice import Candidate, advise
 from nlp_transfer.experiments.plan import Plan, PlannedRun, Variant
@@ -71,10 +72,11 @@ def summarize(plan: Plan, chosen: Chosen, run: Any) -> Summary:
     split = split_of(run.config.data)
     results = [outcome.result for _, outcome in chosen.values() if outcome.result is not None]
     task: Task = task_from(results[0]["task"]) if results else run.task
-    metric = task.metric_to_compare(run.config.training.best_metric)
-    higher = task.higher_is_better(metric)
+    scorer = task.scorer
+    metric = scorer.compare_by(run.config.training.best_metric)
+    higher = scorer.higher_is_better(metric)
     same_rows = getattr(run.config.data, split) is not None
-    by_shots = {shots: _rows(plan.variants, shots, plan.seeds, chosen, task, metric, split, same_rows) for shots in plan.shots}
+    by_shots = {shots: _rows(plan.variants, shots, plan.seeds, chosen, scorer, metric, split, same_rows) for shots in plan.shots}
     candidates = [
         Candidate(row.label, row.mean, row.seconds, row.stored_bytes, row.p_best, len(row.seeds))
         for row in by_shots[largest(plan.shots)]
@@ -95,7 +97,7 @@ def split_of(data: DataConfig) -> str:
 
 
 def _rows(
-    variants: Sequence[Variant], shots: int | None, seeds: Sequence[int], chosen: Chosen, task: Task, metric: str, split: str,
+    variants: Sequence[Variant], shots: int | None, seeds: Sequence[int], chosen: Chosen, scorer: Scorer, metric: str, split: str,
     same_rows: bool,
 ) -> list[SummaryRow]:  # fmt: skip
     """Return the row of each strategy at one number of shots."""
@@ -107,7 +109,7 @@ def _rows(
         label: {seed: outcome.scored(split) for seed, (_, outcome) in by_seed.items() if outcome.result is not None}
         for label, by_seed in ended.items()
     }
-    resampled = ResampledMetric(task, metric, [run for by_seed in scored.values() for run in by_seed.values()])
+    resampled = ResampledMetric(scorer, metric, [run for by_seed in scored.values() for run in by_seed.values()])
     runs = {label: StrategyScores(resampled, by_seed, same_rows) for label, by_seed in scored.items() if by_seed}
     sign = 1 if resampled.higher_is_better else -1
     means = {label: sign * float(np.mean(list(strategy.values.values()))) for label, strategy in runs.items()}

@@ -26,13 +26,16 @@ GENERATION_ROWS = 32  # rows per batch for tasks that generate text
 _LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # most padded tokens per batch, by model that ran out of memory
 
 
-def batches_of(table: TokenTable, device: torch.device, batch_size: int | None = None) -> list[np.ndarray]:
+def batches_of(
+    table: TokenTable, device: torch.device, batch_size: int | None = None, generates: bool = False
+) -> list[np.ndarray]:
     """Return row indices (int64) in batches of similar length, the longest first.
 
     Args:
         batch_size: rows per batch; None: the fastest number on the device.
+        generates: whether the model generates text.
     """
-    if batch_size is None and "labels" not in table.ragged:
+    if batch_size is None and not generates:
         return token_batches(table.lengths, CPU_TOKENS * torch.get_num_threads() if device.type == "cpu" else GPU_TOKENS)
     return inference_batches(table.side_lengths, batch_size or GENERATION_ROWS)
 
@@ -53,7 +56,7 @@ def predict_table(
         batch_size: rows per batch; None: the fastest number on the device.
         accelerator: distributes the batches over its processes, which all return the same result, and shows progress; None:
             this process predicts all rows.
-        selected: bool of shape (rows,), the rows that need a complete prediction (`Task.predict_batch`); None: all.
+        selected: bool of shape (rows,), the rows that need a complete prediction (`Task.predict`); None: all.
         where: names a row in messages, given its index.
 
     Returns:
@@ -65,7 +68,7 @@ def predict_table(
     """
     device = next(model.parameters()).device
     predictor = _BatchPredictor(model, task, table, precision, selected, where)
-    batches = split_by_length(model, batches_of(table, device, batch_size), table.lengths)
+    batches = split_by_length(model, batches_of(table, device, batch_size, task.traits.generates), table.lengths)
     if accelerator is not None:
         batches = batches[accelerator.process_index :: accelerator.num_processes]
     was_training = model.training
@@ -127,7 +130,7 @@ class _BatchPredictor:
             texts = {name: column[indices] for name, column in self.table.texts.items()}
             selected = None if self.selected is None else self.selected[indices]
             with autocast(self.device, self.precision):
-                predictions, losses = self.task.predict_batch(self.model, batch, selected, texts)
+                predictions, losses = self.task.predict(self.model, batch, selected, texts)
         except Exception as error:
             if len(indices) == 1 or not is_out_of_memory(error):
                 raise

@@ -19,7 +19,7 @@ from nlp_transfer.inference import translator
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.inference.predictor import PRECISION, Predictor
-from nlp_transfer.inference.translator import Translator, translates
+from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.device import inference_device
 from nlp_transfer.tasks import task_name
 from nlp_transfer.utils.console import say
@@ -75,15 +75,15 @@ class FilePredictor:
                 "allowed: 1"
             )
         predictor = open_predictor(model, settings, batch_size, precision, base)
-        if translate and not translates(predictor.task):
+        if translate and not predictor.task.traits.generates:
             raise UserError(
                 f"{model}: is a {task_name(predictor.task)} model, which does not translate; use nlp-transfer predict"
             )
-        if translates(predictor.task) and not translate:
+        if predictor.task.traits.generates and not translate:
             raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
-        if probabilities and predictor.task.prediction_kind not in ("label", "labels"):
+        if probabilities and not predictor.task.traits.has_probabilities:
             raise UserError(f"--probabilities: {model} predicts numbers, which have no probabilities; leave it out")
         say(*unused_columns(predictor.task, source))
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
@@ -97,7 +97,7 @@ class FilePredictor:
     @property
     def columns(self) -> list[str]:
         """Columns that the model reads."""
-        return self.predictor.task.input_columns()
+        return self.predictor.task.inputs
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class FilePredictor:
             "batch size": predictor.batch_size,
             "probabilities": self.probabilities,
             "window": self.chunk_rows,
-            "types": {"prediction": _prediction_type(predictor.task), "translation": "string", "probability": "double"},
+            "types": {"prediction": predictor.task.scorer.prediction_type, "translation": "string", "probability": "double"},
             "threads": torch.get_num_threads(),
             "device": _device_name(inference_device()),
             "versions": [version("nlp_transfer"), torch.__version__, transformers.__version__, tokenizers.__version__],
@@ -141,14 +141,6 @@ class FilePredictor:
             return ChunkPredictions(columns, self.translator.in_pieces - before, faults)
         columns, faults = self.predictor.predict_chunk(chunk, self.source, self.probabilities)
         return ChunkPredictions(columns, 0, faults)
-
-
-def _prediction_type(task: Any) -> str:
-    """Return the Arrow type of the column `prediction`."""
-    if task.prediction_kind == "number":
-        return "double"
-    kinds = {"int": "int64", "float": "double", "bool": "bool"}
-    return kinds.get(getattr(task, "label_type", None) or "str", "string") if task.prediction_kind == "label" else "string"
 
 
 def _canonical(value: Any) -> str:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForSeq2SeqLM
-
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.inference.translator import Translator
@@ -70,12 +68,10 @@ def load_predictor(
         checkpoint = Checkpoint.open(find_model(str(model)))
         record = check_record(read_settings(checkpoint.source, RECORD), checkpoint.source.name)
         before = task_from(record["settings"], kind) if record else task_for_config(checkpoint)
-        check_head(
-            checkpoint, "ConditionalGeneration" if before.auto_class() is AutoModelForSeq2SeqLM else "SequenceClassification"
-        )
-        saved = with_changed_settings(before, settings, checkpoint.max_length).restore(checkpoint)
+        check_head(checkpoint, before.traits.architecture)
+        saved = with_changed_settings(before, settings, checkpoint.max_length).prepare(checkpoint)
         check_schema(saved, checkpoint)
-        loaded = load_checkpoint(checkpoint, saved.auto_class(), saved)
+        loaded = load_checkpoint(checkpoint, saved.traits.load_auto_class(), saved)
         check_built(loaded, saved, record, checkpoint.source.name)
     check_used(saved, scored=True)
     precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")

@@ -26,7 +26,7 @@ def evaluate_model(
 
     Returns:
         Metrics by name, including the number of `rows`; and how metrics were computed, where conventions differ
-        (`Task.signatures`).
+        (`Scorer.signatures`).
 
     Raises:
         UserError: the model, a setting or the data cannot be used.
@@ -43,14 +43,14 @@ def evaluate_model(
     predictor = open_predictor(model, settings, batch_size, precision, base)
     task = predictor.task
     say(*unused_columns(task, data.test))
-    problems = Problems()
-    if not task.aligned:
-        check_no_aligned(data, task.columns(), problems)
+    columns, problems = [*task.inputs, *task.targets], Problems()
+    if not task.traits.aligned:
+        check_no_aligned(data, columns, problems)
         problems.raise_if_any()
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     problems = Problems("data", row_hint=SKIP_HINT)
     try:
-        rows = check_rows(read_rows(data.test, "test", data, task.columns()), "test", data, task.check, problems)
+        rows = check_rows(read_rows(data.test, "test", data, columns), "test", data, task.check, problems)
     except UserError as error:
         problems.absorb(error)
     problems.raise_if_any()
@@ -60,7 +60,7 @@ def evaluate_model(
     metrics, _ = score(model_on_device, task, table, accelerator, batch_size, predictor.precision)
     say(f"metrics of {len(rows)} rows, computed in {predictor.precision}")
     skipped = {"skipped": len(rows.skipped)} if data.on_bad_rows == "skip" else {}
-    return {"rows": len(rows), **skipped, **metrics}, task.signatures()
+    return {"rows": len(rows), **skipped, **metrics}, task.scorer.signatures()
 
 
 def check_metrics_file(output: Path | None, overwrite: bool = False) -> None:

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_transfer.data.sources.in_memory import read_inputs
 from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, from_columns, name_lines, names_of, unfold
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.rounding import round_predictions
 from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows, predict_valid_rows
-from nlp_transfer.tasks import Task
+from nlp_transfer.tasks import Task, encode_table
 from nlp_transfer.utils.errors import Fault, Problems, UserError
 
 CHUNK_ROWS = 2048  # rows of a file that are read at once and sorted by length
@@ -64,7 +64,7 @@ class Predictor:
             UserError: the inputs hold no texts, a column is missing, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
-        rows, single = read_inputs(inputs, self.task.input_columns())
+        rows, single = read_inputs(inputs, self.task.inputs)
         if len(rows) == 0:
             return []
         faults: dict[int, Fault] = {}
@@ -77,8 +77,8 @@ class Predictor:
             records[index]["note"] = str(fault)
         return records[0] if single else records
 
-    def predict_columns(self, rows: Rows, probabilities: bool = False) -> dict[str, list[Any]]:
-        """Return the predictions as columns of Python values, in row order.
+    def predict_columns(self, rows: Rows, probabilities: bool = False, cells: bool = False) -> dict[str, list[Any]]:
+        """Return the predictions as columns of Python values, or of cells of a CSV file, in row order.
 
         Raises:
             UserError: a row cannot be predicted.
@@ -93,13 +93,11 @@ class Predictor:
             for name, array in predictions.items()
             if array.dtype == np.float32
         }
-        return self.task.describe(predictions | rounded, probabilities)
+        return self.task.columns(predictions | rounded, probabilities=probabilities, cells=cells)
 
     def encode(self, rows: Rows, targets: bool = False) -> TokenTable:
         """Tokenize rows that have been checked (`Task.check`)."""
-        return encode_rows(
-            rows, lambda columns: self.task.encode(columns, self.tokenizer, targets), self.task.fill(self.tokenizer)
-        )
+        return encode_table(self.task, rows, self.tokenizer, targets=targets)
 
     def predict_chunk(
         self, chunk: Batch, path: Path, probabilities: bool = False
@@ -112,9 +110,9 @@ class Predictor:
         Raises:
             UserError: a column is missing, or the file already has a column with the name of a new one.
         """
-        rows = from_columns(select_columns(chunk, path, self.task.input_columns()), str(path), chunk.first)
+        rows = from_columns(select_columns(chunk, path, self.task.inputs), str(path), chunk.first)
         columns, faults = predict_valid_rows(
-            self.task, rows, chunk.faults, lambda valid: self.task.cells(self.predict_columns(valid, probabilities))
+            self.task, rows, chunk.faults, lambda valid: self.predict_columns(valid, probabilities, cells=True)
         )
         if clash := [name for name in columns if chunk.has_column(name)]:
             raise UserError(f"{path}: already has a column {clash[0]!r}, which the prediction would overwrite; rename it")

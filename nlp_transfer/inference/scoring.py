@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.evaluation.metrics.scorer import Scorer
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.tasks import Arrays, Task
@@ -25,23 +26,24 @@ def score(
     """Return the metrics over a table, including `loss`, and the predictions; both are equal in all processes.
 
     Args:
-        draft: whether tasks with costly predictions may predict only some of the rows (`Task.draft_rows`), as during training.
+        draft: whether tasks with costly predictions may predict only some of the rows (`Scorer.draft`), as during training.
         user_metrics: user-defined metrics, computed in one process only.
     """
-    selected = task.draft_rows(len(table)) if draft else None
+    scorer = task.scorer
+    selected = scorer.draft(len(table))[0] if draft else None
     predictions, losses = predict_table(model, task, table, batch_size, precision, accelerator, selected)
-    metrics = task.metrics(predictions, table.references)
+    metrics = scorer.compute(predictions, table.references)
     metrics["loss"] = sum(value / count for value, count in losses.values())
     if user_metrics:
-        columns = _columns_for_user_metrics(task, predictions, table)
+        columns = _columns_for_user_metrics(scorer, predictions, table)
         metrics |= compute_on_main(accelerator, lambda: user_metrics.compute(*columns))
     return metrics, predictions
 
 
-def _columns_for_user_metrics(task: Task, predictions: Arrays, table: TokenTable) -> tuple[Any, Any]:
+def _columns_for_user_metrics(scorer: Scorer, predictions: Arrays, table: TokenTable) -> tuple[Any, Any]:
     """Return (predictions, references) of the predicted rows twice: in the user's types and in those of the task."""
     predicted = predictions["prediction"]
-    references = table.references["references" if "references" in table.references else "labels"]
+    references = table.references[scorer.reference]
     available = np.array([cell is not None for cell in predicted], bool)  # a draft predicts only some rows
     predicted, references = predicted[available], references[available]
-    return (task.written(predicted), task.written(references)), (predicted.tolist(), references.tolist())
+    return (scorer.typed(predicted), scorer.typed(references)), (predicted.tolist(), references.tolist())

@@ -16,14 +16,10 @@ from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.preparation import autocast
 from nlp_transfer.models.seq2seq.generation import ROWS
 from nlp_transfer.settings.applicability import check_used
+from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.utils.errors import Fault, UserError, with_type
 
 CHUNK_ROWS = 1024  # rows of a file that are read at once and sorted by length
-
-
-def translates(task: Any) -> bool:
-    """Return whether a task translates."""
-    return hasattr(type(task), "tokenizers")
 
 
 class Translator:
@@ -42,8 +38,8 @@ class Translator:
     """
 
     def __init__(self, predictor: Predictor) -> None:
-        task: Any = predictor.task
-        if not translates(task):
+        task = predictor.task
+        if not isinstance(task, TextGenerationTask):
             raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `predict` for it")
         check_used(task, scored=False)
         self.predictor, self.task = predictor, task
@@ -71,8 +67,8 @@ class Translator:
             UserError: the inputs hold no texts, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
-        rows, single = read_inputs(inputs, self.task.input_columns())
-        texts = list(rows.columns[self.task.source])
+        rows, single = read_inputs(inputs, self.task.inputs)
+        texts = list(rows.columns[self.task.inputs[0]])
         faults = _faults(texts)
         if faults and on_bad_rows == "refuse":
             index, fault = next(iter(faults.items()))
@@ -107,8 +103,8 @@ class Translator:
         Raises:
             UserError: the source column is missing, or the file already has a column with the new name.
         """
-        name = self.task.source
-        column = "translation" if chunk.has_column(name) or not chunk.has_column(TRANSLATION) else "prediction"
+        name = self.task.inputs[0]
+        column = self.task.traits.output if chunk.has_column(name) or not chunk.has_column(TRANSLATION) else "prediction"
         if chunk.has_column(column):
             raise UserError(f"{path}: already has a column {column!r}, which the translation would overwrite; rename it")
         cells = select_columns(chunk, path, [name])[name]

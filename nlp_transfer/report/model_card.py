@@ -1,6 +1,5 @@
 """The model card of a saved model: its use, training data, metrics, settings and limits."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from markupsafe import Markup
 
 from nlp_transfer.data.sources import HUB_MODEL
 from nlp_transfer.data.sources.wheels import is_wheel
-from nlp_transfer.inference.translator import translates
 from nlp_transfer.report.language_codes import language_code
 from nlp_transfer.report.rendering import code_span, one_line, render_markdown
 from nlp_transfer.saved_models.custom_models import FOLDER as CUSTOM_FOLDER
@@ -37,25 +35,15 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     scored = "test" if result["metrics"].get("test") else "validation"
     metrics = result["metrics"].get(scored, {})
     is_adapter, is_custom = (folder / "adapter_config.json").is_file(), (folder / CUSTOM_FOLDER).is_dir()
-    is_translation = translates(task)
-    labels, threshold = getattr(task, "labels", None), getattr(task, "threshold", None)
-    pairs = bool(getattr(task, "text_pair", None))
-    if is_translation:
-        translation: Any = task
-        example = json.dumps(f"{translation.tokenizers.prefix}some text", ensure_ascii=False)
-    else:
-        example = '{"text": "some text", "text_pair": "another"}' if pairs else '"some text"'
     base, title = str(result["model"]), _title(str(result["model"]))
     sources = {split: data.get(split) for split in ("train", "validation", "test") if split in data["rows"]}
     rows, has_intervals = _metric_rows(metrics)
     card = render_markdown(
-        "model_card.md",
+        task.traits.card or "model_card.md",
         head=Markup(_metadata(task, result, is_adapter, title, sources, scored).to_yaml()),
         title=title, task=task, task_name=task_name(task), base=data_name(base), strategy=strategy_label(result["strategy"]),
-        is_translation=is_translation, is_adapter=is_adapter, is_custom=is_custom,
-        is_plain=not (is_adapter or is_custom) if is_translation else result["plain"],
+        is_adapter=is_adapter, is_custom=is_custom, is_plain=result["plain"], labels=list(task.scorer.labels),
         merges=(read_record(folder) or {}).get("merges", True),
-        pairs=pairs, example=Markup(example), threshold=threshold and f"{threshold:g}", labels=labels,
         splits=[
             (split, SPLIT_OFF if source is None else code_span(data_name(source)), f"{data['rows'][split]:,}")
             for split, source in sources.items()
@@ -77,8 +65,8 @@ def _metadata(
     task: Task, result: Mapping[str, Any], is_adapter: bool, title: str, sources: Mapping[str, Any], scored: str
 ) -> ModelCardData:
     """Return the YAML metadata at the start of the card, which the Hub reads."""
-    pipeline = "translation" if translates(task) else "text-classification"
-    languages = [getattr(task, name, None) for name in ("source_language", "target_language")]
+    pipeline, settings = task.traits.pipeline, task.document()
+    languages = [settings.get(name) for name in ("source_language", "target_language")]
     codes = list(dict.fromkeys(code for language in languages if language and (code := language_code(str(language)))))
     # A split without a source comes from the training data.
     source = sources["train"] if sources.get(scored) is None and "train" in sources else sources.get(scored)

@@ -1,8 +1,10 @@
 """Render HTML pages and Markdown files from Jinja2 templates. User text is always escaped."""
 
+import json
 import re
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -32,9 +34,15 @@ def render_html(template: str, **values: Any) -> str:
     return _environment(autoescape=True).get_template(template).render(values)
 
 
-def render_markdown(template: str, **values: Any) -> str:
-    """Render the template of a Markdown file. Values are escaped except for `Markup`; the filter `code` makes inline code."""
-    return _environment(autoescape=False).get_template(template).render(values)
+def render_markdown(template: str | Path, **values: Any) -> str:
+    """Render the template of a Markdown file, which may extend one of this package.
+
+    Values are escaped except for `Markup`. The filter `code` makes inline code, and `json` a JSON value.
+    """
+    environment = _environment(autoescape=False)
+    if isinstance(template, Path):
+        return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+    return environment.get_template(template).render(values)
 
 
 @cache
@@ -44,4 +52,5 @@ def _environment(autoescape: bool) -> Environment:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["code"] = code_span
+    environment.filters["json"] = lambda value: Markup(json.dumps(value, ensure_ascii=False))
     return environment

@@ -43,7 +43,7 @@ def score_splits(
         metrics[split], predictions[split] = score(
             model, job.task, table, accelerator, precision=PRECISION, user_metrics=user_metrics
         )
-        metrics[split] |= compute_hub_metrics(hub_metrics, predictions[split], table)
+        metrics[split] |= compute_hub_metrics(hub_metrics, predictions[split], references(job.task, table))
         if accelerator.is_main_process:
             path = folder / PREDICTIONS / f"{split}.parquet"
             write = partial(_write_predictions, path, job, split, predictions[split])
@@ -64,14 +64,11 @@ def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) ->
     """
     task, rows = job.task, job.rows[split]
     floats = {name: round_predictions(name, array, PRECISION) for name, array in predictions.items() if array.dtype == np.float32}
-    all_labels = task.prediction_kind in ("label", "labels") and len(getattr(task, "labels", None) or []) <= MAX_PROBABILITIES
-    described = task.describe(predictions | floats, probabilities=all_labels)
-    if "translation" in described:
-        described["prediction"] = described.pop("translation")
-    if task.prediction_kind == "number":  # not rounded, so that the metrics can be reproduced
-        described["prediction"] = predictions["prediction"].astype(float).tolist()
-    columns = task.cells({"reference": task.written(references(job.tables[split])), **described})
-    inputs = task.input_columns()
+    all_labels = task.traits.has_probabilities and len(task.scorer.labels) <= MAX_PROBABILITIES
+    expected = references(task, job.tables[split])
+    columns = task.columns(predictions | floats, expected, probabilities=all_labels, cells=True)
+    columns = {"prediction" if name == task.traits.output else name: column for name, column in columns.items()}
+    inputs = task.inputs
     columns = {name: column for name, column in columns.items() if name not in inputs}  # such as probability:LABEL
     names = clean(rows.files)
     files = [names[i] for i in rows.file_of.tolist()]
@@ -88,13 +85,12 @@ def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) ->
             start = end
 
 
-def references(table: TokenTable) -> np.ndarray:
+def references(task: Task, table: TokenTable) -> np.ndarray:
     """Return the references of all rows: texts (dtype object), label ids or numbers, of shape (rows, ...)."""
-    values = table.references
-    return values["references"] if "references" in values else values["labels"]
+    return table.references[task.scorer.reference]
 
 
-def compute_hub_metrics(metrics: list[Any], predictions: Arrays, table: TokenTable) -> dict[str, float]:
+def compute_hub_metrics(metrics: list[Any], predictions: Arrays, expected: np.ndarray) -> dict[str, float]:
     """Compute metrics from the hub. Their values are named `METRIC/KEY`, since several metrics may use the same key.
 
     Raises:
@@ -103,7 +99,7 @@ def compute_hub_metrics(metrics: list[Any], predictions: Arrays, table: TokenTab
     values: dict[str, float] = {}
     for metric in metrics:
         try:
-            computed = metric.compute(predictions=predictions["prediction"], references=references(table))
+            computed = metric.compute(predictions=predictions["prediction"], references=expected)
             values |= {f"{metric.name}/{key}": float(value) for key, value in computed.items()}
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"training.hub_metrics: {metric.name} cannot score this task: {error}") from error
@@ -119,13 +115,13 @@ def try_metrics(
     Raises:
         UserError: a metric cannot be computed, or `training.best_metric` is unknown.
     """
-    targets = references(table)
-    compute_hub_metrics(hub_metrics, {"prediction": targets}, table)
+    targets = references(task, table)
+    compute_hub_metrics(hub_metrics, {"prediction": targets}, targets)
     if not user_metrics:
         return
     sample = targets[np.unique(np.linspace(0, len(table) - 1, TRIAL_ROWS).astype(np.int64))]
-    reserved = [*KNOWN_KEYS, *task.metric_names()]
+    reserved = [*KNOWN_KEYS, *task.traits.metrics]
     user_metrics.trials = compute_on_main(
-        accelerator, lambda: user_metrics.try_out(task.written(sample), sample.tolist(), reserved)
+        accelerator, lambda: user_metrics.try_out(task.scorer.typed(sample), sample.tolist(), reserved)
     )
-    user_metrics.check_best(training.best_metric, task.metric_names())
+    user_metrics.check_best(training.best_metric, task.traits.metrics)

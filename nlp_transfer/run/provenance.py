@@ -39,7 +39,7 @@ def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Input
         Path and SHA-256 of each file, in order, by the dotted name of the setting.
     """
     inputs = {"model": files} if (files := _hash_model(model)) else {}
-    return inputs | _hash_models("task", run.task.models()) | _hash_data("data", run.config.data, rows)
+    return inputs | _hash_models("task", named_models(run.task)) | _hash_data("data", run.config.data, rows)
 
 
 def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[str, str]) -> dict[str, Any]:

@@ -122,16 +122,16 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, us
     if task is not None:
         if not user_metrics:
             check_best_metric(training.best_metric, task, problems)
-        task.check_settings(training, problems)
-        check_filter(data, task.filters, problems)
-        if not task.aligned:
-            check_no_aligned(data, task.columns(), problems)
+        task.fit(None, problems, training)
+        check_filter(data, task.traits.filters, problems)
+        if not task.traits.aligned:
+            check_no_aligned(data, [*task.inputs, *task.targets], problems)
 
 
 def _check_columns(task: Task, problems: Problems) -> None:
     """Check that no input column has the name of an output column of `predictions/SPLIT.parquet`."""
-    added = ["reference", "prediction", *(["probability"] if task.prediction_kind in ("label", "labels") else [])]
-    for name in task.input_columns():
+    added = ["reference", "prediction", *(["probability"] if task.traits.has_probabilities else [])]
+    for name in task.inputs:
         if name in added:
             problems.add(
                 f"task: the input column {name!r} has the name of an output column of `predictions/SPLIT.parquet`; rename it "
@@ -141,7 +141,7 @@ def _check_columns(task: Task, problems: Problems) -> None:
 
 def check_best_metric(name: str | None, task: Task, problems: Problems) -> None:
     """Report a `training.best_metric` that is not a metric of the task."""
-    known = [*task.metric_names(), "loss"]
+    known = [*task.traits.metrics, "loss"]
     if name is not None and name not in known:
         problems.add(
             f"training.best_metric: found {name!r}, which {task_name(task)} does not compute{did_you_mean(name, known)}; "

@@ -26,7 +26,7 @@ from nlp_transfer.utils.console import show_metrics
 
 def make_result(run: Run) -> dict[str, Any]:
     """Return the content of `result.json`."""
-    signatures = run.task.signatures()
+    signatures = run.task.scorer.signatures()
     return {
         "task": run.document["task"], "strategy": run.document["strategy"], "model": run.config.model,
         "seed": run.config.training.seed, "plain": is_plain(run.model), "metrics": run.metrics, "metrics_precision": PRECISION,
@@ -84,7 +84,7 @@ def save_further_tasks(
             model = retry_while_full(partial(save_job, job, model, model_folder), name, model_folder)
         metrics, _ = score_splits(job, model, accelerator, [], model_folder.parent)
         results[name] = {"task": job.task.document(), "plain": is_plain(model), "metrics": metrics}
-        if metrics and (signatures := job.task.signatures()):
+        if metrics and (signatures := job.task.scorer.signatures()):
             results[name]["signatures"] = signatures
         show_metrics({f"{name}: {split}": values for split, values in metrics.items()})
     return results

@@ -24,7 +24,7 @@ def resolved_document(run: Run) -> dict[str, Any]:
     """
     config, strategy, checkpoint, splits, trainer = run.config, run.strategy, run.checkpoint, run.splits, run.trainer
     training = trainer.settings.model_dump() | {
-        "label_smoothing": trainer.task.label_smoothing(trainer.settings),
+        "label_smoothing": trainer.task.objective(trainer.settings).label_smoothing,
         "precision": trainer.resolved.precision, "attention": trainer.resolved.attention, "kernels": trainer.resolved.kernels,
     }  # fmt: skip
     if strategy.traits.takes_steps:

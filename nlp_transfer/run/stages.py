@@ -26,6 +26,8 @@ from nlp_transfer.run.trial_save import check_saving, check_saving_further
 from nlp_transfer.saved_models.custom_models import ensure_config
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.strategies import Job
+from nlp_transfer.tasks import encode_table
+from nlp_transfer.tasks.common.pretrained_head import prefer_head
 from nlp_transfer.training.automatic_settings import resolve_settings
 from nlp_transfer.training.callbacks import Callback
 from nlp_transfer.training.standard_callbacks import Augmentation, RowNames
@@ -40,7 +42,7 @@ def read(run: Run, allow_hub_metrics: bool = False) -> Run:
     set_seed(training.seed)
     checkpoint = Checkpoint.open(find_model(run.config.model))
     splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.traits.needs_validation)
-    say(*(task.report(splits.train) if len(splits.train) else ()), *splits.notes)
+    say(*(task.describe(splits.train).lines if len(splits.train) else ()), *splits.notes)
     resolved = run.with_validation_share(splits.validation_share)
     say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
     return replace(resolved, task=task, checkpoint=checkpoint, splits=splits, hub_metrics=hub_metrics)
@@ -48,10 +50,10 @@ def read(run: Run, allow_hub_metrics: bool = False) -> Run:
 
 def encode(run: Run) -> Run:
     """Prepare the task for the checkpoint, and tokenize every split. Print sizes and how many texts are truncated."""
-    task = run.task.prepare(run.checkpoint, run.splits.train).prefer_head(run.strategy.traits.head)
+    task = prefer_head(run.task.prepare(run.checkpoint, run.splits.train), run.strategy.traits.head)
     tables = {}
     for name, rows in run.splits.rows.items():
-        table = task.table(rows, run.checkpoint.tokenizer, run.config.data.token_cache, name != UNLABELLED, name)
+        table = encode_table(task, rows, run.checkpoint.tokenizer, run.config.data.token_cache, name != UNLABELLED, name)
         truncated = f", {percent(table.truncated, len(table))} truncated to {task.max_length}" if table.truncated else ""
         say(f"{name}: {len(table):,} rows, {table.lengths.mean():.0f} tokens on average{truncated}")
         tables[name] = table
@@ -114,7 +116,7 @@ def score(run: Run, folder: RunFolder) -> Run:
     metrics, predictions = score_splits(run.job, run.model, accelerator, run.hub_metrics, folder.path, run.user_metrics)
     if metrics:
         last = list(metrics)[-1]
-        say(*run.task.example_lines(predictions[last], run.job.tables[last].references))
+        say(*run.task.scorer.examples(predictions[last], run.job.tables[last].references))
     results = save_further_tasks(run.auxiliary, folder, accelerator)
     return replace(run, metrics=metrics, predictions=predictions, auxiliary_results=results)
 

@@ -34,7 +34,7 @@ def summary_lines(trainer: Trainer) -> list[str]:
         f"learning rate {trainer.planner.learning_rate():g}, {float(f'{epochs:.3g}'):g} epoch{'s' * (epochs != 1)}, "
         f"{steps:,} step{'s' * (steps != 1)} of {size}, {processes} on {trainer.accelerator.device}"
     )
-    if smoothing := trainer.task.label_smoothing(trainer.settings):
+    if smoothing := trainer.task.objective(trainer.settings).label_smoothing:
         lines.append(f"label smoothing {smoothing:g}; not used in the loss of validation and test")
     lines += _weighting_lines(trainer, plan)
     if steps < FEW_STEPS:
@@ -67,7 +67,7 @@ def _weighting_lines(trainer: Trainer, plan: WindowPlan) -> list[str]:
     if plan.repeats is not None:
         lines.append(f"oversampling: {plan.rows_in_epoch:,} rows per epoch instead of {len(plan.lengths):,}")
         if training.class_weights == "balanced":
-            weights = trainer.task.loss_options(training, trainer.data["train"]).class_weights
+            weights = trainer.task.objective(training, trainer.data["train"]).class_weights
             assert weights is not None, "tasks without classes refuse both settings"
             lines.append(
                 f"class weights balanced: {float(weights.min()):.3g} to {float(weights.max()):.3g}, computed after oversampling"

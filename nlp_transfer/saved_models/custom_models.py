@@ -94,7 +94,7 @@ def is_auto_model(model: Any, task: Task) -> bool:
         return True
     try:
         with torch.device("meta"):
-            expected = task.auto_class().from_config(copy.deepcopy(model.config), trust_remote_code=False)
+            expected = task.traits.load_auto_class().from_config(copy.deepcopy(model.config), trust_remote_code=False)
     except LIBRARY_ERRORS:
         return False
     return _describe(model) == _describe(expected)
@@ -129,7 +129,7 @@ def save_candidates(model: Any, checkpoint: Checkpoint | None, task: Task) -> li
 
 def save_built(model: Any, config: PretrainedConfig, task: Task, folder: Path) -> None:
     """Save a model that only its task can build: its weights, and the configuration for `build_model`."""
-    labels = getattr(task, "labels", None)
+    labels = task.scorer.labels
     fields: dict[str, Any] = {"id2label": dict(enumerate(labels))} if labels else {}
     TaskModelConfig(**fields).save_pretrained(folder)
     config = copy.deepcopy(config)

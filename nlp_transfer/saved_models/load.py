@@ -24,6 +24,7 @@ from nlp_transfer.models.verification.model_files import read_settings
 from nlp_transfer.models.verification.untrusted_json import read_json
 from nlp_transfer.saved_models.custom_models import TaskModelConfig, ensure_config, load_built
 from nlp_transfer.saved_models.probe import check_files, describe_tokenizer, probe_difference
+from nlp_transfer.settings.annotations import named_models
 from nlp_transfer.settings.applicability import IDENTITY, refuse_unused, takes
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_from, task_name
@@ -126,9 +127,9 @@ def open_adapter(
     checkpoint = _open_base(folder, saved["base"], base)
     source = checkpoint.source
     task = with_changed_settings(task_from(saved["settings"], kind), settings, checkpoint.max_length)
-    for setting, model in [(name, model) for name, models in task.models().items() for model in models]:
+    for setting, model in [(name, model) for name, models in named_models(task).items() for model in models]:
         check_recorded_model(model, f"{folder / RECORD}: {setting}")
-    task = task.restore(checkpoint, ModelSource(str(folder), str(folder)))
+    task = task.prepare(checkpoint, parts=ModelSource(str(folder), str(folder)))
     with quiet():
         model = ensure_config(task.build_model(checkpoint, TrainingConfig()), checkpoint)
         merge_function = merge_adapter if merge and saved.get("merges", True) else None
@@ -250,19 +251,18 @@ def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, limi
         raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {limit}, the limits of its model")
     unused = {f"task.{name}": "it was fixed when the model was trained" for name in requested}
     unused = {name: reason for name, reason in unused.items() if name not in IDENTITY and not takes("load_predictor", name)}
-    learned = ("labels", "architecture", "mean", "scale", "offset")
-    trained = {"name": task_name(before), **{name: getattr(before, name, None) for name in learned}}
+    trained = {"name": task_name(before), **{name: getattr(before, name) for name in before.traits.fixed}}
     for name, value in trained.items():
         if requested.get(name, value) != value:
             problems.add(f"--task.{name}: found {requested[name]!r}; allowed: {value!r}, which the model was trained for")
     problems.raise_if_any()
     task = task_from(before.document() | requested, type(before))
-    task.changed.update(name for name in requested if getattr(task, name, None) != getattr(before, name, None))
-    refuse_unused(unused, (f"task.{name}" for name in task.changed), problems)
+    task._changed.update(name for name in requested if getattr(task, name, None) != getattr(before, name, None))
+    refuse_unused(unused, (f"task.{name}" for name in task._changed), problems)
     limit = before.max_length or limit  # other programs' models do not record it
     if task.max_length and limit and task.max_length > limit:
         problems.add(f"--task.max_length: found {task.max_length}; allowed: up to {limit}, which the model was trained with")
-    task.check_settings(TrainingConfig(), problems)
+    task.fit(None, problems)
     problems.raise_if_any()
     return task
 

@@ -13,6 +13,7 @@ from nlp_transfer.data.sources.wheels import is_wheel
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
+from nlp_transfer.models.regression_output import standardized_outputs
 from nlp_transfer.models.sdpa import attention_for_fp32
 from nlp_transfer.saved_models.custom_models import is_built, save_built, save_candidates
 from nlp_transfer.saved_models.load import RECORD, load_model, open_adapter, quiet, read_record
@@ -55,13 +56,14 @@ def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base:
         plain: whether transformers can load the model without this package.
         base: name and revision of an adapter's base model.
     """
+    settings = task.document()
     return {
         "task": task_name(task),
-        "columns": {"inputs": task.input_columns(), "targets": task.target_columns()},
-        "labels": getattr(task, "labels", None),
-        "threshold": getattr(task, "threshold", None),
+        "columns": {"inputs": task.inputs, "targets": task.targets},
+        "labels": list(task.scorer.labels) or None,
+        "threshold": settings.get("threshold"),
         "max_length": task.max_length,
-        "settings": task.document(),
+        "settings": settings,
         "plain": plain,
         **({"base": base} if base else {}),
         "metrics": metrics or {},
@@ -87,7 +89,7 @@ def save_model(
     Raises:
         UnfaithfulError: the loaded model has different logits; `folder` is not written.
     """
-    task, errors = task.export(model), []
+    errors = []
     for config in save_candidates(model, checkpoint, task):
         try:
             return _save_as(config, model, tokenizer, task, folder, probe)
@@ -104,19 +106,19 @@ def _save_as(
 ) -> PreTrainedModel:  # fmt: skip
     with replacing_folder(folder) as partial:
         with quiet():
+            task = task.export(model, partial)
             if config is None:
                 model.save_pretrained(partial)
             else:
                 save_built(model, config, task, partial)
             tokenizer.save_pretrained(partial)
-            task.save_parts(partial)
             if isinstance(model, EncoderHeadForSequenceClassification):
                 model.encoder.save_pretrained(partial / "encoder")
                 tokenizer.save_pretrained(partial / "encoder")
         write_json(partial / RECORD, record(task, is_plain(model)))
-        loaded: Any = load_model(partial, task.auto_class(), task)
+        loaded: Any = load_model(partial, task.traits.load_auto_class(), task)
         task.connect(loaded)
-        _compare(task, model, loaded, probe, partial)
+        _compare(model, loaded, probe, partial)
         add_to_record(partial, {"probe": make_probe(loaded, partial)})
     result: PreTrainedModel = loaded.to(next(model.parameters()).device)
     return result
@@ -141,18 +143,17 @@ def verify_adapter(
     Raises:
         UnfaithfulError: the loaded adapter has different logits.
     """
-    task = task.export(model)
+    task = task.export(model, folder)
     local = checkpoint.source.is_folder and not is_wheel(checkpoint.source.name)
     name = str(Path(checkpoint.source.path).absolute()) if local else checkpoint.source.name
     base = {"model": name, "revision": checkpoint.revision}
     write_json(folder / RECORD, record(task, is_plain(model), base=base) | {"merges": not is_adapted(model)})
-    task.save_parts(folder)
     loaded = open_adapter(folder, verify=False)[0]
-    _compare(task, model, loaded, probe, folder)
+    _compare(model, loaded, probe, folder)
     add_to_record(folder, {"probe": make_probe(loaded, folder), "tokenizer": describe_tokenizer(checkpoint.tokenizer)})
 
 
-def _compare(task: Task, model: Any, loaded: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
+def _compare(model: Any, loaded: PreTrainedModel, probe: dict[str, torch.Tensor], folder: Path) -> None:
     """Compare the logits of a model with those of the model loaded from `folder`, both in fp32 on the CPU.
 
     Raises:
@@ -162,7 +163,7 @@ def _compare(task: Task, model: Any, loaded: PreTrainedModel, probe: dict[str, t
     device = next(model.parameters()).device
     model.eval().to("cpu")
     try:
-        with torch.inference_mode(), attention_for_fp32(model), task.computing(model), task.computing(loaded):
+        with torch.inference_mode(), attention_for_fp32(model), standardized_outputs(model), standardized_outputs(loaded):
             expected = model(**inputs).logits.float()
             logits = loaded.eval()(**inputs).logits.float()
     finally:

@@ -52,7 +52,14 @@ def needs_list(annotation: Any, value: Any) -> bool:
 
 
 class NamesModel:
-    """Field metadata: the field names a model, or a list of models. A resumed run must name the same models."""
+    """Field metadata: the field names a model, or a list of models. A resumed run must name the same models.
+
+    Args:
+        keywords: Values with another meaning.
+    """
+
+    def __init__(self, *keywords: str) -> None:
+        self.keywords = keywords
 
 
 def named_models(settings: BaseModel) -> dict[str, list[str]]:
@@ -60,8 +67,9 @@ def named_models(settings: BaseModel) -> dict[str, list[str]]:
     models: dict[str, list[str]] = {}
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if value and any(isinstance(metadata, NamesModel) for metadata in field.metadata):
-            models[name] = [value] if isinstance(value, str) else list(value)
+        for metadata in field.metadata:
+            if isinstance(metadata, NamesModel) and value and value not in metadata.keywords:
+                models[name] = [value] if isinstance(value, str) else list(value)
     return models
 
 

@@ -12,16 +12,18 @@ _TEXT = ("task.text", "task.text_pair")
 _INPUT = (*_TEXT, "task.source", "task.max_length", "task.longest_source")
 _LANGUAGES = ("task.source_language", "task.target_language")
 _SEARCH = ("task.prefix", "task.beams", "task.length_penalty", "task.length_ratio")
-_SCORED = ("task.label", "task.label_format", "task.target", "task.separator", "task.threshold")
+_LABELS = ("task.label", "task.label_format", "task.target", "task.separator", "task.threshold")
+_SCORED = (*_LABELS, "task.target_language")
+"""Settings that affect metrics."""
 
 COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "train": ("*",),
     "compare": ("*", "!training.seed"),
-    "evaluate": ("data.test", "data.on_bad_rows", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_SCORED),
+    "evaluate": ("data.test", "data.on_bad_rows", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_LABELS),
     "predict": (*FORMAT, *_TEXT, "task.max_length", "task.label_type", "task.separator", "task.threshold"),
     "translate": (*FORMAT, "task.source", "task.max_length", "task.longest_source", *_LANGUAGES, *_SEARCH),
     "push": (),
-    "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_SCORED, "task.label_type", "task.translated_rows"),
+    "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_LABELS, "task.label_type", "task.translated_rows"),
 }
 """Dotted names of the settings that have an effect, by command, and for `load_predictor(settings=)`. `*` matches any name;
 `!NAME` excludes NAME."""
@@ -130,7 +132,7 @@ def refuse_unused(reasons: Mapping[str, str], given: Iterable[str], problems: Pr
 
 
 def check_used(task: Any, scored: bool) -> None:
-    """Check that all settings that override those of a loaded model (`Task.changed`) affect its predictions.
+    """Check that all settings that override those of a loaded model affect its predictions.
 
     Args:
         scored: whether the predictions may also be scored.
@@ -139,6 +141,7 @@ def check_used(task: Any, scored: bool) -> None:
         UserError: settings have no effect; lists all of them.
     """
     problems = Problems()
-    reasons = unused_fields(task, "task") | {f"task.{name}": why for name, why in task.unused_by_model(scored).items()}
-    refuse_unused(reasons, (f"task.{name}" for name in task.changed), problems)
+    unused = {f"task.{name}": reason for name, reason in task._unused.items()}
+    reasons = unused_fields(task, "task") | {name: why for name, why in unused.items() if not (scored and name in _SCORED)}
+    refuse_unused(reasons, (f"task.{name}" for name in task._changed), problems)
     problems.raise_if_any()

@@ -16,11 +16,11 @@ from pydantic import PrivateAttr
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.data.oversampling import rarest_labels
 from nlp_transfer.models.layers import has_decoder
 from nlp_transfer.settings.schema import Count, Positive, Share
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
-from nlp_transfer.tasks.common.labels import rarest_labels
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 

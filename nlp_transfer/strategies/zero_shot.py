@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nlp_transfer.data.sources.rows import Rows, from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.models.checkpoint import Checkpoint, check_head, forbid_new_parameters
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
@@ -27,7 +27,7 @@ from nlp_transfer.settings.schema import DataConfig, Name, Positive
 from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.label_words import describe_labels
 from nlp_transfer.strategies.common.linear_heads import freeze_for_computed_head, last_linear, layer_inputs, set_layer
-from nlp_transfer.tasks import Task
+from nlp_transfer.tasks import Task, encode_table
 from nlp_transfer.utils.console import Steps
 from nlp_transfer.utils.errors import Problems, UserError
 
@@ -72,9 +72,9 @@ class ZeroShot(Strategy):
         )
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
-        if data.train is None and "label" not in task.prediction_kind:
+        if data.train is None and "label" not in task.traits.prediction:
             problems.add(
-                f"strategy.name: found zero_shot with a task that predicts {task.prediction_kind}s; allowed: a task with labels"
+                f"strategy.name: found zero_shot with a task that predicts {task.traits.prediction}s; allowed: a task with labels"
             )
         elif self.by == "entailment" and data.train is None and data.unlabelled is None:
             problems.add(
@@ -89,9 +89,9 @@ class ZeroShot(Strategy):
                 "data.unlabelled",
                 "zero_shot by embedding does not use them; label them afterwards with nlp-transfer predict",
             )
-        if task.prediction_kind != "labels":
+        if task.traits.prediction != "labels":
             problems.no_effect("strategy.similarity", "each row has exactly one label, the one with the best description")
-        if data.train is None and self.labels and hasattr(task, "labels") and not task.labels:
+        if data.train is None and self.labels and task.traits.classes and not task.scorer.labels:
             return task.model_copy(update={"labels": list(self.labels)})
         return task
 
@@ -127,7 +127,7 @@ class ZeroShot(Strategy):
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
         model.to(job.device)  # type: ignore[arg-type]
-        sentences = self.sentences(job.task.labels)  # type: ignore[attr-defined]
+        sentences = self.sentences(list(job.task.scorer.labels))
         multi_label = model.config.problem_type == "multi_label_classification"
         if self.by == "embedding":
             self._from_embeddings(job, model, sentences, multi_label)
@@ -147,9 +147,8 @@ class ZeroShot(Strategy):
 
     def _from_embeddings(self, job: Job, model: Any, sentences: list[str], multi_label: bool) -> None:
         task = job.task.model_copy(update={"text_pair": None})
-        tokenizer = job.checkpoint.tokenizer
-        rows = from_columns({task.input_columns()[0]: sentences}, "strategy.labels")
-        table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer, False), task.fill(tokenizer))
+        rows = from_columns({task.inputs[0]: sentences}, "strategy.labels")
+        table = encode_table(task, rows, job.checkpoint.tokenizer, targets=False)
         layer = last_linear(model, "strategy.name: found zero_shot")
         vectors = layer_inputs(model, layer, table)
         set_layer(layer, self.scale * vectors, np.full(len(vectors), -self.scale * self.similarity if multi_label else 0.0))
@@ -179,10 +178,8 @@ def entailments(job: Job, rows: Rows, sentences: list[str], label: str = "labeli
     """
     model, entailment, contradiction = _entailment_model(job.checkpoint)
     model.eval().to(job.device)
-    tokenizer, pad = job.checkpoint.tokenizer, job.task.fill(job.checkpoint.tokenizer)
-    texts = [
-        " ".join(str(cell) for cell in cells) for cells in zip(*(rows.columns[n] for n in job.task.input_columns()), strict=True)
-    ]
+    tokenizer = job.checkpoint.tokenizer
+    texts = [" ".join(str(cell) for cell in cells) for cells in zip(*(rows.columns[n] for n in job.task.inputs), strict=True)]
     result = torch.empty(len(texts), len(sentences), 2)
     batches = inference_batches(np.array([[len(text)] for text in texts]), max(1, BATCH // len(sentences)))
     with Steps(label, len(batches)) as progress, torch.inference_mode():
@@ -194,7 +191,7 @@ def entailments(job: Job, rows: Rows, sentences: list[str], label: str = "labeli
                     [text for text, _ in chunk], [sentence for _, sentence in chunk], truncation="only_first", padding=True,
                     max_length=job.checkpoint.max_length, return_tensors="pt",
                 )  # fmt: skip
-                inputs = {name: encoded[name].to(job.device) for name in (*pad, "attention_mask") if name in encoded}
+                inputs = {name: encoded[name].to(job.device) for name in tokenizer.model_input_names if name in encoded}
                 logits = model(**inputs).logits.float().cpu()[:, [entailment, contradiction]]
                 places = torch.arange(start, start + len(chunk))
                 result[torch.from_numpy(batch)[places // len(sentences)], places % len(sentences)] = logits

@@ -6,14 +6,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nlp_transfer.evaluation.metrics.scorer import Arrays
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.extensions import FORM
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.tasks.common.objective import PLAIN_LOSS, Arrays, Batch, Items, LossOptions, Objective
-from nlp_transfer.tasks.common.task import Task
+from nlp_transfer.tasks.common.objectives import Batch, Items, Objective
+from nlp_transfer.tasks.common.task import Description, Task
+from nlp_transfer.tasks.common.token_tables import encode_table
+from nlp_transfer.tasks.common.traits import TaskTraits
 from nlp_transfer.utils.errors import Problems, UserError
 
-__all__ = ["PLAIN_LOSS", "Arrays", "Batch", "Items", "LossOptions", "Objective", "Task", "task_from", "task_name"]
+__all__ = ["Arrays", "Batch", "Description", "Items", "Objective", "Task", "TaskTraits", "encode_table", "task_from", "task_name"]
 
 
 def task_name(task: Task) -> str:

@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field
-from torch.nn import functional as F
 
+from nlp_transfer.data.oversampling import rarest_labels
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.evaluation.metrics import MULTILABEL_KEYS, compute_label_metrics
+from nlp_transfer.evaluation.metrics import MULTILABEL_KEYS
+from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks import Arrays, Description, TaskTraits
 from nlp_transfer.tasks.common.label_schema import (
     POSITIONS,
     LabelSchema,
@@ -30,15 +30,15 @@ from nlp_transfer.tasks.common.labels import (
     balance,
     check_occurrence,
     fit_labels,
-    focal_factor,
     label_fields,
     no_label,
     other_separator,
-    rarest_labels,
     shorten,
     similar_labels,
     unknown_label,
 )
+from nlp_transfer.tasks.common.objectives import BinaryCrossEntropy
+from nlp_transfer.tasks.common.text_task import TEXT_CARD
 from nlp_transfer.utils.errors import Problems, UserError
 from nlp_transfer.utils.errors import shorten as shorten_value
 
@@ -46,8 +46,12 @@ from nlp_transfer.utils.errors import shorten as shorten_value
 class MultiLabel(LabelTask):
     """Classification with any number of labels per row, by a sigmoid and a threshold for each label."""
 
-    best_metric: ClassVar[str] = "f1_macro"
-    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "labels"
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        prediction="labels", metrics=MULTILABEL_KEYS, best_metric="f1_macro", has_probabilities=True, classes=True,
+        untokenized=frozenset({"head"}), card=TEXT_CARD, fixed=("labels",),
+    )  # fmt: skip
+
+    loss_type = BinaryCrossEntropy
 
     label: str | Annotated[list[str], Field(min_length=1)] = "label"  # type: ignore[assignment]
     """The column with the labels of a row, as a list or joined by `separator`; or a list of columns of 0 and 1, one per label and
@@ -60,7 +64,8 @@ class MultiLabel(LabelTask):
     """Content of a list in a cell. `names`: the labels of the row. `indicators`: 0 or 1 for each of `labels`, in that order.
     null: inferred from the training data."""
 
-    def target_columns(self) -> list[str]:
+    @property
+    def targets(self) -> list[str]:
         return list(self.label) if isinstance(self.label, list) else [self.label]
 
     def elements(self, cell: Any) -> list[Any]:
@@ -89,25 +94,21 @@ class MultiLabel(LabelTask):
         rows = zip(*(columns[name] for name in self.label), strict=True)
         return [[name for name, cell in zip(self.label, row, strict=True) if label_value(cell, "int") == "1"] for row in rows]
 
-    def metric_names(self) -> list[str]:
-        return list(MULTILABEL_KEYS)
-
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
-        super().check_settings(training, problems)
-        if not isinstance(self.label, list):
-            return
-        for name, value in (("label_type", "str"), ("label_format", "names")):
-            if getattr(self, name) not in (None, value):
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
+        if isinstance(self.label, list):
+            for name, value in (("label_type", "str"), ("label_format", "names")):
+                if getattr(self, name) not in (None, value):
+                    problems.add(
+                        f"task.{name}: has no effect: columns of 0 and 1 in task.label are named after their labels; leave it out"
+                    )
+            if self.labels is not None and self.labels != self.label:
                 problems.add(
-                    f"task.{name}: has no effect: columns of 0 and 1 in task.label are named after their labels; leave it out"
+                    f"task.labels: found {shorten(self.labels)}, which differ from the columns {shorten(self.label)} in "
+                    "task.label; allowed: null, or the names of these columns in the same order"
                 )
-        if self.labels is not None and self.labels != self.label:
-            problems.add(
-                f"task.labels: found {shorten(self.labels)}, which differ from the columns {shorten(self.label)} in task.label; "
-                "allowed: null, or the names of these columns in the same order"
-            )
+        return super().fit(train, problems, training)
 
-    def fit(self, train: Rows, problems: Problems) -> Self:
+    def learn_labels(self, train: Rows, problems: Problems) -> Self:
         if isinstance(self.label, list):
             task = self.model_copy(update={"labels": list(self.label), "label_type": "str", "label_format": "names"})
             counts = Counter(label for row in task.target_cells(train.columns) for label in row)
@@ -146,7 +147,7 @@ class MultiLabel(LabelTask):
 
     def _check_labels(self, counts: "Counter[str]", train: Rows, problems: Problems) -> None:
         labels = self.labels or []
-        column = f"train, column {', '.join(map(repr, self.target_columns()))}"
+        column = f"train, column {', '.join(map(repr, self.targets))}"
         if not labels:
             problems.add(f"{column}: no row has a label; allowed: labels joined by {self.separator!r} or in a list")
         problems.extend(f"{column}: {fault}" for fault in self._separator_faults())
@@ -217,10 +218,6 @@ class MultiLabel(LabelTask):
             elif schema.id(element) is None:
                 yield unknown_label(str(label_text(element)), schema.names)
 
-    def strata(self, rows: Rows) -> np.ndarray:
-        """Return the rarest label of each row, the one most likely to be missing from a split; -1 for a row without labels."""
-        return rarest_labels(self.encode_targets(self.target_cells(rows.columns)))
-
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """Return float32 of shape (rows, labels): 1 where a row has the label, else 0."""
         schema = self.label_schema()
@@ -237,65 +234,39 @@ class MultiLabel(LabelTask):
         positive = times @ labels
         return torch.tensor((times.sum() - positive) / np.maximum(positive, 1), dtype=torch.float32).clamp(min=1)
 
-    def classes(self, table: TokenTable) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the rarest label of each row and the number of rows of each label.
-
-        The rarest label determines how often the row is repeated, as in Gupta et al. 2019, "LVIS", 1908.03195.
-        """
-        hot = table.dense.get("labels")
-        return None if hot is None else (rarest_labels(hot), hot.sum(0).astype(np.int64))
-
-    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        """Return the number of rows and of binary decisions (rows times labels)."""
-        return {"rows": float(len(batch["labels"])), "binary_cross_entropy": float(batch["labels"].numel())}
-
-    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Return the summed binary cross-entropy over logits of shape (rows, labels), computed in fp32."""
-        logits = outputs.logits.float()
-        targets = batch["labels"] * (1 - options.label_smoothing) + options.label_smoothing / 2
-        weights = None if options.class_weights is None else options.class_weights.to(logits.device)
-        if options.focal_gamma:
-            log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
-            positive = targets if weights is None else targets * weights
-            gamma = options.focal_gamma
-            terms = positive * focal_factor(log_p, gamma) * log_p + (1 - targets) * focal_factor(log_q, gamma) * log_q
-            return {"binary_cross_entropy": -terms.sum()}
-        return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")}
-
-    def predict(self, outputs: Any) -> Arrays:
+    def predictions(self, outputs: Any) -> Arrays:
         """Return `scores`, the probabilities, float32 of shape (rows, labels), and `prediction`, bool of the same shape."""
         scores = outputs.logits.float().sigmoid().cpu().numpy()
         return {"prediction": scores >= self.threshold, "scores": scores}
 
-    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        """Return `prediction`, a list of labels per row, and `probability`, the list of their probabilities."""
-        predicted, scores = predictions["prediction"], predictions["scores"].astype(float)
-        columns = {
-            "prediction": self.written(predicted),
-            "probability": [row_scores[np.flatnonzero(row)].tolist() for row, row_scores in zip(predicted, scores, strict=True)],
-        }
-        return columns | (self.probability_columns(predictions) if probabilities else {})
+    @property
+    def scorer(self) -> LabelScorer:
+        values = tuple(self.label_schema().values())
+        return LabelScorer(self.traits.best_metric, tuple(self.labels or ()), values, multilabel=True)
 
-    def cells(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Join the labels of each row, and their probabilities, by the separator.
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
+        """Return `prediction`, a list of labels per row, and `probability`, the list of their probabilities.
+
+        As cells, they are joined by the separator.
 
         Raises:
             UserError: If a label contains the separator.
         """
-        if faults := self._separator_faults():
-            raise UserError(f"--task.separator: {faults[0]}")
-        lists = [name for name in ("reference", "prediction", "probability") if name in columns]
-        return columns | {name: [self.separator.join(map(str, row)) for row in columns[name]] for name in lists}
+        predicted, scores = predictions["prediction"], predictions["scores"].astype(float)
+        columns = self.scorer.reference_column(references) | {
+            "prediction": self.scorer.typed(predicted),
+            "probability": [row_scores[np.flatnonzero(row)].tolist() for row, row_scores in zip(predicted, scores, strict=True)],
+        }
+        if cells:
+            if faults := self._separator_faults():
+                raise UserError(f"--task.separator: {faults[0]}")
+            columns = {name: [self.separator.join(map(str, row)) for row in rows] for name, rows in columns.items()}
+        return columns | (self.probability_columns(predictions) if probabilities else {})
 
-    def written(self, cells: np.ndarray) -> list[Any]:
-        values = self.label_schema().values()
-        return [[value for value, is_set in zip(values, row, strict=True) if is_set] for row in cells]
-
-    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
-        hot = targets["labels"].astype(np.int64)
-        return compute_label_metrics(predictions["prediction"].astype(np.int64), hot, predictions["scores"], multilabel=True)
-
-    def report(self, train: Rows) -> list[str]:
+    def describe(self, train: Rows) -> Description:
+        """Describe training rows. Their stratum is the rarest label, the one most likely to be missing from a split."""
         hot = self.encode_targets(self.target_cells(train.columns))
         counts: Counter[str] = Counter(dict(zip(self.labels or [], hot.sum(0).astype(int).tolist(), strict=True)))
         lines = balance(counts, len(train))
@@ -305,4 +276,5 @@ class MultiLabel(LabelTask):
             lines.append(f"warning: only one row has {shorten(single)}")
         if isinstance(self.label, str) and hot.sum(1).max(initial=0) <= 1:
             lines += other_separator(train.columns[self.label], ",;/|".replace(self.separator, ""), "task.separator")
-        return [*lines, *similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
+        lines += [*similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
+        return Description(rarest_labels(hot), lines, self.labels or [])

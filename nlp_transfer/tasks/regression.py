@@ -2,25 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.evaluation.metrics import REGRESSION_KEYS, compute_regression_metrics
+from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.evaluation.metrics import REGRESSION_KEYS
+from nlp_transfer.evaluation.metrics.regression_scorer import RegressionScorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
 from nlp_transfer.settings.schema import Positive, TrainingConfig
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.tasks import PLAIN_LOSS, Arrays, Batch, LossOptions
+from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
-from nlp_transfer.tasks.common.text_task import TextTask
+from nlp_transfer.tasks.common.objectives import SquaredError, smoothing_of
+from nlp_transfer.tasks.common.task import check_has_rows
+from nlp_transfer.tasks.common.text_task import TEXT_CARD, TextTask
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 MAX_VALUE = float(np.finfo(np.float32).max)  # saved models compute in fp32
@@ -48,8 +51,14 @@ class Regression(TextTask):
     layer.
     """
 
-    best_metric: ClassVar[str] = "r2"  # unlike a correlation, r2 is sensitive to a constant error
-    prediction_kind: ClassVar[Literal["label", "labels", "number", "text"]] = "number"
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        prediction="number",
+        metrics=REGRESSION_KEYS,
+        best_metric="r2",  # unlike a correlation, r2 is sensitive to a constant error
+        untokenized=frozenset({"head", "mean", "scale", "offset"}),
+        card=TEXT_CARD,
+        fixed=("mean", "scale", "offset"),
+    )
 
     mean: float | None = None
     """Value subtracted from the targets in training. null: the mean of the training targets."""
@@ -58,16 +67,16 @@ class Regression(TextTask):
     offset: float | None = None
     """Output bias of a saved model in full precision. null during training."""
 
-    def metric_names(self) -> list[str]:
-        return list(REGRESSION_KEYS)
-
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
-        super().check_settings(training, problems)
-        check_no_classes(training, "a regression", problems)
-        if self.label_smoothing(training):
-            problems.add(f"training.label_smoothing: found {training.label_smoothing}; a regression has no labels; allowed: 0")
-
-    def fit(self, train: Rows, problems: Problems) -> Self:
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
+        super().fit(train, problems, training)
+        if training is not None:
+            check_no_classes(training, "a regression", problems)
+            if smoothing_of(training):
+                smoothing = training.label_smoothing
+                problems.add(f"training.label_smoothing: found {smoothing}; a regression has no labels; allowed: 0")
+        check_has_rows(train, problems)
+        if train is None or not len(train):
+            return self
         values = {number(cell) for cell in train.columns[self.label]}
         place = f"train, column {self.label!r}"
         if len(values) == 1 and None not in values:
@@ -79,11 +88,14 @@ class Regression(TextTask):
             )
         return self
 
-    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
+        task = super().prepare(checkpoint, train, parts)
+        if train is None:
+            return task
         values = self._targets(train)
         mean = float(values.mean()) if self.mean is None else self.mean
         scale = (_deviation(values) or 1.0) if self.scale is None else self.scale  # the deviation of equal values is 0
-        return super().prepare(checkpoint, train).model_copy(update={"mean": mean, "scale": scale, "offset": None})
+        return task.model_copy(update={"mean": mean, "scale": scale, "offset": None})
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         for row, cell in enumerate(rows.columns[self.label]):
@@ -98,22 +110,12 @@ class Regression(TextTask):
                 kind = MISSING if is_missing else "with a label that is no number"
                 problems.add_row(row, rows.bad(row, self.label, reason, kind))
 
-    def strata(self, rows: Rows) -> np.ndarray:
-        """Return the decile of each value, so that every split contains small and large values."""
-        values = self._targets(rows)
-        return np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64)
-
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
         """Return the targets in the column's units, float64 of shape (rows,), which can represent timestamps."""
         return np.array([number(cell) for cell in cells], np.float64)
 
     def _targets(self, rows: Rows) -> np.ndarray:
         return self.encode_targets(rows.columns[self.label])
-
-    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        """Return the cache key, without mean and scale: neither tokens nor targets depend on them."""
-        plain = self.model_copy(update={"mean": None, "scale": None, "offset": None})
-        return super(Regression, plain).encoding(tokenizer)
 
     def head_fields(self) -> dict[str, Any]:
         return {"id2label": {0: self.label}, "label2id": {self.label: 0}, "problem_type": "regression"}
@@ -170,7 +172,7 @@ class Regression(TextTask):
         layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
         return layer
 
-    def export(self, model: PreTrainedModel) -> Self:
+    def export(self, model: PreTrainedModel, folder: Path) -> Self:
         fold_outputs(model)
         layers = regression_outputs(model)
         return self.model_copy(update={"offset": layers[-1].offset}) if layers else self
@@ -183,34 +185,34 @@ class Regression(TextTask):
             layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
             layer.offset = layer.stored_bias if self.offset is None else self.offset
 
-    def computing(self, model: nn.Module) -> AbstractContextManager[None]:
-        return standardized_outputs(model)
+    def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> SquaredError:
+        return SquaredError(self.mean or 0.0, self.scale or 1.0)
 
-    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        rows = float(len(batch["labels"]))
-        return {"rows": rows, "squared_error": rows}
+    def predict(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
+        with standardized_outputs(model):
+            return super().predict(model, batch, chosen, texts)
 
-    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
-        """Return the summed squared error of standardized values, over logits of shape (rows, 1), computed in fp32."""
-        logits = outputs.logits.float().squeeze(-1)
-        targets = ((batch["labels"].double() - (self.mean or 0.0)) / (self.scale or 1.0)).float()
-        return {"squared_error": (logits - targets.to(logits.device)).square().sum()}
-
-    def predict(self, outputs: Any) -> Arrays:
+    def predictions(self, outputs: Any) -> Arrays:
         """Return `prediction` in the column's units, of shape (rows,): float64, or float32 if `scale` is unknown."""
         values = outputs.logits.float().squeeze(-1).cpu().numpy()
         return {"prediction": values if self.scale is None else values.astype(np.float64) * self.scale + (self.mean or 0.0)}
 
-    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
+    @property
+    def scorer(self) -> RegressionScorer:
+        return RegressionScorer(self.traits.best_metric)
+
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
         values = predictions["prediction"].astype(float)
-        if self.scale is not None:  # drop digits below the rounding error
+        if self.scale is not None and references is None:  # drop digits below the rounding error
             values = np.round(values, int(np.ceil(-np.log10(self.scale * ROUNDING_ERROR))))
-        return {"prediction": values.tolist()}
+        return self.scorer.reference_column(references) | {"prediction": values.tolist()}
 
-    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
-        return compute_regression_metrics(predictions["prediction"], targets["labels"])
-
-    def report(self, train: Rows) -> list[str]:
+    def describe(self, train: Rows) -> Description:
+        """Describe training rows. Strata are the deciles of the values, so that every split has small and large values."""
         values = self._targets(train)
         mean, deviation = float(values.mean()), _deviation(values)
         average = round(mean, 2 - math.floor(math.log10(deviation))) if deviation else mean
@@ -226,7 +228,7 @@ class Regression(TextTask):
                 "load_predictor and the commands predict in float64. Subtract a constant from the column for the same precision "
                 "everywhere"
             )
-        return lines
+        return Description(np.searchsorted(np.quantile(values, np.linspace(0.1, 0.9, 9)), values).astype(np.int64), lines)
 
 
 def _deviation(values: np.ndarray) -> float:

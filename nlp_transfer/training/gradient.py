@@ -58,7 +58,7 @@ class WindowGradient:
 
     Args:
         model: as prepared by Accelerate.
-        objective: the task, or the objective that replaces it in the phase.
+        objective: the loss of the phase.
         table: the rows of the phase.
         plan: divides windows into micro-batches.
         phase_optimizer: of the same phase.
@@ -72,7 +72,6 @@ class WindowGradient:
         self.model, self.objective, self.table, self.plan = model, objective, table, plan
         self.phase_optimizer, self.augment = phase_optimizer, augment
         self.accelerator, self.training = phase_optimizer.accelerator, phase_optimizer.training
-        self.options = objective.loss_options(self.training, table)
 
     def compute(self, window: Window, position: Position) -> Values:
         """Accumulate the gradient of a window; if memory runs out, repeat it with smaller micro-batches.
@@ -115,7 +114,7 @@ class WindowGradient:
         """
         accelerator, objective = self.accelerator, self.objective
         strategy, plain_model = self.phase_optimizer.strategy, self.phase_optimizer.model
-        counts = objective.counts(self.table.targets(window.rows), self.options)
+        counts = objective.count(self.table.targets(window.rows))
         micro_batches = self.plan.micro_batches(window.rows, accelerator.process_index, position.pieces)
         values = {"loss": torch.zeros((), device=accelerator.device)}
         for i, micro in enumerate(micro_batches):
@@ -127,7 +126,7 @@ class WindowGradient:
             sync = nullcontext() if is_last else accelerator.no_sync(self.model)
             with attention_for_any_shape(), self.phase_optimizer.kernels, sync:
                 outputs = self.model(**model_inputs(batch))
-                terms = strategy.loss(objective.loss(outputs, batch, self.options), outputs, batch, plain_model)
+                terms = strategy.loss(objective.loss(outputs, batch), outputs, batch, plain_model)
                 means = [value / counts.get(name, counts["rows"]) for name, value in terms.items()]
                 loss = torch.stack(means).sum() * float(micro.counted)
                 accelerator.backward(loss * accelerator.num_processes)

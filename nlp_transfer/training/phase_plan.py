@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from nlp_transfer.data.oversampling import class_repeats
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.settings.schema import TrainingConfig
@@ -49,7 +50,7 @@ class PhasePlanner:
         """Return the plan that divides the rows of a phase into windows, one for each optimizer step."""
         training, table = self.training, self.table(phase)
         accumulation = training.gradient_accumulation_steps
-        repeats = self.task.repeats(training, table) if phase.objective is None else table.repeats
+        repeats = class_repeats(table.dense.get("labels"), training.oversample) if phase.objective is None else table.repeats
         return WindowPlan(
             table.lengths, training.rows, accumulation, self.processes, training.batch_tokens, training.seed, table.side_lengths,
             repeats, finished,

@@ -133,8 +133,8 @@ class Preflight:
         with accelerated(model, enabled=kernels == "fast"):
             with autocast(device, precision):
                 outputs = model(**model_inputs(batch))
-            options = self.task.loss_options(self.training, self.train)
-            terms = self.task.loss(convert_outputs_to_fp32(lambda: outputs)(), batch, options)
+            objective = self.task.objective(self.training, self.train)
+            terms = objective.loss(convert_outputs_to_fp32(lambda: outputs)(), batch)
             loss = torch.stack(list(terms.values())).sum()
             gradients = (
                 torch.autograd.grad(loss, list(trainable.values()), allow_unused=True) if trainable and loss.requires_grad else ()

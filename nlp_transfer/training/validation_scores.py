@@ -21,26 +21,26 @@ def score_validation(
     """Compute the validation metrics in fp32, the precision in which the saved model is scored.
 
     With several tasks, evaluations are compared by the mean of the tasks' best metrics, unless `training.best_metric` is set.
-    Metrics of a task with cheaper predictions during training include the settings of these (`Task.draft_settings`).
+    Metrics of a task with cheaper predictions during training include the settings of these (`Scorer.draft`).
 
     Returns:
         Metrics by name, the name of the metric by which evaluations are compared, and whether higher is better.
     """
     metrics, _ = score(model, task, table, accelerator, draft=True, user_metrics=user_metrics)
     metrics = broadcast_from_main(metrics)  # CPUs round differently, but all processes must stop after the same step
-    metrics |= task.draft_settings(len(table))
+    metrics |= task.scorer.draft(len(table))[1]
     auxiliary = strategy.auxiliary_jobs(model)
-    best_values = [(task, metrics.get(task.best_metric, math.nan))]
+    best_values = [(task, metrics.get(task.traits.best_metric, math.nan))]
     for name, (job, job_model) in auxiliary.items():
         if "validation" in job.tables:
             job_metrics, _ = score(job_model, job.task, job.tables["validation"], accelerator, draft=True)
             job_metrics = broadcast_from_main(job_metrics)
             metrics |= {f"{name}/{key}": value for key, value in job_metrics.items()}
-            best_values.append((job.task, job_metrics.get(job.task.best_metric, math.nan)))
+            best_values.append((job.task, job_metrics.get(job.task.traits.best_metric, math.nan)))
     if not auxiliary or training.best_metric:
-        best = training.best_metric or task.best_metric
-        owner = user_metrics if user_metrics and best in user_metrics.names else task
+        best = training.best_metric or task.traits.best_metric
+        owner = user_metrics if user_metrics and best in user_metrics.names else task.scorer
         return metrics, best, owner.higher_is_better(best)
-    signs = [1 if task.higher_is_better(task.best_metric) else -1 for task, _ in best_values]
+    signs = [1 if task.scorer.higher_is_better(task.traits.best_metric) else -1 for task, _ in best_values]
     mean = sum(sign * value for sign, (_, value) in zip(signs, best_values, strict=True)) / len(best_values)
     return metrics | {"mean": mean}, "mean", True

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.tokens import encode_rows
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.utils.errors import Problems
 from tests.builders import opened, sentiment_rows
 from tests.helpers.models import FAMILIES
@@ -30,7 +29,7 @@ def test_a_batch_equals_its_rows_one_by_one(family: str, head: dict[str, object]
     torch.manual_seed(1)
     model = task.build_model(checkpoint, TrainingConfig()).eval()
     tokenizer = checkpoint.tokenizer
-    table = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
+    table = encode_table(task, rows, tokenizer)
     assert len(set(table.lengths)) > 3, "rows of different length, or nothing is padded"
     scores = [predict_table(model, task, table, size)[0]["scores"] for size in (12, 1)]
     assert scores[0].shape == scores[1].shape == (12, 2)

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.layers import find_layers, linear_layers, new_parameters
 from nlp_transfer.saved_models.save import quiet
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies.lora import Lora
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems
 from tests.builders import opened, sentiment_rows
@@ -32,7 +32,7 @@ def trained(checkpoint: Path, strategy: Lora) -> tuple[Any, TokenTable]:
     rows = from_columns({"text": list(texts), "label": list(labels)}, "rows")
     source = opened(checkpoint)
     task = task_from({"name": "text_classification"}).fit(rows, Problems())
-    table = encode_rows(rows, lambda columns: task.encode(columns, source.tokenizer), task.fill(source.tokenizer))
+    table = encode_table(task, rows, source.tokenizer)
     settings = TrainingConfig(max_steps=3, batch_size=8, precision="fp32", learning_rate=1e-2)
     torch.manual_seed(0)
     with quiet():

@@ -257,7 +257,7 @@ def test_out_of_memory_in_evaluation_splits_batches(
     from nlp_transfer.tasks.text_classification import TextClassification
 
     straight = run("straight", max_steps=3, precision="fp32")
-    original, seen = TextClassification.predict_batch, []
+    original, seen = TextClassification.predict, []
 
     def answer(self: Any, model: Any, batch: Any, *more: Any) -> Any:
         if len(batch["input_ids"]) > 2:
@@ -265,7 +265,7 @@ def test_out_of_memory_in_evaluation_splits_batches(
         seen.append(len(batch["input_ids"]))
         return original(self, model, batch, *more)
 
-    monkeypatch.setattr(TextClassification, "predict_batch", answer)
+    monkeypatch.setattr(TextClassification, "predict", answer)
     cut = run("cut", max_steps=3, precision="fp32")
     assert "out of memory" in capsys.readouterr().err
     assert set(seen) <= {1, 2}

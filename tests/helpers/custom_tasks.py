@@ -8,23 +8,32 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.strategies import StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.full import Full
 from nlp_transfer.tasks.regression import Regression
 from nlp_transfer.tasks.text_classification import TextClassification
 
 
-class Metric(TextClassification):
-    """With a metric of its own."""
+class ErrorScorer(LabelScorer):
+    """Also counts errors."""
 
-    def metric_names(self) -> list[str]:
-        return [*super().metric_names(), "errors"]
-
-    def metrics(self, answers: Any, targets: Any) -> dict[str, float]:
-        return super().metrics(answers, targets) | {"errors": float((answers["prediction"] != targets["labels"]).sum())}
+    def compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        errors = (predictions["prediction"] != references["labels"]).sum()
+        return super().compute(predictions, references) | {"errors": float(errors)}
 
     def higher_is_better(self, metric: str) -> bool:
         return metric != "errors" and super().higher_is_better(metric)
+
+
+class Metric(TextClassification):
+    """With a metric of its own."""
+
+    traits = replace(TextClassification.traits, metrics=(*TextClassification.traits.metrics, "errors"))
+
+    @property
+    def scorer(self) -> LabelScorer:
+        return ErrorScorer(**vars(super().scorer))
 
 
 class DeepHead(TextClassification):

@@ -96,7 +96,7 @@ def test_moved_base_is_reported(name: str, made: Path, bases: dict[str, Path]) -
 
 def test_settings_do_not_change_the_base(made: Path) -> None:
     predictor = load_predictor(adapter(made, "lora"), settings={"max_length": 8, "text": "body"}, precision="bf16")
-    assert predictor.task.input_columns() == ["body"]
+    assert predictor.task.inputs == ["body"]
     assert predictor.task.max_length == 8
 
 

@@ -218,28 +218,28 @@ def test_replicates_from_sums_equal_the_metric(task: Task, metric: str, make: st
         "numbers": numeric,
     }[make]
     run, other = maker(1), maker(2)
-    resampled = ResampledMetric(task, metric, [run, other])
+    resampled = ResampledMetric(task.scorer, metric, [run, other])
     assert resampled.fast
     resampled.resamples = 4
     slow = [
-        task.metrics({name: array[rows] for name, array in run.predictions.items()}, {"labels": run.references["labels"][rows]})[
-            metric
-        ]
+        task.scorer.compute(
+            {name: array[rows] for name, array in run.predictions.items()}, {"labels": run.references["labels"][rows]}
+        )[metric]
         for rows in resample_rows(60, 4, 3)
     ]
-    assert resampled.value(run) == pytest.approx(task.metrics(run.predictions, run.references)[metric])
+    assert resampled.value(run) == pytest.approx(task.scorer.compute(run.predictions, run.references)[metric])
     np.testing.assert_allclose(resampled.replicates(run, 3), slow, rtol=1e-6, atol=1e-9)
 
 
 def test_other_replicates_are_computed_by_the_task() -> None:
     run = classified(np.random.default_rng(0).random(40) < 0.7)
-    resampled = ResampledMetric(CLASSES, "mcc", [run])
+    resampled = ResampledMetric(CLASSES.scorer, "mcc", [run])
     assert not resampled.fast
     assert resampled.resamples == 200
     resampled.resamples = 3
     for value, rows in zip(resampled.replicates(run, 0), resample_rows(40, 3, 0), strict=True):
         assert value == pytest.approx(
-            CLASSES.metrics(
+            CLASSES.scorer.compute(
                 {"prediction": run.predictions["prediction"][rows]} | {"scores": run.predictions["scores"][rows]},
                 {"labels": run.references["labels"][rows]},
             )["mcc"]
@@ -249,7 +249,7 @@ def test_other_replicates_are_computed_by_the_task() -> None:
 def test_strategies_share_resamples() -> None:
     right = np.random.default_rng(0).random(200) < 0.8
     first, same = classified(right, seed=1), classified(right, seed=2)
-    resampled = ResampledMetric(CLASSES, "accuracy", [first, same])
+    resampled = ResampledMetric(CLASSES.scorer, "accuracy", [first, same])
     assert np.array_equal(resampled.replicates(first, 0), resampled.replicates(same, 0))
     difference = compare_strategies(
         StrategyScores(resampled, {0: first, 1: first}, True), StrategyScores(resampled, {0: same, 1: same}, True)
@@ -261,7 +261,7 @@ def test_strategies_share_resamples() -> None:
 
 def test_no_difference_without_common_seeds() -> None:
     run = classified(np.ones(20, bool))
-    resampled = ResampledMetric(CLASSES, "accuracy", [run])
+    resampled = ResampledMetric(CLASSES.scorer, "accuracy", [run])
     assert compare_strategies(StrategyScores(resampled, {0: run}, True), StrategyScores(resampled, {1: run}, True)) is None
 
 
@@ -304,7 +304,7 @@ def test_variance_of_seeds_widens_the_interval() -> None:
 def test_interval_near_a_bound_is_wilsons(right: int, rows: int, seeds: int) -> None:
     """A bootstrap of rows that are all right would give the interval 1.0 to 1.0."""
     run = classified(np.arange(rows) < right, 2)
-    resampled = ResampledMetric(CLASSES, "accuracy", [run])
+    resampled = ResampledMetric(CLASSES.scorer, "accuracy", [run])
     interval = estimate_strategy(StrategyScores(resampled, dict.fromkeys(range(seeds), run), True))
     wilson = binomtest(right, rows).proportion_ci(method="wilson")
     assert interval.low == pytest.approx(wilson.low, abs=0.02)
@@ -315,7 +315,7 @@ def test_interval_near_a_bound_is_wilsons(right: int, rows: int, seeds: int) -> 
 @pytest.mark.parametrize("metric", ["f1_macro", "recall_weighted", "mcc"])
 def test_interval_of_a_perfect_score_has_width(metric: str) -> None:
     run = classified(np.ones(20, bool))
-    resampled = ResampledMetric(CLASSES, metric, [run])
+    resampled = ResampledMetric(CLASSES.scorer, metric, [run])
     interval = estimate_strategy(StrategyScores(resampled, {0: run}, True))
     assert (interval.value, interval.high) == (1, 1)
     assert 0.5 < interval.low < 0.9
@@ -333,7 +333,7 @@ def test_p_value_agrees_with_the_interval(seeds: int) -> None:
     """It is the level at which the interval reaches 0; one seed gives none."""
     generator = np.random.default_rng(seeds)
     first, second = ([classified(generator.random(300) < level) for _ in range(seeds)] for level in (0.9, 0.6))
-    resampled = ResampledMetric(CLASSES, "accuracy", [*first, *second])
+    resampled = ResampledMetric(CLASSES.scorer, "accuracy", [*first, *second])
     runs = [StrategyScores(resampled, dict(enumerate(one)), True) for one in (first, second)]
     difference, reverse = compare_strategies(*runs), compare_strategies(*reversed(runs))
     assert difference is not None
@@ -351,24 +351,24 @@ def test_p_value_agrees_with_the_interval(seeds: int) -> None:
 def test_translations_are_compared_by_bleu() -> None:
     """Not by token accuracy, the best metric during training; replicates come from sacreBLEU's statistics."""
     task: Task = task_from({"name": "translation"})
-    assert [task.metric_to_compare(name) for name in (None, "loss", "token_accuracy", "bleu", "chrf")] == [
+    assert [task.scorer.compare_by(name) for name in (None, "loss", "token_accuracy", "bleu", "chrf")] == [
         "bleu", "bleu", "bleu", "bleu", "chrf",
     ]  # fmt: skip
-    assert CLASSES.metric_to_compare(None) == CLASSES.metric_to_compare("loss") == "accuracy"
-    assert CLASSES.metric_to_compare("f1_macro") == "f1_macro"
+    assert CLASSES.scorer.compare_by(None) == CLASSES.scorer.compare_by("loss") == "accuracy"
+    assert CLASSES.scorer.compare_by("f1_macro") == "f1_macro"
     references = [f"the {word} dog runs over the green hill at noon" for word in ("old", "big", "red", "sad", "wet", "new")]
     texts = [text.replace("green", "blue") if i % 2 else text for i, text in enumerate(references)]
     predictions = {"prediction": np.array(texts, object), "right": np.arange(6), "of": np.full(6, 10)}
     run = ScoredSplit(predictions, {"references": np.array(references, object)})
     for metric in ("bleu", "chrf", "ter", "token_accuracy"):
-        resampled = ResampledMetric(task, metric, [run])
+        resampled = ResampledMetric(task.scorer, metric, [run])
         assert resampled.fast
         resampled.resamples = 3
-        assert resampled.value(run) == pytest.approx(task.metrics(predictions, run.references)[metric]), metric
+        assert resampled.value(run) == pytest.approx(task.scorer.compute(predictions, run.references)[metric]), metric
         for value, rows in zip(resampled.replicates(run, 0), resample_rows(6, 3, 0), strict=True):
             drawn = {name: array[rows] for name, array in predictions.items()}
             references = {"references": run.references["references"][rows]}
-            assert value == pytest.approx(task.metrics(drawn, references)[metric]), metric
+            assert value == pytest.approx(task.scorer.compute(drawn, references)[metric]), metric
 
 
 @pytest.mark.parametrize(("seed_effect", "noise"), [(0.0, 1.0), (0.4, 0.5)])
@@ -379,7 +379,7 @@ def test_lucky_seeds_are_not_significant(seed_effect: float, noise: float) -> No
         rows = 150
         pair = [simulate(generator, rows, 3, 0.0, seed_effect, noise) for _ in range(2)]
         scored = [[classified(right) for right in one] for one in pair]
-        resampled = ResampledMetric(CLASSES, "accuracy", scored[0])
+        resampled = ResampledMetric(CLASSES.scorer, "accuracy", scored[0])
         resampled.resamples = 199
         difference = compare_strategies(*(StrategyScores(resampled, dict(enumerate(one)), True) for one in scored))
         assert difference is not None
@@ -392,7 +392,7 @@ def test_real_difference_is_significant() -> None:
     generator = np.random.default_rng(5)
     easy = generator.random(500)
     good, bad = ([classified((easy + generator.normal(0, 0.1, 500)) < level) for _ in range(3)] for level in (0.9, 0.8))
-    resampled = ResampledMetric(CLASSES, "accuracy", [*good, *bad])
+    resampled = ResampledMetric(CLASSES.scorer, "accuracy", [*good, *bad])
     runs = [StrategyScores(resampled, dict(enumerate(one)), True) for one in (good, bad)]
     difference = compare_strategies(*runs)
     assert difference is not None

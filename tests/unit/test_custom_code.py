@@ -107,7 +107,7 @@ def test_a_strategy_keeps_the_model_that_a_task_builds(
     assert type(model).__name__ == "BertForSequenceClassification"
     assert len(model.bert.encoder.layer) == (1 if isinstance(strategy, dict) else 2)
     scores = load_predictor(tmp_path / "run")([line.split(",")[0] for line in sentiment["test"].read_text().splitlines()[1:]])
-    assert [row["prediction"] for row in scores] == run.predictor().task.written(run.predictions["test"]["prediction"])
+    assert [row["prediction"] for row in scores] == run.predictor().task.scorer.typed(run.predictions["test"]["prediction"])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_code_that_was_named_is_imported(marked: Path, tmp_path: Path, monkeypat
     extensions.load_code([marked / "stranger.py"])
     assert (tmp_path / "was_run").exists()
     task = task_from({"name": "stranger:Task", "text": "t"})
-    assert (task_name(task), task.input_columns()) == ("stranger:Task", ["t"])
+    assert (task_name(task), task.inputs) == ("stranger:Task", ["t"])
     assert extensions.files_for_child({"task": task.document()}) == [str((marked / "stranger.py").resolve())]
 
 

@@ -271,7 +271,7 @@ def test_evaluation_remembers_the_batch_size_limit(
     model, task, table, *_ = prepared(tiny["bert"], TASKS["single"])
     assert len(table) >= 16
     expected, _ = predict_table(model, task, table, batch_size=8)
-    original, failed, most = TextClassification.predict_batch, [], []
+    original, failed, most = TextClassification.predict, [], []
 
     def small(self: Any, model: Any, batch: Any, *more: Any) -> Any:
         tokens = batch["input_ids"].numel()
@@ -281,7 +281,7 @@ def test_evaluation_remembers_the_batch_size_limit(
         most.append(tokens)
         return original(self, model, batch, *more)
 
-    monkeypatch.setattr(TextClassification, "predict_batch", small)
+    monkeypatch.setattr(TextClassification, "predict", small)
     capsys.readouterr()
     answers, _ = predict_table(model, task, table, batch_size=8)
     assert np.allclose(answers["scores"], expected["scores"], atol=1e-6)

@@ -141,7 +141,7 @@ def test_an_end_token_that_a_text_spells_out_is_text(bases: dict[str, Path], fol
     long = "good [SEP] " * 20  # truncated, and yet with an end
     texts = ["a [SEP] good film", "a film", long]
     assert len(predictor(texts)) == 3
-    table, _ = predictor.task.encode({"text": texts}, predictor.tokenizer, targets=False)
+    table = predictor.task.encode({"text": texts}, predictor.tokenizer, targets=False).ragged
     ends = [list(table["input_ids"][row]).count(3) for row in range(3)]
     assert ends == [1, 1, 1]
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from nlp_transfer.data.oversampling import Repeats
+from nlp_transfer.data.oversampling import Repeats, class_repeats
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import PLAIN_LOSS, LossOptions
+from nlp_transfer.tasks.common.objectives import CrossEntropy
 from nlp_transfer.tasks.multi_label import MultiLabel
 from nlp_transfer.tasks.text_classification import TextClassification
 from tests.builders import run, sentiment_rows, write
@@ -37,7 +37,7 @@ def batch_of(task: Any, rows: int = 12) -> tuple[Any, dict[str, torch.Tensor]]:
     return SimpleNamespace(logits=logits), {"labels": (torch.rand(rows, 4, generator=generator) < 0.4).float()}
 
 
-def direct(task: Any, logits: torch.Tensor, labels: torch.Tensor, options: LossOptions) -> torch.Tensor:
+def direct(task: Any, logits: torch.Tensor, labels: torch.Tensor, options: Any) -> torch.Tensor:
     """The focal loss item by item, from probabilities."""
     gamma, smoothing, total = options.focal_gamma, options.label_smoothing, torch.zeros((), dtype=torch.float64)
     weights = torch.ones(4) if options.class_weights is None else options.class_weights
@@ -60,16 +60,16 @@ def direct(task: Any, logits: torch.Tensor, labels: torch.Tensor, options: LossO
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["", "weights"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_focal_loss_and_its_gradient(task: Any, gamma: float, weights: torch.Tensor | None, smoothing: float) -> None:
-    options = LossOptions(smoothing, weights, gamma)
+    options = task.loss_type(smoothing, weights, gamma)
     outputs, batch = batch_of(task)
-    (found,) = task.loss(outputs, batch, options).values()
+    (found,) = options.loss(outputs, batch).values()
     expected = direct(task, outputs.logits, batch["labels"], options)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     gradients = [torch.autograd.grad(value, outputs.logits)[0] for value in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-    plain = task.loss(outputs, batch, LossOptions(smoothing, weights))
-    assert float(found) < float(*plain.values())
-    assert task.counts(batch, options) == task.counts(batch, LossOptions(smoothing, weights)), "items are counted as before"
+    plain = task.loss_type(smoothing, weights)
+    assert float(found) < float(*plain.loss(outputs, batch).values())
+    assert options.count(batch) == plain.count(batch), "items are counted as before"
 
 
 @pytest.mark.parametrize("task", [ONE, SEVERAL], ids=["one label", "several"])
@@ -77,8 +77,7 @@ def test_focal_loss_and_its_gradient(task: Any, gamma: float, weights: torch.Ten
 def test_gamma_zero_is_the_plain_loss(task: Any, gamma: float | None) -> None:
     outputs, batch = batch_of(task)
     table = labels_table(batch["labels"].numpy())
-    options = task.loss_options(TrainingConfig(focal_gamma=gamma), table)
-    (found,) = task.loss(outputs, batch, options).values()
+    (found,) = task.objective(TrainingConfig(focal_gamma=gamma), table).loss(outputs, batch).values()
     logits, labels = outputs.logits, batch["labels"]
     plain = F.cross_entropy if task is ONE else F.binary_cross_entropy_with_logits
     if task is ONE:
@@ -92,7 +91,7 @@ def test_gamma_zero_is_the_plain_loss(task: Any, gamma: float | None) -> None:
 def test_certain_predictions_have_finite_gradients(task: Any, gamma: float) -> None:
     logits = torch.tensor([[200.0, -200.0, -200.0, -200.0]] * 2, requires_grad=True)
     labels = torch.tensor([0, 1]) if task is ONE else torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 1.0, 1.0]])
-    (loss,) = task.loss(SimpleNamespace(logits=logits), {"labels": labels}, LossOptions(0.0, None, gamma)).values()
+    (loss,) = task.loss_type(0.0, None, gamma).loss(SimpleNamespace(logits=logits), {"labels": labels}).values()
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
@@ -106,19 +105,19 @@ def test_certain_predictions_have_finite_gradients(task: Any, gamma: float) -> N
 def test_weights_and_smoothing_match_pytorch(weights: torch.Tensor | None, smoothing: float, weight_decimals: int) -> None:
     """Over a window, however it is cut: the sum of losses divided by the sum of counts is PyTorch's mean, gradients too."""
     weights = None if weights is None else (weights * 1.2345).round(decimals=weight_decimals) + 0.5
-    options = LossOptions(smoothing, weights)
+    objective = CrossEntropy(smoothing, weights)
     outputs, batch = batch_of(ONE, 13)
     wanted = F.cross_entropy(outputs.logits, batch["labels"], weight=weights, label_smoothing=smoothing)
     parts = [slice(0, 5), slice(5, 6), slice(6, 13)]
     total = sum(
-        ONE.loss(SimpleNamespace(logits=outputs.logits[rows]), {"labels": batch["labels"][rows]}, options)["cross_entropy"]
+        objective.loss(SimpleNamespace(logits=outputs.logits[rows]), {"labels": batch["labels"][rows]})["cross_entropy"]
         for rows in parts
     )
-    found = total / ONE.counts(batch, options)["cross_entropy"]
+    found = total / objective.count(batch)["cross_entropy"]
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
     gradients = [torch.autograd.grad(value, outputs.logits)[0] for value in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
-    (summed,) = ONE.loss(outputs, batch, options).values()
+    (summed,) = objective.loss(outputs, batch).values()
     sums = F.cross_entropy(outputs.logits, batch["labels"], weight=weights, label_smoothing=smoothing, reduction="sum")
     assert float(summed) == pytest.approx(float(sums), rel=1e-6)
 
@@ -133,9 +132,9 @@ def test_balanced_weights_after_oversampling(oversample: Any) -> None:
     average: rare labels are not corrected for twice."""
     table = labels_table(np.repeat([0, 1, 2, 3], [90, 31, 8, 3]))
     training = TrainingConfig(class_weights="balanced", oversample=oversample)
-    weights = ONE.loss_options(training, table).class_weights
+    weights = ONE.objective(training, table).class_weights
     assert weights is not None
-    repeats = ONE.repeats(training, table)
+    repeats = class_repeats(table.dense["labels"], training.oversample)
     rows = np.arange(len(table)) if repeats is None else repeats.rows(np.random.default_rng(0))
     frequency = np.bincount(table.dense["labels"][rows])
     np.testing.assert_allclose(weights.numpy() * frequency, len(rows) / 4, rtol=1e-6)
@@ -148,22 +147,22 @@ def test_balanced_multi_label_weights_after_oversampling(oversample: Any) -> Non
     hot = (generator.random((400, 4)) < [0.7, 0.3, 0.1, 0.02]).astype(np.float32)
     table = labels_table(hot)
     training = TrainingConfig(class_weights="balanced", oversample=oversample)
-    weights = SEVERAL.loss_options(training, table).class_weights
+    weights = SEVERAL.objective(training, table).class_weights
     assert weights is not None
-    repeats = SEVERAL.repeats(training, table)
+    repeats = class_repeats(table.dense["labels"], training.oversample)
     epochs = [np.arange(400)] if repeats is None else [repeats.rows(generator) for _ in range(200)]
     seen = hot[np.concatenate(epochs)]
     np.testing.assert_allclose(weights.numpy(), np.maximum(1, (1 - seen).sum(0) / seen.sum(0)), rtol=0.01)
     if oversample is not None:
-        plain = SEVERAL.loss_options(training.model_copy(update={"oversample": None}), table).class_weights
+        plain = SEVERAL.objective(training.model_copy(update={"oversample": None}), table).class_weights
         assert plain is not None
         assert weights[3] < 0.5 * plain[3]
 
 
 def test_metrics_use_the_plain_loss() -> None:
-    assert PLAIN_LOSS.focal_gamma == 0
+    assert ONE.objective() == CrossEntropy()
     outputs, batch = batch_of(ONE)
-    found = ONE.items(outputs, batch)["cross_entropy"][0]
+    found = ONE.objective().items(outputs, batch)["cross_entropy"][0]
     assert found == pytest.approx(float(F.cross_entropy(outputs.logits, batch["labels"], reduction="sum")), rel=1e-6)
 
 
@@ -256,7 +255,7 @@ def test_multi_label_row_is_repeated_by_its_rarest_label() -> None:
     hot[:3, 3] = 1
     hot[30:35, 2] = 1  # five of c; five rows have no label
     table = labels_table(hot)
-    repeats = SEVERAL.repeats(TrainingConfig(oversample="balanced"), table)
+    repeats = class_repeats(table.dense["labels"], TrainingConfig(oversample="balanced").oversample)
     assert repeats is not None
     times = Counter(repeats.rows(np.random.default_rng(0)).tolist())
     assert [times[row] for row in (0, 1, 2)] == [10] * 3, "30 rows of a, 3 of d"
@@ -264,7 +263,7 @@ def test_multi_label_row_is_repeated_by_its_rarest_label() -> None:
     assert [times[row] for row in range(10, 30)] == [1] * 20
     assert [times[row] for row in range(30, 35)] == [6] * 5
     assert [times[row] for row in range(35, 40)] == [1] * 5
-    assert SEVERAL.repeats(TrainingConfig(), table) is None
+    assert class_repeats(table.dense["labels"], TrainingConfig().oversample) is None
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,11 @@ def frame(cells: list[Any], **columns: list[Any]) -> pd.DataFrame:
 def fit(source: Any, name: str = "text_classification", **settings: Any) -> Any:
     """The task as fitted on a source that was read like train."""
     task = task_from({"name": name, **settings})
-    rows = read_rows(str(source) if isinstance(source, Path) else source, "train", DataConfig(train="x"), task.columns())
+    rows = read_rows(
+        str(source) if isinstance(source, Path) else source, "train", DataConfig(train="x"), [*task.inputs, *task.targets]
+    )
     problems = Problems()
-    task.check_settings(TrainingConfig(), problems)
+    task.fit(None, problems, TrainingConfig())
     fitted: Task = task.fit(rows, problems)
     fitted.check(rows, problems)
     problems.raise_if_any()
@@ -40,8 +42,8 @@ def fit(source: Any, name: str = "text_classification", **settings: Any) -> Any:
 def predicted(task: Any, ids: list[int]) -> list[Any]:
     scores = np.eye(len(task.labels))[ids]
     if task.document()["name"] == "multi_label":
-        return task.describe({"prediction": scores > 0.5, "scores": scores})["prediction"]
-    return task.describe({"prediction": np.array(ids), "scores": scores})["prediction"]
+        return task.columns({"prediction": scores > 0.5, "scores": scores})["prediction"]
+    return task.columns({"prediction": np.array(ids), "scores": scores})["prediction"]
 
 
 def write_jsonl(path: Path, cells: list[Any]) -> Path:
@@ -59,7 +61,7 @@ def write_jsonl(path: Path, cells: list[Any]) -> Path:
 )  # fmt: skip
 def test_predictions_have_the_type_of_the_labels(cells: list[Any], values: list[Any]) -> None:
     task, rows = fit(frame(cells))
-    predictions = predicted(task, task.strata(rows).tolist())
+    predictions = predicted(task, task.describe(rows).strata.tolist())
     assert predicted(task, range(len(values))) == values
     assert [type(value) for value in predicted(task, range(len(values)))] == [type(value) for value in values]
     if all(type(cell) is type(cells[0]) for cell in cells):
@@ -134,7 +136,7 @@ def test_wrong_label_type_is_refused() -> None:
 def test_wrong_label_type_of_a_saved_model_is_refused(cells: list[Any], kind: str) -> None:
     task, _ = fit(frame(cells))
     problems = Problems()
-    task_from(task.document() | {"label_type": kind}).check_settings(TrainingConfig(), problems)
+    task_from(task.document() | {"label_type": kind}).fit(None, problems, TrainingConfig())
     assert f"task.label_type: found {kind}" in str(problems)
 
 
@@ -142,9 +144,9 @@ def test_class_weights_accept_any_spelling() -> None:
     task, _ = fit(frame([1, 0, 1, 0]))
     problems = Problems()
     training = TrainingConfig(class_weights={"1.0": 3.0, "0": 1.0})
-    task.check_settings(training, problems)
+    task.fit(None, problems, training)
     assert not problems
-    assert task.loss_options(training, None).class_weights.tolist() == [1.0, 3.0]
+    assert task.objective(training, None).class_weights.tolist() == [1.0, 3.0]
 
 
 @pytest.mark.parametrize("cell", [[0, 1, 0], (0, 1, 0), "[0, 1, 0]", '["a"]', "['a', 'b']"])
@@ -190,7 +192,7 @@ def test_indicator_columns(tmp_path: Path) -> None:
         task, rows = fit(source, "multi_label", label=["sad", "glad", "new"])
         assert task.labels == ["sad", "glad", "new"]
         assert task.encode_targets(task.target_cells(rows.columns)).tolist() == [[0, 1, 1], [1, 0, 0], [1, 0, 1], [0, 0, 0]]
-        assert task.strata(rows).tolist() == [1, 0, 0, -1]
+        assert task.describe(rows).strata.tolist() == [1, 0, 0, -1]
     with refused("row 2, column 'sad'", "found 2", "0 or 1"):
         fit(table.assign(sad=[0, 2, 1, 0]), "multi_label", label=["sad", "glad", "new"])
     with refused("no column 'angry'"):
@@ -245,7 +247,7 @@ def test_separator_in_a_label_is_refused(cells: list[Any]) -> None:
         fit(frame(cells), "multi_label")
     task, rows = fit(frame(cells), "multi_label", separator=";")
     hot = task.encode_targets(rows.columns["label"])
-    joined = task.cells(task.describe({"prediction": hot > 0.5, "scores": hot}))["prediction"]
+    joined = task.columns({"prediction": hot > 0.5, "scores": hot}, cells=True)["prediction"]
     assert task.encode_targets(joined).tolist() == hot.tolist(), "predictions are read as the labels that they are"
 
 
@@ -257,7 +259,7 @@ def test_separator_in_a_column_name_is_refused() -> None:
 
 def test_labels_differing_in_case_are_reported() -> None:
     task, rows = fit(frame(["Spam", "spam", "ham", "Spam", "spam", "ham"]))
-    assert any("'Spam', 'spam'" in line for line in task.report(rows))
+    assert any("'Spam', 'spam'" in line for line in task.describe(rows).lines)
 
 
 @pytest.mark.parametrize(
@@ -304,8 +306,8 @@ def test_tuples_and_sets_are_lists(cell: Any) -> None:
 
 def test_indicators_after_training_on_names_are_refused() -> None:
     task, _ = fit(frame([[0, 2], [1], [1, 2], [0]]), "multi_label")
-    rows = read_rows(frame([[1, 0, 1], [0, 1, 0]]), "test", DataConfig(), task.columns())
-    task.check(rows, problems := Problems())
+    rows = read_rows(frame([[1, 0, 1], [0, 1, 0]]), "test", DataConfig(), [*task.inputs, *task.targets])
+    task.validate(rows, problems := Problems())
     assert "train contains names of labels" in str(problems)
 
 
@@ -317,9 +319,9 @@ def test_partial_separator_in_a_label_is_refused(labels: list[str], separator: s
 
 def test_other_separator_is_reported() -> None:
     task, rows = fit(frame(["a,b", "a", "b", "a,b"]), "multi_label")
-    assert any("','" in line and "task.separator" in line for line in task.report(rows))
+    assert any("','" in line and "task.separator" in line for line in task.describe(rows).lines)
     task, rows = fit(frame(["a|b", "a", "a", "a|b"]))
-    assert any("'|'" in line and "multi_label" in line for line in task.report(rows))
+    assert any("'|'" in line and "multi_label" in line for line in task.describe(rows).lines)
 
 
 def test_extreme_numbers_match_their_csv_spelling(tmp_path: Path) -> None:
@@ -327,7 +329,7 @@ def test_extreme_numbers_match_their_csv_spelling(tmp_path: Path) -> None:
         table = pd.DataFrame({"text": TEXTS[:6], "label": values})
         task, rows = fit(table)
         table.to_csv(tmp_path / "t.csv", index=False)
-        read = read_rows(str(tmp_path / "t.csv"), "test", DataConfig(), task.columns())
+        read = read_rows(str(tmp_path / "t.csv"), "test", DataConfig(), [*task.inputs, *task.targets])
         assert task.encode_targets(read.columns["label"]).tolist() == task.encode_targets(rows.columns["label"]).tolist()
 
 
@@ -335,8 +337,8 @@ def test_labels_in_settings_can_be_numpy_numbers() -> None:
     assert fit(frame([1, 0, 1, 0]), labels=[np.int64(1), np.int64(0)])[0].labels == ["1", "0"]
     assert TrainingConfig(class_weights={np.int64(0): 1.0, True: 2.0}).class_weights == {"0": 1.0, "True": 2.0}  # type: ignore[dict-item]
     problems = Problems()
-    task_from({"name": "text_classification", "labels": ["1", "0"]}).check_settings(
-        TrainingConfig(class_weights={"1": 1.0, "1.0": 2.0, "0": 1.0}), problems
+    task_from({"name": "text_classification", "labels": ["1", "0"]}).fit(
+        None, problems, TrainingConfig(class_weights={"1": 1.0, "1.0": 2.0, "0": 1.0})
     )
     assert "two are the same label" in str(problems)
 

@@ -237,15 +237,15 @@ def test_targets_and_metrics_are_float64(tiny: dict[str, Path]) -> None:
     rows = from_columns({"text": TEXTS[:4], "score": ["2000000001", 2000000002, "2000000004.5", "2000000003"]}, "rows")
     checkpoint = opened(tiny["bert"])
     task: Any = task_from({"name": "regression", "label": "score"}).fit(rows, Problems())
-    assert "128 apart" in "".join(task.report(rows)), "what plain transformers cannot tell apart is said"
+    assert "128 apart" in "".join(task.describe(rows).lines), "what plain transformers cannot tell apart is said"
     task = task.prepare(checkpoint, rows)
     targets = task.encode_targets(rows.columns["score"])
     assert targets.tolist() == [2000000001.0, 2000000002.0, 2000000004.5, 2000000003.0]
     assert (task.mean, task.scale) == (targets.mean(), pytest.approx(targets.std()))
     standard = ((targets - targets.mean()) / targets.std()).astype(np.float32)
     outputs: Any = type("Outputs", (), {"logits": torch.from_numpy(standard)[:, None]})
-    assert task.loss(outputs, {"labels": torch.from_numpy(targets)})["squared_error"] == pytest.approx(0, abs=1e-10)
-    assert np.abs(task.predict(outputs)["prediction"] - targets).max() < 1e-6
+    assert task.objective().loss(outputs, {"labels": torch.from_numpy(targets)})["squared_error"] == pytest.approx(0, abs=1e-10)
+    assert np.abs(task.predictions(outputs)["prediction"] - targets).max() < 1e-6
     assert task_from(task.document()) == task
 
 
@@ -315,8 +315,8 @@ def test_scoring_a_loaded_model_gives_standardized_losses(tiny: dict[str, Path],
 def test_predictions_keep_significant_digits() -> None:
     task = Regression(mean=1.7e9, scale=60.0)
     outputs = SimpleNamespace(logits=torch.tensor([[0.5], [-1.25], [1 / 3]]))
-    assert task.describe(task.predict(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.0]
-    small = Regression(mean=0.0, scale=1e-4).describe({"prediction": np.array([1e-4 / 3])})
+    assert task.columns(task.predictions(outputs))["prediction"] == [1.7e9 + 30, 1.7e9 - 75, 1700000020.0]
+    small = Regression(mean=0.0, scale=1e-4).columns({"prediction": np.array([1e-4 / 3])})
     assert small["prediction"] == [3.333333e-05]
 
 

@@ -444,7 +444,7 @@ def test_batches_of_sources_and_targets(family: str, checkpoints: dict[str, Path
     pad = opened(checkpoints[family]).tokenizer.pad_token_id
     assert torch.equal(found["input_ids"] == pad, found["attention_mask"] == 0)
     assert table.references["references"].tolist() == TARGETS
-    assert task.counts(found)["cross_entropy"] == sum(map(len, wanted))
+    assert task.objective().count(found)["cross_entropy"] == sum(map(len, wanted))
 
 
 @pytest.mark.parametrize("family", list(FORMS))

@@ -18,7 +18,7 @@ from nlp_transfer import fine_tune
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.sources.text_columns import fingerprints, normalized
 from nlp_transfer.data.split_sampling import describe_repeats, split_off
-from nlp_transfer.data.splits import Splits, read_splits
+from nlp_transfer.data.splits import Splits, input_texts, read_splits
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 from tests.builders import refused, run, sentiment_rows, write
@@ -93,7 +93,7 @@ def test_pairs_are_told_apart_by_both_texts() -> None:
 
 def test_pairs_with_the_same_joined_text_are_different() -> None:
     task = task_from({"name": "regression", "text_pair": "other"})
-    assert len(set(task.keys(from_columns({"text": ["a b", "a"], "other": ["c", "b c"]}, "t")))) == 2
+    assert len(set(input_texts(task, from_columns({"text": ["a b", "a"], "other": ["c", "b c"]}, "t")))) == 2
 
 
 def test_groups_stay_together_and_so_do_their_texts() -> None:

@@ -85,12 +85,11 @@ def gradient_of(model: PreTrainedModel, objective: Objective, table: TokenTable,
     """The whole gradient over a table, as the loop computes it, in so many micro-batches."""
     model.zero_grad()
     model.eval()
-    options = objective.loss_options(TrainingConfig(), table)
     rows = np.arange(len(table))
-    counts = objective.counts(table.targets(rows), options)
+    counts = objective.count(table.targets(rows))
     for own in np.array_split(rows, parts):
         batch = table.batch(own)
-        terms = objective.loss(model(**model_inputs(batch)), batch, options)
+        terms = objective.loss(model(**model_inputs(batch)), batch)
         torch.stack([value / counts[name] for name, value in terms.items()]).sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -110,7 +109,7 @@ def test_distillation_loss_matches_the_formula(kind: str) -> None:
     generator, heat = torch.Generator().manual_seed(0), 2.5
     labels = len(LABELS[kind])
     ours, theirs = (torch.randn(6, labels, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
-    objective = DistillationObjective(task_from(KINDS[kind]), HEAD[kind], heat, 0.3, 0.0)
+    objective = DistillationObjective(task_from(KINDS[kind]).objective(), HEAD[kind], heat, 0.3, 0.0)
     found = objective.soft(ours.float(), torch.from_numpy(soft_targets(theirs.float().numpy(), HEAD[kind], heat)))
     expected = 0.0
     for a, b in zip(ours, theirs, strict=True):
@@ -129,7 +128,7 @@ def test_certain_teacher_gives_finite_gradients() -> None:
     sure = np.array([[200.0, -200.0]], np.float32)
     logits = torch.tensor([[1.0, 0.0]], requires_grad=True)
     for kind in ("single", "multi_label"):
-        objective = DistillationObjective(task_from(KINDS[kind]), HEAD[kind], 1.0, 0.5, 0.0)
+        objective = DistillationObjective(task_from(KINDS[kind]).objective(), HEAD[kind], 1.0, 0.5, 0.0)
         loss = objective.soft(logits, torch.from_numpy(soft_targets(sure, HEAD[kind], 1.0)))
         (gradient,) = torch.autograd.grad(loss, logits)
         assert torch.isfinite(loss)
@@ -181,21 +180,21 @@ def test_unlabeled_rows_count_for_the_teacher_only(kind: str, tiny: dict[str, Pa
     assert table.dense["target_hard"].tolist() == [True] * 16 + [False] * 24
     batch, labelled = table.batch(np.arange(40)), table.batch(np.arange(16))
     assert not any(name.startswith("target_") or name == "labels" for name in model_inputs(batch))
-    counts, own = objective.counts(table.targets(np.arange(40))), job.task.counts(labelled)
+    counts, own = objective.count(table.targets(np.arange(40))), job.task.objective().count(labelled)
     by_label = len(LABELS[kind]) if kind == "multi_label" else 1
     hard = {name: count * 40 / 16 for name, count in own.items()}  # so a labelled row weighs as one of 40
     assert counts == hard | {"rows": 40.0, "soft": 40.0 * by_label, "hidden": 40.0}
     model.eval()
     with torch.inference_mode():
         terms = objective.loss(model(**model_inputs(batch)), batch)
-        expected = job.task.loss(model(**model_inputs(labelled)), labelled)
+        expected = job.task.objective().loss(model(**model_inputs(labelled)), labelled)
         table.dense["labels"][16:] = 1
         again = table.batch(np.arange(40))
         changed = objective.loss(model(**model_inputs(again)), again)
     for name, value in expected.items():
         assert float(terms[name]) == pytest.approx(0.75 * float(value), rel=1e-4)
         assert float(terms[name]) == float(changed[name]), "the labels of unlabelled rows mean nothing"
-    alone = objective.counts(table.targets(np.arange(16, 40)))
+    alone = objective.count(table.targets(np.arange(16, 40)))
     assert all(count > 0 for count in alone.values()), "a step without any labelled row is divided by something"
 
 

@@ -132,7 +132,7 @@ def test_loss_is_the_same_for_any_batch_size(how: Any, kind: str) -> None:
     assert whole > 0
     for cut in (2, 3, 24):
         assert sum(loss(part) for part in np.array_split(window, cut)) == pytest.approx(whole, rel=1e-5)
-    assert objective.counts(groups.targets(window)) == {"rows": 24.0, how: 144.0} == objective.counts(groups.batch(window))
+    assert objective.count(groups.targets(window)) == {"rows": 24.0, how: 144.0} == objective.count(groups.batch(window))
 
 
 def test_contrastive_loss_matches_the_formula() -> None:

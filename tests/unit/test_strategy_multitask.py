@@ -69,9 +69,8 @@ def test_mixed_table_contains_all_rows(tiny: dict[str, Path]) -> None:
 def test_tasks_are_weighted_by_rows_and_weight(tiny: dict[str, Path]) -> None:
     """The loss of a window is that of all rows in one mean, times the weights."""
     tasks, parts = tables(tiny)
-    objective = MixedObjective(tasks, {"regression": 3.0})
+    objective = MixedObjective({name: task.objective(TrainingConfig()) for name, task in tasks.items()}, {"regression": 3.0})
     mixed = MixedTable.of(parts)
-    options = objective.loss_options(TrainingConfig(), mixed)
     rows = np.array([0, 1, 2, 30, 60, 61])  # three of single, one of multi_label, two of regression
     batch = mixed.batch(rows)
     generator = torch.Generator().manual_seed(0)
@@ -80,13 +79,13 @@ def test_tasks_are_weighted_by_rows_and_weight(tiny: dict[str, Path]) -> None:
         name: type("Outputs", (), {"logits": torch.randn(size, generator=generator)})() for name, size in sizes.items()
     }
     outputs["unused"] = torch.zeros(())
-    counts = objective.counts(mixed.targets(rows), options)
-    losses = objective.loss(outputs, batch, options)
+    counts = objective.count(mixed.targets(rows))
+    losses = objective.loss(outputs, batch)
     total = sum(value / counts.get(name, counts["rows"]) for name, value in losses.items())
     means = {}
     for name, part in split_batch(batch).items():
-        term, value = next(iter(tasks[name].loss(outputs[name], part).items()))
-        means[name] = value / tasks[name].counts(part)[term]
+        term, value = next(iter(tasks[name].objective().loss(outputs[name], part).items()))
+        means[name] = value / tasks[name].objective().count(part)[term]
     wanted = (3 * means["single"] + 1 * means["multi_label"] + 2 * 3.0 * means["regression"]) / 6
     assert float(total) == pytest.approx(float(wanted), rel=1e-6)
 

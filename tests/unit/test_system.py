@@ -162,11 +162,11 @@ def test_a_regression_makes_no_float64_on_a_device_without_it() -> None:
     logits = torch.zeros(2, 1)
     with Float64():
         batch = to_device({"labels": labels, "input_ids": torch.ones(2, 3, dtype=torch.long)}, torch.device("meta"))
-        found = task.loss(type("Outputs", (), {"logits": logits.to("meta")}), batch)
+        found = task.objective().loss(type("Outputs", (), {"logits": logits.to("meta")}), batch)
     assert batch["input_ids"].device.type == "meta"
     assert found["squared_error"].device.type == "meta"
     outputs = type("Outputs", (), {"logits": logits})
-    assert float(task.loss(outputs, {"labels": labels})["squared_error"]) == 0.5**2 + 1.5**2
+    assert float(task.objective().loss(outputs, {"labels": labels})["squared_error"]) == 0.5**2 + 1.5**2
     with pytest.raises(AssertionError, match="float64 on meta"), Float64():
         labels.to("meta")
 

@@ -20,7 +20,7 @@ from nlp_transfer.data.splits import read_splits
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import encode_table, task_from
 from tests.builders import refused
 from tests.helpers.models import save_tiny
 
@@ -164,7 +164,9 @@ def tables_of(source: str, model: str) -> tuple[dict[str, TokenTable], list[str]
     splits, task = read_splits(data, task, TrainingConfig(), 0)
     checkpoint = Checkpoint.open(find_model(model))
     task = task.prepare(checkpoint, splits.rows["train"])
-    return {name: task.table(rows, checkpoint.tokenizer, "none", True, name) for name, rows in splits.rows.items()}, splits.notes
+    return {
+        name: encode_table(task, rows, checkpoint.tokenizer, "none", True, name) for name, rows in splits.rows.items()
+    }, splits.notes
 
 
 def test_a_run_sees_the_same_tokens_and_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

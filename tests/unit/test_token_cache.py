@@ -19,9 +19,9 @@ from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.token_cache import META, cache_folder, cached_table, tokenizer_fingerprint
-from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows, tokenize
+from nlp_transfer.data.tokens import Features, Ragged, TokenTable, encode_rows, tokenize
 from nlp_transfer.settings.schema import DataConfig
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks import Task, encode_table, task_from
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.errors import Problems
 from tests import builders
@@ -80,8 +80,8 @@ def test_what_is_found_is_what_is_made(document: dict[str, Any], tokenizer: PreT
     texts = rows_of().columns["text"]
     rows = rows_of(other=texts[::-1], score=[i / 7 for i in range(ROWS)])
     task = task_of(rows, **document)
-    plain = encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
-    made, found = task.table(rows, tokenizer, "auto"), task.table(rows, tokenizer, "auto")
+    plain = encode_table(task, rows, tokenizer)
+    made, found = encode_table(task, rows, tokenizer, "auto"), encode_table(task, rows, tokenizer, "auto")
     assert len(entries(root)) == 1
     for table in (made, found):
         same(plain, table)
@@ -94,15 +94,15 @@ def test_what_is_found_is_what_is_made(document: dict[str, Any], tokenizer: PreT
 def test_texts_that_answers_are_compared_with_are_kept(root: Path) -> None:
     rows = builders.rows({"text": [f"{i} é \ud83d\n" for i in range(2100)]})
 
-    def encode(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], int]:
+    def encode(columns: dict[str, list[Any]]) -> Features:
         texts = np.empty(len(columns["text"]), object)
         texts[:] = columns["text"]
-        return {"input_ids": [[1, *map(len, text.split())] for text in texts], "labels": [[7]] * len(texts), "texts": texts}, 1
+        ragged = {"input_ids": [[1, *map(len, text.split())] for text in texts], "labels": [[7]] * len(texts)}
+        return Features(ragged, {"input_ids": 0, "labels": -100}, texts={"texts": texts}, truncated=1, sides=tuple(ragged))
 
-    fill = {"input_ids": 0, "labels": -100}
-    plain = encode_rows(rows, encode, fill)
+    plain = encode_rows(rows, encode)
     for _ in range(2):
-        same(plain, cached_table(rows, encode, fill, {"by": "lengths"}))
+        same(plain, cached_table(rows, encode, {"by": "lengths"}))
     assert len(entries(root)) == 1
 
 
@@ -130,11 +130,11 @@ DATA = {
 def test_other_data_is_encoded_anew(change: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> None:
     before = rows_of()
     task = task_of(before)
-    task.table(before, tokenizer, "auto")
+    encode_table(task, before, tokenizer, "auto")
     after = DATA[change](before)
-    found = task.table(after, tokenizer, "auto")
+    found = encode_table(task, after, tokenizer, "auto")
     assert len(entries(root)) == 2
-    same(encode_rows(after, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer)), found)
+    same(encode_table(task, after, tokenizer), found)
 
 
 def test_a_file_that_changed_in_place_is_encoded_anew(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, root: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_file_that_changed_in_place_is_encoded_anew(tokenizer: PreTrainedToken
         write(path, [(f"a {first} plot", "a"), *rows])
         os.utime(path, (1e9, 1e9))
         read = read_rows(str(path), "train", DataConfig(), ["text", "label"])
-        tables.append(task_of(read).table(read, tokenizer, "disk"))
+        tables.append(encode_table(task_of(read), read, tokenizer, "disk"))
     assert len(entries(root)) == 2
     assert tables[0].ragged["input_ids"][0] != tables[1].ragged["input_ids"][0]
 
@@ -159,14 +159,14 @@ def test_other_settings_are_encoded_anew(tokenizer: PreTrainedTokenizerBase, roo
     ]  # fmt: skip
     for number, changed in enumerate(settings, start=1):
         task = task_of(rows, **changed)
-        table = task.table(rows, tokenizer, "auto")
+        table = encode_table(task, rows, tokenizer, "auto")
         assert len(entries(root)) == number
-        same(encode_rows(rows, lambda columns, task=task: task.encode(columns, tokenizer), task.fill(tokenizer)), table)
+        same(encode_table(task, rows, tokenizer), table)
         lengths.add((*table.lengths.tolist(), *table.dense["labels"].tolist()))
     assert len(lengths) == len(settings)
-    task_of(rows).table(rows, tokenizer, "auto", targets=False)
+    encode_table(task_of(rows), rows, tokenizer, "auto", targets=False)
     assert len(entries(root)) == len(settings) + 1
-    task_of(rows, head={"hidden": [8]}).table(rows, tokenizer, "auto")
+    encode_table(task_of(rows, head={"hidden": [8]}), rows, tokenizer, "auto")
     assert len(entries(root)) == len(settings) + 1, "a head does not change what goes in"
 
 
@@ -201,13 +201,16 @@ def test_code_of_others_is_not_trusted_to_stay_as_it_is(tokenizer: PreTrainedTok
             return {"name": "own", **self.model_dump(mode="json")}
 
     rows = rows_of()
-    same(task_of(rows).table(rows, tokenizer, "none"), Own(max_length=20).fit(rows, Problems()).table(rows, tokenizer, "disk"))
+    own = Own(max_length=20).fit(rows, Problems())
+    same(encode_table(task_of(rows), rows, tokenizer, "none"), encode_table(own, rows, tokenizer, "disk"))
     assert entries(root) == []
 
 
 def test_cells_that_cannot_be_told_apart_are_not_kept(root: Path) -> None:
     rows = builders.rows({"text": [object(), object()]})
-    table = cached_table(rows, lambda columns: ({"input_ids": [[1]] * len(columns["text"])}, 0), {"input_ids": 0}, {}, "disk")
+    table = cached_table(
+        rows, lambda columns: Features({"input_ids": [[1]] * len(columns["text"])}, {"input_ids": 0}), {}, "disk"
+    )
     assert len(table) == 2
     assert entries(root) == []
 
@@ -215,10 +218,10 @@ def test_cells_that_cannot_be_told_apart_are_not_kept(root: Path) -> None:
 def test_few_rows_are_kept_when_asked_and_none_when_not(tokenizer: PreTrainedTokenizerBase, root: Path) -> None:
     few, many = rows_of(50), rows_of()
     task = task_of(few)
-    task.table(few, tokenizer, "auto")
-    task.table(many, tokenizer, "none")
+    encode_table(task, few, tokenizer, "auto")
+    encode_table(task, many, tokenizer, "none")
     assert entries(root) == []
-    task.table(few, tokenizer, "disk")
+    encode_table(task, few, tokenizer, "disk")
     assert len(entries(root)) == 1
 
 
@@ -239,14 +242,14 @@ def test_a_damaged_entry_is_made_again(
 ) -> None:
     rows = rows_of(60)
     task = task_of(rows)
-    plain = task.table(rows, tokenizer, "none")
-    task.table(rows, tokenizer, "disk")
+    plain = encode_table(task, rows, tokenizer, "none")
+    encode_table(task, rows, tokenizer, "disk")
     (entry,) = entries(root)
     damage(entry / file)
     capfd.readouterr()
-    same(plain, task.table(rows, tokenizer, "disk"))
+    same(plain, encode_table(task, rows, tokenizer, "disk"))
     assert "the rows are encoded again" in capfd.readouterr().err
-    same(plain, task.table(rows, tokenizer, "disk"))
+    same(plain, encode_table(task, rows, tokenizer, "disk"))
     assert "tokens found" in capfd.readouterr().err
     assert entries(root) == [entry]
 
@@ -257,7 +260,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     rows = rows_of(60)
-    same(task_of(rows).table(rows, tokenizer, "none"), task_of(rows).table(rows, tokenizer, "disk", name="train"))
+    same(encode_table(task_of(rows), rows, tokenizer, "none"), encode_table(task_of(rows), rows, tokenizer, "disk", name="train"))
     said = capfd.readouterr().err
     assert said.startswith("warning: train: tokens cannot be cached in")
     assert "data.token_cache: none" in said
@@ -266,13 +269,13 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
 def test_nothing_is_left_of_rows_that_cannot_be_encoded(root: Path) -> None:
     rows = rows_of()
 
-    def encode(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], int]:
+    def encode(columns: dict[str, list[Any]]) -> Features:
         if len(columns["text"]) < 1000:  # the last block
             raise ValueError("no")
-        return {"input_ids": [[1]] * len(columns["text"])}, 0
+        return Features({"input_ids": [[1]] * len(columns["text"])}, {"input_ids": 0})
 
     with pytest.raises(ValueError, match=r"^no$"):
-        cached_table(rows, encode, {"input_ids": 0}, {})
+        cached_table(rows, encode, {})
     assert entries(root) == []
 
 
@@ -281,7 +284,7 @@ def test_of_two_that_need_the_same_one_encodes(tokenizer: PreTrainedTokenizerBas
     task = task_of(rows)
     begun = threading.Event()
 
-    def encode(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], int]:
+    def encode(columns: dict[str, list[Any]]) -> Features:
         blocks.append(threading.get_ident())
         begun.set()
         time.sleep(0.05)
@@ -290,7 +293,7 @@ def test_of_two_that_need_the_same_one_encodes(tokenizer: PreTrainedTokenizerBas
     tables = []
 
     def work() -> None:
-        tables.append(cached_table(rows, encode, task.fill(tokenizer), {"by": "both"}))
+        tables.append(cached_table(rows, encode, {"by": "both"}))
 
     workers = [threading.Thread(target=work) for _ in range(2)]
     workers[0].start()
@@ -301,7 +304,7 @@ def test_of_two_that_need_the_same_one_encodes(tokenizer: PreTrainedTokenizerBas
     assert len(blocks) == 3, "2,500 rows in blocks of a thousand, once"
     assert len(set(blocks)) == 1
     for table in tables:
-        same(task.table(rows, tokenizer, "none"), table)
+        same(encode_table(task, rows, tokenizer, "none"), table)
     assert len(tables) == 2
     assert [path.suffix for path in entries(root)] == [""], "no lock, no part is left"
 
@@ -314,7 +317,7 @@ def test_two_that_write_at_once_leave_one_whole_entry(
     task = task_of(rows)
     together = threading.Barrier(2, timeout=30)
 
-    def encode(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], int]:
+    def encode(columns: dict[str, list[Any]]) -> Features:
         together.wait()
         return task.encode(columns, tokenizer)
 
@@ -325,14 +328,14 @@ def test_two_that_write_at_once_leave_one_whole_entry(
     tables = []
 
     def work() -> None:
-        tables.append(cached_table(rows, encode, task.fill(tokenizer), {"by": "each"}))
+        tables.append(cached_table(rows, encode, {"by": "each"}))
 
     with ThreadPoolExecutor(2) as threads:
         for done in [threads.submit(work) for _ in range(2)]:
             done.result(60)
     assert len(tables) == 2
-    for table in [*tables, cached_table(rows, encode, task.fill(tokenizer), {"by": "each"})]:  # the third must not encode
-        same(task.table(rows, tokenizer, "none"), table)
+    for table in [*tables, cached_table(rows, encode, {"by": "each"})]:  # the third must not encode
+        same(encode_table(task, rows, tokenizer, "none"), table)
     assert len(entries(root)) == 1
 
 
@@ -341,33 +344,33 @@ def test_the_least_recently_used_make_room(
 ) -> None:
     tables = [rows_of(60 + i) for i in range(4)]
     task = task_of(tables[0])
-    held = task.table(tables[0], tokenizer, "disk")
+    held = encode_table(task, tables[0], tokenizer, "disk")
     (oldest,) = entries(root)
     size = sum(path.stat().st_size for path in oldest.iterdir())
     monkeypatch.setattr(token_cache, "MAX_BYTES", int(3.3 * size))
-    task.table(tables[1], tokenizer, "disk")
+    encode_table(task, tables[1], tokenizer, "disk")
     (second,) = set(entries(root)) - {oldest}
-    task.table(tables[2], tokenizer, "disk")
+    encode_table(task, tables[2], tokenizer, "disk")
     os.utime(oldest, (1e9, 1e9))
     os.utime(second, (2e8, 2e8))
-    task.table(tables[1], tokenizer, "disk")  # found, and so used last
+    encode_table(task, tables[1], tokenizer, "disk")  # found, and so used last
     left_behind = root / ".part-of-a-killed-process"
     left_behind.mkdir()
     os.utime(left_behind, (1e9, 1e9))
-    task.table(tables[3], tokenizer, "disk")
+    encode_table(task, tables[3], tokenizer, "disk")
     assert len(entries(root)) == 3
     assert not oldest.exists()
     assert second.exists()
     assert not left_behind.exists()
-    same(task.table(tables[0], tokenizer, "none"), held)  # who has it open keeps it
+    same(encode_table(task, tables[0], tokenizer, "none"), held)  # who has it open keeps it
     monkeypatch.setattr(token_cache, "MAX_BYTES", 0)
-    found = task.table(rows_of(70), tokenizer, "disk")
+    found = encode_table(task, rows_of(70), tokenizer, "disk")
     assert len(entries(root)) == 1, "the newest alone"
-    same(task.table(rows_of(70), tokenizer, "none"), found)
+    same(encode_table(task, rows_of(70), tokenizer, "none"), found)
     monkeypatch.setattr(token_cache, "MAX_BYTES", 2**30)
     monkeypatch.setattr(token_cache, "MAX_ENTRIES", 2)
     for count in (71, 72, 73):
-        task.table(rows_of(count), tokenizer, "disk")
+        encode_table(task, rows_of(count), tokenizer, "disk")
     assert len(entries(root)) == 2
 
 
@@ -378,9 +381,9 @@ def test_translations_are_kept_with_both_sides(tiny: dict[str, Path], root: Path
     settings: list[dict[str, Any]] = [{}, {"prefix": "the "}, {"target_vocabulary": 280}, {"max_length": 8}]
     for number, changed in enumerate(settings, start=1):
         task = task_from({"name": "translation", **changed}).prepare(checkpoint, rows)
-        plain = task.table(rows, checkpoint.tokenizer, "none")
+        plain = encode_table(task, rows, checkpoint.tokenizer, "none")
         for _ in range(2):
-            same(plain, task.table(rows, checkpoint.tokenizer, "disk"))
+            same(plain, encode_table(task, rows, checkpoint.tokenizer, "disk"))
         assert len(entries(root)) == number
     assert set(plain.texts) == {"sources", "references"}
 
@@ -407,7 +410,7 @@ def test_the_backend_alone_gives_what_a_call_gives(family: str, tiny: dict[str, 
 def test_values_that_are_all_the_same_take_no_room(tokenizer: PreTrainedTokenizerBase, root: Path) -> None:
     rows = rows_of()
     task = task_of(rows)
-    table = task.table(rows, tokenizer, "auto")
+    table = encode_table(task, rows, tokenizer, "auto")
     assert table.ragged["token_type_ids"].values.strides == (0,)
     assert table.ragged["token_type_ids"].offsets is not None
     (entry,) = entries(root)
@@ -422,8 +425,8 @@ def test_values_that_differ_late_are_written_whole() -> None:
     rows = builders.rows({"text": list(range(2005))})
     ids = [[7] * (i % 3) if i < 2003 else [8] for i in range(2005)]
     for keep in ("none", "disk", "disk"):
-        encode: Any = lambda cells: ({"input_ids": [ids[i] for i in cells["text"]]}, 0)  # noqa: E731
-        table = cached_table(rows, encode, {"input_ids": 0}, {}, keep)
+        encode: Any = lambda cells: Features({"input_ids": [ids[i] for i in cells["text"]]}, {"input_ids": 0})  # noqa: E731
+        table = cached_table(rows, encode, {}, keep)
         assert list(table.ragged["input_ids"]) == ids
 
 

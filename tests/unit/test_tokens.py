@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows
+from nlp_transfer.data.tokens import Features, Ragged, TokenTable, encode_rows
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems
 from tests.builders import sentiment_rows
@@ -58,7 +58,9 @@ def test_labels_that_are_tokens() -> None:
     ids, labels = Ragged.from_lists([[2, 7, 3], [2, 3], [2, 8, 9, 3]]), Ragged.from_lists([[5, 1], [5, 6, 6, 6, 1], [1]])
     decoder = Ragged.from_lists([[0, 5], [0, 5, 6, 6, 6], [0]])
     fill = {"input_ids": 0, "labels": -100, "decoder_input_ids": 9}
-    table = TokenTable({"input_ids": ids, "labels": labels, "decoder_input_ids": decoder}, {}, fill)
+    table = TokenTable(
+        {"input_ids": ids, "labels": labels, "decoder_input_ids": decoder}, {}, fill, sides=("input_ids", "labels")
+    )
     assert table.side_lengths.tolist() == [[3, 2], [2, 5], [4, 1]], "source and target, and the decoder's input not once more"
     assert table.lengths.tolist() == [5, 7, 5]
     batch = table.batch(np.array([1, 0]))
@@ -90,12 +92,13 @@ def test_dense_targets_are_counted_and_scored() -> None:
 def test_texts_are_kept_for_scoring_and_seen_by_no_model() -> None:
     rows = from_columns({"text": [f"text {i}" for i in range(7)]}, "rows")
 
-    def encode(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], int]:
+    def encode(columns: dict[str, list[Any]]) -> Features:
         texts = np.array(columns["text"], object)
         ids = [[2, *map(ord, text[-1]), 3] for text in texts]
-        return {"input_ids": ids, "references": texts, "score": np.array([float(text[-1]) for text in texts])}, 1
+        scores = np.array([float(text[-1]) for text in texts])
+        return Features({"input_ids": ids}, {"input_ids": 0}, {"score": scores}, {"references": texts}, truncated=1)
 
-    table = encode_rows(rows, encode, {"input_ids": 0}, size=3)
+    table = encode_rows(rows, encode, size=3)
     assert set(table.texts) == {"references"}
     assert set(table.dense) == {"score"}
     assert table.texts["references"].dtype == object
@@ -116,7 +119,7 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_texts(family: str, pair: boo
     rows = from_columns(columns, "rows")
     document = {"name": "text_classification", "max_length": 9} | ({"text_pair": "other"} if pair else {})
     task = task_from(document).fit(rows, Problems())
-    table = encode_rows(rows, lambda part: task.encode(part, tokenizer), task.fill(tokenizer), size=7)
+    table = encode_rows(rows, lambda part: task.encode(part, tokenizer), size=7)
     given = [texts, texts[::-1]] if pair else [texts]
     expected = tokenizer(*given, truncation=True, max_length=9, padding=True, return_tensors="pt")
     batch = table.batch(np.arange(25))

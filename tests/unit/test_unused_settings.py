@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from nlp_transfer import fine_tune, load_predictor, load_translator
 from nlp_transfer.cli import cli, recipe
 from nlp_transfer.data.token_cache import cached_table
+from nlp_transfer.data.tokens import Features
 from nlp_transfer.data.unused_settings import unused_columns
 from nlp_transfer.experiments.plan import PlannedRun, make_plan
 from nlp_transfer.inference.model_evaluation import evaluate_model
@@ -24,6 +25,7 @@ from nlp_transfer.settings.schema import RunConfig, TrainingConfig
 from nlp_transfer.settings.validation import all_settings
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks.common.pretrained_head import prefer_head
 from nlp_transfer.training.optimizer import ineffective_strategies
 from nlp_transfer.utils.errors import Problems, UserError
 from tests.builders import opened, refused, rows, run, sentiment_rows, write
@@ -124,7 +126,7 @@ def test_what_predict_takes_changes_predictions(name: str, value: Any, tags: Pat
 @pytest.mark.parametrize(("name", "value"), [("label_type", "int"), ("label_format", "indicators")])
 def test_columns_of_zeros_and_ones_have_neither_type_nor_format(name: str, value: str) -> None:
     task = task_from({"name": "multi_label", "label": ["a", "b"], name: value})
-    task.check_settings(TrainingConfig(), problems := Problems())
+    task.fit(None, problems := Problems(), TrainingConfig())
     assert [message.startswith(f"task.{name}: has no effect") for message in problems.messages] == [True]
 
 
@@ -180,7 +182,7 @@ def test_a_translator_refuses_what_changes_no_translation(
 def test_a_target_language_decides_how_translations_are_scored(translators: dict[str, Path]) -> None:
     """So that `evaluate` takes it for a model of one direction, which `translate` does not."""
     predictor = load_predictor(translators["marian"], settings={"target_language": "zh"})
-    assert "zh" in str(predictor.task.signatures())
+    assert "zh" in str(predictor.task.scorer.signatures())
     with refused("task.source_language"):
         load_predictor(translators["marian"], settings={"source_language": "zh"})
 
@@ -403,7 +405,7 @@ def test_compare_names_the_strategies_and_omits_the_setting(capsys: pytest.Captu
 def test_a_strategy_of_a_list_that_changes_nothing_is_found(strategies: list[Any], idle: set[str], tiny: dict[str, Path]) -> None:
     checkpoint = opened(tiny["bert"])
     strategy = strategy_from([{"name": part} if isinstance(part, str) else part for part in strategies])
-    task = task_from({"name": "text_classification", "labels": ["a", "b"]}).prefer_head(strategy.traits.head)
+    task = prefer_head(task_from({"name": "text_classification", "labels": ["a", "b"]}), strategy.traits.head)
     model = strategy.prepare_model(task.build_model(checkpoint, TrainingConfig()))
     assert set(ineffective_strategies(model, TrainingConfig(), strategy)) == idle
 
@@ -411,11 +413,11 @@ def test_a_strategy_of_a_list_that_changes_nothing_is_found(strategies: list[Any
 def test_tokens_that_cannot_be_cached_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     texts = rows({"text": ["a", "b"]})
 
-    def encode(columns: Any) -> tuple[dict[str, Any], int]:
-        return {"input_ids": [[1]] * len(columns["text"])}, 0
+    def encode(columns: Any) -> Features:
+        return Features({"input_ids": [[1]] * len(columns["text"])}, {"input_ids": 0})
 
     for keep, reported in (("disk", True), ("auto", False), ("none", False)):
-        cached_table(texts, encode, {"input_ids": 0}, None, keep, "train")
+        cached_table(texts, encode, None, keep, "train")
         assert ("data.token_cache" in capsys.readouterr().err) == reported
 
 
@@ -440,7 +442,7 @@ def test_what_evaluate_takes_changes_figures_or_what_is_read(name: str, value: A
 )
 def test_names_of_columns_are_reported_for_sources_without_names(source: Any, reported: list[str]) -> None:
     task = task_from({"name": "multi_label", "text": "review", "label": "topics", "separator": ";"})
-    task.changed.update({"text", "label", "separator"})
+    task._changed.update({"text", "label", "separator"})
     lines = unused_columns(task, source)
     assert [name for name in ("task.label", "task.separator", "task.text") if name in str(lines)] == reported
 

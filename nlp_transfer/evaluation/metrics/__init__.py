@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nlp_transfer.evaluation.metrics.classification_metrics import LABEL_KEYS, MULTILABEL_KEYS, compute_label_metrics
 from nlp_transfer.evaluation.metrics.hub_metrics import load_hub_metric
 from nlp_transfer.evaluation.metrics.regression_metrics import REGRESSION_KEYS, compute_regression_metrics
+from nlp_transfer.evaluation.metrics.scorer import KNOWN_KEYS, check_known, higher_is_better
 from nlp_transfer.evaluation.metrics.translation_metrics import (
     TRANSLATION_KEYS,
     compute_translation_metrics,
     translation_signatures,
     translation_statistics,
 )
-from nlp_transfer.utils.errors import did_you_mean
 
 if TYPE_CHECKING:
     import evaluate
@@ -40,11 +39,6 @@ __all__ = [
     "translation_statistics",
 ]
 
-_BOUNDS = tuple(f"{key}_{end}" for key in TRANSLATION_KEYS for end in ("low", "high"))
-KNOWN_KEYS = (*LABEL_KEYS, *REGRESSION_KEYS, *TRANSLATION_KEYS, *_BOUNDS, "token_accuracy", "loss")
-"""Keys of all metrics of this package."""
-_LOWER_IS_BETTER = {"mae", "rmse", "mse", "ter", "ter_low", "ter_high", "loss"}
-
 
 def names() -> list[str]:
     """Return the sorted names of metrics for `load`."""
@@ -65,7 +59,7 @@ def load(name: str, config_name: str | None = None) -> evaluate.Metric:
     Raises:
         ValueError: The metric or the config is unknown; the message lists the known ones.
     """
-    _check_known("metric", name, names())
+    check_known("metric", name, names())
     from nlp_transfer.evaluation.metrics.evaluate_adapter import MetricAdapter
 
     return MetricAdapter(name, config_name)
@@ -79,18 +73,3 @@ def label_metrics(multilabel: bool) -> evaluate.CombinedEvaluations:
     return evaluate.combine(
         [load(name, config_name) for name in ("accuracy", "precision", "recall", "f1", *([] if multilabel else ["mcc"]))]
     )
-
-
-def higher_is_better(key: str) -> bool:
-    """Return whether a higher value of a metric, or of `loss`, is better.
-
-    Raises:
-        ValueError: The key is unknown; the message lists the known ones.
-    """
-    _check_known("metric key", key, KNOWN_KEYS)
-    return key not in _LOWER_IS_BETTER
-
-
-def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ValueError(f"there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")

@@ -1,12 +1,14 @@
 """The source and target tokenizers of a translation model, with the special tokens of its targets."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources import ModelSource
+from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.compatibility import vocabulary_size
 from nlp_transfer.models.seq2seq.target_tokenizers import (
@@ -74,6 +76,12 @@ class TokenizerPair:
         start = start_token(tokenizer) if start is None else int(start)
         forced = language if language is not None and ids[0] == language else None
         return cls(tokenizer, tokenizer, True, start, end_token(tokenizer), forced, prefix)
+
+    @cached_property
+    def fingerprint(self) -> Any:
+        """What determines the tokens besides the source tokenizer, as JSON; None: unknown."""
+        target = tokenizer_fingerprint(self.target)
+        return target and [target, self.shared_format, self.start, self.end, self.forced, self.prefix]
 
     def check_room(self, limit: int, longest: int | None) -> None:
         """Check that the prefix and the special tokens leave room for a text.

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from nlp_transfer.data.sources.rows import Rows, from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import Objective, Task
+from nlp_transfer.tasks import Objective, Task, encode_table
 from nlp_transfer.utils.errors import BadRow
 
 SAMPLE_TEXTS = ["a text", "and another one that is longer"]
@@ -50,14 +50,13 @@ class Job:
 
     def encode(self, rows: Rows, targets: bool = True) -> TokenTable:
         """Tokenize checked rows."""
-        tokenizer = self.checkpoint.tokenizer
-        return encode_rows(rows, lambda columns: self.task.encode(columns, tokenizer, targets), self.task.fill(tokenizer))
+        return encode_table(self.task, rows, self.checkpoint.tokenizer, targets=targets)
 
     def sample(self, rows: int = 4) -> dict[str, torch.Tensor]:
         """Return a batch of at most `rows` rows of the first split for testing a model. Without any split, use sample texts."""
         table = next(iter(self.tables.values()), None)
         if table is None:
-            texts = from_columns(dict.fromkeys(self.task.input_columns(), SAMPLE_TEXTS), "sample texts")
+            texts = from_columns(dict.fromkeys(self.task.inputs, SAMPLE_TEXTS), "sample texts")
             table = self.encode(texts, targets=False)
         return table.batch(np.arange(min(rows, len(table))))
 

@@ -23,7 +23,7 @@ def check_strategy(strategy: Strategy, data: DataConfig, task: Task, problems: P
 
 
 def _has_labels(task: Task) -> bool:
-    return "label" in task.prediction_kind
+    return "label" in task.traits.prediction
 
 
 def nested_tasks(strategy: Strategy) -> dict[str, tuple[DataConfig, Task]]:

@@ -32,12 +32,12 @@ from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
 from nlp_transfer.models.layers import encoder_config, has_decoder, is_encoder_decoder, width
 from nlp_transfer.settings.annotations import NamesModel
 from nlp_transfer.settings.applicability import Not, UsedWith
-from nlp_transfer.settings.schema import Count, DataConfig, Name, Positive, Settings, TrainingConfig
+from nlp_transfer.settings.schema import Count, DataConfig, Name, Positive, Settings
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
 from nlp_transfer.strategies.distill.layer_reduction import keep_layers
 from nlp_transfer.strategies.distill.teachers import Teacher, layer_directions
-from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions, Task
+from nlp_transfer.tasks import Batch, Objective, Task
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 OBJECTIVE = "distill"
@@ -81,7 +81,7 @@ class Distill(Strategy):
         )
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
-        if task.prediction_kind == "number":
+        if task.traits.prediction == "number":
             problems.no_effect("strategy.temperature", "a regression has no probabilities")
         if self.teacher is not None and self.alpha == 1:
             for name in ("class_weights", "focal_gamma", "label_smoothing"):
@@ -146,7 +146,8 @@ class Distill(Strategy):
                 columns["labels"] = np.zeros((len(table), *labels.shape[1:]), labels.dtype)
             columns["target_hard"] = np.full(len(table), split != UNLABELLED)
             extended.append(replace(table, dense=table.dense | columns))
-        objective = DistillationObjective(job.task, kind, self.temperature, self.alpha, self.hidden)
+        labeled = job.task.objective(job.training, job.tables["train"])
+        objective = DistillationObjective(labeled, kind, self.temperature, self.alpha, self.hidden)
         return replace(
             job,
             tables=job.tables | {"train": TokenTable.concatenate(extended)},
@@ -204,7 +205,7 @@ def soft_targets(logits: np.ndarray, kind: str, temperature: float) -> np.ndarra
 
 
 @dataclass(frozen=True)
-class DistillationObjective:
+class DistillationObjective(Objective):
     """The loss of the student.
 
     It is the sum of three terms: the task's loss on labeled rows, with weight 1 - `alpha`; the distance to the teachers'
@@ -212,18 +213,18 @@ class DistillationObjective:
 
     A batch also contains `target_soft`, the teachers' predictions, float32 of shape (rows, labels); `target_hard`, whether a row
     is labeled, bool of shape (rows,); and with `hidden`, `target_states`, float32 of shape (rows, layers, width).
+
+    Attributes:
+        labeled: The loss of the task.
     """
 
-    task: Task
+    labeled: Objective
     kind: str
     temperature: float
     alpha: float
     hidden: float
 
-    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        return self.task.loss_options(training, train.select(np.flatnonzero(train.dense["target_hard"])))
-
-    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
+    def count(self, batch: Batch) -> dict[str, float]:
         """Return the number of items of each term.
 
         The counts of the task's terms are extrapolated from labeled rows to all rows, so that the weight of a labeled row does
@@ -231,14 +232,14 @@ class DistillationObjective:
         """
         soft = batch["target_soft"]
         rows, labeled = float(len(soft)), float(batch["target_hard"].sum())
-        counts = self.task.counts(_labeled(batch), options)
+        counts = self.labeled.count(_labeled(batch))
         counts = {name: count * rows / labeled if labeled else 1.0 for name, count in counts.items()}
         return counts | {"rows": rows, "soft": float(soft.numel()) if self._by_label else rows, "hidden": rows}
 
-    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """Return summed losses (fp32, shape ()): the task's terms, `soft` and `hidden`."""
         logits = outputs.logits.float()
-        losses = self.task.loss(SimpleNamespace(logits=logits[batch["target_hard"]]), _labeled(batch), options)
+        losses = self.labeled.loss(SimpleNamespace(logits=logits[batch["target_hard"]]), _labeled(batch))
         terms = {name: (1 - self.alpha) * value for name, value in losses.items()}
         terms["soft"] = self.alpha * self.soft(logits, batch["target_soft"])
         if self.hidden:
@@ -265,9 +266,6 @@ class DistillationObjective:
         else:
             divergence = F.kl_div(scaled.log_softmax(-1), targets, reduction="sum")
         return self.temperature**2 * divergence
-
-    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
-        return {}
 
     @property
     def _by_label(self) -> bool:

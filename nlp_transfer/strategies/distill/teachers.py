@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nlp_transfer.data.sources import find_model
-from nlp_transfer.data.tokens import encode_rows, model_inputs
+from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.models.cached_features import compute_in_batches
 from nlp_transfer.models.checkpoint import Checkpoint, check_head
 from nlp_transfer.models.heads import pool
 from nlp_transfer.models.layers import new_parameters, width
 from nlp_transfer.models.preparation import autocast
+from nlp_transfer.models.regression_output import standardized_outputs
 from nlp_transfer.strategies import Job
-from nlp_transfer.tasks import Task
+from nlp_transfer.tasks import Task, encode_table
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
@@ -70,16 +70,17 @@ class Teacher:
         """
         record = self._record()
         saved = {"max_length": self._max_length(record), "offset": self._offset(record)}
-        task: Task = job.task.model_copy(update={name: value for name, value in saved.items() if hasattr(job.task, name)})
-        task = task.restore(self.checkpoint)
+        task: Task = job.task.model_copy(
+            update={name: value for name, value in saved.items() if name in type(job.task).model_fields}
+        )
+        task = task.prepare(self.checkpoint)
         task.connect(self.model)  # makes a regression predict in the units of the student
-        tokenizer = self.checkpoint.tokenizer
-        table = encode_rows(job.rows[split], partial(task.encode, tokenizer=tokenizer, targets=False), task.fill(tokenizer))
+        table = encode_table(task, job.rows[split], self.checkpoint.tokenizer, targets=False)
         precision = "bf16" if job.precision == "bf16" else "fp32"  # a teacher of another family may overflow in fp16
 
         def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             inputs = {name: tensor.to(job.device) for name, tensor in model_inputs(table.batch(rows)).items()}
-            with torch.inference_mode(), autocast(job.device, precision), task.computing(self.model):
+            with torch.inference_mode(), autocast(job.device, precision), standardized_outputs(self.model):
                 outputs = self.model(**inputs, **({"output_hidden_states": True} if layers else {}))
             logits = outputs.logits.float().cpu().numpy()[:, self.order]
             if not layers:
@@ -93,7 +94,7 @@ class Teacher:
             logits[rows] = batch_logits
             if states is not None:
                 states[rows] = directions
-        if job.task.prediction_kind == "number" and (distance := abs(float(logits.mean()))) > MAX_DISTANCE:
+        if job.task.traits.prediction == "number" and (distance := abs(float(logits.mean()))) > MAX_DISTANCE:
             say(
                 f"warning: on {split} {self.name} predicts {distance:.3g} standard deviations away from the mean of train; was "
                 "it trained on a column of the same units?"

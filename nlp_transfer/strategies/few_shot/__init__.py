@@ -87,7 +87,7 @@ class FewShot(Strategy):
     """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn. The vectors have length 1."""
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
-        if len(task.input_columns()) > 1 or task.prediction_kind == "number":
+        if len(task.inputs) > 1 or task.traits.prediction == "number":
             for name in ("learn_labels", "labels"):
                 problems.no_effect(f"strategy.{name}", "descriptions of labels cannot be training rows here")
         if self.classifier == "logistic_regression":
@@ -173,13 +173,13 @@ class FewShot(Strategy):
     def _with_labels(self, job: Job) -> TokenTable:
         """Return the training table with the label descriptions as additional rows. Descriptions without letters are omitted."""
         table, task = job.tables["train"], job.task
-        names: list[str] = getattr(task, "labels", None) or []
+        names = list(task.scorer.labels)
         descriptions = describe_labels(names, self.labels, "strategy.labels")
         rows = [(text, name) for text, name in zip(descriptions, names, strict=True) if any(letter.isalpha() for letter in text)]
-        if not self.learn_labels or len(task.input_columns()) > 1 or not rows:
+        if not self.learn_labels or len(task.inputs) > 1 or not rows:
             return table
-        columns: dict[str, list[Any]] = {task.input_columns()[0]: [text for text, _ in rows]}
-        columns[task.target_columns()[0]] = [name if table.dense["labels"].ndim == 1 else [name] for _, name in rows]
+        columns: dict[str, list[Any]] = {task.inputs[0]: [text for text, _ in rows]}
+        columns[task.targets[0]] = [name if table.dense["labels"].ndim == 1 else [name] for _, name in rows]
         return TokenTable.concatenate([table, job.encode(from_columns(columns, "strategy.labels"))])
 
     def next_phase(self, state: State, view: View) -> Phase | None:

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from nlp_transfer.data.random_numbers import GOLDEN, splitmix64
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions
+from nlp_transfer.tasks import Batch, Objective
 
 NEARBY_ROWS = 5  # a group draws rows from this many rows of similar length, to limit padding
 Loss = Literal["contrastive", "cosine"]
@@ -179,7 +178,7 @@ def similarity(labels: np.ndarray, members: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ContrastiveObjective:
+class ContrastiveObjective(Objective):
     """A loss that moves vectors of texts with similar targets closer together. It is averaged over texts.
 
     Attributes:
@@ -192,15 +191,12 @@ class ContrastiveObjective:
     how: Loss = "contrastive"
     temperature: float = 0.07
 
-    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        return PLAIN_LOSS
-
-    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
+    def count(self, batch: Batch) -> dict[str, float]:
         """Return the number of groups and of texts."""
         groups, size = batch["labels"].shape[:2]
         return {"rows": float(groups), self.how: float(groups * size)}
 
-    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         labels = batch["labels"]
         vectors = F.normalize(outputs.embedding.float(), dim=-1)[labels[..., 0].long()]
         cosines = vectors @ vectors.transpose(1, 2)
@@ -214,6 +210,3 @@ class ContrastiveObjective:
         likelihoods = (cosines / self.temperature).masked_fill(itself, -1e4).log_softmax(-1)
         targets = similar / similar.sum(-1, keepdim=True).clamp(min=1e-6)  # 0 for a text without a similar one
         return {self.how: -(targets * likelihoods).sum()}
-
-    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
-        return {}

@@ -32,7 +32,7 @@ from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE
 from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable
 from nlp_transfer.strategies.multitask.multitask_model import MultitaskModel, plain_name
 from nlp_transfer.tasks import Task as Task
-from nlp_transfer.tasks import task_from
+from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import PORTABLE, is_portable
@@ -147,7 +147,9 @@ class Multitask(Strategy):
                     "encoder; allowed: task.head: null for all tasks, or settings for all"
                 )
         tables = {name: other.tables["train"] for name, other in jobs.items()}
-        objective = MixedObjective({name: other.task for name, other in jobs.items()}, self.weights)
+        objective = MixedObjective(
+            {name: other.task.objective(job.training, tables[name]) for name, other in jobs.items()}, self.weights
+        )
         mixed = MixedTable.of(tables, self.temperature)
         if mixed.repeats is not None:
             rows = zip(tables.items(), mixed.repeats.totals().tolist(), strict=True)
@@ -166,15 +168,16 @@ class Multitask(Strategy):
             problems.raise_if_any()
             splits, task = read_splits(auxiliary.data, task, job.training, job.training.seed)
             task = task.prepare(job.checkpoint, splits.rows["train"])
-            if task.prefer_head(None).auto_class() is not job.task.auto_class():
+            if task.traits.auto_class != job.task.traits.auto_class:
                 raise UserError("task: does not put a head on an encoder; allowed: classification and regression")
         except UserError as error:
             raise UserError(f"strategy.tasks, {auxiliary.name}: {error}") from error
-        say(*(f"{auxiliary.name}: {line}" for line in (*task.report(splits.rows["train"]), *splits.notes)))
+        say(*(f"{auxiliary.name}: {line}" for line in (*task.describe(splits.rows["train"]).lines, *splits.notes)))
         tokenizer, tables = job.checkpoint.tokenizer, {}
         for name, rows in splits.rows.items():
             if name != UNLABELLED:
-                tables[name] = task.table(rows, tokenizer, auxiliary.data.token_cache, name=f"{auxiliary.name}: {name}")
+                label = f"{auxiliary.name}: {name}"
+                tables[name] = encode_table(task, rows, tokenizer, auxiliary.data.token_cache, name=label)
                 say(f"{auxiliary.name}: {name}: {len(rows):,} rows")
         skipped = [(f"{auxiliary.name}: {split}", bad) for split, bad in splits.skipped]
         return replace(job, task=task, tables=tables, rows=splits.rows, objectives={}, skipped=skipped)

@@ -9,8 +9,7 @@ import torch
 
 from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.tokens import TokenTable
-from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import PLAIN_LOSS, Batch, LossOptions, Task
+from nlp_transfer.tasks import Batch, Objective
 
 UNUSED = "unused"
 
@@ -88,35 +87,24 @@ def split_batch(batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class MixedOptions(LossOptions):
-    """The loss options of each task."""
-
-    by_task: dict[str, LossOptions] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class MixedObjective:
+class MixedObjective(Objective):
     """The losses of several tasks on batches of a `MixedTable`.
 
     Terms are named `TASK/TERM`. Their counts are scaled so that the loss of an optimizer step is the mean over all its rows, each
     multiplied by the weight of its task.
     """
 
-    tasks: dict[str, Task]
+    objectives: dict[str, Objective]
     weights: dict[str, float]
 
-    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        assert isinstance(train, MixedTable)
-        return MixedOptions(by_task={name: task.loss_options(training, train.tables[name]) for name, task in self.tasks.items()})
-
-    def counts(self, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, float]:
-        by_task = {name: self.tasks[name].counts(columns, _of(options, name)) for name, columns in split_batch(batch).items()}
+    def count(self, batch: Batch) -> dict[str, float]:
+        by_task = {name: self.objectives[name].count(columns) for name, columns in split_batch(batch).items()}
         rows = sum(counts["rows"] for counts in by_task.values())
         shares = {name: counts["rows"] / rows * self.weights.get(name, 1.0) for name, counts in by_task.items()}
         terms = {f"{name}/{term}": count / shares[name] for name, counts in by_task.items() for term, count in counts.items()}
         return terms | {"rows": rows}
 
-    def loss(self, outputs: Any, batch: Batch, options: LossOptions = PLAIN_LOSS) -> dict[str, torch.Tensor]:
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the summed losses.
 
         Args:
@@ -124,13 +112,6 @@ class MixedObjective:
         """
         losses = {UNUSED: outputs[UNUSED]}
         for name, columns in split_batch(batch).items():
-            terms = self.tasks[name].loss(outputs[name], columns, _of(options, name))
+            terms = self.objectives[name].loss(outputs[name], columns)
             losses |= {f"{name}/{term}": value for term, value in terms.items()}
         return losses
-
-    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
-        return {}
-
-
-def _of(options: LossOptions, name: str) -> LossOptions:
-    return options.by_task[name] if isinstance(options, MixedOptions) else PLAIN_LOSS

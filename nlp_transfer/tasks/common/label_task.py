@@ -1,17 +1,20 @@
-"""Base class of classification tasks: settings of the labels, label schema and loss options."""
+"""Base class of classification tasks: settings of the labels, label schema and objective."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
+from nlp_transfer.data.oversampling import class_repeats
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable
+from nlp_transfer.evaluation.metrics.scorer import Arrays
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks.common.label_schema import LabelSchema, LabelType
 from nlp_transfer.tasks.common.labels import LabelList, check_type, check_weight_names, named_type, weight_vector
-from nlp_transfer.tasks.common.objective import Arrays, LossOptions
+from nlp_transfer.tasks.common.objectives import BinaryCrossEntropy, CrossEntropy, Objective, smoothing_of
 from nlp_transfer.tasks.common.text_task import TextTask
 from nlp_transfer.utils.errors import Problems
 
@@ -30,24 +33,41 @@ class LabelTask(TextTask):
         """Return the labels in the order of the logits."""
         return LabelSchema(self.labels or [], self.label_type)
 
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
-        super().check_settings(training, problems)
-        check_type(self.labels, self.label_type, problems)
-        check_weight_names(training, self.labels, self.label_type, problems)
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
+        task = super().fit(train, problems, training)
+        if train is None or not len(train):
+            check_type(self.labels, self.label_type, problems)
+        if train is not None and len(train):
+            task = task.learn_labels(train, problems)
+        elif train is not None:
+            task = task.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
+        if training is not None:
+            check_weight_names(training, task.labels, task.label_type, problems)
+        return task
 
-    def fit_settings(self, problems: Problems) -> Self:
-        return self.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
+    @abstractmethod
+    def learn_labels(self, train: Rows, problems: Problems) -> Self:
+        """Return a copy with the labels of the training rows and their type."""
 
-    def loss_options(self, training: TrainingConfig, train: TokenTable) -> LossOptions:
-        """Return the loss options. `balanced` class weights take oversampling into account, to avoid balancing twice."""
+    loss_type: ClassVar[type[CrossEntropy] | type[BinaryCrossEntropy]]
+    """Class of the objective."""
+
+    def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> Objective:
+        """Return the loss. `balanced` class weights take oversampling into account, to avoid balancing twice."""
+        if training is None:
+            return self.loss_type()
         weights = None
-        if training.class_weights == "balanced":
-            repeats = self.repeats(training, train)
-            times = np.ones(len(train)) if repeats is None else repeats.times()
-            weights = self.balanced_weights(train.dense["labels"], times)
+        if training.class_weights == "balanced" and train is not None:
+            labels = train.dense["labels"]
+            repeats = class_repeats(labels, training.oversample)
+            weights = self.balanced_weights(labels, np.ones(len(train)) if repeats is None else repeats.times())
         elif isinstance(training.class_weights, Mapping):
             weights = weight_vector(training.class_weights, self.labels or [], self.label_type)
-        return LossOptions(self.label_smoothing(training), weights, training.focal_gamma or 0.0)
+        return self.loss_type(self.smoothing(training), weights, training.focal_gamma or 0.0)
+
+    def smoothing(self, training: TrainingConfig) -> float:
+        """Return the label smoothing."""
+        return smoothing_of(training)
 
     @abstractmethod
     def balanced_weights(self, labels: np.ndarray, times: np.ndarray) -> torch.Tensor:

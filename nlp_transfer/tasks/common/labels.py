@@ -172,16 +172,6 @@ def check_occurrence(labels: list[str], counts: "Counter[str]", train: Rows, pro
             )
 
 
-def rarest_labels(hot: np.ndarray) -> np.ndarray:
-    """Return the rarest label of each row, int64 of shape (rows,), -1 for a row without labels.
-
-    Args:
-        hot: 0 or 1 for each row and label, of shape (rows, labels).
-    """
-    rarity = np.where(hot > 0, hot.sum(0), np.inf)
-    return np.where(hot.any(1), rarity.argmin(1), -1).astype(np.int64)
-
-
 def no_label(cell: Any, allowed: str) -> tuple[str, str]:
     """Return the reason and kind of a bad row without a label."""
     if cell is None or cell != cell or not str(cell).strip():
@@ -236,14 +226,6 @@ def check_no_classes(training: TrainingConfig, task: str, problems: Problems) ->
     for name in ("class_weights", "focal_gamma", "oversample"):
         if (value := getattr(training, name)) is not None:
             problems.add(f"training.{name}: found {shorten_value(value)}; {task} has no classes; allowed: null")
-
-
-def focal_factor(log_probability: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Return the factor of the focal loss, (1 - p) ** gamma, for log p of any shape.
-
-    1 - p is clamped to a tiny positive value, since the gradient at p = 1 is infinite for gamma below 1.
-    """
-    return (-torch.expm1(log_probability)).clamp(min=torch.finfo(log_probability.dtype).tiny) ** gamma
 
 
 def balance(counts: "Counter[str]", rows: int) -> list[str]:

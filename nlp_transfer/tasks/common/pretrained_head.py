@@ -5,17 +5,34 @@ families.
 """
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.heads import HeadConfig
 from nlp_transfer.models.layers import encoder_config, new_parameters
 from nlp_transfer.models.preparation import replaced_parameters
+from nlp_transfer.settings import registry
 from nlp_transfer.tasks.common.label_schema import label_value
 from nlp_transfer.tasks.common.labels import shorten
+from nlp_transfer.tasks.common.task import Task
+from nlp_transfer.utils.console import say
+
+TaskType = TypeVar("TaskType", bound=Task)
+
+
+def prefer_head(task: TaskType, head: HeadConfig | None) -> TaskType:
+    """Return the task with this head, unless its settings already name one or it has no choice of heads."""
+    if head is None or "head" not in type(task).model_fields or getattr(task, "head", None) is not None:
+        return task
+    if type(task).build_model.__module__.partition(".")[0] != __package__.partition(".")[0]:
+        name = registry.name_of(type(task))
+        say(f"note: task.head: {name} builds its model itself, so the preferred head of the strategy is not used")
+        return task
+    return task.model_copy(update={"head": head})
 
 
 def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:

@@ -48,7 +48,7 @@ def check_schema(task: Task, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: If they differ.
     """
-    labels = getattr(task, "labels", None)
+    labels = list(task.scorer.labels)
     if not labels:
         return
     config: Any = checkpoint.config

@@ -1,25 +1,27 @@
 """Base class of tasks on a text or a pair of texts: columns, checks, tokenization and model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
-from nlp_transfer.data.token_cache import tokenizer_fingerprint
-from nlp_transfer.data.tokens import tokenize
+from nlp_transfer.data.tokens import Features, model_inputs, tokenize
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.compatibility import is_causal
 from nlp_transfer.models.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models.layers import encoder_config, encoder_type, new_parameters
 from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import Task, task_name
+from nlp_transfer.tasks import Arrays, Batch, Items, Task
 from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head
-from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError
+
+TEXT_CARD = Path(__file__).with_name("text_card.md")
 
 
 class TextTask(Task):
@@ -35,22 +37,25 @@ class TextTask(Task):
     """The head: settings of a custom head (`hidden`, `dropout`, `pooling`, `layers`, `normalize`), or `family`, the head of the
     model family. null: the head that the strategy prefers, usually `family`."""
 
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
         inputs = [("task.text", self.text), ("task.text_pair", self.text_pair)]
         first: dict[str | None, str] = {None: ""}
-        for setting, column in [*inputs, *(("task.label", column) for column in self.target_columns())]:
+        for setting, column in [*inputs, *(("task.label", column) for column in self.targets)]:
             if column is not None and column in first:
                 problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: another column")
             first.setdefault(column, setting)
+        return self
 
-    def input_columns(self) -> list[str]:
+    @property
+    def inputs(self) -> list[str]:
         return [self.text] if self.text_pair is None else [self.text, self.text_pair]
 
-    def target_columns(self) -> list[str]:
+    @property
+    def targets(self) -> list[str]:
         return [self.label]
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
-        for name in self.input_columns():
+        for name in self.inputs:
             for row, cell in enumerate(rows.columns[name]):
                 if not isinstance(cell, str):
                     is_missing = plain_cell(cell) is None
@@ -72,51 +77,17 @@ class TextTask(Task):
         """Report invalid targets."""
         raise NotImplementedError
 
-    def keys(self, rows: Rows) -> Iterator[str]:
-        texts = [rows.columns[name] for name in self.input_columns()]
-        return (" \0 ".join(str(cell) for cell in cells) for cells in zip(*texts, strict=True))
-
-    def encode(
-        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
-    ) -> tuple[dict[str, Any], int]:
-        texts = [columns[name] for name in self.input_columns()]
-        ids, truncated = tokenize(tokenizer, texts, self.fill(tokenizer), self.max_length or 512)
-        features: dict[str, Any] = {**ids}
-        if targets:
-            features["labels"] = self.encode_targets(self.target_cells(columns))
-        return features, truncated
-
-    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        tokenizer_key = tokenizer_fingerprint(tokenizer)
-        settings = {name: value for name, value in self.document().items() if name != "head"}  # tokens do not depend on it
-        return None if tokenizer_key is None else {"task": settings, "tokenizer": tokenizer_key}
-
-    def _with_length(self, checkpoint: Checkpoint) -> Self:
-        """Return a copy with the maximum length, and check that the tokenizer of an encoder-decoder adds an end token.
-
-        The classification heads of encoder-decoders (BART, T5) read the last end token of each row.
-
-        Raises:
-            UserError: If the tokenizer of an encoder-decoder does not add an end token.
-        """
-        config: Any = checkpoint.config
-        if config.is_encoder_decoder:
-            checkpoint.tokenizer.split_special_tokens = True  # a text that contains the end token must not add another one
-            if config.eos_token_id not in checkpoint.tokenizer("a")["input_ids"]:
-                raise UserError(
-                    f"model: a {config.model_type} classifier reads the end token {config.eos_token_id} of every row, which "
-                    f"the tokenizer of {checkpoint.source.name} does not add; allowed: a checkpoint with its own tokenizer"
-                )
-        return super()._with_length(checkpoint)
+    def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
+        padding = {"input_ids": tokenizer.pad_token_id}
+        if "token_type_ids" in tokenizer.model_input_names:
+            padding["token_type_ids"] = tokenizer.pad_token_type_id
+        ids, truncated = tokenize(tokenizer, [columns[name] for name in self.inputs], padding, self.max_length or 512)
+        dense = {"labels": self.encode_targets(self.target_cells(columns))} if targets else {}
+        return Features(ids, padding, dense, truncated=truncated)
 
     def encode_targets(self, cells: Sequence[Any]) -> Any:
         """Return the targets as a dense array."""
         raise NotImplementedError
-
-    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        names = tokenizer.model_input_names
-        fill = {"input_ids": tokenizer.pad_token_id}
-        return fill | ({"token_type_ids": tokenizer.pad_token_type_id} if "token_type_ids" in names else {})
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
@@ -153,13 +124,15 @@ class TextTask(Task):
         encoder = checkpoint.load(AutoModel, **dropout)
         return note_unused_head(attach_head(encoder, self.head, training.dropout, **fields), checkpoint)
 
-    def prefer_head(self, head: HeadConfig | None) -> Self:
-        if head is None or self.head is not None:
-            return self
-        if type(self).build_model.__module__.partition(".")[0] != __package__.partition(".")[0]:
-            say(f"note: task.head: {task_name(self)} builds its model itself, so the preferred head of the strategy is not used")
-            return self
-        return self.model_copy(update={"head": head})
+    def predict(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
+        outputs = model(**model_inputs(batch))
+        return self.predictions(outputs), self.objective().items(outputs, batch) if "labels" in batch else {}
+
+    def predictions(self, outputs: Any) -> Arrays:
+        """Convert model outputs to predictions, with a column `prediction`."""
+        raise NotImplementedError
 
     def head_fields(self) -> dict[str, Any]:
         """Return the fields of the model configuration that describe the output: `id2label`, `label2id`, `problem_type`."""

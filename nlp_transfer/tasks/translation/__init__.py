@@ -1,7 +1,7 @@
 """Translation: translate a text into another language."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -9,12 +9,11 @@ import numpy as np
 from pydantic import Field, PrivateAttr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.data.parallel_texts import FILTERS, check_pairs, describe_pairs, draw_rows, filter_pairs
+from nlp_transfer.data.parallel_texts import FILTERS, check_pairs, describe_pairs
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.token_cache import tokenizer_fingerprint
-from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.evaluation.metrics import translation_signatures
+from nlp_transfer.data.tokens import Features, model_inputs
+from nlp_transfer.evaluation.metrics.translation_scorer import TranslationScorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.encoder_decoder import (
     build_encoder_decoder,
@@ -26,12 +25,14 @@ from nlp_transfer.models.seq2seq.encoder_decoder import (
 from nlp_transfer.models.seq2seq.generation import ROWS, configure_search, translate
 from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
+from nlp_transfer.settings.annotations import NamesModel
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
-from nlp_transfer.tasks import Arrays, Batch, Items
+from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import check_no_classes
-from nlp_transfer.tasks.common.text_generation import TextGenerationTask, is_correct
-from nlp_transfer.tasks.translation.translation_scores import metric_sums, score_translations, show_translations
+from nlp_transfer.tasks.common.objectives import is_correct
+from nlp_transfer.tasks.common.task import check_has_rows
+from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.tasks.translation.translation_setup import (
     ENCODER_DECODER,
     LENGTH_OFFSET,
@@ -41,16 +42,18 @@ from nlp_transfer.tasks.translation.translation_setup import (
     measure_lengths,
 )
 from nlp_transfer.utils.atomic_files import replacing_folder
-from nlp_transfer.utils.errors import BadRow, Problems, UserError
+from nlp_transfer.utils.errors import Problems, UserError
 
 
 class Translation(TextGenerationTask):
     """Translation with an encoder-decoder model, by beam search."""
 
-    best_metric: ClassVar[str] = "token_accuracy"
-    aligned: ClassVar[bool] = True
-    filters: ClassVar[tuple[str, ...]] = tuple(FILTERS)
-    while_training: ClassVar[tuple[str, ...]] = ("translated_rows",)
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        prediction="text", metrics=("token_accuracy", "bleu", "chrf"), best_metric="token_accuracy", output="translation",
+        aligned=True, filters=tuple(FILTERS), validation_settings=("translated_rows",), auto_class="AutoModelForSeq2SeqLM",
+        architecture="ConditionalGeneration", pipeline="translation",
+        card=Path(__file__).with_name("translation_card.md"), fixed=("architecture",),
+    )  # fmt: skip
 
     max_length: Count | None = None
     """Maximum length of sources and of targets, in tokens. null: 512, or the limit of the checkpoint if that is lower."""
@@ -65,14 +68,14 @@ class Translation(TextGenerationTask):
     architecture: Architecture | None = None
     """`encoder_decoder`: a BERT-family encoder with a decoder. `seq2seq`: a checkpoint that already has a decoder (Marian, T5,
     mBART, M2M100, NLLB). null: inferred from the checkpoint."""
-    decoder: Name = "encoder"
+    decoder: Annotated[Name, NamesModel("encoder", "new")] = "encoder"
     """encoder_decoder: initial weights of the decoder. `encoder`: copied from the encoder. `new`: random. Or the name of a
     model."""
     decoder_layers: Count | None = None
     """encoder_decoder: number of decoder layers. null: half of the encoder's, or all layers of the model in `decoder`."""
     warm_start: bool = True
     """Use the pretrained weights. false: start from random weights of the same shape, as a baseline."""
-    target_tokenizer: Name | None = None
+    target_tokenizer: Annotated[Name | None, NamesModel("train", "source")] = None
     """encoder_decoder: tokenizer of the targets. `train`: trained on the targets. `source`: shared with the encoder. Or the name
     of a model. null: the tokenizer of the model in `decoder`, otherwise `train`."""
     target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
@@ -94,28 +97,20 @@ class Translation(TextGenerationTask):
 
     _tokenizers: TokenizerPair | None = PrivateAttr(None)
 
-    def models(self) -> dict[str, list[str]]:
-        settings = {"decoder": self.decoder, "target_tokenizer": self.target_tokenizer}
-        keywords = (None, "encoder", "new", "train", "source")
-        return {setting: [model] for setting, model in settings.items() if model not in keywords}
-
-    def input_columns(self) -> list[str]:
+    @property
+    def inputs(self) -> list[str]:
         return [self.source]
 
-    def target_columns(self) -> list[str]:
+    @property
+    def targets(self) -> list[str]:
         return [self.target]
 
-    def metric_names(self) -> list[str]:
-        return ["token_accuracy", "bleu", "chrf"]
-
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None:
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
         if self.source == self.target:
             problems.add(f"task.target: found {self.target!r}, which is task.source as well; allowed: another column")
-        check_no_classes(training, "a translation", problems)
-        if training.augment is not None:
-            problems.add("training.augment: a changed source no longer matches its translation; allowed: null")
-        if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
-            problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
+        if training is not None:
+            self._check_training(training, problems)
+        check_has_rows(train, problems)
         origin = self._target_from()
         if self.target_vocabulary is not None and origin != "train" and self.architecture != "seq2seq":
             problems.add(
@@ -124,24 +119,32 @@ class Translation(TextGenerationTask):
             )
         if self.architecture == "seq2seq":
             check_no_decoder_settings(self, problems)
-
-    def fit(self, train: Rows, problems: Problems) -> Self:
         return self
+
+    def _check_training(self, training: TrainingConfig, problems: Problems) -> None:
+        check_no_classes(training, "a translation", problems)
+        if training.augment is not None:
+            problems.add("training.augment: a changed source no longer matches its translation; allowed: null")
+        if training.best_metric in ("bleu", "chrf") and not self.translated_rows:
+            problems.add(f"training.best_metric: found {training.best_metric!r} with task.translated_rows 0; allowed: 1 or more")
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
         check_pairs(rows, self.source, self.target if targets else None, problems)
 
-    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]:
-        return filter_pairs(train, self.source, self.target, names)
+    def describe(self, train: Rows) -> Description:
+        def lines() -> Iterator[str]:  # only when they are printed, since they are costly
+            yield from describe_pairs(train, self.source, self.target)
 
-    def keys(self, rows: Rows) -> Iterator[str]:
-        return (str(cell).strip() for cell in rows.columns[self.source])
+        return Description(np.zeros(len(train), np.int64), lines())
 
-    def prepare(self, checkpoint: Checkpoint, train: Rows) -> Self:
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
         """Return a copy with the tokenizers and maximum lengths. Train the target tokenizer if the settings require it."""
+        if train is None:
+            return self._restore(checkpoint, parts)
         has_decoder = bool(checkpoint.config.is_encoder_decoder)
         architecture = find_architecture(self.architecture, checkpoint)
         task = super().prepare(checkpoint, train).model_copy(update={"architecture": architecture})
+        task._check_length()
         if has_decoder:
             problems = Problems()
             check_no_decoder_settings(task, problems)
@@ -172,62 +175,49 @@ class Translation(TextGenerationTask):
 
     @property
     def tokenizers(self) -> TokenizerPair:
-        """The tokenizers of sources and targets, available after `prepare` or `restore`."""
-        assert self._tokenizers is not None, "call prepare or restore first"
+        """The tokenizers of sources and targets, available after `prepare`."""
+        assert self._tokenizers is not None, "call prepare first"
         return self._tokenizers
 
-    def save_parts(self, folder: Path) -> None:
+    def export(self, model: PreTrainedModel, folder: Path) -> Self:
         """Save the target tokenizer in a subfolder; the model folder contains the source tokenizer."""
         if not self.tokenizers.shared_format:
             with replacing_folder(folder / TARGET_FOLDER) as target_folder:
                 self.tokenizers.target.save_pretrained(target_folder)
+        return self
 
-    def _with_length(self, checkpoint: Checkpoint) -> Self:
-        task = super()._with_length(checkpoint)
-        if self.longest_source and self.longest_source > (task.max_length or 512):
+    def _check_length(self) -> None:
+        if self.longest_source and self.longest_source > (self.max_length or 512):
             raise UserError(
-                f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {task.max_length}"
+                f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {self.max_length}"
             )
-        return task
 
-    def restore(self, checkpoint: Checkpoint, parts: ModelSource | None = None) -> Self:
-        task = super().restore(checkpoint)
+    def _restore(self, checkpoint: Checkpoint, parts: ModelSource | None) -> Self:
+        task = super().prepare(checkpoint)
+        task._check_length()
         if checkpoint.config.model_type == ENCODER_DECODER or self.architecture == "encoder_decoder":
             target = load_target_tokenizer(checkpoint, parts, ours=self.architecture is not None)
             task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, task.prefix)
         else:
             task._tokenizers = task._seq2seq_tokenizers(checkpoint)
+        names = {"source_language", "target_language"} - task.tokenizers.language_settings
+        task._unused = dict.fromkeys(names, "the model translates in one direction")
         return task
 
-    def unused_by_model(self, scored: bool) -> dict[str, str]:
-        """Return the language settings, unless the model has language codes or the target language affects the metrics."""
-        used = self.tokenizers.language_settings | ({"target_language"} if scored else set())
-        names = {"source_language", "target_language"} - used
-        return dict.fromkeys(names, "the model translates in one direction")
-
-    def encode(
-        self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True
-    ) -> tuple[dict[str, Any], int]:
-        limit = self.max_length or 512
+    def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
+        pair, limit = self.tokenizers, self.max_length or 512
+        padding = {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": pair.pad}
         sources = [str(cell).strip() for cell in columns[self.source]]
-        ids, truncated = self.tokenizers.source_ids(sources, limit)
-        features: dict[str, Any] = {"input_ids": ids, "sources": np.array(sources, object)}
+        ids, truncated = pair.source_ids(sources, limit)
+        ragged, texts = {"input_ids": ids}, {"sources": np.array(sources, object)}
         if targets:
             references = [str(cell).strip() for cell in columns[self.target]]
-            labels, truncated_targets = self.tokenizers.target_ids(references, limit)
+            labels, truncated_targets = pair.target_ids(references, limit)
             truncated |= truncated_targets
-            features |= {"labels": labels, "decoder_input_ids": self.tokenizers.decoder_ids(labels)}
-            features["references"] = np.array(references, object)
-        return features, len(truncated)
-
-    def encoding(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-        pair = self.tokenizers
-        fingerprints = [tokenizer_fingerprint(pair.source), tokenizer_fingerprint(pair.target)]
-        tokens = [pair.shared_format, pair.start, pair.end, pair.forced, pair.prefix]
-        return None if None in fingerprints else {"task": self.document(), "tokenizers": fingerprints, "tokens": tokens}
-
-    def fill(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        return {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": self.tokenizers.pad}
+            ragged |= {"labels": labels, "decoder_input_ids": pair.decoder_ids(labels)}
+            texts["references"] = np.array(references, object)
+        sides = ("input_ids", "labels") if targets else ("input_ids",)
+        return Features(ragged, padding, texts=texts, truncated=len(truncated), sides=sides, key=pair.fingerprint)
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         tokenizers = self.tokenizers
@@ -249,15 +239,6 @@ class Translation(TextGenerationTask):
         """Return the maximum target length for a source length, in tokens."""
         return min(self.max_length or 512, math.ceil((self.length_ratio or 2.0) * (source_tokens + LENGTH_OFFSET)))
 
-    def draft_rows(self, rows: int) -> np.ndarray | None:
-        chosen = np.zeros(rows, bool)
-        chosen[draw_rows(rows, self.translated_rows)] = True
-        return chosen
-
-    def draft_settings(self, rows: int) -> dict[str, float]:
-        """Return how many rows are translated during training, and with how many beams."""
-        return {"translated_rows": min(rows, self.translated_rows), "beams": 1} if self.translated_rows else {}
-
     @property
     def longest_piece(self) -> int:
         """Maximum source length in tokens. Longer texts are translated in pieces."""
@@ -269,7 +250,7 @@ class Translation(TextGenerationTask):
         beams = beams or self.beams
         return translate(model, self.tokenizers, texts, self.longest_piece, self._limit, beams, self.length_penalty, rows)
 
-    def predict_batch(
+    def predict(
         self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
     ) -> tuple[Arrays, Items]:
         """Translate the untruncated `sources` in `texts`.
@@ -283,7 +264,7 @@ class Translation(TextGenerationTask):
         predictions: Arrays = {"prediction": np.full(rows, None, object), "pieces": np.zeros(rows, np.int64)}
         if "labels" in batch:
             outputs = model(**model_inputs(batch))
-            items = self.items(outputs, batch)
+            items = self.objective().items(outputs, batch)
             predictions["right"] = is_correct(outputs, batch).sum(1).cpu().numpy()
             predictions["of"] = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
         selected = np.arange(rows) if chosen is None else np.flatnonzero(chosen)
@@ -296,33 +277,12 @@ class Translation(TextGenerationTask):
             predictions["prediction"][selected], predictions["pieces"][selected] = translations, pieces
         return predictions, items
 
-    def describe(self, predictions: Arrays, probabilities: bool = False) -> dict[str, list[Any]]:
-        return {"translation": predictions["prediction"].tolist()}
+    @property
+    def scorer(self) -> TranslationScorer:
+        limits = self.max_length, self.longest_piece
+        return TranslationScorer(self.traits.best_metric, (), self.target_language, self.translated_rows, *limits)
 
-    def metrics(self, predictions: Arrays, targets: Arrays) -> dict[str, float]:
-        return score_translations(predictions, targets, self.target_language)
-
-    def metric_to_compare(self, best_metric: str | None) -> str:
-        """Return `best_metric` if it measures translations, otherwise `bleu`."""
-        return "bleu" if best_metric in (None, "loss", "token_accuracy") else str(best_metric)
-
-    def sums(
-        self, metric: str, predictions: Arrays, targets: Arrays
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
-        return metric_sums(metric, predictions, targets, self.target_language)
-
-    def example_lines(self, predictions: Arrays, targets: Arrays) -> list[str]:
-        """Return a few translations with sources and references, and the number of texts translated in pieces."""
-        notes = []
-        if long := int((predictions["pieces"] > 1).sum()):
-            notes.append(
-                f"{long} of {len(predictions['pieces'])} sources have more than {self.longest_piece} tokens and were translated "
-                f"in pieces; loss and token_accuracy are computed on the first {self.max_length} tokens of each text"
-            )
-        return notes + show_translations(predictions, targets)
-
-    def signatures(self) -> dict[str, str]:
-        return translation_signatures(self.target_language)
-
-    def report(self, train: Rows) -> list[str]:
-        return describe_pairs(train, self.source, self.target)
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
+        return self.scorer.reference_column(references) | {self.traits.output: self.scorer.typed(predictions["prediction"])}

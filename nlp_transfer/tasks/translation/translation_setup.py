@@ -43,8 +43,8 @@ def check_no_decoder_settings(task: Any, problems: Problems) -> None:
 def measure_lengths(task: Any, train: Rows) -> tuple[float, int]:
     """Return the maximum ratio of target to source length, and the maximum source length, from a sample of training pairs."""
     sample = train.select(draw_rows(len(train), MEASURED_PAIRS))
-    features, _ = task.encode(next(sample.batches(MEASURED_PAIRS)), task.tokenizers.source)
-    source, target = (np.array([len(ids) for ids in features[name]]) for name in ("input_ids", "labels"))
+    ragged = task.encode(next(sample.batches(MEASURED_PAIRS)), task.tokenizers.source).ragged
+    source, target = (np.array([len(ids) for ids in ragged[name]]) for name in ("input_ids", "labels"))
     ratio = float(np.quantile(target / (source + LENGTH_OFFSET), 0.999)) * 1.25
     longest = max(16, math.ceil(float(np.quantile(source, 0.999)) * 1.5))
     return round(ratio, 3), longest

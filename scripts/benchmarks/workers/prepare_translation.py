@@ -31,9 +31,9 @@ def turn(request: dict[str, Any]) -> dict[str, Any]:
     def write(name: str, split: str) -> dict[str, list[list[int]]]:
         tokens: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
         for columns in splits.rows[split].batches(1000):
-            features, _ = task.encode(columns, checkpoint.tokenizer)
+            ragged = task.encode(columns, checkpoint.tokenizer).ragged
             for column, values in tokens.items():
-                values.extend([[int(value) for value in row] for row in features[column]])
+                values.extend([[int(value) for value in row] for row in ragged[column]])
         (folder / f"{name}.json").write_text(json.dumps(tokens), encoding="utf-8")
         return tokens
 

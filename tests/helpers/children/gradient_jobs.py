@@ -25,6 +25,7 @@ from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.run.folder import check_same_on_all
 from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View
+from nlp_transfer.tasks import encode_table
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.tasks.translation import Translation
 from nlp_transfer.training import Trainer, automatic_settings
@@ -235,7 +236,7 @@ def learn(checkpoint: Path, source: dict[str, str], output: Path) -> None:
 def drafts(run: Path, source: dict[str, str]) -> dict[str, float]:
     """Return the metrics of a saved translation model as in training, where only some rows are translated."""
     predictor = load_predictor(run, settings={"translated_rows": 6})
-    rows = read_rows(source["test"], "test", DataConfig(), predictor.task.columns())
+    rows = read_rows(source["test"], "test", DataConfig(), [*predictor.task.inputs, *predictor.task.targets])
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     return score(predictor.model, predictor.task, predictor.encode(rows, targets=True), accelerator, 4, draft=True)[0]
 
@@ -255,9 +256,12 @@ def decide(checkpoint: Path, source: dict[str, str], output: Path) -> dict[str, 
         )
         task = TextClassification(labels=["negative", "positive"])
         opened = Checkpoint.open(find_model(str(checkpoint)))
-        rows = read_rows(source["train"], "train", DataConfig(), task.columns())
+        rows = read_rows(source["train"], "train", DataConfig(), [*task.inputs, *task.targets])
         task = task.prepare(opened, rows)
-        model, table = task.build_model(opened, TrainingConfig()), task.table(rows, opened.tokenizer, "none", True, "train")
+        model, table = (
+            task.build_model(opened, TrainingConfig()),
+            encode_table(task, rows, opened.tokenizer, "none", True, "train"),
+        )
         choice = automatic_settings.resolve_settings(model, table, TrainingConfig(batch_size="auto"))
         found["choices"] = (choice.precision, choice.accelerator.mixed_precision, choice.kernels, choice.attention)
         found["choices"] += (choice.training.batch_size, choice.reasons["precision"])

@@ -1,0 +1,89 @@
+"""Scores predicted labels."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nlp_transfer.evaluation.metrics.classification_metrics import LABEL_KEYS, compute_label_metrics
+from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer, Sums, mean
+
+AVERAGED = {key for key in LABEL_KEYS if "_" in key}
+
+
+@dataclass(frozen=True)
+class LabelScorer(Scorer):
+    """Scores one label per row (label ids), or several (bool of shape (rows, labels)).
+
+    Predictions also include `scores`, probabilities of shape (rows, labels).
+
+    Attributes:
+        values: The labels in the type of the user's data.
+        multilabel: Whether a row has any number of labels.
+    """
+
+    values: tuple[Any, ...] = ()
+    multilabel: bool = False
+
+    @property
+    def prediction_type(self) -> str:
+        types = {int: "int64", float: "double", bool: "bool"}
+        return "string" if self.multilabel or not self.values else types.get(type(self.values[0]), "string")
+
+    def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
+        predicted, true = predictions["prediction"], references[self.reference]
+        if self.multilabel:
+            predicted, true = predicted.astype(np.int64), true.astype(np.int64)
+        return compute_label_metrics(predicted, true, predictions["scores"], self.multilabel)
+
+    def typed(self, values: np.ndarray) -> list[Any]:
+        if self.multilabel:
+            return [[value for value, is_set in zip(self.values, row, strict=True) if is_set] for row in values]
+        return [self.values[i] for i in values]
+
+    def sums(self, metric: str, predictions: Arrays, references: Arrays) -> Sums | None:
+        predicted, true = predictions["prediction"], references[self.reference]
+        if metric == "accuracy":
+            correct = predicted == true
+            return np.stack([correct.all(1) if self.multilabel else correct, np.ones(len(correct))], 1).astype(float), mean
+        if metric not in AVERAGED:
+            return None
+        return self._label_counts(predicted, true), partial(_average, metric=metric, all_labels=self.multilabel)
+
+    def _label_counts(self, predicted: np.ndarray, true: np.ndarray) -> Any:
+        """Return a sparse 0/1 matrix of shape (rows, 3 x labels): label correctly predicted, predicted, true."""
+        from scipy.sparse import csr_matrix, hstack
+
+        labels = max(len(self.labels), int(predicted.max()) + 1, int(true.max()) + 1)
+
+        def one_hot(ids: np.ndarray) -> Any:
+            if self.multilabel:
+                return csr_matrix(ids.astype(float))
+            return csr_matrix((np.ones(len(ids)), (np.arange(len(ids)), ids)), shape=(len(ids), labels))
+
+        hot_predicted, hot_true = one_hot(predicted), one_hot(true)
+        return hstack([hot_predicted.multiply(hot_true), hot_predicted, hot_true]).tocsr()
+
+
+def _average(sums: np.ndarray, metric: str, all_labels: bool) -> np.ndarray:
+    """Average like scikit-learn, with 0 for 0 / 0.
+
+    Args:
+        sums: Sums of `_label_counts`, float64 of shape (resamples, 3 x labels).
+        all_labels: Whether to average over all labels, or over those that occur.
+
+    Returns:
+        float64 of shape (resamples,).
+    """
+    correct, predicted, true = np.split(sums, 3, axis=1)
+    kind, _, average = metric.partition("_")
+    denominator = {"precision": predicted, "recall": true, "f1": (predicted + true) / 2}[kind]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if average == "micro":
+            return np.nan_to_num(correct.sum(1) / denominator.sum(1))
+        ratio = np.nan_to_num(correct / denominator)
+        if average == "weighted":
+            return np.nan_to_num((ratio * true).sum(1) / true.sum(1))
+        occurs = np.ones_like(ratio) if all_labels else (predicted + true) > 0
+        return np.asarray((ratio * occurs).sum(1) / occurs.sum(1))

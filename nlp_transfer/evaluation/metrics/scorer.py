@@ -1,0 +1,132 @@
+"""The interface between tasks and evaluation: how predictions are scored, resampled and shown."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nlp_transfer.evaluation.metrics.classification_metrics import LABEL_KEYS
+from nlp_transfer.evaluation.metrics.regression_metrics import REGRESSION_KEYS
+from nlp_transfer.evaluation.metrics.translation_metrics import TRANSLATION_KEYS
+from nlp_transfer.utils.errors import did_you_mean
+
+Arrays = dict[str, np.ndarray]
+"""Columns of predictions or targets, by name: arrays whose first dimension is rows."""
+
+Sums = tuple[Any, Callable[[np.ndarray], np.ndarray]]
+"""A matrix of shape (rows, statistics), dense or sparse, and a function from sums (resamples, statistics) to (resamples,)."""
+
+KNOWN_KEYS = (
+    *LABEL_KEYS, *REGRESSION_KEYS, *TRANSLATION_KEYS,
+    *(f"{key}_{end}" for key in TRANSLATION_KEYS for end in ("low", "high")), "token_accuracy", "loss",
+)  # fmt: skip
+"""Keys of all metrics of this package."""
+LOWER_IS_BETTER = {"mae", "rmse", "mse", "ter", "ter_low", "ter_high", "loss"}
+BOUNDS = (
+    dict.fromkeys((*LABEL_KEYS, "token_accuracy"), (0.0, 1.0))
+    | dict.fromkeys(("mcc", "pearson", "spearman"), (-1.0, 1.0))
+    | dict.fromkeys(("bleu", "chrf"), (0.0, 100.0))
+    | dict.fromkeys(("mse", "rmse", "mae", "ter"), (0.0, np.inf))
+    | {"r2": (-np.inf, 1.0)}
+)
+
+
+def higher_is_better(key: str) -> bool:
+    """Return whether a higher value of a metric, or of `loss`, is better.
+
+    Raises:
+        ValueError: The key is unknown; the message lists the known ones.
+    """
+    check_known("metric key", key, KNOWN_KEYS)
+    return key not in LOWER_IS_BETTER
+
+
+def check_known(kind: str, name: str, known: Any) -> None:
+    """Raise a ValueError if a name is not in `known`."""
+    if name not in known:
+        raise ValueError(f"there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Scorer(ABC):
+    """Scores the predictions of a task.
+
+    Predictions and references are columns of a complete split. Predictions include `prediction`, and references the column
+    `reference`, in the same form.
+
+    Attributes:
+        best_metric: The metric by which finished models are compared, unless `training.best_metric` names another one.
+        labels: Names of the labels, in the order of the model's outputs. Empty for tasks without labels.
+        reference: Column of the references.
+        prediction_type: Arrow type of `prediction` in files.
+    """
+
+    best_metric: str
+    labels: tuple[str, ...] = ()
+    reference: ClassVar[str] = "labels"
+
+    @property
+    def prediction_type(self) -> str:
+        return "string"
+
+    @abstractmethod
+    def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
+        """Compute the metrics of a split. Undefined metrics are omitted."""
+
+    def typed(self, values: np.ndarray) -> list[Any]:
+        """Convert predictions or references to typed labels, numbers or texts, as in the user's data."""
+        typed: list[Any] = values.tolist()
+        return typed
+
+    def reference_column(self, references: np.ndarray | None) -> dict[str, list[Any]]:
+        """Return the references as a column `reference`; no column for None."""
+        return {} if references is None else {"reference": self.typed(references)}
+
+    def compare_by(self, best_metric: str | None) -> str:
+        """Return the metric by which finished models are compared, for a value of `training.best_metric`.
+
+        It is never the loss, which depends on settings such as label smoothing.
+        """
+        return self.best_metric if best_metric in (None, "loss") else str(best_metric)
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Return whether higher values of a metric are better. Override it for metrics that the toolkit does not know."""
+        return higher_is_better(metric)
+
+    def bounds(self, metric: str) -> tuple[float, float]:
+        """Return the smallest and the largest possible value of a metric."""
+        return BOUNDS.get(metric, (-np.inf, np.inf))
+
+    def sums(self, metric: str, predictions: Arrays, references: Arrays) -> Sums | None:
+        """Return statistics of each row, and the function that computes a metric from their sums.
+
+        They make bootstrap resampling cheap.
+
+        Returns:
+            None: The metric is not a function of sums; `compute` scores each resample instead.
+        """
+        return None
+
+    def draft(self, rows: int) -> tuple[np.ndarray | None, dict[str, float]]:
+        """Return which rows to predict during training, if predictions are expensive.
+
+        Returns:
+            bool of shape (rows,), None for all rows; and the settings, all numeric, that make these predictions cheaper than
+            final ones. They are logged with the validation metrics.
+        """
+        return None, {}
+
+    def examples(self, predictions: Arrays, references: Arrays) -> list[str]:
+        """Return examples and notes to print after a split has been scored."""
+        return []
+
+    def signatures(self) -> dict[str, str]:
+        """Return the signature of each metric that has several conventions, such as BLEU. Saved in `result.json`."""
+        return {}
+
+
+def mean(sums: np.ndarray) -> np.ndarray:
+    """Compute means from the sums of values and the numbers of rows, of shape (resamples, 2)."""
+    return np.asarray(sums[:, 0] / sums[:, 1])

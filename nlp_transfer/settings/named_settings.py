@@ -1,0 +1,14 @@
+"""Settings of a task or strategy, which have the name of their class."""
+
+from typing import Any
+
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.schema import Settings
+
+
+class NamedSettings(Settings):
+    """Settings of a class that configurations name."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the name and the settings as JSON, from which the object can be created again."""
+        return {"name": registry.name_of(type(self)), **self.model_dump(mode="json")}

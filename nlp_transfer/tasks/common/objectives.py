@@ -1,0 +1,176 @@
+"""Losses as sums by named term, each with the count that divides it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED
+from nlp_transfer.settings.schema import TrainingConfig
+
+Batch = Mapping[str, torch.Tensor]
+Items = dict[str, tuple[float, float]]  # loss term -> (sum, number of items in the sum)
+
+
+class Objective(ABC):
+    """A trainable loss with its options.
+
+    Terms are sums, never means. The training loop divides each term by its `count`, which it sums over all rows of an optimizer
+    step and all processes.
+    """
+
+    @property
+    def label_smoothing(self) -> float:
+        """Share of the target probability that is distributed evenly over all labels."""
+        return 0.0
+
+    @property
+    def class_weights(self) -> torch.Tensor | None:
+        """Weight of each label, float32 of shape (labels,)."""
+        return None
+
+    @abstractmethod
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Return the number of rows as `rows`, and the number of items in each loss term. Needs only the targets of the batch."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the summed loss of each term, fp32 of shape (), under the same names as in `count`."""
+
+    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+        """Return additional metrics of a training step: each a sum of shape () and the loss term whose count divides it."""
+        return {}
+
+    def items(self, outputs: Any, batch: Batch) -> Items:
+        """Return the losses of a batch and their counts as numbers."""
+        counts = self.count(batch)
+        return {name: (float(value), counts[name]) for name, value in self.loss(outputs, batch).items()}
+
+
+def smoothing_of(training: TrainingConfig, automatic: float = 0.0) -> float:
+    """Return the label smoothing of the settings; `automatic` for `auto`."""
+    return automatic if isinstance(training.label_smoothing, str) else training.label_smoothing
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Objective):
+    """Cross-entropy over logits of shape (rows, labels), for label ids of shape (rows,), computed in fp32.
+
+    Class weights w and label smoothing s work as in PyTorch's `cross_entropy`: the terms -w_c log p_c of K labels c have weight
+    s / K, plus 1 - s for the target. The sum divided by `count` equals PyTorch's mean.
+
+    The focal loss (Lin et al. 2017, 1708.02002) multiplies every term by (1 - p_c) ** gamma. Scaling only the term of the target
+    would cancel the effect of label smoothing.
+
+    Attributes:
+        focal_gamma: Focusing parameter of the focal loss. 0: off.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: torch.Tensor | None = None
+    focal_gamma: float = 0.0
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Return the number of rows, and the sum of their class weights, which divides the loss."""
+        labels, weights = batch["labels"], self.class_weights
+        items = float(len(labels)) if weights is None else float(weights[labels.cpu()].sum())
+        return {"rows": float(len(labels)), "cross_entropy": items}
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        logits, labels = outputs.logits.float(), batch["labels"]
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        if self.focal_gamma:
+            log_p = logits.log_softmax(-1)
+            terms = -focal_factor(log_p, self.focal_gamma) * log_p
+            terms = terms if weights is None else terms * weights
+            target_terms = terms.gather(-1, labels[:, None]).squeeze(-1)
+            rowwise = (1 - self.label_smoothing) * target_terms + self.label_smoothing * terms.mean(-1)
+        else:
+            rowwise = F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=self.label_smoothing)
+        return {"cross_entropy": rowwise.sum()}
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Objective):
+    """Binary cross-entropy over logits of shape (rows, labels), for 0 or 1 of the same shape, computed in fp32.
+
+    Attributes:
+        class_weights: Weights of positive rows of each label.
+        focal_gamma: Focusing parameter of the focal loss. 0: off.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: torch.Tensor | None = None
+    focal_gamma: float = 0.0
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Return the number of rows and of binary decisions (rows times labels)."""
+        return {"rows": float(len(batch["labels"])), "binary_cross_entropy": float(batch["labels"].numel())}
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        logits = outputs.logits.float()
+        targets = batch["labels"] * (1 - self.label_smoothing) + self.label_smoothing / 2
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        if self.focal_gamma:
+            log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
+            positive, gamma = targets if weights is None else targets * weights, self.focal_gamma
+            terms = positive * focal_factor(log_p, gamma) * log_p + (1 - targets) * focal_factor(log_q, gamma) * log_q
+            return {"binary_cross_entropy": -terms.sum()}
+        return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")}
+
+
+@dataclass(frozen=True)
+class SquaredError(Objective):
+    """Squared error of logits of shape (rows, 1) and standardized targets, (y - `mean`) / `scale`, computed in fp32."""
+
+    mean: float = 0.0
+    scale: float = 1.0
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        rows = float(len(batch["labels"]))
+        return {"rows": rows, "squared_error": rows}
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        logits = outputs.logits.float().squeeze(-1)
+        targets = ((batch["labels"].double() - self.mean) / self.scale).float()
+        return {"squared_error": (logits - targets.to(logits.device)).square().sum()}
+
+
+@dataclass(frozen=True)
+class TokenCrossEntropy(Objective):
+    """Cross-entropy over logits of shape (rows, tokens, vocabulary), for ids of shape (rows, tokens), computed in fp32."""
+
+    label_smoothing: float = 0.0
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Return the number of rows and of target tokens; the latter divides the loss."""
+        labels = batch["labels"]
+        return {"rows": float(len(labels)), "cross_entropy": float((labels != IGNORED).sum())}
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        # Padding is ignored by the loss rather than removed: indexing the other tokens is far slower, forward and backward.
+        logits, labels = outputs.logits.flatten(0, 1).float(), batch["labels"].flatten()
+        smoothing = self.label_smoothing
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        return {"cross_entropy": total}
+
+    def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
+        """Return `token_accuracy`: the share of target tokens predicted correctly from the preceding reference tokens."""
+        return {"token_accuracy": (is_correct(outputs, batch).sum(), "cross_entropy")}
+
+
+def is_correct(outputs: Any, batch: Batch) -> torch.Tensor:
+    """Return whether the most likely token is the target token, bool of shape (rows, target tokens). False for padding."""
+    # In fp32: PyTorch's argmax over bf16 is six times slower on CPUs.
+    return torch.eq(outputs.logits.detach().float().argmax(-1), batch["labels"])
+
+
+def focal_factor(log_probability: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return the factor of the focal loss, (1 - p) ** gamma, for log p of any shape.
+
+    1 - p is clamped to a tiny positive value, since the gradient at p = 1 is infinite for gamma below 1.
+    """
+    return (-torch.expm1(log_probability)).clamp(min=torch.finfo(log_probability.dtype).tiny) ** gamma
