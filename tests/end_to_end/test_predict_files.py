@@ -33,7 +33,7 @@ from nlp_transfer.security.file_locks import LOCKED
 from nlp_transfer.utils.console import Steps, console
 from nlp_transfer.utils.interrupts import Interrupted
 from tests.builders import sentiment_rows
-from tests.faults.test_bad_input import command
+from tests.helpers.mistakes.case import command
 from tests.helpers.processes import ROOT
 
 pytestmark = pytest.mark.process

@@ -16,7 +16,7 @@ from nlp_transfer import fine_tune
 from nlp_transfer.data.sources import table_reader
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.inference.writers import Writer
-from tests.faults.test_bad_input import command, listing
+from tests.helpers.mistakes.case import command, listing
 from tests.helpers.seq2seq_models import PAIRS
 
 pytestmark = pytest.mark.process
