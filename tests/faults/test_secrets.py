@@ -318,21 +318,14 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
         ["", "train", "run.yaml"],
         ["", "predict", "run", "--input", "new.csv", "--output", "answers.csv"],
         [
-            "",
-            "evaluate",
-            "run",
-            "--data.test",
-            str(secret / "test.csv"),
-            "--data.on_bad_rows",
-            "skip",
-            "--output",
+            "", "evaluate", "run", "--data.test", str(secret / "test.csv"), "--data.on_bad_rows", "skip", "--output",
             "figures.json",
         ],
         ["", "evaluate", "run", "--data.test", f"https://me:{other}@host.org/x.csv"],
         ["", "predict", HUB, "--input", "new.csv", "--output", "more.csv"],
         ["", "predict", "run", "--input", "new.csv", "--output", "more.csv", "--precision", HUB],
         ["", HUB],
-    ]
+    ]  # fmt: skip
     plan = {"hub": HUB, "service": SERVICE, "other": other, "commands": commands}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     around = os.environ | {"HF_TOKEN": HUB, "SERVICE_TOKEN": SERVICE}
@@ -345,15 +338,9 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in given]
     places = {path.relative_to(tmp_path).as_posix() for path in written}
     wanted = (
-        "config.yaml",
-        "result.json",
-        "log.jsonl",
-        "skipped_rows.csv",
-        "predictions/test.parquet",
-        "model/README.md",
-        "model/nlp_transfer.json",
-        "adapter/adapter_config.json",
-    )
+        "config.yaml", "result.json", "log.jsonl", "skipped_rows.csv", "predictions/test.parquet", "model/README.md",
+        "model/nlp_transfer.json", "adapter/adapter_config.json",
+    )  # fmt: skip
     assert {"answers.csv", "figures.json", *(f"run/{name}" for name in wanted)} <= places
     assert any("tfevents" in place for place in places)
     for secret_text in (HUB, SERVICE, other):

@@ -60,21 +60,9 @@ def value(rng: random.Random, depth: int = 0) -> Any:
         return rng.choice([None, True, False])
     if kind == 4:
         words = [
-            "auto",
-            "balanced",
-            "linear",
-            "bf16",
-            "utf-8",
-            "minimal",
-            "lora",
-            "full",
-            "text",
-            "mean",
-            "a.csv",
-            "all",
-            "accuracy",
+            "auto", "balanced", "linear", "bf16", "utf-8", "minimal", "lora", "full", "text", "mean", "a.csv", "all", "accuracy",
             "tensorboard",
-        ]
+        ]  # fmt: skip
         return rng.choice(words)
     if kind == 5:
         return [value(rng, depth + 1) for _ in range(rng.randint(0, 3))]

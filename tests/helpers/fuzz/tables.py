@@ -20,33 +20,13 @@ from tests.helpers.fuzz.cases import PIECES, Case, ViolationError, mutate, odd_n
 
 Columns = dict[str, list[Any]]
 ENCODINGS = [
-    "utf-8",
-    "utf-16",
-    "utf-16-le",
-    "utf-16-be",
-    "utf-32",
-    "latin-1",
-    "cp1252",
-    "utf-7",
-    "gb18030",
-    "shift_jis",
-    "big5",
+    "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "utf-7", "gb18030", "shift_jis", "big5",
     "iso2022_jp",
-]
+]  # fmt: skip
 NO_ENCODINGS = [
-    "idna",
-    "punycode",
-    "unicode_escape",
-    "raw_unicode_escape",
-    "undefined",
-    "rot13",
-    "base64",
-    "zip",
-    "nope",
-    "utf-8\0",
-    "hz",
+    "idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "rot13", "base64", "zip", "nope", "utf-8\0", "hz",
     "x" * 999,
-]
+]  # fmt: skip
 
 
 def table(path: Path, data: DataConfig, size: int) -> Columns:
