@@ -86,7 +86,7 @@ def test_a_record_of_another_form_and_all_after_it_are_dropped(kind: str, tmp_pa
     assert (answer, left) == (None, HEADER + good)
 
 
-def test_a_record_with_the_digest_of_a_window_of_another_size_is_not_used(tmp_path: Path) -> None:
+def test_a_record_of_another_size_is_not_used(tmp_path: Path) -> None:
     other = RECORD | {"rows": 1, "columns": {"prediction": ["x"]}, "faults": []}
     assert find(tmp_path, json.dumps(other) + "\n")[0] is None
 
@@ -98,7 +98,7 @@ def test_a_first_line_of_another_form_is_not_ours(header: str, tmp_path: Path) -
     assert (tmp_path / ".out.csv.partial").read_text() == header + "\n"
 
 
-def test_no_more_than_one_record_is_held_and_longer_ones_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_records_are_neither_held_nor_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = json.dumps(RECORD) + "\n"
     monkeypatch.setattr("nlp_transfer.inference.output_journal.LONGEST", len(line))
     answer, left = find(tmp_path, line, "x" * len(line) + line)
@@ -137,7 +137,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["link", "lost link", "pipe"])
 @pytest.mark.parametrize("name", [name for name in RUN_FILES if name not in ("config.yaml", "result.json", "checkpoints")])
-def test_a_name_of_an_unfinished_run_that_is_taken_by_a_link_or_a_pipe_is_refused(name: str, kind: str, run: Path) -> None:
+def test_a_link_or_a_pipe_in_an_unfinished_run_is_refused(name: str, kind: str, run: Path) -> None:
     RunFolder(str(run)).check()
     plant(run / name, kind, run.parent / ("victim" if kind == "link" else "nowhere"))
     with pytest.raises(UserError, match=rf"{run} holds {name} as a link"):
@@ -151,7 +151,7 @@ def test_a_lost_link_is_refused_like_a_file_where_a_run_begins(name: str, tmp_pa
         RunFolder(str(tmp_path)).check()
 
 
-def test_checkpoints_behind_a_link_are_refused_and_a_run_behind_one_is_not(run: Path) -> None:
+def test_checkpoints_behind_a_link_are_refused(run: Path) -> None:
     (run.parent / "link").symlink_to(run)
     RunFolder(str(run.parent / "link")).check()
     (run / "checkpoints").rename(run.parent / "elsewhere")
@@ -174,7 +174,7 @@ def test_only_what_checkpoints_wrote_themselves_is_removed(run: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "model.safetensors", "average.safetensors"])
-def test_a_checkpoint_with_a_link_or_a_pipe_is_passed_over(name: str, kind: str, run: Path) -> None:
+def test_a_checkpoint_with_a_link_or_a_pipe_is_skipped(name: str, kind: str, run: Path) -> None:
     """`average.safetensors` is not named in the manifest."""
     newest, copy = run / "checkpoints/step-2", run.parent / name
     copy.write_bytes((newest / name).read_bytes() if (newest / name).exists() else b"")
@@ -185,7 +185,7 @@ def test_a_checkpoint_with_a_link_or_a_pipe_is_passed_over(name: str, kind: str,
     assert name in note
 
 
-def test_a_checkpoint_behind_a_link_is_passed_over(run: Path) -> None:
+def test_a_checkpoint_behind_a_link_is_skipped(run: Path) -> None:
     (run / "checkpoints/step-3").symlink_to("step-2")
     whole, [note] = checkpoints.newest_intact(run / "checkpoints")
     assert whole == run / "checkpoints/step-2"
@@ -223,7 +223,7 @@ def test_a_record_is_read_up_to_its_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link to itself", "pipe", "folder"])
-def test_a_file_of_figures_that_cannot_be_written_is_refused_before_the_work(kind: str, tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_written_are_refused_first(kind: str, tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
     make: dict[str, Callable[[], Any]] = {
         "link to itself": lambda: output.symlink_to(output), "pipe": lambda: os.mkfifo(output), "folder": output.mkdir,
@@ -234,7 +234,7 @@ def test_a_file_of_figures_that_cannot_be_written_is_refused_before_the_work(kin
 
 
 @pytest.mark.parametrize("error", ["EPERM", "EACCES", "EXDEV", "EINVAL", "EPROTO"])
-def test_where_there_are_no_hard_links_files_are_renamed_and_none_is_replaced(
+def test_without_hard_links_no_file_is_replaced(
     error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*_: Any) -> None:
