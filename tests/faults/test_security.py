@@ -184,15 +184,7 @@ def test_pickles_are_opened_only_for_tensors(tmp_path: Path, runs: dict[str, Pat
     torch.save({"x": plant}, model / "pytorch_model.bin")
     torch.load(model / "pytorch_model.bin", weights_only=False)
     assert plant.ran(), "the pickle must be able to run something, or this test shows nothing"
-    for name in (
-        "training_args.bin",
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state.pth",
-        "model.pkl",
-        "head.joblib",
-        "tokenizer.pickle",
-    ):
+    for name in "training_args.bin optimizer.pt scheduler.pt rng_state.pth model.pkl head.joblib tokenizer.pickle".split():
         (model / name).write_bytes(pickle.dumps(plant))
     wanted = load_predictor(model)(["a good film"])  # safetensors are taken, and no other file is opened
     (model / "model.safetensors").unlink()
@@ -232,17 +224,12 @@ def test_no_file_outside_the_model_is_read(tmp_path: Path, tiny: dict[str, Path]
             (linked / name).symlink_to(outside / name)
         source = find_model(str(linked))
         assert f"{name} is a link out of the folder" in refusal(lambda: load_tokenizer(source, folder))  # noqa: B023
-    for places in (
-        ["../outside/model.safetensors"],
-        [str(outside / "model.safetensors")],
-        [5],
-        ["a/../../outside/model.safetensors"],
-        ["a/b/model.safetensors"],  # a link two levels down would lead out
-    ):
+    name = "model.safetensors"  # in a/b, a link two levels down would lead out
+    for place in (f"../outside/{name}", str(outside / name), 5, f"a/../../outside/{name}", f"a/b/{name}"):
         sharded = copy_of(tiny["bert"], tmp_path / "sharded")
         names = list(load_file(sharded / "model.safetensors"))
         (sharded / "model.safetensors").unlink()
-        index = {"metadata": {}, "weight_map": dict.fromkeys(names, places[0])}
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, place)}
         (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
         assert "outside of the model's folder" in opened(sharded)
     for index in ({}, {"weight_map": []}, {"weight_map": {}, "metadata": 3}):

@@ -37,6 +37,11 @@ class Case:
 Make = Callable[[random.Random, Path], Case]
 
 
+def weighted(makers: list[tuple[Make, float]]) -> Make:
+    """Return a maker that draws one of several by their weights."""
+    return lambda rng, folder: rng.choices([one for one, _ in makers], [weight for _, weight in makers])[0](rng, folder)
+
+
 def attempt(case: Case, seconds: float = SECONDS, patience: float = PATIENCE) -> str:
     """`returned` or `refused`.
 

@@ -38,28 +38,11 @@ ESCAPES = [
     "\t", " ", "%2e%2e/x", "é", "-", "", '"', 'W/"a"', "con", "a\x7f",
 ]  # fmt: skip
 PLACES = [
-    f"{OTHER}/x",
-    f"{OTHER}/api/models/{NAME}",
-    f"{ADDRESS}/x",
-    "/x",
-    "",
-    "file:///etc/passwd",
-    "http://[x",
-    "//other.test/x",
-    "x",
-    "ftp://other.test",
-    "http://ann:secret@hub.test/x",
-    "http://hub.test:81/x",
-    "https://hub.test/x",
-    "HTTP://HUB.TEST/x",
-    "http://hub.test@other.test/",
-    "javascript:x",
-    "http://hub.test\\@other.test/",
-    "http://hub.test./x",
-    "http://hub.test%2eother.test/",
-    "http://other.test#@hub.test/",
-    f"{ADDRESS}/" + "a" * 9000,
-]
+    f"{OTHER}/x", f"{OTHER}/api/models/{NAME}", f"{ADDRESS}/x", "/x", "", "file:///etc/passwd", "http://[x", "//other.test/x",
+    "x", "ftp://other.test", "http://ann:secret@hub.test/x", "http://hub.test:81/x", "https://hub.test/x", "HTTP://HUB.TEST/x",
+    "http://hub.test@other.test/", "javascript:x", "http://hub.test\\@other.test/", "http://hub.test./x",
+    "http://hub.test%2eother.test/", "http://other.test#@hub.test/", f"{ADDRESS}/" + "a" * 9000,
+]  # fmt: skip
 NUMBERS = ["0", "-1", "1", "99", "1e9", "9" * 30, "9" * 5000, "²", "x", "", "1, 2", " 7"]
 LINKS = [f'<{place}>; rel="{kind}"' for place in PLACES for kind in ("next", "next", "xet-auth")] + ["<", "a;b=c", ","]
 HEADERS: dict[str, list[str]] = {
