@@ -71,13 +71,7 @@ STATUSES = [
     100,
 ]  # fmt: skip
 ODD: list[Any] = [
-    None, True, False, 0, -1, 7, 2**70, 1.5, "", "x", *ESCAPES, *PLACES,
-    [],
-    [[]],
-    {},
-    {"a": {}},
-    ["x"],
-    [None],
+    None, True, False, 0, -1, 7, 2**70, 1.5, "", "x", *ESCAPES, *PLACES, [], [[]], {}, {"a": {}}, ["x"], [None],
     "x" * 50_000, NAME, "model",
 ]  # fmt: skip
 
